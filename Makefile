@@ -1,0 +1,130 @@
+# make demo    set up, build, run the main job on the embedded model
+# make test    set up, build, run all tests
+# Everything lives in .venv/ and build/; nothing is installed elsewhere. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV   := .venv
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+PIP     := $(BIN)/python -m pip --quiet
+SOURCES := $(shell find native steermoe_local -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml
+CXX_SOURCES := $(wildcard native/src/*.cpp native/src/*.h native/include/*.h tests/native/*.cpp)
+STOCK := build/stock
+
+.PHONY: help setup build tools demo test lint format test-reference test-stock bench clean distclean docs
+
+help:
+	@echo "make demo            set up, build, run the main job on the embedded model"
+	@echo "make test            set up, build, run all tests"
+	@echo "make lint            ruff, mypy, clang-format, layering"
+	@echo "make test-reference  compare with Hugging Face transformers (installs CPU torch)"
+	@echo "make test-stock      compare with an unpatched llama.cpp built beside ours"
+	@echo "make bench           the full measurement of the demo's behaviours"
+	@echo "make docs            write the generated parts of docs/ again"
+	@echo "make clean           remove build/ and caches; make distclean removes .venv/ too"
+
+#
+# set up and build
+#
+
+$(VENV)/.setup: steermoe_local/llama_cpp_pin.txt native/prepare_source.py
+	@echo "== virtual environment in $(VENV)/"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	    echo "error: $(PYTHON) -m venv failed; on Debian/Ubuntu: apt install python3-venv"; exit 1; }
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "error: Python 3.11 or newer is needed; try make PYTHON=python3.12"; rm -rf $(VENV); exit 1; }
+	@$(PIP) install "pip>=23.1" "scikit-build-core>=0.11" "patch-ng>=1.18" "cmake>=3.21" ninja
+	@echo "== llama-cpp-python, Python part only (its libraries are built here, patched)"
+	@archive=$$($(BIN)/python native/prepare_source.py --fetch-only | tail -n 1) && \
+	    CMAKE_ARGS=-DLLAMA_BUILD=OFF $(PIP) install --no-build-isolation "$$archive"
+	@touch $@
+
+setup: $(VENV)/.setup
+
+$(VENV)/.built: $(VENV)/.setup $(SOURCES)
+	@echo "== building llama.cpp with steering (a few minutes the first time) and installing steermoe-local"
+	@$(PIP) install --no-build-isolation ".[test]"
+	@touch $@
+
+build: $(VENV)/.built
+
+# The other programs of the tree, linked to the same libraries.
+build/native/.tools: $(VENV)/.built
+	@echo "== building llama.cpp's programs from the patched tree"
+	@$(BIN)/cmake -S . -B build/native -DSTEERMOE_BUILD_TOOLS=ON > build/tools.log 2>&1 && \
+	    $(BIN)/cmake --build build/native --target steermoe_tools >> build/tools.log 2>&1 || \
+	    { tail -n 30 build/tools.log; exit 1; }
+	@touch $@
+
+tools: build/native/.tools
+
+#
+# use
+#
+
+demo: build
+	@echo "== steermoe demo"
+	@$(BIN)/steermoe demo
+
+test: build tools
+	@echo "== tests"
+	@$(BIN)/python -m pytest -q -p no:cacheprovider
+
+bench: build
+	@$(BIN)/python benchmarks/behaviours.py
+
+#
+# judges
+#
+
+$(VENV)/.lint: $(VENV)/.setup pyproject.toml
+	@$(PIP) install "ruff>=0.9,<1" "mypy>=1.15" "clang-format>=19,<22" "import-linter>=2.1" "numpy>=1.26" "click>=8.1" "rich>=13.7" "gguf>=0.17"
+	@touch $@
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+$(VENV)/.reference: $(VENV)/.built
+	@echo "== CPU torch and transformers (a large download on a new machine)"
+	@$(PIP) install "torch==2.13.0" "transformers>=4.56,<6"
+	@touch $@
+
+test-reference: $(VENV)/.reference
+	@$(BIN)/python -m pytest -q -p no:cacheprovider -m reference tests/reference
+
+# An unpatched build of the same tree by the same compiler, to compare bits with.
+$(STOCK)/.built: $(VENV)/.setup CMakeLists.txt native/prepare_source.py
+	@echo "== building the unpatched llama.cpp"
+	@mkdir -p $(STOCK)
+	@$(BIN)/cmake -S . -B $(STOCK) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DSTEERMOE_STOCK=ON \
+	    -DPython3_EXECUTABLE=$(abspath $(BIN))/python -DCMAKE_BUILD_TYPE=Release > $(STOCK)/build.log 2>&1 && \
+	    $(BIN)/cmake --build $(STOCK) >> $(STOCK)/build.log 2>&1 || { tail -n 30 $(STOCK)/build.log; exit 1; }
+	@touch $@
+
+test-stock: build $(STOCK)/.built
+	@$(BIN)/python -m pytest -q -p no:cacheprovider -m stock tests/stock
+
+docs: build
+	@$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output $(VENV)/.built
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

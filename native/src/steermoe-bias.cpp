@@ -1,0 +1,275 @@
+#include "steermoe-bias.h"
+
+#include "gguf.h"
+#include "ggml.h"
+
+#include "steermoe-error.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <limits>
+#include <memory>
+
+namespace {
+
+constexpr const char * KEY_ARCHITECTURE  = "general.architecture";
+constexpr const char * KEY_VERSION       = "expertbias.version";
+constexpr const char * KEY_MODEL_HINT    = "expertbias.model_hint";
+constexpr const char * KEY_LAYER_COUNT   = "expertbias.layer_count";
+constexpr const char * KEY_EXPERT_COUNT  = "expertbias.expert_count";
+constexpr const char * KEY_EXPERT_USED   = "expertbias.expert_used_count";
+constexpr const char * KEY_MODE          = "expertbias.mode";
+constexpr const char * KEY_EPSILON       = "expertbias.epsilon";
+constexpr const char * KEY_ROUTER_SHA256 = "expertbias.router_sha256";
+constexpr const char * TENSOR_PREFIX     = "bias.";
+
+// Bounds far above any model: they keep the products and allocations of a hostile header small. The Python reader
+// (steermoe_local/identity.py, bias_file.py) has the same ones.
+constexpr int32_t MAX_LAYERS  = 4096;
+constexpr int32_t MAX_EXPERTS = 16384;
+
+constexpr float MAX_EPSILON = 1000.0f; // logits; more would drown every router
+constexpr float MAX_SOFT    = 1e6f;    // logits are tens; more would only bring F32 close to overflow
+
+struct gguf_deleter {
+    void operator()(gguf_context * ctx) const { gguf_free(ctx); }
+};
+
+using gguf_ptr = std::unique_ptr<gguf_context, gguf_deleter>;
+
+[[noreturn]] void bad(const std::string & name, const std::string & what) {
+    throw steermoe_error(STEERMOE_ERR_FORMAT, name + ": " + what);
+}
+
+int64_t find(const gguf_context * ctx, const std::string & name, const char * key, gguf_type type) {
+    const int64_t id = gguf_find_key(ctx, key);
+    if (id < 0) {
+        bad(name, std::string("key ") + key + " is missing; build the file again with steermoe bias build");
+    }
+    if (gguf_get_kv_type(ctx, id) != type) {
+        bad(name, std::string("key ") + key + " has the type " + gguf_type_name(gguf_get_kv_type(ctx, id)) + ", not " +
+                      gguf_type_name(type));
+    }
+    return id;
+}
+
+std::string get_str(const gguf_context * ctx, const std::string & name, const char * key) {
+    return gguf_get_val_str(ctx, find(ctx, name, key, GGUF_TYPE_STRING));
+}
+
+uint32_t get_u32(const gguf_context * ctx, const std::string & name, const char * key) {
+    return gguf_get_val_u32(ctx, find(ctx, name, key, GGUF_TYPE_UINT32));
+}
+
+int32_t get_count(const gguf_context * ctx, const std::string & name, const char * key, int32_t max) {
+    const uint32_t value = get_u32(ctx, name, key);
+    if (value < 1 || value > (uint32_t) max) {
+        bad(name, std::string(key) + " is " + std::to_string(value) + ", outside 1 to " + std::to_string(max));
+    }
+    return (int32_t) value;
+}
+
+// "bias.<layer>" in plain decimal, or -1
+int32_t layer_of(const char * tensor_name, int32_t n_layer) {
+    const size_t n_prefix = strlen(TENSOR_PREFIX);
+    if (strncmp(tensor_name, TENSOR_PREFIX, n_prefix) != 0) {
+        return -1;
+    }
+    const std::string digits = tensor_name + n_prefix;
+    if (digits.empty() || digits.size() > 4 || digits.find_first_not_of("0123456789") != std::string::npos ||
+        (digits.size() > 1 && digits[0] == '0')) {
+        return -1;
+    }
+    const int32_t il = std::stoi(digits);
+    return il < n_layer ? il : -1;
+}
+
+} // namespace
+
+steermoe_bias steermoe_bias::from_file(const std::string & path) {
+    std::ifstream file(path, std::ios::binary | std::ios::ate);
+    if (!file) {
+        throw steermoe_error(STEERMOE_ERR_IO, path + ": cannot be opened; check the path and its permissions");
+    }
+    const std::streamoff size = file.tellg();
+    if (size < 0 || size > (std::streamoff) STEERMOE_BIAS_MAX_BYTES) {
+        // a folder reports an absurd size on some systems, a model file is simply too large
+        throw steermoe_error(STEERMOE_ERR_IO, path + ": not a bias file (folder, device, or larger than " +
+                                                  std::to_string(STEERMOE_BIAS_MAX_BYTES >> 20) + " MiB)");
+    }
+    std::vector<char> data((size_t) size);
+    file.seekg(0);
+    if (size > 0 && !file.read(data.data(), size)) {
+        throw steermoe_error(STEERMOE_ERR_IO, path + ": cannot be read to its end");
+    }
+    return from_buffer(data.data(), data.size(), path);
+}
+
+steermoe_bias steermoe_bias::from_buffer(const void * data, size_t size, const std::string & name) {
+    const gguf_init_params params = { /*.no_alloc =*/ true, /*.ctx =*/ nullptr };
+
+    gguf_ptr ctx(gguf_init_from_buffer(data, size, params));
+    if (!ctx) {
+        bad(name, "not a valid GGUF file (truncated or damaged?); build it again with steermoe bias build");
+    }
+
+    const std::string kind = get_str(ctx.get(), name, KEY_ARCHITECTURE);
+    if (kind != "expertbias") {
+        bad(name, "its general.architecture is \"" + kind + "\", not \"expertbias\": this is not a bias file");
+    }
+    const uint32_t version = get_u32(ctx.get(), name, KEY_VERSION);
+    if (version != STEERMOE_BIAS_VERSION) {
+        bad(name, "format version " + std::to_string(version) + ", this library reads version " +
+                      std::to_string(STEERMOE_BIAS_VERSION) + "; use a matching steermoe-local");
+    }
+
+    steermoe_bias bias;
+    bias.name          = name;
+    bias.architecture  = get_str(ctx.get(), name, KEY_MODEL_HINT);
+    bias.router_sha256 = get_str(ctx.get(), name, KEY_ROUTER_SHA256);
+    bias.n_layer       = get_count(ctx.get(), name, KEY_LAYER_COUNT, MAX_LAYERS);
+    bias.n_expert      = get_count(ctx.get(), name, KEY_EXPERT_COUNT, MAX_EXPERTS);
+    bias.n_expert_used = get_count(ctx.get(), name, KEY_EXPERT_USED, bias.n_expert);
+    bias.epsilon       = gguf_get_val_f32(ctx.get(), find(ctx.get(), name, KEY_EPSILON, GGUF_TYPE_FLOAT32));
+
+    const std::string mode = get_str(ctx.get(), name, KEY_MODE);
+    if (mode == "hard") {
+        bias.mode = STEERMOE_MODE_HARD;
+    } else if (mode == "soft") {
+        bias.mode = STEERMOE_MODE_SOFT;
+    } else {
+        bad(name, std::string(KEY_MODE) + " is \"" + mode + "\", neither \"hard\" nor \"soft\"");
+    }
+    bias.check_header();
+    bias.layers.resize(bias.n_layer);
+
+    const size_t   data_offset = gguf_get_data_offset(ctx.get());
+    const int64_t  n_tensors   = gguf_get_n_tensors(ctx.get());
+    std::vector<float> values(bias.n_expert);
+    for (int64_t i = 0; i < n_tensors; i++) {
+        const char *  tensor = gguf_get_tensor_name(ctx.get(), i);
+        const int32_t il     = layer_of(tensor, bias.n_layer);
+        if (il < 0) {
+            bad(name, std::string("tensor ") + tensor + " does not name a layer of 0 to " + std::to_string(bias.n_layer - 1));
+        }
+        if (gguf_get_tensor_type(ctx.get(), i) != GGML_TYPE_F32) {
+            bad(name, std::string("tensor ") + tensor + " is not F32");
+        }
+        const int64_t * ne = gguf_get_tensor_ne(ctx.get(), i);
+        if (ne[0] != bias.n_expert || ne[1] != 1 || ne[2] != 1 || ne[3] != 1) {
+            bad(name, std::string("tensor ") + tensor + " is not one row of " + std::to_string(bias.n_expert) +
+                          " values, one for each expert");
+        }
+        const size_t n_bytes = values.size() * sizeof(float);
+        const size_t offset = gguf_get_tensor_offset(ctx.get(), i);
+        if (data_offset > size || offset > size - data_offset || n_bytes > size - data_offset - offset) {
+            bad(name, std::string("tensor ") + tensor + " lies outside the file: it is truncated");
+        }
+        memcpy(values.data(), (const char *) data + data_offset + offset, n_bytes);
+        bias.set_layer(il, values.data(), bias.n_expert);
+    }
+    return bias;
+}
+
+steermoe_bias steermoe_bias::from_info(const steermoe_bias_info & info) {
+    steermoe_bias bias;
+    bias.name          = "bias";
+    bias.architecture  = info.architecture ? info.architecture : "";
+    bias.router_sha256 = info.router_sha256 ? info.router_sha256 : "";
+    bias.epsilon       = info.epsilon;
+    bias.n_layer       = info.n_layer;
+    bias.n_expert      = info.n_expert;
+    bias.n_expert_used = info.n_expert_used;
+    if (info.mode != STEERMOE_MODE_HARD && info.mode != STEERMOE_MODE_SOFT) {
+        bad(bias.name, "mode " + std::to_string(info.mode) + " is neither hard nor soft");
+    }
+    bias.mode = (steermoe_mode) info.mode;
+    bias.check_header();
+    bias.layers.resize(bias.n_layer);
+    return bias;
+}
+
+void steermoe_bias::check_header() const {
+    if (n_layer < 1 || n_layer > MAX_LAYERS || n_expert < 1 || n_expert > MAX_EXPERTS || n_expert_used < 1 ||
+        n_expert_used > n_expert) {
+        bad(name, "impossible shape: " + std::to_string(n_layer) + " layers, top-" + std::to_string(n_expert_used) + " of " +
+                      std::to_string(n_expert) + " experts");
+    }
+    if (!(epsilon > 0.0f) || epsilon > MAX_EPSILON) { // written so that NaN fails too
+        bad(name, std::string(KEY_EPSILON) + " must be above 0 and at most " + std::to_string((int) MAX_EPSILON));
+    }
+    if (architecture.empty()) {
+        bad(name, std::string(KEY_MODEL_HINT) + " is empty");
+    }
+    const bool hex = router_sha256.find_first_not_of("0123456789abcdef") == std::string::npos;
+    if (router_sha256.size() != 64 || !hex) {
+        bad(name, std::string(KEY_ROUTER_SHA256) + " is not 64 lower-case hex digits");
+    }
+}
+
+void steermoe_bias::set_layer(int32_t il, const float * values, int32_t n) {
+    const std::string where = "layer " + std::to_string(il);
+    if (il < 0 || il >= n_layer) {
+        bad(name, where + " does not exist: the model has " + std::to_string(n_layer));
+    }
+    if (n != n_expert) {
+        bad(name, where + " has " + std::to_string(n) + " values for " + std::to_string(n_expert) + " experts");
+    }
+    if (!layers[il].empty()) {
+        bad(name, where + " is given twice");
+    }
+    int32_t n_plus  = 0;
+    int32_t n_minus = 0;
+    for (int32_t e = 0; e < n; e++) {
+        const float v = values[e];
+        if (!std::isfinite(v)) {
+            bad(name, where + ", expert " + std::to_string(e) + ": not a finite number");
+        }
+        if (mode == STEERMOE_MODE_HARD && v != 0.0f && v != 1.0f && v != -1.0f) {
+            bad(name, where + ", expert " + std::to_string(e) + ": the hard rule takes -1, 0 or 1");
+        }
+        if (mode == STEERMOE_MODE_SOFT && std::fabs(v) > MAX_SOFT) {
+            bad(name, where + ", expert " + std::to_string(e) + ": a logit beyond 1e6; lower the scale");
+        }
+        n_plus  += v > 0.0f;
+        n_minus += v < 0.0f;
+    }
+    if (mode == STEERMOE_MODE_HARD) {
+        if (n_plus > n_expert_used) {
+            bad(name, where + " activates " + std::to_string(n_plus) + " experts, its router selects only " +
+                          std::to_string(n_expert_used));
+        }
+        if (n_expert - n_minus < n_expert_used) {
+            bad(name, where + " deactivates " + std::to_string(n_minus) + " of " + std::to_string(n_expert) +
+                          " experts; " + std::to_string(n_expert_used) + " must remain, deactivate fewer");
+        }
+    }
+    layers[il].assign(values, values + n);
+}
+
+bool steermoe_bias::layer_is_zero(int32_t il) const {
+    const auto & v = layers.at(il);
+    return std::all_of(v.begin(), v.end(), [](float x) { return x == 0.0f; });
+}
+
+void steermoe_bias::require_model(const std::string & other_arch, int32_t other_n_layer, int32_t other_n_expert,
+                                  int32_t other_n_used, const std::string & other_sha256, bool force) const {
+    const auto describe = [](const std::string & arch, int32_t nl, int32_t ne, int32_t nu, const std::string & sha) {
+        return arch + " (" + std::to_string(nl) + " layers, top-" + std::to_string(nu) + " of " + std::to_string(ne) +
+               " experts, router " + sha.substr(0, 8) + ")";
+    };
+    const bool same_shape = architecture == other_arch && n_layer == other_n_layer && n_expert == other_n_expert &&
+                            n_expert_used == other_n_used;
+    if (same_shape && (force || router_sha256 == other_sha256)) {
+        return;
+    }
+    throw steermoe_error(STEERMOE_ERR_MISMATCH,
+                         name + ": made for " + describe(architecture, n_layer, n_expert, n_expert_used, router_sha256) +
+                             ", but the model is " +
+                             describe(other_arch, other_n_layer, other_n_expert, other_n_used, other_sha256) +
+                             (same_shape ? "; if this is the same model from an unusual converter, force it" :
+                                           "; run steermoe detect on this model"));
+}

@@ -1,0 +1,37 @@
+// A bias: what a bias file says, checked. Knows ggml's GGUF reader, no model and no context.
+#pragma once
+
+#include "steermoe.h"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+struct steermoe_bias {
+    std::string   name;         // for messages: the path it came from
+    std::string   architecture;
+    std::string   router_sha256;
+    steermoe_mode mode          = STEERMOE_MODE_HARD;
+    float         epsilon       = 0.0f;
+    int32_t       n_layer       = 0;
+    int32_t       n_expert      = 0;
+    int32_t       n_expert_used = 0;
+
+    std::vector<std::vector<float>> layers; // [n_layer], empty: layer is left alone, else [n_expert]
+
+    // All of these throw steermoe_error.
+    static steermoe_bias from_file  (const std::string & path);
+    static steermoe_bias from_buffer(const void * data, size_t size, const std::string & name);
+    static steermoe_bias from_info  (const steermoe_bias_info & info);
+
+    void set_layer(int32_t il, const float * values, int32_t n);
+
+    bool layer_is_zero(int32_t il) const;
+
+    // Same architecture and shape, and unless `force` the same router.
+    void require_model(const std::string & architecture, int32_t n_layer, int32_t n_expert, int32_t n_expert_used,
+                       const std::string & router_sha256, bool force) const;
+
+  private:
+    void check_header() const;
+};

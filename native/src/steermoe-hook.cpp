@@ -1,0 +1,136 @@
+#include "steermoe-hook.h"
+
+#include "llama-hparams.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include "steermoe-bias.h"
+#include "steermoe-error.h"
+#include "steermoe-model.h"
+#include "steermoe-steering.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+const char * steermoe_router::obstacle() const {
+    if (external) {
+        return "the choice of experts comes from outside the layer's router";
+    }
+    if (gating != LLAMA_EXPERT_GATING_FUNC_TYPE_SOFTMAX && gating != LLAMA_EXPERT_GATING_FUNC_TYPE_SOFTMAX_WEIGHT) {
+        return "only softmax routers can be steered yet";
+    }
+    if (selection_bias) {
+        return "routers with a selection bias cannot be steered yet";
+    }
+    if (expert_groups) {
+        return "routers with expert groups cannot be steered yet";
+    }
+    if (own_selection) {
+        return "routers with a selection function of their own cannot be steered yet";
+    }
+    return "";
+}
+
+steermoe_hook::steermoe_hook(const llama_model & model) : model(model), routers(model.hparams.n_layer()) {}
+
+steermoe_hook::~steermoe_hook() = default;
+
+ggml_tensor * steermoe_hook::edit_router(ggml_context * ctx, ggml_tensor * logits, int il, const steermoe_router & router) {
+    if (il < 0 || il >= n_layer()) {
+        return logits; // layers for multi-token prediction lie behind the last one
+    }
+    if (routers[il] == nullptr) {
+        routers[il] = std::make_unique<steermoe_router>(router);
+        // a warm-up graph uses all experts; the model's own number is the fact
+        routers[il]->n_expert_used = std::min<int64_t>(router.n_expert_used, model.hparams.n_expert_used(il));
+    }
+    if (steering == nullptr || router.external || logits->ne[1] == 0) {
+        return logits;
+    }
+    return steering->edit(ctx, logits, il);
+}
+
+void steermoe_hook::begin_ubatch(const llama_ubatch & new_ubatch) {
+    ubatch = &new_ubatch;
+    n_ubatch++;
+}
+
+uint32_t steermoe_hook::n_nodes() const {
+    return steering ? steering->n_nodes() : 0;
+}
+
+bool steermoe_hook::is_steered(int il) const {
+    return steering != nullptr && steering->has(il);
+}
+
+const steermoe_router * steermoe_hook::router(int il) const {
+    return il >= 0 && il < n_layer() ? routers[il].get() : nullptr;
+}
+
+int steermoe_hook::last_router() const {
+    int il = n_layer() - 1;
+    while (il >= 0 && routers[il] == nullptr) {
+        il--;
+    }
+    return il;
+}
+
+const std::string & steermoe_hook::router_sha256() {
+    if (sha256.empty()) {
+        sha256 = steermoe_router_sha256(model);
+    }
+    return sha256;
+}
+
+bool steermoe_hook::attach(const steermoe_bias * bias, bool force) {
+    bool any = false;
+    if (bias != nullptr) {
+        steermoe_require_model(*bias, model, force ? std::string() : router_sha256(), force);
+        for (int il = 0; il < bias->n_layer; il++) {
+            if (bias->layer_is_zero(il)) {
+                continue;
+            }
+            any = true;
+
+            const std::string where = bias->name + ": layer " + std::to_string(il) + " cannot be steered: ";
+            if (router(il) == nullptr) {
+                throw steermoe_error(STEERMOE_ERR_UNSUPPORTED, where + "it has no router (see steermoe info)");
+            }
+            if (*router(il)->obstacle() != '\0') {
+                throw steermoe_error(STEERMOE_ERR_UNSUPPORTED, where + router(il)->obstacle());
+            }
+        }
+    }
+
+    const uint64_t old_topology = cur_topology;
+    if (!any) {
+        steering.reset();
+        cur_topology = 0;
+    } else if (steering != nullptr && steering->same_topology(*bias)) {
+        steering->update(*bias);
+    } else {
+        steering     = std::make_unique<steermoe_steering>(*bias, model); // throws before anything is replaced
+        cur_topology = ++n_topologies;
+    }
+    return cur_topology != old_topology;
+}
+
+bool steermoe_hook::attach_env() {
+    const char * path = getenv("STEERMOE_BIAS");
+    if (path == nullptr || *path == '\0') {
+        return false;
+    }
+    if (model.hparams.no_alloc) {
+        return false; // a model without weights, loaded only to measure memory
+    }
+    const char * force = getenv("STEERMOE_FORCE");
+    try {
+        const steermoe_bias bias = steermoe_bias::from_file(path);
+        const bool changed = attach(&bias, force != nullptr && strcmp(force, "1") == 0);
+        LLAMA_LOG_INFO("%s: STEERMOE_BIAS: steering with %s\n", __func__, path);
+        return changed;
+    } catch (const steermoe_error & e) {
+        throw steermoe_error(e.status, std::string("STEERMOE_BIAS: ") + e.what());
+    }
+}

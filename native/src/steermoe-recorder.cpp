@@ -1,0 +1,178 @@
+#include "steermoe-recorder.h"
+
+#include "ggml-backend.h"
+#include "ggml.h"
+#include "llama-batch.h"
+
+#include "steermoe-error.h"
+#include "steermoe-hook.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+namespace {
+
+// layer of a tensor named ffn_moe_topk-<il> (llama.cpp: build_moe_ffn), or -1
+int topk_layer(const ggml_tensor * t) {
+    static constexpr char PREFIX[] = "ffn_moe_topk-";
+    if (strncmp(t->name, PREFIX, sizeof(PREFIX) - 1) != 0) {
+        return -1;
+    }
+    return atoi(t->name + sizeof(PREFIX) - 1);
+}
+
+} // namespace
+
+steermoe_recorder::steermoe_recorder(int32_t n_bins, int32_t n_layer, int32_t n_expert)
+    : n_bins(n_bins), n_layer(n_layer), n_expert(n_expert) {
+    reset();
+}
+
+void steermoe_recorder::bind(const steermoe_hook * new_hook) {
+    hook       = new_hook;
+    cur_ubatch = hook->n_ubatch;
+}
+
+void steermoe_recorder::set_mask(const int32_t * bins, int32_t n_tokens) {
+    for (int32_t i = 0; i < n_tokens; i++) {
+        if (bins[i] < -1 || bins[i] >= n_bins) {
+            throw steermoe_error(STEERMOE_ERR_ARGUMENT, "token " + std::to_string(i) + ": bin " + std::to_string(bins[i]) +
+                                                            " is neither -1 nor one of the " + std::to_string(n_bins) + " bins");
+        }
+    }
+    mask.assign(bins, bins + n_tokens);
+}
+
+void steermoe_recorder::reset() {
+    counts.assign((size_t) n_bins * n_layer * n_expert, 0);
+    tokens.assign((size_t) n_bins * n_layer, 0);
+    mask.clear();
+    failure.clear();
+}
+
+void steermoe_recorder::fail(const std::string & what) {
+    if (failure.empty()) {
+        failure = what;
+    }
+}
+
+// Find the bins of the ubatch's tokens by their place in the batch, and take them off the mask: a token is computed
+// once in a decode, so whatever comes later under the same index belongs to a decode without a mask.
+void steermoe_recorder::begin_ubatch() {
+    cur_ubatch = hook->n_ubatch;
+    finished   = false;
+    any        = false;
+    layer_done.assign(n_layer, false);
+
+    const llama_ubatch & ubatch = *hook->ubatch;
+    token_bins.assign(ubatch.n_tokens, -1);
+    if (mask.empty() || ubatch.data == nullptr) {
+        return;
+    }
+    const auto & idxs = ubatch.data->batch_idxs;
+    for (size_t i = 0; i < idxs.size() && i < token_bins.size(); i++) {
+        if (idxs[i] >= 0 && (size_t) idxs[i] < mask.size()) {
+            token_bins[i] = mask[idxs[i]];
+            any           = any || token_bins[i] >= 0;
+            mask[idxs[i]] = -1;
+        }
+    }
+}
+
+// A layer routes all tokens of the ubatch in order or, behind the last attention, only those that are outputs
+// (llama.cpp: build_inp_out_ids).
+bool steermoe_recorder::rows_of(int64_t n_rows) {
+    const llama_ubatch & ubatch = *hook->ubatch;
+    if (n_rows == (int64_t) ubatch.n_tokens) {
+        row_bins = token_bins;
+        return true;
+    }
+    row_bins.clear();
+    int64_t n_lost = 0;
+    for (uint32_t i = 0; i < ubatch.n_tokens; i++) {
+        if (ubatch.output[i]) {
+            row_bins.push_back(token_bins[i]);
+        } else {
+            n_lost += token_bins[i] >= 0;
+        }
+    }
+    if ((int64_t) row_bins.size() != n_rows) {
+        fail("a router saw " + std::to_string(n_rows) + " rows for " + std::to_string(ubatch.n_tokens) + " tokens");
+        return false;
+    }
+    if (n_lost > 0) {
+        fail(std::to_string(n_lost) + " counted tokens are not outputs, so the last layer does not route them; set "
+                                      "batch.logits for every counted token");
+        return false;
+    }
+    return true;
+}
+
+void steermoe_recorder::count(const ggml_tensor * topk, int il) {
+    const int64_t n_used = topk->ne[0];
+    const int64_t n_rows = topk->ne[1];
+    if (topk->type != GGML_TYPE_I32 || topk->nb[0] != sizeof(int32_t) || topk->ne[2] != 1 || topk->ne[3] != 1) {
+        fail(std::string(topk->name) + ": unexpected layout");
+        return;
+    }
+    const steermoe_router * router = hook->router(il);
+    if (router != nullptr && n_used != router->n_expert_used) {
+        return; // a warm-up graph routes every token through all experts
+    }
+    if (n_rows == 0 || !rows_of(n_rows)) {
+        return;
+    }
+
+    // a strided view of the argsort: its rows are n_expert wide, of which only the first n_used are the choice
+    const size_t n_bytes = (size_t) (n_rows - 1) * topk->nb[1] + (size_t) n_used * topk->nb[0];
+    const char * data    = (const char *) topk->data;
+    const auto * buffer  = topk->view_src ? topk->view_src->buffer : topk->buffer;
+    if (!ggml_backend_buffer_is_host(const_cast<ggml_backend_buffer *>(buffer))) {
+        scratch.resize(n_bytes);
+        ggml_backend_tensor_get(topk, scratch.data(), 0, n_bytes);
+        data = scratch.data();
+    }
+
+    for (int64_t r = 0; r < n_rows; r++) {
+        const int32_t bin = row_bins[r];
+        if (bin < 0) {
+            continue;
+        }
+        const auto * chosen = (const int32_t *) (data + r * topk->nb[1]);
+        int64_t *    row    = counts.data() + ((size_t) bin * n_layer + il) * n_expert;
+        for (int64_t k = 0; k < n_used; k++) {
+            if (chosen[k] < 0 || chosen[k] >= n_expert) {
+                fail(std::string(topk->name) + ": selected expert " + std::to_string(chosen[k]) + " of " + std::to_string(n_expert));
+                return;
+            }
+            row[chosen[k]]++;
+        }
+        tokens[(size_t) bin * n_layer + il]++;
+    }
+}
+
+bool steermoe_recorder::eval(const ggml_tensor * t, bool ask) {
+    if (hook == nullptr) {
+        return !ask; // not bound yet: want nothing, stop nothing
+    }
+    if (hook->n_ubatch != cur_ubatch) {
+        begin_ubatch();
+    }
+    if (finished) {
+        // Other backends have graph splits of their own behind the last router. Asking for the first node of each and
+        // then refusing to go on leaves all but that node uncomputed.
+        return ask;
+    }
+    const int  il   = topk_layer(t);
+    const bool last = stop_early && il >= 0 && il == hook->last_router();
+    if (ask) {
+        return il >= 0 && (any || last);
+    }
+    if (il >= 0 && il < n_layer && any && !layer_done[il]) {
+        layer_done[il] = true;
+        count(t, il);
+    }
+    finished = last;
+    return !last;
+}

@@ -1,0 +1,160 @@
+#include "steermoe-steering.h"
+
+#include "ggml-backend.h"
+#include "ggml.h"
+#include "llama-model.h"
+
+#include "steermoe-error.h"
+
+#include <algorithm>
+#include <map>
+
+namespace {
+
+constexpr uint32_t MAX_NODES_PER_LAYER = 16;
+
+struct needs {
+    bool bias  = false;
+    bool plus  = false;
+    bool minus = false;
+
+    bool any() const { return bias || plus || minus; }
+};
+
+needs needs_of(const steermoe_bias & bias, int il) {
+    needs n;
+    if (bias.layer_is_zero(il)) {
+        return n;
+    }
+    if (bias.mode == STEERMOE_MODE_SOFT) {
+        n.bias = true;
+        return n;
+    }
+    for (const float v : bias.layers[il]) {
+        n.plus  = n.plus  || v > 0.0f;
+        n.minus = n.minus || v < 0.0f;
+    }
+    return n;
+}
+
+template <typename F> void write(ggml_tensor * t, const std::vector<float> & values, F && f) {
+    if (t == nullptr) {
+        return;
+    }
+    std::vector<float> data(values.size());
+    std::transform(values.begin(), values.end(), data.begin(), f);
+    ggml_backend_tensor_set(t, data.data(), 0, ggml_nbytes(t));
+}
+
+} // namespace
+
+steermoe_steering::steermoe_steering(const steermoe_bias & source, const llama_model & model)
+    : mode(source.mode), epsilon(source.epsilon), layers(source.n_layer) {
+    std::map<ggml_backend_buffer_type_t, ggml_context *> ctx_of;
+
+    const auto make = [&](ggml_context * ctx, bool wanted, int il, const char * what) -> ggml_tensor * {
+        if (!wanted) {
+            return nullptr;
+        }
+        ggml_tensor * t = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, source.n_expert);
+        return ggml_format_name(t, "steermoe.%s.%d", what, il);
+    };
+
+    for (int il = 0; il < source.n_layer; il++) {
+        const needs n = needs_of(source, il);
+        if (!n.any()) {
+            continue;
+        }
+        ggml_context *& ctx = ctx_of[model.select_buft(il)];
+        if (ctx == nullptr) {
+            const ggml_init_params params = {
+                /*.mem_size   =*/ 4 * (size_t) source.n_layer * ggml_tensor_overhead(),
+                /*.mem_buffer =*/ nullptr,
+                /*.no_alloc   =*/ true,
+            };
+            ctx = ggml_init(params);
+            if (ctx == nullptr) {
+                throw steermoe_error(STEERMOE_ERR_INTERNAL, "out of memory for the steering tensors");
+            }
+            ctxs.emplace_back(ctx);
+        }
+        layer & l = layers[il];
+        l.bias  = make(ctx, n.bias,            il, "bias");
+        l.keep  = make(ctx, n.plus || n.minus, il, "keep");
+        l.plus  = make(ctx, n.plus,            il, "plus");
+        l.minus = make(ctx, n.minus,           il, "minus");
+    }
+
+    for (const auto & [buft, ctx] : ctx_of) {
+        ggml_backend_buffer_t buf = ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft);
+        if (buf == nullptr) {
+            throw steermoe_error(STEERMOE_ERR_INTERNAL,
+                                 std::string("no memory for the steering tensors on ") + ggml_backend_buft_name(buft));
+        }
+        bufs.emplace_back(buf);
+    }
+    update(source);
+}
+
+bool steermoe_steering::same_topology(const steermoe_bias & bias) const {
+    if (bias.mode != mode || bias.epsilon != epsilon || (size_t) bias.n_layer != layers.size()) {
+        return false;
+    }
+    for (int il = 0; il < bias.n_layer; il++) {
+        const needs   n = needs_of(bias, il);
+        const layer & l = layers[il];
+        if (n.bias != (l.bias != nullptr) || n.plus != (l.plus != nullptr) || n.minus != (l.minus != nullptr)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void steermoe_steering::update(const steermoe_bias & bias) {
+    for (int il = 0; il < bias.n_layer; il++) {
+        const auto &  values = bias.layers[il];
+        const layer & l      = layers[il];
+        write(l.bias,  values, [](float v) { return v; });
+        write(l.keep,  values, [](float v) { return v == 0.0f ? 1.0f : 0.0f; });
+        write(l.plus,  values, [](float v) { return v >  0.0f ? 1.0f : 0.0f; });
+        write(l.minus, values, [](float v) { return v <  0.0f ? 1.0f : 0.0f; });
+    }
+}
+
+bool steermoe_steering::has(int il) const {
+    return il >= 0 && (size_t) il < layers.size() && layers[il].any();
+}
+
+uint32_t steermoe_steering::n_nodes() const {
+    return MAX_NODES_PER_LAYER * (uint32_t) std::count_if(layers.begin(), layers.end(), [](const layer & l) { return l.any(); });
+}
+
+ggml_tensor * steermoe_steering::edit(ggml_context * ctx, ggml_tensor * logits, int il) const {
+    if (!has(il)) {
+        return logits;
+    }
+    const layer & l = layers[il];
+    return mode == STEERMOE_MODE_SOFT ? ggml_add(ctx, logits, l.bias) : edit_hard(ctx, logits, l);
+}
+
+// z' = keep*z + plus*(max z + eps) + minus*(min z - eps), both extremes of the unedited z.
+//
+// The rows of extremes are spread by repeat and multiplied, not by a K=2 matrix product: some backends round the
+// inputs of F32 products (TF32, F16), and a rounded max + 0.01 may lie below the max. Multiplying by 0 and 1 and adding
+// zeros is exact everywhere, so untouched logits keep their bits.
+ggml_tensor * steermoe_steering::edit_hard(ggml_context * ctx, ggml_tensor * z, const layer & l) const {
+    const int n_expert = (int) z->ne[0];
+
+    ggml_tensor * out = ggml_mul(ctx, z, l.keep); // [n_expert, n_tokens]
+    if (l.plus != nullptr) {
+        ggml_tensor * max   = ggml_pool_1d(ctx, z, GGML_OP_POOL_MAX, n_expert, n_expert, 0); // [1, n_tokens]
+        ggml_tensor * value = ggml_scale_bias(ctx, max, 1.0f, epsilon);
+        out = ggml_add(ctx, out, ggml_mul(ctx, ggml_repeat(ctx, value, z), l.plus));
+    }
+    if (l.minus != nullptr) {
+        ggml_tensor * neg_min = ggml_pool_1d(ctx, ggml_neg(ctx, z), GGML_OP_POOL_MAX, n_expert, n_expert, 0);
+        ggml_tensor * value   = ggml_scale_bias(ctx, neg_min, -1.0f, -epsilon);
+        out = ggml_add(ctx, out, ggml_mul(ctx, ggml_repeat(ctx, value, z), l.minus));
+    }
+    return out;
+}

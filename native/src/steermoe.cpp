@@ -1,0 +1,254 @@
+// The C interface (steermoe.h) over the classes beside it.
+#include "steermoe.h"
+
+#include "llama-context.h"
+#include "llama-model.h"
+#include "llama.h"
+
+#include "steermoe-bias.h"
+#include "steermoe-error.h"
+#include "steermoe-hook.h"
+#include "steermoe-model.h"
+#include "steermoe-recorder.h"
+
+#include <cstring>
+
+static_assert((int) STEERMOE_GATING_SOFTMAX        == (int) LLAMA_EXPERT_GATING_FUNC_TYPE_SOFTMAX,        "gating");
+static_assert((int) STEERMOE_GATING_SIGMOID        == (int) LLAMA_EXPERT_GATING_FUNC_TYPE_SIGMOID,        "gating");
+static_assert((int) STEERMOE_GATING_SOFTMAX_WEIGHT == (int) LLAMA_EXPERT_GATING_FUNC_TYPE_SOFTMAX_WEIGHT, "gating");
+static_assert((int) STEERMOE_GATING_SQRT_SOFTPLUS  == (int) LLAMA_EXPERT_GATING_FUNC_TYPE_SQRT_SOFTPLUS,  "gating");
+
+namespace {
+
+void require(const void * p, const char * what) {
+    if (p == nullptr) {
+        throw steermoe_error(STEERMOE_ERR_ARGUMENT, std::string(what) + " must not be NULL");
+    }
+}
+
+void attach(llama_context * ctx, const steermoe_bias * bias, bool force) {
+    ctx->synchronize(); // a graph that is still being computed reads the tensors that change now
+    if (ctx->get_steermoe()->attach(bias, force)) {
+        ctx->steermoe_reserve();
+    }
+}
+
+} // namespace
+
+//
+// library
+//
+
+int32_t steermoe_abi_version(void) {
+    return STEERMOE_ABI_VERSION;
+}
+
+//
+// bias
+//
+
+steermoe_status steermoe_bias_load(const char * path, steermoe_bias ** bias) {
+    return steermoe_guard([&] {
+        require(bias, "bias");
+        *bias = nullptr;
+        require(path, "path");
+        *bias = new steermoe_bias(steermoe_bias::from_file(path));
+    });
+}
+
+steermoe_status steermoe_bias_load_buffer(const void * data, size_t size, const char * name, steermoe_bias ** bias) {
+    return steermoe_guard([&] {
+        require(bias, "bias");
+        *bias = nullptr;
+        require(data, "data");
+        *bias = new steermoe_bias(steermoe_bias::from_buffer(data, size, name ? name : "bias"));
+    });
+}
+
+steermoe_status steermoe_bias_init(const steermoe_bias_info * info, steermoe_bias ** bias) {
+    return steermoe_guard([&] {
+        require(bias, "bias");
+        *bias = nullptr;
+        require(info, "info");
+        *bias = new steermoe_bias(steermoe_bias::from_info(*info));
+    });
+}
+
+steermoe_status steermoe_bias_set_layer(steermoe_bias * bias, int32_t il, const float * values, int32_t n_expert) {
+    return steermoe_guard([&] {
+        require(bias, "bias");
+        require(values, "values");
+        bias->set_layer(il, values, n_expert);
+    });
+}
+
+void steermoe_bias_get_info(const steermoe_bias * bias, steermoe_bias_info * info) {
+    *info               = {};
+    info->architecture  = bias->architecture.c_str();
+    info->router_sha256 = bias->router_sha256.c_str();
+    info->mode          = bias->mode;
+    info->epsilon       = bias->epsilon;
+    info->n_layer       = bias->n_layer;
+    info->n_expert      = bias->n_expert;
+    info->n_expert_used = bias->n_expert_used;
+    for (int32_t il = 0; il < bias->n_layer; il++) {
+        info->n_steered += !bias->layer_is_zero(il);
+        for (const float v : bias->layers[il]) {
+            info->n_active   += v > 0.0f;
+            info->n_inactive += v < 0.0f;
+        }
+    }
+}
+
+const float * steermoe_bias_layer(const steermoe_bias * bias, int32_t il) {
+    const bool given = il >= 0 && il < bias->n_layer && !bias->layers[il].empty();
+    return given ? bias->layers[il].data() : nullptr;
+}
+
+void steermoe_bias_free(steermoe_bias * bias) {
+    delete bias;
+}
+
+//
+// model
+//
+
+steermoe_status steermoe_model_router_sha256(const llama_model * model, char sha256[65]) {
+    return steermoe_guard([&] {
+        require(model, "model");
+        require(sha256, "sha256");
+        const std::string hex = steermoe_router_sha256(*model);
+        memcpy(sha256, hex.c_str(), hex.size() + 1);
+    });
+}
+
+steermoe_status steermoe_bias_check(const steermoe_bias * bias, const llama_model * model, int32_t flags) {
+    return steermoe_guard([&] {
+        require(bias, "bias");
+        require(model, "model");
+        const bool force = flags & STEERMOE_FORCE_ROUTER;
+        steermoe_require_model(*bias, *model, force ? std::string() : steermoe_router_sha256(*model), force);
+    });
+}
+
+//
+// steering
+//
+
+steermoe_status steermoe_attach(llama_context * ctx, const steermoe_bias * bias, int32_t flags) {
+    return steermoe_guard([&] {
+        require(ctx, "ctx");
+        require(bias, "bias");
+        attach(ctx, bias, flags & STEERMOE_FORCE_ROUTER);
+    });
+}
+
+steermoe_status steermoe_detach(llama_context * ctx) {
+    return steermoe_guard([&] {
+        require(ctx, "ctx");
+        attach(ctx, nullptr, false);
+    });
+}
+
+steermoe_status steermoe_get_layer_info(const llama_context * ctx, int32_t il, steermoe_layer_info * info) {
+    return steermoe_guard([&] {
+        require(ctx, "ctx");
+        require(info, "info");
+        const steermoe_hook * hook = ctx->get_steermoe();
+        if (il < 0 || il >= hook->n_layer()) {
+            throw steermoe_error(STEERMOE_ERR_ARGUMENT, "layer " + std::to_string(il) + " does not exist: the model has " +
+                                                            std::to_string(hook->n_layer()));
+        }
+        *info        = {};
+        info->reason = "the layer has no router";
+
+        const steermoe_router * router = hook->router(il);
+        if (router == nullptr) {
+            return;
+        }
+        info->gating         = router->gating;
+        info->n_expert       = (int32_t) router->n_expert;
+        info->n_expert_used  = (int32_t) router->n_expert_used;
+        info->selection_bias = router->selection_bias;
+        info->expert_groups  = router->expert_groups;
+        info->reason         = router->obstacle();
+        info->steerable      = *info->reason == '\0';
+        info->steered        = hook->is_steered(il);
+    });
+}
+
+//
+// recorder
+//
+
+steermoe_status steermoe_recorder_init(const llama_model * model, int32_t n_bins, steermoe_recorder ** recorder) {
+    return steermoe_guard([&] {
+        require(recorder, "recorder");
+        *recorder = nullptr;
+        require(model, "model");
+        if (n_bins < 1) {
+            throw steermoe_error(STEERMOE_ERR_ARGUMENT, "n_bins must be at least 1");
+        }
+        const auto & hparams = model->hparams;
+        if (hparams.n_expert == 0) {
+            throw steermoe_error(STEERMOE_ERR_UNSUPPORTED, "the model has no experts: it is not a Mixture-of-Experts model");
+        }
+        *recorder = new steermoe_recorder(n_bins, (int32_t) hparams.n_layer(), (int32_t) hparams.n_expert);
+    });
+}
+
+steermoe_status steermoe_recorder_bind(steermoe_recorder * recorder, llama_context * ctx) {
+    return steermoe_guard([&] {
+        require(recorder, "recorder");
+        require(ctx, "ctx");
+        const auto & hparams = ctx->get_model().hparams;
+        if ((int32_t) hparams.n_layer() != recorder->n_layer || (int32_t) hparams.n_expert != recorder->n_expert) {
+            throw steermoe_error(STEERMOE_ERR_ARGUMENT, "the recorder was made for another model than the context's");
+        }
+        recorder->bind(ctx->get_steermoe());
+    });
+}
+
+steermoe_status steermoe_recorder_set_mask(steermoe_recorder * recorder, const int32_t * bins, int32_t n_tokens) {
+    return steermoe_guard([&] {
+        require(recorder, "recorder");
+        if (n_tokens < 0) {
+            throw steermoe_error(STEERMOE_ERR_ARGUMENT, "n_tokens must not be negative");
+        }
+        if (n_tokens > 0) {
+            require(bins, "bins");
+        }
+        recorder->set_mask(bins, n_tokens);
+    });
+}
+
+void steermoe_recorder_set_stop(steermoe_recorder * recorder, bool stop) {
+    recorder->stop_early = stop;
+}
+
+void steermoe_recorder_reset(steermoe_recorder * recorder) {
+    recorder->reset();
+}
+
+steermoe_status steermoe_recorder_counts(const steermoe_recorder * recorder, int64_t * counts, int64_t * tokens) {
+    return steermoe_guard([&] {
+        require(recorder, "recorder");
+        if (!recorder->failure.empty()) {
+            throw steermoe_error(STEERMOE_ERR_STATE, recorder->failure);
+        }
+        if (counts != nullptr) {
+            memcpy(counts, recorder->counts.data(), recorder->counts.size() * sizeof(int64_t));
+        }
+        if (tokens != nullptr) {
+            memcpy(tokens, recorder->tokens.data(), recorder->tokens.size() * sizeof(int64_t));
+        }
+    });
+}
+
+void steermoe_recorder_free(steermoe_recorder * recorder) {
+    delete recorder;
+}
+
+bool steermoe_recorder_eval(ggml_tensor * t, bool ask, void * user_data) {
+    return static_cast<steermoe_recorder *>(user_data)->eval(t, ask);
+}
