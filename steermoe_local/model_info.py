@@ -1,0 +1,276 @@
+"""What a GGUF model says about itself, read from its header and its routers alone."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf import LlamaFileType
+
+from ._files import StrPath
+from ._gguf import GGUFHeader, GGUFTensor, read_header
+from .errors import FormatError, ModelError
+from .identity import ModelIdentity
+
+__all__ = ["ModelInfo", "model_info"]
+
+# llama.cpp: enum llama_expert_gating_func_type (src/llama-hparams.h)
+_GATING = ("none", "softmax", "sigmoid", "softmax_weight", "sqrt_softplus")
+# llama.cpp, src/models/*.cpp: what an architecture uses when its files do not say.
+_DEFAULT_SIGMOID = frozenset(
+    {"llama4", "nemotron_h_moe", "mimo2", "afmoe", "cohere2moe"} | {"glm4moe", "glm-dsa", "laguna", "step35", "hy_v3"}
+)
+_DEFAULT_SOFTMAX = frozenset(
+    {"llama", "olmoe", "phimoe", "dbrx", "grok", "arctic", "jamba", "minicpm", "gemma4"}
+    | {"qwen2moe", "qwen3moe", "qwen3vlmoe", "qwen3next", "qwen35moe", "deepseek"}
+    | {"deepseek2-ocr", "granite", "granitemoe", "granitehybrid", "hunyuan-moe"}
+    | {"ernie4_5-moe", "llada-moe", "bailingmoe", "rnd1", "nomic-bert-moe", "mistral3"}
+)
+_SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
+_ROUTER = re.compile(r"blk\.(\d{1,5})\.ffn_gate_inp\.weight")
+_SELECTION_BIAS = re.compile(r"blk\.\d{1,5}\.exp_probs_b(\.bias)?")
+_HASH_ROUTING = re.compile(r"blk\.(\d{1,5})\.ffn_gate_tid2eid\.weight")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Facts about a GGUF model.
+
+    `identity` is None when the model cannot be steered, and `obstacle` says why ("" otherwise).
+    `moe_layers` have a router, `dense_layers` have none; multi-token-prediction layers are in
+    neither. `fixed_layers` are MoE layers whose experts a table by token chooses, so that steering
+    cannot reach them. `gating` is llama.cpp's name of the function that turns logits into weights,
+    or "architecture default". `file_type` is the quantization ("Q4_K_M"). Sizes are in bytes and
+    cover all the parts of a split model, `paths`.
+    """
+
+    paths: tuple[Path, ...]
+    architecture: str
+    name: str
+    file_type: str
+    size_bytes: int
+    n_params: int
+    n_layer: int
+    n_expert: int
+    n_expert_used: int
+    n_shared_experts: int
+    n_expert_groups: int
+    context_length: int
+    embedding_length: int
+    chat_template: str | None
+    gating: str
+    has_selection_bias: bool
+    moe_layers: tuple[int, ...]
+    dense_layers: tuple[int, ...]
+    fixed_layers: tuple[int, ...]
+    router_types: tuple[str, ...]
+    identity: ModelIdentity | None
+    obstacle: str
+
+    @property
+    def is_moe(self) -> bool:
+        """Whether the model has layers with a router."""
+        return bool(self.moe_layers)
+
+    @property
+    def not_yet(self) -> str:
+        """Why this version cannot steer this kind of router, "" if it can or only loading the model tells."""
+        if self.gating not in ("softmax", "softmax_weight", "architecture default"):
+            return f"{self.gating} routers cannot be steered yet"
+        if self.has_selection_bias:
+            return "routers with a selection bias cannot be steered yet"
+        if self.n_expert_groups > 1:
+            return "routers with expert groups cannot be steered yet"
+        return ""
+
+    def require_moe(self) -> ModelIdentity:
+        """Return the identity of a model that can be steered. Raises ModelError with the reason."""
+        if self.identity is None:
+            raise ModelError(
+                f"{self.paths[0]}: {self.obstacle}; use a Mixture-of-Experts model "
+                "such as OLMoE, Qwen3-30B-A3B or gpt-oss"
+            )
+        return self.identity
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all facts as plain JSON values."""
+        data: dict[str, Any] = asdict(self)
+        data["paths"] = [str(path) for path in self.paths]
+        data["is_moe"] = self.is_moe
+        data["not_yet"] = self.not_yet
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in data.items()}
+
+
+def model_info(path: StrPath) -> ModelInfo:
+    """Read a GGUF model's facts; any part of a split model stands for all its parts.
+
+    Reads the headers and the routers (`blk.*.ffn_gate_inp.weight`), no other tensor data.
+
+    Raises ModelError when a file is missing, damaged or not a model.
+    """
+    try:
+        return _collect(_read_parts(Path(path)), path)
+    except FormatError as error:
+        raise ModelError(str(error)) from error
+
+
+def _read_parts(path: Path) -> list[GGUFHeader]:
+    given = read_header(path)
+    count = _number(given, "split.count")
+    if count <= 1:
+        return [given]
+    match = _SPLIT.fullmatch(path.name)
+    if match is None or int(match[3]) != count:
+        raise ModelError(
+            f"{path}: one of {count} parts under another name; give the parts llama.cpp's names "
+            f"back, NAME-00001-of-{count:05d}.gguf and so on"
+        )
+    parts = []
+    for number in range(1, count + 1):
+        part = path.with_name(f"{match[1]}-{number:05d}-of-{count:05d}.gguf")
+        if not part.exists():
+            raise ModelError(f"{part}: missing; fetch all {count} parts into one folder")
+        header = read_header(part)
+        if _number(header, "split.count") != count or _number(header, "split.no") != number - 1:
+            raise ModelError(f"{part}: not part {number} of {count}; fetch it again")
+        parts.append(header)
+    return parts
+
+
+def _collect(parts: list[GGUFHeader], path: StrPath) -> ModelInfo:
+    head = parts[0]
+    arch = _text(head, "general.architecture")
+    if not arch:
+        raise ModelError(f"{path}: no general.architecture in it, so it is not a model")
+    n_layer = _number(head, f"{arch}.block_count") - _number(head, f"{arch}.nextn_predict_layers")
+    tensors: dict[str, tuple[GGUFHeader, GGUFTensor]] = {}
+    for part in parts:
+        for name, tensor in part.tensors.items():
+            if name in tensors:
+                raise ModelError(f"{part.path}: has the tensor {name} of another part again")
+            tensors[name] = (part, tensor)
+    routers = {int(match[1]): tensors[name] for name in tensors if (match := _ROUTER.fullmatch(name))}
+    fixed = (int(match[1]) for name in tensors if (match := _HASH_ROUTING.fullmatch(name)))
+    moe_layers = tuple(sorted(layer for layer in routers if layer < n_layer))
+    n_expert = _number(head, f"{arch}.expert_count")
+    n_expert_used, obstacle = _top_k(head, arch, moe_layers)
+    obstacle = _obstacle(moe_layers, n_layer, n_expert, n_expert_used, routers) or obstacle
+    identity = None
+    if not obstacle:
+        digest = _router_sha256([routers[layer] for layer in moe_layers])
+        identity = ModelIdentity(arch, n_layer, n_expert, n_expert_used, digest)
+    return ModelInfo(
+        paths=tuple(part.path for part in parts),
+        architecture=arch,
+        name=_text(head, "general.name"),
+        file_type=_file_type(head),
+        size_bytes=sum(part.size for part in parts),
+        n_params=sum(_elements(tensor) for _, tensor in tensors.values()),
+        n_layer=n_layer,
+        n_expert=n_expert,
+        n_expert_used=n_expert_used,
+        n_shared_experts=_number(head, f"{arch}.expert_shared_count"),
+        n_expert_groups=_number(head, f"{arch}.expert_group_count"),
+        context_length=_number(head, f"{arch}.context_length"),
+        embedding_length=_number(head, f"{arch}.embedding_length"),
+        chat_template=_text(head, "tokenizer.chat_template") or None,
+        gating=_gating(head, arch),
+        has_selection_bias=any(_SELECTION_BIAS.fullmatch(name) for name in tensors),
+        moe_layers=moe_layers,
+        dense_layers=tuple(layer for layer in range(n_layer) if layer not in routers),
+        fixed_layers=tuple(sorted(layer for layer in fixed if layer < n_layer)),
+        router_types=tuple(sorted({tensor.type.name for _, tensor in routers.values()})),
+        identity=identity,
+        obstacle=obstacle,
+    )
+
+
+def _obstacle(
+    moe_layers: tuple[int, ...],
+    n_layer: int,
+    n_expert: int,
+    n_expert_used: int,
+    routers: dict[int, tuple[GGUFHeader, GGUFTensor]],
+) -> str:
+    if not moe_layers:
+        return "no layer has experts (no blk.*.ffn_gate_inp.weight), so there is nothing to steer"
+    if not 1 <= n_expert_used <= n_expert:
+        return f"it says top-{n_expert_used} of {n_expert} experts, which cannot be"
+    for layer in moe_layers:
+        shape = routers[layer][1].shape
+        if len(shape) != 2 or shape[1] != n_expert:
+            return f"the router of layer {layer} has shape {list(shape)}, not {n_expert} experts"
+    return ""
+
+
+def _top_k(head: GGUFHeader, arch: str, moe_layers: tuple[int, ...]) -> tuple[int, str]:
+    """Top-k, which llama.cpp also takes as one number per layer; one k for all is supported."""
+    key = f"{arch}.expert_used_count"
+    entry = head.fields.get(key)
+    if entry is None or not isinstance(entry.value, tuple):
+        return _number(head, key), ""
+    per_layer = {int(entry.value[i]) for i in moe_layers if i < len(entry.value)}
+    if len(per_layer) > 1:
+        return max(per_layer), "its layers use different numbers of experts per token"
+    return max(per_layer, default=0), ""
+
+
+def _router_sha256(routers: list[tuple[GGUFHeader, GGUFTensor]]) -> str:
+    digest = hashlib.sha256()
+    for part, tensor in routers:
+        digest.update(part.read(tensor).astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def _gating(head: GGUFHeader, arch: str) -> str:
+    number = _number(head, f"{arch}.expert_gating_func")
+    if number:
+        return _GATING[number] if number < len(_GATING) else f"type {number}"
+    if arch in _DEFAULT_SOFTMAX:
+        return "softmax"
+    if arch in _DEFAULT_SIGMOID:
+        return "sigmoid"
+    return "softmax_weight" if arch == "gpt-oss" else "architecture default"
+
+
+def _file_type(head: GGUFHeader) -> str:
+    if "general.file_type" in head.fields:
+        number = _number(head, "general.file_type")
+        try:
+            return str(LlamaFileType(number & ~LlamaFileType.GUESSED).name).split("_", 1)[1]
+        except ValueError:
+            return f"type {number}"
+    types = Counter[str]()
+    for tensor in head.tensors.values():
+        types[tensor.type.name] += _elements(tensor)
+    return f"mostly {types.most_common(1)[0][0]}" if types else "unknown"
+
+
+def _elements(tensor: GGUFTensor) -> int:
+    total = 1
+    for size in tensor.shape:
+        total *= size
+    return total
+
+
+def _number(head: GGUFHeader, key: str) -> int:
+    """A whole number that is 0 when it is not there, as in llama.cpp's optional keys."""
+    entry = head.fields.get(key)
+    if entry is None:
+        return 0
+    if type(entry.value) is not int or entry.value < 0:
+        raise ModelError(f"{head.path}: {key} is not a whole number; convert the model again")
+    return entry.value
+
+
+def _text(head: GGUFHeader, key: str) -> str:
+    entry = head.fields.get(key)
+    if entry is None:
+        return ""
+    if not isinstance(entry.value, str):
+        raise ModelError(f"{head.path}: {key} is not a text; convert the model again")
+    return entry.value
