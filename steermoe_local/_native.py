@@ -1,0 +1,399 @@
+"""ctypes for native/include/steermoe.h, and the one place that imports `llama_cpp`.
+
+`llama_cpp` is made to load the patched libraries of this package (`steermoe_local/lib`) and is refused when its
+version is not the pinned one, because its ctypes structs must be those of the library. The header documents every
+function; here they only get Python types and exceptions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import logging
+import os
+import re
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from .errors import (
+    FormatError,
+    ModelError,
+    ModelMismatchError,
+    NativeError,
+    SteerMoEError,
+    VersionError,
+)
+
+__all__ = [
+    "LayerInfo",
+    "NativeBias",
+    "NativeRecorder",
+    "attach",
+    "detach",
+    "layer_info",
+    "llama_cpp",
+    "new_context",
+    "router_sha256",
+    "take_log_error",
+    "unsteered_environment",
+]
+
+ABI_VERSION = 1
+FORCE_ROUTER = 1
+GATING = ("none", "softmax", "sigmoid", "softmax_weight", "sqrt_softplus")
+
+_ERR_IO, _ERR_FORMAT, _ERR_MISMATCH, _ERR_UNSUPPORTED = 1, 2, 3, 4
+_ERRORS: dict[int, type[SteerMoEError]] = {
+    _ERR_IO: FormatError,
+    _ERR_FORMAT: FormatError,
+    _ERR_MISMATCH: ModelMismatchError,
+    _ERR_UNSUPPORTED: ModelError,
+}
+
+
+class _BiasInfo(ctypes.Structure):
+    _fields_ = (
+        ("architecture", ctypes.c_char_p),
+        ("router_sha256", ctypes.c_char_p),
+        ("mode", ctypes.c_int32),
+        ("epsilon", ctypes.c_float),
+        ("n_layer", ctypes.c_int32),
+        ("n_expert", ctypes.c_int32),
+        ("n_expert_used", ctypes.c_int32),
+        ("n_steered", ctypes.c_int32),
+        ("n_active", ctypes.c_int64),
+        ("n_inactive", ctypes.c_int64),
+    )
+
+
+class _LayerInfo(ctypes.Structure):
+    _fields_ = (
+        ("gating", ctypes.c_int32),
+        ("n_expert", ctypes.c_int32),
+        ("n_expert_used", ctypes.c_int32),
+        ("selection_bias", ctypes.c_bool),
+        ("expert_groups", ctypes.c_bool),
+        ("steerable", ctypes.c_bool),
+        ("steered", ctypes.c_bool),
+        ("reason", ctypes.c_char_p),
+    )
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """How a layer routes, as the context built it (steermoe_get_layer_info)."""
+
+    gating: str
+    n_expert: int
+    n_expert_used: int
+    selection_bias: bool
+    expert_groups: bool
+    steerable: bool
+    steered: bool
+    reason: str
+
+
+def pinned_version() -> str:
+    """The version of llama-cpp-python that the native library was built for."""
+    text = resources.files(__package__).joinpath("llama_cpp_pin.txt").read_text("utf-8")
+    match = re.match(r"llama-cpp-python==(\S+) ", text)
+    if match is None:
+        raise VersionError("llama_cpp_pin.txt: damaged installation; install steermoe-local again")
+    return match[1]
+
+
+def library_folder() -> Path:
+    """Where the patched libraries are: beside this module, or in the installed package when this is a source tree."""
+    beside = Path(__file__).parent / "lib"
+    if beside.is_dir():
+        return beside
+    try:
+        installed = importlib.metadata.distribution("steermoe-local").locate_file("steermoe_local/lib")
+    except importlib.metadata.PackageNotFoundError:
+        return beside
+    return Path(str(installed))
+
+
+@cache
+def llama_cpp() -> Any:
+    """Import `llama_cpp` over the patched libraries.
+
+    Raises VersionError when another version is installed, or when `llama_cpp` was imported before with other libraries,
+    and NativeError when this package was installed without its libraries.
+    """
+    wanted = pinned_version()
+    cure = f"run CMAKE_ARGS=-DLLAMA_BUILD=OFF {Path(sys.executable).name} -m pip install llama-cpp-python=={wanted}"
+    try:
+        found = importlib.metadata.version("llama-cpp-python")
+    except importlib.metadata.PackageNotFoundError:
+        raise VersionError(f"llama-cpp-python is not installed; {cure}") from None
+    if found != wanted:
+        raise VersionError(
+            f"llama-cpp-python {found} is installed, but this steermoe-local was built for {wanted}; {cure}"
+        )
+    if "llama_cpp" not in sys.modules:
+        folder = library_folder()
+        if not any(folder.glob("*llama.*")):
+            raise NativeError(
+                f"{folder}: has no libllama; install the package (pip install .), its source tree alone has no library"
+            )
+        before = os.environ.get("LLAMA_CPP_LIB_PATH")
+        os.environ["LLAMA_CPP_LIB_PATH"] = str(folder)
+        try:
+            import llama_cpp.llama_cpp  # noqa: F401
+        finally:
+            if before is None:
+                del os.environ["LLAMA_CPP_LIB_PATH"]
+            else:
+                os.environ["LLAMA_CPP_LIB_PATH"] = before
+        module = sys.modules["llama_cpp"]
+        module.llama_log_set(_log_callback(module), ctypes.c_void_p(0))
+    module = sys.modules["llama_cpp"]
+    try:
+        abi = module.llama_cpp._lib.steermoe_abi_version()
+    except AttributeError:
+        raise VersionError(
+            "llama_cpp was imported before steermoe_local and loaded an unpatched library; import steermoe_local first"
+        ) from None
+    if abi != ABI_VERSION:
+        raise VersionError(
+            f"the native library has ABI {abi}, this package needs {ABI_VERSION}; install steermoe-local again"
+        )
+    return module
+
+
+_ERROR_LEVEL, _CONTINUED = 4, 5  # ggml.h: enum ggml_log_level
+_recent_errors: deque[str] = deque(maxlen=4)
+
+
+@cache  # keeps the callback alive
+def _log_callback(module: Any) -> Any:
+    """Print llama.cpp's log if a `Llama` was made verbose; else keep its error lines for exceptions to quote.
+
+    llama_cpp's own callback reads the levels by an older numbering: it prints warnings and hides errors.
+    """
+    logger = logging.getLogger("llama-cpp-python")
+    last_level = 0
+
+    def log(level: int, text: bytes, _: Any) -> None:
+        nonlocal last_level
+        last_level = last_level if level == _CONTINUED else level
+        line = text.decode("utf-8", "replace")
+        if logger.level <= logging.DEBUG:
+            print(line, end="", file=sys.stderr, flush=True)
+        elif last_level == _ERROR_LEVEL and line.strip():
+            _recent_errors.append(line.strip())
+
+    return module.llama_log_callback(log)
+
+
+def take_log_error() -> str:
+    """What llama.cpp last said of a failure, one line; "" if nothing. It is forgotten then."""
+    text = _recent_errors[0] if _recent_errors else ""
+    _recent_errors.clear()
+    return text
+
+
+@cache
+def _lib() -> ctypes.CDLL:
+    lib: ctypes.CDLL = llama_cpp().llama_cpp._lib
+    pointer = ctypes.c_void_p
+    int32, int64 = ctypes.c_int32, ctypes.c_int64
+    signatures: dict[str, tuple[Any, ...]] = {
+        # name: (result, *arguments)
+        "last_error": (ctypes.c_char_p,),
+        "bias_load": (ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(pointer)),
+        "bias_init": (ctypes.c_int, ctypes.POINTER(_BiasInfo), ctypes.POINTER(pointer)),
+        "bias_set_layer": (ctypes.c_int, pointer, int32, ctypes.POINTER(ctypes.c_float), int32),
+        "bias_get_info": (None, pointer, ctypes.POINTER(_BiasInfo)),
+        "bias_free": (None, pointer),
+        "model_router_sha256": (ctypes.c_int, pointer, ctypes.c_char_p),
+        "attach": (ctypes.c_int, pointer, pointer, int32),
+        "detach": (ctypes.c_int, pointer),
+        "get_layer_info": (ctypes.c_int, pointer, int32, ctypes.POINTER(_LayerInfo)),
+        "recorder_init": (ctypes.c_int, pointer, int32, ctypes.POINTER(pointer)),
+        "recorder_bind": (ctypes.c_int, pointer, pointer),
+        "recorder_set_mask": (ctypes.c_int, pointer, ctypes.POINTER(int32), int32),
+        "recorder_set_stop": (None, pointer, ctypes.c_bool),
+        "recorder_reset": (None, pointer),
+        "recorder_counts": (ctypes.c_int, pointer, ctypes.POINTER(int64), ctypes.POINTER(int64)),
+        "recorder_free": (None, pointer),
+    }
+    for name, (result, *arguments) in signatures.items():
+        function = getattr(lib, f"steermoe_{name}")
+        function.restype = result
+        function.argtypes = arguments
+    return lib
+
+
+def _check(status: int) -> None:
+    """Raise what a steermoe_status stands for."""
+    if status == 0:
+        return
+    message = _lib().steermoe_last_error().decode("utf-8", "replace")
+    kind = _ERRORS.get(status)
+    raise kind(message) if kind else NativeError(message, status)
+
+
+class NativeBias:
+    """A `struct steermoe_bias`: made from values, or loaded from a file. Freed with the object."""
+
+    def __init__(self, handle: ctypes.c_void_p) -> None:
+        self._handle = handle
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> NativeBias:
+        """Read a bias file (steermoe_bias_load). Raises FormatError."""
+        handle = ctypes.c_void_p()
+        _check(_lib().steermoe_bias_load(os.fsencode(path), ctypes.byref(handle)))
+        return cls(handle)
+
+    @classmethod
+    def from_values(
+        cls,
+        *,
+        architecture: str,
+        router_sha256: str,
+        mode: str,
+        epsilon: float,
+        n_layer: int,
+        n_expert: int,
+        n_expert_used: int,
+        layers: Mapping[int, Sequence[float]],
+    ) -> NativeBias:
+        """Make one from rows of [n_expert] values by layer (steermoe_bias_init). Raises FormatError."""
+        info = _BiasInfo(
+            architecture=architecture.encode(),
+            router_sha256=router_sha256.encode(),
+            mode=("hard", "soft").index(mode),
+            epsilon=epsilon,
+            n_layer=n_layer,
+            n_expert=n_expert,
+            n_expert_used=n_expert_used,
+        )
+        handle = ctypes.c_void_p()
+        _check(_lib().steermoe_bias_init(ctypes.byref(info), ctypes.byref(handle)))
+        bias = cls(handle)
+        for layer, values in layers.items():
+            row = (ctypes.c_float * len(values))(*values)
+            _check(_lib().steermoe_bias_set_layer(handle, layer, row, len(values)))
+        return bias
+
+    def info(self) -> dict[str, Any]:
+        """The fields of `struct steermoe_bias_info`."""
+        info = _BiasInfo()
+        _lib().steermoe_bias_get_info(self._handle, ctypes.byref(info))
+        values = {name: getattr(info, name) for name, _ in _BiasInfo._fields_}
+        return {k: v.decode("utf-8", "replace") if isinstance(v, bytes) else v for k, v in values.items()}
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            _lib().steermoe_bias_free(self._handle)
+
+
+@contextmanager
+def unsteered_environment() -> Iterator[None]:
+    """Hide STEERMOE_BIAS from contexts made inside: it is for programs that have no argument for steering."""
+    named = os.environ.pop("STEERMOE_BIAS", None)
+    try:
+        yield
+    finally:
+        if named is not None:
+            os.environ["STEERMOE_BIAS"] = named
+
+
+def new_context(model: Any, params: Any) -> Any:
+    """Make an unsteered `llama_context` on a `llama_model`; the caller frees it. Raises NativeError."""
+    _recent_errors.clear()
+    with unsteered_environment():
+        ctx = llama_cpp().llama_init_from_model(model, params)
+    if not ctx:
+        reason = take_log_error() or "no reason given"
+        raise NativeError(f"llama.cpp cannot make a context ({reason}); lower n_ctx or n_batch, or see --verbose")
+    return ctx
+
+
+def attach(ctx: Any, bias: NativeBias, force: bool = False) -> None:
+    """Steer a `llama_context` (steermoe_attach). Raises ModelMismatchError, ModelError, NativeError."""
+    _check(_lib().steermoe_attach(ctx, bias._handle, FORCE_ROUTER if force else 0))
+
+
+def detach(ctx: Any) -> None:
+    """Stop steering a `llama_context` (steermoe_detach)."""
+    _check(_lib().steermoe_detach(ctx))
+
+
+def layer_info(ctx: Any, layer: int) -> LayerInfo:
+    """How a layer of a `llama_context` routes (steermoe_get_layer_info)."""
+    info = _LayerInfo()
+    _check(_lib().steermoe_get_layer_info(ctx, layer, ctypes.byref(info)))
+    values = {name: getattr(info, name) for name, _ in _LayerInfo._fields_}
+    values["gating"] = GATING[info.gating]
+    values["reason"] = info.reason.decode()
+    return LayerInfo(**values)
+
+
+def router_sha256(model: Any) -> str:
+    """Hash of a loaded `llama_model`'s routers (steermoe_model_router_sha256)."""
+    text = ctypes.create_string_buffer(65)
+    _check(_lib().steermoe_model_router_sha256(model, text))
+    return text.value.decode()
+
+
+class NativeRecorder:
+    """A `struct steermoe_recorder`. Close it after its context was freed."""
+
+    def __init__(self, model: Any, n_bins: int, shape: tuple[int, int]) -> None:
+        """`shape` is (n_layer, n_expert) of the model. Raises ModelError for a model without experts."""
+        self._handle = ctypes.c_void_p()
+        self._n_bins = n_bins
+        self._shape = shape
+        _check(_lib().steermoe_recorder_init(model, n_bins, ctypes.byref(self._handle)))
+
+    def install(self, context_params: Any) -> None:
+        """Put the eval callback into `llama_context_params`; before llama_init_from_model."""
+        callback = type(context_params.cb_eval)
+        address = ctypes.cast(_lib().steermoe_recorder_eval, ctypes.c_void_p).value
+        context_params.cb_eval = callback(address)
+        context_params.cb_eval_user_data = self._handle
+
+    def bind(self, ctx: Any) -> None:
+        """Name the context that calls the recorder; before it nothing is counted."""
+        _check(_lib().steermoe_recorder_bind(self._handle, ctx))
+
+    def set_mask(self, bins: Sequence[int]) -> None:
+        """Bin of each token of the next llama_decode, -1: not counted."""
+        array = (ctypes.c_int32 * len(bins))(*bins)
+        _check(_lib().steermoe_recorder_set_mask(self._handle, array, len(bins)))
+
+    def set_stop(self, stop: bool) -> None:
+        """Leave what follows the last router uncomputed; the logits are garbage then."""
+        _lib().steermoe_recorder_set_stop(self._handle, stop)
+
+    def reset(self) -> None:
+        """Set all counts to zero."""
+        _lib().steermoe_recorder_reset(self._handle)
+
+    def counts(self) -> tuple[Any, Any]:
+        """Counts as ctypes int64 arrays: [n_bins * n_layer * n_expert] selections, [n_bins * n_layer] tokens.
+
+        Raises NativeError with the reason if the recording went wrong.
+        """
+        n_layer, n_expert = self._shape
+        counts = (ctypes.c_int64 * (self._n_bins * n_layer * n_expert))()
+        tokens = (ctypes.c_int64 * (self._n_bins * n_layer))()
+        _check(_lib().steermoe_recorder_counts(self._handle, counts, tokens))
+        return counts, tokens
+
+    def close(self) -> None:
+        """Free the recorder; its context must be gone."""
+        if self._handle:
+            _lib().steermoe_recorder_free(self._handle)
+            self._handle = ctypes.c_void_p()

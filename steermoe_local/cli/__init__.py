@@ -1,0 +1,7 @@
+"""The command line, `steermoe`. Parsing and printing only; everything else is in the package."""
+
+from __future__ import annotations
+
+from ._main import main
+
+__all__ = ["main"]
