@@ -23,7 +23,7 @@ STOCK := build/stock
 help:
 	@echo "make demo            set up, build, run the main job on the embedded model"
 	@echo "make test            set up, build, run all tests"
-	@echo "make lint            ruff, mypy, clang-format, layering"
+	@echo "make lint            ruff, mypy, clang-format"
 	@echo "make test-reference  compare with Hugging Face transformers (installs CPU torch)"
 	@echo "make test-stock      compare with an unpatched llama.cpp built beside ours"
 	@echo "make bench           the full measurement of the demo's behaviours"
@@ -58,7 +58,7 @@ build: $(VENV)/.built
 # The other programs of the tree, linked to the same libraries.
 build/native/.tools: $(VENV)/.built
 	@echo "== building llama.cpp's programs from the patched tree"
-	@$(BIN)/cmake -S . -B build/native -DSTEERMOE_BUILD_TOOLS=ON > build/tools.log 2>&1 && \
+	@$(BIN)/cmake -S . -B build/native -DSTEERMOE_BUILD_TOOLS=ON -DSTEERMOE_TOOLS_ON_DEMAND=ON > build/tools.log 2>&1 && \
 	    $(BIN)/cmake --build build/native --target steermoe_tools >> build/tools.log 2>&1 || \
 	    { tail -n 30 build/tools.log; exit 1; }
 	@touch $@
@@ -75,7 +75,7 @@ demo: build
 
 test: build tools
 	@echo "== tests"
-	@$(BIN)/python -m pytest -q -p no:cacheprovider
+	@STEERMOE_REQUIRE_TOOLS=1 $(BIN)/pytest -q -p no:cacheprovider
 
 bench: build
 	@$(BIN)/python benchmarks/behaviours.py
@@ -84,8 +84,9 @@ bench: build
 # judges
 #
 
-$(VENV)/.lint: $(VENV)/.setup pyproject.toml
-	@$(PIP) install "ruff>=0.9,<1" "mypy>=1.15" "clang-format>=19,<22" "import-linter>=2.1" "numpy>=1.26" "click>=8.1" "rich>=13.7" "gguf>=0.17"
+# Exact versions: another one formats differently.
+$(VENV)/.lint: $(VENV)/.setup Makefile
+	@$(PIP) install ruff==0.17.6 mypy==2.4.1 clang-format==21.1.8 "numpy>=1.26" "click>=8.1" "rich>=13.7" "gguf>=0.17"
 	@touch $@
 
 lint: $(VENV)/.lint
@@ -105,19 +106,19 @@ $(VENV)/.reference: $(VENV)/.built
 	@touch $@
 
 test-reference: $(VENV)/.reference
-	@$(BIN)/python -m pytest -q -p no:cacheprovider -m reference tests/reference
+	@$(BIN)/pytest -q -p no:cacheprovider -m reference tests/reference
 
-# An unpatched build of the same tree by the same compiler, to compare bits with.
+# An unpatched build of the same tree by the same compiler with the same options, to compare bits with.
 $(STOCK)/.built: $(VENV)/.setup CMakeLists.txt native/prepare_source.py
 	@echo "== building the unpatched llama.cpp"
 	@mkdir -p $(STOCK)
 	@$(BIN)/cmake -S . -B $(STOCK) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DSTEERMOE_STOCK=ON \
-	    -DPython3_EXECUTABLE=$(abspath $(BIN))/python -DCMAKE_BUILD_TYPE=Release > $(STOCK)/build.log 2>&1 && \
+	    -DPython3_EXECUTABLE=$(abspath $(BIN))/python -DCMAKE_BUILD_TYPE=Release $(CMAKE_ARGS) > $(STOCK)/build.log 2>&1 && \
 	    $(BIN)/cmake --build $(STOCK) >> $(STOCK)/build.log 2>&1 || { tail -n 30 $(STOCK)/build.log; exit 1; }
 	@touch $@
 
 test-stock: build $(STOCK)/.built
-	@$(BIN)/python -m pytest -q -p no:cacheprovider -m stock tests/stock
+	@$(BIN)/pytest -q -p no:cacheprovider -m stock tests/stock
 
 docs: build
 	@$(BIN)/python docs/generate.py

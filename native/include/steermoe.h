@@ -125,14 +125,16 @@ struct steermoe_bias_info {
 STEERMOE_API steermoe_status steermoe_bias_load(const char * path, struct steermoe_bias ** bias);
 
 // The same from memory. `name` is used in messages.
-STEERMOE_API steermoe_status steermoe_bias_load_buffer(const void * data, size_t size, const char * name, struct steermoe_bias ** bias);
+STEERMOE_API steermoe_status steermoe_bias_load_buffer(const void * data, size_t size, const char * name,
+                                                       struct steermoe_bias ** bias);
 
 // Make one without a file: no layer is steered until steermoe_bias_set_layer is called. Strings are copied.
 STEERMOE_API steermoe_status steermoe_bias_init(const struct steermoe_bias_info * info, struct steermoe_bias ** bias);
 
 // Set the values of layer il: [n_expert] signs -1, 0, +1 (hard) or finite logits (soft).
 // Under the hard rule at most n_expert_used may be +1, and at least n_expert_used must not be -1.
-STEERMOE_API steermoe_status steermoe_bias_set_layer(struct steermoe_bias * bias, int32_t il, const float * values, int32_t n_expert);
+STEERMOE_API steermoe_status steermoe_bias_set_layer(struct steermoe_bias * bias, int32_t il, const float * values,
+                                                     int32_t n_expert);
 
 STEERMOE_API void steermoe_bias_get_info(const struct steermoe_bias * bias, struct steermoe_bias_info * info);
 
@@ -150,7 +152,8 @@ STEERMOE_API void steermoe_bias_free(struct steermoe_bias * bias);
 STEERMOE_API steermoe_status steermoe_model_router_sha256(const struct llama_model * model, char sha256[65]);
 
 // Does the bias belong to the model? STEERMOE_OK or STEERMOE_ERR_MISMATCH.
-STEERMOE_API steermoe_status steermoe_bias_check(const struct steermoe_bias * bias, const struct llama_model * model, int32_t flags);
+STEERMOE_API steermoe_status steermoe_bias_check(const struct steermoe_bias * bias, const struct llama_model * model,
+                                                 int32_t flags);
 
 //
 // steering of a context
@@ -160,24 +163,26 @@ STEERMOE_API steermoe_status steermoe_bias_check(const struct steermoe_bias * bi
 // A bias without values is the same as steermoe_detach.
 // DANGER: the memory (KV cache) of ctx still holds what the old steering computed. Call llama_memory_clear, or keep
 // sequences apart, before you go on with old text.
-STEERMOE_API steermoe_status steermoe_attach(struct llama_context * ctx, const struct steermoe_bias * bias, int32_t flags);
+STEERMOE_API steermoe_status steermoe_attach(struct llama_context * ctx, const struct steermoe_bias * bias,
+                                             int32_t flags);
 
 // Stop steering ctx. The graph is then node for node that of an unpatched library.
 STEERMOE_API steermoe_status steermoe_detach(struct llama_context * ctx);
 
 struct steermoe_layer_info {
-    int32_t      gating;         // steermoe_gating; STEERMOE_GATING_NONE: no router, the other fields are 0
+    int32_t      gating; // steermoe_gating; STEERMOE_GATING_NONE: no router, the other fields are 0
     int32_t      n_expert;
     int32_t      n_expert_used;
     bool         selection_bias; // the selection adds a bias to the probabilities (DeepSeek-V3 and relatives)
     bool         expert_groups;  // experts are first selected by group
     bool         steerable;
-    bool         steered;        // by what is attached now
-    const char * reason;         // why it is not steerable, "" if it is; static text
+    bool         steered; // by what is attached now
+    const char * reason;  // why it is not steerable, "" if it is; static text
 };
 
 // How layer il of this context routes, as seen when its graph was built.
-STEERMOE_API steermoe_status steermoe_get_layer_info(const struct llama_context * ctx, int32_t il, struct steermoe_layer_info * info);
+STEERMOE_API steermoe_status steermoe_get_layer_info(const struct llama_context * ctx, int32_t il,
+                                                     struct steermoe_layer_info * info);
 
 //
 // recorder
@@ -192,7 +197,8 @@ STEERMOE_API steermoe_status steermoe_get_layer_info(const struct llama_context 
 //
 
 // n_bins >= 1 kinds of tokens are counted apart, for example 0: shows the behaviour, 1: its opposite.
-STEERMOE_API steermoe_status steermoe_recorder_init(const struct llama_model * model, int32_t n_bins, struct steermoe_recorder ** recorder);
+STEERMOE_API steermoe_status steermoe_recorder_init(const struct llama_model * model, int32_t n_bins,
+                                                    struct steermoe_recorder ** recorder);
 
 // Tell which context calls the recorder. Nothing is counted before, so a warm-up run never is.
 STEERMOE_API steermoe_status steermoe_recorder_bind(struct steermoe_recorder * recorder, struct llama_context * ctx);
@@ -201,7 +207,8 @@ STEERMOE_API steermoe_status steermoe_recorder_bind(struct steermoe_recorder * r
 // However llama.cpp splits or reorders the batch, tokens are found by their place in it.
 // The last layer routes only tokens whose batch.logits[i] is set: set it for every counted token.
 // A mask serves one llama_decode. Until the next mask nothing more is counted; n_tokens = 0 switches counting off.
-STEERMOE_API steermoe_status steermoe_recorder_set_mask(struct steermoe_recorder * recorder, const int32_t * bins, int32_t n_tokens);
+STEERMOE_API steermoe_status steermoe_recorder_set_mask(struct steermoe_recorder * recorder, const int32_t * bins,
+                                                        int32_t n_tokens);
 
 // With stop = true the rest of a graph behind the last router (last experts, output head) is not computed.
 // The memory of the context stays right, its logits and embeddings become garbage. Default: false.
@@ -213,7 +220,8 @@ STEERMOE_API void steermoe_recorder_reset(struct steermoe_recorder * recorder);
 // counts: [n_bins][n_layer][n_expert], how many counted tokens selected the expert.
 // tokens: [n_bins][n_layer], how many tokens of the bin were seen in the layer (0 in layers without a router).
 // Either may be NULL. Fails with STEERMOE_ERR_STATE and the reason if something went wrong while counting.
-STEERMOE_API steermoe_status steermoe_recorder_counts(const struct steermoe_recorder * recorder, int64_t * counts, int64_t * tokens);
+STEERMOE_API steermoe_status steermoe_recorder_counts(const struct steermoe_recorder * recorder, int64_t * counts,
+                                                      int64_t * tokens);
 
 STEERMOE_API void steermoe_recorder_free(struct steermoe_recorder * recorder);
 

@@ -31,8 +31,9 @@ constexpr const char * TENSOR_PREFIX     = "bias.";
 constexpr int32_t MAX_LAYERS  = 4096;
 constexpr int32_t MAX_EXPERTS = 16384;
 
-constexpr float MAX_EPSILON = 1000.0f; // logits; more would drown every router
-constexpr float MAX_SOFT    = 1e6f;    // logits are tens; more would only bring F32 close to overflow
+// Logits. Far beyond it the softmax of the other experts underflows to zero, and ties decide the rest of the choice.
+constexpr float MAX_EPSILON = 20.0f;
+constexpr float MAX_SOFT    = 1e6f; // logits are tens; more would only bring F32 close to overflow
 
 struct gguf_deleter {
     void operator()(gguf_context * ctx) const { gguf_free(ctx); }
@@ -109,7 +110,7 @@ steermoe_bias steermoe_bias::from_file(const std::string & path) {
 }
 
 steermoe_bias steermoe_bias::from_buffer(const void * data, size_t size, const std::string & name) {
-    const gguf_init_params params = { /*.no_alloc =*/ true, /*.ctx =*/ nullptr };
+    const gguf_init_params params = { /*.no_alloc =*/true, /*.ctx =*/nullptr };
 
     gguf_ptr ctx(gguf_init_from_buffer(data, size, params));
     if (!ctx) {
@@ -146,14 +147,15 @@ steermoe_bias steermoe_bias::from_buffer(const void * data, size_t size, const s
     bias.check_header();
     bias.layers.resize(bias.n_layer);
 
-    const size_t   data_offset = gguf_get_data_offset(ctx.get());
-    const int64_t  n_tensors   = gguf_get_n_tensors(ctx.get());
+    const size_t       data_offset = gguf_get_data_offset(ctx.get());
+    const int64_t      n_tensors   = gguf_get_n_tensors(ctx.get());
     std::vector<float> values(bias.n_expert);
     for (int64_t i = 0; i < n_tensors; i++) {
         const char *  tensor = gguf_get_tensor_name(ctx.get(), i);
         const int32_t il     = layer_of(tensor, bias.n_layer);
         if (il < 0) {
-            bad(name, std::string("tensor ") + tensor + " does not name a layer of 0 to " + std::to_string(bias.n_layer - 1));
+            bad(name,
+                std::string("tensor ") + tensor + " does not name a layer of 0 to " + std::to_string(bias.n_layer - 1));
         }
         if (gguf_get_tensor_type(ctx.get(), i) != GGML_TYPE_F32) {
             bad(name, std::string("tensor ") + tensor + " is not F32");
@@ -164,7 +166,7 @@ steermoe_bias steermoe_bias::from_buffer(const void * data, size_t size, const s
                           " values, one for each expert");
         }
         const size_t n_bytes = values.size() * sizeof(float);
-        const size_t offset = gguf_get_tensor_offset(ctx.get(), i);
+        const size_t offset  = gguf_get_tensor_offset(ctx.get(), i);
         if (data_offset > size || offset > size - data_offset || n_bytes > size - data_offset - offset) {
             bad(name, std::string("tensor ") + tensor + " lies outside the file: it is truncated");
         }
@@ -195,8 +197,8 @@ steermoe_bias steermoe_bias::from_info(const steermoe_bias_info & info) {
 void steermoe_bias::check_header() const {
     if (n_layer < 1 || n_layer > MAX_LAYERS || n_expert < 1 || n_expert > MAX_EXPERTS || n_expert_used < 1 ||
         n_expert_used > n_expert) {
-        bad(name, "impossible shape: " + std::to_string(n_layer) + " layers, top-" + std::to_string(n_expert_used) + " of " +
-                      std::to_string(n_expert) + " experts");
+        bad(name, "impossible shape: " + std::to_string(n_layer) + " layers, top-" + std::to_string(n_expert_used) +
+                      " of " + std::to_string(n_expert) + " experts");
     }
     if (!(epsilon > 0.0f) || epsilon > MAX_EPSILON) { // written so that NaN fails too
         bad(name, std::string(KEY_EPSILON) + " must be above 0 and at most " + std::to_string((int) MAX_EPSILON));
@@ -234,7 +236,7 @@ void steermoe_bias::set_layer(int32_t il, const float * values, int32_t n) {
         if (mode == STEERMOE_MODE_SOFT && std::fabs(v) > MAX_SOFT) {
             bad(name, where + ", expert " + std::to_string(e) + ": a logit beyond 1e6; lower the scale");
         }
-        n_plus  += v > 0.0f;
+        n_plus += v > 0.0f;
         n_minus += v < 0.0f;
     }
     if (mode == STEERMOE_MODE_HARD) {
@@ -266,10 +268,10 @@ void steermoe_bias::require_model(const std::string & other_arch, int32_t other_
     if (same_shape && (force || router_sha256 == other_sha256)) {
         return;
     }
-    throw steermoe_error(STEERMOE_ERR_MISMATCH,
-                         name + ": made for " + describe(architecture, n_layer, n_expert, n_expert_used, router_sha256) +
-                             ", but the model is " +
-                             describe(other_arch, other_n_layer, other_n_expert, other_n_used, other_sha256) +
-                             (same_shape ? "; if this is the same model from an unusual converter, force it" :
-                                           "; run steermoe detect on this model"));
+    throw steermoe_error(
+        STEERMOE_ERR_MISMATCH,
+        name + ": made for " + describe(architecture, n_layer, n_expert, n_expert_used, router_sha256) +
+            ", but the model is " + describe(other_arch, other_n_layer, other_n_expert, other_n_used, other_sha256) +
+            (same_shape ? "; if this is the same model from an unusual converter, force it"
+                        : "; run steermoe detect on this model"));
 }

@@ -8,7 +8,7 @@
 #include <vector>
 
 struct steermoe_bias {
-    std::string   name;         // for messages: the path it came from
+    std::string   name; // for messages: the path it came from
     std::string   architecture;
     std::string   router_sha256;
     steermoe_mode mode          = STEERMOE_MODE_HARD;
@@ -20,9 +20,9 @@ struct steermoe_bias {
     std::vector<std::vector<float>> layers; // [n_layer], empty: layer is left alone, else [n_expert]
 
     // All of these throw steermoe_error.
-    static steermoe_bias from_file  (const std::string & path);
+    static steermoe_bias from_file(const std::string & path);
     static steermoe_bias from_buffer(const void * data, size_t size, const std::string & name);
-    static steermoe_bias from_info  (const steermoe_bias_info & info);
+    static steermoe_bias from_info(const steermoe_bias_info & info);
 
     void set_layer(int32_t il, const float * values, int32_t n);
 

@@ -10,6 +10,7 @@
 #include "steermoe-steering.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -36,12 +37,13 @@ steermoe_hook::steermoe_hook(const llama_model & model) : model(model), routers(
 
 steermoe_hook::~steermoe_hook() = default;
 
-ggml_tensor * steermoe_hook::edit_router(ggml_context * ctx, ggml_tensor * logits, int il, const steermoe_router & router) {
+ggml_tensor * steermoe_hook::edit_router(ggml_context * ctx, ggml_tensor * logits, int il,
+                                         const steermoe_router & router) {
     if (il < 0 || il >= n_layer()) {
         return logits; // layers for multi-token prediction lie behind the last one
     }
     if (routers[il] == nullptr) {
-        routers[il] = std::make_unique<steermoe_router>(router);
+        routers[il]                = std::make_unique<steermoe_router>(router);
         // a warm-up graph uses all experts; the model's own number is the fact
         routers[il]->n_expert_used = std::min<int64_t>(router.n_expert_used, model.hparams.n_expert_used(il));
     }
@@ -126,11 +128,13 @@ bool steermoe_hook::attach_env() {
     }
     const char * force = getenv("STEERMOE_FORCE");
     try {
-        const steermoe_bias bias = steermoe_bias::from_file(path);
-        const bool changed = attach(&bias, force != nullptr && strcmp(force, "1") == 0);
+        const steermoe_bias bias    = steermoe_bias::from_file(path);
+        const bool          changed = attach(&bias, force != nullptr && strcmp(force, "1") == 0);
         LLAMA_LOG_INFO("%s: STEERMOE_BIAS: steering with %s\n", __func__, path);
         return changed;
     } catch (const steermoe_error & e) {
+        // also here: the programs' own log is written by another thread, and lost when they exit at once
+        fprintf(stderr, "error: STEERMOE_BIAS: %s\n", e.what());
         throw steermoe_error(e.status, std::string("STEERMOE_BIAS: ") + e.what());
     }
 }

@@ -66,15 +66,15 @@ struct steermoe_hook {
     bool is_steered(int il) const;
 
     const steermoe_router * router(int il) const; // nullptr: no router seen in this layer
-    int last_router() const;                      // the last layer with a router, -1: none
-    int n_layer() const { return (int) routers.size(); }
+    int                     last_router() const;  // the last layer with a router, -1: none
+    int                     n_layer() const { return (int) routers.size(); }
 
-    const std::string & router_sha256();          // of the model; computed once
+    const std::string & router_sha256(); // of the model; computed once
 
     const llama_model & model;
 
-    const llama_ubatch * ubatch   = nullptr;      // valid while a graph is computed
-    uint64_t             n_ubatch = 0;            // counts graph computations
+    const llama_ubatch * ubatch   = nullptr; // valid while a graph is computed
+    uint64_t             n_ubatch = 0;       // counts graph computations
 
   private:
     std::vector<std::unique_ptr<steermoe_router>> routers; // [n_layer]

@@ -26,7 +26,8 @@ std::vector<float> read_f32(const ggml_tensor * t) {
     }
     if (!ggml_is_contiguous(t) || buffer->iface.get_tensor == nullptr) {
         // a backend that repacks the tensor cannot give its values back
-        throw steermoe_error(STEERMOE_ERR_UNSUPPORTED, std::string(t->name) + ": " + ggml_backend_buffer_name(t->buffer) +
+        throw steermoe_error(STEERMOE_ERR_UNSUPPORTED, std::string(t->name) + ": " +
+                                                           ggml_backend_buffer_name(t->buffer) +
                                                            " cannot be read back to identify the model; force it");
     }
     std::vector<float> values(ggml_nelements(t));
@@ -36,7 +37,8 @@ std::vector<float> read_f32(const ggml_tensor * t) {
     }
     const auto * traits = ggml_get_type_traits(t->type);
     if (traits->to_float == nullptr) {
-        throw steermoe_error(STEERMOE_ERR_UNSUPPORTED, std::string(t->name) + ": no conversion from " + traits->type_name);
+        throw steermoe_error(STEERMOE_ERR_UNSUPPORTED,
+                             std::string(t->name) + ": no conversion from " + traits->type_name);
     }
     std::vector<char> raw(ggml_nbytes(t));
     ggml_backend_tensor_get(t, raw.data(), 0, raw.size());
@@ -74,7 +76,8 @@ std::string steermoe_router_sha256(const llama_model & model) {
     return hex;
 }
 
-void steermoe_require_model(const steermoe_bias & bias, const llama_model & model, const std::string & router_sha256, bool force) {
+void steermoe_require_model(const steermoe_bias & bias, const llama_model & model, const std::string & router_sha256,
+                            bool force) {
     const auto & hparams = model.hparams;
     bias.require_model(llm_arch_name(model.arch), (int32_t) hparams.n_layer(), (int32_t) hparams.n_expert,
                        (int32_t) hparams.n_expert_used_max(), router_sha256, force);

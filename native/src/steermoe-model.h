@@ -10,4 +10,5 @@ struct steermoe_bias;
 std::string steermoe_router_sha256(const llama_model & model);
 
 // Throws steermoe_error unless the bias was made for the model. With force, router_sha256 is not looked at.
-void steermoe_require_model(const steermoe_bias & bias, const llama_model & model, const std::string & router_sha256, bool force);
+void steermoe_require_model(const steermoe_bias & bias, const llama_model & model, const std::string & router_sha256,
+                            bool force);

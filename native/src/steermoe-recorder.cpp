@@ -37,8 +37,9 @@ void steermoe_recorder::bind(const steermoe_hook * new_hook) {
 void steermoe_recorder::set_mask(const int32_t * bins, int32_t n_tokens) {
     for (int32_t i = 0; i < n_tokens; i++) {
         if (bins[i] < -1 || bins[i] >= n_bins) {
-            throw steermoe_error(STEERMOE_ERR_ARGUMENT, "token " + std::to_string(i) + ": bin " + std::to_string(bins[i]) +
-                                                            " is neither -1 nor one of the " + std::to_string(n_bins) + " bins");
+            throw steermoe_error(STEERMOE_ERR_ARGUMENT, "token " + std::to_string(i) + ": bin " +
+                                                            std::to_string(bins[i]) + " is neither -1 nor one of the " +
+                                                            std::to_string(n_bins) + " bins");
         }
     }
     mask.assign(bins, bins + n_tokens);
@@ -143,7 +144,8 @@ void steermoe_recorder::count(const ggml_tensor * topk, int il) {
         int64_t *    row    = counts.data() + ((size_t) bin * n_layer + il) * n_expert;
         for (int64_t k = 0; k < n_used; k++) {
             if (chosen[k] < 0 || chosen[k] >= n_expert) {
-                fail(std::string(topk->name) + ": selected expert " + std::to_string(chosen[k]) + " of " + std::to_string(n_expert));
+                fail(std::string(topk->name) + ": selected expert " + std::to_string(chosen[k]) + " of " +
+                     std::to_string(n_expert));
                 return;
             }
             row[chosen[k]]++;

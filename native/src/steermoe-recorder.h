@@ -37,11 +37,11 @@ struct steermoe_recorder {
 
     const steermoe_hook * hook = nullptr;
 
-    std::vector<int32_t> mask;        // [batch tokens] bin or -1; -1 again once the token was in a ubatch
-    std::vector<int32_t> token_bins;  // [ubatch tokens]
-    std::vector<int32_t> row_bins;    // [rows of the tensor]
-    std::vector<char>    scratch;     // rows read from the device
-    std::vector<bool>    layer_done;  // [n_layer] counted in this ubatch
+    std::vector<int32_t> mask;       // [batch tokens] bin or -1; -1 again once the token was in a ubatch
+    std::vector<int32_t> token_bins; // [ubatch tokens]
+    std::vector<int32_t> row_bins;   // [rows of the tensor]
+    std::vector<char>    scratch;    // rows read from the device
+    std::vector<bool>    layer_done; // [n_layer] counted in this ubatch
     uint64_t             cur_ubatch = 0;
     bool                 any        = false; // does this ubatch hold a counted token
     bool                 finished   = false; // the last router of this ubatch was seen

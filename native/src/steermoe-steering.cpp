@@ -31,7 +31,7 @@ needs needs_of(const steermoe_bias & bias, int il) {
         return n;
     }
     for (const float v : bias.layers[il]) {
-        n.plus  = n.plus  || v > 0.0f;
+        n.plus  = n.plus || v > 0.0f;
         n.minus = n.minus || v < 0.0f;
     }
     return n;
@@ -68,9 +68,9 @@ steermoe_steering::steermoe_steering(const steermoe_bias & source, const llama_m
         ggml_context *& ctx = ctx_of[model.select_buft(il)];
         if (ctx == nullptr) {
             const ggml_init_params params = {
-                /*.mem_size   =*/ 4 * (size_t) source.n_layer * ggml_tensor_overhead(),
-                /*.mem_buffer =*/ nullptr,
-                /*.no_alloc   =*/ true,
+                /*.mem_size   =*/4 * (size_t) source.n_layer * ggml_tensor_overhead(),
+                /*.mem_buffer =*/nullptr,
+                /*.no_alloc   =*/true,
             };
             ctx = ggml_init(params);
             if (ctx == nullptr) {
@@ -79,10 +79,10 @@ steermoe_steering::steermoe_steering(const steermoe_bias & source, const llama_m
             ctxs.emplace_back(ctx);
         }
         layer & l = layers[il];
-        l.bias  = make(ctx, n.bias,            il, "bias");
-        l.keep  = make(ctx, n.plus || n.minus, il, "keep");
-        l.plus  = make(ctx, n.plus,            il, "plus");
-        l.minus = make(ctx, n.minus,           il, "minus");
+        l.bias    = make(ctx, n.bias, il, "bias");
+        l.keep    = make(ctx, n.plus || n.minus, il, "keep");
+        l.plus    = make(ctx, n.plus, il, "plus");
+        l.minus   = make(ctx, n.minus, il, "minus");
     }
 
     for (const auto & [buft, ctx] : ctx_of) {
@@ -114,10 +114,10 @@ void steermoe_steering::update(const steermoe_bias & bias) {
     for (int il = 0; il < bias.n_layer; il++) {
         const auto &  values = bias.layers[il];
         const layer & l      = layers[il];
-        write(l.bias,  values, [](float v) { return v; });
-        write(l.keep,  values, [](float v) { return v == 0.0f ? 1.0f : 0.0f; });
-        write(l.plus,  values, [](float v) { return v >  0.0f ? 1.0f : 0.0f; });
-        write(l.minus, values, [](float v) { return v <  0.0f ? 1.0f : 0.0f; });
+        write(l.bias, values, [](float v) { return v; });
+        write(l.keep, values, [](float v) { return v == 0.0f ? 1.0f : 0.0f; });
+        write(l.plus, values, [](float v) { return v > 0.0f ? 1.0f : 0.0f; });
+        write(l.minus, values, [](float v) { return v < 0.0f ? 1.0f : 0.0f; });
     }
 }
 
@@ -126,7 +126,8 @@ bool steermoe_steering::has(int il) const {
 }
 
 uint32_t steermoe_steering::n_nodes() const {
-    return MAX_NODES_PER_LAYER * (uint32_t) std::count_if(layers.begin(), layers.end(), [](const layer & l) { return l.any(); });
+    return MAX_NODES_PER_LAYER *
+           (uint32_t) std::count_if(layers.begin(), layers.end(), [](const layer & l) { return l.any(); });
 }
 
 ggml_tensor * steermoe_steering::edit(ggml_context * ctx, ggml_tensor * logits, int il) const {
@@ -149,12 +150,12 @@ ggml_tensor * steermoe_steering::edit_hard(ggml_context * ctx, ggml_tensor * z, 
     if (l.plus != nullptr) {
         ggml_tensor * max   = ggml_pool_1d(ctx, z, GGML_OP_POOL_MAX, n_expert, n_expert, 0); // [1, n_tokens]
         ggml_tensor * value = ggml_scale_bias(ctx, max, 1.0f, epsilon);
-        out = ggml_add(ctx, out, ggml_mul(ctx, ggml_repeat(ctx, value, z), l.plus));
+        out                 = ggml_add(ctx, out, ggml_mul(ctx, ggml_repeat(ctx, value, z), l.plus));
     }
     if (l.minus != nullptr) {
         ggml_tensor * neg_min = ggml_pool_1d(ctx, ggml_neg(ctx, z), GGML_OP_POOL_MAX, n_expert, n_expert, 0);
         ggml_tensor * value   = ggml_scale_bias(ctx, neg_min, -1.0f, -epsilon);
-        out = ggml_add(ctx, out, ggml_mul(ctx, ggml_repeat(ctx, value, z), l.minus));
+        out                   = ggml_add(ctx, out, ggml_mul(ctx, ggml_repeat(ctx, value, z), l.minus));
     }
     return out;
 }

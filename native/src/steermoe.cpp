@@ -13,10 +13,10 @@
 
 #include <cstring>
 
-static_assert((int) STEERMOE_GATING_SOFTMAX        == (int) LLAMA_EXPERT_GATING_FUNC_TYPE_SOFTMAX,        "gating");
-static_assert((int) STEERMOE_GATING_SIGMOID        == (int) LLAMA_EXPERT_GATING_FUNC_TYPE_SIGMOID,        "gating");
+static_assert((int) STEERMOE_GATING_SOFTMAX == (int) LLAMA_EXPERT_GATING_FUNC_TYPE_SOFTMAX, "gating");
+static_assert((int) STEERMOE_GATING_SIGMOID == (int) LLAMA_EXPERT_GATING_FUNC_TYPE_SIGMOID, "gating");
 static_assert((int) STEERMOE_GATING_SOFTMAX_WEIGHT == (int) LLAMA_EXPERT_GATING_FUNC_TYPE_SOFTMAX_WEIGHT, "gating");
-static_assert((int) STEERMOE_GATING_SQRT_SOFTPLUS  == (int) LLAMA_EXPERT_GATING_FUNC_TYPE_SQRT_SOFTPLUS,  "gating");
+static_assert((int) STEERMOE_GATING_SQRT_SOFTPLUS == (int) LLAMA_EXPERT_GATING_FUNC_TYPE_SQRT_SOFTPLUS, "gating");
 
 namespace {
 
@@ -94,7 +94,7 @@ void steermoe_bias_get_info(const steermoe_bias * bias, steermoe_bias_info * inf
     for (int32_t il = 0; il < bias->n_layer; il++) {
         info->n_steered += !bias->layer_is_zero(il);
         for (const float v : bias->layers[il]) {
-            info->n_active   += v > 0.0f;
+            info->n_active += v > 0.0f;
             info->n_inactive += v < 0.0f;
         }
     }
@@ -156,7 +156,8 @@ steermoe_status steermoe_get_layer_info(const llama_context * ctx, int32_t il, s
         require(info, "info");
         const steermoe_hook * hook = ctx->get_steermoe();
         if (il < 0 || il >= hook->n_layer()) {
-            throw steermoe_error(STEERMOE_ERR_ARGUMENT, "layer " + std::to_string(il) + " does not exist: the model has " +
+            throw steermoe_error(STEERMOE_ERR_ARGUMENT, "layer " + std::to_string(il) +
+                                                            " does not exist: the model has " +
                                                             std::to_string(hook->n_layer()));
         }
         *info        = {};
@@ -191,7 +192,8 @@ steermoe_status steermoe_recorder_init(const llama_model * model, int32_t n_bins
         }
         const auto & hparams = model->hparams;
         if (hparams.n_expert == 0) {
-            throw steermoe_error(STEERMOE_ERR_UNSUPPORTED, "the model has no experts: it is not a Mixture-of-Experts model");
+            throw steermoe_error(STEERMOE_ERR_UNSUPPORTED,
+                                 "the model has no experts: it is not a Mixture-of-Experts model");
         }
         *recorder = new steermoe_recorder(n_bins, (int32_t) hparams.n_layer(), (int32_t) hparams.n_expert);
     });
