@@ -25,11 +25,7 @@ def replacing(path: StrPath) -> Iterator[Path]:
     A reader sees the old file or the new one, never half a file. A symbolic link stays a link.
     Raises UsageError when the file cannot be written there.
     """
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise UsageError(f"{path}: is a folder; name a file in it")
-    if not target.parent.is_dir():
-        raise UsageError(f"{path}: the folder {target.parent} does not exist; create it first")
+    target = require_writable(path)
     # Not tempfile: its 0600 files would hide the result from everyone the umask lets in.
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     try:
@@ -39,6 +35,21 @@ def replacing(path: StrPath) -> Iterator[Path]:
         raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: StrPath) -> Path:
+    """Check that a file can be written at `path`; before long work, so that its result is not lost.
+
+    Returns the path with links followed. Raises UsageError.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise UsageError(f"{path}: is a folder; name a file in it")
+    if not target.parent.is_dir():
+        raise UsageError(f"{path}: the folder {target.parent} does not exist; create it first")
+    if not os.access(target.parent, os.W_OK):
+        raise UsageError(f"{path}: the folder {target.parent} cannot be written to; choose another")
+    return target
 
 
 def read_bytes(path: StrPath, what: str, limit: int) -> bytes:

@@ -28,6 +28,7 @@ class Renderer:
         self._model = model
         self._metadata: dict[str, str] = model.metadata()
         self._formatter: Any = None
+        self._control: list[str] | None = None
 
     def text(self, side: Side, *, generation_prompt: bool = False) -> str:
         """The prompt's text: a plain text as it is, messages through the model's chat template.
@@ -55,7 +56,9 @@ class Renderer:
         # A chat template writes the beginning-of-text token itself, a plain text does not.
         tokens = self.tokenize(text, add_special=isinstance(side, str))
         pieces = self._pieces(tokens, text.encode("utf-8"))
-        start, end = locate_target(text, side, target)
+        # "end" must not be found inside "<|im_end|>", unless the target names that token itself
+        special = [name for name in self._control_tokens() if name not in target]
+        start, end = locate_target(text, side, target, special)
         chosen = target_tokens(pieces, start, end, tokens, self.tokenize(target, add_special=False))
         if not chosen:
             raise PairsError(f"target {target!r}: the tokenizer leaves nothing of it")
@@ -65,6 +68,17 @@ class Renderer:
         """Tokens of a text; the names of special tokens in it become those tokens."""
         tokens: list[int] = self._model.tokenize(text.encode("utf-8"), add_special, True)
         return tokens
+
+    def _control_tokens(self) -> list[str]:
+        """Texts of the vocabulary's control tokens, such as "<|im_end|>"."""
+        if self._control is None:
+            lib, vocab = _native.llama_cpp(), self._model.vocab
+            self._control = [
+                lib.llama_vocab_get_text(vocab, token).decode("utf-8", "replace")
+                for token in range(lib.llama_vocab_n_tokens(vocab))
+                if lib.llama_vocab_get_attr(vocab, token) & lib.LLAMA_TOKEN_ATTR_CONTROL
+            ]
+        return self._control
 
     def _pieces(self, tokens: list[int], text: bytes) -> list[bytes]:
         """Bytes of each token, so that they join to the text."""

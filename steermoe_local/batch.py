@@ -34,7 +34,9 @@ class BatchGenerator:
         n_batch: int = 512,
         n_threads: int | None = None,
     ) -> None:
-        """`n_ctx` tokens are shared by up to `n_parallel` sequences. Raises NativeError."""
+        """`n_ctx` tokens are shared by up to `n_parallel` sequences. Raises UsageError, NativeError."""
+        if not 1 <= n_parallel <= min(n_batch, 256):
+            raise UsageError(f"n_parallel: {n_parallel} is not from 1 to {min(n_batch, 256)} (n_batch, at most 256)")
         lib = _native.llama_cpp()
         self._model = model._model
         self._renderer = Renderer(self._model)

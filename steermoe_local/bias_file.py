@@ -33,7 +33,7 @@ _ARCHITECTURE = "expertbias"
 _VERSION = 1
 _MAX_BYTES = 256 << 20
 _MAX_FIELDS = 64
-_MAX_EPSILON = 1e3
+_MAX_EPSILON = 20.0  # far beyond it the softmax of the others underflows to zero, and ties decide
 _MAX_SOFT = 1e6  # logits are tens; more would only bring F32 close to overflow
 _TENSOR = re.compile(r"bias\.(0|[1-9][0-9]{0,3})")
 _PROVENANCE = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -132,14 +132,16 @@ class BiasFile:
         cls,
         bias: npt.ArrayLike,
         identity: ModelIdentity,
-        epsilon: float = DEFAULT_EPSILON,
+        scale: float = 1.0,
         provenance: Mapping[str, str] | None = None,
     ) -> BiasFile:
-        """Make a soft bias of logits [n_layer, n_expert], already scaled; layers of 0 left out.
+        """Make a soft bias of `scale` times `bias` [n_layer, n_expert], logits; layers of 0 left out.
 
+        With the signs of `ExpertMap.choose` as `bias`, `scale` is what promoted experts get and suppressed ones lose.
         Raises UsageError for another shape, FormatError for impossible values.
         """
-        return cls(identity, "soft", _touched(bias, identity), epsilon, provenance or {})
+        values = np.float32(scale) * np.asarray(bias, dtype=np.float32)
+        return cls(identity, "soft", _touched(values, identity), DEFAULT_EPSILON, provenance or {})
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -160,6 +162,11 @@ class BiasFile:
     def n_inactive(self) -> int:
         """How many experts have a negative value."""
         return sum(int((row < 0).sum()) for row in self.values.values())
+
+    def experts(self, layer: int) -> tuple[list[int], list[int]]:
+        """The experts of a touched layer with a positive and with a negative value, ascending."""
+        row = self.values[layer]
+        return np.flatnonzero(row > 0).tolist(), np.flatnonzero(row < 0).tolist()
 
     def dense(self) -> npt.NDArray[np.float32]:
         """All values as float32 [n_layer, n_expert], 0 in untouched layers."""

@@ -139,7 +139,7 @@ def run_demo(
     n_prompts: int | None = 40,
     n_random: int = 5,
     seed: int = 0,
-    n_threads: int | None = None,
+    n_threads: int | None = 1,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> DemoResult:
     """Detect and steer every behaviour of the embedded model; measure with greedy decoding.
@@ -149,7 +149,8 @@ def run_demo(
         n_prompts: held-out prompts of each behaviour and of the neutral tasks; None takes all.
         n_random: draws of as many random experts, each also reversed.
         seed: of the random experts.
-        n_threads: threads of llama.cpp; None takes all cores.
+        n_threads: threads of llama.cpp; None takes all cores. The model is too small to gain from a second one, and
+            on a busy machine threads wait for each other.
         progress: called with (what, done, total).
 
     Raises UsageError and the errors of the steps.

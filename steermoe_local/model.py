@@ -117,6 +117,11 @@ class SteeredLlama(Llama):
         """Set a prompt cache. Its entries are kept apart by steering."""
         super().set_cache(None if cache is None else _CacheBySteering(cache, self))
 
+    def close(self) -> None:
+        """Free the model. `Llama.__del__` calls this too, also when the constructor refused its arguments."""
+        if hasattr(self, "_stack"):
+            super().close()
+
     def _drop_memory(self) -> None:
         memory = _native.llama_cpp().llama_get_memory(self._ctx.ctx)
         if memory is not None:
@@ -141,6 +146,8 @@ class _CacheBySteering(BaseLlamaCache):
         return int(self.inner.cache_size)
 
     def __getitem__(self, key: Sequence[int]) -> Any:
+        if key not in self:
+            raise KeyError("Key not found")
         return self.inner[self._key(key)]
 
     def __contains__(self, key: Sequence[int]) -> bool:

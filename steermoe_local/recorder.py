@@ -91,7 +91,7 @@ def record_counts(
         params.n_batch = n_batch
         params.n_ubatch = min(n_ubatch, n_batch)
         params.n_ctx = max(longest, n_batch)
-        params.n_seq_max = _MAX_SEQUENCES
+        params.n_seq_max = min(_MAX_SEQUENCES, n_batch)  # llama.cpp aborts on more sequences than batch tokens
         params.kv_unified = True
         params.n_threads = params.n_threads_batch = n_threads or os.cpu_count() or 1
         params.flash_attn_type = 1 if flash_attn else 0

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from ..bias_file import DEFAULT_EPSILON, BiasFile, read_bias, write_bias
 from ..errors import UsageError
@@ -78,8 +77,7 @@ def build(
         "tool": expert_map.tool,
     }
     if mode == "soft":
-        values = signs.astype(np.float32) * np.float32(choice["scale"])
-        made = BiasFile.from_soft(values, expert_map.identity, provenance=provenance)
+        made = BiasFile.from_soft(signs, expert_map.identity, choice["scale"], provenance)
     else:
         made = BiasFile.from_signs(signs, expert_map.identity, epsilon or DEFAULT_EPSILON, provenance)
     write_bias(made, output)
@@ -114,16 +112,15 @@ def _facts(loaded: BiasFile) -> dict[str, Any]:
         "epsilon": loaded.epsilon,
         "n_active": loaded.n_active,
         "n_inactive": loaded.n_inactive,
-        "layers": {
-            str(layer): {
-                "active": [int(e) for e in np.flatnonzero(row > 0)],
-                "inactive": [int(e) for e in np.flatnonzero(row < 0)],
-                "values": row.tolist() if loaded.mode == "soft" else None,
-            }
-            for layer, row in loaded.values.items()
-        },
+        "layers": {str(layer): _layer(loaded, layer) for layer in loaded.layers},
         "provenance": dict(loaded.provenance),
     }
+
+
+def _layer(loaded: BiasFile, layer: int) -> dict[str, Any]:
+    active, inactive = loaded.experts(layer)
+    values = {"values": loaded.values[layer].tolist()} if loaded.mode == "soft" else {}
+    return {"active": active, "inactive": inactive, **values}
 
 
 def _print(loaded: BiasFile) -> None:
@@ -134,8 +131,7 @@ def _print(loaded: BiasFile) -> None:
         ("suppressed", str(loaded.n_inactive)),
     ]
     rows += [(key, text) for key, text in loaded.provenance.items()]
-    for layer, row in loaded.values.items():
-        plus = " ".join(f"+{e}" for e in np.flatnonzero(row > 0))
-        minus = " ".join(f"-{e}" for e in np.flatnonzero(row < 0))
-        rows.append((f"layer {layer}", " ".join(filter(None, (plus, minus)))))
+    for layer in loaded.layers:
+        plus, minus = loaded.experts(layer)
+        rows.append((f"layer {layer}", " ".join([*(f"+{e}" for e in plus), *(f"-{e}" for e in minus)])))
     console().print(facts_table(rows))

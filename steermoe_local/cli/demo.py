@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 @click.option("--draws", type=click.IntRange(1), default=5, show_default=True, help="Draws of random experts.")
 @click.option("--full", is_flag=True, help="All held-out prompts and 20 draws.")
 @click.option("-s", "--seed", type=int, default=0, show_default=True, help="Seed of the random experts.")
-@click.option("-t", "--threads", type=click.IntRange(1), help="Threads.  [default: all cores]")
+@click.option("-t", "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads.")
 @json_option
-def demo(output: Path, prompts: int, draws: int, full: bool, seed: int, threads: int | None, as_json: bool) -> None:
+def demo(output: Path, prompts: int, draws: int, full: bool, seed: int, threads: int, as_json: bool) -> None:
     """Detect and steer three behaviours of the embedded model, and measure what it does.
 
     Every figure is measured in this run, with greedy decoding, on prompts that detection has not seen.

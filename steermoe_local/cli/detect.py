@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from .._files import require_writable
 from ..expert_map import ExpertMap
 from ..pairs import load_pairs
 from ._common import json_option, llama_options, model_option, print_json, progress_bar
@@ -58,6 +59,8 @@ def detect(
     """
     from ..recorder import record_counts
 
+    for path in filter(None, (output, counts_file)):
+        require_writable(path)
     pairs = load_pairs(pairs_file)
     with progress_bar() as show:
         counts = record_counts(

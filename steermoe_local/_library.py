@@ -1,0 +1,129 @@
+"""The one place that imports `llama_cpp`, over the patched libraries of this package (`steermoe_local/lib`).
+
+Another version than the pinned one is refused, because its ctypes structs must be those of the library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import logging
+import os
+import re
+import sys
+from collections import deque
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from .errors import NativeError, VersionError
+
+__all__ = ["ABI_VERSION", "library_folder", "llama_cpp", "pinned_version", "take_log_error"]
+
+ABI_VERSION = 1  # steermoe.h: STEERMOE_ABI_VERSION
+
+_ERROR_LEVEL, _CONTINUED = 4, 5  # ggml.h: enum ggml_log_level
+_recent_errors: deque[str] = deque(maxlen=4)
+
+
+def pinned_version() -> str:
+    """The version of llama-cpp-python that the native library was built for."""
+    text = resources.files(__package__).joinpath("llama_cpp_pin.txt").read_text("utf-8")
+    match = re.match(r"llama-cpp-python==(\S+) ", text)
+    if match is None:
+        raise VersionError("llama_cpp_pin.txt: damaged installation; install steermoe-local again")
+    return match[1]
+
+
+def library_folder() -> Path:
+    """Where the patched libraries are: beside this module, or in the installed package when this is a source tree.
+
+    STEERMOE_LIB_PATH names another folder, for example of a build with other backends.
+    """
+    if named := os.environ.get("STEERMOE_LIB_PATH"):
+        return Path(named)
+    beside = Path(__file__).parent / "lib"
+    if beside.is_dir():
+        return beside
+    try:
+        installed = importlib.metadata.distribution("steermoe-local").locate_file("steermoe_local/lib")
+    except importlib.metadata.PackageNotFoundError:
+        return beside
+    return Path(str(installed))
+
+
+@cache
+def llama_cpp() -> Any:
+    """Import `llama_cpp` over the patched libraries.
+
+    Raises VersionError when another version is installed, or when `llama_cpp` was imported before with other libraries,
+    and NativeError when this package was installed without its libraries.
+    """
+    wanted = pinned_version()
+    cure = f"run CMAKE_ARGS=-DLLAMA_BUILD=OFF {Path(sys.executable).name} -m pip install llama-cpp-python=={wanted}"
+    try:
+        found = importlib.metadata.version("llama-cpp-python")
+    except importlib.metadata.PackageNotFoundError:
+        raise VersionError(f"llama-cpp-python is not installed; {cure}") from None
+    if found != wanted:
+        raise VersionError(
+            f"llama-cpp-python {found} is installed, but this steermoe-local was built for {wanted}; {cure}"
+        )
+    if "llama_cpp" not in sys.modules:
+        folder = library_folder()
+        if not any(folder.glob("*llama.*")):
+            raise NativeError(
+                f"{folder}: has no libllama; install the package (pip install .), its source tree alone has no library"
+            )
+        before = os.environ.get("LLAMA_CPP_LIB_PATH")
+        os.environ["LLAMA_CPP_LIB_PATH"] = str(folder)
+        try:
+            import llama_cpp.llama_cpp  # noqa: F401
+        finally:
+            if before is None:
+                del os.environ["LLAMA_CPP_LIB_PATH"]
+            else:
+                os.environ["LLAMA_CPP_LIB_PATH"] = before
+        module = sys.modules["llama_cpp"]
+        module.llama_log_set(_log_callback(module), ctypes.c_void_p(0))
+    module = sys.modules["llama_cpp"]
+    try:
+        abi = module.llama_cpp._lib.steermoe_abi_version()
+    except AttributeError:
+        raise VersionError(
+            "llama_cpp was imported before steermoe_local and loaded an unpatched library; import steermoe_local first"
+        ) from None
+    if abi != ABI_VERSION:
+        raise VersionError(
+            f"the native library has ABI {abi}, this package needs {ABI_VERSION}; install steermoe-local again"
+        )
+    return module
+
+
+@cache  # keeps the callback alive
+def _log_callback(module: Any) -> Any:
+    """Print llama.cpp's log if a `Llama` was made verbose; else keep its error lines for exceptions to quote.
+
+    llama_cpp's own callback reads the levels by an older numbering: it prints warnings and hides errors.
+    """
+    logger = logging.getLogger("llama-cpp-python")
+    last_level = 0
+
+    def log(level: int, text: bytes, _: Any) -> None:
+        nonlocal last_level
+        last_level = last_level if level == _CONTINUED else level
+        line = text.decode("utf-8", "replace")
+        if logger.level <= logging.DEBUG:
+            print(line, end="", file=sys.stderr, flush=True)
+        elif last_level == _ERROR_LEVEL and line.strip():
+            _recent_errors.append(line.strip())
+
+    return module.llama_log_callback(log)
+
+
+def take_log_error() -> str:
+    """What llama.cpp last said of a failure, one line; "" if nothing. It is forgotten then."""
+    text = _recent_errors[0] if _recent_errors else ""
+    _recent_errors.clear()
+    return text
