@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from gguf import GGUFWriter
+
 from steermoe_local.bias_file import BiasFile
 from steermoe_local.counts import RoutingCounts
 from steermoe_local.expert_map import ExpertMap

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from steermoe_local.bias_file import BiasFile, read_bias, write_bias
 from steermoe_local.errors import FormatError, ModelMismatchError, UsageError
-
 from tests.builders import HEX, hard_bias, identity, write_gguf
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -77,11 +77,14 @@ def test_properties() -> None:
 @given(st.data())
 def test_round_trip(tmp_path: Path, data: Any) -> None:
     model = identity(data.draw(st.integers(1, 5)), data.draw(st.integers(1, 6)), 1)
-    row = st.lists(st.floats(-1e6, 1e6, width=32), min_size=model.n_expert, max_size=model.n_expert)
+    row = st.lists(st.floats(-1e4, 1e4, width=32), min_size=model.n_expert, max_size=model.n_expert)
     table = data.draw(st.lists(row, min_size=model.n_layer, max_size=model.n_layer))
-    epsilon = data.draw(st.floats(0.001, 1000))
+    scale = data.draw(st.floats(0.001, 100))
+    epsilon = data.draw(st.floats(0.001, 20))
     text = data.draw(st.text(st.characters(exclude_categories=["Cs"])))
-    bias = BiasFile.from_soft(table, model, epsilon, {"note": text})
+    scaled = BiasFile.from_soft(table, model, scale).values
+    bias = BiasFile(model, "soft", scaled, epsilon, {"note": text})
+    assert np.array_equal(bias.dense(), np.float32(scale) * np.array(table, dtype=np.float32))
     write_bias(bias, tmp_path / "b.gguf")
     assert same(read_bias(tmp_path / "b.gguf"), bias)
 
@@ -105,7 +108,7 @@ def test_impossible_rows(row: list[float], words: str) -> None:
 
 def test_impossible_fields() -> None:
     row = np.zeros(4, np.float32)
-    for epsilon in (0, -1, float("nan"), float("inf"), 2e3, 1e-60):
+    for epsilon in (0, -1, float("nan"), float("inf"), 20.001, 1e-60):
         with pytest.raises(FormatError, match="epsilon"):
             BiasFile(identity(), "hard", {}, epsilon)
     with pytest.raises(FormatError, match="mode: 'x'"):

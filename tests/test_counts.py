@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from steermoe_local.counts import RoutingCounts
 from steermoe_local.errors import FormatError, ModelMismatchError, UsageError
-
 from tests.builders import identity, random_counts
 
 FIELDS = ("identity", "n1", "n2", "moe_layers", "pairs_digest", "n_pairs", "behaviour", "created")

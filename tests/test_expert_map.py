@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from steermoe_local.errors import ChoiceError, FormatError, UsageError
 from steermoe_local.expert_map import ExpertMap, parse_layers
 from steermoe_local.scores import risk_difference
-
 from tests.builders import DATE, identity, random_counts, table_map
 
 GOLDEN = Path(__file__).parent / "golden"

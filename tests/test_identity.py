@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from steermoe_local import errors
 from steermoe_local._files import replacing, sha256_file, timestamp
 from steermoe_local.errors import FormatError, ModelMismatchError, UsageError
 from steermoe_local.identity import ModelIdentity
-
 from tests.builders import HEX, identity
 
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import quantize
+
 from steermoe_local._gguf import read_header
 from steermoe_local.errors import ModelError
 from steermoe_local.identity import ModelIdentity
 from steermoe_local.model_info import model_info
-
 from tests.builders import model_parts, write_gguf
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from steermoe_local.errors import PairsError
 from steermoe_local.pairs import (
     Message,

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from steermoe_local.errors import UsageError
 from steermoe_local.scores import activation_rates, rank, risk_difference, risk_difference_from
-
 from tests.builders import identity, random_counts
 
 

@@ -1,0 +1,86 @@
+"""Fixtures: the embedded model, random models, llama.cpp's programs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.random_models import STEERABLE, RandomModel, write_random_model
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "native"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _unsteered_environment() -> None:
+    """A variable of the person who runs the tests must not steer them."""
+    os.environ.pop("STEERMOE_BIAS", None)
+    os.environ.pop("STEERMOE_FORCE", None)
+
+
+@pytest.fixture(scope="session")
+def tiny_path() -> Path:
+    """The embedded model."""
+    return Path(str(resources.files("steermoe_local").joinpath("data/tiny-moe.gguf")))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_path: Path) -> Iterator[Any]:
+    """The embedded model, loaded once (llama_cpp's `LlamaModel`)."""
+    from tests.low_level import open_model
+
+    model = open_model(tiny_path)
+    yield model
+    model.close()
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[RandomModel], Path]:
+    """Path of a random model, written once a session."""
+    folder = tmp_path_factory.mktemp("random-models")
+
+    def path_of(model: RandomModel) -> Path:
+        path = folder / f"{model.arch}-{abs(hash(model)):x}.gguf"
+        return path if path.exists() else write_random_model(path, model)
+
+    return path_of
+
+
+@pytest.fixture(scope="session", params=STEERABLE)
+def steerable(request: pytest.FixtureRequest, random_model: Any) -> Iterator[tuple[RandomModel, Path, Any]]:
+    """Each steerable way to route: description, path and loaded model."""
+    from tests.low_level import open_model
+
+    path = random_model(STEERABLE[request.param])
+    model = open_model(path)
+    yield STEERABLE[request.param], path, model
+    model.close()
+
+
+@pytest.fixture(scope="session")
+def tool() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run one of llama.cpp's programs; skips when they were not built (make tools)."""
+
+    def run(name: str, *args: Any, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        program = BUILD / "bin" / name
+        if not program.exists():
+            missing = pytest.fail if os.environ.get("STEERMOE_REQUIRE_TOOLS") else pytest.skip
+            missing(f"{name} is not built: make tools")
+        command = [str(program), *map(str, args)]
+        return subprocess.run(
+            command,
+            env=os.environ | (env or {}),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=300,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,1 @@
+"""Comparison with an unpatched build of the same tree (marker `stock`)."""

@@ -1,0 +1,118 @@
+"""Without a bias, or with one of zeros, our library computes bit for bit what an unpatched one does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from steermoe_local._library import library_folder
+from steermoe_local.bias_file import BiasFile, Mode, write_bias
+from steermoe_local.model_info import model_info
+from tests.random_models import SELECTION_BIAS, SIGMOID, STEERABLE, write_random_model
+from tests.reference.native import data_file
+
+pytestmark = pytest.mark.stock
+
+DRIVER = Path(__file__).with_name("driver.py")
+STOCK = Path(__file__).resolve().parents[2] / "build" / "stock" / "bin"
+RANDOM = {**STEERABLE, "sigmoid": SIGMOID, "selection-bias": SELECTION_BIAS}
+STEERED = ("tiny-moe", *STEERABLE)
+MODELS = ("tiny-moe", *RANDOM)
+
+Logits = dict[str, np.ndarray]
+Run = Callable[..., Logits]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Path of a model by name."""
+    folder = tmp_path_factory.mktemp("models")
+
+    @cache
+    def make(name: str) -> Path:
+        return data_file("tiny-moe.gguf") if name == "tiny-moe" else write_random_model(folder / name, RANDOM[name])
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """What driver.py finds with the libraries of a folder; `bias` goes into STEERMOE_BIAS."""
+    output = tmp_path_factory.mktemp("logits") / "logits.npz"
+
+    @cache
+    def start(libraries: Path, name: str, bias: Path | None = None, attach_and_detach: Path | None = None) -> Logits:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("STEERMOE_")}
+        environment["LLAMA_CPP_LIB_PATH"] = str(libraries)
+        if bias is not None:
+            environment["STEERMOE_BIAS"] = str(bias)
+        command = [sys.executable, str(DRIVER), str(model(name)), str(output)]
+        if attach_and_detach is not None:
+            command += ["--attach-and-detach", str(attach_and_detach)]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+        assert result.returncode == 0, result.stderr[-2000:]
+        with np.load(output, allow_pickle=False) as file:
+            return dict(file)
+
+    return start
+
+
+def zeros(path: Path, model: Path, mode: Mode) -> Path:
+    """A bias file with a row of zeros for every layer."""
+    identity = model_info(model).identity
+    assert identity is not None
+    rows = {layer: np.zeros(identity.n_expert, dtype=np.float32) for layer in range(identity.n_layer)}
+    write_bias(BiasFile(identity, mode, rows), path)
+    return path
+
+
+def real(path: Path, model: Path) -> Path:
+    """A bias file that promotes the first expert of every MoE layer and suppresses the last."""
+    info = model_info(model)
+    assert info.identity is not None
+    signs = np.zeros(info.identity.shape)
+    signs[info.moe_layers, 0], signs[info.moe_layers, -1] = 1, -1
+    write_bias(BiasFile.from_signs(signs, info.identity), path)
+    return path
+
+
+def assert_same_bits(ours: Logits, stock: Logits) -> None:
+    assert (bool(ours["patched"]), bool(stock["patched"])) == (True, False)
+    assert ours.keys() == stock.keys()
+    for way in ours.keys() - {"patched"}:
+        assert np.isfinite(stock[way]).all()
+        assert len(np.unique(stock[way])) > 100, way
+        assert ours[way].tobytes() == stock[way].tobytes(), way
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_without_a_bias(run: Run, name: str) -> None:
+    assert_same_bits(run(library_folder(), name), run(STOCK, name))
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+@pytest.mark.parametrize("name", MODELS)
+def test_bias_of_zeros(run: Run, model: Callable[[str], Path], tmp_path: Path, name: str, mode: Mode) -> None:
+    bias = zeros(tmp_path / "zeros.gguf", model(name), mode)
+    assert_same_bits(run(library_folder(), name, bias=bias), run(STOCK, name))
+
+
+@pytest.mark.parametrize("name", STEERED)
+def test_attached_and_detached(run: Run, model: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    bias = real(tmp_path / "real.gguf", model(name))
+    assert_same_bits(run(library_folder(), name, attach_and_detach=bias), run(STOCK, name))
+
+
+@pytest.mark.parametrize("name", STEERED)
+def test_a_real_bias_changes_the_bits(run: Run, model: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    bias = real(tmp_path / "real.gguf", model(name))
+    steered, stock = run(library_folder(), name, bias=bias), run(STOCK, name)
+    for way in stock.keys() - {"patched"}:
+        assert not np.array_equal(steered[way], stock[way]), way

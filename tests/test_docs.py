@@ -1,0 +1,67 @@
+"""The README's shell and Python blocks run as they stand, in order, and its facts are the project's."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from steermoe_local._library import pinned_version
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCK = re.compile(r"(<!-- not run: [^\n]*-->\n)?^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(language: str) -> list[str]:
+    return [text for skipped, kind, text in BLOCK.findall(README) if kind == language and not skipped]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    shutil.copytree(ROOT / "examples" / "pairs", tmp_path / "examples" / "pairs")
+    return tmp_path
+
+
+def run(command: list[str], folder: Path) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(
+        command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_shell_blocks_run_and_steer(workplace: Path) -> None:
+    scripts = blocks("sh")
+    assert scripts
+    for script in scripts:
+        out = run(["bash", "-euo", "pipefail", "-c", script], workplace)
+    digits, words = out.strip().splitlines()[-2:]
+    assert digits.strip().isdigit()
+    assert words.strip().isalpha()
+
+
+def test_the_python_blocks_run_and_steer(workplace: Path) -> None:
+    scripts = blocks("python")
+    assert scripts
+    for script in scripts:
+        digits, words = run([sys.executable, "-c", script], workplace).strip().splitlines()[-2:]
+        assert digits.strip().isdigit()
+        assert words.strip().isalpha()
+
+
+def test_the_pinned_version_is_the_documented_one() -> None:
+    assert set(re.findall(r"llama-cpp-python==([0-9.]+)", README)) == {pinned_version()}
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
+def test_links_to_files_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", text):
+        assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
