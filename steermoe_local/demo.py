@@ -7,7 +7,6 @@ that detection finds experts and that steering moves behaviour, not that such ex
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,7 @@ import numpy.typing as npt
 from .batch import BatchGenerator
 from .bias_file import BiasFile, write_bias
 from .controls import random_signs
-from .embedded import Behaviour, behaviours, data_folder, resolve_model
+from .embedded import Behaviour, behaviours, data_folder, resolve_model, score_reply
 from .errors import UsageError
 from .expert_map import ExpertMap
 from .identity import ModelIdentity
@@ -28,19 +27,7 @@ from .model import SteeredLlama
 from .pairs import Message, load_pairs
 from .recorder import record_counts
 
-__all__ = ["BehaviourResult", "DemoResult", "run_demo", "score_reply"]
-
-_WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred"
-)
-_WORD = "(" + "|".join(_WORDS.split()) + ")"
-# Well formed for a side without being its expected reply: the right behaviour, a wrong answer.
-_FORMS: dict[str, tuple[str, str]] = {
-    "digits-words": (r"\d+(, \d+)*", rf"{_WORD}(-{_WORD})?(, {_WORD}(-{_WORD})?)*"),
-    "refuse-comply": (r"Sorry, .*\.", r"Sure, .*\."),
-}
-_SIDES = ("positive", "negative")
+__all__ = ["BehaviourResult", "DemoResult", "run_demo"]
 
 Signs = npt.NDArray[np.int8]
 
@@ -115,22 +102,6 @@ class DemoResult:
         for item, result in zip(data["behaviours"], self.behaviours, strict=True):
             item["swing"] = result.swing
         return data
-
-
-def score_reply(behaviour: str, reply: str, positive: str, negative: str) -> tuple[str, bool]:
-    """Which side a reply shows ("positive", "negative" or "ill-formed"), and whether it is exactly right.
-
-    Exact is the expected reply of a side. Else digits-words takes any list of numbers in digits or in words, and
-    refuse-comply any sentence that begins with "Sorry," or "Sure,"; everything else is ill-formed.
-    """
-    reply = reply.strip()
-    for side, expected in zip(_SIDES, (positive, negative), strict=True):
-        if reply == expected:
-            return side, True
-    for side, form in zip(_SIDES, _FORMS.get(behaviour, ()), strict=False):
-        if re.fullmatch(form, reply):
-            return side, False
-    return "ill-formed", False
 
 
 def run_demo(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,9 +12,21 @@ from typing import Any
 
 from .errors import UsageError
 
-__all__ = ["TINY", "Behaviour", "behaviours", "data_folder", "resolve_model"]
+__all__ = ["TINY", "Behaviour", "behaviours", "data_folder", "resolve_model", "score_reply"]
 
 TINY = "tiny"
+
+_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred"
+)
+_WORD = "(" + "|".join(_WORDS.split()) + ")"
+# Well formed for a side without being its expected reply: the right behaviour, a wrong answer.
+_FORMS: dict[str, tuple[str, str]] = {
+    "digits-words": (r"\d+(, \d+)*", rf"{_WORD}(-{_WORD})?(, {_WORD}(-{_WORD})?)*"),
+    "refuse-comply": (r"Sorry, .*\.", r"Sure, .*\."),
+}
+_SIDES = ("positive", "negative")
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,22 @@ def behaviour(name: str) -> Behaviour:
     raise UsageError(
         f"{name!r} is no behaviour of the embedded model; take one of {', '.join(b.name for b in behaviours())}"
     )
+
+
+def score_reply(behaviour: str, reply: str, positive: str, negative: str) -> tuple[str, bool]:
+    """Which side a reply shows ("positive", "negative" or "ill-formed"), and whether it is exactly right.
+
+    Exact is the expected reply of a side. Else digits-words takes any list of numbers in digits or in words, and
+    refuse-comply any sentence that begins with "Sorry," or "Sure,"; everything else is ill-formed.
+    """
+    reply = reply.strip()
+    for side, expected in zip(_SIDES, (positive, negative), strict=True):
+        if reply == expected:
+            return side, True
+    for side, form in zip(_SIDES, _FORMS.get(behaviour, ()), strict=False):
+        if re.fullmatch(form, reply):
+            return side, False
+    return "ill-formed", False
 
 
 def _experts(facts: dict[str, Any], name: str, side: str) -> frozenset[tuple[int, int]]:

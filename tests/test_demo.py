@@ -10,7 +10,8 @@ import pytest
 
 from steermoe_local import ExpertMap, read_bias
 from steermoe_local.controls import random_signs
-from steermoe_local.demo import DemoResult, run_demo, score_reply
+from steermoe_local.demo import DemoResult, run_demo
+from steermoe_local.embedded import score_reply
 from steermoe_local.errors import ChoiceError
 from steermoe_local.identity import ModelIdentity
 
