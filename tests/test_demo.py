@@ -29,7 +29,7 @@ def test_steering_moves_unseen_prompts_and_random_experts_do_not(result: DemoRes
     assert b.random_swing < b.swing / 3
     for direction in ("toward", "away"):
         assert b.neutral[direction] >= 0.9 * b.neutral["base"]
-        assert b.ill_formed[direction] <= 0.1
+        assert b.ill_formed[direction] <= 0.15
 
 
 def test_detection_finds_the_planted_experts(result: DemoResult) -> None:
