@@ -177,6 +177,14 @@ def test_counted_tokens_must_be_outputs(olmoe: Any) -> None:
         assert not counts_of(recorder, SHAPE)[0].any()
 
 
+def test_counted_tokens_without_any_output(olmoe: Any) -> None:
+    with recording(olmoe, SHAPE) as (context, recorder):
+        recorder.set_mask([0] * 4)
+        context.decode_rows([(*row[:3], False) for row in rows_of([4])])
+        with pytest.raises(NativeError, match="4 counted tokens are not outputs"):
+            recorder.counts()
+
+
 def rows_all_outputs(rows: list[Row]) -> list[Row]:
     return [(*row[:3], True) for row in rows]
 

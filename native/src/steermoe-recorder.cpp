@@ -121,7 +121,7 @@ void steermoe_recorder::count(const ggml_tensor * topk, int il) {
     if (router != nullptr && n_used != router->n_expert_used) {
         return; // a warm-up graph routes every token through all experts
     }
-    if (n_rows == 0 || !rows_of(n_rows)) {
+    if (!rows_of(n_rows) || n_rows == 0) {
         return;
     }
 
