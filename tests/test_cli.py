@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +179,19 @@ def test_the_generated_page_is_up_to_date() -> None:
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
     assert (ROOT / "docs" / "cli.md").read_text("utf-8") == generate.render(), "run make docs"
+
+
+def test_ctrl_c_ends_long_work_with_one_line(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("steermoe")
+    command = [str(program), "demo", "--full", "-o", str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for _ in range(600):  # until it is at work
+            if list(tmp_path.glob("out/*.map.json")):
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "error: interrupted\n"
+    assert out == ""
+    assert not list(tmp_path.glob("out/*.tmp")), "a half-written file stayed"

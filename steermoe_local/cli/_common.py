@@ -39,7 +39,7 @@ class SteerMoEGroup(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(EXIT_ERROR)
         except (KeyboardInterrupt, click.Abort):
-            _fail("interrupted; no file was changed", EXIT_INTERRUPTED)
+            _fail("interrupted", EXIT_INTERRUPTED)
 
 
 def _fail(message: str, status: int) -> None:
