@@ -18,10 +18,13 @@ __all__ = [
     "NativeBias",
     "NativeRecorder",
     "attach",
+    "decode",
     "detach",
     "layer_info",
     "llama_cpp",
+    "loading",
     "new_context",
+    "parallel_context_params",
     "router_sha256",
     "take_log_error",
     "unsteered_environment",
@@ -187,6 +190,47 @@ def unsteered_environment() -> Iterator[None]:
     finally:
         if named is not None:
             os.environ["STEERMOE_BIAS"] = named
+
+
+@contextmanager
+def loading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn llama_cpp's failure to load the model at `path` into a ModelError with llama.cpp's own reason."""
+    take_log_error()  # older failures are not this model's
+    try:
+        yield
+    except ValueError as error:
+        reason = take_log_error() or error
+        raise ModelError(f"{path}: llama.cpp cannot load it ({reason}); check the file with steermoe info") from None
+
+
+def parallel_context_params(n_ctx: int, n_batch: int, n_seq_max: int, n_threads: int | None) -> Any:
+    """`llama_context_params` for up to `n_seq_max` sequences that share `n_ctx` tokens; n_threads None: all cores."""
+    params = llama_cpp().llama_context_default_params()
+    params.n_ctx = n_ctx
+    params.n_batch = params.n_ubatch = n_batch
+    params.n_seq_max = n_seq_max
+    params.kv_unified = True
+    params.n_threads = params.n_threads_batch = n_threads or os.cpu_count() or 1
+    params.flash_attn_type = 0
+    params.no_perf = True
+    return params
+
+
+def decode(ctx: Any, batch: Any, rows: Sequence[tuple[int, int, int, bool]]) -> None:
+    """llama_decode of rows (token, position, sequence, output?) through a `llama_batch` that holds as many.
+
+    Raises NativeError.
+    """
+    batch.n_tokens = len(rows)
+    for index, (token, position, sequence, output) in enumerate(rows):
+        batch.token[index] = token
+        batch.pos[index] = position
+        batch.n_seq_id[index] = 1
+        batch.seq_id[index][0] = sequence
+        batch.logits[index] = output
+    status = llama_cpp().llama_decode(ctx, batch)
+    if status != 0:
+        raise NativeError(f"llama_decode failed with {status}; lower n_batch or change n_ctx", status)
 
 
 def new_context(model: Any, params: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from . import _native
 from ._rendering import Renderer
 from .bias_file import BiasFile
-from .errors import NativeError, UsageError
+from .errors import UsageError
 from .model import SteeredLlama, native_bias
 from .pairs import Side
 
@@ -43,14 +42,7 @@ class BatchGenerator:
         self._n_parallel = n_parallel
         self._n_ctx = n_ctx
         self._stack = contextlib.ExitStack()
-        params = lib.llama_context_default_params()
-        params.n_ctx = n_ctx
-        params.n_batch = params.n_ubatch = n_batch
-        params.n_seq_max = n_parallel
-        params.kv_unified = True
-        params.n_threads = params.n_threads_batch = n_threads or os.cpu_count() or 1
-        params.flash_attn_type = 0
-        params.no_perf = True
+        params = _native.parallel_context_params(n_ctx, n_batch, n_parallel, n_threads)
         self._ctx = _native.new_context(self._model.model, params)
         self._stack.callback(lib.llama_free, self._ctx)
         self._batch = lib.llama_batch_init(n_batch, 0, 1)
@@ -144,16 +136,7 @@ class BatchGenerator:
         chosen: dict[int, int] = {}
         for start in range(0, len(rows), self._n_batch):
             part = rows[start : start + self._n_batch]
-            self._batch.n_tokens = len(part)
-            for index, (token, position, sequence, wanted) in enumerate(part):
-                self._batch.token[index] = token
-                self._batch.pos[index] = position
-                self._batch.n_seq_id[index] = 1
-                self._batch.seq_id[index][0] = sequence
-                self._batch.logits[index] = wanted
-            status = lib.llama_decode(self._ctx, self._batch)
-            if status != 0:
-                raise NativeError(f"llama_decode failed with {status}; lower n_parallel or raise n_ctx", status)
+            _native.decode(self._ctx, self._batch, part)
             for index, (_, _, sequence, wanted) in enumerate(part):
                 if wanted:
                     logits = lib.llama_get_logits_ith(self._ctx, index)

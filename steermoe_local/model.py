@@ -67,15 +67,8 @@ class SteeredLlama(Llama):
         loaded = _load(bias)
         self._bias: BiasFile | None = None
         self._force = force
-        _native.take_log_error()  # older failures are not this model's
-        try:
-            with _native.unsteered_environment():
-                super().__init__(path, verbose=verbose, **kwargs)
-        except ValueError as error:
-            reason = _native.take_log_error() or error
-            raise ModelError(
-                f"{path}: llama.cpp cannot load it ({reason}); check the file with steermoe info"
-            ) from None
+        with _native.loading(path), _native.unsteered_environment():
+            super().__init__(path, verbose=verbose, **kwargs)
         if loaded is not None:
             try:
                 self.set_bias(loaded)

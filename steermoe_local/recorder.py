@@ -87,19 +87,15 @@ def record_counts(
             )
         recorder = _native.NativeRecorder(native_model.model, 2, identity.shape)
         stack.callback(recorder.close)
-        params = _native.llama_cpp().llama_context_default_params()
-        params.n_batch = n_batch
+        # llama.cpp aborts on more sequences than batch tokens
+        n_sequences = min(_MAX_SEQUENCES, n_batch)
+        params = _native.parallel_context_params(max(longest, n_batch), n_batch, n_sequences, n_threads)
         params.n_ubatch = min(n_ubatch, n_batch)
-        params.n_ctx = max(longest, n_batch)
-        params.n_seq_max = min(_MAX_SEQUENCES, n_batch)  # llama.cpp aborts on more sequences than batch tokens
-        params.kv_unified = True
-        params.n_threads = params.n_threads_batch = n_threads or os.cpu_count() or 1
         params.flash_attn_type = 1 if flash_attn else 0
         if type_k is not None:
             params.type_k = type_k
         if type_v is not None:
             params.type_v = type_v
-        params.no_perf = True
         recorder.install(params)
         ctx = _native.new_context(native_model.model, params)
         stack.callback(_native.llama_cpp().llama_free, ctx)
@@ -124,12 +120,8 @@ def _open_model(model: Any, n_gpu_layers: int, verbose: bool, stack: contextlib.
     lib.llama_backend_init()
     params = lib.llama_model_default_params()
     params.n_gpu_layers = 0x7FFFFFFF if n_gpu_layers == -1 else n_gpu_layers
-    _native.take_log_error()
-    try:
+    with _native.loading(path):
         opened = _internals.LlamaModel(path_model=str(path), params=params, verbose=verbose)
-    except ValueError as error:
-        reason = _native.take_log_error() or error
-        raise ModelError(f"{path}: llama.cpp cannot load it ({reason}); check the file with steermoe info") from None
     return stack.enter_context(contextlib.closing(opened))
 
 
@@ -181,7 +173,10 @@ def _run(
                 for position, (token, bin_) in enumerate(zip(item.prompt.tokens, item.bins(), strict=True))
             ]
             for start in range(0, len(rows), n_batch):
-                _decode(ctx, recorder, batch, rows[start : start + n_batch])
+                part = rows[start : start + n_batch]
+                recorder.set_mask([bin_ for _, _, _, bin_ in part])
+                # The last layer routes only outputs, so every counted token must be one.
+                _native.decode(ctx, batch, [(*row[:3], row[3] >= 0) for row in part])
             done += len(group)
             progress(done, len(items))
     finally:
@@ -194,26 +189,6 @@ def _next_group(items: Sequence[_Item], first: int, n_batch: int) -> Sequence[_I
         room -= len(items[last].prompt.tokens)
         last += 1
     return items[first:last]
-
-
-def _decode(
-    ctx: Any,
-    recorder: _native.NativeRecorder,
-    batch: Any,
-    rows: Sequence[tuple[int, int, int, int]],
-) -> None:
-    batch.n_tokens = len(rows)
-    for index, (token, position, sequence, bin_) in enumerate(rows):
-        batch.token[index] = token
-        batch.pos[index] = position
-        batch.n_seq_id[index] = 1
-        batch.seq_id[index][0] = sequence
-        # The last layer routes only outputs, so every counted token must be one.
-        batch.logits[index] = bin_ >= 0
-    recorder.set_mask([row[3] for row in rows])
-    status = _native.llama_cpp().llama_decode(ctx, batch)
-    if status != 0:
-        raise NativeError(f"llama_decode failed with {status}; lower n_batch or n_ctx", status)
 
 
 def _collect(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from steermoe_local.bias_file import BiasFile, read_bias, write_bias
 from steermoe_local.errors import FormatError, ModelMismatchError, UsageError
 from tests.builders import HEX, hard_bias, identity, write_gguf
+from tests.hostile import FIELDS, ROW
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -125,19 +126,6 @@ def test_impossible_fields() -> None:
         BiasFile(identity(), "hard", {}, provenance={f"a{i}": "x" for i in range(60)})
     with pytest.raises(UsageError, match="shape"):
         BiasFile.from_signs([[1]], identity())
-
-
-FIELDS: dict[str, Any] = {
-    "expertbias.version": 1,
-    "expertbias.model_hint": "olmoe",
-    "expertbias.layer_count": 3,
-    "expertbias.expert_count": 4,
-    "expertbias.expert_used_count": 2,
-    "expertbias.mode": "hard",
-    "expertbias.epsilon": 0.01,
-    "expertbias.router_sha256": HEX,
-}
-ROW = np.zeros(4, np.float32)
 
 
 @pytest.mark.parametrize(
