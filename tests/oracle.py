@@ -40,6 +40,53 @@ def weights(z: Logits, experts: npt.NDArray[Any], gating: str, norm: bool) -> np
     return taken / taken.sum(axis=1, keepdims=True) if norm else taken
 
 
+def selection_scores(
+    z: Logits, function: str, bias: npt.NDArray[Any] | None = None, groups: tuple[int, int] | None = None
+) -> npt.NDArray[np.float64]:
+    """What top-k sees for the (edited) logits z, float64 [tokens, experts].
+
+    function: how scores come from logits ("logits": they are the scores). bias [experts] is added for the choice alone.
+    groups (count, used): groups of equal size, of which those with the greatest sum of two best scores stay; scores of
+    the others are -inf.
+    """
+    scores = _scores(z.astype(np.float64), function)
+    if bias is not None:
+        scores = scores + bias
+    if groups is not None:
+        count, used = groups
+        grouped = scores.reshape(len(scores), count, -1)
+        strength = np.sort(grouped, axis=2)[:, :, -2:].sum(axis=2)
+        out = np.argsort(-strength, axis=1, kind="stable")[:, used:]
+        np.put_along_axis(grouped, out[:, :, None], -np.inf, axis=1)
+        scores = grouped.reshape(scores.shape)
+    return scores
+
+
+def chosen_by(scores: npt.NDArray[Any], signs: npt.ArrayLike, k: int) -> npt.NDArray[np.int64]:
+    """The promise, [tokens, k]: +1 experts before all others, -1 experts behind them, by their scores within each."""
+    rank = np.broadcast_to(np.asarray(signs), scores.shape)
+    return np.lexsort((-scores, -rank), axis=1)[:, :k]
+
+
+def selected_weights(z: Logits, experts: npt.NDArray[Any], gating: str) -> npt.NDArray[np.float64]:
+    """Mixing weights of the chosen experts before any normalisation, [tokens, k], from the (edited) logits z alone."""
+    wide = z.astype(np.float64)
+    if gating == "softmax_weight":
+        return _softmax(np.take_along_axis(wide, experts, axis=1))
+    return np.take_along_axis(_scores(wide, gating), experts, axis=1)
+
+
+def _scores(z: npt.NDArray[np.float64], function: str) -> npt.NDArray[np.float64]:
+    if function in ("logits", "softmax_weight"):
+        return z.copy()
+    if function == "softmax":
+        return _softmax(z)
+    if function == "sigmoid":
+        return 1 / (1 + np.exp(-z))
+    assert function == "sqrt_softplus", function
+    return np.sqrt(np.logaddexp(0, z))
+
+
 def _softmax(z: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     e = np.exp(z - z.max(axis=1, keepdims=True))
     return e / e.sum(axis=1, keepdims=True)

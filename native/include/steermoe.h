@@ -69,7 +69,7 @@ typedef enum steermoe_status {
     STEERMOE_ERR_IO          = 1, // a file cannot be opened or read
     STEERMOE_ERR_FORMAT      = 2, // the contents of a bias file, or of an equivalent struct, are not valid
     STEERMOE_ERR_MISMATCH    = 3, // made for another model
-    STEERMOE_ERR_UNSUPPORTED = 4, // the model routes in a way that cannot be steered (yet)
+    STEERMOE_ERR_UNSUPPORTED = 4, // the model routes in a way that cannot be steered
     STEERMOE_ERR_ARGUMENT    = 5, // a bad argument
     STEERMOE_ERR_STATE       = 6, // called at the wrong time, for example counts after a failed recording
     STEERMOE_ERR_INTERNAL    = 7, // out of memory, a device that fails
@@ -218,7 +218,8 @@ STEERMOE_API void steermoe_recorder_set_stop(struct steermoe_recorder * recorder
 STEERMOE_API void steermoe_recorder_reset(struct steermoe_recorder * recorder);
 
 // counts: [n_bins][n_layer][n_expert], how many counted tokens selected the expert.
-// tokens: [n_bins][n_layer], how many tokens of the bin were seen in the layer (0 in layers without a router).
+// tokens: [n_bins][n_layer], how many tokens of the bin were seen in the layer (0 in layers without a router, and in
+// layers whose experts are not chosen by their router).
 // Either may be NULL. Fails with STEERMOE_ERR_STATE and the reason if something went wrong while counting.
 STEERMOE_API steermoe_status steermoe_recorder_counts(const struct steermoe_recorder * recorder, int64_t * counts,
                                                       int64_t * tokens);

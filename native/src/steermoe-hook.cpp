@@ -15,22 +15,13 @@
 #include <cstring>
 
 const char * steermoe_router::obstacle() const {
-    if (external) {
-        return "the choice of experts comes from outside the layer's router";
-    }
-    if (gating != LLAMA_EXPERT_GATING_FUNC_TYPE_SOFTMAX && gating != LLAMA_EXPERT_GATING_FUNC_TYPE_SOFTMAX_WEIGHT) {
-        return "only softmax routers can be steered yet";
-    }
-    if (selection_bias) {
-        return "routers with a selection bias cannot be steered yet";
-    }
-    if (expert_groups) {
-        return "routers with expert groups cannot be steered yet";
-    }
-    if (own_selection) {
-        return "routers with a selection function of their own cannot be steered yet";
-    }
-    return "";
+    return external ? "its experts are not chosen by a router" : "";
+}
+
+bool steermoe_router::selects_by_logits() const {
+    const bool softmax =
+        gating == LLAMA_EXPERT_GATING_FUNC_TYPE_SOFTMAX || gating == LLAMA_EXPERT_GATING_FUNC_TYPE_SOFTMAX_WEIGHT;
+    return softmax && !selection_bias && !expert_groups && !own_selection;
 }
 
 steermoe_hook::steermoe_hook(const llama_model & model) : model(model), routers(model.hparams.n_layer()) {}
@@ -50,7 +41,14 @@ ggml_tensor * steermoe_hook::edit_router(ggml_context * ctx, ggml_tensor * logit
     if (steering == nullptr || router.external || logits->ne[1] == 0) {
         return logits;
     }
-    return steering->edit(ctx, logits, il);
+    return steering->edit_logits(ctx, logits, il);
+}
+
+ggml_tensor * steermoe_hook::edit_selection(ggml_context * ctx, ggml_tensor * scores, int il) {
+    if (!is_steered(il) || scores->ne[1] == 0) {
+        return scores;
+    }
+    return steering->edit_selection(ctx, scores, il);
 }
 
 void steermoe_hook::begin_ubatch(const llama_ubatch & new_ubatch) {
@@ -112,7 +110,14 @@ bool steermoe_hook::attach(const steermoe_bias * bias, bool force) {
     } else if (steering != nullptr && steering->same_topology(*bias)) {
         steering->update(*bias);
     } else {
-        steering     = std::make_unique<steermoe_steering>(*bias, model); // throws before anything is replaced
+        std::vector<steermoe_steering::selection> selections(bias->n_layer);
+        for (int il = 0; il < bias->n_layer; il++) {
+            if (const steermoe_router * r = router(il)) {
+                selections[il] = { /*.edited =*/!r->selects_by_logits(), /*.masked =*/r->expert_groups };
+            }
+        }
+        // throws before anything is replaced
+        steering     = std::make_unique<steermoe_steering>(*bias, model, std::move(selections));
         cur_topology = ++n_topologies;
     }
     return cur_topology != old_topology;

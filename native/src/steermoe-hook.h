@@ -21,11 +21,15 @@ struct steermoe_router {
     int     gating;         // llama_expert_gating_func_type
     bool    selection_bias; // a bias is added to the probabilities for the selection only
     bool    expert_groups;  // groups of experts are selected first
-    bool    own_selection;  // the architecture selects by a function of its own
-    bool    external;       // logits or the choice itself come from the caller
+    bool    own_selection;  // the architecture selects by another function than the one its weights come from
+    bool    external;       // the choice comes from outside the router, for example from a table by token
 
     // Why the router cannot be steered, "" if it can.
     const char * obstacle() const;
+
+    // Is the choice the top-k of the logits themselves, so that editing the logits decides it? A selection bias or
+    // groups come in between; functions other than softmax round neighbouring logits to one value far from 0.
+    bool selects_by_logits() const;
 };
 
 struct steermoe_hook {
@@ -42,6 +46,10 @@ struct steermoe_hook {
     // While a graph is built: note how layer il routes, and return its edited logits [n_expert, n_tokens],
     // or `logits` itself where the layer is not steered.
     ggml_tensor * edit_router(ggml_context * ctx, ggml_tensor * logits, int il, const steermoe_router & router);
+
+    // Before the top-k of the same layer: the scores [n_expert, n_tokens] that decide the choice, edited where the
+    // logits alone do not decide it.
+    ggml_tensor * edit_selection(ggml_context * ctx, ggml_tensor * scores, int il);
 
     // Before a graph is computed: remember the tokens behind its rows.
     void begin_ubatch(const llama_ubatch & ubatch);

@@ -118,6 +118,9 @@ void steermoe_recorder::count(const ggml_tensor * topk, int il) {
         return;
     }
     const steermoe_router * router = hook->router(il);
+    if (router != nullptr && router->external) {
+        return; // no router chose these, and none can be steered to choose others
+    }
     if (router != nullptr && n_used != router->n_expert_used) {
         return; // a warm-up graph routes every token through all experts
     }

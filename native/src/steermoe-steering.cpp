@@ -7,11 +7,23 @@
 #include "steermoe-error.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
+#include <utility>
 
 namespace {
 
-constexpr uint32_t MAX_NODES_PER_LAYER = 16;
+// Most that a layer adds: 12 nodes for the logits and 2 for the selection, twice where an architecture calls
+// build_moe_ffn twice for a layer (grovemoe).
+constexpr uint32_t MAX_NODES_PER_LAYER = 28;
+
+// What is added to the selection scores of a +1 expert and taken from those of a -1 expert: beyond any score, so that
+// it alone decides. Scores do not enter the weights, so it does not matter what is left of them.
+constexpr float RANK = 1e30f;
+
+// Below any score and above -RANK: stands for -inf in the scores of groups that are out, since +RANK would not lift
+// -inf, nor could a -1 expert stand below it.
+constexpr float MASKED = -1e20f;
 
 struct needs {
     bool bias  = false;
@@ -48,8 +60,9 @@ template <typename F> void write(ggml_tensor * t, const std::vector<float> & val
 
 } // namespace
 
-steermoe_steering::steermoe_steering(const steermoe_bias & source, const llama_model & model)
-    : mode(source.mode), epsilon(source.epsilon), layers(source.n_layer) {
+steermoe_steering::steermoe_steering(const steermoe_bias & source, const llama_model & model,
+                                     std::vector<selection> layer_selections)
+    : mode(source.mode), epsilon(source.epsilon), layers(source.n_layer), selections(std::move(layer_selections)) {
     std::map<ggml_backend_buffer_type_t, ggml_context *> ctx_of;
 
     const auto make = [&](ggml_context * ctx, bool wanted, int il, const char * what) -> ggml_tensor * {
@@ -68,7 +81,7 @@ steermoe_steering::steermoe_steering(const steermoe_bias & source, const llama_m
         ggml_context *& ctx = ctx_of[model.select_buft(il)];
         if (ctx == nullptr) {
             const ggml_init_params params = {
-                /*.mem_size   =*/4 * (size_t) source.n_layer * ggml_tensor_overhead(),
+                /*.mem_size   =*/5 * (size_t) source.n_layer * ggml_tensor_overhead(),
                 /*.mem_buffer =*/nullptr,
                 /*.no_alloc   =*/true,
             };
@@ -83,6 +96,7 @@ steermoe_steering::steermoe_steering(const steermoe_bias & source, const llama_m
         l.keep    = make(ctx, n.plus || n.minus, il, "keep");
         l.plus    = make(ctx, n.plus, il, "plus");
         l.minus   = make(ctx, n.minus, il, "minus");
+        l.rank    = make(ctx, (n.plus || n.minus) && selections[il].edited, il, "rank");
     }
 
     for (const auto & [buft, ctx] : ctx_of) {
@@ -118,6 +132,7 @@ void steermoe_steering::update(const steermoe_bias & bias) {
         write(l.keep, values, [](float v) { return v == 0.0f ? 1.0f : 0.0f; });
         write(l.plus, values, [](float v) { return v > 0.0f ? 1.0f : 0.0f; });
         write(l.minus, values, [](float v) { return v < 0.0f ? 1.0f : 0.0f; });
+        write(l.rank, values, [](float v) { return v * RANK; });
     }
 }
 
@@ -130,12 +145,23 @@ uint32_t steermoe_steering::n_nodes() const {
            (uint32_t) std::count_if(layers.begin(), layers.end(), [](const layer & l) { return l.any(); });
 }
 
-ggml_tensor * steermoe_steering::edit(ggml_context * ctx, ggml_tensor * logits, int il) const {
+ggml_tensor * steermoe_steering::edit_logits(ggml_context * ctx, ggml_tensor * logits, int il) const {
     if (!has(il)) {
         return logits;
     }
-    const layer & l = layers[il];
-    return mode == STEERMOE_MODE_SOFT ? ggml_add(ctx, logits, l.bias) : edit_hard(ctx, logits, l);
+    const layer & l   = layers[il];
+    ggml_tensor * out = mode == STEERMOE_MODE_SOFT ? ggml_add(ctx, logits, l.bias) : edit_hard(ctx, logits, l);
+    return ggml_format_name(out, "ffn_moe_logits_steered-%d", il);
+}
+
+ggml_tensor * steermoe_steering::edit_selection(ggml_context * ctx, ggml_tensor * scores, int il) const {
+    if (!has(il) || layers[il].rank == nullptr) {
+        return scores;
+    }
+    if (selections[il].masked) {
+        scores = ggml_clamp(ctx, scores, MASKED, INFINITY); // in place; nothing but the choice reads the masked scores
+    }
+    return ggml_format_name(ggml_add(ctx, scores, layers[il].rank), "ffn_moe_probs_steered-%d", il);
 }
 
 // z' = keep*z + plus*(max z + eps) + minus*(min z - eps), both extremes of the unedited z.

@@ -1,0 +1,78 @@
+"""How an architecture gates its experts: what llama.cpp's graphs do, whatever the file says.
+
+Source: llama.cpp, src/models/*.cpp (the calls of build_moe_ffn) and src/llama-hparams.h. The test of all architectures
+compares this table with the graphs themselves.
+"""
+
+from __future__ import annotations
+
+__all__ = ["UNKNOWN", "gating"]
+
+UNKNOWN = "architecture default"
+
+# enum llama_expert_gating_func_type
+_NAMES = ("none", "softmax", "sigmoid", "softmax_weight", "sqrt_softplus")
+
+# The function is written into the graph; a number in the file is not looked at.
+_FIXED = {
+    **dict.fromkeys(
+        [
+            "arctic",
+            "bailingmoe",
+            "dbrx",
+            "deepseek",
+            "ernie4_5-moe",
+            "gemma4",
+            "granite",
+            "granite_swa",
+            "granitehybrid",
+            "granitemoe",
+            "grok",
+            "grovemoe",
+            "hunyuan-moe",
+            "jamba",
+            "llada-moe",
+            "llama",
+            "maple",
+            "mellum",
+            "minicpm",
+            "minimax-01",
+            "mistral3",
+            "nomic-bert-moe",
+            "olmoe",
+            "phimoe",
+            "qwen2moe",
+            "qwen35moe",
+            "qwen3moe",
+            "qwen3next",
+            "qwen3vlmoe",
+            "qwen4exp",
+            "rnd1",
+        ],
+        "softmax",
+    ),
+    **dict.fromkeys(["llama4", "mimo2", "nemotron_h", "nemotron_h_moe"], "sigmoid"),
+    "gpt-oss": "softmax_weight",
+    "refact": "none",  # its files may hold experts, its graph does not use them
+}
+# The file says; if it does not, this. Other architectures need a number.
+_DEFAULT = {
+    **dict.fromkeys(["afmoe", "cohere2moe", "glm-dsa", "glm4moe", "glm5-next", "hy_v3", "laguna", "step35"], "sigmoid"),
+    **dict.fromkeys(["deepseek2", "deepseek2-ocr", "mistral4"], "softmax"),
+}
+
+
+def gating(architecture: str, number: int, n_layer: int, n_vocab: int) -> str:
+    """Name of the function that turns logits into scores: softmax, sigmoid, softmax_weight or sqrt_softplus.
+
+    "none" where the graph leaves the experts out.
+
+    number: `<architecture>.expert_gating_func` of the file, 0 when it has none. UNKNOWN when only loading it tells.
+    """
+    if architecture in _FIXED:
+        return _FIXED[architecture]
+    if number:
+        return _NAMES[number] if number < len(_NAMES) else f"type {number}"
+    if architecture == "deepseek2" and n_layer in (47, 48) and n_vocab == 154880:
+        return "sigmoid"  # GLM-4.7-Flash in files of early converters
+    return _DEFAULT.get(architecture, UNKNOWN)
