@@ -12,25 +12,14 @@ from typing import Any
 from gguf import LlamaFileType
 
 from ._files import StrPath
+from ._gating import gating
 from ._gguf import GGUFHeader, GGUFTensor, read_header
+from ._split import missing_part, part_paths
 from .errors import FormatError, ModelError
 from .identity import ModelIdentity
 
 __all__ = ["ModelInfo", "model_info"]
 
-# llama.cpp: enum llama_expert_gating_func_type (src/llama-hparams.h)
-_GATING = ("none", "softmax", "sigmoid", "softmax_weight", "sqrt_softplus")
-# llama.cpp, src/models/*.cpp: what an architecture uses when its files do not say.
-_DEFAULT_SIGMOID = frozenset(
-    {"llama4", "nemotron_h_moe", "mimo2", "afmoe", "cohere2moe"} | {"glm4moe", "glm-dsa", "laguna", "step35", "hy_v3"}
-)
-_DEFAULT_SOFTMAX = frozenset(
-    {"llama", "olmoe", "phimoe", "dbrx", "grok", "arctic", "jamba", "minicpm", "gemma4"}
-    | {"qwen2moe", "qwen3moe", "qwen3vlmoe", "qwen3next", "qwen35moe", "deepseek"}
-    | {"deepseek2-ocr", "granite", "granitemoe", "granitehybrid", "hunyuan-moe"}
-    | {"ernie4_5-moe", "llada-moe", "bailingmoe", "rnd1", "nomic-bert-moe", "mistral3"}
-)
-_SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 _ROUTER = re.compile(r"blk\.(\d{1,5})\.ffn_gate_inp\.weight")
 _SELECTION_BIAS = re.compile(r"blk\.\d{1,5}\.exp_probs_b(\.bias)?")
 _HASH_ROUTING = re.compile(r"blk\.(\d{1,5})\.ffn_gate_tid2eid\.weight")
@@ -77,15 +66,9 @@ class ModelInfo:
         return bool(self.moe_layers)
 
     @property
-    def not_yet(self) -> str:
-        """Why this version cannot steer this kind of router, "" if it can or only loading the model tells."""
-        if self.gating not in ("softmax", "softmax_weight", "architecture default"):
-            return f"{self.gating} routers cannot be steered yet"
-        if self.has_selection_bias:
-            return "routers with a selection bias cannot be steered yet"
-        if self.n_expert_groups > 1:
-            return "routers with expert groups cannot be steered yet"
-        return ""
+    def steerable_layers(self) -> tuple[int, ...]:
+        """Layers whose choice of experts steering can reach."""
+        return tuple(layer for layer in self.moe_layers if layer not in self.fixed_layers)
 
     def require_moe(self) -> ModelIdentity:
         """Return the identity of a model that can be steered. Raises ModelError with the reason."""
@@ -101,7 +84,7 @@ class ModelInfo:
         data: dict[str, Any] = asdict(self)
         data["paths"] = [str(path) for path in self.paths]
         data["is_moe"] = self.is_moe
-        data["not_yet"] = self.not_yet
+        data["steerable_layers"] = self.steerable_layers
         return {key: list(v) if isinstance(v, tuple) else v for key, v in data.items()}
 
 
@@ -123,21 +106,23 @@ def _read_parts(path: Path) -> list[GGUFHeader]:
     count = _number(given, "split.count")
     if count <= 1:
         return [given]
-    match = _SPLIT.fullmatch(path.name)
-    if match is None or int(match[3]) != count:
+    paths = part_paths(path)
+    if len(paths) != count:
         raise ModelError(
             f"{path}: one of {count} parts under another name; give the parts llama.cpp's names "
             f"back, NAME-00001-of-{count:05d}.gguf and so on"
         )
-    parts = []
-    for number in range(1, count + 1):
-        part = path.with_name(f"{match[1]}-{number:05d}-of-{count:05d}.gguf")
-        if not part.exists():
-            raise ModelError(f"{part}: missing; fetch all {count} parts into one folder")
-        header = read_header(part)
-        if _number(header, "split.count") != count or _number(header, "split.no") != number - 1:
-            raise ModelError(f"{part}: not part {number} of {count}; fetch it again")
-        parts.append(header)
+    if problem := missing_part(paths):
+        raise ModelError(problem)
+    parts = [given if part == path else read_header(part) for part in paths]
+    for number, part in enumerate(parts):
+        if _number(part, "split.count") != count or _number(part, "split.no") != number:
+            raise ModelError(f"{part.path}: not part {number + 1} of {count}; fetch it again")
+    expected, found = _number(parts[0], "split.tensors.count"), sum(len(part.tensors) for part in parts)
+    if found != expected:
+        raise ModelError(
+            f"{paths[0]}: its {count} parts have {found} tensors, not {expected}; fetch all parts of one model"
+        )
     return parts
 
 
@@ -159,6 +144,9 @@ def _collect(parts: list[GGUFHeader], path: StrPath) -> ModelInfo:
     n_expert = _number(head, f"{arch}.expert_count")
     n_expert_used, obstacle = _top_k(head, arch, moe_layers)
     obstacle = _obstacle(moe_layers, n_layer, n_expert, n_expert_used, routers) or obstacle
+    how = gating(arch, _number(head, f"{arch}.expert_gating_func"), n_layer, _n_vocab(tensors))
+    if how == "none" and not obstacle:
+        obstacle = f"llama.cpp's {arch} graph does not use its experts"
     identity = None
     if not obstacle:
         digest = _router_sha256([routers[layer] for layer in moe_layers])
@@ -167,7 +155,7 @@ def _collect(parts: list[GGUFHeader], path: StrPath) -> ModelInfo:
         paths=tuple(part.path for part in parts),
         architecture=arch,
         name=_text(head, "general.name"),
-        file_type=_file_type(head),
+        file_type=_file_type(head, [tensor for _, tensor in tensors.values()]),
         size_bytes=sum(part.size for part in parts),
         n_params=sum(_elements(tensor) for _, tensor in tensors.values()),
         n_layer=n_layer,
@@ -178,7 +166,7 @@ def _collect(parts: list[GGUFHeader], path: StrPath) -> ModelInfo:
         context_length=_number(head, f"{arch}.context_length"),
         embedding_length=_number(head, f"{arch}.embedding_length"),
         chat_template=_text(head, "tokenizer.chat_template") or None,
-        gating=_gating(head, arch),
+        gating=how,
         has_selection_bias=any(_SELECTION_BIAS.fullmatch(name) for name in tensors),
         moe_layers=moe_layers,
         dense_layers=tuple(layer for layer in range(n_layer) if layer not in routers),
@@ -226,18 +214,7 @@ def _router_sha256(routers: list[tuple[GGUFHeader, GGUFTensor]]) -> str:
     return digest.hexdigest()
 
 
-def _gating(head: GGUFHeader, arch: str) -> str:
-    number = _number(head, f"{arch}.expert_gating_func")
-    if number:
-        return _GATING[number] if number < len(_GATING) else f"type {number}"
-    if arch in _DEFAULT_SOFTMAX:
-        return "softmax"
-    if arch in _DEFAULT_SIGMOID:
-        return "sigmoid"
-    return "softmax_weight" if arch == "gpt-oss" else "architecture default"
-
-
-def _file_type(head: GGUFHeader) -> str:
+def _file_type(head: GGUFHeader, tensors: list[GGUFTensor]) -> str:
     if "general.file_type" in head.fields:
         number = _number(head, "general.file_type")
         try:
@@ -245,9 +222,14 @@ def _file_type(head: GGUFHeader) -> str:
         except ValueError:
             return f"type {number}"
     types = Counter[str]()
-    for tensor in head.tensors.values():
+    for tensor in tensors:
         types[tensor.type.name] += _elements(tensor)
     return f"mostly {types.most_common(1)[0][0]}" if types else "unknown"
+
+
+def _n_vocab(tensors: dict[str, tuple[GGUFHeader, GGUFTensor]]) -> int:
+    entry = tensors.get("token_embd.weight")
+    return entry[1].shape[1] if entry is not None and len(entry[1].shape) == 2 else 0
 
 
 def _elements(tensor: GGUFTensor) -> int:

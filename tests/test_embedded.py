@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -69,14 +68,3 @@ def test_the_data_files_are_what_the_generator_makes(tmp_path: Path) -> None:
     assert made == sorted(path.name for path in data_folder().glob("*.jsonl"))
     for name in made:
         assert (tmp_path / name).read_bytes() == (data_folder() / name).read_bytes(), name
-
-
-def test_what_this_version_cannot_steer_is_said() -> None:
-    info = model_info(resolve_model("tiny"))
-    assert info.not_yet == ""
-    for changes, words in (
-        ({"gating": "sigmoid"}, "sigmoid"),
-        ({"has_selection_bias": True}, "selection bias"),
-        ({"n_expert_groups": 4}, "groups"),
-    ):
-        assert words in dataclasses.replace(info, **changes).not_yet

@@ -82,6 +82,11 @@ def test_routers_of_other_types_are_hashed_as_f32(tmp_path: Path, kind: str) -> 
         ("deepseek2", {"deepseek2__expert_gating_func": 2}, "sigmoid"),
         ("deepseek4", {"deepseek4__expert_gating_func": 4}, "sqrt_softplus"),
         ("x", {"x__expert_gating_func": 9}, "type 9"),
+        ("olmoe", {"olmoe__expert_gating_func": 2}, "softmax"),  # its graph does not look at the number
+        ("glm4moe", {}, "sigmoid"),
+        ("glm4moe", {"glm4moe__expert_gating_func": 1}, "softmax"),
+        ("deepseek2", {}, "softmax"),
+        ("refact", {}, "none"),
     ],
 )
 def test_gating(tmp_path: Path, arch: str, changes: dict[str, Any], gating: str) -> None:
@@ -107,6 +112,8 @@ def test_optional_facts(tmp_path: Path) -> None:
     assert (info.n_shared_experts, info.n_expert_groups) == (1, 2)
     # The last layer only predicts further tokens: llama.cpp does not count it either.
     assert (info.n_layer, info.moe_layers, info.fixed_layers) == (2, (1,), (1,))
+    assert info.steerable_layers == ()
+    assert info.to_dict()["steerable_layers"] == []
     model = info.require_moe()
     assert model.n_expert_used == 2
     router = tensors["blk.1.ffn_gate_inp.weight"].astype("<f4").tobytes()

@@ -11,6 +11,7 @@ from .demo import demo
 from .detect import detect
 from .info import info
 from .map import map_
+from .presets import presets
 from .run import run
 
 
@@ -30,5 +31,5 @@ def main() -> None:
     """
 
 
-for command in (info, detect, map_, bias, run, demo):
+for command in (info, detect, map_, presets, bias, run, demo):
     main.add_command(command)

@@ -11,7 +11,9 @@ import click
 from ..bias_file import DEFAULT_EPSILON, BiasFile, read_bias, write_bias
 from ..errors import UsageError
 from ..expert_map import ExpertMap, parse_layers
-from ._common import console, facts_table, json_option, print_json
+from ..model_info import model_info
+from ..presets import PRESETS, check_sides, preset_for
+from ._common import F, ModelPath, console, facts_table, json_option, print_json
 
 
 @click.group()
@@ -19,15 +21,25 @@ def bias() -> None:
     """Build and look at bias files."""
 
 
+def preset_option(command: F) -> F:
+    """--preset."""
+    return click.option(
+        "--preset", type=click.Choice(PRESETS), help="Numbers of experts that the paper took for the map's model."
+    )(command)
+
+
+def _check_option(command: F) -> F:
+    return click.option(
+        "-m", "--model", type=ModelPath(), metavar="MODEL", help="GGUF file to check against: fail if made for another."
+    )(command)
+
+
 @bias.command()
 @click.argument("map_file", metavar="MAP", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bias file to write, GGUF.")
-@click.option(
-    "--activate", type=click.IntRange(0), default=0, show_default=True, help="Experts with RD > 0 to promote."
-)
-@click.option(
-    "--deactivate", type=click.IntRange(0), default=0, show_default=True, help="Experts with RD < 0 to suppress."
-)
+@click.option("--activate", type=click.IntRange(0), help="Experts with RD > 0 to promote.  [default: 0]")
+@click.option("--deactivate", type=click.IntRange(0), help="Experts with RD < 0 to suppress.  [default: 0]")
+@preset_option
 @click.option("--reverse", is_flag=True, help="Steer to the negative side: flip the sign of RD first.")
 @click.option("--layers", metavar="A-B", help="Only these layers, like 3-7,9.  [default: all]")
 @click.option("--mode", type=click.Choice(["hard", "soft"]), default="hard", show_default=True, help="Steering rule.")
@@ -35,51 +47,57 @@ def bias() -> None:
     "--scale", type=float, help="Soft rule: logits added to promoted, taken from suppressed experts.  [default: 1]"
 )
 @click.option("--epsilon", type=float, help=f"Hard rule: distance to the extreme logit.  [default: {DEFAULT_EPSILON}]")
+@_check_option
 @json_option
 def build(
     map_file: Path,
     output: Path,
-    activate: int,
-    deactivate: int,
+    activate: int | None,
+    deactivate: int | None,
+    preset: str | None,
     reverse: bool,
     layers: str | None,
     mode: str,
     scale: float | None,
     epsilon: float | None,
+    model: Path | None,
     as_json: bool,
 ) -> None:
     """Choose experts from MAP in the order of |RD| and write them as a bias file.
 
-    At most top-k experts of a layer are promoted; what is over is dropped.
+    At most top-k experts of a layer are promoted; what is over is dropped. `steermoe presets` shows the numbers that
+    --preset takes.
 
     \b
     Examples:
       steermoe bias build map.json -o bias.gguf --activate 8 --deactivate 8
+      steermoe bias build map.json -o bias.gguf --preset faithful
       steermoe bias build map.json -o soft.gguf --deactivate 8 --mode soft --scale 2.5
     """
-    if activate == 0 and deactivate == 0:
-        raise UsageError("nothing to steer; give --activate N, --deactivate N or both")
+    if preset and (reverse or activate is not None or deactivate is not None):
+        raise UsageError(
+            "--preset gives the numbers and the side; leave out --activate, --deactivate and --reverse, or --preset"
+        )
+    if not preset and not activate and not deactivate:
+        raise UsageError("nothing to steer; give --activate N, --deactivate N or both, or a --preset")
     if mode == "hard" and scale is not None:
         raise UsageError("--scale belongs to --mode soft; the hard rule has no strength")
     if mode == "soft" and epsilon is not None:
         raise UsageError("--epsilon belongs to --mode hard; the soft rule does not use it")
     expert_map = ExpertMap.load(map_file)
-    signs = expert_map.choose(
-        activate, deactivate, reverse=reverse, layers=None if layers is None else parse_layers(layers)
-    )
-    choice: dict[str, Any] = {"activate": activate, "deactivate": deactivate, "reverse": reverse, "layers": layers}
+    if model:
+        expert_map.identity.require_same(model_info(model).require_moe(), str(map_file), str(model))
+    choice: dict[str, Any] = {
+        "activate": activate or 0,
+        "deactivate": deactivate or 0,
+        "reverse": reverse,
+        "layers": layers,
+    }
+    if preset:
+        choice |= preset_choice(preset, expert_map, map_file)
     if mode == "soft":
         choice["scale"] = 1.0 if scale is None else scale
-    provenance = {
-        "behaviour": expert_map.behaviour,
-        "map_sha256": expert_map.sha256,
-        "choice": json.dumps(choice),
-        "tool": expert_map.tool,
-    }
-    if mode == "soft":
-        made = BiasFile.from_soft(signs, expert_map.identity, choice["scale"], provenance)
-    else:
-        made = BiasFile.from_signs(signs, expert_map.identity, epsilon or DEFAULT_EPSILON, provenance)
+    made = make_bias(expert_map, choice, epsilon or DEFAULT_EPSILON)
     write_bias(made, output)
     if as_json:
         print_json({"bias": str(output), **_facts(made)})
@@ -88,21 +106,61 @@ def build(
     click.echo(f"\nwritten: {output}")
 
 
+def preset_choice(preset: str, expert_map: ExpertMap, where: Path) -> dict[str, Any]:
+    """The part of a choice that a preset makes for a map; warns on stderr when the map looks like another's."""
+    numbers = preset_for(preset, expert_map.identity)
+    sides = (expert_map.behaviour, expert_map.positive, expert_map.negative)
+    for warning in check_sides(preset, *sides, str(where)):
+        click.echo(f"warning: {warning}", err=True)
+    return {
+        "activate": numbers.n_activate,
+        "deactivate": numbers.n_deactivate,
+        "preset": preset,
+        "preset_model": numbers.model,
+    }
+
+
+def make_bias(expert_map: ExpertMap, choice: dict[str, Any], epsilon: float = DEFAULT_EPSILON) -> BiasFile:
+    """The bias of a choice of experts, soft if it has a scale, with where it comes from."""
+    layers = choice.get("layers")
+    signs = expert_map.choose(
+        choice["activate"],
+        choice["deactivate"],
+        reverse=choice.get("reverse", False),
+        layers=None if layers is None else parse_layers(layers),
+    )
+    provenance = {
+        "behaviour": expert_map.behaviour,
+        "map_sha256": expert_map.sha256,
+        "choice": json.dumps(choice),
+        "tool": expert_map.tool,
+    }
+    if "scale" in choice:
+        return BiasFile.from_soft(signs, expert_map.identity, choice["scale"], provenance)
+    return BiasFile.from_signs(signs, expert_map.identity, epsilon, provenance)
+
+
 @bias.command()
 @click.argument("bias_file", metavar="BIAS", type=click.Path(path_type=Path))
+@_check_option
 @json_option
-def show(bias_file: Path, as_json: bool) -> None:
+def show(bias_file: Path, model: Path | None, as_json: bool) -> None:
     """Show which experts a bias file steers.
 
     \b
-    Example:
+    Examples:
       steermoe bias show bias.gguf
+      steermoe bias show bias.gguf -m tiny
     """
     loaded = read_bias(bias_file)
+    if model:
+        loaded.check(model_info(model).require_moe(), str(bias_file), str(model))
     if as_json:
         print_json(_facts(loaded))
         return
     _print(loaded)
+    if model:
+        click.echo(f"\nmade for {model}: yes")
 
 
 def _facts(loaded: BiasFile) -> dict[str, Any]:

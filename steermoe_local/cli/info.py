@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from .._gating import UNKNOWN
 from ..model_info import ModelInfo, model_info
 from ._common import ModelPath, console, facts_table, json_option, print_json
 
@@ -28,10 +29,12 @@ def info(model: Path, as_json: bool) -> None:
 
 
 def _rows(facts: ModelInfo) -> list[tuple[str, str]]:
+    parts = f" in {len(facts.paths)} parts" if len(facts.paths) > 1 else ""
+    size = f"{facts.size_bytes / 1e6:,.1f} MB{parts}, {facts.n_params / 1e6:,.1f} M parameters"
     rows = [
         ("model", facts.name or facts.paths[0].name),
         ("architecture", facts.architecture),
-        ("file type", f"{facts.file_type}, {facts.size_bytes / 1e6:,.1f} MB, {facts.n_params / 1e6:,.1f} M parameters"),
+        ("file type", f"{facts.file_type}, {size}"),
         ("context", f"{facts.context_length:,} tokens trained"),
         ("chat template", "yes" if facts.chat_template else "no"),
     ]
@@ -47,13 +50,14 @@ def _rows(facts: ModelInfo) -> list[tuple[str, str]]:
     ]
     if facts.fixed_layers:
         rows.append(("fixed layers", f"{_ranges(facts.fixed_layers)}: chosen by token, steering cannot reach them"))
-    reason = facts.obstacle or facts.not_yet
-    if reason:
-        answer = f"no: {reason}"
-    elif facts.gating == "architecture default":
-        answer = "told when it is loaded: the file does not say how it gates"
+    if facts.obstacle:
+        answer = f"no: {facts.obstacle}"
+    elif not facts.steerable_layers:
+        answer = "no: all experts are chosen by token"
     else:
-        answer = "yes"
+        answer = f"yes, layers {_ranges(facts.steerable_layers)}"
+        if facts.gating == UNKNOWN:
+            answer += ", if its graph routes as the file looks; loading it tells"
     return [*rows, ("steerable", answer)]
 
 

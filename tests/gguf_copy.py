@@ -1,0 +1,45 @@
+"""Copies of GGUF models by gguf-py's writer: split, with tensors in another order, with another tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
+
+
+def copy_model(
+    source: Path,
+    target: Path,
+    *,
+    max_tensors: int = 0,
+    empty_first: bool = False,
+    order: Callable[[str], Any] | None = None,
+    tokenizer_of: Path | None = None,
+) -> list[Path]:
+    """Write a copy; returns its files, in order.
+
+    With `max_tensors` it is split, and `target` gives the name; `empty_first` leaves the first part without tensors.
+    `order` is the key that sorts the tensors' names. `tokenizer_of` is the model whose tokenizer the copy gets.
+    """
+    reader = GGUFReader(source)
+    fields = dict(reader.fields)
+    if tokenizer_of:
+        fields = {name: field for name, field in fields.items() if not name.startswith("tokenizer.")}
+        others = GGUFReader(tokenizer_of).fields
+        fields |= {name: field for name, field in others.items() if name.startswith("tokenizer.")}
+    architecture = fields.pop("general.architecture").contents()
+    writer = GGUFWriter(target, architecture, split_max_tensors=max_tensors, small_first_shard=empty_first)
+    for name, field in fields.items():
+        if not name.startswith(("GGUF.", "split.")):
+            kind = field.types[0]
+            writer.add_key_value(name, field.contents(), kind, field.types[-1] if kind == GGUFValueType.ARRAY else None)
+    tensors = sorted(reader.tensors, key=lambda tensor: order(tensor.name)) if order else reader.tensors
+    for tensor in tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(target.parent.glob(f"{target.stem}-*-of-*.gguf")) if max_tensors else [target]
