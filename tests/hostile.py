@@ -34,6 +34,9 @@ FORGED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "version-float": ({"expertbias.version": 1.0}, {}),
     "mode-number": ({"expertbias.mode": 1}, {}),
     "mode-firm": ({"expertbias.mode": "firm"}, {}),
+    # texts of the file that get into the message must not forge a second line, nor send commands to a terminal
+    "mode-two-lines": ({"expertbias.mode": "hard\nerror: no such file"}, {}),
+    "layer-escape": ({}, {"bias.\x1b[2J": ROW}),
     "epsilon-whole": ({"expertbias.epsilon": 1}, {}),
     "epsilon-nan": ({"expertbias.epsilon": float("nan")}, {}),
     "epsilon-inf": ({"expertbias.epsilon": float("inf")}, {}),

@@ -49,6 +49,11 @@ def test_promise(upstream: dict[str, Path], tmp_path: Path, arch: str, variant: 
     path.unlink()
     assert len(found.steerable) + len(found.obstacles) >= found.n_layer - 2
     assert bool(found.obstacles) == (variant == "hash")
+    if not variant:
+        gating, bias, layers = page_rows()[arch][:3]
+        assert gating == found.gating.replace("_", " ")
+        assert bias == ("yes" if found.selection_bias else "no")
+        assert layers.startswith(f"{len(found.steerable)} of {found.n_layer}")
 
 
 def test_experts_of_other_groups_are_forced(upstream: dict[str, Path], tmp_path: Path) -> None:
@@ -63,7 +68,12 @@ def test_experts_of_other_groups_are_forced(upstream: dict[str, Path], tmp_path:
         c.check_promise(dict.fromkeys(c.steerable, keep))
 
 
-def test_the_page_lists_them_all() -> None:
+def page_rows() -> dict[str, list[str]]:
+    """Cells of docs/architectures.md behind the name of each architecture."""
     page = (ROOT / "docs" / "architectures.md").read_text("utf-8")
-    rows = {line.split("|")[1].strip(" `") for line in page.splitlines() if line.startswith("| `")}
-    assert set(ARCHITECTURES) <= rows
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
+    return {row[0].strip("`"): row[1:] for row in rows}
+
+
+def test_the_page_lists_them_all() -> None:
+    assert set(ARCHITECTURES) <= page_rows().keys()

@@ -15,13 +15,17 @@
 //     says what is wrong and how to mend it. Bad files and wrong models are failures, never aborts.
 //   - On failure nothing changes: output pointers are set to NULL or left alone, a context keeps its steering.
 //   - Objects come from *_init/*_load and go to *_free, which take NULL. Getters on a valid object cannot fail.
-//   - A context and what is attached to it belong to one thread at a time; different contexts are independent.
+//   - Threads: a context, what is attached to it and the recorder bound to it belong to one thread at a time; different
+//     contexts, also of one model, are independent. Many threads may read one bias at once (get_info, layer, check,
+//     attach), but not while steermoe_bias_set_layer or steermoe_bias_free runs on it. Functions that take only a model
+//     may be called from any thread while the model lives. The text of a failure is its thread's own.
 //   - Passing NULL where an object is wanted is a STEERMOE_ERR_ARGUMENT.
 //
 // From the environment
 //   STEERMOE_BIAS=FILE attaches the bias file to every context that is created, so that each program built from this
 //   tree (llama-server, llama-cli, llama-bench, llama-perplexity, ...) runs steered unchanged. A file that cannot be
 //   used makes the creation of the context fail. STEERMOE_FORCE=1 is the same as STEERMOE_FORCE_ROUTER below.
+//   It is read when a context is made: do not change the environment while another thread makes one.
 
 #ifndef STEERMOE_H
 #define STEERMOE_H

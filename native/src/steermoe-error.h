@@ -7,10 +7,15 @@
 #include <stdexcept>
 #include <string>
 
+// `text` with '?' for every control character: a message quotes texts of a file, which must neither forge further lines
+// nor send commands to a terminal.
+std::string steermoe_printable(std::string text);
+
 struct steermoe_error : std::runtime_error {
     steermoe_status status;
 
-    steermoe_error(steermoe_status status, const std::string & message) : std::runtime_error(message), status(status) {}
+    steermoe_error(steermoe_status status, const std::string & message)
+        : std::runtime_error(steermoe_printable(message)), status(status) {}
 };
 
 // message of steermoe_last_error, per thread

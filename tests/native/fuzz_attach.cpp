@@ -1,0 +1,221 @@
+// Fuzz target: a bias file through the C interface, from the reader to a context that decodes. STEERMOE_FUZZ_MODEL
+// names the model. What is done with an input depends on its bytes alone, and a context is left unsteered, so that a
+// fault can be had again from its input.
+#include "fuzz.h"
+
+#include "ggml.h"
+#include "llama.h"
+#include "steermoe.h"
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+
+namespace {
+
+constexpr const char * NAME     = "fuzz.gguf";
+constexpr int32_t      N_TOKENS = 2;
+
+fuzz_outcomes outcomes({ { "attached" }, { "decoded" }, { "unsupported" }, { "mismatch" }, { "refused" } });
+
+enum { ATTACHED, DECODED, UNSUPPORTED, MISMATCH, REFUSED };
+
+struct bias_deleter {
+    void operator()(steermoe_bias * bias) const { steermoe_bias_free(bias); }
+};
+
+using bias_ptr = std::unique_ptr<steermoe_bias, bias_deleter>;
+
+llama_model *      model = nullptr;
+llama_context *    ctx   = nullptr;
+int32_t            n_layer;
+int32_t            n_expert;
+bias_ptr           fixed;        // a valid bias of our own to swap with
+std::vector<float> fixed_logits; // what the model says under it
+std::vector<float> unsteered;    // and without any
+
+[[noreturn]] void stop(const std::string & what) {
+    fprintf(stderr, "error: %s\n", what.c_str());
+    exit(2);
+}
+
+std::vector<float> decode() {
+    llama_memory_clear(llama_get_memory(ctx), true);
+    llama_token tokens[N_TOKENS] = { 3, 5 };
+    fuzz_require(llama_decode(ctx, llama_batch_get_one(tokens, N_TOKENS)) == 0, "the model decodes");
+    const float * logits = llama_get_logits_ith(ctx, -1);
+    return { logits, logits + llama_vocab_n_tokens(llama_model_get_vocab(model)) };
+}
+
+bool same_bits(const std::vector<float> & a, const std::vector<float> & b) {
+    return a.size() == b.size() && memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+bool steers(const steermoe_bias * bias, int32_t il) {
+    const float * row = bias ? steermoe_bias_layer(bias, il) : nullptr;
+    for (int32_t e = 0; row != nullptr && e < n_expert; e++) {
+        if (row[e] != 0.0f) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void require_steered_by(const steermoe_bias * bias) {
+    for (int32_t il = 0; il < n_layer; il++) {
+        steermoe_layer_info info;
+        fuzz_require(steermoe_get_layer_info(ctx, il, &info) == STEERMOE_OK, "every layer has an info");
+        fuzz_require(info.steered == steers(bias, il), "the layers with values are steered, no others");
+        fuzz_require(!info.steered || info.steerable, "what is steered is steerable");
+    }
+}
+
+// Every getter, every value.
+void read_all(const steermoe_bias * bias) {
+    steermoe_bias_info info;
+    steermoe_bias_get_info(bias, &info);
+    int64_t n_active   = 0;
+    int64_t n_inactive = 0;
+    for (int32_t il = -1; il <= info.n_layer; il++) {
+        const float * row = steermoe_bias_layer(bias, il);
+        for (int32_t e = 0; row != nullptr && e < info.n_expert; e++) {
+            n_active += row[e] > 0.0f;
+            n_inactive += row[e] < 0.0f;
+        }
+    }
+    fuzz_require(n_active == info.n_active && n_inactive == info.n_inactive, "the info counts the values");
+    fuzz_require(strlen(info.router_sha256) == 64 && *info.architecture != '\0', "the info names the model");
+}
+
+std::string meta(const char * key) {
+    char text[256];
+    if (llama_model_meta_val_str(model, key, text, sizeof(text)) < 0) {
+        stop(std::string("the model has no ") + key);
+    }
+    return text;
+}
+
+} // namespace
+
+extern "C" int LLVMFuzzerInitialize(int *, char ***) {
+    const char * path = getenv("STEERMOE_FUZZ_MODEL");
+    if (path == nullptr) {
+        stop("STEERMOE_FUZZ_MODEL must name a model");
+    }
+    llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
+    ggml_backend_load_all();
+    llama_model_params model_params = llama_model_default_params();
+    model_params.n_gpu_layers       = 0;
+    model                           = llama_model_load_from_file(path, model_params);
+    llama_context_params params     = llama_context_default_params();
+    params.n_ctx                    = 32;
+    params.n_batch = params.n_ubatch = 8;
+    params.n_threads = params.n_threads_batch = 1;
+    ctx                                       = model ? llama_init_from_model(model, params) : nullptr;
+    if (ctx == nullptr) {
+        stop(std::string(path) + ": no context on this model");
+    }
+
+    const std::string  arch = meta("general.architecture");
+    char               sha256[65];
+    steermoe_bias_info info{};
+    n_layer = llama_model_n_layer(model);
+    if (steermoe_model_router_sha256(model, sha256) != STEERMOE_OK) {
+        stop(steermoe_last_error());
+    }
+    info.architecture  = arch.c_str();
+    info.router_sha256 = sha256;
+    info.mode          = STEERMOE_MODE_HARD;
+    info.epsilon       = 0.01f;
+    info.n_layer       = n_layer;
+    info.n_expert = n_expert = std::stoi(meta((arch + ".expert_count").c_str()));
+    info.n_expert_used       = std::stoi(meta((arch + ".expert_used_count").c_str()));
+
+    std::vector<float> signs((size_t) n_expert);
+    signs[1]             = 1.0f;
+    signs[0]             = -1.0f;
+    steermoe_bias * made = nullptr;
+    unsteered            = decode();
+    if (steermoe_bias_init(&info, &made) != STEERMOE_OK ||
+        steermoe_bias_set_layer(made, n_layer - 1, signs.data(), n_expert) != STEERMOE_OK ||
+        steermoe_attach(ctx, made, 0) != STEERMOE_OK) {
+        stop(steermoe_last_error());
+    }
+    fixed.reset(made);
+    fixed_logits = decode();
+    steermoe_detach(ctx);
+    if (same_bits(fixed_logits, unsteered)) {
+        stop("steering does nothing on this model");
+    }
+    atexit([] {
+        fixed.reset();
+        llama_free(ctx);
+        llama_model_free(model);
+    });
+    return 0;
+}
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
+    const uint64_t  hash    = fuzz_hash(data, size);
+    const int32_t   flags   = hash & 1 ? STEERMOE_FORCE_ROUTER : 0;
+    const bool      decodes = hash % 31 == 0;
+    static uint8_t  nothing;
+    steermoe_bias * loaded = fixed.get(); // anything but NULL
+    const auto      status = steermoe_bias_load_buffer(size ? data : &nothing, size, NAME, &loaded);
+    if (status != STEERMOE_OK) {
+        outcomes.list[REFUSED].n++;
+        fuzz_require(status == STEERMOE_ERR_FORMAT, "a bad file is STEERMOE_ERR_FORMAT");
+        fuzz_require(loaded == nullptr, "no bias after a failure");
+        fuzz_require_message(steermoe_last_error(), NAME);
+        return 0;
+    }
+    bias_ptr bias(loaded);
+    read_all(bias.get());
+
+    const bool held = hash & 2; // something is attached already
+    if (held) {
+        fuzz_require(steermoe_attach(ctx, fixed.get(), 0) == STEERMOE_OK, "a valid bias can be attached");
+    }
+    const auto check    = steermoe_bias_check(bias.get(), model, flags);
+    const auto attached = steermoe_attach(ctx, bias.get(), flags);
+    if (attached != STEERMOE_OK) {
+        outcomes.list[attached == STEERMOE_ERR_MISMATCH ? MISMATCH : UNSUPPORTED].n++;
+        if (attached == STEERMOE_ERR_UNSUPPORTED) {
+            fuzz_keep(data, size);
+        }
+        fuzz_require_message(steermoe_last_error(), NAME);
+        fuzz_require(attached == STEERMOE_ERR_MISMATCH || attached == STEERMOE_ERR_UNSUPPORTED, "why it is refused");
+        fuzz_require((check == STEERMOE_ERR_MISMATCH) == (attached == STEERMOE_ERR_MISMATCH), "the check says so too");
+        require_steered_by(held ? fixed.get() : nullptr);
+        if (held && decodes) {
+            fuzz_require(same_bits(decode(), fixed_logits), "after a refusal the old steering stays");
+        }
+    } else {
+        outcomes.list[ATTACHED].n++;
+        fuzz_keep(data, size);
+        fuzz_require(check == STEERMOE_OK, "what can be attached passes the check");
+        require_steered_by(bias.get());
+        if (hash & 4) { // swapped to and fro before anything is decoded
+            fuzz_require(steermoe_attach(ctx, fixed.get(), 0) == STEERMOE_OK, "another bias can be attached");
+            require_steered_by(fixed.get());
+            fuzz_require(steermoe_attach(ctx, bias.get(), flags) == STEERMOE_OK, "and the first again");
+        }
+        bias.reset(); // the context has a copy
+        if (decodes) {
+            outcomes.list[DECODED].n++;
+            for (const float v : decode()) {
+                fuzz_require(std::isfinite(v), "steered logits are finite");
+            }
+            if (hash & 8) {
+                fuzz_require(steermoe_attach(ctx, fixed.get(), 0) == STEERMOE_OK, "another bias can be attached");
+                fuzz_require(same_bits(decode(), fixed_logits), "the next bias steers as if it were the first");
+            }
+        }
+    }
+    fuzz_require(steermoe_detach(ctx) == STEERMOE_OK, "steering can be ended");
+    require_steered_by(nullptr);
+    if (decodes) {
+        fuzz_require(same_bits(decode(), unsteered), "without steering the logits are the model's own");
+    }
+    return 0;
+}
