@@ -132,6 +132,8 @@ class Context:
         n_vocab = self.model.n_vocab()
         places = [i for i, row in enumerate(rows) if row[3]]
         rows_of = [llama.llama_get_logits_ith(self.ctx, i) for i in places]
+        if not all(rows_of):
+            return np.empty((0, n_vocab), np.float32)  # a recorder stopped the graph: there are none
         return np.array([np.ctypeslib.as_array(row, (n_vocab,)).copy() for row in rows_of], np.float32)
 
     def decode(self, tokens: Iterable[int], start: int = 0) -> npt.NDArray[np.float32]:

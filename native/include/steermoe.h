@@ -152,7 +152,9 @@ STEERMOE_API void steermoe_bias_free(struct steermoe_bias * bias);
 //
 
 // SHA-256 over all blk.*.ffn_gate_inp.weight tensors as little-endian F32, in layer order, as 64 hex digits plus NUL.
-// No quantization of a model changes it. Reads the routers back from their device.
+// No quantization of a model changes it. The first call reads the routers back from their device and hashes them, which
+// takes milliseconds (4 bytes a router weight); the model keeps the result. steermoe_attach needs it, too: call this
+// once when the model is loaded if the first attach must be quick.
 STEERMOE_API steermoe_status steermoe_model_router_sha256(const struct llama_model * model, char sha256[65]);
 
 // Does the bias belong to the model? STEERMOE_OK or STEERMOE_ERR_MISMATCH.
@@ -214,8 +216,10 @@ STEERMOE_API steermoe_status steermoe_recorder_bind(struct steermoe_recorder * r
 STEERMOE_API steermoe_status steermoe_recorder_set_mask(struct steermoe_recorder * recorder, const int32_t * bins,
                                                         int32_t n_tokens);
 
-// With stop = true the rest of a graph behind the last router (last experts, output head) is not computed.
-// The memory of the context stays right, its logits and embeddings become garbage. Default: false.
+// With stop = true the rest of a graph behind the last router (last experts, output head) is not computed, and no
+// buffer for logits is kept: llama_get_logits gives NULL, embeddings are garbage, and layers behind the last router do
+// not write their memory (KV cache). Routing is right all the same. Clear the memory when you switch it off.
+// Default: false.
 STEERMOE_API void steermoe_recorder_set_stop(struct steermoe_recorder * recorder, bool stop);
 
 // Set all counts to zero and forget the mask and any failure.

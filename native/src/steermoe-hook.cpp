@@ -1,5 +1,6 @@
 #include "steermoe-hook.h"
 
+#include "llama-arch.h"
 #include "llama-hparams.h"
 #include "llama-impl.h"
 #include "llama-model.h"
@@ -57,7 +58,8 @@ void steermoe_hook::begin_ubatch(const llama_ubatch & new_ubatch) {
 }
 
 uint32_t steermoe_hook::n_nodes() const {
-    return steering ? steering->n_nodes() : 0;
+    // grovemoe calls build_moe_ffn twice for a layer
+    return steering ? steering->n_nodes() * (model.arch == LLM_ARCH_GROVEMOE ? 2 : 1) : 0;
 }
 
 bool steermoe_hook::is_steered(int il) const {
@@ -76,17 +78,10 @@ int steermoe_hook::last_router() const {
     return il;
 }
 
-const std::string & steermoe_hook::router_sha256() {
-    if (sha256.empty()) {
-        sha256 = steermoe_router_sha256(model);
-    }
-    return sha256;
-}
-
 bool steermoe_hook::attach(const steermoe_bias * bias, bool force) {
     bool any = false;
     if (bias != nullptr) {
-        steermoe_require_model(*bias, model, force ? std::string() : router_sha256(), force);
+        steermoe_require_model(*bias, model, force ? std::string() : steermoe_router_sha256(model), force);
         for (int il = 0; il < bias->n_layer; il++) {
             if (bias->layer_is_zero(il)) {
                 continue;

@@ -77,9 +77,9 @@ struct steermoe_hook {
     int                     last_router() const;  // the last layer with a router, -1: none
     int                     n_layer() const { return (int) routers.size(); }
 
-    const std::string & router_sha256(); // of the model; computed once
-
     const llama_model & model;
+
+    bool has_logits = true; // false while a recorder stops the graphs behind the last router: there are none to keep
 
     const llama_ubatch * ubatch   = nullptr; // valid while a graph is computed
     uint64_t             n_ubatch = 0;       // counts graph computations
@@ -87,7 +87,6 @@ struct steermoe_hook {
   private:
     std::vector<std::unique_ptr<steermoe_router>> routers; // [n_layer]
     std::unique_ptr<steermoe_steering>            steering;
-    std::string                                   sha256;
     uint64_t                                      cur_topology = 0; // 0: not steered
     uint64_t                                      n_topologies = 0;
 };

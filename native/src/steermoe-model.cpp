@@ -14,6 +14,8 @@ extern "C" {
 #include "hash/sha256/sha256.h"
 }
 
+#include <memory>
+#include <mutex>
 #include <vector>
 
 namespace {
@@ -48,7 +50,9 @@ std::vector<float> read_f32(const ggml_tensor * t) {
 
 } // namespace
 
-std::string steermoe_router_sha256(const llama_model & model) {
+namespace {
+
+std::string compute_router_sha256(const llama_model & model) {
     sha256_t state;
     sha256_init(&state);
     bool any = false;
@@ -74,6 +78,17 @@ std::string steermoe_router_sha256(const llama_model & model) {
         hex += "0123456789abcdef"[byte & 15];
     }
     return hex;
+}
+
+} // namespace
+
+const std::string & steermoe_router_sha256(const llama_model & model) {
+    static std::mutex     mutex; // contexts of one model may ask from several threads
+    const std::lock_guard guard(mutex);
+    if (model.steermoe_sha256 == nullptr) {
+        model.steermoe_sha256 = std::make_shared<const std::string>(compute_router_sha256(model));
+    }
+    return *model.steermoe_sha256;
 }
 
 void steermoe_require_model(const steermoe_bias & bias, const llama_model & model, const std::string & router_sha256,

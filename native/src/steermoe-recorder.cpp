@@ -29,9 +29,17 @@ steermoe_recorder::steermoe_recorder(int32_t n_bins, int32_t n_layer, int32_t n_
     reset();
 }
 
-void steermoe_recorder::bind(const steermoe_hook * new_hook) {
-    hook       = new_hook;
-    cur_ubatch = hook->n_ubatch;
+void steermoe_recorder::bind(steermoe_hook * new_hook) {
+    hook             = new_hook;
+    hook->has_logits = !stop_early;
+    cur_ubatch       = hook->n_ubatch;
+}
+
+void steermoe_recorder::set_stop(bool stop) {
+    stop_early = stop;
+    if (hook != nullptr) {
+        hook->has_logits = !stop;
+    }
 }
 
 void steermoe_recorder::set_mask(const int32_t * bins, int32_t n_tokens) {

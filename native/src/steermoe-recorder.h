@@ -13,7 +13,8 @@ struct steermoe_hook;
 struct steermoe_recorder {
     steermoe_recorder(int32_t n_bins, int32_t n_layer, int32_t n_expert);
 
-    void bind(const steermoe_hook * hook);
+    void bind(steermoe_hook * hook);
+    void set_stop(bool stop);                              // stop each graph behind the last router
     void set_mask(const int32_t * bins, int32_t n_tokens); // throws steermoe_error
     void reset();
 
@@ -22,8 +23,6 @@ struct steermoe_recorder {
     const int32_t n_bins;
     const int32_t n_layer;
     const int32_t n_expert;
-
-    bool stop_early = false;
 
     std::vector<int64_t> counts;  // [n_bins][n_layer][n_expert]
     std::vector<int64_t> tokens;  // [n_bins][n_layer]
@@ -35,7 +34,8 @@ struct steermoe_recorder {
     void count(const ggml_tensor * topk, int il);
     void fail(const std::string & what);
 
-    const steermoe_hook * hook = nullptr;
+    steermoe_hook * hook       = nullptr;
+    bool            stop_early = false;
 
     std::vector<int32_t> mask;       // [batch tokens] bin or -1; -1 again once the token was in a ubatch
     std::vector<int32_t> token_bins; // [ubatch tokens]

@@ -13,10 +13,6 @@
 
 namespace {
 
-// Most that a layer adds: 12 nodes for the logits and 2 for the selection, twice where an architecture calls
-// build_moe_ffn twice for a layer (grovemoe).
-constexpr uint32_t MAX_NODES_PER_LAYER = 28;
-
 // What is added to the selection scores of a +1 expert and taken from those of a -1 expert: beyond any score, so that
 // it alone decides. Scores do not enter the weights, so it does not matter what is left of them.
 constexpr float RANK = 1e30f;
@@ -140,9 +136,14 @@ bool steermoe_steering::has(int il) const {
     return il >= 0 && (size_t) il < layers.size() && layers[il].any();
 }
 
+// Exactly what edit_logits and edit_selection add: graphs take memory for every node that they may have.
 uint32_t steermoe_steering::n_nodes() const {
-    return MAX_NODES_PER_LAYER *
-           (uint32_t) std::count_if(layers.begin(), layers.end(), [](const layer & l) { return l.any(); });
+    uint32_t n = 0;
+    for (const layer & l : layers) {
+        n += (l.bias != nullptr) + (l.keep != nullptr) + 5 * (l.plus != nullptr) + 6 * (l.minus != nullptr) +
+             2 * (l.rank != nullptr);
+    }
+    return n;
 }
 
 ggml_tensor * steermoe_steering::edit_logits(ggml_context * ctx, ggml_tensor * logits, int il) const {

@@ -225,7 +225,7 @@ steermoe_status steermoe_recorder_set_mask(steermoe_recorder * recorder, const i
 }
 
 void steermoe_recorder_set_stop(steermoe_recorder * recorder, bool stop) {
-    recorder->stop_early = stop;
+    recorder->set_stop(stop);
 }
 
 void steermoe_recorder_reset(steermoe_recorder * recorder) {
