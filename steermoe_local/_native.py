@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from ._library import llama_cpp, take_log_error
+from ._split import why_not_loaded
 from .errors import FormatError, ModelError, ModelMismatchError, NativeError, SteerMoEError
 
 __all__ = [
@@ -200,6 +202,8 @@ def loading(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except ValueError as error:
         reason = take_log_error() or error
+        if split := why_not_loaded(Path(path)):
+            raise ModelError(split) from None
         raise ModelError(f"{path}: llama.cpp cannot load it ({reason}); check the file with steermoe info") from None
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
-from . import _native
+from . import _backends, _native
 from .bias_file import BiasFile, read_bias
-from .errors import ModelError
+from .errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -44,6 +44,12 @@ class SteeredLlama(Llama):
         bias: Bias | None = None,
         force: bool = False,
         verbose: bool = False,
+        flash_attn: bool | Literal["auto"] = False,
+        devices: Sequence[str] | None = None,
+        rpc_servers: Sequence[str] = (),
+        cpu_moe: bool = False,
+        n_cpu_moe: int = 0,
+        tensor_buft_overrides: Mapping[str, str] | Sequence[tuple[str, str]] = (),
         **kwargs: Any,
     ) -> None:
         """Load a model and steer it.
@@ -53,10 +59,18 @@ class SteeredLlama(Llama):
             bias: a `BiasFile`, the path of one, or None for no steering.
             force: accept a bias whose router hash is another one, as long as the shape fits.
             verbose: let llama.cpp log to stderr.
+            flash_attn: use flash attention; "auto": where the backend has it.
+            devices: names of the devices to offload to (llama.cpp: --device), empty for none, None for all.
+            rpc_servers: HOST:PORT of llama.cpp RPC servers whose devices are used first (--rpc). Only on networks that
+                you trust: see docs/backends.md.
+            cpu_moe, n_cpu_moe: keep the experts' weights of all, or of the first n, layers on the CPU.
+            tensor_buft_overrides: buffer types, like "CPU", by regular expressions of tensor names (-ot); they come
+                before cpu_moe.
             kwargs: arguments of `llama_cpp.Llama`.
 
         Raises ModelError (the model cannot be loaded or steered), ModelMismatchError (bias of another model),
-        FormatError (not a valid bias file).
+        FormatError (not a valid bias file), UsageError (an unknown device or buffer type), NativeError (an RPC server
+        that cannot be used).
         """
         unknown = sorted(set(kwargs) - _LLAMA_ARGUMENTS)
         if unknown:
@@ -67,8 +81,27 @@ class SteeredLlama(Llama):
         loaded = _load(bias)
         self._bias: BiasFile | None = None
         self._force = force
-        with _native.loading(path), _native.unsteered_environment():
-            super().__init__(path, verbose=verbose, **kwargs)
+        if n_cpu_moe < 0:
+            raise UsageError(f"n_cpu_moe is {n_cpu_moe}; give a number of layers")
+        if rpc_servers:
+            _backends.add_rpc_servers(rpc_servers)
+        overrides = list(
+            tensor_buft_overrides.items() if isinstance(tensor_buft_overrides, Mapping) else tensor_buft_overrides
+        )
+        if cpu_moe or n_cpu_moe:
+            overrides += _backends.cpu_moe_patterns(None if cpu_moe else n_cpu_moe)
+        self._placement = _backends.Placement.of(devices, overrides, rpc_servers)
+
+        def context_params(params: Any) -> None:
+            if flash_attn == "auto":
+                params.flash_attn_type = _backends.FLASH_ATTN["auto"]
+
+        with (
+            _native.loading(path),
+            _native.unsteered_environment(),
+            _backends.parameters(self._placement.apply, context_params),
+        ):
+            super().__init__(path, verbose=verbose, flash_attn=bool(flash_attn), **kwargs)
         if loaded is not None:
             try:
                 self.set_bias(loaded)

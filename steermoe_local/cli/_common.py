@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 from rich.console import Console
@@ -70,40 +72,258 @@ def model_option(command: F) -> F:
     )(command)
 
 
+class LayerCount(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A number of layers, or `all`."""
+
+    name = "layers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """-1 stands for all, as in llama_cpp.Llama."""
+        if value == "all":
+            return -1
+        try:
+            layers = int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number of layers nor 'all'.", param, ctx)
+        return max(layers, -1)
+
+
+class Words(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """Words with commas between them."""
+
+    name = "words"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """The words; an empty one is a mistake."""
+        if isinstance(value, tuple):
+            return value
+        words = tuple(word.strip() for word in value.split(","))
+        if not all(words):
+            self.fail(f"{value!r} has an empty part.", param, ctx)
+        return words
+
+
+class Proportions(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """Numbers from 0 with commas or slashes between them, like 3,1."""
+
+    name = "proportions"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """The numbers; one of them at least is not 0."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(float(part) for part in value.replace("/", ",").split(","))
+        except ValueError:
+            numbers = ()
+        if not numbers or min(numbers) < 0 or not 0 < sum(numbers) < float("inf"):
+            self.fail(f"{value!r} is no list of proportions, like 3,1.", param, ctx)
+        return numbers
+
+
+class TensorOverrides(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """PATTERN=BUFFER, several with commas between them."""
+
+    name = "overrides"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[tuple[str, str], ...]:
+        """(pattern, buffer type) pairs."""
+        if isinstance(value, tuple):
+            return value
+        pairs = tuple(part.partition("=") for part in value.split(","))
+        if not all(pattern and buffer for pattern, _, buffer in pairs):
+            self.fail(f"{value!r} is not PATTERN=BUFFER, like exps=CPU.", param, ctx)
+        return tuple((pattern, buffer) for pattern, _, buffer in pairs)
+
+
+# enum ggml_type of the types that llama.cpp takes for the KV cache (common/arg.cpp)
+CACHE_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "bf16": 30,
+    "q8_0": 8,
+    "q4_0": 2,
+    "q4_1": 3,
+    "iq4_nl": 20,
+    "q5_0": 6,
+    "q5_1": 7,
+}
+QUANTIZED_CACHE_TYPES = set(CACHE_TYPES) - {"f32", "f16", "bf16"}
+SPLIT_MODES = {"none": 0, "layer": 1, "row": 2, "tensor": 3}  # llama.h: enum llama_split_mode
+FLASH_ATTN: dict[str, bool | str] = {"on": True, "off": False, "auto": "auto"}
+
+
+@dataclass(frozen=True)
+class LlamaFlags:
+    """The flags of `llama_options`."""
+
+    threads: int | None
+    batch_size: int
+    ubatch_size: int
+    n_gpu_layers: int
+    device: tuple[str, ...] | None
+    split_mode: str
+    tensor_split: tuple[float, ...] | None
+    main_gpu: int
+    cpu_moe: bool
+    n_cpu_moe: int
+    override_tensor: tuple[tuple[str, str], ...]
+    rpc: tuple[str, ...] | None
+    flash_attn: str
+    cache_type_k: str
+    cache_type_v: str
+    mmap: bool
+    mlock: bool
+    verbose: bool
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for flags that exclude each other."""
+        if self.cache_type_v in QUANTIZED_CACHE_TYPES and self.flash_attn == "off":
+            raise UsageError(f"-ctv {self.cache_type_v} needs flash attention; add -fa on")
+
+    def model_arguments(self) -> dict[str, Any]:
+        """Arguments of `SteeredLlama` for the model and where it goes."""
+        return {
+            "n_gpu_layers": self.n_gpu_layers,
+            "devices": () if self.device == ("none",) else self.device,
+            "split_mode": SPLIT_MODES[self.split_mode],
+            "tensor_split": self.tensor_split and list(self.tensor_split),
+            "main_gpu": self.main_gpu,
+            "cpu_moe": self.cpu_moe,
+            "n_cpu_moe": self.n_cpu_moe,
+            "tensor_buft_overrides": self.override_tensor,
+            "rpc_servers": self.rpc or (),
+            "use_mmap": self.mmap,
+            "use_mlock": self.mlock,
+            "verbose": self.verbose,
+        }
+
+    def context_arguments(self) -> dict[str, Any]:
+        """Arguments of `SteeredLlama` for its context."""
+        return {
+            "n_batch": self.batch_size,
+            "n_ubatch": self.ubatch_size,
+            "n_threads": self.threads,
+            "n_threads_batch": self.threads,
+            "flash_attn": FLASH_ATTN[self.flash_attn],
+            "type_k": CACHE_TYPES[self.cache_type_k],
+            "type_v": CACHE_TYPES[self.cache_type_v],
+        }
+
+
+_LLAMA_OPTIONS = (
+    click.option("-t", "--threads", type=click.IntRange(1), help="Threads.  [default: by the number of cores]"),
+    click.option(
+        "-b", "--batch-size", type=click.IntRange(1), default=512, show_default=True, help="Tokens of one decode."
+    ),
+    click.option(
+        "-ub", "--ubatch-size", type=click.IntRange(1), default=512, show_default=True, help="Tokens computed at once."
+    ),
+    click.option(
+        "-ngl",
+        "--gpu-layers",
+        "--n-gpu-layers",
+        "n_gpu_layers",
+        type=LayerCount(),
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Layers kept on the GPU, -1 or `all` for all.",
+    ),
+    click.option(
+        "-dev",
+        "--device",
+        type=Words(),
+        metavar="DEV,...",
+        help="Devices to offload to, `none` for none.  [default: all]",
+    ),
+    click.option(
+        "-sm",
+        "--split-mode",
+        type=click.Choice(list(SPLIT_MODES)),
+        default="layer",
+        show_default=True,
+        help="How the model is spread over several GPUs.",
+    ),
+    click.option("-ts", "--tensor-split", type=Proportions(), metavar="N0,N1,...", help="Share of each GPU, like 3,1."),
+    click.option(
+        "-mg",
+        "--main-gpu",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="The GPU of `-sm none`, or of small tensors with `-sm row`.",
+    ),
+    click.option("-cmoe", "--cpu-moe", is_flag=True, help="Keep the experts' weights on the CPU."),
+    click.option(
+        "-ncmoe",
+        "--n-cpu-moe",
+        type=click.IntRange(0),
+        default=0,
+        metavar="N",
+        help="Keep the experts' weights of the first N layers on the CPU.",
+    ),
+    click.option(
+        "-ot",
+        "--override-tensor",
+        type=TensorOverrides(),
+        multiple=True,
+        metavar="PATTERN=BUFFER,...",
+        help="Buffer type of the tensors whose names match a regular expression.",
+    ),
+    click.option(
+        "--rpc",
+        type=Words(),
+        metavar="HOST:PORT,...",
+        help="llama.cpp RPC servers to spread the model over; on trusted networks only (docs/backends.md).",
+    ),
+    click.option(
+        "-fa",
+        "--flash-attn",
+        type=click.Choice(list(FLASH_ATTN)),
+        default="off",
+        show_default=True,
+        help="Flash attention.",
+    ),
+    click.option(
+        "-ctk",
+        "--cache-type-k",
+        type=click.Choice(list(CACHE_TYPES)),
+        default="f16",
+        show_default=True,
+        metavar="TYPE",
+        help="Type of the KV cache's keys.",
+    ),
+    click.option(
+        "-ctv",
+        "--cache-type-v",
+        type=click.Choice(list(CACHE_TYPES)),
+        default="f16",
+        show_default=True,
+        metavar="TYPE",
+        help=f"Type of its values: {', '.join(CACHE_TYPES)}.",
+    ),
+    click.option("--mmap/--no-mmap", default=True, help="Map the file into memory.  [default: mmap]"),
+    click.option("--mlock", is_flag=True, help="Keep the model in RAM, never swapped out."),
+    click.option("--verbose", is_flag=True, help="Let llama.cpp log to stderr."),
+)
+
+
 def llama_options(command: F) -> F:
-    """Flags of a llama.cpp context, under its names."""
-    for option in reversed(
-        [
-            click.option("-t", "--threads", type=click.IntRange(1), help="Threads.  [default: by the number of cores]"),
-            click.option(
-                "-ngl",
-                "--n-gpu-layers",
-                type=int,
-                default=0,
-                show_default=True,
-                help="Layers kept on the GPU, -1 for all.",
-            ),
-            click.option(
-                "-b",
-                "--batch-size",
-                type=click.IntRange(1),
-                default=512,
-                show_default=True,
-                help="Tokens of one decode.",
-            ),
-            click.option(
-                "-ub",
-                "--ubatch-size",
-                type=click.IntRange(1),
-                default=512,
-                show_default=True,
-                help="Tokens computed at once.",
-            ),
-            click.option("--verbose", is_flag=True, help="Let llama.cpp log to stderr."),
-        ]
-    ):
-        command = option(command)
-    return command
+    """Flags of llama.cpp under its names; the command gets them as one argument, `flags` (LlamaFlags)."""
+
+    @functools.wraps(command)
+    def with_flags(**arguments: Any) -> Any:
+        values = {name: arguments.pop(name) for name in LlamaFlags.__dataclass_fields__}
+        values["override_tensor"] = tuple(pair for group in values["override_tensor"] for pair in group)
+        return command(**arguments, flags=LlamaFlags(**values))
+
+    wrapped: Any = with_flags
+    for option in reversed(_LLAMA_OPTIONS):
+        wrapped = option(wrapped)
+    return cast(F, wrapped)
 
 
 def json_option(command: F) -> F:

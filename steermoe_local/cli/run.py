@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ..bias_file import BiasFile
-from ._common import json_option, llama_options, model_option, print_json
+from ..errors import UsageError
+from ..expert_map import ExpertMap
+from ..model_info import ModelInfo, model_info
+from ._common import LlamaFlags, json_option, llama_options, model_option, print_json
+from .bias import make_bias, preset_choice, preset_option
 
 DEFAULT_CONTEXT = 4096
 
@@ -18,6 +23,8 @@ DEFAULT_CONTEXT = 4096
 @click.command()
 @model_option
 @click.option("--bias", type=click.Path(path_type=Path), envvar="STEERMOE_BIAS", help="Bias file to steer with.")
+@click.option("--map", "map_file", type=click.Path(path_type=Path), help="Expert map to steer with, by --preset.")
+@preset_option
 @click.option("-p", "--prompt", required=True, help="What the user says.")
 @click.option("-sys", "--system-prompt", help="System message before it.")
 @click.option(
@@ -48,6 +55,8 @@ DEFAULT_CONTEXT = 4096
 def run(
     model: Path,
     bias: Path | None,
+    map_file: Path | None,
+    preset: str | None,
     prompt: str,
     system_prompt: str | None,
     n_predict: int,
@@ -59,41 +68,33 @@ def run(
     ctx_size: int | None,
     raw: bool,
     force: bool,
-    threads: int | None,
-    n_gpu_layers: int,
-    batch_size: int,
-    ubatch_size: int,
-    verbose: bool,
+    flags: LlamaFlags,
     as_json: bool,
 ) -> None:
-    """Answer one prompt, steered by a bias file.
+    """Answer one prompt, steered by a bias file, or by an expert map and the paper's numbers for its model.
 
     \b
     Examples:
       steermoe run -m tiny -p "What is three plus four?" --temp 0
       steermoe run -m tiny --bias bias.gguf -p "What is three plus four?" --temp 0
+      steermoe run -m olmoe.gguf --map map.json --preset faithful -p "Document: ... Question: ..."
     """
-    from ..errors import UsageError
     from ..model import SteeredLlama
-    from ..model_info import model_info
 
     facts = model_info(model)
+    steering = _from_map(map_file, preset, facts, force) if map_file or preset else bias
     if raw and system_prompt:
         raise UsageError("--raw has no system message; put it into the prompt")
     if ctx_size is None:
         ctx_size = min(DEFAULT_CONTEXT, facts.context_length or DEFAULT_CONTEXT)
     llama = SteeredLlama(
         model,
-        bias=bias,
+        bias=steering,
         force=force,
         n_ctx=ctx_size,
-        n_batch=batch_size,
-        n_ubatch=ubatch_size,
-        n_threads=threads,
-        n_threads_batch=threads,
-        n_gpu_layers=n_gpu_layers,
         seed=seed if seed >= 0 else 0xFFFFFFFF,
-        verbose=verbose,
+        **flags.model_arguments(),
+        **flags.context_arguments(),
     )
     sampling: dict[str, Any] = {
         "temperature": temp,
@@ -113,7 +114,8 @@ def run(
         if as_json:
             start = time.monotonic()
             response = create(**request, **sampling)
-            print_json(_result(response, model, bias, llama.bias, time.monotonic() - start))
+            source = {"map": str(map_file)} if map_file else {"bias": str(bias)}
+            print_json(_result(response, model, source, llama.bias, time.monotonic() - start))
             return
         for chunk in create(**request, **sampling, stream=True):
             click.echo(_text(chunk["choices"][0]), nl=False)
@@ -123,6 +125,18 @@ def run(
         raise UsageError(f"{error}; raise -c or shorten the prompt") from None
 
 
+def _from_map(map_file: Path | None, preset: str | None, facts: ModelInfo, force: bool) -> BiasFile:
+    """The bias of --map and --preset; a --bias from the environment gives way to them."""
+    if map_file is None or preset is None:
+        raise UsageError("--map and --preset go together; for other numbers of experts run steermoe bias build")
+    if click.get_current_context().get_parameter_source("bias") == ParameterSource.COMMANDLINE:
+        raise UsageError("--bias and --map both steer; give one of them")
+    expert_map = ExpertMap.load(map_file)
+    for warning in expert_map.identity.require_same(facts.require_moe(), str(map_file), str(facts.paths[0]), force):
+        click.echo(f"warning: {warning}", err=True)
+    return make_bias(expert_map, preset_choice(preset, expert_map, map_file))
+
+
 def _text(choice: dict[str, Any]) -> str:
     """Text of a choice, of a completion or of a chat, whole or streamed."""
     message = choice.get("delta") or choice.get("message") or {}
@@ -130,11 +144,11 @@ def _text(choice: dict[str, Any]) -> str:
 
 
 def _result(
-    response: dict[str, Any], model: Path, path: Path | None, steering: BiasFile | None, seconds: float
+    response: dict[str, Any], model: Path, source: dict[str, str], steering: BiasFile | None, seconds: float
 ) -> dict[str, Any]:
     choice = response["choices"][0]
     applied = steering and {
-        "bias": str(path),
+        **source,
         "mode": steering.mode,
         "n_active": steering.n_active,
         "n_inactive": steering.n_inactive,
