@@ -1,0 +1,89 @@
+"""Processes that answer requests (worker.py, torch_worker.py), from the side that asks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+STOCK = HERE.parent / "build" / "stock" / "bin"
+
+
+class WorkerError(Exception):
+    """A worker ended; the text is the last line it wrote."""
+
+
+class Worker:
+    """A running worker. It sleeps between requests, so that it does not disturb the others."""
+
+    def __init__(self, script: str, *arguments: object, environment: dict[str, str] | None = None) -> None:
+        clean = {name: value for name, value in os.environ.items() if name not in ("STEERMOE_BIAS", "STEERMOE_FORCE")}
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / script), *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=clean | (environment or {}),
+            text=True,
+        )
+        self._name = f"{script} {' '.join(map(str, arguments))}"
+        self._receive()
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        """Send a request and wait for its answer. Raises WorkerError."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # the answer's absence tells
+            print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
+        return self._receive()
+
+    def _receive(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            status = self._process.wait()
+            raise WorkerError(f"{self._name}: ended with status {status}; its message is above")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End the process and wait for it."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        if kind is not None:  # nobody wants the answer that it may be working on
+            self._process.kill()
+        self.close()
+
+
+def llama_worker(
+    model: Path,
+    variants: Sequence[str],
+    n_threads: int,
+    *,
+    stock: bool = False,
+    mmap: bool = True,
+    bias: Path | None = None,
+) -> Worker:
+    """A worker of ours, or of the stock build. `bias` steers all its contexts, as it would any program of the tree."""
+    arguments = [model, "--threads", n_threads, "--variants", ",".join(variants)]
+    arguments += ["--stock"] if stock else []
+    arguments += [] if mmap else ["--no-mmap"]
+    environment = {"LLAMA_CPP_LIB_PATH": str(STOCK)} if stock else {}
+    environment |= {"STEERMOE_BIAS": str(bias)} if bias else {}
+    return Worker("worker.py", *arguments, environment=environment)

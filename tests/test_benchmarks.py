@@ -1,0 +1,270 @@
+"""The benchmarks' own parts: the random models load and route, and the arithmetic of the report is right. Not timed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, GGUFReader, dequantize
+
+from tests.conftest import ROOT
+from tests.low_level import Context, open_model
+
+SHAPES = ("toy", "toy-olmoe")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _benchmarks_on_path() -> Iterator[None]:
+    """The benchmarks are programs: they import each other as they do when one of them is run."""
+    folder = str(ROOT / "benchmarks")
+    sys.path.insert(0, folder)
+    yield
+    sys.path.remove(folder)
+
+
+@pytest.fixture(scope="module")
+def random_q4() -> ModuleType:
+    import random_q4
+
+    return random_q4
+
+
+@pytest.fixture(scope="module")
+def performance() -> ModuleType:
+    import performance
+
+    return performance
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def made(request: pytest.FixtureRequest, random_q4: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A shape and its model."""
+    shape = random_q4.SHAPES[request.param]
+    return shape, random_q4.write_model(tmp_path_factory.mktemp("q4") / "model.gguf", shape)
+
+
+def test_model_is_q4_0_with_f32_routers(made: tuple[Any, Path], random_q4: Any) -> None:
+    shape, path = made
+    found = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    assert found.keys() == random_q4.tensors(shape).keys()
+    for name, size in random_q4.tensors(shape).items():
+        tensor = found[name]
+        assert tuple(int(n) for n in tensor.shape) == size[::-1]
+        matrix = len(size) > 1 and "ffn_gate_inp" not in name
+        assert tensor.tensor_type == (GGMLQuantizationType.Q4_0 if matrix else GGMLQuantizationType.F32)
+
+
+def test_values_have_the_wanted_spread(random_q4: Any) -> None:
+    rows = random_q4.q4_0(np.random.default_rng(0), (4, 64, 512), 0.25)
+    values = dequantize(rows, GGMLQuantizationType.Q4_0)
+    assert values.shape == (4, 64, 512)
+    assert np.isfinite(values).all()
+    # scales of 0.5 to 1.5 times the mean one widen the spread by 4%; q - 8 is -8..7, half a step below zero
+    assert values.std() == pytest.approx(0.25, rel=0.08)
+    assert abs(values.mean()) < 0.05
+
+
+def test_model_runs_and_its_choice_depends_on_the_token(made: tuple[Any, Path]) -> None:
+    shape, path = made
+    model = open_model(path)
+    try:
+        with Context(model, capture=True) as context:
+            logits = context.fresh(range(40))
+            chosen = [context.seen[f"ffn_moe_topk-{layer}"][-1].reshape(40, shape.k) for layer in range(shape.n_layer)]
+        assert np.isfinite(logits).all()
+        assert len(np.unique(logits)) > 1000
+        for choice in chosen:
+            assert len({tuple(sorted(row)) for row in choice.tolist()}) > 5
+        tokens = model.tokenize(b"hello world", False, True)
+        assert len(tokens) == len("hello world")
+    finally:
+        model.close()
+
+
+def test_model_is_the_same_every_time_and_leaves_no_half_file(random_q4: Any, tmp_path: Path) -> None:
+    first = random_q4.write_model(tmp_path / "a.gguf", random_q4.SHAPES["toy"])
+    second = random_q4.write_model(tmp_path / "b.gguf", random_q4.SHAPES["toy"])
+    assert first.read_bytes() == second.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "b.gguf"]
+
+
+def test_cached_model_is_made_once(random_q4: Any, tmp_path: Path) -> None:
+    (tmp_path / "toy-00000000.gguf").write_bytes(b"of an older shape")
+    path = random_q4.cached_model("toy", tmp_path)
+    before = path.stat().st_mtime_ns
+    assert random_q4.cached_model("toy", tmp_path) == path
+    assert path.stat().st_mtime_ns == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_shapes_are_those_of_the_real_models(random_q4: Any) -> None:
+    def parameters(name: str) -> int:
+        return sum(int(np.prod(size)) for size in random_q4.tensors(random_q4.SHAPES[name]).values())
+
+    assert parameters("olmoe") / 1e9 == pytest.approx(6.92, abs=0.01)  # OLMoE-1B-7B
+    assert parameters("granite") / 1e9 == pytest.approx(1.33, abs=0.01)  # Granite-3.1-1B-A400M
+    assert random_q4.SHAPES["many"].n_experts > 10_000
+
+
+def test_ratio_is_the_median_of_rounds_with_its_interval() -> None:
+    from ratios import Ratio, speed_ratios
+
+    # ours takes half the time in one round, the same in another: faster is above 1
+    assert speed_ratios([1.0, 2.0, 4.0], [2.0, 2.0, 2.0]) == [2.0, 1.0, 0.5]
+    ratio = Ratio.of([2.0, 1.0, 0.5])
+    assert (ratio.median, ratio.min, ratio.max, ratio.n) == (1.0, 0.5, 2.0, 3)
+    assert ratio.min <= ratio.low <= ratio.median <= ratio.high <= ratio.max
+    # the interval narrows as rounds are added, the extremes do not
+    rng = np.random.default_rng(0)
+    few, many = (Ratio.of(list(rng.uniform(0.9, 1.1, size=n))) for n in (5, 200))
+    assert many.high - many.low < (few.high - few.low) / 2
+    assert many.low < 1 < many.high
+    assert Ratio.of([1.5] * 5) == Ratio(1.5, 1.5, 1.5, 1.5, 1.5, 5)
+    for bad in ([], [1.0, 0.0], [1.0, -2.0]):
+        with pytest.raises(ValueError, match="positive"):
+            Ratio.of(bad)
+
+
+@pytest.mark.parametrize(
+    ("median", "high", "noise", "expected"),
+    [
+        (1.000, 1.010, 0.00, "yes"),
+        (0.990, 0.990, 0.00, "yes"),
+        (0.985, 0.995, 0.00, "within noise"),
+        (0.980, 0.982, 0.01, "within noise"),
+        (0.970, 0.975, 0.01, "no"),
+        (0.989, 0.9899, 0.00, "no"),
+        (1.100, 1.200, 0.06, "too noisy"),
+        (0.800, 0.850, 0.06, "no"),
+    ],
+)
+def test_verdict(median: float, high: float, noise: float, expected: str) -> None:
+    from ratios import Ratio, verdict
+
+    assert verdict(Ratio(median, median - 0.01, high, median - 0.02, high + 0.01, 9), 0.99, noise) == expected
+
+
+def test_noise_is_the_farther_end() -> None:
+    from ratios import Ratio, noise_of
+
+    assert noise_of(Ratio(1.0, 0.97, 1.01, 0.9, 1.1, 9)) == pytest.approx(0.03)
+    assert noise_of(Ratio(1.0, 0.995, 1.02, 0.9, 1.1, 9)) == pytest.approx(0.02)
+
+
+def times(**factors: float) -> dict[str, list[float]]:
+    """Seconds of five rounds, each round slower than the last; `factors` multiply a variant's time."""
+    rounds = [1.0, 1.1, 1.5, 2.0, 4.0]
+    names = {"stock_0", "stock_1", "plain", "hard", "soft", "recorder"}
+    return {
+        f"{name.replace('_', ' ')}: {task}": [t * factors.get(name, 1.0) for t in rounds]
+        for name in names
+        for task in ("prompt", "decode")
+        if (name, task) != ("recorder", "decode")
+    }
+
+
+def test_compare_takes_both_stock_runs_of_the_same_round(performance: Any) -> None:
+    found = performance.compare(times(stock_1=1.02, hard=1.25, recorder=0.5))
+    # a drift over the rounds cancels; the reference is the mean of the two stock runs
+    assert found["noise"]["prompt"]["median"] == pytest.approx(1.02)
+    ratios = found["ratios"]
+    assert ratios["plain: prompt"]["median"] == pytest.approx(1.01)
+    assert ratios["hard: decode"]["median"] == pytest.approx(1.01 / 1.25)
+    assert ratios["recorder: prompt"]["median"] == pytest.approx(2.02)
+    assert "recorder: decode" not in ratios
+    assert [ratios[f"{name}: decode"]["holds"] for name in ("plain", "hard", "soft")] == ["yes", "no", "yes"]
+    assert ratios["plain: decode"]["at_least"] == 1.0
+    assert ratios["hard: decode"]["at_least"] == 0.99
+
+
+def test_biases_are_judged_by_their_median(performance: Any) -> None:
+    found = performance.summarize_biases(
+        {
+            "a token": [1.0, 2.0, 9.0],
+            "set": [1.0, 4.0, 50.0],
+            "set: next token": [3.0],
+            "swap": [6.0],
+            "swap: next token": [2],
+        }
+    )
+    assert found["a_token"] == 2.0
+    assert found["steps"]["set"] == {"median": 4.0, "max": 50.0, "next_token_over": 1.0, "holds": "yes"}
+    assert found["steps"]["swap"]["holds"] == "no"
+    assert found["steps"].keys() == {"set", "swap"}
+
+
+def report(performance: Any, **factors: float) -> dict[str, Any]:
+    speed = {
+        "n_prompt": 8,
+        "n_decode": 2,
+        "n_rounds": 5,
+        "rounds_with_other_logits": 0,
+        "tokens_per_second": dict.fromkeys(times(), 10.0),
+        **performance.compare(times(**factors)),
+    }
+    return {
+        "date": "today",
+        "commit": "c",
+        "seconds": 1,
+        "machine": {"cpu": "a CPU", "cores": 2, "system": "Linux"},
+        "threads": 2,
+        "load_before": [0.0, 0.0, 0.0],
+        "speed": {"toy": speed},
+        "biases": {},
+        "memory": {"toy": {"skipped": "no /proc"}},
+        "transformers": {"toy": {"skipped": "not installed"}},
+    }
+
+
+def test_broken_promises_are_found(performance: Any) -> None:
+    good = report(performance)
+    assert performance.broken_promises(good) == []
+    bad = report(performance, soft=1.2)
+    bad["speed"]["toy"]["rounds_with_other_logits"] = 1
+    found = performance.broken_promises(bad)
+    assert len(found) == 3
+    assert any("logits" in line for line in found)
+    assert any("soft: prompt" in line for line in found)
+
+
+def test_tables_go_between_the_markers(
+    performance: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docs, source = tmp_path / "performance.md", tmp_path / "figures.json"
+    docs.write_text(f"before\n{performance.START}\nstale\n{performance.END}\nafter\n", encoding="utf-8")
+    source.write_text(json.dumps(report(performance, hard=1.25)), encoding="utf-8")
+    monkeypatch.setattr(performance, "DOCS", docs)
+    for options, status in (([], None), (["--check"], 1)):
+        monkeypatch.setattr(sys, "argv", ["performance.py", "--from", str(source), "--write-docs", *options])
+        if status is None:
+            performance.main()
+        else:
+            with pytest.raises(SystemExit) as exit_:
+                performance.main()
+            assert exit_.value.code == status
+    text = docs.read_text(encoding="utf-8")
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "stale" not in text
+    assert "| hard rule in all layers | decode | 10.0 | 0.800 | 0.800 to 0.800 | 0.800 to 0.800 | ≥ 0.99 | no |" in text
+    assert "Skipped: not installed." in text
+    assert "does not hold: speed, toy, ratios, hard: prompt" in capsys.readouterr().err
+
+
+def test_docs_have_the_markers(performance: Any) -> None:
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert text.index(performance.START) < text.index(performance.END)
+
+
+def test_missing_markers_are_an_error(performance: Any, tmp_path: Path) -> None:
+    docs = tmp_path / "x.md"
+    docs.write_text("nothing", encoding="utf-8")
+    with pytest.raises(ValueError, match="put them back"):
+        performance.write_docs(docs, "text")
+    assert docs.read_text(encoding="utf-8") == "nothing"
