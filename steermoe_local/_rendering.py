@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
+import os
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from . import _native
-from .errors import PairsError
-from .pairs import Side, locate_target, target_tokens
+from .errors import ModelError, PairsError, UsageError
+from .pairs import Side, last_exact_run, locate_target, target_tokens
 
-__all__ = ["Prompt", "Renderer"]
+__all__ = ["LocatedTarget", "Prompt", "Renderer", "thinking_arguments", "vocabulary"]
+
+# What Renderer gives to every template itself.
+_OWN_ARGUMENTS = {"messages", "add_generation_prompt", "bos_token", "eos_token", "raise_exception", "strftime_now"}
+_OWN_ARGUMENTS |= {"functions", "function_call", "tools", "tool_choice"}
 
 
 @dataclass(frozen=True)
@@ -21,14 +31,50 @@ class Prompt:
     target: list[int]
 
 
-class Renderer:
-    """Renders and tokenizes for one loaded model (llama_cpp's `LlamaModel`)."""
+@dataclass(frozen=True)
+class LocatedTarget:
+    """One side of a pair as the model sees it: the rendered text, the target's bytes [start, end), tokens.
 
-    def __init__(self, model: Any) -> None:
+    `tokens` are those of the whole text, `target` the indices of the target's. `as_paper` tells whether the rule of
+    the paper's code (the last exact run of the target's own tokens) finds the same tokens; None: it finds none.
+    """
+
+    text: str
+    start: int
+    end: int
+    tokens: list[int]
+    target: list[int]
+    as_paper: bool | None
+
+    @property
+    def n_needed(self) -> int:
+        """Tokens up to the target's last one; what follows is not decoded."""
+        return self.target[-1] + 1
+
+
+class Renderer:
+    """Renders and tokenizes for one loaded model (llama_cpp's `LlamaModel`).
+
+    `thinking` turns the template's switch for thinking on or off, where it has one; `template_arguments` are further
+    variables for the template, which come before the switch. Raises UsageError for variables that are given anyway,
+    ModelError for a model without a tokenizer.
+    """
+
+    def __init__(
+        self, model: Any, *, thinking: bool = False, template_arguments: Mapping[str, Any] | None = None
+    ) -> None:
+        if taken := sorted(_OWN_ARGUMENTS & set(template_arguments or {})):
+            raise UsageError(f"template variables: {', '.join(taken)}: given by the program; leave them out")
+        lib = _native.llama_cpp()
+        if lib.llama_vocab_type(model.vocab) == lib.LLAMA_VOCAB_TYPE_NONE:  # llama.cpp aborts on a text
+            raise ModelError("the model has no tokenizer; only a model with a vocabulary reads texts")
+        self._thinking = thinking
+        self._template_arguments = dict(template_arguments or {})
         self._model = model
         self._metadata: dict[str, str] = model.metadata()
         self._formatter: Any = None
         self._control: list[str] | None = None
+        self._bytes: dict[int, bytes] = {}  # of the tokens seen so far
 
     def text(self, side: Side, *, generation_prompt: bool = False) -> str:
         """The prompt's text: a plain text as it is, messages through the model's chat template.
@@ -39,7 +85,8 @@ class Renderer:
         if isinstance(side, str):
             return side
         try:
-            response = self._chat_formatter(generation_prompt)(messages=[message.to_dict() for message in side])
+            formatter = self._chat_formatter(generation_prompt)
+            response = formatter(messages=[message.to_dict() for message in side], **self.template_arguments)
         except PairsError:
             raise
         except Exception as error:  # templates are code of the model's makers and raise anything
@@ -52,6 +99,17 @@ class Renderer:
         What follows the target cannot change its routing (attention is causal), so it is cut off.
         Raises PairsError when the target cannot be located.
         """
+        found = self.located(side, target)
+        return Prompt(found.tokens[: found.n_needed], found.target)
+
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        """The variables for the template: its switches for thinking, and those that the caller gave."""
+        switches = thinking_arguments(self._metadata.get("tokenizer.chat_template", ""), self._thinking)
+        return switches | self._template_arguments
+
+    def located(self, side: Side, target: str) -> LocatedTarget:
+        """Render one side and find its target. Raises PairsError when it cannot be located."""
         text = self.text(side)
         # A chat template writes the beginning-of-text token itself, a plain text does not.
         tokens = self.tokenize(text, add_special=isinstance(side, str))
@@ -59,10 +117,12 @@ class Renderer:
         # "end" must not be found inside "<|im_end|>", unless the target names that token itself
         special = [name for name in self._control_tokens() if name not in target]
         start, end = locate_target(text, side, target, special)
-        chosen = target_tokens(pieces, start, end, tokens, self.tokenize(target, add_special=False))
+        alone = self.tokenize(target, add_special=False)
+        chosen = target_tokens(pieces, start, end, tokens, alone)
         if not chosen:
             raise PairsError(f"target {target!r}: the tokenizer leaves nothing of it")
-        return Prompt(tokens[: chosen[-1] + 1], chosen)
+        run = last_exact_run(tokens, alone)
+        return LocatedTarget(text, start, end, tokens, chosen, None if run is None else list(run) == chosen)
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """Tokens of a text; the names of special tokens in it become those tokens."""
@@ -82,7 +142,9 @@ class Renderer:
 
     def _pieces(self, tokens: list[int], text: bytes) -> list[bytes]:
         """Bytes of each token, so that they join to the text."""
-        pieces = [self._piece(token) for token in tokens]
+        for token in set(tokens) - self._bytes.keys():
+            self._bytes[token] = self._piece(token)
+        pieces = [self._bytes[token] for token in tokens]
         added = b"".join(pieces).find(text) if text else 0
         if added > 0:  # a BOS token or a blank that the tokenizer put before the text
             for index, piece in enumerate(pieces):
@@ -123,3 +185,56 @@ class Renderer:
             )
         self._formatter.add_generation_prompt = generation_prompt
         return self._formatter
+
+
+def thinking_arguments(template: str, thinking: bool) -> dict[str, Any]:
+    """The variables by which a chat template turns thinking on or off; {} when it reads none of those known.
+
+    `enable_thinking` (Qwen3, GLM, SmolLM3, ...), `thinking` (DeepSeek, Granite), `thinking_budget` (Seed-OSS) and
+    `reasoning_effort`. gpt-oss cannot be told not to reason: "low" is the least. On leaves budget and effort to the
+    template's own defaults.
+    """
+    read = _variables(template)
+    arguments: dict[str, Any] = {name: thinking for name in ("enable_thinking", "thinking") if name in read}
+    if not thinking and "thinking_budget" in read:
+        arguments["thinking_budget"] = 0
+    if not thinking and "reasoning_effort" in read:
+        arguments["reasoning_effort"] = "none" if re.search("['\"]none['\"]", template) else "low"
+    return arguments
+
+
+@functools.cache
+def _variables(template: str) -> frozenset[str]:
+    """Names that a template looks up from outside; none for one that cannot be parsed."""
+    _native.llama_cpp()  # before anything of the package: it says where the libraries are
+    import jinja2
+    from jinja2 import meta
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    extensions = [Jinja2ChatFormatter.IgnoreGenerationTags, "jinja2.ext.loopcontrols"]
+    try:
+        return frozenset(meta.find_undeclared_variables(jinja2.Environment(extensions=extensions).parse(template)))
+    except (jinja2.TemplateSyntaxError, RecursionError):
+        return frozenset()  # rendering says what is wrong with it
+
+
+@contextlib.contextmanager
+def vocabulary(path: str | os.PathLike[str], *, verbose: bool = False) -> Iterator[Any]:
+    """Load no more of a GGUF file than its vocabulary and metadata: enough to render and tokenize (`LlamaModel`).
+
+    Raises ModelError.
+    """
+    if not Path(path).is_file():
+        raise ModelError(f"{path}: no such file; give the path of a GGUF model")
+    lib = _native.llama_cpp()
+    from llama_cpp import _internals
+    from llama_cpp._logger import set_verbose
+
+    set_verbose(verbose)
+    lib.llama_backend_init()
+    params = lib.llama_model_default_params()
+    params.vocab_only = True
+    with _native.loading(path):
+        model = _internals.LlamaModel(path_model=os.fspath(path), params=params, verbose=verbose)
+    with contextlib.closing(model):
+        yield model

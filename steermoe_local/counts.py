@@ -2,15 +2,18 @@
 
 The file is an uncompressed NumPy `.npz` without pickles: `a1` and `a2` (int64 [n_layer,
 n_expert]), `n1` and `n2` (int64), `moe_layers` (int64 [n]) and `meta` (a JSON text: format,
-version, model, behaviour, n_pairs, pairs_sha256, created, tool).
+version, model, behaviour, n_pairs, pairs_sha256, created, tool, and `sources` where it is known
+which pairs of which file were counted).
 """
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,7 @@ from ._files import StrPath, is_sha256, parse_json, read_bytes, replacing, times
 from .errors import FormatError, ModelMismatchError, UsageError
 from .identity import ModelIdentity
 
-__all__ = ["RoutingCounts"]
+__all__ = ["RoutingCounts", "Source", "merge_counts"]
 
 _FORMAT = "steermoe-counts"
 _VERSION = 1
@@ -30,6 +33,47 @@ _MEMBERS = {"a1", "a2", "n1", "n2", "moe_layers", "meta"}
 _META = {"format", "version", "model", "behaviour", "n_pairs", "pairs_sha256", "created", "tool"}
 
 
+@dataclass(frozen=True, order=True)
+class Source:
+    """Pairs that went into counts: of the pairs of this digest, those at places i, i + n, i + 2n, ... (from 1).
+
+    `shard` is (i, n), (1, 1) for all. `n_pairs` were counted, `n_skipped` could not be.
+    """
+
+    pairs_sha256: str
+    shard: tuple[int, int] = (1, 1)
+    n_pairs: int = 0
+    n_skipped: int = 0
+
+    def overlaps(self, other: Source) -> bool:
+        """Do both hold some place of the same pairs?"""
+        # i + a n = j + b m has solutions just where gcd(n, m) divides i - j
+        step = math.gcd(self.shard[1], other.shard[1])
+        return self.pairs_sha256 == other.pairs_sha256 and (self.shard[0] - other.shard[0]) % step == 0
+
+    def __str__(self) -> str:
+        """For messages."""
+        whole = f"pairs {self.pairs_sha256[:8]}"
+        return whole if self.shard == (1, 1) else f"shard {self.shard[0]}/{self.shard[1]} of {whole}"
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str) -> Source:
+        """Read what `dataclasses.asdict` made of one. Raises FormatError."""
+        again = "record the counts again"
+        if not isinstance(data, dict) or set(data) != {"pairs_sha256", "shard", "n_pairs", "n_skipped"}:
+            raise FormatError(f"{where}: not an object with pairs_sha256, shard, n_pairs, n_skipped; {again}")
+        shard, numbers = data["shard"], (data["n_pairs"], data["n_skipped"])
+        if not is_sha256(data["pairs_sha256"]):
+            raise FormatError(f"{where}.pairs_sha256: not 64 lowercase hex digits; {again}")
+        if not isinstance(shard, list) or len(shard) != 2 or any(type(part) is not int for part in shard):
+            raise FormatError(f"{where}.shard: not two whole numbers; {again}")
+        if not 1 <= shard[0] <= shard[1]:
+            raise FormatError(f"{where}.shard: {shard[0]}/{shard[1]} is none; {again}")
+        if any(type(number) is not int or number < 0 for number in numbers):
+            raise FormatError(f"{where}: n_pairs, n_skipped: not counts; {again}")
+        return cls(data["pairs_sha256"], (shard[0], shard[1]), *numbers)
+
+
 @dataclass(frozen=True, eq=False)
 class RoutingCounts:
     """Target tokens that activated each expert, pooled over pairs (a and N of the paper's Eq. 3).
@@ -37,6 +81,7 @@ class RoutingCounts:
     `a1` and `a2` are int64 [n_layer, n_expert] for the positive and the negative sides, with rows
     of zeros for dense layers; `n1` and `n2` count the target tokens. `pairs_digest` holds the
     digest of every pairs file that was counted, sorted (a single string is accepted too).
+    `sources` says more exactly which pairs these were, where that is known; then they come to `n_pairs`.
     Counts of the same model and behaviour add up with `+`.
 
     The arrays are copied and read-only. `validate` checks what they must satisfy.
@@ -53,6 +98,7 @@ class RoutingCounts:
     behaviour: str = ""
     created: str = field(default_factory=timestamp)
     tool: str = field(default_factory=tool_name)
+    sources: tuple[Source, ...] = ()
 
     def __post_init__(self) -> None:
         """Bring the fields into their final form and check them."""
@@ -66,6 +112,7 @@ class RoutingCounts:
         digests = (self.pairs_digest,) if isinstance(self.pairs_digest, str) else self.pairs_digest
         object.__setattr__(self, "pairs_digest", tuple(sorted(digests)))
         object.__setattr__(self, "moe_layers", tuple(int(layer) for layer in self.moe_layers))
+        object.__setattr__(self, "sources", tuple(sorted(self.sources)))
         object.__setattr__(self, "n1", int(self.n1))
         object.__setattr__(self, "n2", int(self.n2))
 
@@ -106,11 +153,22 @@ class RoutingCounts:
             raise FormatError(f"{where}: pairs_sha256: not 64 lowercase hex digits; {again}")
         if type(self.n_pairs) is not int or self.n_pairs < 0:
             raise FormatError(f"{where}: n_pairs: {self.n_pairs!r} is not a count; {again}")
+        if self.sources:
+            if sum(source.n_pairs for source in self.sources) != self.n_pairs:
+                raise FormatError(f"{where}: sources: their pairs are not {self.n_pairs} together; {again}")
+            if {source.pairs_sha256 for source in self.sources} != set(self.pairs_digest):
+                raise FormatError(f"{where}: sources: of other pairs than pairs_sha256; {again}")
+
+    @property
+    def n_skipped(self) -> int:
+        """Pairs that could not be counted, as far as the sources tell."""
+        return sum(source.n_skipped for source in self.sources)
 
     def __add__(self, other: RoutingCounts) -> RoutingCounts:
         """Pool two runs on the same model; digests are kept, the later date stays.
 
-        Raises ModelMismatchError for another model, UsageError for another behaviour.
+        Raises ModelMismatchError for another model, UsageError for another behaviour and for pairs whose sources say
+        that they are in both.
         """
         if not isinstance(other, RoutingCounts):
             return NotImplemented
@@ -121,6 +179,10 @@ class RoutingCounts:
             raise UsageError(
                 f"counts: of {self.behaviour!r} and of {other.behaviour!r}; add only counts of one behaviour"
             )
+        for mine in self.sources:
+            for theirs in other.sources:
+                if mine.overlaps(theirs):
+                    raise UsageError(f"counts: {mine} and {theirs}: some pairs would count twice; leave one out")
         return RoutingCounts(
             identity=self.identity,
             a1=self.a1 + other.a1,
@@ -133,6 +195,8 @@ class RoutingCounts:
             behaviour=self.behaviour or other.behaviour,
             created=max(self.created, other.created),
             tool=max(self.tool, other.tool),
+            # of one that is known in part nothing can be said as a whole
+            sources=self.sources + other.sources if self.sources and other.sources else (),
         )
 
     def save(self, path: StrPath) -> None:
@@ -151,6 +215,8 @@ class RoutingCounts:
             "created": self.created,
             "tool": self.tool,
         }
+        if self.sources:
+            meta["sources"] = [asdict(source) for source in self.sources]
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(
                 file,
@@ -183,9 +249,43 @@ class RoutingCounts:
             behaviour=meta["behaviour"],
             created=meta["created"],
             tool=meta["tool"],
+            sources=tuple(
+                Source.from_dict(data, f"{path}: sources[{index}]")
+                for index, data in enumerate(meta.get("sources", ()))
+            ),
         )
         counts.validate(str(path))
         return counts
+
+
+def merge_counts(parts: Sequence[tuple[str, RoutingCounts]]) -> RoutingCounts:
+    """Add the counts of several runs, each with the name of its file, for messages.
+
+    Counts without sources are taken for all pairs of their digests. Raises UsageError for pairs that are in two of them
+    and for another behaviour, ModelMismatchError for another model; both name the files.
+    """
+    if not parts:
+        raise UsageError("no counts to merge; name at least one file")
+    taken: list[tuple[str, Source]] = []
+    for name, counts in parts:
+        for source in counts.sources or [Source(digest) for digest in dict.fromkeys(counts.pairs_digest)]:
+            for other, theirs in taken:
+                if other != name and source.overlaps(theirs):
+                    raise UsageError(
+                        f"{name} ({source}) and {other} ({theirs}) share pairs, which would count twice; leave one out"
+                    )
+            taken.append((name, source))
+    names = [name for name, _ in parts]
+    if len(set(names)) < len(names):
+        raise UsageError(f"{next(name for name in names if names.count(name) > 1)}: named twice; leave one out")
+    first, total = parts[0]
+    for name, counts in parts[1:]:
+        total.identity.require_same(counts.identity, first, name)
+        try:
+            total += counts
+        except (UsageError, ModelMismatchError) as error:
+            raise type(error)(f"{name}: {error}") from None
+    return total
 
 
 def _read_npz(path: StrPath) -> dict[str, npt.NDArray[Any]]:
@@ -223,8 +323,8 @@ def _read_meta(array: npt.NDArray[Any], path: StrPath) -> dict[str, Any]:
             f"{path}: counts of format version {meta.get('version')!r}, this program reads "
             f"{_VERSION}; upgrade steermoe-local"
         )
-    if set(meta) != _META:
-        odd = sorted(set(meta) ^ _META)[0]
+    if odds := sorted(set(meta) - {"sources"} ^ _META):
+        odd = odds[0]
         raise FormatError(f"{path}: meta.{odd}: missing or unknown; record the counts again")
     for name in ("behaviour", "created", "tool"):
         if not isinstance(meta[name], str):
@@ -232,4 +332,6 @@ def _read_meta(array: npt.NDArray[Any], path: StrPath) -> dict[str, Any]:
     digests = meta["pairs_sha256"]
     if not isinstance(digests, list) or not all(is_sha256(digest) for digest in digests):
         raise FormatError(f"{path}: meta.pairs_sha256: not a list of SHA-256 digests")
+    if not isinstance(meta.get("sources", []), list):
+        raise FormatError(f"{path}: meta.sources: not a list; record the counts again")
     return meta

@@ -5,10 +5,11 @@ The file is JSON with one row of scores a line, so that it can be read, compared
     {"format": "steermoe-expert-map", "version": 1, "model": {...},
      "behaviour": {"name": ..., "positive": ..., "negative": ...},
      "n1": ..., "n2": ..., "n_pairs": ..., "pairs_sha256": [...], "tool": ..., "created": ...,
-     "license": ..., "notes": ..., "rd": [[...], ...], "a1": [[...], ...], "a2": [[...], ...]}
+     "license": ..., "notes": ..., "confidence": {...},
+     "rd": [[...], ...], "a1": [[...], ...], "a2": [[...], ...], "se": [[...], ...]}
 
-`rd` is [n_layer, n_expert]; the counts `a1` and `a2` are optional. Numbers are written so that
-they read back as the same float64.
+`rd` is [n_layer, n_expert]; the counts `a1` and `a2` are optional, and so are the standard errors `se` with their
+`confidence`. Numbers are written so that they read back as the same float64.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._files import StrPath, is_sha256, parse_json, read_bytes, replacing, timestamp, tool_name
+from .confidence import Confidence
 from .errors import ChoiceError, FormatError, UsageError
 from .identity import MAX_LAYERS, ModelIdentity
 from .scores import Counts, rank, risk_difference, risk_difference_from
@@ -36,7 +38,7 @@ _REQUIRED = {"format", "version", "model", "behaviour", "rd"}
 _NUMBERS = ("n1", "n2", "n_pairs")
 _TEXTS = ("tool", "created", "license", "notes")
 _BEHAVIOUR = ("name", "positive", "negative")
-_TABLES = ("rd", "a1", "a2")
+_TABLES = ("rd", "a1", "a2", "se")
 _AGAIN = "run steermoe detect again"
 
 
@@ -58,7 +60,8 @@ class ExpertMap:
     `rd` is float64 [n_layer, n_expert], within [-1, 1], 0 in dense layers. `positive` and
     `negative` say in words what the two sides mean. `n1` and `n2` are the counted target tokens,
     0 when they are unknown; `a1` and `a2` the counts themselves (int64, shaped like `rd`), or
-    None. The arrays are copied and read-only.
+    None. `se` are standard errors of `rd` (float64, shaped like it) and `confidence` says how stable the
+    scores are, both or None: see `statistics.annotate`. The arrays are copied and read-only.
 
     Raises FormatError when a field does not fit the others.
     """
@@ -74,6 +77,8 @@ class ExpertMap:
     pairs_sha256: tuple[str, ...] = ()
     a1: npt.NDArray[np.int64] | None = None
     a2: npt.NDArray[np.int64] | None = None
+    se: npt.NDArray[np.float64] | None = None
+    confidence: Confidence | None = None
     license: str = ""
     notes: str = ""
     created: str = field(default_factory=timestamp)
@@ -91,6 +96,7 @@ class ExpertMap:
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value <= 1 << 53:
                 raise FormatError(f"{name}: {value!r} is not a count; {_AGAIN}")
+        self._check_confidence()
         if (self.a1 is None) != (self.a2 is None):
             raise FormatError("a1, a2: only one of them is there; give both or none")
         if self.a1 is None or self.a2 is None:
@@ -103,6 +109,17 @@ class ExpertMap:
         again = risk_difference_from(self.a1, self.n1, self.a2, self.n2)
         if np.abs(again - self.rd).max() > 1e-9:
             raise FormatError(f"rd: is not a1 / n1 - a2 / n2; {_AGAIN}")
+
+    def _check_confidence(self) -> None:
+        if (self.se is None) != (self.confidence is None):
+            raise FormatError("se, confidence: only one of them is there; give both or none")
+        if self.se is None or self.confidence is None:
+            return
+        object.__setattr__(self, "se", _table(self.se, "se", self.identity, np.float64))
+        if not (np.isfinite(self.se).all() and self.se.min() >= 0):
+            raise FormatError("se: values that are no standard errors; run steermoe map stats again")
+        if self.confidence.moe_layers[-1] >= self.identity.n_layer or self.confidence.n_pairs != self.n_pairs:
+            raise FormatError("confidence: of other pairs or layers than the map's; run steermoe map stats again")
 
     @classmethod
     def from_counts(
@@ -206,6 +223,7 @@ class ExpertMap:
             **{name: getattr(self, name) for name in _NUMBERS},
             "pairs_sha256": list(self.pairs_sha256),
             **{name: getattr(self, name) for name in _TEXTS if getattr(self, name)},
+            **({"confidence": self.confidence.to_dict()} if self.confidence else {}),
         }
         text = json.dumps(head, ensure_ascii=False, indent=1).removesuffix("\n}")
         for name in _TABLES:
@@ -250,6 +268,7 @@ class ExpertMap:
                 **{name: data.get(name, 0) for name in _NUMBERS},
                 **{name: data.get(name, "") for name in _TEXTS},
                 **{name: data[name] for name in _TABLES if name in data},
+                confidence=Confidence.from_dict(data["confidence"]) if "confidence" in data else None,
             )
         except FormatError as error:
             raise FormatError(f"{path}: {error}") from None
@@ -307,7 +326,7 @@ def _table(value: Any, name: str, identity: ModelIdentity, dtype: type[np.generi
 
 
 def _check_fields(data: dict[str, Any], path: StrPath) -> None:
-    known = _REQUIRED | {*_NUMBERS, *_TEXTS, *_TABLES, "pairs_sha256"}
+    known = _REQUIRED | {*_NUMBERS, *_TEXTS, *_TABLES, "pairs_sha256", "confidence"}
     if missing := sorted(_REQUIRED - set(data)):
         raise FormatError(f"{path}: {missing[0]}: missing; {_AGAIN}")
     if unknown := sorted(set(data) - known):

@@ -9,7 +9,10 @@ from typing import Any
 from ._files import is_sha256
 from .errors import FormatError, ModelMismatchError
 
-__all__ = ["ModelIdentity"]
+__all__ = ["UNKNOWN_ROUTER", "ModelIdentity"]
+
+# Stands for a router hash that nobody has taken, as in imported rankings: no model has it, so --force is needed.
+UNKNOWN_ROUTER = "0" * 64
 
 # Far above any model, low enough that a forged header cannot make anyone allocate by it.
 MAX_LAYERS = 4096
@@ -59,8 +62,12 @@ class ModelIdentity:
         """One phrase for messages: "olmoe (16 layers, 64 experts, top-8, router 3f2a91bc)"."""
         return (
             f"{self.architecture} ({self.n_layer} layers, {self.n_expert} experts, "
-            f"top-{self.n_expert_used}, router {self.router_sha256[:8]})"
+            f"top-{self.n_expert_used}, router {self._router})"
         )
+
+    @property
+    def _router(self) -> str:
+        return "unknown" if self.router_sha256 == UNKNOWN_ROUTER else self.router_sha256[:8]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -101,11 +108,16 @@ class ModelIdentity:
             and self.n_expert_used == other.n_expert_used
         )
         if same_shape:
-            found = f"its router is {other.router_sha256[:8]}"
+            found = f"its router is {other._router}"
             if force:
                 return [
                     f"{what}: made for {self.short}, and {where} has its shape, but {found}; used because it was forced"
                 ]
+            if self.router_sha256 == UNKNOWN_ROUTER:
+                raise ModelMismatchError(
+                    f"{what}: made for {self.short}, so it cannot be checked whether it is for {where}; if you know "
+                    "that it is, add --force, or import the map again with -m"
+                )
             message = f"{what}: made for {self.short}, but {where} is another {other.short}"
         else:
             message = f"{what}: made for {self.short}, but {where} is {other.short}"

@@ -15,16 +15,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ._files import StrPath, parse_json, read_bytes, replacing
-from .errors import FormatError, PairsError
+from ._files import StrPath, parse_json, replacing
+from .errors import PairsError
 
 __all__ = [
     "Message",
     "Pair",
+    "PairsFile",
     "Side",
     "last_exact_run",
     "load_pairs",
@@ -42,7 +44,7 @@ _OTHER_NAMES = {
     "messages_0_target": "positive_target",
     "messages_1_target": "negative_target",
 }
-_MAX_BYTES = 1 << 30
+_MAX_LINE = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -102,36 +104,55 @@ class Pair:
         return {"id": self.id, **_content(self)}
 
 
+class PairsFile(Collection[Pair]):
+    """The pairs of a file, read line by line whenever they are asked for: memory holds one at a time.
+
+    The file is read once to check it all, to count the pairs and to compute `digest` (see `pairs_digest`). What cannot
+    be read twice, such as a pipe, is kept in memory.
+    """
+
+    def __init__(self, path: StrPath) -> None:
+        """Raises PairsError, which names the file, the line and the field."""
+        self.path = path
+        self._kept: list[Pair] | None = None if Path(path).is_file() else []
+        self._n_pairs = 0
+        digest = hashlib.sha256()
+        for pair in _unique_pairs(path):
+            if self._kept is not None:
+                self._kept.append(pair)
+            digest.update(_line(pair))
+            self._n_pairs += 1
+        if not self._n_pairs:
+            raise PairsError(f"{path}: no pairs in it; write one JSON object a line")
+        self.digest = digest.hexdigest()
+
+    def __len__(self) -> int:
+        """How many pairs there are."""
+        return self._n_pairs
+
+    def __contains__(self, pair: object) -> bool:
+        """Look for a pair in the whole file."""
+        return any(pair == other for other in self)
+
+    def __iter__(self) -> Iterator[Pair]:
+        """Read the file once more. Raises PairsError at the end of a file that is another one by now."""
+        if self._kept is not None:
+            yield from self._kept
+            return
+        digest = hashlib.sha256()
+        for _, pair in _read_pairs(self.path):
+            digest.update(_line(pair))
+            yield pair
+        if digest.hexdigest() != self.digest:
+            raise PairsError(f"{self.path}: was changed while it was read; start again")
+
+
 def load_pairs(path: StrPath) -> list[Pair]:
     """Read a pairs file. A pair without an id gets "line-N", N counted from 1.
 
     Raises PairsError, which names the file, the line and the field.
     """
-    try:
-        data = read_bytes(path, "a pairs file", _MAX_BYTES)
-    except FormatError as error:
-        raise PairsError(str(error)) from error
-    pairs: list[Pair] = []
-    first_seen: dict[str, int] = {}
-    # Split before decoding: str.splitlines would cut at U+2028, which JSON allows in a string.
-    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if not raw.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            pair = _parse_pair(parse_json(raw.decode("utf-8")), f"line-{number}")
-        except UnicodeDecodeError:
-            raise PairsError(f"{where}: not UTF-8; save the file as UTF-8") from None
-        except PairsError as error:
-            raise PairsError(f"{where}: {error}") from None
-        except ValueError as error:
-            raise PairsError(f"{where}: not JSON ({error}); write one JSON object a line") from None
-        if pair.id in first_seen:
-            raise PairsError(
-                f"{where}: id: {pair.id!r} is already the id of line {first_seen[pair.id]}; give each pair its own"
-            )
-        first_seen[pair.id] = number
-        pairs.append(pair)
+    pairs = list(_unique_pairs(path))
     if not pairs:
         raise PairsError(f"{path}: no pairs in it; write one JSON object a line")
     return pairs
@@ -151,8 +172,7 @@ def pairs_digest(pairs: Iterable[Pair]) -> str:
     """
     digest = hashlib.sha256()
     for pair in pairs:
-        line = json.dumps(_content(pair), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-        digest.update(line.encode("utf-8") + b"\n")
+        digest.update(_line(pair))
     return digest.hexdigest()
 
 
@@ -241,6 +261,51 @@ def target_tokens(
     if run is not None and set(by_bytes) & set(run):
         return list(run)
     return by_bytes
+
+
+def _read_pairs(path: StrPath) -> Iterator[tuple[int, Pair]]:
+    """(number of the line, pair) of every line that is not blank."""
+    try:
+        with open(path, "rb") as file:
+            # Lines as bytes: str.splitlines would cut at U+2028, which JSON allows in a string.
+            for number, raw in enumerate(iter(lambda: file.readline(_MAX_LINE + 1), b""), 1):
+                where = f"{path}:{number}"
+                if len(raw) > _MAX_LINE:
+                    raise PairsError(f"{where}: a line of more than {_MAX_LINE >> 20} MiB; write one pair a line")
+                data = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+                if not data.strip():
+                    continue
+                try:
+                    yield number, _parse_pair(parse_json(data.decode("utf-8")), f"line-{number}")
+                except UnicodeDecodeError:
+                    raise PairsError(f"{where}: not UTF-8; save the file as UTF-8") from None
+                except PairsError as error:
+                    raise PairsError(f"{where}: {error}") from None
+                except ValueError as error:
+                    raise PairsError(f"{where}: not JSON ({error}); write one JSON object a line") from None
+    except OSError as error:
+        raise PairsError(
+            f"{path}: cannot be read as a pairs file: {error.strerror or error}; check the path"
+        ) from error
+
+
+def _unique_pairs(path: StrPath) -> Iterator[Pair]:
+    """The pairs, as long as no id comes twice."""
+    first_seen: dict[bytes, int] = {}  # by a hash: ids may be long, and there may be millions
+    for number, pair in _read_pairs(path):
+        key = hashlib.blake2b(pair.id.encode("utf-8"), digest_size=16).digest()
+        first = first_seen.setdefault(key, number)
+        if first != number:
+            raise PairsError(
+                f"{path}:{number}: id: {pair.id!r} is already the id of line {first}; give each pair its own"
+            )
+        yield pair
+
+
+def _line(pair: Pair) -> bytes:
+    """What the digest is computed over."""
+    line = json.dumps(_content(pair), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return line.encode("utf-8") + b"\n"
 
 
 def _content(pair: Pair) -> dict[str, Any]:

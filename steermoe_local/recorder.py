@@ -3,42 +3,56 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from . import _native
+from ._decoding import ContextOptions, GroupDecoder, can_share
+from ._grouping import Group, GroupBuilder, common_prefix
 from ._rendering import Prompt, Renderer
-from .counts import RoutingCounts
+from .checkpoint import Checkpoint, CheckpointFile, PairRecords
+from .counts import RoutingCounts, Source
 from .errors import ModelError, NativeError, PairsError, UsageError
 from .identity import ModelIdentity
-from .pairs import Pair, pairs_digest
+from .pairs import Pair, PairsFile, pairs_digest
 
-__all__ = ["record_counts"]
+__all__ = ["PairSink", "RecordingProgress", "record_counts"]
 
-_POSITIVE, _NEGATIVE = 0, 1
-_MAX_SEQUENCES = 16
+Int64 = npt.NDArray[np.int64]
+
+_SIDES = ("positive", "negative")
+_MIN_KEPT = 8  # a shorter common beginning is not worth a decode of its own
+
+
+class PairSink(Protocol):
+    """Where per-pair counts go; `pair_counts.PairCountsWriter` is one."""
+
+    def append(self, pair_ids: Sequence[str], a: npt.ArrayLike, n: npt.ArrayLike) -> None:
+        """Take some pairs: `a` [pairs, 2, n_layer, n_expert], `n` [pairs, 2]; positive, negative."""
 
 
 @dataclass(frozen=True)
-class _Item:
-    prompt: Prompt
-    bin: int
+class RecordingProgress:
+    """How far a run has come. Pairs of an earlier, interrupted run count as done, their tokens do not."""
 
-    def bins(self) -> list[int]:
-        bins = [-1] * len(self.prompt.tokens)
-        for index in self.prompt.target:
-            bins[index] = self.bin
-        return bins
+    n_done: int  # pairs counted or skipped
+    n_total: int  # pairs of the run (of its shard)
+    n_skipped: int
+    n_tokens: int  # of the prompts that this process worked on, up to the targets' ends
+    n_decoded: int  # tokens that this process computed; fewer where prompts share their beginning
 
 
 def record_counts(
     model: str | os.PathLike[str] | Any,
-    pairs: Iterable[Pair],
+    pairs: Iterable[Pair] | PairsFile,
     *,
     behaviour: str = "",
     n_ctx: int = 0,
@@ -48,61 +62,132 @@ def record_counts(
     n_gpu_layers: int = 0,
     type_k: int | None = None,
     type_v: int | None = None,
-    flash_attn: bool = False,
+    flash_attn: bool | Literal["auto"] = False,
+    thinking: bool = False,
+    template_arguments: Mapping[str, Any] | None = None,
+    share_prefixes: bool = True,
+    shard: tuple[int, int] = (1, 1),
+    checkpoint: CheckpointFile | None = None,
+    per_pair: Callable[[ModelIdentity, str], PairSink] | None = None,
+    on_skip: Callable[[Pair, str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    on_batch: Callable[[RecordingProgress], None] | None = None,
     verbose: bool = False,
 ) -> RoutingCounts:
     """Run the pairs through a model, unsteered, and count the experts that the targets' tokens select.
 
     Args:
         model: path of a GGUF model, or a `llama_cpp.Llama` whose weights are shared (its context is not touched).
-        pairs: contrastive pairs, see `load_pairs`.
+        pairs: contrastive pairs, see `load_pairs`; a `PairsFile` is read as it is needed, whatever its size.
         behaviour: name kept in the counts.
         n_ctx: longest prompt in tokens; 0 takes the longest of the pairs.
         n_batch: tokens of one llama_decode. Short prompts share one as parallel sequences.
         n_ubatch, n_threads, n_gpu_layers, type_k, type_v, flash_attn: as in `llama_cpp.Llama`.
+        thinking, template_arguments: the chat template's switch for thinking, and further variables for it.
+        share_prefixes: compute what prompts begin with once. It is the same mathematics; float rounding may differ, as
+            it does between any two batch sizes. Models with recurrent layers never share.
+        shard: (i, n): only pairs i, i + n, i + 2n, ... of the file, counted from 1.
+        checkpoint: where the counts so far are kept, after every batch. If it exists, the run goes on from it; the
+            result is the same to the bit. Remove it when the result is saved.
+        per_pair: called once with the identity and the pairs' digest; what it returns takes each pair's counts, in
+            order. With a checkpoint it gets them all at the end.
+        on_skip: called with a pair that cannot be counted, and why; the run goes on without it. None: raise.
         progress: called with (prompts done, prompts in all).
+        on_batch: called after every batch.
         verbose: let llama.cpp log to stderr.
 
     Returns: counts with a1, a2 [n_layer, n_expert] and N1, N2.
 
-    Raises ModelError (not a MoE model), PairsError (a target that cannot be located; a prompt longer than n_ctx),
-    UsageError (no pairs), NativeError.
+    Raises ModelError (not a MoE model), PairsError (a target that cannot be located; a prompt longer than n_ctx; no
+    pair that could be counted), UsageError (no pairs; a checkpoint of another run), NativeError.
     """
-    pairs = list(pairs)
-    if not pairs:
-        raise UsageError("no pairs to record; give at least one")
     if n_batch < 1 or n_ubatch < 1 or n_ctx < 0:
         raise UsageError("n_batch and n_ubatch must be at least 1, n_ctx at least 0")
+    if not 1 <= shard[0] <= shard[1]:
+        raise UsageError(f"shard {shard[0]}/{shard[1]}: the first number is not from 1 to the second")
+    source: Collection[Pair] = pairs if isinstance(pairs, PairsFile) else list(pairs)
+    if not len(source):
+        raise UsageError("no pairs to record; give at least one")
+    digest = source.digest if isinstance(source, PairsFile) else pairs_digest(source)
+    n_total = len(range(shard[0] - 1, len(source), shard[1]))
+    if not n_total:
+        raise UsageError(f"shard {shard[0]}/{shard[1]}: empty, there are only {len(source)} pairs")
+    options = ContextOptions(n_batch, n_ubatch, n_threads, type_k, type_v, flash_attn)
     with contextlib.ExitStack() as stack:
         native_model = _open_model(model, n_gpu_layers, verbose, stack)
         identity = _identity(native_model)
-        items = list(_items(pairs, Renderer(native_model)))
-        longest = max(len(item.prompt.tokens) for item in items)
-        if n_ctx and longest > n_ctx:
-            worst = max(range(len(items)), key=lambda i: len(items[i].prompt.tokens))
-            raise PairsError(
-                f"pair {pairs[worst // 2].id!r} needs {longest} tokens of context, but n_ctx is {n_ctx}; "
-                f"raise it (-c {longest}) or leave it 0"
+        renderer = Renderer(native_model, thinking=thinking, template_arguments=template_arguments)
+        share = share_prefixes and can_share(native_model)
+        settings: dict[str, Any] = {
+            **_model_settings(native_model, identity),
+            "pairs": digest,
+            "behaviour": behaviour,
+            "shard": list(shard),
+            "n_ctx": n_ctx,
+            "n_batch": n_batch,
+            "n_ubatch": n_ubatch,
+            "type_k": type_k,
+            "type_v": type_v,
+            "flash_attn": flash_attn,
+            "template_arguments": renderer.template_arguments,
+            "share_prefixes": share,
+            "per_pair": per_pair is not None,
+        }
+        state = Checkpoint(np.zeros((2, *identity.shape), np.int64), np.zeros((2, identity.n_layer), np.int64))
+        if checkpoint is not None and checkpoint.exists():
+            state = checkpoint.load(settings, identity.shape)
+        sink = per_pair(identity, digest) if per_pair else None
+
+        run = _Run(source, shard, renderer, n_ctx, on_skip)
+        decoder = stack.enter_context(GroupDecoder(native_model, identity.shape, options))
+        if share:
+            decoder.kept = run.common_beginning(n_batch)
+        n_tokens = n_decoded = 0
+
+        def report() -> None:
+            done = len(range(shard[0] - 1, state.next, shard[1]))
+            if progress:
+                progress(2 * done, 2 * n_total)
+            if on_batch:
+                on_batch(RecordingProgress(done, n_total, state.n_skipped, n_tokens, n_decoded))
+
+        if state.next:
+            report()
+        for step in run.steps(state.next, decoder, n_batch, share):
+            records = PairRecords(
+                np.array([item.place for item in step.items], np.int64),
+                np.zeros((len(step.items), 2), np.int64),
+                np.zeros((len(step.items), 2, *identity.shape), np.uint32),
             )
-        recorder = _native.NativeRecorder(native_model.model, 2, identity.shape)
-        stack.callback(recorder.close)
-        # llama.cpp aborts on more sequences than batch tokens
-        n_sequences = min(_MAX_SEQUENCES, n_batch)
-        params = _native.parallel_context_params(max(longest, n_batch), n_batch, n_sequences, n_threads)
-        params.n_ubatch = min(n_ubatch, n_batch)
-        params.flash_attn_type = 1 if flash_attn else 0
-        if type_k is not None:
-            params.type_k = type_k
-        if type_v is not None:
-            params.type_v = type_v
-        recorder.install(params)
-        ctx = _native.new_context(native_model.model, params)
-        stack.callback(_native.llama_cpp().llama_free, ctx)
-        recorder.bind(ctx)
-        recorder.set_stop(True)  # nobody reads this context's logits
-        _run(ctx, recorder, items, n_batch, progress or (lambda done, total: None))
-        return _collect(recorder, identity, pairs, behaviour)
+            a, n = np.zeros_like(state.a), np.zeros_like(state.n)
+            for group, owners in step.groups:
+                counts, tokens = decoder.count(group)
+                n_decoded += len(group.tokens)
+                _pool(a, n, counts, tokens, group, owners)
+                if sink is not None:
+                    _split(records, counts, tokens, group, owners)
+            n_tokens += sum(len(prompt.tokens) for item in step.items for prompt in item.prompts)
+            state.a += a
+            state.n += n
+            state.n_pairs += len(step.items)
+            state.n_skipped += step.n_skipped
+            state.next = step.next
+            if checkpoint is not None:
+                if sink is not None and step.items:
+                    state.journal = checkpoint.append(records, state.journal)
+                checkpoint.save(state, settings)
+            elif sink is not None:
+                sink.append([item.pair.id for item in step.items], records.a, records.n)
+            report()
+        if not state.n_pairs:
+            if checkpoint is not None:
+                checkpoint.remove()  # another start would skip them all the same
+            raise PairsError(f"none of the {n_total} pairs could be counted; see why each was skipped")
+        if checkpoint is not None and sink is not None:
+            ids = _ids(source)
+            for records in checkpoint.records(state.journal, identity.shape):
+                sink.append([ids(int(place)) for place in records.places], records.a, records.n)
+        return _result(state, identity, Source(digest, shard, state.n_pairs, state.n_skipped), behaviour)
 
 
 def _open_model(model: Any, n_gpu_layers: int, verbose: bool, stack: contextlib.ExitStack) -> Any:
@@ -141,78 +226,179 @@ def _identity(model: Any) -> ModelIdentity:
     )
 
 
-def _items(pairs: Sequence[Pair], renderer: Renderer) -> Iterator[_Item]:
-    for pair in pairs:
-        for bin_, (side, target) in zip((_POSITIVE, _NEGATIVE), pair.sides(), strict=True):
-            try:
-                yield _Item(renderer.prompt(side, target), bin_)
-            except PairsError as error:
-                name = "positive" if bin_ == _POSITIVE else "negative"
-                raise PairsError(f"pair {pair.id!r}, {name}: {error}") from None
-
-
-def _run(
-    ctx: Any,
-    recorder: _native.NativeRecorder,
-    items: Sequence[_Item],
-    n_batch: int,
-    progress: Callable[[int, int], None],
-) -> None:
-    """Decode all prompts, several short ones at a time, long ones in pieces."""
+def _model_settings(model: Any, identity: ModelIdentity) -> dict[str, str]:
+    """What tells this file of a model from another one: quantizations share their routers."""
     lib = _native.llama_cpp()
-    memory = lib.llama_get_memory(ctx)
-    batch = lib.llama_batch_init(n_batch, 0, 1)
-    try:
-        done = 0
-        while done < len(items):
-            group = _next_group(items, done, n_batch)
-            lib.llama_memory_clear(memory, True)
-            rows = [
-                (token, position, sequence, bin_)
-                for sequence, item in enumerate(group)
-                for position, (token, bin_) in enumerate(zip(item.prompt.tokens, item.bins(), strict=True))
-            ]
-            for start in range(0, len(rows), n_batch):
-                part = rows[start : start + n_batch]
-                recorder.set_mask([bin_ for _, _, _, bin_ in part])
-                # The last layer routes only outputs, so every counted token must be one.
-                _native.decode(ctx, batch, [(*row[:3], row[3] >= 0) for row in part])
-            done += len(group)
-            progress(done, len(items))
-    finally:
-        lib.llama_batch_free(batch)
+    size = int(lib.llama_model_size(model.model))
+    metadata = json.dumps(model.metadata(), sort_keys=True).encode("utf-8", "replace")
+    return {
+        "model": identity.short,
+        "model file": f"{model.desc()}, {size} bytes",
+        "model metadata": hashlib.sha256(metadata).hexdigest(),
+    }
 
 
-def _next_group(items: Sequence[_Item], first: int, n_batch: int) -> Sequence[_Item]:
-    last, room = first + 1, n_batch - len(items[first].prompt.tokens)
-    while last < len(items) and last - first < _MAX_SEQUENCES and len(items[last].prompt.tokens) <= room:
-        room -= len(items[last].prompt.tokens)
-        last += 1
-    return items[first:last]
+@dataclass(frozen=True)
+class _Item:
+    place: int  # of the pair in the file
+    pair: Pair
+    prompts: tuple[Prompt, Prompt]
 
 
-def _collect(
-    recorder: _native.NativeRecorder, identity: ModelIdentity, pairs: Sequence[Pair], behaviour: str
-) -> RoutingCounts:
-    raw_counts, raw_tokens = recorder.counts()
-    counts = np.ctypeslib.as_array(raw_counts).reshape(2, *identity.shape)
-    tokens = np.ctypeslib.as_array(raw_tokens).reshape(2, identity.n_layer)
-    moe_layers = np.flatnonzero(tokens.any(axis=0))
+Owners = list[tuple[int, int]]
+"""(item, side) of each prompt of a group."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What is counted between two checkpoints: one decode, or a pair that needs several."""
+
+    items: list[_Item]
+    groups: list[tuple[Group, Owners]]
+    n_skipped: int  # since the step before
+    next: int  # place of the first pair of the next step
+
+
+class _Run:
+    """The way through the pairs of a shard."""
+
+    def __init__(
+        self,
+        source: Collection[Pair],
+        shard: tuple[int, int],
+        renderer: Renderer,
+        n_ctx: int,
+        on_skip: Callable[[Pair, str], None] | None,
+    ) -> None:
+        self._source, self._shard, self._renderer = source, shard, renderer
+        self._n_ctx, self._on_skip = n_ctx, on_skip
+
+    def common_beginning(self, n_batch: int) -> list[int]:
+        """What the shard's first prompts begin with, up to a batch of them: the chat template's own text, mostly.
+
+        The same for every start of a run, so that one that goes on computes what the interrupted one did.
+        """
+        common: list[int] | None = None
+        n_tokens = 0
+        for _, pair in self._places(0):
+            try:
+                prompts = self._prompts(pair)
+            except PairsError:
+                continue
+            for prompt in prompts:
+                before = prompt.tokens[: min(prompt.target)]
+                common = before if common is None else common[: common_prefix(common, before)]
+                n_tokens += len(prompt.tokens)
+            if n_tokens >= n_batch:
+                break
+        return common if common and len(common) >= _MIN_KEPT else []
+
+    def steps(self, first: int, decoder: GroupDecoder, n_batch: int, share: bool) -> Iterator[_Step]:
+        """Steps from place `first` on. Where one ends hangs on nothing but the pairs and the settings."""
+        builder = GroupBuilder(
+            n_rows=n_batch, n_prompts=decoder.n_prompts, n_bins=decoder.n_bins, kept=decoder.kept, share=share
+        )
+        items: list[_Item] = []
+        n_skipped = 0
+
+        def step(following: int) -> _Step:
+            nonlocal items, n_skipped
+            groups: list[tuple[Group, Owners]] = []
+            if len(items) == 1 and self._n_ctx and builder.n_rows > max(n_batch, self._n_ctx):
+                for side, prompt in enumerate(items[0].prompts):  # one side at a time fits
+                    builder.clear()
+                    builder.add([prompt])
+                    groups.append((builder.build(), [(0, side)]))
+            elif items:
+                groups.append((builder.build(), [(item, side) for item in range(len(items)) for side in (0, 1)]))
+            builder.clear()
+            done = _Step(items, groups, n_skipped, following)
+            items, n_skipped = [], 0
+            return done
+
+        for place, pair in self._places(first):
+            try:
+                prompts = self._prompts(pair)
+            except PairsError as error:
+                if self._on_skip is None:
+                    raise PairsError(f"pair {pair.id!r}{error}") from None
+                self._on_skip(pair, str(error).lstrip(", :"))
+                n_skipped += 1
+                continue
+            if not builder.add(prompts):
+                yield step(place)
+                builder.add(prompts)
+            items.append(_Item(place, pair, prompts))
+        if items or n_skipped:
+            yield step(len(self._source))
+
+    def _places(self, first: int) -> Iterator[tuple[int, Pair]]:
+        number, n_shards = self._shard
+        for place, pair in enumerate(self._source):
+            if place >= first and place % n_shards == number - 1:
+                yield place, pair
+
+    def _prompts(self, pair: Pair) -> tuple[Prompt, Prompt]:
+        """Raises PairsError, whose text goes on behind the pair's id."""
+        prompts = []
+        for name, (side, target) in zip(_SIDES, pair.sides(), strict=True):
+            try:
+                prompts.append(self._renderer.prompt(side, target))
+            except PairsError as error:
+                raise PairsError(f", {name}: {error}") from None
+        longest = max(len(prompt.tokens) for prompt in prompts)
+        if self._n_ctx and longest > self._n_ctx:
+            raise PairsError(
+                f" needs {longest} tokens of context, but n_ctx is {self._n_ctx}; raise it (-c {longest}) or leave it 0"
+            )
+        return prompts[0], prompts[1]
+
+
+def _pool(a: Int64, n: Int64, counts: Int64, tokens: Int64, group: Group, owners: Owners) -> None:
+    """Add a group's counts to its sides: `a` [2, n_layer, n_expert], `n` [2, n_layer]."""
+    sides = np.array([side for _, side in owners])
+    for side in (0, 1):
+        times = group.members[:, sides == side].sum(axis=1, dtype=np.int64)
+        a[side] += np.tensordot(times, counts, axes=1)
+        n[side] += times @ tokens
+
+
+def _split(records: PairRecords, counts: Int64, tokens: Int64, group: Group, owners: Owners) -> None:
+    """Put a group's counts to their pairs."""
+    for prompt, (item, side) in enumerate(owners):
+        mine = group.members[:, prompt]
+        records.a[item, side] = counts[mine].sum(axis=0)
+        records.n[item, side] = tokens[mine].sum(axis=0).max()
+
+
+def _ids(source: Iterable[Pair]) -> Callable[[int], str]:
+    """Ids of pairs by place, asked for in ascending order."""
+    pairs = enumerate(source)
+
+    def id_of(wanted: int) -> str:
+        return next(pair.id for place, pair in pairs if place == wanted)
+
+    return id_of
+
+
+def _result(state: Checkpoint, identity: ModelIdentity, source: Source, behaviour: str) -> RoutingCounts:
+    moe_layers = np.flatnonzero(state.n.any(axis=0))
     if not len(moe_layers):
         raise ModelError("no layer of the model routed a token; it cannot be steered")
-    seen = tokens[:, moe_layers]
+    seen = state.n[:, moe_layers]
     if (seen != seen[:, :1]).any():
         raise NativeError(f"the layers saw different numbers of tokens: {seen.tolist()}; report this")
     result = RoutingCounts(
         identity=identity,
-        a1=counts[_POSITIVE],
-        a2=counts[_NEGATIVE],
-        n1=int(seen[_POSITIVE, 0]),
-        n2=int(seen[_NEGATIVE, 0]),
+        a1=state.a[0],
+        a2=state.a[1],
+        n1=int(seen[0, 0]),
+        n2=int(seen[1, 0]),
         moe_layers=tuple(int(layer) for layer in moe_layers),
-        pairs_digest=(pairs_digest(pairs),),
-        n_pairs=len(pairs),
+        pairs_digest=(source.pairs_sha256,),
+        n_pairs=state.n_pairs,
         behaviour=behaviour,
+        sources=(source,),
     )
     result.validate("recorded counts")
     return result

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "steermoe_local"
 
 # module: the modules of the package that it may import. A new module has to be put in its place here.
 FILES = {"errors", "_files", "identity"}
-DATA = FILES | {"pairs", "counts", "scores", "expert_map", "bias_file", "model_info"}
+DATA = FILES | {"pairs", "counts", "pair_counts", "scores", "statistics", "expert_map", "bias_file", "model_info"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "_files": {"errors"},
@@ -28,18 +28,48 @@ ALLOWED: dict[str, set[str]] = {
     "identity": {"errors", "_files"},
     "pairs": {"errors", "_files"},
     "counts": FILES,
+    "_npz": {"errors", "_files"},
+    "pair_counts": FILES | {"_npz", "counts"},
     "scores": {"errors"},
-    "expert_map": FILES | {"scores"},
+    "confidence": {"errors"},
+    "expert_map": FILES | {"scores", "confidence"},
+    "_pickle_machine": {"errors"},
+    "_pickle_arrow": {"_pickle_machine"},
+    "_pickle_frames": {"errors", "_pickle_machine", "_pickle_arrow"},
+    "reference_maps": FILES | {"_pickle_frames", "scores", "expert_map"},
+    "exchange": {"errors", "expert_map"},
+    "cards": {"errors", "identity", "expert_map"},
+    "statistics": {"errors", "scores", "confidence", "expert_map", "pair_counts"},
+    "plots": {"errors", "_files", "scores", "statistics", "expert_map"},
     "bias_file": FILES | {"_gguf"},
     "model_info": FILES | {"_gating", "_gguf", "_split"},
     "controls": {"errors", "identity"},
+    "_records": {"errors"},
+    "_hub": {"errors"},
+    "pair_builders": {"errors", "_files", "pairs"},
+    "number_pairs": {"errors", "pairs", "pair_builders"},
+    "pair_controls": {"errors", "_files", "pairs", "pair_builders"},
+    "pair_check": {"errors", "_files", "pairs", "_rendering"},
     "presets": {"errors", "identity"},
     "embedded": FILES,
     "_library": {"errors"},
     "_backends": {"errors", "_library"},
     "_native": {"errors", "_library", "_split"},
     "_rendering": {"errors", "pairs", "_native"},
-    "recorder": {"errors", "identity", "pairs", "counts", "_native", "_rendering"},
+    "_grouping": {"_rendering"},
+    "_decoding": {"errors", "_native", "_grouping"},
+    "checkpoint": FILES | {"_npz"},
+    "recorder": {
+        "errors",
+        "identity",
+        "pairs",
+        "counts",
+        "checkpoint",
+        "_native",
+        "_rendering",
+        "_grouping",
+        "_decoding",
+    },
     "model": {"errors", "bias_file", "_native", "_backends"},
     "batch": {"errors", "bias_file", "pairs", "_native", "_rendering", "model"},
 }
@@ -49,13 +79,17 @@ APPLICATIONS = DATA | {"controls", "embedded", "recorder", "model", "batch"}
 # Third-party modules that only these parts may import.
 RESERVED = {
     "llama_cpp": {"_library", "_rendering", "recorder", "model", "batch", "chat", "server"},
-    "ctypes": {"_library", "_backends", "_native", "_rendering", "batch"},
+    "ctypes": {"_library", "_backends", "_native", "_rendering", "_decoding", "batch"},
     "gguf": {"_gguf", "bias_file", "model_info"},
     "click": {"cli"},
     "rich": {"cli"},
     "fastapi": {"server"},
     "torch": set(),
-    "pickle": {"import_rankings"},
+    "huggingface_hub": {"_hub"},
+    "pyarrow": {"_records"},
+    "pickle": set(),
+    "pickletools": {"_pickle_machine"},
+    "pandas": set(),
 }
 WITHOUT_NUMPY = {
     "errors",
@@ -68,6 +102,12 @@ WITHOUT_NUMPY = {
     "_rendering",
     "model",
     "embedded",
+    "_records",
+    "_hub",
+    "pair_builders",
+    "number_pairs",
+    "pair_controls",
+    "pair_check",
     "cli",
 }
 

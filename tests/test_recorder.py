@@ -241,9 +241,10 @@ def test_stop_leaves_uncounted_decodes_alone(olmoe: Any) -> None:
     with recording(olmoe, SHAPE) as (context, recorder):
         recorder.set_stop(True)
         recorder.set_mask([0] * 4)
-        context.decode(range(4))
+        assert not context.decode(range(4)).size, "a stopped graph has no logits to keep"
         recorder.set_stop(False)
         logits = context.decode([7], 4)
+        assert logits.size
     with Context(olmoe) as context:
         context.decode(range(4))
         np.testing.assert_array_equal(context.decode([7], 4), logits, "the memory is not right after a stopped graph")
@@ -386,7 +387,7 @@ def test_progress(tiny_path: Path) -> None:
     [
         ({"pairs": []}, UsageError, "no pairs"),
         ({"n_batch": 0}, UsageError, "n_batch"),
-        ({"n_ctx": 4}, PairsError, "pair 'p1' needs .* n_ctx is 4"),
+        ({"n_ctx": 4}, PairsError, "pair 'p0' needs .* n_ctx is 4"),
         ({"pairs": [Pair("q", "x", "y", "x", "y")], "model": "missing.gguf"}, ModelError, "no such file"),
     ],
 )

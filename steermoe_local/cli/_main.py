@@ -11,6 +11,9 @@ from .demo import demo
 from .detect import detect
 from .info import info
 from .map import map_
+from .map_exchange import card, export, import_
+from .map_merge import merge
+from .pairs import pairs
 from .presets import presets
 from .run import run
 
@@ -31,5 +34,7 @@ def main() -> None:
     """
 
 
-for command in (info, detect, map_, presets, bias, run, demo):
+for command in (info, pairs, detect, map_, presets, bias, run, demo):
     main.add_command(command)
+for command in (merge, import_, export, card):
+    map_.add_command(command)

@@ -11,6 +11,7 @@ import click
 from ..bias_file import DEFAULT_EPSILON, BiasFile, read_bias, write_bias
 from ..errors import UsageError
 from ..expert_map import ExpertMap, parse_layers
+from ..identity import ModelIdentity
 from ..model_info import model_info
 from ..presets import PRESETS, check_sides, preset_for
 from ._common import F, ModelPath, console, facts_table, json_option, print_json
@@ -48,6 +49,11 @@ def _check_option(command: F) -> F:
 )
 @click.option("--epsilon", type=float, help=f"Hard rule: distance to the extreme logit.  [default: {DEFAULT_EPSILON}]")
 @_check_option
+@click.option(
+    "--force",
+    is_flag=True,
+    help="With -m: accept a map of another or no router hash if the shape fits, and make the bias for MODEL.",
+)
 @json_option
 def build(
     map_file: Path,
@@ -61,6 +67,7 @@ def build(
     scale: float | None,
     epsilon: float | None,
     model: Path | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Choose experts from MAP in the order of |RD| and write them as a bias file.
@@ -84,9 +91,15 @@ def build(
         raise UsageError("--scale belongs to --mode soft; the hard rule has no strength")
     if mode == "soft" and epsilon is not None:
         raise UsageError("--epsilon belongs to --mode hard; the soft rule does not use it")
+    if force and not model:
+        raise UsageError("--force makes the bias for a model; name it with -m MODEL")
     expert_map = ExpertMap.load(map_file)
+    identity = expert_map.identity
     if model:
-        expert_map.identity.require_same(model_info(model).require_moe(), str(map_file), str(model))
+        found = model_info(model).require_moe()
+        for warning in identity.require_same(found, str(map_file), str(model), force):
+            click.echo(f"warning: {warning}", err=True)
+        identity = found
     choice: dict[str, Any] = {
         "activate": activate or 0,
         "deactivate": deactivate or 0,
@@ -97,7 +110,7 @@ def build(
         choice |= preset_choice(preset, expert_map, map_file)
     if mode == "soft":
         choice["scale"] = 1.0 if scale is None else scale
-    made = make_bias(expert_map, choice, epsilon or DEFAULT_EPSILON)
+    made = make_bias(expert_map, choice, epsilon or DEFAULT_EPSILON, identity)
     write_bias(made, output)
     if as_json:
         print_json({"bias": str(output), **_facts(made)})
@@ -120,8 +133,17 @@ def preset_choice(preset: str, expert_map: ExpertMap, where: Path) -> dict[str, 
     }
 
 
-def make_bias(expert_map: ExpertMap, choice: dict[str, Any], epsilon: float = DEFAULT_EPSILON) -> BiasFile:
-    """The bias of a choice of experts, soft if it has a scale, with where it comes from."""
+def make_bias(
+    expert_map: ExpertMap,
+    choice: dict[str, Any],
+    epsilon: float = DEFAULT_EPSILON,
+    identity: ModelIdentity | None = None,
+) -> BiasFile:
+    """The bias of a choice of experts, soft if it has a scale, with where it comes from.
+
+    It is made for `identity`, by default the map's.
+    """
+    identity = identity or expert_map.identity
     layers = choice.get("layers")
     signs = expert_map.choose(
         choice["activate"],
@@ -136,8 +158,8 @@ def make_bias(expert_map: ExpertMap, choice: dict[str, Any], epsilon: float = DE
         "tool": expert_map.tool,
     }
     if "scale" in choice:
-        return BiasFile.from_soft(signs, expert_map.identity, choice["scale"], provenance)
-    return BiasFile.from_signs(signs, expert_map.identity, epsilon, provenance)
+        return BiasFile.from_soft(signs, identity, choice["scale"], provenance)
+    return BiasFile.from_signs(signs, identity, epsilon, provenance)
 
 
 @bias.command()
