@@ -95,7 +95,7 @@ bench: build $(STOCK)/.built $(VENV)/.reference
 
 # Exact versions: another one formats differently.
 $(VENV)/.lint: $(VENV)/.setup Makefile
-	@$(PIP) install ruff==0.17.6 mypy==2.4.1 clang-format==21.1.8 "numpy>=1.26" "click>=8.1" "rich>=13.7" "gguf>=0.17"
+	@$(PIP) install ruff==0.17.6 mypy==2.4.1 clang-format==21.1.8 "numpy>=1.26" "click>=8.1" "rich>=13.7" "gguf>=0.17" "huggingface-hub>=0.30"
 	@touch $@
 
 lint: $(VENV)/.lint
