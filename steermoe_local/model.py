@@ -6,11 +6,12 @@ import hashlib
 import inspect
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import _backends, _native
 from .bias_file import BiasFile, read_bias
-from .errors import ModelError, UsageError
+from .errors import ModelError, SteerMoEError, UsageError
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -102,6 +103,8 @@ class SteeredLlama(Llama):
             _backends.parameters(self._placement.apply, context_params),
         ):
             super().__init__(path, verbose=verbose, flash_attn=bool(flash_attn), **kwargs)
+        with suppress(SteerMoEError):  # a model without routers: set_bias will say so
+            _native.router_sha256(self._model.model)  # the model keeps it, so that setting a bias is quick
         if loaded is not None:
             try:
                 self.set_bias(loaded)
