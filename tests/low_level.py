@@ -81,6 +81,7 @@ class Context:
         n_batch: int = 512,
         n_ubatch: int = 512,
         n_seq_max: int = 8,
+        type_kv: int | None = None,
     ) -> None:
         self.model = model
         self.n_batch = n_batch
@@ -91,6 +92,8 @@ class Context:
         params.n_threads = params.n_threads_batch = 1
         params.flash_attn_type = 0
         params.no_perf = True
+        if type_kv is not None:
+            params.type_k = params.type_v = type_kv
         if recorder is not None:
             recorder.install(params)
         if capture:

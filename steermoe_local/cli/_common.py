@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .._files import parse_json
 from ..embedded import resolve_model
 from ..errors import SteerMoEError, UsageError
 
@@ -324,6 +325,47 @@ def llama_options(command: F) -> F:
     for option in reversed(_LLAMA_OPTIONS):
         wrapped = option(wrapped)
     return cast(F, wrapped)
+
+
+class JSONObject(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A JSON object."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        """The object; anything else is a mistake."""
+        if isinstance(value, dict):
+            return value
+        try:
+            data = parse_json(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is not JSON: {error}.", param, ctx)
+        if not isinstance(data, dict):
+            self.fail(f'{value!r} is not a JSON object, like {{"name": true}}.', param, ctx)
+        return data
+
+
+def template_options(command: F) -> F:
+    """--thinking and --chat-template-kwargs."""
+    switch = click.option(
+        "--thinking", is_flag=True, help="Turn the chat template's switch for thinking on.  [default: off]"
+    )
+    variables = click.option(
+        "--chat-template-kwargs",
+        "template_arguments",
+        type=JSONObject(),
+        metavar="JSON",
+        help="Further variables for the chat template, as in llama.cpp.",
+    )
+    return switch(variables(command))
+
+
+def meaning_options(command: F) -> F:
+    """--positive, --negative and --license: what a new map says of itself."""
+    positive = click.option("--positive", default="", help="What the positive side means, in words.")
+    negative = click.option("--negative", default="", help="What the negative side means, in words.")
+    license_ = click.option("--license", "license_", default="", help="Licence of the map, kept in it.")
+    return positive(negative(license_(command)))
 
 
 def json_option(command: F) -> F:

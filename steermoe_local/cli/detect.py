@@ -23,9 +23,17 @@ from ..identity import ModelIdentity
 from ..pair_counts import PairCounts, PairCountsWriter
 from ..pairs import Pair, PairsFile
 from ..statistics import annotate
-from ._common import LlamaFlags, console, json_option, llama_options, model_option, print_json
+from ._common import (
+    LlamaFlags,
+    console,
+    json_option,
+    llama_options,
+    meaning_options,
+    model_option,
+    print_json,
+    template_options,
+)
 from .map import print_map
-from .pairs_check import JSONObject
 
 if TYPE_CHECKING:
     from ..recorder import RecordingProgress
@@ -58,9 +66,7 @@ class Shard(click.ParamType):  # type: ignore[type-arg, unused-ignore] # generic
     help="Also write each pair's counts, .npz; the map gets standard errors and stability.",
 )
 @click.option("--behaviour", help="Name of the behaviour.  [default: the pairs file's name]")
-@click.option("--positive", default="", help="What the positive side means, in words.")
-@click.option("--negative", default="", help="What the negative side means, in words.")
-@click.option("--license", "license_", default="", help="Licence of the map, kept in it.")
+@meaning_options
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run, from the last batch that was counted.")
 @click.option("--restart", is_flag=True, help="Forget an interrupted run.")
 @click.option(
@@ -78,14 +84,7 @@ class Shard(click.ParamType):  # type: ignore[type-arg, unused-ignore] # generic
     show_default=True,
     help="Longest prompt, 0: as the pairs need. Pairs with longer ones are reported and skipped.",
 )
-@click.option("--thinking", is_flag=True, help="Turn the chat template's switch for thinking on.  [default: off]")
-@click.option(
-    "--chat-template-kwargs",
-    "template_arguments",
-    type=JSONObject(),
-    metavar="JSON",
-    help="Further variables for the chat template, as in llama.cpp.",
-)
+@template_options
 @click.option(
     "--share-prefixes/--no-share-prefixes",
     default=True,

@@ -12,7 +12,7 @@ from ..errors import FormatError, UsageError
 from ..expert_map import ExpertMap
 from ..pair_counts import PairCounts, merge_pair_counts
 from ..statistics import annotate
-from ._common import json_option, print_json
+from ._common import json_option, meaning_options, print_json
 from .map import print_map
 
 
@@ -29,9 +29,7 @@ from .map import print_map
     help="Also write all per-pair counts; name those of each run beside its counts.",
 )
 @click.option("--behaviour", help="Name of the behaviour.  [default: the counts']")
-@click.option("--positive", default="", help="What the positive side means, in words.")
-@click.option("--negative", default="", help="What the negative side means, in words.")
-@click.option("--license", "license_", default="", help="Licence of the map, kept in it.")
+@meaning_options
 @json_option
 def merge(
     files: tuple[Path, ...],

@@ -13,33 +13,14 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from .._files import parse_json
 from ..pair_check import CheckedPair, CheckedSide, Checker, candidates
-from ._common import EXIT_ERROR, console, facts_table, json_option, model_option, print_json
+from ._common import EXIT_ERROR, console, facts_table, json_option, model_option, print_json, template_options
 
 _AROUND = 160  # characters shown before and behind a target
 _STYLES = {"positive": "bold green", "negative": "bold red"}
 # a rendered prompt is somebody else's text: its control characters must not reach the terminal
 _VISIBLE = {code: 0x2400 + code for code in range(32) if code != 10} | {127: 0x2421}
 _VISIBLE |= dict.fromkeys(range(128, 160), 65533)
-
-
-class JSONObject(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """A JSON object."""
-
-    name = "json"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        """The object; anything else is a mistake."""
-        if isinstance(value, dict):
-            return value
-        try:
-            data = parse_json(value)
-        except ValueError as error:
-            self.fail(f"{value!r} is not JSON: {error}.", param, ctx)
-        if not isinstance(data, dict):
-            self.fail(f'{value!r} is not a JSON object, like {{"name": true}}.', param, ctx)
-        return data
 
 
 @click.command()
@@ -56,14 +37,7 @@ class JSONObject(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     default=0,
     help="Warn of prompts with more tokens.  [default: the model's training context]",
 )
-@click.option("--thinking", is_flag=True, help="Turn the chat template's switch for thinking on.  [default: off]")
-@click.option(
-    "--chat-template-kwargs",
-    "template_arguments",
-    type=JSONObject(),
-    metavar="JSON",
-    help="Further variables for the chat template, as in llama.cpp.",
-)
+@template_options
 @json_option
 def check(
     pairs_file: Path,

@@ -11,27 +11,13 @@ import numpy as np
 from steermoe_local import _native
 from tests import low_level
 
-F32 = 0  # GGML_TYPE_F32, for the cache
+N_CTX = 64
 
 
-class Float32Context(low_level.Context):
-    """The tests' context with a float32 cache, one sequence and flash attention off."""
-
-    def __init__(self, model: Any, *, capture: bool = False) -> None:
-        self.model = model
-        self.seen = {}
-        self.n_batch = 64
-        params = low_level.lib().llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = self.n_batch
-        params.n_threads = params.n_threads_batch = 1
-        params.type_k = params.type_v = F32
-        params.flash_attn_type = 0
-        params.no_perf = True
-        if capture:
-            self._callback = type(params.cb_eval)(self._see)
-            params.cb_eval = self._callback
-        self._context = low_level.internals().LlamaContext(model=model, params=params, verbose=False)
-        self.ctx = self._context.ctx
+def float32_context(model: Any, *, capture: bool = False) -> low_level.Context:
+    """The tests' context with a float32 cache and one sequence."""
+    size = {"n_ctx": N_CTX, "n_batch": N_CTX, "n_ubatch": N_CTX}
+    return low_level.Context(model, capture=capture, n_seq_max=1, type_kv=low_level.F32, **size)
 
 
 class Runner:
@@ -41,8 +27,8 @@ class Runner:
         self.model = low_level.open_model(path)
         self.identity = low_level.identity_of(path)
         self.architecture = self.identity.architecture
-        self.plain = Float32Context(self.model)
-        self.captured = Float32Context(self.model, capture=True)
+        self.plain = float32_context(self.model)
+        self.captured = float32_context(self.model, capture=True)
 
     def close(self) -> None:
         """Free everything."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,40 +10,27 @@ import pytest
 from steermoe_local._library import library_folder
 from tests.architectures import ARCHITECTURES, WITHOUT_ROUTERS, variants, widen, write_upstream
 from tests.conftest import BUILD
-from tests.stock.test_stock import STOCK
+from tests.stock.test_stock import STOCK, run_driver
 
 pytestmark = pytest.mark.stock
 
 DRIVER = Path(__file__).with_name("driver_many.py")
 
 
-def run(libraries: Path, output: Path, models: list[Path]) -> dict[str, np.ndarray]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("STEERMOE_")}
-    command = [sys.executable, str(DRIVER), str(output), *map(str, models)]
-    result = subprocess.run(
-        command,
-        env=environment | {"LLAMA_CPP_LIB_PATH": str(libraries)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    with np.load(output, allow_pickle=False) as file:
-        return dict(file)
-
-
 @pytest.fixture(scope="module")
 def logits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Ours and the unpatched library's by model: each architecture as written, and widened in all ways."""
     folder, wide = tmp_path_factory.mktemp("upstream"), tmp_path_factory.mktemp("wide")
+    output = folder / "logits.npz"
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for arch in ARCHITECTURES:
         (path,) = write_upstream(BUILD / "bin" / "test-llama-archs", folder, arch)
         models = [path.rename(folder / f"{arch}--upstream.gguf")]
         if arch not in WITHOUT_ROUTERS:
             models += [widen(models[0], wide / f"{arch}--{v or 'wide'}.gguf", v) for v in variants(arch)]
-        ours, stock = (run(libraries, folder / "logits.npz", models) for libraries in (library_folder(), STOCK))
+        ours, stock = (
+            run_driver(DRIVER, libraries, output, output, *models) for libraries in (library_folder(), STOCK)
+        )
         assert (bool(ours.pop("patched")), bool(stock.pop("patched"))) == (True, False)
         assert ours.keys() == stock.keys()
         found |= {name: (ours[name], stock[name]) for name in ours}

@@ -29,6 +29,19 @@ Logits = dict[str, np.ndarray]
 Run = Callable[..., Logits]
 
 
+def run_driver(driver: Path, libraries: Path, output: Path, *arguments: object, bias: Path | None = None) -> Logits:
+    """Run a driver on the libraries of a folder; what it wrote to `output`. `bias` goes into STEERMOE_BIAS."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("STEERMOE_")}
+    environment["LLAMA_CPP_LIB_PATH"] = str(libraries)
+    if bias is not None:
+        environment["STEERMOE_BIAS"] = str(bias)
+    command = [sys.executable, str(driver), *map(str, arguments)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert result.returncode == 0, result.stderr[-2000:]
+    with np.load(output, allow_pickle=False) as file:
+        return dict(file)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Path of a model by name."""
@@ -48,17 +61,10 @@ def run(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) 
 
     @cache
     def start(libraries: Path, name: str, bias: Path | None = None, attach_and_detach: Path | None = None) -> Logits:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("STEERMOE_")}
-        environment["LLAMA_CPP_LIB_PATH"] = str(libraries)
-        if bias is not None:
-            environment["STEERMOE_BIAS"] = str(bias)
-        command = [sys.executable, str(DRIVER), str(model(name)), str(output)]
+        arguments = [model(name), output]
         if attach_and_detach is not None:
-            command += ["--attach-and-detach", str(attach_and_detach)]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
-        assert result.returncode == 0, result.stderr[-2000:]
-        with np.load(output, allow_pickle=False) as file:
-            return dict(file)
+            arguments += ["--attach-and-detach", attach_and_detach]
+        return run_driver(DRIVER, libraries, output, *arguments, bias=bias)
 
     return start
 
