@@ -13,7 +13,7 @@ from typing import Any
 from ._files import StrPath, parse_json
 from ._rendering import LocatedTarget, Renderer, vocabulary
 from .errors import PairsError
-from .pairs import Pair, _parse_pair
+from .pairs import Pair, parse_pair
 
 __all__ = ["CheckedPair", "CheckedSide", "Checker", "candidates"]
 
@@ -102,7 +102,7 @@ def candidates(path: StrPath) -> Iterator[Pair | tuple[str, str]]:
             fields = parse_json(data.decode("utf-8"))
             if isinstance(fields, dict) and isinstance(fields.get("id"), str):
                 name = f"{fields['id']} ({name})"
-            pair = _parse_pair(fields, f"line-{number}")
+            pair = parse_pair(fields, f"line-{number}")
         except UnicodeDecodeError:
             yield name, "not UTF-8; save the file as UTF-8"
         except PairsError as error:

@@ -32,6 +32,7 @@ __all__ = [
     "load_pairs",
     "locate_target",
     "pairs_digest",
+    "parse_pair",
     "save_pairs",
     "target_tokens",
     "tokens_in_span",
@@ -276,7 +277,7 @@ def _read_pairs(path: StrPath) -> Iterator[tuple[int, Pair]]:
                 if not data.strip():
                     continue
                 try:
-                    yield number, _parse_pair(parse_json(data.decode("utf-8")), f"line-{number}")
+                    yield number, parse_pair(parse_json(data.decode("utf-8")), f"line-{number}")
                 except UnicodeDecodeError:
                     raise PairsError(f"{where}: not UTF-8; save the file as UTF-8") from None
                 except PairsError as error:
@@ -334,7 +335,8 @@ def _region(text: bytes, content: str, end: int) -> tuple[int, int]:
     return end, end
 
 
-def _parse_pair(data: Any, default_id: str) -> Pair:
+def parse_pair(data: Any, default_id: str) -> Pair:
+    """A pair from the JSON value of a line, under its own names or the reference notebook's. Raises PairsError."""
     if not isinstance(data, dict):
         raise PairsError("not a JSON object; write one pair as {...} a line")
     fields: dict[str, Any] = {}

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from . import _native
 from ._decoding import ContextOptions, GroupDecoder, can_share
-from ._grouping import Group, GroupBuilder, common_prefix
-from ._rendering import Prompt, Renderer
+from ._grouping import Group
+from ._rendering import Renderer
+from ._steps import Owners, Steps
 from .checkpoint import Checkpoint, CheckpointFile, PairRecords
 from .counts import RoutingCounts, Source
 from .errors import ModelError, NativeError, PairsError, UsageError
@@ -27,9 +28,6 @@ from .pairs import Pair, PairsFile, pairs_digest
 __all__ = ["PairSink", "RecordingProgress", "record_counts"]
 
 Int64 = npt.NDArray[np.int64]
-
-_SIDES = ("positive", "negative")
-_MIN_KEPT = 8  # a shorter common beginning is not worth a decode of its own
 
 
 class PairSink(Protocol):
@@ -138,7 +136,7 @@ def record_counts(
             state = checkpoint.load(settings, identity.shape)
         sink = per_pair(identity, digest) if per_pair else None
 
-        run = _Run(source, shard, renderer, n_ctx, on_skip)
+        run = Steps(source, shard, renderer, n_ctx, on_skip)
         decoder = stack.enter_context(GroupDecoder(native_model, identity.shape, options))
         if share:
             decoder.kept = run.common_beginning(n_batch)
@@ -236,122 +234,6 @@ def _model_settings(model: Any, identity: ModelIdentity) -> dict[str, str]:
         "model file": f"{model.desc()}, {size} bytes",
         "model metadata": hashlib.sha256(metadata).hexdigest(),
     }
-
-
-@dataclass(frozen=True)
-class _Item:
-    place: int  # of the pair in the file
-    pair: Pair
-    prompts: tuple[Prompt, Prompt]
-
-
-Owners = list[tuple[int, int]]
-"""(item, side) of each prompt of a group."""
-
-
-@dataclass(frozen=True)
-class _Step:
-    """What is counted between two checkpoints: one decode, or a pair that needs several."""
-
-    items: list[_Item]
-    groups: list[tuple[Group, Owners]]
-    n_skipped: int  # since the step before
-    next: int  # place of the first pair of the next step
-
-
-class _Run:
-    """The way through the pairs of a shard."""
-
-    def __init__(
-        self,
-        source: Collection[Pair],
-        shard: tuple[int, int],
-        renderer: Renderer,
-        n_ctx: int,
-        on_skip: Callable[[Pair, str], None] | None,
-    ) -> None:
-        self._source, self._shard, self._renderer = source, shard, renderer
-        self._n_ctx, self._on_skip = n_ctx, on_skip
-
-    def common_beginning(self, n_batch: int) -> list[int]:
-        """What the shard's first prompts begin with, up to a batch of them: the chat template's own text, mostly.
-
-        The same for every start of a run, so that one that goes on computes what the interrupted one did.
-        """
-        common: list[int] | None = None
-        n_tokens = 0
-        for _, pair in self._places(0):
-            try:
-                prompts = self._prompts(pair)
-            except PairsError:
-                continue
-            for prompt in prompts:
-                before = prompt.tokens[: min(prompt.target)]
-                common = before if common is None else common[: common_prefix(common, before)]
-                n_tokens += len(prompt.tokens)
-            if n_tokens >= n_batch:
-                break
-        return common if common and len(common) >= _MIN_KEPT else []
-
-    def steps(self, first: int, decoder: GroupDecoder, n_batch: int, share: bool) -> Iterator[_Step]:
-        """Steps from place `first` on. Where one ends hangs on nothing but the pairs and the settings."""
-        builder = GroupBuilder(
-            n_rows=n_batch, n_prompts=decoder.n_prompts, n_bins=decoder.n_bins, kept=decoder.kept, share=share
-        )
-        items: list[_Item] = []
-        n_skipped = 0
-
-        def step(following: int) -> _Step:
-            nonlocal items, n_skipped
-            groups: list[tuple[Group, Owners]] = []
-            if len(items) == 1 and self._n_ctx and builder.n_rows > max(n_batch, self._n_ctx):
-                for side, prompt in enumerate(items[0].prompts):  # one side at a time fits
-                    builder.clear()
-                    builder.add([prompt])
-                    groups.append((builder.build(), [(0, side)]))
-            elif items:
-                groups.append((builder.build(), [(item, side) for item in range(len(items)) for side in (0, 1)]))
-            builder.clear()
-            done = _Step(items, groups, n_skipped, following)
-            items, n_skipped = [], 0
-            return done
-
-        for place, pair in self._places(first):
-            try:
-                prompts = self._prompts(pair)
-            except PairsError as error:
-                if self._on_skip is None:
-                    raise PairsError(f"pair {pair.id!r}{error}") from None
-                self._on_skip(pair, str(error).lstrip(", :"))
-                n_skipped += 1
-                continue
-            if not builder.add(prompts):
-                yield step(place)
-                builder.add(prompts)
-            items.append(_Item(place, pair, prompts))
-        if items or n_skipped:
-            yield step(len(self._source))
-
-    def _places(self, first: int) -> Iterator[tuple[int, Pair]]:
-        number, n_shards = self._shard
-        for place, pair in enumerate(self._source):
-            if place >= first and place % n_shards == number - 1:
-                yield place, pair
-
-    def _prompts(self, pair: Pair) -> tuple[Prompt, Prompt]:
-        """Raises PairsError, whose text goes on behind the pair's id."""
-        prompts = []
-        for name, (side, target) in zip(_SIDES, pair.sides(), strict=True):
-            try:
-                prompts.append(self._renderer.prompt(side, target))
-            except PairsError as error:
-                raise PairsError(f", {name}: {error}") from None
-        longest = max(len(prompt.tokens) for prompt in prompts)
-        if self._n_ctx and longest > self._n_ctx:
-            raise PairsError(
-                f" needs {longest} tokens of context, but n_ctx is {self._n_ctx}; raise it (-c {longest}) or leave it 0"
-            )
-        return prompts[0], prompts[1]
 
 
 def _pool(a: Int64, n: Int64, counts: Int64, tokens: Int64, group: Group, owners: Owners) -> None:

@@ -764,6 +764,29 @@ def test_merge_of_different_pairs_files(tmp_path: Path, tiny_path: Path, chat_pa
     assert set(expert_map.pairs_sha256) == {pairs_digest(chat_pairs[:9]), pairs_digest(chat_pairs[9:20])}
 
 
+def test_a_map_of_shuffled_pairs_is_warned_of(tmp_path: Path, tiny_path: Path) -> None:
+    """Sides swapped at random are noise; detect and merge say so, and say nothing of the pairs as they were."""
+    from steermoe_local.embedded import behaviour
+
+    for shuffled in (False, True):
+        pairs = tmp_path / "b.jsonl"
+        save_pairs(load_pairs(behaviour("digits-words").pairs)[:40], pairs)
+        if shuffled:
+            done = run("pairs", "shuffle", pairs, "-o", tmp_path / "s.jsonl", "--seed", 2)
+            assert done.exit_code == 0, done.stderr
+            pairs = tmp_path / "s.jsonl"
+        name = [tmp_path / f"{shuffled}.{end}" for end in ("json", "npz", "pairs.npz", "merged.json")]
+        detected = run(
+            *("detect", "-m", "tiny", "--pairs", pairs, "-t", 1, "-o", name[0], "--counts", name[1], "--per-pair"),
+            name[2],
+        )
+        merged = run("map", "merge", name[1], name[2], "-o", name[3])
+        for done, output in ((detected, name[0]), (merged, name[3])):
+            assert done.exit_code == 0, done.stderr
+            warning = f"warning: {output}: not separable from maps of shuffled pairs"
+            assert done.stderr.startswith(warning) if shuffled else not done.stderr, done.stderr
+
+
 def test_skipped_pairs_of_the_command(tmp_path: Path) -> None:
     pairs = [*text_pairs(4), Pair("too long", "word " * 60 + "1", "1", "1", "1")]
     save_pairs(pairs, tmp_path / "p.jsonl")

@@ -33,7 +33,7 @@ from ._common import (
     print_json,
     template_options,
 )
-from .map import print_map
+from .map import print_map, warn_unless_separable
 
 if TYPE_CHECKING:
     from ..recorder import RecordingProgress
@@ -179,6 +179,7 @@ def detect(
         counts.save(counts_file)
     expert_map.save(output)
     checkpoint.remove()
+    warn_unless_separable(expert_map, output)
     files = [path for path in (output, counts_file, per_pair_file) if path]
     if as_json:
         top = [{"layer": layer, "expert": expert, "rd": rd} for layer, expert, rd in expert_map.top(10)]

@@ -13,7 +13,7 @@ from ..expert_map import ExpertMap
 from ..pair_counts import PairCounts, merge_pair_counts
 from ..statistics import annotate
 from ._common import json_option, meaning_options, print_json
-from .map import print_map
+from .map import print_map, warn_unless_separable
 
 
 @click.command()
@@ -84,6 +84,7 @@ def merge(
     if counts_file:
         counts.save(counts_file)
     expert_map.save(output)
+    warn_unless_separable(expert_map, output)
     written = [str(path) for path in (output, counts_file, per_pair_file) if path]
     if as_json:
         print_json(

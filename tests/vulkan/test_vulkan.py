@@ -361,7 +361,7 @@ def test_detect_and_steer(tmp_path: Path) -> None:
     pairs, question = ROOT / "examples" / "pairs" / "numbers.jsonl", "Which number comes after three?"
     map_, bias, counts_file = (tmp_path / name for name in ("m.json", "b.gguf", "c.npz"))
     found = {}
-    for where in (("-dev", "none"), ("-ngl", "all", "-ncmoe", "2")):
+    for where in (("-dev", "none"), ("-ngl", "all", "-ncmoe", "2"), ("-ngl", "3")):
         steermoe("detect", "-m", "tiny", "--pairs", pairs, "-o", map_, "--counts", counts_file, "-t", 1, *where)
         found[where] = RoutingCounts.load(counts_file)
         for extra, expected in (((), str.isdigit), (("--reverse",), str.isalpha)):
