@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-import logging
 import os
 import re
 import sys
-from collections import deque
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -21,10 +19,7 @@ from .errors import NativeError, VersionError
 
 __all__ = ["ABI_VERSION", "library_folder", "llama_cpp", "pinned_version", "take_log_error"]
 
-ABI_VERSION = 1  # steermoe.h: STEERMOE_ABI_VERSION
-
-_ERROR_LEVEL, _CONTINUED = 4, 5  # ggml.h: enum ggml_log_level
-_recent_errors: deque[str] = deque(maxlen=4)
+ABI_VERSION = 2  # steermoe.h: STEERMOE_ABI_VERSION
 
 
 def pinned_version() -> str:
@@ -86,7 +81,7 @@ def llama_cpp() -> Any:
             else:
                 os.environ["LLAMA_CPP_LIB_PATH"] = before
         module = sys.modules["llama_cpp"]
-        module.llama_log_set(_log_callback(module), ctypes.c_void_p(0))
+        _take_log(module)
     module = sys.modules["llama_cpp"]
     try:
         abi = module.llama_cpp._lib.steermoe_abi_version()
@@ -101,29 +96,30 @@ def llama_cpp() -> Any:
     return module
 
 
-@cache  # keeps the callback alive
-def _log_callback(module: Any) -> Any:
-    """Print llama.cpp's log if a `Llama` was made verbose; else keep its error lines for exceptions to quote.
+def _take_log(module: Any) -> None:
+    """Let the native library keep llama.cpp's log, and print it where a `Llama` is made verbose.
 
-    llama_cpp's own callback reads the levels by an older numbering: it prints warnings and hides errors.
+    llama_cpp's own callback reads the levels by an older numbering, and a Ctrl-C that arrives while a callback in
+    Python runs is lost.
     """
-    logger = logging.getLogger("llama-cpp-python")
-    last_level = 0
+    install = module.llama_cpp._lib.steermoe_log_install
+    install.argtypes, install.restype = (ctypes.c_bool,), None
+    parts: list[Any] = [sys.modules["llama_cpp._logger"], sys.modules["llama_cpp.llama"]]
+    set_level = parts[0].set_verbose
 
-    def log(level: int, text: bytes, _: Any) -> None:
-        nonlocal last_level
-        last_level = last_level if level == _CONTINUED else level
-        line = text.decode("utf-8", "replace")
-        if logger.level <= logging.DEBUG:
-            print(line, end="", file=sys.stderr, flush=True)
-        elif last_level == _ERROR_LEVEL and line.strip():
-            _recent_errors.append(line.strip())
+    def set_verbose(verbose: bool) -> None:
+        set_level(verbose)
+        install(verbose)
 
-    return module.llama_log_callback(log)
+    for part in parts:
+        part.set_verbose = set_verbose
+    install(False)
 
 
 def take_log_error() -> str:
-    """What llama.cpp last said of a failure, one line; "" if nothing. It is forgotten then."""
-    text = _recent_errors[0] if _recent_errors else ""
-    _recent_errors.clear()
-    return text
+    """What llama.cpp first said of a failure since the last call, one line; "" if nothing."""
+    take = llama_cpp().llama_cpp._lib.steermoe_log_take_error
+    take.argtypes, take.restype = (ctypes.c_char_p, ctypes.c_size_t), ctypes.c_size_t
+    buffer = ctypes.create_string_buffer(1024)
+    take(buffer, len(buffer))
+    return buffer.value.decode("utf-8", "replace")

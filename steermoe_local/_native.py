@@ -20,8 +20,10 @@ __all__ = [
     "NativeBias",
     "NativeRecorder",
     "attach",
+    "attach_sequence",
     "decode",
     "detach",
+    "detach_sequence",
     "layer_info",
     "llama_cpp",
     "loading",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 FORCE_ROUTER = 1
+INVALID_BATCH = -1  # llama.h: llama_decode
 GATING = ("none", "softmax", "sigmoid", "softmax_weight", "sqrt_softplus")
 
 _ERR_IO, _ERR_FORMAT, _ERR_MISMATCH, _ERR_UNSUPPORTED = 1, 2, 3, 4
@@ -102,6 +105,8 @@ def _lib() -> ctypes.CDLL:
         "model_router_sha256": (ctypes.c_int, pointer, ctypes.c_char_p),
         "attach": (ctypes.c_int, pointer, pointer, int32),
         "detach": (ctypes.c_int, pointer),
+        "attach_seq": (ctypes.c_int, pointer, int32, pointer, int32),
+        "detach_seq": (ctypes.c_int, pointer, int32),
         "get_layer_info": (ctypes.c_int, pointer, int32, ctypes.POINTER(_LayerInfo)),
         "recorder_init": (ctypes.c_int, pointer, int32, ctypes.POINTER(pointer)),
         "recorder_bind": (ctypes.c_int, pointer, pointer),
@@ -232,7 +237,10 @@ def decode(ctx: Any, batch: Any, rows: Sequence[tuple[int, int, int, bool]]) -> 
         batch.n_seq_id[index] = 1
         batch.seq_id[index][0] = sequence
         batch.logits[index] = output
+    take_log_error()  # older failures are not this one's
     status = llama_cpp().llama_decode(ctx, batch)
+    if status == INVALID_BATCH:
+        raise NativeError(f"llama_decode refuses the batch: {take_log_error() or 'no reason given'}", status)
     if status != 0:
         raise NativeError(f"llama_decode failed with {status}; lower n_batch or change n_ctx", status)
 
@@ -249,13 +257,31 @@ def new_context(model: Any, params: Any) -> Any:
 
 
 def attach(ctx: Any, bias: NativeBias, force: bool = False) -> None:
-    """Steer a `llama_context` (steermoe_attach). Raises ModelMismatchError, ModelError, NativeError."""
+    """Steer a `llama_context`: its sequences without steering of their own (steermoe_attach).
+
+    Raises ModelMismatchError, ModelError, NativeError.
+    """
     _check(_lib().steermoe_attach(ctx, bias._handle, FORCE_ROUTER if force else 0))
 
 
 def detach(ctx: Any) -> None:
-    """Stop steering a `llama_context` (steermoe_detach)."""
+    """Stop steering a `llama_context` and all its sequences (steermoe_detach)."""
     _check(_lib().steermoe_detach(ctx))
+
+
+def attach_sequence(ctx: Any, sequence: int, bias: NativeBias | None, force: bool = False) -> None:
+    """Steer one sequence of a `llama_context`, None: leave it unsteered (steermoe_attach_seq).
+
+    Quick: a server may call it for every request. The sequence's memory must be empty.
+    Raises ModelMismatchError, ModelError, NativeError.
+    """
+    handle = bias._handle if bias else None
+    _check(_lib().steermoe_attach_seq(ctx, sequence, handle, FORCE_ROUTER if force else 0))
+
+
+def detach_sequence(ctx: Any, sequence: int) -> None:
+    """Put a sequence under the steering of its context again (steermoe_detach_seq). Raises NativeError."""
+    _check(_lib().steermoe_detach_seq(ctx, sequence))
 
 
 def layer_info(ctx: Any, layer: int) -> LayerInfo:

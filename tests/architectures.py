@@ -102,12 +102,19 @@ NOT_WRITTEN = [
 # architectures whose files may name groups of experts; the key is read for all, so these stand for the ways of gating
 GROUPED = ("bailingmoe2", "deepseek2", "deepseek32", "dots1", "glm4moe", "olmoe")
 
+# a token attends to later ones, so that a prompt at once is another thing than token by token
+NOT_CAUSAL = ("llada-moe", "rnd1")
+
 # routers of large logits, whose sigmoid or softplus rounds many of them to one value
 SATURATED = ("afmoe", "deepseek4", "dots1", "grovemoe", "llama4", "smallthinker")
 
 N_EXPERT, K, N_GROUPS, N_GROUPS_USED = 8, 3, 4, 2
 GROVE = 2  # experts that share one adjugate expert in grovemoe
 N_TOKENS, N_PROMPT = 20, 16  # the rest is decoded token by token
+# tensors of the routers by name: values of a token
+WIDTHS = dict.fromkeys(
+    ("ffn_moe_logits", "ffn_moe_logits_biased", "ffn_moe_logits_steered", "ffn_moe_probs"), N_EXPERT
+) | dict.fromkeys(("ffn_moe_topk", "ffn_moe_weights", "ffn_moe_weights_softmax", "ffn_moe_weights_norm"), K)
 EXPERT_TENSOR = re.compile(r"blk\.\d+\.(ffn_(gate|up|down|gate_up)_(ch)?exps\.|ffn_gate_inp\.|exp_probs_b)")
 
 
@@ -281,6 +288,47 @@ class Checker:
                     part[f"ffn_moe_logits-{layer}"] = seen[f"ffn_moe_logits-{layer}"]
                 self._check_layer(part, layer, rows[layer], mode, adjugate=call == 1)
 
+    def check_sequences(self) -> None:
+        """Four sequences in one batch, under hard and soft rules of different layers and none: each as it is alone."""
+        rng = np.random.default_rng(13)
+        none = dict.fromkeys(self.steerable, np.zeros(N_EXPERT, np.float32))
+        soft = {layer: rng.normal(scale=2, size=N_EXPERT).astype(np.float32) for layer in self.steerable}
+        some = {layer: row for layer, row in self.signs(K, N_EXPERT - K).items() if layer % 2 == 0}
+        under = [(self.signs(1, 3), "hard"), (soft, "soft"), (none, "hard"), (some, "hard")]
+        n = len(under)
+        seen: list[dict[str, list[Any]]] = [{} for _ in under]
+        with Context(self.loaded, capture=True, n_seq_max=n) as context:
+            for sequence, (rows, mode) in enumerate(under):
+                _native.attach_sequence(context.ctx, sequence, native_bias(self.identity, rows, mode))
+            for start, end in ((0, N_PROMPT), *((i, i + 1) for i in range(N_PROMPT, N_TOKENS))):
+                context.seen.clear()
+                # sequence by sequence, all of one length: llama.cpp does not reorder these when it splits the batch
+                batch = [(self.tokens[i], i, s, True) for s in range(n) for i in range(start, end)]
+                logits = context.decode_rows(batch)
+                self._deal(context.seen, seen, end - start)
+            # where the last token alone is an output, the last layer routes it alone
+            context.clear()
+            whole = [(self.tokens[i], i, s, i == N_TOKENS - 1) for s in range(n) for i in range(N_TOKENS)]
+            last = context.decode_rows(whole)
+            if self.arch not in NOT_CAUSAL:
+                np.testing.assert_allclose(last, logits, rtol=0, atol=1e-5 * np.abs(logits).max())
+        for (rows, mode), mine in zip(under, seen, strict=True):
+            for layer in self.steerable:
+                self._check_layer(mine, layer, rows.get(layer, none[layer]), mode, adjugate=False)
+
+    def _deal(self, tensors: dict[str, list[Any]], seen: list[dict[str, list[Any]]], n_tokens: int) -> None:
+        """Give each sequence its rows of the tensors of one batch."""
+        for name, arrays in tensors.items():
+            kind, _, layer = name.rpartition("-")
+            if kind not in WIDTHS or not layer.isdigit() or int(layer) not in self.steerable:
+                continue
+            # grovemoe's adjugate experts are chosen by the same logits
+            step = 2 if self.arch == "grovemoe" and kind != "ffn_moe_logits" else 1
+            rows = np.concatenate([a.reshape(-1, WIDTHS[kind]) for a in arrays[::step]])
+            assert len(rows) == n_tokens * len(seen), name
+            for sequence, mine in enumerate(seen):
+                mine.setdefault(name, []).append(rows[sequence * n_tokens : (sequence + 1) * n_tokens])
+
     def _check_layer(self, seen: dict[str, list[Any]], layer: int, row: Any, mode: str, adjugate: bool) -> None:
         info, where = self.layers[layer], f"layer {layer}"
 
@@ -399,6 +447,7 @@ def check(path: Path, arch: str, variant: str = "") -> Found:
         c.check_promise(c.signs(2, N_EXPERT - K))
         rng = np.random.default_rng(9)
         c.check_promise({layer: rng.normal(scale=2, size=N_EXPERT).astype(np.float32) for layer in c.steerable}, "soft")
+        c.check_sequences()
         c.check_recorder()
         c.check_refused()
         return c.found(variant)

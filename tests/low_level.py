@@ -69,7 +69,10 @@ def open_model(path: Path) -> Any:
 
 
 class Context:
-    """One context. With `capture`, `seen` holds every router tensor of every ubatch: {name: [array, ...]}."""
+    """One context.
+
+    With `capture`, `seen` holds every router tensor of every ubatch: {name: [array, ...]}, and `ops` how it was made.
+    """
 
     def __init__(
         self,
@@ -82,13 +85,15 @@ class Context:
         n_ubatch: int = 512,
         n_seq_max: int = 8,
         type_kv: int | None = None,
+        kv_unified: bool = True,
     ) -> None:
         self.model = model
         self.n_batch = n_batch
         self.seen: dict[str, list[npt.NDArray[Any]]] = {}
+        self.ops: dict[str, list[int]] = {}
         params = lib().llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, n_batch, n_ubatch
-        params.n_seq_max, params.kv_unified = n_seq_max, True
+        params.n_seq_max, params.kv_unified = n_seq_max, kv_unified
         params.n_threads = params.n_threads_batch = 1
         params.flash_attn_type = 0
         params.no_perf = True
@@ -117,6 +122,7 @@ class Context:
         wanted: bool = t.name.startswith(b"ffn_moe_") and t.type in (F32, I32) and t.ne[3] == 1
         if wanted and not ask:
             self.seen.setdefault(t.name.decode(), []).append(t.array())
+            self.ops.setdefault(t.name.decode(), []).append(t.op)
         return True if not ask else wanted
 
     def decode_rows(self, rows: Sequence[Row]) -> npt.NDArray[np.float32]:
@@ -142,6 +148,10 @@ class Context:
     def decode(self, tokens: Iterable[int], start: int = 0) -> npt.NDArray[np.float32]:
         """Tokens of sequence 0 from position `start`; every one is an output."""
         return self.decode_rows([(token, start + i, 0, True) for i, token in enumerate(tokens)])
+
+    def remove(self, sequence: int) -> None:
+        """Empty the KV cache of one sequence."""
+        assert lib().llama_memory_seq_rm(lib().llama_get_memory(self.ctx), sequence, -1, -1)
 
     def clear(self) -> None:
         """Empty the KV cache."""

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from steermoe_local import _backends, _native
+from steermoe_local.identity import ModelIdentity
 from tests import oracle
-from tests.low_level import F32, I32, Context, GGMLTensor, internals, lib
+from tests.low_level import F32, I32, Context, GGMLTensor, internals, lib, native_bias, random_signs
 
 ALL = 0x7FFFFFFF
 
@@ -117,3 +118,36 @@ def check_promise(
     for values in (weights, from_logits):
         values /= values.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(weights, from_logits, rtol=0, atol=atol)
+
+
+def check_sequences(context: DeviceContext, identity: ModelIdentity, layers: Sequence[int]) -> None:
+    """Sequences under hard rules, soft ones and none in one batch: each token's edit is that of its own steering."""
+    rng = np.random.default_rng(19)
+    n, k = identity.n_expert, identity.n_expert_used
+    one, other = ({layer: random_signs(rng, n, k, 1, n // 2) for layer in layers} for _ in range(2))
+    zeros = np.zeros(n, np.float32)
+    under: list[tuple[dict[int, Any], str, float]] = [
+        (one, "hard", 0.01),
+        ({layer: 3 * row for layer, row in other.items()}, "soft", 0.01),
+        ({}, "hard", 0.01),
+        ({layers[0]: other[layers[0]]}, "hard", 2.5),
+    ]
+    for sequence, (rows, mode, epsilon) in enumerate(under):
+        bias = native_bias(identity, rows, mode, epsilon) if rows else None
+        _native.attach_sequence(context.ctx, sequence, bias)
+    seen: list[Seen] = [{} for _ in under]
+    for start, end in ((0, 6), (6, 7), (7, 8)):
+        context.seen.clear()
+        batch = [(7 * i + s, i, s, True) for i in range(start, end) for s in range(len(under))]
+        context.decode_rows(batch)
+        for name, arrays in context.seen.items():
+            if name.endswith(")"):
+                continue  # a view of what has a name of its own
+            assert len(arrays) == 1, name
+            values = arrays[0].reshape(len(batch), -1)
+            for sequence, mine in enumerate(seen):
+                mine.setdefault(name, []).append(values[sequence :: len(under)])
+    for (rows, mode, epsilon), mine in zip(under, seen, strict=True):
+        for layer in layers:
+            info = _native.layer_info(context.ctx, layer)
+            check_promise(mine, layer, info, rows.get(layer, zeros), mode, epsilon)

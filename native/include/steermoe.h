@@ -8,6 +8,7 @@
 //               hard rule   z'_e = max(z) + epsilon  where the sign of expert e is +1
 //                           z'_e = min(z) - epsilon  where it is -1,  z'_e = z_e otherwise
 //               soft rule   z'_e = z_e + b_e
+//             Each sequence of a context may be under a steering of its own; one batch may hold them all.
 //   Recording The experts that each chosen token selects are counted per layer, without keeping anything per token.
 //
 // Rules of the interface
@@ -49,7 +50,7 @@
 #endif
 
 // Raised by one whenever a signature, a struct or the meaning of a value below changes.
-#define STEERMOE_ABI_VERSION 1
+#define STEERMOE_ABI_VERSION 2
 
 // Version of the bias file format (`expertbias.version`).
 #define STEERMOE_BIAS_VERSION 1
@@ -92,7 +93,7 @@ typedef enum steermoe_gating {
     STEERMOE_GATING_SQRT_SOFTPLUS  = 4,
 } steermoe_gating;
 
-// Flags for steermoe_bias_check and steermoe_attach.
+// Flags for steermoe_bias_check, steermoe_attach and steermoe_attach_seq.
 enum {
     // Accept another router as long as architecture, layers, experts and top-k match (files of unusual converters).
     STEERMOE_FORCE_ROUTER = 1,
@@ -164,16 +165,41 @@ STEERMOE_API steermoe_status steermoe_bias_check(const struct steermoe_bias * bi
 //
 // steering of a context
 //
+//   A sequence is under the steering that steermoe_attach_seq gave it, else under that of its context (steermoe_attach),
+//   else unsteered. What counts is the sequence of a token in the batch, at the time of llama_decode: the steering of a
+//   sequence stays when the sequence is emptied (llama_memory_seq_rm), and llama_memory_seq_cp does not copy it.
+//
+//   DANGER: the memory (KV cache) holds what the old steering computed. Empty it (llama_memory_clear) or the sequence
+//   (llama_memory_seq_rm) before you go on under another steering. A token that belongs to several sequences is computed
+//   once, so they must be under one steering: else llama_decode returns -1, steermoe_last_error() names the token, and
+//   nothing has changed.
+//
 
-// Steer ctx from the next decode on; replaces what was attached before. The bias is copied: free it when you like.
-// A bias without values is the same as steermoe_detach.
-// DANGER: the memory (KV cache) of ctx still holds what the old steering computed. Call llama_memory_clear, or keep
-// sequences apart, before you go on with old text.
+// Steer the sequences of ctx that have no steering of their own, from the next decode on; replaces what was attached to
+// the context before. The bias is copied: free it when you like. A bias without values: they run unsteered.
 STEERMOE_API steermoe_status steermoe_attach(struct llama_context * ctx, const struct steermoe_bias * bias,
                                              int32_t flags);
 
-// Stop steering ctx. The graph is then node for node that of an unpatched library.
+// Stop steering ctx and all its sequences. The graph is then node for node that of an unpatched library.
 STEERMOE_API steermoe_status steermoe_detach(struct llama_context * ctx);
+
+// Steer sequence seq_id alone, whatever the context is steered by; replaces what was attached to the sequence before.
+// bias NULL, or one without values: the sequence runs unsteered. The bias is copied.
+// seq_id is what llama_decode takes in this context: from 0 to n_seq_max - 1, with kv_unified to 255. Anything else is
+// a STEERMOE_ERR_ARGUMENT.
+//
+// Sequences in one batch may be under hard and soft rules, of different epsilon and layers, and unsteered. The edited
+// logits of each token are what they would be without the other sequences, bit for bit as far as they are finite (the
+// sign of a zero is not promised), and those of unsteered tokens are the router's own. A ubatch whose tokens all are
+// under equal steering takes the same graph as if it were the context's.
+//
+// It takes microseconds to milliseconds: a few values are written in each layer. Only the first time that sequences
+// differ, and that again after steermoe_detach, the context reserves its graphs anew.
+STEERMOE_API steermoe_status steermoe_attach_seq(struct llama_context * ctx, int32_t seq_id,
+                                                 const struct steermoe_bias * bias, int32_t flags);
+
+// Put sequence seq_id under the steering of the context again.
+STEERMOE_API steermoe_status steermoe_detach_seq(struct llama_context * ctx, int32_t seq_id);
 
 struct steermoe_layer_info {
     int32_t      gating; // steermoe_gating; STEERMOE_GATING_NONE: no router, the other fields are 0
@@ -182,7 +208,7 @@ struct steermoe_layer_info {
     bool         selection_bias; // the selection adds a bias to the probabilities (DeepSeek-V3 and relatives)
     bool         expert_groups;  // experts are first selected by group
     bool         steerable;
-    bool         steered; // by what is attached now
+    bool         steered; // by what is attached now, to the context or to any sequence
     const char * reason;  // why it is not steerable, "" if it is; static text
 };
 
@@ -236,6 +262,18 @@ STEERMOE_API void steermoe_recorder_free(struct steermoe_recorder * recorder);
 
 // The eval callback itself: goes to llama_context_params.cb_eval, with the recorder as user data. Do not call it.
 STEERMOE_API bool steermoe_recorder_eval(struct ggml_tensor * t, bool ask, void * user_data);
+
+//
+// log
+//
+
+// Take llama.cpp's log (llama_log_set): all of it goes to stderr if verbose, else only what is said of failures is kept.
+// For programs in languages whose callbacks should not run in the middle of a decode.
+STEERMOE_API void steermoe_log_install(bool verbose);
+
+// Copy the first line of failure since the last call into a buffer of `size` bytes, and forget it. Returns its length, 0
+// if there was none. With buffer NULL nothing is forgotten.
+STEERMOE_API size_t steermoe_log_take_error(char * buffer, size_t size);
 
 #ifdef __cplusplus
 }

@@ -8,12 +8,27 @@
 #include "steermoe-bias.h"
 #include "steermoe-error.h"
 #include "steermoe-model.h"
-#include "steermoe-steering.h"
+#include "steermoe-sequences.h"
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
+
+namespace {
+
+// True if there is no obstacle; else it goes where the messages of both libraries are looked for.
+bool passes(const std::string & obstacle) {
+    if (obstacle.empty()) {
+        return true;
+    }
+    LLAMA_LOG_ERROR("%s\n", obstacle.c_str());
+    steermoe_set_last_error(obstacle.c_str());
+    return false;
+}
+
+} // namespace
 
 const char * steermoe_router::obstacle() const {
     return external ? "its experts are not chosen by a router" : "";
@@ -25,11 +40,12 @@ bool steermoe_router::selects_by_logits() const {
     return softmax && !selection_bias && !expert_groups && !own_selection;
 }
 
-steermoe_hook::steermoe_hook(const llama_model & model) : model(model), routers(model.hparams.n_layer()) {}
+steermoe_hook::steermoe_hook(const llama_model & model)
+    : model(model), routers(model.hparams.n_layer()), sequences(std::make_unique<steermoe_sequences>(model)) {}
 
 steermoe_hook::~steermoe_hook() = default;
 
-ggml_tensor * steermoe_hook::edit_router(ggml_context * ctx, ggml_tensor * logits, int il,
+ggml_tensor * steermoe_hook::edit_router(ggml_context * ctx, llm_graph_result * res, ggml_tensor * logits, int il,
                                          const steermoe_router & router) {
     if (il < 0 || il >= n_layer()) {
         return logits; // layers for multi-token prediction lie behind the last one
@@ -39,31 +55,40 @@ ggml_tensor * steermoe_hook::edit_router(ggml_context * ctx, ggml_tensor * logit
         // a warm-up graph uses all experts; the model's own number is the fact
         routers[il]->n_expert_used = std::min<int64_t>(router.n_expert_used, model.hparams.n_expert_used(il));
     }
-    if (steering == nullptr || router.external || logits->ne[1] == 0) {
+    if (router.external || logits->ne[1] == 0) {
         return logits;
     }
-    return steering->edit_logits(ctx, logits, il);
+    return sequences->edit_logits(ctx, res, logits, il);
 }
 
 ggml_tensor * steermoe_hook::edit_selection(ggml_context * ctx, ggml_tensor * scores, int il) {
-    if (!is_steered(il) || scores->ne[1] == 0) {
+    if (il < 0 || il >= n_layer() || scores->ne[1] == 0) {
         return scores;
     }
-    return steering->edit_selection(ctx, scores, il);
+    return sequences->edit_selection(ctx, scores, il);
 }
 
-void steermoe_hook::begin_ubatch(const llama_ubatch & new_ubatch) {
+bool steermoe_hook::accepts(const llama_batch & batch) const {
+    return passes(sequences->obstacle(batch));
+}
+
+uint64_t steermoe_hook::begin_graph(const llama_ubatch * ubatch) {
+    return sequences->begin_graph(ubatch);
+}
+
+bool steermoe_hook::begin_ubatch(const llama_ubatch & new_ubatch) {
     ubatch = &new_ubatch;
     n_ubatch++;
+    return passes(std::exchange(sequences->failure, ""));
 }
 
 uint32_t steermoe_hook::n_nodes() const {
     // grovemoe calls build_moe_ffn twice for a layer
-    return steering ? steering->n_nodes() * (model.arch == LLM_ARCH_GROVEMOE ? 2 : 1) : 0;
+    return sequences->n_nodes() * (model.arch == LLM_ARCH_GROVEMOE ? 2 : 1);
 }
 
 bool steermoe_hook::is_steered(int il) const {
-    return steering != nullptr && steering->has(il);
+    return sequences->steers(il);
 }
 
 const steermoe_router * steermoe_hook::router(int il) const {
@@ -78,44 +103,52 @@ int steermoe_hook::last_router() const {
     return il;
 }
 
-bool steermoe_hook::attach(const steermoe_bias * bias, bool force) {
-    bool any = false;
+std::vector<steermoe_layer> steermoe_hook::layers() const {
+    std::vector<steermoe_layer> all(routers.size());
+    for (size_t il = 0; il < all.size(); il++) {
+        if (const steermoe_router * r = routers[il].get()) {
+            all[il].steerable = *r->obstacle() == '\0';
+            all[il].edited    = !r->selects_by_logits();
+            all[il].masked    = r->expert_groups;
+        }
+    }
+    return all;
+}
+
+void steermoe_hook::require_steerable(const steermoe_bias & bias, bool force) const {
+    steermoe_require_model(bias, model, force ? std::string() : steermoe_router_sha256(model), force);
+    for (int il = 0; il < bias.n_layer; il++) {
+        if (bias.layer_is_zero(il)) {
+            continue;
+        }
+        const std::string where = bias.name + ": layer " + std::to_string(il) + " cannot be steered: ";
+        if (router(il) == nullptr) {
+            throw steermoe_error(STEERMOE_ERR_UNSUPPORTED, where + "it has no router (see steermoe info)");
+        }
+        if (*router(il)->obstacle() != '\0') {
+            throw steermoe_error(STEERMOE_ERR_UNSUPPORTED, where + router(il)->obstacle());
+        }
+    }
+}
+
+bool steermoe_hook::attach(const steermoe_bias & bias, bool force) {
+    require_steerable(bias, force);
+    return sequences->attach(bias, layers());
+}
+
+bool steermoe_hook::attach_seq(int32_t seq, const steermoe_bias * bias, bool force) {
     if (bias != nullptr) {
-        steermoe_require_model(*bias, model, force ? std::string() : steermoe_router_sha256(model), force);
-        for (int il = 0; il < bias->n_layer; il++) {
-            if (bias->layer_is_zero(il)) {
-                continue;
-            }
-            any = true;
-
-            const std::string where = bias->name + ": layer " + std::to_string(il) + " cannot be steered: ";
-            if (router(il) == nullptr) {
-                throw steermoe_error(STEERMOE_ERR_UNSUPPORTED, where + "it has no router (see steermoe info)");
-            }
-            if (*router(il)->obstacle() != '\0') {
-                throw steermoe_error(STEERMOE_ERR_UNSUPPORTED, where + router(il)->obstacle());
-            }
-        }
+        require_steerable(*bias, force);
     }
+    return sequences->attach_seq(seq, bias, layers());
+}
 
-    const uint64_t old_topology = cur_topology;
-    if (!any) {
-        steering.reset();
-        cur_topology = 0;
-    } else if (steering != nullptr && steering->same_topology(*bias)) {
-        steering->update(*bias);
-    } else {
-        std::vector<steermoe_steering::selection> selections(bias->n_layer);
-        for (int il = 0; il < bias->n_layer; il++) {
-            if (const steermoe_router * r = router(il)) {
-                selections[il] = { /*.edited =*/!r->selects_by_logits(), /*.masked =*/r->expert_groups };
-            }
-        }
-        // throws before anything is replaced
-        steering     = std::make_unique<steermoe_steering>(*bias, model, std::move(selections));
-        cur_topology = ++n_topologies;
-    }
-    return cur_topology != old_topology;
+bool steermoe_hook::detach_seq(int32_t seq) {
+    return sequences->detach_seq(seq);
+}
+
+bool steermoe_hook::detach() {
+    return sequences->detach();
 }
 
 bool steermoe_hook::attach_env() {
@@ -129,7 +162,7 @@ bool steermoe_hook::attach_env() {
     const char * force = getenv("STEERMOE_FORCE");
     try {
         const steermoe_bias bias    = steermoe_bias::from_file(path);
-        const bool          changed = attach(&bias, force != nullptr && strcmp(force, "1") == 0);
+        const bool          changed = attach(bias, force != nullptr && strcmp(force, "1") == 0);
         LLAMA_LOG_INFO("%s: STEERMOE_BIAS: steering with %s\n", __func__, path);
         return changed;
     } catch (const steermoe_error & e) {

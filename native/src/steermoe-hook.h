@@ -7,12 +7,15 @@
 #include <string>
 #include <vector>
 
+class llm_graph_result;
 struct ggml_context;
 struct ggml_tensor;
+struct llama_batch;
 struct llama_model;
 struct llama_ubatch;
 struct steermoe_bias;
-struct steermoe_steering;
+struct steermoe_layer;
+struct steermoe_sequences;
 
 // How a layer routes, as build_moe_ffn was called for it.
 struct steermoe_router {
@@ -44,18 +47,24 @@ struct steermoe_hook {
     //
 
     // While a graph is built: note how layer il routes, and return its edited logits [n_expert, n_tokens],
-    // or `logits` itself where the layer is not steered.
-    ggml_tensor * edit_router(ggml_context * ctx, ggml_tensor * logits, int il, const steermoe_router & router);
+    // or `logits` itself where the layer is not steered. `res` gets the inputs that this takes.
+    ggml_tensor * edit_router(ggml_context * ctx, llm_graph_result * res, ggml_tensor * logits, int il,
+                              const steermoe_router & router);
 
     // Before the top-k of the same layer: the scores [n_expert, n_tokens] that decide the choice, edited where the
     // logits alone do not decide it.
     ggml_tensor * edit_selection(ggml_context * ctx, ggml_tensor * scores, int il);
 
-    // Before a graph is computed: remember the tokens behind its rows.
-    void begin_ubatch(const llama_ubatch & ubatch);
+    // Before a batch is split: false, with a message, if a token of it is under two steerings.
+    bool accepts(const llama_batch & batch) const;
 
-    // Changes when steering changes the nodes of the graph: a graph of another topology must not be reused.
-    uint64_t topology() const { return cur_topology; }
+    // Before a graph is built or reused for a ubatch, nullptr: before memory is reserved for the largest. Returns what
+    // stands for the nodes that steering makes for it: a graph of another topology must not be reused.
+    uint64_t begin_graph(const llama_ubatch * ubatch);
+
+    // Before a graph is computed, its inputs are set: remember the tokens behind its rows. False, with a message, if
+    // they do not fit.
+    bool begin_ubatch(const llama_ubatch & ubatch);
 
     // Upper bound for the nodes that steering adds to a graph.
     uint32_t n_nodes() const;
@@ -67,11 +76,15 @@ struct steermoe_hook {
     // called by the C interface and by the recorder
     //
 
-    // Replace what is attached; nullptr or an empty bias ends steering. Returns true if the topology changed, so that
-    // the context must reserve again. The context must be synchronized. Throws steermoe_error, changes nothing then.
-    bool attach(const steermoe_bias * bias, bool force);
+    // Steer all sequences that have no steering of their own; one sequence (nullptr: it runs unsteered); let it have
+    // that of the others again; end all steering. Return true if the context must reserve again. The context must be
+    // synchronized. Throw steermoe_error, change nothing then.
+    bool attach(const steermoe_bias & bias, bool force);
+    bool attach_seq(int32_t seq, const steermoe_bias * bias, bool force);
+    bool detach_seq(int32_t seq);
+    bool detach();
 
-    bool is_steered(int il) const;
+    bool is_steered(int il) const; // in any sequence
 
     const steermoe_router * router(int il) const; // nullptr: no router seen in this layer
     int                     last_router() const;  // the last layer with a router, -1: none
@@ -85,8 +98,11 @@ struct steermoe_hook {
     uint64_t             n_ubatch = 0;       // counts graph computations
 
   private:
+    // Throws steermoe_error if the bias is not for this model, or steers a layer that cannot be.
+    void require_steerable(const steermoe_bias & bias, bool force) const;
+
+    std::vector<steermoe_layer> layers() const;
+
     std::vector<std::unique_ptr<steermoe_router>> routers; // [n_layer]
-    std::unique_ptr<steermoe_steering>            steering;
-    uint64_t                                      cur_topology = 0; // 0: not steered
-    uint64_t                                      n_topologies = 0;
+    std::unique_ptr<steermoe_sequences>           sequences;
 };

@@ -2,31 +2,17 @@
 
 #include "ggml-backend.h"
 #include "ggml.h"
-#include "llama-model.h"
-
-#include "steermoe-error.h"
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <utility>
 
 namespace {
-
-// What is added to the selection scores of a +1 expert and taken from those of a -1 expert: beyond any score, so that
-// it alone decides. Scores do not enter the weights, so it does not matter what is left of them.
-constexpr float RANK = 1e30f;
-
-// Below any score and above -RANK: stands for -inf in the scores of groups that are out, since +RANK would not lift
-// -inf, nor could a -1 expert stand below it.
-constexpr float MASKED = -1e20f;
 
 struct needs {
     bool bias  = false;
     bool plus  = false;
     bool minus = false;
-
-    bool any() const { return bias || plus || minus; }
 };
 
 needs needs_of(const steermoe_bias & bias, int il) {
@@ -57,62 +43,32 @@ template <typename F> void write(ggml_tensor * t, const std::vector<float> & val
 } // namespace
 
 steermoe_steering::steermoe_steering(const steermoe_bias & source, const llama_model & model,
-                                     std::vector<selection> layer_selections)
-    : mode(source.mode), epsilon(source.epsilon), layers(source.n_layer), selections(std::move(layer_selections)) {
-    std::map<ggml_backend_buffer_type_t, ggml_context *> ctx_of;
-
-    const auto make = [&](ggml_context * ctx, bool wanted, int il, const char * what) -> ggml_tensor * {
-        if (!wanted) {
-            return nullptr;
-        }
-        ggml_tensor * t = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, source.n_expert);
-        return ggml_format_name(t, "steermoe.%s.%d", what, il);
+                                     std::vector<steermoe_layer> model_layers)
+    : mode(source.mode), epsilon(source.epsilon), masks_of(source.n_layer), layers(std::move(model_layers)),
+      tensors(model, 5 * (size_t) source.n_layer) {
+    const auto make = [&](bool wanted, int il, const char * what) {
+        return wanted ? tensors.make(GGML_TYPE_F32, source.n_expert, 1, il, what) : nullptr;
     };
-
     for (int il = 0; il < source.n_layer; il++) {
         const needs n = needs_of(source, il);
-        if (!n.any()) {
-            continue;
-        }
-        ggml_context *& ctx = ctx_of[model.select_buft(il)];
-        if (ctx == nullptr) {
-            const ggml_init_params params = {
-                /*.mem_size   =*/5 * (size_t) source.n_layer * ggml_tensor_overhead(),
-                /*.mem_buffer =*/nullptr,
-                /*.no_alloc   =*/true,
-            };
-            ctx = ggml_init(params);
-            if (ctx == nullptr) {
-                throw steermoe_error(STEERMOE_ERR_INTERNAL, "out of memory for the steering tensors");
-            }
-            ctxs.emplace_back(ctx);
-        }
-        layer & l = layers[il];
-        l.bias    = make(ctx, n.bias, il, "bias");
-        l.keep    = make(ctx, n.plus || n.minus, il, "keep");
-        l.plus    = make(ctx, n.plus, il, "plus");
-        l.minus   = make(ctx, n.minus, il, "minus");
-        l.rank    = make(ctx, (n.plus || n.minus) && selections[il].edited, il, "rank");
+        masks &     l = masks_of[il];
+        l.bias        = make(n.bias, il, "bias");
+        l.keep        = make(n.plus || n.minus, il, "keep");
+        l.plus        = make(n.plus, il, "plus");
+        l.minus       = make(n.minus, il, "minus");
+        l.rank        = make((n.plus || n.minus) && layers[il].edited, il, "rank");
     }
-
-    for (const auto & [buft, ctx] : ctx_of) {
-        ggml_backend_buffer_t buf = ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft);
-        if (buf == nullptr) {
-            throw steermoe_error(STEERMOE_ERR_INTERNAL,
-                                 std::string("no memory for the steering tensors on ") + ggml_backend_buft_name(buft));
-        }
-        bufs.emplace_back(buf);
-    }
+    tensors.allocate();
     update(source);
 }
 
 bool steermoe_steering::same_topology(const steermoe_bias & bias) const {
-    if (bias.mode != mode || bias.epsilon != epsilon || (size_t) bias.n_layer != layers.size()) {
+    if (bias.mode != mode || bias.epsilon != epsilon || (size_t) bias.n_layer != masks_of.size()) {
         return false;
     }
     for (int il = 0; il < bias.n_layer; il++) {
         const needs   n = needs_of(bias, il);
-        const layer & l = layers[il];
+        const masks & l = masks_of[il];
         if (n.bias != (l.bias != nullptr) || n.plus != (l.plus != nullptr) || n.minus != (l.minus != nullptr)) {
             return false;
         }
@@ -123,23 +79,23 @@ bool steermoe_steering::same_topology(const steermoe_bias & bias) const {
 void steermoe_steering::update(const steermoe_bias & bias) {
     for (int il = 0; il < bias.n_layer; il++) {
         const auto &  values = bias.layers[il];
-        const layer & l      = layers[il];
+        const masks & l      = masks_of[il];
         write(l.bias, values, [](float v) { return v; });
         write(l.keep, values, [](float v) { return v == 0.0f ? 1.0f : 0.0f; });
         write(l.plus, values, [](float v) { return v > 0.0f ? 1.0f : 0.0f; });
         write(l.minus, values, [](float v) { return v < 0.0f ? 1.0f : 0.0f; });
-        write(l.rank, values, [](float v) { return v * RANK; });
+        write(l.rank, values, [](float v) { return v * STEERMOE_RANK; });
     }
 }
 
 bool steermoe_steering::has(int il) const {
-    return il >= 0 && (size_t) il < layers.size() && layers[il].any();
+    return il >= 0 && (size_t) il < masks_of.size() && masks_of[il].any();
 }
 
 // Exactly what edit_logits and edit_selection add: graphs take memory for every node that they may have.
 uint32_t steermoe_steering::n_nodes() const {
     uint32_t n = 0;
-    for (const layer & l : layers) {
+    for (const masks & l : masks_of) {
         n += (l.bias != nullptr) + (l.keep != nullptr) + 5 * (l.plus != nullptr) + 6 * (l.minus != nullptr) +
              2 * (l.rank != nullptr);
     }
@@ -150,19 +106,20 @@ ggml_tensor * steermoe_steering::edit_logits(ggml_context * ctx, ggml_tensor * l
     if (!has(il)) {
         return logits;
     }
-    const layer & l   = layers[il];
+    const masks & l   = masks_of[il];
     ggml_tensor * out = mode == STEERMOE_MODE_SOFT ? ggml_add(ctx, logits, l.bias) : edit_hard(ctx, logits, l);
     return ggml_format_name(out, "ffn_moe_logits_steered-%d", il);
 }
 
 ggml_tensor * steermoe_steering::edit_selection(ggml_context * ctx, ggml_tensor * scores, int il) const {
-    if (!has(il) || layers[il].rank == nullptr) {
+    if (!has(il) || masks_of[il].rank == nullptr) {
         return scores;
     }
-    if (selections[il].masked) {
-        scores = ggml_clamp(ctx, scores, MASKED, INFINITY); // in place; nothing but the choice reads the masked scores
+    if (layers[il].masked) {
+        scores = ggml_clamp(ctx, scores, STEERMOE_MASKED,
+                            INFINITY); // in place; nothing but the choice reads the masked scores
     }
-    return ggml_format_name(ggml_add(ctx, scores, layers[il].rank), "ffn_moe_probs_steered-%d", il);
+    return ggml_format_name(ggml_add(ctx, scores, masks_of[il].rank), "ffn_moe_probs_steered-%d", il);
 }
 
 // z' = keep*z + plus*(max z + eps) + minus*(min z - eps), both extremes of the unedited z.
@@ -170,7 +127,7 @@ ggml_tensor * steermoe_steering::edit_selection(ggml_context * ctx, ggml_tensor 
 // The rows of extremes are spread by repeat and multiplied, not by a K=2 matrix product: some backends round the
 // inputs of F32 products (TF32, F16), and a rounded max + 0.01 may lie below the max. Multiplying by 0 and 1 and adding
 // zeros is exact everywhere, so untouched logits keep their bits.
-ggml_tensor * steermoe_steering::edit_hard(ggml_context * ctx, ggml_tensor * z, const layer & l) const {
+ggml_tensor * steermoe_steering::edit_hard(ggml_context * ctx, ggml_tensor * z, const masks & l) const {
     const int n_expert = (int) z->ne[0];
 
     ggml_tensor * out = ggml_mul(ctx, z, l.keep); // [n_expert, n_tokens]

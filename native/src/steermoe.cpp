@@ -26,10 +26,25 @@ void require(const void * p, const char * what) {
     }
 }
 
-void attach(llama_context * ctx, const steermoe_bias * bias, bool force) {
-    ctx->synchronize(); // a graph that is still being computed reads the tensors that change now
-    if (ctx->get_steermoe()->attach(bias, force)) {
-        ctx->steermoe_reserve();
+// Run a change of what ctx is steered by. change: hook -> must the context reserve again?
+template <typename F> steermoe_status steer(llama_context * ctx, F && change) {
+    return steermoe_guard([&] {
+        require(ctx, "ctx");
+        ctx->synchronize(); // a graph that is still being computed reads the tensors that change now
+        if (change(*ctx->get_steermoe())) {
+            ctx->steermoe_reserve();
+        }
+    });
+}
+
+// What llama_decode takes as a sequence of ctx.
+void require_seq(const llama_context * ctx, int32_t seq_id) {
+    const auto & cparams = ctx->get_cparams();
+    const int    n       = cparams.kv_unified ? LLAMA_MAX_SEQ : (int) cparams.n_seq_max;
+    if (seq_id < 0 || seq_id >= n) {
+        throw steermoe_error(STEERMOE_ERR_ARGUMENT, "sequence " + std::to_string(seq_id) +
+                                                        " does not exist: the context has the sequences 0 to " +
+                                                        std::to_string(n - 1));
     }
 }
 
@@ -136,17 +151,27 @@ steermoe_status steermoe_bias_check(const steermoe_bias * bias, const llama_mode
 //
 
 steermoe_status steermoe_attach(llama_context * ctx, const steermoe_bias * bias, int32_t flags) {
-    return steermoe_guard([&] {
-        require(ctx, "ctx");
+    return steer(ctx, [&](steermoe_hook & hook) {
         require(bias, "bias");
-        attach(ctx, bias, flags & STEERMOE_FORCE_ROUTER);
+        return hook.attach(*bias, flags & STEERMOE_FORCE_ROUTER);
     });
 }
 
 steermoe_status steermoe_detach(llama_context * ctx) {
-    return steermoe_guard([&] {
-        require(ctx, "ctx");
-        attach(ctx, nullptr, false);
+    return steer(ctx, [&](steermoe_hook & hook) { return hook.detach(); });
+}
+
+steermoe_status steermoe_attach_seq(llama_context * ctx, int32_t seq_id, const steermoe_bias * bias, int32_t flags) {
+    return steer(ctx, [&](steermoe_hook & hook) {
+        require_seq(ctx, seq_id);
+        return hook.attach_seq(seq_id, bias, flags & STEERMOE_FORCE_ROUTER);
+    });
+}
+
+steermoe_status steermoe_detach_seq(llama_context * ctx, int32_t seq_id) {
+    return steer(ctx, [&](steermoe_hook & hook) {
+        require_seq(ctx, seq_id);
+        return hook.detach_seq(seq_id);
     });
 }
 

@@ -15,6 +15,7 @@ namespace {
 
 constexpr const char * NAME     = "fuzz.gguf";
 constexpr int32_t      N_TOKENS = 2;
+constexpr int32_t      N_SEQ    = 3; // the context's steering; that of the input; unsteered
 
 fuzz_outcomes outcomes({ { "attached" }, { "decoded" }, { "unsupported" }, { "mismatch" }, { "refused" } });
 
@@ -34,6 +35,11 @@ bias_ptr           fixed;        // a valid bias of our own to swap with
 std::vector<float> fixed_logits; // what the model says under it
 std::vector<float> unsteered;    // and without any
 
+using sequences_t = std::vector<std::vector<float>>;
+
+sequences_t fixed_sequences; // the same of a batch of sequences
+sequences_t unsteered_sequences;
+
 [[noreturn]] void stop(const std::string & what) {
     fprintf(stderr, "error: %s\n", what.c_str());
     exit(2);
@@ -45,6 +51,28 @@ std::vector<float> decode() {
     fuzz_require(llama_decode(ctx, llama_batch_get_one(tokens, N_TOKENS)) == 0, "the model decodes");
     const float * logits = llama_get_logits_ith(ctx, -1);
     return { logits, logits + llama_vocab_n_tokens(llama_model_get_vocab(model)) };
+}
+
+// One batch of all sequences: the logits of the last token of each.
+sequences_t decode_sequences() {
+    llama_memory_clear(llama_get_memory(ctx), true);
+    llama_batch batch = llama_batch_init(N_SEQ * N_TOKENS, 0, 1);
+    for (int32_t i = 0; i < N_SEQ * N_TOKENS; i++) {
+        batch.token[i]     = 3 + 2 * (i % N_TOKENS);
+        batch.pos[i]       = i % N_TOKENS;
+        batch.n_seq_id[i]  = 1;
+        batch.seq_id[i][0] = i / N_TOKENS;
+        batch.logits[i]    = i % N_TOKENS == N_TOKENS - 1;
+    }
+    batch.n_tokens = N_SEQ * N_TOKENS;
+    fuzz_require(llama_decode(ctx, batch) == 0, "sequences are decoded in one batch");
+    sequences_t all;
+    for (int32_t s = 0; s < N_SEQ; s++) {
+        const float * logits = llama_get_logits_ith(ctx, s * N_TOKENS + N_TOKENS - 1);
+        all.emplace_back(logits, logits + llama_vocab_n_tokens(llama_model_get_vocab(model)));
+    }
+    llama_batch_free(batch);
+    return all;
 }
 
 bool same_bits(const std::vector<float> & a, const std::vector<float> & b) {
@@ -61,11 +89,11 @@ bool steers(const steermoe_bias * bias, int32_t il) {
     return false;
 }
 
-void require_steered_by(const steermoe_bias * bias) {
+void require_steered_by(const steermoe_bias * bias, const steermoe_bias * other = nullptr) {
     for (int32_t il = 0; il < n_layer; il++) {
         steermoe_layer_info info;
         fuzz_require(steermoe_get_layer_info(ctx, il, &info) == STEERMOE_OK, "every layer has an info");
-        fuzz_require(info.steered == steers(bias, il), "the layers with values are steered, no others");
+        fuzz_require(info.steered == (steers(bias, il) || steers(other, il)), "the layers with values are steered");
         fuzz_require(!info.steered || info.steerable, "what is steered is steerable");
     }
 }
@@ -85,6 +113,28 @@ void read_all(const steermoe_bias * bias) {
     }
     fuzz_require(n_active == info.n_active && n_inactive == info.n_inactive, "the info counts the values");
     fuzz_require(strlen(info.router_sha256) == 64 && *info.architecture != '\0', "the info names the model");
+}
+
+// The accepted bias, which steers the context, beside others. The context is left as it was.
+void as_sequence(const steermoe_bias * bias, int32_t flags, bool decodes) {
+    const sequences_t alike = decodes ? decode_sequences() : sequences_t();
+    fuzz_require(steermoe_attach(ctx, fixed.get(), 0) == STEERMOE_OK, "another bias can be attached");
+    fuzz_require(steermoe_attach_seq(ctx, 1, bias, flags) == STEERMOE_OK, "what steers a context steers a sequence");
+    fuzz_require(steermoe_attach_seq(ctx, 2, nullptr, 0) == STEERMOE_OK, "a sequence can be left unsteered");
+    require_steered_by(fixed.get(), bias);
+    if (decodes) {
+        // batches of one shape differ by their steering alone
+        const sequences_t logits = decode_sequences();
+        fuzz_require(same_bits(logits[0], fixed_sequences[0]), "a sequence without steering is under the context's");
+        fuzz_require(same_bits(logits[1], alike[1]), "a sequence is under its own steering");
+        fuzz_require(same_bits(logits[2], unsteered_sequences[2]), "an unsteered sequence is unsteered");
+        fuzz_require(same_bits(decode(), fixed_logits), "one steering alone takes its own graph");
+    }
+    fuzz_require(steermoe_detach_seq(ctx, 1) == STEERMOE_OK, "the steering of a sequence can be ended");
+    require_steered_by(fixed.get());
+    fuzz_require(steermoe_detach(ctx) == STEERMOE_OK, "steering can be ended");
+    require_steered_by(nullptr);
+    fuzz_require(steermoe_attach(ctx, bias, flags) == STEERMOE_OK, "and begun again");
 }
 
 std::string meta(const char * key) {
@@ -109,6 +159,8 @@ extern "C" int LLVMFuzzerInitialize(int *, char ***) {
     model                           = llama_model_load_from_file(path, model_params);
     llama_context_params params     = llama_context_default_params();
     params.n_ctx                    = 32;
+    params.n_seq_max                = N_SEQ;
+    params.kv_unified               = true;
     params.n_batch = params.n_ubatch = 8;
     params.n_threads = params.n_threads_batch = 1;
     ctx                                       = model ? llama_init_from_model(model, params) : nullptr;
@@ -136,13 +188,15 @@ extern "C" int LLVMFuzzerInitialize(int *, char ***) {
     signs[0]             = -1.0f;
     steermoe_bias * made = nullptr;
     unsteered            = decode();
+    unsteered_sequences  = decode_sequences();
     if (steermoe_bias_init(&info, &made) != STEERMOE_OK ||
         steermoe_bias_set_layer(made, n_layer - 1, signs.data(), n_expert) != STEERMOE_OK ||
         steermoe_attach(ctx, made, 0) != STEERMOE_OK) {
         stop(steermoe_last_error());
     }
     fixed.reset(made);
-    fixed_logits = decode();
+    fixed_logits    = decode();
+    fixed_sequences = decode_sequences();
     steermoe_detach(ctx);
     if (same_bits(fixed_logits, unsteered)) {
         stop("steering does nothing on this model");
@@ -199,6 +253,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
             fuzz_require(steermoe_attach(ctx, fixed.get(), 0) == STEERMOE_OK, "another bias can be attached");
             require_steered_by(fixed.get());
             fuzz_require(steermoe_attach(ctx, bias.get(), flags) == STEERMOE_OK, "and the first again");
+        }
+        if (hash & 16) {
+            as_sequence(bias.get(), flags, decodes);
         }
         bias.reset(); // the context has a copy
         if (decodes) {

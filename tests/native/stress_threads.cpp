@@ -26,6 +26,9 @@ namespace {
 constexpr int32_t N_BATCH = 8;
 constexpr int32_t N_BINS  = 2;
 
+// Bias 0, 1, 2: signs in the last layer, other signs in the same tensors, signs in all layers; 3: soft.
+constexpr int N_KINDS = 4;
+
 [[noreturn]] void fail(const std::string & what) {
     fprintf(stderr, "error: %s\n", what.c_str());
     fflush(stderr);
@@ -103,6 +106,8 @@ model_ptr load_model(const options & opt) {
 context_ptr make_context(llama_model * model, const options & opt, steermoe_recorder * recorder = nullptr) {
     llama_context_params params = llama_context_default_params();
     params.n_ctx                = 64;
+    params.n_seq_max            = N_KINDS + 1;
+    params.kv_unified           = true;
     params.n_batch = params.n_ubatch = N_BATCH;
     params.n_threads = params.n_threads_batch = opt.decode_threads;
     params.flash_attn_type                    = LLAMA_FLASH_ATTN_TYPE_DISABLED;
@@ -159,6 +164,35 @@ std::vector<int64_t> record(llama_context * ctx, steermoe_recorder * recorder, c
     return counts;
 }
 
+// Sequences under all kinds of bias and an unsteered one in one batch, twice: all logits. The context is left unsteered.
+std::vector<float> decode_sequences(llama_context * ctx, const std::vector<bias_ptr> & biases) {
+    const auto         n       = (int32_t) biases.size() + 1;
+    const int          n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
+    std::vector<float> all;
+    llama_memory_clear(llama_get_memory(ctx), true);
+    for (int32_t s = 0; s < n; s++) {
+        const steermoe_bias * bias = s + 1 < n ? biases[(size_t) s].get() : nullptr;
+        require_ok(steermoe_attach_seq(ctx, s, bias, 0), "a sequence can be steered");
+    }
+    for (int32_t pos = 0; pos < 2; pos++) {
+        llama_batch batch = llama_batch_init(n, 0, 1);
+        for (int32_t s = 0; s < n; s++) {
+            batch.token[s]     = 5 * pos + s;
+            batch.pos[s]       = pos;
+            batch.n_seq_id[s]  = 1;
+            batch.seq_id[s][0] = s;
+            batch.logits[s]    = true;
+        }
+        batch.n_tokens = n;
+        require(llama_decode(ctx, batch) == 0, "sequences are decoded in one batch");
+        const float * logits = llama_get_logits(ctx);
+        all.insert(all.end(), logits, logits + n * n_vocab);
+        llama_batch_free(batch);
+    }
+    require_ok(steermoe_detach(ctx), "steering can be ended");
+    return all;
+}
+
 bool same(const std::vector<float> & a, const std::vector<float> & b) {
     return a.size() == b.size() && memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
@@ -176,9 +210,6 @@ shape shape_of(const llama_model * model) {
     return { arch, sha256, llama_model_n_layer(model), std::stoi(meta(model, arch + ".expert_count")),
              std::stoi(meta(model, arch + ".expert_used_count")) };
 }
-
-// Bias 0, 1, 2: signs in the last layer, other signs in the same tensors, signs in all layers; 3: soft.
-constexpr int N_KINDS = 4;
 
 bias_ptr make_bias(const shape & s, int kind) {
     steermoe_bias_info info{};
@@ -247,6 +278,7 @@ std::vector<std::vector<float>> first_calls(const options & opt) {
 struct expected {
     std::vector<float>   logits[N_KINDS];
     std::vector<float>   unsteered;
+    std::vector<float>   sequences; // a sequence under each kind
     std::vector<int64_t> counts[N_KINDS];
 };
 
@@ -270,6 +302,11 @@ expected single_threaded(const options & opt, const shape & s) {
         require_ok(steermoe_attach(recording.get(), bias.get(), 0), "a bias can be attached");
         e.counts[kind] = record(recording.get(), made, s);
     }
+    std::vector<bias_ptr> biases;
+    for (int kind = 0; kind < N_KINDS; kind++) {
+        biases.push_back(make_bias(s, kind));
+    }
+    e.sequences = decode_sequences(ctx.get(), biases);
     return e;
 }
 
@@ -348,6 +385,10 @@ void work(shared_state & state, int id) {
             require_ok(steermoe_detach(ctx.get()), "steering can be ended");
             require_steered(ctx.get(), s, nullptr);
             require(same(decode(ctx.get()), state.e.unsteered), "unsteered logits are those of a single thread");
+        }
+        if (round % 3 == id % 3) {
+            require(same(decode_sequences(ctx.get(), state.biases), state.e.sequences),
+                    "sequences have the logits of a single thread");
         }
         if (round % 4 == id % 4) { // beside the steered one: a recorder and its context, from birth to death
             steermoe_recorder * made = nullptr;

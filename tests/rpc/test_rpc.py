@@ -20,7 +20,7 @@ from steermoe_local import NativeError, RoutingCounts, _backends, _native
 from steermoe_local._library import library_folder
 from tests.conftest import ROOT
 from tests.low_level import identity_of, lib, native_bias, random_signs
-from tests.on_device import ALL, DeviceContext, check_promise, model_on, rows_of
+from tests.on_device import ALL, DeviceContext, check_promise, check_sequences, model_on, rows_of
 from tests.random_models import GPT_OSS, OLMOE, QWEN3MOE, SELECTION_BIAS, SIGMOID, RandomModel, write_random_model
 
 pytestmark = pytest.mark.rpc
@@ -144,6 +144,16 @@ def test_promise(path_of: PathOf, servers: list[str], name: str, mode: str) -> N
             check_promise(context.seen, layer, _native.layer_info(context.ctx, layer), row, mode)
         assert context.hosts == {False}
         assert {place for place in context.places if any(address in place for address in servers)} == context.places
+        assert len(context.places) == 2, "the layers are not on both servers"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sequences(path_of: PathOf, servers: list[str], name: str) -> None:
+    """Differently steered sequences in one batch, half of the layers on each server."""
+    path, model = path_of(name), MODELS[name]
+    with spread(path) as loaded, DeviceContext(loaded, capture=True) as context:
+        check_sequences(context, identity_of(path), range(model.n_dense, model.n_layer))
+        assert context.hosts == {False}
         assert len(context.places) == 2, "the layers are not on both servers"
 
 

@@ -1,6 +1,6 @@
 """Run a model with whatever llama.cpp LLAMA_CPP_LIB_PATH names, and keep every logit. A program of its own:
 
-    python driver.py MODEL OUTPUT.npz [--attach-and-detach BIAS]
+    python driver.py MODEL OUTPUT.npz [--attach-and-detach BIAS | --beside BIAS]
 
 Tokens are made up, so that models without a vocabulary run too.
 """
@@ -31,7 +31,7 @@ class Context:
 
     def __init__(self, model: Any, **params: Any) -> None:
         wanted = llama_cpp.llama_context_default_params()
-        settings = {"n_ctx": 1024, "n_batch": 512, "n_ubatch": 512, "n_seq_max": N_SEQUENCES, "kv_unified": True}
+        settings = {"n_ctx": 1024, "n_batch": 512, "n_ubatch": 512, "n_seq_max": N_SEQUENCES + 1, "kv_unified": True}
         for name, value in {**settings, "n_threads": 1, "n_threads_batch": 1, **params}.items():
             setattr(wanted, name, value)
         self.ctx = llama_cpp.llama_init_from_model(model, wanted)
@@ -87,22 +87,50 @@ def interleaved(c: Context) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def attach_and_detach(c: Context, path: str) -> None:
-    """Steer the context, decode something so that the steered graph was there, and stop steering."""
+@contextmanager
+def loaded_bias(path: str) -> Any:
+    """(the library, a bias of the file)."""
     lib = llama_cpp.llama_cpp._lib
     lib.steermoe_bias_load.argtypes = [ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p)]
     lib.steermoe_attach.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32]
+    lib.steermoe_attach_seq.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32]
     lib.steermoe_detach.argtypes = [ctypes.c_void_p]
     lib.steermoe_bias_free.argtypes = [ctypes.c_void_p]
     lib.steermoe_bias_free.restype = None
     bias = ctypes.c_void_p()
-    if lib.steermoe_bias_load(path.encode(), ctypes.byref(bias)) or lib.steermoe_attach(c.ctx, bias, 0):
-        raise SystemExit("the bias cannot be attached")
-    one_batch(c)
-    if lib.steermoe_detach(c.ctx):
-        raise SystemExit("steermoe_detach failed")
+    if lib.steermoe_bias_load(path.encode(), ctypes.byref(bias)):
+        raise SystemExit("the bias cannot be loaded")
+    yield lib, bias
     lib.steermoe_bias_free(bias)
+
+
+def clear(c: Context) -> None:
+    """Empty the KV cache."""
     llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(c.ctx), True)
+
+
+def attach_and_detach(c: Context, path: str) -> None:
+    """Steer the context, then one sequence differently, decode so that both graphs were there, and stop steering."""
+    with loaded_bias(path) as (lib, bias):
+        if lib.steermoe_attach(c.ctx, bias, 0):
+            raise SystemExit("the bias cannot be attached")
+        one_batch(c)
+        clear(c)
+        if lib.steermoe_attach_seq(c.ctx, 1, None, 0):
+            raise SystemExit("a sequence cannot be left unsteered")
+        interleaved(c)
+        if lib.steermoe_detach(c.ctx):
+            raise SystemExit("steermoe_detach failed")
+    clear(c)
+
+
+def beside(c: Context, path: str) -> None:
+    """Steer the last sequence, decode all so that the graph of both was there, and leave the last one alone then."""
+    with loaded_bias(path) as (lib, bias):
+        if lib.steermoe_attach_seq(c.ctx, N_SEQUENCES, bias, 0):
+            raise SystemExit("the bias cannot be attached")
+    c.decode([(t, 0, s) for s, t in enumerate(tokens(c.n_vocab, N_SEQUENCES + 1, 9))])
+    clear(c)
 
 
 def main() -> None:
@@ -125,8 +153,8 @@ def main() -> None:
     }
     for name, (run, settings) in ways.items():
         with context(model, **settings) as c:
-            if rest[:1] == ["--attach-and-detach"]:
-                attach_and_detach(c, rest[1])
+            if rest:
+                {"--attach-and-detach": attach_and_detach, "--beside": beside}[rest[0]](c, rest[1])
             found[name] = run(c)
     llama_cpp.llama_model_free(model)
     np.savez(output, allow_pickle=False, **found)

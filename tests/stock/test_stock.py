@@ -60,11 +60,8 @@ def run(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) 
     output = tmp_path_factory.mktemp("logits") / "logits.npz"
 
     @cache
-    def start(libraries: Path, name: str, bias: Path | None = None, attach_and_detach: Path | None = None) -> Logits:
-        arguments = [model(name), output]
-        if attach_and_detach is not None:
-            arguments += ["--attach-and-detach", attach_and_detach]
-        return run_driver(DRIVER, libraries, output, *arguments, bias=bias)
+    def start(libraries: Path, name: str, *arguments: object, bias: Path | None = None) -> Logits:
+        return run_driver(DRIVER, libraries, output, model(name), output, *arguments, bias=bias)
 
     return start
 
@@ -112,7 +109,14 @@ def test_bias_of_zeros(run: Run, model: Callable[[str], Path], tmp_path: Path, n
 @pytest.mark.parametrize("name", MODELS)
 def test_attached_and_detached(run: Run, model: Callable[[str], Path], tmp_path: Path, name: str) -> None:
     bias = real(tmp_path / "real.gguf", model(name))
-    assert_same_bits(run(library_folder(), name, attach_and_detach=bias), run(STOCK, name))
+    assert_same_bits(run(library_folder(), name, "--attach-and-detach", bias), run(STOCK, name))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_beside_a_steered_sequence(run: Run, model: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    """One sequence is steered; batches of the others are computed by the graph of an unpatched library."""
+    bias = real(tmp_path / "real.gguf", model(name))
+    assert_same_bits(run(library_folder(), name, "--beside", bias), run(STOCK, name))
 
 
 @pytest.mark.parametrize("name", MODELS)

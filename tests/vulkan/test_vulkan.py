@@ -16,7 +16,7 @@ import pytest
 from steermoe_local import BiasFile, RoutingCounts, _backends, _native, write_bias
 from tests.conftest import ROOT
 from tests.low_level import identity_of, native_bias, random_signs
-from tests.on_device import ALL, DeviceContext, check_promise, model_on, rows_of
+from tests.on_device import ALL, DeviceContext, check_promise, check_sequences, model_on, rows_of
 from tests.random_models import (
     GPT_OSS,
     N_VOCAB,
@@ -173,6 +173,14 @@ def test_soft_rule(path_of: PathOf, name: str, ngl: int) -> None:
     rows = {layer: rng.normal(scale=3, size=model.n_expert) for layer in range(model.n_dense, model.n_layer)}
     with model_on(path, ngl) as loaded:
         run_captured(path, loaded, model, rows, "soft")
+
+
+@by_case
+def test_sequences(path_of: PathOf, name: str, ngl: int) -> None:
+    """Differently steered sequences in one batch."""
+    path, model = path_of(name), MODELS[name]
+    with model_on(path, ngl) as loaded, DeviceContext(loaded, capture=True) as context:
+        check_sequences(context, identity_of(path), range(model.n_dense, model.n_layer))
 
 
 @pytest.mark.parametrize("ngl", [2, ALL])

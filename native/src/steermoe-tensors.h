@@ -1,0 +1,30 @@
+// Tensors of one kind per layer, each on the buffer type of its layer. Knows ggml and where a model's layers lie.
+#pragma once
+
+#include "ggml-cpp.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <vector>
+
+struct llama_model;
+
+class steermoe_tensors {
+  public:
+    // n_max: how many tensors there may be at most.
+    steermoe_tensors(const llama_model & model, size_t n_max) : model(model), n_max(n_max) {}
+
+    // A tensor [ne0, ne1] named steermoe.<what>.<il>, without memory until allocate(). Throws steermoe_error.
+    ggml_tensor * make(ggml_type type, int64_t ne0, int64_t ne1, int il, const char * what);
+
+    // Give memory to all of them. Throws steermoe_error.
+    void allocate();
+
+  private:
+    const llama_model & model;
+    const size_t        n_max;
+
+    std::map<ggml_backend_buffer_type_t, ggml_context_ptr> ctxs;
+    std::vector<ggml_backend_buffer_ptr>                   bufs;
+};
