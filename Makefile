@@ -20,12 +20,13 @@ STOCK := build/stock
 VULKAN := build/vulkan
 RPC := build/rpc
 
-.PHONY: help setup build tools demo test lint format test-reference test-stock test-vulkan test-rpc test-threads fuzz bench clean distclean docs
+.PHONY: help setup build tools demo test lint format test-page test-reference test-stock test-vulkan test-rpc test-threads fuzz bench clean distclean docs
 
 help:
 	@echo "make demo            set up, build, run the main job on the embedded model"
 	@echo "make test            set up, build, run all tests"
 	@echo "make lint            ruff, mypy, clang-format"
+	@echo "make test-page       the server's page in a headless Chromium (installs it and Playwright)"
 	@echo "make test-reference  compare with Hugging Face transformers (installs CPU torch)"
 	@echo "make test-stock      compare with an unpatched llama.cpp built beside ours"
 	@echo "make test-vulkan     steer and record on a Vulkan device, in software (installs Debian packages)"
@@ -95,7 +96,7 @@ bench: build $(STOCK)/.built $(VENV)/.reference
 
 # Exact versions: another one formats differently.
 $(VENV)/.lint: $(VENV)/.setup Makefile
-	@$(PIP) install ruff==0.17.6 mypy==2.4.1 clang-format==21.1.8 "numpy>=1.26" "click>=8.1" "rich>=13.7" "gguf>=0.17" "huggingface-hub>=0.30"
+	@$(PIP) install ruff==0.17.6 mypy==2.4.1 clang-format==21.1.8 "numpy>=1.26" "click>=8.1" "rich>=13.7" "prompt-toolkit>=3.0.40" "platformdirs>=4" "gguf>=0.17" "huggingface-hub>=0.30" "fastapi>=0.115" "uvicorn>=0.30" "pydantic>=2.8" "prometheus-client>=0.20"
 	@touch $@
 
 lint: $(VENV)/.lint
@@ -108,6 +109,15 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+# Debian's Chromium: the one that Playwright would download is not needed. `make test` runs these too where both are.
+$(VENV)/.page: $(VENV)/.built tests/install_chromium.sh
+	@$(PIP) install "playwright>=1.50"
+	@sh tests/install_chromium.sh
+	@touch $@
+
+test-page: $(VENV)/.page
+	@STEERMOE_REQUIRE_BROWSER=1 $(BIN)/pytest -q -p no:cacheprovider -m page
 
 $(VENV)/.reference: $(VENV)/.built
 	@echo "== CPU torch and transformers (a large download on a new machine)"
@@ -172,6 +182,7 @@ fuzz: build
 
 docs: build tools
 	@$(BIN)/python docs/generate.py
+	@$(BIN)/python docs/screens.py
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-output $(VENV)/.built

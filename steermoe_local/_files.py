@@ -45,6 +45,9 @@ def require_writable(path: StrPath) -> Path:
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise UsageError(f"{path}: is a folder; name a file in it")
+    if target.exists() and not target.is_file():
+        # a device like /dev/null would be replaced by a file
+        raise UsageError(f"{path}: not a regular file, and would be replaced by one; name another")
     if not target.parent.is_dir():
         raise UsageError(f"{path}: the folder {target.parent} does not exist; create it first")
     if not os.access(target.parent, os.W_OK):

@@ -6,7 +6,7 @@ compares this table with the graphs themselves.
 
 from __future__ import annotations
 
-__all__ = ["UNKNOWN", "gating"]
+__all__ = ["ROUTED", "UNKNOWN", "gating"]
 
 UNKNOWN = "architecture default"
 
@@ -55,11 +55,32 @@ _FIXED = {
     "gpt-oss": "softmax_weight",
     "refact": "none",  # its files may hold experts, its graph does not use them
 }
-# The file says; if it does not, this. Other architectures need a number.
+# The file says; if it does not, this.
 _DEFAULT = {
     **dict.fromkeys(["afmoe", "cohere2moe", "glm-dsa", "glm4moe", "glm5-next", "hy_v3", "laguna", "step35"], "sigmoid"),
     **dict.fromkeys(["deepseek2", "deepseek2-ocr", "mistral4"], "softmax"),
 }
+# The file has to say.
+_BY_NUMBER = {
+    "bailingmoe2",
+    "bailingmoe3",
+    "deepseek32",
+    "deepseek4",
+    "dflash",
+    "dots1",
+    "dots3note",
+    "exaone-moe",
+    "hy_v4",
+    "kimi-k3",
+    "kimi-linear",
+    "lfm2moe",
+    "minimax-m2",
+    "minimax-m3",
+    "smallthinker",
+}
+
+ROUTED = frozenset({name for name, how in _FIXED.items() if how != "none"} | set(_DEFAULT) | _BY_NUMBER)
+"""Architectures whose graphs route tokens to experts in this llama.cpp (docs/architectures.md)."""
 
 
 def gating(architecture: str, number: int, n_layer: int, n_vocab: int) -> str:

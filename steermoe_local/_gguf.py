@@ -1,4 +1,4 @@
-"""Reads the header of a GGUF file: every length checked, no tensor data touched.
+"""Reads the header of a GGUF file, on this machine or elsewhere: every length checked, no tensor data touched.
 
 gguf-py's GGUFReader makes one NumPy view per array element (ten seconds and more for a
 vocabulary of 150,000 tokens) and lets slices run past the end of the file without a word. This
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import mmap
 import struct
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,10 @@ _SCALARS = {
 }
 _KEPT_ARRAY = 4096  # longer arrays are vocabularies: nobody here reads them
 _MAX_ARRAY = 1 << 24
+_MAX_HEADER = 64 << 20  # of a file elsewhere; vocabularies of 260,000 tokens take about 20 MB
+
+Fetch = Callable[[int, int], bytes]
+"""Gives the bytes from a start to a stop, all of them."""
 _MAX_NAME = 63  # GGML_MAX_NAME without its NUL
 
 
@@ -67,18 +72,25 @@ class GGUFTensor:
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """The header of one file. `data_end` is where the last tensor's padding ends."""
+    """The header of one file. `data_end` is where the last tensor's padding ends.
+
+    `fetch` reads the data of a file that is elsewhere; `path` is then only its name.
+    """
 
     path: Path
     size: int
     fields: dict[str, GGUFField]
     tensors: dict[str, GGUFTensor]
     data_end: int
+    fetch: Fetch | None = field(default=None, repr=False, compare=False)
 
     def read(self, tensor: GGUFTensor) -> npt.NDArray[np.float32]:
         """Read one tensor as F32, shape reversed to NumPy order; raises FormatError."""
         try:
-            raw = np.fromfile(self.path, np.uint8, tensor.n_bytes, offset=tensor.offset)
+            if self.fetch is None:
+                raw = np.fromfile(self.path, np.uint8, tensor.n_bytes, offset=tensor.offset)
+            else:
+                raw = np.frombuffer(self.fetch(tensor.offset, tensor.offset + tensor.n_bytes), np.uint8)
             if tensor.type == GGMLQuantizationType.F32:
                 flat = raw.view("<f4")
             elif tensor.type == GGMLQuantizationType.F16:
@@ -94,8 +106,16 @@ class GGUFHeader:
 
 
 class _Cursor:
-    def __init__(self, data: mmap.mmap, path: StrPath) -> None:
-        self.data, self.path, self.at, self.end = data, path, 0, len(data)
+    """Reads on from a place. `data` is the file or its beginning, which `more` makes longer; `end` the file's size."""
+
+    def __init__(
+        self,
+        data: mmap.mmap | bytearray,
+        path: StrPath,
+        end: int,
+        more: Callable[[int], None] | None = None,
+    ) -> None:
+        self.data, self.path, self.at, self.end, self.more = data, path, 0, end, more
 
     def fail(self, what: str) -> FormatError:
         return FormatError(f"{self.path}: damaged GGUF at byte {self.at}: {what}; fetch it again")
@@ -104,6 +124,8 @@ class _Cursor:
         start = self.at
         if size > self.end - start:
             raise self.fail("the file ends too early")
+        if self.more and start + size > len(self.data):
+            self.more(start + size)
         self.at = start + size
         return start
 
@@ -189,9 +211,29 @@ def read_header(
             if max_size is not None and size > max_size:
                 raise FormatError(f"{path}: larger than {max_size >> 20} MiB; check the path")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _parse(_Cursor(data, path), path, size, max_tensors, max_fields, arrays)
+                return _parse(_Cursor(data, path, size), path, size, max_tensors, max_fields, arrays)
     except OSError as error:
         raise FormatError(f"{path}: cannot be read as GGUF: {error.strerror or error}; check the path") from error
+
+
+def read_header_from(
+    name: Path, size: int, fetch: Fetch, *, first: int = 4 << 20, limit: int = _MAX_HEADER
+) -> GGUFHeader:
+    """Read the header of a file of `size` bytes that is elsewhere, by its first bytes: `first`, then twice as many.
+
+    Raises FormatError as `read_header` does, and for a header longer than `limit`; whatever `fetch` raises passes.
+    """
+    if size < 24:
+        raise FormatError(f"{name}: not a GGUF file (only {size} bytes); take another file")
+    data = bytearray()
+
+    def more(stop: int) -> None:
+        if stop > limit:
+            raise FormatError(f"{name}: its header is longer than {limit >> 20} MiB; take another file")
+        data.extend(fetch(len(data), min(max(stop, first, 2 * len(data)), size, limit)))
+
+    header = _parse(_Cursor(data, name, size, more), name, size, 1 << 20, 1 << 16, True)
+    return replace(header, fetch=fetch)
 
 
 def _parse(cursor: _Cursor, path: Path, size: int, max_tensors: int, max_fields: int, arrays: bool) -> GGUFHeader:

@@ -1,5 +1,7 @@
 """Files of data sets on the Hugging Face hub, through huggingface-hub with its cache, token and offline switch.
 
+What models need of the client, too, is here: the switch, the cache's folders, its errors as messages.
+
 A source is written `hub:USER/NAME`, `hub:USER/NAME@REVISION` and, behind a colon, a file or a split of it:
 `hub:USER/NAME:train`, `hub:USER/NAME:data/train-00000-of-00001.parquet`. The client reads HF_HOME, HF_HUB_CACHE,
 HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
@@ -7,15 +9,27 @@ HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
 
 from __future__ import annotations
 
+import errno
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .errors import PairsError, UsageError
+from .errors import PairsError, SteerMoEError, UsageError
 
-__all__ = ["ROWS", "TABLES", "HubSource", "choose_files", "local_files"]
+__all__ = [
+    "ROWS",
+    "TABLES",
+    "HubSource",
+    "cache_folder",
+    "choose_files",
+    "hub_cache",
+    "hub_errors",
+    "is_offline",
+    "local_files",
+]
 
 _PREFIX = "hub:"
 ROWS = (".parquet", ".jsonl", ".ndjson", ".json")
@@ -26,6 +40,7 @@ _NO_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "sta
 _PACKED = (".gz", ".xz", ".bz2")
 _SOURCE = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^:@]+))?(?::(?P<part>.+))?")
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 _HOW = "write hub:USER/NAME, hub:USER/NAME@REVISION or hub:USER/NAME:SPLIT"
 
 
@@ -59,9 +74,7 @@ def local_files(source: str, *, offline: bool = False, formats: Sequence[str] = 
     if not source.startswith(_PREFIX):
         return [Path(source)]
     wanted = HubSource.parse(source)
-    from huggingface_hub import constants
-
-    if offline or constants.HF_HUB_OFFLINE:
+    if is_offline(offline):
         folder = _snapshot(wanted)
         if folder is None:
             raise PairsError(
@@ -155,11 +168,28 @@ def _files_in(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
-def _snapshot(wanted: HubSource) -> Path | None:
-    """The cached files of a revision (the cache's documented layout: refs/<revision>, snapshots/<commit>)."""
+def is_offline(offline: bool = False) -> bool:
+    """Whether the network is off: asked for here, or by HF_HUB_OFFLINE."""
     from huggingface_hub import constants
 
-    folder = Path(constants.HF_HUB_CACHE) / "--".join(["datasets", *wanted.name.split("/")])
+    return offline or bool(constants.HF_HUB_OFFLINE)
+
+
+def hub_cache() -> Path:
+    """The client's cache (HF_HUB_CACHE, else hub/ in HF_HOME)."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def cache_folder(kind: str, name: str) -> Path:
+    """Where the cache keeps a repository; `kind` is "datasets" or "models"."""
+    return hub_cache() / "--".join([kind, *name.split("/")])
+
+
+def _snapshot(wanted: HubSource) -> Path | None:
+    """The cached files of a revision (the cache's documented layout: refs/<revision>, snapshots/<commit>)."""
+    folder = cache_folder("datasets", wanted.name)
     commit = wanted.revision
     reference = folder / "refs" / wanted.revision
     if reference.is_file():
@@ -170,38 +200,59 @@ def _snapshot(wanted: HubSource) -> Path | None:
 
 def _download(wanted: HubSource, source: str, formats: Sequence[str]) -> list[Path]:
     import huggingface_hub as hub
-    from huggingface_hub import errors
 
     where: dict[str, Any] = {"repo_type": "dataset", "revision": wanted.revision}
-    try:
+    with hub_errors(source, "data set", PairsError, wanted.revision):
         names = hub.HfApi().list_repo_files(wanted.name, **where)
         chosen = choose_files(names, wanted, source, formats)
         paths = [Path(hub.hf_hub_download(wanted.name, name, **where)) for name in chosen]
-    except errors.GatedRepoError:
-        cure = "accept its terms on its page and log in (hf auth login, or HF_TOKEN)"
-        raise PairsError(f"{source}: the data set is gated; {cure}") from None
-    except errors.RepositoryNotFoundError:
-        cure = "check the name; for a private one log in (hf auth login, or HF_TOKEN)"
-        raise PairsError(f"{source}: the hub knows no such data set; {cure}") from None
-    except errors.RevisionNotFoundError:
-        raise PairsError(f"{source}: no revision {wanted.revision!r}; check the branch, tag or commit") from None
-    except errors.HFValidationError as error:
-        raise UsageError(f"{source}: not the name of a data set ({_line(error)}); {_HOW}") from None
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "?")
-        raise PairsError(f"{source}: the hub answers with status {status}; try again later ({_line(error)})") from None
-    except Exception as error:
-        # The client's HTTP library, and with it its exceptions, differ between versions.
-        if isinstance(error, (PairsError, UsageError)):
-            raise
-        raise PairsError(
-            f"{source}: cannot be fetched ({_line(error)}); check the network, or use --offline with a filled cache"
-        ) from error
     commits = {path.parents[len(PurePosixPath(name).parts) - 1] for path, name in zip(paths, chosen, strict=True)}
     if len(commits) != 1:
         raise PairsError(f"{source}: the data set changed while it was fetched; run it again")
     return paths
 
 
+@contextmanager
+def hub_errors(source: str, what: str, error_class: type[SteerMoEError], revision: str) -> Iterator[None]:
+    """Turn what the client raises into `error_class` with one line; `what` is a "data set" or a "model".
+
+    Raises UsageError for a name that the hub cannot have.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except SteerMoEError:
+        raise
+    except errors.GatedRepoError:
+        cure = "accept its terms on its page and log in (hf auth login, or HF_TOKEN)"
+        raise error_class(f"{source}: the {what} is gated; {cure}") from None
+    except errors.RepositoryNotFoundError:
+        cure = "check the name; for a private one log in (hf auth login, or HF_TOKEN)"
+        raise error_class(f"{source}: the hub knows no such {what}; {cure}") from None
+    except errors.RevisionNotFoundError:
+        raise error_class(f"{source}: no revision {revision!r}; check the branch, tag or commit") from None
+    except errors.HFValidationError as error:
+        raise UsageError(f"{source}: not the name of a {what} ({_line(error)}); write it as on its page") from None
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", "?")
+        if status in (401, 403):
+            cure = "log in again (hf auth login), or check HF_TOKEN"
+            raise error_class(f"{source}: the hub refuses access with status {status}; {cure}") from None
+        raise error_class(f"{source}: the hub answers with status {status}; try again later ({_line(error)})") from None
+    except Exception as error:
+        # The client's HTTP library, and with it its exceptions, differ between versions.
+        if isinstance(error, OSError) and error.errno in _DISK:
+            cure = "free some room there, or set HF_HOME to another place"
+            raise error_class(
+                f"{source}: cannot be kept: {error.filename or 'disk'}: {error.strerror}; {cure}"
+            ) from None
+        raise error_class(
+            f"{source}: cannot be fetched ({_line(error)}); check the network, or use --offline with a filled cache"
+        ) from error
+
+
 def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    """First line of an error; it may quote a server, so nothing in it may move the cursor."""
+    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return "".join(character if character.isprintable() else "?" for character in line)

@@ -7,7 +7,7 @@ import ctypes
 import functools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from . import _native
 from .errors import ModelError, PairsError, UsageError
 from .pairs import Side, last_exact_run, locate_target, target_tokens
 
-__all__ = ["LocatedTarget", "Prompt", "Renderer", "thinking_arguments", "vocabulary"]
+__all__ = ["LocatedTarget", "Prompt", "Renderer", "thinking_arguments", "token_bytes", "vocabulary"]
 
 # What Renderer gives to every template itself.
 _OWN_ARGUMENTS = {"messages", "add_generation_prompt", "bos_token", "eos_token", "raise_exception", "strftime_now"}
@@ -84,14 +84,49 @@ class Renderer:
         """
         if isinstance(side, str):
             return side
+        if not self.has_template:
+            raise PairsError("the model has no chat template; write the pairs' sides as plain texts")
         try:
-            formatter = self._chat_formatter(generation_prompt)
-            response = formatter(messages=[message.to_dict() for message in side], **self.template_arguments)
-        except PairsError:
-            raise
+            return self._render([message.to_dict() for message in side], generation_prompt)
         except Exception as error:  # templates are code of the model's makers and raise anything
             raise PairsError(f"the model's chat template refuses these messages: {error}") from error
-        return str(response.prompt)
+
+    def chat_text(self, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool = True) -> str:
+        """The text of a conversation; each message has `role`, `content` and what else the template reads.
+
+        Raises ModelError when the model has no template, UsageError when the template refuses the messages.
+        """
+        self.require_template()
+        try:
+            return self._render([dict(message) for message in messages], generation_prompt)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(f"the model's chat template refuses this conversation: {reason}") from error
+
+    def require_template(self) -> None:
+        """Raise ModelError when the model has no chat template."""
+        if not self.has_template:
+            raise ModelError(
+                "the model has no chat template, so it cannot chat; have it continue a text with steermoe run --raw"
+            )
+
+    def _render(self, messages: list[dict[str, Any]], generation_prompt: bool) -> str:
+        formatter = self._chat_formatter(generation_prompt)
+        return str(formatter(messages=messages, **self.template_arguments).prompt)
+
+    def configured(self, *, thinking: bool, template_arguments: Mapping[str, Any] | None = None) -> Renderer:
+        """Another renderer of the same model. Raises UsageError, as the constructor."""
+        return Renderer(self._model, thinking=thinking, template_arguments=template_arguments)
+
+    @property
+    def has_template(self) -> bool:
+        """Has the model a chat template?"""
+        return "tokenizer.chat_template" in self._metadata
+
+    @property
+    def template(self) -> str:
+        """The model's chat template, "" if it has none."""
+        return self._metadata.get("tokenizer.chat_template", "")
 
     def prompt(self, side: Side, target: str) -> Prompt:
         """Tokens up to the target's last one, and the places of the target's tokens in them.
@@ -105,7 +140,7 @@ class Renderer:
     @property
     def template_arguments(self) -> dict[str, Any]:
         """The variables for the template: its switches for thinking, and those that the caller gave."""
-        switches = thinking_arguments(self._metadata.get("tokenizer.chat_template", ""), self._thinking)
+        switches = thinking_arguments(self.template, self._thinking)
         return switches | self._template_arguments
 
     def located(self, side: Side, target: str) -> LocatedTarget:
@@ -129,6 +164,10 @@ class Renderer:
         tokens: list[int] = self._model.tokenize(text.encode("utf-8"), add_special, True)
         return tokens
 
+    def any_control(self, texts: Collection[str]) -> bool:
+        """Is one of the texts a control token, whose text is only seen when such tokens are asked for?"""
+        return not set(texts).isdisjoint(self._control_tokens())
+
     def _control_tokens(self) -> list[str]:
         """Texts of the vocabulary's control tokens, such as "<|im_end|>"."""
         if self._control is None:
@@ -143,7 +182,7 @@ class Renderer:
     def _pieces(self, tokens: list[int], text: bytes) -> list[bytes]:
         """Bytes of each token, so that they join to the text."""
         for token in set(tokens) - self._bytes.keys():
-            self._bytes[token] = self._piece(token)
+            self._bytes[token] = token_bytes(self._model, token, special=True)
         pieces = [self._bytes[token] for token in tokens]
         added = b"".join(pieces).find(text) if text else 0
         if added > 0:  # a BOS token or a blank that the tokenizer put before the text
@@ -160,31 +199,29 @@ class Renderer:
             )
         return pieces
 
-    def _piece(self, token: int) -> bytes:
-        size = 64
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            lib = _native.llama_cpp()
-            n = lib.llama_token_to_piece(self._model.vocab, token, buffer, size, 0, True)
-            if n >= 0:
-                return buffer.raw[:n]
-            size = -n
-
     def _chat_formatter(self, generation_prompt: bool) -> Any:
         if self._formatter is None:
-            template = self._metadata.get("tokenizer.chat_template")
-            if template is None:
-                raise PairsError("the model has no chat template; write the pairs' sides as plain texts")
             from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
             eos, bos = self._model.token_eos(), self._model.token_bos()
             self._formatter = Jinja2ChatFormatter(
-                template=template,
+                template=self.template,
                 eos_token=self._model.token_get_text(eos) if eos != -1 else "",
                 bos_token=self._model.token_get_text(bos) if bos != -1 else "",
             )
         self._formatter.add_generation_prompt = generation_prompt
         return self._formatter
+
+
+def token_bytes(model: Any, token: int, special: bool) -> bytes:
+    """Bytes of a token of a `LlamaModel`; a control token has some only if `special`."""
+    size = 64
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        n = _native.llama_cpp().llama_token_to_piece(model.vocab, token, buffer, size, 0, special)
+        if n >= 0:
+            return buffer.raw[:n]
+        size = -n
 
 
 def thinking_arguments(template: str, thinking: bool) -> dict[str, Any]:

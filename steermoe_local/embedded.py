@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import UsageError
 
-__all__ = ["TINY", "Behaviour", "behaviours", "data_folder", "resolve_model", "score_reply"]
+__all__ = ["TINY", "Behaviour", "behaviours", "data_folder", "embedded_model", "resolve_model", "score_reply"]
 
 TINY = "tiny"
 
@@ -52,10 +52,15 @@ def data_folder() -> Path:
     return Path(__file__).parent / "data"
 
 
+def embedded_model() -> Path:
+    """The model's file."""
+    return data_folder() / "tiny-moe.gguf"
+
+
 def resolve_model(model: str | os.PathLike[str]) -> Path:
-    """Path of a model as the command line names it: `tiny` is the embedded one, else a path."""
+    """Path of a model by `tiny` or its path; `shelf.resolve_model` knows further names."""
     if os.fspath(model) == TINY and not Path(TINY).exists():
-        return data_folder() / "tiny-moe.gguf"
+        return embedded_model()
     return Path(model)
 
 

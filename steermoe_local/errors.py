@@ -7,6 +7,7 @@
     ├── ModelMismatchError      counts, a map or a bias file that belong to another model
     ├── ChoiceError             a choice of experts or layers that the model cannot carry out
     ├── UsageError              an argument outside its range, or arguments that exclude each other
+    ├── ResourceError           what is asked for does not fit into the machine's memory
     ├── NativeError             the native library refused or failed; `code` is its return code
     └── VersionError            a llama_cpp or native library of another version
 
@@ -22,6 +23,7 @@ __all__ = [
     "ModelMismatchError",
     "NativeError",
     "PairsError",
+    "ResourceError",
     "SteerMoEError",
     "UsageError",
     "VersionError",
@@ -54,6 +56,10 @@ class ChoiceError(SteerMoEError):
 
 class UsageError(SteerMoEError):
     """An argument outside its range, or arguments that exclude each other."""
+
+
+class ResourceError(SteerMoEError):
+    """What is asked for does not fit into the machine's memory."""
 
 
 class NativeError(SteerMoEError):

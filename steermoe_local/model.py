@@ -167,7 +167,7 @@ class _CacheBySteering(BaseLlamaCache):
         self._llama = llama
 
     def _key(self, key: Sequence[int]) -> tuple[int, ...]:
-        return (_steering_number(self._llama.bias), *key)
+        return (steering_number(self._llama.bias), *key)
 
     @property
     def cache_size(self) -> int:
@@ -188,9 +188,9 @@ class _CacheBySteering(BaseLlamaCache):
         self.inner[self._key(key)] = value
 
 
-def _steering_number(bias: BiasFile | None) -> int:
+def steering_number(bias: BiasFile | None) -> int:
     """A number for what a bias does, the same in every process; negative, so that it is no token."""
-    if bias is None:
+    if bias is None or not bias.n_active + bias.n_inactive:
         return -1
     digest = hashlib.sha256(f"{bias.identity} {bias.mode} {bias.epsilon} {bias.layers}".encode())
     digest.update(bias.dense().tobytes())

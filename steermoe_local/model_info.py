@@ -16,9 +16,9 @@ from ._gating import gating
 from ._gguf import GGUFHeader, GGUFTensor, read_header
 from ._split import missing_part, part_paths
 from .errors import FormatError, ModelError
-from .identity import ModelIdentity
+from .identity import UNKNOWN_ROUTER, ModelIdentity
 
-__all__ = ["ModelInfo", "model_info"]
+__all__ = ["ModelInfo", "info_from", "model_info", "router_bytes"]
 
 _ROUTER = re.compile(r"blk\.(\d{1,5})\.ffn_gate_inp\.weight")
 _SELECTION_BIAS = re.compile(r"blk\.\d{1,5}\.exp_probs_b(\.bias)?")
@@ -29,7 +29,8 @@ _HASH_ROUTING = re.compile(r"blk\.(\d{1,5})\.ffn_gate_tid2eid\.weight")
 class ModelInfo:
     """Facts about a GGUF model.
 
-    `identity` is None when the model cannot be steered, and `obstacle` says why ("" otherwise).
+    `identity` is None when the model cannot be steered, and `obstacle` says why ("" otherwise). Its router is
+    UNKNOWN_ROUTER if nobody asked for the hash.
     `moe_layers` have a router, `dense_layers` have none; multi-token-prediction layers are in
     neither. `fixed_layers` are MoE layers whose experts a table by token chooses, so that steering
     cannot reach them. `gating` is llama.cpp's name of the function that turns logits into weights,
@@ -88,17 +89,36 @@ class ModelInfo:
         return {key: list(v) if isinstance(v, tuple) else v for key, v in data.items()}
 
 
-def model_info(path: StrPath) -> ModelInfo:
+def model_info(path: StrPath, *, routers: bool = True) -> ModelInfo:
     """Read a GGUF model's facts; any part of a split model stands for all its parts.
 
-    Reads the headers and the routers (`blk.*.ffn_gate_inp.weight`), no other tensor data.
+    Reads the headers and the routers (`blk.*.ffn_gate_inp.weight`), no other tensor data; without `routers` the
+    headers alone.
 
     Raises ModelError when a file is missing, damaged or not a model.
     """
     try:
-        return _collect(_read_parts(Path(path)), path)
+        return _collect(_read_parts(Path(path)), path, routers)
     except FormatError as error:
         raise ModelError(str(error)) from error
+
+
+def info_from(parts: list[GGUFHeader], *, routers: bool) -> ModelInfo:
+    """Facts of a model by the headers of all its parts, in order, wherever they were read.
+
+    Raises ModelError when they are not the parts of one model.
+    """
+    try:
+        if len(parts) > 1 or _number(parts[0], "split.count") > 1:
+            _check_parts(parts)
+        return _collect(parts, parts[0].path, routers)
+    except FormatError as error:
+        raise ModelError(str(error)) from error
+
+
+def router_bytes(parts: list[GGUFHeader]) -> int:
+    """Bytes of the routers' data in all parts of a model: what its hash takes to read."""
+    return sum(tensor.n_bytes for part in parts for name, tensor in part.tensors.items() if _ROUTER.fullmatch(name))
 
 
 def _read_parts(path: Path) -> list[GGUFHeader]:
@@ -115,18 +135,24 @@ def _read_parts(path: Path) -> list[GGUFHeader]:
     if problem := missing_part(paths):
         raise ModelError(problem)
     parts = [given if part == path else read_header(part) for part in paths]
+    _check_parts(parts)
+    return parts
+
+
+def _check_parts(parts: list[GGUFHeader]) -> None:
+    """Check that these are all the parts of a split model, in order. Raises ModelError."""
+    count = len(parts)
     for number, part in enumerate(parts):
         if _number(part, "split.count") != count or _number(part, "split.no") != number:
             raise ModelError(f"{part.path}: not part {number + 1} of {count}; fetch it again")
     expected, found = _number(parts[0], "split.tensors.count"), sum(len(part.tensors) for part in parts)
     if found != expected:
         raise ModelError(
-            f"{paths[0]}: its {count} parts have {found} tensors, not {expected}; fetch all parts of one model"
+            f"{parts[0].path}: its {count} parts have {found} tensors, not {expected}; fetch all parts of one model"
         )
-    return parts
 
 
-def _collect(parts: list[GGUFHeader], path: StrPath) -> ModelInfo:
+def _collect(parts: list[GGUFHeader], path: StrPath, hash_routers: bool) -> ModelInfo:
     head = parts[0]
     arch = _text(head, "general.architecture")
     if not arch:
@@ -149,7 +175,7 @@ def _collect(parts: list[GGUFHeader], path: StrPath) -> ModelInfo:
         obstacle = f"llama.cpp's {arch} graph does not use its experts"
     identity = None
     if not obstacle:
-        digest = _router_sha256([routers[layer] for layer in moe_layers])
+        digest = _router_sha256([routers[layer] for layer in moe_layers]) if hash_routers else UNKNOWN_ROUTER
         identity = ModelIdentity(arch, n_layer, n_expert, n_expert_used, digest)
     return ModelInfo(
         paths=tuple(part.path for part in parts),

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from . import _native
 from ._decoding import ContextOptions, GroupDecoder, can_share
 from ._grouping import Group
+from ._loaded import loaded_identity
 from ._rendering import Renderer
 from ._steps import Owners, Steps
 from .checkpoint import Checkpoint, CheckpointFile, PairRecords
@@ -113,7 +114,7 @@ def record_counts(
     options = ContextOptions(n_batch, n_ubatch, n_threads, type_k, type_v, flash_attn)
     with contextlib.ExitStack() as stack:
         native_model = _open_model(model, n_gpu_layers, verbose, stack)
-        identity = _identity(native_model)
+        identity = loaded_identity(native_model)
         renderer = Renderer(native_model, thinking=thinking, template_arguments=template_arguments)
         share = share_prefixes and can_share(native_model)
         settings: dict[str, Any] = {
@@ -206,22 +207,6 @@ def _open_model(model: Any, n_gpu_layers: int, verbose: bool, stack: contextlib.
     with _native.loading(path):
         opened = _internals.LlamaModel(path_model=str(path), params=params, verbose=verbose)
     return stack.enter_context(contextlib.closing(opened))
-
-
-def _identity(model: Any) -> ModelIdentity:
-    """Identity of a loaded model, from llama.cpp's own view of it."""
-    metadata = model.metadata()
-    architecture = metadata.get("general.architecture", "")
-    n_expert = int(metadata.get(f"{architecture}.expert_count", 0))
-    if not n_expert:
-        raise ModelError(f"this {architecture} model has no experts; only Mixture-of-Experts models route")
-    return ModelIdentity(
-        architecture=architecture,
-        n_layer=int(_native.llama_cpp().llama_model_n_layer(model.model)),
-        n_expert=n_expert,
-        n_expert_used=int(metadata[f"{architecture}.expert_used_count"]),
-        router_sha256=_native.router_sha256(model.model),
-    )
 
 
 def _model_settings(model: Any, identity: ModelIdentity) -> dict[str, str]:

@@ -18,10 +18,15 @@ BUILD = ROOT / "build" / "native"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _unsteered_environment() -> None:
-    """A variable of the person who runs the tests must not steer them."""
-    os.environ.pop("STEERMOE_BIAS", None)
-    os.environ.pop("STEERMOE_FORCE", None)
+def _unsteered_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A variable or the configuration of the person who runs the tests must not steer them."""
+    from steermoe_local.cli import _settings, main
+
+    for name in ("STEERMOE_FORCE", *_settings.option_variables(main)):
+        os.environ.pop(name, None)
+    path = tmp_path_factory.mktemp("config") / "config.toml"
+    path.touch()
+    os.environ["STEERMOE_CONFIG"] = str(path)
 
 
 @pytest.fixture(scope="session")

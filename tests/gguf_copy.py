@@ -17,11 +17,13 @@ def copy_model(
     empty_first: bool = False,
     order: Callable[[str], Any] | None = None,
     tokenizer_of: Path | None = None,
+    template: str | None = None,
 ) -> list[Path]:
     """Write a copy; returns its files, in order.
 
     With `max_tensors` it is split, and `target` gives the name; `empty_first` leaves the first part without tensors.
     `order` is the key that sorts the tensors' names. `tokenizer_of` is the model whose tokenizer the copy gets.
+    `template` is its chat template, "" for none.
     """
     reader = GGUFReader(source)
     fields = dict(reader.fields)
@@ -29,12 +31,16 @@ def copy_model(
         fields = {name: field for name, field in fields.items() if not name.startswith("tokenizer.")}
         others = GGUFReader(tokenizer_of).fields
         fields |= {name: field for name, field in others.items() if name.startswith("tokenizer.")}
+    if template is not None:
+        fields.pop("tokenizer.chat_template", None)
     architecture = fields.pop("general.architecture").contents()
     writer = GGUFWriter(target, architecture, split_max_tensors=max_tensors, small_first_shard=empty_first)
     for name, field in fields.items():
         if not name.startswith(("GGUF.", "split.")):
             kind = field.types[0]
             writer.add_key_value(name, field.contents(), kind, field.types[-1] if kind == GGUFValueType.ARRAY else None)
+    if template:
+        writer.add_chat_template(template)
     tensors = sorted(reader.tensors, key=lambda tensor: order(tensor.name)) if order else reader.tensors
     for tensor in tensors:
         writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -38,13 +39,15 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def test_the_shell_blocks_run_and_steer(workplace: Path) -> None:
-    scripts = blocks("sh")
-    assert scripts
-    for script in scripts:
-        out = run(["bash", "-euo", "pipefail", "-c", script], workplace)
-    digits, words = out.strip().splitlines()[-2:]
+    steps, straight = (run(["bash", "-euo", "pipefail", "-c", script], workplace) for script in blocks("sh"))
+    digits, words = steps.strip().splitlines()[-2:]
     assert digits.strip().isdigit()
     assert words.strip().isalpha()
+    compared, _, data = straight.partition("{")
+    unsteered, steered = re.fullmatch(r"== unsteered\n(\w+)\n+== steered: [^\n]+\n(\w+)\n+", compared).groups()
+    assert unsteered.isdigit()
+    assert steered.isalpha()
+    assert json.loads("{" + data)["steering"]["n_active"] == 2
 
 
 def test_the_python_blocks_run_and_steer(workplace: Path) -> None:

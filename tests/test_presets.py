@@ -252,8 +252,12 @@ def test_run_says_what_is_wrong(small_olmoe: Path, tmp_path: Path) -> None:
     save_map(foreign, identity(PAPER_MODELS[1]), "faithful")
     base = ["run", "-m", small_olmoe, "-t", 1, "-c", 128, "--temp", 0, "-n", 1, "-p", "one two"]
     for flags, status, words in (
-        (["--map", found], 2, "--map and --preset go together"),
-        (["--preset", "safe"], 2, "--map and --preset go together"),
+        (
+            ["--map", found],
+            2,
+            "say how many experts: --activate N (RD > 0), --deactivate N (RD < 0) or both, or --preset",
+        ),
+        (["--preset", "safe"], 2, "give the map with --map MAP"),
         (["--map", found, "--preset", "safe", "--bias", "b.gguf"], 2, "--bias and --map both steer"),
         (["--map", foreign, "--preset", "faithful"], 1, f"{foreign}: made for olmoe"),
         (["--map", tmp_path / "none.json", "--preset", "faithful"], 1, "none.json"),

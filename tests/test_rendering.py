@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from steermoe_local import Message, Pair, PairsError, record_counts
-from steermoe_local._rendering import Renderer
+from steermoe_local._rendering import Renderer, token_bytes
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def control_name(renderer: Renderer) -> tuple[str, str]:
 
 
 def text_of(renderer: Renderer, tokens: list[int]) -> str:
-    return b"".join(renderer._piece(token) for token in tokens).decode()
+    return b"".join(token_bytes(renderer._model, token, special=True) for token in tokens).decode()
 
 
 def test_a_target_is_cut_behind_its_last_token(renderer: Renderer) -> None:

@@ -188,10 +188,10 @@ STEERMOE_API steermoe_status steermoe_detach(struct llama_context * ctx);
 // seq_id is what llama_decode takes in this context: from 0 to n_seq_max - 1, with kv_unified to 255. Anything else is
 // a STEERMOE_ERR_ARGUMENT.
 //
-// Sequences in one batch may be under hard and soft rules, of different epsilon and layers, and unsteered. The edited
-// logits of each token are what they would be without the other sequences, bit for bit as far as they are finite (the
-// sign of a zero is not promised), and those of unsteered tokens are the router's own. A ubatch whose tokens all are
-// under equal steering takes the same graph as if it were the context's.
+// Sequences in one batch may be under hard and soft rules, of different epsilon and layers, and unsteered. What becomes
+// of a token's router logits does not hang on the other sequences: bit for bit, as far as they are finite (the sign of a
+// zero is not promised), and those of unsteered tokens stay as they are. A ubatch whose tokens all are under equal
+// steering takes the same graph as if that were the context's.
 //
 // It takes microseconds to milliseconds: a few values are written in each layer. Only the first time that sequences
 // differ, and that again after steermoe_detach, the context reserves its graphs anew.

@@ -1,15 +1,13 @@
-"""What the commands share: options, printing, progress, and the one place where errors become messages."""
+"""What the commands share: options, printing, progress."""
 
 from __future__ import annotations
 
 import functools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
@@ -18,59 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .._files import parse_json
-from ..embedded import resolve_model
-from ..errors import SteerMoEError, UsageError
+from ..errors import UsageError
+from ._model import ModelPath as ModelPath
+from ._model import model_option as model_option
+from ._program import EXIT_ERROR as EXIT_ERROR
+from ._program import SteerMoEGroup as SteerMoEGroup
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-
-
-class SteerMoEGroup(click.Group):
-    """A group whose commands fail with one line: what is wrong, where, and the cure."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; translate the package's errors into a message and an exit status."""
-        try:
-            return super().invoke(ctx)
-        except UsageError as error:
-            _fail(str(error), EXIT_USAGE)
-        except SteerMoEError as error:
-            _fail(str(error), EXIT_ERROR)
-        except BrokenPipeError:
-            # The reader went away (`steermoe map show M | head`); nothing more can be said on stdout.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(EXIT_ERROR)
-        except (KeyboardInterrupt, click.Abort):
-            _fail("interrupted", EXIT_INTERRUPTED)
-
-
-def _fail(message: str, status: int) -> None:
-    click.echo(f"error: {message}", err=True)
-    sys.exit(status)
-
-
-class ModelPath(click.ParamType):  # type: ignore[type-arg, unused-ignore] # generic only in newer click
-    """A GGUF file, or `tiny` for the embedded model."""
-
-    name = "model"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Resolve the name; whether the file is a model is the command's to find out."""
-        return resolve_model(value)
-
-
-def model_option(command: F) -> F:
-    """-m, as llama.cpp names it."""
-    return click.option(
-        "-m",
-        "--model",
-        type=ModelPath(),
-        required=True,
-        envvar="STEERMOE_MODEL",
-        metavar="MODEL",
-        help="GGUF file, or `tiny` for the embedded model.",
-    )(command)
 
 
 class LayerCount(click.ParamType):  # type: ignore[type-arg, unused-ignore]
@@ -177,6 +129,7 @@ class LlamaFlags:
     cache_type_v: str
     mmap: bool
     mlock: bool
+    memory_check: bool
     verbose: bool
 
     def __post_init__(self) -> None:
@@ -308,6 +261,11 @@ _LLAMA_OPTIONS = (
     ),
     click.option("--mmap/--no-mmap", default=True, help="Map the file into memory.  [default: mmap]"),
     click.option("--mlock", is_flag=True, help="Keep the model in RAM, never swapped out."),
+    click.option(
+        "--memory-check/--no-memory-check",
+        default=True,
+        help="Refuse what does not fit into free memory before it is loaded.  [default: check]",
+    ),
     click.option("--verbose", is_flag=True, help="Let llama.cpp log to stderr."),
 )
 

@@ -5,20 +5,30 @@ from __future__ import annotations
 import click
 
 from .. import __version__
-from ._common import SteerMoEGroup
+from ._program import SteerMoEGroup
 from .bias import bias
+from .chat import chat
+from .completion import completion
+from .config import config
 from .demo import demo
 from .detect import detect
 from .info import info
 from .map import map_
 from .map_exchange import card, export, import_
 from .map_merge import merge
+from .models import models
 from .pairs import pairs
 from .presets import presets
+from .pull import pull
 from .run import run
+from .serve import serve
 
 
-@click.group(cls=SteerMoEGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    "steermoe",
+    cls=SteerMoEGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="steermoe")
 def main() -> None:
     """Steer Mixture-of-Experts GGUF models: find the experts of a behaviour, promote or suppress them.
@@ -34,7 +44,7 @@ def main() -> None:
     """
 
 
-for command in (info, pairs, detect, map_, presets, bias, run, demo):
+for command in (pull, models, info, pairs, detect, map_, presets, bias, run, chat, serve, demo, config, completion):
     main.add_command(command)
 for command in (merge, import_, export, card):
     map_.add_command(command)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,9 @@ import click
 
 from ..bias_file import DEFAULT_EPSILON, BiasFile, read_bias, write_bias
 from ..errors import UsageError
-from ..expert_map import ExpertMap, parse_layers
-from ..identity import ModelIdentity
 from ..model_info import model_info
-from ..presets import PRESETS, check_sides, preset_for
+from ..presets import PRESETS
+from ..steering import Steering
 from ._common import F, ModelPath, console, facts_table, json_option, print_json
 
 
@@ -31,7 +30,12 @@ def preset_option(command: F) -> F:
 
 def _check_option(command: F) -> F:
     return click.option(
-        "-m", "--model", type=ModelPath(), metavar="MODEL", help="GGUF file to check against: fail if made for another."
+        "-m",
+        "--model",
+        type=ModelPath(),
+        allow_from_autoenv=False,  # not the model that is run
+        metavar="MODEL",
+        help="GGUF file to check against: fail if made for another.",
     )(command)
 
 
@@ -93,24 +97,23 @@ def build(
         raise UsageError("--epsilon belongs to --mode hard; the soft rule does not use it")
     if force and not model:
         raise UsageError("--force makes the bias for a model; name it with -m MODEL")
-    expert_map = ExpertMap.load(map_file)
-    identity = expert_map.identity
+    steering = Steering.open(
+        map_file=map_file,
+        activate=activate or 0,
+        deactivate=deactivate or 0,
+        reverse=reverse,
+        layers=layers,
+        scale=(1.0 if scale is None else scale) if mode == "soft" else None,
+        epsilon=epsilon or DEFAULT_EPSILON,
+    )
+    identity = None
     if model:
-        found = model_info(model).require_moe()
-        for warning in identity.require_same(found, str(map_file), str(model), force):
-            click.echo(f"warning: {warning}", err=True)
-        identity = found
-    choice: dict[str, Any] = {
-        "activate": activate or 0,
-        "deactivate": deactivate or 0,
-        "reverse": reverse,
-        "layers": layers,
-    }
+        identity = model_info(model).require_moe()
+        _warn(steering.check(identity, str(model), force))
     if preset:
-        choice |= preset_choice(preset, expert_map, map_file)
-    if mode == "soft":
-        choice["scale"] = 1.0 if scale is None else scale
-    made = make_bias(expert_map, choice, epsilon or DEFAULT_EPSILON, identity)
+        steering = with_preset(steering, preset)
+    made = steering.build(identity)
+    assert made is not None  # experts are chosen
     write_bias(made, output)
     if as_json:
         print_json({"bias": str(output), **_facts(made)})
@@ -119,47 +122,16 @@ def build(
     click.echo(f"\nwritten: {output}")
 
 
-def preset_choice(preset: str, expert_map: ExpertMap, where: Path) -> dict[str, Any]:
-    """The part of a choice that a preset makes for a map; warns on stderr when the map looks like another's."""
-    numbers = preset_for(preset, expert_map.identity)
-    sides = (expert_map.behaviour, expert_map.positive, expert_map.negative)
-    for warning in check_sides(preset, *sides, str(where)):
+def with_preset(steering: Steering, preset: str) -> Steering:
+    """The paper's numbers of experts; warns on stderr when the map looks like another behaviour's."""
+    changed, warnings = steering.with_preset(preset)
+    _warn(warnings)
+    return changed
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
-    return {
-        "activate": numbers.n_activate,
-        "deactivate": numbers.n_deactivate,
-        "preset": preset,
-        "preset_model": numbers.model,
-    }
-
-
-def make_bias(
-    expert_map: ExpertMap,
-    choice: dict[str, Any],
-    epsilon: float = DEFAULT_EPSILON,
-    identity: ModelIdentity | None = None,
-) -> BiasFile:
-    """The bias of a choice of experts, soft if it has a scale, with where it comes from.
-
-    It is made for `identity`, by default the map's.
-    """
-    identity = identity or expert_map.identity
-    layers = choice.get("layers")
-    signs = expert_map.choose(
-        choice["activate"],
-        choice["deactivate"],
-        reverse=choice.get("reverse", False),
-        layers=None if layers is None else parse_layers(layers),
-    )
-    provenance = {
-        "behaviour": expert_map.behaviour,
-        "map_sha256": expert_map.sha256,
-        "choice": json.dumps(choice),
-        "tool": expert_map.tool,
-    }
-    if "scale" in choice:
-        return BiasFile.from_soft(signs, identity, choice["scale"], provenance)
-    return BiasFile.from_signs(signs, identity, epsilon, provenance)
 
 
 @bias.command()

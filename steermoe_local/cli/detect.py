@@ -20,6 +20,7 @@ from ..checkpoint import CheckpointFile
 from ..errors import UsageError
 from ..expert_map import ExpertMap
 from ..identity import ModelIdentity
+from ..model_info import model_info
 from ..pair_counts import PairCounts, PairCountsWriter
 from ..pairs import Pair, PairsFile
 from ..statistics import annotate
@@ -33,6 +34,7 @@ from ._common import (
     print_json,
     template_options,
 )
+from ._memory import check_memory
 from .map import print_map, warn_unless_separable
 
 if TYPE_CHECKING:
@@ -137,6 +139,8 @@ def detect(
                 f"{checkpoint.path}: an interrupted run; go on with --resume, or start over with --restart"
             )
         checkpoint.remove()
+    # the recorder's context holds a batch, or the longest prompt; how long the pairs are is not known yet
+    check_memory(model_info(model), flags, max(ctx_size, flags.batch_size))
     context = flags.context_arguments()
     del context["n_threads_batch"]  # the recorder's context has one number of threads
     with contextlib.ExitStack() as stack:

@@ -8,20 +8,24 @@ import click
 
 from .._gating import UNKNOWN
 from ..model_info import ModelInfo, model_info
-from ._common import ModelPath, console, facts_table, json_option, print_json
+from ._common import console, facts_table, json_option, print_json
+from ._model import ModelText, models_dir_option
 
 
 @click.command()
-@click.argument("model", type=ModelPath())
+@click.argument("model", type=ModelText())
+@models_dir_option
 @json_option
-def info(model: Path, as_json: bool) -> None:
+def info(model: str, models_dirs: tuple[Path, ...], as_json: bool) -> None:
     """Show what MODEL is and whether it can be steered. Reads the header and the routers only.
 
     \b
     Example:
       steermoe info tiny
     """
-    facts = model_info(model)
+    from ..shelf import resolve_model
+
+    facts = model_info(resolve_model(model, models_dirs))
     if as_json:
         print_json(facts.to_dict())
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -11,13 +10,14 @@ from .._files import replacing, require_writable
 from ..cards import render_card
 from ..errors import UsageError
 from ..exchange import easysteer_config, plain_ranking, steermoe_csv
-from ..expert_map import ExpertMap, parse_layers
+from ..expert_map import ExpertMap
 from ..identity import UNKNOWN_ROUTER, ModelIdentity
 from ..model_info import model_info
 from ..presets import PAPER_MODELS
 from ..reference_maps import Rankings, ranking_name, read_rankings
+from ..steering import Steering
 from ._common import ModelPath, json_option, print_json
-from .bias import preset_choice, preset_option
+from .bias import preset_option, with_preset
 from .map import print_map
 
 FORMATS = ("easysteer", "steermoe-csv", "json")
@@ -28,7 +28,12 @@ FORMATS = ("easysteer", "steermoe-csv", "json")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Expert map to write, JSON.")
 @click.option("--model-id", metavar="ORG/NAME", help="The ranked model.  [default: by the file's name]")
 @click.option(
-    "-m", "--model", type=ModelPath(), metavar="MODEL", help="GGUF file of that model: takes its router hash."
+    "-m",
+    "--model",
+    type=ModelPath(),
+    allow_from_autoenv=False,  # not the model that is run
+    metavar="MODEL",
+    help="GGUF file of that model: takes its router hash.",
 )
 @click.option("--arch", help="Its architecture as GGUF names it.  [default: MODEL's, or by --model-id]")
 @click.option("--behaviour", help="Name of the behaviour.  [default: by the file's name]")
@@ -164,16 +169,18 @@ def export(
     elif format_ == "json":
         text = plain_ranking(expert_map)
     else:
-        choice: dict[str, Any] = {"activate": activate or 0, "deactivate": deactivate or 0}
-        if preset:
-            choice = preset_choice(preset, expert_map, map_file)
-        signs = expert_map.choose(
-            choice["activate"],
-            choice["deactivate"],
+        steering = Steering(
+            map_file.stem,
+            expert_map,
+            activate=activate or 0,
+            deactivate=deactivate or 0,
             reverse=reverse,
-            layers=None if layers is None else parse_layers(layers),
+            layers=layers,
+            path=map_file,
         )
-        text = easysteer_config(signs, epsilon)
+        made = (with_preset(steering, preset) if preset else steering).build()
+        assert made is not None  # experts are chosen
+        text = easysteer_config(made.signs, epsilon)
     _write(output, text)
 
 

@@ -3,162 +3,161 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from ..bias_file import BiasFile
-from ..errors import UsageError
-from ..expert_map import ExpertMap
-from ..model_info import ModelInfo, model_info
-from ._common import LlamaFlags, json_option, llama_options, model_option, print_json
-from .bias import make_bias, preset_choice, preset_option
+from .._files import read_bytes
+from ..errors import FormatError, UsageError
+from ._common import json_option, llama_options, model_option, template_options
+from ._run_setup import REASONING, BatchFlags, RunFlags
+from ._sampling import sampling_options
+from ._steering import steering_options
 
-DEFAULT_CONTEXT = 4096
+_MAX_PROMPT = 64 << 20  # bytes
 
 
 @click.command()
 @model_option
-@click.option("--bias", type=click.Path(path_type=Path), envvar="STEERMOE_BIAS", help="Bias file to steer with.")
-@click.option("--map", "map_file", type=click.Path(path_type=Path), help="Expert map to steer with, by --preset.")
-@preset_option
-@click.option("-p", "--prompt", required=True, help="What the user says.")
-@click.option("-sys", "--system-prompt", help="System message before it.")
+@click.option("-p", "--prompt", metavar="TEXT", help="What the user says; behind the text that is piped in, if any.")
 @click.option(
-    "-n",
-    "--n-predict",
-    type=click.IntRange(-1),
-    default=-1,
-    show_default=True,
-    help="Tokens to generate, -1: until the end.",
+    "-f",
+    "--file",
+    "prompt_file",
+    type=click.Path(path_type=Path),
+    allow_from_autoenv=False,  # `pull` has another --file
+    metavar="FILE",
+    help="Read what the user says from a file.",
 )
-@click.option("--temp", type=click.FloatRange(0), default=0.8, show_default=True, help="Temperature, 0: greedy.")
-@click.option("--top-k", type=int, default=40, show_default=True, help="Sample from the k likeliest tokens.")
-@click.option("--top-p", type=click.FloatRange(0, 1), default=0.95, show_default=True, help="Nucleus sampling.")
+@click.option("-sys", "--system-prompt", metavar="TEXT", help="System message before it.")
 @click.option(
-    "--min-p", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="Least probability, relative."
+    "--n-prompts",
+    "--prompts",
+    "prompts_file",
+    type=click.Path(path_type=Path, allow_dash=True),
+    allow_from_autoenv=False,  # `demo` has other --prompts
+    metavar="FILE",
+    help="Answer many prompts: JSON Lines with `prompt` or `messages`, or lines of text; - for stdin.",
 )
-@click.option("-s", "--seed", type=int, default=-1, show_default=True, help="Seed of sampling, -1: random.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    allow_from_autoenv=False,  # no other command's output
+    help="With --n-prompts: JSON Lines to write.  [default: stdout]",
+)
+@click.option("--resume", is_flag=True, help="With -o: go on with an interrupted run.")
+@click.option("--restart", is_flag=True, help="With -o: forget an interrupted run.")
+@click.option(
+    "-np",
+    "--parallel",
+    type=click.IntRange(1, 256),
+    metavar="N",
+    help="With --n-prompts: prompts decoded at once.  [default: 4]",
+)
+@steering_options
+@click.option("--compare", is_flag=True, help="Answer twice, unsteered and steered, with the same seed.")
+@sampling_options
+@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be given again.")
 @click.option(
     "-c",
     "--ctx-size",
     type=click.IntRange(0),
-    help=f"Context in tokens, 0: the model's.  [default: at most {DEFAULT_CONTEXT}]",
+    metavar="N",
+    help="Context of each prompt in tokens, 0: the model's.  [default: as needed, at most 4096]",
 )
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
-@click.option("--force", is_flag=True, help="Accept a bias whose router hash is another one, if the shape fits.")
+@template_options
+@click.option(
+    "--reasoning",
+    type=click.Choice(REASONING),
+    default="auto",
+    show_default=True,
+    help="What the model thinks before it answers; auto shows it on a terminal.",
+)
+@click.option("--show-timings", is_flag=True, help="Tell tokens and tokens per second on stderr.")
 @llama_options
 @json_option
 def run(
     model: Path,
-    bias: Path | None,
-    map_file: Path | None,
-    preset: str | None,
-    prompt: str,
-    system_prompt: str | None,
-    n_predict: int,
-    temp: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    seed: int,
-    ctx_size: int | None,
-    raw: bool,
-    force: bool,
-    flags: LlamaFlags,
+    prompt: str | None,
+    prompt_file: Path | None,
+    prompts_file: Path | None,
+    output: Path | None,
+    resume: bool,
+    restart: bool,
+    parallel: int | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Answer one prompt, steered by a bias file, or by an expert map and the paper's numbers for its model.
+    """Answer one prompt, or a file of them, steered or not.
+
+    Text that is piped in stands before -p, with a blank line between, and is the prompt without it. A terminal gets the
+    answer as it comes, a pipe the same without what the model thought before; --json tells tokens, timings, seed and
+    steering. With --n-prompts every prompt becomes one line of JSON, in their order; -o keeps what is done in
+    OUTPUT.partial, and the same command with --resume goes on from there.
 
     \b
     Examples:
-      steermoe run -m tiny -p "What is three plus four?" --temp 0
-      steermoe run -m tiny --bias bias.gguf -p "What is three plus four?" --temp 0
-      steermoe run -m olmoe.gguf --map map.json --preset faithful -p "Document: ... Question: ..."
+      steermoe run -m tiny --temp 0 -p "What is three plus four?"
+      steermoe run -m tiny --map digits-words --reverse --compare --temp 0 -p "What is three plus four?"
+      steermoe run -m olmoe.gguf --map map.json --activate 10 --deactivate 50 -p "..."
+      cat doc.txt | steermoe run -m olmoe.gguf --map map.json --preset faithful -p "Summarise this." --json
+      steermoe run -m olmoe.gguf --n-prompts questions.jsonl -n 200 -o answers.jsonl
     """
-    from ..model import SteeredLlama
+    flags = RunFlags(model=model, **options)
+    typed = _typed()
+    if prompts_file is not None:
+        if {"prompt", "prompt_file"} & typed:
+            raise UsageError("--n-prompts has the prompts; leave out -p and -f")
+        from ._run_batch import run_batch
 
-    facts = model_info(model)
-    steering = _from_map(map_file, preset, facts, force) if map_file or preset else bias
-    if raw and system_prompt:
-        raise UsageError("--raw has no system message; put it into the prompt")
-    if ctx_size is None:
-        ctx_size = min(DEFAULT_CONTEXT, facts.context_length or DEFAULT_CONTEXT)
-    llama = SteeredLlama(
-        model,
-        bias=steering,
-        force=force,
-        n_ctx=ctx_size,
-        seed=seed if seed >= 0 else 0xFFFFFFFF,
-        **flags.model_arguments(),
-        **flags.context_arguments(),
-    )
-    sampling: dict[str, Any] = {
-        "temperature": temp,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "max_tokens": n_predict if n_predict >= 0 else None,
-    }
-    if raw or not facts.chat_template:
-        request: dict[str, Any] = {"prompt": prompt}
-        create = llama.create_completion
-    else:
-        system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-        request = {"messages": [*system, {"role": "user", "content": prompt}]}
-        create = llama.create_chat_completion
+        run_batch(flags, BatchFlags(prompts_file, output, resume, restart, parallel), as_json)
+        return
+    for option, name in (("output", "-o"), ("resume", "--resume"), ("restart", "--restart"), ("parallel", "-np")):
+        if option in typed:
+            raise UsageError(f"{name} belongs to --n-prompts FILE; a single answer goes to stdout")
+    if {"prompt", "prompt_file"} <= typed:
+        raise UsageError("-p and -f both give the prompt; to ask about a file, pipe it in: steermoe run -p ... < FILE")
+    said = _prompt(prompt, None if "prompt" in typed else prompt_file)
+    from ._run_one import run_one
+
+    run_one(flags, said, as_json)
+
+
+def _typed() -> set[str]:
+    """The options that stand on the command line; of those from elsewhere, what does not fit is left aside."""
+    context = click.get_current_context()
+    return {n for n in context.params if context.get_parameter_source(n) == ParameterSource.COMMANDLINE}
+
+
+def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
+    """What the user says: the text piped in, a blank line, -p or the text of -f. One line end at a text's end goes."""
+    piped = _text(_stdin(), "stdin")
+    if prompt_file is not None:
+        prompt = _text(read_bytes(prompt_file, "a prompt", _MAX_PROMPT), str(prompt_file))
+    texts = [text for text in (piped, prompt) if text and text.strip()]
+    if not texts:
+        what = "no prompt" if prompt_file is None else f"{prompt_file}: empty"
+        raise UsageError(f"{what}; give -p TEXT or -f FILE, or pipe a text in")
+    return "\n\n".join(texts)
+
+
+def _stdin() -> bytes:
+    """What is piped in; nothing from a terminal."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return b""
+    data = sys.stdin.buffer.read(_MAX_PROMPT + 1)
+    if len(data) > _MAX_PROMPT:
+        raise FormatError(f"stdin: larger than {_MAX_PROMPT >> 20} MiB, so it is not a prompt; check what is piped in")
+    return data
+
+
+def _text(data: bytes, where: str) -> str:
     try:
-        if as_json:
-            start = time.monotonic()
-            response = create(**request, **sampling)
-            source = {"map": str(map_file)} if map_file else {"bias": str(bias)}
-            print_json(_result(response, model, source, llama.bias, time.monotonic() - start))
-            return
-        for chunk in create(**request, **sampling, stream=True):
-            click.echo(_text(chunk["choices"][0]), nl=False)
-            sys.stdout.flush()
-        click.echo()
-    except ValueError as error:  # llama_cpp: the prompt exceeds the context
-        raise UsageError(f"{error}; raise -c or shorten the prompt") from None
-
-
-def _from_map(map_file: Path | None, preset: str | None, facts: ModelInfo, force: bool) -> BiasFile:
-    """The bias of --map and --preset; a --bias from the environment gives way to them."""
-    if map_file is None or preset is None:
-        raise UsageError("--map and --preset go together; for other numbers of experts run steermoe bias build")
-    if click.get_current_context().get_parameter_source("bias") == ParameterSource.COMMANDLINE:
-        raise UsageError("--bias and --map both steer; give one of them")
-    expert_map = ExpertMap.load(map_file)
-    for warning in expert_map.identity.require_same(facts.require_moe(), str(map_file), str(facts.paths[0]), force):
-        click.echo(f"warning: {warning}", err=True)
-    return make_bias(expert_map, preset_choice(preset, expert_map, map_file))
-
-
-def _text(choice: dict[str, Any]) -> str:
-    """Text of a choice, of a completion or of a chat, whole or streamed."""
-    message = choice.get("delta") or choice.get("message") or {}
-    return choice.get("text") or message.get("content") or ""
-
-
-def _result(
-    response: dict[str, Any], model: Path, source: dict[str, str], steering: BiasFile | None, seconds: float
-) -> dict[str, Any]:
-    choice = response["choices"][0]
-    applied = steering and {
-        **source,
-        "mode": steering.mode,
-        "n_active": steering.n_active,
-        "n_inactive": steering.n_inactive,
-        **steering.provenance,
-    }
-    return {
-        "text": _text(choice),
-        "finish_reason": choice["finish_reason"],
-        "model": str(model),
-        "steering": applied,
-        "usage": response["usage"],
-        "seconds": round(seconds, 3),
-    }
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{where}: not UTF-8 (byte {error.start}); convert it, for example with iconv") from None
+    return text.removesuffix("\n").removesuffix("\r")

@@ -1,0 +1,52 @@
+"""The bytes of tokens as text, piece by piece: whole characters only, and nothing of a stop string."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+
+__all__ = ["TextStream"]
+
+
+class TextStream:
+    """Text of an answer while its bytes come in.
+
+    However the bytes are split, the joined text and `stop` are the same: bytes that are no UTF-8 become U+FFFD, and the
+    text ends before the stop string that is complete first (of several that end at one place, before the longest).
+    """
+
+    def __init__(self, stops: Iterable[str] = ()) -> None:
+        """`stops` are the stop strings, none of them empty."""
+        self.stop: str | None = None  # the stop string that was found
+        self._stops = tuple(sorted(set(stops), key=len, reverse=True))
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""  # might begin a stop string
+
+    def feed(self, data: bytes, *, final: bool = False) -> str:
+        """Take bytes; returns the text that is now certain, "" once a stop string was found.
+
+        `final` gives out what was held back as well: nothing follows.
+        """
+        if self.stop is not None:
+            return ""
+        text = self._held + self._decoder.decode(data, final)
+        found = self._first_stop(text)
+        if found is not None:
+            start, self.stop = found
+            self._held = ""
+            return text[:start]
+        keep = 0 if final else self._possible_beginning(text)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def _first_stop(self, text: str) -> tuple[int, str] | None:
+        ends = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
+        return min(ends)[1:] if ends else None
+
+    def _possible_beginning(self, text: str) -> int:
+        """Length of the longest end of `text` with which a stop string begins."""
+        longest = min(len(text), max((len(stop) for stop in self._stops), default=0))
+        for length in range(longest, 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._stops):
+                return length
+        return 0

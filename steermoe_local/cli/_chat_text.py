@@ -1,0 +1,96 @@
+"""Text on its way to a terminal: made harmless, and broken between words."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+
+from rich.cells import cell_len, get_character_cell_size
+
+__all__ = ["WordWrap", "harmless"]
+
+_FENCE = "```"
+
+
+def harmless(text: str) -> str:
+    """The text without what a terminal would obey: a model can write escape sequences as well as words.
+
+    Line ends and tabs stay; other control characters, and those that turn the direction of writing, are shown as "?".
+    """
+    return "".join("?" if _controls(character) else character for character in text.replace("\r\n", "\n"))
+
+
+def _controls(character: str) -> bool:
+    if character in "\n\t":
+        return False
+    return (
+        unicodedata.category(character) == "Cc" or character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    )
+
+
+class WordWrap:
+    """Breaks a stream of text between words, so that no line is wider than `width` cells.
+
+    A word comes out when it is complete: when a blank follows, or with `end`. A word that is wider than a line is
+    left to the terminal to break, and so are the lines of a fenced block of code. `width` is asked for every word, as
+    a terminal may change it.
+    """
+
+    def __init__(self, width: Callable[[], int]) -> None:
+        self._width = width
+        self._column = 0
+        self._blanks = ""  # seen, but not written: they vanish where a line is broken
+        self._word = ""
+        self._line_start = ""  # what the line begins with, as long as that can make a fence
+        self._code = False
+
+    def feed(self, text: str) -> str:
+        """Take a piece of the stream; returns what can be shown now."""
+        return "".join(self._take(character) for character in text)
+
+    def end(self) -> str:
+        """The rest of the stream."""
+        return self._flush_word() + self._flush_blanks()
+
+    def _take(self, character: str) -> str:
+        if character == "\n":
+            out = self._flush_word() + self._flush_blanks() + "\n"
+            if self._line_start.startswith(_FENCE):
+                self._code = not self._code
+            self._column, self._line_start = 0, ""
+            return out
+        if len(self._line_start) < len(_FENCE):
+            self._line_start = (self._line_start + character).lstrip()
+        if character in " \t":
+            out = self._flush_word()
+            self._blanks += character
+            return out
+        wide = get_character_cell_size(character) > 1
+        out = self._flush_word() if wide else ""  # between characters of full width a line may be broken
+        self._word += character
+        if wide or len(self._word) >= self._width():
+            out += self._flush_word()
+        return out
+
+    def _flush_word(self) -> str:
+        if not self._word:
+            return ""
+        word, self._word = self._word, ""
+        cells = cell_len(word)
+        if not self._code and self._column and self._column + self._blank_cells() + cells > self._width():
+            self._blanks, self._column = "", cells
+            return "\n" + word
+        out = self._flush_blanks()
+        self._column += cells
+        return out + word
+
+    def _flush_blanks(self) -> str:
+        self._column += self._blank_cells()
+        blanks, self._blanks = self._blanks, ""
+        return blanks
+
+    def _blank_cells(self) -> int:
+        column = self._column
+        for blank in self._blanks:
+            column = column // 8 * 8 + 8 if blank == "\t" else column + 1
+        return column - self._column
