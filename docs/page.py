@@ -1,0 +1,49 @@
+"""The picture of the server's page for the documentation: docs/images/page.png. Needs what `make test-page` installs.
+
+The real page in a headless Chromium, against a server with the embedded model and greedy decoding.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PICTURE = ROOT / "docs" / "images" / "page.png"
+MOST_BYTES = 300_000
+sys.path.insert(0, str(ROOT))  # for tests/
+
+from tests.browser import chromium  # noqa: E402
+from tests.page_desk import desk  # noqa: E402
+from tests.running_server import running  # noqa: E402
+
+SIZE = (1280, 860)
+QUESTIONS = ("Count from three to nine.", "Count from two to six.")
+
+
+def picture() -> bytes:
+    """An answer in digits, one to the next question side by side in words, and the experts behind it."""
+    with chromium() as browser, running(n_ctx=512, parallel=2) as server:
+        server.chat(QUESTIONS[0])  # the first answer of a server is slower
+        with desk(browser, server, size=SIZE, color_scheme="light", device_scale_factor=1.25) as tab:
+            tab.open().page.click("#settings summary")
+            tab.page.fill("#seed", "7")
+            tab.page.click("#settings summary")
+            tab.steer("digits-words", activate=6, deactivate=6)
+            tab.send(QUESTIONS[0])
+            with tab.new_table():
+                tab.set("reverse", True)
+            tab.page.locator("label.switch").click()
+            tab.send(QUESTIONS[1])
+            tab.page.locator("#message").focus()
+            tab.tooltip(3, 2)
+            return tab.page.screenshot()
+
+
+if __name__ == "__main__":
+    data = picture()
+    if len(data) > MOST_BYTES:
+        raise SystemExit(f"{len(data)} bytes are too many for a page of documentation: {PICTURE}")
+    PICTURE.parent.mkdir(exist_ok=True)
+    PICTURE.write_bytes(data)
+    print(f"written: {PICTURE}", file=sys.stderr)

@@ -1,0 +1,104 @@
+"""The application: routes, what stands before them, and the page."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import FileResponse, HTMLResponse, Response
+from starlette.middleware.cors import CORSMiddleware
+
+from . import openapi, problems, routes_chat, routes_completions, routes_model, routes_steering
+from .registry import SteeringRegistry
+from .security import BodyGuard, HostGuard, KeyGuard
+from .service import Service
+from .settings import ServerSettings
+from .worker import Worker
+
+__all__ = ["create_app"]
+
+_DESCRIPTION = (
+    "OpenAI's API for a Mixture-of-Experts model whose experts are promoted or suppressed by request: the field "
+    "`steering` is a registered name, a choice {map, activate, deactivate, reverse, layers, mode, scale}, or null."
+)
+_PAGE = Path(__file__).parent / "page"
+# Named here: what a system takes a suffix for may be anything, and a browser runs scripts of the right type only.
+_PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+# Nothing from elsewhere, no inline script; a frame of another site cannot show the page.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+_DOCS_HEADERS = _PAGE_HEADERS | {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
+}
+
+
+def create_app(worker: Worker, registry: SteeringRegistry, settings: ServerSettings, page: Path = _PAGE) -> FastAPI:
+    """The ASGI application. It starts the worker and stops it; `page` is a folder with index.html, if it exists."""
+    service = Service(worker, registry, settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        worker.start()
+        yield
+        service.close()
+
+    app = FastAPI(
+        title="steermoe-local",
+        summary="Steered Mixture-of-Experts models under OpenAI's API",
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,  # FastAPI's own come from other servers; ours is below
+        redoc_url=None,
+        openapi_url=None,
+    )
+    problems.install(app)
+    for module in (routes_chat, routes_completions, routes_model, routes_steering):
+        app.include_router(module.router(service))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(openapi.docs_page(app), headers=_DOCS_HEADERS)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def document() -> dict[str, Any]:
+        return openapi.openapi(app)
+
+    _add_page(app, page)
+    app.openapi = lambda: openapi.openapi(app)  # type: ignore[method-assign]
+    # The last one added is the first one asked.
+    app.add_middleware(BodyGuard, settings=settings)
+    app.add_middleware(KeyGuard, settings=settings)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Retry-After"],
+        )
+    app.add_middleware(HostGuard, settings=settings)
+    return app
+
+
+def _add_page(app: FastAPI, folder: Path) -> None:
+    """Serve the files of the page that are there now: / and /page/NAME. No request becomes a path."""
+
+    def add(address: str, path: Path) -> None:
+        @app.api_route(address, methods=["GET", "HEAD"], include_in_schema=False)
+        async def file() -> FileResponse:
+            return FileResponse(path, headers=_PAGE_HEADERS, media_type=_PAGE_TYPES[path.suffix])
+
+    for path in sorted(folder.glob("*.*")):
+        if path.suffix in _PAGE_TYPES:
+            add("/" if path.name == "index.html" else f"/page/{path.name}", path)

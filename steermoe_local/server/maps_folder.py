@@ -1,0 +1,166 @@
+"""The folder of maps: NAME.json (a map), NAME.gguf (a bias file), NAME.choice.json (numbers for a map).
+
+A choice is the JSON object that a request's `steering` takes; without `map` it is about the map of its own name:
+
+    faithful.json, faithful.choice.json: {"activate": 10, "deactivate": 50}
+    words.choice.json: {"map": "digits-words", "activate": 2, "deactivate": 2, "reverse": true}
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import ValidationError
+
+from .._files import parse_json, read_bytes, replacing
+from ..bias_file import BiasFile, read_bias, write_bias
+from ..errors import FormatError, UsageError
+from ..expert_map import ExpertMap
+from ..steering import Steering
+from .problems import ApiError
+from .schemas import NAME_PATTERN, SteeringChoice
+
+__all__ = ["MapsFolder", "bias_from_base64", "map_from_json", "name_of_file"]
+
+T = TypeVar("T")
+Kind = Literal["map", "bias", "choice"]
+
+_SUFFIXES: dict[Kind, str] = {"choice": ".choice.json", "map": ".json", "bias": ".gguf"}
+_MAX_CHOICE = 64 << 10
+# Names that Windows takes for devices, whatever their suffix.
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+_CHOICE_FIELDS = ("activate", "deactivate", "reverse", "layers", "scale")
+
+
+def name_of_file(path: Path) -> str:
+    """The name under which a file is registered: its stem in lower case, other characters than a-z 0-9 . _ - as "-".
+
+    Raises UsageError for a name that leaves nothing.
+    """
+    stem = path.name
+    for suffix in _SUFFIXES.values():
+        stem = stem.removesuffix(suffix)
+    name = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip(".-")[:64]
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise UsageError(f"{path}: its name cannot be used in requests; take letters, digits, '.', '_' and '-'")
+    return name
+
+
+def map_from_json(data: dict[str, Any], name: str) -> ExpertMap:
+    """Read a map out of a request. Raises FormatError, which names the field."""
+    return _read(json.dumps(data).encode(), f"{name}.json", ExpertMap.load)
+
+
+def bias_from_base64(text: str, name: str) -> BiasFile:
+    """Read a bias file out of a request. Raises FormatError."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error):
+        raise FormatError("bias: not base64; send the bytes of a bias file that way") from None
+    return _read(data, f"{name}.gguf", read_bias)
+
+
+def _read(data: bytes, name: str, reader: Callable[[Path], T]) -> T:
+    """Let a reader of files read bytes; its messages name `name`, not the temporary file."""
+    with tempfile.TemporaryDirectory(prefix="steermoe-") as folder:
+        path = Path(folder) / name
+        path.write_bytes(data)
+        try:
+            return reader(path)
+        except FormatError as error:
+            raise FormatError(str(error).replace(str(path), name)) from None
+
+
+class MapsFolder:
+    """Reads the folder, and writes into it where that is allowed. Only files directly in it count."""
+
+    def __init__(self, path: Path, writable: bool) -> None:
+        self.path, self.writable = path, writable
+        self._own: set[Path] = set()  # what is registered, or was written here: a request may replace it
+        self._named_otherwise: set[str] = set()
+
+    def files(self) -> Iterator[tuple[str, Path, Kind]]:
+        """(name, path, kind) of what can be registered, in the order of the names."""
+        for path in sorted(self.path.iterdir()):
+            kind = next((kind for kind, suffix in _SUFFIXES.items() if path.name.endswith(suffix)), None)
+            if kind is None or path.name.startswith(".") or not path.is_file():
+                continue
+            yield name_of_file(path), path, kind
+
+    def take(self, path: Path) -> None:
+        """Note that a file is what its name stands for."""
+        self._own.add(path)
+        name = name_of_file(path)
+        if path not in (self._file(name, kind) for kind in _SUFFIXES):
+            self._named_otherwise.add(name)
+
+    def holds(self, name: str) -> bool:
+        """May a request replace or delete what has this name? Not what stands in a file of another name, or a link."""
+        own = [path for kind in _SUFFIXES if (path := self._file(name, kind)) in self._own]
+        free = self.writable and name not in self._named_otherwise
+        return free and bool(own) and not any(path.is_symlink() for path in own)
+
+    @staticmethod
+    def read_choice(path: Path, name: str) -> SteeringChoice:
+        """Read a NAME.choice.json. Raises FormatError."""
+        try:
+            data = parse_json(read_bytes(path, "a choice of experts", _MAX_CHOICE).decode("utf-8"))
+            return SteeringChoice.model_validate({"map": name} | data if isinstance(data, dict) else data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise FormatError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        except ValueError as error:
+            raise FormatError(f"{path}: not a choice of experts: not JSON ({error})") from None
+
+    def write(self, name: str, steering: Steering, of_map: str | None) -> None:
+        """Keep a steering as NAME.*; `of_map` is the registered map whose numbers it changes, if it does.
+
+        Raises ApiError for a file that is not this server's to replace, UsageError when it cannot be written.
+        """
+        if _DEVICES.fullmatch(name) or name.endswith(".choice"):
+            raise ApiError(400, f"name: {name!r} is no name for a file; choose another", param="name")
+        choice = {field: getattr(steering, field) for field in _CHOICE_FIELDS if getattr(steering, field)}
+        wanted: dict[Path, Any] = {}
+        if of_map is not None:
+            wanted[self._file(name, "choice")] = {"map": of_map} | choice
+        elif steering.expert_map is not None:
+            wanted[self._file(name, "map")] = steering.expert_map
+            if choice:
+                wanted[self._file(name, "choice")] = choice
+        else:
+            wanted[self._file(name, "bias")] = steering.bias
+        for kind in _SUFFIXES:
+            path = self._file(name, kind)
+            if (path.exists() or path.is_symlink()) and (path not in self._own or path.is_symlink()):
+                raise ApiError(409, f"{path.name}: stands in the maps folder already; choose another name")
+        self.remove(name)
+        for path, content in wanted.items():
+            if isinstance(content, ExpertMap):
+                content.save(path)
+            elif isinstance(content, BiasFile):
+                write_bias(content, path)
+            else:
+                with replacing(path) as temporary:
+                    temporary.write_text(json.dumps(content) + "\n", "utf-8")
+            self._own.add(path)
+
+    def remove(self, name: str) -> None:
+        """Delete the files of a name that are this server's."""
+        for kind in _SUFFIXES:
+            path = self._file(name, kind)
+            if path in self._own and not path.is_symlink():
+                path.unlink(missing_ok=True)
+                self._own.discard(path)
+
+    def _file(self, name: str, kind: Kind) -> Path:
+        path = self.path / f"{name}{_SUFFIXES[kind]}"
+        if path.parent != self.path or not re.fullmatch(NAME_PATTERN, name):
+            raise ApiError(400, f"name: {name!r} is no name for a file", param="name")
+        return path

@@ -1,0 +1,76 @@
+"""What Prometheus reads: requests, tokens, the queue and times, by steering."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+if TYPE_CHECKING:
+    from ..engine import Finish
+    from .worker import Worker
+
+__all__ = ["Metrics"]
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """Counters of one server. A label is never taken from a request as it came: names are registered ones."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._registry = registry = CollectorRegistry()
+        labels = ("endpoint", "steering")
+        self._requests = Counter(
+            "steermoe_requests", "Requests that were answered.", (*labels, "status"), registry=registry
+        )
+        self._prompt = Counter("steermoe_prompt_tokens", "Tokens of prompts.", labels, registry=registry)
+        self._cached = Counter(
+            "steermoe_cached_prompt_tokens",
+            "Tokens of prompts that were in memory, computed under the same steering.",
+            labels,
+            registry=registry,
+        )
+        self._generated = Counter("steermoe_generated_tokens", "Tokens of answers.", labels, registry=registry)
+        self._seconds = Histogram(
+            "steermoe_request_seconds",
+            "From a request's arrival to its end.",
+            labels,
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._first = Histogram(
+            "steermoe_first_token_seconds",
+            "From a request's arrival to its first token.",
+            labels,
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        for name, what, read in (
+            ("running", "Answers that are being decoded.", lambda: worker.n_running),
+            ("slots", "Answers that can be decoded at once.", lambda: worker.n_slots),
+            ("waiting", "Requests that wait for a slot.", lambda: worker.n_waiting),
+            ("ready", "1: the model is loaded.", lambda: worker.state == "ok"),
+        ):
+            Gauge(f"steermoe_{name}", what, registry=registry).set_function(read)
+
+    def answered(self, endpoint: str, steering: str, finishes: list[Finish], seconds: float) -> None:
+        """A request came to its end."""
+        self._requests.labels(endpoint, steering, "ok").inc()
+        self._seconds.labels(endpoint, steering).observe(seconds)
+        for finish in finishes:
+            self._prompt.labels(endpoint, steering).inc(finish.n_prompt)
+            self._cached.labels(endpoint, steering).inc(finish.n_cached)
+            self._generated.labels(endpoint, steering).inc(finish.n_generated)
+
+    def first_token(self, endpoint: str, steering: str, seconds: float) -> None:
+        """A request got its first token."""
+        self._first.labels(endpoint, steering).observe(seconds)
+
+    def failed(self, endpoint: str, steering: str, status: str) -> None:
+        """A request ended otherwise: by an error's status, or "gone"."""
+        self._requests.labels(endpoint, steering, status).inc()
+
+    def text(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self._registry)

@@ -1,0 +1,75 @@
+// A question and the answers to it: what is sent, and what is kept of what comes.
+
+import { Problem } from "./api.js";
+
+/** A turn of the conversation, with one answer for each of `sides`: values of the field `steering`. */
+export function turnOf(user, seed, sides) {
+  const answers = sides.map((steering) => ({
+    side: steering === null ? "unsteered" : "steered",
+    text: "",
+    reasoning: "",
+    state: "running",
+    applied: null,
+    facts: { seed },
+    problem: null,
+    routing: null,
+  }));
+  return { user, seed, answers };
+}
+
+/**
+ * The messages of a request. Where two answers stand side by side, the steered one is what the conversation goes on with;
+ * both sides read the same conversation. A question without an answer is left out.
+ */
+export function messagesOf(system, turns, question) {
+  const found = [];
+  if (system?.trim()) found.push({ role: "system", content: system });
+  for (const turn of turns) {
+    const answer = turn.answers.find((one) => one.side === "steered") ?? turn.answers[0];
+    if (answer.text) found.push({ role: "user", content: turn.user }, { role: "assistant", content: answer.text });
+  }
+  return [...found, { role: "user", content: question }];
+}
+
+/** Adds a chunk of the stream to an answer. */
+export function take(answer, chunk) {
+  const choice = chunk.choices?.[0];
+  answer.text += choice?.delta?.content ?? "";
+  answer.reasoning += choice?.delta?.reasoning_content ?? "";
+  if (chunk.steering !== undefined) answer.applied = chunk.steering;
+  if (chunk.routing) answer.routing = chunk.routing;
+  const { facts } = answer;
+  if (choice?.finish_reason) facts.finish = choice.finish_reason;
+  if (Number.isFinite(choice?.seed)) facts.seed = choice.seed;
+  if (chunk.timings) Object.assign(facts, { tokens: chunk.timings.predicted_n, milliseconds: chunk.timings.predicted_ms });
+  if (chunk.usage) {
+    const { prompt_tokens, completion_tokens, prompt_tokens_details } = chunk.usage;
+    Object.assign(facts, { tokens: completion_tokens, prompt: prompt_tokens, cached: prompt_tokens_details?.cached_tokens ?? 0 });
+  }
+}
+
+/**
+ * Follows an answer to its end; `touched()` is called for each chunk. Returns null, or the Problem that ended it, which
+ * the answer has too.
+ */
+export async function follow(server, answer, body, signal, touched) {
+  try {
+    for await (const chunk of server.chat(body, signal)) {
+      take(answer, chunk);
+      touched();
+    }
+    answer.state = "done";
+    return null;
+  } catch (error) {
+    if (error.name === "AbortError") {
+      answer.state = "stopped";
+      return null;
+    }
+    const known = error instanceof Problem;
+    const problem = known ? error : new Problem("page", "The page failed.", String(error?.message ?? error));
+    answer.state = "error";
+    answer.problem = { title: problem.title, detail: problem.detail };
+    if (!known) console.error(error);
+    return problem;
+  }
+}

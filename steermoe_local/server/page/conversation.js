@@ -1,0 +1,196 @@
+// The conversation on the page: questions, and answers that grow while they come.
+
+import { PerFrame, byId, copy, el, plural } from "./dom.js";
+import { Rendered } from "./markdown.js";
+
+const NEAR = 60; // pixels from the end within which the page follows an answer
+
+/** Words for what was applied to an answer. */
+export function appliedWords(applied) {
+  if (!applied) return ["unsteered"];
+  const words = [];
+  if (applied.n_active || applied.n_inactive) words.push(`${applied.n_active} promoted`, `${applied.n_inactive} suppressed`);
+  else words.push("no experts chosen");
+  if (applied.mode) words.push(applied.mode === "soft" && Number.isFinite(applied.scale) ? `soft rule, ${applied.scale} logits` : `${applied.mode} rule`);
+  if (applied.layers) words.push(`layers ${applied.layers}`);
+  return words;
+}
+
+/** Words for the figures of an answer. */
+export function figures(facts) {
+  const words = [];
+  if (Number.isFinite(facts.tokens)) words.push(plural(facts.tokens, "token"));
+  if (facts.milliseconds > 0 && facts.tokens > 0) words.push(`${((1000 * facts.tokens) / facts.milliseconds).toFixed(facts.tokens * 1000 < 10 * facts.milliseconds ? 1 : 0)} tokens/s`);
+  if (Number.isFinite(facts.seed)) words.push(`seed ${facts.seed}`);
+  if (facts.cached > 0) words.push(`${facts.cached} of ${facts.prompt} prompt tokens reused`);
+  if (facts.finish === "length") words.push("cut off at the limit of tokens");
+  return words;
+}
+
+const NAMES = { unsteered: "Unsteered", steered: "Steered" };
+
+class AnswerView {
+  #answer;
+  #actions;
+  #body;
+  #state;
+  #reasoning;
+  #rendered;
+  #meta;
+  #problem;
+  #use;
+  #again;
+
+  constructor(answer, actions) {
+    this.#answer = answer;
+    this.#actions = actions;
+    this.#body = el("div", { class: "text" });
+    this.#rendered = new Rendered(this.#body);
+    this.#state = el("span", { class: "faint" });
+    this.#reasoning = el("details", { class: "reasoning", hidden: true }, el("summary", {}, "Reasoning"), el("div", { class: "thoughts" }));
+    this.#meta = el("p", { class: "meta" });
+    this.#problem = el("div", { class: "problem", role: "alert", hidden: true });
+    this.#use = el("button", { type: "button", class: "quiet", "aria-pressed": "false", onclick: () => actions.use(answer) }, "Experts used");
+    this.#again = el("button", { type: "button", class: "quiet", hidden: true, onclick: () => actions.again() }, "Ask again");
+    const copyButton = el("button", { type: "button", class: "quiet", onclick: (event) => copy(answer.text, event.currentTarget) }, "Copy");
+    this.title = el("h2", {});
+    this.element = el(
+      "article",
+      { class: `answer ${answer.side}` },
+      el("header", {}, this.title, this.#state),
+      this.#reasoning,
+      this.#body,
+      this.#problem,
+      el("footer", {}, this.#meta, el("div", { class: "answer-actions" }, copyButton, this.#use, this.#again)),
+    );
+    this.update();
+  }
+
+  update() {
+    const answer = this.#answer;
+    const running = answer.state === "running";
+    const { element } = this;
+    element.dataset.state = answer.state;
+    element.setAttribute("aria-busy", String(running));
+    this.title.textContent = answer.applied?.name ? `Steered: ${answer.applied.name}${answer.applied.side ? ` \u2192 ${answer.applied.side}` : ""}` : NAMES[answer.side];
+    this.#state.textContent = { stopped: "stopped", error: answer.text ? "not complete" : "" }[answer.state] ?? (running && !answer.text ? "waiting" : "");
+    this.#rendered.show(answer.text);
+    if (answer.reasoning) {
+      this.#reasoning.hidden = false;
+      this.#reasoning.lastChild.textContent = answer.reasoning;
+      this.#reasoning.firstChild.textContent = running && !answer.text ? "Reasoning \u2026" : "Reasoning";
+    }
+    this.#meta.replaceChildren(...(running ? [] : [...appliedWords(answer.applied), ...figures(answer.facts)].map((word) => el("span", {}, word))));
+    const nothing = answer.state === "error" && !answer.text;
+    this.#body.hidden = nothing;
+    element.querySelector("footer").hidden = running || nothing;
+    this.#use.hidden = !answer.routing;
+    const problem = answer.problem;
+    this.#problem.hidden = !problem;
+    if (problem && this.#problem.dataset.title !== problem.title) {
+      this.#problem.dataset.title = problem.title;
+      this.#problem.replaceChildren(
+        el("strong", {}, problem.title),
+        el("span", {}, problem.detail),
+        el("button", { type: "button", class: "quiet retry", onclick: () => this.#actions.again() }, "Try again"),
+      );
+    }
+  }
+
+  /** Only the last question can be asked again. */
+  setLast(last) {
+    this.#again.hidden = !last;
+    const retry = this.#problem.querySelector(".retry");
+    if (retry) retry.hidden = !last;
+  }
+
+  setUsed(used) {
+    this.#use.setAttribute("aria-pressed", String(used));
+  }
+}
+
+export class Conversation {
+  #log = byId("log");
+  #scroll = byId("scroll");
+  #latest = byId("latest");
+  #views = new Map();
+  #turns = [];
+  #actions;
+  #follow = true;
+  #frames = new PerFrame((answers) => {
+    for (const answer of answers) this.#views.get(answer)?.update();
+    this.#keepUp();
+  });
+
+  /** `actions`: again() asks the last question again, use(answer) lays its experts over the map. */
+  constructor(actions) {
+    this.#actions = actions;
+    this.#scroll.addEventListener("scroll", () => {
+      this.#follow = this.#scroll.scrollHeight - this.#scroll.scrollTop - this.#scroll.clientHeight < NEAR;
+      this.#latest.hidden = this.#follow;
+    }, { passive: true });
+    this.#latest.addEventListener("click", () => this.toEnd());
+    new ResizeObserver(() => this.#keepUp()).observe(this.#scroll);
+  }
+
+  /** Shows these turns, and nothing else. */
+  show(turns) {
+    this.#turns = turns;
+    this.#views.clear();
+    this.#log.replaceChildren(...turns.map((turn) => this.#element(turn)));
+    this.#lastOnes();
+    this.toEnd();
+  }
+
+  /** Shows a turn that was added to them. */
+  added(turn) {
+    this.#log.append(this.#element(turn));
+    this.#lastOnes();
+    this.toEnd();
+  }
+
+  /** An answer has more; it is drawn with the next frame. */
+  touched(answer) {
+    this.#frames.add(answer);
+  }
+
+  /** An answer ended: draws it now. */
+  ended(answer) {
+    this.#frames.add(answer);
+    this.#frames.flush();
+    this.#lastOnes();
+  }
+
+  markUsed(answer) {
+    for (const [shown, view] of this.#views) view.setUsed(shown === answer);
+  }
+
+  toEnd() {
+    this.#follow = true;
+    this.#keepUp();
+  }
+
+  #element(turn) {
+    const views = turn.answers.map((answer) => {
+      const view = new AnswerView(answer, this.#actions);
+      this.#views.set(answer, view);
+      return view.element;
+    });
+    return el(
+      "section",
+      { class: "turn", "aria-label": "Question and answer" },
+      el("div", { class: "question" }, el("span", { class: "hidden" }, "You: "), turn.user),
+      el("div", { class: views.length > 1 ? "answers two" : "answers" }, ...views),
+    );
+  }
+
+  #lastOnes() {
+    const last = this.#turns.at(-1);
+    for (const turn of this.#turns) for (const answer of turn.answers) this.#views.get(answer)?.setLast(turn === last);
+  }
+
+  #keepUp() {
+    if (this.#follow) this.#scroll.scrollTop = this.#scroll.scrollHeight;
+    this.#latest.hidden = this.#follow;
+  }
+}

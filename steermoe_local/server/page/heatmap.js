@@ -1,0 +1,318 @@
+// The map of a model's experts, layers x experts, on a canvas: RD as colour, the chosen ones framed, the experts that an
+// answer used as dots over it. Pointer and keyboard lead through it.
+
+import { signed } from "./dom.js";
+
+const LEFT = 26; // CSS pixels for the layers' numbers
+const TOP = 15; // and for the experts'
+const SMALLEST = 6; // of a cell; a map that is wider then scrolls
+const LARGEST = 34;
+const NEAR = 130; // pixels
+const SHADES = 64; // of a colour, on each side of 0
+
+/** How strong a colour is for an RD: the root, so that small differences are seen next to large ones. */
+const strength = (rd, most) => Math.sqrt(Math.min(1, Math.abs(rd) / most));
+
+/** [red, green, blue] of #rrggbb, which is how page.css writes the colours. */
+const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+
+function colours(element) {
+  const style = getComputedStyle(element);
+  const of = (name) => style.getPropertyValue(name).trim();
+  return { ink: of("--ink"), faint: of("--faint"), none: of("--cell"), empty: of("--cell-empty"), up: of("--up"), down: of("--down") };
+}
+
+/** Shades from the colour of 0 to a side's. */
+function shades(from, to) {
+  const [a, b] = [rgb(from), rgb(to)];
+  return Array.from({ length: SHADES + 1 }, (_, i) => {
+    const mixed = a.map((part, channel) => Math.round(part + ((b[channel] - part) * i) / SHADES));
+    return `rgb(${mixed.join(" ")})`;
+  });
+}
+
+export class Heatmap {
+  #canvas;
+  #cursor;
+  #tooltip;
+  #live;
+  #scroll;
+  #table = null; // {n_layer, n_expert, n_expert_used, rd, signs}
+  #use = null; // {counts, tokens}: selections [layers][experts], tokens [layers]
+  #cell = 12;
+  #at = { layer: 0, expert: 0 };
+  #byKeyboard = false;
+  #most = 1;
+
+  /** `parts`: canvas, cursor, tooltip, live and scroll, elements of index.html. */
+  constructor(parts) {
+    this.#canvas = parts.canvas;
+    this.#cursor = parts.cursor;
+    this.#tooltip = parts.tooltip;
+    this.#live = parts.live;
+    this.#scroll = parts.scroll;
+    const canvas = this.#canvas;
+    for (const name of ["pointermove", "pointerdown"]) {
+      canvas.addEventListener(name, (event) => {
+        const found = this.#cellAt(event.offsetX, event.offsetY);
+        if (found) this.#point(found, false);
+        else this.#hide();
+      });
+    }
+    canvas.addEventListener("pointerleave", () => this.#hide());
+    canvas.addEventListener("blur", () => this.#hide());
+    canvas.addEventListener("focus", () => {
+      if (canvas.matches(":focus-visible")) this.#point(this.#at, true);
+    });
+    canvas.addEventListener("keydown", (event) => this.#key(event));
+    // whatever scrolls: the tooltip stands at a place of the window
+    document.addEventListener("scroll", () => this.#scrolled(), { capture: true, passive: true });
+    new ResizeObserver(() => this.#fit()).observe(this.#scroll);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+  }
+
+  /** The largest |RD|, which has the full colour. */
+  get most() {
+    return this.#most;
+  }
+
+  /** Shows another map; `rd` and `signs` may be null. */
+  setTable(table) {
+    this.#table = table;
+    const all = (table?.rd ?? []).flat().map(Math.abs);
+    this.#most = all.reduce((most, value) => Math.max(most, value), 0) || 1;
+    if (table) {
+      this.#at.layer = Math.min(this.#at.layer, table.n_layer - 1);
+      this.#at.expert = Math.min(this.#at.expert, table.n_expert - 1);
+    }
+    this.#hide();
+    this.#fit(true);
+  }
+
+  /** Lays the experts that an answer used over the map; null takes them away. A table of another shape is left out. */
+  setUse(routing) {
+    const table = this.#table;
+    const fits = table && routing?.length === table.n_layer && routing.every((row) => row.length === table.n_expert);
+    this.#use = fits ? { counts: routing, tokens: routing.map((row) => row.reduce((sum, n) => sum + n, 0) / table.n_expert_used) } : null;
+    this.#hide();
+    this.draw();
+    return Boolean(fits);
+  }
+
+  /** What is known of an expert. */
+  describe(layer, expert) {
+    const { rd, signs } = this.#table;
+    const tokens = this.#use?.tokens[layer] ?? 0;
+    return {
+      layer,
+      expert,
+      rd: rd ? rd[layer][expert] : null,
+      sign: signs ? Math.sign(signs[layer][expert]) : 0,
+      used: tokens > 0 ? { tokens: this.#use.counts[layer][expert], of: tokens, share: this.#use.counts[layer][expert] / tokens } : null,
+    };
+  }
+
+  /** Its lines in the tooltip. */
+  lines(layer, expert) {
+    const about = this.describe(layer, expert);
+    const lines = [`Layer ${layer}, expert ${expert}`];
+    if (about.rd !== null) lines.push(`RD ${signed(about.rd)}`);
+    if (about.sign) lines.push(about.sign > 0 ? "promoted" : "suppressed");
+    if (about.used) {
+      lines.push(`used for ${Math.round(100 * about.used.share)}% of tokens (${about.used.tokens} of ${Math.round(about.used.of)})`);
+    }
+    return lines;
+  }
+
+  #fit(redraw = false) {
+    const table = this.#table;
+    if (!table) return;
+    const room = this.#scroll.clientWidth - LEFT - 1;
+    if (room <= 0) return; // not shown
+    const tall = Math.max(300, 0.55 * innerHeight);
+    const cell = Math.max(SMALLEST, Math.min(LARGEST, Math.floor(Math.min(room / table.n_expert, tall / table.n_layer))));
+    if (cell === this.#cell && !redraw) return;
+    this.#cell = cell;
+    this.draw();
+  }
+
+  /** Draws everything anew. */
+  draw() {
+    const table = this.#table;
+    if (!table) return;
+    const { n_layer: layers, n_expert: experts, rd, signs } = table;
+    const cell = this.#cell;
+    const canvas = this.#canvas;
+    const [width, height] = [LEFT + experts * cell + 1, TOP + layers * cell + 1];
+    const ratio = devicePixelRatio || 1;
+    canvas.width = Math.round(width * ratio);
+    canvas.height = Math.round(height * ratio);
+    canvas.style.width = `${width}px`;
+    canvas.style.height = `${height}px`;
+    Object.assign(canvas.dataset, { layers, experts, cell, left: LEFT, top: TOP });
+    const pen = canvas.getContext("2d");
+    pen.scale(ratio, ratio);
+    const look = colours(canvas);
+    const [up, down] = [shades(look.none, look.up), shades(look.none, look.down)];
+    const gap = cell >= 10 ? 1 : 0.5;
+    for (let layer = 0; layer < layers; layer++) {
+      for (let expert = 0; expert < experts; expert++) {
+        const value = rd ? rd[layer][expert] : 0;
+        pen.fillStyle = rd ? (value < 0 ? down : up)[Math.round(SHADES * strength(value, this.#most))] : look.empty;
+        pen.fillRect(LEFT + expert * cell, TOP + layer * cell, cell - gap, cell - gap);
+      }
+    }
+    if (signs) this.#drawChosen(pen, signs, look.ink);
+    if (this.#use) this.#drawUse(pen, look);
+    this.#drawNumbers(pen, look.faint);
+  }
+
+  #drawChosen(pen, signs, ink) {
+    const cell = this.#cell;
+    const line = cell >= 18 ? 1.5 : 1.2;
+    const wedge = Math.max(3, cell * 0.42);
+    pen.strokeStyle = pen.fillStyle = ink;
+    pen.lineWidth = line;
+    signs.forEach((row, layer) =>
+      row.forEach((sign, expert) => {
+        if (!sign) return;
+        const [x, y, size] = [LEFT + expert * cell, TOP + layer * cell, cell - (cell >= 10 ? 1 : 0.5)];
+        pen.strokeRect(x + line / 2, y + line / 2, size - line, size - line);
+        pen.beginPath(); // promoted: the upper right corner; suppressed: the lower left one
+        if (sign > 0) pen.moveTo(x + size - wedge, y), pen.lineTo(x + size, y), pen.lineTo(x + size, y + wedge);
+        else pen.moveTo(x, y + size - wedge), pen.lineTo(x, y + size), pen.lineTo(x + wedge, y + size);
+        pen.fill();
+      }),
+    );
+  }
+
+  #drawUse(pen, look) {
+    const cell = this.#cell;
+    const largest = Math.max(1.6, cell * 0.28);
+    pen.fillStyle = look.ink;
+    pen.strokeStyle = look.none;
+    pen.lineWidth = 1;
+    this.#use.counts.forEach((row, layer) =>
+      row.forEach((count, expert) => {
+        if (!count) return;
+        const radius = largest * Math.sqrt(Math.min(1, count / this.#use.tokens[layer])); // its area is the share
+        pen.beginPath();
+        pen.arc(LEFT + (expert + 0.5) * cell - 0.5, TOP + (layer + 0.5) * cell - 0.5, Math.max(0.7, radius), 0, 2 * Math.PI);
+        if (cell >= 10) pen.stroke();
+        pen.fill();
+      }),
+    );
+  }
+
+  #drawNumbers(pen, colour) {
+    const { n_layer: layers, n_expert: experts } = this.#table;
+    const cell = this.#cell;
+    pen.fillStyle = colour;
+    pen.font = "10px system-ui, sans-serif";
+    pen.textBaseline = "middle";
+    pen.textAlign = "right";
+    const every = Math.ceil(11 / cell);
+    for (let layer = 0; layer < layers; layer += every) pen.fillText(String(layer), LEFT - 6, TOP + (layer + 0.5) * cell);
+    pen.textAlign = "center";
+    const step = [1, 2, 4, 8, 16, 32, 64].find((n) => n * cell >= 26) ?? 128;
+    for (let expert = 0; expert < experts; expert += step) pen.fillText(String(expert), LEFT + (expert + 0.5) * cell, TOP / 2);
+  }
+
+  /** Draws the legend's ramp of colours, from -most to +most. */
+  drawRamp(ramp) {
+    const pen = ramp.getContext("2d");
+    const look = colours(this.#canvas);
+    const [up, down] = [shades(look.none, look.up), shades(look.none, look.down)];
+    for (let x = 0; x < ramp.width; x++) {
+      const value = (2 * x) / (ramp.width - 1) - 1;
+      pen.fillStyle = (value < 0 ? down : up)[Math.round(SHADES * strength(value, 1))];
+      pen.fillRect(x, 0, 1, ramp.height);
+    }
+  }
+
+  #cellAt(x, y) {
+    const table = this.#table;
+    if (!table) return null;
+    const [layer, expert] = [Math.floor((y - TOP) / this.#cell), Math.floor((x - LEFT) / this.#cell)];
+    const inside = layer >= 0 && layer < table.n_layer && expert >= 0 && expert < table.n_expert;
+    return inside ? { layer, expert } : null;
+  }
+
+  #hide() {
+    this.#tooltip.hidden = true;
+    this.#cursor.hidden = true;
+  }
+
+  #point({ layer, expert }, byKeyboard) {
+    if (!this.#table) return;
+    this.#at = { layer, expert };
+    this.#byKeyboard = byKeyboard;
+    const cell = this.#cell;
+    const [x, y] = [LEFT + expert * cell, TOP + layer * cell];
+    if (byKeyboard) {
+      const scroll = this.#scroll;
+      if (x < scroll.scrollLeft + LEFT) scroll.scrollLeft = x - LEFT;
+      if (x + cell > scroll.scrollLeft + scroll.clientWidth) scroll.scrollLeft = x + cell - scroll.clientWidth;
+    }
+    const lines = this.lines(layer, expert);
+    this.#tooltip.replaceChildren(...lines.map((line) => Object.assign(document.createElement("div"), { textContent: line })));
+    if (byKeyboard) this.#live.textContent = lines.join(", "); // the pointer would flood a screen reader
+    Object.assign(this.#cursor.style, { width: `${cell}px`, height: `${cell}px`, transform: `translate(${x}px, ${y}px)` });
+    this.#cursor.hidden = false;
+    this.#tooltip.hidden = false;
+    this.#place(x, y);
+  }
+
+  #scrolled() {
+    if (this.#tooltip.hidden) return;
+    if (this.#byKeyboard) this.#place(LEFT + this.#at.expert * this.#cell, TOP + this.#at.layer * this.#cell);
+    else this.#hide();
+  }
+
+  /** Puts the tooltip beside the cell at (x, y) of the canvas, within the window. */
+  #place(x, y) {
+    const cell = this.#cell;
+    const at = this.#canvas.getBoundingClientRect();
+    const size = this.#tooltip.getBoundingClientRect();
+    const left = Math.max(4, Math.min(at.left + x + cell + 8, document.documentElement.clientWidth - size.width - 4));
+    // above the whole map where that is near, so that it hides no other experts
+    const above = at.top + (y < NEAR ? 0 : y) - size.height - 4;
+    const top = above >= 4 ? above : at.top + y + cell + 6;
+    this.#tooltip.style.transform = `translate(${Math.round(left)}px, ${Math.round(top)}px)`;
+  }
+
+  #key(event) {
+    const table = this.#table;
+    if (!table || event.ctrlKey || event.metaKey || event.altKey) return;
+    const { layer, expert } = this.#at;
+    const moves = {
+      ArrowLeft: [layer, expert - 1],
+      ArrowRight: [layer, expert + 1],
+      ArrowUp: [layer - 1, expert],
+      ArrowDown: [layer + 1, expert],
+      Home: [layer, 0],
+      End: [layer, table.n_expert - 1],
+      PageUp: [0, expert],
+      PageDown: [table.n_layer - 1, expert],
+    };
+    let to = moves[event.key];
+    if (event.key === "Escape") this.#hide();
+    if (event.key === "n" || event.key === "p") to = this.#nextChosen(event.key === "n" ? 1 : -1);
+    if (!to) return;
+    event.preventDefault();
+    const [row, column] = to;
+    this.#point({ layer: Math.max(0, Math.min(table.n_layer - 1, row)), expert: Math.max(0, Math.min(table.n_expert - 1, column)) }, true);
+  }
+
+  #nextChosen(step) {
+    const { n_layer, n_expert, signs } = this.#table;
+    const all = n_layer * n_expert;
+    const here = this.#at.layer * n_expert + this.#at.expert;
+    for (let i = 1; i <= all && signs; i++) {
+      const place = (((here + step * i) % all) + all) % all;
+      const [layer, expert] = [Math.floor(place / n_expert), place % n_expert];
+      if (signs[layer][expert]) return [layer, expert];
+    }
+    return [this.#at.layer, this.#at.expert];
+  }
+}

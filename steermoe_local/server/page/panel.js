@@ -1,0 +1,217 @@
+// Choosing what steers the next answers: the name, the numbers of experts, the rule, the layers.
+
+import { byId, copy, debounced, el, plural } from "./dom.js";
+
+const START = 8; // experts, for a map that comes without numbers
+const SOFT = 4; // logits, when the soft rule is chosen
+const SOURCES = { ships: "ships with the model", folder: "from the maps folder", "command line": "given at the start", request: "registered by a program" };
+
+const whole = (value, most) => Math.max(0, Math.min(most, Math.round(Number(value)) || 0));
+
+/** A choice as a request names it; null where nothing would steer. `own` is what the map is registered with. */
+export function requestOf(entry, choice, nLayer) {
+  if (!entry) return null;
+  if (entry.kind !== "map") return entry.name;
+  if (!choice.activate && !choice.deactivate) return null;
+  const same = ["activate", "deactivate", "reverse", "scale"].every((field) => choice[field] === entry[field]);
+  if (same && choice.layers === (entry.layers ?? "")) return entry.name;
+  const asked = { map: entry.name, activate: choice.activate, deactivate: choice.deactivate, reverse: choice.reverse };
+  if (choice.layers) asked.layers = choice.layers;
+  else if (entry.layers) asked.layers = `0-${nLayer - 1}`; // left out, it would be the map's own
+  asked.mode = choice.scale === null ? "hard" : "soft";
+  if (choice.scale !== null) asked.scale = choice.scale;
+  return asked;
+}
+
+export class Panel {
+  #server;
+  #state;
+  #entries = new Map();
+  #info = null;
+  #fetching = null;
+  #onTable;
+  #onChange;
+  #fetchSoon = debounced(() => this.#fetchTable(), 70);
+
+  /** `state` is what store.js keeps; `onTable(table, entry)` draws a map, `onChange()` follows every change. */
+  constructor(server, state, onTable, onChange) {
+    this.#server = server;
+    this.#state = state;
+    this.#onTable = onTable;
+    this.#onChange = onChange;
+    byId("steering").addEventListener("change", (event) => {
+      state.steering = event.target.value;
+      this.#show();
+    });
+    for (const name of ["activate", "deactivate"]) {
+      const [range, number] = [byId(`${name}-range`), byId(name)];
+      range.addEventListener("input", () => this.#set({ [name]: whole(range.value, this.#experts) }));
+      number.addEventListener("change", () => this.#set({ [name]: whole(number.value, this.#experts) }));
+    }
+    for (const id of ["scale-range", "scale"]) {
+      byId(id).addEventListener(id === "scale" ? "change" : "input", (event) => {
+        this.#set({ scale: Math.max(0, Math.min(1000, Number(event.target.value) || 0)) });
+      });
+    }
+    byId("direction").addEventListener("change", () => this.#set({ reverse: byId("reverse").checked }));
+    byId("rule").addEventListener("change", () => this.#set({ scale: byId("soft").checked ? (this.entry.scale ?? SOFT) : null }));
+    byId("layers").addEventListener("input", (event) => this.#set({ layers: event.target.value.replace(/\s+/g, "") }, false));
+    byId("reset").addEventListener("click", () => {
+      delete state.choices[this.entry.name];
+      this.#show();
+      byId("steering").focus(); // the button goes away
+    });
+    byId("copy-snippet").addEventListener("click", (event) => copy(byId("snippet").textContent, event.target));
+    byId("base").textContent = server.base;
+  }
+
+  /** What the server has registered came. */
+  load(info) {
+    this.#info = info;
+    this.#entries = new Map(info.data.map((entry) => [entry.name, entry]));
+    const select = byId("steering");
+    select.replaceChildren(
+      el("option", { value: "" }, "none"),
+      ...info.data.map((entry) => el("option", { value: entry.name }, entry.name + (entry.name === info.default ? " (default)" : ""))),
+    );
+    select.disabled = !info.model;
+    const state = this.#state;
+    if (state.steering === null || (state.steering && !this.#entries.has(state.steering))) state.steering = info.default ?? "";
+    this.#show();
+  }
+
+  /** The registered steering that is chosen, if one is. */
+  get entry() {
+    return this.#entries.get(this.#state.steering) ?? null;
+  }
+
+  get #experts() {
+    const model = this.#info?.model;
+    return model ? model.n_layer * model.n_expert : 0;
+  }
+
+  /** The numbers of the chosen map, as they were left or as it is registered. */
+  get choice() {
+    const entry = this.entry;
+    if (entry?.kind !== "map") return null;
+    const own = { activate: entry.activate, deactivate: entry.deactivate, reverse: entry.reverse, layers: entry.layers ?? "", scale: entry.scale };
+    if (!entry.usable_by_name) own.activate = own.deactivate = START;
+    const left = this.#state.choices[entry.name] ?? {};
+    const scale = left.scale === undefined ? own.scale : left.scale;
+    return {
+      activate: whole(left.activate ?? own.activate, this.#experts),
+      deactivate: whole(left.deactivate ?? own.deactivate, this.#experts),
+      reverse: typeof left.reverse === "boolean" ? left.reverse : own.reverse,
+      layers: typeof left.layers === "string" ? left.layers : own.layers,
+      scale: Number.isFinite(scale) ? scale : null,
+    };
+  }
+
+  /** The field `steering` of the next request. */
+  request() {
+    return requestOf(this.entry, this.choice, this.#info?.model?.n_layer ?? 0);
+  }
+
+  /** A few words for it. */
+  get label() {
+    const [entry, choice] = [this.entry, this.choice];
+    if (!entry) return "unsteered";
+    if (!choice) return entry.name;
+    if (this.request() === null) return `${entry.name}: no experts chosen`;
+    const parts = [entry.name, `+${choice.activate} \u2212${choice.deactivate}`];
+    if (choice.reverse) parts.push("reversed");
+    if (choice.scale !== null) parts.push(`soft ${choice.scale}`);
+    if (choice.layers) parts.push(`layers ${choice.layers}`);
+    return parts.join(" \u00b7 ");
+  }
+
+  #set(changes, fill = true) {
+    const entry = this.entry;
+    if (entry?.kind !== "map") return;
+    this.#state.choices[entry.name] = { ...this.choice, ...changes };
+    this.#show(fill);
+  }
+
+  #show(fill = true) {
+    const [entry, choice] = [this.entry, this.choice];
+    byId("steering").value = entry?.name ?? "";
+    byId("choice").hidden = !choice;
+    byId("about").textContent = this.#about(entry);
+    byId("program").hidden = !this.#info?.model;
+    if (choice) this.#fill(entry, choice, fill);
+    byId("reset").hidden = !choice || this.#state.choices[entry.name] === undefined;
+    byId("snippet").textContent = `"steering": ${JSON.stringify(this.request(), null, 1).replace(/\n */g, " ")}`;
+    if (entry) {
+      this.#fetchSoon();
+    } else {
+      this.#fetching?.abort();
+      this.#fetching = null;
+      byId("chosen").textContent = "";
+      byId("chosen").classList.remove("wrong");
+      const model = this.#info?.model;
+      this.#onTable(model ? { ...model, rd: null, signs: null } : null, null);
+    }
+    this.#onChange();
+  }
+
+  #about(entry) {
+    if (!this.#info) return "";
+    if (!this.#info.model) return "This model has no experts, so nothing can steer it.";
+    if (!entry) return this.#entries.size ? "The model answers as it is." : "The server has no maps; start it with --maps DIR.";
+    const facts = [];
+    if (entry.kind !== "map") facts.push(`a bias file: ${entry.n_active} promoted, ${entry.n_inactive} suppressed, ${entry.mode} rule`);
+    else if (entry.positive && entry.negative) facts.push(`${entry.positive} \u2194 ${entry.negative}`);
+    if (entry.n_pairs) facts.push(plural(entry.n_pairs, "pair"));
+    facts.push(SOURCES[entry.source] ?? entry.source);
+    return facts.join(" \u00b7 ");
+  }
+
+  #fill(entry, choice, texts) {
+    byId("positive").textContent = entry.positive || "the behaviour";
+    byId("negative").textContent = entry.negative || "its opposite";
+    byId(choice.reverse ? "reverse" : "forward").checked = true;
+    const model = this.#info.model;
+    for (const name of ["activate", "deactivate"]) {
+      const most = Math.max(choice[name], Math.min(this.#experts, model.n_layer * model.n_expert_used));
+      Object.assign(byId(`${name}-range`), { max: most, value: choice[name] });
+      Object.assign(byId(name), { max: this.#experts, value: choice[name] });
+    }
+    const soft = choice.scale !== null;
+    byId(soft ? "soft" : "hard").checked = true;
+    byId("strength").hidden = !soft;
+    if (soft) {
+      Object.assign(byId("scale-range"), { max: Math.max(16, choice.scale), value: choice.scale });
+      byId("scale").value = choice.scale;
+    }
+    if (texts) byId("layers").value = choice.layers;
+  }
+
+  /** Asks the server which experts the numbers come to: it chooses for the answers, too. */
+  async #fetchTable() {
+    const [entry, choice] = [this.entry, this.choice];
+    if (!entry) return;
+    this.#fetching?.abort();
+    const fetching = (this.#fetching = new AbortController());
+    const told = byId("chosen");
+    try {
+      const asked = choice && { ...choice, mode: choice.scale === null ? "hard" : "soft" };
+      const request = this.request();
+      const numbers = request === null ? asked && { activate: 0, deactivate: 0 } : typeof request === "object" ? request : null;
+      const table = await this.#server.table(entry.name, numbers, fetching.signal);
+      if (fetching.signal.aborted) return;
+      told.textContent = choice ? this.#counted(table, choice) : "";
+      told.classList.remove("wrong");
+      this.#onTable(table, entry);
+    } catch (problem) {
+      if (problem.name === "AbortError") return;
+      told.textContent = problem.detail || problem.title;
+      told.classList.add("wrong");
+    }
+  }
+
+  #counted(table, choice) {
+    const count = (n, asked, word) => `${n} ${word}${n < asked ? ` (${asked} asked for)` : ""}`;
+    const of = `${count(table.n_active, choice.activate, "promoted")}, ${count(table.n_inactive, choice.deactivate, "suppressed")}`;
+    return `${of} of ${this.#experts}`;
+  }
+}

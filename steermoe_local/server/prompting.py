@@ -1,0 +1,275 @@
+"""Requests as prompts: the chat template, tokens, and what marks reasoning."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import functools
+import json
+import re
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .._rendering import Renderer
+from ..engine import Engine
+from ..errors import ModelError
+from ..reasoning import ReasoningStyle, reasoning_style
+from .grammar import ForcedCall, forced_call, grammar_of_format
+from .problems import ApiError
+from .schemas_chat import ChatRequest, Message
+
+__all__ = ["ChatPrompt", "Prompter", "TextPrompt", "decode_token"]
+
+T = TypeVar("T")
+
+# Some of llama.cpp's tokenizers (those with std::regex) recurse as deep as a word, or a run of blanks, is long, at
+# about 350 bytes a character, and crash when the stack is full. So: much stack, and a bound for such runs.
+_STACK = (64 if sys.platform == "win32" else 512) << 20  # Windows commits it
+_SMALL_STACK = 8 << 20
+_STACK_OF_CHARACTER = 1024
+_CHARACTERS_OF_TOKEN = 256  # more than the longest tokens have: a text beyond that cannot fit the context
+_FINAL_CHANNEL = "<|channel|>final<|message|>"
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A conversation ready to be answered.
+
+    `style` tells reasoning from the answer, `special`: its markers are control tokens. `grammar` binds the answer,
+    which is a call of a tool if `call` says so.
+    """
+
+    text: str
+    tokens: list[int]
+    style: ReasoningStyle | None
+    special: bool
+    grammar: str | None
+    call: ForcedCall | None
+
+
+@dataclass(frozen=True)
+class TextPrompt:
+    """A text to continue; `offsets` are where the tokens begin in it, in characters."""
+
+    text: str
+    tokens: list[int]
+    offsets: list[int]
+
+
+class Prompter:
+    """Renders and tokenizes for a loaded model, in a thread of its own, so that a long text holds up nobody."""
+
+    def __init__(self, engine: Engine, *, thinking: bool, template_arguments: dict[str, Any]) -> None:
+        self._engine = engine
+        self._renderer: Renderer = engine.renderer
+        self._thinking, self._template_arguments = thinking, template_arguments
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="steermoe-prompts")
+        self._formatter: Any = None
+        self._longest_run = 0
+        for size in (_STACK, _SMALL_STACK):
+            with suppress(RuntimeError), _StackSize(size):  # no room for such a stack
+                self._pool.submit(int).result()  # the pool starts its thread now
+                self._longest_run = size // _STACK_OF_CHARACTER
+                break
+
+    def close(self) -> None:
+        """End the thread."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in the thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, functools.partial(function, *arguments))
+
+    def tokens_of(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
+        """Tokens of a text. In the prompter's thread only. Raises ApiError for one that is no text to tokenize."""
+        runs = (len(run) for pattern in (r"\s+", r"\S+") for run in re.split(pattern, text))
+        if max(runs) > self._longest_run:
+            raise ApiError(
+                400,
+                f"the text has a word, or blank space, of more than {self._longest_run} characters; shorten it",
+                code="invalid_value",
+            )
+        model: Any = self._engine.model
+        return list(model.tokenize(text.encode("utf-8"), add_bos=add_special, special=parse_special))
+
+    def _prompt_tokens(self, text: str, *, add_special: bool) -> list[int]:
+        n_ctx = self._engine.n_ctx
+        if len(text) > _CHARACTERS_OF_TOKEN * n_ctx:
+            raise ApiError(
+                400,
+                f"the prompt has {len(text)} characters, which cannot fit a context of {n_ctx} tokens; shorten it",
+                code="context_length_exceeded",
+            )
+        return self.tokens_of(text, add_special=add_special)
+
+    def piece(self, token: int, *, special: bool = True) -> bytes:
+        """Bytes of a token's text."""
+        return self._engine.token_bytes(token, special=special)
+
+    def check_tokens(self, tokens: Sequence[int], where: str) -> None:
+        """Raise ApiError for a number that is no token: llama.cpp does not check."""
+        n_vocab = self.n_vocab
+        bad = next((token for token in tokens if not 0 <= token < n_vocab), None)
+        if bad is not None:
+            raise ApiError(400, f"{where}: token {bad}, but the vocabulary has 0 to {n_vocab - 1}", param=where)
+
+    @functools.cached_property
+    def n_vocab(self) -> int:
+        """How many tokens there are."""
+        return int(self._engine.model.n_vocab())
+
+    def texts(self, prompts: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]) -> list[TextPrompt]:
+        """The prompts of a completion, tokenized. Raises ApiError."""
+        if isinstance(prompts, str):
+            return [self._text_prompt(prompts)]
+        if isinstance(prompts[0], int):
+            return [self._token_prompt([token for token in prompts if isinstance(token, int)])]
+        return [
+            self._text_prompt(prompt) if isinstance(prompt, str) else self._token_prompt(list(prompt))
+            for prompt in prompts
+            if not isinstance(prompt, int)
+        ]
+
+    def _text_prompt(self, text: str) -> TextPrompt:
+        tokens = self._prompt_tokens(text, add_special=True)
+        bos = self._engine.model.token_bos()
+        if not tokens and bos != -1:
+            tokens = [bos]  # so that an empty text can be continued, as in llama-cpp-python
+        return TextPrompt(text, tokens, self._offsets(tokens, len(text.encode("utf-8"))))
+
+    def _token_prompt(self, tokens: list[int]) -> TextPrompt:
+        self.check_tokens(tokens, "prompt")
+        data = b"".join(self.piece(token) for token in tokens)
+        return TextPrompt(data.decode("utf-8", "replace"), tokens, self._offsets(tokens, len(data)))
+
+    def _offsets(self, tokens: Sequence[int], n_bytes: int) -> list[int]:
+        """Where tokens begin in a text of so many bytes; what the tokenizer put before it takes no room."""
+        added = max(0, sum(len(self.piece(token)) for token in tokens) - n_bytes)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        offsets, place = [], 0
+        for token in tokens:
+            offsets.append(place)
+            data = self.piece(token)
+            place += len(decoder.decode(data[added:]))
+            added = max(0, added - len(data))
+        return offsets
+
+    def chat(self, request: ChatRequest) -> ChatPrompt:
+        """Render and tokenize a conversation.
+
+        Raises ModelError (no chat template), ApiError (the template refuses it; a format that is no grammar).
+        """
+        call = forced_call(request)
+        grammar = call.grammar if call else grammar_of_format(request.response_format)
+        text = self._render(request, bound=grammar is not None)
+        template = self._renderer.template
+        style = reasoning_style(template, text)
+        if style is not None and style.tags is None and grammar is not None:
+            text += _FINAL_CHANNEL  # what is bound to a grammar cannot open its channel itself
+            style = reasoning_style(template, text)
+        special = style is not None and self._renderer.any_control(style.markers)
+        tokens = self._prompt_tokens(text, add_special=False)
+        return ChatPrompt(text, tokens, style, special, grammar, call)
+
+    def _render(self, request: ChatRequest, bound: bool) -> str:
+        if not self._renderer.has_template:
+            raise ModelError("the model has no chat template, so it cannot chat; use /v1/completions")
+        tools = [tool.model_dump(exclude_none=True) for tool in request.tools or ()]
+        values: dict[str, Any] = {"tools": tools if tools and request.tool_choice != "none" else None}
+        if request.tool_choice is not None and values["tools"]:
+            choice = request.tool_choice
+            values["tool_choice"] = choice if isinstance(choice, str) else choice.model_dump()
+        values |= self._variables(request, bound)
+        # Templates for models that call tools want arguments as objects; a few join them to texts.
+        reason = ""
+        for parsed in (True, False):
+            messages = [self._message(message, parsed) for message in request.messages]
+            try:
+                return str(self._chat_formatter()(messages=messages, **values).prompt)
+            except Exception as error:  # templates are code of the model's makers and raise anything
+                reason = reason or " ".join(str(error).split())[:300]
+        message = f"the model's chat template refuses this conversation: {reason}"
+        raise ApiError(400, message, param="messages", code="invalid_messages")
+
+    def _variables(self, request: ChatRequest, bound: bool) -> dict[str, Any]:
+        """Variables for the template: its switch for thinking, what the server was started with, what is asked for."""
+        thinking = self._thinking and not bound
+        asked = dict(request.chat_template_kwargs or {})
+        if request.reasoning_effort is not None:
+            thinking = request.reasoning_effort != "none" and not bound
+            asked.setdefault("reasoning_effort", request.reasoning_effort)
+        arguments = self._template_arguments | asked
+        return self._renderer.configured(thinking=thinking, template_arguments=arguments).template_arguments
+
+    def _message(self, message: Message, parse_arguments: bool) -> dict[str, Any]:
+        role = message.role
+        if role == "developer" and "developer" not in self._renderer.template:
+            role = "system"
+        data: dict[str, Any] = {"role": role, "content": message.text}
+        for name in ("name", "tool_call_id", "reasoning_content"):
+            if (value := getattr(message, name)) is not None:
+                data[name] = value
+        if message.tool_calls:
+            data["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": call.type,
+                    "function": {
+                        "name": call.function.name,
+                        "arguments": _parsed(call.function.arguments) if parse_arguments else call.function.arguments,
+                    },
+                }
+                for call in message.tool_calls
+            ]
+        return data
+
+    def _chat_formatter(self) -> Any:
+        if self._formatter is None:
+            from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+            model = self._engine.model
+            bos, eos = (token for token in (model.token_bos(), model.token_eos()))
+            try:
+                self._formatter = Jinja2ChatFormatter(
+                    template=self._renderer.template,
+                    eos_token="" if eos == -1 else decode_token(self.piece(eos)),
+                    bos_token="" if bos == -1 else decode_token(self.piece(bos)),
+                )
+            except Exception as error:
+                reason = " ".join(str(error).split())[:300]
+                raise ModelError(f"the model's chat template cannot be read: {reason}") from None
+        return self._formatter
+
+
+def decode_token(data: bytes) -> str:
+    """A token's text; bytes that are no UTF-8 alone are written as OpenAI writes them."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def _parsed(arguments: str) -> Any:
+    try:
+        value = json.loads(arguments)
+    except ValueError:
+        return arguments
+    return value if isinstance(value, dict) else arguments
+
+
+class _StackSize:
+    """Threads that are started inside have a stack of this size."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __enter__(self) -> None:
+        self._before = threading.stack_size(self._size)
+
+    def __exit__(self, *_: object) -> None:
+        threading.stack_size(self._before)

@@ -1,0 +1,131 @@
+"""Answers in OpenAI's JSON, whole and as chunks of a stream, in the form of llama_cpp.llama_types.
+
+Beyond OpenAI: `steering` says what was applied, `routing` what it did, `timings` what the answer took, and `seed` in
+each choice the seed that was drawn.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .._files import tool_name
+from ..engine import Finish
+from .answers import ChatAnswer, Entry
+from .prompting import decode_token
+from .registry import Applied
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llama_cpp.llama_types import (
+        ChatCompletionLogprobs,
+        ChatCompletionLogprobToken,
+        ChatCompletionTopLogprobToken,
+        CompletionLogprobs,
+    )
+
+__all__ = ["Head", "chat_logprobs", "completion_logprobs", "steering_info", "timings", "tool_call", "usage"]
+
+FINGERPRINT = tool_name().replace(" ", "-")
+
+
+@dataclass(frozen=True)
+class Head:
+    """What stands at the beginning of an answer and of each of its chunks."""
+
+    prefix: str  # of the id
+    kind: str  # object
+    model: str
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def body(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        """The JSON object."""
+        return {
+            "id": f"{self.prefix}-{self.id}",
+            "object": self.kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": FINGERPRINT,
+            "choices": choices,
+            **more,
+        }
+
+
+def usage(prompts: Sequence[Sequence[Finish]]) -> dict[str, Any]:
+    """Tokens of all answers, by prompt: a prompt counts once, also if it was answered n times."""
+    n_prompt = sum(answers[0].n_prompt for answers in prompts)
+    n_answer = sum(finish.n_generated for answers in prompts for finish in answers)
+    return {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_answer,
+        "total_tokens": n_prompt + n_answer,
+        "prompt_tokens_details": {"cached_tokens": sum(answers[0].n_cached for answers in prompts)},
+    }
+
+
+def steering_info(applied: Applied, n_cached: int | None = None) -> dict[str, Any] | None:
+    """What was applied, None for nothing; `n_cached` prompt tokens had been computed under it before."""
+    if applied.info is None:
+        return None
+    return dict(applied.info) | ({} if n_cached is None else {"n_cached": n_cached})
+
+
+def timings(finish: Finish) -> dict[str, Any]:
+    """What an answer took, in llama-server's words."""
+    return {
+        "cache_n": finish.n_cached,
+        "prompt_n": finish.n_prompt - finish.n_cached,
+        "prompt_ms": round(1000 * finish.prompt_seconds, 3),
+        "predicted_n": finish.n_generated,
+        "predicted_ms": round(1000 * finish.seconds, 3),
+    }
+
+
+def tool_call(answer: ChatAnswer, id_: str) -> dict[str, Any]:
+    """The forced call of an answer."""
+    name, arguments = answer.function()
+    return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def chat_logprobs(entries: Sequence[Entry], piece: Callable[[int], bytes]) -> ChatCompletionLogprobs:
+    """logprobs of a chat."""
+
+    def token(id_: int, logprob: float) -> ChatCompletionTopLogprobToken:
+        data = piece(id_)
+        return {"token": data.decode("utf-8", "replace"), "logprob": _finite(logprob), "bytes": list(data)}
+
+    content: list[ChatCompletionLogprobToken] = [
+        {**token(entry.token, entry.logprob or 0.0), "top_logprobs": [token(*other) for other in entry.top]}
+        for entry in entries
+    ]
+    return {"content": content, "refusal": None}
+
+
+def completion_logprobs(entries: Sequence[Entry], piece: Callable[[int], bytes]) -> CompletionLogprobs:
+    """logprobs of a completion."""
+    return {
+        "tokens": [decode_token(piece(entry.token)) for entry in entries],
+        "token_logprobs": [None if entry.logprob is None else _finite(entry.logprob) for entry in entries],
+        "top_logprobs": [_top(entry, piece) for entry in entries],
+        "text_offset": [entry.offset for entry in entries],
+    }
+
+
+def _top(entry: Entry, piece: Callable[[int], bytes]) -> dict[str, float] | None:
+    """The likeliest tokens and the one that was drawn, by their texts; of two with one text, the likelier."""
+    if entry.logprob is None:
+        return None
+    top: dict[str, float] = {}
+    for token, logprob in (*entry.top, (entry.token, entry.logprob)):
+        top.setdefault(decode_token(piece(token)), _finite(logprob))
+    return top
+
+
+def _finite(logprob: float) -> float:
+    """JSON has no infinity; OpenAI writes -9999 for what is impossible."""
+    return max(logprob, -9999.0)

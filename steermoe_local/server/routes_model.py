@@ -1,0 +1,83 @@
+"""The model, its health, metrics and tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+
+from .openapi import ERRORS
+from .prompting import decode_token
+from .schemas import DetokenizeRequest, TokenizeRequest
+from .service import Service
+
+__all__ = ["router"]
+
+_TEXT = {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+
+
+def router(service: Service) -> APIRouter:
+    """The routes."""
+    routes = APIRouter()
+
+    @routes.get("/health", tags=["server"], responses={503: ERRORS[503]})
+    async def health() -> Response:
+        """Is the model loaded, and how busy is it? 200 with status "ok", else 503."""
+        worker = service.worker
+        slots = {"total": worker.n_slots, "busy": worker.n_running}
+        body = {"status": worker.state, "slots": slots, "waiting": worker.n_waiting}
+        return JSONResponse(body, 200 if worker.state == "ok" else 503)
+
+    @routes.get("/metrics", tags=["server"], responses={200: _TEXT, 401: ERRORS[401]}, response_class=Response)
+    async def metrics() -> Response:
+        """Requests, tokens, queue and times by steering, for Prometheus."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def model(id_: str, name: str | None) -> dict[str, Any]:
+        engine = service.worker.require_ready()
+        meta: dict[str, Any] = {"n_ctx": engine.n_ctx, "n_vocab": engine.model.n_vocab()}
+        if engine.identity is not None:
+            meta |= engine.identity.to_dict()
+        return {
+            "id": id_,
+            "object": "model",
+            "created": service.created,
+            "owned_by": "steermoe-local",
+            "steering": name,
+            "meta": meta,
+        }
+
+    @routes.get("/v1/models", tags=["server"], responses={401: ERRORS[401], 503: ERRORS[503]})
+    async def models() -> dict[str, Any]:
+        """The model, and MODEL:NAME for each steering that is ready by its name."""
+        return {"object": "list", "data": [model(id_, name) for id_, name in service.models()]}
+
+    @routes.get("/v1/models/{model_id:path}", tags=["server"], responses={k: ERRORS[k] for k in (401, 404, 503)})
+    async def one_model(model_id: str) -> dict[str, Any]:
+        """One of them."""
+        service.worker.require_ready()
+        return model(model_id, service.steering_of_model(model_id))
+
+    @routes.post("/tokenize", tags=["tokens"], responses=ERRORS)
+    async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
+        """Tokens of a text, as llama-server gives them."""
+        prompter = service.prompter()
+
+        def tokens_of() -> list[int]:
+            return prompter.tokens_of(body.content, add_special=body.add_special, parse_special=body.parse_special)
+
+        tokens = await prompter.run(tokens_of)
+        if not body.with_pieces:
+            return {"tokens": tokens}
+        return {"tokens": [{"id": token, "piece": decode_token(prompter.piece(token))} for token in tokens]}
+
+    @routes.post("/detokenize", tags=["tokens"], responses=ERRORS)
+    async def detokenize(body: DetokenizeRequest) -> dict[str, str]:
+        """The text of tokens."""
+        prompter = service.prompter()
+        prompter.check_tokens(body.tokens, "tokens")
+        data = b"".join(prompter.piece(token) for token in body.tokens)
+        return {"content": data.decode("utf-8", "replace")}
+
+    return routes

@@ -1,0 +1,97 @@
+"""The registered steerings: list, add, delete, and what the page draws."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Query
+from fastapi.responses import JSONResponse, Response
+
+from ..steering import Steering
+from .openapi import ERRORS
+from .problems import ApiError
+from .schemas import RegisterRequest, SteeringChoice
+from .service import Service
+
+__all__ = ["router"]
+
+NameInPath = Annotated[str, Path(max_length=64, description="A registered name.")]
+Count = Annotated[int | None, Query(ge=0, le=1_000_000)]
+
+
+def router(service: Service) -> APIRouter:
+    """The routes."""
+    routes = APIRouter(tags=["steering"])
+    registry = service.registry
+
+    @routes.get("/v1/steering", responses={k: ERRORS[k] for k in (401, 503)})
+    async def names() -> dict[str, Any]:
+        """What requests can name, and the server's default."""
+        engine = service.worker.require_ready()
+        model = None if engine.identity is None else engine.identity.to_dict()
+        entries = [entry.to_dict() for entry in registry.entries()]
+        return {"object": "list", "default": registry.default, "model": model, "data": entries}
+
+    @routes.post("/v1/steering", status_code=201, responses=ERRORS)
+    async def register(body: RegisterRequest) -> JSONResponse:
+        """Register a map, a bias file or a choice under a name. It must have been made for the served model."""
+        service.worker.require_ready()
+        entry = await asyncio.to_thread(registry.register, body)
+        return JSONResponse(entry.to_dict(), 201)
+
+    @routes.get("/v1/steering/{name}", responses={k: ERRORS[k] for k in (400, 401, 404, 503)})
+    async def one(name: NameInPath) -> dict[str, Any]:
+        """What a name stands for."""
+        service.worker.require_ready()
+        return registry.entry(name).to_dict()
+
+    @routes.delete(
+        "/v1/steering/{name}", status_code=204, responses={k: ERRORS[k] for k in (400, 401, 403, 404, 409, 503)}
+    )
+    async def remove(name: NameInPath) -> Response:
+        """Forget a name that came with a request."""
+        service.worker.require_ready()
+        await asyncio.to_thread(registry.remove, name)
+        return Response(status_code=204)
+
+    @routes.get("/v1/steering/{name}/map", responses={k: ERRORS[k] for k in (400, 401, 404, 503)})
+    async def map_of(
+        name: NameInPath,
+        activate: Count = None,
+        deactivate: Count = None,
+        reverse: bool | None = None,
+        layers: Annotated[str | None, Query(max_length=200)] = None,
+        mode: Literal["hard", "soft"] | None = None,
+        scale: Annotated[float | None, Query(ge=-1000, le=1000, allow_inf_nan=False)] = None,
+    ) -> dict[str, Any]:
+        """RD of every expert, [layers][experts], and the sign of each that is chosen by these numbers."""
+        service.worker.require_ready()
+        numbers: dict[str, Any] = {"activate": activate, "deactivate": deactivate, "reverse": reverse}
+        numbers |= {"layers": layers, "mode": mode, "scale": scale}
+        entry = registry.entry(name)
+        given = {key: value for key, value in numbers.items() if value is not None}
+        wanted = SteeringChoice.model_validate({"map": name} | given) if given else name
+        return entry.to_dict() | await asyncio.to_thread(_table, registry.chosen(wanted), service)
+
+    return routes
+
+
+def _table(steering: Steering, service: Service) -> dict[str, Any]:
+    identity = service.worker.require_ready().identity
+    if identity is None:
+        raise ApiError(400, "the model has no experts")
+    bias = steering.build(identity)
+    table: dict[str, Any] = {
+        "n_layer": identity.n_layer,
+        "n_expert": identity.n_expert,
+        "n_expert_used": identity.n_expert_used,
+        "rd": None if steering.expert_map is None else steering.expert_map.rd.round(6).tolist(),
+        "signs": None if bias is None else bias.signs.tolist(),
+        "n_active": 0 if bias is None else bias.n_active,
+        "n_inactive": 0 if bias is None else bias.n_inactive,
+    }
+    if steering.expert_map is not None:
+        names = ("activate", "deactivate", "reverse", "layers", "scale")
+        table |= {name: getattr(steering, name) for name in names} | {"mode": steering.mode, "side": steering.side}
+    return table

@@ -1,0 +1,197 @@
+"""What stands before the application: who may ask, under which host name, and what a body may be. Pure ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import json
+import socket
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from .problems import ApiError, strict_json
+from .settings import ServerSettings
+
+__all__ = ["BodyGuard", "HostGuard", "KeyGuard", "host_allowed"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# The page, which asks for the key, and what tells nothing about the model or its users.
+_PUBLIC = frozenset({"/", "/favicon.ico", "/health", "/docs", "/openapi.json"})
+_PAGE = "/page/"
+_PARSED_HERE = 64 * 1024  # a larger body is parsed in a thread, so that it holds up nobody
+_DRAINED_SECONDS = 1.0
+
+
+class HostGuard:
+    """Refuses host names that are not this server's: a web page can point a name of its own at this machine.
+
+    An address is no name and cannot be pointed elsewhere, so addresses are taken.
+    """
+
+    def __init__(self, app: App, settings: ServerSettings) -> None:
+        self._app = app
+        self._names = frozenset(
+            name.lower().strip("[]")
+            for name in ("localhost", settings.host, *settings.allowed_hosts, *([] if settings.local else _own_names()))
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check the Host header."""
+        if scope["type"] == "http":
+            hosts = [value for name, value in scope["headers"] if name == b"host"]
+            host = hosts[0].decode("latin-1") if len(hosts) == 1 else ""
+            if not host_allowed(host, self._names):
+                message = (
+                    f"host {host[:100]!r} is not a name of this server; use its address, or start it with "
+                    "--allowed-host NAME"
+                )
+                return await _refuse(ApiError(403, message, kind="permission_error", code="unknown_host"), send)
+        return await self._app(scope, receive, send)
+
+
+def host_allowed(header: str, names: frozenset[str]) -> bool:
+    """Is a Host header one of the names, or an address?"""
+    if header.startswith("["):
+        host, bracket, port = header[1:].partition("]")
+        if not bracket or (port and not port.startswith(":")):
+            return False
+        port = port[1:]
+    else:
+        host, _, port = header.partition(":")
+    if port and not (port.isascii() and port.isdecimal()):
+        return False
+    host = host.lower().removesuffix(".")
+    if host in names or host.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _own_names() -> tuple[str, ...]:
+    name = socket.gethostname()
+    return (name, name.partition(".")[0], f"{name.partition('.')[0]}.local")
+
+
+class KeyGuard:
+    """Asks for the API key, if there is one."""
+
+    def __init__(self, app: App, settings: ServerSettings) -> None:
+        self._app = app
+        self._digest = None if settings.api_key is None else _digest(settings.api_key.encode())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check the key."""
+        if self._digest is not None and scope["type"] == "http" and not self._is_public(scope):
+            given = [value for name, value in scope["headers"] if name == b"authorization"]
+            scheme, _, key = (given[0] if len(given) == 1 else b"").partition(b" ")
+            # Digests have one length: the comparison tells neither the key's length nor how much of it was right.
+            right = hmac.compare_digest(_digest(key.strip()), self._digest)
+            if scheme.lower() != b"bearer" or not right:
+                message = "no valid API key; send the header Authorization: Bearer KEY"
+                headers = {"WWW-Authenticate": "Bearer"}
+                error = ApiError(401, message, kind="authentication_error", code="invalid_api_key", headers=headers)
+                return await _refuse(error, send)
+        return await self._app(scope, receive, send)
+
+    @staticmethod
+    def _is_public(scope: Scope) -> bool:
+        public = scope["path"] in _PUBLIC or scope["path"].startswith(_PAGE)
+        return public and scope["method"] in ("GET", "HEAD")
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+class BodyGuard:
+    """Reads bodies whole, within limits of size and time, and lets through nothing but strict JSON."""
+
+    def __init__(self, app: App, settings: ServerSettings) -> None:
+        self._app = app
+        self._limit, self._seconds = settings.body_limit, settings.body_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read and check the body."""
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return await self._app(scope, receive, send)
+        headers = dict(scope["headers"])
+        try:
+            body = await self._read(headers, receive)
+            if body is None:
+                return None  # the client is gone
+            if body:
+                _require_json_type(headers)
+                if len(body) <= _PARSED_HERE:
+                    strict_json(body)
+                else:
+                    await asyncio.to_thread(strict_json, body)
+        except ApiError as error:
+            if error.status == 413:
+                await _drain(receive)
+            return await _refuse(error, send)
+        pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return pending.pop() if pending else await receive()
+
+        return await self._app(scope, replay, send)
+
+    async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or len(length) > 18 or int(length) > self._limit:
+            raise self._too_large()
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > self._limit:
+                        raise self._too_large()
+                    if not message.get("more_body"):
+                        return b"".join(parts)
+        except TimeoutError:
+            message_text = f"the body did not come within {self._seconds:g} seconds"
+            raise ApiError(408, message_text, kind="timeout_error", code="slow_body") from None
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"the body is larger than {self._limit >> 20} MiB", code="body_too_large")
+
+
+def _require_json_type(headers: dict[bytes, bytes]) -> None:
+    """A page of another origin can send anything but this type without asking first."""
+    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if kind != b"application/json":
+        raise ApiError(415, "the body is JSON; send the header Content-Type: application/json", code="content_type")
+
+
+async def _drain(receive: Receive) -> None:
+    """Take what a client goes on sending for a moment: it reads the answer only when it is done."""
+    try:
+        async with asyncio.timeout(_DRAINED_SECONDS):
+            while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+                pass
+    except TimeoutError:
+        pass
+
+
+async def _refuse(error: ApiError, send: Send) -> None:
+    body = json.dumps(error.body()).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,98 @@
+"""How the server runs, as its command line says it."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..engine import Sampling
+from ..errors import UsageError
+
+__all__ = ["ServerSettings", "is_loopback"]
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """The choices of `steermoe serve`. Raises UsageError for what would not be safe, or does not go together.
+
+    `model` is the name by which clients know the model, `aliases` are further ones. `queue_limit` requests may wait for
+    a sequence; `timeout` seconds is what one may take in all, waiting included. `body_limit` bytes and `body_seconds`
+    bound what a client may send and how slowly. `maps_folder` holds maps and bias files, into which POST /v1/steering
+    writes if `maps_writable`. `sampling` and `max_tokens` (None: until the model ends) are the defaults of requests,
+    `thinking` and `template_arguments` those of the chat template, `steering` the name that steers unless a request
+    says otherwise.
+    """
+
+    model: str
+    aliases: tuple[str, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 8080
+    api_key: str | None = field(default=None, repr=False)
+    no_auth: bool = False
+    cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    queue_limit: int = 64
+    timeout: float = 600.0
+    body_limit: int = 16 * MIB
+    body_seconds: float = 30.0
+    log_prompts: bool = False
+    maps_folder: Path | None = None
+    maps_writable: bool = False
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    thinking: bool = False
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    steering: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check what would not be safe."""
+        if self.api_key is not None and self.no_auth:
+            raise UsageError("--api-key and --no-auth exclude each other; give one of them")
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
+            raise UsageError("--api-key: empty, or with characters that no HTTP header can hold; take printable ASCII")
+        if not self.local and self.api_key is None and not self.no_auth:
+            raise UsageError(
+                f"--host {self.host}: others can reach this address, so a key is needed: --api-key KEY; "
+                "--no-auth serves everyone who can reach it"
+            )
+        if self.maps_writable and self.maps_folder is None:
+            raise UsageError("--maps-writable: there is no folder to write to; give one with --maps DIR")
+        if self.maps_folder is not None and not self.maps_folder.is_dir():
+            raise UsageError(f"--maps {self.maps_folder}: no such folder; create it first")
+        if any(origin == "*" for origin in self.cors_origins) and self.api_key is None:
+            raise UsageError("--cors '*': every web page could use this server; name the origins, or give an --api-key")
+
+    @property
+    def local(self) -> bool:
+        """Can only programs on this machine reach the address?"""
+        return is_loopback(self.host)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a careful person should read when the server starts."""
+        if self.local:
+            return []
+        if self.no_auth:
+            return [f"everyone who can reach {self.host} can use this server and read its maps: --no-auth"]
+        return [
+            f"{self.host} is not encrypted: the key and all texts can be read on the way; put a TLS proxy before it"
+        ]
+
+
+def is_loopback(host: str) -> bool:
+    """Do all addresses of a host lead back to this machine?"""
+    try:
+        return ipaddress.ip_address(host.strip("[]").partition("%")[0]).is_loopback
+    except ValueError:
+        pass
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except OSError:
+        return False
+    return bool(found) and all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in found)

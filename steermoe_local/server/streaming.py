@@ -1,0 +1,108 @@
+"""Waiting for answers while the client may go away, and server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from typing import Any
+
+from fastapi import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ..engine import Finish, Piece
+from .problems import as_api_error
+from .worker import Ticket, Worker
+
+__all__ = ["Answers", "ClientGone", "EventStream", "Events", "sse"]
+
+Events = list[tuple[int, Piece | Finish]]
+
+_SEND_SECONDS = 60  # for a client to take what it was sent
+
+DONE = b"data: [DONE]\n\n"
+
+
+class ClientGone(Exception):
+    """The client closed its connection; there is nobody to answer."""
+
+
+class Answers:
+    """The events of a ticket, for as long as its client listens.
+
+    Who makes it closes it: what still runs or waits is cancelled then.
+    """
+
+    def __init__(self, worker: Worker, ticket: Ticket, request: Request) -> None:
+        """Raises ApiError when the ticket cannot be queued."""
+        self._worker, self.ticket = worker, ticket
+        worker.submit(ticket)
+        self._gone = asyncio.ensure_future(_disconnected(request))
+
+    def close(self) -> None:
+        """Cancel what is not at its end."""
+        self._gone.cancel()
+        self._worker.cancel(self.ticket)
+
+    async def next(self) -> Events:
+        """What came since the last call. Raises ClientGone, and what ended an answer in an error."""
+        getting = asyncio.ensure_future(self.ticket.next())
+        try:
+            await asyncio.wait({getting, self._gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not getting.done():
+                getting.cancel()
+        if not getting.done() or getting.cancelled():
+            raise ClientGone
+        events: Events = []
+        for index, event in getting.result():
+            if isinstance(event, Exception):
+                raise event
+            events.append((index, event))
+        return events
+
+
+async def _disconnected(request: Request) -> None:
+    with suppress(asyncio.CancelledError):
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+
+def sse(data: dict[str, Any]) -> bytes:
+    """A server-sent event with a JSON object."""
+    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+class EventStream(Response):
+    """Sends server-sent events as they come; `answers` is closed at the end, however that comes."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, answers: Answers, first: Iterator[dict[str, Any]], rest: AsyncIterator[dict[str, Any]]) -> None:
+        """`first` is what can be sent at once; errors in `rest` become an event, since the status is out by then."""
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._answers, self._first, self._rest = answers, first, rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send everything."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+
+        async def body(data: bytes, more: bool = True) -> None:
+            async with asyncio.timeout(_SEND_SECONDS):
+                await send({"type": "http.response.body", "body": data, "more_body": more})
+
+        try:
+            for data in self._first:
+                await body(sse(data))
+            async for data in self._rest:
+                await body(sse(data))
+            await body(DONE, more=False)
+        except (ClientGone, TimeoutError, OSError):  # it is gone, does not read, or the server says so by an error
+            pass
+        except Exception as error:
+            await body(sse(as_api_error(error).body()), more=False)
+        finally:
+            self._answers.close()
