@@ -141,13 +141,17 @@ def resolve_model(text: str | os.PathLike[str], models_dirs: Iterable[Path] = ()
     if name == TINY and not Path(name).exists():
         return embedded_model()
     is_name = looks_like_name(name)
-    if Path(name).exists() or not (is_name or models_dirs):
-        return Path(name)
-    shelf = Shelf.scan(models_dirs)
-    if found := shelf.find(name) if is_name else shelf.loose(name):
-        return found.path
+    path = Path(name)
+    if path.exists():
+        return path
+    if is_name or models_dirs:
+        shelf = Shelf.scan(models_dirs)
+        if found := shelf.find(name) if is_name else shelf.loose(name):
+            return found.path
     if not is_name:
-        return Path(name)
+        if path.name == name and not path.suffix:
+            raise ModelError(f"{name}: neither a file nor a model of this name; steermoe models lists those here")
+        return path
     there = ", ".join(shelf.tags_of(name))
     have = f" (there is {there})" if there else ""
     raise ModelError(f"{name}: not on this machine{have}; fetch it: steermoe pull {name}")

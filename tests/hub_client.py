@@ -112,6 +112,7 @@ class Client:
             cwd=str(self.folder),
             dimensions=(24, columns),
             encoding="utf-8",
+            codec_errors="replace",
             timeout=60,
         )
 

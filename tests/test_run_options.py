@@ -108,8 +108,11 @@ def test_a_shipped_map_has_numbers_of_its_own() -> None:
 
 
 def test_a_map_of_a_users_own_needs_numbers(tmp_path: Path) -> None:
-    (tmp_path / "digits-words.json").write_bytes(DIGITS.read_bytes())
-    result = steer_by("--map", tmp_path / "digits-words.json")
+    own = tmp_path / "digits-words.json"
+    own.write_bytes(DIGITS.read_bytes())
+    assert steering_of("--map", own)["n_active"] == 2, "a copy of a map that ships is that map"
+    own.write_bytes(DIGITS.read_bytes() + b"\n")
+    result = steer_by("--map", own)
     assert result.exit_code == 2
     for cure in ("--activate N", "--deactivate N", "--preset faithful|safe"):
         assert cure in result.stderr

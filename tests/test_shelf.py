@@ -163,7 +163,7 @@ def test_models_folders(client: Client, tiny_path: Path, random_file: Path) -> N
         run = ["-t", 1, "--temp", 0, "-p", "What is three plus four?"]
         assert client("run", "-m", "loose", *arguments, *run, **variables).stdout == "7\n"
     assert client("info", "loose.gguf", "--models-dir", folder).exit_code == 0
-    fails(client("info", "loose"), 1, "loose: cannot be read as GGUF")
+    fails(client("info", "loose"), 1, "loose: neither a file nor a model of this name")
     fails(client("info", "lab/tiny-GGUF"), 1, "not on this machine")
     # several folders, the first one counts
     other = client.folder / "other"
@@ -203,7 +203,9 @@ def test_paths_go_before_names(client: Client, tiny_path: Path, monkeypatch: pyt
     cached(client.cache, "lab/tiny-GGUF", NEW, {"t-Q4_K_M.gguf": tiny_path})
     assert resolve_model("lab/m.gguf") == Path("lab/m.gguf")
     assert resolve_model("./lab/m") == Path("lab/m")
-    assert resolve_model("missing") == Path("missing")
+    assert resolve_model("missing.gguf") == Path("missing.gguf")
+    with pytest.raises(ModelError, match="missing: neither a file nor a model of this name"):
+        resolve_model("missing")
     (client.folder / "lab").mkdir()
     shutil.copy(tiny_path, client.folder / "lab" / "tiny-GGUF")
     assert resolve_model("lab/tiny-GGUF") == Path("lab/tiny-GGUF")
