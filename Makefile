@@ -19,14 +19,16 @@ CXX_SOURCES := $(wildcard native/src/*.cpp native/src/*.h native/include/*.h tes
 STOCK := build/stock
 VULKAN := build/vulkan
 RPC := build/rpc
+CLIENTS := build/clients-venv
 
-.PHONY: help setup build tools demo test lint format test-page test-reference test-stock test-vulkan test-rpc test-threads fuzz bench clean distclean docs
+.PHONY: help setup build tools demo test lint format test-page test-clients test-reference test-stock test-vulkan test-rpc test-threads fuzz bench clean distclean docs
 
 help:
 	@echo "make demo            set up, build, run the main job on the embedded model"
 	@echo "make test            set up, build, run all tests"
 	@echo "make lint            ruff, mypy, clang-format"
 	@echo "make test-page       the server's page in a headless Chromium (installs it and Playwright)"
+	@echo "make test-clients    evaluation harnesses against the server (installs them in build/clients-venv)"
 	@echo "make test-reference  compare with Hugging Face transformers (installs CPU torch)"
 	@echo "make test-stock      compare with an unpatched llama.cpp built beside ours"
 	@echo "make test-vulkan     steer and record on a Vulkan device, in software (installs Debian packages)"
@@ -118,6 +120,16 @@ $(VENV)/.page: $(VENV)/.built tests/install_chromium.sh
 
 test-page: $(VENV)/.page
 	@STEERMOE_REQUIRE_BROWSER=1 $(BIN)/pytest -q -p no:cacheprovider -m page
+
+# Exact versions in an environment of their own: what they need would disturb ours.
+$(CLIENTS)/.installed: $(VENV)/.setup tests/clients/requirements.txt
+	@echo "== evaluation harnesses in $(CLIENTS)/ (a large download on a new machine)"
+	@$(BIN)/python -m venv --clear $(CLIENTS)
+	@$(CLIENTS)/$(notdir $(BIN))/python -m pip --quiet install -r tests/clients/requirements.txt
+	@touch $@
+
+test-clients: build $(CLIENTS)/.installed
+	@$(BIN)/pytest -q -p no:cacheprovider -m clients tests/clients
 
 $(VENV)/.reference: $(VENV)/.built
 	@echo "== CPU torch and transformers (a large download on a new machine)"

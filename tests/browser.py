@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 REQUIRED = "STEERMOE_REQUIRE_BROWSER"  # set: what is missing fails the tests, instead of skipping them
-NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+# The shell is the same browser without windows, and starts tabs much faster.
+NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 # Nothing from elsewhere: no updates, no services of its maker.
 ARGUMENTS = (
     "--disable-gpu",

@@ -7,7 +7,7 @@ set -eu
 say() { echo "$@" >&2; }
 
 [ -z "${STEERMOE_CHROMIUM:-}" ] || exit 0
-for name in chromium chromium-browser google-chrome-stable google-chrome; do
+for name in chromium-headless-shell chromium chromium-browser google-chrome-stable google-chrome; do
     ! command -v "$name" >/dev/null || exit 0
 done
 
@@ -20,9 +20,16 @@ if [ "$(id -u)" != 0 ]; then
 fi
 say "== installing Chromium"
 log=$(mktemp)
-install="$as_root apt-get install -y --no-install-recommends chromium fonts-dejavu-core"
-# shellcheck disable=SC2086 # words of a command
-DEBIAN_FRONTEND=noninteractive $install >"$log" 2>&1 ||
-    { $as_root apt-get update >>"$log" 2>&1 && DEBIAN_FRONTEND=noninteractive $install >>"$log" 2>&1; } ||
+
+# The headless shell where there is one (Debian), else the whole browser.
+install() {
+    for package in chromium-headless-shell chromium; do
+        DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y --no-install-recommends "$package" fonts-dejavu-core \
+            >>"$log" 2>&1 && return
+    done
+    return 1
+}
+
+install || { $as_root apt-get update >>"$log" 2>&1 && install; } ||
     { tail -n 20 "$log" >&2; say "error: apt-get install failed; $by_hand"; exit 1; }
 rm -f "$log"

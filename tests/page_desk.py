@@ -35,7 +35,7 @@ class Desk:
         self.page.locator(f"#state[data-state={state}]").wait_for(state="attached")
         return self
 
-    def until(self, true: Callable[[], Any], seconds: float = 15) -> Any:
+    def until(self, true: Callable[[], Any], seconds: float = 30) -> Any:
         """Wait for something to become true."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -153,7 +153,7 @@ def desk(browser: Browser, server: Running, *, size: tuple[int, int] = WIDE, **c
     made = browser.new_context(viewport={"width": size[0], "height": size[1]}, **context)
     try:
         page = made.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(30_000)
         watch = Watch(server.url)
         watch.follow(page)
         yield Desk(page, made, watch, server)

@@ -6,6 +6,7 @@ import base64
 import itertools
 import json
 import re
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -179,6 +180,10 @@ def test_switching_the_steering_flips_the_answer(tab: Desk) -> None:
     assert answer["title"] == "Steered: digits-words \u2192 digits"
     assert answer["meta"][:3] == ["2 promoted", "2 suppressed", "hard rule"]
     assert tab.watch.sent[-1]["steering"] == "digits-words", "as it is registered: the name is enough"
+    own = tab.server.chat(QUESTION, steering="digits-words").json()["steering"]
+    tab.page.locator(".details summary").click()
+    applied = json.loads(tab.page.locator(".details pre").inner_text())
+    assert applied | {"n_cached": 0} == own | {"n_cached": 0}, "what the server says of it, whole"
     with tab.new_table():
         tab.set("reverse", True)
     assert tab.again() == ["four"]
@@ -607,6 +612,27 @@ def test_no_server_from_the_beginning(browser: Any, server: Running) -> None:
         assert tab.ended() == ["4"]
 
 
+def test_a_server_that_is_loading(browser: Any) -> None:
+    go = threading.Event()
+
+    def held(load: Any) -> Any:
+        @contextmanager
+        def wait() -> Iterator[Any]:
+            assert go.wait(60)
+            with load() as engine:
+                yield engine
+
+        return wait
+
+    with running(parallel=1, load=held, wait=False) as server, desk(browser, server) as tab:
+        tab.watch.expected = {f"{REFUSED} 503"}
+        tab.open("loading")
+        assert tab.page.locator("#state").inner_text() == "loading the model"
+        go.set()
+        tab.page.locator("#state[data-state=ok]").wait_for()
+        assert tab.send(QUESTION) == ["4"]
+
+
 def test_a_busy_server(slow_tab: Desk) -> None:
     tab = slow_tab
     tab.watch.expected = {f"{REFUSED} 429"}
@@ -953,8 +979,9 @@ def test_with_the_keyboard_alone(tab: Desk) -> None:
     press("Enter")
     assert tab.ended() == ["4", "four"]
     assert active() == "message"
-    press("Shift+Tab")
-    assert active() == "Ask again"
+    for name in ("Applied", "Ask again"):
+        press("Shift+Tab")
+        assert active() == name
     assert seen()
     press("Enter")
     assert tab.ended() == ["4", "four"]
@@ -1049,14 +1076,21 @@ def test_dark_and_light_and_still(browser: Any, server: Running) -> None:
             before = tab.pixels(1, 5)
             tab.page.emulate_media(color_scheme=other)  # type: ignore[arg-type]
             tab.until(lambda before=before: tab.pixels(1, 5) != before)  # the map is drawn anew
+            tab.page.route("**/v1/chat/completions", lambda route: None)  # an answer that does not come
+            tab.type(QUESTION)
+            tab.page.locator("#stop").wait_for()
             moving = """() => [...document.querySelectorAll("*")]
                 .flatMap((one) => [null, "::after", "::before"].map((part) => getComputedStyle(one, part)))
                 .filter((style) => style.animationName !== "none" || parseFloat(style.transitionDuration) > 0)
                 .length"""
             assert tab.page.evaluate(moving) == 0
-    assert (
-        sum(map(int, re.findall(r"\d+", backs["dark"]))) < 120 < 600 < sum(map(int, re.findall(r"\d+", backs["light"])))
-    )
+            tab.page.emulate_media(reduced_motion="no-preference")
+            assert tab.page.evaluate(moving) > 0
+            tab.page.keyboard.press("Escape")
+            tab.ended()
+    dark, light = (sum(map(int, re.findall(r"\d+", backs[scheme]))) for scheme in ("dark", "light"))
+    assert dark < 120
+    assert light > 600
 
 
 def test_long_answers_are_drawn_once_a_frame_and_followed(browser: Any, server: Running) -> None:

@@ -421,14 +421,14 @@ def test_nothing_is_left_behind(server: Running) -> None:
             httpx.post(f"{server.url}/v1/completions", json=body, timeout=0.1, trust_env=False)
 
     def round_() -> int:
-        together([lambda i=i: some(i) for i in range(12)])
+        together([lambda i=i: some(i) for i in range(8)])
         until(lambda: server.worker.n_running == 0 and server.worker.n_waiting == 0)
         gc.collect()
         return len(gc.get_objects())
 
     round_()
     first = round_()
-    later = [round_() for _ in range(2)][-1]
+    later = round_()
     assert later < first * 1.05, "objects pile up"
     assert server.worker._outgoing == {}
     assert server.worker._cancels == []

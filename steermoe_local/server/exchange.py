@@ -10,13 +10,13 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from ..engine import Finish
+from .jobs import Event, Job
 from .problems import ApiError
 from .prompting import Prompter
 from .responses import Head, steering_info, timings, usage
 from .schemas import Generation
 from .service import Followed, Service
 from .streaming import Answers, ClientGone, Events, EventStream
-from .worker import Event, Job
 
 __all__ = ["Exchange"]
 

@@ -143,8 +143,10 @@ def _validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """The first of pydantic's errors that says most: of a union's branches the one that came furthest."""
     unknown = next((error for error in errors if error["type"] == "extra_forbidden"), None)
     error = unknown or max(errors, key=lambda error: len(error["loc"]))
-    path = _path(error["loc"][1:])
-    if error["type"] == "extra_forbidden":
+    path = _path(error["loc"][1:-1] if unknown else error["loc"][1:])
+    if unknown:
+        name = "".join(c if c.isprintable() else "?" for c in str(error["loc"][-1])[:100])
+        path = f"{path}.{name}" if path else name
         message, code = f"{path}: unknown field; /docs lists the known ones", "unknown_field"
     elif error["type"] == "missing" and len(error["loc"]) == 1:
         message, code = "the request has no body; send a JSON object", "missing_body"
@@ -162,8 +164,8 @@ def _path(parts: Sequence[Any]) -> str:
     for part in parts:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part not in _TYPE_NAMES and not any(c in str(part) for c in "[]() ") and not str(part)[:1].isupper():
-            path += f".{part}" if path else str(part)
+        elif part.isidentifier() and not part[0].isupper() and part not in _TYPE_NAMES:
+            path += f".{part}" if path else part
     return path[:200]
 
 

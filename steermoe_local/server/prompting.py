@@ -123,6 +123,21 @@ class Prompter:
         """How many tokens there are."""
         return int(self._engine.model.n_vocab())
 
+    @property
+    def n_ctx(self) -> int:
+        """How many tokens a prompt and its answer may have."""
+        return self._engine.n_ctx
+
+    @functools.cached_property
+    def tokenizer_info(self) -> dict[str, Any]:
+        """The tokenizer's special tokens by their texts, and the chat template, under the names of transformers."""
+        model = self._engine.model
+        ids = {"bos_token": model.token_bos(), "eos_token": model.token_eos()}
+        names = {name: None if token == -1 else decode_token(self.piece(token)) for name, token in ids.items()}
+        template = self._renderer.template if self._renderer.has_template else None
+        size = {"model_max_length": self.n_ctx, "vocab_size": self.n_vocab}
+        return names | {"pad_token": names["eos_token"], "chat_template": template} | size
+
     def texts(self, prompts: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]) -> list[TextPrompt]:
         """The prompts of a completion, tokenized. Raises ApiError."""
         if isinstance(prompts, str):

@@ -2,76 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..bias_file import BiasFile
-from ..errors import FormatError, ModelMismatchError, SteerMoEError, UsageError
+from ..errors import ModelMismatchError, SteerMoEError, UsageError
 from ..identity import ModelIdentity
 from ..shipped_maps import recommended_numbers, shipped_maps
 from ..steering import Steering
 from .maps_folder import MapsFolder, bias_from_base64, map_from_json, name_of_file
 from .problems import ApiError
+from .registered import NONE, NUMBERS, Applied, Registered, Source, bias_digest, map_digest, size
 from .schemas import RegisterRequest, SteeringChoice
 
-__all__ = ["NONE", "Applied", "Registered", "SteeringRegistry"]
-
-NONE = "none"
-"""The name that stands for no steering."""
-
-Source = Literal["ships", "folder", "command line", "request"]
+__all__ = ["SteeringRegistry"]
 
 _MAX_NAMES = 256
 _MAX_BYTES = 256 << 20  # of all tables that came with requests
 _CACHED = 128
-_NUMBERS = ("activate", "deactivate", "reverse", "layers")
-
-
-@dataclass(frozen=True)
-class Applied:
-    """A steering as it is applied to an answer. `label` is what the metrics call it."""
-
-    label: str
-    bias: BiasFile | None = None
-    info: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Registered:
-    """A name and what it stands for."""
-
-    name: str
-    steering: Steering
-    source: Source
-
-    @property
-    def is_map(self) -> bool:
-        """Can the numbers of experts be changed?"""
-        return self.steering.expert_map is not None
-
-    @property
-    def has_numbers(self) -> bool:
-        """Is the name alone enough?"""
-        return not self.is_map or bool(self.steering.activate or self.steering.deactivate)
-
-    def to_dict(self) -> dict[str, Any]:
-        """What GET /v1/steering says of it."""
-        steering = self.steering
-        made = steering.expert_map
-        facts: dict[str, Any] = {"name": self.name, "object": "steering", "kind": "map" if made else "bias"}
-        facts |= {"source": self.source, "usable_by_name": self.has_numbers, "mode": steering.mode}
-        if made is None:
-            assert steering.bias is not None
-            return facts | {"n_active": steering.bias.n_active, "n_inactive": steering.bias.n_inactive}
-        facts |= {name: getattr(steering, name) for name in (*_NUMBERS, "scale")}
-        facts |= {"behaviour": made.behaviour, "positive": made.positive, "negative": made.negative}
-        return facts | {"side": steering.side, "map_sha256": _map_digest(steering), "n_pairs": made.n_pairs}
 
 
 @dataclass
@@ -162,7 +114,7 @@ class SteeringRegistry:
             steering = Steering(request.name, expert_map=map_from_json(request.map, request.name))
             steering = self._with_numbers(steering, request)
         else:
-            if any(getattr(request, name) is not None for name in (*_NUMBERS, "mode", "scale")):
+            if any(getattr(request, name) is not None for name in (*NUMBERS, "mode", "scale")):
                 raise UsageError("a bias file's choice of experts is made; leave out the numbers, or give the map")
             steering = Steering(request.name, bias=bias_from_base64(request.bias or "", request.name))
         entry = Registered(request.name, steering, "request")
@@ -224,8 +176,8 @@ class SteeringRegistry:
         return entry.source == "request" or in_folder
 
     def _require_room(self, steering: Steering) -> None:
-        held = sum(_size(entry.steering) for entry in self._entries.values() if entry.source == "request")
-        if held + _size(steering) > _MAX_BYTES:
+        held = sum(size(entry.steering) for entry in self._entries.values() if entry.source == "request")
+        if held + size(steering) > _MAX_BYTES:
             raise ApiError(
                 409, f"the maps that came with requests fill {_MAX_BYTES >> 20} MiB; delete some", code="full"
             )
@@ -292,18 +244,18 @@ class SteeringRegistry:
         bias = steering.build(self._identity)
         if bias is None or not bias.layers:
             return Applied(NONE, None, {"name": name, "n_active": 0, "n_inactive": 0})
-        digest = _bias_digest(bias)
+        digest = bias_digest(bias)
         with self._lock:
             bias = self._cache.by_digest.setdefault(digest, bias)  # equal ones are one object, and share their prefixes
         info: dict[str, Any] = {"name": name, "mode": bias.mode, "n_active": bias.n_active}
         info |= {"n_inactive": bias.n_inactive, "bias_sha256": digest}
         if entry.is_map:
-            info |= {"map_sha256": _map_digest(steering), "side": steering.side}
-            info |= {field: getattr(steering, field) for field in (*_NUMBERS, "scale")}
+            info |= {"map_sha256": map_digest(steering), "side": steering.side}
+            info |= {field: getattr(steering, field) for field in (*NUMBERS, "scale")}
         return Applied(f"{name}:changed" if changed else name, bias, info)
 
     def _chosen(self, entry: Registered, choice: SteeringChoice | RegisterRequest) -> Steering:
-        given = any(getattr(choice, name) is not None for name in (*_NUMBERS, "mode", "scale"))
+        given = any(getattr(choice, name) is not None for name in (*NUMBERS, "mode", "scale"))
         if not entry.is_map:
             if given:
                 raise UsageError(
@@ -314,7 +266,7 @@ class SteeringRegistry:
 
     @staticmethod
     def _with_numbers(steering: Steering, choice: SteeringChoice | RegisterRequest) -> Steering:
-        changes = {name: value for name in _NUMBERS if (value := getattr(choice, name)) is not None}
+        changes = {name: value for name in NUMBERS if (value := getattr(choice, name)) is not None}
         scale = steering.scale if choice.scale is None else choice.scale
         mode = choice.mode or ("soft" if scale is not None else "hard")
         if mode == "soft" and scale is None:
@@ -322,33 +274,3 @@ class SteeringRegistry:
         if mode == "hard" and choice.scale is not None:
             raise UsageError("scale goes with mode soft; the hard rule has no strength")
         return steering.changed(**changes, scale=scale if mode == "soft" else None)
-
-
-def _bias_digest(bias: BiasFile) -> str:
-    """SHA-256 (hex) over what a bias does: rule, epsilon and values."""
-    digest = hashlib.sha256(f"{bias.mode} {bias.epsilon!r} {list(bias.layers)}".encode())
-    digest.update(bias.dense().astype("<f4").tobytes())
-    return digest.hexdigest()
-
-
-_digests: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-
-
-def _map_digest(steering: Steering) -> str | None:
-    """`ExpertMap.sha256`, computed once: it writes the whole map."""
-    made = steering.expert_map
-    if made is None:
-        return None
-    if made not in _digests:
-        _digests[made] = made.sha256
-    return _digests[made]
-
-
-def _size(steering: Steering) -> int:
-    """Bytes of a steering's tables."""
-    if steering.expert_map is not None:
-        tables = (steering.expert_map.rd, steering.expert_map.a1, steering.expert_map.a2, steering.expert_map.se)
-        return sum(table.nbytes for table in tables if table is not None)
-    if steering.bias is None:
-        raise FormatError("neither a map nor a bias")
-    return sum(row.nbytes for row in steering.bias.values.values())

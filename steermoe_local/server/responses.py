@@ -16,7 +16,7 @@ from .._files import tool_name
 from ..engine import Finish
 from .answers import ChatAnswer, Entry
 from .prompting import decode_token
-from .registry import Applied
+from .registered import Applied
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,12 +12,12 @@ from fastapi.responses import Response
 from ..engine import Finish
 from .answers import ChatAnswer, ChatDelta, Entry
 from .exchange import Exchange
+from .jobs import Event, Job
 from .openapi import ERRORS, STREAMS
 from .prompting import ChatPrompt, Prompter
 from .responses import chat_logprobs, tool_call
 from .schemas_chat import ChatRequest
 from .service import Followed, Service
-from .worker import Event, Job
 
 __all__ = ["router"]
 

@@ -11,12 +11,12 @@ from fastapi.responses import Response
 from ..engine import Finish, Piece
 from .answers import Answer, Chunk, Entry, finish_reason
 from .exchange import Exchange
+from .jobs import Event, Job
 from .openapi import ERRORS, STREAMS
 from .prompting import Prompter, TextPrompt
 from .responses import completion_logprobs
 from .schemas import CompletionRequest
 from .service import Followed, Service
-from .worker import Event, Job
 
 __all__ = ["router"]
 

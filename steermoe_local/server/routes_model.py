@@ -61,23 +61,28 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/tokenize", tags=["tokens"], responses=ERRORS)
     async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
-        """Tokens of a text, as llama-server gives them."""
+        """Tokens of a text, as llama-server and vLLM give them."""
         prompter = service.prompter()
-
-        def tokens_of() -> list[int]:
-            return prompter.tokens_of(body.content, add_special=body.add_special, parse_special=body.parse_special)
-
-        tokens = await prompter.run(tokens_of)
+        text, add_special = body.text
+        tokens = await prompter.run(
+            lambda: prompter.tokens_of(text, add_special=add_special, parse_special=body.parse_special)
+        )
+        size = {"count": len(tokens), "max_model_len": prompter.n_ctx}
         if not body.with_pieces:
-            return {"tokens": tokens}
-        return {"tokens": [{"id": token, "piece": decode_token(prompter.piece(token))} for token in tokens]}
+            return {"tokens": tokens} | size
+        return {"tokens": [{"id": token, "piece": decode_token(prompter.piece(token))} for token in tokens]} | size
 
     @routes.post("/detokenize", tags=["tokens"], responses=ERRORS)
     async def detokenize(body: DetokenizeRequest) -> dict[str, str]:
-        """The text of tokens."""
+        """The text of tokens, under llama-server's name and vLLM's."""
         prompter = service.prompter()
         prompter.check_tokens(body.tokens, "tokens")
-        data = b"".join(prompter.piece(token) for token in body.tokens)
-        return {"content": data.decode("utf-8", "replace")}
+        text = b"".join(prompter.piece(token) for token in body.tokens).decode("utf-8", "replace")
+        return {"content": text, "prompt": text}
+
+    @routes.get("/tokenizer_info", tags=["tokens"], responses={k: ERRORS[k] for k in (401, 503)})
+    async def tokenizer_info() -> dict[str, Any]:
+        """What evaluation harnesses ask for, which then need no tokenizer of their own (vLLM's address)."""
+        return service.prompter().tokenizer_info
 
     return routes

@@ -141,18 +141,35 @@ class CompletionRequest(Generation):
 
 
 class TokenizeRequest(Body):
-    """POST /tokenize, as llama-server has it."""
+    """POST /tokenize, as llama-server has it (`content`) or vLLM (`prompt`)."""
 
-    content: Text
+    content: Text | None = Field(None, description="The text.")
+    prompt: Text | None = Field(None, description="The text, in vLLM's form of a request.")
     add_special: bool = Field(False, description="Add what the model puts around a text, such as a BOS token.")
+    add_special_tokens: bool = Field(True, description="The same, with `prompt`.")
     parse_special: bool = Field(True, description="Names of special tokens become these tokens.")
     with_pieces: bool = Field(False, description="Give each token's text, too.")
+    model: Short | None = Field(None, description="Accepted, without effect: there is one tokenizer.")
+
+    @model_validator(mode="after")
+    def _one_text(self) -> TokenizeRequest:
+        if (self.content is None) == (self.prompt is None):
+            raise ValueError("give one of content and prompt")
+        return self
+
+    @property
+    def text(self) -> tuple[str, bool]:
+        """The text, and whether the model's own tokens go around it."""
+        if self.prompt is not None:
+            return self.prompt, self.add_special_tokens
+        return self.content or "", self.add_special
 
 
 class DetokenizeRequest(Body):
-    """POST /detokenize, as llama-server has it."""
+    """POST /detokenize, as llama-server and vLLM have it."""
 
     tokens: Annotated[list[TokenId], Field(max_length=1_000_000, fail_fast=True)]
+    model: Short | None = Field(None, description="Accepted, without effect: there is one tokenizer.")
 
 
 class RegisterRequest(Body):

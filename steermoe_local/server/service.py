@@ -13,14 +13,16 @@ from typing import Any
 from fastapi import Request
 
 from ..engine import Finish, Sampling
+from .jobs import Job, Ticket
 from .metrics import Metrics
 from .problems import ApiError, status_of
 from .prompting import Prompter
-from .registry import NONE, Applied, SteeringRegistry
+from .registered import NONE, Applied
+from .registry import SteeringRegistry
 from .schemas import Generation
 from .settings import ServerSettings
 from .streaming import ClientGone
-from .worker import Job, Ticket, Worker
+from .worker import Worker
 
 __all__ = ["Followed", "Service"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
 from typing import Any
 
 from fastapi import Request
@@ -13,8 +12,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..engine import Finish, Piece
+from .jobs import Ticket
 from .problems import as_api_error
-from .worker import Ticket, Worker
+from .worker import Worker
 
 __all__ = ["Answers", "ClientGone", "EventStream", "Events", "sse"]
 
@@ -39,40 +39,34 @@ class Answers:
         """Raises ApiError when the ticket cannot be queued."""
         self._worker, self.ticket = worker, ticket
         worker.submit(ticket)
-        self._gone = asyncio.ensure_future(_disconnected(request))
+        self._watching = asyncio.ensure_future(self._watch(request))
 
     def close(self) -> None:
         """Cancel what is not at its end."""
-        self._gone.cancel()
+        self._watching.cancel()
         self._worker.cancel(self.ticket)
 
     async def next(self) -> Events:
         """What came since the last call. Raises ClientGone, and what ended an answer in an error."""
-        getting = asyncio.ensure_future(self.ticket.next())
-        try:
-            await asyncio.wait({getting, self._gone}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            if not getting.done():
-                getting.cancel()
-        if not getting.done() or getting.cancelled():
-            raise ClientGone
         events: Events = []
-        for index, event in getting.result():
+        for index, event in await self.ticket.next():
             if isinstance(event, Exception):
                 raise event
             events.append((index, event))
         return events
 
-
-async def _disconnected(request: Request) -> None:
-    with suppress(asyncio.CancelledError):
+    async def _watch(self, request: Request) -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
+        self.ticket.events.put_nowait([(0, ClientGone())])  # among the events: nothing else is waited for
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # json.dumps would make one each time
 
 
 def sse(data: dict[str, Any]) -> bytes:
     """A server-sent event with a JSON object."""
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + _encode(data).encode() + b"\n\n"
 
 
 class EventStream(Response):

@@ -9,59 +9,23 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from ..bias_file import BiasFile
-from ..engine import Engine, Finish, Piece, Request, Sampling, Sequence
+from ..engine import Engine, Finish, Piece, Request, Sequence
 from ..errors import NativeError
 from .fair_queue import FairQueue
+from .jobs import Event, Job, Ticket
 from .problems import ApiError
 
-__all__ = ["Event", "Job", "Ticket", "Worker"]
+__all__ = ["Worker"]
 
 log = logging.getLogger("steermoe.server")
 
-Event = Piece | Finish | Exception
+Outgoing = dict[Ticket, list[tuple[int, Event]]]
 State = Literal["loading", "ok", "failed", "stopping", "stopped"]
 
 _SIMILAR = 0.1  # of a prompt that a sequence must hold to be taken for it (llama-server: --slot-prompt-similarity)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One answer that a ticket asks for."""
-
-    tokens: list[int]
-    sampling: Sampling
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    n_probs: int | None = None
-    prompt_probs: int | None = None
-    special: bool = False
-    bias: BiasFile | None = None
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A client's request: one job or several, whose events come out of `next` in order.
-
-    `client` is who takes turns with others. The deadline is in the worker's clock (time.monotonic).
-    """
-
-    client: str
-    jobs: list[Job]
-    deadline: float
-    events: asyncio.Queue[list[tuple[int, Event]]] = field(default_factory=asyncio.Queue)
-    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    cancelled: bool = False
-
-    async def next(self) -> list[tuple[int, Event]]:
-        """What came since the last call, at least one (index of the job, event)."""
-        events = await self.events.get()
-        while not self.events.empty():
-            events += self.events.get_nowait()
-        return events
 
 
 @dataclass(eq=False)
@@ -104,7 +68,7 @@ class Worker:
         self._cancels: list[Ticket] = []
         self._slots: list[_Slot] = []
         self._clock = 0
-        self._outgoing: dict[Ticket, list[tuple[int, Event]]] = {}
+        self._outgoing: Outgoing = {}
         self._thread = threading.Thread(target=self._run, name="steermoe-engine", daemon=True)
         self.engine: Engine | None = None
         self.state: State = "loading"
@@ -253,11 +217,14 @@ class Worker:
             self._outgoing.setdefault(ticket, []).append((index, event))
 
     def _send(self) -> None:
-        """Hand over what a step brought, one call for each ticket."""
+        """Hand over what a step brought, in one call: each wakes the event loop, for which it needs Python's lock."""
         outgoing, self._outgoing = self._outgoing, {}
+        loops: dict[asyncio.AbstractEventLoop, Outgoing] = {}
         for ticket, events in outgoing.items():
-            with contextlib.suppress(RuntimeError):  # its event loop is closed: nobody listens
-                ticket.loop.call_soon_threadsafe(ticket.events.put_nowait, events)
+            loops.setdefault(ticket.loop, {})[ticket] = events
+        for loop, some in loops.items():
+            with contextlib.suppress(RuntimeError):  # it is closed: nobody listens
+                loop.call_soon_threadsafe(_deliver, some)
 
     def _take_cancels(self, engine: Engine) -> None:
         with self._wake:
@@ -356,3 +323,8 @@ def _common(held: list[int], tokens: list[int]) -> int:
     if held[:n] == tokens[:n]:
         return n
     return next(index for index in range(n) if held[index] != tokens[index])
+
+
+def _deliver(outgoing: Outgoing) -> None:
+    for ticket, events in outgoing.items():
+        ticket.events.put_nowait(events)

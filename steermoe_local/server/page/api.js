@@ -71,13 +71,23 @@ export async function* events(stream) {
 
 /** The server behind this page. Addresses are relative, so that the page also works behind a proxy's path. */
 export class Server {
+  #key = ""; // for browsers that keep nothing for a page
+
   get key() {
-    return sessionStorage.getItem(KEY) ?? "";
+    try {
+      return sessionStorage.getItem(KEY) ?? this.#key;
+    } catch {
+      return this.#key;
+    }
   }
 
   set key(value) {
-    if (value) sessionStorage.setItem(KEY, value);
-    else sessionStorage.removeItem(KEY);
+    this.#key = value;
+    try {
+      sessionStorage.setItem(KEY, value);
+    } catch {
+      // it is known until the page is left
+    }
   }
 
   /** The base URL that programs are given. */

@@ -37,6 +37,7 @@ class AnswerView {
   #reasoning;
   #rendered;
   #meta;
+  #details;
   #problem;
   #use;
   #again;
@@ -49,6 +50,7 @@ class AnswerView {
     this.#state = el("span", { class: "faint" });
     this.#reasoning = el("details", { class: "reasoning", hidden: true }, el("summary", {}, "Reasoning"), el("div", { class: "thoughts" }));
     this.#meta = el("p", { class: "meta" });
+    this.#details = el("details", { class: "details", hidden: true }, el("summary", {}, "Applied"), el("pre", { tabindex: "0" }));
     this.#problem = el("div", { class: "problem", role: "alert", hidden: true });
     this.#use = el("button", { type: "button", class: "quiet", "aria-pressed": "false", onclick: () => actions.use(answer) }, "Experts used");
     this.#again = el("button", { type: "button", class: "quiet", hidden: true, onclick: () => actions.again() }, "Ask again");
@@ -61,7 +63,7 @@ class AnswerView {
       this.#reasoning,
       this.#body,
       this.#problem,
-      el("footer", {}, this.#meta, el("div", { class: "answer-actions" }, copyButton, this.#use, this.#again)),
+      el("footer", {}, this.#meta, el("div", { class: "answer-actions" }, copyButton, this.#use, this.#again), this.#details),
     );
     this.update();
   }
@@ -81,6 +83,8 @@ class AnswerView {
       this.#reasoning.firstChild.textContent = running && !answer.text ? "Reasoning \u2026" : "Reasoning";
     }
     this.#meta.replaceChildren(...(running ? [] : [...appliedWords(answer.applied), ...figures(answer.facts)].map((word) => el("span", {}, word))));
+    this.#details.hidden = !answer.applied;
+    this.#details.lastChild.textContent = answer.applied ? JSON.stringify(answer.applied, null, 1) : "";
     const nothing = answer.state === "error" && !answer.text;
     this.#body.hidden = nothing;
     element.querySelector("footer").hidden = running || nothing;

@@ -1,35 +1,12 @@
-// The map of a model's experts, layers x experts, on a canvas: RD as colour, the chosen ones framed, the experts that an
-// answer used as dots over it. Pointer and keyboard lead through it.
+// The map of a model's experts, layers x experts: what it shows of which, and the pointer's and the keyboard's way
+// through it. drawing.js draws it.
 
 import { signed } from "./dom.js";
+import { LEFT, TOP, drawMap } from "./drawing.js";
 
-const LEFT = 26; // CSS pixels for the layers' numbers
-const TOP = 15; // and for the experts'
-const SMALLEST = 6; // of a cell; a map that is wider then scrolls
+const SMALLEST = 6; // pixels of a cell; a map that is wider then scrolls
 const LARGEST = 34;
 const NEAR = 130; // pixels
-const SHADES = 64; // of a colour, on each side of 0
-
-/** How strong a colour is for an RD: the root, so that small differences are seen next to large ones. */
-const strength = (rd, most) => Math.sqrt(Math.min(1, Math.abs(rd) / most));
-
-/** [red, green, blue] of #rrggbb, which is how page.css writes the colours. */
-const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
-
-function colours(element) {
-  const style = getComputedStyle(element);
-  const of = (name) => style.getPropertyValue(name).trim();
-  return { ink: of("--ink"), faint: of("--faint"), none: of("--cell"), empty: of("--cell-empty"), up: of("--up"), down: of("--down") };
-}
-
-/** Shades from the colour of 0 to a side's. */
-function shades(from, to) {
-  const [a, b] = [rgb(from), rgb(to)];
-  return Array.from({ length: SHADES + 1 }, (_, i) => {
-    const mixed = a.map((part, channel) => Math.round(part + ((b[channel] - part) * i) / SHADES));
-    return `rgb(${mixed.join(" ")})`;
-  });
-}
 
 export class Heatmap {
   #canvas;
@@ -138,96 +115,10 @@ export class Heatmap {
 
   /** Draws everything anew. */
   draw() {
-    const table = this.#table;
-    if (!table) return;
-    const { n_layer: layers, n_expert: experts, rd, signs } = table;
-    const cell = this.#cell;
-    const canvas = this.#canvas;
-    const [width, height] = [LEFT + experts * cell + 1, TOP + layers * cell + 1];
-    const ratio = devicePixelRatio || 1;
-    canvas.width = Math.round(width * ratio);
-    canvas.height = Math.round(height * ratio);
-    canvas.style.width = `${width}px`;
-    canvas.style.height = `${height}px`;
-    Object.assign(canvas.dataset, { layers, experts, cell, left: LEFT, top: TOP });
-    const pen = canvas.getContext("2d");
-    pen.scale(ratio, ratio);
-    const look = colours(canvas);
-    const [up, down] = [shades(look.none, look.up), shades(look.none, look.down)];
-    const gap = cell >= 10 ? 1 : 0.5;
-    for (let layer = 0; layer < layers; layer++) {
-      for (let expert = 0; expert < experts; expert++) {
-        const value = rd ? rd[layer][expert] : 0;
-        pen.fillStyle = rd ? (value < 0 ? down : up)[Math.round(SHADES * strength(value, this.#most))] : look.empty;
-        pen.fillRect(LEFT + expert * cell, TOP + layer * cell, cell - gap, cell - gap);
-      }
-    }
-    if (signs) this.#drawChosen(pen, signs, look.ink);
-    if (this.#use) this.#drawUse(pen, look);
-    this.#drawNumbers(pen, look.faint);
-  }
-
-  #drawChosen(pen, signs, ink) {
-    const cell = this.#cell;
-    const line = cell >= 18 ? 1.5 : 1.2;
-    const wedge = Math.max(3, cell * 0.42);
-    pen.strokeStyle = pen.fillStyle = ink;
-    pen.lineWidth = line;
-    signs.forEach((row, layer) =>
-      row.forEach((sign, expert) => {
-        if (!sign) return;
-        const [x, y, size] = [LEFT + expert * cell, TOP + layer * cell, cell - (cell >= 10 ? 1 : 0.5)];
-        pen.strokeRect(x + line / 2, y + line / 2, size - line, size - line);
-        pen.beginPath(); // promoted: the upper right corner; suppressed: the lower left one
-        if (sign > 0) pen.moveTo(x + size - wedge, y), pen.lineTo(x + size, y), pen.lineTo(x + size, y + wedge);
-        else pen.moveTo(x, y + size - wedge), pen.lineTo(x, y + size), pen.lineTo(x + wedge, y + size);
-        pen.fill();
-      }),
-    );
-  }
-
-  #drawUse(pen, look) {
-    const cell = this.#cell;
-    const largest = Math.max(1.6, cell * 0.28);
-    pen.fillStyle = look.ink;
-    pen.strokeStyle = look.none;
-    pen.lineWidth = 1;
-    this.#use.counts.forEach((row, layer) =>
-      row.forEach((count, expert) => {
-        if (!count) return;
-        const radius = largest * Math.sqrt(Math.min(1, count / this.#use.tokens[layer])); // its area is the share
-        pen.beginPath();
-        pen.arc(LEFT + (expert + 0.5) * cell - 0.5, TOP + (layer + 0.5) * cell - 0.5, Math.max(0.7, radius), 0, 2 * Math.PI);
-        if (cell >= 10) pen.stroke();
-        pen.fill();
-      }),
-    );
-  }
-
-  #drawNumbers(pen, colour) {
-    const { n_layer: layers, n_expert: experts } = this.#table;
-    const cell = this.#cell;
-    pen.fillStyle = colour;
-    pen.font = "10px system-ui, sans-serif";
-    pen.textBaseline = "middle";
-    pen.textAlign = "right";
-    const every = Math.ceil(11 / cell);
-    for (let layer = 0; layer < layers; layer += every) pen.fillText(String(layer), LEFT - 6, TOP + (layer + 0.5) * cell);
-    pen.textAlign = "center";
-    const step = [1, 2, 4, 8, 16, 32, 64].find((n) => n * cell >= 26) ?? 128;
-    for (let expert = 0; expert < experts; expert += step) pen.fillText(String(expert), LEFT + (expert + 0.5) * cell, TOP / 2);
-  }
-
-  /** Draws the legend's ramp of colours, from -most to +most. */
-  drawRamp(ramp) {
-    const pen = ramp.getContext("2d");
-    const look = colours(this.#canvas);
-    const [up, down] = [shades(look.none, look.up), shades(look.none, look.down)];
-    for (let x = 0; x < ramp.width; x++) {
-      const value = (2 * x) / (ramp.width - 1) - 1;
-      pen.fillStyle = (value < 0 ? down : up)[Math.round(SHADES * strength(value, 1))];
-      pen.fillRect(x, 0, 1, ramp.height);
-    }
+    if (!this.#table) return;
+    const [canvas, table, cell] = [this.#canvas, this.#table, this.#cell];
+    Object.assign(canvas.dataset, { layers: table.n_layer, experts: table.n_expert, cell, left: LEFT, top: TOP });
+    drawMap(canvas, table, this.#use, cell, this.#most);
   }
 
   #cellAt(x, y) {

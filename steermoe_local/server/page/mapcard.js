@@ -1,6 +1,7 @@
 // The card with the map: what the heat map shows, its legend, the choice of an answer's experts, the list, the dialog.
 
 import { byId, el, plural, signed } from "./dom.js";
+import { drawRamp } from "./drawing.js";
 import { Heatmap } from "./heatmap.js";
 
 const LISTED = 200; // experts in the list
@@ -32,7 +33,7 @@ export class MapCard {
     });
     byId("map-close").addEventListener("click", () => dialog.close());
     dialog.addEventListener("close", () => byId("map-place").append(byId("map")));
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#heatmap.drawRamp(byId("ramp")));
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawRamp(byId("ramp")));
   }
 
   /** The answer whose experts are shown. */
@@ -53,7 +54,7 @@ export class MapCard {
     byId("scale-legend").hidden = !table.rd;
     byId("legend-low").textContent = signed(-most, 2);
     byId("legend-high").textContent = signed(most, 2);
-    this.#heatmap.drawRamp(byId("ramp"));
+    drawRamp(byId("ramp"));
     for (const mark of ["mark-promoted", "mark-suppressed"]) byId(mark).hidden = !table.signs;
     byId("meaning").textContent = this.#meaning(entry);
     this.#lay();

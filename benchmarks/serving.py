@@ -1,0 +1,324 @@
+"""Throughput of `steermoe serve`: against llama-server of the same tree, and against one request at a time.
+
+    python benchmarks/serving.py [--check] [--write-docs]     (needs make tools; about ten minutes on two cores)
+
+Three servers run side by side, ours and two llama-servers, same model, same flags, same threads. In a round every
+variant carries the same load once, in an order that rotates, between turns of the two llama-servers; a ratio compares
+times of one round only, so what disturbs the machine for longer than a round cancels. The two llama-servers against
+each other show what is left: the noise. A load is some streamed completions of random tokens, `-np` of them at once.
+Progress goes
+to stderr, the tables to stdout, everything to a JSON file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import against_transformers
+import numpy as np
+from performance import DOCS, OUTPUT, broken_promises, git_commit, load, machine, ratio_cells, table
+from random_q4 import SHAPES, cached_model
+from ratios import Ratio, noise_of, speed_ratios, verdict
+from servers import LLAMA_SERVER, Ask, Server, Setup, llama_server, our_server
+from worker import steering_rows
+from workers import WorkerError
+
+from steermoe_local.bias_file import BiasFile, write_bias
+from steermoe_local.embedded import data_folder
+from steermoe_local.model_info import model_info
+
+Log = Callable[[str], None]
+
+START, END = "<!-- serving:start -->", "<!-- serving:end -->"
+N_STEERINGS = 4
+AT_LEAST = {"off": 0.9, "same": 0.9, "mixed": 0.9}  # of llama-server's throughput
+NAMES = {
+    "off": "unsteered",
+    "same": "all under one steering",
+    "mixed": f"under {N_STEERINGS} steerings, in one batch",
+    "one": "one at a time, under one steering",
+}
+
+
+@dataclass(frozen=True)
+class Load:
+    """Tokens of each prompt and answer, and requests in a turn."""
+
+    n_prompt: int
+    n_answer: int
+    n_requests: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much to measure: loads by name, seconds for each, and the models."""
+
+    models: tuple[str, ...]
+    loads: dict[str, Load]
+    seconds: float
+    min_rounds: int
+    n_follow_ups: int
+
+
+FULL = Plan(("granite", "tiny"), {"chat": Load(128, 64, 8), "prompts": Load(512, 8, 8)}, 150.0, 5, 5)
+QUICK = Plan(("toy", "tiny"), {"chat": Load(16, 8, 8)}, 0.0, 2, 2)  # to try the script itself
+MAX_ROUNDS = 40
+
+
+def model_of(name: str, models: Path) -> tuple[Path, int, tuple[int, int]]:
+    """Path, the token that ends a generation, and a range of tokens for prompts."""
+    if name == "tiny":
+        return data_folder() / "tiny-moe.gguf", 0, (300, 1200)
+    return cached_model(name, models), 257, (0, 256)  # random_q4: bytes, a merge, the end
+
+
+def write_steerings(model: Path, folder: Path) -> list[str]:
+    """Names of bias files that promote one expert of each layer and suppress one: the work stays as it was."""
+    identity = model_info(model).require_moe()
+    for number in range(N_STEERINGS):
+        rows = steering_rows(identity.n_layer, identity.n_expert, "hard", seed=number)
+        values = {layer: np.array(row, np.float32) for layer, row in rows.items()}
+        write_bias(BiasFile(identity, "hard", values), folder / f"s{number}.gguf")
+    return [f"s{number}" for number in range(N_STEERINGS)]
+
+
+class Prompts:
+    """Random prompts; none begins as another does, so that no server finds a beginning in its memory."""
+
+    def __init__(self, tokens: tuple[int, int]) -> None:
+        self._tokens = tokens
+        self._rng = random.Random(1)
+
+    def next(self, n: int) -> list[int]:
+        return [self._rng.randrange(*self._tokens) for _ in range(n)]
+
+
+def measure_load(
+    ours: Server, theirs: list[Server], load: Load, steerings: list[str], prompts: Prompts, plan: Plan, n_parallel: int
+) -> tuple[dict[str, list[float]], int]:
+    """Seconds per turn by variant, one value a round, and the number of rounds."""
+
+    def turn(server: Server, variant: str) -> float:
+        chosen: dict[str, list[str | None]] = {"mixed": list(steerings), "same": [steerings[0]], "one": [steerings[0]]}
+        names = chosen.get(variant, [None])
+        asks = [
+            Ask(prompts.next(load.n_prompt), load.n_answer, names[number % len(names)])
+            for number in range(load.n_requests)
+        ]
+        seconds, _ = server.load(asks, 1 if variant == "one" else n_parallel)
+        return seconds
+
+    for server in (ours, *theirs):
+        turn(server, "off")  # warm up
+    turn(ours, "mixed")
+    times: dict[str, list[float]] = {}
+    n_rounds = 0
+    end = time.monotonic() + plan.seconds
+    while n_rounds < plan.min_rounds or (time.monotonic() < end and n_rounds < MAX_ROUNDS):
+        variants = list(NAMES)
+        shift = n_rounds % len(variants)
+        found: dict[str, list[float]] = {"llama-server 0": [], "llama-server 1": []}
+        for number, variant in enumerate(variants[shift:] + variants[:shift]):
+            which = (n_rounds + number) % 2
+            found[f"llama-server {which}"].append(turn(theirs[which], "off"))
+            found[variant] = [turn(ours, variant)]
+        for name, values in found.items():
+            times.setdefault(name, []).append(statistics.fmean(values))
+        n_rounds += 1
+    return times, n_rounds
+
+
+def compare(times: dict[str, list[float]], load: Load) -> dict[str, Any]:
+    """Tokens per second, noise, ratios to llama-server with verdicts, and to one at a time."""
+    first, second = times["llama-server 0"], times["llama-server 1"]
+    reference = [statistics.fmean(pair) for pair in zip(first, second, strict=True)]
+    same = Ratio.of(speed_ratios(first, second))
+    n_tokens = load.n_requests * load.n_answer
+    report: dict[str, Any] = {
+        "tokens_per_second": {name: n_tokens / statistics.median(values) for name, values in times.items()},
+        "noise": same.to_dict(),
+        "ratios": {},
+        "over_one": {},
+        "seconds": times,
+    }
+    for name in NAMES:
+        ratio = Ratio.of(speed_ratios(times[name], reference))
+        report["ratios"][name] = ratio.to_dict()
+        if name in AT_LEAST:
+            held = verdict(ratio, AT_LEAST[name], noise_of(same))
+            report["ratios"][name] |= {"at_least": AT_LEAST[name], "holds": held}
+            report["over_one"][name] = Ratio.of(speed_ratios(times[name], times["one"])).to_dict()
+    return report
+
+
+def measure_follow_ups(ours: Server, load: Load, steerings: list[str], prompts: Prompts, n: int) -> dict[str, Any]:
+    """A prompt, and then the same with more behind it: under the same steering, and under another one."""
+    found: dict[str, dict[str, list[float]]] = {
+        name: {"cached": [], "seconds": []} for name in ("first", "same steering", "other steering")
+    }
+    for number in range(n):
+        beginning = prompts.next(4 * load.n_prompt)
+        for name, steering, more in (
+            ("first", steerings[0], 0),
+            ("same steering", steerings[0], 16),
+            ("other steering", steerings[1 + number % (N_STEERINGS - 1)], 16),
+        ):
+            answer = ours.ask(Ask(beginning + prompts.next(more), 1, steering))
+            found[name]["cached"].append(answer.n_cached / answer.n_prompt)
+            found[name]["seconds"].append(answer.first)
+    speed_up = Ratio.of(speed_ratios(found["same steering"]["seconds"], found["other steering"]["seconds"]))
+    return {"n_prompt": 4 * load.n_prompt, "found": found, "speed_up": speed_up.to_dict()}
+
+
+def measure(plan: Plan, n_parallel: int, n_threads: int, models: Path, log: Log) -> dict[str, Any]:
+    """Measure all; returns what is written as JSON."""
+    start = time.monotonic()
+    report: dict[str, Any] = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "commit": git_commit(),
+        "machine": machine(),
+        "threads": n_threads,
+        "parallel": n_parallel,
+        "load_before": load(),
+        "models": {},
+    }
+    for name in plan.models:
+        log(f"{name}: starting the servers")
+        path, end, tokens = model_of(name, models)
+        longest = max(4 * one.n_prompt + one.n_answer + 64 for one in plan.loads.values())
+        setup = Setup(path, n_parallel, -(-longest // 256) * 256, n_threads)
+        prompts = Prompts(tokens)
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            steerings = write_steerings(path, folder)
+            ours = stack.enter_context(our_server(setup, end, folder))
+            theirs = [stack.enter_context(llama_server(setup, end)) for _ in range(2)]
+            found: dict[str, Any] = {"loads": {}}
+            for kind, one in plan.loads.items():
+                times, n_rounds = measure_load(ours, theirs, one, steerings, prompts, plan, n_parallel)
+                log(f"{name}, {kind}: {n_rounds} rounds")
+                about = {"n_prompt": one.n_prompt, "n_answer": one.n_answer, "n_requests": one.n_requests}
+                found["loads"][kind] = about | {"n_rounds": n_rounds} | compare(times, one)
+            chat = next(iter(plan.loads.values()))
+            found["follow_ups"] = measure_follow_ups(ours, chat, steerings, prompts, plan.n_follow_ups)
+            report["models"][name] = found
+    report["load_after"] = load()
+    report["seconds"] = round(time.monotonic() - start)
+    return report
+
+
+#
+# report
+#
+
+
+def load_section(model: str, kind: str, found: dict[str, Any], n_parallel: int) -> str:
+    rates = found["tokens_per_second"]
+    theirs = statistics.fmean(rates[f"llama-server {which}"] for which in (0, 1))
+    rows = [["llama-server / llama-server (noise)", f"{theirs:.0f}", *ratio_cells(found["noise"], 2), "", "", ""]]
+    for name, title in NAMES.items():
+        ratio = found["ratios"][name]
+        over = f"{found['over_one'][name]['median']:.2f}" if name in found["over_one"] else ""
+        promise = f"≥ {ratio['at_least']:.2f}" if "at_least" in ratio else ""
+        rows.append([title, f"{rates[name]:.0f}", *ratio_cells(ratio, 2), promise, ratio.get("holds", ""), over])
+    header = ["ours / llama-server", "tokens/s", "ratio", "95% interval", "min to max", "aim", "reached"]
+    return (
+        f"### Serving, {model}, {kind}\n\n{found['n_requests']} requests, {n_parallel} at once, of {found['n_prompt']} "
+        f"prompt tokens and {found['n_answer']} of answer; {found['n_rounds']} rounds.\n\n"
+        + table([*header, "over one at a time"], rows)
+    )
+
+
+def follow_ups_section(models: dict[str, Any]) -> str:
+    rows = []
+    for model, report in models.items():
+        follow_ups = report["follow_ups"]
+        for name, found in follow_ups["found"].items():
+            cached, seconds = (statistics.median(found[key]) for key in ("cached", "seconds"))
+            rows.append([model, str(follow_ups["n_prompt"]), name, f"{100 * cached:.0f}%", f"{1000 * seconds:.0f} ms"])
+    header = ["model", "prompt", "request", "of the prompt in memory", "to the first token"]
+    return "### A prompt that was seen before\n\n" + table(header, rows)
+
+
+def render(report: dict[str, Any]) -> str:
+    about = report["machine"]
+    parts = [", ".join(filter(None, [about["cpu"], about.get("vectors")])), f"{about['cores']} cores"]
+    parts += [about["system"], f"{report['threads']} threads"]
+    parts += [f"load {report['load_before'][0]} before" for _ in [0] if report.get("load_before")]
+    commit = report["commit"] or "unknown"
+    sections = [f"Measured {report['date']} (commit {commit}) in {report['seconds']} s: {'; '.join(parts)}."]
+    for model, found in report["models"].items():
+        sections += [load_section(model, kind, one, report["parallel"]) for kind, one in found["loads"].items()]
+    return "\n\n".join([*sections, follow_ups_section(report["models"])]) + "\n"
+
+
+def write_docs(docs: Path, text: str) -> None:
+    """Put the text between the markers. Raises ValueError when they are missing."""
+    before, _, rest = docs.read_text(encoding="utf-8").partition(START)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise ValueError(f"{docs}: has no {START} and {END}; put them back")
+    docs.write_text(f"{before}{START}\n\n{text}\n{END}{after}", encoding="utf-8", newline="\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the server's throughput.")
+    parser.add_argument("--json", type=Path, default=OUTPUT / "serving.json", help="where the figures go")
+    parser.add_argument("--from", dest="source", type=Path, help="do not measure, take the figures of this file")
+    parser.add_argument("--write-docs", action="store_true", help="put the tables into docs/performance.md")
+    parser.add_argument("--check", action="store_true", help="fail if an aim is missed")
+    parser.add_argument("--quick", action="store_true", help="toy models, few rounds: tries the script, means nothing")
+    parser.add_argument("--models", nargs="*", choices=["tiny", *SHAPES], help="measure these models")
+    parser.add_argument("--seconds", type=float, help="for each load of each model")
+    parser.add_argument("-np", "--parallel", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--folder", type=Path, default=against_transformers.MODELS, help="keeps the random models")
+    arguments = parser.parse_args()
+    begin = time.monotonic()
+
+    def log(line: str) -> None:
+        print(f"[{time.monotonic() - begin:4.0f} s] {line}", file=sys.stderr, flush=True)
+
+    plan = QUICK if arguments.quick else FULL
+    models, seconds = tuple(arguments.models or plan.models), arguments.seconds
+    plan = Plan(models, plan.loads, plan.seconds if seconds is None else seconds, plan.min_rounds, plan.n_follow_ups)
+    try:
+        if arguments.source:
+            report = json.loads(arguments.source.read_text(encoding="utf-8"))
+        else:
+            if not LLAMA_SERVER.exists():
+                raise SystemExit("error: llama-server is not built; run make tools")
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            report = measure(plan, arguments.parallel, arguments.threads, arguments.folder, log)
+            arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            log(f"figures in {arguments.json}")
+        text = render(report)
+        print(text)
+        if arguments.write_docs:
+            write_docs(DOCS, text)
+    except (WorkerError, OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    broken = broken_promises(report)
+    for promise in broken:
+        log(f"does not hold: {promise}")
+    if arguments.check and broken:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
