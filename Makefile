@@ -21,7 +21,7 @@ VULKAN := build/vulkan
 RPC := build/rpc
 CLIENTS := build/clients-venv
 
-.PHONY: help setup build tools demo test lint format test-page test-clients test-reference test-stock test-vulkan test-rpc test-threads fuzz bench clean distclean docs
+.PHONY: help setup build tools demo test lint format test-page test-clients test-reference test-stock test-vulkan test-rpc test-threads fuzz bench bench-serving clean distclean docs
 
 help:
 	@echo "make demo            set up, build, run the main job on the embedded model"
@@ -36,6 +36,7 @@ help:
 	@echo "make test-threads    several contexts in several threads, under ThreadSanitizer"
 	@echo "make fuzz            bias files against the reader and the attach call: FUZZ_RUNS (1000000) executions each"
 	@echo "make bench           behaviours of the embedded model; speed and memory against stock and transformers"
+	@echo "make bench-serving   the server's throughput against llama-server and one request at a time"
 	@echo "make docs            write the generated parts of docs/ again"
 	@echo "make clean           remove build/ and caches; make distclean removes .venv/ too"
 
@@ -91,6 +92,9 @@ BENCH ?=
 bench: build $(STOCK)/.built $(VENV)/.reference
 	@$(BIN)/python benchmarks/behaviours.py
 	@$(BIN)/python benchmarks/performance.py $(BENCH)
+
+bench-serving: build tools
+	@$(BIN)/python benchmarks/serving.py $(BENCH)
 
 #
 # judges

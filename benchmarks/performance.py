@@ -473,13 +473,13 @@ def broken_promises(report: Any, path: str = "") -> list[str]:
     return found
 
 
-def write_docs(docs: Path, text: str) -> None:
+def write_docs(docs: Path, text: str, start: str = START, end: str = END) -> None:
     """Put the text between the markers. Raises ValueError when they are missing."""
-    before, _, rest = docs.read_text(encoding="utf-8").partition(START)
-    _, found, after = rest.partition(END)
+    before, _, rest = docs.read_text(encoding="utf-8").partition(start)
+    _, found, after = rest.partition(end)
     if not found:
-        raise ValueError(f"{docs}: has no {START} and {END}; put them back")
-    docs.write_text(f"{before}{START}\n\n{text}\n{END}{after}", encoding="utf-8", newline="\n")
+        raise ValueError(f"{docs}: has no {start} and {end}; put them back")
+    docs.write_text(f"{before}{start}\n\n{text}\n{end}{after}", encoding="utf-8", newline="\n")
 
 
 def main() -> None:

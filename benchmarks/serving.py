@@ -1,13 +1,12 @@
 """Throughput of `steermoe serve`: against llama-server of the same tree, and against one request at a time.
 
-    python benchmarks/serving.py [--check] [--write-docs]     (needs make tools; about ten minutes on two cores)
+    python benchmarks/serving.py [--check] [--write-docs]     (make bench-serving; about ten minutes on two cores)
 
 Three servers run side by side, ours and two llama-servers, same model, same flags, same threads. In a round every
 variant carries the same load once, in an order that rotates, between turns of the two llama-servers; a ratio compares
 times of one round only, so what disturbs the machine for longer than a round cancels. The two llama-servers against
 each other show what is left: the noise. A load is some streamed completions of random tokens, `-np` of them at once.
-Progress goes
-to stderr, the tables to stdout, everything to a JSON file.
+Progress goes to stderr, the tables to stdout, everything to a JSON file.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from typing import Any
 
 import against_transformers
 import numpy as np
-from performance import DOCS, OUTPUT, broken_promises, git_commit, load, machine, ratio_cells, table
+from performance import DOCS, OUTPUT, broken_promises, git_commit, load, machine, ratio_cells, table, write_docs
 from random_q4 import SHAPES, cached_model
 from ratios import Ratio, noise_of, speed_ratios, verdict
 from servers import LLAMA_SERVER, Ask, Server, Setup, llama_server, our_server
@@ -265,15 +264,6 @@ def render(report: dict[str, Any]) -> str:
     return "\n\n".join([*sections, follow_ups_section(report["models"])]) + "\n"
 
 
-def write_docs(docs: Path, text: str) -> None:
-    """Put the text between the markers. Raises ValueError when they are missing."""
-    before, _, rest = docs.read_text(encoding="utf-8").partition(START)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise ValueError(f"{docs}: has no {START} and {END}; put them back")
-    docs.write_text(f"{before}{START}\n\n{text}\n{END}{after}", encoding="utf-8", newline="\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the server's throughput.")
     parser.add_argument("--json", type=Path, default=OUTPUT / "serving.json", help="where the figures go")
@@ -308,7 +298,7 @@ def main() -> None:
         text = render(report)
         print(text)
         if arguments.write_docs:
-            write_docs(DOCS, text)
+            write_docs(DOCS, text, START, END)
     except (WorkerError, OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:

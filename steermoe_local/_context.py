@@ -15,7 +15,7 @@ from ._decoding import is_causal
 from ._loaded import loaded_identity
 from ._rendering import token_bytes
 from .bias_file import BiasFile
-from .errors import ModelError, NativeError, SteerMoEError, UsageError
+from .errors import ModelError, SteerMoEError, UsageError
 from .model import SteeredLlama, native_bias, steering_number
 
 __all__ = ["Attachment", "Part", "SequenceContext"]
@@ -198,10 +198,7 @@ class SequenceContext:
         return (self._logits(row) for row in range(first, first + n))
 
     def _logits(self, row: int) -> npt.NDArray[np.float32]:
-        logits = _native.llama_cpp().llama_get_logits_ith(self._ctx, row)
-        if not logits:
-            raise NativeError("llama.cpp gave no logits for a token; report this")
-        return np.ctypeslib.as_array(logits, shape=(self.n_vocab,))
+        return np.frombuffer(_native.logits(self._ctx, row, self.n_vocab), np.float32)
 
     def is_end(self, token: int) -> bool:
         """Does the token end the generation?"""

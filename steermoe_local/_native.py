@@ -27,6 +27,7 @@ __all__ = [
     "layer_info",
     "llama_cpp",
     "loading",
+    "logits",
     "new_context",
     "parallel_context_params",
     "router_sha256",
@@ -243,6 +244,17 @@ def decode(ctx: Any, batch: Any, rows: Sequence[tuple[int, int, int, bool]]) -> 
         raise NativeError(f"llama_decode refuses the batch: {take_log_error() or 'no reason given'}", status)
     if status != 0:
         raise NativeError(f"llama_decode failed with {status}; lower n_batch or change n_ctx", status)
+
+
+def logits(ctx: Any, row: int, n_vocab: int) -> Any:
+    """The logits of a row of the last decode, a buffer of `n_vocab` floats that stands until the next one.
+
+    np.ctypeslib.as_array would take several times as long, for each token. Raises NativeError.
+    """
+    found = llama_cpp().llama_get_logits_ith(ctx, row)
+    if not found:
+        raise NativeError("llama.cpp gave no logits for a token; report this")
+    return (ctypes.c_float * n_vocab).from_address(ctypes.addressof(found.contents))
 
 
 def new_context(model: Any, params: Any) -> Any:

@@ -87,6 +87,8 @@ class Sampler:
         self.seed = secrets.randbelow(RANDOM_SEED) if sampling.seed is None else sampling.seed
         self._ids = np.arange(n_vocab, dtype=np.int32)
         self._candidates = np.zeros(n_vocab, _TOKEN_DATA)
+        self._fields = self._candidates["id"], self._candidates["logit"]  # views: made once, as is the pointer
+        self._data = ctypes.cast(self._candidates.ctypes.data, lib.llama_token_data_p)
         self._array = lib.llama_token_data_array()
         if sampling.grammar is not None:
             _native.take_log_error()  # older failures are not this grammar's
@@ -145,14 +147,13 @@ class Sampler:
         lib.llama_sampler_accept(self._chain, token)
 
     def _fill(self, logits: Logits) -> Any:
-        self._candidates["id"] = self._ids
-        self._candidates["logit"] = logits
-        return self._struct(self._candidates)
+        ids, values = self._fields
+        ids[:], values[:] = self._ids, logits
+        return self._struct(self._data, len(self._candidates))
 
-    def _struct(self, candidates: npt.NDArray[Any]) -> Any:
-        data = _native.llama_cpp().llama_token_data_p
-        self._array.data = ctypes.cast(candidates.ctypes.data, data)
-        self._array.size, self._array.selected, self._array.sorted = len(candidates), -1, False
+    def _struct(self, data: Any, size: int) -> Any:
+        self._array.data = data
+        self._array.size, self._array.selected, self._array.sorted = size, -1, False
         return self._array
 
     @staticmethod
@@ -162,9 +163,9 @@ class Sampler:
         return int(chosen.id), float(chosen.logit)
 
     def _allows(self, lib: Any, token: int) -> bool:
-        single = np.array([(token, 1, 0)], _TOKEN_DATA)
-        lib.llama_sampler_apply(self._grammar, ctypes.byref(self._struct(single)))
-        return bool(single["logit"][0] != -np.inf)
+        single = lib.llama_token_data(token, 1, 0)
+        lib.llama_sampler_apply(self._grammar, ctypes.byref(self._struct(ctypes.pointer(single), 1)))
+        return bool(single.logit != -math.inf)
 
     def close(self) -> None:
         """Free the samplers."""

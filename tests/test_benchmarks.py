@@ -268,3 +268,71 @@ def test_missing_markers_are_an_error(performance: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="put them back"):
         performance.write_docs(docs, "text")
     assert docs.read_text(encoding="utf-8") == "nothing"
+
+
+def test_load_for_servers() -> None:
+    """The client of the serving benchmark counts what a real server answers, and is not content with less."""
+    from servers import Ask, Server
+    from workers import WorkerError
+
+    from tests.running_server import running
+
+    with running(parallel=2, n_ctx=256) as found:
+        server = Server(int(found.url.rpartition(":")[2]), 0, steers=True)
+        prompt = list(range(300, 340))
+        seconds, answers = server.load([Ask(prompt, 5), Ask(prompt, 5, "digits-words")] * 2, 2)
+        assert [(answer.n_prompt, answer.n_generated) for answer in answers] == [(40, 5)] * 4
+        assert all(0 < answer.first <= answer.seconds <= seconds for answer in answers)
+        assert server.ask(Ask([*prompt, 5], 1, "digits-words")).n_cached == 40
+        with pytest.raises(WorkerError, match="of 5 tokens"):
+            server.ask(Ask(prompt, 5, "unknown"))
+        with pytest.raises(WorkerError, match="of 900 tokens"):
+            server.ask(Ask(prompt, 900))
+
+
+def test_serving_report() -> None:
+    import serving
+    from servers import Server
+
+    load = serving.Load(16, 8, 8)
+    times = {"llama-server 0": [2.0] * 5, "llama-server 1": [2.0] * 5, "one": [8.0] * 5}
+    times |= {"off": [2.0] * 5, "same": [2.2] * 5, "mixed": [4.0] * 5}
+    found = serving.compare(times, load)
+    assert found["tokens_per_second"]["mixed"] == 16.0
+    assert found["ratios"]["mixed"]["median"] == 0.5
+    assert [found["ratios"][name]["holds"] for name in ("off", "same", "mixed")] == ["yes", "yes", "no"]
+    assert "holds" not in found["ratios"]["one"]
+    assert found["over_one"]["same"]["median"] == pytest.approx(8 / 2.2)
+    text = serving.load_section(
+        "toy", "chat", found | {"n_prompt": 16, "n_answer": 8, "n_requests": 8, "n_rounds": 5}, 4
+    )
+    assert "| under 4 steerings, in one batch | 16 | 0.50 |" in text
+    prompts = serving.Prompts((10, 20))
+    assert prompts.next(30) != prompts.next(30)
+    assert Server(1, 0, steers=False)
+
+
+def test_turns_alternate_between_the_servers() -> None:
+    import serving
+
+    class Recorded:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def load(self, asks: list[Any], concurrency: int) -> tuple[float, list[Any]]:
+            turns.append((self.name, {ask.steering for ask in asks}, concurrency))
+            return 1.0, []
+
+    turns: list[tuple[str, set[Any], int]] = []
+    ours, theirs = Recorded("ours"), [Recorded("0"), Recorded("1")]
+    plan = serving.Plan(("toy",), {}, 0.0, 2, 0)
+    names = ["a", "b", "c", "d"]
+    times, n_rounds = serving.measure_load(ours, theirs, serving.Load(4, 1, 8), names, serving.Prompts((0, 9)), plan, 4)
+    assert n_rounds == 2
+    assert {name: len(values) for name, values in times.items()} == dict.fromkeys([*serving.NAMES, *times], 2)
+    measured = turns[4:]  # behind the warming up
+    assert [name for name, _, _ in measured] == ["0", "ours", "1", "ours"] * 2 + ["1", "ours", "0", "ours"] * 2
+    assert [steerings for name, steerings, _ in measured if name != "ours"] == [{None}] * 8
+    mine = [(steerings, concurrency) for name, steerings, concurrency in measured if name == "ours"]
+    assert mine[:4] == [({None}, 4), ({"a"}, 4), (set(names), 4), ({"a"}, 1)]
+    assert mine[4:] == [*mine[1:4], mine[0]]
