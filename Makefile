@@ -21,7 +21,7 @@ VULKAN := build/vulkan
 RPC := build/rpc
 CLIENTS := build/clients-venv
 
-.PHONY: help setup build tools demo test lint format test-page test-clients test-reference test-stock test-vulkan test-rpc test-threads fuzz bench bench-serving clean distclean docs
+.PHONY: help setup build tools demo test lint format browser test-page test-clients test-reference test-stock test-vulkan test-rpc test-threads fuzz bench bench-serving results clean distclean docs
 
 help:
 	@echo "make demo            set up, build, run the main job on the embedded model"
@@ -37,6 +37,7 @@ help:
 	@echo "make fuzz            bias files against the reader and the attach call: FUZZ_RUNS (1000000) executions each"
 	@echo "make bench           behaviours of the embedded model; speed and memory against stock and transformers"
 	@echo "make bench-serving   the server's throughput against llama-server and one request at a time"
+	@echo "make results         every figure of docs/results.md (about an hour)"
 	@echo "make docs            write the generated parts of docs/ again"
 	@echo "make clean           remove build/ and caches; make distclean removes .venv/ too"
 
@@ -96,6 +97,9 @@ bench: build $(STOCK)/.built $(VENV)/.reference
 bench-serving: build tools
 	@$(BIN)/python benchmarks/serving.py $(BENCH)
 
+results: build
+	@$(BIN)/python benchmarks/results.py --write-docs $(BENCH)
+
 #
 # judges
 #
@@ -116,13 +120,16 @@ format: $(VENV)/.lint
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
-# Debian's Chromium: the one that Playwright would download is not needed. `make test` runs these too where both are.
+# Debian's Chromium: the one that Playwright would download is not needed. `make test` runs the page's tests, too, where
+# both are there; `make browser` sees to that.
 $(VENV)/.page: $(VENV)/.built tests/install_chromium.sh
 	@$(PIP) install "playwright>=1.50"
 	@sh tests/install_chromium.sh
 	@touch $@
 
-test-page: $(VENV)/.page
+browser: $(VENV)/.page
+
+test-page: browser
 	@STEERMOE_REQUIRE_BROWSER=1 $(BIN)/pytest -q -p no:cacheprovider -m page
 
 # Exact versions in an environment of their own: what they need would disturb ours.

@@ -1,6 +1,6 @@
 """Throughput of `steermoe serve`: against llama-server of the same tree, and against one request at a time.
 
-    python benchmarks/serving.py [--check] [--write-docs]     (make bench-serving; about ten minutes on two cores)
+    python benchmarks/serving.py [--check] [--write-docs]     (make bench-serving; a quarter of an hour on two cores)
 
 Three servers run side by side, ours and two llama-servers, same model, same flags, same threads. In a round every
 variant carries the same load once, in an order that rotates, between turns of the two llama-servers; a ratio compares
@@ -72,7 +72,7 @@ class Plan:
     n_follow_ups: int
 
 
-FULL = Plan(("granite", "tiny"), {"chat": Load(128, 64, 8), "prompts": Load(512, 8, 8)}, 150.0, 5, 5)
+FULL = Plan(("granite", "tiny"), {"chat": Load(96, 48, 8), "prompts": Load(256, 8, 4)}, 60.0, 5, 5)
 QUICK = Plan(("toy", "tiny"), {"chat": Load(16, 8, 8)}, 0.0, 2, 2)  # to try the script itself
 MAX_ROUNDS = 40
 

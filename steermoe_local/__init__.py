@@ -1,8 +1,8 @@
 """Steer Mixture-of-Experts models in GGUF form: find the experts of a behaviour, promote or suppress them.
 
 The way of the data, each arrow a file: prompt pairs -> routing counts -> risk-difference scores -> expert map ->
-bias file -> steered model. Everything up to the bias file is pure Python and NumPy; `record_counts` and
-`SteeredLlama` load the native library when they are first used.
+bias file -> steered model -> evaluation. Everything up to the bias file is pure Python and NumPy; what runs a model
+(`SteeredLlama`, `record_counts`, `Engine`, `open_bench`, ...) loads the native library when it is first used.
 """
 
 from __future__ import annotations
@@ -30,14 +30,24 @@ from .identity import ModelIdentity
 from .model_info import ModelInfo, model_info
 from .pairs import Message, Pair, load_pairs, save_pairs
 from .scores import risk_difference
+from .steering import Steering
 
 if TYPE_CHECKING:
+    from .engine import Engine
+    from .evaluation.bench import Bench
+    from .evaluation.evaluate import evaluate
+    from .evaluation.from_files import open_bench, open_steering, run_evaluation
+    from .evaluation.sweep import sweep
+    from .evaluation.transfer import transfer
+    from .evaluation.tune import tune
     from .model import SteeredLlama
     from .recorder import record_counts
 
 __all__ = [
+    "Bench",
     "BiasFile",
     "ChoiceError",
+    "Engine",
     "ExpertMap",
     "FormatError",
     "Message",
@@ -52,14 +62,22 @@ __all__ = [
     "RoutingCounts",
     "SteerMoEError",
     "SteeredLlama",
+    "Steering",
     "UsageError",
     "VersionError",
+    "evaluate",
     "load_pairs",
     "model_info",
+    "open_bench",
+    "open_steering",
     "read_bias",
     "record_counts",
     "risk_difference",
+    "run_evaluation",
     "save_pairs",
+    "sweep",
+    "transfer",
+    "tune",
     "write_bias",
 ]
 
@@ -69,7 +87,19 @@ except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0+unknown"
 
 # What needs the native library, imported when it is asked for.
-_NATIVE = {"SteeredLlama": ".model", "record_counts": ".recorder"}
+_NATIVE = {
+    "Bench": ".evaluation.bench",
+    "Engine": ".engine",
+    "SteeredLlama": ".model",
+    "evaluate": ".evaluation.evaluate",
+    "open_bench": ".evaluation.from_files",
+    "open_steering": ".evaluation.from_files",
+    "record_counts": ".recorder",
+    "run_evaluation": ".evaluation.from_files",
+    "sweep": ".evaluation.sweep",
+    "transfer": ".evaluation.transfer",
+    "tune": ".evaluation.tune",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -49,8 +49,9 @@ class Finish:
     `routing` [n_layer, n_expert] counts the selections of the `n_rows` rows whose logits were drawn from: the prompt's
     last token and the answer's, up to the one before the last draw. None without a recorder.
 
-    `end` is the end-of-generation token, if one was drawn. `prompt` are the prompt's tokens with the probabilities that
-    the model gave them (none for the first), if `Request.prompt_probs` asked for them. Both have no text.
+    `end` is the end-of-generation token, if one was drawn. `prompt` are the prompt's tokens from `Request.prompt_from`
+    on, with the probabilities that the model gave them (none for the first of all), if `Request.prompt_probs` asked
+    for them. Both have no text.
     """
 
     reason: Reason
@@ -74,8 +75,8 @@ class Request:
     `tokens` is the whole prompt; what of it `sequence` holds already is not computed again. `max_tokens` None: up to
     the end of generation or of n_ctx. `stop`: strings that end the answer and are left out of it. `n_probs`: how many
     of the likeliest tokens are named with their log probabilities, the drawn token's besides; None: no log
-    probabilities. `prompt_probs`: the same for the prompt's tokens; nothing of what `sequence` holds is used then.
-    `special`: control tokens are part of the text.
+    probabilities. `prompt_probs`: the same for the prompt's tokens from index `prompt_from` on; what `sequence` holds
+    is used for those before them alone. `special`: control tokens are part of the text.
     """
 
     sequence: Sequence
@@ -86,6 +87,7 @@ class Request:
     n_probs: int | None = None
     special: bool = False
     prompt_probs: int | None = None
+    prompt_from: int = 0
 
 
 Event = Piece | Finish
@@ -112,6 +114,8 @@ class Run:
         for name, number in (("n_probs", request.n_probs), ("prompt_probs", request.prompt_probs)):
             if number is not None and not 0 <= number <= n_vocab:
                 raise UsageError(f"{name}: {number} is not from 0 to {n_vocab}")
+        if not 0 <= request.prompt_from < n_prompt:
+            raise UsageError(f"prompt_from: {request.prompt_from} is not from 0 to {n_prompt - 1}")
         self.request = request
         self.cancelled = False
         self.begun = False
@@ -131,13 +135,33 @@ class Run:
         return len(self.wanted) - len(self.request.sequence.tokens)
 
     @property
-    def scores_prompt(self) -> bool:
+    def scores_next(self) -> bool:
+        """Are the probabilities of the prompt's tokens wanted that come next?"""
+        return self._scores_prompt and len(self.request.sequence.tokens) >= self._first_scored
+
+    def n_next(self, n_scored: int) -> int:
+        """How many tokens may be computed next; at most `n_scored` where probabilities are wanted."""
+        if not self._scores_prompt:
+            return self.n_missing
+        return (
+            min(self.n_missing, n_scored)
+            if self.scores_next
+            else self._first_scored - len(self.request.sequence.tokens)
+        )
+
+    @property
+    def _scores_prompt(self) -> bool:
         """Is the prompt being computed, and are its tokens' probabilities wanted?"""
         return self.request.prompt_probs is not None and not self._n_rows
 
+    @property
+    def _first_scored(self) -> int:
+        """The first token whose logits are wanted: they are about the next one."""
+        return max(0, self.request.prompt_from - 1)
+
     def score(self, part: Part, scores: abc.Iterator[Logits]) -> None:
         """Take the logits of a part of the prompt; each token's are those for the next one."""
-        if not part.start:
+        if not part.start and not self.request.prompt_from:
             self._prompt.append(Piece("", self.wanted[0]))
         for place, logits in enumerate(scores, part.start + 1):
             self._prompt.append(_piece("", self.wanted[place], logits, self.request.prompt_probs))
@@ -146,7 +170,7 @@ class Run:
         """Keep what the prompt shares with the memory; its last token is computed anyhow, for the logits."""
         sequence = self.request.sequence
         self._start = time.perf_counter()
-        sequence.keep_common(self.wanted, 0 if self.scores_prompt else self._n_prompt - 1)
+        sequence.keep_common(self.wanted, self._first_scored if self._scores_prompt else self._n_prompt - 1)
         self._counts_before = self._context.counts(sequence.place)
         self._n_cached = len(sequence.tokens)
         self.begun = True

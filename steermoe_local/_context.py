@@ -197,6 +197,10 @@ class SequenceContext:
         first = self._last_row + 1 - len(part.tokens)
         return (self._logits(row) for row in range(first, first + n))
 
+    def outputs(self, part: Part) -> Iterator[npt.NDArray[np.float32]]:
+        """Logits of the last `n_outputs` tokens of the part that `decode` has just given, in their order."""
+        return (self._logits(row) for row in range(self._last_row + 1 - part.n_outputs, self._last_row + 1))
+
     def _logits(self, row: int) -> npt.NDArray[np.float32]:
         return np.frombuffer(_native.logits(self._ctx, row, self.n_vocab), np.float32)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from .errors import PairsError
 
-__all__ = ["csv_rows", "rows"]
+__all__ = ["csv_rows", "opened", "rows"]
 
 Row = dict[str, Any]
 
@@ -38,7 +38,7 @@ def rows(path: Path, columns: Sequence[str] = ()) -> Iterator[Row]:
     A JSON file holds an array of objects, or one object, which is the only row. Of a Parquet file only `columns`
     that it has are read. Raises PairsError, which names the file (and the line).
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         start = file.peek(4)[:4]
         if start == b"PAR1":
             yield from _parquet_rows(path, columns)
@@ -52,7 +52,7 @@ def csv_rows(path: Path, columns: Sequence[str], delimiter: str | None = None) -
     The delimiter is the one of comma, tab, semicolon and bar under which the header has all columns. UTF-8, with or
     without a byte order mark. A row with another number of cells is yielded as {}. Raises PairsError.
     """
-    with _opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+    with opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
         header = text.readline(_MAX_LINE)
         choices = [delimiter] if delimiter else [",", "\t", ";", "|"]
         try:
@@ -79,8 +79,8 @@ def csv_rows(path: Path, columns: Sequence[str], delimiter: str | None = None) -
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedReader]:
-    """The file's bytes, decompressed; failures inside the block become PairsErrors."""
+def opened(path: Path) -> Iterator[io.BufferedReader]:
+    """The file's bytes, decompressed; reading that fails inside the block becomes a PairsError."""
     try:
         with open(path, "rb") as plain:
             start = plain.peek(6)[:6]

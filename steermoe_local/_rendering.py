@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _native
+from ._tokenizing import tokenize
 from .errors import ModelError, PairsError, UsageError
 from .pairs import Side, last_exact_run, locate_target, target_tokens
 
@@ -159,10 +160,13 @@ class Renderer:
         run = last_exact_run(tokens, alone)
         return LocatedTarget(text, start, end, tokens, chosen, None if run is None else list(run) == chosen)
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        """Tokens of a text; the names of special tokens in it become those tokens."""
-        tokens: list[int] = self._model.tokenize(text.encode("utf-8"), add_special, True)
-        return tokens
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
+        """Tokens of a text; with `parse_special` the names of special tokens in it become those tokens.
+
+        Raises UsageError for a word of hundreds of thousands of characters, ResourceError (no memory for a long one).
+        """
+        pre = self._metadata.get("tokenizer.ggml.pre", "")
+        return tokenize(self._model, text, pre=pre, add_special=add_special, parse_special=parse_special)
 
     def any_control(self, texts: Collection[str]) -> bool:
         """Is one of the texts a control token, whose text is only seen when such tokens are asked for?"""

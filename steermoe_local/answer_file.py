@@ -85,6 +85,13 @@ class AnswerFile:
         self._file.truncate(valid)
         return set(self._lines)
 
+    def records(self) -> Iterator[Record]:
+        """The answers that are kept so far, in the order in which they came."""
+        with open(self.path, "rb") as kept:
+            for start, length in self._lines.values():
+                kept.seek(start)
+                yield json.loads(kept.read(length))
+
     def add(self, record: Record) -> None:
         """Keep an answer. Raises UsageError when there is no room for it."""
         line = json_line(record).encode("utf-8")

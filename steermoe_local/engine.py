@@ -21,6 +21,7 @@ from .model import SteeredLlama
 __all__ = ["Engine", "Finish", "Piece", "Request", "Sampling", "Sequence"]
 
 _COUNTED_ROWS = 64  # outputs of a sequence in one decode: each has logits over the whole vocabulary
+_LOGITS_AT_ONCE = 1 << 25  # floats of all outputs in one decode of `logits`: 128 MiB
 
 
 class Engine:
@@ -183,7 +184,7 @@ class Engine:
             elif not run.begun:
                 run.begin()
         runs = self._runs.copy()
-        wanted = [min(run.n_missing, _COUNTED_ROWS) if run.scores_prompt else run.n_missing for run in runs]
+        wanted = [run.n_next(_COUNTED_ROWS) for run in runs]
         sizes = _shares(wanted, self._context.n_batch)
         parts = []
         for run, size in zip(runs, sizes, strict=True):
@@ -191,7 +192,7 @@ class Engine:
             start = len(sequence.tokens)
             at_end = size == run.n_missing
             tokens = run.wanted[start : start + size]
-            parts.append(sequence.part(tokens, n_outputs=int(at_end), scored=run.scores_prompt))
+            parts.append(sequence.part(tokens, n_outputs=int(at_end), scored=run.scores_next))
         for index, logits in self._context.decode(parts):
             run = runs[index]
             if parts[index].scored:
@@ -250,6 +251,41 @@ class Engine:
                 sequence.tokens.extend(part.tokens)
         after = self._context.counts(sequence.place)
         return None if before is None or after is None else after - before
+
+    def logits(
+        self, sequences: abc.Sequence[Sequence], tokens: abc.Sequence[int], first: int = 0
+    ) -> abc.Generator[tuple[int, npt.NDArray[np.float32]]]:
+        """Put the same tokens through several sequences, each under its own steering (teacher forcing).
+
+        Yields (start, logits), logits [n_sequences, n, n_vocab] of the tokens [start, start + n) from `first` to the
+        last one but one: those of token i are about token i + 1. The tokens stay in memory, and nothing of what is
+        there is used. Raises UsageError, NativeError.
+        """
+        for sequence in sequences:
+            sequence.require_idle()
+        tokens = self._context.checked_tokens(tokens[:-1])
+        if not sequences or not 0 <= first < len(tokens) <= self.n_ctx:
+            raise UsageError(f"logits: no tokens behind {first} of {len(tokens)}, or n_ctx {self.n_ctx} is too small")
+        room = self._context.n_batch // len(sequences)
+        if not room:
+            raise UsageError(f"logits: n_batch {self._context.n_batch} is below {len(sequences)} sequences; raise it")
+        scored = max(1, _LOGITS_AT_ONCE // (self._context.n_vocab * len(sequences)))
+        for sequence in sequences:
+            sequence.keep(0)
+        start = 0
+        while start < len(tokens):
+            counted = max(start, first)
+            end = min(start + room, counted + scored, len(tokens))
+            n_outputs = max(0, end - counted)
+            parts = [sequence.part(tokens[start:end], n_outputs=n_outputs) for sequence in sequences]
+            found = [np.empty((0, 0), np.float32)] * len(parts)
+            for index, last in self._context.decode(parts):
+                if last is not None:
+                    found[index] = np.stack(list(self._context.outputs(parts[index])))
+                sequences[index].tokens.extend(parts[index].tokens)
+            if n_outputs:
+                yield counted, np.stack(found)
+            start = end
 
     def _end(self, run: Run) -> None:
         self._take(run, run.finish("cancelled"))

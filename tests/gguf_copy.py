@@ -18,12 +18,13 @@ def copy_model(
     order: Callable[[str], Any] | None = None,
     tokenizer_of: Path | None = None,
     template: str | None = None,
+    pre: str | None = None,
 ) -> list[Path]:
     """Write a copy; returns its files, in order.
 
     With `max_tensors` it is split, and `target` gives the name; `empty_first` leaves the first part without tensors.
     `order` is the key that sorts the tensors' names. `tokenizer_of` is the model whose tokenizer the copy gets.
-    `template` is its chat template, "" for none.
+    `template` is its chat template, "" for none; `pre` the name of its tokenizer's pattern.
     """
     reader = GGUFReader(source)
     fields = dict(reader.fields)
@@ -38,7 +39,8 @@ def copy_model(
     for name, field in fields.items():
         if not name.startswith(("GGUF.", "split.")):
             kind = field.types[0]
-            writer.add_key_value(name, field.contents(), kind, field.types[-1] if kind == GGUFValueType.ARRAY else None)
+            value = pre if pre is not None and name == "tokenizer.ggml.pre" else field.contents()
+            writer.add_key_value(name, value, kind, field.types[-1] if kind == GGUFValueType.ARRAY else None)
     if template:
         writer.add_chat_template(template)
     tensors = sorted(reader.tensors, key=lambda tensor: order(tensor.name)) if order else reader.tensors

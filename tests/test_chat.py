@@ -23,6 +23,7 @@ from steermoe_local import (
     NativeError,
     SteeredLlama,
     UsageError,
+    _native,
 )
 from steermoe_local._reply import Reply
 from steermoe_local.chat import Chat, Delta
@@ -421,6 +422,32 @@ def test_compare(new: Any) -> None:
     answer, finish = say(chat, QUESTIONS[1])
     assert finish.n_cached > both["steered"][1].n_prompt
     assert answer == fresh(new, transcript, TO_WORDS, QUESTIONS[1])[0]
+
+
+def test_both_sides_are_decoded_at_once(new: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same llama_decode, each under its own steering of the native library (steermoe_attach_seq)."""
+    chat = new(TO_WORDS)
+    batches: list[list[int]] = []
+    attached: dict[int, bool] = {}
+    decode, attach = _native.decode, _native.attach_sequence
+
+    def decoding(ctx: Any, batch: Any, rows: Any) -> None:
+        batches.append([sequence for _, _, sequence, _ in rows])
+        decode(ctx, batch, rows)
+
+    def attaching(ctx: Any, sequence: int, bias: Any, force: bool) -> None:
+        attached[sequence] = bias is not None
+        attach(ctx, sequence, bias, force)
+
+    monkeypatch.setattr(_native, "decode", decoding)
+    monkeypatch.setattr(_native, "attach_sequence", attaching)
+    chat.steer(TO_DIGITS)
+    ends = {side: finish for side, (_, finish) in sides(chat.compare(COUNT)).items()}
+    lengths = {side: finish.n_generated + 1 for side, finish in ends.items()}  # each end is drawn, too
+    assert len(batches) == max(lengths.values()), "as many as the longer side needs by itself"
+    both = [batch for batch in batches if len(set(batch)) == 2]
+    assert len(both) == min(lengths.values())
+    assert sorted(attached.values()) in ([True], [False, True]), "an unsteered sequence may be left as it was"
 
 
 def test_both_sides_have_one_seed(new: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -43,6 +44,9 @@ LINES = [
     "demo -o >folder",
     "detect -m <model --pairs <pairs -o >map.json",
     "detect -m tiny --pairs <pairs -o >map.json --counts >counts.npz --per-pair >run.pairs.npz",
+    "eval -m tiny --bias <bias --task <task --neutral none --benign <task --no-controls -o out",
+    "eval -m tiny --map <map --activate 1 --task <task --neutral none --benign none --pairs <pairs -o out",
+    "experiment top20 -m tiny --map <map --activate 1 --task <task --neutral none --benign none -o out",
     "info <model",
     "map card <map --base-model some/model -o >README.md",
     "map diff <map <map -o >diff.png",
@@ -72,6 +76,13 @@ LINES = [
     "serve -m <model --port 0",
     "serve -m tiny --port 0 --steering <steering --activate 1",
     "serve -m tiny --port 0 --api-key-file <key",
+    "sweep -m tiny --map <map --task <task --neutral none --benign none --activate 1 -o out",
+    "tasks build mquake <mquake -o >task.jsonl",
+    "tasks check <task",
+    "tasks check <task -m <model",
+    "tasks list",
+    "transfer -m <model --map <map --activate 1 --task <task --neutral none --pairs <pairs --quants Q8_0 -o out",
+    "tune -m tiny --map <map --task <task --benign none --max-ppl-increase 5% -o out",
 ]
 # What may be empty, or anything: text is text.
 ANYTHING_GOES = {"key": ("garbage", "wrong"), "prompts": ("wrong",), "csv": ("wrong",), "model": ()}
@@ -99,6 +110,9 @@ def good(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path) -> dict[str,
     write_bias(BiasFile.from_signs(expert_map.choose(1, 1), expert_map.identity), folder / "bias.gguf")
     (folder / "prompts.txt").write_text("hello\n")
     (folder / "safety.jsonl").write_text('{"prompt": "p", "response": "r", "is_safe": false}\n')
+    edit = {"prompt": "{} is in", "subject": "a", "question": "q", "target_new": "b", "target_true": "c"}
+    (folder / "mquake.json").write_text(json.dumps([{"case_id": 1, "requested_rewrite": [edit]}]))
+    (folder / "task.jsonl").write_text('{"task": {"scorer": "refusal"}}\n{"prompt": "hello"}\n')
     (folder / "key").write_text("0123456789abcdef0123456789abcdef\n")
     return {
         "map": folder / "map.json",
@@ -108,6 +122,8 @@ def good(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path) -> dict[str,
         "prompts": folder / "prompts.txt",
         "safety": folder / "safety.jsonl",
         "key": folder / "key",
+        "mquake": folder / "mquake.json",
+        "task": folder / "task.jsonl",
         "steering": folder / "map.json",
         "ranking": folder / "ranking.pkl",
         "model": tiny_path,

@@ -75,7 +75,8 @@ def test_the_form_of_an_answer(server: Running) -> None:
 
 
 def test_roles_and_parts(server: Running) -> None:
-    parts = [{"type": "text", "text": "Which number"}, {"type": "text", "text": "comes after three?"}]
+    parts: list[dict[str, Any]] = [{"type": "text", "text": text} for text in ("Which number", "comes after three?")]
+    parts[0] |= {"cache_control": {"type": "ephemeral"}, "prompt_cache_breakpoint": {"mode": "explicit"}}
     as_parts = server.chat(messages=[{"role": "user", "content": parts}])
     as_text = server.chat(messages=messages("Which number\ncomes after three?"))
     assert text_of(as_parts) == text_of(as_text)
@@ -479,7 +480,8 @@ def test_tools_that_are_not_forced(server: Running) -> None:
         ({"response_format": {"type": "json_object", "schema": {"$ref": "#/no"}}}, "cannot be made a grammar"),
         ({"response_format": {"type": "json_object", "schema": {"$ref": "https://a.b/c"}}}, "not allowed"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
-        ({"functions": []}, "functions: unknown field"),
+        ({"functions": []}, "functions: not offered; send tools"),
+        ({"function_call": "auto"}, "function_call: not offered; send tool_choice"),
         ({"tools": [{"type": "web"}]}, "tools[0]"),
     ],
 )
@@ -617,17 +619,14 @@ def test_tokens_under_vllms_names(server: Running, llama: SteeredLlama) -> None:
 def test_words_that_no_tokenizer_takes(tmp_path_factory: pytest.TempPathFactory) -> None:
     """llama.cpp's tokenizers with std::regex recurse as deep as a word is long: 30,000 letters crash 8 MB of stack."""
     path = tmp_path_factory.mktemp("bloom") / "bloom.gguf"
-    data = TINY.read_bytes()
-    place = data.index(b"tokenizer.ggml.pre") + len("tokenizer.ggml.pre") + 12
-    assert data[place : place + 5] == b"gpt-2"
-    path.write_bytes(data[:place] + b"bloom" + data[place + 5 :])
+    copy_model(TINY, path, pre="bloom")
     with running(model=path, parallel=1) as bloom:
 
         def status(text: str) -> int:
             return bloom.client.post("/tokenize", json={"content": text}).status_code
 
         assert status("x" * 60_000) == 200
-        for text in ("x" * 600_000, "a " + " " * 600_000, "é" * 600_000):
+        for text in ("x" * 600_000, "a " + " " * 600_000, "é" * 600_000, "a\x1c" * 300_000):
             assert status(text) == 400
 
 
@@ -681,16 +680,29 @@ def test_the_document(server: Running) -> None:
     assert "https://" not in page.text
 
 
-@pytest.mark.parametrize(
-    "field",
-    ["user", "store", "metadata", "service_tier", "parallel_tool_calls", "prompt_cache_key", "safety_identifier",
-     "verbosity", "modalities", "reasoning_effort", "prompt_cache_retention"],
-)  # fmt: skip
+OPENAIS: dict[str, Any] = dict.fromkeys(("user", "service_tier", "safety_identifier", "verbosity"), "low")
+OPENAIS |= {"reasoning_effort": "low", "prompt_cache_key": "a", "prompt_cache_retention": "24h", "store": False}
+OPENAIS |= {"metadata": {"a": "b"}, "parallel_tool_calls": True, "modalities": ["text"], "prompt_cache_options": {}}
+OPENAIS |= {"prediction": {"type": "content", "content": "one"}, "logit_bias": {}, "stop": None, "n": 1}
+
+
+@pytest.mark.parametrize("field", OPENAIS)
 def test_fields_of_openai_clients(server: Running, field: str) -> None:
-    value = {"store": False, "metadata": {"a": "b"}, "parallel_tool_calls": True, "modalities": ["text"]}
-    response = server.chat(max_tokens=1, **{field: value.get(field, "low")})
+    response = server.chat(max_tokens=1, **{field: OPENAIS[field]})
     assert response.status_code == 200, response.text
     assert server.chat(max_tokens=1, **{field: None}).status_code == 200
+
+
+def test_fields_that_ask_for_what_there_is_not(server: Running) -> None:
+    """They would change the answer, so they are not dropped; null asks for nothing."""
+    asked = {"functions": [{"name": "a"}], "audio": {"voice": "a", "format": "wav"}, "web_search_options": {}}
+    for field, value in (asked | {"function_call": "none", "moderation": {"model": "a"}}).items():
+        response = server.chat(max_tokens=1, **{field: value})
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert error["param"] == field
+        assert error["message"].startswith(f"{field}: not offered")
+        assert server.chat(max_tokens=1, **{field: None}).status_code == 200
 
 
 @pytest.mark.parametrize(

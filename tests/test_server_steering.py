@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from steermoe_local import BiasFile, ExpertMap, SteeredLlama, write_bias
+from steermoe_local.server import metrics, registered, registry
 from steermoe_local.shipped_maps import shipped_maps
 from steermoe_local.steering import Steering
 from tests.running_server import TINY, Running, running
@@ -130,6 +132,21 @@ def test_the_servers_default() -> None:
         assert steered.client.get("/v1/steering").json()["default"] == "digits-words"
         assert steered.client.get("/v1/models").json()["data"][0]["steering"] == "digits-words"
         assert steered.client.delete("/v1/steering/digits-words").status_code == 409
+
+
+def test_the_default_stays(digits: ExpertMap, tmp_path: Path) -> None:
+    """Who asks cannot change what others get without asking."""
+    digits.save(tmp_path / "mine.json")
+    (tmp_path / "mine.choice.json").write_text('{"activate": 2, "deactivate": 2}')
+    with running(steering="mine", maps_folder=tmp_path, maps_writable=True, parallel=1) as steered:
+        for response in (
+            steered.client.delete("/v1/steering/mine"),
+            post(steered, name="mine", map="digits-words", reverse=True, replace=True),
+        ):
+            assert response.status_code == 409
+            assert response.json()["error"]["code"] == "in_use"
+        assert text_of(steered.chat()) == "4"
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.json", "mine.choice.json"}
 
 
 @pytest.mark.parametrize(
@@ -372,6 +389,32 @@ def test_how_many_can_be_registered() -> None:
             assert server.client.delete(f"/v1/steering/n{i}").status_code == 204
         server.chat(steering="n100", max_tokens=1)
         assert len(server.registry._cache.built) <= 2
+
+
+def test_how_much_can_be_registered(digits: ExpertMap, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = registered.size(Steering("x", digits))
+    monkeypatch.setattr(registry, "_MAX_BYTES", 2 * size)
+    data = json.loads(digits.to_json())
+    with running(parallel=1) as server:
+        assert [post(server, name=name, map=data).status_code for name in "ab"] == [201, 201]
+        response = post(server, name="c", map=data)
+        assert (response.status_code, response.json()["error"]["code"]) == (409, "full")
+        assert post(server, name="b", map=data, replace=True).status_code == 201, "it takes the place of its own"
+        assert server.client.delete("/v1/steering/a").status_code == 204
+        assert post(server, name="c", map=data).status_code == 201
+
+
+def test_the_metrics_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names come and go; what is counted by them must not pile up."""
+    monkeypatch.setattr(metrics, "_MAX_STEERINGS", 3)
+    with running(parallel=1) as server:
+        for number in range(6):
+            assert post(server, name=f"n{number}", map="digits-words").status_code == 201
+            assert server.chat(steering=f"n{number}", max_tokens=1).status_code == 200
+            assert server.client.delete(f"/v1/steering/n{number}").status_code == 204
+        text = server.client.get("/metrics").text
+    found = re.findall(r'steermoe_requests_total\{.*steering="([^"]*)".*\} (\S+)', text)
+    assert found == [("n0", "1.0"), ("n1", "1.0"), ("n2", "1.0"), ("other", "3.0")]
 
 
 def test_the_cache_of_biases_is_bounded() -> None:

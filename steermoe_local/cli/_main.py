@@ -12,6 +12,8 @@ from .completion import completion
 from .config import config
 from .demo import demo
 from .detect import detect
+from .eval import eval_
+from .experiment import experiment
 from .info import info
 from .map import map_
 from .map_exchange import card, export, import_
@@ -22,6 +24,10 @@ from .presets import presets
 from .pull import pull
 from .run import run
 from .serve import serve
+from .sweep import sweep
+from .tasks import tasks
+from .transfer import transfer
+from .tune import tune
 
 
 @click.group(
@@ -44,7 +50,28 @@ def main() -> None:
     """
 
 
-for command in (pull, models, info, pairs, detect, map_, presets, bias, run, chat, serve, demo, config, completion):
+for command in (
+    pull,
+    models,
+    info,
+    pairs,
+    tasks,
+    detect,
+    map_,
+    presets,
+    bias,
+    run,
+    chat,
+    serve,
+    eval_,
+    experiment,
+    sweep,
+    tune,
+    transfer,
+    demo,
+    config,
+    completion,
+):
     main.add_command(command)
 for command in (merge, import_, export, card):
     map_.add_command(command)

@@ -17,7 +17,7 @@ Path_ = tuple[str, ...]
 
 PREFIX = "STEERMOE"
 # read by the library, or by this program before its options: never names of options of all commands
-_TAKEN = {"STEERMOE_LIB_PATH", "STEERMOE_FORCE", "STEERMOE_CONFIG"}
+_TAKEN = {"STEERMOE_LIB_PATH", "STEERMOE_FORCE", "STEERMOE_CONFIG", "STEERMOE_JUDGE_API_KEY"}
 
 
 class WithoutConfig:

@@ -184,7 +184,7 @@ def steering_options(command: F) -> F:
         flags = SteeringFlags(
             **values,
             given=frozenset(name for name in names if sources[name] == ParameterSource.COMMANDLINE),
-            bias_is_nearer=_rank(sources["bias"]) < _rank(sources["map_file"]),
+            bias_is_nearer=_rank(sources.get("bias")) < _rank(sources.get("map_file")),
         )
         return command(**arguments, steering_flags=flags)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -278,7 +279,8 @@ def _print(found: list[_settings.Setting], whole: bool) -> None:
         return
     table = Table(box=None, pad_edge=False)
     for name in ("option", "value", "from", *([] if whole else ["commands"])):
-        table.add_column(name, overflow="fold")
+        # in a pipe a path stays whole, and the commands go on below
+        table.add_column(name, overflow="fold", no_wrap=name == "from" and not sys.stdout.isatty())
     for (option, written, where), owners in lines.items():
         cells = (option, written, where, *([] if whole else [", ".join(owners)]))
         table.add_row(*(Text(cell) for cell in cells))  # not markup: a value may have brackets

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Metrics"]
 
+OTHER = "other"
+_MAX_STEERINGS = 512  # clients may register and delete names without end, and each has counters of its own
+
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -20,6 +23,7 @@ class Metrics:
 
     def __init__(self, worker: Worker) -> None:
         self._registry = registry = CollectorRegistry()
+        self._steerings: set[str] = set()
         labels = ("endpoint", "steering")
         self._requests = Counter(
             "steermoe_requests", "Requests that were answered.", (*labels, "status"), registry=registry
@@ -56,6 +60,7 @@ class Metrics:
 
     def answered(self, endpoint: str, steering: str, finishes: list[Finish], seconds: float) -> None:
         """A request came to its end."""
+        steering = self._bounded(steering)
         self._requests.labels(endpoint, steering, "ok").inc()
         self._seconds.labels(endpoint, steering).observe(seconds)
         for finish in finishes:
@@ -65,11 +70,17 @@ class Metrics:
 
     def first_token(self, endpoint: str, steering: str, seconds: float) -> None:
         """A request got its first token."""
-        self._first.labels(endpoint, steering).observe(seconds)
+        self._first.labels(endpoint, self._bounded(steering)).observe(seconds)
 
     def failed(self, endpoint: str, steering: str, status: str) -> None:
         """A request ended otherwise: by an error's status, or "gone"."""
-        self._requests.labels(endpoint, steering, status).inc()
+        self._requests.labels(endpoint, self._bounded(steering), status).inc()
+
+    def _bounded(self, steering: str) -> str:
+        if steering not in self._steerings and len(self._steerings) >= _MAX_STEERINGS:
+            return OTHER
+        self._steerings.add(steering)
+        return steering
 
     def text(self) -> bytes:
         """The exposition format."""

@@ -23,7 +23,7 @@ from .worker import Worker
 __all__ = ["listen", "run_server"]
 
 _GRACE = 30  # seconds for answers that are being decoded when the server is told to stop
-_CONNECTIONS = 512
+_CONNECTIONS = 512  # beside those that wait; more get 503
 
 Say = Callable[[str], None]
 
@@ -107,7 +107,7 @@ def run_server(
         server_header=False,
         proxy_headers=False,  # nobody says on behalf of whom
         timeout_graceful_shutdown=_GRACE,
-        limit_concurrency=_CONNECTIONS,
+        limit_concurrency=_CONNECTIONS + settings.queue_limit,
     )
     server = _Server(config, worker, say)
     servers.append(server)

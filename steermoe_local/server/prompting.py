@@ -6,12 +6,8 @@ import asyncio
 import codecs
 import functools
 import json
-import re
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -27,11 +23,6 @@ __all__ = ["ChatPrompt", "Prompter", "TextPrompt", "decode_token"]
 
 T = TypeVar("T")
 
-# Some of llama.cpp's tokenizers (those with std::regex) recurse as deep as a word, or a run of blanks, is long, at
-# about 350 bytes a character, and crash when the stack is full. So: much stack, and a bound for such runs.
-_STACK = (64 if sys.platform == "win32" else 512) << 20  # Windows commits it
-_SMALL_STACK = 8 << 20
-_STACK_OF_CHARACTER = 1024
 _CHARACTERS_OF_TOKEN = 256  # more than the longest tokens have: a text beyond that cannot fit the context
 _FINAL_CHANNEL = "<|channel|>final<|message|>"
 
@@ -70,12 +61,6 @@ class Prompter:
         self._thinking, self._template_arguments = thinking, template_arguments
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="steermoe-prompts")
         self._formatter: Any = None
-        self._longest_run = 0
-        for size in (_STACK, _SMALL_STACK):
-            with suppress(RuntimeError), _StackSize(size):  # no room for such a stack
-                self._pool.submit(int).result()  # the pool starts its thread now
-                self._longest_run = size // _STACK_OF_CHARACTER
-                break
 
     def close(self) -> None:
         """End the thread."""
@@ -86,16 +71,8 @@ class Prompter:
         return await asyncio.get_running_loop().run_in_executor(self._pool, functools.partial(function, *arguments))
 
     def tokens_of(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
-        """Tokens of a text. In the prompter's thread only. Raises ApiError for one that is no text to tokenize."""
-        runs = (len(run) for pattern in (r"\s+", r"\S+") for run in re.split(pattern, text))
-        if max(runs) > self._longest_run:
-            raise ApiError(
-                400,
-                f"the text has a word, or blank space, of more than {self._longest_run} characters; shorten it",
-                code="invalid_value",
-            )
-        model: Any = self._engine.model
-        return list(model.tokenize(text.encode("utf-8"), add_bos=add_special, special=parse_special))
+        """Tokens of a text. In the prompter's thread only. Raises UsageError for one that no tokenizer takes."""
+        return self._renderer.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def _prompt_tokens(self, text: str, *, add_special: bool) -> list[int]:
         n_ctx = self._engine.n_ctx
@@ -275,16 +252,3 @@ def _parsed(arguments: str) -> Any:
     except ValueError:
         return arguments
     return value if isinstance(value, dict) else arguments
-
-
-class _StackSize:
-    """Threads that are started inside have a stack of this size."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-
-    def __enter__(self) -> None:
-        self._before = threading.stack_size(self._size)
-
-    def __exit__(self, *_: object) -> None:
-        threading.stack_size(self._before)

@@ -122,7 +122,7 @@ class SteeringRegistry:
             steering.build(self._identity)  # impossible numbers are refused now
         with self._lock:
             self._require_free(request.name, request.replace)
-            self._require_room(steering)
+            self._require_room(request.name, steering)
             self._check(steering)
             if self._folder is not None and self._folder.writable:
                 of_map = request.map if isinstance(request.map, str) else None
@@ -169,14 +169,17 @@ class SteeringRegistry:
             raise ApiError(409, f"{name}: taken (source: {known.source}); choose another name", code="name_taken")
         elif not replace:
             raise ApiError(409, f"{name}: taken; choose another name, or send replace: true", code="name_taken")
+        elif name == self.default:
+            raise ApiError(409, f"{name}: the server's default cannot be replaced", code="in_use")
 
     def _is_free(self, entry: Registered) -> bool:
         """May a request replace or delete it?"""
         in_folder = entry.source == "folder" and self._folder is not None and self._folder.holds(entry.name)
         return entry.source == "request" or in_folder
 
-    def _require_room(self, steering: Steering) -> None:
-        held = sum(size(entry.steering) for entry in self._entries.values() if entry.source == "request")
+    def _require_room(self, name: str, steering: Steering) -> None:
+        others = [entry for entry in self._entries.values() if entry.source == "request" and entry.name != name]
+        held = sum(size(entry.steering) for entry in others)
         if held + size(steering) > _MAX_BYTES:
             raise ApiError(
                 409, f"the maps that came with requests fill {_MAX_BYTES >> 20} MiB; delete some", code="full"

@@ -97,6 +97,7 @@ class Generation(Body):
     service_tier: Short | None = Field(None, description="Accepted, without effect.")
     prompt_cache_key: Short | None = Field(None, description="Accepted, without effect: prefixes are found.")
     prompt_cache_retention: Short | None = Field(None, description="Accepted, without effect.")
+    prompt_cache_options: dict[str, Any] | None = Field(None, max_length=16, description="Accepted, without effect.")
     safety_identifier: Short | None = Field(None, description="Accepted, without effect.")
 
     @field_validator("logit_bias")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from .schemas import Body, Generation, Short, Text
 
@@ -19,6 +19,8 @@ class ContentPart(Body):
 
     type: Short
     text: Text
+    prompt_cache_breakpoint: dict[str, Any] | None = Field(None, max_length=16, description="Accepted, without effect.")
+    cache_control: dict[str, Any] | None = Field(None, max_length=16, description="Accepted, without effect.")
 
     @model_validator(mode="before")
     @classmethod
@@ -146,7 +148,21 @@ class ChatRequest(Generation):
     )
     parallel_tool_calls: bool | None = Field(None, description="Accepted, without effect.")
     verbosity: Short | None = Field(None, description="Accepted, without effect.")
+    prediction: dict[str, Any] | None = Field(None, max_length=16, description="Accepted, without effect.")
     modalities: list[Literal["text"]] | None = Field(None, max_length=1)
+    # What would change the answer is refused, and not ignored; clients that know it send null for nothing.
+    functions: None = Field(None, description="Not offered: send tools.")
+    function_call: None = Field(None, description="Not offered: send tool_choice.")
+    audio: None = Field(None, description="Not offered.")
+    web_search_options: None = Field(None, description="Not offered.")
+    moderation: None = Field(None, description="Not offered.")
+
+    @field_validator("functions", "function_call", "audio", "web_search_options", "moderation", mode="before")
+    @classmethod
+    def _not_offered(cls, value: Any, info: ValidationInfo) -> None:
+        if value is not None:
+            instead = {"functions": "send tools", "function_call": "send tool_choice"}
+            raise ValueError(f"not offered; {instead.get(info.field_name or '', 'leave it out')}")
 
     @field_validator("chat_template_kwargs")
     @classmethod

@@ -175,8 +175,12 @@ generation_kwargs: {until: ["<|end|>"], do_sample: false, max_gen_toks: 16}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """
 
+LM_EVAL_TASKS = ("digits_choices", "digits_answers")
 
-def lm_eval(server: Process, folder: Path, model: str, *, concurrency: int) -> tuple[dict[str, Any], dict[str, Any]]:
+
+def lm_eval(
+    server: Process, folder: Path, model: str, *options: Any, tasks: tuple[str, ...] = LM_EVAL_TASKS, concurrency: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """(results by task, samples by task)."""
     items = [{"question": q, "prompt": prompt_of(q), "choices": choices} for q, choices in QUESTIONS.items()]
     (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
@@ -184,10 +188,10 @@ def lm_eval(server: Process, folder: Path, model: str, *, concurrency: int) -> t
     (folder / "answers.yaml").write_text(ANSWERS_TASK)
     arguments = [f"model={model}", f"base_url={server.url}/v1/completions", f"num_concurrent={concurrency}"]
     arguments += ["max_length=256", "max_retries=1"]
-    tasks = ("digits_choices", "digits_answers")
     log = run(
         *("lm_eval", "run", "--model", "local-completions", "--model_args", ",".join(arguments)),
         *("--tasks", ",".join(tasks), "--include_path", folder, "--output_path", folder / "out", "--log_samples"),
+        *options,
         folder=folder,
         no_proxy="127.0.0.1",
     )
@@ -214,6 +218,19 @@ def test_lm_evaluation_harness(
         found = [(float(loglikelihood), greedy in (True, "True")) for ((loglikelihood, greedy),) in sample["resps"]]
         assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
         np.testing.assert_allclose([value for value, _ in found], [value for value, _ in expected], atol=2e-3)
+    for sample in samples["digits_answers"]:
+        assert sample["resps"] == [[judge.answers[sample["doc"]["question"]]]]
+
+
+@pytest.mark.parametrize("steering", ["digits", "words"])
+def test_lm_evaluation_harness_by_the_field(
+    server: Process, judges: dict[str, Judge], tmp_path: Path, steering: str
+) -> None:
+    """What it is told of generation goes into the request as it is, so it can hold a steering, too."""
+    judge = judges[steering]
+    options = ("--gen_kwargs", json.dumps({"steering": STEERINGS[steering]}))
+    results, samples = lm_eval(server, tmp_path, "tiny", *options, tasks=("digits_answers",), concurrency=4)
+    assert results["digits_answers"]["exact_match,none"] == pytest.approx(judge.exact)
     for sample in samples["digits_answers"]:
         assert sample["resps"] == [[judge.answers[sample["doc"]["question"]]]]
 

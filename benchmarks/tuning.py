@@ -1,0 +1,154 @@
+"""Compares the search of `steermoe tune` with a grid, on the embedded model: the picks, and what they cost to find.
+
+    python benchmarks/tuning.py [--full] [--items N] [--seed S] [OUTPUT.json]
+
+Both choose on one half of the held-out prompts under the same budget, and are compared on the other half. The grid has
+8 x 8 numbers of experts, with --full every choice there is (hours). Greedy decoding on one thread, so that a machine
+gets the same figures every time; prints a Markdown table, and writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from steermoe_local import ExpertMap, SteeredLlama, __version__, load_pairs, record_counts
+from steermoe_local.embedded import Behaviour, behaviours, embedded_model
+from steermoe_local.evaluation.aims import Budget, space
+from steermoe_local.evaluation.bench import Bench, BenchSettings
+from steermoe_local.evaluation.builtin import builtin_task, default_guards
+from steermoe_local.evaluation.intervals import Interval
+from steermoe_local.evaluation.scorers import make_scorer
+from steermoe_local.evaluation.tune import Tuning, exhaustive, tune
+from steermoe_local.shipped_maps import shipped_maps
+from steermoe_local.steering import Steering
+
+GRID = (0, 1, 2, 4, 8, 16, 24, 40)
+N_TEXT = 2000  # tokens of the neutral text
+BUDGET = Budget(max_ppl_increase=0.05, max_looping_increase=0.05)
+
+
+def compare(n_items: int | None, full: bool, seed: int) -> list[dict[str, Any]]:
+    """One row for each behaviour and direction."""
+    rows = []
+    llama = SteeredLlama(str(embedded_model()), n_ctx=64, verbose=False)
+    _, neutral = default_guards(embedded_model())
+    for behaviour in behaviours():
+        task = builtin_task(behaviour.name).first(n_items)
+        expert_map = map_of(behaviour)
+        for reverse in (False, True):
+            steering = Steering(behaviour.name, expert_map=expert_map, reverse=reverse)
+            settings = BenchSettings(n_parallel=32, n_text=N_TEXT, context={"n_threads": 1})
+            found: dict[str, Any] = {
+                "behaviour": behaviour.name,
+                "side": steering.side,
+                "n_choices": space(steering).n_choices,
+            }
+            for method in ("ladder", "grid"):
+                # a bench of its own for each: what the other measured must not make it faster
+                with Bench(
+                    llama, task, make_scorer(task.scorer, task.options), neutral=neutral, settings=settings
+                ) as b:
+                    start = time.perf_counter()
+                    only = None if full else GRID
+                    made = (
+                        tune(b, steering, BUDGET, seed=seed)
+                        if method == "ladder"
+                        else exhaustive(b, steering, BUDGET, seed=seed, activate=only, deactivate=only)
+                    )
+                    found[method] = summary(made) | {"seconds": round(time.perf_counter() - start, 1)}
+            rows.append(found)
+            print(line(found), flush=True)
+    return rows
+
+
+def map_of(behaviour: Behaviour) -> ExpertMap:
+    """The shipped map, or one that is made here from the behaviour's pairs."""
+    path = shipped_maps().get(behaviour.name)
+    if path is not None:
+        return ExpertMap.load(path)
+    counts = record_counts(embedded_model(), load_pairs(behaviour.pairs), behaviour=behaviour.name, n_threads=1)
+    return ExpertMap.from_counts(counts, positive=behaviour.positive, negative=behaviour.negative)
+
+
+def summary(made: Tuning) -> dict[str, Any]:
+    """What is compared."""
+    data = made.to_dict()
+    names = ("outcome", "reason", "chosen", "strongest", "choosing", "heldout", "heldout_strongest", "fluency")
+    return {name: data[name] for name in (*names, "n_tried", "n_measured", "n_answers", "n_grid")}
+
+
+HEADER = (
+    "| behaviour, side | `tune`: experts | gain, held out | grid: experts | gain, held out | grid's strongest | "
+    "gain, held out | choices tried | answers |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+)
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    ladder, grid = row["ladder"], row["grid"]
+    cells: Sequence[str] = (
+        f"{row['behaviour']}, {row['side']}",
+        numbers(ladder["chosen"], ladder["outcome"]),
+        gain(ladder["heldout"]),
+        numbers(grid["chosen"], grid["outcome"]),
+        gain(grid["heldout"]),
+        numbers(grid["strongest"], ""),
+        gain(grid["heldout_strongest"]),
+        f"{ladder['n_tried']} against {grid['n_tried']}, of {row['n_choices']}",
+        f"{ladder['n_answers']} against {grid['n_answers']}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def numbers(choice: dict[str, Any] | None, outcome: str) -> str:
+    words = "none" if choice is None else f"+{choice['activate']} -{choice['deactivate']}"
+    return words if outcome in ("", "found") else f"{words} ({outcome})"
+
+
+def gain(effect: dict[str, Any] | None) -> str:
+    if effect is None:
+        return "-"
+    found = Interval(**effect["gain"])
+    return f"{100 * found.value:+.0f} ({100 * found.low:+.0f} to {100 * found.high:+.0f})"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="tune against a grid, on the embedded model")
+    parser.add_argument("output", nargs="?", type=Path, help="JSON file to write")
+    parser.add_argument("--full", action="store_true", help="every choice instead of 8 x 8")
+    parser.add_argument("--items", type=int, help="first N prompts of each task")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split and the bootstrap")
+    given = parser.parse_args(arguments)
+    print(HEADER)
+    start = time.perf_counter()
+    rows = compare(given.items, given.full, given.seed)
+    facts = {
+        "tool": f"steermoe-local {__version__}",
+        "machine": platform.machine(),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "seed": given.seed,
+        "items": given.items,
+        "budget": BUDGET.to_dict(),
+        "grid": "all" if given.full else GRID,
+        "seconds": round(time.perf_counter() - start),
+    }
+    tried = [sum(row[method]["n_tried"] for row in rows) for method in ("ladder", "grid")]
+    answers = [sum(row[method]["n_answers"] for row in rows) for method in ("ladder", "grid")]
+    print(
+        f"\n{tried[0]} choices tried against {tried[1]} ({1 - tried[0] / tried[1]:.0%} saved), {answers[0]} answers "
+        f"against {answers[1]} ({1 - answers[0] / answers[1]:.0%} saved); {BUDGET}; seed {given.seed}; "
+        f"{facts['tool']}, {facts['machine']}, {facts['date']}, {facts['seconds']} s"
+    )
+    if given.output:
+        given.output.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""Does a map made on one quantization of a model serve the others? docs/transfer.md says what is measured and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .._files import StrPath, timestamp, tool_name
+from ..errors import ChoiceError, UsageError
+from ..expert_map import ExpertMap
+from ..identity import ModelIdentity
+from ..model import SteeredLlama
+from ..model_info import model_info
+from ..pairs import Pair, PairsFile, pairs_digest
+from ..recorder import record_counts
+from ..statistics import TOP_N, compare
+from ..steering import Steering
+from .agreement import Reference, compare_text, context_arguments, take_reference
+from .bench import Bench, BenchSettings, Progress
+from .evaluate import _biases as steering_biases
+from .evaluate import _steering_facts as steering_facts
+from .evaluate import evaluate, has_reverse
+from .file_types import QUANTS, file_type
+from .from_files import model_facts
+from .intervals import difference
+from .quantize import ModelFile, Quantizer
+from .tasks import Scorer, Task
+from .texts import NeutralText
+from .transfer_results import Column, MapEffect, Transfer
+
+__all__ = ["BASE", "N_AGREEMENT", "Column", "MapEffect", "OpenBench", "Transfer", "open_benches", "transfer"]
+
+BASE = "base"
+N_AGREEMENT = 500
+
+OpenBench = Callable[[Path, str], AbstractContextManager[Bench]]
+"""Opens the bench on a model's file; the second argument is the column's name ("base", "Q4_K_M", ...)."""
+
+
+def open_benches(
+    task: Task,
+    scorer: Scorer,
+    *,
+    neutral: NeutralText | None = None,
+    benign: tuple[Task, Scorer] | None = None,
+    settings: BenchSettings | None = None,
+    progress: Progress | None = None,
+    **model_arguments: Any,
+) -> OpenBench:
+    """What `transfer` asks for: a bench on any model, with these arguments of `Bench`, and of `SteeredLlama`."""
+
+    @contextmanager
+    def open_bench(path: Path, name: str) -> Iterator[Bench]:
+        with closing(SteeredLlama(path, **{"n_ctx": 64, "n_batch": 64, **model_arguments})) as llama:
+            about = {"model": model_facts(model_info(path))}
+            fixed: dict[str, Any] = {"neutral": neutral, "benign": benign, "settings": settings, "progress": progress}
+            with Bench(llama, task, scorer, about=about, **fixed) as bench:
+                yield bench
+
+    return open_bench
+
+
+def transfer(
+    base: StrPath,
+    steering: Steering,
+    open_bench: OpenBench,
+    *,
+    folder: StrPath,
+    quants: Sequence[str] = QUANTS,
+    pairs: Collection[Pair] | None = None,
+    keep: bool = True,
+    top_n: int = TOP_N,
+    n_agreement: int = N_AGREEMENT,
+    n_threads: int | None = None,
+    seed: int = 0,
+    done: Mapping[str, Column] | None = None,
+    on_column: Callable[[Column], None] | None = None,
+    on_map: Callable[[str, ExpertMap], None] | None = None,
+    progress: Progress | None = None,
+) -> Transfer:
+    """Quantize a model and measure one steering, and each quantization's own map, on all of them.
+
+    Args:
+        base: the model to quantize; of a split one the first part.
+        steering: a choice of experts from a map made on it.
+        open_bench: opens the bench on one of the models; only one is in memory at a time.
+        folder: where the quantizations go. Those that were made there from the same base are used again.
+        quants: names as llama-quantize has them.
+        pairs: what the map was made from, for each model's own map; None: no own maps.
+        keep: keep the quantizations; else each is deleted when it is measured.
+        top_n: first experts by |RD| whose overlap is told. n_agreement: tokens on which routing is compared.
+        n_threads: of the quantizer. seed: of bootstraps.
+        done: columns of an interrupted run, by name. on_column: called with each column when it is finished.
+        on_map: called with (column's name, its own map). progress: while quantizing.
+
+    Raises UsageError, ModelError, ModelMismatchError, ResourceError (no room on the disk), NativeError, and what the
+    bench raises.
+    """
+    kinds = list({kind.name: kind for kind in map(file_type, quants)}.values())
+    if not kinds:
+        raise UsageError("no quantizations; name one at least, like Q4_K_M")
+    if steering.expert_map is None:
+        raise UsageError(f"{steering.name}: is no map; what is compared between quantizations are maps (--map MAP)")
+    if n_agreement < 1 or top_n < 1:
+        raise UsageError("n_agreement and top_n must be at least 1")
+    info = model_info(base)
+    quantizer = Quantizer(info, folder, n_threads=n_threads, progress=progress)
+    warnings = [*filter(None, [quantizer.warning]), *_pairs_warnings(steering.expert_map, pairs)]
+    check_choice(steering, quantizer.identity)
+    finished = dict(done or {})
+    missing = [kind for kind in kinds if kind.name not in finished]
+    quantizer.check_room(missing, keep)
+    plan = _Plan(steering, pairs, top_n, n_agreement, seed, on_map)
+    with open_bench(info.paths[0], BASE) as bench:
+        if BASE not in finished:
+            finished[BASE] = plan.column(bench, BASE, ModelFile.of(info), None, None)
+            if on_column:
+                on_column(finished[BASE])
+        task = bench.task
+        provenance = {**bench.about, **plan.facts(bench, quantizer)}
+        # what the base did with the text is not kept over an interruption, but quick to have again
+        reference = take_reference(bench, n_agreement, _shown(bench, "routing of base")) if missing else None
+    for kind in missing:
+        file = quantizer.make(kind)
+        with open_bench(file.path, kind.name) as bench:
+            finished[kind.name] = plan.column(bench, kind.name, file, finished[BASE].effect, reference)
+        if not keep:
+            quantizer.remove(kind)
+        if on_column:
+            on_column(finished[kind.name])
+    return Transfer(
+        base=finished[BASE],
+        columns=tuple(finished[kind.name] for kind in kinds),
+        task=task.name,
+        positive=task.positive,
+        negative=task.negative,
+        warnings=tuple(warnings),
+        provenance={**provenance, "created": timestamp(), "tool": tool_name()},
+    )
+
+
+def check_choice(steering: Steering, identity: ModelIdentity) -> None:
+    """Tell before long work what the model cannot carry out, one way or the other. Raises ChoiceError."""
+    steering.build(identity)
+    if has_reverse(steering):
+        steering.changed(reverse=not steering.reverse).build(identity)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What is measured on every model."""
+
+    steering: Steering
+    pairs: Collection[Pair] | None
+    top_n: int
+    n_agreement: int
+    seed: int
+    on_map: Callable[[str, ExpertMap], None] | None
+
+    def facts(self, bench: Bench, quantizer: Quantizer) -> dict[str, Any]:
+        """Where the figures come from, besides the bench's own facts."""
+        return {
+            "base_sha256": quantizer.sha256,
+            "steering": steering_facts(self.steering),
+            "pairs_sha256": None if self.pairs is None else _digest(self.pairs),
+            "n_pairs": None if self.pairs is None else len(self.pairs),
+            "settings": bench.settings,
+            "top_n": self.top_n,
+            "n_agreement": self.n_agreement,
+            "router_sha256": quantizer.identity.router_sha256,
+            "seed": self.seed,
+        }
+
+    def column(
+        self, bench: Bench, name: str, file: ModelFile, base: MapEffect | None, reference: Reference | None
+    ) -> Column:
+        """Measure one model."""
+        wanted, own = [self.steering], None
+        notes: tuple[str, ...] = ()
+        if self.pairs is not None and self.steering.expert_map is not None:
+            own = self._own_map(bench, name, self.steering.expert_map)
+            try:
+                changed = self.steering.changed(expert_map=own, path=None)
+                check_choice(changed, own.identity)
+                wanted.append(changed)
+            except ChoiceError as error:  # one model's own map must not end the run over all of them
+                notes = (f"its own map cannot be steered by: {error}",)
+        # all at once: the neutral text is then predicted under all of them together
+        biases = [
+            bias for steering in wanted for bias in steering_biases(bench, steering, has_reverse(steering)).values()
+        ]
+        bench.measure(biases, what=name)
+        found = [evaluate(bench, steering, controls=None, seed=self.seed) for steering in wanted]
+        effect = MapEffect.of(found[0], base, self.seed)
+        column = Column(name, file, effect, perplexity=found[0].sides[0].fluency.perplexity, notes=notes)
+        if len(found) > 1:
+            mine = MapEffect.of(found[1], base or effect, self.seed)
+            column = replace(column, own_effect=mine, own_gain=difference(mine.items, effect.items, self.seed))
+        if own is not None and self.steering.expert_map is not None:
+            if self.on_map:
+                self.on_map(name, own)
+            agreement = compare(self.steering.expert_map, own, self.top_n)
+            column = replace(column, map=agreement, own_map_sha256=own.sha256)
+        if reference is not None:
+            routing, text = compare_text(bench, reference, _shown(bench, f"routing of {name}"))
+            column = replace(column, routing=routing, text=text)
+        return column
+
+    def _own_map(self, bench: Bench, name: str, base: ExpertMap) -> ExpertMap:
+        """The map that this model's own routing makes of the pairs."""
+        show = _shown(bench, f"pairs on {name}")
+        counts = record_counts(
+            bench.model,
+            self.pairs or (),
+            behaviour=base.behaviour,
+            thinking=bench._settings.thinking,
+            template_arguments=dict(bench._settings.template_arguments),
+            progress=show,
+            **context_arguments(bench),
+        )
+        return ExpertMap.from_counts(
+            counts, positive=base.positive, negative=base.negative, notes=f"made on {name} for steermoe transfer"
+        )
+
+
+def _shown(bench: Bench, what: str) -> Callable[[int, int], None]:
+    return lambda done, total: bench._progress(what, done, total)
+
+
+def _digest(pairs: Collection[Pair]) -> str:
+    return pairs.digest if isinstance(pairs, PairsFile) else pairs_digest(pairs)
+
+
+def _pairs_warnings(expert_map: ExpertMap, pairs: Collection[Pair] | None) -> list[str]:
+    """What must be said of the pairs before figures of own maps are read."""
+    if pairs is None:
+        return ["no pairs: the quantizations' own maps are not made; give the pairs that the map was made from"]
+    if expert_map.pairs_sha256 and _digest(pairs) not in expert_map.pairs_sha256:
+        return [
+            "the pairs are not those that the map was made from: own maps differ by the pairs as well; the base's own "
+            "map shows by how much"
+        ]
+    return []

@@ -1,0 +1,128 @@
+"""steermoe experiment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from steermoe_local.bias_file import write_bias
+from steermoe_local.cli import main
+from steermoe_local.cli.experiment import _NAMES
+from steermoe_local.evaluation import recipes
+from steermoe_local.evaluation.bench import Bench
+from steermoe_local.evaluation.recipes import RECIPES
+from steermoe_local.shipped_maps import map_path
+from steermoe_local.steering import Steering
+
+FAST = ("-n", "4", "--draws", "2", "-t", "1", "--n-text", "100", "--benign", "none")
+
+
+def run(*args: Any, **kwargs: Any) -> Result:
+    return CliRunner().invoke(main, ["experiment", *map(str, args)], **kwargs)
+
+
+def test_the_names_are_the_recipes() -> None:
+    assert tuple(RECIPES) == _NAMES
+    shown = run("-h").output
+    assert all(f"\n  {name}  " in shown for name in _NAMES)
+
+
+def test_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a model and a map: the embedded ones, and a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    done = run("random10", *FAST)
+    assert done.exit_code == 0, done.output
+    assert "Ten random experts swing the rate by" in done.stdout
+    folder = tmp_path / "experiment-random10"
+    assert sorted(path.name for path in folder.iterdir()) == ["records.jsonl", "report.md", "summary.json"]
+    data = json.loads((folder / "summary.json").read_text("utf-8"))
+    assert data["experiment"] == "random10"
+    assert data["about"]["model"]["architecture"] == "olmoe"
+    assert data["about"]["steering"]["activate"] == 2, "the numbers of the model's card"
+    assert data["command"].startswith("steermoe experiment ")
+    assert data["finding"] in done.stdout
+    report = (folder / "report.md").read_text("utf-8")
+    assert report.startswith("# random10\n")
+    assert data["command"] in report
+    assert str(tmp_path) not in report
+    lines = [json.loads(line) for line in (folder / "records.jsonl").read_text("utf-8").splitlines()]
+    # unsteered, both ways, and two draws both ways; text for the first three
+    assert len(lines) == (1 + 2 + 2 * 2) * 4 + 3
+
+
+def test_json(tmp_path: Path) -> None:
+    done = run("routing-kinds", "-m", "tiny", "--map", "document-memory", *FAST, "-o", tmp_path / "out", "--json")
+    assert done.exit_code == 0, done.output
+    data = json.loads(done.stdout)
+    assert data == json.loads((tmp_path / "out" / "summary.json").read_text("utf-8"))
+    assert data["about"]["settings"]["task"] == "document-memory"
+    assert data["about"]["steering"]["deactivate"] == 4
+
+
+def test_activate_benign_and_its_ability(tmp_path: Path) -> None:
+    done = run("activate-benign", *FAST, "-o", tmp_path / "out", "--json")
+    assert done.exit_code == 0, done.output
+    assert "ability" in json.loads(done.stdout)["figures"]
+    done = run("activate-benign", *FAST, "--ability", "none", "-o", tmp_path / "out", "--json")
+    assert done.exit_code == 0, done.output
+    assert "ability" not in json.loads(done.stdout)["figures"]
+    nothing = ("--ability", "none", "--neutral", "none")
+    done = run("activate-benign", *FAST, *nothing, "-o", tmp_path / "other")
+    assert done.exit_code != 0
+    assert "needs something benign" in done.stderr
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(recipes, "swing_figures", stop)  # when all is measured
+        done = run("random10", *FAST, "-o", out)
+        assert done.exit_code == 130
+        assert "--resume" in done.stderr
+    assert (out / "records.jsonl.partial").exists()
+    refused = run("random10", *FAST, "-o", out)
+    assert refused.exit_code != 0
+    assert "--resume" in refused.stderr
+    counted: list[int] = []
+    finish = Bench.finish
+    monkeypatch.setattr(Bench, "finish", lambda self: (counted.append(self.n_computed), finish(self))[1])
+    done = run("random10", *FAST, "-o", out, "--resume")
+    assert done.exit_code == 0, done.output
+    assert counted == [0], "nothing was computed again"
+    assert not (out / "records.jsonl.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("top21",), "top21"),
+        (("top20", "--reverse"), "--reverse"),
+        (("top20", "--preset", "safe"), "--preset"),
+        (("superficial", "--pairs", "missing.jsonl"), "missing.jsonl"),
+        (("top20", "--draws", "0"), "--draws"),
+        (("top20", "-m", "missing.gguf"), "missing.gguf"),
+        (("top20", "--layers", "7-9"), "layer"),
+    ],
+)
+def test_refused(tmp_path: Path, args: tuple[str, ...], words: str) -> None:
+    done = run(*args, "-o", tmp_path / "out")
+    assert done.exit_code in (1, 2), done.output
+    assert words in done.stderr
+    assert not (tmp_path / "out" / "summary.json").exists()
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bias_file_is_no_map(tmp_path: Path) -> None:
+    bias = Steering.open(map_file=map_path("digits-words"), activate=2, deactivate=2).build()
+    assert bias is not None
+    write_bias(bias, tmp_path / "b.gguf")
+    done = run("top20", "--bias", tmp_path / "b.gguf", "--task", "builtin:digits-words", *FAST, "-o", tmp_path / "out")
+    assert done.exit_code != 0
+    assert "experiments choose experts from a map" in done.stderr
