@@ -39,7 +39,7 @@ N_EXPERIMENT = 40  # items of the named experiments, each of which measures much
 EXPERIMENTS = ("random10", "top20", "activate-benign", "superficial", "random-matched", "layers", "routing-kinds")
 PICTURES = {"eval": "effect.png", "sweep": "pareto.png", "transfer": "transfer.png", "layers": "layers.png"}
 ORDER = ("sweep", "eval", "transfer")  # the long ones
-SHOWN = "digits-words"  # the behaviour whose pictures stand in the docs
+SHOWN = "digits-words"  # the behaviour whose pictures and named experiments stand in the docs
 
 
 @dataclass(frozen=True)

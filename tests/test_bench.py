@@ -376,6 +376,8 @@ def test_other_settings_are_no_continuation(open_bench: Callable[..., Bench], tm
             ({"about": {"model": "two"}}, 'begun with model "one", now it is "two"'),
             ({"task": task.first(3)}, "begun with task_sha256"),
             ({"settings": replace(SETTINGS, n_text=5)}, "begun with n_text 2000, now it is 5"),
+            # a plain neutral text is cut to the context
+            ({"settings": replace(SETTINGS, n_ctx=300)}, "begun with n_ctx .*, now it is 300"),
         ):
             with pytest.raises(UsageError, match=words):
                 open_bench(**{"kept": kept, "resume": True, "about": {"model": "one"}} | options)

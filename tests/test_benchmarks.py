@@ -336,3 +336,98 @@ def test_turns_alternate_between_the_servers() -> None:
     mine = [(steerings, concurrency) for name, steerings, concurrency in measured if name == "ours"]
     assert mine[:4] == [({None}, 4), ({"a"}, 4), (set(names), 4), ({"a"}, 1)]
     assert mine[4:] == [*mine[1:4], mine[0]]
+
+
+def interval(value: float, n: int = 10) -> dict[str, Any]:
+    return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": n, "method": "wilson"}
+
+
+def test_tables_of_the_results() -> None:
+    """Every section says what the summaries say; the figures are told apart by their values."""
+    import results_tables
+
+    fluency = {"perplexity": 1.25, "perplexity_ratio": 1.5, "kl": 0.25, "distinct_2": 0.75, "looping": 0.125}
+    fluency |= {"empty": 0.02, "cut": 0.03, "ill_formed": 0.04, "refused": interval(0.6)}
+    sides = [
+        {"name": name, "n_active": 3, "n_inactive": 4, "rate": interval(value), "fluency": fluency}
+        for name, value in (("unsteered", 0.5), ("towards", 0.81), ("away", 0.22))
+    ]
+    control = {"kind": "random", "n": 20, "mean": 0.09, "low": 0.01, "high": 0.41, "percentile": 0.95, "p": 0.095}
+    left_out = {"kind": "shuffled", "n": 0, "note": "no pairs"}
+    about = {"model": {"file": "x.gguf", "quantization": "F16"}, "seed": 7}
+    effects = {"towards": interval(0.31), "away": interval(-0.28), "swing": interval(0.59)}
+    evaluated = {
+        "positive": "one",
+        "negative": "other",
+        "sides": sides,
+        "effects": effects,
+        "controls": [control, left_out],
+        "signatures": [{"name": "over-refusal", "side": "towards", "found": "60%", "rule": "more than 10 points"}],
+        "provenance": about,
+    }
+    point = {"activate": 1, "deactivate": 2, "reverse": False, "swing": interval(0.33), "fluency": fluency}
+    column = {
+        "name": "Q4_0",
+        "file": {"file_type": "Q4_0", "bits_per_weight": 4.9},
+        "map": {"pearson": 0.987, "overlap": 0.9},
+        "routing": {"same_sets": 0.83},
+        "text": {"kl": 0.0123},
+        "perplexity": 1.4,
+        "effect": {"effects": effects, "headline": "swing"},
+        "own_effect": None,
+    }
+    part = {"name": "early", "n_active": 1, "n_inactive": 0, "away": None, "towards": interval(0.11), "swing": None}
+    layers = {"experiment": "layers", "verdict": "against", "finding": "The early third does most."}
+    row = {"behaviour": "b", "side": "one", "n_choices": 99}
+    chosen = {"activate": 1, "deactivate": 0}
+    gain = {"gain": interval(0.47)}
+    for method, tried in (("ladder", 7), ("grid", 63)):
+        row[method] = {"chosen": chosen, "strongest": chosen, "outcome": "found", "heldout": gain}
+        row[method] |= {"heldout_strongest": gain, "n_tried": tried, "n_answers": 10 * tried}
+    text = results_tables.render(
+        {
+            "about": {"tool": "t 1", "date": "2030-01-01", "machine": "m", "items": None},
+            "behaviours": {
+                "b": {
+                    "eval": evaluated,
+                    "sweep": {"points": [point, point | {"reverse": True}]},
+                    "transfer": {"base": column | {"name": "base", "map": None}, "columns": [column]},
+                    "layers": layers | {"figures": {"divided": {"parts": [part]}}},
+                }
+            },
+            "commands": {"eval": "steermoe eval"},
+            "tuning": {"rows": [row]},
+        }
+    )
+    for words in (
+        "x.gguf (F16), greedy decoding, seed 7",
+        "| b (one / other) | 10 | 3 / 4 | 22% (12 to 32) | 50% (40 to 60) | 81% (71 to 91) | -28 (-38 to -18) |",
+        "| b | random | 20 | 9 (1 to 41) | 95% | 0.095 |",
+        "| b | shuffled | 0 | no pairs |  |  |",
+        "| b | away | 1.250 | 1.500 | 0.2500 | 0.75 | 12% | 2% | 3% | 4% | 60% (50 to 70) |",
+        "| b | over-refusal (towards) | 60% | more than 10 points |",
+        "| layers | b | against | The early third does most. |",
+        "| +1 | +33, 1.50 |",
+        "7 choices tried against 63 of the grid (89% saved), 70 answers against 630 (89% saved).",
+        "| b | early | 1 / 0 | - | +11 (+1 to +21) | - |",
+        "| b | Q4_0 | 4.9 | 0.987 | 90% | 83% | 0.0123 | 1.400 | +59 (+49 to +69) | - |",
+        "| b | base (Q4_0) | 4.9 | - | - |",
+    ):
+        assert words in text, words
+
+
+def test_commands_of_the_results(tmp_path: Path) -> None:
+    import results
+
+    found = results.jobs("tiny", None, tmp_path)
+    names = [job.name for job in found]
+    assert len(set(names)) == len(names)
+    assert {"refuse-comply/eval", "document-memory/sweep", "digits-words/transfer", "refuse-comply/layers"} <= set(
+        names
+    )
+    assert found[0].kind == "sweep"
+    done = tmp_path / "digits-words" / "eval"
+    done.mkdir(parents=True)
+    (done / "summary.json").write_text("{}")
+    (job,) = [job for job in found if job.name == "digits-words/eval"]
+    results.run(job, tmp_path, lambda _: pytest.fail("what is there is not run again"))

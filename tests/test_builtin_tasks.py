@@ -67,6 +67,8 @@ def test_open_task(tmp_path: Path) -> None:
     assert open_task(path, scorer="refusal").items[0].content == "Hello?"
     with pytest.raises(FormatError):
         open_task(tmp_path / "nothing.jsonl")
+    with pytest.raises(UsageError, match="no such file; the task that ships is called builtin:digits-words"):
+        open_task("digits-words")
 
 
 #

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import builtins
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,8 @@ from click.testing import CliRunner
 
 from steermoe_local import BiasFile, SteeredLlama, write_bias
 from steermoe_local.cli import main
-from steermoe_local.cli._evaluation import EvaluationSetup, evaluation_options
+from steermoe_local.cli._evaluation import EvaluationSetup
+from steermoe_local.cli._evaluation_options import evaluation_options
 from steermoe_local.evaluation.bench import Bench
 from steermoe_local.shipped_maps import map_path
 from steermoe_local.steering import Steering
@@ -166,6 +171,41 @@ def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not partial.exists()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_and_resumed(tmp_path: Path) -> None:
+    """A real one, between two answers."""
+    partial = tmp_path / "out" / "records.jsonl.partial"
+    words = ["eval", "-m", "tiny", "--map", "digits-words", "--no-controls", "-t", "1", "-np", "2", "-n", "40"]
+    words += ["--benign", "none", "--n-text", "20", "-o", str(tmp_path / "out")]
+
+    def lines_kept() -> int:
+        return partial.read_bytes().count(b"\n") if partial.exists() else 0
+
+    def start() -> subprocess.Popen[str]:
+        # as a terminal starts it: a background shell's children ignore SIGINT
+        program = "import signal; signal.signal(2, signal.default_int_handler)\n"
+        command = [sys.executable, "-c", f"{program}from steermoe_local.cli import main; main()", *words]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    with start() as process:
+        while lines_kept() < 5 and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert stdout == ""
+    told, last = stderr.splitlines()
+    assert told == f"{lines_kept() - 1} results are kept in {partial}; go on with the same command and --resume"
+    assert last == "error: interrupted"
+    words.append("--resume")
+    with start() as process:
+        stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text("utf-8").splitlines()]
+    assert len({record["id"] for record in records}) == len(records) == 3 * (40 + 1), "three sides, and their text"
+    assert not partial.exists()
+
+
 def test_restart_forgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("--map", "digits-words", "--no-controls")
     with monkeypatch.context() as patch:
@@ -197,6 +237,7 @@ def test_restart_forgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         (("--map", "digits-words", "--seeds", "0-99999"), "is no list of seeds"),
         (("--map", "digits-words", "--neutral", "missing.txt"), "missing.txt: cannot be read as a neutral text"),
         (("--map", "digits-words", "--no-controls", "--pairs", "p.jsonl"), "--pairs is for controls"),
+        (("--map", "digits-words", "--no-controls", "--control-draws", "9"), "--control-draws is for controls"),
         (("--map", "digits-words", "--pairs", "missing.jsonl"), "missing.jsonl"),
         (("--map", "digits-words", "-c", "12"), "tokens of context, but n_ctx is 12; raise it (-c "),
         (("--map", "digits-words", "--bias", "x.gguf"), "--bias and --map both steer"),

@@ -11,8 +11,10 @@ from click.testing import CliRunner, Result
 
 from steermoe_local.bias_file import write_bias
 from steermoe_local.cli import main
+from steermoe_local.cli._evaluation import EvaluationSetup
 from steermoe_local.cli.experiment import _NAMES
-from steermoe_local.evaluation import recipes
+from steermoe_local.errors import UsageError
+from steermoe_local.evaluation import builtin, recipes
 from steermoe_local.evaluation.bench import Bench
 from steermoe_local.evaluation.recipes import RECIPES
 from steermoe_local.shipped_maps import map_path
@@ -107,6 +109,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (("top20", "--preset", "safe"), "--preset"),
         (("superficial", "--pairs", "missing.jsonl"), "missing.jsonl"),
         (("top20", "--draws", "0"), "--draws"),
+        (("top20", "--ability", "builtin:neutral"), "--ability is for activate-benign"),
         (("top20", "-m", "missing.gguf"), "missing.gguf"),
         (("top20", "--layers", "7-9"), "layer"),
     ],
@@ -117,6 +120,35 @@ def test_refused(tmp_path: Path, args: tuple[str, ...], words: str) -> None:
     assert words in done.stderr
     assert not (tmp_path / "out" / "summary.json").exists()
     assert "Traceback" not in done.stderr
+
+
+def test_another_model_needs_a_map_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default map is of the embedded model: on others nobody asked for it."""
+    monkeypatch.setattr(builtin, "is_embedded", lambda _: False)
+    done = run("random10", "-m", "tiny", "-o", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "which map? digits-words is of the embedded model alone; give --map MAP" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_done_is_said(tmp_path: Path) -> None:
+    done = run("superficial", *FAST, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "superficial pairs\n" in done.stderr
+
+
+def test_a_full_disk_at_the_end_costs_no_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+
+    def full(*_: Any) -> Any:
+        raise UsageError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EvaluationSetup, "write", full)
+        done = run("random10", *FAST, "-o", out)
+    assert done.exit_code != 0
+    assert "--resume" in done.stderr
+    assert (out / "records.jsonl.partial").exists()
 
 
 def test_a_bias_file_is_no_map(tmp_path: Path) -> None:

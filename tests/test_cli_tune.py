@@ -137,6 +137,7 @@ def test_no_effect_is_said_and_nothing_is_written(tmp_path: Path) -> None:
         (f"{BUDGET} --layers 9", "there is no layer 9"),
         (f"{BUDGET} --activate 3", "'--activate'"),
         (f"{BUDGET} --max-choices 0", "--max-choices"),
+        (f"{BUDGET} --max-choices 9 --exhaustive", "--max-choices is for the search"),
         (f"{BUDGET} --write nowhere/at/all.gguf", "nowhere/at"),
     ],
 )

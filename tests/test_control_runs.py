@@ -47,6 +47,9 @@ class MadeUpBench:
     def rate(self, bias: BiasFile | None) -> float:
         return 0.5 if bias is None else 0.5 + float((self.worth * bias.dense()).sum())
 
+    def recording_arguments(self, what: str) -> dict[str, Any]:
+        return {"thinking": True, "n_threads": 7}
+
     def measure(self, biases: Sequence[BiasFile | None], **options: Any) -> list[Any]:
         self.asked += biases
         self.calls.append(options)
@@ -292,6 +295,22 @@ def test_what_is_left_out_says_why() -> None:
     found = run(bench, steering(), n_draws=2, kinds=["shuffled", "random"], pairs=[pair])
     assert "two pairs at least" in found["shuffled"].note
     assert found["random"].n == 2
+
+
+def test_pairs_are_counted_as_the_bench_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its template, context and threads, unless a caller says otherwise."""
+    got: list[dict[str, Any]] = []
+
+    def none(*_: Any, recording: dict[str, Any], **__: Any) -> Any:
+        got.append(recording)
+        raise PairsError("none")
+
+    monkeypatch.setattr(_control_draws, "halved_maps", none)
+    monkeypatch.setattr(_control_draws, "superficial_maps", none)
+    pairs = [Pair(str(i), "a b", "c d", "b", "d") for i in range(3)]
+    bench = MadeUpBench(worth())
+    run(bench, steering(), n_draws=1, kinds=["shuffled", "superficial"], pairs=pairs, recording={"n_threads": 1})
+    assert got == [{"thinking": True, "n_threads": 1}] * 2
 
 
 def test_a_bias_file() -> None:

@@ -109,6 +109,17 @@ def test_a_reversed_steering_has_the_same_sides() -> None:
     assert alone.signatures == ()
 
 
+def test_controls_of_a_steering_away_alone() -> None:
+    """What steers away as it should is ahead of random experts, whichever way its sign goes."""
+    controls = Controls(n_draws=3, kinds=("random",))
+    away = run_evaluation("tiny", map="digits-words", reverse=True, away=False, **FEW | {"controls": controls})
+    (control,) = away.controls
+    assert away.effects["away"].value < -0.3
+    assert control.real == away.effects["away"].value
+    assert max(map(abs, control.effects)) < 0.3, "else the next line says nothing"
+    assert (control.percentile, control.p) == (1, 0.25)
+
+
 def test_a_bias_file_has_one_side(tmp_path: Path) -> None:
     steering = Steering.open(map_file=map_path("digits-words"), activate=2, deactivate=2)
     for reverse, value in ((False, 1.0), (True, 0.0)):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steermoe_local.errors import UsageError
-from steermoe_local.evaluation.intervals import Interval, bootstrap, difference, newcombe, rate, wilson
+from steermoe_local.evaluation.intervals import Interval, bootstrap, difference, margin, newcombe, rate, wilson
 
 BITS = st.lists(st.sampled_from([0, 1]), min_size=1, max_size=60)
 PAIRS = st.lists(st.tuples(st.sampled_from([0, 1]), st.sampled_from([0, 1])), min_size=1, max_size=60)
@@ -130,9 +130,29 @@ def test_which_method_is_taken() -> None:
     assert rate([0.0, 0.5, 1.0]).method == "bootstrap"
     assert difference([1, 0], [0, 0]).method == "newcombe"
     assert difference([1, 0.5], [0, 0]).method == "bootstrap"
-    # items are drawn with both their values: a constant difference has no spread
+    # items are drawn with both their values: a difference that hardly varies has hardly any spread
+    found = difference([0.1, 0.5, 0.9], [0.0, 0.4, 0.79])
+    assert (found.low, found.high) == pytest.approx((0.1, 0.11))
+
+
+def test_items_that_are_all_alike_prove_little() -> None:
+    """A bootstrap has nothing to draw from: one answer, or a few equal ones, would be certain."""
+    assert difference([0.3, 0.7], [0.3, 0.7]).high == 0, "nothing changed"
+    unseen = wilson(0, 3).high
     found = difference([0.1, 0.5, 0.9], [0.0, 0.4, 0.8])
-    assert (found.low, found.high) == pytest.approx((0.1, 0.1))
+    assert (found.low, found.high) == pytest.approx((0.1 - unseen * 1.1, 0.1 + unseen * 0.9))
+    assert rate([0.6]).low < 0.3 < 0.9 < rate([0.6]).high
+    swings = difference([1.0] * 4, [-0.5] * 4)  # each from -1 to 1
+    assert swings.high == pytest.approx(1.5 + wilson(0, 4).high * 0.5)
+    assert difference([0.5] * 40, [0.1] * 40).low > 0, "forty are proof"
+
+
+def test_a_margin_of_items_that_are_all_alike() -> None:
+    one, none = difference([1.0] * 4, [0.0] * 4), difference([0.0] * 4, [0.0] * 4)
+    assert margin([1.0, 1.0, 0.0, 1.0], one, none) == bootstrap([1.0, 1.0, 0.0, 1.0])
+    found = margin([1.0] * 4, one, none)
+    assert found.value == 1
+    assert found.low < 1 - (one.value - one.low)
 
 
 def test_what_is_refused() -> None:

@@ -28,6 +28,7 @@ from steermoe_local.pairs import load_pairs
 from steermoe_local.shipped_maps import map_path
 from steermoe_local.steering import Steering
 
+MAP_FACT = {"label": "length", "n_pairs": 3, "shared": 0.0, "shared_reversed": 0.0, "pearson": 0.1}
 SETTINGS = BenchSettings(context={"n_threads": 1}, n_text=100)
 
 
@@ -104,7 +105,8 @@ def test_random10(found: dict[str, Experiment]) -> None:
     steered = found["random10"].tables[0].rows[1]
     assert steered[1] == "5 / 5", "ten experts"
     assert figures["swing"]["value"] == 1
-    assert found["random10"].verdict == "for"
+    assert found["random10"].verdict == "open", "three draws are too few"
+    assert "too few draws" in found["random10"].finding
 
 
 def test_top20_takes_the_first_twenty_both_ways(found: dict[str, Experiment], lab: Lab) -> None:
@@ -241,6 +243,35 @@ def test_harm_is_told() -> None:
     assert figures["refused_change"]["value"] == pytest.approx(0.2)
     # a perplexity that is no number is harm
     assert words.guard_harms(measured([1.0], nll=float("inf")), measured([1.0]))[0]
+
+
+def test_a_map_without_effect_is_no_measure_for_superficial_ones(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = sides([0.0] * 20, [0.0] * 20)
+    control = ControlResult.of("superficial", [-0.2], ["length"], 0.0, details={"maps": [MAP_FACT]})
+    monkeypatch.setattr(Lab, "sides", lambda *_: nothing)
+    monkeypatch.setattr(Lab, "controls", lambda *_: {"superficial": control})
+    found = run_recipe("superficial", lab)
+    assert found.verdict == "against"
+    assert "which is no effect" in found.finding
+    assert "half" not in found.finding, "half of nothing is no measure"
+
+
+@pytest.mark.parametrize(
+    ("n", "n_below", "verdict"),
+    [(3, 3, "open"), (18, 18, "open"), (19, 19, "for"), (19, 18, "against"), (3, 2, "against")],
+)
+def test_how_many_draws_tell(n: int, n_below: int, verdict: str) -> None:
+    swing = sides([1.0] * 20, [0.0] * 20).swing
+    control = ControlResult.of("random", [0.1] * n_below + [1.0] * (n - n_below), [str(i) for i in range(n)], 1.0)
+    assert words.ahead(swing, control) == verdict
+    assert ("too few draws" in words.compared("the map", swing, control)) == (verdict == "open")
+
+
+def test_thirds_of_few_equal_items_are_not_told_apart() -> None:
+    """Two items that say the same are no proof, though a bootstrap of them has no spread."""
+    found = {"early": sides([0.9] * 2, [0.0] * 2), "middle": sides([1.0] * 2, [0.0] * 2)}
+    assert words.works(found["middle"].swing)
+    assert words.depth_finding(found, 0)[1] == "open"
 
 
 def sides(towards: list[float], away: list[float]) -> words.Sides:

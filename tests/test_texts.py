@@ -21,6 +21,7 @@ from steermoe_local.evaluation.texts import (
     NeutralText,
     TextScore,
     load_neutral_text,
+    log_probabilities,
     log_softmax,
     score_text,
 )
@@ -249,6 +250,13 @@ def test_impossible_tokens() -> None:
 def test_records() -> None:
     score = TextScore(1.5, 0.25, 0.5, 8)
     assert TextScore.from_record({"id": "x", **score.to_dict()}) == score
+
+
+def test_log_probabilities_are_finite() -> None:
+    found = log_probabilities(np.array([[0.0, -np.inf], [np.nan, 0.0]], dtype=np.float32))
+    assert np.isfinite(found).all()
+    assert found[0, 0] == 0
+    assert found[0, 1] < -600
 
 
 @given(st.lists(st.floats(-50, 50), min_size=2, max_size=6))

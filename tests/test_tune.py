@@ -477,6 +477,12 @@ def test_usage() -> None:
             run(bench, made, **bad)
 
 
+def test_a_limit_far_beyond_all_experts() -> None:
+    """It is no limit; and it is not counted up to."""
+    bench, made = fake()
+    assert run(bench, made, max_activate=10**12, max_deactivate=10**12).n_grid == run(bench, made).n_grid
+
+
 def test_against_the_grid() -> None:
     """The same pick rule on every choice there is: about the same gain, for a small part of the answers."""
     for name in ("both help, saturating", "a tight budget", "collapsing"):

@@ -1,14 +1,14 @@
-"""What the commands that measure share (eval, sweep, tune, experiment, transfer): their options, and the bench."""
+"""What the commands that measure share (eval, sweep, tune, experiment, transfer): what their options come to."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,19 +17,9 @@ from ..errors import UsageError
 from ..identity import ModelIdentity
 from ..model_info import ModelInfo, model_info
 from ..shipped_maps import map_path, recommended_numbers, shipped_maps
-from ._common import (
-    F,
-    LlamaFlags,
-    json_option,
-    llama_options,
-    model_option,
-    print_json,
-    progress_bar,
-    template_options,
-)
-from ._evaluation_options import OPTIONS, Seeds, command_line
+from ._common import LlamaFlags, print_json, progress_bar
 from ._memory import check_memory
-from ._steering import SteeringFlags, steering_options, warn
+from ._steering import SteeringFlags, warn
 
 if TYPE_CHECKING:
     from ..evaluation.bench import Bench, BenchSettings
@@ -37,11 +27,10 @@ if TYPE_CHECKING:
     from ..evaluation.texts import NeutralText
     from ..steering import Steering
 
-__all__ = ["EvaluationSetup", "Seeds", "evaluation_options"]
+__all__ = ["NONE", "RECORDS", "EvaluationSetup"]
 
 RECORDS = "records.jsonl"
 NONE = "none"
-_ABSENT = {"benign_name": NONE}  # a command without --benign has no such prompts
 
 
 @dataclass(frozen=True)
@@ -230,6 +219,12 @@ class EvaluationSetup:
             temporary.write_text(text, encoding="utf-8", newline="\n")
         return self.path(name)
 
+    def write_summary(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Write summary.json, with the command; returns all that stands in it. Raises UsageError."""
+        whole = {**data, "command": self.command}
+        self.write("summary.json", json.dumps(whole, ensure_ascii=False, indent=1) + "\n")
+        return whole
+
     def print_json(self, data: Any) -> None:
         """Print the result of --json."""
         print_json(data)
@@ -310,33 +305,3 @@ class EvaluationSetup:
         """Name of the shipped map that steers, for its own task."""
         name = self.steering_flags.source.get("map", "").removeprefix("tiny/")
         return name if name in shipped_maps() else None
-
-
-@overload
-def evaluation_options(command: F, *, without: tuple[str, ...] = ()) -> F: ...
-@overload
-def evaluation_options(command: None = None, *, without: tuple[str, ...] = ()) -> Callable[[F], F]: ...
-def evaluation_options(command: F | None = None, *, without: tuple[str, ...] = ()) -> Any:
-    """All options of a measurement; the command gets them as one argument, `setup` (EvaluationSetup).
-
-    `without` names parameters (as in EvaluationSetup or SteeringFlags: "activate", "layers", "output", ...) that the
-    command does not have; the setup holds their defaults. A command that has such an option in a form of its own must
-    give its parameter another name: @click.option("--activate", "activate_counts", ...).
-    """
-    if command is None:
-        return lambda wanted: evaluation_options(wanted, without=without)
-
-    @functools.wraps(command)
-    def with_setup(**arguments: Any) -> Any:
-        names = [name for name in EvaluationSetup.__dataclass_fields__ if name in arguments]
-        values = {name: arguments.pop(name) for name in names}
-        line = command_line(click.get_current_context())
-        return command(**arguments, setup=EvaluationSetup(**{**_ABSENT, **values}, command=line))
-
-    wrapped: Any = json_option(with_setup)
-    wrapped = template_options(llama_options(wrapped))
-    for option in reversed(OPTIONS):
-        wrapped = option(wrapped)
-    wrapped = model_option(steering_options(wrapped))
-    wrapped.__click_params__ = [p for p in wrapped.__click_params__ if p.name not in without]
-    return cast(F, wrapped)

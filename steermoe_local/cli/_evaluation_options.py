@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, overload
 
 import click
 from click.core import ParameterSource
 
-__all__ = ["OPTIONS", "Seeds", "command_line"]
+from ._common import F, json_option, llama_options, model_option, template_options
+from ._evaluation import NONE, EvaluationSetup
+from ._sampling import TRUNCATION
+from ._steering import steering_options
+
+__all__ = ["Seeds", "evaluation_options", "is_given"]
+
+_ABSENT = {"benign_name": NONE}  # a command without --benign has no such prompts
 
 
 class Seeds(click.ParamType):  # type: ignore[type-arg, unused-ignore]
@@ -34,7 +42,7 @@ class Seeds(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         return tuple(seeds)
 
 
-OPTIONS: tuple[Callable[[Any], Any], ...] = (
+_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--task",
         "task_name",
@@ -75,17 +83,7 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
         metavar="K",
         help="Sample from the k likeliest.",
     ),
-    click.option(
-        "--top-p", type=click.FloatRange(0, 1), default=0.95, show_default=True, metavar="P", help="Nucleus sampling."
-    ),
-    click.option(
-        "--min-p",
-        type=click.FloatRange(0, 1),
-        default=0.05,
-        show_default=True,
-        metavar="P",
-        help="Least probability, as a share of the likeliest token's.",
-    ),
+    *TRUNCATION,
     click.option(
         "--seeds",
         type=Seeds(),
@@ -184,3 +182,38 @@ def _typed(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join("=".join(part) if isinstance(part, tuple) else str(part) for part in value)
     return str(value)
+
+
+def is_given(name: str) -> bool:
+    """Does this parameter stand on the command line?"""
+    return click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE
+
+
+@overload
+def evaluation_options(command: F, *, without: tuple[str, ...] = ()) -> F: ...
+@overload
+def evaluation_options(command: None = None, *, without: tuple[str, ...] = ()) -> Callable[[F], F]: ...
+def evaluation_options(command: F | None = None, *, without: tuple[str, ...] = ()) -> Any:
+    """All options of a measurement; the command gets them as one argument, `setup` (EvaluationSetup).
+
+    `without` names parameters (as in EvaluationSetup or SteeringFlags: "activate", "layers", "output", ...) that the
+    command does not have; the setup holds their defaults. A command that has such an option in a form of its own must
+    give its parameter another name: @click.option("--activate", "activate_counts", ...).
+    """
+    if command is None:
+        return lambda wanted: evaluation_options(wanted, without=without)
+
+    @functools.wraps(command)
+    def with_setup(**arguments: Any) -> Any:
+        names = [name for name in EvaluationSetup.__dataclass_fields__ if name in arguments]
+        values = {name: arguments.pop(name) for name in names}
+        line = command_line(click.get_current_context())
+        return command(**arguments, setup=EvaluationSetup(**{**_ABSENT, **values}, command=line))
+
+    wrapped: Any = json_option(with_setup)
+    wrapped = template_options(llama_options(wrapped))
+    for option in reversed(_OPTIONS):
+        wrapped = option(wrapped)
+    wrapped = model_option(steering_options(wrapped))
+    wrapped.__click_params__ = [p for p in wrapped.__click_params__ if p.name not in without]
+    return cast(F, wrapped)

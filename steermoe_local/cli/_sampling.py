@@ -9,7 +9,7 @@ import click
 
 from ._common import F
 
-__all__ = ["sampling_options"]
+__all__ = ["TRUNCATION", "sampling_options"]
 
 _FIELDS = (
     "temperature",
@@ -21,6 +21,21 @@ _FIELDS = (
     "presence_penalty",
     "frequency_penalty",
 )
+
+TRUNCATION = (
+    click.option(
+        "--top-p", type=click.FloatRange(0, 1), default=0.95, show_default=True, metavar="P", help="Nucleus sampling."
+    ),
+    click.option(
+        "--min-p",
+        type=click.FloatRange(0, 1),
+        default=0.05,
+        show_default=True,
+        metavar="P",
+        help="Least probability, as a share of the likeliest token's.",
+    ),
+)
+"""--top-p and --min-p."""
 
 _OPTIONS = (
     click.option(
@@ -60,17 +75,7 @@ _OPTIONS = (
         metavar="K",
         help="Sample from the k likeliest tokens, 0: from all.",
     ),
-    click.option(
-        "--top-p", type=click.FloatRange(0, 1), default=0.95, show_default=True, metavar="P", help="Nucleus sampling."
-    ),
-    click.option(
-        "--min-p",
-        type=click.FloatRange(0, 1),
-        default=0.05,
-        show_default=True,
-        metavar="P",
-        help="Least probability, as a share of the likeliest token's.",
-    ),
+    *TRUNCATION,
     click.option(
         "--repeat-penalty",
         type=click.FloatRange(0, min_open=True),

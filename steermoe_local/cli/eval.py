@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,8 @@ import click
 from ..errors import UsageError
 from ..pairs import load_pairs
 from ._common import console
-from ._evaluation import RECORDS, EvaluationSetup, evaluation_options
+from ._evaluation import RECORDS, EvaluationSetup
+from ._evaluation_options import evaluation_options, is_given
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -65,20 +65,21 @@ def eval_(setup: EvaluationSetup, no_away: bool, controls: bool, control_draws: 
     steering = setup.steering  # what cannot be used is told before anything is loaded, or a folder made
     _ = setup.task, setup.scorer, setup.guards
     wanted = _controls(setup, control_draws, pairs_file) if controls else None
-    if pairs_file is not None and not controls:
-        raise UsageError("--pairs is for controls; leave it out, or --no-controls")
+    for option, given in (("--pairs", pairs_file is not None), ("--control-draws", is_given("control_draws"))):
+        if given and not controls:
+            raise UsageError(f"{option} is for controls; leave it out, or --no-controls")
     setup.check_output("summary.json", "report.md", RECORDS, *_PICTURES)
     away = has_reverse(steering) and not no_away
     with setup.bench() as bench:
         evaluation = evaluate(bench, steering, away=away, controls=wanted, seed=setup.seed)
-    problem = missing_matplotlib()
-    if problem:
-        click.echo(problem, err=True)
-    else:
-        draw_effect(evaluation, [setup.path(name) for name in _PICTURES])
-    data = {**evaluation.to_dict(), "command": setup.command}
-    setup.write("summary.json", json.dumps(data, ensure_ascii=False, indent=1) + "\n")
-    setup.write("report.md", markdown(evaluation, setup.command, () if problem else _PICTURES[:1]))
+        # inside: should the disk be full now, --resume finds all answers
+        problem = missing_matplotlib()
+        if problem:
+            click.echo(problem, err=True)
+        else:
+            draw_effect(evaluation, [setup.path(name) for name in _PICTURES])
+        data = setup.write_summary(evaluation.to_dict())
+        setup.write("report.md", markdown(evaluation, setup.command, () if problem else _PICTURES[:1]))
     if setup.as_json:
         setup.print_json(data)
         return
@@ -91,8 +92,7 @@ def _controls(setup: EvaluationSetup, n_draws: int, pairs_file: Path | None) -> 
     from ..evaluation.from_files import pairs_of
 
     pairs = load_pairs(pairs_file) if pairs_file is not None else pairs_of(setup.steering)
-    recording = {"n_threads": setup.flags.threads} if setup.flags.threads else None
-    return Controls(n_draws=n_draws, pairs=pairs, recording=recording)
+    return Controls(n_draws=n_draws, pairs=pairs)
 
 
 def _print(evaluation: Evaluation) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ..embedded import TINY
+from ..errors import UsageError
 from ..pairs import load_pairs
 from ._common import console
-from ._evaluation import RECORDS, EvaluationSetup, evaluation_options
+from ._evaluation import RECORDS, EvaluationSetup
+from ._evaluation_options import evaluation_options
 from .eval import rich_table
 
 if TYPE_CHECKING:
@@ -80,13 +82,13 @@ def experiment(
     from ..evaluation.from_files import pairs_of
     from ..evaluation.recipes import Lab, run_recipe
 
+    _check(name, setup, ability)
     setup = dataclasses.replace(setup, output=folder or Path(f"experiment-{name}"))
     steering = setup.steering  # what cannot be used is told before anything is loaded, or a folder made
     _ = setup.task, setup.scorer, setup.guards
     pairs = load_pairs(pairs_file) if pairs_file is not None else pairs_of(steering)
     harmless = _ability(setup, ability) if name == "activate-benign" else None
     setup.check_output(*_FILES, *(_PICTURES if name == "layers" else ()))
-    recording = {"n_threads": setup.flags.threads} if setup.flags.threads else None
     with setup.bench() as bench:
         found = run_recipe(
             name,
@@ -98,17 +100,31 @@ def experiment(
                 settings=setup.settings,
                 n_draws=draws,
                 seed=setup.seed,
-                recording=recording,
+                log=lambda line: click.echo(line, err=True),
             ),
         )
-    data = {**found.to_dict(), "command": setup.command}
-    setup.write("summary.json", json.dumps(data, ensure_ascii=False, indent=1) + "\n")
-    setup.write("report.md", found.markdown(setup.command, _draw(found, setup)))
+        # inside: should the disk be full now, --resume finds all answers
+        data = setup.write_summary(found.to_dict())
+        setup.write("report.md", found.markdown(setup.command, _draw(found, setup)))
     if setup.as_json:
         setup.print_json(data)
         return
     _print(found)
     click.echo(f"\n{found.finding}\nwritten: {setup.path('report.md')}")
+
+
+def _check(name: str, setup: EvaluationSetup, ability: str | None) -> None:
+    """Refuse what would be ignored, and the default map on a model that it was not made on. Raises UsageError."""
+    from ..evaluation.builtin import is_embedded
+
+    if ability is not None and name != "activate-benign":
+        raise UsageError(f"--ability is for activate-benign; leave it out of {name}")
+    source = click.get_current_context().get_parameter_source("map_file")
+    if source == ParameterSource.DEFAULT and "map" in setup.steering_flags.source and not is_embedded(setup.identity):
+        raise UsageError(
+            f"{setup.model}: which map? {_DEFAULTS['map_file']} is of the embedded model alone; give --map MAP, with "
+            "--activate and --deactivate, and --task"
+        )
 
 
 def _ability(setup: EvaluationSetup, name: str | None) -> tuple[Task, Scorer] | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import UsageError
 from ._common import console
-from ._evaluation import RECORDS, EvaluationSetup, evaluation_options
+from ._evaluation import RECORDS, EvaluationSetup
+from ._evaluation_options import evaluation_options
 from .eval import rich_table
 
 if TYPE_CHECKING:
@@ -100,17 +100,17 @@ def sweep(
     with setup.bench() as bench:
         _announce(planned, n_items, 0 if guards[0] is None else len(guards[0][0].items))
         result = run(bench, steering, grid, cost="kl" if cost == "kl" else "ppl", seed=setup.seed)
-    drawn: tuple[str, ...] = ()
-    if problem := missing_matplotlib():
-        click.echo(problem, err=True)
-    elif draw_sweep(result, [setup.path(name) for name in _PICTURES]):
-        drawn = _PICTURES[:1]
-    else:
-        click.echo("no picture: without a neutral text there is no price to draw the effect against", err=True)
-    data = {**result.to_dict(), "command": setup.command}
-    setup.write("summary.json", json.dumps(data, ensure_ascii=False, indent=1) + "\n")
-    setup.write("table.csv", sweep_csv(result))
-    setup.write("report.md", sweep_markdown(result, setup.command, drawn))
+        # inside: should the disk be full now, --resume finds all answers
+        drawn: tuple[str, ...] = ()
+        if problem := missing_matplotlib():
+            click.echo(problem, err=True)
+        elif draw_sweep(result, [setup.path(name) for name in _PICTURES]):
+            drawn = _PICTURES[:1]
+        else:
+            click.echo("no picture: without a neutral text there is no price to draw the effect against", err=True)
+        data = setup.write_summary(result.to_dict())
+        setup.write("table.csv", sweep_csv(result))
+        setup.write("report.md", sweep_markdown(result, setup.command, drawn))
     if setup.as_json:
         setup.print_json(data)
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,8 @@ import click
 from ..errors import UsageError
 from ..pairs import Pair, PairsFile, pairs_digest
 from ._common import Words, console, progress_bar
-from ._evaluation import NONE, EvaluationSetup, evaluation_options
+from ._evaluation import NONE, EvaluationSetup
+from ._evaluation_options import evaluation_options
 from ._steering import warn
 from .eval import rich_table
 
@@ -124,8 +124,7 @@ def transfer(
             click.echo(problem, err=True)
         else:
             draw_transfer(found, [setup.path(name) for name in _PICTURES])
-        data = {**found.to_dict(), "command": setup.command}
-        setup.write("summary.json", json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+        data = setup.write_summary(found.to_dict())
         setup.write("report.md", markdown(found, setup.command, () if problem else _PICTURES[:1]))
         kept.finish([found.base.name, *(column.name for column in found.columns)])
     if setup.as_json:

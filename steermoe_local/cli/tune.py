@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,10 @@ import click
 
 from .._files import require_writable
 from ..bias_file import write_bias
+from ..errors import UsageError
 from ._common import EXIT_ERROR, console
-from ._evaluation import RECORDS, EvaluationSetup, evaluation_options
+from ._evaluation import RECORDS, EvaluationSetup
+from ._evaluation_options import evaluation_options, is_given
 from .eval import rich_table
 
 _PICTURES = ("tuning.png", "tuning.svg")
@@ -115,6 +116,8 @@ def tune(
     from ..evaluation.search_pictures import draw_tuning
     from ..evaluation.search_report import tuning_markdown, tuning_tables, tuning_verdict
 
+    if exhaustive and is_given("max_choices"):
+        raise UsageError("--max-choices is for the search, and --exhaustive looks at every choice; give one of them")
     budget = Budget(max_ppl_increase, max_kl, max_refusal_increase, max_looping_increase)
     # mistakes are told before anything is made or loaded
     steering = setup.map_steering
@@ -140,19 +143,19 @@ def tune(
                 "max_trials": max_choices,
             }
             result = search.tune(bench, steering, budget, **limits, **common)
-    drawn: tuple[str, ...] = ()
-    if problem := missing_matplotlib():
-        click.echo(problem, err=True)
-    else:
-        draw_tuning(result, [setup.path(name) for name in _PICTURES])
-        drawn = _PICTURES[:1]
-    if result.bias is not None:
-        write_bias(result.bias, target)
-    else:  # the result of an earlier search would pass for this one's
-        target.unlink(missing_ok=True)
-    data = {**result.to_dict(), "bias": str(target) if result.bias else None, "command": setup.command}
-    setup.write("summary.json", json.dumps(data, ensure_ascii=False, indent=1) + "\n")
-    setup.write("report.md", tuning_markdown(result, setup.command, drawn))
+        # inside: should the disk be full now, --resume finds all answers
+        drawn: tuple[str, ...] = ()
+        if problem := missing_matplotlib():
+            click.echo(problem, err=True)
+        else:
+            draw_tuning(result, [setup.path(name) for name in _PICTURES])
+            drawn = _PICTURES[:1]
+        if result.bias is not None:
+            write_bias(result.bias, target)
+        else:  # the result of an earlier search would pass for this one's
+            target.unlink(missing_ok=True)
+        data = setup.write_summary({**result.to_dict(), "bias": str(target) if result.bias else None})
+        setup.write("report.md", tuning_markdown(result, setup.command, drawn))
     if setup.as_json:
         setup.print_json(data)
     else:

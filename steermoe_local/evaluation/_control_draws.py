@@ -168,7 +168,9 @@ class Plan:
         if not self.pairs:
             return Kind(note="left out: no pairs to make superficial ones of; give those of the map")
         self.say(f"counting {len(self.pairs)} superficial pairs")
-        return self._of_maps(superficial_maps(self.bench.model, self.pairs, recording=self.recording))
+        return self._of_maps(
+            superficial_maps(self.bench.model, self.pairs, recording=self._recording("superficial pairs"))
+        )
 
     def shuffled(self) -> Kind:
         if not self.pairs:
@@ -239,9 +241,13 @@ class Plan:
             assert self.pairs is not None
             self.say(f"counting {len(self.pairs)} pairs")
             self._halves = halved_maps(
-                self.bench.model, self.pairs, self.n_maps, seed=self.seed, recording=self.recording
+                self.bench.model, self.pairs, self.n_maps, seed=self.seed, recording=self._recording("pairs")
             )
         return self._halves
+
+    def _recording(self, what: str) -> dict[str, Any]:
+        """How pairs are counted: rendered and computed as the bench does its prompts, if nothing else is said."""
+        return {**self.bench.recording_arguments(what), **self.recording}
 
     def _frequency(self) -> npt.NDArray[np.float64] | None:
         """Activation frequency of all experts: of the counts given, else of the map's, else of the pairs."""

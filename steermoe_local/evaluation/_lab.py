@@ -15,7 +15,10 @@ from .control_runs import ControlResult, run_controls
 from .report import Table, escape, markdown_table
 from .tasks import Scorer, Task
 
-__all__ = ["Experiment", "Lab"]
+__all__ = ["Answer", "Experiment", "Lab"]
+
+Answer = tuple[str, Verdict, Sequence[Table], Mapping[str, Any]]
+"""What a recipe gives: finding, verdict, tables, figures."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class Lab:
     """What a recipe works with: a bench on the behaviour's task, and a choice of experts from its map.
 
     `pairs` are those that the map was made of. `ability` is a task that the steering should leave alone, measured with
-    `settings`. `recording`: further arguments of `recorder.record_counts`. `log` gets a line on what is being done.
+    `settings`. `recording`: arguments of `recorder.record_counts` that differ from the bench's. `log` gets a line on
+    what is being done.
 
     Raises UsageError for a bias file, a preset and a reversed choice: recipes choose from a map, and both ways.
     """

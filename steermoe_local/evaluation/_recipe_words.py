@@ -7,15 +7,17 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ..errors import UsageError
+from ._figures import draws_below, percent, points
 from .bench import Bench
 from .control_runs import ControlResult
 from .fluency import fluency
-from .intervals import Interval, bootstrap, difference, rate
+from .intervals import Interval, difference, margin, rate
 from .measurements import Measurement
-from .report import Table, points
+from .report import Table, control_rows
 
 __all__ = [
     "AHEAD",
+    "ENOUGH",
     "GUARDS",
     "HARM",
     "LEAST",
@@ -32,8 +34,6 @@ __all__ = [
     "linked",
     "map_facts",
     "map_row",
-    "pct",
-    "pts",
     "require",
     "router_kinds",
     "rules_finding",
@@ -45,7 +45,9 @@ __all__ = [
 ]
 
 AHEAD = 0.95
-"""Share of the draws that a map must be ahead of to be more than random; with less than 20 draws it is all of them."""
+"""Share of the draws that a map must be ahead of to be more than random."""
+ENOUGH = 19
+"""Draws of which being ahead of all says something: with fewer of them p cannot reach 0.05."""
 HARM = 0.05
 """How far a neutral ability may fall, and perplexity rise (as a share), before it counts as harm."""
 LEAST = 0.05
@@ -83,7 +85,7 @@ def side_row(name: str, found: Measurement, base: Measurement) -> tuple[str, ...
     """A row under GUARDS."""
     n = (found.bias.n_active, found.bias.n_inactive) if found.bias else (0, 0)
     refused = str(rate(found.benign_values)) if found.benign else "-"
-    shares = (str(rate(found.values)), pct(found.label_share("ill-formed")))
+    shares = (str(rate(found.values)), percent(found.label_share("ill-formed")))
     return (name, f"{n[0]} / {n[1]}", *shares, *text_cells(found, base), refused)
 
 
@@ -97,16 +99,9 @@ def text_cells(found: Measurement, base: Measurement) -> tuple[str, str]:
 
 def controls_table(controls: Iterable[ControlResult], swing: Interval) -> Table:
     """Controls beside the swing."""
-    rows = []
-    for control in controls:
-        if control.mean is None or control.low is None or control.high is None:
-            rows.append((control.kind, "0", "-", "-", "-", control.note))
-            continue
-        size = f"{100 * control.mean:.0f} ({100 * control.low:.0f} to {100 * control.high:.0f})"
-        rows.append((control.kind, str(control.n), size, f"{control.percentile:.0%}", f"{control.p:.3f}", control.note))
     header = ("experts or map", "draws", "size of the swing", "draws below", "p", "note")
     note = "size: mean and 95% range of |swing| in points; draws below: the map's percentile among them"
-    return Table(f"Controls of the swing of {points(swing)} points", header, tuple(rows), note)
+    return Table(f"Controls of the swing of {points(swing)} points", header, control_rows(controls), note)
 
 
 def guard_harms(found: Measurement, base: Measurement) -> tuple[list[str], list[str], dict[str, Any]]:
@@ -156,8 +151,12 @@ def depth_finding(found: Mapping[str, Sides], seed: int) -> tuple[str, Verdict]:
     if not works(found[best].swing):
         return f"no third swings the rate: {words}.", "against"
     values = {name: sides.towards.values - sides.away.values for name, sides in found.items()}
-    margins = [bootstrap(values[best] - other, seed) for name, other in values.items() if name != best]
-    if all(margin.low > 0 for margin in margins):
+    margins = [
+        margin(values[best] - values[name], found[best].swing, found[name].swing, seed)
+        for name in found
+        if name != best
+    ]
+    if all(more.low > 0 for more in margins):
         agrees = "agrees with" if best == "middle" else "differs from"
         words += f"; the {best} third is ahead, which {agrees} the paper's view that the middle layers matter most."
         return f"the rate swings by {words}", "for" if best == "middle" else "against"
@@ -210,8 +209,10 @@ def works(swing: Interval) -> bool:
 
 
 def ahead(swing: Interval, control: ControlResult) -> Verdict:
-    """Does the swing beat the draws?"""
-    return "for" if works(swing) and (control.percentile or 0) >= AHEAD else "against"
+    """Does the swing beat the draws? "open" where there are too few of them to tell."""
+    if not works(swing) or (control.percentile or 0) < AHEAD:
+        return "against"
+    return "for" if control.n >= ENOUGH else "open"
 
 
 def compared(who: str, swing: Interval, control: ControlResult) -> str:
@@ -219,9 +220,11 @@ def compared(who: str, swing: Interval, control: ControlResult) -> str:
     words = f"{who} by {points(swing)} points" if who != "they" else f"a swing of {points(swing)} points"
     if not works(swing):
         return f"{words}, which is no effect"
-    if ahead(swing, control) == "against":
-        return f"{words}, no different from random: only {control.percentile:.0%} of {control.n} draws are smaller"
-    return f"{words}, more than {control.percentile:.0%} of {control.n} draws (p = {control.p:.3f})"
+    below, verdict = draws_below(control.percentile or 0.0), ahead(swing, control)
+    if verdict == "against":
+        return f"{words}, no different from random: only {below} of {control.n} draws are smaller"
+    few = "" if verdict == "for" else ", too few draws to tell it from random"
+    return f"{words}, more than {below} of {control.n} draws (p = {control.p:.3f}{few})"
 
 
 def cost(sides: Sides) -> str:
@@ -245,13 +248,3 @@ def size(control: ControlResult) -> str:
     """Words on the sizes of the draws."""
     low, high = control.low or 0.0, control.high or 0.0
     return f"{100 * (control.mean or 0.0):.0f} points on average (95% of draws {100 * low:.0f} to {100 * high:.0f})"
-
-
-def pct(share: float) -> str:
-    """In percent."""
-    return f"{share:.0%}"
-
-
-def pts(share: float) -> str:
-    """In points."""
-    return f"{100 * share:.0f} points"

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from .._rendering import Renderer
+from ..answering import vocabulary_renderer
 from ..errors import UsageError
+from ..model_info import model_info
 from ..prompts import PromptItem
 from ._replies import RenderedPrompt, render
+from .bench_settings import BenchSettings
 from .tasks import Scorer, Task
 from .texts import NeutralText
 
-__all__ = ["Source", "context_size", "source"]
+__all__ = ["Source", "context_size", "plan", "source"]
 
 _TEXT_CONTEXT = 512  # tokens of a piece of plain neutral text, unless the task needs more
 
@@ -75,3 +79,28 @@ def context_size(
     if n_ctx < most.n_tokens:
         raise UsageError(f"{where}, but n_ctx is {n_ctx}; raise it (-c {most.n_tokens}) or {shorter}")
     return n_ctx
+
+
+def plan(
+    path: Path,
+    task: Task,
+    scorer: Scorer,
+    *,
+    benign: tuple[Task, Scorer] | None = None,
+    neutral: NeutralText | None = None,
+    settings: BenchSettings | None = None,
+) -> int:
+    """Tokens of context of each sequence of a `Bench`, by the model's vocabulary alone: before its weights are loaded.
+
+    Raises UsageError (a prompt that does not fit), FormatError (an item that cannot be scored), ModelError.
+    """
+    settings = settings or BenchSettings()
+    with vocabulary_renderer(
+        path, thinking=settings.thinking, template_arguments=settings.template_arguments
+    ) as renderer:
+        sources = [source(renderer, *pair, settings.seeds) for pair in ((task, scorer), benign) if pair]
+        trained = model_info(path, routers=False).context_length
+        n_ctx = context_size(sources, neutral, renderer, trained, settings.n_ctx)
+        if neutral is not None:
+            neutral.documents(renderer, n_ctx, settings.n_text)
+        return n_ctx

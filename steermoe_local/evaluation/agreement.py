@@ -16,14 +16,12 @@ from ..errors import ModelMismatchError, UsageError
 from ..token_routing import selected_experts
 from ._replies import render
 from .bench import Bench
-from .texts import Document, TextScore
-from .texts import log_softmax as log_softmax
+from .texts import Document, TextScore, log_probabilities
 
 __all__ = [
     "Reference",
     "RoutingAgreement",
     "compare_text",
-    "context_arguments",
     "routing_agreement",
     "take_reference",
 ]
@@ -127,26 +125,19 @@ def compare_text(
     for row in _logprobs(bench, documents):
         base = reference.logprobs[n : n + len(row)].astype(np.float64)
         p = np.exp(base)
-        with np.errstate(invalid="ignore"):
-            kl += max(0.0, float(np.where(p > 0, p * (base - row), 0).sum()))
+        kl += max(0.0, float((p * (base - row)).sum()))
         same += int((row.argmax(axis=1) == base.argmax(axis=1)).sum())
         nll -= float(row[np.arange(len(row)), targets[n : n + len(row)]].sum())
         n += len(row)
     return routing, TextScore(nll / n, kl / n, same / n, n)
 
 
-def context_arguments(bench: Bench) -> dict[str, Any]:
-    """Those of the bench's context, for other contexts on its model."""
-    return {name: value for name, value in bench._settings.context.items() if value is not None}
-
-
 def _documents(bench: Bench, n_tokens: int) -> tuple[Document, ...]:
-    renderer = bench._renderer
     if bench.neutral is not None:
-        return tuple(bench.neutral.documents(renderer, bench.engine.n_ctx, n_tokens))
+        return tuple(bench.neutral.documents(bench.renderer, bench.engine.n_ctx, n_tokens))
     found: list[Document] = []
     for item in bench.task.items:
-        tokens = tuple(render(renderer, bench.task, item).prepared.tokens)[: n_tokens + 1]
+        tokens = tuple(render(bench.renderer, bench.task, item).prepared.tokens)[: n_tokens + 1]
         if len(tokens) > 1:
             found.append(Document(tokens, 0))
             n_tokens -= len(tokens) - 1
@@ -163,7 +154,7 @@ def _selected(
     # the last token of a document predicts nothing, so only its routing would be known
     texts = [(document.tokens, document.first, len(document.tokens) - 1) for document in documents]
     total, done, parts = sum(document.n for document in documents), 0, []
-    for part in selected_experts(bench.model, texts, **context_arguments(bench)):
+    for part in selected_experts(bench.model, texts, **bench.context_arguments):
         parts.append(part)
         done += len(part)
         if show:
@@ -177,6 +168,6 @@ def _logprobs(bench: Bench, documents: tuple[Document, ...]) -> Iterator[npt.NDA
     try:
         for document in documents:
             for _, logits in bench.engine.logits([sequence], document.tokens, document.first):
-                yield log_softmax(logits)[0]
+                yield log_probabilities(logits)[0]
     finally:
         sequence.close()

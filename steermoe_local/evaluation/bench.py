@@ -9,97 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from ..answer_file import AnswerFile
-from ..answering import renderer_of, vocabulary_renderer
+from ..answering import renderer_of
 from ..bias_file import BiasFile
-from ..engine import Engine, Sampling
+from ..engine import Engine
 from ..errors import UsageError
 from ..identity import ModelIdentity
 from ..model import SteeredLlama
-from ..model_info import model_info
 from ..prompts import PromptItem
-from ._replies import GREEDY, Job, Reply, replies, sequences
+from ._replies import Job, Reply, replies, sequences
 from ._scoring import Scoring, record_of
-from ._sources import Source, context_size, source
+from ._sources import Source, context_size, plan, source
+from .bench_settings import BenchSettings, Progress
 from .measurements import UNSTEERED, Answer, Measurement, bias_key
 from .tasks import Score, Scorer, Task
 from .texts import NeutralText, TextScore, score_text
 
 __all__ = ["Bench", "BenchSettings", "Progress", "plan"]
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what is measured, answers and texts that are done, how many are wanted)."""
-
-
-@dataclass(frozen=True)
-class BenchSettings:
-    """How to measure.
-
-    `sampling`: temperature 0 is greedy; else every item is answered once for each of `seeds`. `n_parallel`: how many
-    answers are decoded at once. `n_ctx` None: as the task needs. `n_text`: most tokens of the neutral text that count.
-    `thinking`, `template_arguments`: as in `answering.renderer_of`. `context`: further arguments of `Engine`
-    (n_threads, type_k, ...). Raises UsageError.
-    """
-
-    sampling: Sampling = GREEDY
-    seeds: tuple[int, ...] = (0,)
-    n_parallel: int = 16
-    n_ctx: int | None = None
-    n_text: int | None = 2000
-    thinking: bool = False
-    template_arguments: Mapping[str, Any] = field(default_factory=dict)
-    force: bool = False
-    context: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise UsageError("seeds: give at least one, and none twice")
-        if self.sampling.temperature == 0 and len(self.seeds) > 1:
-            raise UsageError("several seeds need a temperature above 0: a greedy answer is the same for all")
-        if not 1 <= self.n_parallel <= 256:
-            raise UsageError(f"n_parallel: {self.n_parallel} is not from 1 to 256")
-
-    def to_dict(self) -> dict[str, Any]:
-        """What results hang on, as plain JSON values."""
-        sampling = {name: getattr(self.sampling, name) for name in self.sampling.__dataclass_fields__}
-        del sampling["seed"]
-        return {
-            "sampling": {"temperature": 0} if self.sampling.temperature == 0 else sampling,
-            "seeds": list(self.seeds),
-            "n_text": self.n_text,
-            "thinking": self.thinking,
-            "template_arguments": dict(self.template_arguments),
-        }
-
-
-def plan(
-    path: Path,
-    task: Task,
-    scorer: Scorer,
-    *,
-    benign: tuple[Task, Scorer] | None = None,
-    neutral: NeutralText | None = None,
-    settings: BenchSettings | None = None,
-) -> int:
-    """Tokens of context of each sequence of a `Bench`, by the model's vocabulary alone: before its weights are loaded.
-
-    Raises UsageError (a prompt that does not fit), FormatError (an item that cannot be scored), ModelError.
-    """
-    settings = settings or BenchSettings()
-    with vocabulary_renderer(
-        path, thinking=settings.thinking, template_arguments=settings.template_arguments
-    ) as renderer:
-        sources = [source(renderer, *pair, settings.seeds) for pair in ((task, scorer), benign) if pair]
-        trained = model_info(path, routers=False).context_length
-        n_ctx = context_size(sources, neutral, renderer, trained, settings.n_ctx)
-        if neutral is not None:
-            neutral.documents(renderer, n_ctx, settings.n_text)
-        return n_ctx
 
 
 class Bench:
@@ -136,17 +65,18 @@ class Bench:
         """Answers and texts that were computed here, not taken from what was kept."""
         self._settings = settings or BenchSettings()
         self._kept = kept
-        self._progress = progress or (lambda *_: None)
-        self._renderer = renderer_of(
+        self.progress: Progress = progress or (lambda *_: None)
+        """Called while something is measured; whoever works long on the bench's model shows it by this, too."""
+        self.renderer = renderer_of(
             model, thinking=self._settings.thinking, template_arguments=self._settings.template_arguments
         )
-        self._task = source(self._renderer, task, scorer, self._settings.seeds)
+        self._task = source(self.renderer, task, scorer, self._settings.seeds)
         # benign prompts are a guard, not the result: one answer to each is enough
-        self._benign = source(self._renderer, *benign, self._settings.seeds[:1]) if benign else None
+        self._benign = source(self.renderer, *benign, self._settings.seeds[:1]) if benign else None
         context = dict(self._settings.context)
         # text is predicted beside the unsteered model
         n_sequences = max(self._settings.n_parallel, 1 if neutral is None else 2)
-        context["n_batch"] = max(context.get("n_batch", 512), n_sequences)
+        context["n_batch"] = max(context.get("n_batch") or 512, n_sequences)
         with ExitStack() as stack:
             self.engine = stack.enter_context(
                 Engine(
@@ -154,7 +84,7 @@ class Bench:
                     n_ctx=context_size(
                         [found for found in (self._task, self._benign) if found],
                         neutral,
-                        self._renderer,
+                        self.renderer,
                         int(model._model.n_ctx_train()),
                         self._settings.n_ctx,
                     ),
@@ -165,7 +95,7 @@ class Bench:
                 )
             )
             self._documents = (
-                [] if neutral is None else neutral.documents(self._renderer, self.engine.n_ctx, self._settings.n_text)
+                [] if neutral is None else neutral.documents(self.renderer, self.engine.n_ctx, self._settings.n_text)
             )
             self._wanted: dict[str, None] = {}  # ids in the order in which they were asked for
             self._records = self._begin(resume)
@@ -194,7 +124,16 @@ class Bench:
     @property
     def context_arguments(self) -> dict[str, Any]:
         """Arguments of `Engine` that the settings name (n_threads, type_k, ...), for further contexts like its own."""
-        return dict(self._settings.context)
+        return {name: value for name, value in self._settings.context.items() if value is not None}
+
+    def recording_arguments(self, what: str) -> dict[str, Any]:
+        """Arguments of `recorder.record_counts` to run pairs as this bench runs its prompts; `what` names the bar."""
+        return {
+            **self.context_arguments,
+            "thinking": self._settings.thinking,
+            "template_arguments": dict(self._settings.template_arguments),
+            "progress": lambda done, total: self.progress(what, done, total),
+        }
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -242,9 +181,9 @@ class Bench:
         jobs = [job for key in by_key for job in (*answers[key], *others[key]) if job.id not in self._records]
         total = len(jobs) + len(texts)
         if total:
-            self._progress(what, 0, total)
-        self._answer(jobs, lambda done: self._progress(what, done, total))
-        self._predict(texts, lambda done: self._progress(what, len(jobs) + done, total))
+            self.progress(what, 0, total)
+        self._answer(jobs, lambda done: self.progress(what, done, total))
+        self._predict(texts, lambda done: self.progress(what, len(jobs) + done, total))
         found = {}
         for key, bias in by_key.items():
             ours, benigns = (
@@ -267,7 +206,8 @@ class Bench:
         """The results that are there already, by id."""
         if self._kept is None:
             return {}
-        settings = {**self.about, **self.settings}
+        # plain neutral text is cut to the context, so its scores hang on that
+        settings = {**self.about, **self.settings, "n_ctx": self.engine.n_ctx}
         if not resume:
             self._kept.start(settings)
             return {}
@@ -310,7 +250,7 @@ class Bench:
         with ExitStack() as stack:
             waiting = stack.enter_context(Scoring(max(job.scorer.n_parallel for job in jobs), keep))
             # closed here, whatever fails: its sequences are free again then
-            found = stack.enter_context(closing(replies(self.engine, self._renderer, jobs, s.sampling, s.n_parallel)))
+            found = stack.enter_context(closing(replies(self.engine, self.renderer, jobs, s.sampling, s.n_parallel)))
             for job, reply in found:
                 if reply.choices:
                     keep(job, reply, job.scorer.score_choices(job.item, reply.choices))

@@ -81,6 +81,8 @@ def open_task(
     """
     text = os.fspath(task)
     if not text.startswith(BUILTIN):
+        if text in builtin_names() and not os.path.exists(text):
+            raise UsageError(f"{text}: no such file; the task that ships is called {BUILTIN}{text}")
         return load_task(task, scorer=scorer, options=options, max_tokens=max_tokens)
     found = builtin_task(text)
     if scorer is not None:

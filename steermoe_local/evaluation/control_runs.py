@@ -123,8 +123,8 @@ def run_controls(
     - unsteered rate. `reverse` is what steers away, where it is not the reversed choice. There are `n_draws` random and
     matched draws, and `n_maps` maps of shuffled pairs and of one side. `pairs` are those that the map was made of, for
     the kinds that are maps; `counts`, of any text, give activation frequencies in place of the map's. `recording` are
-    further arguments of `recorder.record_counts`. `items` as in `Bench.measure`. Kinds that cannot be had (no pairs, no
-    counts, no room) come back without draws and with a note.
+    arguments of `recorder.record_counts` that differ from the bench's. `items` as in `Bench.measure`. Kinds that cannot
+    be had (no pairs, no counts, no room) come back without draws and with a note.
 
     Raises UsageError for a steering that chooses no experts, unknown kinds or n_draws below 1, ChoiceError for a
     steering whose reverse cannot be carried out, and what `Bench.measure` raises.

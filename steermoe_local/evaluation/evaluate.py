@@ -19,7 +19,7 @@ from .intervals import Interval, difference, rate
 from .measurements import UNSTEERED, Measurement
 from .signatures import Signature, Thresholds, effect_signatures, guard_signatures
 
-__all__ = ["Controls", "Evaluation", "Side", "evaluate", "has_reverse"]
+__all__ = ["Controls", "Evaluation", "Side", "evaluate", "has_reverse", "side_biases", "steering_facts"]
 
 TOWARDS, AWAY, STEERED = "towards", "away", "steered"
 
@@ -29,7 +29,7 @@ class Controls:
     """Which controls are run beside a steering: `kinds` of `control_runs.ALL`, `n_draws` of each random kind.
 
     `pairs` are those that the map was made from, for the maps of shuffled and of superficial pairs. `recording`:
-    further arguments of `recorder.record_counts`.
+    arguments of `recorder.record_counts` that differ from the bench's.
     """
 
     n_draws: int = 20
@@ -128,7 +128,7 @@ def evaluate(
     what the scorer raises.
     """
     away = away and has_reverse(steering)
-    biases = _biases(bench, steering, away)
+    biases = side_biases(bench, steering, away)
     measured = dict(zip(biases, bench.measure(list(biases.values()), what="eval"), strict=True))
     unsteered = measured[UNSTEERED]
     effects = {
@@ -145,7 +145,8 @@ def evaluate(
         found = run_controls(
             bench,
             steering.changed(reverse=False) if away else steering,
-            real_effect=wanted[headline] * effects[headline].value,
+            # of a reversed steering run_controls turns the sign itself; of a bias file nobody else knows it
+            real_effect=effects[headline].value * (1 if steering.reverse else wanted[headline]),
             away=away,
             n_draws=controls.n_draws,
             kinds=controls.kinds,
@@ -175,7 +176,7 @@ def evaluate(
         effects=effects,
         controls=found,
         signatures=tuple(signatures),
-        steering=_steering_facts(steering),
+        steering=steering_facts(steering),
         provenance={
             **bench.about,
             "settings": bench.settings,
@@ -194,8 +195,11 @@ def has_reverse(steering: Steering) -> bool:
     return steering.expert_map is not None and not steering.preset
 
 
-def _biases(bench: Bench, steering: Steering, away: bool) -> dict[str, BiasFile | None]:
-    """What steers each side."""
+def side_biases(bench: Bench, steering: Steering, away: bool) -> dict[str, BiasFile | None]:
+    """What steers each side by its name, the unsteered model first; `away`: also the reverse.
+
+    Raises UsageError for a steering that changes nothing, ChoiceError for what the model cannot carry out.
+    """
     steered = steering.build(bench.identity)
     if steered is None or not steered.layers:
         raise UsageError(f"{steering.name}: steers nothing; choose experts with activate, deactivate or both")
@@ -230,7 +234,7 @@ def _side(name: str, measured: Measurement, unsteered: Measurement, seed: int) -
     )
 
 
-def _steering_facts(steering: Steering) -> dict[str, Any]:
+def steering_facts(steering: Steering) -> dict[str, Any]:
     """The choice without the folders of the person who made it."""
     facts = steering.to_dict()
     for kind in ("map", "bias"):

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import UsageError
 
-__all__ = ["Interval", "bootstrap", "difference", "newcombe", "rate", "wilson"]
+__all__ = ["Interval", "bootstrap", "difference", "margin", "newcombe", "rate", "wilson"]
 
 _Z = 1.959963984540054  # of 95%, two-sided
 _DRAWS = 2000
+_EQUAL = 1e-12  # values that differ by less are the same up to rounding
 
 Values = npt.NDArray[np.float64]
 
@@ -46,15 +47,26 @@ def wilson(successes: int, n: int) -> Interval:
     return Interval(p, low, 1.0 if successes == n else min(1.0, middle + half), n, "wilson")
 
 
-def bootstrap(values: npt.ArrayLike, seed: int = 0, draws: int = _DRAWS) -> Interval:
-    """Percentile bootstrap of the mean of items' values [n] (Efron and Tibshirani, 1993, ch. 13)."""
+def bootstrap(
+    values: npt.ArrayLike, seed: int = 0, draws: int = _DRAWS, *, possible: tuple[float, float] | None = None
+) -> Interval:
+    """Percentile bootstrap of the mean of items' values [n] (Efron and Tibshirani, 1993, ch. 13).
+
+    Where all items are alike there is no spread to draw from, and the interval is a point: right for "nothing changed",
+    but no proof of anything else. So with the lowest and the highest `possible` value an effect other than 0 gets what
+    Wilson's bound leaves room for: as many items as may have been missed, at either end.
+    """
     items = np.asarray(values, dtype=np.float64)
     if items.ndim != 1 or not items.size or not np.isfinite(items).all():
         raise UsageError("an interval needs a finite value for each of one item at least")
     rng = np.random.default_rng(seed)
     means = items[rng.integers(0, items.size, (draws, items.size))].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(items.mean()), float(low), float(high), items.size, "bootstrap")
+    value = float(items.mean())
+    if possible is not None and abs(value) > _EQUAL and float(np.ptp(items)) <= _EQUAL:
+        unseen = wilson(0, items.size).high
+        low, high = (value + unseen * (end - value) for end in possible)
+    return Interval(value, float(low), float(high), items.size, "bootstrap")
 
 
 def newcombe(one: npt.ArrayLike, two: npt.ArrayLike) -> Interval:
@@ -88,13 +100,35 @@ def difference(one: npt.ArrayLike, two: npt.ArrayLike, seed: int = 0, draws: int
     Newcombe's if all values are 0 or 1, else a bootstrap that draws items with both their values. Raises UsageError.
     """
     a, b = _pairs(one, two)
-    return newcombe(a, b) if _binary(a, b) else bootstrap(a - b, seed, draws)
+    return newcombe(a, b) if _binary(a, b) else bootstrap(a - b, seed, draws, possible=_possible(a - b))
 
 
 def rate(values: Sequence[float] | Values, seed: int = 0) -> Interval:
     """Mean of items' values: Wilson's interval if all are 0 or 1, else the bootstrap's. Raises UsageError."""
     items = np.asarray(values, dtype=np.float64)
-    return wilson(int(items.sum()), items.size) if items.size and _binary(items) else bootstrap(items, seed)
+    if items.size and _binary(items):
+        return wilson(int(items.sum()), items.size)
+    return bootstrap(items, seed, possible=(0.0, 1.0))
+
+
+def margin(more: npt.ArrayLike, one: Interval, two: Interval, seed: int = 0) -> Interval:
+    """How much larger one effect is than another over the same items, `more` by item [n].
+
+    A bootstrap over the items; where all items are alike and it has no spread to draw from, the intervals of the two
+    effects put together as in Newcombe's method, without the correlation. Raises UsageError.
+    """
+    found = bootstrap(more, seed)
+    if found.low < found.high:
+        return found
+    below = math.hypot(one.value - one.low, two.high - two.value)
+    above = math.hypot(one.high - one.value, two.value - two.low)
+    return replace(found, low=found.value - below, high=found.value + above, method="newcombe")
+
+
+def _possible(differences: Values) -> tuple[float, float]:
+    """The ends of the scale of differences: of rates -1 and 1, of swings twice that."""
+    widest = max(1.0, float(np.ceil(np.abs(differences).max(initial=0.0))))
+    return -widest, widest
 
 
 def _pairs(one: npt.ArrayLike, two: npt.ArrayLike) -> tuple[Values, Values]:

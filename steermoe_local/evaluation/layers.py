@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import numpy as np
 from ..bias_file import BiasFile
 from ..errors import UsageError
 from .aims import Values, facts
-from .intervals import Interval, bootstrap, difference
+from .intervals import Interval, difference, margin
 from .measurements import Measurement
 
 if TYPE_CHECKING:
@@ -155,7 +154,7 @@ def by_layer(bench: Bench, steering: Steering, *, seed: int = 0) -> LayerEffects
     largest = max(effects, key=lambda name: float(effects[name].mean()))
     own = {part.name: part.effect if sign > 0 else _mirrored(part.effect) for part in found if part.kind == "third"}
     margins = {
-        name: _margin(effects[largest] - values, own[largest], own[name], seed)
+        name: margin(effects[largest] - values, own[largest], own[name], seed)
         for name, values in effects.items()
         if name != largest
     }
@@ -175,20 +174,6 @@ def by_layer(bench: Bench, steering: Steering, *, seed: int = 0) -> LayerEffects
 
 def _mirrored(found: Interval) -> Interval:
     return replace(found, value=-found.value, low=-found.high, high=-found.low)
-
-
-def _margin(more: Values, one: Interval, two: Interval, seed: int) -> Interval:
-    """How much larger one effect is than another, `more` by item [n].
-
-    A bootstrap over the items; where all items are alike and it has no spread to draw from, the intervals of the two
-    effects put together as in Newcombe's method, without the correlation.
-    """
-    found = bootstrap(more, seed)
-    if found.low < found.high:
-        return found
-    below = math.hypot(one.value - one.low, two.high - two.value)
-    above = math.hypot(one.high - one.value, two.value - two.low)
-    return replace(found, low=found.value - below, high=found.value + above, method="newcombe")
 
 
 def only_layers(bias: BiasFile, layers: Sequence[int]) -> BiasFile | None:

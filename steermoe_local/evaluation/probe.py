@@ -131,4 +131,6 @@ def _counts(numbers: tuple[int, ...], wanted: Iterable[int] | None) -> tuple[int
         if n < 0:
             raise UsageError(f"number of experts: {n} is below 0")
         found.add(bisect_right(numbers, n) - 1)
+        if n >= numbers[-1] and isinstance(wanted, range):
+            break  # a limit far beyond: all further numbers come to the same
     return tuple(sorted(found))

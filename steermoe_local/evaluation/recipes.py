@@ -5,55 +5,43 @@ docs/experiments.md says of each what is steered, what it is compared with, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
 from .._files import timestamp, tool_name
-from ..bias_file import BiasFile
-from ..errors import ChoiceError, UsageError
+from ..errors import UsageError
 from ..expert_map import parse_layers
 from ..scores import rank
 from ._control_draws import Plan
-from ._lab import Experiment, Lab
+from ._figures import in_points, percent, points
+from ._lab import Answer, Experiment, Lab
 from ._recipe_words import (
     GUARDS,
     HARM,
     LEAST,
-    SCALES,
-    Sides,
     Verdict,
     ahead,
     compared,
     controls_table,
     cost,
-    depth_finding,
     guard_harms,
-    layer_names,
     linked,
     map_facts,
     map_row,
-    pct,
-    pts,
     require,
-    router_kinds,
-    rules_finding,
     side_row,
     size,
     swing_figures,
-    text_cells,
     works,
 )
+from ._recipes_within import layers, routing_kinds
 from .bench import Bench
 from .intervals import difference, rate
-from .layers import LayerPart, by_layer, thirds
-from .report import Table, points
+from .report import Table
 
 __all__ = ["RECIPES", "Experiment", "Lab", "Recipe", "run_recipe"]
-
-Answer = tuple[str, Verdict, Sequence[Table], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -99,7 +87,7 @@ def random10(lab: Lab) -> Answer:
     require(control)
     moved = float(np.mean(np.abs(control.effects) >= LEAST))
     finding = (
-        f"Ten random experts swing the rate by {size(control)}, by {pts(LEAST)} or more in {moved:.0%} of "
+        f"Ten random experts swing the rate by {size(control)}, by {in_points(LEAST)} or more in {moved:.0%} of "
         f"{control.n} draws; {compared('the ten experts of the map', sides.swing, control)}."
     )
     rows = [(label, f"{100 * effect:+.0f}") for label, effect in zip(control.labels, control.effects, strict=True)]
@@ -126,9 +114,10 @@ def top20(lab: Lab) -> Answer:
     found = lab.controls(["random", "bottom"], steering, sides.swing.value, reverse)
     control = found["random"]
     require(control)
+    rates = [percent(found.rate) for found in (sides.unsteered, sides.towards, sides.away)]
     finding = (
         f"The top {n_plus + n_minus} experts by |RD| ({n_plus} with RD > 0, {n_minus} with RD < 0) take the rate from "
-        f"{pct(sides.unsteered.rate)} to {pct(sides.towards.rate)} towards and {pct(sides.away.rate)} away: "
+        f"{rates[0]} to {rates[1]} towards and {rates[2]} away: "
         f"{compared('they', sides.swing, control)}{cost(sides)}."
     )
     figures = {
@@ -157,7 +146,7 @@ def activate_benign(lab: Lab) -> Answer:
     harms, kept, figures = guard_harms(towards, base)
     if lab.ability is not None:
         task, scorer = lab.ability
-        with Bench(lab.bench.model, task, scorer, settings=lab.settings) as bench:
+        with Bench(lab.bench.model, task, scorer, settings=lab.settings, progress=lab.bench.progress) as bench:
             able = bench.measure(biases, what=task.name)
         changes = [difference(found.values, able[0].values, lab.seed) for found in able]
         rows = [
@@ -166,7 +155,7 @@ def activate_benign(lab: Lab) -> Answer:
         ]
         tables.append(Table(f"Ability: {task.name}", ("side", task.positive or "rate", "change"), tuple(rows)))
         change = changes[1]
-        words = f"{task.name} from {pct(able[0].rate)} to {pct(able[1].rate)}"
+        words = f"{task.name} from {percent(able[0].rate)} to {percent(able[1].rate)}"
         (harms if change.value <= -HARM and change.high < 0 else kept).append(words)
         figures["ability"] = {name: found.rate for name, found in zip(names, able, strict=True)}
         figures["ability_change"] = asdict(change)
@@ -176,7 +165,9 @@ def activate_benign(lab: Lab) -> Answer:
     effect = difference(towards.values, base.values, lab.seed)
     if harms:
         rest = f" ({'; '.join(kept)} within bounds)" if kept else ""
-        finding = f"{done} does harm where it should not: {'; '.join(harms)}{rest}; its effect is {points(effect)}."
+        finding = (
+            f"{done} does harm where it should not: {'; '.join(harms)}{rest}; its effect is {points(effect)} points."
+        )
     else:
         finding = f"{done} leaves alone what it should: {'; '.join(kept)}; its effect is {points(effect)} points."
     figures |= {"rates": {name: found.rate for name, found in zip(names, measured, strict=True)}}
@@ -195,7 +186,9 @@ def superficial(lab: Lab) -> Answer:
         if abs(effect) >= max(LEAST, sides.swing.value / 2)
     ]
     real = f"the map itself swings it by {points(sides.swing)} points"
-    if strong:
+    if not works(sides.swing):
+        finding = f"{real[0].upper()}{real[1:]}, which is no effect; maps of superficial pairs by {size(control)}."
+    elif strong:
         finding = (
             f"Of {control.n} maps of superficial pairs, {len(strong)} steer the behaviour at least half as strongly as "
             f"the map ({', '.join(strong)}): form and behaviour share experts here; {real}."
@@ -226,116 +219,8 @@ def random_matched(lab: Lab) -> Answer:
     )
     figures = {**swing_figures(sides), "controls": {kind: control.to_dict() for kind, control in found.items()}}
     verdicts = {ahead(sides.swing, even), ahead(sides.swing, matched)}
-    verdict: Verdict = "for" if verdicts == {"for"} else "against"
+    verdict: Verdict = "against" if "against" in verdicts else "open" if "open" in verdicts else "for"
     return finding, verdict, [sides.table(), controls_table(found.values(), sides.swing)], figures
-
-
-def layers(lab: Lab) -> Answer:
-    """The same numbers of experts, chosen in one third of the depth or one layer at a time; and the choice in parts."""
-    whole = lab.steering
-    expert_map = whole.expert_map
-    assert expert_map is not None
-    scope = None if whole.layers is None else parse_layers(whole.layers)
-    routed = [layer for layer in np.flatnonzero(expert_map.rd.any(axis=1)).tolist() if scope is None or layer in scope]
-    by_third = thirds(routed)
-    parts = by_third | {f"layer {layer}": (layer,) for layer in routed}
-    ways: dict[str, tuple[BiasFile | None, ...]] = {}
-    refused: dict[str, str] = {}
-    for name, chosen in parts.items():
-        one = whole.changed(layers=",".join(map(str, chosen)))
-        try:
-            ways[name] = tuple(way.build(lab.bench.identity) for way in (one, one.changed(reverse=True)))
-        except ChoiceError as error:
-            refused[name] = str(error)
-    flat = [bias for pair in ways.values() for bias in pair]
-    unsteered, *measured = lab.bench.measure([None, *flat], benign=False, what="layers")
-    found = {
-        name: Sides(unsteered, measured[2 * place], measured[2 * place + 1], lab.seed)
-        for place, name in enumerate(ways)
-    }
-    rows = [
-        (name, layer_names(chosen), *_part_cells(found[name]))
-        if name in found
-        else (name, layer_names(chosen), "-", "-", "-", "-", refused[name])
-        for name, chosen in parts.items()
-    ]
-    header = ("part", "layers", "experts + / -", "towards", "away", "swing", "note")
-    finding, verdict = depth_finding({name: sides for name, sides in found.items() if name in by_third}, lab.seed)
-    divided = by_layer(lab.bench, whole, seed=lab.seed)
-    lies = [layer for part in divided.of("layer") for layer in part.layers if part.n_active or part.n_inactive]
-    finding = (
-        f"With {whole.activate} + {whole.deactivate} experts chosen in one third at a time, {finding} The choice from "
-        f"all layers lies in layers {layer_names(lies)}."
-    )
-    tables = [
-        Table("The same numbers of experts, chosen in each part", header, tuple(rows), "rates; swing in points"),
-        Table(
-            "The choice from all layers, in parts",
-            _PARTS,
-            tuple(_layer_row(part) for part in divided.parts),
-            "points against the unsteered model",
-        ),
-    ]
-    figures = {
-        "chosen_in": {name: swing_figures(sides) for name, sides in found.items()},
-        "refused": refused,
-        "divided": divided.to_dict(),
-    }
-    return finding, verdict, tables, figures
-
-
-_PARTS = ("part", "layers", "experts + / -", "towards", "away", "swing")
-
-
-def _part_cells(sides: Sides) -> tuple[str, ...]:
-    bias = sides.towards.bias
-    n = (bias.n_active, bias.n_inactive) if bias else (0, 0)
-    return (f"{n[0]} / {n[1]}", pct(sides.towards.rate), pct(sides.away.rate), points(sides.swing), "")
-
-
-def _layer_row(part: LayerPart) -> tuple[str, ...]:
-    effects = ["-" if effect is None else points(effect) for effect in (part.towards, part.away, part.swing)]
-    return (part.name, layer_names(part.layers), f"{part.n_active} / {part.n_inactive}", *effects)
-
-
-def routing_kinds(lab: Lab) -> Answer:
-    """The same experts under the hard rule, promoted or suppressed alone, and under soft rules."""
-    base = lab.steering.changed(scale=None)
-    variants = {"hard": base}
-    if base.activate and base.deactivate:
-        variants |= {"hard, promote only": base.changed(deactivate=0), "hard, suppress only": base.changed(activate=0)}
-    variants |= {f"soft {scale:g}": base.changed(scale=scale) for scale in SCALES}
-    ways = [way.build(lab.bench.identity) for one in variants.values() for way in (one, one.changed(reverse=True))]
-    unsteered, *measured = lab.bench.measure([None, *ways], benign=False, what="routing kinds")
-    found = {
-        name: Sides(unsteered, measured[2 * index], measured[2 * index + 1], lab.seed)
-        for index, name in enumerate(variants)
-    }
-    rows = [
-        (
-            name,
-            str(rate(sides.towards.values, lab.seed)),
-            str(rate(sides.away.values, lab.seed)),
-            points(sides.swing),
-            *text_cells(sides.towards, unsteered),
-        )
-        for name, sides in found.items()
-    ]
-    header = ("rule", "towards", "away", "swing", "perplexity ratio", "KL")
-    kinds = router_kinds(lab.bench)
-    tables = [
-        Table("Rules", header, tuple(rows), "perplexity and KL (nats) of towards on the neutral text"),
-        Table("Routers", ("layers", "gating", "top-k", "selection bias", "expert groups", "steerable"), kinds),
-    ]
-    hard = found["hard"].swing
-    finding = rules_finding(found, hard, kinds)
-    figures = {name: swing_figures(sides) for name, sides in found.items()}
-    return (
-        finding,
-        "for" if works(hard) else "against",
-        tables,
-        {"rules": figures, "routers": [list(k) for k in kinds]},
-    )
 
 
 _RECIPES = (

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ._figures import draws_below, number, percent, points, signed
+from .control_runs import ControlResult
 from .evaluate import Evaluation
 from .intervals import Interval
 from .measurements import Answer
 from .signatures import NAMES
 
-__all__ = ["Table", "markdown", "markdown_table", "tables", "verdict"]
+__all__ = [
+    "Table",
+    "control_rows",
+    "escape",
+    "examples",
+    "how_to_repeat",
+    "markdown",
+    "markdown_table",
+    "tables",
+    "verdict",
+]
 
 _LONGEST = 100  # characters of an answer that is shown
 _EXAMPLES = 4
@@ -36,7 +48,7 @@ def verdict(evaluation: Evaluation) -> str:
     words = f"{name} {points(effect)} on {effect.n} items"
     for control in evaluation.controls:
         if control.kind == "random" and control.percentile is not None:
-            words += f"; larger than {control.percentile:.0%} of {control.n} draws of random experts"
+            words += f"; larger than {draws_below(control.percentile)} of {control.n} draws of random experts"
     fired = sorted({signature.name for signature in evaluation.signatures}, key=NAMES.index)
     return f"{words}; {'found: ' + ', '.join(fired) if fired else 'no failure signature'}"
 
@@ -59,7 +71,7 @@ def _sides(evaluation: Evaluation) -> Table:
             side.name,
             f"{side.n_active} / {side.n_inactive}",
             str(side.rate),
-            *(_percent(side.labels.get(label, 0.0)) for label in labels),
+            *(percent(side.labels.get(label, 0.0)) for label in labels),
         )
         for side in evaluation.sides
     ]
@@ -76,28 +88,26 @@ def _effects(evaluation: Evaluation) -> Table:
 
 
 def _controls(evaluation: Evaluation) -> Table:
-    rows = []
-    for control in evaluation.controls:
+    name, effect = evaluation.headline
+    return Table(
+        f"Controls of the {name} ({signed(effect.value)} points)",
+        ("experts or map", "draws", "size of the effect", "draws below", "p", "note"),
+        control_rows(evaluation.controls),
+        "size: mean and 95% range of |effect| in points; draws below: the real effect's percentile",
+    )
+
+
+def control_rows(controls: Iterable[ControlResult]) -> tuple[tuple[str, ...], ...]:
+    """Rows on controls: kind, draws, size with its 95% range, draws below, p, note."""
+    rows: list[tuple[str, ...]] = []
+    for control in controls:
         if control.mean is None or control.low is None or control.high is None:
             rows.append((control.kind, "0", "-", "-", "-", control.note))
             continue
-        rows.append(
-            (
-                control.kind,
-                str(control.n),
-                f"{100 * control.mean:.0f} ({100 * control.low:.0f} to {100 * control.high:.0f})",
-                _percent(control.percentile),
-                "-" if control.p is None else f"{control.p:.3f}",
-                control.note,
-            )
-        )
-    name, effect = evaluation.headline
-    return Table(
-        f"Controls of the {name} ({_signed(effect.value)} points)",
-        ("experts or map", "draws", "size of the effect", "draws below", "p", "note"),
-        tuple(rows),
-        "size: mean and 95% range of |effect| in points; draws below: the real effect's percentile",
-    )
+        size = f"{100 * control.mean:.0f} ({100 * control.low:.0f} to {100 * control.high:.0f})"
+        below = "-" if control.percentile is None else draws_below(control.percentile)
+        rows.append((control.kind, str(control.n), size, below, number(control.p, 3), control.note))
+    return tuple(rows)
 
 
 def _fluency(evaluation: Evaluation) -> Table:
@@ -107,14 +117,14 @@ def _fluency(evaluation: Evaluation) -> Table:
         rows.append(
             (
                 side.name,
-                _number(f.perplexity, 2),
-                _number(f.perplexity_ratio, 3),
-                _number(f.kl, 4),
-                _percent(f.same_top),
+                number(f.perplexity, 2),
+                number(f.perplexity_ratio, 3),
+                number(f.kl, 4),
+                percent(f.same_top),
                 f"{f.distinct_2:.2f}",
-                _percent(f.looping),
-                _percent(f.empty),
-                _percent(f.cut),
+                percent(f.looping),
+                percent(f.empty),
+                percent(f.cut),
                 "-" if f.refused is None else str(f.refused),
             )
         )
@@ -155,11 +165,8 @@ def markdown(evaluation: Evaluation, command: str = "", pictures: Sequence[str] 
     parts.append("")
     parts += [f"![{name}]({name})\n" for name in pictures]
     parts += ["## Some answers", "", markdown_table(examples(evaluation)), ""]
-    parts += ["## How to repeat it", ""]
-    if command:
-        parts += ["```sh", command, "```", ""]
-    parts += [_origin(evaluation), ""]
-    return "\n".join(parts)
+    digests = {"task": settings.get("task_sha256"), "map": evaluation.steering.get("map_sha256")}
+    return "\n".join([*parts, *how_to_repeat(command, facts, digests)])
 
 
 def _asked(evaluation: Evaluation, model: dict[str, Any], settings: dict[str, Any]) -> str:
@@ -177,11 +184,13 @@ def _asked(evaluation: Evaluation, model: dict[str, Any], settings: dict[str, An
     )
 
 
-def _origin(evaluation: Evaluation) -> str:
-    facts = evaluation.provenance
-    digests = {"task": facts.get("settings", {}).get("task_sha256"), "map": evaluation.steering.get("map_sha256")}
-    named = [f"{name} {digest[:12]}" for name, digest in digests.items() if digest]
-    return f"{facts['tool']}, {facts['created']}, seed {facts['seed']}; SHA-256: {', '.join(named)}."
+def how_to_repeat(
+    command: str, about: Mapping[str, Any], digests: Mapping[str, str | None], first: str = ""
+) -> list[str]:
+    """The end of a report: the command that makes it again, tool, date, seed and digests (hex); `first` before them."""
+    lines = ["## How to repeat it", "", *(["```sh", command, "```", ""] if command else [])]
+    named = ", ".join(f"{name} {digest[:12]}" for name, digest in digests.items() if digest)
+    return [*lines, f"{first}{about['tool']}, {about['created']}, seed {about['seed']}; SHA-256: {named}.", ""]
 
 
 def examples(evaluation: Evaluation, n: int = _EXAMPLES) -> Table:
@@ -211,23 +220,6 @@ def escape(text: str) -> str:
     """A text that stands in Markdown as it is: no markup, no HTML, no new line."""
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return _SPECIAL.sub(r"\\\1", html.escape(line, quote=False))
-
-
-def points(effect: Interval) -> str:
-    """Like "+62 (+48 to +74)"."""
-    return f"{_signed(effect.value)} ({_signed(effect.low)} to {_signed(effect.high)})"
-
-
-def _signed(share: float) -> str:
-    return f"{100 * share + 0.0:+.0f}"
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.0%}"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _method(interval: Interval) -> str:

@@ -7,9 +7,10 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ._figures import points
 from .fluency import Fluency
 from .intervals import Interval
-from .report import Table, escape, markdown_table, points
+from .report import Table, escape, how_to_repeat, markdown_table
 from .sweep import Point, Sweep
 from .tune import Effect, Evaluated, Tuning
 
@@ -221,10 +222,5 @@ def _report(
     parts += [f"![{picture}]({picture})\n" for picture in pictures]
     for table in tables:
         parts += [f"## {escape(table.title)}", "", markdown_table(table), ""]
-    parts += more
-    parts += ["## How to repeat it", ""]
-    if command:
-        parts += ["```sh", command, "```", ""]
     digests = {"task": about["settings"].get("task_sha256"), "map": about["steering"].get("map_sha256")}
-    named = ", ".join(f"{what} {digest[:12]}" for what, digest in digests.items() if digest)
-    return "\n".join([*parts, f"{about['tool']}, {about['created']}, seed {about['seed']}; SHA-256: {named}.", ""])
+    return "\n".join([*parts, *more, *how_to_repeat(command, about, digests)])

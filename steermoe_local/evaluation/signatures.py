@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ._figures import draws_below, in_points, points
 from .fluency import LOOPING, fluency
 from .intervals import Interval, difference
 from .measurements import Answer, Measurement
@@ -73,8 +74,8 @@ def guard_signatures(
                 Signature(
                     "over-refusal",
                     side,
-                    f"refused benign prompts up by {_points(limits.refused)} or more, and the interval above 0",
-                    f"refused benign prompts up by {_points(risen.value)} ({_points(risen.low)} at least)",
+                    f"refused benign prompts up by {in_points(limits.refused)} or more, and the interval above 0",
+                    f"refused benign prompts up by {in_points(risen.value)} ({in_points(risen.low)} at least)",
                     {"refused": float(measured.benign_values.mean()), "risen": risen.value, "low": risen.low},
                 )
             )
@@ -83,8 +84,8 @@ def guard_signatures(
             Signature(
                 "ill-formed answers",
                 side,
-                f"answers on none of the task's sides up by {_points(limits.ill_formed)} or more, interval above 0",
-                f"ill-formed answers up by {_points(ill.value)}",
+                f"answers on none of the task's sides up by {in_points(limits.ill_formed)} or more, interval above 0",
+                f"ill-formed answers up by {in_points(ill.value)}",
                 {"ill_formed": measured.label_share("ill-formed"), "risen": ill.value, "low": ill.low},
             )
         )
@@ -112,14 +113,14 @@ def _collapse(
     )
     for name, test, limit in shares:
         if risen := _risen(measured, unsteered, test, limit, seed):
-            seen.append(f"{name} answers up by {_points(risen.value)}")
+            seen.append(f"{name} answers up by {in_points(risen.value)}")
             figures[name] = risen.value
     if not seen:
         return ()
     rule = (
         f"on the neutral text perplexity above {limits.perplexity_ratio:g} times the unsteered or KL above "
-        f"{limits.kl:g} nats; or looping answers up by {_points(limits.looping)}, empty ones by "
-        f"{_points(limits.empty)}, cut ones by {_points(limits.cut)} or more, the interval above 0"
+        f"{limits.kl:g} nats; or looping answers up by {in_points(limits.looping)}, empty ones by "
+        f"{in_points(limits.empty)}, cut ones by {in_points(limits.cut)} or more, the interval above 0"
     )
     return (Signature("fluency collapse", side, rule, ", ".join(seen), figures),)
 
@@ -142,8 +143,8 @@ def effect_signatures(
     value, low = (effect.value, effect.low) if wanted > 0 else (-effect.value, -effect.high)
     high = effect.high if wanted > 0 else -effect.low
     figures = {"effect": effect.value, "low": effect.low, "high": effect.high}
-    interval = f"{_signed(effect.value)} ({_signed(effect.low)} to {_signed(effect.high)})"
-    least = _points(limits.effect)
+    interval = points(effect)
+    least = in_points(limits.effect)
     if high < 0 and -value >= limits.effect:
         rule = f"the effect is {least} or more to the other side, and its interval does not reach 0"
         return (Signature("wrong way", side, rule, interval, figures),)
@@ -161,7 +162,7 @@ def effect_signatures(
     for control in controls:
         if control.kind == "random" and control.percentile is not None and control.percentile < limits.percentile:
             rule = f"the effect is larger than less than {limits.percentile:.0%} of the draws of random experts"
-            words = f"{interval}, larger than {control.percentile:.0%} of {control.n} draws"
+            words = f"{interval}, larger than {draws_below(control.percentile)} of {control.n} draws"
             return (Signature("no effect", side, rule, words, {**figures, "percentile": control.percentile}),)
     return ()
 
@@ -180,11 +181,3 @@ def _shares(answers: Sequence[Answer], test: Callable[[Answer], bool]) -> npt.ND
     for answer in answers:
         items.setdefault(answer.item, []).append(test(answer))
     return np.array([np.mean(passed) for passed in items.values()], dtype=np.float64)
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:.0f} points"
-
-
-def _signed(share: float) -> str:
-    return f"{100 * share:+.0f}"

@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from ..engine import Engine
     from ..engine import Sequence as EngineSequence
 
-__all__ = ["Document", "NeutralText", "TextScore", "load_neutral_text", "log_softmax", "score_text"]
+__all__ = [
+    "Document",
+    "NeutralText",
+    "TextScore",
+    "load_neutral_text",
+    "log_probabilities",
+    "log_softmax",
+    "score_text",
+]
 
 _MAX_BYTES = 64 << 20
 _LEAST = -700.0  # log-probability of the impossible, and of what is no number: finite, and its exponential is, too
@@ -156,7 +164,7 @@ def score_text(engine: Engine, sequences: Sequence[EngineSequence], documents: S
     for document in documents:
         for start, logits in engine.logits(sequences, document.tokens, document.first):
             targets = np.asarray(document.tokens[start + 1 : start + 1 + logits.shape[1]])
-            logprobs = np.nan_to_num(log_softmax(logits), nan=_LEAST, neginf=_LEAST)
+            logprobs = log_probabilities(logits)
             nll -= logprobs[:, np.arange(len(targets)), targets].sum(axis=1)
             base = logprobs[0]
             p = np.exp(base)
@@ -166,6 +174,11 @@ def score_text(engine: Engine, sequences: Sequence[EngineSequence], documents: S
             same += (tops == tops[0]).sum(axis=1)
             n += len(targets)
     return [TextScore(float(nll[i] / n), float(kl[i] / n), float(same[i] / n), n) for i in range(n_sequences)]
+
+
+def log_probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """`log_softmax`, but finite: what is impossible, or is no number, is so unlikely that its probability is 0."""
+    return np.nan_to_num(log_softmax(logits), nan=_LEAST, neginf=_LEAST)
 
 
 def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -18,11 +18,9 @@ from ..pairs import Pair, PairsFile, pairs_digest
 from ..recorder import record_counts
 from ..statistics import TOP_N, compare
 from ..steering import Steering
-from .agreement import Reference, compare_text, context_arguments, take_reference
+from .agreement import Reference, compare_text, take_reference
 from .bench import Bench, BenchSettings, Progress
-from .evaluate import _biases as steering_biases
-from .evaluate import _steering_facts as steering_facts
-from .evaluate import evaluate, has_reverse
+from .evaluate import evaluate, has_reverse, side_biases, steering_facts
 from .file_types import QUANTS, file_type
 from .from_files import model_facts
 from .intervals import difference
@@ -189,9 +187,7 @@ class _Plan:
             except ChoiceError as error:  # one model's own map must not end the run over all of them
                 notes = (f"its own map cannot be steered by: {error}",)
         # all at once: the neutral text is then predicted under all of them together
-        biases = [
-            bias for steering in wanted for bias in steering_biases(bench, steering, has_reverse(steering)).values()
-        ]
+        biases = [bias for steering in wanted for bias in side_biases(bench, steering, has_reverse(steering)).values()]
         bench.measure(biases, what=name)
         found = [evaluate(bench, steering, controls=None, seed=self.seed) for steering in wanted]
         effect = MapEffect.of(found[0], base, self.seed)
@@ -211,15 +207,11 @@ class _Plan:
 
     def _own_map(self, bench: Bench, name: str, base: ExpertMap) -> ExpertMap:
         """The map that this model's own routing makes of the pairs."""
-        show = _shown(bench, f"pairs on {name}")
         counts = record_counts(
             bench.model,
             self.pairs or (),
             behaviour=base.behaviour,
-            thinking=bench._settings.thinking,
-            template_arguments=dict(bench._settings.template_arguments),
-            progress=show,
-            **context_arguments(bench),
+            **bench.recording_arguments(f"pairs on {name}"),
         )
         return ExpertMap.from_counts(
             counts, positive=base.positive, negative=base.negative, notes=f"made on {name} for steermoe transfer"
@@ -227,7 +219,7 @@ class _Plan:
 
 
 def _shown(bench: Bench, what: str) -> Callable[[int, int], None]:
-    return lambda done, total: bench._progress(what, done, total)
+    return lambda done, total: bench.progress(what, done, total)
 
 
 def _digest(pairs: Collection[Pair]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ._figures import points
 from .intervals import Interval
 from .quantize import ModelFile
-from .report import Table, escape, markdown_table, points
+from .report import Table, escape, how_to_repeat, markdown_table
 from .transfer_results import Column, Transfer
 
 __all__ = ["conclusions", "markdown", "rates", "table", "types"]
@@ -149,17 +150,11 @@ def markdown(found: Transfer, command: str = "", pictures: Sequence[str] = ()) -
         "Routers are never quantized: every file has the base's router hash, checked when it was made "
         f"({about['router_sha256'][:16]}...).",
         "",
-        "## How to repeat it",
-        "",
     ]
-    if command:
-        parts += ["```sh", command, "```", ""]
     digests = {"base": about["base_sha256"], "map": steering["map_sha256"], "pairs": about["pairs_sha256"]}
-    named = ", ".join(f"{name} {digest[:12]}" for name, digest in digests.items() if digest)
     chosen = f"{steering['activate']} experts activated, {steering['deactivate']} deactivated"
-    parts += [f"Task {escape(found.task)}; {chosen}; seed {about['seed']}; SHA-256: {named}."]
-    parts += [f"{about['tool']}, {about['created']}.", ""]
-    return "\n".join(parts)
+    task = f"Task {escape(found.task)}; {chosen}; "
+    return "\n".join([*parts, *how_to_repeat(command, about, digests, task)])
 
 
 def _models(found: Transfer) -> list[Column]:

@@ -201,7 +201,7 @@ def _result(probe: Probe, method: Literal["ladder", "grid"], found: Found) -> Tu
             "heldout_strongest": _effect(probe, best.place, probe.heldout)[0],
             "fluency": fluency(measured, base),
         }
-    n_seeds = len(probe.bench.settings["seeds"])
+    n_seeds = len(probe.base.answers) // len(probe.choosing)  # of choices each item is answered once
     n_items = sum(len(probe.choosing) if t.place in probe.answered else 1 for t in found.trials)
     return Tuning(
         about={**facts(probe.bench, probe.steering), "seed": probe.seed},
