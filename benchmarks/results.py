@@ -35,6 +35,7 @@ OUTPUT = ROOT / "build" / "bench" / "results"
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 
 QUANTS = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0,Q3_K_M,Q2_K,IQ4_XS"
+N_TUNING = 60  # items, half of them held out, of the comparison with every choice
 N_EXPERIMENT = 40  # items of the named experiments, each of which measures much of the same again
 EXPERIMENTS = ("random10", "top20", "activate-benign", "superficial", "random-matched", "layers", "routing-kinds")
 PICTURES = {"eval": "effect.png", "sweep": "pareto.png", "transfer": "transfer.png", "layers": "layers.png"}
@@ -110,11 +111,11 @@ def run(job: Job, folder: Path, log: Callable[[str], None]) -> None:
 
 
 def tuning(folder: Path, n_items: int | None, log: Callable[[str], None]) -> None:
-    """The search of `tune` against a grid (benchmarks/tuning.py)."""
+    """The search of `tune` against every choice there is (benchmarks/tuning.py)."""
     output = folder / "tuning.json"
     if output.exists():
         return
-    some = [] if n_items is None else ["--items", str(n_items)]
+    some = ["--full", "--items", str(min(n_items or N_TUNING, N_TUNING))]
     start = time.monotonic()
     subprocess.run(
         [sys.executable, str(Path(__file__).parent / "tuning.py"), *some, str(output)], check=True, stdout=sys.stderr

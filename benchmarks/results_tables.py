@@ -155,7 +155,8 @@ def tuning(found: Summary) -> str:
         for what in ("n_tried", "n_answers")
     )
     return (
-        f"### Tune\n\n{HEADER}\n{rows}\n\n{tried[0]} choices tried against {tried[1]} of the grid "
+        f"### Tune\n\nThe first {found['items']} items, half of them held out. The grid is every choice of "
+        f"numbers that differs.\n\n{HEADER}\n{rows}\n\n{tried[0]} choices tried against all {tried[1]} of the grids "
         f"({1 - tried[0] / tried[1]:.0%} saved), {answers[0]} answers against {answers[1]} "
         f"({1 - answers[0] / answers[1]:.0%} saved)."
     )

@@ -3,7 +3,7 @@
     python benchmarks/tuning.py [--full] [--items N] [--seed S] [OUTPUT.json]
 
 Both choose on one half of the held-out prompts under the same budget, and are compared on the other half. The grid has
-8 x 8 numbers of experts, with --full every choice there is (hours). Greedy decoding on one thread, so that a machine
+8 x 8 numbers of experts, with --full every choice there is, some 900. Greedy decoding on one thread, so that a machine
 gets the same figures every time; prints a Markdown table, and writes JSON.
 """
 

@@ -396,7 +396,7 @@ def test_tables_of_the_results() -> None:
                 }
             },
             "commands": {"eval": "steermoe eval"},
-            "tuning": {"rows": [row]},
+            "tuning": {"rows": [row], "items": 60},
         }
     )
     for words in (
@@ -408,7 +408,7 @@ def test_tables_of_the_results() -> None:
         "| b | over-refusal (towards) | 60% | more than 10 points |",
         "| layers | b | against | The early third does most. |",
         "| +1 | +33, 1.50 |",
-        "7 choices tried against 63 of the grid (89% saved), 70 answers against 630 (89% saved).",
+        "7 choices tried against all 63 of the grids (89% saved), 70 answers against 630 (89% saved).",
         "| b | early | 1 / 0 | - | +11 (+1 to +21) | - |",
         "| b | Q4_0 | 4.9 | 0.987 | 90% | 83% | 0.0123 | 1.400 | +59 (+49 to +69) | - |",
         "| b | base (Q4_0) | 4.9 | - | - |",
