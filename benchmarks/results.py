@@ -35,12 +35,11 @@ OUTPUT = ROOT / "build" / "bench" / "results"
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 
 QUANTS = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0,Q3_K_M,Q2_K,IQ4_XS"
-N_TUNING = 60  # items, half of them held out, of the comparison with every choice
 N_EXPERIMENT = 40  # items of the named experiments, each of which measures much of the same again
 EXPERIMENTS = ("random10", "top20", "activate-benign", "superficial", "random-matched", "layers", "routing-kinds")
 PICTURES = {"eval": "effect.png", "sweep": "pareto.png", "transfer": "transfer.png", "layers": "layers.png"}
 ORDER = ("sweep", "eval", "transfer")  # the long ones
-SHOWN = "digits-words"  # the behaviour whose pictures and named experiments stand in the docs
+SHOWN = "digits-words"  # the behaviour whose pictures stand in the docs
 
 
 @dataclass(frozen=True)
@@ -111,29 +110,37 @@ def run(job: Job, folder: Path, log: Callable[[str], None]) -> None:
 
 
 def tuning(folder: Path, n_items: int | None, log: Callable[[str], None]) -> None:
-    """The search of `tune` against every choice there is (benchmarks/tuning.py)."""
+    """The search of `tune` against a grid (benchmarks/tuning.py)."""
     output = folder / "tuning.json"
     if output.exists():
         return
-    some = ["--full", "--items", str(min(n_items or N_TUNING, N_TUNING))]
+    some = [] if n_items is None else ["--items", str(n_items)]
     start = time.monotonic()
-    subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "tuning.py"), *some, str(output)], check=True, stdout=sys.stderr
-    )
+    script = str(Path(__file__).parent / "tuning.py")
+    subprocess.run([sys.executable, script, *some, str(output)], check=True, stdout=sys.stderr)
     log(f"tuning: {time.monotonic() - start:.0f} s")
 
 
 def gather(found: Sequence[Job], folder: Path) -> dict[str, Any]:
     """All summaries: {behaviour: {kind: summary}}, and the tuning's."""
-    report: dict[str, Any] = {"behaviours": {}, "commands": {}}
+    pairs = f"steermoe_local/data/{SHOWN}.pairs.jsonl"
+    made = f"steermoe detect -m tiny --pairs {pairs} -o {SHOWN}.json"
+    report: dict[str, Any] = {"behaviours": {}, "commands": {"detect": made}}
     for job in found:
         text = (folder / job.name / "summary.json").read_text("utf-8")
         report["behaviours"].setdefault(job.behaviour, {})[job.kind] = json.loads(text)
         if job.behaviour == SHOWN:
-            words = [Path(word).name if Path(word).is_absolute() else word for word in job.words]
+            words = [shown(word) for word in job.words]
             report["commands"][job.kind] = shlex.join(["steermoe", *words, "-o", "OUT"])
     report["tuning"] = json.loads((folder / "tuning.json").read_text("utf-8"))
     return report
+
+
+def shown(word: str) -> str:
+    """A word of a command without the folders of this machine."""
+    if word.endswith(".pairs.jsonl"):
+        return f"steermoe_local/data/{Path(word).name}"
+    return Path(word).name if Path(word).is_absolute() else word
 
 
 def main() -> None:

@@ -121,10 +121,12 @@ def experiments(found: Mapping[str, Summary]) -> str:
     for name, kinds in found.items():
         for one in kinds.values():
             if "experiment" in one:
-                rows.append([one["experiment"], name, one["verdict"], one["finding"]])
+                rows.append([one["experiment"], name, one["verdict"], one["finding"].replace("|", "\\|")])
     order = list(dict.fromkeys(row[0] for row in rows))
     rows.sort(key=lambda row: order.index(row[0]))
-    return "### Named experiments\n\n" + table(["experiment", "behaviour", "for or against", "finding"], rows)
+    n = next(one for one in kinds.values() if "experiment" in one)["about"]["n_items"]
+    head = f"### Named experiments\n\nOn the first {n} items of each task.\n\n"
+    return head + table(["experiment", "behaviour", "for or against", "finding"], rows)
 
 
 def sweeps(found: Mapping[str, Summary]) -> str:
@@ -149,14 +151,16 @@ def cell(point: Summary) -> str:
 
 
 def tuning(found: Summary) -> str:
+    """The search against a grid."""
     rows = "\n".join(line(row) for row in found["rows"])
     tried, answers = (
         [sum(row[method][what] for row in found["rows"]) for method in ("ladder", "grid")]
         for what in ("n_tried", "n_answers")
     )
+    n = len(found["grid"])
     return (
-        f"### Tune\n\nThe first {found['items']} items, half of them held out. The grid is every choice of "
-        f"numbers that differs.\n\n{HEADER}\n{rows}\n\n{tried[0]} choices tried against all {tried[1]} of the grids "
+        f"### Tune\n\nAgainst a grid of {n} x {n} numbers of experts, of which equal choices count once. Half of the "
+        f"items are held out.\n\n{HEADER}\n{rows}\n\n{tried[0]} choices tried against {tried[1]} "
         f"({1 - tried[0] / tried[1]:.0%} saved), {answers[0]} answers against {answers[1]} "
         f"({1 - answers[0] / answers[1]:.0%} saved)."
     )
@@ -205,7 +209,10 @@ def transfers(found: Mapping[str, Summary]) -> str:
 
 def commands(words: Mapping[str, str]) -> str:
     lines = "\n".join([*words.values(), "python benchmarks/tuning.py OUT.json"])
-    return f"### Commands\n\nOf one behaviour; the others have their map's name instead.\n\n```sh\n{lines}\n```"
+    return (
+        "### Commands\n\nOf one behaviour; the others have their map's name instead.\n\n"
+        f"<!-- not run: benchmarks/results.py runs them -->\n```sh\n{lines}\n```"
+    )
 
 
 def rate(interval: Summary) -> str:

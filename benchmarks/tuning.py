@@ -1,6 +1,6 @@
 """Compares the search of `steermoe tune` with a grid, on the embedded model: the picks, and what they cost to find.
 
-    python benchmarks/tuning.py [--full] [--items N] [--seed S] [OUTPUT.json]
+    python benchmarks/tuning.py [--full] [--only BEHAVIOUR] [--items N] [--seed S] [OUTPUT.json]
 
 Both choose on one half of the held-out prompts under the same budget, and are compared on the other half. The grid has
 8 x 8 numbers of experts, with --full every choice there is, some 900. Greedy decoding on one thread, so that a machine
@@ -34,12 +34,12 @@ N_TEXT = 2000  # tokens of the neutral text
 BUDGET = Budget(max_ppl_increase=0.05, max_looping_increase=0.05)
 
 
-def compare(n_items: int | None, full: bool, seed: int) -> list[dict[str, Any]]:
+def compare(n_items: int | None, full: bool, seed: int, only: str | None = None) -> list[dict[str, Any]]:
     """One row for each behaviour and direction."""
     rows = []
     llama = SteeredLlama(str(embedded_model()), n_ctx=64, verbose=False)
     _, neutral = default_guards(embedded_model())
-    for behaviour in behaviours():
+    for behaviour in (found for found in behaviours() if only in (None, found.name)):
         task = builtin_task(behaviour.name).first(n_items)
         expert_map = map_of(behaviour)
         for reverse in (False, True):
@@ -56,11 +56,11 @@ def compare(n_items: int | None, full: bool, seed: int) -> list[dict[str, Any]]:
                     llama, task, make_scorer(task.scorer, task.options), neutral=neutral, settings=settings
                 ) as b:
                     start = time.perf_counter()
-                    only = None if full else GRID
+                    numbers_of = None if full else GRID
                     made = (
                         tune(b, steering, BUDGET, seed=seed)
                         if method == "ladder"
-                        else exhaustive(b, steering, BUDGET, seed=seed, activate=only, deactivate=only)
+                        else exhaustive(b, steering, BUDGET, seed=seed, activate=numbers_of, deactivate=numbers_of)
                     )
                     found[method] = summary(made) | {"seconds": round(time.perf_counter() - start, 1)}
             rows.append(found)
@@ -123,12 +123,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="tune against a grid, on the embedded model")
     parser.add_argument("output", nargs="?", type=Path, help="JSON file to write")
     parser.add_argument("--full", action="store_true", help="every choice instead of 8 x 8")
+    parser.add_argument("--only", choices=[behaviour.name for behaviour in behaviours()], help="one behaviour")
     parser.add_argument("--items", type=int, help="first N prompts of each task")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split and the bootstrap")
     given = parser.parse_args(arguments)
     print(HEADER)
     start = time.perf_counter()
-    rows = compare(given.items, given.full, given.seed)
+    rows = compare(given.items, given.full, given.seed, given.only)
     facts = {
         "tool": f"steermoe-local {__version__}",
         "machine": platform.machine(),

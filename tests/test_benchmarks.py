@@ -377,7 +377,8 @@ def test_tables_of_the_results() -> None:
         "own_effect": None,
     }
     part = {"name": "early", "n_active": 1, "n_inactive": 0, "away": None, "towards": interval(0.11), "swing": None}
-    layers = {"experiment": "layers", "verdict": "against", "finding": "The early third does most."}
+    layers: dict[str, Any] = {"experiment": "layers", "verdict": "against", "finding": "The early third does most."}
+    layers["about"] = {"n_items": 40}
     row = {"behaviour": "b", "side": "one", "n_choices": 99}
     chosen = {"activate": 1, "deactivate": 0}
     gain = {"gain": interval(0.47)}
@@ -396,7 +397,7 @@ def test_tables_of_the_results() -> None:
                 }
             },
             "commands": {"eval": "steermoe eval"},
-            "tuning": {"rows": [row], "items": 60},
+            "tuning": {"rows": [row], "grid": [0, 1, 2]},
         }
     )
     for words in (
@@ -408,7 +409,8 @@ def test_tables_of_the_results() -> None:
         "| b | over-refusal (towards) | 60% | more than 10 points |",
         "| layers | b | against | The early third does most. |",
         "| +1 | +33, 1.50 |",
-        "7 choices tried against all 63 of the grids (89% saved), 70 answers against 630 (89% saved).",
+        "7 choices tried against 63 (89% saved), 70 answers against 630 (89% saved).",
+        "a grid of 3 x 3 numbers",
         "| b | early | 1 / 0 | - | +11 (+1 to +21) | - |",
         "| b | Q4_0 | 4.9 | 0.987 | 90% | 83% | 0.0123 | 1.400 | +59 (+49 to +69) | - |",
         "| b | base (Q4_0) | 4.9 | - | - |",
