@@ -37,7 +37,7 @@ help:
 	@echo "make fuzz            bias files against the reader and the attach call: FUZZ_RUNS (1000000) executions each"
 	@echo "make bench           behaviours of the embedded model; speed and memory against stock and transformers"
 	@echo "make bench-serving   the server's throughput against llama-server and one request at a time"
-	@echo "make results         every figure of docs/results.md (about an hour)"
+	@echo "make results         every figure of docs/results.md (half an hour)"
 	@echo "make docs            write the generated parts of docs/ again"
 	@echo "make clean           remove build/ and caches; make distclean removes .venv/ too"
 
