@@ -334,7 +334,8 @@ def test_what_show_says_is_what_the_command_gets(file: Path) -> None:
 
 
 def test_show_without_a_command(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("STEERMOE_REQUIRE_TOOLS", raising=False)  # the tests' own, of make test
+    for name in ("STEERMOE_REQUIRE_TOOLS", "STEERMOE_REQUIRE_BROWSER"):  # the tests' own, of make test and .ci/run
+        monkeypatch.delenv(name, raising=False)
     assert "nothing is set" in config().stdout
     assert "(not there)" in config("show").stdout
     file.write_text("threads = 3\n")
