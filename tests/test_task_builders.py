@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from steermoe_local.errors import FormatError, SteerMoEError, UsageError
@@ -786,6 +786,8 @@ def test_bent_rows_give_good_items_or_none(name: str, tmp_path: Path, data: st.D
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(data=b"\x1c", name="advbench")
+@example(data=b"\xc2\x85\n", name="prompts")
 @given(data=st.binary(max_size=200), name=st.sampled_from(sorted(LAYOUTS)))
 def test_any_bytes_are_rows_or_one_error(data: bytes, name: str, tmp_path: Path) -> None:
     path = tmp_path / "data"

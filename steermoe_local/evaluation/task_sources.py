@@ -113,7 +113,9 @@ def _wrong_columns(path: Path, columns: Sequence[Sequence[str]], names: Sequence
 
 def _header(path: Path) -> dict[str, list[str]]:
     """The first line's cells, by delimiter."""
-    line = next(_lines(path))
+    line = next(_lines(path), None)
+    if line is None:  # blanks to a text, though not to bytes: \x1c, say
+        raise FormatError(f"{path}: empty; check the path")
     try:
         return {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in _DELIMITERS}
     except csv.Error as error:
