@@ -16,7 +16,7 @@ from .._files import replacing, require_writable
 from ..errors import UsageError
 from ..identity import ModelIdentity
 from ..model_info import ModelInfo, model_info
-from ..shipped_maps import map_path, recommended_numbers, shipped_maps
+from ..shipped_maps import shipped_maps
 from ._common import LlamaFlags, print_json, progress_bar
 from ._memory import check_memory
 from ._steering import SteeringFlags, warn
@@ -107,19 +107,15 @@ class EvaluationSetup:
         flags = self.steering_flags
         if "map" not in flags.source:
             raise UsageError("the experts are chosen from a map; give --map MAP")
-        from ..steering import Steering
+        from ..evaluation.from_files import open_steering
 
-        path = map_path(flags.source["map"])
-        numbers = (flags.activate, flags.deactivate)
-        if numbers == (None, None):
-            numbers = recommended_numbers(path) or (0, 0)
-        steering = Steering.open(
-            map_file=path,
-            activate=numbers[0] or 0,
-            deactivate=numbers[1] or 0,
+        steering = open_steering(
+            flags.source["map"],
+            activate=flags.activate,
+            deactivate=flags.deactivate,
             reverse=flags.reverse,
             layers=flags.layers,
-            scale=flags.strength,
+            strength=flags.strength,
         )
         warn(steering.check(self.identity, str(self.model), flags.force))
         return steering

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from .._files import StrPath, timestamp, tool_name
 from ..errors import ChoiceError, UsageError
 from ..expert_map import ExpertMap
 from ..identity import ModelIdentity
-from ..model import SteeredLlama
 from ..model_info import model_info
 from ..pairs import Pair, PairsFile, pairs_digest
 from ..recorder import record_counts
@@ -22,7 +21,7 @@ from .agreement import Reference, compare_text, take_reference
 from .bench import Bench, BenchSettings, Progress
 from .evaluate import evaluate, has_reverse, side_biases, steering_facts
 from .file_types import QUANTS, file_type
-from .from_files import model_facts
+from .from_files import open_bench as open_bench_on
 from .intervals import difference
 from .quantize import ModelFile, Quantizer
 from .tasks import Scorer, Task
@@ -50,15 +49,12 @@ def open_benches(
 ) -> OpenBench:
     """What `transfer` asks for: a bench on any model, with these arguments of `Bench`, and of `SteeredLlama`."""
 
-    @contextmanager
-    def open_bench(path: Path, name: str) -> Iterator[Bench]:
-        with closing(SteeredLlama(path, **{"n_ctx": 64, "n_batch": 64, **model_arguments})) as llama:
-            about = {"model": model_facts(model_info(path))}
-            fixed: dict[str, Any] = {"neutral": neutral, "benign": benign, "settings": settings, "progress": progress}
-            with Bench(llama, task, scorer, about=about, **fixed) as bench:
-                yield bench
+    fixed: dict[str, Any] = {"neutral": neutral, "benign": benign, "settings": settings, "progress": progress}
 
-    return open_bench
+    def open_column(path: Path, _: str) -> AbstractContextManager[Bench]:
+        return open_bench_on(path, task, scorer=scorer, **fixed, **model_arguments)
+
+    return open_column
 
 
 def transfer(
