@@ -482,6 +482,40 @@ def write_docs(docs: Path, text: str, start: str = START, end: str = END) -> Non
     docs.write_text(f"{before}{start}\n\n{text}\n{end}{after}", encoding="utf-8", newline="\n")
 
 
+def deliver(
+    arguments: argparse.Namespace,
+    measured: Callable[[], dict[str, Any]],
+    render: Callable[[dict[str, Any]], str],
+    log: Log,
+    markers: tuple[str, str] = (START, END),
+) -> None:
+    """Take the figures of --from, or measure and keep them in --json; print them, and heed --write-docs and --check.
+
+    Exits with 1 for an error, and for a broken promise with --check.
+    """
+    try:
+        if arguments.source:
+            report = json.loads(arguments.source.read_text(encoding="utf-8"))
+        else:
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)  # before long work
+            report = measured()
+            arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            log(f"figures in {arguments.json}")
+        text = render(report)
+        print(text)
+        if arguments.write_docs:
+            write_docs(DOCS, text, *markers)
+    except (WorkerError, OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    broken = broken_promises(report)
+    for promise in broken:
+        log(f"does not hold: {promise}")
+    if arguments.check and broken:
+        raise SystemExit(1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what steering and recording cost.")
     parser.add_argument("--json", type=Path, default=OUTPUT / "performance.json", help="where the figures go")
@@ -498,30 +532,13 @@ def main() -> None:
     def log(line: str) -> None:
         print(f"[{time.monotonic() - begin:4.0f} s] {line}", file=sys.stderr, flush=True)
 
-    try:
-        if arguments.source:
-            report = json.loads(arguments.source.read_text(encoding="utf-8"))
-        else:
-            if not any(STOCK.glob("*llama.*")):
-                raise SystemExit("error: build/stock has no library; run make build/stock/.built (make bench does)")
-            plan = QUICK if arguments.quick else FULL
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            report = measure(plan, arguments.threads, arguments.models, arguments.only.split(","), log)
-            arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            log(f"figures in {arguments.json}")
-        text = render(report)
-        print(text)
-        if arguments.write_docs:
-            write_docs(DOCS, text)
-    except (WorkerError, OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    broken = broken_promises(report)
-    for promise in broken:
-        log(f"does not hold: {promise}")
-    if arguments.check and broken:
-        raise SystemExit(1)
+    def measured() -> dict[str, Any]:
+        if not any(STOCK.glob("*llama.*")):
+            raise SystemExit("error: build/stock has no library; run make build/stock/.built (make bench does)")
+        plan = QUICK if arguments.quick else FULL
+        return measure(plan, arguments.threads, arguments.models, arguments.only.split(","), log)
+
+    deliver(arguments, measured, render, log)
 
 
 if __name__ == "__main__":

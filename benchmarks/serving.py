@@ -12,7 +12,6 @@ Progress goes to stderr, the tables to stdout, everything to a JSON file.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import statistics
@@ -28,12 +27,11 @@ from typing import Any
 
 import against_transformers
 import numpy as np
-from performance import DOCS, OUTPUT, broken_promises, git_commit, load, machine, ratio_cells, table, write_docs
+from performance import OUTPUT, deliver, git_commit, load, machine, ratio_cells, table
 from random_q4 import SHAPES, cached_model
 from ratios import Ratio, noise_of, speed_ratios, verdict
 from servers import LLAMA_SERVER, Ask, Server, Setup, llama_server, our_server
 from worker import steering_rows
-from workers import WorkerError
 
 from steermoe_local.bias_file import BiasFile, write_bias
 from steermoe_local.embedded import data_folder
@@ -285,29 +283,13 @@ def main() -> None:
     plan = QUICK if arguments.quick else FULL
     models, seconds = tuple(arguments.models or plan.models), arguments.seconds
     plan = Plan(models, plan.loads, plan.seconds if seconds is None else seconds, plan.min_rounds, plan.n_follow_ups)
-    try:
-        if arguments.source:
-            report = json.loads(arguments.source.read_text(encoding="utf-8"))
-        else:
-            if not LLAMA_SERVER.exists():
-                raise SystemExit("error: llama-server is not built; run make tools")
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            report = measure(plan, arguments.parallel, arguments.threads, arguments.folder, log)
-            arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            log(f"figures in {arguments.json}")
-        text = render(report)
-        print(text)
-        if arguments.write_docs:
-            write_docs(DOCS, text, START, END)
-    except (WorkerError, OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    broken = broken_promises(report)
-    for promise in broken:
-        log(f"does not hold: {promise}")
-    if arguments.check and broken:
-        raise SystemExit(1)
+
+    def measured() -> dict[str, Any]:
+        if not LLAMA_SERVER.exists():
+            raise SystemExit("error: llama-server is not built; run make tools")
+        return measure(plan, arguments.parallel, arguments.threads, arguments.folder, log)
+
+    deliver(arguments, measured, render, log, (START, END))
 
 
 if __name__ == "__main__":
