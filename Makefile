@@ -122,9 +122,9 @@ format: $(VENV)/.lint
 
 # Debian's Chromium: the one that Playwright would download is not needed. `make test` runs the page's tests, too, where
 # both are there; `make browser` sees to that.
-$(VENV)/.page: $(VENV)/.built tests/install_chromium.sh
+$(VENV)/.page: $(VENV)/.built tests/support/install_chromium.sh
 	@$(PIP) install "playwright>=1.50"
-	@sh tests/install_chromium.sh
+	@sh tests/support/install_chromium.sh
 	@touch $@
 
 browser: $(VENV)/.page
@@ -133,14 +133,14 @@ test-page: browser
 	@STEERMOE_REQUIRE_BROWSER=1 $(BIN)/pytest -q -p no:cacheprovider -m page
 
 # Exact versions in an environment of their own: what they need would disturb ours.
-$(CLIENTS)/.installed: $(VENV)/.setup tests/clients/requirements.txt
+$(CLIENTS)/.installed: $(VENV)/.setup tests/integration/clients/requirements.txt
 	@echo "== evaluation harnesses in $(CLIENTS)/ (a large download on a new machine)"
 	@$(BIN)/python -m venv --clear $(CLIENTS)
-	@$(CLIENTS)/$(notdir $(BIN))/python -m pip --quiet install -r tests/clients/requirements.txt
+	@$(CLIENTS)/$(notdir $(BIN))/python -m pip --quiet install -r tests/integration/clients/requirements.txt
 	@touch $@
 
 test-clients: build $(CLIENTS)/.installed
-	@$(BIN)/pytest -q -p no:cacheprovider -m clients tests/clients
+	@$(BIN)/pytest -q -p no:cacheprovider -m clients tests/integration/clients
 
 $(VENV)/.reference: $(VENV)/.built
 	@echo "== CPU torch and transformers (a large download on a new machine)"
@@ -148,7 +148,7 @@ $(VENV)/.reference: $(VENV)/.built
 	@touch $@
 
 test-reference: $(VENV)/.reference
-	@$(BIN)/pytest -q -p no:cacheprovider -m reference tests/reference
+	@$(BIN)/pytest -q -p no:cacheprovider -m reference tests/integration/reference
 
 # An unpatched build of the same tree by the same compiler with the same options, to compare bits with.
 $(STOCK)/.built: $(VENV)/.setup CMakeLists.txt native/prepare_source.py
@@ -160,24 +160,24 @@ $(STOCK)/.built: $(VENV)/.setup CMakeLists.txt native/prepare_source.py
 	@touch $@
 
 test-stock: build tools $(STOCK)/.built
-	@$(BIN)/pytest -q -p no:cacheprovider -m stock tests/stock
+	@$(BIN)/pytest -q -p no:cacheprovider -m stock tests/integration/stock
 
 # Layers on a GPU, without one: Mesa's lavapipe computes Vulkan on the CPU. It calls itself a CPU, which llama.cpp takes
 # for a device only when it is named.
-$(VULKAN)/.built: $(VENV)/.setup $(SOURCES) tests/vulkan/prepare.sh tests/vulkan/keep_freed.c
+$(VULKAN)/.built: $(VENV)/.setup $(SOURCES) tests/integration/vulkan/prepare.sh tests/integration/vulkan/keep_freed.c
 	@echo "== building with Vulkan (some minutes the first time)"
 	@mkdir -p $(VULKAN)
-	@options=$$(sh tests/vulkan/prepare.sh $(VULKAN)-headers) && \
+	@options=$$(sh tests/integration/vulkan/prepare.sh $(VULKAN)-headers) && \
 	    $(BIN)/cmake -S . -B $(VULKAN) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DGGML_VULKAN=on \
 	    -DPython3_EXECUTABLE=$(abspath $(BIN))/python -DCMAKE_BUILD_TYPE=Release $$options $(CMAKE_ARGS) \
 	    > $(VULKAN)/build.log 2>&1 && \
 	    $(BIN)/cmake --build $(VULKAN) >> $(VULKAN)/build.log 2>&1 || { tail -n 30 $(VULKAN)/build.log 2>/dev/null; exit 1; }
-	@$(CC) -O1 -fno-builtin -shared -fPIC tests/vulkan/keep_freed.c -o $(VULKAN)/keep_freed.so
+	@$(CC) -O1 -fno-builtin -shared -fPIC tests/integration/vulkan/keep_freed.c -o $(VULKAN)/keep_freed.so
 	@touch $@
 
 test-vulkan: build $(VULKAN)/.built
 	@STEERMOE_LIB_PATH=$(abspath $(VULKAN)/bin) GGML_VK_VISIBLE_DEVICES=0 LD_PRELOAD=$(abspath $(VULKAN)/keep_freed.so) \
-	    $(BIN)/pytest -q -p no:cacheprovider -m vulkan tests/vulkan
+	    $(BIN)/pytest -q -p no:cacheprovider -m vulkan tests/integration/vulkan
 
 $(RPC)/.built: $(VENV)/.setup $(SOURCES)
 	@echo "== building with RPC (some minutes the first time)"
@@ -190,18 +190,18 @@ $(RPC)/.built: $(VENV)/.setup $(SOURCES)
 	@touch $@
 
 test-rpc: build $(RPC)/.built
-	@STEERMOE_LIB_PATH=$(abspath $(RPC)/bin) $(BIN)/pytest -q -p no:cacheprovider -m rpc tests/rpc
+	@STEERMOE_LIB_PATH=$(abspath $(RPC)/bin) $(BIN)/pytest -q -p no:cacheprovider -m rpc tests/integration/rpc
 
 # The library and the stress test under ThreadSanitizer; `make test` runs the same test without it.
 test-threads: build
 	@echo "== building the library with ThreadSanitizer (some minutes the first time)"
-	@STEERMOE_TSAN=1 $(BIN)/pytest -q -p no:cacheprovider tests/test_native_threads.py
+	@STEERMOE_TSAN=1 $(BIN)/pytest -q -p no:cacheprovider tests/native/test_native_threads.py
 
 # Under AddressSanitizer and UBSan. Guided by coverage where there is a clang with libFuzzer (Debian: clang-16 and
 # libclang-rt-16-dev), else by a driver of our own.
 FUZZ_RUNS ?= 1000000
 fuzz: build
-	@$(BIN)/python -m tests.native_programs fuzz --runs $(FUZZ_RUNS)
+	@$(BIN)/python -m tests.support.native_programs fuzz --runs $(FUZZ_RUNS)
 
 docs: build tools
 	@$(BIN)/python docs/generate.py

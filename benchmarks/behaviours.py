@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from steermoe_local import __version__
-from steermoe_local.demo import DemoResult, run_demo
+from steermoe_local.evaluation.demo import DemoResult, run_demo
 
 
 def table(result: DemoResult) -> str:

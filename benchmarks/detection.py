@@ -34,7 +34,7 @@ import numpy as np
 from random_q4 import cached_model
 from ratios import Ratio, speed_ratios
 
-from steermoe_local.pairs import Pair, save_pairs
+from steermoe_local.pairs.pairs import Pair, save_pairs
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent / "build"

@@ -32,8 +32,8 @@ from ratios import Ratio, noise_of, speed_ratios, verdict
 from worker import steering_rows
 from workers import HERE, STOCK, Worker, WorkerError, llama_worker
 
-from steermoe_local.bias_file import BiasFile, Mode, write_bias
-from steermoe_local.model_info import model_info
+from steermoe_local.model_files.model_info import model_info
+from steermoe_local.steering.bias_file import BiasFile, Mode, write_bias
 
 Log = Callable[[str], None]
 Answer = tuple[float, str]  # seconds per token, digest of the logits

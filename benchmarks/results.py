@@ -26,7 +26,7 @@ from performance import machine, write_docs
 from results_tables import render
 
 from steermoe_local import __version__
-from steermoe_local.embedded import behaviours
+from steermoe_local.models.embedded import behaviours
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "results.md"

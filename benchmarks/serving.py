@@ -33,9 +33,9 @@ from ratios import Ratio, noise_of, speed_ratios, verdict
 from servers import LLAMA_SERVER, Ask, Server, Setup, llama_server, our_server
 from worker import steering_rows
 
-from steermoe_local.bias_file import BiasFile, write_bias
-from steermoe_local.embedded import data_folder
-from steermoe_local.model_info import model_info
+from steermoe_local.model_files.model_info import model_info
+from steermoe_local.models.embedded import data_folder
+from steermoe_local.steering.bias_file import BiasFile, write_bias
 
 Log = Callable[[str], None]
 

@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from steermoe_local import ExpertMap, SteeredLlama, __version__, load_pairs, record_counts
-from steermoe_local.embedded import Behaviour, behaviours, embedded_model
-from steermoe_local.evaluation.aims import Budget, space
-from steermoe_local.evaluation.bench import Bench, BenchSettings
-from steermoe_local.evaluation.builtin import builtin_task, default_guards
-from steermoe_local.evaluation.intervals import Interval
-from steermoe_local.evaluation.scorers import make_scorer
-from steermoe_local.evaluation.tune import Tuning, exhaustive, tune
-from steermoe_local.shipped_maps import shipped_maps
-from steermoe_local.steering import Steering
+from steermoe_local.evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
+from steermoe_local.evaluation.metrics.intervals import Interval
+from steermoe_local.evaluation.studies.objective import Budget, space
+from steermoe_local.evaluation.studies.tune import Tuning, exhaustive, tune
+from steermoe_local.evaluation.tasks.builtin import builtin_task, default_guards
+from steermoe_local.evaluation.tasks.scorers import make_scorer
+from steermoe_local.models.embedded import Behaviour, behaviours, embedded_model
+from steermoe_local.models.shipped_maps import shipped_maps
+from steermoe_local.steering.steering import Steering
 
 GRID = (0, 1, 2, 4, 8, 16, 24, 40)
 N_TEXT = 2000  # tokens of the neutral text
@@ -44,15 +44,15 @@ def compare(n_items: int | None, full: bool, seed: int, only: str | None = None)
         expert_map = map_of(behaviour)
         for reverse in (False, True):
             steering = Steering(behaviour.name, expert_map=expert_map, reverse=reverse)
-            settings = BenchSettings(n_parallel=32, n_text=N_TEXT, context={"n_threads": 1})
+            settings = EvaluatorSettings(n_parallel=32, n_text=N_TEXT, context={"n_threads": 1})
             found: dict[str, Any] = {
                 "behaviour": behaviour.name,
                 "side": steering.side,
                 "n_choices": space(steering).n_choices,
             }
             for method in ("ladder", "grid"):
-                # a bench of its own for each: what the other measured must not make it faster
-                with Bench(
+                # an evaluator of its own for each: what the other measured must not make it faster
+                with Evaluator(
                     llama, task, make_scorer(task.scorer, task.options), neutral=neutral, settings=settings
                 ) as b:
                     start = time.perf_counter()

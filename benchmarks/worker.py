@@ -26,8 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from steermoe_local import _native, record_counts
-from steermoe_local.pairs import Pair
+from steermoe_local import record_counts
+from steermoe_local.llama import capi
+from steermoe_local.pairs.pairs import Pair
 
 N_CTX = 1024
 N_BATCH = 512
@@ -67,7 +68,7 @@ class Runner:
     def __init__(self, path: Path, *, stock: bool, variants: Sequence[str], n_threads: int, mmap: bool) -> None:
         self.path = path
         self.n_threads = n_threads
-        self.lib = _stock_llama_cpp() if stock else _native.llama_cpp()
+        self.lib = _stock_llama_cpp() if stock else capi.llama_cpp()
         _quiet()
         self.lib.llama_backend_init()
         if "detect" in variants:  # record_counts shares the weights of a Llama
@@ -84,7 +85,7 @@ class Runner:
         self.n_vocab = self.lib.llama_vocab_n_tokens(self.lib.llama_model_get_vocab(self.model))
         self.n_layer = self.lib.llama_model_n_layer(self.model)
         self.batch = self.lib.llama_batch_init(N_BATCH, 0, 1)
-        self.recorder: _native.NativeRecorder | None = None
+        self.recorder: capi.NativeRecorder | None = None
         self.contexts = {name: self._context(name) for name in variants if name != "detect"}
 
     def metadata(self, key: str) -> str:
@@ -96,13 +97,13 @@ class Runner:
             raise SystemExit(f"{self.path}: has no {key}")
         return buffer.value.decode()
 
-    def bias(self, mode: str, seed: int = 1, layers: range | None = None) -> _native.NativeBias:
+    def bias(self, mode: str, seed: int = 1, layers: range | None = None) -> capi.NativeBias:
         """A bias for every layer, or for some."""
         n_expert = int(self.metadata("{arch}.expert_count"))
         rows = steering_rows(self.n_layer, n_expert, mode, seed)
-        return _native.NativeBias.from_values(
+        return capi.NativeBias.from_values(
             architecture=self.metadata("general.architecture"),
-            router_sha256=_native.router_sha256(self.model),
+            router_sha256=capi.router_sha256(self.model),
             mode=mode,
             epsilon=0.01,
             n_layer=self.n_layer,
@@ -118,7 +119,7 @@ class Runner:
         params.no_perf = True
         if variant == "recorder":
             shape = (self.n_layer, int(self.metadata("{arch}.expert_count")))
-            self.recorder = _native.NativeRecorder(self.model, 1, shape)
+            self.recorder = capi.NativeRecorder(self.model, 1, shape)
             self.recorder.install(params)
         ctx = self.lib.llama_init_from_model(self.model, params)
         if not ctx:
@@ -127,7 +128,7 @@ class Runner:
             self.recorder.bind(ctx)
             self.recorder.set_stop(True)
         if variant in ("hard", "soft"):
-            _native.attach(ctx, self.bias(variant))
+            capi.attach(ctx, self.bias(variant))
         return ctx
 
     def tokens(self, n: int, start: int = 0) -> list[int]:
@@ -208,10 +209,10 @@ class Runner:
         """Milliseconds of setting, swapping and clearing a bias in a live context, and of the token decoded next."""
         first, same, other = self.bias("hard"), self.bias("hard", 2), self.bias("hard", 3, range(0, self.n_layer, 2))
         steps: dict[str, Callable[[Any], None]] = {
-            "set": lambda ctx: _native.attach(ctx, first),
-            "swap": lambda ctx: _native.attach(ctx, same),
-            "swap, other layers": lambda ctx: _native.attach(ctx, other),
-            "clear": _native.detach,
+            "set": lambda ctx: capi.attach(ctx, first),
+            "swap": lambda ctx: capi.attach(ctx, same),
+            "swap, other layers": lambda ctx: capi.attach(ctx, other),
+            "clear": capi.detach,
         }
         found: dict[str, list[float]] = {}
 

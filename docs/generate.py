@@ -1,7 +1,7 @@
 """Write the generated pages, `make docs`; tests fail when they drift.
 
 docs/cli.md: every command's --help, as the program prints it. docs/architectures.md: what the checks of
-tests/architectures.py saw on every architecture (needs `make tools`).
+tests/support/architectures.py saw on every architecture (needs `make tools`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 import click
 
-from steermoe_local.cli import _settings, main
+from steermoe_local.cli import main
+from steermoe_local.cli.options import settings
 
 HEADER = """# The command line
 
@@ -25,7 +26,7 @@ options can be set in the environment and in a file ([configuration.md](configur
 
 def render() -> str:
     """The whole page."""
-    _settings.name_variables(main)  # as the program does when it starts
+    settings.name_variables(main)  # as the program does when it starts
     return HEADER + "".join(_sections(main, "steermoe"))
 
 
@@ -90,10 +91,10 @@ def architecture_row(found: list[Any], reference: str) -> str:
 
 
 def architectures(program: Path) -> str:
-    """docs/architectures.md: runs every check of tests/architectures.py. `program`: test-llama-archs."""
-    from steermoe_local._gating import gating
-    from tests import architectures as checks
-    from tests.reference.architectures_table import DIFFERS, LEFT_OUT, REFERENCES, SMALL_DIFFERENCES
+    """docs/architectures.md: runs every check of tests/support/architectures.py. `program`: test-llama-archs."""
+    from steermoe_local.model_files.gating import gating
+    from tests.integration.reference.architectures_table import DIFFERS, LEFT_OUT, REFERENCES, SMALL_DIFFERENCES
+    from tests.support import architectures as checks
 
     head = ARCHITECTURES.format(
         n_expert=checks.N_EXPERT, k=checks.K, n_groups=checks.N_GROUPS, n_groups_used=checks.N_GROUPS_USED

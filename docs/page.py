@@ -13,9 +13,9 @@ PICTURE = ROOT / "docs" / "images" / "page.png"
 MOST_BYTES = 300_000
 sys.path.insert(0, str(ROOT))  # for tests/
 
-from tests.browser import chromium  # noqa: E402
-from tests.page_desk import desk  # noqa: E402
-from tests.running_server import running  # noqa: E402
+from tests.support.browser import chromium  # noqa: E402
+from tests.support.page_desk import desk  # noqa: E402
+from tests.support.running_server import running  # noqa: E402
 
 SIZE = (1280, 860)
 QUESTIONS = ("Count from three to nine.", "Count from two to six.")

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 sys.path.insert(0, str(ROOT))  # for tests/
 
-from tests.terminal import FAINT, Terminal  # noqa: E402
+from tests.support.terminal import FAINT, Terminal  # noqa: E402
 
 TINY = ("chat", "-m", "tiny", "--temp", "0", "-t", "1")
 

@@ -2,7 +2,7 @@
 
 The way of the data, each arrow a file: prompt pairs -> routing counts -> risk-difference scores -> expert map ->
 bias file -> steered model -> evaluation. Everything up to the bias file is pure Python and NumPy; what runs a model
-(`SteeredLlama`, `record_counts`, `Engine`, `open_bench`, ...) loads the native library when it is first used.
+(`SteeredLlama`, `record_counts`, `Engine`, `open_evaluator`, ...) loads the native library when it is first used.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from .bias_file import BiasFile, read_bias, write_bias
-from .counts import RoutingCounts
 from .errors import (
     ChoiceError,
     FormatError,
@@ -25,29 +23,34 @@ from .errors import (
     UsageError,
     VersionError,
 )
-from .expert_map import ExpertMap
 from .identity import ModelIdentity
-from .model_info import ModelInfo, model_info
-from .pairs import Message, Pair, load_pairs, save_pairs
-from .scores import risk_difference
-from .steering import Steering
+from .maps.counts import RoutingCounts
+from .maps.expert_map import ExpertMap
+from .maps.scores import risk_difference
+from .model_files.model_info import ModelInfo, model_info
+from .pairs.pairs import Message, Pair, load_pairs, save_pairs
+from .steering.bias_file import BiasFile, read_bias, write_bias
+from .steering.steering import Steering
 
 if TYPE_CHECKING:
-    from .engine import Engine
-    from .evaluation.bench import Bench
-    from .evaluation.evaluate import evaluate
-    from .evaluation.from_files import open_bench, open_steering, run_evaluation
-    from .evaluation.sweep import sweep
-    from .evaluation.transfer import transfer
-    from .evaluation.tune import tune
-    from .model import SteeredLlama
-    from .recorder import record_counts
+    from .detection.recorder import record_counts
+    from .evaluation.measuring.evaluator import Evaluator
+    from .evaluation.measuring.evaluator import Evaluator as Bench
+    from .evaluation.studies.evaluate import evaluate
+    from .evaluation.studies.opening import open_evaluator, open_steering, run_evaluation
+    from .evaluation.studies.opening import open_evaluator as open_bench
+    from .evaluation.studies.sweep import sweep
+    from .evaluation.studies.transfer import transfer
+    from .evaluation.studies.tune import tune
+    from .generation.engine import Engine
+    from .llama.steered_llama import SteeredLlama
 
 __all__ = [
     "Bench",
     "BiasFile",
     "ChoiceError",
     "Engine",
+    "Evaluator",
     "ExpertMap",
     "FormatError",
     "Message",
@@ -69,6 +72,7 @@ __all__ = [
     "load_pairs",
     "model_info",
     "open_bench",
+    "open_evaluator",
     "open_steering",
     "read_bias",
     "record_counts",
@@ -86,25 +90,28 @@ try:
 except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0+unknown"
 
-# What needs the native library, imported when it is asked for.
-_NATIVE = {
-    "Bench": ".evaluation.bench",
-    "Engine": ".engine",
-    "SteeredLlama": ".model",
-    "evaluate": ".evaluation.evaluate",
-    "open_bench": ".evaluation.from_files",
-    "open_steering": ".evaluation.from_files",
-    "record_counts": ".recorder",
-    "run_evaluation": ".evaluation.from_files",
-    "sweep": ".evaluation.sweep",
-    "transfer": ".evaluation.transfer",
-    "tune": ".evaluation.tune",
+# What needs the native library: (module, name there), imported when it is first asked for.
+_LAZY = {
+    "Bench": (".evaluation.measuring.evaluator", "Evaluator"),
+    "Engine": (".generation.engine", "Engine"),
+    "Evaluator": (".evaluation.measuring.evaluator", "Evaluator"),
+    "SteeredLlama": (".llama.steered_llama", "SteeredLlama"),
+    "evaluate": (".evaluation.studies.evaluate", "evaluate"),
+    "open_bench": (".evaluation.studies.opening", "open_evaluator"),
+    "open_evaluator": (".evaluation.studies.opening", "open_evaluator"),
+    "open_steering": (".evaluation.studies.opening", "open_steering"),
+    "record_counts": (".detection.recorder", "record_counts"),
+    "run_evaluation": (".evaluation.studies.opening", "run_evaluation"),
+    "sweep": (".evaluation.studies.sweep", "sweep"),
+    "transfer": (".evaluation.studies.transfer", "transfer"),
+    "tune": (".evaluation.studies.tune", "tune"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _NATIVE:
-        return getattr(import_module(_NATIVE[name], __name__), name)
+    if name in _LAZY:
+        module, there = _LAZY[name]
+        return getattr(import_module(module, __name__), there)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ._files import is_sha256
+from ._util.files import is_sha256
 from .errors import FormatError, ModelMismatchError
 
 __all__ = ["UNKNOWN_ROUTER", "ModelIdentity"]

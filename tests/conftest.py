@@ -11,18 +11,17 @@ from typing import Any
 
 import pytest
 
-from tests.random_models import STEERABLE, RandomModel, write_random_model
-
-ROOT = Path(__file__).resolve().parent.parent
-BUILD = ROOT / "build" / "native"
+from tests.support.paths import BUILD
+from tests.support.random_models import STEERABLE, RandomModel, write_random_model
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _unsteered_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A variable or the configuration of the person who runs the tests must not steer them."""
-    from steermoe_local.cli import _settings, main
+    from steermoe_local.cli import main
+    from steermoe_local.cli.options import settings
 
-    for name in ("STEERMOE_FORCE", *_settings.option_variables(main)):
+    for name in ("STEERMOE_FORCE", *settings.option_variables(main)):
         os.environ.pop(name, None)
     path = tmp_path_factory.mktemp("config") / "config.toml"
     path.touch()
@@ -38,7 +37,7 @@ def tiny_path() -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tiny_path: Path) -> Iterator[Any]:
     """The embedded model, loaded once (llama_cpp's `LlamaModel`)."""
-    from tests.low_level import open_model
+    from tests.support.low_level import open_model
 
     model = open_model(tiny_path)
     yield model
@@ -60,7 +59,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[RandomMo
 @pytest.fixture(scope="session", params=STEERABLE)
 def steerable(request: pytest.FixtureRequest, random_model: Any) -> Iterator[tuple[RandomModel, Path, Any]]:
     """Each steerable way to route: description, path and loaded model."""
-    from tests.low_level import open_model
+    from tests.support.low_level import open_model
 
     path = random_model(STEERABLE[request.param])
     model = open_model(path)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from steermoe_local import errors
-from steermoe_local._files import replacing, sha256_file, timestamp
+from steermoe_local._util.files import replacing, sha256_file, timestamp
 from steermoe_local.errors import FormatError, ModelMismatchError, UsageError
 from steermoe_local.identity import ModelIdentity
-from tests.builders import HEX, identity
+from tests.support.builders import HEX, identity
 
 
 def test_every_error_is_listed_and_in_the_tree() -> None:

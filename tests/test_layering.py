@@ -1,8 +1,10 @@
-"""Who may know whom (docs: design, "the way of the data"), and what an import loads."""
+"""Which folder may import which (docs/design.md), and what an import loads."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
+import importlib
 import os
 import subprocess
 import sys
@@ -12,145 +14,59 @@ from typing import Any
 import pytest
 
 import steermoe_local
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 PACKAGE = ROOT / "steermoe_local"
 
-# module: the modules of the package that it may import. A new module has to be put in its place here.
-FILES = {"errors", "_files", "identity"}
-DATA = FILES | {"pairs", "counts", "pair_counts", "scores", "statistics", "expert_map", "bias_file", "model_info"}
+# folder (or module at the top): what it may import. docs/design.md draws it. Each stage may import all below it.
+BOTTOM = {"errors", "identity", "_util"}
+BELOW_LLAMA = BOTTOM | {"model_files", "pairs", "maps", "steering", "models"}
+BELOW_EVALUATION = BELOW_LLAMA | {"llama", "detection", "generation"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "_files": {"errors"},
-    "_gguf": {"errors", "_files"},
-    "_split": set(),
-    "_gating": set(),
-    "identity": {"errors", "_files"},
-    "pairs": {"errors", "_files"},
-    "counts": FILES,
-    "_npz": {"errors", "_files"},
-    "pair_counts": FILES | {"_npz", "counts"},
-    "scores": {"errors"},
-    "confidence": {"errors"},
-    "expert_map": FILES | {"scores", "confidence"},
-    "_pickle_machine": {"errors"},
-    "_pickle_arrow": {"_pickle_machine"},
-    "_pickle_frames": {"errors", "_pickle_machine", "_pickle_arrow"},
-    "reference_maps": FILES | {"_pickle_frames", "scores", "expert_map"},
-    "exchange": {"errors", "expert_map"},
-    "cards": {"errors", "identity", "expert_map"},
-    "statistics": {"errors", "scores", "confidence", "expert_map", "pair_counts"},
-    "plots": {"errors", "_files", "scores", "statistics", "expert_map"},
-    "bias_file": FILES | {"_gguf"},
-    "model_info": FILES | {"_gating", "_gguf", "_split"},
-    "_free_memory": set(),
-    "_toml_edit": set(),
-    "config": {"errors", "_files", "_toml_edit"},
-    "_cache_shape": {"errors", "_gguf", "model_info"},
-    "memory": {"_cache_shape", "_free_memory", "model_info"},
-    "controls": {"errors", "identity"},
-    "_records": {"errors"},
-    "_hub": {"errors"},
-    "pair_builders": {"errors", "_files", "pairs"},
-    "number_pairs": {"errors", "pairs", "pair_builders"},
-    "pair_controls": {"errors", "_files", "pairs", "pair_builders"},
-    "pair_check": {"errors", "_files", "pairs", "_rendering"},
-    "presets": {"errors", "identity"},
-    "embedded": FILES,
-    "model_names": {"errors"},
-    "_hub_files": {"errors", "_files", "_hub"},
-    "hub_models": {"errors", "_files", "_gating", "_gguf", "_hub", "_hub_files", "model_info", "model_names"},
-    "shelf": {"errors", "_hub", "embedded", "model_names"},
-    "shelf_facts": FILES | {"_split", "expert_map", "hub_models", "model_info", "shelf", "shipped_maps"},
-    "shipped_maps": {"errors", "embedded"},
-    "steering": FILES | {"bias_file", "expert_map", "presets"},
-    "reasoning": set(),
-    "answer_routing": {"errors", "expert_map"},
-    "chat_file": FILES | {"engine"},
-    "_reply": {"bias_file", "expert_map", "engine", "reasoning"},
-    "chat": {
-        "errors",
-        "_files",
-        "bias_file",
-        "steering",
-        "engine",
-        "reasoning",
-        "answer_routing",
-        "chat_file",
-        "_reply",
-    },
-    "prompts": {"errors", "_files", "pairs"},
-    "answer_file": {"errors", "_files"},
-    "answering": {"errors", "pairs", "bias_file", "_rendering", "model", "engine", "reasoning"},
-    "_library": {"errors"},
-    "_backends": {"errors", "_library"},
-    "_quantize": {"errors", "_library"},
-    "_native": {"errors", "_library", "_split"},
-    "_tokenizing": {"errors", "_native"},
-    "_rendering": {"errors", "pairs", "_native", "_tokenizing"},
-    "_grouping": {"_rendering"},
-    "_decoding": {"errors", "_native", "_grouping"},
-    "_loaded": {"errors", "identity", "_native"},
-    "_steps": {"errors", "pairs", "_rendering", "_grouping", "_decoding"},
-    "checkpoint": FILES | {"_npz"},
-    "recorder": {
-        "errors",
-        "identity",
-        "pairs",
-        "counts",
-        "checkpoint",
-        "_native",
-        "_rendering",
-        "_grouping",
-        "_decoding",
-        "_loaded",
-        "_steps",
-    },
-    "model": {"errors", "bias_file", "_native", "_backends"},
-    "token_routing": {"errors", "model", "_grouping", "_decoding", "_loaded"},
-    "_detokenizer": set(),
-    "_sampling": {"errors", "_native"},
-    "_context": {"errors", "bias_file", "model", "_native", "_decoding", "_loaded", "_rendering"},
-    "_sequences": {"errors", "bias_file", "_context"},
-    "_answers": {"errors", "_context", "_detokenizer", "_sampling", "_sequences"},
-    "engine": {"errors", "identity", "model", "_answers", "_context", "_rendering", "_sampling", "_sequences"},
-    "batch": {"errors", "bias_file", "pairs", "_native", "_rendering", "model"},
-    "evaluation": DATA
-    | {
-        "answer_file",
-        "answering",
-        "controls",
-        "embedded",
-        "engine",
-        "model",
-        "pair_builders",
-        "pair_controls",
-        "presets",
-        "prompts",
-        "reasoning",
-        "recorder",
-        "shipped_maps",
-        "steering",
-        "token_routing",
-        "_gguf",
-        "_hub",
-        "_quantize",
-        "_records",
-        "_rendering",
-    },
-    "server": FILES
-    | {"bias_file", "expert_map", "steering", "shipped_maps", "_rendering", "model", "engine", "reasoning"},
+    "_util": {"errors"},
+    "identity": {"errors", "_util"},
+    "model_files": BOTTOM,
+    "pairs": BOTTOM,
+    "maps": BOTTOM | {"model_files", "pairs"},
+    "steering": BOTTOM | {"model_files", "pairs", "maps"},
+    "models": BOTTOM | {"model_files", "pairs", "maps"},
+    "llama": BELOW_LLAMA,
+    "detection": BELOW_LLAMA | {"llama"},
+    "generation": BELOW_LLAMA | {"llama"},
+    "evaluation": BELOW_EVALUATION,
+    "server": BELOW_EVALUATION - {"detection"} | {"evaluation"},
+    "cli": BELOW_EVALUATION | {"evaluation", "server", "__init__"},
 }
-# What stands above `model`: these know the data and the model, but not the library.
-APPLICATIONS = DATA | {"controls", "embedded", "recorder", "model", "batch"}
+# Inside evaluation and the command line.
+INSIDE: dict[str, dict[str, set[str]]] = {
+    "evaluation": {
+        "metrics": set(),
+        "tasks": {"metrics"},
+        "datasets": {"metrics", "tasks"},
+        "measuring": {"metrics", "tasks"},
+        "studies": {"metrics", "tasks", "measuring"},
+        "reports": {"metrics", "tasks", "measuring", "studies"},
+        "experiments": {"metrics", "tasks", "measuring", "studies", "reports"},
+        "demo": {"metrics", "tasks", "measuring", "studies"},
+    },
+    "cli": {
+        "program": {"options"},
+        "options": {"program"},
+        "chat": {"options", "program"},
+        "run": {"options", "program", "chat"},
+        "commands": {"options", "program", "chat", "run"},
+        "group": {"commands", "program", "options"},
+    },
+}
 
-# Third-party modules that only these parts may import.
+# Third-party modules that only these folders may import.
 RESERVED = {
-    "llama_cpp": {"_library", "_rendering", "recorder", "model", "batch", "chat", "server"},
-    "ctypes": {"_library", "_backends", "_native", "_rendering", "_decoding", "_sampling", "batch"},
-    "gguf": {"_gguf", "bias_file", "model_info", "_cache_shape"},
-    "psutil": {"_free_memory"},
-    "platformdirs": {"config", "shelf", "shelf_facts", "cli"},
+    "llama_cpp": {"llama", "detection", "server"},
+    "ctypes": {"llama", "detection", "generation"},
+    "gguf": {"model_files", "steering"},
+    "psutil": {"model_files"},
+    "platformdirs": {"models", "cli"},
     "click": {"cli"},
     "rich": {"cli"},
     "prompt_toolkit": {"cli"},
@@ -161,103 +77,68 @@ RESERVED = {
     "prometheus_client": {"server"},
     "torch": set(),
     "httpx": {"evaluation"},
-    "huggingface_hub": {"_hub", "_hub_files", "hub_models"},
-    "pyarrow": {"_records"},
+    "huggingface_hub": {"models"},
+    "pyarrow": {"_util"},
     "pickle": set(),
-    "pickletools": {"_pickle_machine"},
+    "pickletools": {"maps"},
     "pandas": set(),
 }
-WITHOUT_NUMPY = {
-    "errors",
-    "_files",
-    "identity",
-    "pairs",
-    "_library",
-    "_backends",
-    "_quantize",
-    "_native",
-    "_rendering",
-    "_tokenizing",
-    "_loaded",
-    "_detokenizer",
-    "_sequences",
-    "model",
-    "embedded",
-    "_free_memory",
-    "_toml_edit",
-    "config",
-    "model_names",
-    "_hub_files",
-    "hub_models",
-    "shelf",
-    "shelf_facts",
-    "shipped_maps",
-    "steering",
-    "reasoning",
-    "chat_file",
-    "prompts",
-    "answer_file",
-    "_records",
-    "_hub",
-    "pair_builders",
-    "number_pairs",
-    "pair_controls",
-    "pair_check",
-    "cli",
-}
 
 
-def modules() -> dict[str, list[Path]]:
-    """Each part of the package and its files; a folder is one part."""
+def modules(folder: Path) -> dict[str, list[Path]]:
+    """Each part of a folder and its files; a folder inside is one part."""
     parts: dict[str, list[Path]] = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for path in sorted(folder.rglob("*.py")):
+        name = path.relative_to(folder).parts[0].removesuffix(".py")
         if name != "__init__":
             parts.setdefault(name, []).append(path)
     return parts
 
 
 def imports(path: Path) -> tuple[set[str], set[str]]:
-    """(parts of the package, other top-level modules) that a file imports, anywhere in it."""
+    """(dotted modules of the package below its name, other top-level modules) that a file imports, anywhere in it."""
     own: set[str] = set()
     others: set[str] = set()
-    depth = len(path.relative_to(PACKAGE).parts)  # dots that lead to the package
+    here = path.relative_to(PACKAGE).parts[:-1]
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 first, _, rest = alias.name.partition(".")
-                if first == "steermoe_local":
-                    own.add(rest.split(".")[0] or "__init__")
-                else:
-                    others.add(first)
+                (own if first == "steermoe_local" else others).add(rest if first == "steermoe_local" else first)
         elif isinstance(node, ast.ImportFrom):
-            names = [alias.name for alias in node.names]
-            parts = (node.module or "").split(".") if node.module else []
+            parts = node.module.split(".") if node.module else []
             if node.level == 0 and parts[0] != "steermoe_local":
                 others.add(parts[0])
                 continue
-            parts = parts[1:] if node.level == 0 else parts
-            if node.level and node.level < depth:
-                continue  # within its own folder
-            own |= {parts[0]} if parts else set(names)
+            base = [*here[: len(here) - node.level + 1], *parts] if node.level else parts[1:]
+            for alias in node.names:  # `from . import x` names modules
+                full = [*base, alias.name]
+                is_module = PACKAGE.joinpath(*full).is_dir() or PACKAGE.joinpath(*full).with_suffix(".py").is_file()
+                own.add(".".join(full if is_module else base) or "__init__")
     return own, others
 
 
-PARTS = modules()
+PARTS = modules(PACKAGE)
+
+
+def first_parts(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_the_table(part: str) -> None:
     for path in PARTS[part]:
-        own, _ = imports(path)
-        own = {name if name in PARTS else "__init__" for name in own} - {part}
-        if part == "cli":
-            forbidden = own & {"_library", "_native", "_rendering", "_gguf"}
-            assert not forbidden, f"{path.name}: the command line may not import {sorted(forbidden)}"
-            continue
-        allowed = ALLOWED.get(part, APPLICATIONS)
-        extra = own - allowed
-        assert not extra, f"{path.name} imports {sorted(extra)}; it may know {sorted(allowed)}"
+        extra = first_parts(imports(path)[0]) - ALLOWED[part] - {part}
+        assert not extra, f"{path.relative_to(PACKAGE)} imports {sorted(extra)}; it may know {sorted(ALLOWED[part])}"
+
+
+@pytest.mark.parametrize(("folder", "part"), [(folder, part) for folder, table in INSIDE.items() for part in table])
+def test_the_inner_tables(folder: str, part: str) -> None:
+    assert set(modules(PACKAGE / folder)) == set(INSIDE[folder])
+    for path in modules(PACKAGE / folder)[part]:
+        own = {name.removeprefix(f"{folder}.") for name in imports(path)[0] if name.startswith(f"{folder}.")}
+        extra = first_parts(own) - INSIDE[folder][part] - {part}
+        assert not extra, f"{path.relative_to(PACKAGE)} imports {sorted(extra)} of {folder}"
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -265,14 +146,24 @@ def test_third_party_modules(part: str) -> None:
     for path in PARTS[part]:
         _, others = imports(path)
         for name, allowed in RESERVED.items():
-            assert name not in others or part in allowed, f"{path.name} imports {name}"
-        assert "numpy" not in others or part not in WITHOUT_NUMPY, f"{path.name} imports numpy"
+            assert name not in others or part in allowed, f"{path.relative_to(PACKAGE)} imports {name}"
 
 
-def test_the_table_names_real_modules() -> None:
-    assert set(ALLOWED) <= set(PARTS)
-    assert imports(PACKAGE / "recorder.py")[0] >= {"_native", "counts", "pairs"}, "the reader of imports sees nothing"
-    assert "llama_cpp" in imports(PACKAGE / "recorder.py")[1]
+def test_no_import_cycles() -> None:
+    """Not even through imports inside functions; what stands under TYPE_CHECKING is no import."""
+    graph = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+        graph[name] = {found for found in imports(path)[0] if found not in ("__init__", name)}
+    graph = {name: {found for found in targets if found in graph} for name, targets in graph.items()}
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError with the modules
+
+
+def test_the_tables_are_read() -> None:
+    assert set(ALLOWED) == set(PARTS)
+    own, others = imports(PACKAGE / "detection" / "recorder.py")
+    assert {"llama.capi", "maps.counts", "pairs.pairs"} <= own, "the reader of imports sees nothing"
+    assert "llama_cpp" in others
 
 
 def test_native_parts() -> None:
@@ -318,11 +209,16 @@ def test_all_is_importable() -> None:
     assert set(steermoe_local.__all__) <= set(names)
 
 
-@pytest.mark.parametrize("part", [p for p in PARTS if not p.startswith("_") and p != "cli"])
-def test_every_module_says_what_is_public(part: str) -> None:
-    module = __import__(f"steermoe_local.{part}", fromlist=["__all__"])
-    for name in module.__all__:
-        assert hasattr(module, name), f"{part}.__all__ names {name}"
+@pytest.mark.parametrize(
+    "path", [path for part in PARTS if part != "cli" for path in PARTS[part]], ids=lambda path: path.stem
+)
+def test_every_module_says_what_is_public(path: Path) -> None:
+    if path.name == "__init__.py":
+        return
+    name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    module = importlib.import_module(f"steermoe_local.{name}")
+    for public in module.__all__:
+        assert hasattr(module, public), f"{name}.__all__ names {public}"
 
 
 #
@@ -340,10 +236,14 @@ def test_the_pure_half_loads_no_library() -> None:
     code = """
 import sys
 import steermoe_local
-from steermoe_local import pairs, counts, scores, expert_map, bias_file, model_info, identity, errors
+from steermoe_local import errors, identity
+from steermoe_local.maps import counts, expert_map, plots, scores, significance
+from steermoe_local.models import hub_models, local_facts
+from steermoe_local.pairs import builders, pairs
+from steermoe_local.steering import bias_file, presets, steering
 loaded = [name for name in sys.modules if name.split(".")[0] in ("llama_cpp", "torch")]
 assert not loaded, loaded
-assert "steermoe_local._native" not in sys.modules
+assert "steermoe_local.llama.capi" not in sys.modules
 if sys.platform == "linux":
     assert "libllama" not in open("/proc/self/maps").read()
 steermoe_local.SteeredLlama
@@ -417,11 +317,11 @@ from steermoe_local import SteeredLlama
 
 
 def test_the_abi_of_the_header() -> None:
-    from steermoe_local import _library
+    from steermoe_local.llama import library
 
     header = (ROOT / "native" / "include" / "steermoe.h").read_text("utf-8")
-    assert f"#define STEERMOE_ABI_VERSION {_library.ABI_VERSION}\n" in header
-    assert _library.llama_cpp().llama_cpp._lib.steermoe_abi_version() == _library.ABI_VERSION
+    assert f"#define STEERMOE_ABI_VERSION {library.ABI_VERSION}\n" in header
+    assert library.llama_cpp().llama_cpp._lib.steermoe_abi_version() == library.ABI_VERSION
 
 
 def test_the_library_path_of_the_user_stays() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from export_gguf import read_gguf
 from model import TinyMoE
 from questions import BEHAVIOURS
-from steermoe_local.embedded import score_reply
+from steermoe_local.models.embedded import score_reply
 from tokens import END, PAD, render
 
 

@@ -1,9 +1,5 @@
-"""Experiments: does a steering do what its name says, how strongly, and at what price?
+"""Measures whether a steering does what its name says, how strongly, and at which cost.
 
-`bench` measures, and everything else is arithmetic on its measurements: `evaluate`, `control_runs`, `sweep`, `tune`,
-`layers`, `transfer`, and the named experiments of `recipes`. `from_files` opens what they need.
+Imports: detection, generation and all below. Inside: metrics <- tasks <- datasets, measuring <- studies <- reports <-
+experiments. Public: `Evaluator`, `evaluate`, `sweep`, `tune`, `transfer`, `open_evaluator`.
 """
-
-from __future__ import annotations
-
-__all__: list[str] = []

@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..engine import Finish, Piece
-from ..reasoning import Kind, Part, ReasoningSplitter, ReasoningStyle
+from ..generation.engine import FinishEvent, TokenEvent
+from ..llama.reasoning import Kind, Part, ReasoningSplitter, ReasoningStyle
 from .grammar import ForcedCall
 
 __all__ = ["Answer", "ChatAnswer", "Chunk", "Entry", "finish_reason"]
@@ -55,12 +55,12 @@ class Answer:
         self._waiting: deque[Entry] = deque()
         self.text = ""
         self.entries: list[Entry] = []
-        self.finish: Finish | None = None
+        self.finish: FinishEvent | None = None
 
-    def take(self, event: Piece | Finish) -> Chunk:
+    def take(self, event: TokenEvent | FinishEvent) -> Chunk:
         """Add an event; returns what became certain by it."""
         chunk = Chunk()
-        if isinstance(event, Piece):
+        if isinstance(event, TokenEvent):
             chunk.text = event.text
             self.text += event.text
             if self._with_tokens and event.token >= 0:
@@ -75,7 +75,7 @@ class Answer:
         return chunk
 
 
-def finish_reason(finish: Finish) -> FinishReason:
+def finish_reason(finish: FinishEvent) -> FinishReason:
     """OpenAI's reason: a full context is a length, too."""
     return "stop" if finish.reason == "stop" else "length"
 
@@ -104,11 +104,11 @@ class ChatAnswer:
         self.call = call
         self.texts: dict[Kind, str] = {"reasoning": "", "answer": ""}
 
-    def take(self, event: Piece | Finish) -> ChatDelta:
+    def take(self, event: TokenEvent | FinishEvent) -> ChatDelta:
         """Add an event."""
         chunk = self.answer.take(event)
         parts = self._splitter.feed(chunk.text) if chunk.text else []
-        if isinstance(event, Finish):
+        if isinstance(event, FinishEvent):
             parts += self._splitter.finish()
         for kind, text in parts:
             self.texts[kind] += text
@@ -118,7 +118,7 @@ class ChatAnswer:
         return ChatDelta([], chunk.entries, given if self.call.name is not None else "")
 
     @property
-    def finish(self) -> Finish | None:
+    def finish(self) -> FinishEvent | None:
         """How it ended."""
         return self.answer.finish
 

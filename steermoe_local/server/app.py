@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from starlette.middleware.cors import CORSMiddleware
 
-from . import openapi, problems, routes_chat, routes_completions, routes_model, routes_steering
+from . import api_errors, openapi, routes_chat, routes_completions, routes_model, routes_steering
 from .registry import SteeringRegistry
 from .security import BodyGuard, HostGuard, KeyGuard
 from .service import Service
@@ -62,7 +62,7 @@ def create_app(worker: Worker, registry: SteeringRegistry, settings: ServerSetti
         redoc_url=None,
         openapi_url=None,
     )
-    problems.install(app)
+    api_errors.install(app)
     for module in (routes_chat, routes_completions, routes_model, routes_steering):
         app.include_router(module.router(service))
 

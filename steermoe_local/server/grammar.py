@@ -7,7 +7,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from .problems import ApiError
+from .api_errors import ApiError
 from .schemas_chat import ChatRequest, ResponseFormat, Tool, ToolChoice
 
 __all__ = ["ForcedCall", "forced_call", "grammar_of_format", "grammar_of_schema"]

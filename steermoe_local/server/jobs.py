@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from ..bias_file import BiasFile
-from ..engine import Finish, Piece, Sampling
+from ..generation.engine import FinishEvent, Sampling, TokenEvent
+from ..steering.bias_file import BiasFile
 
 __all__ = ["Event", "Job", "Ticket"]
 
-Event = Piece | Finish | Exception
+Event = TokenEvent | FinishEvent | Exception
 
 
 @dataclass(frozen=True)

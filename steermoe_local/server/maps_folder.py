@@ -19,12 +19,12 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from .._files import parse_json, read_bytes, replacing
-from ..bias_file import BiasFile, read_bias, write_bias
+from .._util.files import parse_json, read_bytes, replacing
 from ..errors import FormatError, UsageError
-from ..expert_map import ExpertMap
-from ..steering import Steering
-from .problems import ApiError
+from ..maps.expert_map import ExpertMap
+from ..steering.bias_file import BiasFile, read_bias, write_bias
+from ..steering.steering import Steering
+from .api_errors import ApiError
 from .schemas import NAME_PATTERN, SteeringChoice
 
 __all__ = ["MapsFolder", "bias_from_base64", "map_from_json", "name_of_file"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 if TYPE_CHECKING:
-    from ..engine import Finish
+    from ..generation.engine import FinishEvent
     from .worker import Worker
 
 __all__ = ["Metrics"]
@@ -58,7 +58,7 @@ class Metrics:
         ):
             Gauge(f"steermoe_{name}", what, registry=registry).set_function(read)
 
-    def answered(self, endpoint: str, steering: str, finishes: list[Finish], seconds: float) -> None:
+    def answered(self, endpoint: str, steering: str, finishes: list[FinishEvent], seconds: float) -> None:
         """A request came to its end."""
         steering = self._bounded(steering)
         self._requests.labels(endpoint, steering, "ok").inc()

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from .._files import tool_name
+from .._util.files import tool_name
 
 __all__ = ["ERRORS", "STREAMS", "docs_page", "openapi"]
 

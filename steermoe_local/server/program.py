@@ -13,8 +13,8 @@ from types import FrameType
 
 import uvicorn
 
-from ..engine import Engine
 from ..errors import UsageError
+from ..generation.engine import Engine
 from .app import create_app
 from .registry import SteeringRegistry
 from .settings import ServerSettings

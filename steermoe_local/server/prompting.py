@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .._rendering import Renderer
-from ..engine import Engine
 from ..errors import ModelError
-from ..reasoning import ReasoningStyle, reasoning_style
+from ..generation.engine import Engine
+from ..llama.reasoning import ReasoningStyle, reasoning_style
+from ..llama.rendering import Renderer
+from .api_errors import ApiError
 from .grammar import ForcedCall, forced_call, grammar_of_format
-from .problems import ApiError
 from .schemas_chat import ChatRequest, Message
 
 __all__ = ["ChatPrompt", "Prompter", "TextPrompt", "decode_token"]

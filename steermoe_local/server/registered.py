@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..bias_file import BiasFile
 from ..errors import FormatError
-from ..steering import Steering
+from ..steering.bias_file import BiasFile
+from ..steering.steering import Steering
 
 __all__ = ["NONE", "NUMBERS", "Applied", "Registered", "Source", "bias_digest", "map_digest", "size"]
 

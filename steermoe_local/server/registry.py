@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..bias_file import BiasFile
 from ..errors import ModelMismatchError, SteerMoEError, UsageError
 from ..identity import ModelIdentity
-from ..shipped_maps import recommended_numbers, shipped_maps
-from ..steering import Steering
+from ..models.shipped_maps import recommended_numbers, shipped_maps
+from ..steering.bias_file import BiasFile
+from ..steering.steering import Steering
+from .api_errors import ApiError
 from .maps_folder import MapsFolder, bias_from_base64, map_from_json, name_of_file
-from .problems import ApiError
 from .registered import NONE, NUMBERS, Applied, Registered, Source, bias_digest, map_digest, size
 from .schemas import RegisterRequest, SteeringChoice
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .._files import tool_name
-from ..engine import Finish
+from .._util.files import tool_name
+from ..generation.engine import FinishEvent
 from .answers import ChatAnswer, Entry
 from .prompting import decode_token
 from .registered import Applied
@@ -56,7 +56,7 @@ class Head:
         }
 
 
-def usage(prompts: Sequence[Sequence[Finish]]) -> dict[str, Any]:
+def usage(prompts: Sequence[Sequence[FinishEvent]]) -> dict[str, Any]:
     """Tokens of all answers, by prompt: a prompt counts once, also if it was answered n times."""
     n_prompt = sum(answers[0].n_prompt for answers in prompts)
     n_answer = sum(finish.n_generated for answers in prompts for finish in answers)
@@ -75,7 +75,7 @@ def steering_info(applied: Applied, n_cached: int | None = None) -> dict[str, An
     return dict(applied.info) | ({} if n_cached is None else {"n_cached": n_cached})
 
 
-def timings(finish: Finish) -> dict[str, Any]:
+def timings(finish: FinishEvent) -> dict[str, Any]:
     """What an answer took, in llama-server's words."""
     return {
         "cache_n": finish.n_cached,

@@ -9,9 +9,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from ..engine import Finish
+from ..generation.engine import FinishEvent
 from .answers import ChatAnswer, ChatDelta, Entry
-from .exchange import Exchange
+from .generation import Exchange
 from .jobs import Event, Job
 from .openapi import ERRORS, STREAMS
 from .prompting import ChatPrompt, Prompter
@@ -78,7 +78,7 @@ class _Chat(Exchange):
                 delta["tool_calls"] = [call]
             yield _choice(index, delta)
 
-    def next_choices(self, index: int, added: ChatDelta, finish: Finish | None) -> Iterator[dict[str, Any]]:
+    def next_choices(self, index: int, added: ChatDelta, finish: FinishEvent | None) -> Iterator[dict[str, Any]]:
         answer = self.answers[index]
         deltas: list[dict[str, Any]] = [
             {"content" if kind == "answer" else "reasoning_content": text} for kind, text in added.parts
@@ -93,7 +93,7 @@ class _Chat(Exchange):
             # tokens go with the first part of their text
             yield _choice(index, delta, self._logprobs(added.entries if place == 0 else []))
 
-    def last_choice(self, index: int, finish: Finish) -> dict[str, Any]:
+    def last_choice(self, index: int, finish: FinishEvent) -> dict[str, Any]:
         return _choice(index, {}, finish_reason=self.answers[index].reason) | {"seed": finish.seed}
 
     def texts(self) -> tuple[Any, Any]:

@@ -8,9 +8,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from ..engine import Finish, Piece
+from ..generation.engine import FinishEvent, TokenEvent
 from .answers import Answer, Chunk, Entry, finish_reason
-from .exchange import Exchange
+from .generation import Exchange
 from .jobs import Event, Job
 from .openapi import ERRORS, STREAMS
 from .prompting import Prompter, TextPrompt
@@ -71,7 +71,7 @@ class _Completion(Exchange):
         assert not isinstance(event, Exception)
         answer = self.answers[index]
         chunk = answer.take(event)
-        if isinstance(event, Finish) and event.end is not None and self._with_tokens:
+        if isinstance(event, FinishEvent) and event.end is not None and self._with_tokens:
             # An evaluation that scores a prompt asks for one token more and drops it: it has to be there even if it is
             # the end. It has no text.
             chunk.entries.append(_entry(event.end, len(answer.text)))
@@ -88,7 +88,7 @@ class _Completion(Exchange):
         for index in range(len(self.answers)):
             yield _choice(index, self._prompt(index).text if self.request.echo and not self._held else "")
 
-    def next_choices(self, index: int, added: Chunk, finish: Finish | None) -> Iterator[dict[str, Any]]:
+    def next_choices(self, index: int, added: Chunk, finish: FinishEvent | None) -> Iterator[dict[str, Any]]:
         if self._held:
             if finish is not None:
                 whole = self.choice(index)
@@ -96,7 +96,7 @@ class _Completion(Exchange):
         elif added.text or added.entries:
             yield _choice(index, added.text, self._logprobs(index, added.entries))
 
-    def last_choice(self, index: int, finish: Finish) -> dict[str, Any]:
+    def last_choice(self, index: int, finish: FinishEvent) -> dict[str, Any]:
         return _choice(index, "", None, finish_reason(finish)) | {"seed": finish.seed}
 
     def texts(self) -> tuple[Any, Any]:
@@ -105,7 +105,7 @@ class _Completion(Exchange):
     def _text(self, index: int) -> str:
         return (self._prompt(index).text if self.request.echo else "") + self.answers[index].text
 
-    def _logprobs(self, index: int, entries: Sequence[Entry], finish: Finish | None = None) -> Any:
+    def _logprobs(self, index: int, entries: Sequence[Entry], finish: FinishEvent | None = None) -> Any:
         """Those of an answer's tokens; with `finish` behind the prompt's, if it is echoed."""
         if not self._with_tokens:
             return None
@@ -117,7 +117,7 @@ class _Completion(Exchange):
         return completion_logprobs([*before, *behind], self.prompter.piece)
 
 
-def _entry(piece: Piece, offset: int) -> Entry:
+def _entry(piece: TokenEvent, offset: int) -> Entry:
     return Entry(piece.token, piece.logprob, piece.top, offset)
 
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse, Response
 
-from ..steering import Steering
+from ..steering.steering import Steering
+from .api_errors import ApiError
 from .openapi import ERRORS
-from .problems import ApiError
 from .schemas import RegisterRequest, SteeringChoice
 from .service import Service
 

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from .problems import ApiError, strict_json
+from .api_errors import ApiError, strict_json
 from .settings import ServerSettings
 
 __all__ = ["BodyGuard", "HostGuard", "KeyGuard", "host_allowed"]

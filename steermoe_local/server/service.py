@@ -12,10 +12,10 @@ from typing import Any
 
 from fastapi import Request
 
-from ..engine import Finish, Sampling
+from ..generation.engine import FinishEvent, Sampling
+from .api_errors import ApiError, status_of
 from .jobs import Job, Ticket
 from .metrics import Metrics
-from .problems import ApiError, status_of
 from .prompting import Prompter
 from .registered import NONE, Applied
 from .registry import SteeringRegistry
@@ -49,7 +49,7 @@ class Followed:
     model: str
     applied: Applied
     began: float = field(default_factory=time.monotonic)
-    finishes: list[Finish] = field(default_factory=list)
+    finishes: list[FinishEvent] = field(default_factory=list)
     first: float | None = None
 
 
@@ -210,7 +210,7 @@ class Service:
             log.info("prompt %s answer %s", json.dumps(prompt), json.dumps(answer))  # as JSON: no control characters
 
 
-def usage_of(finishes: list[Finish]) -> str:
+def usage_of(finishes: list[FinishEvent]) -> str:
     """Tokens, for the log."""
     n_prompt, n_cached, n_generated = (
         sum(getattr(finish, name) for finish in finishes) for name in ("n_prompt", "n_cached", "n_generated")

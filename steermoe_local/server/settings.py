@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..engine import Sampling
 from ..errors import UsageError
+from ..generation.engine import Sampling
 
 __all__ = ["ServerSettings", "is_loopback"]
 

@@ -11,14 +11,14 @@ from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..engine import Finish, Piece
+from ..generation.engine import FinishEvent, TokenEvent
+from .api_errors import as_api_error
 from .jobs import Ticket
-from .problems import as_api_error
 from .worker import Worker
 
 __all__ = ["Answers", "ClientGone", "EventStream", "Events", "sse"]
 
-Events = list[tuple[int, Piece | Finish]]
+Events = list[tuple[int, TokenEvent | FinishEvent]]
 
 _SEND_SECONDS = 60  # for a client to take what it was sent
 

@@ -12,11 +12,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
-from ..engine import Engine, Finish, Piece, Request, Sequence
 from ..errors import NativeError
+from ..generation.engine import Engine, FinishEvent, Request, Sequence, TokenEvent
+from .api_errors import ApiError
 from .fair_queue import FairQueue
 from .jobs import Event, Job, Ticket
-from .problems import ApiError
 
 __all__ = ["Worker"]
 
@@ -186,7 +186,7 @@ class Worker:
                 self._take(request, event)
         self._send()
 
-    def _step(self, engine: Engine) -> list[tuple[Request, Piece | Finish]]:
+    def _step(self, engine: Engine) -> list[tuple[Request, TokenEvent | FinishEvent]]:
         try:
             return engine.step()
         except Exception as error:
@@ -200,11 +200,11 @@ class Worker:
                     slot.sequence.forget()
             return events
 
-    def _take(self, request: Request, event: Piece | Finish) -> None:
+    def _take(self, request: Request, event: TokenEvent | FinishEvent) -> None:
         slot = next(slot for slot in self._slots if slot.request is request)
         ticket = slot.ticket
         assert ticket is not None
-        if not isinstance(event, Finish):
+        if not isinstance(event, FinishEvent):
             if slot.error is None:
                 self._say(ticket, slot.index, event)
             return

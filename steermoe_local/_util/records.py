@@ -1,0 +1,180 @@
+"""Rows of data files that other people made: JSON, JSON Lines, CSV and Parquet, plain or compressed.
+
+Nothing of such a file is trusted: it is streamed where its format permits, sizes are limited, and a file that is
+damaged or of another kind is one PairsError. The kind is told from the content, not from the name.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import PairsError
+
+__all__ = ["csv_rows", "opened", "rows"]
+
+Row = dict[str, Any]
+
+_MAX_LINE = 64 << 20  # bytes of a row
+_MAX_DOCUMENT = 256 << 20  # bytes of a JSON file that has to be read as a whole
+_BATCH = 1024  # rows of a Parquet file in memory at a time
+_COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open, b"BZh": bz2.open}
+_DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
+_NO_PYARROW = '{path}: a Parquet file, which needs pyarrow; run pip install "steermoe-local[hub]"'
+
+
+def rows(path: Path, columns: Sequence[str] = ()) -> Iterator[Row]:
+    """Yield the rows of a JSON Lines, JSON or Parquet file, each a dictionary.
+
+    A JSON file holds an array of objects, or one object, which is the only row. Of a Parquet file only `columns`
+    that it has are read. Raises PairsError, which names the file (and the line).
+    """
+    with opened(path) as file:
+        start = file.peek(4)[:4]
+        if start == b"PAR1":
+            yield from _parquet_rows(path, columns)
+        else:
+            yield from _json_rows(path, file)
+
+
+def csv_rows(path: Path, columns: Sequence[str], delimiter: str | None = None) -> Iterator[Row]:
+    """Yield the rows of a CSV file with a header line; `columns` have to be in it.
+
+    The delimiter is the one of comma, tab, semicolon and bar under which the header has all columns. UTF-8, with or
+    without a byte order mark. A row with another number of cells is yielded as {}. Raises PairsError.
+    """
+    with opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+        header = text.readline(_MAX_LINE)
+        choices = [delimiter] if delimiter else [",", "\t", ";", "|"]
+        try:
+            read = {choice: next(csv.reader([header], delimiter=choice), []) for choice in choices}
+        except csv.Error as error:
+            raise PairsError(f"{path}:1: not CSV ({error}); check the file") from None
+        for choice, names in read.items():
+            if not set(columns) <= set(names):
+                continue
+            for name in columns:
+                if names.count(name) > 1:
+                    raise PairsError(f"{path}: the column {name!r} stands twice in the header; rename one")
+            reader = csv.reader(text, delimiter=choice)
+            try:
+                for cells in reader:
+                    if cells:
+                        yield dict(zip(names, cells, strict=True)) if len(cells) == len(names) else {}
+            except csv.Error as error:
+                raise PairsError(f"{path}:{reader.line_num + 1}: not CSV ({error}); check the quotes") from None
+            return
+        names = max(read.values(), key=len)
+        missing = ", ".join(repr(name) for name in columns if name not in names)
+        raise PairsError(f"{path}: no column {missing or columns}; its columns are {_listed(names)}")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[io.BufferedReader]:
+    """The file's bytes, decompressed; reading that fails inside the block becomes a PairsError."""
+    try:
+        with open(path, "rb") as plain:
+            start = plain.peek(6)[:6]
+            if start.startswith(b"\x28\xb5\x2f\xfd"):
+                raise PairsError(f"{path}: compressed by zstd, which is not read; decompress it first")
+            for magic, decompress in _COMPRESSED.items():
+                if start.startswith(magic):
+                    yield io.BufferedReader(decompress(plain))
+                    return
+            yield plain
+    except UnicodeDecodeError:
+        raise PairsError(f"{path}: not UTF-8; save the file as UTF-8") from None
+    except _DAMAGED as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PairsError(f"{path}: cannot be read: {reason}; check the path, or fetch the file again") from error
+
+
+def _json_rows(path: Path, file: io.BufferedReader) -> Iterator[Row]:
+    """Rows of an open JSON or JSON Lines file."""
+    number, line = 0, b"\n"
+    while line and not line.strip():
+        line = file.readline(_MAX_DOCUMENT + 1)
+        if number == 0:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        number += 1
+    if not line:
+        raise PairsError(f"{path}: empty; check the path")
+    try:
+        first = _parse(line)
+    except ValueError:
+        # not a row: a document over several lines, or no JSON at all
+        yield from _document(path, line + file.read(_MAX_DOCUMENT + 1 - len(line)))
+        return
+    if not isinstance(first, dict):
+        yield from _document(path, line)
+        return
+    yield first
+    while line := file.readline(_MAX_LINE + 1):
+        number += 1
+        if len(line) > _MAX_LINE:
+            raise PairsError(f"{path}:{number}: a row of more than {_MAX_LINE >> 20} MiB; check the file")
+        if not line.strip():
+            continue
+        try:
+            row = _parse(line)
+        except ValueError as error:
+            raise PairsError(f"{path}:{number}: not JSON ({error}); the file needs one object a line") from None
+        if not isinstance(row, dict):
+            raise PairsError(f"{path}:{number}: not a JSON object; the file needs one object a line")
+        yield row
+
+
+def _document(path: Path, data: bytes) -> Iterator[Row]:
+    if len(data) > _MAX_DOCUMENT:
+        raise PairsError(f"{path}: more than {_MAX_DOCUMENT >> 20} MiB in one document; save it as JSON Lines")
+    try:
+        document = _parse(data)
+    except ValueError as error:
+        raise PairsError(f"{path}: neither JSON nor Parquet ({error}); check the file") from None
+    if isinstance(document, dict):
+        document = [document]
+    if not isinstance(document, list) or not all(isinstance(row, dict) for row in document):
+        raise PairsError(f"{path}: neither an object nor an array of objects; check the file")
+    yield from document
+
+
+def _parse(data: bytes) -> Any:
+    try:
+        return json.loads(data.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+
+
+def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise PairsError(_NO_PYARROW.format(path=path)) from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            wanted = [name for name in names if name in columns] if columns else names
+            if not wanted:
+                raise PairsError(f"{path}: none of the columns {_listed(columns)}; it has {_listed(names)}")
+            for batch in file.iter_batches(batch_size=_BATCH, columns=wanted, use_threads=False):
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PairsError(f"{path}: damaged Parquet ({reason}); fetch the file again") from None
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:20])
+    return shown + (", ..." if len(names) > 20 else "") if names else "none"

@@ -1,0 +1,275 @@
+"""The commands of a chat: what begins with a slash."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from ...errors import UsageError
+from ...maps.expert_map import parse_layers
+from ..options.common import ModelPath
+from .reports import experts_report, why_report
+from .screen import speed
+from .session import Session
+
+__all__ = ["COMMANDS", "Leave", "completions", "perform"]
+
+
+class Leave(Exception):
+    """The chat ends."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what may follow its name, what it does in one line, and the function that does it.
+
+    `words` are the arguments to offer; None: paths.
+    """
+
+    arguments: str
+    about: str
+    run: Callable[[Session, str], None]
+    words: Callable[[Session], Iterable[str]] | None = lambda session: ()
+
+
+def perform(session: Session, line: str) -> None:
+    """Carry out a line that begins with a slash. Raises Leave; SteerMoEError, also for a command that there is not."""
+    if control := next((c for c in line if c < " " and c not in "\n\t"), ""):
+        raise UsageError(f"a command with the control character {control!r} in it; leave that out")
+    name, _, argument = line[1:].strip().partition(" ")
+    command = COMMANDS.get(name.lower())
+    if command is None:
+        close = difflib.get_close_matches(name.lower(), COMMANDS, n=1, cutoff=0.6)
+        meant = f"did you mean /{close[0]}?" if close else "/help lists them"
+        raise UsageError(f"/{name.split(chr(10))[0]}: no such command; {meant} (to say a text with a slash, begin //)")
+    if argument and not command.arguments:
+        raise UsageError(f"/{name} takes nothing behind it; leave out {argument.strip()!r}")
+    command.run(session, argument.strip())
+
+
+def completions(session: Session, name: str) -> Iterable[str] | None:
+    """What can follow a command; None: any path."""
+    command = COMMANDS.get(name)
+    if command is None:
+        return ()
+    return None if command.words is None else command.words(session)
+
+
+#
+# steering
+#
+
+
+def _steer(session: Session, argument: str) -> None:
+    if not argument:
+        session.say_steering()
+        if names := ", ".join(session.maps.names()):
+            session.screen.note(f"maps and bias files for this model: {names}")
+    elif argument in ("on", "off"):
+        if session.chat.steering is None:
+            _ = session.steering  # says what can be chosen
+        session.say_steering(session.chat.switch(argument == "on"))
+    else:
+        steering, warnings = session.maps.open(argument, session.chat.steering)
+        for warning in warnings:
+            session.screen.note(f"warning: {warning}")
+        session.steer(steering)
+
+
+def _steer_words(session: Session) -> Iterable[str]:
+    return ("on", "off", *(session.maps.names() if session.loaded.facts.is_moe else ()))
+
+
+def _strength(session: Session, argument: str) -> None:
+    if argument == "hard":
+        session.change_steering(scale=None)
+        return
+    try:
+        scale = float(argument)
+    except ValueError:
+        scale = math.nan
+    if not math.isfinite(scale):
+        raise UsageError(f"/strength {argument}: give the logits to add, like 2.5, or hard for the hard rule")
+    session.change_steering(scale=scale)
+
+
+def _activate(session: Session, argument: str) -> None:
+    session.change_steering(activate=_count("activate", argument))
+
+
+def _deactivate(session: Session, argument: str) -> None:
+    session.change_steering(deactivate=_count("deactivate", argument))
+
+
+def _count(name: str, argument: str) -> int:
+    if not (argument.isascii() and argument.isdecimal() and len(argument) <= 9):
+        raise UsageError(f"/{name} {argument}: give a number of experts, 0 or more")
+    return int(argument)
+
+
+def _reverse(session: Session, argument: str) -> None:
+    now = session.steering.reverse
+    session.change_steering(reverse=_switched("reverse", argument, now))
+
+
+def _layers(session: Session, argument: str) -> None:
+    if not argument:
+        raise UsageError("/layers: give layers like 3-7,9, or all")
+    if argument != "all":
+        parse_layers(argument)
+    session.change_steering(layers=None if argument == "all" else argument)
+
+
+def _compare(session: Session, argument: str) -> None:
+    on = _switched("compare", argument, session.comparing)
+    if on and not session.chat.steered:
+        _ = session.steering  # says what is missing
+        raise UsageError("nothing steers, so both answers would be the same; /steer on, or choose experts")
+    session.comparing = on
+    session.screen.note(
+        "compare: on; the next messages are answered unsteered and steered, with the same seed, and the chat goes on "
+        "with the steered answer"
+        if on
+        else "compare: off"
+    )
+
+
+def _experts(session: Session, argument: str) -> None:
+    session.screen.table(*experts_report(session.chat.routing(), session.chat.steering))
+
+
+def _why(session: Session, argument: str) -> None:
+    session.screen.table(*why_report(session.chat.why()))
+
+
+#
+# the conversation
+#
+
+
+def _save(session: Session, argument: str) -> None:
+    path = _path("save", argument)
+    session.chat.save(path)
+    session.screen.note(f"written: {path}")
+
+
+def _load(session: Session, argument: str) -> None:
+    session.load(_path("load", argument))
+
+
+def _path(name: str, argument: str) -> Path:
+    if not argument:
+        raise UsageError(f"/{name}: name a file")
+    return Path(os.path.expanduser(argument))
+
+
+def _reset(session: Session, argument: str) -> None:
+    session.chat.reset()
+    session.screen.note("the chat begins anew; system prompt and steering stay")
+
+
+def _system(session: Session, argument: str) -> None:
+    if argument:
+        session.chat.set_system(None if argument == "off" else argument)
+    note = f"system prompt: {session.chat.system or 'none'}"
+    if argument and session.chat.messages:
+        note += "; the chat so far is recomputed under it with the next message"
+    session.screen.note(note)
+
+
+def _regenerate(session: Session, argument: str) -> None:
+    session.regenerate()
+
+
+def _model(session: Session, argument: str) -> None:
+    if not argument:
+        session.screen.note(f"model: {session.loaded.path}")
+        return
+    session.change_model(ModelPath().convert(argument, None, None))
+    session.screen.note(f"model: {session.loaded.path}; the chat so far is recomputed by it with the next message")
+    if session.chat.steering is not None:
+        session.say_steering()
+
+
+#
+# the program
+#
+
+
+def _speed(session: Session, argument: str) -> None:
+    if argument:
+        session.show_speed = _switched("speed", argument, session.show_speed)
+        session.screen.note(f"speed: {'shown after every answer' if session.show_speed else 'not shown'}")
+    elif session.chat.last is None:
+        raise UsageError("there is no answer yet; ask something first")
+    else:
+        session.screen.note(speed(session.chat.last))
+
+
+def _reasoning(session: Session, argument: str) -> None:
+    if argument not in ("", "show", "hide"):
+        raise UsageError(f"/reasoning {argument}: give show or hide")
+    shown = not session.screen.show_reasoning if not argument else argument == "show"
+    session.screen.show_reasoning = shown
+    session.screen.note(f"reasoning: {'shown' if shown else 'hidden'}")
+
+
+def _help(session: Session, argument: str) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", overflow="fold")
+    table.add_column(overflow="fold")
+    for name, command in COMMANDS.items():
+        table.add_row(f"/{name} {command.arguments}".rstrip(), command.about)
+    session.screen.table(table)
+    session.screen.note(_KEYS)
+
+
+_KEYS = (
+    'Several lines: Alt-Enter or Ctrl-J, a backslash at the end of a line, or a block from """ to """. '
+    "A message that begins with a slash: write // for /. Tab completes commands. "
+    "Ctrl-C stops an answer, at the prompt it drops the line; Ctrl-D leaves."
+)
+
+
+def _quit(session: Session, argument: str) -> None:
+    raise Leave
+
+
+def _switched(name: str, argument: str, now: bool) -> bool:
+    """on, off, or the other way round than now."""
+    if argument not in ("", "on", "off"):
+        raise UsageError(f"/{name} {argument}: give on or off, or nothing to change it")
+    return not now if not argument else argument == "on"
+
+
+def _on_off(session: Session) -> Iterable[str]:
+    return ("on", "off")
+
+
+COMMANDS: dict[str, Command] = {
+    "steer": Command("on|off|NAME", "switch steering, or choose a map or bias file", _steer, _steer_words),
+    "strength": Command("X|hard", "soft rule: add X to the router's logits", _strength, lambda session: ("hard",)),
+    "activate": Command("N", "promote the map's first N experts with RD > 0", _activate),
+    "deactivate": Command("N", "suppress the first N experts with RD < 0", _deactivate),
+    "reverse": Command("[on|off]", "steer to the map's other side", _reverse, _on_off),
+    "layers": Command("A-B|all", "steer these layers only, like 3-7,9", _layers, lambda session: ("all",)),
+    "compare": Command("[on|off]", "answer unsteered and steered, side by side", _compare, _on_off),
+    "experts": Command("", "the experts that the last answer used, against the map", _experts),
+    "why": Command("", "what steering forced and suppressed in the last answer", _why),
+    "save": Command("FILE", "write the chat to a file", _save, None),
+    "load": Command("FILE", "go on with a chat from a file", _load, None),
+    "reset": Command("", "forget the chat, keep system prompt and steering", _reset),
+    "system": Command("[TEXT|off]", "show or set the system prompt", _system, lambda session: ("off",)),
+    "model": Command("MODEL", "go on with another model", _model, None),
+    "regenerate": Command("", "answer the last message again", _regenerate),
+    "reasoning": Command("[show|hide]", "show or hide what the model thinks", _reasoning, lambda s: ("show", "hide")),
+    "speed": Command("[on|off]", "tokens per second, of the last answer or after every one", _speed, _on_off),
+    "help": Command("", "this list", _help),
+    "quit": Command("", "leave, as Ctrl-D", _quit),
+}

@@ -1,0 +1,76 @@
+"""One answer on a terminal, piece by piece."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.control import Control
+from rich.segment import ControlType
+from rich.text import Text
+
+from .text import WordWrap, harmless
+
+__all__ = ["ERASE_LINE", "REASONING", "Printer"]
+
+REASONING = "dim italic"
+ERASE_LINE = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
+
+
+class Printer:
+    """One answer on a terminal, piece by piece."""
+
+    def __init__(self, console: Console, show_reasoning: bool) -> None:
+        self._console = console
+        self._show_reasoning = show_reasoning
+        self._wrap = self._new_wrap()
+        self._kind = ""
+        self._thinking = False  # the line "thinking ..." stands there, for reasoning that is hidden
+        self._at_start = True  # of a line
+
+    def add(self, kind: str, text: str) -> None:
+        """Show a piece."""
+        if not text:
+            return
+        if kind == "reasoning" and not self._show_reasoning:
+            if not self._thinking:
+                self._print("thinking ...", REASONING)
+                self._thinking = True
+            return
+        if kind != self._kind:
+            self._change(kind)
+            text = text.lstrip("\n")
+        self._print(self._wrap.feed(harmless(text)), REASONING if kind == "reasoning" else "")
+
+    def end(self) -> None:
+        """Show what was held back, and end the line."""
+        self._finish_part()
+        self._clear_thinking()
+        if not self._at_start:
+            self._print("\n", "")
+
+    def _change(self, kind: str) -> None:
+        """Begin with reasoning or answer; an empty line stands between them."""
+        self._clear_thinking()
+        if self._kind:
+            self._finish_part()
+            self._print("\n" if self._at_start else "\n\n", "")
+        self._kind, self._wrap = kind, self._new_wrap()
+
+    def _finish_part(self) -> None:
+        self._print(self._wrap.end(), REASONING if self._kind == "reasoning" else "")
+
+    def _clear_thinking(self) -> None:
+        if self._thinking:
+            self._thinking = False
+            if self._console.is_dumb_terminal:
+                self._print("\n", "")
+            else:
+                self._console.control(ERASE_LINE)
+                self._at_start = True
+
+    def _print(self, text: str, style: str) -> None:
+        if text:
+            self._console.print(Text(text, style=style), end="", soft_wrap=True)
+            self._at_start = text.endswith("\n")
+
+    def _new_wrap(self) -> WordWrap:
+        return WordWrap(lambda: max(self._console.width - 1, 1))

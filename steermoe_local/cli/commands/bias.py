@@ -1,0 +1,189 @@
+"""steermoe bias."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ...errors import UsageError
+from ...model_files.model_info import model_info
+from ...steering.bias_file import DEFAULT_EPSILON, BiasFile, read_bias, write_bias
+from ...steering.presets import PRESETS
+from ...steering.steering import Steering
+from ..options.common import F, ModelPath, console, facts_table, json_option, print_json
+
+
+@click.group()
+def bias() -> None:
+    """Build and look at bias files."""
+
+
+def preset_option(command: F) -> F:
+    """--preset."""
+    return click.option(
+        "--preset", type=click.Choice(PRESETS), help="Numbers of experts that the paper took for the map's model."
+    )(command)
+
+
+def _check_option(command: F) -> F:
+    return click.option(
+        "-m",
+        "--model",
+        type=ModelPath(),
+        allow_from_autoenv=False,  # not the model that is run
+        metavar="MODEL",
+        help="GGUF file to check against: fail if made for another.",
+    )(command)
+
+
+@bias.command()
+@click.argument("map_file", metavar="MAP", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bias file to write, GGUF.")
+@click.option("--activate", type=click.IntRange(0), help="Experts with RD > 0 to promote.  [default: 0]")
+@click.option("--deactivate", type=click.IntRange(0), help="Experts with RD < 0 to suppress.  [default: 0]")
+@preset_option
+@click.option("--reverse", is_flag=True, help="Steer to the negative side: flip the sign of RD first.")
+@click.option("--layers", metavar="A-B", help="Only these layers, like 3-7,9.  [default: all]")
+@click.option("--mode", type=click.Choice(["hard", "soft"]), default="hard", show_default=True, help="Steering rule.")
+@click.option(
+    "--scale", type=float, help="Soft rule: logits added to promoted, taken from suppressed experts.  [default: 1]"
+)
+@click.option("--epsilon", type=float, help=f"Hard rule: distance to the extreme logit.  [default: {DEFAULT_EPSILON}]")
+@_check_option
+@click.option(
+    "--force",
+    is_flag=True,
+    help="With -m: accept a map of another or no router hash if the shape fits, and make the bias for MODEL.",
+)
+@json_option
+def build(
+    map_file: Path,
+    output: Path,
+    activate: int | None,
+    deactivate: int | None,
+    preset: str | None,
+    reverse: bool,
+    layers: str | None,
+    mode: str,
+    scale: float | None,
+    epsilon: float | None,
+    model: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Choose experts from MAP in the order of |RD| and write them as a bias file.
+
+    At most top-k experts of a layer are promoted; what is over is dropped. `steermoe presets` shows the numbers that
+    --preset takes.
+
+    \b
+    Examples:
+      steermoe bias build map.json -o bias.gguf --activate 8 --deactivate 8
+      steermoe bias build map.json -o bias.gguf --preset faithful
+      steermoe bias build map.json -o soft.gguf --deactivate 8 --mode soft --scale 2.5
+    """
+    if preset and (reverse or activate is not None or deactivate is not None):
+        raise UsageError(
+            "--preset gives the numbers and the side; leave out --activate, --deactivate and --reverse, or --preset"
+        )
+    if not preset and not activate and not deactivate:
+        raise UsageError("nothing to steer; give --activate N, --deactivate N or both, or a --preset")
+    if mode == "hard" and scale is not None:
+        raise UsageError("--scale belongs to --mode soft; the hard rule has no strength")
+    if mode == "soft" and epsilon is not None:
+        raise UsageError("--epsilon belongs to --mode hard; the soft rule does not use it")
+    if force and not model:
+        raise UsageError("--force makes the bias for a model; name it with -m MODEL")
+    steering = Steering.open(
+        map_file=map_file,
+        activate=activate or 0,
+        deactivate=deactivate or 0,
+        reverse=reverse,
+        layers=layers,
+        scale=(1.0 if scale is None else scale) if mode == "soft" else None,
+        epsilon=epsilon or DEFAULT_EPSILON,
+    )
+    identity = None
+    if model:
+        identity = model_info(model).require_moe()
+        _warn(steering.check(identity, str(model), force))
+    if preset:
+        steering = with_preset(steering, preset)
+    made = steering.build(identity)
+    assert made is not None  # experts are chosen
+    write_bias(made, output)
+    if as_json:
+        print_json({"bias": str(output), **_facts(made)})
+        return
+    _print(made)
+    click.echo(f"\nwritten: {output}")
+
+
+def with_preset(steering: Steering, preset: str) -> Steering:
+    """The paper's numbers of experts; warns on stderr when the map looks like another behaviour's."""
+    changed, warnings = steering.with_preset(preset)
+    _warn(warnings)
+    return changed
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+
+
+@bias.command()
+@click.argument("bias_file", metavar="BIAS", type=click.Path(path_type=Path))
+@_check_option
+@json_option
+def show(bias_file: Path, model: Path | None, as_json: bool) -> None:
+    """Show which experts a bias file steers.
+
+    \b
+    Examples:
+      steermoe bias show bias.gguf
+      steermoe bias show bias.gguf -m tiny
+    """
+    loaded = read_bias(bias_file)
+    if model:
+        loaded.check(model_info(model).require_moe(), str(bias_file), str(model))
+    if as_json:
+        print_json(_facts(loaded))
+        return
+    _print(loaded)
+    if model:
+        click.echo(f"\nmade for {model}: yes")
+
+
+def _facts(loaded: BiasFile) -> dict[str, Any]:
+    return {
+        "model": loaded.identity.to_dict(),
+        "mode": loaded.mode,
+        "epsilon": loaded.epsilon,
+        "n_active": loaded.n_active,
+        "n_inactive": loaded.n_inactive,
+        "layers": {str(layer): _layer(loaded, layer) for layer in loaded.layers},
+        "provenance": dict(loaded.provenance),
+    }
+
+
+def _layer(loaded: BiasFile, layer: int) -> dict[str, Any]:
+    active, inactive = loaded.experts(layer)
+    values = {"values": loaded.values[layer].tolist()} if loaded.mode == "soft" else {}
+    return {"active": active, "inactive": inactive, **values}
+
+
+def _print(loaded: BiasFile) -> None:
+    rows = [
+        ("model", loaded.identity.short),
+        ("rule", f"{loaded.mode}, epsilon {loaded.epsilon:.6g}" if loaded.mode == "hard" else loaded.mode),
+        ("promoted", str(loaded.n_active)),
+        ("suppressed", str(loaded.n_inactive)),
+    ]
+    rows += [(key, text) for key, text in loaded.provenance.items()]
+    for layer in loaded.layers:
+        plus, minus = loaded.experts(layer)
+        rows.append((f"layer {layer}", " ".join([*(f"+{e}" for e in plus), *(f"-{e}" for e in minus)])))
+    console().print(facts_table(rows))

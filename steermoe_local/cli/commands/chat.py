@@ -1,0 +1,102 @@
+"""steermoe chat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..options.common import LlamaFlags, llama_options, model_option, template_options
+from ..options.sampling import sampling_options
+from ..options.steering import SteeringFlags, steering_options
+
+if TYPE_CHECKING:
+    from ...generation.engine import Sampling
+
+REASONING = ("auto", "show", "hide")
+
+
+@click.command()
+@model_option
+@steering_options
+@click.option(
+    "--maps",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    multiple=True,
+    metavar="DIR",
+    help="Folder of maps and bias files that /steer finds by name. Can be given again.",
+)
+@click.option("-p", "--prompt", metavar="TEXT", help="First message.")
+@click.option("-sys", "--system-prompt", metavar="TEXT", help="System message.")
+@sampling_options
+@click.option(
+    "-c",
+    "--ctx-size",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Context in tokens, 0: the model's.  [default: at most 4096]",
+)
+@template_options
+@click.option(
+    "--reasoning",
+    type=click.Choice(REASONING),
+    default="auto",
+    show_default=True,
+    help="What the model thinks before it answers: dim, or not at all; auto shows it on a terminal.",
+)
+@click.option("--show-speed", is_flag=True, help="Tokens per second after every answer, as /speed on.")
+@click.option(
+    "--history/--no-history", default=True, help="Keep what is typed, for the arrow keys.  [default: history]"
+)
+@llama_options
+def chat(
+    model: Path,
+    steering_flags: SteeringFlags,
+    maps: tuple[Path, ...],
+    prompt: str | None,
+    system_prompt: str | None,
+    sampling: Sampling,
+    n_predict: int | None,
+    ctx_size: int | None,
+    thinking: bool,
+    template_arguments: Mapping[str, Any] | None,
+    reasoning: str,
+    show_speed: bool,
+    history: bool,
+    flags: LlamaFlags,
+) -> None:
+    """Chat with a model, steered or not, and change the steering as you go.
+
+    /help lists what can be changed in the chat: the map, the numbers of experts, the side, the strength; /compare
+    answers unsteered and steered side by side, /experts and /why tell what the last answer's routing was. A change
+    holds from the next message on, and the chat so far is recomputed under it. Ctrl-C stops an answer, Ctrl-D leaves.
+
+    Without a terminal every line of stdin is a message, or a command, and stdout gets the answers alone.
+
+    \b
+    Examples:
+      steermoe chat -m tiny --map digits-words
+      steermoe chat -m olmoe.gguf --map map.json --activate 10 --deactivate 50 -c 8192
+      steermoe chat -m olmoe.gguf --bias bias.gguf -sys "Be brief." --temp 0.3
+      printf 'Hello.\\nWho are you?\\n' | steermoe chat -m olmoe.gguf
+    """
+    from ...model_files.model_info import model_info
+    from ..chat.loop import Place, run_chat
+    from ..chat.session import ChatFlags
+
+    # A map that does not fit is refused before the model is loaded; only then are the routers hashed here.
+    facts = model_info(model, routers=steering_flags.wanted)
+    steering = steering_flags.open(facts.require_moe(), model) if steering_flags.wanted else None
+    run_chat(
+        ChatFlags(flags, sampling, n_predict, ctx_size, thinking, template_arguments, maps, force=steering_flags.force),
+        model,
+        Place.here(),
+        system=system_prompt,
+        steering=steering,
+        prompt=prompt,
+        show_reasoning=None if reasoning == "auto" else reasoning == "show",
+        show_speed=show_speed,
+        keep_history=history,
+    )

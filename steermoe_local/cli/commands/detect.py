@@ -1,0 +1,296 @@
+"""steermoe detect."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..._util.files import require_writable
+from ...detection.checkpoint import CheckpointFile
+from ...errors import UsageError
+from ...identity import ModelIdentity
+from ...maps.expert_map import ExpertMap
+from ...maps.pair_counts import PairCounts, PairCountsWriter
+from ...maps.significance import annotate
+from ...model_files.model_info import model_info
+from ...pairs.pairs import Pair, PairsFile
+from ..options.common import (
+    LlamaFlags,
+    console,
+    json_option,
+    llama_options,
+    meaning_options,
+    model_option,
+    print_json,
+    template_options,
+)
+from ..options.memory_check import check_memory
+from .map import print_map, warn_unless_separable
+
+if TYPE_CHECKING:
+    from ...detection.recorder import RecordingProgress
+
+
+class Shard(click.ParamType):  # type: ignore[type-arg, unused-ignore] # generic only in newer click
+    """i/n."""
+
+    name = "shard"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """(i, n) with 1 <= i <= n."""
+        if isinstance(value, tuple):
+            return value
+        number, _, total = value.partition("/")
+        if not (number.isdecimal() and total.isdecimal() and len(total) < 10 and 1 <= int(number) <= int(total)):
+            self.fail(f"{value!r} is not like 2/4: the second of four parts.", param, ctx)
+        return int(number), int(total)
+
+
+@click.command()
+@model_option
+@click.option("--pairs", "pairs_file", type=click.Path(path_type=Path), required=True, help="Contrastive pairs, JSONL.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Expert map to write, JSON.")
+@click.option("--counts", "counts_file", type=click.Path(path_type=Path), help="Also write the routing counts, .npz.")
+@click.option(
+    "--per-pair",
+    "per_pair_file",
+    type=click.Path(path_type=Path),
+    help="Also write each pair's counts, .npz; the map gets standard errors and stability.",
+)
+@click.option("--behaviour", help="Name of the behaviour.  [default: the pairs file's name]")
+@meaning_options
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run, from the last batch that was counted.")
+@click.option("--restart", is_flag=True, help="Forget an interrupted run.")
+@click.option(
+    "--shard",
+    type=Shard(),
+    default=(1, 1),
+    metavar="I/N",
+    help="Only every N-th pair from the I-th on; put the counts together with steermoe map merge.",
+)
+@click.option(
+    "-c",
+    "--ctx-size",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Longest prompt, 0: as the pairs need. Pairs with longer ones are reported and skipped.",
+)
+@template_options
+@click.option(
+    "--share-prefixes/--no-share-prefixes",
+    default=True,
+    help="Compute what several prompts begin with once.  [default: share]",
+)
+@llama_options
+@json_option
+def detect(
+    model: Path,
+    pairs_file: Path,
+    output: Path,
+    counts_file: Path | None,
+    per_pair_file: Path | None,
+    behaviour: str | None,
+    positive: str,
+    negative: str,
+    license_: str,
+    resume: bool,
+    restart: bool,
+    shard: tuple[int, int],
+    ctx_size: int,
+    thinking: bool,
+    template_arguments: dict[str, Any] | None,
+    share_prefixes: bool,
+    flags: LlamaFlags,
+    as_json: bool,
+) -> None:
+    """Find the experts of a behaviour: run contrastive pairs, write the map of risk differences.
+
+    Runs unsteered, whatever STEERMOE_BIAS says. What is counted is kept after every batch in OUTPUT.partial.npz until
+    the map is written: an interrupted run goes on with the same command and --resume. Pairs that cannot be counted are
+    reported on stderr and left out; the exit status is 1 when none is left.
+
+    \b
+    Example:
+      steermoe detect -m tiny --pairs pairs.jsonl -o map.json
+    """
+    from ...detection.recorder import record_counts
+    from ...llama.steered_llama import SteeredLlama
+
+    checkpoint = CheckpointFile(output)
+    for path in filter(None, (output, counts_file, per_pair_file, checkpoint.path)):
+        require_writable(path)
+    if resume and restart:
+        raise UsageError("--resume and --restart exclude each other")
+    pairs = PairsFile(pairs_file)
+    if checkpoint.exists() and not resume:
+        if not restart:
+            raise UsageError(
+                f"{checkpoint.path}: an interrupted run; go on with --resume, or start over with --restart"
+            )
+        checkpoint.remove()
+    # the recorder's context holds a batch, or the longest prompt; how long the pairs are is not known yet
+    check_memory(model_info(model), flags, max(ctx_size, flags.batch_size))
+    context = flags.context_arguments()
+    del context["n_threads_batch"]  # the recorder's context has one number of threads
+    with contextlib.ExitStack() as stack:
+        # a small context: the recorder makes one of its own over the same weights
+        llama = stack.enter_context(
+            contextlib.closing(SteeredLlama(model, n_ctx=64, n_batch=64, **flags.model_arguments()))
+        )
+
+        def sidecar(identity: ModelIdentity, digest: str) -> PairCountsWriter:
+            assert per_pair_file is not None
+            name = behaviour or pairs_file.name.split(".")[0]
+            return stack.enter_context(PairCountsWriter(per_pair_file, identity, behaviour=name, pairs_digest=digest))
+
+        display = _Display()
+        try:
+            with display.shown():
+                counts = record_counts(
+                    llama,
+                    pairs,
+                    behaviour=behaviour or pairs_file.name.split(".")[0],
+                    n_ctx=ctx_size,
+                    **context,
+                    thinking=thinking,
+                    template_arguments=template_arguments,
+                    share_prefixes=share_prefixes,
+                    shard=shard,
+                    checkpoint=checkpoint,
+                    per_pair=sidecar if per_pair_file else None,
+                    on_skip=display.skipped,
+                    on_batch=display.update,
+                )
+        except KeyboardInterrupt:
+            if checkpoint.exists():
+                click.echo(f"{display.summary()}; go on with the same command and --resume", err=True)
+            raise
+    expert_map = ExpertMap.from_counts(counts, positive=positive, negative=negative, license=license_)
+    if per_pair_file and counts.n_pairs > 1:
+        expert_map = annotate(expert_map, PairCounts.load(per_pair_file))
+    if counts_file:
+        counts.save(counts_file)
+    expert_map.save(output)
+    checkpoint.remove()
+    warn_unless_separable(expert_map, output)
+    files = [path for path in (output, counts_file, per_pair_file) if path]
+    if as_json:
+        top = [{"layer": layer, "expert": expert, "rd": rd} for layer, expert, rd in expert_map.top(10)]
+        print_json(
+            {
+                "map": str(output),
+                "counts": str(counts_file) if counts_file else None,
+                "per_pair": str(per_pair_file) if per_pair_file else None,
+                "behaviour": expert_map.behaviour,
+                "n_pairs": counts.n_pairs,
+                "n_skipped": counts.n_skipped,
+                "shard": f"{shard[0]}/{shard[1]}",
+                "n1": counts.n1,
+                "n2": counts.n2,
+                "top": top,
+                **display.figures(),
+            }
+        )
+        return
+    print_map(expert_map, 10)
+    click.echo(f"\n{display.summary()}\nwritten: {', '.join(map(str, files))}")
+
+
+class _Display:
+    """What a run says of itself while it runs: a bar on a terminal, skipped pairs on stderr."""
+
+    def __init__(self) -> None:
+        self._last: RecordingProgress | None = None
+        self._start = time.monotonic()
+        self._seconds = 0.0
+        self._interrupted = False
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        self._bar = Progress(
+            *columns,
+            console=console(stderr=True),
+            transient=True,
+            disable=not sys.stderr.isatty(),
+            speed_estimate_period=300,
+        )
+        self._task = self._bar.add_task("detect", total=None, rate="")
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the bar; the clock of tokens per second starts. Ctrl-C takes effect behind the batch.
+
+        Python would raise it in whatever Python function the library calls back, where it is lost.
+        """
+
+        def remember(*_: Any) -> None:
+            self._interrupted = True
+            signal.signal(signal.SIGINT, before)  # a second one takes effect where it can
+
+        self._start = time.monotonic()
+        before = signal.getsignal(signal.SIGINT)
+        handled = threading.current_thread() is threading.main_thread() and before is not None
+        if handled:
+            signal.signal(signal.SIGINT, remember)
+        try:
+            with self._bar:
+                yield
+        finally:
+            if handled:
+                signal.signal(signal.SIGINT, before)
+
+    def update(self, progress: RecordingProgress) -> None:
+        """After a batch."""
+        self._last = progress
+        self._seconds = time.monotonic() - self._start
+        if self._interrupted:
+            raise KeyboardInterrupt
+        self._bar.update(
+            self._task, completed=progress.n_done, total=progress.n_total, rate=f"{self._rate():,.0f} tokens/s"
+        )
+
+    def skipped(self, pair: Pair, reason: str) -> None:
+        """Report a pair that is left out."""
+        write: Callable[[str], None] = (
+            (lambda line: self._bar.console.print(line, markup=False, soft_wrap=True))
+            if sys.stderr.isatty()
+            else (lambda line: click.echo(line, err=True))
+        )
+        write(f"skipped: pair {pair.id!r}: {reason}")
+
+    def _rate(self) -> float:
+        return self._last.n_tokens / self._seconds if self._last and self._seconds else 0.0
+
+    def figures(self) -> dict[str, Any]:
+        """For --json: of this process; an interrupted one before it is not in them."""
+        if self._last is None:
+            return {}
+        return {
+            "n_tokens": self._last.n_tokens,
+            "n_decoded": self._last.n_decoded,
+            "seconds": round(self._seconds, 3),
+            "tokens_per_second": round(self._rate(), 1),
+        }
+
+    def summary(self) -> str:
+        """One line."""
+        last = self._last
+        if last is None:
+            return "no pair was counted yet"
+        skipped = f", {last.n_skipped} of them skipped" if last.n_skipped else ""
+        return f"{last.n_done} of {last.n_total} pairs{skipped}, {self._rate():,.0f} tokens/s"

@@ -1,0 +1,118 @@
+"""steermoe eval."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ...errors import UsageError
+from ...pairs.pairs import load_pairs
+from ..options.common import console
+from ..options.evaluation import evaluation_options, is_given
+from ..options.evaluation_setup import RECORDS, EvaluationSetup
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+    from ...evaluation.reports.report import Table
+    from ...evaluation.studies.evaluate import Controls, Evaluation
+
+_PICTURES = ("effect.png", "effect.svg")
+
+
+@click.command("eval")
+@evaluation_options
+@click.option("--no-away", is_flag=True, help="Do not measure the reverse.")
+@click.option(
+    "--controls/--no-controls", default=True, help="Measure random experts and control maps, too.  [default: controls]"
+)
+@click.option(
+    "--control-draws",
+    type=click.IntRange(1, 10_000),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Draws of each random control.",
+)
+@click.option(
+    "--pairs",
+    "pairs_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Pairs that the map was made from, for control maps.  [default: a shipped map's]",
+)
+def eval_(setup: EvaluationSetup, no_away: bool, controls: bool, control_draws: int, pairs_file: Path | None) -> None:
+    """Measure whether a steering does what it should, and what it costs.
+
+    Answers the items of a task unsteered, steered towards the map's positive side, and away from it; scores them, and
+    gives rates and differences with 95% intervals, the same for random experts and control maps, and guards:
+    perplexity and KL on a neutral text, loops, empty and cut answers, refusals of benign prompts. Failures are named by
+    the rule that found them (docs/evaluation.md). OUT gets summary.json, report.md, records.jsonl (all answers),
+    effect.png and effect.svg. A run that was interrupted goes on with --resume.
+
+    \b
+    Examples:
+      steermoe eval -m tiny --map digits-words -o out
+      steermoe eval -m olmoe.gguf --map map.json --activate 10 --deactivate 50 --task questions.jsonl -o out
+      steermoe eval -m olmoe.gguf --bias bias.gguf --task questions.jsonl --scorer contains --no-controls -o out
+    """
+    from ...evaluation.reports.pictures import draw_effect, missing_matplotlib
+    from ...evaluation.reports.report import markdown, verdict
+    from ...evaluation.studies.evaluate import evaluate, has_reverse
+
+    steering = setup.steering  # what cannot be used is told before anything is loaded, or a folder made
+    _ = setup.task, setup.scorer, setup.guards
+    wanted = _controls(setup, control_draws, pairs_file) if controls else None
+    for option, given in (("--pairs", pairs_file is not None), ("--control-draws", is_given("control_draws"))):
+        if given and not controls:
+            raise UsageError(f"{option} is for controls; leave it out, or --no-controls")
+    setup.check_output("summary.json", "report.md", RECORDS, *_PICTURES)
+    away = has_reverse(steering) and not no_away
+    with setup.evaluator() as evaluator:
+        evaluation = evaluate(evaluator, steering, away=away, controls=wanted, seed=setup.seed)
+        # inside: should the disk be full now, --resume finds all answers
+        problem = missing_matplotlib()
+        if problem:
+            click.echo(problem, err=True)
+        else:
+            draw_effect(evaluation, [setup.path(name) for name in _PICTURES])
+        data = setup.write_summary(evaluation.to_dict())
+        setup.write("report.md", markdown(evaluation, setup.command, () if problem else _PICTURES[:1]))
+    if setup.as_json:
+        setup.print_json(data)
+        return
+    _print(evaluation)
+    click.echo(f"\n{verdict(evaluation)}\nwritten: {setup.path('report.md')}")
+
+
+def _controls(setup: EvaluationSetup, n_draws: int, pairs_file: Path | None) -> Controls:
+    from ...evaluation.studies.evaluate import Controls
+    from ...evaluation.studies.opening import pairs_of
+
+    pairs = load_pairs(pairs_file) if pairs_file is not None else pairs_of(setup.steering)
+    return Controls(n_draws=n_draws, pairs=pairs)
+
+
+def _print(evaluation: Evaluation) -> None:
+    from ...evaluation.reports.report import tables
+
+    out = console()
+    for number, table in enumerate(tables(evaluation)):
+        out.print(*([""] if number else []), rich_table(table), sep="\n")
+    for signature in evaluation.signatures:
+        out.print(f"\n{signature.name} ({signature.side}): {signature.found}\n  rule: {signature.rule}", markup=False)
+
+
+def rich_table(table: Table) -> RichTable:
+    """The table for a terminal."""
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    rich = RichTable(title=Text(table.title), title_justify="left", box=None, pad_edge=False, caption_justify="left")
+    for place, name in enumerate(table.header):
+        rich.add_column(Text(name), justify="left" if place == 0 or name == "note" else "right", overflow="fold")
+    for row in table.rows:
+        rich.add_row(*map(Text, row))
+    return rich

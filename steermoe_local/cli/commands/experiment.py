@@ -1,0 +1,169 @@
+"""steermoe experiment."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from ...errors import UsageError
+from ...models.embedded import TINY
+from ...pairs.pairs import load_pairs
+from ..options.common import console
+from ..options.evaluation import evaluation_options
+from ..options.evaluation_setup import RECORDS, EvaluationSetup
+from .eval import rich_table
+
+if TYPE_CHECKING:
+    from ...evaluation.experiments.experiments import Experiment
+    from ...evaluation.tasks.tasks import Scorer, Task
+
+_NAMES = ("random10", "top20", "activate-benign", "superficial", "random-matched", "layers", "routing-kinds")
+_FILES = ("report.md", "summary.json", RECORDS)
+_PICTURES = ("layers.png", "layers.svg")
+_DEFAULTS = {"model": TINY, "map_file": "digits-words"}
+_ABSENT = ("output", "reverse", "preset")
+
+
+@click.command()
+@click.argument("name", type=click.Choice(_NAMES), metavar="NAME")
+@evaluation_options(without=_ABSENT)
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    type=click.Path(path_type=Path),
+    allow_from_autoenv=False,
+    metavar="DIR",
+    help="Folder of the results; it is made.  [default: experiment-NAME]",
+)
+@click.option(
+    "--draws", type=click.IntRange(1, 10_000), default=20, show_default=True, metavar="N", help="Draws of each control."
+)
+@click.option(
+    "--pairs",
+    "pairs_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Pairs that the map was made from, for `superficial`.  [default: a shipped map's]",
+)
+@click.option(
+    "--ability",
+    metavar="TASK",
+    help="Task that steering should leave alone, for `activate-benign`: a file, builtin:NAME, or `none`.  "
+    "[default: builtin:neutral for the embedded model]",
+)
+def experiment(
+    name: str, setup: EvaluationSetup, folder: Path | None, draws: int, pairs_file: Path | None, ability: str | None
+) -> None:
+    """Run a named experiment on a map, beside its control, and answer its question.
+
+    \b
+    random10         ten random experts: does the behaviour change?
+    top20            the twenty experts of largest |RD|, both ways
+    activate-benign  the behaviour's experts promoted: do neutral abilities stay?
+    superficial      maps of pairs that differ in form alone
+    random-matched   random experts that are activated as often
+    layers           effect of each third of the depth, and of each layer
+    routing-kinds    hard and soft rules, promoting or suppressing alone
+
+    Without -m and --map it runs on the embedded model and its map digits-words. DIR gets report.md, summary.json and
+    records.jsonl (all answers). A run that was interrupted goes on with --resume. docs/experiments.md says what each
+    experiment steers, what it is compared with, and what result would speak for or against the map.
+
+    \b
+    Examples:
+      steermoe experiment random10
+      steermoe experiment top20 -m olmoe.gguf --map map.json --activate 10 --deactivate 50 --task questions.jsonl -o out
+    """
+    from ...evaluation.experiments.experiments import Lab, run_recipe
+    from ...evaluation.studies.opening import pairs_of
+
+    _check(name, setup, ability)
+    setup = dataclasses.replace(setup, output=folder or Path(f"experiment-{name}"))
+    steering = setup.steering  # what cannot be used is told before anything is loaded, or a folder made
+    _ = setup.task, setup.scorer, setup.guards
+    pairs = load_pairs(pairs_file) if pairs_file is not None else pairs_of(steering)
+    harmless = _ability(setup, ability) if name == "activate-benign" else None
+    setup.check_output(*_FILES, *(_PICTURES if name == "layers" else ()))
+    with setup.evaluator() as evaluator:
+        found = run_recipe(
+            name,
+            Lab(
+                evaluator,
+                steering,
+                pairs=pairs,
+                ability=harmless,
+                settings=setup.settings,
+                n_draws=draws,
+                seed=setup.seed,
+                log=lambda line: click.echo(line, err=True),
+            ),
+        )
+        # inside: should the disk be full now, --resume finds all answers
+        data = setup.write_summary(found.to_dict())
+        setup.write("report.md", found.markdown(setup.command, _draw(found, setup)))
+    if setup.as_json:
+        setup.print_json(data)
+        return
+    _print(found)
+    click.echo(f"\n{found.finding}\nwritten: {setup.path('report.md')}")
+
+
+def _check(name: str, setup: EvaluationSetup, ability: str | None) -> None:
+    """Refuse what would be ignored, and the default map on a model that it was not made on. Raises UsageError."""
+    from ...evaluation.tasks.builtin import is_embedded
+
+    if ability is not None and name != "activate-benign":
+        raise UsageError(f"--ability is for activate-benign; leave it out of {name}")
+    source = click.get_current_context().get_parameter_source("map_file")
+    if source == ParameterSource.DEFAULT and "map" in setup.steering_flags.source and not is_embedded(setup.identity):
+        raise UsageError(
+            f"{setup.model}: which map? {_DEFAULTS['map_file']} is of the embedded model alone; give --map MAP, with "
+            "--activate and --deactivate, and --task"
+        )
+
+
+def _ability(setup: EvaluationSetup, name: str | None) -> tuple[Task, Scorer] | None:
+    """The task that steering should leave alone, with its scorer."""
+    from ...evaluation.tasks.builtin import is_embedded, open_task
+    from ...evaluation.tasks.scorers import make_scorer
+
+    if name == "none" or (name is None and not is_embedded(setup.identity)):
+        return None
+    task = open_task(name or "builtin:neutral").first(setup.n_items)
+    return task, make_scorer(task.scorer, task.options)
+
+
+def _draw(found: Experiment, setup: EvaluationSetup) -> tuple[str, ...]:
+    """The picture of an experiment by depth; names of the files for the report."""
+    if "divided" not in found.figures:
+        return ()
+    from ...evaluation.reports.pictures import missing_matplotlib
+    from ...evaluation.reports.search_pictures import draw_layers
+    from ...evaluation.studies.layers import LayerEffects
+
+    if problem := missing_matplotlib():
+        click.echo(problem, err=True)
+        return ()
+    draw_layers(LayerEffects.from_dict(found.figures["divided"]), [setup.path(name) for name in _PICTURES])
+    return _PICTURES[:1]
+
+
+def _print(found: Experiment) -> None:
+    out = console()
+    for number, table in enumerate(found.tables):
+        out.print(*([""] if number else []), rich_table(table), sep="\n")
+
+
+def _with_defaults(command: Any) -> None:
+    """Run on the embedded model where nothing else is said."""
+    for param in command.params:
+        if param.name in _DEFAULTS:
+            param.required, param.default, param.show_default = False, _DEFAULTS[param.name], True
+
+
+_with_defaults(experiment)

@@ -1,0 +1,76 @@
+"""steermoe info."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ...model_files.gating import UNKNOWN
+from ...model_files.model_info import ModelInfo, model_info
+from ..options.common import console, facts_table, json_option, print_json
+from ..options.model import ModelText, models_dir_option
+
+
+@click.command()
+@click.argument("model", type=ModelText())
+@models_dir_option
+@json_option
+def info(model: str, models_dirs: tuple[Path, ...], as_json: bool) -> None:
+    """Show what MODEL is and whether it can be steered. Reads the header and the routers only.
+
+    \b
+    Example:
+      steermoe info tiny
+    """
+    from ...models.local_models import resolve_model
+
+    facts = model_info(resolve_model(model, models_dirs))
+    if as_json:
+        print_json(facts.to_dict())
+        return
+    console().print(facts_table(_rows(facts)))
+
+
+def _rows(facts: ModelInfo) -> list[tuple[str, str]]:
+    parts = f" in {len(facts.paths)} parts" if len(facts.paths) > 1 else ""
+    size = f"{facts.size_bytes / 1e6:,.1f} MB{parts}, {facts.n_params / 1e6:,.1f} M parameters"
+    rows = [
+        ("model", facts.name or facts.paths[0].name),
+        ("architecture", facts.architecture),
+        ("file type", f"{facts.file_type}, {size}"),
+        ("context", f"{facts.context_length:,} tokens trained"),
+        ("chat template", "yes" if facts.chat_template else "no"),
+    ]
+    if not facts.is_moe:
+        return [*rows, ("steerable", f"no: {facts.obstacle}")]
+    shared = f", {facts.n_shared_experts} shared" if facts.n_shared_experts else ""
+    groups = f", in {facts.n_expert_groups} groups" if facts.n_expert_groups > 1 else ""
+    rows += [
+        ("experts", f"top-{facts.n_expert_used} of {facts.n_expert} a layer{shared}{groups}"),
+        ("layers", f"{facts.n_layer}, with experts: {_ranges(facts.moe_layers)}"),
+        ("gating", facts.gating + (" with a selection bias" if facts.has_selection_bias else "")),
+        ("router", f"{facts.identity.router_sha256 if facts.identity else '-'} ({', '.join(facts.router_types)})"),
+    ]
+    if facts.fixed_layers:
+        rows.append(("fixed layers", f"{_ranges(facts.fixed_layers)}: chosen by token, steering cannot reach them"))
+    if facts.obstacle:
+        answer = f"no: {facts.obstacle}"
+    elif not facts.steerable_layers:
+        answer = "no: all experts are chosen by token"
+    else:
+        answer = f"yes, layers {_ranges(facts.steerable_layers)}"
+        if facts.gating == UNKNOWN:
+            answer += ", if its graph routes as the file looks; loading it tells"
+    return [*rows, ("steerable", answer)]
+
+
+def _ranges(layers: tuple[int, ...]) -> str:
+    """(0, 1, 2, 5) as "0-2, 5"."""
+    parts: list[list[int]] = []
+    for layer in layers:
+        if parts and parts[-1][1] == layer - 1:
+            parts[-1][1] = layer
+        else:
+            parts.append([layer, layer])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)

@@ -1,0 +1,244 @@
+"""steermoe map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from ..._util.files import require_writable
+from ...maps import significance
+from ...maps.expert_map import ExpertMap
+from ...maps.pair_counts import PairCounts
+from ..options.common import F, console, facts_table, json_option, print_json
+from .map_plot import diff, plot
+
+
+@click.group("map")
+def map_() -> None:
+    """Look at expert maps: scores, how sure they are, pictures, comparisons."""
+
+
+for command in (plot, diff):
+    map_.add_command(command)
+
+
+def _intervals(command: F) -> F:
+    command = click.option(
+        "--correction",
+        type=click.Choice(list(significance.CORRECTIONS)),
+        default="holm",
+        show_default=True,
+        help="Correction of p for the number of experts: holm (any error), bh (false discovery rate).",
+    )(command)
+    return click.option(
+        "--level",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        default=0.95,
+        show_default=True,
+        help="Level of the confidence intervals.",
+    )(command)
+
+
+@map_.command()
+@click.argument("map_file", metavar="MAP", type=click.Path(path_type=Path))
+@click.option("-n", "--top", type=click.IntRange(1), default=20, show_default=True, help="Experts to show.")
+@click.option(
+    "--per-pair",
+    "per_pair",
+    type=click.Path(path_type=Path),
+    help="Per-pair counts of the map's run (.pairs.npz), where the map has no intervals yet.",
+)
+@_intervals
+@json_option
+def show(map_file: Path, top: int, per_pair: Path | None, level: float, correction: str, as_json: bool) -> None:
+    """Show a map: where it comes from, how sure it is, and its experts in the order of |RD|.
+
+    Intervals, p-values and stability need the counts of each pair: `steermoe detect --per-pair` keeps them.
+
+    \b
+    Examples:
+      steermoe map show map.json -n 5
+      steermoe map show map.json --per-pair run.pairs.npz
+    """
+    expert_map = ExpertMap.load(map_file)
+    if per_pair:
+        expert_map = significance.annotate(expert_map, PairCounts.load(per_pair))
+    if as_json:
+        print_json(_facts(expert_map, top, level, correction))
+    else:
+        print_map(expert_map, top, level, correction)
+    warn_unless_separable(expert_map, map_file)
+
+
+@map_.command()
+@click.argument("map_file", metavar="MAP", type=click.Path(path_type=Path))
+@click.option(
+    "--per-pair",
+    "per_pair",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Per-pair counts of the map's run (.pairs.npz of steermoe detect --per-pair).",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Map to write; may be MAP itself.")
+@click.option(
+    "--draws", type=click.IntRange(19, 99_999), default=significance.DRAWS, show_default=True, help="Shuffled maps."
+)
+@click.option(
+    "--halves", type=click.IntRange(1, 9999), default=significance.REPEATS, show_default=True, help="Random halvings."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of both.")
+@json_option
+def stats(map_file: Path, per_pair: Path, output: Path, draws: int, halves: int, seed: int, as_json: bool) -> None:
+    """Write a map with standard errors, split-half stability and the shuffled control.
+
+    \b
+    Example:
+      steermoe map stats map.json --per-pair run.pairs.npz -o map.json
+    """
+    require_writable(output)
+    loaded = ExpertMap.load(map_file)
+    expert_map = significance.annotate(loaded, PairCounts.load(per_pair), draws=draws, repeats=halves, seed=seed)
+    expert_map.save(output)
+    if as_json:
+        print_json({"map": str(output), **_trust(expert_map, "holm")})
+    else:
+        console().print(facts_table(_trust_rows(expert_map, "holm")))
+        click.echo(f"\nwritten: {output}")
+    warn_unless_separable(expert_map, map_file)
+
+
+def warn_unless_separable(expert_map: ExpertMap, where: Path) -> None:
+    """Say on stderr that a map looks like noise, or that its pairs cannot tell."""
+    confidence = expert_map.confidence
+    if confidence is None or confidence.separable:
+        return
+    p = min(confidence.max_rd.p, confidence.sum_top.p)
+    click.echo(
+        f"warning: {where}: not separable from maps of shuffled pairs (p = {min(2 * p, 1):.2g}, {confidence.n_pairs} "
+        "pairs): its experts may be chance; record more pairs",
+        err=True,
+    )
+
+
+def print_map(expert_map: ExpertMap, top: int, level: float = 0.95, correction: str = "holm") -> None:
+    """Print a map's origin, how sure it is, and its first experts."""
+    rd = expert_map.rd
+    out = console()
+    sides = f" ({expert_map.positive} / {expert_map.negative})" if expert_map.positive else ""
+    rows = [
+        ("behaviour", expert_map.behaviour + sides),
+        ("model", expert_map.identity.short),
+        ("pairs", f"{expert_map.n_pairs}, target tokens {expert_map.n1:,} / {expert_map.n2:,}"),
+        ("experts", f"RD > 0: {int((rd > 0).sum())}, RD < 0: {int((rd < 0).sum())}"),
+        *_trust_rows(expert_map, correction),
+    ]
+    out.print(facts_table(rows))
+    out.print()
+    table = Table(box=None, pad_edge=False)
+    names = {
+        "ci_low": f"{level:.0%} CI" if round(level * 100, 6) % 1 == 0 else f"{level:.4g} CI",
+        "p": f"p ({correction})",
+    }
+    names |= {"layer": "layer", "expert": "expert", "rd": "RD", "p1": "a1/N1", "p2": "a2/N2"}
+    entries = _entries(expert_map, top, level, correction)
+    for name in (name for name in ("layer", "expert", "rd", "ci_low", "p", "p1", "p2") if name in entries[0]):
+        table.add_column(names[name], justify="right")
+    for entry in entries:
+        row = [str(entry["layer"]), str(entry["expert"]), f"{entry['rd']:+.4f}"]
+        if "p" in entry:
+            none = entry["ci_low"] is None
+            row += ["no spread" if none else f"{entry['ci_low']:+.4f} to {entry['ci_high']:+.4f}", _p(entry["p"])]
+        if "p1" in entry:
+            row += [f"{entry['p1']:.4f}", f"{entry['p2']:.4f}"]
+        table.add_row(*row)
+    out.print(table)
+
+
+def _facts(expert_map: ExpertMap, top: int, level: float, correction: str) -> dict[str, Any]:
+    return {
+        "model": expert_map.identity.to_dict(),
+        "behaviour": expert_map.behaviour,
+        "positive": expert_map.positive,
+        "negative": expert_map.negative,
+        "n_pairs": expert_map.n_pairs,
+        "n1": expert_map.n1,
+        "n2": expert_map.n2,
+        "sha256": expert_map.sha256,
+        "created": expert_map.created,
+        "tool": expert_map.tool,
+        "license": expert_map.license,
+        "n_positive": int((expert_map.rd > 0).sum()),
+        "n_negative": int((expert_map.rd < 0).sum()),
+        **_trust(expert_map, correction),
+        **({"level": level, "correction": correction} if expert_map.se is not None else {}),
+        "top": _entries(expert_map, top, level, correction),
+    }
+
+
+def _trust(expert_map: ExpertMap, correction: str) -> dict[str, Any]:
+    """How sure a map is, as JSON: nulls for a map without statistics."""
+    confidence = expert_map.confidence
+    if confidence is None:
+        return {"separable": None, "n_significant": None, "confidence": None}
+    p = significance.corrected_p(expert_map, correction)
+    return {
+        "separable": confidence.separable,
+        "n_significant": int((p <= 0.05).sum()),
+        "confidence": confidence.to_dict(),
+    }
+
+
+def _trust_rows(expert_map: ExpertMap, correction: str) -> list[tuple[str, str]]:
+    confidence = expert_map.confidence
+    if confidence is None:
+        why = "one pair has none" if expert_map.n_pairs == 1 else "needs per-pair counts: steermoe map stats"
+        return [("confidence", f"unknown ({why})")]
+    half, top = confidence.split_half, confidence.top_n
+    significant = int((significance.corrected_p(expert_map, correction) <= 0.05).sum())
+    of = len(confidence.moe_layers) * expert_map.identity.n_expert
+    rows = [
+        ("significant", f"{significant} of {of} experts at 5%, corrected ({correction})"),
+        ("split half", f"Spearman of |RD| {half.spearman:.2f}, first {top} experts shared {half.overlap:.0%}"),
+    ]
+    for name, words in (("max_rd", "largest |RD|"), ("sum_top", f"sum of the first {top} |RD|")):
+        control = getattr(confidence, name)
+        rows.append(
+            (
+                "shuffled" if name == "max_rd" else "",
+                f"{words} {control.value:.3f}; shuffled pairs: median {control.median:.3f}, "
+                f"95% below {control.q95:.3f}, p = {_p(control.p)}",
+            )
+        )
+    return [*rows, ("separable", "yes" if confidence.separable else "NO: looks like shuffled pairs")]
+
+
+def _entries(expert_map: ExpertMap, top: int, level: float, correction: str) -> list[dict[str, Any]]:
+    """The first experts, each with all that the map knows about it."""
+    entries: list[dict[str, Any]] = []
+    a1, a2, se, confidence = expert_map.a1, expert_map.a2, expert_map.se, expert_map.confidence
+    p = half = None
+    low: float | None
+    high: float | None
+    if se is not None and confidence is not None:
+        p = significance.corrected_p(expert_map, correction)
+        half = significance.half_widths(se, confidence.n_pairs, level)
+    for layer, expert, rd in expert_map.top(top):
+        at = (layer, expert)
+        entry: dict[str, Any] = {"layer": layer, "expert": expert, "rd": rd}
+        if se is not None and p is not None and half is not None:
+            low, high = max(rd - float(half[at]), -1.0), min(rd + float(half[at]), 1.0)
+            if not se[at]:  # the same in all pairs: not an exact RD, but one whose spread the pairs do not show
+                low = high = None
+            entry |= {"se": float(se[at]), "ci_low": low, "ci_high": high, "p": float(p[at])}
+        if a1 is not None and a2 is not None:
+            entry |= {"a1": int(a1[at]), "a2": int(a2[at])}
+            entry |= {"p1": entry["a1"] / expert_map.n1, "p2": entry["a2"] / expert_map.n2}
+        entries.append(entry)
+    return entries
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"

@@ -1,0 +1,206 @@
+"""steermoe map import, export and card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..._util.files import replacing, require_writable
+from ...errors import UsageError
+from ...identity import UNKNOWN_ROUTER, ModelIdentity
+from ...maps.cards import render_card
+from ...maps.expert_map import ExpertMap
+from ...maps.export import easysteer_config, plain_ranking, steermoe_csv
+from ...maps.rankings import Rankings, ranking_name, read_rankings
+from ...model_files.model_info import model_info
+from ...steering.presets import PAPER_MODELS
+from ...steering.steering import Steering
+from ..options.common import ModelPath, json_option, print_json
+from .bias import preset_option, with_preset
+from .map import print_map
+
+FORMATS = ("easysteer", "steermoe-csv", "json")
+
+
+@click.command("import")
+@click.argument("ranking", metavar="FILE.pkl", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Expert map to write, JSON.")
+@click.option("--model-id", metavar="ORG/NAME", help="The ranked model.  [default: by the file's name]")
+@click.option(
+    "-m",
+    "--model",
+    type=ModelPath(),
+    allow_from_autoenv=False,  # not the model that is run
+    metavar="MODEL",
+    help="GGUF file of that model: takes its router hash.",
+)
+@click.option("--arch", help="Its architecture as GGUF names it.  [default: MODEL's, or by --model-id]")
+@click.option("--behaviour", help="Name of the behaviour.  [default: by the file's name]")
+@click.option("--positive", default="", help="What RD > 0 means, in words.")
+@click.option("--negative", default="", help="What RD < 0 means, in words.")
+@click.option("--license", "license_", default="", help="Licence of the ranking.")
+@json_option
+def import_(
+    ranking: Path,
+    output: Path,
+    model_id: str | None,
+    model: Path | None,
+    arch: str | None,
+    behaviour: str | None,
+    positive: str,
+    negative: str,
+    license_: str,
+    as_json: bool,
+) -> None:
+    """Make an expert map of a SteerMoE ranking, a pickled pandas frame.
+
+    The pickle is read without being run; whatever is not a table of numbers is refused. A ranking does not tell its
+    model's router hash: give -m MODEL, or use the map with --force.
+
+    \b
+    Examples:
+      steermoe map import 'activations_[allenai--OLMoE-1B-7B-0125-Instruct]_[safety].pkl' -o map.json
+      steermoe map import rank.pkl --model-id my/model --behaviour brevity -m model.gguf -o map.json
+    """
+    require_writable(output)
+    if model and arch:
+        raise UsageError("-m MODEL tells the architecture; leave out --arch")
+    rankings = read_rankings(ranking)
+    named_model, named_behaviour = ranking_name(ranking)
+    model_id, behaviour = model_id or named_model, behaviour or named_behaviour
+    if not model_id:
+        raise UsageError(f"{ranking}: its name does not tell the model; give --model-id ORG/NAME")
+    if not behaviour:
+        raise UsageError(f"{ranking}: its name does not tell the behaviour; give --behaviour NAME")
+    if named_model and model_id != named_model:
+        click.echo(f"warning: {ranking}: by its name a ranking of {named_model}, not of {model_id}", err=True)
+    identity = model_info(model).require_moe() if model else _declared(rankings, model_id, arch)
+    expert_map = rankings.to_map(
+        identity,
+        behaviour,
+        where=str(ranking),
+        positive=positive,
+        negative=negative,
+        license=license_,
+        notes=f"imported from {ranking.name}, a ranking of {model_id}; the licence of that file holds",
+    )
+    expert_map.save(output)
+    if not model:
+        click.echo(
+            "warning: the router hash is not known, so this map fits any model of its shape and needs --force; "
+            "to bind it, import with -m MODEL",
+            err=True,
+        )
+    if as_json:
+        top = [{"layer": layer, "expert": expert, "rd": rd} for layer, expert, rd in expert_map.top(10)]
+        print_json(
+            {
+                "map": str(output),
+                "model_id": model_id,
+                "model": identity.to_dict(),
+                "behaviour": behaviour,
+                "n1": expert_map.n1,
+                "n2": expert_map.n2,
+                "n_positive": int((expert_map.rd > 0).sum()),
+                "n_negative": int((expert_map.rd < 0).sum()),
+                "top": top,
+            }
+        )
+        return
+    print_map(expert_map, 10)
+    click.echo(f"\nwritten: {output}")
+
+
+def _declared(rankings: Rankings, model_id: str, arch: str | None) -> ModelIdentity:
+    """The identity of a model that is not at hand: the shape is the ranking's own."""
+    known = {paper.name.lower(): paper.architecture for paper in PAPER_MODELS}
+    arch = arch or known.get(model_id.lower())
+    if not arch:
+        raise UsageError(f"{model_id}: its architecture is not known; give -m MODEL.gguf, or --arch as GGUF names it")
+    return ModelIdentity(arch, *rankings.shape, rankings.n_expert_used, UNKNOWN_ROUTER)
+
+
+@click.command()
+@click.argument("map_file", metavar="MAP", type=click.Path(path_type=Path))
+@click.option("--format", "format_", type=click.Choice(FORMATS), required=True, help="What to write.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File to write.")
+@click.option("--activate", type=click.IntRange(0), help="easysteer: experts with RD > 0 to promote.  [default: 0]")
+@click.option("--deactivate", type=click.IntRange(0), help="easysteer: experts with RD < 0 to suppress.  [default: 0]")
+@preset_option
+@click.option("--reverse", is_flag=True, help="easysteer: steer to the negative side: flip the sign of RD first.")
+@click.option("--layers", metavar="A-B", help="easysteer: only these layers, like 3-7,9.  [default: all]")
+@click.option("--epsilon", type=click.FloatRange(0, min_open=True), help="easysteer: distance to the extreme logit.")
+def export(
+    map_file: Path,
+    format_: str,
+    output: Path,
+    activate: int | None,
+    deactivate: int | None,
+    preset: str | None,
+    reverse: bool,
+    layers: str | None,
+    epsilon: float | None,
+) -> None:
+    """Write MAP for another tool.
+
+    easysteer: a choice of experts for EasySteer's moe_router under vLLM, chosen as `steermoe bias build` does.
+    steermoe-csv: all experts, with the columns of SteerMoE's rankings. json: all experts in order, for scripts.
+
+    \b
+    Examples:
+      steermoe map export map.json --format easysteer -o easysteer.json --activate 8 --deactivate 8
+      steermoe map export map.json --format steermoe-csv -o ranking.csv
+    """
+    chosen = preset or activate or deactivate
+    if format_ != "easysteer":
+        if chosen or reverse or layers or epsilon:
+            raise UsageError(f"--format {format_} writes all experts; choosing some belongs to --format easysteer")
+    elif not chosen:
+        raise UsageError("no experts chosen; give --activate N, --deactivate N or both, or a --preset")
+    elif preset and (reverse or activate is not None or deactivate is not None):
+        raise UsageError(
+            "--preset gives the numbers and the side; leave out --activate, --deactivate and --reverse, or --preset"
+        )
+    require_writable(output)
+    expert_map = ExpertMap.load(map_file)
+    if format_ == "steermoe-csv":
+        text = steermoe_csv(expert_map)
+    elif format_ == "json":
+        text = plain_ranking(expert_map)
+    else:
+        steering = Steering(
+            map_file.stem,
+            expert_map,
+            activate=activate or 0,
+            deactivate=deactivate or 0,
+            reverse=reverse,
+            layers=layers,
+            path=map_file,
+        )
+        made = (with_preset(steering, preset) if preset else steering).build()
+        assert made is not None  # experts are chosen
+        text = easysteer_config(made.signs, epsilon)
+    _write(output, text)
+
+
+@click.command()
+@click.argument("map_file", metavar="MAP", type=click.Path(path_type=Path))
+@click.option("--base-model", metavar="ORG/NAME", required=True, help="The model's name on the hub.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Card to write, like README.md.")
+@click.option("--license", "license_", default="", help="Licence of the map.  [default: what stands in the map]")
+def card(map_file: Path, base_model: str, output: Path, license_: str) -> None:
+    """Write the card (README.md) with which to publish MAP on the Hugging Face hub.
+
+    \b
+    Example:
+      steermoe map card map.json --base-model allenai/OLMoE-1B-7B-0125-Instruct --license CC0-1.0 -o README.md
+    """
+    require_writable(output)
+    _write(output, render_card(ExpertMap.load(map_file), base_model, license=license_, file=map_file.name))
+
+
+def _write(output: Path, text: str) -> None:
+    with replacing(output) as temporary:
+        temporary.write_bytes(text.encode("utf-8"))
+    click.echo(f"written: {output}")

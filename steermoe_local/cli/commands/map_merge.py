@@ -1,0 +1,114 @@
+"""steermoe map merge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..._util.files import require_writable
+from ...errors import FormatError, UsageError
+from ...maps.counts import RoutingCounts, merge_counts
+from ...maps.expert_map import ExpertMap
+from ...maps.pair_counts import PairCounts, merge_pair_counts
+from ...maps.significance import annotate
+from ..options.common import json_option, meaning_options, print_json
+from .map import print_map, warn_unless_separable
+
+
+@click.command()
+@click.argument("files", metavar="FILES...", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Expert map to write, JSON.")
+@click.option(
+    "--counts", "counts_file", type=click.Path(path_type=Path), help="Also write the sum of the counts, .npz."
+)
+@click.option(
+    "--per-pair",
+    "per_pair_file",
+    type=click.Path(path_type=Path),
+    help="Also write all per-pair counts; name those of each run beside its counts.",
+)
+@click.option("--behaviour", help="Name of the behaviour.  [default: the counts']")
+@meaning_options
+@json_option
+def merge(
+    files: tuple[Path, ...],
+    output: Path,
+    counts_file: Path | None,
+    per_pair_file: Path | None,
+    behaviour: str | None,
+    positive: str,
+    negative: str,
+    license_: str,
+    as_json: bool,
+) -> None:
+    """Add up the counts of several runs or machines (detect --counts), and write the map of all of them.
+
+    The runs must be of one model and one behaviour. Shards of one pairs file and different pairs files add up; pairs
+    that two files hold are refused. Files of detect --per-pair may stand among them: then the map gets standard errors
+    and stability, and --per-pair keeps them together.
+
+    \b
+    Example:
+      steermoe map merge a.counts.npz b.counts.npz -o map.json
+    """
+    for path in filter(None, (output, counts_file, per_pair_file)):
+        require_writable(path)
+    counted: list[tuple[str, RoutingCounts]] = []
+    sidecars: list[Path] = []
+    for path in files:
+        try:
+            counted.append((str(path), RoutingCounts.load(path)))
+        except FormatError as error:
+            try:
+                PairCounts.load(path)
+            except FormatError:
+                raise error from None
+            sidecars.append(path)
+    if not counted:
+        raise UsageError("only per-pair counts; name the counts (detect --counts) of the runs too")
+    if per_pair_file and not sidecars:
+        raise UsageError(f"--per-pair {per_pair_file}: no per-pair counts among the files; name those of each run")
+    counts = merge_counts(counted)
+    expert_map = ExpertMap.from_counts(counts, behaviour or "", positive=positive, negative=negative, license=license_)
+    if sidecars:
+        target = per_pair_file or output.with_name(f".{output.name}.pairs.npz")
+        try:
+            expert_map = annotate(expert_map, merge_pair_counts(sidecars, target))
+        except Exception:
+            target.unlink(missing_ok=True)
+            raise
+        finally:
+            if not per_pair_file:
+                target.unlink(missing_ok=True)
+    if counts_file:
+        counts.save(counts_file)
+    expert_map.save(output)
+    warn_unless_separable(expert_map, output)
+    written = [str(path) for path in (output, counts_file, per_pair_file) if path]
+    if as_json:
+        print_json(
+            {
+                "map": str(output),
+                "counts": str(counts_file) if counts_file else None,
+                "per_pair": str(per_pair_file) if per_pair_file else None,
+                "behaviour": expert_map.behaviour,
+                "n_files": len(counted),
+                "n_pairs": counts.n_pairs,
+                "n_skipped": counts.n_skipped,
+                "n1": counts.n1,
+                "n2": counts.n2,
+                "sources": [
+                    {
+                        "pairs_sha256": source.pairs_sha256,
+                        "shard": f"{source.shard[0]}/{source.shard[1]}",
+                        "n_pairs": source.n_pairs,
+                        "n_skipped": source.n_skipped,
+                    }
+                    for source in counts.sources
+                ],
+            }
+        )
+        return
+    print_map(expert_map, 10)
+    click.echo(f"\n{len(counted)} runs, {counts.n_pairs} pairs\nwritten: {', '.join(written)}")

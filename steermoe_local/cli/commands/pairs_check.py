@@ -1,0 +1,173 @@
+"""steermoe pairs check."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from ...detection.pair_check import CheckedPair, CheckedSide, Checker, candidates
+from ..options.common import EXIT_ERROR, console, facts_table, json_option, model_option, print_json, template_options
+
+_AROUND = 160  # characters shown before and behind a target
+_STYLES = {"positive": "bold green", "negative": "bold red"}
+# a rendered prompt is somebody else's text: its control characters must not reach the terminal
+_VISIBLE = {code: 0x2400 + code for code in range(32) if code != 10} | {127: 0x2421}
+_VISIBLE |= dict.fromkeys(range(128, 160), 65533)
+
+
+@click.command()
+@click.argument("pairs_file", metavar="FILE", type=click.Path(path_type=Path))
+@model_option
+@click.option(
+    "--limit", type=click.IntRange(0), default=5, show_default=True, help="Pairs to show; all of them are checked."
+)
+@click.option("--full", is_flag=True, help="Show the prompts as a whole.")
+@click.option(
+    "-c",
+    "--ctx-size",
+    type=click.IntRange(0),
+    default=0,
+    help="Warn of prompts with more tokens.  [default: the model's training context]",
+)
+@template_options
+@json_option
+def check(
+    pairs_file: Path,
+    model: Path,
+    limit: int,
+    full: bool,
+    ctx_size: int,
+    thinking: bool,
+    template_arguments: dict[str, Any] | None,
+    as_json: bool,
+) -> None:
+    """Render pairs with a model's chat template and find the targets, as recording will.
+
+    Shows the targets in colour (in «» where there is none), counts tokens, and lists what cannot be located and why.
+    Reads the model's vocabulary only. Exit status 1 if anything cannot be located.
+
+    \b
+    Example:
+      steermoe pairs check numbers.jsonl -m tiny
+    """
+    tally = _Tally()
+    shown: list[CheckedPair] = []
+    with Checker(model, thinking=thinking, template_arguments=template_arguments) as checker:
+        context = ctx_size or checker.training_context
+        for candidate in candidates(pairs_file):
+            pair = checker.check(candidate)
+            tally.add(pair, context)
+            if len(shown) < limit:
+                shown.append(pair)
+        summary = tally.summary() | {"context": context, "template_arguments": checker.template_arguments}
+    if as_json:
+        print_json({"file": str(pairs_file), "model": str(model), **summary})
+    else:
+        _print(console(), shown, summary, full)
+    if summary["problems"]:
+        sys.exit(EXIT_ERROR)
+
+
+class _Tally:
+    """What is kept of the pairs that were checked: lengths, problems and warnings."""
+
+    def __init__(self) -> None:
+        self._n = self._located = 0
+        self._lengths: dict[str, dict[str, list[int]]] = {
+            name: {"prompt_tokens": [], "target_tokens": []} for name in _STYLES
+        }
+        self._problems: list[dict[str, str]] = []
+        self._warnings: list[dict[str, str]] = []
+
+    def add(self, pair: CheckedPair, context: int) -> None:
+        problems = [{"id": pair.id, "side": side, "reason": reason} for side, reason in pair.problems()]
+        self._n += 1
+        self._located += not problems
+        self._problems += problems
+        self._warnings += [{"id": pair.id, "side": side, "reason": reason} for side, reason in pair.warnings(context)]
+        for side in pair.sides:
+            if side.located:
+                self._lengths[side.name]["prompt_tokens"].append(side.n_tokens)
+                self._lengths[side.name]["target_tokens"].append(side.n_target)
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "pairs": self._n,
+            "located": self._located,
+            "sides": {
+                name: {what: _lengths(values) for what, values in lengths.items()}
+                for name, lengths in self._lengths.items()
+            },
+            "problems": self._problems,
+            "warnings": self._warnings,
+        }
+
+
+def _lengths(values: list[int]) -> dict[str, float]:
+    if not values:
+        return {"total": 0, "shortest": 0, "median": 0, "mean": 0, "longest": 0}
+    return {
+        "total": sum(values),
+        "shortest": min(values),
+        "median": median(values),
+        "mean": round(mean(values), 1),
+        "longest": max(values),
+    }
+
+
+def _print(out: Console, shown: list[CheckedPair], summary: dict[str, Any], full: bool) -> None:
+    say = functools.partial(out.print, soft_wrap=True)
+    colour = out.is_terminal and out.color_system is not None and not out.no_color
+    for pair in shown:
+        say(Text(_visible(pair.id), style="bold"))
+        for side in pair.sides:
+            if side.located:
+                say(_shown(side, full, colour=colour))
+        for name, reason in pair.problems():
+            say(Text(f"  {name or 'line'}: cannot be located: {_visible(reason)}", style="yellow"))
+        say()
+    switches = ", ".join(f"{name}={json.dumps(value)}" for name, value in summary["template_arguments"].items())
+    rows = [
+        ("pairs", f"{summary['pairs']}, located {summary['located']}"),
+        ("template", switches or "no switch for thinking"),
+    ]
+    for name, lengths in summary["sides"].items():
+        rows += [(name, "; ".join(f"{what.split('_')[0]} {_figures(lengths[what])}" for what in lengths))]
+    out.print(facts_table(rows))
+    for kind, style in (("warnings", ""), ("problems", "yellow")):
+        if summary[kind]:
+            say(Text(f"\n{kind}: {len(summary[kind])}", style="bold"))
+        for entry in summary[kind]:
+            name = f", {entry['side']}" if entry["side"] else ""
+            say(Text(f"  {_visible(entry['id'])}{name}: {_visible(entry['reason'])}", style=style))
+
+
+def _figures(lengths: dict[str, float]) -> str:
+    return (
+        f"tokens {lengths['total']:,} (a pair {lengths['shortest']} to {lengths['longest']}, "
+        f"mean {lengths['mean']}, median {lengths['median']:g})"
+    )
+
+
+def _shown(side: CheckedSide, full: bool, *, colour: bool) -> Text:
+    before, target, behind = side.parts
+    if not full:
+        before = ("…" + before[-_AROUND:]) if len(before) > _AROUND else before
+        behind = (behind[:_AROUND] + "…") if len(behind) > _AROUND else behind
+    text = Text(f"  {side.name}, {side.n_target} of {side.n_tokens} tokens: ")
+    text.append(_visible(before), style="dim")
+    text.append(_visible(target) if colour else f"«{_visible(target)}»", style=_STYLES[side.name])
+    text.append(_visible(behind), style="dim")
+    return text
+
+
+def _visible(text: str) -> str:
+    return text.translate(_VISIBLE)

@@ -1,0 +1,213 @@
+"""steermoe pull."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ...errors import UsageError
+from ...identity import UNKNOWN_ROUTER
+from ...model_files.gating import ROUTED
+from ...models.embedded import TINY
+from ..options.common import json_option, print_json, progress_bar
+from ..options.model import candidates, check, describe, fetch, folders_from_environment, not_here, offline_option
+
+if TYPE_CHECKING:
+    from ...model_files.model_info import ModelInfo
+    from ...models.hub_models import HubModel
+    from ...models.local_facts import LocalMap
+
+
+def _complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    from ...models.names import short_names
+
+    return [name for name in short_names() if name.startswith(incomplete)]
+
+
+@click.command()
+@click.argument("name", metavar="USER/REPO[:QUANT]", shell_complete=_complete)
+@click.option(
+    "--revision",
+    metavar="REV",
+    allow_from_autoenv=False,
+    help="Branch, tag or commit of the repository.  [default: main]",
+)
+@click.option(
+    "--file",
+    metavar="FILE",
+    allow_from_autoenv=False,  # `run` has another
+    help="File of the repository to fetch, instead of QUANT.",
+)
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    allow_from_autoenv=False,
+    help="Fetch into DIR/USER/REPO, a models folder, instead of the hub's cache.",
+)
+@click.option(
+    "--maps",
+    "maps_dirs",
+    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    multiple=True,
+    metavar="DIR",
+    help="Folder of expert maps to compare with the model. Can be given again.",
+)
+@click.option("-hft", "--hf-token", "--token", "token", metavar="TOKEN", help="Access token.  [default: HF_TOKEN]")
+@offline_option
+@click.option(
+    "--force",
+    is_flag=True,
+    allow_from_autoenv=False,  # elsewhere it is about maps
+    help="Fetch a model that cannot be steered, too.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    allow_from_autoenv=False,
+    help="Look at the repository and the header; fetch nothing.",
+)
+@json_option
+def pull(
+    name: str,
+    revision: str | None,
+    file: str | None,
+    folder: Path | None,
+    maps_dirs: tuple[Path, ...],
+    token: str | None,
+    offline: bool,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Fetch a model from the Hugging Face hub and print its path.
+
+    The name is USER/REPO, with a quantization behind a colon (else Q4_K_M, or what there is), or a short name
+    (`steermoe models --short-names`). A split model is fetched whole. Before the download the file's header is read,
+    to see that the model is a Mixture of Experts that can be steered. Run again, an interrupted download goes on where
+    it stopped.
+
+    \b
+    Examples:
+      steermoe pull olmoe-1b-7b
+      steermoe pull allenai/OLMoE-1B-7B-0125-Instruct-GGUF:Q8_0 --dry-run
+    """
+    from ...models.hub import is_offline
+    from ...models.names import ModelName
+
+    if name == TINY:
+        raise UsageError(f"{TINY}: ships with the program, there is nothing to fetch; use it with -m {TINY}")
+    wanted = ModelName.parse(name, revision)
+    if is_offline(offline):
+        _local(wanted, file, folder, dry_run, as_json)
+        return
+    from ...models.hub_models import find_on_hub
+    from ...models.local_facts import maps_in
+
+    model = find_on_hub(wanted, file=file, token=token)
+    _say(describe(model))
+    info = check(model, folder, force)
+    architecture = info.architecture if info.architecture in ROUTED else repr(info.architecture)
+    _say(f"{architecture}, {experts(info)}" if info.is_moe else f"{architecture}, no experts")
+    maps = _fitting(model, info, maps_in(maps_dirs, _warn))
+    if maps:
+        _say(f"maps that fit: {', '.join(item.name for item in maps)}")
+    here = model.bytes_here(folder)
+    if 0 < here < model.model.size:
+        _say(f"{human(here)} of {human(model.model.size)} are here already")
+    free = model.check_space(folder)
+    paths = [] if dry_run else fetch(model, folder)
+    if not dry_run:
+        _hint(paths[0], folder)
+    if as_json:
+        print_json(_result(model, info, maps, here, free, paths))
+    elif dry_run:
+        click.echo(f"would fetch {human(model.model.size - here)} of {human(model.model.size)}")
+    else:
+        click.echo(str(paths[0]))
+
+
+def experts(info: Any) -> str:
+    """Experts in a phrase: "64 experts, top-8, 16 layers"."""
+    return f"{info.n_expert} experts, top-{info.n_expert_used}, {info.n_layer} layers"
+
+
+def human(n_bytes: int) -> str:
+    """A size."""
+    from ...models.names import human_size
+
+    return human_size(n_bytes)
+
+
+def _local(wanted: Any, file: str | None, folder: Path | None, dry_run: bool, as_json: bool) -> None:
+    """Without a network: say where it is, if it is."""
+    from ...models.local_models import Shelf
+
+    shelf = Shelf.scan([folder] if folder else folders_from_environment())
+    found = shelf.find(str(wanted), file)
+    if found is None:
+        raise not_here(str(wanted), shelf)
+    if as_json:
+        print_json(
+            {"name": shelf.name_of(found), "paths": [str(found.path)], "size_bytes": found.size, "fetched": False}
+        )
+    else:
+        click.echo(str(found.path))
+
+
+def _fitting(model: HubModel, info: ModelInfo, maps: list[LocalMap]) -> list[LocalMap]:
+    """The maps that were made for the model: its routers are read from the hub if any has its shape."""
+    possible = candidates(info, maps)
+    identity = info.identity
+    if possible and identity and identity.router_sha256 == UNKNOWN_ROUTER:
+        with progress_bar() as show:
+            identity = model.info(routers=True, progress=show).identity
+    return [item for item in possible if item.identity == identity]
+
+
+def _hint(path: Path, folder: Path | None) -> None:
+    """Say what to give to -m."""
+    from ...models.local_models import Shelf
+
+    shelf = Shelf.scan([*([folder] if folder else []), *folders_from_environment()])
+    named = next((model for model in shelf.models() if model.path == path), None)
+    name = shelf.name_of(named) if named else str(path)
+    where = f" --models-dir {folder}" if folder and name != str(path) else ""
+    _say(f'try it: steermoe run -m {name}{where} -p "..."')
+
+
+def _result(
+    model: HubModel, info: ModelInfo, maps: list[LocalMap], here: int, free: int, paths: list[Path]
+) -> dict[str, Any]:
+    return {
+        "name": model.full_name,
+        "repository": model.name.repo,
+        "revision": model.name.revision,
+        "commit": model.commit,
+        "quantization": model.model.tag,
+        "files": [
+            {"path": path, "size_bytes": size} for path, size in zip(model.model.paths, model.model.sizes, strict=True)
+        ],
+        "size_bytes": model.model.size,
+        "here_before_bytes": here,
+        "free_bytes": free,
+        "architecture": info.architecture,
+        "n_layer": info.n_layer,
+        "n_expert": info.n_expert,
+        "n_expert_used": info.n_expert_used,
+        "steerable_layers": list(info.steerable_layers),
+        "maps": [{"name": item.name, "path": str(item.path)} for item in maps],
+        "paths": [str(path) for path in paths],
+        "fetched": bool(paths),
+    }
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _warn(text: str) -> None:
+    click.echo(f"warning: {text}", err=True)

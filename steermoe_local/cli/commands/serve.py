@@ -1,0 +1,243 @@
+"""steermoe serve."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ...errors import SteerMoEError, UsageError
+from ...models.embedded import TINY, data_folder
+from ..options.common import LlamaFlags, llama_options, model_option, template_options
+from ..options.memory_check import check_memory
+from ..options.sampling import sampling_options
+
+if TYPE_CHECKING:
+    from ...generation.engine import Engine, Sampling
+    from ...model_files.model_info import ModelInfo
+    from ...server import SteeringRegistry
+
+DEFAULT_CONTEXT = 4096
+
+
+@click.command()
+@model_option
+@click.option("-a", "--alias", "aliases", multiple=True, metavar="NAME", help="Further name of the model for clients.")
+@click.option(
+    "--maps",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of maps and bias files that requests can name.",
+)
+@click.option("--maps-writable", is_flag=True, help="Keep in it what POST /v1/steering registers.")
+@click.option(
+    "--steering",
+    metavar="NAME|FILE",
+    help="What steers unless a request says otherwise: a name of --maps, or a map or bias file.  [default: none]",
+)
+@click.option("--activate", type=click.IntRange(0), default=0, metavar="N", help="Experts to promote by that map.")
+@click.option("--deactivate", type=click.IntRange(0), default=0, metavar="N", help="Experts to suppress by that map.")
+@click.option("--force", is_flag=True, help="Accept maps whose router hash is another one, if the shape fits.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port, 0: a free one.")
+@click.option("--api-key", metavar="KEY", help="Key that clients must send; STEERMOE_API_KEY keeps it out of `ps`.")
+@click.option("--api-key-file", type=click.Path(path_type=Path), metavar="FILE", help="Read the key from a file.")
+@click.option("--no-auth", is_flag=True, help="Serve everyone who can reach an address that is not this machine's own.")
+@click.option("--cors", multiple=True, metavar="ORIGIN", help="Let web pages of this origin use the server.")
+@click.option(
+    "--allowed-host", "allowed_hosts", multiple=True, metavar="NAME", help="Host name that clients may use for it."
+)
+@click.option(
+    "-np",
+    "--parallel",
+    type=click.IntRange(1, 256),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Answers decoded at once.",
+)
+@click.option(
+    "-c",
+    "--ctx-size",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Context of each answer in tokens, 0: the model's.  [default: at most 4096]",
+)
+@click.option(
+    "--queue",
+    "queue_limit",
+    type=click.IntRange(0, 10_000),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Requests that may wait; more get 429.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(1, 86_400),
+    default=600,
+    show_default=True,
+    metavar="SECONDS",
+    help="Longest time of a request, waiting included.",
+)
+@click.option("--log-prompts", is_flag=True, help="Write prompts and answers to the log, too.")
+@sampling_options
+@template_options
+@llama_options
+def serve(
+    model: Path,
+    aliases: tuple[str, ...],
+    maps: Path | None,
+    maps_writable: bool,
+    steering: str | None,
+    activate: int,
+    deactivate: int,
+    force: bool,
+    host: str,
+    port: int,
+    api_key: str | None,
+    api_key_file: Path | None,
+    no_auth: bool,
+    cors: tuple[str, ...],
+    allowed_hosts: tuple[str, ...],
+    parallel: int,
+    ctx_size: int | None,
+    queue_limit: int,
+    timeout: float,
+    log_prompts: bool,
+    sampling: Sampling,
+    n_predict: int | None,
+    thinking: bool,
+    template_arguments: Mapping[str, Any] | None,
+    flags: LlamaFlags,
+) -> None:
+    """Serve a model under OpenAI's API, steered differently by each request, with a page at /.
+
+    A request's field `steering` is the name of a map or bias file of --maps, an object like {"map": NAME, "activate":
+    8, "reverse": true}, or null for none; the model's name can carry it, too: tiny:digits-words. The sampling options
+    are the defaults of requests. docs/server.md has the rest.
+
+    \b
+    Examples:
+      steermoe serve -m tiny
+      steermoe serve -m olmoe.gguf --maps maps/ --steering faithful -np 8 -c 8192
+      steermoe serve -m tiny --host 0.0.0.0 --api-key-file key.txt
+    """
+    _require_extra()
+    from ...model_files.model_info import model_info
+    from ...server import ServerSettings, SteeringRegistry
+    from ...server.program import run_server
+
+    facts = model_info(model, routers=False)
+    if ctx_size is None:
+        ctx_size = min(DEFAULT_CONTEXT, facts.context_length or DEFAULT_CONTEXT)
+    settings = ServerSettings(
+        model=_name(model),
+        aliases=aliases,
+        host=host,
+        port=port,
+        api_key=_key(api_key, api_key_file),
+        no_auth=no_auth,
+        cors_origins=cors,
+        allowed_hosts=allowed_hosts,
+        queue_limit=queue_limit,
+        timeout=timeout,
+        log_prompts=log_prompts,
+        maps_folder=maps,
+        maps_writable=maps_writable,
+        sampling=sampling,
+        max_tokens=n_predict,
+        thinking=thinking,
+        template_arguments=template_arguments or {},
+    )
+    if not facts.chat_template:
+        _say(f"warning: {model}: no chat template, so only /v1/completions can answer")
+    check_memory(facts, flags, ctx_size, parallel)
+    registry = SteeringRegistry(folder=maps, writable=maps_writable, force=force)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")
+    logging.getLogger("steermoe.server").setLevel(logging.INFO)
+
+    @contextmanager
+    def load() -> Iterator[Engine]:
+        with _engine(facts, flags, ctx_size, parallel, force) as engine:
+            for warning in registry.open(engine.identity):
+                _say(f"warning: {warning}")
+            if steering is not None:
+                _choose_default(registry, steering, activate, deactivate)
+            yield engine
+
+    run_server(settings, registry, load, _say)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _require_extra() -> None:
+    for name in ("fastapi", "uvicorn", "pydantic", "prometheus_client"):
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"the server needs {name}; run pip install 'steermoe-local[server]'")
+
+
+def _name(model: Path) -> str:
+    """By which clients know it: tiny, or the file's name without what splits add."""
+    if model == data_folder() / "tiny-moe.gguf":
+        return TINY
+    return re.sub(r"-\d{5}-of-\d{5}$", "", model.stem)
+
+
+def _key(key: str | None, file: Path | None) -> str | None:
+    if file is None:
+        return key
+    if key is not None:
+        raise UsageError("--api-key and --api-key-file both give a key; give one of them")
+    try:
+        found = file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--api-key-file {file}: cannot be read: {error}") from None
+    if not found:
+        raise UsageError(f"--api-key-file {file}: empty; write the key into it")
+    return found
+
+
+@contextmanager
+def _engine(facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_parallel: int, force: bool) -> Iterator[Engine]:
+    from ...generation.engine import Engine
+    from ...llama.steered_llama import SteeredLlama
+
+    # a small context: the engine makes one of its own over the same weights
+    llama = SteeredLlama(facts.paths[0], n_ctx=64, n_batch=64, **flags.model_arguments())
+    try:
+        arguments = flags.context_arguments()
+        del arguments["n_threads_batch"]  # one number of threads
+        arguments["n_batch"] = max(arguments["n_batch"], n_parallel)
+        with Engine(llama, n_ctx=n_ctx, n_sequences=n_parallel, force=force, **arguments) as engine:
+            yield engine
+    finally:
+        llama.close()
+
+
+def _choose_default(registry: SteeringRegistry, wanted: str, activate: int, deactivate: int) -> None:
+    """Steer by a registered name, or by a file, which is registered then. Raises SteerMoEError."""
+    from ...server.api_errors import ApiError
+
+    path = Path(wanted)
+    name = wanted
+    if path.suffix in (".json", ".gguf") or path.exists():
+        name, warnings = registry.add_file(path, activate, deactivate)
+        for warning in warnings:
+            _say(f"warning: {warning}")
+    try:
+        registry.resolve(name)
+    except ApiError as error:
+        raise UsageError(f"--steering {wanted}: {error}") from None
+    except SteerMoEError as error:
+        raise type(error)(f"--steering {wanted}: {error}") from None
+    registry.default = name

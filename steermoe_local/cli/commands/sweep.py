@@ -1,0 +1,147 @@
+"""steermoe sweep."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ...errors import UsageError
+from ..options.common import console
+from ..options.evaluation import evaluation_options
+from ..options.evaluation_setup import RECORDS, EvaluationSetup
+from .eval import rich_table
+
+if TYPE_CHECKING:
+    from ...evaluation.studies.sweep import Grid, Plan
+
+_PICTURES = ("pareto.png", "pareto.svg")
+_ALL = "all"
+_MOST_ROWS = 60  # of a table on the terminal; the files have all
+
+
+@click.command()
+@evaluation_options(without=("activate", "deactivate", "layers", "strength", "preset", "bias"))
+@click.option(
+    "--activate",
+    "activates",
+    allow_from_autoenv=False,
+    metavar="LIST",
+    help="Numbers of experts to promote, like 0,5,10.  [default: 0]",
+)
+@click.option(
+    "--deactivate",
+    "deactivates",
+    allow_from_autoenv=False,
+    metavar="LIST",
+    help="Numbers of experts to suppress, like 0..200:20.  [default: 0]",
+)
+@click.option(
+    "--layers",
+    "layer_ranges",
+    allow_from_autoenv=False,
+    multiple=True,
+    metavar="A-B",
+    help="Steer only these layers, like 3-7,9, or `all`; may be given again.  [default: all]",
+)
+@click.option(
+    "--strength",
+    "--scale",
+    "strengths",
+    allow_from_autoenv=False,
+    default="hard",
+    show_default=True,
+    metavar="LIST",
+    help="`hard` for the hard rule, numbers for the soft one, like hard,2,4.",
+)
+@click.option("--both-ways", is_flag=True, help="Measure each choice towards the behaviour and away from it.")
+@click.option(
+    "--cost",
+    type=click.Choice(["ppl", "kl"]),
+    default="ppl",
+    show_default=True,
+    help="What the front is drawn over: perplexity or KL on the neutral text.",
+)
+def sweep(
+    setup: EvaluationSetup,
+    activates: str | None,
+    deactivates: str | None,
+    layer_ranges: tuple[str, ...],
+    strengths: str,
+    both_ways: bool,
+    cost: str,
+) -> None:
+    """Measure a map over a grid of choices: effect against fluency.
+
+    All combinations of the lists are measured; a..b:step is a range, b included. Choices that the model cannot carry
+    out are listed, those that steer equally are measured once. OUT gets summary.json, report.md, table.csv,
+    records.jsonl (all answers), pareto.png and pareto.svg. A sweep that was interrupted goes on with --resume.
+
+    \b
+    Examples:
+      steermoe sweep -m tiny --map digits-words --activate 0..4 --deactivate 0..4 --both-ways -o out
+      steermoe sweep -m olmoe.gguf --map map.json --activate 0,5,10 --deactivate 0..200:20 --layers all \\
+        --layers 4-11 --strength hard,2,4 --task questions.jsonl -o out
+    """
+    from ...evaluation.reports.pictures import missing_matplotlib
+    from ...evaluation.reports.search_pictures import draw_sweep
+    from ...evaluation.reports.search_report import sweep_csv, sweep_markdown, sweep_tables
+    from ...evaluation.studies.sweep import plan
+    from ...evaluation.studies.sweep import sweep as run
+
+    # mistakes are told before anything is made or loaded
+    grid = _grid(activates, deactivates, layer_ranges, strengths, both_ways)
+    steering = setup.map_steering
+    planned = plan(steering, grid, setup.identity)
+    if not planned.n_measured:
+        raise UsageError(f"{planned}; nothing to measure: give --activate or --deactivate numbers above 0")
+    n_items, guards = len(setup.task.items), setup.guards
+    setup.check_output("summary.json", "report.md", "table.csv", RECORDS, *_PICTURES)
+    with setup.evaluator() as evaluator:
+        _announce(planned, n_items, 0 if guards[0] is None else len(guards[0][0].items))
+        result = run(evaluator, steering, grid, cost="kl" if cost == "kl" else "ppl", seed=setup.seed)
+        # inside: should the disk be full now, --resume finds all answers
+        drawn: tuple[str, ...] = ()
+        if problem := missing_matplotlib():
+            click.echo(problem, err=True)
+        elif draw_sweep(result, [setup.path(name) for name in _PICTURES]):
+            drawn = _PICTURES[:1]
+        else:
+            click.echo("no picture: without a neutral text there is no price to draw the effect against", err=True)
+        data = setup.write_summary(result.to_dict())
+        setup.write("table.csv", sweep_csv(result))
+        setup.write("report.md", sweep_markdown(result, setup.command, drawn))
+    if setup.as_json:
+        setup.print_json(data)
+        return
+    for table in sweep_tables(result):
+        if len(table.rows) <= _MOST_ROWS:
+            console().print(rich_table(table), "")
+    click.echo(f"written: {setup.path('report.md')}")
+
+
+def _grid(
+    activates: str | None, deactivates: str | None, layer_ranges: tuple[str, ...], strengths: str, both_ways: bool
+) -> Grid:
+    from ...evaluation.studies.ranges import parse_numbers, parse_strengths
+    from ...evaluation.studies.sweep import Grid
+    from ...maps.expert_map import parse_layers
+
+    if activates is None and deactivates is None:
+        raise UsageError("which numbers of experts? give --activate LIST, --deactivate LIST or both, like 0..20:5")
+    for layers in layer_ranges:
+        if layers != _ALL:
+            parse_layers(layers)
+    return Grid(
+        activate=parse_numbers(activates or "0", "--activate"),
+        deactivate=parse_numbers(deactivates or "0", "--deactivate"),
+        layers=tuple(None if layers == _ALL else layers for layers in layer_ranges) or (None,),
+        strengths=parse_strengths(strengths, "--strength"),
+        both_ways=both_ways,
+    )
+
+
+def _announce(planned: Plan, n_items: int, n_benign: int) -> None:
+    """How much work there is."""
+    benign = f" and {n_benign} benign prompts" if n_benign else ""
+    click.echo(f"{planned}; each, and the unsteered model, answers {n_items} items{benign}", err=True)

@@ -1,0 +1,216 @@
+"""steermoe transfer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ...errors import UsageError
+from ...pairs.pairs import Pair, PairsFile, pairs_digest
+from ..options.common import Words, console, progress_bar
+from ..options.evaluation import evaluation_options
+from ..options.evaluation_setup import NONE, EvaluationSetup
+from ..options.steering import warn
+from .eval import rich_table
+
+if TYPE_CHECKING:
+    from ...evaluation.studies.transfer_results import Transfer
+    from ...generation.answer_file import AnswerFile
+
+_COLUMNS = "columns.jsonl"
+_PICTURES = ("transfer.png", "transfer.svg")
+_QUANTS = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0,Q3_K_M,Q2_K,IQ4_XS"
+
+
+@click.command()
+@evaluation_options(without=("benign_name", "reverse", "bias"))
+@click.option(
+    "--pairs",
+    "pairs_file",
+    metavar="FILE",
+    help="Pairs that the map was made from, for each model's own map; `none` for none.  [default: a shipped map's]",
+)
+@click.option(
+    "--quants",
+    type=Words(),
+    default=_QUANTS,
+    show_default=True,
+    metavar="TYPE,...",
+    help="Quantizations to make, as llama-quantize names them.",
+)
+@click.option("--keep/--no-keep", default=False, help="Keep the quantized models in OUT/models.  [default: no-keep]")
+@click.option(
+    "--top-n", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="First experts to compare."
+)
+@click.option(
+    "--n-agreement-tokens",
+    "n_agreement",
+    type=click.IntRange(1),
+    default=500,
+    show_default=True,
+    metavar="N",
+    help="Tokens on which routing and predictions are compared with the base's.",
+)
+def transfer(
+    setup: EvaluationSetup, pairs_file: str | None, quants: tuple[str, ...], keep: bool, top_n: int, n_agreement: int
+) -> None:
+    """Quantize a model, and measure whether a map made on it serves the quantizations.
+
+    Makes the quantizations with llama.cpp's quantizer. For each: how its own map agrees with the map (RD correlation,
+    first experts), how its routing and its predictions agree with the base's on the same text, what steering by the map
+    and by its own does on the task, perplexity, size, and the types that its tensors really have (docs/transfer.md).
+    OUT gets summary.json, report.md, transfer.png, transfer.svg, a map and all answers of each model. A run that was
+    interrupted goes on with --resume, without the models that are done.
+
+    \b
+    Examples:
+      steermoe transfer -m tiny --map digits-words -o out
+      steermoe transfer -m olmoe-f16.gguf --map map.json --pairs pairs.jsonl --task questions.jsonl \\
+        --activate 10 --deactivate 50 --quants Q8_0,Q4_K_M --keep -o out
+    """
+    from ...evaluation.reports.pictures import missing_matplotlib
+    from ...evaluation.reports.transfer_picture import draw_transfer
+    from ...evaluation.reports.transfer_report import markdown
+    from ...evaluation.studies.file_types import file_type
+    from ...evaluation.studies.quantize import Quantizer
+    from ...evaluation.studies.transfer import transfer as measure
+    from ...evaluation.studies.transfer_results import Column
+    from ...generation.answer_file import AnswerFile
+
+    kinds = [file_type(name) for name in quants]  # an unknown name is told before anything is read
+    steering = setup.steering  # what cannot be used is told before a folder is made
+    _ = setup.task, setup.scorer, setup.guards
+    pairs = _pairs(setup, pairs_file)
+    setup.check_output("summary.json", "report.md", _COLUMNS, *_PICTURES)
+    folder = setup.path("models")
+    quantizer = Quantizer(setup.facts, folder)
+    warn(filter(None, [quantizer.warning]))
+    with ExitStack() as stack:
+        kept = stack.enter_context(AnswerFile(setup.path(_COLUMNS)))
+        done = _done(setup, kept, {**_settings(setup, pairs, top_n, n_agreement), "base_sha256": quantizer.sha256})
+        columns = {str(record.pop("id")): Column.from_dict(record, folder) for record in done}
+        n_kept = len(columns)
+
+        def keep_column(column: Column) -> None:
+            nonlocal n_kept
+            kept.add({"id": column.name, **column.to_dict(items=True)})
+            n_kept += 1
+
+        stack.push(lambda kind, *_: _tell(kept, n_kept) if kind else None)
+        bar = _QuantizerBar()
+        stack.callback(bar.close)
+        found = measure(
+            setup.model,
+            steering,
+            lambda path, name: setup.evaluator(model=path, kept=None if name in columns else f"{name}.records.jsonl"),
+            folder=folder,
+            quants=[kind.name for kind in kinds],
+            pairs=pairs,
+            keep=keep,
+            top_n=top_n,
+            n_agreement=n_agreement,
+            n_threads=setup.flags.threads,
+            seed=setup.seed,
+            done=columns,
+            on_column=keep_column,
+            on_map=lambda name, expert_map: expert_map.save(setup.path(f"{name}.map.json")),
+            progress=bar,
+        )
+        problem = missing_matplotlib()
+        if problem:
+            click.echo(problem, err=True)
+        else:
+            draw_transfer(found, [setup.path(name) for name in _PICTURES])
+        data = setup.write_summary(found.to_dict())
+        setup.write("report.md", markdown(found, setup.command, () if problem else _PICTURES[:1]))
+        kept.finish([found.base.name, *(column.name for column in found.columns)])
+    if setup.as_json:
+        setup.print_json(data)
+        return
+    _print(found)
+    click.echo(f"\nwritten: {setup.path('report.md')}")
+
+
+def _pairs(setup: EvaluationSetup, name: str | None) -> Collection[Pair] | None:
+    """The pairs that are named, else those of a shipped map."""
+    from ...evaluation.studies.opening import pairs_of
+
+    if name == NONE:
+        return None
+    return PairsFile(name) if name is not None else pairs_of(setup.steering)
+
+
+def _settings(setup: EvaluationSetup, pairs: Collection[Pair] | None, top_n: int, n_agreement: int) -> dict[str, Any]:
+    """All that a column hangs on: what must be the same to go on with an interrupted run."""
+    neutral = setup.guards[1]
+    steering = {key: value for key, value in setup.steering.to_dict().items() if key not in ("map", "name")}
+    return {
+        **setup.about,
+        "steering": steering,
+        "task_sha256": setup.task.sha256,
+        "neutral_sha256": None if neutral is None else neutral.sha256,
+        "pairs_sha256": None
+        if pairs is None
+        else pairs.digest
+        if isinstance(pairs, PairsFile)
+        else pairs_digest(pairs),
+        **setup.settings.to_dict(),
+        "top_n": top_n,
+        "n_agreement": n_agreement,
+        "seed": setup.seed,
+    }
+
+
+def _done(setup: EvaluationSetup, kept: AnswerFile, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Columns of an interrupted run. Raises UsageError without --resume or --restart, or with other settings."""
+    if kept.exists() and not setup.resume and not setup.restart:
+        raise UsageError(f"{kept.path}: an interrupted run; go on with --resume, or start over with --restart")
+    if kept.exists() and setup.resume:
+        kept.resume(settings)
+        return list(kept.records())
+    if setup.restart:
+        for path in setup.path(".").glob("*.records.jsonl.partial"):
+            path.unlink()
+    kept.start(settings)
+    return []
+
+
+def _tell(kept: AnswerFile, n_kept: int) -> None:
+    """What an interrupted run leaves."""
+    if n_kept:
+        what = "1 model is" if n_kept == 1 else f"{n_kept} models are"
+        click.echo(f"{what} done and kept in {kept.path}; go on with the same command and --resume", err=True)
+
+
+class _QuantizerBar:
+    """The bar while a model is quantized; the evaluator has its own, and two do not go together."""
+
+    def __init__(self) -> None:
+        self._open = ExitStack()
+        self._show: Callable[[str, int, int], None] | None = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show how far it is."""
+        if self._show is None:
+            self._show = self._open.enter_context(progress_bar())
+        self._show(what, done, total)
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        """Take it away."""
+        self._show = None
+        self._open.close()
+
+
+def _print(found: Transfer) -> None:
+    from ...evaluation.reports.transfer_report import conclusions, rates, table, types
+
+    out = console()
+    for number, part in enumerate((table(found), rates(found), types(found))):
+        out.print(*([""] if number else []), rich_table(part), sep="\n")
+    for line in (*conclusions(found), *(f"note: {warning}" for warning in found.warnings)):
+        out.print(f"\n{line}", markup=False, soft_wrap=True)

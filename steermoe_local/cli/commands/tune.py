@@ -1,0 +1,170 @@
+"""steermoe tune."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..._util.files import require_writable
+from ...errors import UsageError
+from ...steering.bias_file import write_bias
+from ..options.common import EXIT_ERROR, console
+from ..options.evaluation import evaluation_options, is_given
+from ..options.evaluation_setup import RECORDS, EvaluationSetup
+from .eval import rich_table
+
+_PICTURES = ("tuning.png", "tuning.svg")
+
+
+class Share(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A share: 5% or 0.05."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The share as a number; below 0 or not finite is a mistake."""
+        if isinstance(value, float):
+            return value
+        text = str(value).strip()
+        try:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            share = math.nan
+        if not 0 <= share < math.inf:
+            self.fail(f"{value!r} is no share, like 5% or 0.05.", param, ctx)
+        return share
+
+
+@click.command()
+@evaluation_options(without=("activate", "deactivate", "preset"))
+@click.option("--max-ppl-increase", type=Share(), metavar="SHARE", help="Most increase of the perplexity, like 5%.")
+@click.option("--max-kl", type=click.FloatRange(0), metavar="X", help="Most KL from the unsteered model, in nats.")
+@click.option(
+    "--max-refusal-increase",
+    type=Share(),
+    metavar="SHARE",
+    help="Most benign prompts refused beyond the unsteered model's, like 5%.",
+)
+@click.option(
+    "--max-looping-increase",
+    type=Share(),
+    metavar="SHARE",
+    help="Most looping answers beyond the unsteered model's, like 5%.",
+)
+@click.option("--max-activate", type=click.IntRange(0), metavar="N", help="Promote no more experts.  [default: any]")
+@click.option("--max-deactivate", type=click.IntRange(0), metavar="N", help="Suppress no more experts.  [default: any]")
+@click.option(
+    "--max-choices",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Most choices to look at.",
+)
+@click.option(
+    "--choosing-share",
+    type=Share(),
+    default="50%",
+    show_default=True,
+    metavar="SHARE",
+    help="Share of the items to choose on; the others are held out.",
+)
+@click.option(
+    "--exhaustive", is_flag=True, help="Look at every choice there is, instead of searching: slow, to compare with."
+)
+@click.option(
+    "--write",
+    "bias_output",
+    type=click.Path(path_type=Path),
+    metavar="BIAS",
+    help="Bias file to write.  [default: bias.gguf in the folder of the results]",
+)
+def tune(
+    setup: EvaluationSetup,
+    max_ppl_increase: float | None,
+    max_kl: float | None,
+    max_refusal_increase: float | None,
+    max_looping_increase: float | None,
+    max_activate: int | None,
+    max_deactivate: int | None,
+    max_choices: int,
+    choosing_share: float,
+    exhaustive: bool,
+    bias_output: Path | None,
+) -> None:
+    """Find how many experts to steer: the strongest effect inside a budget of fluency.
+
+    Searches along the order of |RD|, on a part of the items, and reports the effect on the others; docs/tuning.md says
+    how. --reverse tunes the other side, --layers and --strength hold for all choices. OUT gets bias.gguf, summary.json,
+    report.md, records.jsonl (all answers), tuning.png and tuning.svg. A search that was interrupted goes on with
+    --resume.
+
+    Exit status 1, and no bias, if nothing inside the budget has an effect, or if the held-out items do not confirm it.
+
+    \b
+    Examples:
+      steermoe tune -m tiny --map digits-words --max-ppl-increase 5% -o out
+      steermoe tune -m olmoe.gguf --map map.json --task questions.jsonl --max-kl 0.05 --max-refusal-increase 5% -o out
+    """
+    from ...evaluation.reports.pictures import missing_matplotlib
+    from ...evaluation.reports.search_pictures import draw_tuning
+    from ...evaluation.reports.search_report import tuning_markdown, tuning_tables, tuning_verdict
+    from ...evaluation.studies import tune as search
+    from ...evaluation.studies.candidate_evaluator import split
+    from ...evaluation.studies.objective import Budget, space
+
+    if exhaustive and is_given("max_choices"):
+        raise UsageError("--max-choices is for the search, and --exhaustive looks at every choice; give one of them")
+    budget = Budget(max_ppl_increase, max_kl, max_refusal_increase, max_looping_increase)
+    # mistakes are told before anything is made or loaded
+    steering = setup.map_steering
+    whole = space(steering)
+    split([str(item.id) for item in setup.task.items], setup.seed, choosing_share)
+    budget.check_guards(*setup.guards)
+    target = require_writable(bias_output) if bias_output else setup.path("bias.gguf")
+    setup.check_output("bias.gguf", "summary.json", "report.md", RECORDS, *_PICTURES)
+    common: dict[str, Any] = {"seed": setup.seed, "share": choosing_share}
+    n = len(setup.task.items)
+    words = "every choice is looked at" if exhaustive else f"at most {max_choices} choices are looked at"
+    with setup.evaluator() as evaluator:
+        click.echo(
+            f"{whole.n_choices} choices there are; {words}, on {round(choosing_share * n)} of {n} items", err=True
+        )
+        if exhaustive:
+            only = [None if most is None else range(most + 1) for most in (max_activate, max_deactivate)]
+            result = search.exhaustive(evaluator, steering, budget, activate=only[0], deactivate=only[1], **common)
+        else:
+            limits: dict[str, Any] = {
+                "max_activate": max_activate,
+                "max_deactivate": max_deactivate,
+                "max_trials": max_choices,
+            }
+            result = search.tune(evaluator, steering, budget, **limits, **common)
+        # inside: should the disk be full now, --resume finds all answers
+        drawn: tuple[str, ...] = ()
+        if problem := missing_matplotlib():
+            click.echo(problem, err=True)
+        else:
+            draw_tuning(result, [setup.path(name) for name in _PICTURES])
+            drawn = _PICTURES[:1]
+        if result.bias is not None:
+            write_bias(result.bias, target)
+        else:  # the result of an earlier search would pass for this one's
+            target.unlink(missing_ok=True)
+        data = setup.write_summary({**result.to_dict(), "bias": str(target) if result.bias else None})
+        setup.write("report.md", tuning_markdown(result, setup.command, drawn))
+    if setup.as_json:
+        setup.print_json(data)
+    else:
+        for table in tuning_tables(result):
+            console().print(rich_table(table), "")
+        click.echo(
+            f"{tuning_verdict(result)}\nwritten: {setup.path('report.md')}{f', {target}' if result.bias else ''}"
+        )
+    if result.bias is None:
+        if setup.as_json:
+            click.echo(tuning_verdict(result), err=True)
+        raise SystemExit(EXIT_ERROR)

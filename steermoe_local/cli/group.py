@@ -1,0 +1,77 @@
+"""The group `steermoe` and its commands."""
+
+from __future__ import annotations
+
+import click
+
+from .. import __version__
+from .commands.bias import bias
+from .commands.chat import chat
+from .commands.completion import completion
+from .commands.config import config
+from .commands.demo import demo
+from .commands.detect import detect
+from .commands.eval import eval_
+from .commands.experiment import experiment
+from .commands.info import info
+from .commands.map import map_
+from .commands.map_export import card, export, import_
+from .commands.map_merge import merge
+from .commands.models import models
+from .commands.pairs import pairs
+from .commands.presets import presets
+from .commands.pull import pull
+from .commands.run import run
+from .commands.serve import serve
+from .commands.sweep import sweep
+from .commands.tasks import tasks
+from .commands.transfer import transfer
+from .commands.tune import tune
+from .program import SteerMoEGroup
+
+
+@click.group(
+    "steermoe",
+    cls=SteerMoEGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="steermoe")
+def main() -> None:
+    """Steer Mixture-of-Experts GGUF models: find the experts of a behaviour, promote or suppress them.
+
+    \b
+    The way, each step a file:
+      steermoe detect -m MODEL --pairs PAIRS.jsonl -o MAP.json
+      steermoe bias build MAP.json -o BIAS.gguf --activate 10 --deactivate 50
+      steermoe run -m MODEL --bias BIAS.gguf -p "..."
+
+    \b
+    Exit status: 0 done, 1 an input cannot be used, 2 wrong usage, 130 interrupted.
+    """
+
+
+for command in (
+    pull,
+    models,
+    info,
+    pairs,
+    tasks,
+    detect,
+    map_,
+    presets,
+    bias,
+    run,
+    chat,
+    serve,
+    eval_,
+    experiment,
+    sweep,
+    tune,
+    transfer,
+    demo,
+    config,
+    completion,
+):
+    main.add_command(command)
+for command in (merge, import_, export, card):
+    map_.add_command(command)

@@ -1,0 +1,221 @@
+"""The configuration file: defaults for the command line's options, in TOML.
+
+Keys are long names of options. At the top they hold for every command that has them, in a table like `[chat]` or
+`[pairs.check]` for that command; the nearer one counts. Which commands and options there are is the caller's to say.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from ..._util.files import read_bytes
+from ...errors import FormatError, UsageError
+from .toml_edit import table_and_key
+
+__all__ = ["Commands", "ConfigFile", "Entry", "OptionKind", "config_path", "is_secret", "parse_value"]
+
+ENVIRONMENT = "STEERMOE_CONFIG"
+_LIMIT = 1 << 20
+_PLACE = re.compile(r" \(at line (\d+), column \d+\)| \(at end of document\)")
+_SECRET = re.compile(r"(^|-)(token|key|secret|password)$")
+
+
+@dataclass(frozen=True)
+class OptionKind:
+    """What an option takes. `many`: it can be given again. `shared`: a key at the top of the file holds for it."""
+
+    what: Literal["flag", "integer", "number", "text", "table", "any"]
+    many: bool = False
+    shared: bool = True
+
+    @property
+    def words(self) -> str:
+        """What a value must be, for messages."""
+        names = {
+            "flag": "true or false",
+            "integer": "a whole number",
+            "number": "a number",
+            "text": "a text in quotes",
+            "table": "a table",
+            "any": "a text or a number",
+        }
+        return names[self.what] + (", or a list of them" if self.many else "")
+
+    def accepts(self, value: Any) -> bool:
+        """Tell whether a value of the file can be one of this option."""
+        if isinstance(value, list):
+            one = OptionKind(self.what)
+            return (self.many or self.what == "any") and all(one.accepts(v) and type(v) is not list for v in value)
+        types: dict[str, tuple[type, ...]] = {
+            "flag": (bool,),
+            "integer": (int,),
+            "number": (int, float),
+            "text": (str,),
+            "table": (dict, str),
+            "any": (str, int, float),
+        }
+        return isinstance(value, types[self.what]) and (self.what == "flag") == isinstance(value, bool)
+
+
+Path_ = tuple[str, ...]
+Commands = Mapping[Path_, Mapping[str, OptionKind]]
+"""The options of every command by its path, like ("pairs", "check"), and their long names without the dashes."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A value and the line of the file that it stands in, None if that is not known."""
+
+    value: Any
+    line: int | None
+
+
+def config_path() -> Path:
+    """Path of the configuration file: STEERMOE_CONFIG, or config.toml in the platform's configuration folder."""
+    if named := os.environ.get(ENVIRONMENT):
+        return Path(named)
+    from platformdirs import user_config_dir
+
+    return Path(user_config_dir("steermoe", appauthor=False)) / "config.toml"
+
+
+def is_secret(name: str) -> bool:
+    """Tell whether an option's value must not be shown."""
+    return _SECRET.search(name) is not None
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """A configuration file as it was read; a file that is not there is an empty one."""
+
+    path: Path
+    text: str
+    exists: bool
+    data: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> ConfigFile:
+        """Read the file. Raises UsageError if it cannot be read or is no TOML, with the line."""
+        if not path.exists():
+            return cls(path, "", False, {})
+        try:
+            text = read_bytes(path, "the configuration", _LIMIT).decode("utf-8-sig")
+        except FormatError as error:
+            raise UsageError(str(error)) from error
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path}: byte {error.start} is not UTF-8; save the configuration as UTF-8") from None
+        return cls(path, text, True, parse(text, path))
+
+    def options(self, commands: Commands) -> dict[Path_, dict[str, Entry]]:
+        """What the file says for each command. Raises UsageError for what no command knows, and for wrong types."""
+        found: dict[Path_, dict[str, Entry]] = {path: {} for path in commands}
+        self._read_table(self.data, (), commands, found)
+        return {path: entries for path, entries in found.items() if entries}
+
+    def line(self, keys: Path_) -> int | None:
+        """The number of the line where a key stands."""
+        lines = list(table_and_key(self.text))
+        for number, table, key in lines:
+            if table + key == keys:
+                return number
+        return next((number for number, table, key in lines if not key and table[: len(keys)] == keys), None)
+
+    def _read_table(self, table: Mapping[str, Any], at: Path_, commands: Commands, found: Any) -> None:
+        below: list[tuple[str, Any]] = []
+        for key, value in table.items():
+            here = (*at, key)
+            if isinstance(value, dict) and any(path[: len(here)] == here for path in commands):
+                below.append((key, value))
+                continue
+            owners = [
+                path
+                for path, options in commands.items()
+                if path[: len(at)] == at and key in options and (options[key].shared or path == at)
+            ]
+            if not owners:
+                self._unknown(here, value, commands)
+            for path in owners:
+                kind = commands[path][key]
+                if not kind.accepts(value):
+                    shown = "a secret" if is_secret(key) else _shown(value)
+                    self._fail(
+                        here, f"{_name(here)} = {shown} is not {kind.words}, as --{key} of {_command(path)} needs"
+                    )
+                found[path][key] = Entry(value, self.line(here))
+        for key, value in below:  # behind the keys, as what stands nearer to a command counts
+            self._read_table(value, (*at, key), commands, found)
+
+    def _unknown(self, here: Path_, value: Any, commands: Commands) -> NoReturn:
+        *at, key = here
+        if key.startswith("-"):
+            self._fail(here, f"{_name(here)}: options stand without their dashes here; write {key.lstrip('-')}")
+        elsewhere = sorted(".".join(path) for path, options in commands.items() if key in options)
+        if elsewhere and at:
+            self._fail(
+                here, f"{_name(here)}: {_command(tuple(at))} has no --{key}; it belongs to {', '.join(elsewhere)}"
+            )
+        if elsewhere:
+            self._fail(here, f"{key}: means different things; put it into a table, like [{elsewhere[0]}]")
+        if isinstance(value, dict):
+            names = {path[len(at)] for path in commands if path[: len(at)] == tuple(at) and len(path) > len(at)}
+            self._fail(here, f"[{'.'.join(here)}]: no such command{_nearest(key, names)}")
+        known = {name for path, options in commands.items() if path[: len(at)] == tuple(at) for name in options}
+        self._fail(here, f"{_name(here)}: no such option{_nearest(key, known)}")
+
+    def _fail(self, keys: Path_, message: str) -> NoReturn:
+        line = self.line(keys)
+        where = f"{self.path}, line {line}" if line else str(self.path)
+        raise UsageError(f"{where}: {message}")
+
+
+def parse(text: str, path: Path) -> dict[str, Any]:
+    """Parse TOML. Raises UsageError with the line."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        place = _PLACE.search(str(error))
+        line = place[1] if place and place[1] else str(text.count("\n") + 1)
+        what = _PLACE.sub("", str(error)).rstrip(".")
+        raise UsageError(f"{path}, line {line}: not TOML: {what}; a line is KEY = VALUE or [COMMAND]") from None
+    except RecursionError:
+        raise UsageError(f"{path}: nested too deeply") from None
+
+
+def parse_value(text: str, kind: OptionKind) -> Any:
+    """The value that a person wrote on the command line for an option. Raises ValueError if it cannot be one."""
+    if kind.what == "text" and not kind.many:
+        return text
+    try:
+        value: Any = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    if kind.many and kind.accepts([value]):
+        value = [value]
+    if not kind.accepts(value):
+        raise ValueError(f"{text!r} is not {kind.words}")
+    return value
+
+
+def _name(keys: Path_) -> str:
+    return f"[{'.'.join(keys[:-1])}] {keys[-1]}" if len(keys) > 1 else keys[0]
+
+
+def _command(path: Path_) -> str:
+    return " ".join(("steermoe", *path))
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(name.replace("_", "-").lower(), sorted(known), n=1, cutoff=0.5)
+    return f"; is it {close[0]}?" if close else "; `steermoe config show COMMAND` lists what a command takes"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if not isinstance(value, bool) else str(value).lower()
+    return text if len(text) <= 40 else text[:37] + "..."

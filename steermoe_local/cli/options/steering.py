@@ -1,0 +1,194 @@
+"""The options that say how a model is steered, the same for every command that runs one."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+from click.core import ParameterSource
+
+from ...errors import UsageError
+from ...identity import ModelIdentity
+from ...model_files.model_info import model_info
+from ...models.shipped_maps import map_path, recommended_numbers
+from ...steering.presets import PRESETS
+from .common import F
+
+if TYPE_CHECKING:
+    from ...steering.steering import Steering
+
+__all__ = ["SteeringFlags", "steering_options", "warn"]
+
+# What only goes with a map, by the option's name.
+_NUMBERS = ("activate", "deactivate", "preset", "reverse", "layers", "strength")
+
+
+@dataclass(frozen=True)
+class SteeringFlags:
+    """The flags of `steering_options`.
+
+    `given` names those that stand on the command line. `bias_is_nearer` tells which of a map and a bias file counts,
+    where both are there: the bias file was said nearer to the command line.
+    """
+
+    map_file: str | None = None
+    activate: int | None = None
+    deactivate: int | None = None
+    reverse: bool = False
+    layers: str | None = None
+    strength: float | None = None
+    preset: str | None = None
+    bias: Path | None = None
+    force: bool = False
+    given: frozenset[str] = frozenset()
+    bias_is_nearer: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for flags that exclude each other.
+
+        Only flags of the command line can: what comes from the environment or the configuration gives way to them.
+        """
+        if {"map_file", "bias"} <= self.given:
+            raise UsageError("--bias and --map both steer; give one of them")
+        numbers = [f"--{name}" for name in _NUMBERS if name in self.given]
+        if numbers and not self._map:
+            what = "a bias file's choice of experts is made" if self._bias else "the experts are chosen from a map"
+            raise UsageError(f"{numbers[0]}: {what}; give the map with --map MAP")
+        if "preset" in self.given and (both := self.given & {"activate", "deactivate", "reverse"}):
+            raise UsageError(f"--preset gives the numbers and the side; leave out --{min(both)}, or --preset")
+        if self.strength is not None and not math.isfinite(self.strength):
+            raise UsageError(f"--strength {self.strength}: not a number of logits; give one like 2.5")
+
+    @property
+    def wanted(self) -> bool:
+        """Is anything to be steered?"""
+        return self._map is not None or self._bias is not None
+
+    @property
+    def _map(self) -> str | None:
+        return None if self.bias is not None and self.bias_is_nearer else self.map_file
+
+    @property
+    def _bias(self) -> Path | None:
+        return self.bias if self._map is None else None
+
+    @property
+    def source(self) -> dict[str, str]:
+        """Where the steering comes from, as it was named: {"map": ...} or {"bias": ...}, {} for none."""
+        if self._map is not None:
+            return {"map": self._map}
+        return {} if self._bias is None else {"bias": str(self._bias)}
+
+    def open(self, identity: ModelIdentity | None, model_path: Path) -> Steering | None:
+        """Read the map or bias file and check that it fits the model; None when nothing is to be steered.
+
+        `identity` is the model's. None: for a map it is read from the file, which takes hashing its routers; a bias
+        file is then only checked when it is attached. Warnings go to stderr.
+
+        Raises FormatError, ModelMismatchError, ModelError, UsageError (no numbers of experts).
+        """
+        from ...steering.steering import Steering
+
+        if self._map is not None:
+            path = map_path(self._map)
+            steering = self._choice(Steering.open(map_file=path), path)
+            identity = identity or model_info(model_path).require_moe()
+        elif self._bias is not None:
+            steering = Steering.open(bias=self._bias)
+        else:
+            return None
+        if identity is not None:
+            warn(steering.check(identity, str(model_path), self.force))
+        return steering
+
+    def _choice(self, steering: Steering, path: Path) -> Steering:
+        """The map's steering with the numbers of the flags, of the preset, or of the card that a shipped map has."""
+        choice: dict[str, Any] = {"layers": self.layers, "scale": self.strength}
+        if self.preset and not self.given & {"activate", "deactivate"}:
+            steering, warnings = steering.changed(**choice).with_preset(self.preset)
+            warn(warnings)
+            return steering
+        numbers: tuple[int | None, int | None] = (self.activate, self.deactivate)
+        if numbers == (None, None):
+            numbers = recommended_numbers(path) or numbers
+        if not any(numbers):
+            raise UsageError(
+                f"{path}: nothing to steer; say how many experts: --activate N (RD > 0), --deactivate N (RD < 0) or "
+                f"both, or --preset {'|'.join(PRESETS)} for the paper's models"
+            )
+        return steering.changed(**choice, activate=numbers[0] or 0, deactivate=numbers[1] or 0, reverse=self.reverse)
+
+
+_NEAREST_FIRST = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
+
+
+def _rank(source: ParameterSource | None) -> int:
+    return _NEAREST_FIRST.index(source) if source in _NEAREST_FIRST else len(_NEAREST_FIRST)
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Print warnings on stderr, a line each."""
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+
+
+_OPTIONS = (
+    click.option(
+        "--map",
+        "map_file",
+        metavar="MAP",
+        help="Expert map to steer by: a file, or the name of a map that ships with the embedded model, like "
+        "digits-words.",
+    ),
+    click.option("--activate", type=click.IntRange(0), metavar="N", help="Experts with RD > 0 to promote."),
+    click.option("--deactivate", type=click.IntRange(0), metavar="N", help="Experts with RD < 0 to suppress."),
+    click.option("--preset", type=click.Choice(PRESETS), help="Numbers of experts that the paper took for this model."),
+    click.option("--reverse", is_flag=True, help="Steer to the map's negative side: flip the sign of RD first."),
+    click.option("--layers", metavar="A-B", help="Steer only these layers, like 3-7,9.  [default: all]"),
+    click.option(
+        "--strength",
+        "--scale",
+        "strength",
+        type=float,
+        metavar="X",
+        help="Soft rule: add X to the router's logits of promoted experts, take it from suppressed ones.  "
+        "[default: the hard rule]",
+    ),
+    click.option(
+        "--bias",
+        type=click.Path(path_type=Path),
+        envvar="STEERMOE_BIAS",
+        show_envvar=True,
+        help="Bias file to steer by, instead of a map.",
+    ),
+    click.option(
+        "--force", is_flag=True, help="Accept a map or bias whose router hash is another one, if the shape fits."
+    ),
+)
+
+
+def steering_options(command: F) -> F:
+    """Say how to steer; the command gets the flags as one argument, `steering_flags` (SteeringFlags)."""
+
+    @functools.wraps(command)
+    def with_flags(**arguments: Any) -> Any:
+        context = click.get_current_context()
+        names = [name for name in SteeringFlags.__dataclass_fields__ if name in arguments]
+        values = {name: arguments.pop(name) for name in names}
+        sources = {name: context.get_parameter_source(name) for name in names}
+        flags = SteeringFlags(
+            **values,
+            given=frozenset(name for name in names if sources[name] == ParameterSource.COMMANDLINE),
+            bias_is_nearer=_rank(sources.get("bias")) < _rank(sources.get("map_file")),
+        )
+        return command(**arguments, steering_flags=flags)
+
+    wrapped: Any = with_flags
+    for option in reversed(_OPTIONS):
+        wrapped = option(wrapped)
+    return cast(F, wrapped)

@@ -1,0 +1,103 @@
+"""The program as a whole: its settings before a command starts, and the one place where errors become messages."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from ..errors import SteerMoEError, UsageError
+from .options import settings
+
+_DID_YOU_MEAN = re.compile(r"\.? \(?Did you mean (?:one of: )?(.*?)\?\)?$")
+EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class SteerMoEGroup(click.Group):
+    """A group whose commands take defaults from the environment and the configuration, and fail with one line.
+
+    The line says what is wrong, where, and the cure.
+    """
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Give every option its environment variables before anything is read."""
+        if parent is None:
+            settings.name_variables(self)
+        if extra.get("resilient_parsing"):  # click completes for a shell
+            from .options import completion
+
+            completion.attach(self)
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            _fail_by_click(error)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Read the configuration for the command that is about to start. Help is to be had whatever it says."""
+        found = super().resolve_command(ctx, args)
+        command, rest = found[1:]
+        needs_none = isinstance(command, settings.WithoutConfig) or any(flag in rest for flag in ctx.help_option_names)
+        if command is not None and not needs_none and not ctx.resilient_parsing:
+            ctx.default_map = settings.default_map(self)
+        return found
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; translate errors into a message and an exit status."""
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            _fail(str(error), EXIT_USAGE)
+        except SteerMoEError as error:
+            _fail(str(error), EXIT_ERROR)
+        except click.ClickException as error:
+            _fail_by_click(error)
+        except BrokenPipeError:
+            # The reader went away (`steermoe map show M | head`); nothing more can be said on stdout.
+            _drop_stdout()
+            sys.exit(EXIT_ERROR)
+        except OSError as error:  # what nobody nearer could say more about: a full disk behind stdout, a folder gone
+            _drop_stdout()
+            where = error.filename or "the output or a file"
+            _fail(f"{where}: {error.strerror or error}; check the path, and the room on the disk", EXIT_ERROR)
+        except MemoryError:
+            _fail("out of memory; close other programs, or take a smaller model or context (-c)", EXIT_ERROR)
+        except (KeyboardInterrupt, click.Abort):
+            _fail("interrupted", EXIT_INTERRUPTED)
+
+
+def _drop_stdout() -> None:
+    """Let what is left in stdout's buffer go nowhere; writing it at exit would fail once more."""
+    with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _fail_by_click(error: click.ClickException) -> NoReturn:
+    """click's own errors in the form of all others: one line, and where the help is."""
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+        error.show()
+        sys.exit(error.exit_code)
+    message = " ".join(error.format_message().split())
+    if match := _DID_YOU_MEAN.search(message):
+        message = f"{message[: match.start()]}; nearest: {match[1]}"
+    message = message.rstrip(".")
+    if message[1:2].islower():
+        message = message[0].lower() + message[1:]
+    ctx = getattr(error, "ctx", None)
+    if isinstance(error, click.BadParameter) and ctx is not None and error.param is not None:
+        message += settings.provenance(ctx, error.param)
+    if ctx is not None:
+        message += f"; see {ctx.command_path} --help"
+    _fail(message, error.exit_code)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(status)

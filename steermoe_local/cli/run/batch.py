@@ -1,0 +1,229 @@
+"""`steermoe run --n-prompts`: many prompts, one line of JSON each."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ...errors import ModelError, UsageError
+from ...generation.answer_file import AnswerFile, json_line
+from ...generation.answering import Answer, Answerer, Prepared, prepare, vocabulary_renderer
+from ...pairs.prompts import PromptItem, load_prompts, prompts_digest, read_prompts
+from ..options.common import print_json, progress_bar
+from .setup import STEERED, BatchFlags, RunFlags, Steered
+
+DEFAULT_PARALLEL = 4
+
+Record = dict[str, Any]
+
+
+def run_batch(flags: RunFlags, batch: BatchFlags, as_json: bool) -> None:
+    """Answer all prompts of a file: onto stdout in their order, or into a file that keeps what is done."""
+    assert batch.prompts_file is not None
+    kept = AnswerFile(batch.output) if batch.output else None
+    if kept and kept.exists() and not batch.resume and not batch.restart:
+        raise UsageError(f"{kept.path}: an interrupted run; go on with --resume, or start over with --restart")
+    name, items = _items(batch.prompts_file)
+    steered = Steered(flags)
+    steered.warn_without_template()
+    prompts = _prepared(name, items, steered)
+    n_ctx = flags.context(steered.facts, max(len(prompt.tokens) for prompt in prompts))
+    for item, prompt in zip(items, prompts, strict=True):
+        if (n := len(prompt.tokens)) >= n_ctx:
+            raise UsageError(f"{name}:{item.line}: a prompt of {n} tokens, but the context has {n_ctx}; raise -c")
+    with kept or contextlib.nullcontext():
+        done: set[str] = set()
+        if kept:
+            settings = _settings(steered, items, n_ctx)
+            if batch.resume and kept.exists():
+                done = kept.resume(settings)
+            else:
+                kept.start(settings)
+        places = [place for place, item in enumerate(items) if str(item.id) not in done]
+        run = _Batch(steered, [items[i] for i in places], [prompts[i] for i in places], n_ctx)
+        write = kept.add if kept else _to_stdout()
+        try:
+            with _bar(hidden=kept is None and sys.stdout.isatty()) as show:
+                show("run", len(done), len(items))
+                for record in run.records(min(batch.parallel or DEFAULT_PARALLEL, len(places)), ordered=kept is None):
+                    write(record)
+                    show("run", len(done) + run.n_done, len(items))
+        except KeyboardInterrupt:
+            if kept and (n := len(done) + run.n_done):
+                click.echo(f"{n} of {len(items)} answers are kept; go on with the same command and --resume", err=True)
+            raise
+        if kept:
+            kept.finish(item.id for item in items)
+    if batch.output and as_json:
+        print_json({"output": str(batch.output), "n_prompts": len(items), **run.figures()})
+    elif batch.output:
+        click.echo(f"{run.summary()}\nwritten: {batch.output}")
+    elif flags.show_timings:
+        click.echo(run.summary(), err=True)
+
+
+def _items(path: Path) -> tuple[str, list[PromptItem]]:
+    """The prompts, and the name that stands in messages."""
+    if str(path) == "-":
+        if sys.stdin is None:
+            raise UsageError("stdin is closed; give the prompts in a file")
+        return "stdin", read_prompts(sys.stdin.buffer, "stdin")
+    return str(path), load_prompts(path)
+
+
+def _prepared(name: str, items: Sequence[PromptItem], steered: Steered) -> list[Prepared]:
+    """All prompts as tokens; by the vocabulary alone, so that what cannot be used is told before the model is loaded.
+
+    Raises UsageError and ModelError, which name the line.
+    """
+    flags = steered.flags
+    prepared = []
+    with vocabulary_renderer(
+        flags.model,
+        thinking=flags.thinking,
+        template_arguments=flags.template_arguments,
+        verbose=flags.flags.verbose,
+    ) as renderer:
+        for item in items:
+            try:
+                prepared.append(prepare(renderer, _said(item, steered)))
+            except (UsageError, ModelError) as error:
+                raise type(error)(f"{name}:{item.line}: {error}") from None
+    return prepared
+
+
+def _said(item: PromptItem, steered: Steered) -> Any:
+    if steered.chats:
+        return item.messages(steered.flags.system_prompt or "")
+    why = "--raw uses" if steered.flags.raw else f"{steered.flags.model} has"
+    if item.system or not isinstance(item.content, str):
+        field = "system" if item.system else "messages"
+        raise UsageError(f"{field}: {why} no chat template; write it all into prompt")
+    return item.content
+
+
+def _settings(steered: Steered, items: Sequence[PromptItem], n_ctx: int) -> dict[str, Any]:
+    """All that must be the same for two parts of a run to be one."""
+    flags, facts = steered.flags, steered.facts
+    return {
+        "prompts": prompts_digest(items),
+        "model": {name: getattr(facts, name) for name in ("architecture", "name", "file_type", "size_bytes")},
+        "steering": steered.describe(),
+        "compare": flags.compare,
+        "sampling": dataclasses.asdict(flags.sampling),
+        "n_predict": flags.n_predict,
+        "stop": list(flags.stop),
+        "system": flags.system_prompt,
+        "raw": flags.raw,
+        "thinking": flags.thinking,
+        "template_arguments": dict(flags.template_arguments or {}),
+        "n_ctx": n_ctx,
+    }
+
+
+def _to_stdout() -> Callable[[Record], None]:
+    """Write records to what is stdout now: a progress bar puts something else in its place."""
+    stdout = sys.stdout.buffer
+
+    def write(record: Record) -> None:
+        stdout.write(json_line(record).encode("utf-8"))
+        stdout.flush()
+
+    return write
+
+
+@contextlib.contextmanager
+def _bar(hidden: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """The progress bar; hidden where it would stand between the answers."""
+    if hidden:
+        yield lambda what, done, total: None
+        return
+    with progress_bar() as show:
+        yield show
+
+
+class _Batch:
+    """Some prompts, answered."""
+
+    def __init__(self, steered: Steered, items: Sequence[PromptItem], prompts: Sequence[Prepared], n_ctx: int) -> None:
+        self._steered, self._items, self._prompts, self._n_ctx = steered, items, prompts, n_ctx
+        self.n_done = 0
+        self._n_tokens = 0
+        self._seconds = 0.0
+        described = steered.describe() or {}
+        short = ("name", "mode", "n_active", "n_inactive", "map_sha256")
+        self._steering = {key: described[key] for key in short if key in described} or None
+
+    def records(self, n_parallel: int, ordered: bool) -> Iterator[Record]:
+        """The answers, in the order of the prompts or as they are finished."""
+        if not self._items:
+            return
+        flags, sides = self._steered.flags, self._steered.sides
+        with self._steered.load(self._n_ctx, n_parallel) as (_, engine):
+            answerer = Answerer(
+                engine,
+                sides,
+                sampling=flags.sampling,
+                max_tokens=flags.n_predict,
+                stop=flags.stop,
+                parallel=n_parallel,
+            )
+            start = time.monotonic()
+            done = self._done(answerer.events(self._prompts))
+            for record in _in_order(done) if ordered else (record for _, record in done):
+                self._seconds = time.monotonic() - start
+                yield record
+
+    def _done(self, events: Iterable[Any]) -> Iterator[tuple[int, Record]]:
+        """(index, record) of each prompt all of whose sides are answered."""
+        answers: dict[int, dict[str, Answer]] = {}
+        for index, side, what in events:
+            if not isinstance(what, Answer):
+                continue
+            sides = answers.setdefault(index, {})
+            sides[side] = what
+            self._n_tokens += what.finish.n_generated
+            if len(sides) == len(self._steered.sides):
+                self.n_done += 1
+                yield index, self._record(self._items[index], answers.pop(index))
+
+    def _record(self, item: PromptItem, answers: dict[str, Answer]) -> Record:
+        head: Record = {"id": item.id, **({"extra": item.extra} if item.extra else {})}
+        if self._steered.flags.compare:
+            whole: Record = {side: answers[side].to_dict() for side in self._steered.sides}
+        else:
+            whole = answers[STEERED].to_dict()
+        return {**head, **whole, "steering": self._steering}
+
+    def figures(self) -> dict[str, Any]:
+        """For --json: of this process; what was kept of an interrupted one is not in them."""
+        return {
+            "n_answered": self.n_done,
+            "completion_tokens": self._n_tokens,
+            "seconds": round(self._seconds, 3),
+            "tokens_per_second": round(self._n_tokens / self._seconds, 1) if self._seconds else None,
+        }
+
+    def summary(self) -> str:
+        """One line."""
+        facts = self.figures()
+        rate = f" ({facts['tokens_per_second']} tokens/s)" if facts["tokens_per_second"] else ""
+        return f"{self.n_done} prompts answered, {self._n_tokens} tokens in {self._seconds:.1f} s{rate}"
+
+
+def _in_order(done: Iterable[tuple[int, Record]]) -> Iterator[Record]:
+    """Records by their index, which counts from 0."""
+    held: dict[int, Record] = {}
+    following = 0
+    for index, record in done:
+        held[index] = record
+        while following in held:
+            yield held.pop(following)
+            following += 1

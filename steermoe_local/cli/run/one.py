@@ -1,0 +1,135 @@
+"""`steermoe run` with one prompt: the answer as it comes, or as JSON."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from ...generation.answering import Answer, Answerer, Event, prepare, renderer_of
+from ...pairs.pairs import Message
+from ..chat.text import harmless
+from ..options.common import print_json
+from .setup import STEERED, UNSTEERED, RunFlags, Steered
+
+
+def run_one(flags: RunFlags, prompt: str, as_json: bool) -> None:
+    """Answer one prompt."""
+    steered = Steered(flags)
+    steered.warn_without_template()
+    said: Any = prompt
+    if steered.chats:
+        system = [Message("system", flags.system_prompt)] if flags.system_prompt else []
+        said = (*system, Message("user", prompt))
+    answers: dict[str, Answer] = {}
+    printer: _Printer | None = None
+    with steered.load(steered.flags.context(steered.facts)) as (llama, engine):
+        renderer = renderer_of(llama, thinking=flags.thinking, template_arguments=flags.template_arguments)
+        answerer = Answerer(engine, steered.sides, sampling=flags.sampling, max_tokens=flags.n_predict, stop=flags.stop)
+        try:
+            for event in answerer.events([prepare(renderer, said)]):
+                if not as_json:
+                    printer = printer or _Printer(steered)  # not before: an error leaves stdout empty
+                    printer.take(event)
+                if isinstance(event[2], Answer):
+                    answers[event[1]] = event[2]
+        except KeyboardInterrupt:
+            if printer:
+                printer.break_off()
+            raise
+    if as_json:
+        print_json(_result(answers, steered))
+    _notes(answers, steered, engine.n_ctx)
+
+
+def _result(answers: dict[str, Answer], steered: Steered) -> dict[str, Any]:
+    whole = {side: answer.to_dict() | {"timings": answer.timings()} for side, answer in answers.items()}
+    facts = {"model": str(steered.flags.model), "steering": steered.describe()}
+    if steered.flags.compare:
+        return {**{side: whole[side] for side in (UNSTEERED, STEERED)}, **facts}
+    return {**whole[STEERED], **facts}
+
+
+def _notes(answers: dict[str, Answer], steered: Steered, n_ctx: int) -> None:
+    """On stderr: what cut an answer off where nobody asked for it, and the timings."""
+    for side, answer in answers.items():
+        name = f"{side}: " if steered.flags.compare else ""
+        if answer.finish.reason == "context":
+            click.echo(f"warning: {name}the context of {n_ctx} tokens is full; raise -c", err=True)
+        elif answer.finish.reason == "length" and answer.reasoning and not answer.text:
+            click.echo(f"warning: {name}-n ended the answer while the model was thinking; raise it", err=True)
+        if steered.flags.show_timings:
+            click.echo(f"{name}{_timings(answer)}", err=True)
+
+
+def _timings(answer: Answer) -> str:
+    finish, facts = answer.finish, answer.timings()
+    rates = [facts["prompt_per_second"], facts["generation_per_second"]]
+    prompt, generation = ("" if rate is None else f" ({rate:.1f} tokens/s)" for rate in rates)
+    return (
+        f"prompt {finish.n_prompt} tokens in {finish.prompt_seconds:.2f} s{prompt}, "
+        f"answer {finish.n_generated} tokens in {finish.seconds:.2f} s{generation}, seed {finish.seed}"
+    )
+
+
+class _Printer:
+    """Prints answers while they come. Of two sides, the second waits until the first is through."""
+
+    def __init__(self, steered: Steered) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._reasoning = {"auto": self._terminal, "show": True, "hide": False}[steered.flags.reasoning]
+        self._dim = self._terminal and not os.environ.get("NO_COLOR")
+        self._headings: dict[str, str] = {}
+        if steered.flags.compare and steered.steering is not None:
+            self._headings = {UNSTEERED: "== unsteered", STEERED: f"== steered: {steered.steering.name}"}
+        self._order = list(steered.sides)
+        self._held: list[Event] = []
+        self._shown: set[str] = set()  # kinds of the present side
+
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop
+        self._begin()
+
+    def take(self, event: Event) -> None:
+        """Print an event, or keep it until its side's turn comes."""
+        if event[1] != self._order[0]:
+            self._held.append(event)
+            return
+        self._print(event)
+        while isinstance(event[2], Answer) and len(self._order) > 1:
+            del self._order[0]
+            self._begin()
+            held, self._held = self._held, []
+            for event in held:
+                self._print(event)
+
+    def break_off(self) -> None:
+        """End the line on a terminal, where messages come next."""
+        if self._terminal and self._shown:
+            click.echo()
+
+    def _begin(self) -> None:
+        self._shown = set()
+        if heading := self._headings.get(self._order[0]):
+            first = self._order[0] == UNSTEERED
+            click.echo(("" if first else "\n") + self._styled(heading))
+
+    def _print(self, event: Event) -> None:
+        what = event[2]
+        if isinstance(what, Answer):
+            click.echo()
+            return
+        kind, text = what
+        if kind == "reasoning" and not self._reasoning:
+            return
+        if kind == "answer" and self._shown == {"reasoning"}:
+            click.echo("\n")
+        self._shown.add(kind)
+        shown = harmless(text) if self._terminal else text
+        # color: what goes into a pipe keeps every character; echo flushes
+        click.echo(self._styled(shown) if kind == "reasoning" else shown, nl=False, color=not self._terminal or None)
+
+    def _styled(self, text: str) -> str:
+        return click.style(text, dim=True) if self._dim else text

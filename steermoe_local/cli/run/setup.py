@@ -1,0 +1,167 @@
+"""What one answer and many of them share: the flags of `steermoe run`, the model, and what is told of its steering."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ...errors import UsageError
+from ...identity import ModelIdentity
+from ...model_files.model_info import ModelInfo, model_info
+from ...steering.bias_file import BiasFile
+from ..options.common import LlamaFlags
+from ..options.memory_check import check_memory
+from ..options.steering import SteeringFlags, warn
+
+if TYPE_CHECKING:
+    from ...generation.engine import Engine, Sampling
+    from ...llama.steered_llama import SteeredLlama
+    from ...steering.steering import Steering
+
+DEFAULT_CONTEXT = 4096
+REASONING = ("auto", "show", "hide")
+UNSTEERED, STEERED = "unsteered", "steered"
+
+
+@dataclass(frozen=True)
+class RunFlags:
+    """The options of `steermoe run` that hold for one prompt and for many."""
+
+    model: Path
+    system_prompt: str | None
+    steering_flags: SteeringFlags
+    compare: bool
+    sampling: Sampling
+    n_predict: int | None
+    stop: tuple[str, ...]
+    ctx_size: int | None
+    raw: bool
+    thinking: bool
+    template_arguments: Mapping[str, Any] | None
+    reasoning: str
+    show_timings: bool
+    flags: LlamaFlags
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for options that exclude each other."""
+        if self.compare and not self.steering_flags.wanted:
+            raise UsageError("--compare needs a steering; give --map MAP or --bias FILE")
+        if not self.raw:
+            return
+        if self.system_prompt:
+            raise UsageError("--raw has no system message; put it into the prompt")
+        if self.thinking or self.template_arguments:
+            raise UsageError("--raw uses no chat template; leave out --thinking and --chat-template-kwargs")
+
+    def context(self, facts: ModelInfo, longest: int | None = None) -> int:
+        """Tokens of context: -c, or what a prompt of `longest` tokens needs, at most DEFAULT_CONTEXT."""
+        trained = facts.context_length or DEFAULT_CONTEXT
+        if self.ctx_size is not None:
+            return self.ctx_size or trained
+        limit = min(DEFAULT_CONTEXT, trained)
+        if longest is None or self.n_predict is None:
+            return limit
+        return min(limit, longest + self.n_predict)
+
+
+@dataclass(frozen=True)
+class BatchFlags:
+    """The options that go with --n-prompts."""
+
+    prompts_file: Path | None
+    output: Path | None
+    resume: bool
+    restart: bool
+    parallel: int | None
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for options that exclude each other."""
+        if self.resume and self.restart:
+            raise UsageError("--resume and --restart exclude each other")
+        if (self.resume or self.restart) and self.output is None:
+            raise UsageError("--resume and --restart are about an output file; name it with -o OUTPUT")
+
+
+class Steered:
+    """A model that was looked at but not loaded, and how it is to be steered."""
+
+    def __init__(self, flags: RunFlags) -> None:
+        """Read the headers of model and bias, or the map. Raises ModelError, FormatError, ModelMismatchError."""
+        self.flags = flags
+        # the routers are hashed to check a map, not otherwise: of a bias file, loading will tell
+        maps = "map" in flags.steering_flags.source
+        self.facts = model_info(flags.model, routers=maps)
+        identity: ModelIdentity | None = self.facts.require_moe() if maps else None
+        self.steering: Steering | None = flags.steering_flags.open(identity, flags.model)
+        self.bias: BiasFile | None = self.steering.build(identity) if self.steering is not None else None
+        if not flags.raw and not self.facts.chat_template and flags.system_prompt:
+            raise UsageError(f"{flags.model}: no chat template, so no system message; put it into the prompt")
+
+    @property
+    def sides(self) -> dict[str, BiasFile | None]:
+        """The biases to answer under, by name."""
+        return {UNSTEERED: None, STEERED: self.bias} if self.flags.compare else {STEERED: self.bias}
+
+    @property
+    def chats(self) -> bool:
+        """Does the prompt go through a chat template?"""
+        return not self.flags.raw and bool(self.facts.chat_template)
+
+    def warn_without_template(self) -> None:
+        """Say that a prompt is continued, where nobody asked for it."""
+        if not self.flags.raw and not self.chats:
+            click.echo(
+                f"warning: {self.flags.model}: no chat template, so the prompt is continued as it is (--raw)", err=True
+            )
+
+    def describe(self) -> dict[str, Any] | None:
+        """What steers, for --json: name, file, rule, numbers of experts, and where the bias says to come from."""
+        if self.steering is None or self.bias is None:
+            return None
+        return {
+            "name": self.steering.name,
+            **self.flags.steering_flags.source,
+            "mode": self.bias.mode,
+            "n_active": self.bias.n_active,
+            "n_inactive": self.bias.n_inactive,
+            **self.bias.provenance,
+        }
+
+    @contextmanager
+    def load(self, n_ctx: int, n_parallel: int = 1) -> Iterator[tuple[SteeredLlama, Engine]]:
+        """The loaded model and an engine with `n_parallel` sequences for each side.
+
+        Raises ResourceError (no memory for it), ModelError, ModelMismatchError (bias of another model), NativeError.
+        """
+        from ...generation.engine import Engine
+        from ...llama.steered_llama import SteeredLlama
+
+        flags = self.flags.flags
+        n_sequences = n_parallel * len(self.sides)
+        check_memory(self.facts, flags, n_ctx, n_sequences)
+        with ExitStack() as stack:
+            # a small context: the engine makes one of its own over the same weights
+            llama = SteeredLlama(self.flags.model, n_ctx=64, n_batch=64, **flags.model_arguments())
+            stack.callback(llama.close)
+            arguments = flags.context_arguments()
+            del arguments["n_threads_batch"]  # one number of threads
+            arguments["n_batch"] = max(arguments["n_batch"], n_sequences)
+            engine = stack.enter_context(
+                Engine(
+                    llama,
+                    n_ctx=n_ctx,
+                    n_sequences=n_sequences,
+                    record=False,
+                    force=self.flags.steering_flags.force,
+                    **arguments,
+                )
+            )
+            if self.steering is not None and self.steering.bias is not None and engine.identity is not None:
+                where, force = str(self.flags.model), self.flags.steering_flags.force
+                warn(self.steering.check(engine.identity, where, force))
+            yield llama, engine

@@ -1,0 +1,176 @@
+"""What a recording has counted so far, in a file beside its result, so that a run can be interrupted at any moment.
+
+`<output>.partial.npz` (no pickles): `a` (int64 [2, n_layer, n_expert]; positive, negative), `n` (int64 [2, n_layer])
+and `meta` (a JSON text: format, version, settings, next, n_pairs, n_skipped, journal). `settings` is all that must be
+the same to go on: model, pairs, what changes the counts. `next` is the place of the first pair that is not counted yet.
+
+`<output>.partial.pairs`, only with per-pair counts: frames of eight bytes (two little-endian uint32: pairs, length) and
+as many bytes of zlib-deflated little-endian numbers: places of the pairs (int64), target tokens (int64 [pairs, 2]),
+activations (uint32 [pairs, 2, n_layer, n_expert]). `journal` is how many bytes of it are valid.
+
+A checkpoint is replaced whole, and the journal grows before the checkpoint says so: whatever is killed leaves both
+valid. They are not meant for other versions of the program, or other machines' byte order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._util import npz
+from .._util.files import StrPath, parse_json, replacing, require_writable
+from ..errors import FormatError, UsageError
+
+__all__ = ["Checkpoint", "CheckpointFile", "PairRecords"]
+
+Int64 = npt.NDArray[np.int64]
+
+_FORMAT = "steermoe-partial-counts"
+_VERSION = 1
+_META = {"format", "version", "settings", "next", "n_pairs", "n_skipped", "journal"}
+_WHAT = "a checkpoint of steermoe detect"
+_AGAIN = "start again with --restart"
+_HEADER = struct.Struct("<II")
+
+
+@dataclass
+class Checkpoint:
+    """How far a recording has come.
+
+    `a` is int64 [2, n_layer, n_expert], `n` int64 [2, n_layer] (positive, negative). Pairs before place `next` are
+    counted, or skipped.
+    """
+
+    a: Int64
+    n: Int64
+    next: int = 0
+    n_pairs: int = 0
+    n_skipped: int = 0
+    journal: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class PairRecords:
+    """Counts of some pairs: `places` [pairs] in the pairs file, `n` [pairs, 2], `a` [pairs, 2, n_layer, n_expert]."""
+
+    places: Int64
+    n: Int64
+    a: npt.NDArray[np.uint32]
+
+
+class CheckpointFile:
+    """The checkpoint of one output, and its journal of per-pair counts."""
+
+    def __init__(self, output: StrPath) -> None:
+        """`output` is the file that the run makes in the end."""
+        self.path = Path(f"{os.fspath(output)}.partial.npz")
+        self.journal = Path(f"{os.fspath(output)}.partial.pairs")
+
+    def exists(self) -> bool:
+        """Is there something to go on from?"""
+        return self.path.exists()
+
+    def remove(self) -> None:
+        """Forget the run; also what a killed process left half written."""
+        for path in (self.journal, self.path):
+            path.unlink(missing_ok=True)
+            for left in path.parent.glob(f".{_escaped(path.name)}.*.tmp"):
+                left.unlink(missing_ok=True)
+
+    def load(self, settings: Mapping[str, Any], shape: tuple[int, int]) -> Checkpoint:
+        """Read the checkpoint of a model of `shape` (n_layer, n_expert).
+
+        Raises UsageError, which names the first of `settings` that was another one, and FormatError.
+        """
+        with npz.opened(self.path, _WHAT, _AGAIN) as archive:
+            meta = _read_meta(archive.text("meta"), self.path)
+            _require_same(meta["settings"], settings, self.path)
+            a = archive.array("a", "i", (2, *shape)).astype(np.int64)
+            n = archive.array("n", "i", (2, shape[0])).astype(np.int64)
+        numbers = {name: meta[name] for name in ("next", "n_pairs", "n_skipped", "journal")}
+        if any(type(value) is not int or value < 0 for value in numbers.values()) or a.min() < 0 or n.min() < 0:
+            raise FormatError(f"{self.path}: numbers below 0; {_AGAIN}")
+        return Checkpoint(a, n, **numbers)
+
+    def save(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
+        """Replace the checkpoint. Raises UsageError when it cannot be written."""
+        meta: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "settings": dict(settings)}
+        meta |= {name: getattr(checkpoint, name) for name in ("next", "n_pairs", "n_skipped", "journal")}
+        with replacing(self.path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, a=checkpoint.a, n=checkpoint.n, meta=np.asarray(json.dumps(meta)))
+
+    def append(self, records: PairRecords, at: int) -> int:
+        """Write a frame at byte `at` of the journal, over whatever stands there; returns where it ends.
+
+        Raises UsageError.
+        """
+        parts = (records.places.astype("<i8"), records.n.astype("<i8"), records.a.astype("<u4"))
+        data = zlib.compress(b"".join(part.tobytes() for part in parts), 1)
+        target = require_writable(self.journal)
+        try:
+            with open(target, "r+b" if at else "wb") as file:
+                file.seek(at)
+                file.write(_HEADER.pack(len(records.places), len(data)) + data)
+                file.truncate()
+        except OSError as error:
+            raise UsageError(f"{self.journal}: cannot be written: {error.strerror or error}") from error
+        return at + _HEADER.size + len(data)
+
+    def records(self, end: int, shape: tuple[int, int]) -> Iterator[PairRecords]:
+        """Read the journal's first `end` bytes, frame by frame. Raises FormatError."""
+        if not end:
+            return
+        per_pair = 8 + 16 + 8 * shape[0] * shape[1]
+        try:
+            with open(self.journal, "rb") as file:
+                at = 0
+                while at < end:
+                    n_pairs, length = _HEADER.unpack(file.read(_HEADER.size))
+                    unpacker = zlib.decompressobj()
+                    data = unpacker.decompress(file.read(length), n_pairs * per_pair + 1)
+                    if len(data) != n_pairs * per_pair or not unpacker.eof:
+                        raise ValueError("a frame of another length")
+                    numbers = np.frombuffer(data, "<i8", 3 * n_pairs)
+                    yield PairRecords(
+                        places=numbers[:n_pairs],
+                        n=numbers[n_pairs:].reshape(n_pairs, 2),
+                        a=np.frombuffer(data, "<u4", offset=24 * n_pairs).reshape(n_pairs, 2, *shape),
+                    )
+                    at += _HEADER.size + length
+        except (OSError, ValueError, struct.error, zlib.error) as error:
+            raise FormatError(f"{self.journal}: damaged ({error}); {_AGAIN}") from error
+
+
+def _read_meta(text: str, path: Path) -> dict[str, Any]:
+    meta: Any = None
+    with contextlib.suppress(ValueError):
+        meta = parse_json(text)
+    if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
+        raise FormatError(f"{path}: not {_WHAT}; {_AGAIN}")
+    if meta.get("version") != _VERSION or set(meta) != _META or not isinstance(meta["settings"], dict):
+        raise FormatError(f"{path}: of another version of steermoe-local; {_AGAIN}")
+    return meta
+
+
+def _require_same(old: dict[str, Any], new: Mapping[str, Any], path: Path) -> None:
+    for name in [*new, *old]:
+        if old.get(name) != new.get(name):
+            raise UsageError(
+                f"{path}: cannot go on: {name} was {old.get(name)!r}, now it is {new.get(name)!r}; "
+                "run with the old one, or start again with --restart"
+            )
+
+
+def _escaped(name: str) -> str:
+    """A name as a glob pattern."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

@@ -1,0 +1,164 @@
+"""A llama.cpp context that decodes groups of prompts and counts their targets' routing."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import NativeError, UsageError
+from ..llama import capi
+from ..llama.loaded_model import can_share, is_causal
+from .grouping import Group
+
+__all__ = ["ContextOptions", "GroupDecoder"]
+
+Int64 = npt.NDArray[np.int64]
+
+_MAX_SEQUENCES = 256  # llama.cpp: LLAMA_MAX_SEQ
+_ROWS_A_PROMPT = 8  # shorter prompts do not fill a batch
+_STATES = 16  # sequences of a model that keeps a state for each of them
+
+
+@dataclass(frozen=True)
+class ContextOptions:
+    """As in `llama_cpp.Llama`."""
+
+    n_batch: int = 512
+    n_ubatch: int = 512
+    n_threads: int | None = None
+    type_k: int | None = None
+    type_v: int | None = None
+    flash_attn: bool | Literal["auto"] = False
+
+
+class GroupDecoder:
+    """Counts group by group. Its context grows with the groups; between two groups it keeps `kept` and nothing else.
+
+    A group computes the same bits whenever it comes: `kept` is decoded alone, in cells of its own at the beginning of
+    the memory, and everything else is dropped.
+    """
+
+    def __init__(self, model: Any, shape: tuple[int, int], options: ContextOptions) -> None:
+        """`model` is llama_cpp's `LlamaModel`, `shape` its (n_layer, n_expert). Raises ModelError."""
+        self._model, self._shape, self._options = model, shape, options
+        parallel = min(_MAX_SEQUENCES - 1, max(2, options.n_batch // _ROWS_A_PROMPT))
+        self.n_prompts = parallel if can_share(model) else min(parallel, _STATES)
+        self.n_bins = 2 * self.n_prompts
+        self.kept: Sequence[int] = ()
+        self._causal = is_causal(model)
+        self._batch = _Batch(options.n_batch)
+        self._stack = contextlib.ExitStack()
+        self._n_cells = 0
+        self._ctx: Any = None
+
+    def __enter__(self) -> GroupDecoder:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Free the context."""
+        self._stack.close()
+
+    def count(self, group: Group) -> tuple[Int64, Int64]:
+        """Decode a group: selections [bins, n_layer, n_expert] and tokens [bins, n_layer]. Raises NativeError."""
+        self._reserve(len(self.kept) + max(len(group.tokens), self._options.n_batch))
+        lib = capi.llama_cpp()
+        memory = lib.llama_get_memory(self._ctx)
+        if self.kept:
+            lib.llama_memory_seq_keep(memory, self.n_prompts)
+            for sequence in range(group.n_prompts if group.n_kept else 0):
+                lib.llama_memory_seq_cp(memory, self.n_prompts, sequence, 0, group.n_kept)
+        else:
+            lib.llama_memory_clear(memory, False)
+        self._recorder.reset()
+        self._decode(group.tokens, group.positions, group.sequences, group.ends, group.bins)
+        counts, tokens = self._recorder.counts()
+        n_bins = len(group.members)
+        return (
+            np.ctypeslib.as_array(counts).reshape(self.n_bins, *self._shape)[:n_bins],
+            np.ctypeslib.as_array(tokens).reshape(self.n_bins, self._shape[0])[:n_bins],
+        )
+
+    def _reserve(self, n_cells: int) -> None:
+        """Make the context, or a larger one."""
+        if n_cells <= self._n_cells:
+            return
+        self._stack.close()
+        self._n_cells = max(n_cells, 2 * self._n_cells)
+        options = self._options
+        self._recorder = capi.NativeRecorder(self._model.model, self.n_bins, self._shape)
+        self._stack.callback(self._recorder.close)
+        n_sequences = self.n_prompts + 1
+        # llama.cpp aborts on more sequences than batch tokens
+        params = capi.parallel_context_params(
+            self._n_cells, max(options.n_batch, n_sequences), n_sequences, options.n_threads
+        )
+        # what looks both ways has to be computed at once
+        params.n_ubatch = min(options.n_ubatch, options.n_batch) if self._causal else params.n_batch
+        params.flash_attn_type = -1 if options.flash_attn == "auto" else int(options.flash_attn)
+        if options.type_k is not None:
+            params.type_k = options.type_k
+        if options.type_v is not None:
+            params.type_v = options.type_v
+        self._recorder.install(params)
+        self._ctx = capi.new_context(self._model.model, params)
+        self._stack.callback(capi.llama_cpp().llama_free, self._ctx)
+        self._recorder.bind(self._ctx)
+        self._recorder.set_stop(True)  # nobody reads this context's logits
+        if self.kept:
+            n = len(self.kept)
+            places = np.arange(n, dtype=np.int32)
+            own = np.full(n, self.n_prompts, dtype=np.int32)
+            nothing = np.full(n, -1, dtype=np.int32)
+            self._decode(np.asarray(self.kept, np.int32), places, own, np.arange(1, n + 1), nothing)
+
+    def _decode(self, tokens: Any, positions: Any, sequences: Any, ends: Int64, bins: Any) -> None:
+        n_batch = self._options.n_batch
+        if len(tokens) > n_batch and not self._causal:
+            raise UsageError(
+                f"this model looks both ways, so {len(tokens)} tokens do not fit n_batch {n_batch}; raise it"
+            )
+        for start in range(0, len(tokens), n_batch):
+            part = slice(start, min(start + n_batch, len(tokens)))
+            first = int(ends[start - 1]) if start else 0
+            self._recorder.set_mask(bins[part].tolist())
+            batch = self._batch.fill(
+                tokens[part], positions[part], sequences[first : ends[part.stop - 1]], ends[part] - first, bins[part]
+            )
+            status = capi.llama_cpp().llama_decode(self._ctx, batch)
+            if status != 0:
+                raise NativeError(f"llama_decode failed with {status}; lower n_batch or change n_ctx", status)
+
+
+class _Batch:
+    """A `llama_batch` over NumPy arrays. A counted token is an output: the last layer routes no others."""
+
+    def __init__(self, n_rows: int) -> None:
+        self._integers = np.zeros((3, n_rows), dtype=np.int32)  # tokens, positions, sequences of each
+        self._outputs = np.zeros(n_rows, dtype=np.int8)
+        self._pointers = np.zeros(n_rows, dtype=np.uintp)
+        self._struct = capi.llama_cpp().llama_batch()
+        kinds = dict(self._struct._fields_)
+        arrays: dict[str, npt.NDArray[Any]] = dict(zip(("token", "pos", "n_seq_id"), self._integers, strict=True))
+        arrays |= {"seq_id": self._pointers, "logits": self._outputs}
+        for name, array in arrays.items():
+            setattr(self._struct, name, ctypes.cast(array.ctypes.data, kinds[name]))
+
+    def fill(self, tokens: Any, positions: Any, sequences: npt.NDArray[np.int32], ends: Int64, bins: Any) -> Any:
+        """The struct, valid until the next call."""
+        n = len(tokens)
+        self._sequences = np.ascontiguousarray(sequences)  # kept: the pointers lead into it
+        starts = np.concatenate(([0], ends[:-1]))
+        self._integers[0, :n] = tokens
+        self._integers[1, :n] = positions
+        self._integers[2, :n] = ends - starts
+        self._pointers[:n] = self._sequences.ctypes.data + starts * self._sequences.itemsize
+        self._outputs[:n] = bins >= 0
+        self._struct.n_tokens = n
+        return self._struct

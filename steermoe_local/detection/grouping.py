@@ -1,0 +1,156 @@
+"""Prompts that are decoded together: tokens that several of them begin with stand there once.
+
+A group is a tree of tokens. A row is one token at one position; it belongs to every prompt that begins with it and with
+what stands before it, because attention is causal: nothing behind a token changes what the token computes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..llama.rendering import Prompt
+
+__all__ = ["Group", "GroupBuilder", "common_prefix"]
+
+Int32 = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Rows in the order in which they are decoded: a token stands behind all that it attends to.
+
+    Attributes:
+        n_prompts: sequences 0 to n_prompts - 1.
+        n_kept: tokens at the beginning of every prompt that are in memory already, and not among the rows.
+        tokens, positions: int32 [rows].
+        sequences: int32, the prompts of row 0, of row 1, ..., ascending in each; `ends` int64 [rows]: where each ends.
+        bins: int32 [rows], which counter takes the row; -1 for none.
+        members: bool [bins, prompts]: for which prompts a counter counts. More than one where targets share tokens.
+    """
+
+    n_prompts: int
+    n_kept: int
+    tokens: Int32
+    positions: Int32
+    sequences: Int32
+    ends: npt.NDArray[np.int64]
+    bins: Int32
+    members: npt.NDArray[np.bool_]
+
+
+class GroupBuilder:
+    """Takes prompts, a pair at a time, as long as they fit into one decode."""
+
+    def __init__(self, *, n_rows: int, n_prompts: int, n_bins: int, kept: Sequence[int] = (), share: bool = True):
+        """At most `n_rows` tokens to decode. `kept`: tokens that memory holds already."""
+        self._limits = (n_rows, n_prompts, n_bins)
+        self._kept = kept
+        self._share = share
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin a new group."""
+        self._n_kept = len(self._kept)
+        self._tokens: list[int] = []
+        self._positions: list[int] = []
+        self._children: dict[tuple[int, int], int] = {}  # (row before, token): row
+        self._paths: list[list[int]] = []  # rows of each prompt
+        self._counted: dict[int, int] = {}  # row: bits of the prompts that count it
+        self._bins: Counter[int] = Counter()  # bits of the prompts that count it: rows
+
+    def __len__(self) -> int:
+        """Prompts in the group."""
+        return len(self._paths)
+
+    @property
+    def n_rows(self) -> int:
+        """Tokens to decode."""
+        return len(self._tokens) - self._n_kept
+
+    def add(self, prompts: Sequence[Prompt]) -> bool:
+        """Add prompts if there is room. An empty group takes any number of tokens, to be decoded in pieces."""
+        was_empty = not self._paths
+        state = self._n_kept, len(self._tokens), len(self._paths), self._counted.copy(), self._bins.copy()
+        for prompt in prompts:
+            self._add(prompt)
+        n_rows, n_prompts, n_bins = self._limits
+        if was_empty or (self.n_rows <= n_rows and len(self) <= n_prompts and len(self._bins) <= n_bins):
+            return True
+        self._n_kept, first_row, first_prompt, self._counted, self._bins = state
+        self._children = {key: row for key, row in self._children.items() if row < first_row}
+        del self._tokens[first_row:], self._positions[first_row:], self._paths[first_prompt:]
+        return False
+
+    def _add(self, prompt: Prompt) -> None:
+        tokens, positions, children = self._tokens, self._positions, self._children
+        path: list[int] = []
+        row = -1
+        if self._share:
+            for position, token in enumerate(prompt.tokens):
+                key = (row, token)
+                found = children.get(key)
+                if found is None:
+                    found = children[key] = len(tokens)
+                    tokens.append(token)
+                    positions.append(position)
+                row = found
+                path.append(row)
+        else:
+            path.extend(range(len(tokens), len(tokens) + len(prompt.tokens)))
+            tokens.extend(prompt.tokens)
+            positions.extend(range(len(prompt.tokens)))
+        bit = 1 << len(self._paths)
+        for place in prompt.target:
+            row = path[place]
+            bits = self._counted.get(row, 0)
+            if bits:
+                self._bins[bits] -= 1
+                if not self._bins[bits]:
+                    del self._bins[bits]
+            self._counted[row] = bits | bit
+            self._bins[bits | bit] += 1
+        self._paths.append(path)
+        # up to where all prompts are what is kept; a counted token has to be decoded
+        self._n_kept = common_prefix(self._kept[: min(self._n_kept, *prompt.target)], prompt.tokens)
+
+    def build(self) -> Group:
+        """The group, its rows without what is kept."""
+        kept = self._n_kept
+        n_rows = len(self._tokens)
+        owner = np.repeat(np.arange(len(self._paths), dtype=np.int32), [len(path) for path in self._paths])
+        rows = np.concatenate([np.asarray(path, dtype=np.int64) for path in self._paths])
+        # stable: the prompts of a row stay ascending
+        order = np.argsort(rows, kind="stable")
+        order = order[np.searchsorted(rows[order], kept) :] if kept else order
+        number = {bits: index for index, bits in enumerate(self._bins)}
+        bins = np.full(n_rows, -1, dtype=np.int32)
+        for row, bits in self._counted.items():
+            bins[row] = number[bits]
+        members = np.array(
+            [[bits >> prompt & 1 for prompt in range(len(self._paths))] for bits in number], dtype=np.bool_
+        ).reshape(len(number), len(self._paths))
+        return Group(
+            n_prompts=len(self._paths),
+            n_kept=kept,
+            tokens=np.asarray(self._tokens[kept:], dtype=np.int32),
+            positions=np.asarray(self._positions[kept:], dtype=np.int32),
+            sequences=owner[order],
+            ends=np.cumsum(np.bincount(rows, minlength=n_rows)[kept:]),
+            bins=bins[kept:],
+            members=members,
+        )
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """Tokens that both begin with."""
+    n = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        n += 1
+    return n

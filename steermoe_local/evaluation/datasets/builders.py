@@ -1,0 +1,217 @@
+"""Task files from data sets: which rows become which items, and how they are written.
+
+`LAYOUTS` says for each data set what its rows look like, how a prompt is made of one (`_drafts`) and how answers are
+scored. The same rows, seed and limits give the same file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..._util.files import StrPath, replacing
+from ...errors import FormatError, UsageError
+from ...pairs.prompts import PromptItem
+from ..tasks.scorers import make_scorer
+from .adapter_parts import ANSWER_AS, HOPS, MATCH, BuildOptions, LeftOut
+from .formats import LAYOUTS, Layout
+from .sources import mctest_rows, source_rows
+
+__all__ = [
+    "ANSWER_AS",
+    "HOPS",
+    "LAYOUTS",
+    "MATCH",
+    "BuildOptions",
+    "Layout",
+    "Tally",
+    "layout_rows",
+    "select",
+    "task_head",
+    "task_items",
+    "write_task",
+]
+
+
+@dataclass
+class Tally:
+    """What became of the rows: how many were read, how many items they gave, and what was left out, by reason."""
+
+    rows: int = 0
+    items: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def skip(self, reason: str) -> None:
+        """Count something that is left out."""
+        self.skipped[reason] += 1
+
+
+def layout_rows(
+    name: str, paths: Iterable[Path], *, column: str | None = None, answers: Path | None = None
+) -> Iterator[dict[str, Any]]:
+    """The rows of files in a layout. `column` names the one with the prompt in a list of prompts, `answers` MCTest's
+    file of answers.
+
+    Raises UsageError (a layout that there is not, an argument that it does not take), FormatError.
+    """
+    layout = _layout(name)
+    if column is not None and not layout.requests:
+        raise UsageError(f"layout {name}: takes no --column; its columns are {', '.join(layout.columns[0])}")
+    wanted = layout.columns if column is None else ((column,),)
+    for path in paths:
+        if name == "mctest" and path.suffix == ".tsv":
+            yield from mctest_rows(path, answers)
+            continue
+        if answers is not None:
+            raise UsageError(f"{path}: --answers is for MCTest's .tsv; other files hold their answers")
+        for row in source_rows(path, wanted, texts=layout.texts):
+            yield {**row, layout.columns[0][0]: row.get(column)} if column and row else row
+
+
+def task_items(
+    name: str, rows: Iterable[dict[str, Any]], tally: Tally, options: BuildOptions | None = None
+) -> Iterator[PromptItem]:
+    """Items of a task, made of rows in a layout; what gives none is counted.
+
+    Raises UsageError for a layout that there is not, or options that it does not take.
+    """
+    layout, options = _layout(name), options or BuildOptions()
+    layout.check(options)
+    scorer = make_scorer(*layout.scoring(options))
+    for row in rows:
+        tally.rows += 1
+        try:
+            if not row:
+                raise LeftOut("another number of cells than the header")
+            drafts = list(layout.drafts(row, options))
+        except LeftOut as reason:
+            tally.skip(str(reason))
+            continue
+        for draft in drafts:
+            if isinstance(draft, LeftOut):
+                tally.skip(str(draft))
+                continue
+            size = len(draft.prompt) + len(json.dumps(draft.extra))
+            if size > options.max_chars:
+                tally.skip(f"more than {options.max_chars:,} characters")
+                continue
+            item = PromptItem(draft.id or f"row-{tally.rows}", draft.prompt, extra=draft.extra)
+            try:
+                scorer.check(replace(item, id=""))
+            except FormatError as error:  # without the item's name the reasons can be counted
+                tally.skip(str(error).removeprefix("item : ").split(";")[0][:120])
+                continue
+            yield item
+
+
+def select(
+    items: Iterable[PromptItem],
+    tally: Tally,
+    *,
+    skip: int = 0,
+    limit: int | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+) -> Iterator[PromptItem]:
+    """The items that are wanted, each content once, each id once.
+
+    After the first `skip` items: the first `limit`, or `sample` of them drawn at random over all (kept in the data's
+    order), or all. A second item of the same id gets "-2" to it. Raises UsageError for `limit` with `sample`.
+    """
+    if limit is not None and sample is not None:
+        raise UsageError("--limit takes the first items, --sample draws some of all; give one of them")
+    unique: Iterator[PromptItem] = islice(_unique(items, tally), skip, None)
+    if sample is not None:
+        draw = random.Random(seed)
+        keyed = ((draw.random(), number, item) for number, item in enumerate(unique))
+        # the smallest random keys: one pass, and no more than `sample` items in memory
+        drawn = heapq.nsmallest(sample, keyed, key=lambda entry: entry[:2])
+        unique = iter([item for _, _, item in sorted(drawn, key=lambda entry: entry[1])])
+    ids: Counter[str] = Counter()
+    for item in islice(unique, limit):
+        base = name = str(item.id)
+        while name in ids:
+            ids[base] += 1
+            name = f"{base}-{ids[base]}"
+        ids[name] += 1
+        tally.items += 1
+        yield item if name == base else replace(item, id=name)
+
+
+def task_head(
+    name: str,
+    options: BuildOptions | None = None,
+    *,
+    task_name: str = "",
+    max_tokens: int | None = None,
+    system: str = "",
+    license: str = "",
+) -> dict[str, Any]:
+    """The head of a task file in a layout; what is empty is left out. Raises UsageError."""
+    layout, options = _layout(name), options or BuildOptions()
+    layout.check(options)
+    scorer, scorer_options = layout.scoring(options)
+    head: dict[str, Any] = {
+        "name": task_name or name + ("-closed-book" if options.closed_book else ""),
+        "scorer": scorer,
+        "options": scorer_options,
+        "max_tokens": max_tokens or layout.max_tokens,
+        "system": system,
+        "positive": layout.positive,
+        "negative": layout.negative,
+        "license": license,
+    }
+    try:
+        json.dumps(head, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError("name, system, license: not text that UTF-8 can hold; write other letters") from None
+    return {key: value for key, value in head.items() if value}
+
+
+def write_task(items: Iterable[PromptItem], path: StrPath, head: dict[str, Any], tally: Tally | None = None) -> int:
+    """Write a task file through a temporary one that takes `path`'s place when all went well; the number of items.
+
+    Raises FormatError when there are none, which says what `tally` counted most; UsageError when the file cannot be
+    written.
+    """
+    n = 0
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.write(json.dumps({"task": head}, ensure_ascii=False) + "\n")
+        for item in items:
+            if not isinstance(item.content, str):
+                raise UsageError(f"item {item.id}: messages are not written; give a text")
+            line = {"id": item.id, "prompt": item.content, **item.extra}
+            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+            n += 1
+        if not n:
+            why = "; ".join(
+                f"{count:,} left out: {reason}" for reason, count in (tally or Tally()).skipped.most_common(2)
+            )
+            raise FormatError(f"{path}: not written, there is no item to write" + (f" ({why})" if why else ""))
+    return n
+
+
+def _layout(name: str) -> Layout:
+    if name not in LAYOUTS:
+        raise UsageError(f"{name!r} is no layout; take one of {', '.join(LAYOUTS)}")
+    return LAYOUTS[name]
+
+
+def _unique(items: Iterable[PromptItem], tally: Tally) -> Iterator[PromptItem]:
+    seen: set[bytes] = set()  # digests: the texts themselves need not stay
+    for item in items:
+        content = json.dumps([item.content, item.extra], ensure_ascii=False, sort_keys=True).encode("utf-8")
+        digest = hashlib.blake2b(content, digest_size=16).digest()
+        if digest in seen:
+            tally.skip("the same as an earlier item")
+            continue
+        seen.add(digest)
+        yield item

@@ -1,0 +1,151 @@
+"""Rows of files that tasks are built from: tables in any of the usual formats, lists of texts, MCTest's files."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..._util.records import csv_rows, opened, rows
+from ...errors import FormatError
+
+__all__ = ["mctest_rows", "source_rows"]
+
+Row = dict[str, Any]
+
+_MAX_TEXTS = 256 << 20  # bytes of a JSON list of texts
+_MAX_LINE = 1 << 20  # bytes of a text on a line of its own, and of a header
+_DELIMITERS = (",", "\t", ";", "|")
+_MCTEST_CELLS = 3 + 4 * 5  # id, properties, story; four questions with four choices each
+_LETTERS = "ABCD"
+
+
+def source_rows(path: Path, columns: Sequence[Sequence[str]], *, texts: bool = False) -> Iterator[Row]:
+    """Yield the rows of a JSON, JSON Lines, Parquet or CSV file (comma, tab, semicolon, bar), compressed or not.
+
+    `columns`: sets of columns of which the file has to have one as a whole. With `texts`, a JSON list of texts and
+    plain lines of text are rows as well, each under the first name of `columns`.
+
+    Raises FormatError, which names the file, and the columns that it has where they are the wrong ones.
+    """
+    start = _start(path)
+    if start.startswith(b"PAR1") or start[:1] in (b"{", b"["):
+        found = rows(path)
+        if texts and start[:1] == b"[" and (listed := _listed_texts(path)) is not None:
+            found = ({columns[0][0]: text} for text in listed)
+        yield from _with_columns(found, columns, path)
+        return
+    header = _header(path)
+    for delimiter, wanted in itertools.product(_DELIMITERS, columns):
+        if set(wanted) <= set(header[delimiter]):
+            yield from csv_rows(path, wanted, delimiter)
+            return
+    if not texts:
+        raise _wrong_columns(path, columns, max(header.values(), key=len))
+    for line in _lines(path):
+        yield {columns[0][0]: line}
+
+
+def mctest_rows(path: Path, answers: Path | None = None) -> Iterator[Row]:
+    """Yield a row for each question of an MCTest .tsv: id, story, question, choices and answer (a letter).
+
+    Its answers are in a file of their own, by default the one beside it that ends in .ans. A line with another number
+    of cells is yielded as {}. Raises FormatError.
+    """
+    place = answers or path.with_suffix(".ans")
+    if answers is None and not place.exists():
+        raise FormatError(f"{path}: {place.name}, its answers, is not there; name the file with --answers")
+    letters = [line.split("\t") for line in _lines(place)]
+    stories = list(_lines(path))
+    if len(letters) != len(stories):
+        raise FormatError(
+            f"{place}: answers to {len(letters)} stories, {path} has {len(stories)}; take the file that belongs to it"
+        )
+    for number, (line, right) in enumerate(zip(stories, letters, strict=True), 1):
+        cells = line.split("\t")
+        if len(right) != 4 or not set(right) <= set(_LETTERS):
+            raise FormatError(f"{place}:{number}: not four letters from A to D with tabs between them")
+        if len(cells) != _MCTEST_CELLS:
+            yield {}
+            continue
+        # tabs and newlines of a story are written out, as they would end a cell or a line
+        story = cells[2].replace("\\newline", "\n").replace("\\tab", "\t")
+        for n in range(4):
+            question, *choices = cells[3 + 5 * n : 8 + 5 * n]
+            yield {
+                "id": f"{cells[0]}.{n + 1}",
+                "story": story,
+                "question": question,
+                "answer_options": dict(zip(_LETTERS, choices, strict=True)),
+                "answer": right[n],
+            }
+
+
+def _start(path: Path) -> bytes:
+    """The first bytes that are not blank. Raises FormatError for a file without any."""
+    with opened(path) as file:
+        data = b"\n"
+        while data and not data.removeprefix(b"\xef\xbb\xbf").strip():
+            data = file.read(4096)
+    if not data:
+        raise FormatError(f"{path}: empty; check the path")
+    return data.removeprefix(b"\xef\xbb\xbf").lstrip()
+
+
+def _with_columns(found: Iterator[Row], columns: Sequence[Sequence[str]], path: Path) -> Iterator[Row]:
+    """The rows; the first one has to have the columns. In a list of objects a later one may be without some."""
+    for number, row in enumerate(found):
+        if number == 0 and not any(set(wanted) <= set(row) for wanted in columns):
+            raise _wrong_columns(path, columns, list(row))
+        yield row
+
+
+def _wrong_columns(path: Path, columns: Sequence[Sequence[str]], names: Sequence[str]) -> FormatError:
+    missing = " or ".join(
+        ", ".join(repr(name) for name in wanted if name not in names) for wanted in dict.fromkeys(map(tuple, columns))
+    )
+    shown = ", ".join(repr(name[:40]) for name in names[:20]) + (", ..." if len(names) > 20 else "")
+    return FormatError(f"{path}: no column {missing}; its columns are {shown or 'none'}")
+
+
+def _header(path: Path) -> dict[str, list[str]]:
+    """The first line's cells, by delimiter."""
+    line = next(_lines(path), None)
+    if line is None:  # blanks to a text, though not to bytes: \x1c, say
+        raise FormatError(f"{path}: empty; check the path")
+    try:
+        return {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in _DELIMITERS}
+    except csv.Error as error:
+        raise FormatError(f"{path}:1: no header of a table ({error}); check the file") from None
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines that are not blank, without outer blanks of their ends. Raises FormatError."""
+    with opened(path) as file:
+        for number, raw in enumerate(iter(lambda: file.readline(_MAX_LINE + 1), b""), 1):
+            if len(raw) > _MAX_LINE:
+                raise FormatError(f"{path}:{number}: a line of more than {_MAX_LINE >> 10} KiB; check the file")
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            if "\0" in line:
+                raise FormatError(f"{path}:{number}: not text; check the file")
+            if line.strip():
+                yield line.rstrip("\r\n")
+
+
+def _listed_texts(path: Path) -> list[Any] | None:
+    """The entries of a JSON list that begins with a text; None for a list of something else."""
+    with opened(path) as file:
+        data = file.read(_MAX_TEXTS + 1)
+    if len(data) > _MAX_TEXTS:
+        raise FormatError(f"{path}: more than {_MAX_TEXTS >> 20} MiB in one document; save it as JSON Lines")
+    try:
+        entries = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise FormatError(f"{path}: not UTF-8; save the file as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise FormatError(f"{path}: not JSON ({reason}); check the file") from None
+    return entries if isinstance(entries, list) and entries and isinstance(entries[0], str) else None

@@ -1,0 +1,5 @@
+"""The evaluator: answers a task under steerings, scores and keeps the results.
+
+Imports: metrics, tasks.
+Public: `Evaluator`, `EvaluatorSettings`, `Measurement`.
+"""

@@ -1,0 +1,101 @@
+"""What was measured of one steering."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...steering.bias_file import BiasFile
+from ..tasks.neutral_text import TextScore
+
+__all__ = ["UNSTEERED", "Answer", "Measurement", "bias_key"]
+
+UNSTEERED = "unsteered"
+
+
+def bias_key(bias: BiasFile | None) -> str:
+    """16 hex digits that are equal for biases that steer equally, "unsteered" for None and for one that does nothing.
+
+    Unlike `Steering.to_dict`'s digest, where a bias comes from does not count.
+    """
+    if bias is None or not bias.layers:
+        return UNSTEERED
+    digest = hashlib.sha256(f"{bias.mode} {bias.epsilon if bias.mode == 'hard' else 0!r}".encode())
+    digest.update(bias.dense().astype("<f4").tobytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An item's answer under one steering. `finish`: "stop", "length" (cut at max_tokens) or "context" (cut, too).
+
+    `distinct_2` is the share of different pairs among the tokens' neighbours, `loop` the share of the tokens in the
+    longest stretch that repeats itself; see `repetition`. For choices, `text` is the chosen one.
+    """
+
+    item: str
+    seed: int
+    text: str
+    value: float
+    label: str
+    finish: str
+    n_tokens: int
+    distinct_2: float
+    loop: float
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Answer:
+        """Of a line of records.jsonl."""
+        return cls(**{name: record[name] for name in cls.__dataclass_fields__})
+
+    @property
+    def empty(self) -> bool:
+        """Is there nothing but white space?"""
+        return not self.text.strip()
+
+    @property
+    def cut(self) -> bool:
+        """Did it end because there was no more room?"""
+        return self.finish in ("length", "context")
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """What one steering does: the task's answers in the order of items and seeds, benign prompts, neutral text."""
+
+    bias: BiasFile | None
+    key: str
+    answers: tuple[Answer, ...]
+    benign: tuple[Answer, ...] = ()
+    text: TextScore | None = None
+
+    @property
+    def values(self) -> npt.NDArray[np.float64]:
+        """Value of each item, [n_items] in the task's order: the mean over its seeds."""
+        return _by_item(self.answers)
+
+    @property
+    def benign_values(self) -> npt.NDArray[np.float64]:
+        """The same of the benign prompts: how far each was refused."""
+        return _by_item(self.benign)
+
+    @property
+    def rate(self) -> float:
+        """Mean value of the items: how far the task's positive side is shown."""
+        return float(self.values.mean())
+
+    def label_share(self, label: str) -> float:
+        """Share of the answers with this label."""
+        return float(np.mean([answer.label == label for answer in self.answers]))
+
+
+def _by_item(answers: Sequence[Answer]) -> npt.NDArray[np.float64]:
+    values: dict[str, list[float]] = {}
+    for answer in answers:
+        values.setdefault(answer.item, []).append(answer.value)
+    return np.array([np.mean(found) for found in values.values()], dtype=np.float64)

@@ -1,0 +1,281 @@
+"""Quantizations of a model by llama.cpp's own quantizer, as llama-quantize makes them, and what came out."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ..._util.files import StrPath, parse_json, read_bytes, replacing, sha256_file, tool_name
+from ...errors import FormatError, ModelError, ModelMismatchError, NativeError, ResourceError, UsageError
+from ...llama.quantizer import quantize_file
+from ...model_files.header import GGUFTensor, read_header
+from ...model_files.model_info import ModelInfo, model_info
+from .file_types import FileType
+
+__all__ = ["ModelFile", "Quantizer", "TypeShare", "estimate"]
+
+_FORMAT = "steermoe-quantization"
+_MIXTURE = 1.2  # a mixture gives some tensors more bits than its name says
+_ROUTER = "ffn_gate_inp.weight"
+_FULL = {"F32", "F16", "BF16"}
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class TypeShare:
+    """Tensors of one type in a file: how many, and their share of all weights."""
+
+    tensors: int
+    share: float
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model's file, and the types that its tensors really have.
+
+    `file_type` is what the header says of it, `types` what is there, by falling share of the weights. `n_fallback`
+    tensors, `fallback_share` of all weights, have rows that do not fit the blocks of the type that was asked for and
+    got another type. `seconds` is how long quantizing took, None where nothing was quantized.
+    """
+
+    path: Path
+    file_type: str
+    size_bytes: int
+    bits_per_weight: float
+    types: Mapping[str, TypeShare]
+    n_fallback: int = 0
+    fallback_share: float = 0.0
+    seconds: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values; the path is the file's name alone."""
+        return asdict(self) | {"path": self.path.name, "types": {k: asdict(v) for k, v in self.types.items()}}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], folder: Path) -> ModelFile:
+        """Of what `to_dict` made."""
+        types = {name: TypeShare(**share) for name, share in data["types"].items()}
+        return cls(**{**data, "path": folder / data["path"], "types": types})
+
+    @classmethod
+    def of(cls, info: ModelInfo, kind: FileType | None = None, seconds: float | None = None) -> ModelFile:
+        """Look at a file that was quantized to `kind`. Raises FormatError."""
+        tensors = _tensors(info)
+        total = sum(prod(tensor.shape) for tensor in tensors)
+        weights: Counter[str] = Counter()
+        for tensor in tensors:
+            weights[tensor.type.name] += prod(tensor.shape)
+        numbers = Counter(tensor.type.name for tensor in tensors)
+        fell = [t for t in tensors if kind and t.type.name not in _FULL and t.shape[0] % kind.block]
+        return cls(
+            path=info.paths[0],
+            file_type=info.file_type,
+            size_bytes=info.size_bytes,
+            bits_per_weight=8 * info.size_bytes / total,
+            types={name: TypeShare(numbers[name], n / total) for name, n in weights.most_common()},
+            n_fallback=len(fell),
+            fallback_share=sum(prod(t.shape) for t in fell) / total,
+            seconds=seconds,
+        )
+
+
+def _tensors(info: ModelInfo) -> list[GGUFTensor]:
+    return [tensor for path in info.paths for tensor in read_header(path).tensors.values()]
+
+
+def estimate(info: ModelInfo, kind: FileType) -> int:
+    """About how many bytes the model takes as `kind`, rather more than fewer. Raises FormatError."""
+    tensors = _tensors(info)
+    bits = float(8 * (info.size_bytes - sum(tensor.n_bytes for tensor in tensors)))  # vocabulary and the like
+    for tensor in tensors:
+        n, per_weight = prod(tensor.shape), 8 * tensor.n_bytes / prod(tensor.shape)
+        if _is_quantized(tensor):
+            per_weight = kind.bits if kind.block < 256 else min(8.5, _MIXTURE * kind.bits)
+            if tensor.shape[0] % kind.block or "token_embd" in tensor.name or tensor.name == "output.weight":
+                per_weight = max(kind.bits, 8.5 if tensor.shape[0] % 32 == 0 else 16)
+            if kind.name == "MXFP4_MOE" and len(tensor.shape) < 3:  # for experts alone
+                per_weight = 8.5
+        bits += n * per_weight
+    return int(bits / 8)
+
+
+def _is_quantized(tensor: GGUFTensor) -> bool:
+    """Does the quantizer touch the tensor? (llama-quant.cpp: tensor_allows_quantization, its main rules)."""
+    name = tensor.name
+    return len(tensor.shape) > 1 and name.endswith("weight") and "_norm" not in name and not name.endswith(_ROUTER)
+
+
+class Quantizer:
+    """Makes quantizations of one model in a folder, which is made with the first of them.
+
+    Besides each file `X.gguf` it writes `X.gguf.json`, which says from what it was made, so that it is used again, and
+    not made again, if the model is still the same.
+    """
+
+    def __init__(
+        self,
+        base: ModelInfo,
+        folder: StrPath,
+        *,
+        n_threads: int | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        """`progress` is called with ("quantize Q4_K_M", MiB written, MiB expected). Raises ModelError (no experts)."""
+        self.identity = base.require_moe()
+        self.base = base
+        self.folder = Path(folder)
+        self._n_threads = n_threads
+        self._progress = progress or (lambda *_: None)
+        self._sha256 = ""
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 (hex) of the model's file; of a split one, of its parts' digests. It takes reading all of it."""
+        if not self._sha256:
+            digests = [sha256_file(path) for path in self.base.paths]
+            several = len(digests) > 1
+            self._sha256 = hashlib.sha256("".join(digests).encode()).hexdigest() if several else digests[0]
+        return self._sha256
+
+    @property
+    def warning(self) -> str | None:
+        """One line if the model is quantized already, else None."""
+        quantized = {tensor.type.name for tensor in _tensors(self.base)} - _FULL
+        if not quantized:
+            return None
+        return (
+            f"{self.base.paths[0]}: quantized already ({self.base.file_type}); what is made from it has lost twice and "
+            "says little about files made from the original; take an F16 or BF16 file"
+        )
+
+    def path(self, kind: FileType) -> Path:
+        """Where a quantization goes."""
+        first = self.base.paths[0].name.removesuffix(".gguf")
+        stem = first.partition("-00001-of-")[0] if len(self.base.paths) > 1 else first
+        return self.folder / f"{stem}-{kind.name}.gguf"
+
+    def check_room(self, kinds: Sequence[FileType], keep: bool) -> None:
+        """Check that there is room on the disk: for all of them with `keep`, else for the largest.
+
+        Raises ResourceError.
+        """
+        sizes = {kind.name: estimate(self.base, kind) for kind in kinds if self.find(kind) is None}
+        if not sizes:
+            return
+        place = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.is_dir())
+        free = shutil.disk_usage(place).free
+        largest = max(sizes, key=lambda name: sizes[name])
+        needed = sum(sizes.values()) if keep else sizes[largest]
+        if needed > free:
+            what = f"{len(sizes)} quantizations take" if keep and len(sizes) > 1 else f"{largest} takes"
+            cure = " (without --keep one at a time is there)" if keep and len(sizes) > 1 else ""
+            raise ResourceError(
+                f"{self.folder}: {what} about {_size(needed)}, but {_size(free)} of the disk are free; "
+                f"free some, leave some out{cure}, or take a folder on another disk"
+            )
+
+    def find(self, kind: FileType) -> ModelFile | None:
+        """The quantization that is there already, made from this very model by this very tool; None if not."""
+        path = self.path(kind)
+        try:
+            made = parse_json(read_bytes(_note(path), "a note", _MIB).decode("utf-8"))
+            if made != self._made(kind, path.stat().st_size):
+                return None
+            return ModelFile.of(self._checked(path), kind)
+        except (FormatError, ModelError, ModelMismatchError, ValueError, OSError):
+            return None
+
+    def make(self, kind: FileType) -> ModelFile:
+        """Quantize, or take what is there.
+
+        Raises NativeError (llama.cpp refuses), ResourceError (the disk is full), UsageError (the folder cannot be
+        written), ModelMismatchError (routers that changed).
+        """
+        if found := self.find(kind):
+            return found
+        path = self.path(kind)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{self.folder}: cannot be made: {error.strerror or error}; name another") from None
+        expected = estimate(self.base, kind)
+        what, total = f"quantize {kind.name}", max(1, expected // _MIB)
+        self._progress(what, 0, total)
+        start = time.monotonic()
+        with replacing(path) as temporary:
+            try:
+                quantize_file(
+                    self.base.paths[0],
+                    temporary,
+                    kind.number,
+                    n_threads=self._n_threads,
+                    requantize=self.warning is not None,
+                    on_bytes=lambda n: self._progress(what, min(n // _MIB, total), total),
+                )
+            except NativeError as error:
+                raise self._failure(kind, error, expected) from None
+            seconds = time.monotonic() - start
+            self._checked(temporary)
+            made = self._made(kind, temporary.stat().st_size)
+            _note(path).unlink(missing_ok=True)
+        with replacing(_note(path)) as temporary:
+            temporary.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+        self._progress(what, total, total)
+        return ModelFile.of(model_info(path, routers=False), kind, round(seconds, 3))
+
+    def remove(self, kind: FileType) -> None:
+        """Delete a quantization and its note, and the folder if nothing else is in it."""
+        self.path(kind).unlink(missing_ok=True)
+        _note(self.path(kind)).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+    def _made(self, kind: FileType, size: int) -> dict[str, Any]:
+        """What stands in the note."""
+        base = {"file": self.base.paths[0].name, "size": self.base.size_bytes, "sha256": self.sha256}
+        return {"format": _FORMAT, "version": 1, "base": base, "type": kind.name, "size": size, "tool": tool_name()}
+
+    def _checked(self, path: Path) -> ModelInfo:
+        """The facts of a file, whole and with the base's routers. Raises ModelError, ModelMismatchError."""
+        info = model_info(path)
+        if info.identity != self.identity:
+            raise ModelMismatchError(
+                f"{path}: its routers are not those of {self.base.paths[0]}, which quantizing must not change; report "
+                "this"
+            )
+        return info
+
+    def _failure(self, kind: FileType, error: NativeError, expected: int) -> Exception:
+        """What the quantizer's reason means."""
+        free = shutil.disk_usage(self.folder).free
+        if "importance matrix" in str(error):
+            return UsageError(
+                f"{kind.name} of this model needs an importance matrix ({error}), which is not made here; leave it out"
+            )
+        if "iostream" in str(error) or free < min(expected, _MIB):
+            return ResourceError(
+                f"{self.folder}: {kind.name} (about {_size(expected)}) could not be written, {_size(free)} of the disk "
+                f"are free ({error}); free some, or take a folder on another disk"
+            )
+        return NativeError(
+            f"{self.base.paths[0]}: llama.cpp cannot quantize it to {kind.name}: {error}; leave it out, or see "
+            "llama-quantize",
+            error.code,
+        )
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _size(n: int) -> str:
+    return f"{n / 1e9:,.1f} GB" if n >= 1e9 else f"{n / 1e6:,.1f} MB"

@@ -1,0 +1,172 @@
+"""What a transfer found: one column for each model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...maps.significance import Comparison
+from ..measuring.measurements import UNSTEERED
+from ..metrics.intervals import Interval, difference
+from ..tasks.neutral_text import TextScore
+from .agreement import RoutingAgreement
+from .evaluate import AWAY, TOWARDS, Evaluation
+from .quantize import ModelFile
+
+__all__ = ["Column", "MapEffect", "Transfer"]
+
+
+@dataclass(frozen=True)
+class MapEffect:
+    """What steering by one map does on one model.
+
+    `rates` of the task by side (unsteered, towards, away), `effects` as in `Evaluation`: differences over the same
+    items ("towards", "away", "swing"). `headline` names the effect to compare: the swing, or towards where there is no
+    reverse. `change` is this model's headline effect less the base model's by the base's map, over the same items; None
+    on the base. `perplexity_ratio` on the neutral text by side, against this model unsteered. `signatures` name what
+    went wrong, as "side: signature".
+    """
+
+    rates: Mapping[str, Interval]
+    effects: Mapping[str, Interval]
+    headline: str
+    perplexity_ratio: Mapping[str, float | None]
+    signatures: tuple[str, ...]
+    change: Interval | None = None
+    items: tuple[float, ...] = field(default=(), repr=False)
+    """The headline effect of each item."""
+
+    @classmethod
+    def of(cls, found: Evaluation, base: MapEffect | None, seed: int) -> MapEffect:
+        """Take it from an evaluation; `base` is the effect on the base model, None for that model itself."""
+        values = {side.name: measured.values for side, measured in zip(found.sides, found.measurements, strict=True)}
+        name, _ = found.headline
+        one, other = (TOWARDS, AWAY) if name == "swing" else (name, UNSTEERED)
+        items = values[one] - values[other]
+        return cls(
+            rates={side.name: side.rate for side in found.sides},
+            effects=dict(found.effects),
+            headline=name,
+            perplexity_ratio={side.name: side.fluency.perplexity_ratio for side in found.sides},
+            signatures=tuple(f"{s.side}: {s.name}" for s in found.signatures),
+            change=None if base is None else difference(items, base.items, seed),
+            items=tuple(items.tolist()),
+        )
+
+    @property
+    def effect(self) -> Interval:
+        """The headline effect."""
+        return self.effects[self.headline]
+
+    def to_dict(self, items: bool = False) -> dict[str, Any]:
+        """As plain JSON values, with each item's effect or without."""
+        data = _lists(asdict(self))
+        return data if items else {name: value for name, value in data.items() if name != "items"}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> MapEffect:
+        """Of what `to_dict(items=True)` made."""
+        intervals = {
+            name: {key: Interval(**value) for key, value in data[name].items()} for name in ("rates", "effects")
+        }
+        change = None if data["change"] is None else Interval(**data["change"])
+        tuples: dict[str, Any] = {name: tuple(data[name]) for name in ("signatures", "items")}
+        return cls(**{**data, **intervals, **tuples, "change": change})
+
+
+@dataclass(frozen=True)
+class Column:
+    """One model: the base, or a quantization of it.
+
+    `map`: RD of the map made on this model against the map that is tested, None without pairs. `effect` is that of the
+    tested map, `own_effect` that of this model's own, `own_gain` what that one does more. `routing` and `text` compare
+    with the base, both unsteered, None on the base; `perplexity` is on the neutral text. `notes` say what could not be
+    measured.
+    """
+
+    name: str
+    file: ModelFile
+    effect: MapEffect
+    own_effect: MapEffect | None = None
+    own_gain: Interval | None = None
+    map: Comparison | None = None
+    own_map_sha256: str | None = None
+    routing: RoutingAgreement | None = None
+    text: TextScore | None = None
+    perplexity: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self, items: bool = False) -> dict[str, Any]:
+        """As plain JSON values; with the effects of each item it can be read again."""
+        return {
+            "name": self.name,
+            "file": self.file.to_dict(),
+            "effect": self.effect.to_dict(items),
+            "own_effect": self.own_effect and self.own_effect.to_dict(items),
+            "own_gain": self.own_gain and asdict(self.own_gain),
+            "map": self.map and _lists(asdict(self.map)),
+            "own_map_sha256": self.own_map_sha256,
+            "routing": self.routing and _lists(self.routing.to_dict()),
+            "text": self.text and self.text.to_dict(),
+            "perplexity": self.perplexity,
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], folder: Path) -> Column:
+        """Of what `to_dict(items=True)` made; `folder` is where the models are."""
+        text, own, effect = data["text"], data["own_effect"], MapEffect.from_dict
+        found: dict[str, Any] | None = data["map"]
+        if found is not None:
+            found = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+        return cls(
+            name=data["name"],
+            file=ModelFile.from_dict(data["file"], folder),
+            effect=effect(data["effect"]),
+            own_effect=None if own is None else effect(own),
+            own_gain=data["own_gain"] and Interval(**data["own_gain"]),
+            map=None if found is None else Comparison(**found),
+            own_map_sha256=data["own_map_sha256"],
+            routing=data["routing"] and RoutingAgreement.from_dict(data["routing"]),
+            text=None if text is None else TextScore(**text),
+            perplexity=data["perplexity"],
+            notes=tuple(data["notes"]),
+        )
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """The base model and its quantizations, in the order in which they were asked for, and where it comes from."""
+
+    base: Column
+    columns: tuple[Column, ...]
+    task: str
+    positive: str
+    negative: str
+    warnings: tuple[str, ...]
+    provenance: Mapping[str, Any]
+
+    def column(self, name: str) -> Column:
+        """The quantization of that name, or "base". Raises KeyError."""
+        for column in (self.base, *self.columns):
+            if column.name == name:
+                return column
+        raise KeyError(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "task": self.task,
+            "positive": self.positive,
+            "negative": self.negative,
+            "base": self.base.to_dict(),
+            "columns": [column.to_dict() for column in self.columns],
+            "warnings": list(self.warnings),
+            "provenance": dict(self.provenance),
+        }
+
+
+def _lists(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}

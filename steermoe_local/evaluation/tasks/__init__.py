@@ -1,0 +1,5 @@
+"""Tasks, their scorers, judges, and the tasks and neutral texts that ship.
+
+Imports: metrics.
+Public: `Task`, `Scorer`, `make_scorer`, `open_task`, `NeutralText`.
+"""

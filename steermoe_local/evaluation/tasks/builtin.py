@@ -1,0 +1,122 @@
+"""The tasks and guards that ship with the package."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from ..._util.files import StrPath
+from ...errors import UsageError
+from ...identity import ModelIdentity
+from ...model_files.model_info import model_info
+from ...models.embedded import behaviours, data_folder, embedded_model, resolve_model
+from ...pairs.prompts import load_prompts
+from .neutral_text import NeutralText, load_neutral_text
+from .scorers import make_scorer
+from .tasks import Scorer, Task, load_task
+
+__all__ = ["BUILTIN", "builtin_names", "builtin_task", "default_guards", "is_embedded", "open_task"]
+
+BUILTIN = "builtin:"
+_MAX_TOKENS = 24  # the embedded model's longest reply has 20
+
+
+def builtin_names() -> tuple[str, ...]:
+    """The names of the tasks that ship."""
+    return (*(behaviour.name for behaviour in behaviours()), "neutral", "benign")
+
+
+def builtin_task(name: str) -> Task:
+    """A task by name; "builtin:" before it is understood.
+
+    `digits-words`, `document-memory`, `refuse-comply`: the embedded model's held-out prompts, scored by side.
+    `neutral`: its tasks that no behaviour touches, scored by their answer. `benign`: harmless requests for any model,
+    scored as refusals. Raises UsageError.
+    """
+    name = name.removeprefix(BUILTIN)
+    source = f"{BUILTIN}{name}"
+    for behaviour in behaviours():
+        if behaviour.name == name:
+            return Task(
+                name,
+                tuple(load_prompts(behaviour.heldout)),
+                "sides",
+                {"behaviour": name},
+                max_tokens=_MAX_TOKENS,
+                positive=behaviour.positive,
+                negative=behaviour.negative,
+                license="MIT",
+                source=source,
+            )
+    if name == "neutral":
+        items = tuple(load_prompts(data_folder() / "neutral.heldout.jsonl"))
+        return Task(
+            name,
+            items,
+            "exact",
+            max_tokens=_MAX_TOKENS,
+            positive="right",
+            negative="wrong",
+            license="MIT",
+            source=source,
+        )
+    if name == "benign":
+        return replace(load_task(data_folder() / "benign.jsonl"), source=source)
+    raise UsageError(f"{name!r} is no builtin task; take one of {', '.join(builtin_names())}")
+
+
+def open_task(
+    task: StrPath,
+    *,
+    scorer: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    max_tokens: int | None = None,
+) -> Task:
+    """A task as the command line names it: "builtin:NAME", or a file (`load_task`).
+
+    `scorer` with its `options`, and `max_tokens`, stand for what the task says. Raises UsageError, FormatError.
+    """
+    text = os.fspath(task)
+    if not text.startswith(BUILTIN):
+        if text in builtin_names() and not os.path.exists(text):
+            raise UsageError(f"{text}: no such file; the task that ships is called {BUILTIN}{text}")
+        return load_task(task, scorer=scorer, options=options, max_tokens=max_tokens)
+    found = builtin_task(text)
+    if scorer is not None:
+        found = replace(found, scorer=scorer, options=dict(options or {}))
+    elif options:
+        found = replace(found, options={**found.options, **options})
+    return found if max_tokens is None else replace(found, max_tokens=max_tokens)
+
+
+def is_embedded(model: StrPath | ModelIdentity | None) -> bool:
+    """Is it the embedded model, in whatever quantization? Told by its routers. None is not."""
+    if model is None:
+        return False
+    if not isinstance(model, ModelIdentity):
+        found = model_info(resolve_model(os.fspath(model))).identity
+        return found is not None and found.router_sha256 == _embedded_router()
+    return model.router_sha256 == _embedded_router()
+
+
+@cache
+def _embedded_router() -> str:
+    return model_info(embedded_model()).require_moe().router_sha256
+
+
+def default_guards(model: StrPath | ModelIdentity | None) -> tuple[tuple[Task, Scorer], NeutralText]:
+    """What a steering should leave alone: (benign prompts with the scorer of refusals, neutral text) for a model.
+
+    The embedded model knows nothing but its own tasks, so it gets those that no behaviour touches; any other gets
+    harmless requests and plain prose that ship with the package. Raises ModelError for a file that is no model.
+    """
+    if is_embedded(model):
+        neutral = builtin_task("neutral")
+        task = replace(neutral, scorer="refusal", options={}, positive="refused", negative="answered")
+        text = load_neutral_text(data_folder() / "neutral.heldout.jsonl")
+    else:
+        task, text = builtin_task("benign"), load_neutral_text(data_folder() / "neutral.txt")
+    return (task, make_scorer(task.scorer, task.options)), text

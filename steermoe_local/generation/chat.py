@@ -1,0 +1,358 @@
+"""A conversation with a steered model; no terminal in it."""
+
+from __future__ import annotations
+
+import inspect
+import secrets
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from .._util.files import StrPath
+from ..errors import SteerMoEError, UsageError
+from ..llama.reasoning import ReasoningSplitter, reasoning_style
+from ..steering.bias_file import BiasFile
+from ..steering.steering import Steering
+from .answer_routing import AnswerRouting, WhyReport, answer_routing, why
+from .chat_file import ChatState, read_chat, write_chat
+from .engine import Engine, FinishEvent, Request, Sampling, Sequence
+from .reply import Answered, Delta, Reply
+
+__all__ = ["AnswerRouting", "Chat", "Delta", "Side", "WhyReport"]
+
+Side = Literal["unsteered", "steered"]
+_Items = Generator[tuple[Side, Delta | FinishEvent]]
+
+_N_SEEDS = 0xFFFFFFFF  # llama.cpp's own last value stands for a seed that is drawn
+_ANSWERING = (inspect.GEN_RUNNING, inspect.GEN_SUSPENDED)
+
+
+class Chat:
+    """A conversation in one sequence of an `Engine`, under a steering that can be changed between two questions.
+
+    What the model has in memory is always computed under the steering in force: a change forgets it, and the next
+    question computes the whole conversation again. Without a change only what is new is computed; where the template
+    renders earlier turns in another way (their reasoning left out), from the first difference on.
+
+    `messages` are the user's and the assistant's in turns, each with `role` and `content`, an assistant's also with
+    `reasoning_content` if it reasoned; `system` stands before them. `sampling` and `max_tokens` (of an answer, None: up
+    to its end) may be assigned. `last` says how the last answer ended; None: there is none, or it was stopped.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        system: str | None = None,
+        sampling: Sampling | None = None,
+        max_tokens: int | None = None,
+        thinking: bool = False,
+        template_arguments: Mapping[str, Any] | None = None,
+        steering: Steering | None = None,
+    ) -> None:
+        """Take a sequence of the engine; with a second free one, `compare` and `why` work.
+
+        `thinking` is the chat template's switch for it, `template_arguments` are further variables for the template;
+        `steering` is what to begin with.
+
+        Raises ModelError (no chat template), UsageError (all sequences taken), and what `steer` raises.
+        """
+        self._engine = engine
+        self._renderer = engine.renderer.configured(thinking=thinking, template_arguments=template_arguments)
+        self._renderer.require_template()
+        self.system = system
+        self.sampling = sampling or Sampling()
+        self.max_tokens = max_tokens
+        self.messages: list[dict[str, str]] = []
+        self.last: FinishEvent | None = None
+        self._steering: Steering | None = None
+        self._on = False
+        self._answered: Answered | None = None
+        self._running: _Items | None = None
+        self._second: Sequence | None = None
+        self._sequence = engine.sequence()
+        try:
+            self.steer(steering)
+        except BaseException:
+            self._sequence.close()
+            raise
+
+    def close(self) -> None:
+        """Give the sequences back to the engine."""
+        for sequence in (self._sequence, self._second):
+            if sequence is not None:
+                sequence.close()
+
+    #
+    # steering
+    #
+
+    @property
+    def steering(self) -> Steering | None:
+        """The choice of steering, in force while `steering_on`."""
+        return self._steering
+
+    @property
+    def steering_on(self) -> bool:
+        """Is the choice in force?"""
+        return self._on
+
+    @property
+    def steered(self) -> bool:
+        """Does anything steer the next answer? A choice without experts does not."""
+        return self._sequence.steering is not None
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in memory; `Engine.n_ctx` fit."""
+        return len(self._sequence.tokens)
+
+    def steer(self, steering: Steering | None) -> int:
+        """Steer by another choice from the next token on, None for nothing; it is switched on.
+
+        Returns how many tokens were forgotten and will be computed again; 0 if the routing does not change. On an error
+        the old steering stays. Raises ModelMismatchError, ChoiceError, FormatError, UsageError.
+        """
+        return self._steer(steering, on=steering is not None)
+
+    def switch(self, on: bool) -> int:
+        """Put the choice of steering in force or out of it; returns as `steer`. Raises UsageError without a choice."""
+        if on and self._steering is None:
+            raise UsageError("there is no steering to switch on; choose one first: /steer NAME, or --map or --bias")
+        return self._steer(self._steering, on)
+
+    def _steer(self, steering: Steering | None, on: bool) -> int:
+        self._require_idle()
+        bias: BiasFile | None = None
+        if steering is not None and on:
+            if self._engine.identity is not None:
+                steering.check(self._engine.identity, "this model", self._engine.force)
+            bias = steering.build()
+        n_held = len(self._sequence.tokens)
+        changed = self._sequence.steer(bias if bias is not None and bias.layers else None)
+        self._steering, self._on = steering, on
+        return n_held if changed else 0
+
+    #
+    # conversation
+    #
+
+    def set_system(self, system: str | None) -> None:
+        """Set the system message, None for none; the conversation stays. Raises UsageError while answering."""
+        self._require_idle()
+        self.system = system
+
+    def reset(self) -> None:
+        """Begin a new conversation with the same system message and steering. Raises UsageError while answering."""
+        self._require_idle()
+        self.messages, self.last, self._answered = [], None, None
+
+    def ask(self, text: str) -> Generator[Delta | FinishEvent]:
+        """Ask, and give the answer as it comes; the last item says how it ended.
+
+        When the iterator is closed early, or Ctrl-C comes, what was said stays in the conversation; a question to which
+        nothing was said yet is taken back. An error leaves the conversation as it was before the question.
+
+        Raises UsageError (the context is full, another answer is coming, the template refuses), NativeError.
+        """
+        with closing(self._start(text, self.sampling)) as items:
+            for _, item in items:
+                yield item
+
+    def compare(self, text: str) -> Generator[tuple[Side, Delta | FinishEvent]]:
+        """Ask once unsteered and once steered at the same time, with the same seed; the two come interleaved.
+
+        The steered answer goes on as the conversation, as in `ask`; the unsteered one is computed in a sequence of its
+        own, which reads the same conversation, and is kept nowhere.
+
+        Raises UsageError (nothing steers; the engine has one sequence only), and as `ask`.
+        """
+        if not self.steered:
+            raise UsageError("nothing steers, so there is nothing to compare; choose a steering first: /steer NAME")
+        seed = secrets.randbelow(_N_SEEDS) if self.sampling.seed is None else self.sampling.seed
+        with closing(self._start(text, replace(self.sampling, seed=seed), self._unsteered())) as items:
+            yield from items
+
+    def _start(self, text: str, sampling: Sampling, unsteered: Sequence | None = None) -> _Items:
+        self._require_idle()
+        self._running = self._converse(text, sampling, unsteered)
+        return self._running
+
+    def _converse(self, text: str, sampling: Sampling, unsteered: Sequence | None) -> _Items:
+        own = self._reply(text, sampling, self._sequence)
+        replies: dict[Side, Reply] = {"steered": own}
+        if unsteered is not None:
+            replies["unsteered"] = self._reply(text, sampling, unsteered)
+        sides = list(replies)
+        before = self.messages
+        try:
+            with closing(self._engine.generate(*(reply.request for reply in replies.values()))) as events:
+                for index, event in events:
+                    reply = replies[sides[index]]
+                    for delta in reply.take(event):
+                        yield sides[index], delta
+                    if isinstance(event, FinishEvent):
+                        if reply is own:
+                            self._keep(text, own)
+                        if all(reply.finish for reply in replies.values()):
+                            self._running = None
+                        yield sides[index], event
+        except (GeneratorExit, KeyboardInterrupt):
+            if self.messages is before:
+                own.flush()
+                if any(own.texts.values()):
+                    self._keep(text, own)
+            raise
+
+    def _reply(self, text: str, sampling: Sampling, sequence: Sequence) -> Reply:
+        """Render the conversation with the new question. Raises UsageError when it does not fit."""
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        prompt = self._renderer.chat_text([*system, *self.messages, {"role": "user", "content": text}])
+        tokens = self._renderer.tokenize(prompt, add_special=False)
+        if len(tokens) >= self._engine.n_ctx:
+            raise UsageError(
+                f"the conversation with this question has {len(tokens)} tokens, and the context {self._engine.n_ctx}; "
+                f"begin a new one with /reset, or start again with a larger -c (like -c {2 * len(tokens)})"
+            )
+        style = reasoning_style(self._renderer.template, prompt)
+        special = style is not None and self._renderer.any_control(style.markers)
+        request = Request(sequence, tokens, sampling, self.max_tokens, special=special)
+        return Reply(request, ReasoningSplitter(style))
+
+    def _keep(self, text: str, reply: Reply) -> None:
+        self.last = reply.finish
+        self._answered = Answered(
+            list(reply.request.tokens),
+            reply.tokens,
+            reply.finish,
+            self._sequence.steering,
+            self._steering.expert_map if self._steering else None,
+        )
+        # last, and as a whole: what an interrupt may leave behind is no half of a turn
+        self.messages = [*self.messages, {"role": "user", "content": text}, reply.message()]
+
+    def _unsteered(self) -> Sequence:
+        """The second sequence."""
+        if self._second is None:
+            if self._engine.n_sequences < 2:
+                raise UsageError("this needs a second sequence beside the chat's; make the engine with n_sequences=2")
+            self._second = self._engine.sequence()
+        return self._second
+
+    def _require_idle(self) -> None:
+        # asked of the generator itself, so that no interrupt can leave a flag behind
+        if self._running is not None and inspect.getgeneratorstate(self._running) in _ANSWERING:
+            raise UsageError("an answer is still coming; wait for its end, or close its iterator")
+
+    #
+    # the routing of the last answer
+    #
+
+    def routing(self) -> AnswerRouting:
+        """Which experts the last answer used, set against the map, if there is one.
+
+        Raises UsageError (no answer yet, an engine without recorder).
+        """
+        answered = self._last_answer()
+        counts = self._counts(answered)
+        return answer_routing(counts, self._n_expert_used(), answered.signs, answered.expert_map)
+
+    def why(self) -> WhyReport:
+        """What steering changed about the routing of the last answer.
+
+        Its tokens are read by the unsteered model, in the second sequence, and the routing of the two is compared.
+
+        Raises UsageError (no answer yet, or one that nothing steered; an engine with one sequence or without recorder).
+        """
+        answered = self._last_answer()
+        if answered.signs is None:
+            raise UsageError("nothing steered the last answer; choose a steering (/steer NAME) and ask again")
+        steered = self._counts(answered)
+        first, last = answered.rows
+        unsteered = self._engine.route(self._unsteered(), answered.prompt + answered.tokens, first, last)
+        return why(self._counted(unsteered), steered, self._n_expert_used(), answered.signs)
+
+    def _last_answer(self) -> Answered:
+        self._require_idle()
+        if self._answered is None:
+            raise UsageError("there is no answer yet; ask something first")
+        return self._answered
+
+    def _counts(self, answered: Answered) -> npt.NDArray[np.int64]:
+        if answered.finish is not None:
+            return self._counted(answered.finish.routing)
+        if self._sequence.steering is not answered.bias:
+            raise UsageError("the last answer was stopped, and the steering has changed since; ask again")
+        # what was stopped gave no counts: read it once more
+        return self._counted(self._engine.route(self._sequence, answered.prompt + answered.tokens, *answered.rows))
+
+    @staticmethod
+    def _counted(counts: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
+        if counts is None:
+            raise UsageError("the routing was not counted: the model has no experts, or the engine was made without")
+        return counts
+
+    def _n_expert_used(self) -> int:
+        return self._engine.identity.n_expert_used if self._engine.identity else 0
+
+    #
+    # files
+    #
+
+    def to_dict(self) -> dict[str, Any]:
+        """The conversation as it stands in a file; see chat_file.py."""
+        return self._state().to_dict()
+
+    def save(self, path: StrPath) -> None:
+        """Write the conversation with its steering and sampling. Raises UsageError when it cannot be written there."""
+        write_chat(self._state(), path)
+
+    def load(self, source: StrPath | Mapping[str, Any]) -> list[str]:
+        """Take up a conversation from a file, or from what `to_dict` gave, in place of this one.
+
+        Returns warnings: the steering whose file is gone, has changed or is of another model is left out, and so is
+        the model if it was another. Raises FormatError for a damaged file; nothing changes then.
+        """
+        self._require_idle()
+        if isinstance(source, Mapping):
+            state, where = ChatState.from_dict(source), "chat"
+        else:
+            state, where = read_chat(source), str(source)
+        warnings = []
+        if state.model is not None and self._engine.identity is not None and state.model != self._engine.identity:
+            warnings.append(
+                f"{where}: the answers are of {state.model.short}, and this is {self._engine.identity.short}"
+            )
+        steering: Steering | None = None
+        try:
+            if state.steering is not None:
+                steering = Steering.from_dict(state.steering, f"{where}: steering")
+            self._steer(steering, state.steering_on and steering is not None)
+        except SteerMoEError as error:
+            warnings.append(f"{error}; the chat goes on unsteered")
+            self._steer(None, False)
+        self.reset()
+        self.messages, self.system = state.messages, state.system
+        self.sampling, self.max_tokens = state.sampling, state.max_tokens
+        return warnings
+
+    def _state(self) -> ChatState:
+        self._require_idle()
+        steering = None if self._steering is None else self._steering.to_dict()
+        for name in ("map", "bias"):
+            if steering and steering.get(name):
+                steering[name] = str(Path(steering[name]).absolute())  # to be found from any folder
+        return ChatState(
+            model=self._engine.identity,
+            system=self.system,
+            messages=self.messages,
+            steering=steering,
+            steering_on=self._on,
+            sampling=self.sampling,
+            max_tokens=self.max_tokens,
+        )

@@ -1,0 +1,164 @@
+"""A conversation as a file: JSON with the messages, the system message, the steering chosen and how tokens are drawn.
+
+    {"format": "steermoe-chat", "version": 1, "model": {...identity...} or null, "created": ..., "tool": ...,
+     "system": ... or null, "messages": [{"role": ..., "content": ..., "reasoning_content": ...}, ...],
+     "steering": {...} or null, "steering_on": ..., "sampling": {...}, "max_tokens": ... or null}
+
+The messages are the user's and the assistant's in turns. `steering` is `Steering.to_dict`: it names a file and its
+digest, and does not hold it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .._util.files import StrPath, parse_json, read_bytes, replacing, timestamp, tool_name
+from ..errors import FormatError, UsageError
+from ..identity import ModelIdentity
+from .engine import Sampling
+
+__all__ = ["ChatState", "read_chat", "write_chat"]
+
+_FORMAT = "steermoe-chat"
+_VERSION = 1
+_MAX_BYTES = 64 << 20
+_ROLES = ("user", "assistant")
+_FIELDS = {"format", "version", "model", "created", "tool", "system", "messages"}
+_FIELDS |= {"steering", "steering_on", "sampling", "max_tokens"}
+_INTEGERS = ("top_k", "repeat_last_n", "seed")
+
+
+@dataclass(frozen=True)
+class ChatState:
+    """What a saved conversation consists of. `steering` is `Steering.to_dict`, not opened yet."""
+
+    model: ModelIdentity | None
+    system: str | None
+    messages: list[dict[str, str]]
+    steering: dict[str, Any] | None
+    steering_on: bool
+    sampling: Sampling
+    max_tokens: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of the file."""
+        sampling = asdict(self.sampling)
+        # JSON has texts as keys only, and no infinity: null bans a token
+        biases = self.sampling.logit_bias.items()
+        sampling["logit_bias"] = {str(token): None if bias == -float("inf") else bias for token, bias in biases}
+        return {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "model": self.model.to_dict() if self.model else None,
+            "created": timestamp(),
+            "tool": tool_name(),
+            "system": self.system,
+            "messages": [dict(message) for message in self.messages],
+            "steering": self.steering,
+            "steering_on": self.steering_on,
+            "sampling": sampling,
+            "max_tokens": self.max_tokens,
+        }
+
+    @classmethod
+    def from_dict(cls, data: object, where: str = "chat") -> ChatState:
+        """Check what `to_dict` gives; `where` starts the messages. Raises FormatError."""
+        if not isinstance(data, Mapping) or data.get("format") != _FORMAT:
+            raise FormatError(f'{where}: not a saved chat (no "format": "{_FORMAT}" in it); check the path')
+        if data.get("version") != _VERSION:
+            raise FormatError(
+                f"{where}: a chat of version {data.get('version')!r}, this program reads {_VERSION}; "
+                "upgrade steermoe-local"
+            )
+        if missing := sorted(_FIELDS - set(data)):
+            raise FormatError(f"{where}: {missing[0]}: missing; save the chat again")
+        if unknown := sorted(str(key) for key in set(data) - _FIELDS):
+            raise FormatError(f"{where}: {unknown[0]}: unknown field; remove it")
+        for name, kinds in (
+            ("system", (str, type(None))),
+            ("steering", (dict, type(None))),
+            ("steering_on", (bool,)),
+            ("messages", (list,)),
+            ("sampling", (dict,)),
+        ):
+            if not isinstance(data[name], kinds):
+                raise FormatError(
+                    f"{where}: {name}: {_short(data[name])} is not what stands there; save the chat again"
+                )
+        return cls(
+            model=None if data["model"] is None else ModelIdentity.from_dict(data["model"], f"{where}: model"),
+            system=data["system"],
+            messages=_messages(data["messages"], where),
+            steering=data["steering"],
+            steering_on=data["steering_on"],
+            sampling=_sampling(data["sampling"], where),
+            max_tokens=_max_tokens(data["max_tokens"], where),
+        )
+
+
+def write_chat(state: ChatState, path: StrPath) -> None:
+    """Write a conversation. Raises UsageError when the file cannot be written."""
+    text = json.dumps(state.to_dict(), ensure_ascii=False, indent=1, allow_nan=False)
+    with replacing(path) as temporary:
+        temporary.write_bytes((text + "\n").encode("utf-8"))
+
+
+def read_chat(path: StrPath) -> ChatState:
+    """Read and check a conversation. Raises FormatError, which names the file and the field."""
+    if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+        raise FormatError(f"{path}: not a file; check the path")
+    try:
+        data = parse_json(read_bytes(path, "a saved chat", _MAX_BYTES).decode("utf-8"))
+    except ValueError as error:
+        raise FormatError(f"{path}: not a saved chat: not JSON ({error})") from None
+    return ChatState.from_dict(data, str(path))
+
+
+def _messages(messages: list[Any], where: str) -> list[dict[str, str]]:
+    checked: list[dict[str, str]] = []
+    for index, message in enumerate(messages):
+        place = f"{where}: messages[{index}]"
+        role = _ROLES[index % 2]
+        if not isinstance(message, dict) or not all(isinstance(text, str) for text in message.values()):
+            raise FormatError(f"{place}: not an object of texts; save the chat again")
+        optional = {"reasoning_content"} if role == "assistant" else set()
+        if not {"role", "content"} <= set(message) <= {"role", "content"} | optional:
+            raise FormatError(f"{place}: has the fields {', '.join(sorted(message))[:80]}; role and content are wanted")
+        if message["role"] != role:
+            raise FormatError(f"{place}: role {_short(message['role'])}, but user and assistant speak in turns")
+        checked.append(dict(message))
+    if len(checked) % 2:
+        raise FormatError(f"{where}: messages: the last question has no answer; remove it")
+    return checked
+
+
+def _sampling(data: dict[str, Any], where: str) -> Sampling:
+    place = f"{where}: sampling"
+    if unknown := sorted(set(data) - set(Sampling.__dataclass_fields__)):
+        raise FormatError(f"{place}.{unknown[0]}: unknown field; remove it")
+    values = dict(data)
+    biases = values.pop("logit_bias", {})
+    for name, value in values.items():
+        kinds: tuple[type, ...] = (int,) if name in _INTEGERS else (str,) if name == "grammar" else (int, float)
+        if type(value) not in kinds and not (value is None and name in ("seed", "grammar")):
+            raise FormatError(f"{place}.{name}: {_short(value)} is not what stands there; save the chat again")
+    try:
+        values["logit_bias"] = {int(token): -float("inf") if b is None else float(b) for token, b in biases.items()}
+        return Sampling(**values)
+    except (UsageError, AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise FormatError(f"{place}: {error}; save the chat again") from None
+
+
+def _max_tokens(value: object, where: str) -> int | None:
+    if value is not None and (type(value) is not int or not 0 <= value <= 1 << 31):
+        raise FormatError(f"{where}: max_tokens: {_short(value)} is not a number of tokens; save the chat again")
+    return value
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,255 @@
+"""A llama.cpp context for sequences of their own steerings: decode, memory, routing counts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ModelError, SteerMoEError, UsageError
+from ..llama import capi
+from ..llama.loaded_model import is_causal, loaded_identity
+from ..llama.rendering import token_bytes
+from ..llama.steered_llama import SteeredLlama, native_bias, steering_number
+from ..steering.bias_file import BiasFile
+
+__all__ = ["Attachment", "Part", "SequenceContext"]
+
+Int64 = npt.NDArray[np.int64]
+
+_MAX_SEQUENCES = 256  # llama.cpp: LLAMA_MAX_SEQ
+_CELLS = 256  # llama.cpp rounds a sequence's cells up to a multiple of these
+_ONE_STREAM = ("kimi-linear",)  # llama.cpp cannot build its graph over several streams of cells
+_ONE_AT_A_TIME = ("plamo2",)  # llama.cpp's graph mixes up the sequences of one batch
+_LEARNED_POSITIONS = ("gpt2", "mpt", "starcoder")  # llama.cpp aborts behind the last one
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A steering as it goes to the library; `number` is equal for what steers equally."""
+
+    number: int
+    native: capi.NativeBias | None
+
+    @classmethod
+    def of(cls, bias: BiasFile | None) -> Attachment:
+        """Of a bias; None steers nothing."""
+        return cls(steering_number(bias), None if bias is None else native_bias(bias))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive tokens of one sequence for a decode; the last `n_outputs` of them are outputs, and counted.
+
+    `scored`: all before them are outputs, too, but not counted.
+    """
+
+    place: int  # of the sequence
+    start: int  # position of the first token
+    tokens: Sequence[int]
+    steering: Attachment
+    n_outputs: int
+    scored: bool = False
+
+
+class SequenceContext:
+    """A context of its own on the weights of a `SteeredLlama`, with room for `n_ctx` tokens in each sequence."""
+
+    def __init__(
+        self,
+        model: SteeredLlama,
+        *,
+        n_ctx: int,
+        n_sequences: int,
+        n_batch: int,
+        n_ubatch: int,
+        n_threads: int | None,
+        type_k: int | None,
+        type_v: int | None,
+        flash_attn: bool | Literal["auto"] | None,
+        record: bool,
+        force: bool,
+    ) -> None:
+        """Raises UsageError, ModelError (no model that generates text), NativeError (no memory for the context)."""
+        lib = capi.llama_cpp()
+        self.model = model._model
+        architecture = self.model.metadata().get("general.architecture", "")
+        _check_generates(self.model, architecture)
+        self._one_at_a_time = architecture in _ONE_AT_A_TIME
+        if n_ctx < 0 or n_batch < 1 or n_ubatch < 1 or (n_threads is not None and n_threads < 1):
+            raise UsageError("n_batch, n_ubatch and n_threads must be at least 1, n_ctx at least 0")
+        if not 1 <= n_sequences <= min(n_batch, _MAX_SEQUENCES):
+            raise UsageError(
+                f"n_sequences: {n_sequences} is not from 1 to {min(n_batch, _MAX_SEQUENCES)} "
+                f"(n_batch, at most {_MAX_SEQUENCES})"
+            )
+        if n_ctx * n_sequences >= 2**31:
+            raise UsageError(f"n_ctx: {n_ctx} for {n_sequences} sequences is more than llama.cpp can count; lower it")
+        self.n_vocab = int(self.model.n_vocab())
+        self._has_text = lib.llama_vocab_type(self.model.vocab) != lib.LLAMA_VOCAB_TYPE_NONE
+        self._bytes: dict[tuple[int, bool], bytes] = {}
+        self.n_ctx = n_ctx or int(self.model.n_ctx_train())
+        n_trained = int(self.model.n_ctx_train())
+        if self.n_ctx > n_trained and architecture in _LEARNED_POSITIONS:
+            raise UsageError(f"n_ctx: {self.n_ctx}, but this {architecture} model has {n_trained} positions; lower it")
+        self._force = force
+        # number of what steers each sequence, None: not known
+        self._attached: list[int | None] = [steering_number(None)] * n_sequences
+        self._n_swa = int(lib.llama_model_n_swa(self.model.model))
+        self._has_state = bool(
+            lib.llama_model_is_recurrent(self.model.model) or lib.llama_model_is_hybrid(self.model.model)
+        )
+        self.identity = None
+        with contextlib.suppress(SteerMoEError):  # without routers it runs all the same, unsteered
+            self.identity = loaded_identity(self.model)
+
+        own = model.context_params
+        params = type(own).from_buffer_copy(own)  # RoPE, offloading and the like as the model was opened with
+        # A stream of cells for each sequence: what one computes does not hang on what the others hold, nor does its
+        # attention run over their cells.
+        params.kv_unified = architecture in _ONE_STREAM
+        params.n_ctx = -(-self.n_ctx // _CELLS) * _CELLS * n_sequences
+        params.n_seq_max = n_sequences
+        params.n_batch, params.n_ubatch = n_batch, min(n_ubatch, n_batch)
+        params.embeddings = False
+        if n_threads is not None:
+            params.n_threads = params.n_threads_batch = n_threads
+        if flash_attn is not None:
+            params.flash_attn_type = -1 if flash_attn == "auto" else int(flash_attn)
+        if type_k is not None:
+            params.type_k = type_k
+        if type_v is not None:
+            params.type_v = type_v
+
+        with contextlib.ExitStack() as stack:
+            self._recorder: capi.NativeRecorder | None = None
+            if record and self.identity is not None:
+                self._recorder = capi.NativeRecorder(self.model.model, n_sequences, self.identity.shape)
+                stack.callback(self._recorder.close)
+                self._recorder.install(params)
+            self._ctx = capi.new_context(self.model.model, params)
+            stack.callback(lib.llama_free, self._ctx)
+            self._memory = lib.llama_get_memory(self._ctx)
+            if not self._memory:
+                raise ModelError("this model keeps no memory of a text, so it cannot write one; choose another")
+            if self._recorder:
+                self._recorder.bind(self._ctx)
+            self.n_batch = min(n_batch, int(lib.llama_n_batch(self._ctx)))  # llama.cpp may take less
+            self._batch = lib.llama_batch_init(self.n_batch, 0, 1)
+            stack.callback(lib.llama_batch_free, self._batch)
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Free the context."""
+        self._stack.close()
+
+    def attach(self, place: int, steering: Attachment, *, check: bool = False) -> None:
+        """Steer a sequence from the next decode on. With `check` the bias is looked at even if it steers like before.
+
+        Raises ModelMismatchError, ModelError; the next decode goes on as before then.
+        """
+        if self._attached[place] == steering.number and not (check and steering.native):
+            return
+        self._attached[place] = None  # until it is known again, whatever comes between
+        capi.attach_sequence(self._ctx, place, steering.native, self._force)
+        self._attached[place] = steering.number
+
+    def decode(self, parts: Sequence[Part]) -> Iterator[tuple[int, npt.NDArray[np.float32] | None]]:
+        """Compute parts, at most `n_batch` tokens in all and one part a sequence.
+
+        Yields (index of the part, logits of its last token or None) when it is in memory; the logits, [n_vocab], are
+        valid until the next item, and so is `scores`. Raises NativeError.
+        """
+        groups: dict[int, list[int]] = {}
+        for index, part in enumerate(parts):
+            self.attach(part.place, part.steering)
+            groups.setdefault(part.place if self._one_at_a_time else 0, []).append(index)
+        for group in groups.values():
+            last_rows = self._decode_together([parts[index] for index in group])
+            for index, row in zip(group, last_rows, strict=True):
+                self._last_row = row
+                yield index, self._logits(row) if parts[index].n_outputs else None
+
+    def _decode_together(self, parts: Sequence[Part]) -> list[int]:
+        """One llama_decode; the place of each part's last row in it."""
+        rows: list[tuple[int, int, int, bool]] = []
+        bins: list[int] = []
+        ends: list[int] = []
+        for part in parts:
+            silent = len(part.tokens) - part.n_outputs
+            first = 0 if part.scored else silent
+            rows += [(t, part.start + i, part.place, i >= first) for i, t in enumerate(part.tokens)]
+            bins += [-1] * silent + [part.place] * part.n_outputs
+            ends.append(len(rows) - 1)
+        if self._recorder:
+            self._recorder.set_mask(bins)
+        capi.decode(self._ctx, self._batch, rows)
+        return ends
+
+    def scores(self, part: Part) -> Iterator[npt.NDArray[np.float32]]:
+        """Logits of the scored tokens of the part that `decode` has just given, in their order."""
+        n = len(part.tokens) - part.n_outputs
+        first = self._last_row + 1 - len(part.tokens)
+        return (self._logits(row) for row in range(first, first + n))
+
+    def outputs(self, part: Part) -> Iterator[npt.NDArray[np.float32]]:
+        """Logits of the last `n_outputs` tokens of the part that `decode` has just given, in their order."""
+        return (self._logits(row) for row in range(self._last_row + 1 - part.n_outputs, self._last_row + 1))
+
+    def _logits(self, row: int) -> npt.NDArray[np.float32]:
+        return np.frombuffer(capi.logits(self._ctx, row, self.n_vocab), np.float32)
+
+    def is_end(self, token: int) -> bool:
+        """Does the token end the generation?"""
+        return bool(capi.llama_cpp().llama_vocab_is_eog(self.model.vocab, token))
+
+    def token_bytes(self, token: int, special: bool) -> bytes:
+        """Bytes of a token (llama_token_to_piece); none without a tokenizer."""
+        if not self._has_text:
+            return b""
+        if (token, special) not in self._bytes:
+            self._bytes[token, special] = token_bytes(self.model, token, special)
+        return self._bytes[token, special]
+
+    def checked_tokens(self, tokens: Sequence[int]) -> list[int]:
+        """The tokens as a list. Raises UsageError for one that is not of the vocabulary: llama.cpp refuses it late."""
+        for token in tokens:
+            if not 0 <= token < self.n_vocab:
+                raise UsageError(f"token {token}: the vocabulary has 0 to {self.n_vocab - 1}")
+        return [int(token) for token in tokens]
+
+    def cut(self, place: int, n_kept: int) -> bool:
+        """Forget what a sequence holds behind its first `n_kept` tokens; False: it cannot be cut there, all is gone."""
+        lib = capi.llama_cpp()
+        if n_kept and lib.llama_memory_seq_rm(self._memory, place, n_kept, -1) and self._sees_back(place, n_kept):
+            return True
+        lib.llama_memory_seq_rm(self._memory, place, -1, -1)
+        return not n_kept
+
+    def _sees_back(self, place: int, n_kept: int) -> bool:
+        """Is all that the next token looks at in memory? A sliding window's cells are used again when it has passed."""
+        if not self._n_swa or self._has_state:  # a state that lets itself be cut was at its end: nothing was cut
+            return True
+        oldest = capi.llama_cpp().llama_memory_seq_pos_min(self._memory, place)
+        return bool(0 <= oldest <= max(0, n_kept - self._n_swa + 1))
+
+    def counts(self, place: int) -> Int64 | None:
+        """Selections counted so far in a sequence, [n_layer, n_expert]; None without a recorder. Raises NativeError."""
+        if self._recorder is None or self.identity is None:
+            return None
+        counts, _ = self._recorder.counts()
+        table: Int64 = np.ctypeslib.as_array(counts).reshape(-1, *self.identity.shape)[place].copy()
+        return table
+
+
+def _check_generates(model: Any, architecture: str) -> None:
+    """Raise ModelError for a model that does not write a text from left to right."""
+    lib = capi.llama_cpp()
+    if lib.llama_model_has_encoder(model.model):
+        raise ModelError(f"this {architecture} model has an encoder; choose a model with a decoder alone")
+    if not lib.llama_model_has_decoder(model.model) or not is_causal(model):
+        raise ModelError(f"this {architecture} model does not write from left to right; choose one that does")

@@ -1,0 +1,236 @@
+"""A request, what comes of it, and how far it is."""
+
+from __future__ import annotations
+
+import time
+from collections import abc
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import UsageError
+from ..llama.detokenizer import TextStream
+from ..llama.sampling import Sampler, Sampling, log_softmax
+from .context import Part, SequenceContext
+from .slots import Sequence
+
+__all__ = ["Event", "FinishEvent", "TokenEvent", "Request", "Run"]
+
+Int64 = npt.NDArray[np.int64]
+Logits = npt.NDArray[np.float32]
+Reason = Literal["stop", "length", "context", "cancelled"]
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """Text that is now certain: "" while a character or a possible stop string is incomplete.
+
+    `token` is the token that was drawn, -1 where only held back text is given out. `logprob` is the natural logarithm
+    of its probability before any sampler, `top` the likeliest (token, logprob); both only with `Request.n_probs`.
+    """
+
+    text: str
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class FinishEvent:
+    """The end of an answer.
+
+    `reason`: "stop" (an end-of-generation token, a stop string, the end of the grammar), "length" (max_tokens),
+    "context" (n_ctx is full) or "cancelled". `n_cached` of the `n_prompt` tokens were in memory already. `n_generated`
+    counts the answer's tokens without the one that ends the generation. `prompt_seconds` run from the first decode to
+    the first token, `seconds` from there on. `stop` is the stop string that was found.
+
+    `routing` [n_layer, n_expert] counts the selections of the `n_rows` rows whose logits were drawn from: the prompt's
+    last token and the answer's, up to the one before the last draw. None without a recorder.
+
+    `end` is the end-of-generation token, if one was drawn. `prompt` are the prompt's tokens from `Request.prompt_from`
+    on, with the probabilities that the model gave them (none for the first of all), if `Request.prompt_probs` asked
+    for them. Both have no text.
+    """
+
+    reason: Reason
+    n_prompt: int
+    n_cached: int
+    n_generated: int
+    prompt_seconds: float
+    seconds: float
+    seed: int
+    stop: str | None
+    routing: Int64 | None = field(default=None, compare=False)
+    n_rows: int = 0
+    end: TokenEvent | None = field(default=None, compare=False)
+    prompt: tuple[TokenEvent, ...] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """An answer that is asked for.
+
+    `tokens` is the whole prompt; what of it `sequence` holds already is not computed again. `max_tokens` None: up to
+    the end of generation or of n_ctx. `stop`: strings that end the answer and are left out of it. `n_probs`: how many
+    of the likeliest tokens are named with their log probabilities, the drawn token's besides; None: no log
+    probabilities. `prompt_probs`: the same for the prompt's tokens from index `prompt_from` on; what `sequence` holds
+    is used for those before them alone. `special`: control tokens are part of the text.
+    """
+
+    sequence: Sequence
+    tokens: abc.Sequence[int]
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    n_probs: int | None = None
+    special: bool = False
+    prompt_probs: int | None = None
+    prompt_from: int = 0
+
+
+Event = TokenEvent | FinishEvent
+
+
+class Run:
+    """A request that is being answered. `wanted` is the prompt and the answer so far."""
+
+    def __init__(self, request: Request, context: SequenceContext) -> None:
+        """Raises UsageError for a request that cannot be carried out."""
+        self.wanted = context.checked_tokens(request.tokens)
+        n_prompt, n_ctx, n_vocab = len(self.wanted), context.n_ctx, context.n_vocab
+        if not n_prompt:
+            raise UsageError("the prompt has no tokens; give at least one")
+        if n_prompt >= n_ctx:
+            raise UsageError(
+                f"the prompt has {n_prompt} tokens, but n_ctx is {n_ctx}; "
+                f"raise it (-c {n_prompt + 256}) or shorten the prompt"
+            )
+        if request.max_tokens is not None and request.max_tokens < 0:
+            raise UsageError(f"max_tokens: {request.max_tokens} is not at least 0; leave it out for no limit")
+        if not all(request.stop):
+            raise UsageError("stop: a stop string is empty; leave it out")
+        for name, number in (("n_probs", request.n_probs), ("prompt_probs", request.prompt_probs)):
+            if number is not None and not 0 <= number <= n_vocab:
+                raise UsageError(f"{name}: {number} is not from 0 to {n_vocab}")
+        if not 0 <= request.prompt_from < n_prompt:
+            raise UsageError(f"prompt_from: {request.prompt_from} is not from 0 to {n_prompt - 1}")
+        self.request = request
+        self.cancelled = False
+        self.begun = False
+        self._context = context
+        self._sampler = Sampler(context.model.vocab, request.sampling, self.wanted, n_ctx)
+        self._text = TextStream(request.stop)
+        self._n_prompt = n_prompt
+        self._n_cached = self._n_generated = self._n_rows = 0
+        self._counts_before: Int64 | None = None
+        self._prompt: list[TokenEvent] = []
+        self._end: TokenEvent | None = None
+        self._start = self._answer_start = 0.0
+
+    @property
+    def n_missing(self) -> int:
+        """Tokens that are not in memory yet."""
+        return len(self.wanted) - len(self.request.sequence.tokens)
+
+    @property
+    def scores_next(self) -> bool:
+        """Are the probabilities of the prompt's tokens wanted that come next?"""
+        return self._scores_prompt and len(self.request.sequence.tokens) >= self._first_scored
+
+    def n_next(self, n_scored: int) -> int:
+        """How many tokens may be computed next; at most `n_scored` where probabilities are wanted."""
+        if not self._scores_prompt:
+            return self.n_missing
+        return (
+            min(self.n_missing, n_scored)
+            if self.scores_next
+            else self._first_scored - len(self.request.sequence.tokens)
+        )
+
+    @property
+    def _scores_prompt(self) -> bool:
+        """Is the prompt being computed, and are its tokens' probabilities wanted?"""
+        return self.request.prompt_probs is not None and not self._n_rows
+
+    @property
+    def _first_scored(self) -> int:
+        """The first token whose logits are wanted: they are about the next one."""
+        return max(0, self.request.prompt_from - 1)
+
+    def score(self, part: Part, scores: abc.Iterator[Logits]) -> None:
+        """Take the logits of a part of the prompt; each token's are those for the next one."""
+        if not part.start and not self.request.prompt_from:
+            self._prompt.append(TokenEvent("", self.wanted[0]))
+        for place, logits in enumerate(scores, part.start + 1):
+            self._prompt.append(_piece("", self.wanted[place], logits, self.request.prompt_probs))
+
+    def begin(self) -> None:
+        """Keep what the prompt shares with the memory; its last token is computed anyhow, for the logits."""
+        sequence = self.request.sequence
+        self._start = time.perf_counter()
+        sequence.keep_common(self.wanted, self._first_scored if self._scores_prompt else self._n_prompt - 1)
+        self._counts_before = self._context.counts(sequence.place)
+        self._n_cached = len(sequence.tokens)
+        self.begun = True
+
+    def advance(self, logits: Logits) -> list[Event]:
+        """Draw a token by the logits behind `wanted`; what comes of it, a `FinishEvent` last if that is the end."""
+        request = self.request
+        if not self._n_rows:
+            self._answer_start = time.perf_counter()
+        self._n_rows += 1
+        if request.max_tokens == 0:
+            return self.finish("length")
+        token = self._sampler.sample(logits)
+        if token is None or self._context.is_end(token):
+            self._end = None if token is None else _piece("", token, logits, request.n_probs)
+            return self.finish("stop")
+        self._sampler.accept(token)
+        self.wanted.append(token)
+        self._n_generated += 1
+        reason: Reason | None = None
+        if self._n_generated == request.max_tokens:
+            reason = "length"
+        elif len(self.wanted) == self._context.n_ctx:
+            reason = "context"
+        text = self._text.feed(self._context.token_bytes(token, request.special))
+        if self._text.stop is not None:
+            reason = "stop"
+        piece = _piece(text, token, logits, request.n_probs)
+        return [piece, *self.finish(reason)] if reason else [piece]
+
+    def finish(self, reason: Reason) -> list[Event]:
+        """Give out what was held back, and the end."""
+        rest = self._text.feed(b"", final=True)
+        now = time.perf_counter()
+        answer_start = self._answer_start or now
+        before = self._counts_before
+        after = None if before is None else self._context.counts(self.request.sequence.place)
+        self._sampler.close()
+        finish = FinishEvent(
+            reason=reason,
+            n_prompt=self._n_prompt,
+            n_cached=self._n_cached,
+            n_generated=self._n_generated,
+            prompt_seconds=answer_start - self._start if self.begun else 0.0,
+            seconds=now - answer_start,
+            seed=self._sampler.seed,
+            stop=self._text.stop,
+            routing=None if after is None or before is None else after - before,
+            n_rows=self._n_rows,
+            end=self._end,
+            prompt=tuple(self._prompt),
+        )
+        return [TokenEvent(rest, -1), finish] if rest else [finish]
+
+
+def _piece(text: str, token: int, logits: Logits, n_probs: int | None) -> TokenEvent:
+    if n_probs is None:
+        return TokenEvent(text, token)
+    logprobs = log_softmax(logits)
+    # of equal ones the first, without sorting a whole vocabulary
+    likely = np.flatnonzero(logprobs >= np.partition(logprobs, -n_probs)[-n_probs]) if n_probs else np.arange(0)
+    best = likely[np.argsort(-logprobs[likely], kind="stable")][:n_probs]
+    return TokenEvent(text, token, float(logprobs[token]), tuple((int(i), float(logprobs[i])) for i in best))

@@ -1,0 +1,365 @@
+"""ctypes for native/include/steermoe.h: its functions with Python types and exceptions. The header documents them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..errors import FormatError, ModelError, ModelMismatchError, NativeError, SteerMoEError
+from ..model_files.splits import why_not_loaded
+from .library import llama_cpp, take_log_error
+
+__all__ = [
+    "LayerInfo",
+    "NativeBias",
+    "NativeRecorder",
+    "attach",
+    "attach_sequence",
+    "decode",
+    "detach",
+    "detach_sequence",
+    "layer_info",
+    "llama_cpp",
+    "loading",
+    "logits",
+    "new_context",
+    "parallel_context_params",
+    "router_sha256",
+    "take_log_error",
+    "unsteered_environment",
+]
+
+FORCE_ROUTER = 1
+INVALID_BATCH = -1  # llama.h: llama_decode
+GATING = ("none", "softmax", "sigmoid", "softmax_weight", "sqrt_softplus")
+
+_ERR_IO, _ERR_FORMAT, _ERR_MISMATCH, _ERR_UNSUPPORTED = 1, 2, 3, 4
+_ERRORS: dict[int, type[SteerMoEError]] = {
+    _ERR_IO: FormatError,
+    _ERR_FORMAT: FormatError,
+    _ERR_MISMATCH: ModelMismatchError,
+    _ERR_UNSUPPORTED: ModelError,
+}
+
+
+class _BiasInfo(ctypes.Structure):
+    _fields_ = (
+        ("architecture", ctypes.c_char_p),
+        ("router_sha256", ctypes.c_char_p),
+        ("mode", ctypes.c_int32),
+        ("epsilon", ctypes.c_float),
+        ("n_layer", ctypes.c_int32),
+        ("n_expert", ctypes.c_int32),
+        ("n_expert_used", ctypes.c_int32),
+        ("n_steered", ctypes.c_int32),
+        ("n_active", ctypes.c_int64),
+        ("n_inactive", ctypes.c_int64),
+    )
+
+
+class _LayerInfo(ctypes.Structure):
+    _fields_ = (
+        ("gating", ctypes.c_int32),
+        ("n_expert", ctypes.c_int32),
+        ("n_expert_used", ctypes.c_int32),
+        ("selection_bias", ctypes.c_bool),
+        ("expert_groups", ctypes.c_bool),
+        ("steerable", ctypes.c_bool),
+        ("steered", ctypes.c_bool),
+        ("reason", ctypes.c_char_p),
+    )
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """How a layer routes, as the context built it (steermoe_get_layer_info)."""
+
+    gating: str
+    n_expert: int
+    n_expert_used: int
+    selection_bias: bool
+    expert_groups: bool
+    steerable: bool
+    steered: bool
+    reason: str
+
+
+@cache
+def _lib() -> ctypes.CDLL:
+    lib: ctypes.CDLL = llama_cpp().llama_cpp._lib
+    pointer = ctypes.c_void_p
+    int32, int64 = ctypes.c_int32, ctypes.c_int64
+    signatures: dict[str, tuple[Any, ...]] = {
+        # name: (result, *arguments)
+        "last_error": (ctypes.c_char_p,),
+        "bias_load": (ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(pointer)),
+        "bias_init": (ctypes.c_int, ctypes.POINTER(_BiasInfo), ctypes.POINTER(pointer)),
+        "bias_set_layer": (ctypes.c_int, pointer, int32, ctypes.POINTER(ctypes.c_float), int32),
+        "bias_get_info": (None, pointer, ctypes.POINTER(_BiasInfo)),
+        "bias_free": (None, pointer),
+        "model_router_sha256": (ctypes.c_int, pointer, ctypes.c_char_p),
+        "attach": (ctypes.c_int, pointer, pointer, int32),
+        "detach": (ctypes.c_int, pointer),
+        "attach_seq": (ctypes.c_int, pointer, int32, pointer, int32),
+        "detach_seq": (ctypes.c_int, pointer, int32),
+        "get_layer_info": (ctypes.c_int, pointer, int32, ctypes.POINTER(_LayerInfo)),
+        "recorder_init": (ctypes.c_int, pointer, int32, ctypes.POINTER(pointer)),
+        "recorder_bind": (ctypes.c_int, pointer, pointer),
+        "recorder_set_mask": (ctypes.c_int, pointer, ctypes.POINTER(int32), int32),
+        "recorder_set_stop": (None, pointer, ctypes.c_bool),
+        "recorder_reset": (None, pointer),
+        "recorder_counts": (ctypes.c_int, pointer, ctypes.POINTER(int64), ctypes.POINTER(int64)),
+        "recorder_free": (None, pointer),
+    }
+    for name, (result, *arguments) in signatures.items():
+        function = getattr(lib, f"steermoe_{name}")
+        function.restype = result
+        function.argtypes = arguments
+    return lib
+
+
+def _check(status: int) -> None:
+    """Raise what a steermoe_status stands for."""
+    if status == 0:
+        return
+    message = _lib().steermoe_last_error().decode("utf-8", "replace")
+    kind = _ERRORS.get(status)
+    raise kind(message) if kind else NativeError(message, status)
+
+
+class NativeBias:
+    """A `struct steermoe_bias`: made from values, or loaded from a file. Freed with the object."""
+
+    def __init__(self, handle: ctypes.c_void_p) -> None:
+        self._handle = handle
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> NativeBias:
+        """Read a bias file (steermoe_bias_load). Raises FormatError."""
+        handle = ctypes.c_void_p()
+        _check(_lib().steermoe_bias_load(os.fsencode(path), ctypes.byref(handle)))
+        return cls(handle)
+
+    @classmethod
+    def from_values(
+        cls,
+        *,
+        architecture: str,
+        router_sha256: str,
+        mode: str,
+        epsilon: float,
+        n_layer: int,
+        n_expert: int,
+        n_expert_used: int,
+        layers: Mapping[int, Sequence[float]],
+    ) -> NativeBias:
+        """Make one from rows of [n_expert] values by layer (steermoe_bias_init). Raises FormatError."""
+        info = _BiasInfo(
+            architecture=architecture.encode(),
+            router_sha256=router_sha256.encode(),
+            mode=("hard", "soft").index(mode),
+            epsilon=epsilon,
+            n_layer=n_layer,
+            n_expert=n_expert,
+            n_expert_used=n_expert_used,
+        )
+        handle = ctypes.c_void_p()
+        _check(_lib().steermoe_bias_init(ctypes.byref(info), ctypes.byref(handle)))
+        bias = cls(handle)
+        for layer, values in layers.items():
+            row = (ctypes.c_float * len(values))(*values)
+            _check(_lib().steermoe_bias_set_layer(handle, layer, row, len(values)))
+        return bias
+
+    def info(self) -> dict[str, Any]:
+        """The fields of `struct steermoe_bias_info`."""
+        info = _BiasInfo()
+        _lib().steermoe_bias_get_info(self._handle, ctypes.byref(info))
+        values = {name: getattr(info, name) for name, _ in _BiasInfo._fields_}
+        return {k: v.decode("utf-8", "replace") if isinstance(v, bytes) else v for k, v in values.items()}
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            _lib().steermoe_bias_free(self._handle)
+
+
+@contextmanager
+def unsteered_environment() -> Iterator[None]:
+    """Hide STEERMOE_BIAS from contexts made inside: it is for programs that have no argument for steering."""
+    named = os.environ.pop("STEERMOE_BIAS", None)
+    try:
+        yield
+    finally:
+        if named is not None:
+            os.environ["STEERMOE_BIAS"] = named
+
+
+@contextmanager
+def loading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn llama_cpp's failure to load the model at `path` into a ModelError with llama.cpp's own reason."""
+    take_log_error()  # older failures are not this model's
+    try:
+        yield
+    except ValueError as error:
+        reason = take_log_error() or error
+        if split := why_not_loaded(Path(path)):
+            raise ModelError(split) from None
+        raise ModelError(f"{path}: llama.cpp cannot load it ({reason}); check the file with steermoe info") from None
+
+
+def parallel_context_params(n_ctx: int, n_batch: int, n_seq_max: int, n_threads: int | None) -> Any:
+    """`llama_context_params` for up to `n_seq_max` sequences that share `n_ctx` tokens; n_threads None: all cores."""
+    params = llama_cpp().llama_context_default_params()
+    params.n_ctx = n_ctx
+    params.n_batch = params.n_ubatch = n_batch
+    params.n_seq_max = n_seq_max
+    params.kv_unified = True
+    params.n_threads = params.n_threads_batch = n_threads or os.cpu_count() or 1
+    params.flash_attn_type = 0
+    params.no_perf = True
+    return params
+
+
+def decode(ctx: Any, batch: Any, rows: Sequence[tuple[int, int, int, bool]]) -> None:
+    """llama_decode of rows (token, position, sequence, output?) through a `llama_batch` that holds as many.
+
+    Raises NativeError.
+    """
+    batch.n_tokens = len(rows)
+    for index, (token, position, sequence, output) in enumerate(rows):
+        batch.token[index] = token
+        batch.pos[index] = position
+        batch.n_seq_id[index] = 1
+        batch.seq_id[index][0] = sequence
+        batch.logits[index] = output
+    take_log_error()  # older failures are not this one's
+    status = llama_cpp().llama_decode(ctx, batch)
+    if status == INVALID_BATCH:
+        raise NativeError(f"llama_decode refuses the batch: {take_log_error() or 'no reason given'}", status)
+    if status != 0:
+        raise NativeError(f"llama_decode failed with {status}; lower n_batch or change n_ctx", status)
+
+
+def logits(ctx: Any, row: int, n_vocab: int) -> Any:
+    """The logits of a row of the last decode, a buffer of `n_vocab` floats that stands until the next one.
+
+    np.ctypeslib.as_array would take several times as long, for each token. Raises NativeError.
+    """
+    found = llama_cpp().llama_get_logits_ith(ctx, row)
+    if not found:
+        raise NativeError("llama.cpp gave no logits for a token; report this")
+    return (ctypes.c_float * n_vocab).from_address(ctypes.addressof(found.contents))
+
+
+def new_context(model: Any, params: Any) -> Any:
+    """Make an unsteered `llama_context` on a `llama_model`; the caller frees it. Raises NativeError."""
+    take_log_error()  # older failures are not this context's
+    with unsteered_environment():
+        ctx = llama_cpp().llama_init_from_model(model, params)
+    if not ctx:
+        reason = take_log_error() or "no reason given"
+        raise NativeError(f"llama.cpp cannot make a context ({reason}); lower n_ctx or n_batch, or see --verbose")
+    return ctx
+
+
+def attach(ctx: Any, bias: NativeBias, force: bool = False) -> None:
+    """Steer a `llama_context`: its sequences without steering of their own (steermoe_attach).
+
+    Raises ModelMismatchError, ModelError, NativeError.
+    """
+    _check(_lib().steermoe_attach(ctx, bias._handle, FORCE_ROUTER if force else 0))
+
+
+def detach(ctx: Any) -> None:
+    """Stop steering a `llama_context` and all its sequences (steermoe_detach)."""
+    _check(_lib().steermoe_detach(ctx))
+
+
+def attach_sequence(ctx: Any, sequence: int, bias: NativeBias | None, force: bool = False) -> None:
+    """Steer one sequence of a `llama_context`, None: leave it unsteered (steermoe_attach_seq).
+
+    Quick: a server may call it for every request. The sequence's memory must be empty.
+    Raises ModelMismatchError, ModelError, NativeError.
+    """
+    handle = bias._handle if bias else None
+    _check(_lib().steermoe_attach_seq(ctx, sequence, handle, FORCE_ROUTER if force else 0))
+
+
+def detach_sequence(ctx: Any, sequence: int) -> None:
+    """Put a sequence under the steering of its context again (steermoe_detach_seq). Raises NativeError."""
+    _check(_lib().steermoe_detach_seq(ctx, sequence))
+
+
+def layer_info(ctx: Any, layer: int) -> LayerInfo:
+    """How a layer of a `llama_context` routes (steermoe_get_layer_info)."""
+    info = _LayerInfo()
+    _check(_lib().steermoe_get_layer_info(ctx, layer, ctypes.byref(info)))
+    values = {name: getattr(info, name) for name, _ in _LayerInfo._fields_}
+    values["gating"] = GATING[info.gating]
+    values["reason"] = info.reason.decode()
+    return LayerInfo(**values)
+
+
+def router_sha256(model: Any) -> str:
+    """Hash of a loaded `llama_model`'s routers (steermoe_model_router_sha256)."""
+    text = ctypes.create_string_buffer(65)
+    _check(_lib().steermoe_model_router_sha256(model, text))
+    return text.value.decode()
+
+
+class NativeRecorder:
+    """A `struct steermoe_recorder`. Close it after its context was freed."""
+
+    def __init__(self, model: Any, n_bins: int, shape: tuple[int, int]) -> None:
+        """`shape` is (n_layer, n_expert) of the model. Raises ModelError for a model without experts."""
+        self._handle = ctypes.c_void_p()
+        self._n_bins = n_bins
+        self._shape = shape
+        _check(_lib().steermoe_recorder_init(model, n_bins, ctypes.byref(self._handle)))
+
+    def install(self, context_params: Any) -> None:
+        """Put the eval callback into `llama_context_params`; before llama_init_from_model."""
+        callback = type(context_params.cb_eval)
+        address = ctypes.cast(_lib().steermoe_recorder_eval, ctypes.c_void_p).value
+        context_params.cb_eval = callback(address)
+        context_params.cb_eval_user_data = self._handle
+
+    def bind(self, ctx: Any) -> None:
+        """Name the context that calls the recorder; before it nothing is counted."""
+        _check(_lib().steermoe_recorder_bind(self._handle, ctx))
+
+    def set_mask(self, bins: Sequence[int]) -> None:
+        """Bin of each token of the next llama_decode, -1: not counted."""
+        array = (ctypes.c_int32 * len(bins))(*bins)
+        _check(_lib().steermoe_recorder_set_mask(self._handle, array, len(bins)))
+
+    def set_stop(self, stop: bool) -> None:
+        """Leave what follows the last router uncomputed; the logits are garbage then."""
+        _lib().steermoe_recorder_set_stop(self._handle, stop)
+
+    def reset(self) -> None:
+        """Set all counts to zero."""
+        _lib().steermoe_recorder_reset(self._handle)
+
+    def counts(self) -> tuple[Any, Any]:
+        """Counts as ctypes int64 arrays: [n_bins * n_layer * n_expert] selections, [n_bins * n_layer] tokens.
+
+        Raises NativeError with the reason if the recording went wrong.
+        """
+        n_layer, n_expert = self._shape
+        counts = (ctypes.c_int64 * (self._n_bins * n_layer * n_expert))()
+        tokens = (ctypes.c_int64 * (self._n_bins * n_layer))()
+        _check(_lib().steermoe_recorder_counts(self._handle, counts, tokens))
+        return counts, tokens
+
+    def close(self) -> None:
+        """Free the recorder; its context must be gone."""
+        if self._handle:
+            _lib().steermoe_recorder_free(self._handle)
+            self._handle = ctypes.c_void_p()

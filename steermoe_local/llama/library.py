@@ -1,0 +1,125 @@
+"""The one place that imports `llama_cpp`, over the patched libraries of this package (`steermoe_local/lib`).
+
+Another version than the pinned one is refused, because its ctypes structs must be those of the library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+import re
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .._util.package import PACKAGE
+from ..errors import NativeError, VersionError
+
+__all__ = ["ABI_VERSION", "library_folder", "llama_cpp", "pinned_version", "take_log_error"]
+
+ABI_VERSION = 2  # steermoe.h: STEERMOE_ABI_VERSION
+
+
+def pinned_version() -> str:
+    """The version of llama-cpp-python that the native library was built for."""
+    text = (PACKAGE / "llama_cpp_pin.txt").read_text("utf-8")
+    match = re.match(r"llama-cpp-python==(\S+) ", text)
+    if match is None:
+        raise VersionError("llama_cpp_pin.txt: damaged installation; install steermoe-local again")
+    return match[1]
+
+
+def library_folder() -> Path:
+    """Where the patched libraries are: in this package, or in the installed package when this is a source tree.
+
+    STEERMOE_LIB_PATH names another folder, for example of a build with other backends.
+    """
+    if named := os.environ.get("STEERMOE_LIB_PATH"):
+        return Path(named)
+    beside = PACKAGE / "lib"
+    if beside.is_dir():
+        return beside
+    try:
+        installed = importlib.metadata.distribution("steermoe-local").locate_file("steermoe_local/lib")
+    except importlib.metadata.PackageNotFoundError:
+        return beside
+    return Path(str(installed))
+
+
+@cache
+def llama_cpp() -> Any:
+    """Import `llama_cpp` over the patched libraries.
+
+    Raises VersionError when another version is installed, or when `llama_cpp` was imported before with other libraries,
+    and NativeError when this package was installed without its libraries.
+    """
+    wanted = pinned_version()
+    cure = f"run CMAKE_ARGS=-DLLAMA_BUILD=OFF {Path(sys.executable).name} -m pip install llama-cpp-python=={wanted}"
+    try:
+        found = importlib.metadata.version("llama-cpp-python")
+    except importlib.metadata.PackageNotFoundError:
+        raise VersionError(f"llama-cpp-python is not installed; {cure}") from None
+    if found != wanted:
+        raise VersionError(
+            f"llama-cpp-python {found} is installed, but this steermoe-local was built for {wanted}; {cure}"
+        )
+    if "llama_cpp" not in sys.modules:
+        folder = library_folder()
+        if not any(folder.glob("*llama.*")):
+            raise NativeError(
+                f"{folder}: has no libllama; install the package (pip install .), its source tree alone has no library"
+            )
+        before = os.environ.get("LLAMA_CPP_LIB_PATH")
+        os.environ["LLAMA_CPP_LIB_PATH"] = str(folder)
+        try:
+            import llama_cpp.llama_cpp  # noqa: F401
+        finally:
+            if before is None:
+                del os.environ["LLAMA_CPP_LIB_PATH"]
+            else:
+                os.environ["LLAMA_CPP_LIB_PATH"] = before
+        module = sys.modules["llama_cpp"]
+        _take_log(module)
+    module = sys.modules["llama_cpp"]
+    try:
+        abi = module.llama_cpp._lib.steermoe_abi_version()
+    except AttributeError:
+        raise VersionError(
+            "llama_cpp was imported before steermoe_local and loaded an unpatched library; import steermoe_local first"
+        ) from None
+    if abi != ABI_VERSION:
+        raise VersionError(
+            f"the native library has ABI {abi}, this package needs {ABI_VERSION}; install steermoe-local again"
+        )
+    return module
+
+
+def _take_log(module: Any) -> None:
+    """Let the native library keep llama.cpp's log, and print it where a `Llama` is made verbose.
+
+    llama_cpp's own callback reads the levels by an older numbering, and a Ctrl-C that arrives while a callback in
+    Python runs is lost.
+    """
+    install = module.llama_cpp._lib.steermoe_log_install
+    install.argtypes, install.restype = (ctypes.c_bool,), None
+    parts: list[Any] = [sys.modules["llama_cpp._logger"], sys.modules["llama_cpp.llama"]]
+    set_level = parts[0].set_verbose
+
+    def set_verbose(verbose: bool) -> None:
+        set_level(verbose)
+        install(verbose)
+
+    for part in parts:
+        part.set_verbose = set_verbose
+    install(False)
+
+
+def take_log_error() -> str:
+    """What llama.cpp first said of a failure since the last call, one line; "" if nothing."""
+    take = llama_cpp().llama_cpp._lib.steermoe_log_take_error
+    take.argtypes, take.restype = (ctypes.c_char_p, ctypes.c_size_t), ctypes.c_size_t
+    buffer = ctypes.create_string_buffer(1024)
+    take(buffer, len(buffer))
+    return buffer.value.decode("utf-8", "replace")

@@ -1,0 +1,53 @@
+"""Facts about a loaded model: its identity, and how its attention works."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import ModelError
+from ..identity import ModelIdentity
+from . import capi
+
+__all__ = ["can_share", "is_causal", "loaded_identity"]
+
+_OWN_SEQUENCES = ("deepseek4",)  # llama.cpp's memory for it wants tokens of one sequence only
+_BOTH_WAYS = ("llada-moe", "rnd1")  # llama.cpp: hparams.causal_attn
+
+
+def loaded_identity(model: Any) -> ModelIdentity:
+    """Identity of a loaded model (llama_cpp's `LlamaModel`), from llama.cpp's own view of it.
+
+    Raises ModelError for a model without experts, FormatError for impossible numbers of them.
+    """
+    metadata = model.metadata()
+    architecture = metadata.get("general.architecture", "")
+    n_expert = int(metadata.get(f"{architecture}.expert_count", 0))
+    if not n_expert:
+        raise ModelError(f"this {architecture} model has no experts; only Mixture-of-Experts models route")
+    return ModelIdentity(
+        architecture=architecture,
+        n_layer=int(capi.llama_cpp().llama_model_n_layer(model.model)),
+        n_expert=n_expert,
+        n_expert_used=int(metadata.get(f"{architecture}.expert_used_count", 0)),
+        router_sha256=capi.router_sha256(model.model),
+    )
+
+
+def is_causal(model: Any) -> bool:
+    """Does a token of a `LlamaModel` attend to what stands before it only? Diffusion models look both ways."""
+    metadata = model.metadata()
+    architecture = metadata.get("general.architecture", "")
+    return architecture not in _BOTH_WAYS and metadata.get(f"{architecture}.attention.causal") != "false"
+
+
+def can_share(model: Any) -> bool:
+    """Can a token in the memory of a `LlamaModel` belong to several sequences, whatever stands behind it?
+
+    Recurrent states cannot be split.
+    """
+    lib = capi.llama_cpp()
+    return is_causal(model) and not (
+        lib.llama_model_is_recurrent(model.model)
+        or lib.llama_model_is_hybrid(model.model)
+        or model.metadata().get("general.architecture") in _OWN_SEQUENCES
+    )

@@ -1,0 +1,281 @@
+"""Prompts as a model sees them: chat template, tokens, and the tokens of a target."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelError, PairsError, UsageError
+from ..pairs.pairs import Side, last_exact_run, locate_target, target_tokens
+from . import capi
+from .tokenizing import tokenize
+
+__all__ = ["LocatedTarget", "Prompt", "Renderer", "thinking_arguments", "token_bytes", "vocabulary"]
+
+# What Renderer gives to every template itself.
+_OWN_ARGUMENTS = {"messages", "add_generation_prompt", "bos_token", "eos_token", "raise_exception", "strftime_now"}
+_OWN_ARGUMENTS |= {"functions", "function_call", "tools", "tool_choice"}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Tokens of one side of a pair, cut behind the target, and which of them are the target's."""
+
+    tokens: list[int]
+    target: list[int]
+
+
+@dataclass(frozen=True)
+class LocatedTarget:
+    """One side of a pair as the model sees it: the rendered text, the target's bytes [start, end), tokens.
+
+    `tokens` are those of the whole text, `target` the indices of the target's. `as_paper` tells whether the rule of
+    the paper's code (the last exact run of the target's own tokens) finds the same tokens; None: it finds none.
+    """
+
+    text: str
+    start: int
+    end: int
+    tokens: list[int]
+    target: list[int]
+    as_paper: bool | None
+
+    @property
+    def n_needed(self) -> int:
+        """Tokens up to the target's last one; what follows is not decoded."""
+        return self.target[-1] + 1
+
+
+class Renderer:
+    """Renders and tokenizes for one loaded model (llama_cpp's `LlamaModel`).
+
+    `thinking` turns the template's switch for thinking on or off, where it has one; `template_arguments` are further
+    variables for the template, which come before the switch. Raises UsageError for variables that are given anyway,
+    ModelError for a model without a tokenizer.
+    """
+
+    def __init__(
+        self, model: Any, *, thinking: bool = False, template_arguments: Mapping[str, Any] | None = None
+    ) -> None:
+        if taken := sorted(_OWN_ARGUMENTS & set(template_arguments or {})):
+            raise UsageError(f"template variables: {', '.join(taken)}: given by the program; leave them out")
+        lib = capi.llama_cpp()
+        if lib.llama_vocab_type(model.vocab) == lib.LLAMA_VOCAB_TYPE_NONE:  # llama.cpp aborts on a text
+            raise ModelError("the model has no tokenizer; only a model with a vocabulary reads texts")
+        self._thinking = thinking
+        self._template_arguments = dict(template_arguments or {})
+        self._model = model
+        self._metadata: dict[str, str] = model.metadata()
+        self._formatter: Any = None
+        self._control: list[str] | None = None
+        self._bytes: dict[int, bytes] = {}  # of the tokens seen so far
+
+    def text(self, side: Side, *, generation_prompt: bool = False) -> str:
+        """The prompt's text: a plain text as it is, messages through the model's chat template.
+
+        `generation_prompt` adds what makes the model answer. Raises PairsError when the model has no template, or the
+        template refuses the messages.
+        """
+        if isinstance(side, str):
+            return side
+        if not self.has_template:
+            raise PairsError("the model has no chat template; write the pairs' sides as plain texts")
+        try:
+            return self._render([message.to_dict() for message in side], generation_prompt)
+        except Exception as error:  # templates are code of the model's makers and raise anything
+            raise PairsError(f"the model's chat template refuses these messages: {error}") from error
+
+    def chat_text(self, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool = True) -> str:
+        """The text of a conversation; each message has `role`, `content` and what else the template reads.
+
+        Raises ModelError when the model has no template, UsageError when the template refuses the messages.
+        """
+        self.require_template()
+        try:
+            return self._render([dict(message) for message in messages], generation_prompt)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(f"the model's chat template refuses this conversation: {reason}") from error
+
+    def require_template(self) -> None:
+        """Raise ModelError when the model has no chat template."""
+        if not self.has_template:
+            raise ModelError(
+                "the model has no chat template, so it cannot chat; have it continue a text with steermoe run --raw"
+            )
+
+    def _render(self, messages: list[dict[str, Any]], generation_prompt: bool) -> str:
+        formatter = self._chat_formatter(generation_prompt)
+        return str(formatter(messages=messages, **self.template_arguments).prompt)
+
+    def configured(self, *, thinking: bool, template_arguments: Mapping[str, Any] | None = None) -> Renderer:
+        """Another renderer of the same model. Raises UsageError, as the constructor."""
+        return Renderer(self._model, thinking=thinking, template_arguments=template_arguments)
+
+    @property
+    def has_template(self) -> bool:
+        """Has the model a chat template?"""
+        return "tokenizer.chat_template" in self._metadata
+
+    @property
+    def template(self) -> str:
+        """The model's chat template, "" if it has none."""
+        return self._metadata.get("tokenizer.chat_template", "")
+
+    def prompt(self, side: Side, target: str) -> Prompt:
+        """Tokens up to the target's last one, and the places of the target's tokens in them.
+
+        What follows the target cannot change its routing (attention is causal), so it is cut off.
+        Raises PairsError when the target cannot be located.
+        """
+        found = self.located(side, target)
+        return Prompt(found.tokens[: found.n_needed], found.target)
+
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        """The variables for the template: its switches for thinking, and those that the caller gave."""
+        switches = thinking_arguments(self.template, self._thinking)
+        return switches | self._template_arguments
+
+    def located(self, side: Side, target: str) -> LocatedTarget:
+        """Render one side and find its target. Raises PairsError when it cannot be located."""
+        text = self.text(side)
+        # A chat template writes the beginning-of-text token itself, a plain text does not.
+        tokens = self.tokenize(text, add_special=isinstance(side, str))
+        pieces = self._pieces(tokens, text.encode("utf-8"))
+        # "end" must not be found inside "<|im_end|>", unless the target names that token itself
+        special = [name for name in self._control_tokens() if name not in target]
+        start, end = locate_target(text, side, target, special)
+        alone = self.tokenize(target, add_special=False)
+        chosen = target_tokens(pieces, start, end, tokens, alone)
+        if not chosen:
+            raise PairsError(f"target {target!r}: the tokenizer leaves nothing of it")
+        run = last_exact_run(tokens, alone)
+        return LocatedTarget(text, start, end, tokens, chosen, None if run is None else list(run) == chosen)
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
+        """Tokens of a text; with `parse_special` the names of special tokens in it become those tokens.
+
+        Raises UsageError for a word of hundreds of thousands of characters, ResourceError (no memory for a long one).
+        """
+        pre = self._metadata.get("tokenizer.ggml.pre", "")
+        return tokenize(self._model, text, pre=pre, add_special=add_special, parse_special=parse_special)
+
+    def any_control(self, texts: Collection[str]) -> bool:
+        """Is one of the texts a control token, whose text is only seen when such tokens are asked for?"""
+        return not set(texts).isdisjoint(self._control_tokens())
+
+    def _control_tokens(self) -> list[str]:
+        """Texts of the vocabulary's control tokens, such as "<|im_end|>"."""
+        if self._control is None:
+            lib, vocab = capi.llama_cpp(), self._model.vocab
+            self._control = [
+                lib.llama_vocab_get_text(vocab, token).decode("utf-8", "replace")
+                for token in range(lib.llama_vocab_n_tokens(vocab))
+                if lib.llama_vocab_get_attr(vocab, token) & lib.LLAMA_TOKEN_ATTR_CONTROL
+            ]
+        return self._control
+
+    def _pieces(self, tokens: list[int], text: bytes) -> list[bytes]:
+        """Bytes of each token, so that they join to the text."""
+        for token in set(tokens) - self._bytes.keys():
+            self._bytes[token] = token_bytes(self._model, token, special=True)
+        pieces = [self._bytes[token] for token in tokens]
+        added = b"".join(pieces).find(text) if text else 0
+        if added > 0:  # a BOS token or a blank that the tokenizer put before the text
+            for index, piece in enumerate(pieces):
+                cut = min(added, len(piece))
+                pieces[index] = piece[cut:]
+                added -= cut
+                if not added:
+                    break
+        if not b"".join(pieces).startswith(text):
+            raise PairsError(
+                "the tokenizer changes this text, so the target cannot be located by its bytes; "
+                "use another wording, without unusual blanks or characters"
+            )
+        return pieces
+
+    def _chat_formatter(self, generation_prompt: bool) -> Any:
+        if self._formatter is None:
+            from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+            eos, bos = self._model.token_eos(), self._model.token_bos()
+            self._formatter = Jinja2ChatFormatter(
+                template=self.template,
+                eos_token=self._model.token_get_text(eos) if eos != -1 else "",
+                bos_token=self._model.token_get_text(bos) if bos != -1 else "",
+            )
+        self._formatter.add_generation_prompt = generation_prompt
+        return self._formatter
+
+
+def token_bytes(model: Any, token: int, special: bool) -> bytes:
+    """Bytes of a token of a `LlamaModel`; a control token has some only if `special`."""
+    size = 64
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        n = capi.llama_cpp().llama_token_to_piece(model.vocab, token, buffer, size, 0, special)
+        if n >= 0:
+            return buffer.raw[:n]
+        size = -n
+
+
+def thinking_arguments(template: str, thinking: bool) -> dict[str, Any]:
+    """The variables by which a chat template turns thinking on or off; {} when it reads none of those known.
+
+    `enable_thinking` (Qwen3, GLM, SmolLM3, ...), `thinking` (DeepSeek, Granite), `thinking_budget` (Seed-OSS) and
+    `reasoning_effort`. gpt-oss cannot be told not to reason: "low" is the least. On leaves budget and effort to the
+    template's own defaults.
+    """
+    read = _variables(template)
+    arguments: dict[str, Any] = {name: thinking for name in ("enable_thinking", "thinking") if name in read}
+    if not thinking and "thinking_budget" in read:
+        arguments["thinking_budget"] = 0
+    if not thinking and "reasoning_effort" in read:
+        arguments["reasoning_effort"] = "none" if re.search("['\"]none['\"]", template) else "low"
+    return arguments
+
+
+@functools.cache
+def _variables(template: str) -> frozenset[str]:
+    """Names that a template looks up from outside; none for one that cannot be parsed."""
+    capi.llama_cpp()  # before anything of the package: it says where the libraries are
+    import jinja2
+    from jinja2 import meta
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    extensions = [Jinja2ChatFormatter.IgnoreGenerationTags, "jinja2.ext.loopcontrols"]
+    try:
+        return frozenset(meta.find_undeclared_variables(jinja2.Environment(extensions=extensions).parse(template)))
+    except (jinja2.TemplateSyntaxError, RecursionError):
+        return frozenset()  # rendering says what is wrong with it
+
+
+@contextlib.contextmanager
+def vocabulary(path: str | os.PathLike[str], *, verbose: bool = False) -> Iterator[Any]:
+    """Load no more of a GGUF file than its vocabulary and metadata: enough to render and tokenize (`LlamaModel`).
+
+    Raises ModelError.
+    """
+    if not Path(path).is_file():
+        raise ModelError(f"{path}: no such file; give the path of a GGUF model")
+    lib = capi.llama_cpp()
+    from llama_cpp import _internals
+    from llama_cpp._logger import set_verbose
+
+    set_verbose(verbose)
+    lib.llama_backend_init()
+    params = lib.llama_model_default_params()
+    params.vocab_only = True
+    with capi.loading(path):
+        model = _internals.LlamaModel(path_model=os.fspath(path), params=params, verbose=verbose)
+    with contextlib.closing(model):
+        yield model

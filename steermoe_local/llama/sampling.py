@@ -1,0 +1,196 @@
+"""How the next token is drawn: llama.cpp's samplers in the order of its programs."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import UsageError
+from . import capi
+
+__all__ = ["RANDOM_SEED", "Sampler", "Sampling", "log_softmax"]
+
+Logits = npt.NDArray[np.float32]
+
+RANDOM_SEED = 0xFFFFFFFF
+"""llama.cpp's LLAMA_DEFAULT_SEED: it stands for a seed that is drawn."""
+
+_TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # struct llama_token_data
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn, as llama.cpp names it; temperature 0 takes the likeliest token.
+
+    `top_k` 0, `top_p` 1, `min_p` 0, `repeat_penalty` 1 and penalties of 0 switch these samplers off.
+    `repeat_last_n` is how many tokens, the prompt's included, the penalties look back; -1: as many as n_ctx. `seed`
+    None draws one. `grammar` is in GBNF, with a rule "root". `logit_bias` is added to logits by token; -inf bans one.
+
+    Raises UsageError for values outside their ranges.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    grammar: str | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name, low, high in (
+            ("temperature", 0, math.inf),
+            ("top_k", 0, 2**31 - 1),
+            ("top_p", 0, 1),
+            ("min_p", 0, 1),
+            ("repeat_last_n", -1, 2**31 - 1),
+            ("presence_penalty", -math.inf, math.inf),
+            ("frequency_penalty", -math.inf, math.inf),
+        ):
+            value = getattr(self, name)
+            if not (low <= value <= high and math.isfinite(value)):
+                allowed = "a number" if low == -math.inf else f"from {low} to {high}" if high < 2**30 else f">= {low}"
+                raise UsageError(f"{name}: {value} is not {allowed}")
+        if not (math.isfinite(self.repeat_penalty) and self.repeat_penalty > 0):
+            raise UsageError(f"repeat_penalty: {self.repeat_penalty} is not above 0; 1 switches it off")
+        if self.seed is not None and not 0 <= self.seed < RANDOM_SEED:
+            raise UsageError(f"seed: {self.seed} is not from 0 to {RANDOM_SEED - 1}; leave it out to draw one")
+        if self.grammar is not None and not self.grammar.strip():
+            raise UsageError("grammar: empty; leave it out or give rules in GBNF")
+        for token, bias in self.logit_bias.items():
+            if math.isnan(bias) or bias == math.inf:
+                raise UsageError(f"logit_bias: {bias} for token {token} is not a number or -inf")
+
+
+class Sampler:
+    """Draws the tokens of one answer. The same seed and the same logits give the same tokens."""
+
+    def __init__(self, vocab: Any, sampling: Sampling, prompt: Sequence[int], n_ctx: int) -> None:
+        """`prompt` is what the penalties look back on. Raises UsageError (a grammar or a token that is none)."""
+        lib = capi.llama_cpp()
+        self._free = lib.llama_sampler_free  # kept: modules are gone when the interpreter ends
+        self._chain: Any = None
+        self._grammar: Any = None
+        n_vocab = lib.llama_vocab_n_tokens(vocab)
+        self.seed = secrets.randbelow(RANDOM_SEED) if sampling.seed is None else sampling.seed
+        self._ids = np.arange(n_vocab, dtype=np.int32)
+        self._candidates = np.zeros(n_vocab, _TOKEN_DATA)
+        self._fields = self._candidates["id"], self._candidates["logit"]  # views: made once, as is the pointer
+        self._data = ctypes.cast(self._candidates.ctypes.data, lib.llama_token_data_p)
+        self._array = lib.llama_token_data_array()
+        if sampling.grammar is not None:
+            capi.take_log_error()  # older failures are not this grammar's
+            self._grammar = lib.llama_sampler_init_grammar(vocab, sampling.grammar.encode(), b"root")
+            if not self._grammar:
+                reason = capi.take_log_error() or "no reason given"
+                raise UsageError(f"grammar: llama.cpp refuses it ({reason}); give rules in GBNF, one of them root")
+        self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        for sampler in self._samplers(lib, vocab, n_vocab, sampling, n_ctx):
+            lib.llama_sampler_chain_add(self._chain, sampler)
+        if self._n_look_back:
+            for token in prompt[-self._n_look_back :]:
+                lib.llama_sampler_accept(self._chain, token)
+
+    def _samplers(self, lib: Any, vocab: Any, n_vocab: int, sampling: Sampling, n_ctx: int) -> list[Any]:
+        """In the order of llama.cpp's common_sampler_init."""
+        samplers = []
+        if biases := _biases(lib, vocab, n_vocab, sampling):
+            entries = (lib.llama_logit_bias * len(biases))()
+            for entry, (token, bias) in zip(entries, biases.items(), strict=True):
+                entry.token, entry.bias = token, bias
+            samplers.append(lib.llama_sampler_init_logit_bias(n_vocab, len(biases), entries))
+        penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
+        # no text is longer than n_ctx, and llama.cpp makes room for all of them
+        last_n = n_ctx if sampling.repeat_last_n == -1 else min(sampling.repeat_last_n, n_ctx)
+        self._n_look_back = last_n if penalties != (1, 0, 0) else 0
+        if self._n_look_back:
+            samplers.append(lib.llama_sampler_init_penalties(n_vocab, last_n, *penalties))
+        if sampling.temperature == 0:
+            return [*samplers, lib.llama_sampler_init_greedy()]
+        return [
+            *samplers,
+            lib.llama_sampler_init_top_k(sampling.top_k),
+            lib.llama_sampler_init_top_p(sampling.top_p, 1),
+            lib.llama_sampler_init_min_p(sampling.min_p, 1),
+            lib.llama_sampler_init_temp(sampling.temperature),
+            lib.llama_sampler_init_dist(self.seed),
+        ]
+
+    def sample(self, logits: Logits) -> int | None:
+        """Draw a token by its logits, [n_vocab]; None: no token is allowed, as at the end of a grammar."""
+        lib = capi.llama_cpp()
+        token, logit = self._draw(lib, self._fill(logits), self._chain)
+        if self._grammar and not self._allows(lib, token):
+            # a grammar is slow to apply to all tokens: done only where the first choice breaks it, as in llama.cpp
+            array = self._fill(logits)
+            lib.llama_sampler_apply(self._grammar, ctypes.byref(array))
+            token, logit = self._draw(lib, array, self._chain)
+        return None if logit == -math.inf else token
+
+    def accept(self, token: int) -> None:
+        """Tell the penalties and the grammar which token was taken: one that `sample` gave, no end of generation."""
+        lib = capi.llama_cpp()
+        if self._grammar:
+            lib.llama_sampler_accept(self._grammar, token)
+        lib.llama_sampler_accept(self._chain, token)
+
+    def _fill(self, logits: Logits) -> Any:
+        ids, values = self._fields
+        ids[:], values[:] = self._ids, logits
+        return self._struct(self._data, len(self._candidates))
+
+    def _struct(self, data: Any, size: int) -> Any:
+        self._array.data = data
+        self._array.size, self._array.selected, self._array.sorted = size, -1, False
+        return self._array
+
+    @staticmethod
+    def _draw(lib: Any, array: Any, chain: Any) -> tuple[int, float]:
+        lib.llama_sampler_apply(chain, ctypes.byref(array))
+        chosen = array.data[array.selected]
+        return int(chosen.id), float(chosen.logit)
+
+    def _allows(self, lib: Any, token: int) -> bool:
+        single = lib.llama_token_data(token, 1, 0)
+        lib.llama_sampler_apply(self._grammar, ctypes.byref(self._struct(ctypes.pointer(single), 1)))
+        return bool(single.logit != -math.inf)
+
+    def close(self) -> None:
+        """Free the samplers."""
+        grammar, self._grammar = self._grammar, None
+        chain, self._chain = self._chain, None
+        for sampler in filter(None, (grammar, chain)):
+            self._free(sampler)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_grammar"):
+            self.close()
+
+
+def _biases(lib: Any, vocab: Any, n_vocab: int, sampling: Sampling) -> dict[int, float]:
+    """What is added to logits; the model's own list of tokens that it must not say included."""
+    for token in sampling.logit_bias:
+        if not 0 <= token < n_vocab:
+            raise UsageError(f"logit_bias: token {token}, but the vocabulary has 0 to {n_vocab - 1}")
+    biases = {token: bias for token, bias in sampling.logit_bias.items() if bias}
+    n_banned = ctypes.c_int32()
+    banned = lib.llama_vocab_get_suppress_tokens(vocab, ctypes.byref(n_banned))
+    return biases | {banned[i]: -math.inf for i in range(n_banned.value)}
+
+
+def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
+    """Natural logarithms of the probabilities of all tokens, [n_vocab], before any sampler."""
+    shifted = logits.astype(np.float64) - float(logits.max())
+    return shifted - math.log(float(np.exp(shifted).sum()))

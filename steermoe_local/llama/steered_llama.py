@@ -1,0 +1,216 @@
+"""`SteeredLlama`: a `llama_cpp.Llama` whose experts are promoted or suppressed."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import ModelError, SteerMoEError, UsageError
+from ..steering.bias_file import BiasFile, read_bias
+from . import backends, capi
+
+if TYPE_CHECKING:
+    from llama_cpp import Llama
+    from llama_cpp.llama_cache import BaseLlamaCache
+else:
+    Llama = capi.llama_cpp().Llama
+    from llama_cpp.llama_cache import BaseLlamaCache
+
+__all__ = ["SteeredLlama"]
+
+Bias = BiasFile | str | os.PathLike[str]
+
+_LLAMA_ARGUMENTS = {
+    name
+    for name, parameter in inspect.signature(Llama.__init__).parameters.items()
+    if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+} - {"self"}
+
+
+class SteeredLlama(Llama):
+    """A `llama_cpp.Llama` that runs steered by a bias file.
+
+    Takes every argument of `llama_cpp.Llama`, but an unknown one raises TypeError instead of being ignored, and
+    `verbose` is off by default. Without a bias it computes bit for bit what an unpatched llama.cpp computes.
+    """
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str],
+        *,
+        bias: Bias | None = None,
+        force: bool = False,
+        verbose: bool = False,
+        flash_attn: bool | Literal["auto"] = False,
+        devices: Sequence[str] | None = None,
+        rpc_servers: Sequence[str] = (),
+        cpu_moe: bool = False,
+        n_cpu_moe: int = 0,
+        tensor_buft_overrides: Mapping[str, str] | Sequence[tuple[str, str]] = (),
+        **kwargs: Any,
+    ) -> None:
+        """Load a model and steer it.
+
+        Args:
+            model_path: path of a GGUF model.
+            bias: a `BiasFile`, the path of one, or None for no steering.
+            force: accept a bias whose router hash is another one, as long as the shape fits.
+            verbose: let llama.cpp log to stderr.
+            flash_attn: use flash attention; "auto": where the backend has it.
+            devices: names of the devices to offload to (llama.cpp: --device), empty for none, None for all.
+            rpc_servers: HOST:PORT of llama.cpp RPC servers whose devices are used first (--rpc). Only on networks that
+                you trust: see docs/backends.md.
+            cpu_moe, n_cpu_moe: keep the experts' weights of all, or of the first n, layers on the CPU.
+            tensor_buft_overrides: buffer types, like "CPU", by regular expressions of tensor names (-ot); they come
+                before cpu_moe.
+            kwargs: arguments of `llama_cpp.Llama`.
+
+        Raises ModelError (the model cannot be loaded or steered), ModelMismatchError (bias of another model),
+        FormatError (not a valid bias file), UsageError (an unknown device or buffer type), NativeError (an RPC server
+        that cannot be used).
+        """
+        unknown = sorted(set(kwargs) - _LLAMA_ARGUMENTS)
+        if unknown:
+            raise TypeError(f"SteeredLlama: unknown argument {unknown[0]!r}; see llama_cpp.Llama for the known ones")
+        path = os.fspath(model_path)
+        if not os.path.isfile(path):
+            raise ModelError(f"{path}: no such file; give the path of a GGUF model")
+        loaded = _load(bias)
+        self._bias: BiasFile | None = None
+        self._force = force
+        if n_cpu_moe < 0:
+            raise UsageError(f"n_cpu_moe is {n_cpu_moe}; give a number of layers")
+        if rpc_servers:
+            backends.add_rpc_servers(rpc_servers)
+        overrides = list(
+            tensor_buft_overrides.items() if isinstance(tensor_buft_overrides, Mapping) else tensor_buft_overrides
+        )
+        if cpu_moe or n_cpu_moe:
+            overrides += backends.cpu_moe_patterns(None if cpu_moe else n_cpu_moe)
+        self._placement = backends.Placement.of(devices, overrides, rpc_servers)
+
+        def context_params(params: Any) -> None:
+            if flash_attn == "auto":
+                params.flash_attn_type = backends.FLASH_ATTN["auto"]
+
+        with (
+            capi.loading(path),
+            capi.unsteered_environment(),
+            backends.parameters(self._placement.apply, context_params),
+        ):
+            super().__init__(path, verbose=verbose, flash_attn=bool(flash_attn), **kwargs)
+        with suppress(SteerMoEError):  # a model without routers: set_bias will say so
+            capi.router_sha256(self._model.model)  # the model keeps it, so that setting a bias is quick
+        if loaded is not None:
+            try:
+                self.set_bias(loaded)
+            except Exception:
+                self.close()
+                raise
+
+    @property
+    def bias(self) -> BiasFile | None:
+        """What steers the model now, None for nothing. Assigning is the same as `set_bias`."""
+        return self._bias
+
+    @bias.setter
+    def bias(self, bias: Bias | None) -> None:
+        self.set_bias(bias)
+
+    def set_bias(self, bias: Bias | None) -> None:
+        """Steer by another bias (or its path) from the next token on; None stops steering.
+
+        The KV cache holds what the old steering computed, so it is dropped: the next call computes its whole prompt
+        again. On an error the old steering stays.
+
+        Raises ModelMismatchError, FormatError, ModelError.
+        """
+        loaded = _load(bias)
+        if loaded is None:
+            capi.detach(self._ctx.ctx)
+        else:
+            capi.attach(self._ctx.ctx, native_bias(loaded), self._force)
+        self._bias = loaded
+        self._drop_memory()
+
+    def layer_info(self) -> list[capi.LayerInfo]:
+        """How each layer routes, and whether it can be and is steered."""
+        n_layer = capi.llama_cpp().llama_model_n_layer(self._model.model)
+        return [capi.layer_info(self._ctx.ctx, layer) for layer in range(n_layer)]
+
+    def set_cache(self, cache: BaseLlamaCache | None) -> None:
+        """Set a prompt cache. Its entries are kept apart by steering."""
+        super().set_cache(None if cache is None else _CacheBySteering(cache, self))
+
+    def close(self) -> None:
+        """Free the model. `Llama.__del__` calls this too, also when the constructor refused its arguments."""
+        if hasattr(self, "_stack"):
+            super().close()
+
+    def _drop_memory(self) -> None:
+        memory = capi.llama_cpp().llama_get_memory(self._ctx.ctx)
+        if memory is not None:
+            capi.llama_cpp().llama_memory_clear(memory, True)
+        self.reset()
+
+
+class _CacheBySteering(BaseLlamaCache):
+    """A prompt cache whose keys begin with a number for the steering, so that states are never shared."""
+
+    def __init__(self, inner: BaseLlamaCache, llama: SteeredLlama) -> None:
+        super().__init__()
+        self.inner = inner
+        self._llama = llama
+
+    def _key(self, key: Sequence[int]) -> tuple[int, ...]:
+        return (steering_number(self._llama.bias), *key)
+
+    @property
+    def cache_size(self) -> int:
+        """Size of the entries in bytes."""
+        return int(self.inner.cache_size)
+
+    def __getitem__(self, key: Sequence[int]) -> Any:
+        if key not in self:
+            raise KeyError("Key not found")
+        return self.inner[self._key(key)]
+
+    def __contains__(self, key: Sequence[int]) -> bool:
+        # The inner cache answers by the longest common prefix; the steering's number alone is none.
+        found = self.inner._find_longest_prefix_key(self._key(key))
+        return found is not None and found[0] == self._key(key)[0] and tuple(found[1:2]) == tuple(key[:1])
+
+    def __setitem__(self, key: Sequence[int], value: Any) -> None:
+        self.inner[self._key(key)] = value
+
+
+def steering_number(bias: BiasFile | None) -> int:
+    """A number for what a bias does, the same in every process; negative, so that it is no token."""
+    if bias is None or not bias.n_active + bias.n_inactive:
+        return -1
+    digest = hashlib.sha256(f"{bias.identity} {bias.mode} {bias.epsilon} {bias.layers}".encode())
+    digest.update(bias.dense().tobytes())
+    return -2 - int.from_bytes(digest.digest()[:6], "big")
+
+
+def _load(bias: Bias | None) -> BiasFile | None:
+    return bias if bias is None or isinstance(bias, BiasFile) else read_bias(bias)
+
+
+def native_bias(bias: BiasFile) -> capi.NativeBias:
+    """The native form of a bias."""
+    identity = bias.identity
+    return capi.NativeBias.from_values(
+        architecture=identity.architecture,
+        router_sha256=identity.router_sha256,
+        mode=bias.mode,
+        epsilon=bias.epsilon,
+        n_layer=identity.n_layer,
+        n_expert=identity.n_expert,
+        n_expert_used=identity.n_expert_used,
+        layers={layer: row.tolist() for layer, row in bias.values.items()},
+    )

@@ -1,0 +1,91 @@
+"""Tokens of a text, however long its words are.
+
+Many of llama.cpp's BPE tokenizers cut a text into words by std::regex, which recurses as deep as what it matches is
+long: about 320 bytes of stack a character (libstdc++, x86-64), so that some 26,000 letters without a blank end the
+process on 8 MiB. Texts with such words are tokenized in a thread that has stack enough.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from ..errors import ResourceError, UsageError
+from . import capi
+
+__all__ = ["longest_run", "tokenize"]
+
+T = TypeVar("T")
+
+_DIRECT = 512  # characters that any thread has stack for
+_STACK_OF_CHARACTER = 1024
+_MOST_STACK = (64 if sys.platform == "win32" else 512) << 20  # Windows commits it
+_MIB = 1 << 20
+_INDENT = 64
+_BLANKS = re.compile(rf"\s{{{_INDENT},}}")  # no others are looked at: there are many
+_NO_BLANKS = dict.fromkeys(range(0x1C, 0x20), "x")  # blanks for Python, but not for C++
+_SENTENCES = ("exaone-moe",)  # their pattern takes words with the blanks between them, up to a sign or a digit
+_SIGNS = re.compile(r"[\0-\x1f!-@\[-`{-\x7f]+")
+
+_starting = threading.Lock()  # the size of a new thread's stack is set for the whole process
+
+
+def tokenize(model: Any, text: str, *, pre: str = "", add_special: bool, parse_special: bool = True) -> list[int]:
+    """Tokens of a text by llama_cpp's `LlamaModel`; with `parse_special` names of special tokens become those tokens.
+
+    `pre` is the model's tokenizer.ggml.pre. Raises UsageError for a word that is too long for any stack, ResourceError
+    when there is no memory for one.
+    """
+
+    def call() -> list[int]:
+        return list(model.tokenize(text.encode("utf-8"), add_special, parse_special))
+
+    if len(text) <= _DIRECT:
+        return call()
+    lib = capi.llama_cpp()
+    if lib.llama_vocab_type(model.vocab) != lib.LLAMA_VOCAB_TYPE_BPE:
+        return call()
+    run = longest_run(text, pre)
+    return call() if run <= _DIRECT else _with_stack(run, call)
+
+
+def longest_run(text: str, pre: str = "") -> int:
+    """At least as many characters as a tokenizer's pattern takes at once: the longest word and the longest blank."""
+    if any(chr(control) in text for control in _NO_BLANKS):
+        text = text.translate(_NO_BLANKS)
+    words = text.split()
+    lengths = [len(word) for word in words]
+    longest = max(lengths, default=0)
+    spare = len(text) - sum(lengths) - len(words)  # blanks behind the first one of each word
+    if spare > _INDENT:
+        spare = max(map(len, _BLANKS.findall(text)), default=_INDENT)
+    longest += max(spare, 0) + 1
+    if pre in _SENTENCES:
+        longest += max(map(len, _SIGNS.split(text)))
+    return longest + 1  # a blank before a word is part of it
+
+
+def _with_stack(run: int, call: Callable[[], T]) -> T:
+    """Call in a thread whose stack is deep enough for a run of characters."""
+    if run > _MOST_STACK // _STACK_OF_CHARACTER:
+        raise UsageError(
+            f"the text has a word, or blank space, of more than {_MOST_STACK // _STACK_OF_CHARACTER} characters; "
+            "shorten it"
+        )
+    size = (run * _STACK_OF_CHARACTER // _MIB + 2) * _MIB
+    with ThreadPoolExecutor(1, thread_name_prefix="steermoe-tokenize") as pool:
+        with _starting:
+            before = threading.stack_size(size)
+            try:
+                future = pool.submit(call)  # the thread starts here
+            except RuntimeError:
+                raise ResourceError(
+                    f"no memory to tokenize a text with a word of {run} characters; shorten the word"
+                ) from None
+            finally:
+                threading.stack_size(before)
+        return future.result()

@@ -1,0 +1,111 @@
+"""How far a map's scores can be trusted: the summary that stands in an expert map beside the standard errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..errors import FormatError
+
+__all__ = ["Confidence", "Control", "SplitHalf"]
+
+SEPARABLE = 0.05  # chance that a map without any difference between the sides passes
+
+
+@dataclass(frozen=True)
+class SplitHalf:
+    """Agreement of maps made from random halves of the pairs, averaged over `repeats` splits.
+
+    `spearman` is the rank correlation of |RD| over all experts of the MoE layers, `overlap` the share of the top_n
+    experts by |RD| that both halves name with the same sign.
+    """
+
+    repeats: int
+    spearman: float
+    overlap: float
+
+
+@dataclass(frozen=True)
+class Control:
+    """A statistic of the map among maps whose sides were swapped at random, pair by pair.
+
+    `value` is the map's own, `median` and `q95` are quantiles of the shuffled maps, and `p` is the share of maps, the
+    map itself among them, whose statistic is at least as large.
+    """
+
+    value: float
+    median: float
+    q95: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Stability and control of a map, over `n_pairs` pairs and the experts of `moe_layers`.
+
+    `max_rd` is about the largest |RD|, `sum_top` about the sum of the `top_n` largest. Raises FormatError when a number
+    is impossible.
+    """
+
+    n_pairs: int
+    moe_layers: tuple[int, ...]
+    top_n: int
+    seed: int
+    split_half: SplitHalf
+    draws: int
+    max_rd: Control
+    sum_top: Control
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        object.__setattr__(self, "moe_layers", tuple(self.moe_layers))
+        layers = self.moe_layers
+        if not layers or any(type(i) is not int or i < 0 for i in layers) or list(layers) != sorted(set(layers)):
+            raise FormatError("confidence.moe_layers: not ascending layers; run steermoe map stats again")
+        counts = (self.n_pairs, self.top_n, self.draws, self.split_half.repeats)
+        if any(type(value) is not int or not 1 <= value <= 1 << 53 for value in counts):
+            raise FormatError(
+                "confidence: n_pairs, top_n, draws or repeats is not a count; run steermoe map stats again"
+            )
+        if type(self.seed) is not int or self.seed < 0:
+            raise FormatError(f"confidence.seed: {self.seed!r} is not a whole number from 0 up")
+        shares = [self.split_half.overlap, self.max_rd.p, self.sum_top.p]
+        shares += [getattr(self.max_rd, name) for name in ("value", "median", "q95")]
+        for value in (*shares, self.split_half.spearman, *asdict(self.sum_top).values()):
+            # compared, not converted: an integer of JSON may be too large for a float
+            if not isinstance(value, float | int) or isinstance(value, bool) or not abs(value) <= 1e300:
+                raise FormatError("confidence: a value that is not a number; run steermoe map stats again")
+        if min(shares) < 0 or max(shares) > 1 + 1e-9 or abs(self.split_half.spearman) > 1 + 1e-9:
+            raise FormatError("confidence: a share outside 0 to 1; run steermoe map stats again")
+
+    @property
+    def separable(self) -> bool:
+        """Whether the map differs from the shuffled ones: the smaller of its two p-values, doubled, is at most 0.05.
+
+        Doubled (Bonferroni), as a map may pass by either statistic.
+        """
+        return 2 * min(self.max_rd.p, self.sum_top.p) <= SEPARABLE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        data = asdict(self)
+        return data | {"moe_layers": list(self.moe_layers)}
+
+    @classmethod
+    def from_dict(cls, data: object) -> Confidence:
+        """Rebuild it from `to_dict`. Raises FormatError for missing, unknown or impossible fields."""
+        fields = _fields(data, cls, "confidence")
+        fields["split_half"] = SplitHalf(**_fields(fields["split_half"], SplitHalf, "confidence.split_half"))
+        for name in ("max_rd", "sum_top"):
+            fields[name] = Control(**_fields(fields[name], Control, f"confidence.{name}"))
+        if not isinstance(fields["moe_layers"], list):
+            raise FormatError("confidence.moe_layers: not a list; run steermoe map stats again")
+        return cls(**fields)
+
+
+def _fields(data: object, of: Any, where: str) -> dict[str, Any]:
+    if not isinstance(data, Mapping) or set(data) != set(of.__dataclass_fields__):
+        names = ", ".join(of.__dataclass_fields__)
+        raise FormatError(f"{where}: not an object with {names}; run steermoe map stats again")
+    return dict(data)

@@ -1,0 +1,343 @@
+"""Expert maps: the scores of one behaviour on one model, and the choice of experts by them.
+
+The file is JSON with one row of scores a line, so that it can be read, compared and sent:
+
+    {"format": "steermoe-expert-map", "version": 1, "model": {...},
+     "behaviour": {"name": ..., "positive": ..., "negative": ...},
+     "n1": ..., "n2": ..., "n_pairs": ..., "pairs_sha256": [...], "tool": ..., "created": ...,
+     "license": ..., "notes": ..., "confidence": {...},
+     "rd": [[...], ...], "a1": [[...], ...], "a2": [[...], ...], "se": [[...], ...]}
+
+`rd` is [n_layer, n_expert]; the counts `a1` and `a2` are optional, and so are the standard errors `se` with their
+`confidence`. Numbers are written so that they read back as the same float64.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .._util.files import StrPath, is_sha256, parse_json, read_bytes, replacing, timestamp, tool_name
+from ..errors import ChoiceError, FormatError, UsageError
+from ..identity import MAX_LAYERS, ModelIdentity
+from .confidence import Confidence
+from .scores import Counts, rank, risk_difference, risk_difference_from
+
+__all__ = ["ExpertMap", "parse_layers"]
+
+_FORMAT = "steermoe-expert-map"
+_VERSION = 1
+_MAX_BYTES = 256 << 20
+_REQUIRED = {"format", "version", "model", "behaviour", "rd"}
+_NUMBERS = ("n1", "n2", "n_pairs")
+_TEXTS = ("tool", "created", "license", "notes")
+_BEHAVIOUR = ("name", "positive", "negative")
+_TABLES = ("rd", "a1", "a2", "se")
+_AGAIN = "run steermoe detect again"
+
+
+class _ScoredCounts(Counts, Protocol):
+    @property
+    def identity(self) -> ModelIdentity: ...
+    @property
+    def pairs_digest(self) -> tuple[str, ...]: ...
+    @property
+    def n_pairs(self) -> int: ...
+    @property
+    def behaviour(self) -> str: ...
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertMap:
+    """Risk differences of a behaviour, with where they come from.
+
+    `rd` is float64 [n_layer, n_expert], within [-1, 1], 0 in dense layers. `positive` and
+    `negative` say in words what the two sides mean. `n1` and `n2` are the counted target tokens,
+    0 when they are unknown; `a1` and `a2` the counts themselves (int64, shaped like `rd`), or
+    None. `se` are standard errors of `rd` (float64, shaped like it) and `confidence` says how stable the
+    scores are, both or None: see `statistics.annotate`. The arrays are copied and read-only.
+
+    Raises FormatError when a field does not fit the others.
+    """
+
+    identity: ModelIdentity
+    behaviour: str
+    rd: npt.NDArray[np.float64]
+    positive: str = ""
+    negative: str = ""
+    n1: int = 0
+    n2: int = 0
+    n_pairs: int = 0
+    pairs_sha256: tuple[str, ...] = ()
+    a1: npt.NDArray[np.int64] | None = None
+    a2: npt.NDArray[np.int64] | None = None
+    se: npt.NDArray[np.float64] | None = None
+    confidence: Confidence | None = None
+    license: str = ""
+    notes: str = ""
+    created: str = field(default_factory=timestamp)
+    tool: str = field(default_factory=tool_name)
+
+    def __post_init__(self) -> None:
+        """Bring the fields into their final form and check them."""
+        object.__setattr__(self, "rd", _table(self.rd, "rd", self.identity, np.float64))
+        if not (np.isfinite(self.rd).all() and np.abs(self.rd).max() <= 1):
+            raise FormatError(f"rd: values that are not within -1 to 1; {_AGAIN}")
+        object.__setattr__(self, "pairs_sha256", tuple(self.pairs_sha256))
+        if not all(is_sha256(digest) for digest in self.pairs_sha256):
+            raise FormatError(f"pairs_sha256: not SHA-256 digests; {_AGAIN}")
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value <= 1 << 53:
+                raise FormatError(f"{name}: {value!r} is not a count; {_AGAIN}")
+        self._check_confidence()
+        if (self.a1 is None) != (self.a2 is None):
+            raise FormatError("a1, a2: only one of them is there; give both or none")
+        if self.a1 is None or self.a2 is None:
+            return
+        for name, a, n in (("a1", self.a1, self.n1), ("a2", self.a2, self.n2)):
+            table = _table(a, name, self.identity, np.int64)
+            if n == 0 or table.min() < 0 or table.max() > n:
+                raise FormatError(f"{name}: counts outside 0 to {n} tokens; {_AGAIN}")
+            object.__setattr__(self, name, table)
+        again = risk_difference_from(self.a1, self.n1, self.a2, self.n2)
+        if np.abs(again - self.rd).max() > 1e-9:
+            raise FormatError(f"rd: is not a1 / n1 - a2 / n2; {_AGAIN}")
+
+    def _check_confidence(self) -> None:
+        if (self.se is None) != (self.confidence is None):
+            raise FormatError("se, confidence: only one of them is there; give both or none")
+        if self.se is None or self.confidence is None:
+            return
+        object.__setattr__(self, "se", _table(self.se, "se", self.identity, np.float64))
+        if not (np.isfinite(self.se).all() and self.se.min() >= 0):
+            raise FormatError("se: values that are no standard errors; run steermoe map stats again")
+        if self.confidence.moe_layers[-1] >= self.identity.n_layer or self.confidence.n_pairs != self.n_pairs:
+            raise FormatError("confidence: of other pairs or layers than the map's; run steermoe map stats again")
+
+    @classmethod
+    def from_counts(
+        cls,
+        counts: _ScoredCounts,
+        behaviour: str = "",
+        *,
+        positive: str = "",
+        negative: str = "",
+        license: str = "",
+        notes: str = "",
+        created: str | None = None,
+    ) -> ExpertMap:
+        """Score routing counts (arXiv 2509.09660, Eq. 4). `behaviour` defaults to the counts'.
+
+        `created` defaults to SOURCE_DATE_EPOCH or now. Raises UsageError when a side is empty.
+        """
+        return cls(
+            identity=counts.identity,
+            behaviour=behaviour or counts.behaviour,
+            rd=risk_difference(counts),
+            positive=positive,
+            negative=negative,
+            n1=counts.n1,
+            n2=counts.n2,
+            n_pairs=counts.n_pairs,
+            pairs_sha256=counts.pairs_digest,
+            a1=counts.a1,
+            a2=counts.a2,
+            license=license,
+            notes=notes,
+            created=timestamp(created),
+        )
+
+    def top(self, n: int) -> list[tuple[int, int, float]]:
+        """The first `n` experts as (layer, expert, rd): by |RD|, ties by (layer, expert).
+
+        Raises UsageError when `n` is negative.
+        """
+        _require_count("n", n)
+        order = rank(self.rd)[:n].tolist()
+        return [(layer, expert, float(self.rd[layer, expert])) for layer, expert in order]
+
+    def choose(
+        self,
+        n_activate: int = 0,
+        n_deactivate: int = 0,
+        *,
+        reverse: bool = False,
+        layers: Iterable[int] | None = None,
+        max_active_per_layer: int | None = None,
+    ) -> npt.NDArray[np.int8]:
+        """Choose experts; returns signs, int8 [n_layer, n_expert]: +1, -1 or 0.
+
+        In the order of |RD| (ties by layer and expert), the first `n_activate` with RD > 0 get +1
+        and the first `n_deactivate` with RD < 0 get -1; `reverse` flips RD's sign first, `layers`
+        leaves only those layers in the order. A number above what there is takes all there is.
+        Of the experts with +1, a layer keeps the first `max_active_per_layer` (default and most:
+        top-k); the others are dropped, not replaced (arXiv 2509.09660, Alg. 1).
+
+        Raises ChoiceError when a layer would keep fewer than top-k experts that are not -1, or a
+        layer does not exist; UsageError when a number is negative.
+        """
+        _require_count("n_activate", n_activate)
+        _require_count("n_deactivate", n_deactivate)
+        k = self.identity.n_expert_used
+        cap = k if max_active_per_layer is None else max_active_per_layer
+        if type(cap) is not int or not 0 <= cap <= k:
+            raise UsageError(f"max_active_per_layer: {cap!r} is not from 0 to {k}, the experts a token uses")
+        rd = -self.rd if reverse else self.rd
+        order = rank(rd, self._layers(layers))
+        scores = rd[order[:, 0], order[:, 1]]
+        signs = np.zeros(rd.shape, dtype=np.int8)
+        active = np.zeros(len(rd), dtype=np.int64)
+        for layer, expert in order[scores > 0][:n_activate].tolist():
+            if active[layer] < cap:
+                active[layer] += 1
+                signs[layer, expert] = 1
+        left = np.full(len(rd), self.identity.n_expert)
+        for taken, (layer, expert) in enumerate(order[scores < 0][:n_deactivate].tolist()):
+            if left[layer] == k:
+                raise ChoiceError(
+                    f"layer {layer}: deactivating {n_deactivate} would leave fewer than the {k} "
+                    f"experts that each token uses; deactivate at most {taken}"
+                )
+            left[layer] -= 1
+            signs[layer, expert] = -1
+        return signs
+
+    def to_json(self) -> str:
+        """Return the text of the file; the same map gives the same text."""
+        head: dict[str, Any] = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "model": self.identity.to_dict(),
+            "behaviour": {
+                "name": self.behaviour,
+                "positive": self.positive,
+                "negative": self.negative,
+            },
+            **{name: getattr(self, name) for name in _NUMBERS},
+            "pairs_sha256": list(self.pairs_sha256),
+            **{name: getattr(self, name) for name in _TEXTS if getattr(self, name)},
+            **({"confidence": self.confidence.to_dict()} if self.confidence else {}),
+        }
+        text = json.dumps(head, ensure_ascii=False, indent=1).removesuffix("\n}")
+        for name in _TABLES:
+            table = getattr(self, name)
+            if table is not None:
+                rows = ",\n".join("  " + json.dumps(row) for row in table.tolist())
+                text += f',\n "{name}": [\n{rows}\n ]'
+        return text + "\n}\n"
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 (hex) of the file that `save` writes."""
+        return hashlib.sha256(self.to_json().encode("utf-8")).hexdigest()
+
+    def save(self, path: StrPath) -> None:
+        """Write the map. Raises UsageError when the file cannot be written."""
+        with replacing(path) as temporary:
+            temporary.write_bytes(self.to_json().encode("utf-8"))
+
+    @classmethod
+    def load(cls, path: StrPath) -> ExpertMap:
+        """Read and validate a map. Raises FormatError, which names the file and the field."""
+        try:
+            data = parse_json(read_bytes(path, "an expert map", _MAX_BYTES).decode("utf-8"))
+        except ValueError as error:
+            raise FormatError(f"{path}: not an expert map: not JSON ({error})") from None
+        if not isinstance(data, dict) or data.get("format") != _FORMAT:
+            raise FormatError(f'{path}: not an expert map (no "format": "{_FORMAT}" in it); {_AGAIN}')
+        if data.get("version") != _VERSION:
+            raise FormatError(
+                f"{path}: an expert map of version {data.get('version')!r}, this program reads "
+                f"{_VERSION}; upgrade steermoe-local"
+            )
+        _check_fields(data, path)
+        try:
+            return cls(
+                identity=ModelIdentity.from_dict(data["model"]),
+                behaviour=data["behaviour"]["name"],
+                positive=data["behaviour"].get("positive", ""),
+                negative=data["behaviour"].get("negative", ""),
+                pairs_sha256=tuple(data.get("pairs_sha256", ())),
+                **{name: data.get(name, 0) for name in _NUMBERS},
+                **{name: data.get(name, "") for name in _TEXTS},
+                **{name: data[name] for name in _TABLES if name in data},
+                confidence=Confidence.from_dict(data["confidence"]) if "confidence" in data else None,
+            )
+        except FormatError as error:
+            raise FormatError(f"{path}: {error}") from None
+
+    def _layers(self, layers: Iterable[int] | None) -> list[int] | None:
+        if layers is None:
+            return None
+        chosen = sorted(set(layers))
+        if not chosen:
+            raise ChoiceError("layers: none given; name at least one, or leave them out for all")
+        for layer in chosen:
+            if type(layer) is not int or not 0 <= layer < self.identity.n_layer:
+                raise ChoiceError(
+                    f"layers: there is no layer {layer}; {self.identity.architecture} has layers "
+                    f"0 to {self.identity.n_layer - 1}"
+                )
+        return chosen
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Parse layers as a user writes them: "3-7,9" is (3, 4, 5, 6, 7, 9), ascending, each once.
+
+    Raises UsageError.
+    """
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = (first, last if dash else first)
+        # isdecimal alone would let int() read other scripts' digits, and any length of them.
+        if not all(end.isascii() and end.isdecimal() and len(end) <= 6 for end in ends):
+            raise UsageError(f"layers: {part.strip()!r} in {text!r} is not like 3-7 or 9")
+        low, high = int(ends[0]), int(ends[1])
+        if low > high or high >= MAX_LAYERS:
+            raise UsageError(f"layers: {part.strip()!r} is empty or too high; write it like 3-7")
+        chosen.update(range(low, high + 1))
+    return tuple(sorted(chosen))
+
+
+def _require_count(name: str, value: int) -> None:
+    if type(value) is not int or value < 0:
+        raise UsageError(f"{name}: {value!r} is not a whole number from 0 up")
+
+
+def _table(value: Any, name: str, identity: ModelIdentity, dtype: type[np.generic]) -> Any:
+    try:
+        table = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        table = np.empty(0)
+    kinds = "iu" if dtype is np.int64 else "iuf"
+    if table.shape != identity.shape or table.dtype.kind not in kinds:
+        raise FormatError(f"{name}: not a table of {identity.n_layer} rows of {identity.n_expert} numbers; {_AGAIN}")
+    copy = np.array(table, dtype=dtype)
+    copy.flags.writeable = False
+    return copy
+
+
+def _check_fields(data: dict[str, Any], path: StrPath) -> None:
+    known = _REQUIRED | {*_NUMBERS, *_TEXTS, *_TABLES, "pairs_sha256", "confidence"}
+    if missing := sorted(_REQUIRED - set(data)):
+        raise FormatError(f"{path}: {missing[0]}: missing; {_AGAIN}")
+    if unknown := sorted(set(data) - known):
+        raise FormatError(f"{path}: {unknown[0]}: unknown field; put remarks into notes")
+    behaviour = data["behaviour"]
+    if not isinstance(behaviour, dict) or not {"name"} <= set(behaviour) <= set(_BEHAVIOUR):
+        raise FormatError(f"{path}: behaviour: not an object with name, positive, negative")
+    texts = {f"behaviour.{key}": value for key, value in behaviour.items()}
+    texts |= {name: data[name] for name in _TEXTS if name in data}
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            raise FormatError(f"{path}: {name}: not a string; put it in quotes")
+    if not isinstance(data.get("pairs_sha256", []), list):
+        raise FormatError(f"{path}: pairs_sha256: not a list; {_AGAIN}")

@@ -1,0 +1,188 @@
+"""What a model keeps for each token and each sequence while it runs, read from its header."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from ..errors import FormatError, ModelError
+from .header import GGUFHeader, read_header
+from .model_info import ModelInfo
+
+__all__ = ["CacheShape", "cache_shape"]
+
+_F32_BYTES = 4
+_BLOCK = re.compile(r"blk\.(\d{1,5})\.(.*)")
+_ATTENTION = re.compile(r"attn_(k|k_b|kv_a_mqa|kv_b|kv|kv_latent)\.(weight|bias)")
+_RECURRENT = re.compile(r"(ssm_|shortconv|time_mix_|la_|kda_)")
+# architectures that look at all tokens at once and keep none: llama_model::create_memory makes no memory for them
+_WITHOUT_CACHE = {"llada-moe", "rnd1", "dream", "llada"}
+_COMPRESSED = {"deepseek4"}
+_INDEXER_MASKS = 6  # tensors as large as the mask that an indexer of sparse attention leaves in the compute buffer
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """What a model keeps while it runs, and how wide its largest intermediate results are.
+
+    `rows` has the number of key and of value elements that a token takes in each layer with attention; `state` is what
+    a sequence takes in recurrent layers, in F32 elements. The others are the widths behind the compute buffers: heads,
+    attention masks (a second one for sliding windows, more for an indexer), `n_ff` of all the experts of a token.
+    `bound`: the architecture compresses its cache, `rows` is the most that it can be.
+    """
+
+    rows: tuple[tuple[int, int], ...]
+    state: int
+    n_head: int
+    n_masks: int
+    n_embd: int
+    n_ff: int
+    n_vocab: int
+    bound: bool = False
+
+    def cache_bytes(self, n_cells: int, n_sequences: int, type_k: int, type_v: int, flash_attn: bool) -> int:
+        """Bytes of the KV cache and the recurrent states, as llama.cpp allocates them.
+
+        Without flash attention the values lie transposed and every layer gets the widest one's room (llama_kv_cache).
+        Sliding windows are given all cells, as by llama.cpp's library (`swa_full`); for what is special in a few
+        architectures (indexers, compressed caches) this is an estimate.
+        """
+        widest = max((values for _, values in self.rows), default=0)
+        a_token = 0
+        for keys, values in self.rows:
+            v = values if flash_attn or not values else widest
+            a_token += _row_bytes(keys, type_k) + _row_bytes(v, type_v)
+        return a_token * n_cells + self.state * _F32_BYTES * n_sequences
+
+    def compute_bytes(self, n_cells: int, n_ubatch: int, flash_attn: bool) -> int:
+        """Bytes of the compute buffer, roughly: the largest of what does not live at the same time.
+
+        That is attention's scores (without flash attention), the experts' results, the logits; and some more.
+        """
+        mask = self.n_masks * n_cells * n_ubatch * (_F32_BYTES // 2 if flash_attn else _F32_BYTES)
+        scores = 0 if flash_attn else self.n_head * n_cells * n_ubatch * _F32_BYTES
+        experts = 3 * self.n_ff * n_ubatch * _F32_BYTES
+        logits = self.n_vocab * n_ubatch * _F32_BYTES
+        rest = 16 * self.n_embd * n_ubatch * _F32_BYTES
+        return mask + max(scores, experts, logits) + rest
+
+
+def cache_shape(facts: ModelInfo) -> CacheShape:
+    """Read from the header what a model keeps for each token.
+
+    Layers without attention are told by their tensors, in hybrid models. Raises ModelError for an unreadable file.
+    """
+    try:
+        headers = [read_header(path) for path in facts.paths]
+    except FormatError as error:
+        raise ModelError(str(error)) from error
+    head, arch = headers[0], facts.architecture
+    n_heads = _per_layer(head, f"{arch}.attention.head_count", facts.n_layer, 0)
+    n_heads_kv = _per_layer(head, f"{arch}.attention.head_count_kv", facts.n_layer, n_heads)
+    n_head = max(n_heads, default=0)
+    default = facts.embedding_length // n_head if n_head else 0
+    keys = _number(head, f"{arch}.attention.key_length", default)
+    values = _number(head, f"{arch}.attention.value_length", default)
+    window = (
+        max(keys, _number(head, f"{arch}.attention.key_length_swa", 0)),
+        max(values, _number(head, f"{arch}.attention.value_length_swa", 0)),
+    )
+    latent = _number(head, f"{arch}.attention.key_length_mla", 0) > 0  # DeepSeek's MLA keeps keys alone
+    indexer = _number(head, f"{arch}.attention.indexer.key_length", 0)
+    attention, recurrent = _layers(name for header in headers for name in header.tensors)
+    listed = {
+        layer for layer, is_recurrent in enumerate(_flags(head, f"{arch}.attention.recurrent_layers")) if is_recurrent
+    }
+    attention, recurrent = attention - listed, recurrent | listed
+    rows: list[tuple[int, int]] = []
+    n_recurrent = 0
+    for layer in range(facts.n_layer):
+        if layer in recurrent:
+            n_recurrent += 1
+            if layer not in attention:
+                continue
+        n_kv = n_heads_kv[layer]
+        if n_kv and arch not in _WITHOUT_CACHE:
+            rows.append((window[0] * n_kv + indexer, 0 if latent else window[1] * n_kv))
+    n_ff = max(
+        _number(head, f"{arch}.expert_feed_forward_length", 0) * max(facts.n_expert_used, 1),
+        max(_per_layer(head, f"{arch}.feed_forward_length", facts.n_layer, 0), default=0),
+        facts.embedding_length * max(facts.n_expert_used, 1),
+    )
+    return CacheShape(
+        rows=tuple(rows),
+        state=n_recurrent * _state(head, arch, facts.embedding_length, n_head),
+        n_head=n_head,
+        n_masks=_INDEXER_MASKS
+        if indexer and latent
+        else 2
+        if _number(head, f"{arch}.attention.sliding_window", 0)
+        else 1,
+        n_embd=facts.embedding_length,
+        n_ff=n_ff,
+        n_vocab=_n_vocab(headers),
+        bound=arch in _COMPRESSED,
+    )
+
+
+def _layers(names: Iterable[str]) -> tuple[set[int], set[int]]:
+    """(layers with attention, layers with a recurrent state), by the names of the tensors."""
+    attention: set[int] = set()
+    recurrent: set[int] = set()
+    for name in names:
+        if (match := _BLOCK.fullmatch(name)) is None:
+            continue
+        if _ATTENTION.fullmatch(match[2]):
+            attention.add(int(match[1]))
+        elif _RECURRENT.match(match[2]):
+            recurrent.add(int(match[1]))
+    return attention, recurrent
+
+
+def _state(head: GGUFHeader, arch: str, n_embd: int, n_head: int) -> int:
+    """F32 elements of a layer's recurrent state (llama_hparams::n_embd_r and n_embd_s)."""
+    if convolution := _number(head, f"{arch}.shortconv.l_cache", 0):
+        return n_embd * (convolution - 1)
+    kernel, inner = _number(head, f"{arch}.ssm.conv_kernel", 0), _number(head, f"{arch}.ssm.inner_size", 0)
+    if width := _number(head, f"{arch}.kda.head_dim", 0):
+        return 3 * (kernel - 1 if kernel else 3) * n_head * width + width * width * n_head
+    states, groups = _number(head, f"{arch}.ssm.state_size", 0), _number(head, f"{arch}.ssm.group_count", 0)
+    return max(kernel - 1, 0) * (inner + 2 * groups * states) + states * inner
+
+
+def _per_layer(head: GGUFHeader, key: str, n_layer: int, default: int | list[int]) -> list[int]:
+    """A number for each layer; llama.cpp takes one for all, or a list."""
+    entry = head.fields.get(key)
+    value = entry.value if entry is not None else None
+    if isinstance(value, tuple) and all(type(v) is int and v >= 0 for v in value) and len(value) >= n_layer:
+        return list(value[:n_layer])
+    if type(value) is int and value >= 0:
+        return [value] * n_layer
+    return [default] * n_layer if isinstance(default, int) else default
+
+
+def _flags(head: GGUFHeader, key: str) -> tuple[Any, ...]:
+    entry = head.fields.get(key)
+    return entry.value if entry is not None and isinstance(entry.value, tuple) else ()
+
+
+def _number(head: GGUFHeader, key: str, default: int) -> int:
+    entry = head.fields.get(key)
+    return entry.value if entry is not None and type(entry.value) is int and entry.value >= 0 else default
+
+
+def _n_vocab(headers: list[GGUFHeader]) -> int:
+    for header in headers:
+        tensor = header.tensors.get("token_embd.weight")
+        if tensor is not None and len(tensor.shape) == 2:
+            return tensor.shape[1]
+    return 0
+
+
+def _row_bytes(n: int, type_: int) -> int:
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType(type_)]
+    return int(-(-n // block) * size)

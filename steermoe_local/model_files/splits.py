@@ -1,0 +1,35 @@
+"""The names of split models: llama.cpp's NAME-00001-of-0000N.gguf (llama_split_path)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+__all__ = ["missing_part", "part_paths", "why_not_loaded"]
+
+_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
+
+
+def part_paths(path: Path) -> tuple[Path, ...]:
+    """Paths of all parts, in order, of the split model that `path` is named to be a part of; () for another name."""
+    match = _NAME.fullmatch(path.name)
+    if match is None or not 1 <= int(match[2]) <= int(match[3]):
+        return ()
+    count = int(match[3])
+    return tuple(path.with_name(f"{match[1]}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1))
+
+
+def missing_part(parts: tuple[Path, ...]) -> str:
+    """What to say when a part is not there, "" if all are."""
+    for part in parts:
+        if not part.exists():
+            return f"{part}: missing; fetch all {len(parts)} parts into one folder"
+    return ""
+
+
+def why_not_loaded(path: Path) -> str:
+    """Why llama.cpp cannot load a part of a split model, as far as names tell; "" if they do not."""
+    parts = part_paths(path)
+    if path in parts[1:]:
+        return f"{path}: part {parts.index(path) + 1} of {len(parts)} of a split model; give the first, {parts[0]}"
+    return missing_part(parts)

@@ -1,0 +1,258 @@
+"""Files of data sets on the Hugging Face hub, through huggingface-hub with its cache, token and offline switch.
+
+What models need of the client, too, is here: the switch, the cache's folders, its errors as messages.
+
+A source is written `hub:USER/NAME`, `hub:USER/NAME@REVISION` and, behind a colon, a file or a split of it:
+`hub:USER/NAME:train`, `hub:USER/NAME:data/train-00000-of-00001.parquet`. The client reads HF_HOME, HF_HUB_CACHE,
+HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..errors import PairsError, SteerMoEError, UsageError
+
+__all__ = [
+    "ROWS",
+    "TABLES",
+    "HubSource",
+    "cache_folder",
+    "choose_files",
+    "hub_cache",
+    "hub_errors",
+    "is_offline",
+    "local_files",
+]
+
+_PREFIX = "hub:"
+ROWS = (".parquet", ".jsonl", ".ndjson", ".json")
+"""Formats of data files, the best first: it is taken when a split is there in several."""
+TABLES = (".csv", ".tsv")
+_FORMATS = ROWS + TABLES
+_NO_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
+_PACKED = (".gz", ".xz", ".bz2")
+_SOURCE = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^:@]+))?(?::(?P<part>.+))?")
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+_HOW = "write hub:USER/NAME, hub:USER/NAME@REVISION or hub:USER/NAME:SPLIT"
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A data set on the hub: its name, a revision, and a file or split of it ("" for the only one, or `train`)."""
+
+    name: str
+    revision: str = "main"
+    part: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> HubSource:
+        """Read `hub:...`. Raises UsageError."""
+        match = _SOURCE.fullmatch(text.removeprefix(_PREFIX))
+        if not match:
+            raise UsageError(f"{text}: not the name of a data set; {_HOW}")
+        name, revision, part = match["name"], match["revision"] or "main", match["part"] or ""
+        for path in (name, revision, part):
+            # they become paths in the cache
+            if {"..", "."} & set(path.split("/")) or path.startswith("/") or "\\" in path:
+                raise UsageError(f"{text}: {path!r} is no name on the hub; {_HOW}")
+        return cls(name, revision, part)
+
+
+def local_files(source: str, *, offline: bool = False, formats: Sequence[str] = ROWS) -> list[Path]:
+    """The files of a source: a path as it is, `hub:...` downloaded to the hub's cache, or found in it.
+
+    `offline` uses the cache alone, as HF_HUB_OFFLINE=1 does. Raises UsageError (a name that is none), PairsError.
+    """
+    if not source.startswith(_PREFIX):
+        return [Path(source)]
+    wanted = HubSource.parse(source)
+    if is_offline(offline):
+        folder = _snapshot(wanted)
+        if folder is None:
+            raise PairsError(
+                f"{source}: not in the hub's cache, and the hub is off (--offline, HF_HUB_OFFLINE); "
+                "run once with the network, or set HF_HOME to the cache that has it"
+            )
+        return [folder / name for name in choose_files(_files_in(folder), wanted, source, formats)]
+    return _download(wanted, source, formats)
+
+
+def choose_files(names: Iterable[str], wanted: HubSource, source: str, formats: Sequence[str] = ROWS) -> list[str]:
+    """The files of the wanted part, shards in order.
+
+    A part with a data file's ending is a file. Else it is a split: every word of it (between "_", "-", "/") has to be
+    a word of the file's path, as in `30k_train` for round0/30k/train.jsonl.gz. Without a part it is the only split, or
+    else `train`. Raises PairsError when there is none, or more than one.
+    """
+    names = sorted(names)
+    if _format(wanted.part):
+        if wanted.part not in names:
+            raise PairsError(f"{source}: no such file; {_there(names)}")
+        return [wanted.part]
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        if _format(name) in formats and PurePosixPath(name).name not in _NO_DATA:
+            groups.setdefault(_group(name), []).append(name)
+    if not groups:
+        raise PairsError(f"{source}: no data files of a known format ({', '.join(formats)}); {_there(names)}")
+    chosen = list(groups)
+    if wanted.part or len(groups) > 1:
+        split = wanted.part or "train"
+        chosen = [key for key in groups if _words(split) <= _words(key)]
+    chosen = _best_formats(chosen)
+    if len(chosen) != 1:
+        what = "several fit" if chosen else "no such split"
+        shown = sorted({groups[key][0] for key in (chosen or groups)})
+        raise PairsError(f"{source}: {what}; name a file or a split, {_instead(wanted, shown)}")
+    return _complete(groups[chosen[0]], source)
+
+
+def _instead(wanted: HubSource, names: list[str]) -> str:
+    """What can be written instead, for a message."""
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"as in hub:{wanted.name}:{names[0]} (there are: {shown})"
+
+
+def _complete(shards: list[str], source: str) -> list[str]:
+    """Check that no shard is missing, as in a cache that holds a part of them."""
+    totals = [match for name in shards if (match := _SHARD.search(_stem(name)))]
+    if totals and len(shards) != int(totals[0][2]):
+        raise PairsError(f"{source}: {len(shards)} of {int(totals[0][2])} files of the split are there; fetch the rest")
+    return shards
+
+
+def _best_formats(groups: list[str]) -> list[str]:
+    """Of groups that differ in their format alone, the one of the best format."""
+    best: dict[str, str] = {}
+    for key in sorted(groups, key=lambda key: (_FORMATS.index(_format(key)), key)):
+        best.setdefault(_stem(key), key)
+    return list(best.values())
+
+
+def _format(name: str) -> str:
+    path = PurePosixPath(name)
+    suffix = PurePosixPath(path.stem).suffix if path.suffix in _PACKED else path.suffix
+    return suffix if suffix in _FORMATS else ""
+
+
+def _stem(name: str) -> str:
+    for suffix in (*_PACKED, *_FORMATS):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _group(name: str) -> str:
+    """Name that all shards of a split share: train-00000-of-00002.parquet, default/train/0000.parquet."""
+    stem = _stem(name)
+    shared = re.sub(r"/\d{4,5}$", "", _SHARD.sub("", stem))
+    return shared + name[len(stem) :]
+
+
+def _words(text: str) -> set[str]:
+    return set(re.split(r"[-_/.]", _stem(text).lower()))
+
+
+def _there(names: list[str]) -> str:
+    return "there are: " + ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "it is empty"
+
+
+def _files_in(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+def is_offline(offline: bool = False) -> bool:
+    """Whether the network is off: asked for here, or by HF_HUB_OFFLINE."""
+    from huggingface_hub import constants
+
+    return offline or bool(constants.HF_HUB_OFFLINE)
+
+
+def hub_cache() -> Path:
+    """The client's cache (HF_HUB_CACHE, else hub/ in HF_HOME)."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def cache_folder(kind: str, name: str) -> Path:
+    """Where the cache keeps a repository; `kind` is "datasets" or "models"."""
+    return hub_cache() / "--".join([kind, *name.split("/")])
+
+
+def _snapshot(wanted: HubSource) -> Path | None:
+    """The cached files of a revision (the cache's documented layout: refs/<revision>, snapshots/<commit>)."""
+    folder = cache_folder("datasets", wanted.name)
+    commit = wanted.revision
+    reference = folder / "refs" / wanted.revision
+    if reference.is_file():
+        commit = reference.read_text("utf-8").strip()
+    snapshot = folder / "snapshots" / commit
+    return snapshot if "/" not in commit and snapshot.is_dir() else None
+
+
+def _download(wanted: HubSource, source: str, formats: Sequence[str]) -> list[Path]:
+    import huggingface_hub as hub
+
+    where: dict[str, Any] = {"repo_type": "dataset", "revision": wanted.revision}
+    with hub_errors(source, "data set", PairsError, wanted.revision):
+        names = hub.HfApi().list_repo_files(wanted.name, **where)
+        chosen = choose_files(names, wanted, source, formats)
+        paths = [Path(hub.hf_hub_download(wanted.name, name, **where)) for name in chosen]
+    commits = {path.parents[len(PurePosixPath(name).parts) - 1] for path, name in zip(paths, chosen, strict=True)}
+    if len(commits) != 1:
+        raise PairsError(f"{source}: the data set changed while it was fetched; run it again")
+    return paths
+
+
+@contextmanager
+def hub_errors(source: str, what: str, error_class: type[SteerMoEError], revision: str) -> Iterator[None]:
+    """Turn what the client raises into `error_class` with one line; `what` is a "data set" or a "model".
+
+    Raises UsageError for a name that the hub cannot have.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except SteerMoEError:
+        raise
+    except errors.GatedRepoError:
+        cure = "accept its terms on its page and log in (hf auth login, or HF_TOKEN)"
+        raise error_class(f"{source}: the {what} is gated; {cure}") from None
+    except errors.RepositoryNotFoundError:
+        cure = "check the name; for a private one log in (hf auth login, or HF_TOKEN)"
+        raise error_class(f"{source}: the hub knows no such {what}; {cure}") from None
+    except errors.RevisionNotFoundError:
+        raise error_class(f"{source}: no revision {revision!r}; check the branch, tag or commit") from None
+    except errors.HFValidationError as error:
+        raise UsageError(f"{source}: not the name of a {what} ({_line(error)}); write it as on its page") from None
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", "?")
+        if status in (401, 403):
+            cure = "log in again (hf auth login), or check HF_TOKEN"
+            raise error_class(f"{source}: the hub refuses access with status {status}; {cure}") from None
+        raise error_class(f"{source}: the hub answers with status {status}; try again later ({_line(error)})") from None
+    except Exception as error:
+        # The client's HTTP library, and with it its exceptions, differ between versions.
+        if isinstance(error, OSError) and error.errno in _DISK:
+            cure = "free some room there, or set HF_HOME to another place"
+            raise error_class(
+                f"{source}: cannot be kept: {error.filename or 'disk'}: {error.strerror}; {cure}"
+            ) from None
+        raise error_class(
+            f"{source}: cannot be fetched ({_line(error)}); check the network, or use --offline with a filled cache"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    """First line of an error; it may quote a server, so nothing in it may move the cursor."""
+    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return "".join(character if character.isprintable() else "?" for character in line)

@@ -1,0 +1,192 @@
+"""Files of models on the hub: parts of them by range, and whole ones, resumed where an earlier run stopped.
+
+The client's own download of one file (`hf_hub_download`) throws away what it has when it is interrupted, in current
+versions. So the transfer goes through the client's `http_get` into a file of the cache that stays, and the client's
+download then only puts it into its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .._util.files import sha256_file
+from ..errors import ModelError
+from .hub import cache_folder
+
+__all__ = ["download", "download_into", "partial_bytes", "read_range"]
+
+_TRIES = 3
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_ETAG = re.compile(r"[A-Za-z0-9_-]{8,128}")
+
+
+def read_range(repo: str, path: str, commit: str, start: int, stop: int, token: str | None) -> bytes:
+    """Bytes of a file from `start` to `stop`, all of them. Raises ModelError, and what the client raises."""
+    import huggingface_hub as hub
+    from huggingface_hub import errors
+
+    url = hub.hf_hub_url(repo, path, revision=commit)
+    for attempt in range(_TRIES):
+        try:
+            return _range(url, start, stop, token, f"{repo}/{path}")
+        except (ModelError, errors.HfHubHTTPError):
+            raise
+        except Exception:  # of the HTTP library, which differs between versions of the client
+            if attempt + 1 == _TRIES:
+                raise
+            time.sleep(1)
+    raise AssertionError
+
+
+def _range(url: str, start: int, stop: int, token: str | None, what: str) -> bytes:
+    headers = _headers(token) | {"Range": f"bytes={start}-{stop - 1}"}
+    data = bytearray()
+    with _stream(url, headers) as response:
+        _client().hf_raise_for_status(response)
+        if response.status_code != 206 and start:
+            raise ModelError(f"{what}: the server sends whole files only, so its header cannot be read before; --force")
+        chunks = response.iter_bytes if hasattr(response, "iter_bytes") else response.iter_content
+        for chunk in chunks(1 << 16):
+            data += chunk
+            if len(data) >= stop - start:
+                break
+    if len(data) < stop - start:
+        raise ModelError(f"{what}: the server sent {len(data)} of {stop - start} bytes; try again")
+    return bytes(data[: stop - start])
+
+
+def _headers(token: str | None) -> dict[str, str]:
+    """The client's headers; compressed answers would not be parts of the file."""
+    return {**_client().build_hf_headers(token=token), "Accept-Encoding": "identity"}
+
+
+def _client() -> Any:
+    """The client's helpers, which it exports by name alone."""
+    from huggingface_hub import utils
+
+    return utils
+
+
+def _stream(url: str, headers: dict[str, str]) -> contextlib.AbstractContextManager[Any]:
+    """A streamed GET by the client's session, which is one of httpx, or of requests in the client before 1.0."""
+    from huggingface_hub import constants
+
+    session = _client().get_session()
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    if callable(getattr(session, "stream", None)):  # a flag in requests
+        opened: contextlib.AbstractContextManager[Any] = session.stream("GET", url, headers=headers, timeout=timeout)
+        return opened
+    return contextlib.closing(session.get(url, headers=headers, timeout=timeout, stream=True))
+
+
+def partial_bytes(repo: str, path: str, commit: str, etag: str, folder: Path | None) -> int:
+    """Bytes of a file that are here already: all of them if it is complete, else those of an earlier run."""
+    if folder:
+        places = [folder / path, _partial(folder / path, etag)]
+    else:
+        root = cache_folder("models", repo)
+        places = [root / "snapshots" / commit / path, root / "blobs" / etag, root / "blobs" / f"{etag}.incomplete"]
+    for place in places:
+        with contextlib.suppress(OSError):
+            return place.stat().st_size
+    return 0
+
+
+def download(repo: str, path: str, commit: str, size: int, token: str | None) -> Path:
+    """Fetch a file into the client's cache, from where an earlier run stopped. Returns its path in the snapshot."""
+    import huggingface_hub as hub
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import are_symlinks_supported
+
+    root = cache_folder("models", repo)
+    pointer = root / "snapshots" / commit / path
+    if pointer.exists():
+        return pointer
+    by_http = size <= getattr(constants, "MAX_HTTP_DOWNLOAD_SIZE", size)
+    if by_http and not getattr(constants, "HF_XET_HIGH_PERFORMANCE", False):
+        etag, size = _metadata(repo, path, commit, size, token)
+        blob = root / "blobs" / etag
+        target = blob if are_symlinks_supported(constants.HF_HUB_CACHE) else pointer
+        lock = root.parent / ".locks" / root.name / f"{etag}.lock"  # the client's lock for this file
+        with _locked(lock):
+            if not blob.exists() and not pointer.exists():
+                partial = blob.with_name(f"{etag}.incomplete")
+                _transfer(repo, path, commit, partial, size, etag, token)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(partial, target)
+    return Path(hub.hf_hub_download(repo, path, revision=commit, token=token))
+
+
+def download_into(folder: Path, repo: str, path: str, commit: str, size: int, token: str | None) -> Path:
+    """Fetch a file to `folder`/`path`, from where an earlier run stopped. Raises ModelError for another file there."""
+    target = folder / path
+    etag, size = _metadata(repo, path, commit, size, token)
+    if target.exists():
+        if target.stat().st_size == size and (not _SHA256.fullmatch(etag) or sha256_file(target) == etag):
+            return target
+        raise ModelError(f"{target}: is another file than {repo}/{path}; move it away, or take another --dir")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(target, etag)
+    lock = partial.with_suffix(".lock")
+    with _locked(lock):
+        if not target.exists():
+            _transfer(repo, path, commit, partial, size, etag, token)
+            os.replace(partial, target)
+    with contextlib.suppress(OSError):
+        lock.unlink()
+    return target
+
+
+def _partial(target: Path, etag: str) -> Path:
+    return target.with_name(f"{target.name}.{etag[:16]}.incomplete")
+
+
+def _metadata(repo: str, path: str, commit: str, size: int, token: str | None) -> tuple[str, int]:
+    """Etag and size of a file; the etag is the SHA-256 of large files."""
+    import huggingface_hub as hub
+
+    found = hub.get_hf_file_metadata(hub.hf_hub_url(repo, path, revision=commit), token=token)
+    if not found.etag or not _ETAG.fullmatch(found.etag):  # it becomes a file's name
+        raise ModelError(f"{repo}/{path}: the server gives it no usable ETag; check HF_ENDPOINT")
+    return found.etag, found.size or size
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _client().WeakFileLock(path):
+        yield
+
+
+def _transfer(repo: str, path: str, commit: str, partial: Path, size: int, etag: str, token: str | None) -> None:
+    """Fill the partial file; what an earlier run left in it is checked by the file's hash, where there is one."""
+    import huggingface_hub as hub
+    from huggingface_hub.file_download import http_get
+
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    have = partial.stat().st_size if partial.exists() else 0
+    if have > size:
+        partial.unlink()
+        have = 0
+    url = hub.hf_hub_url(repo, path, revision=commit)
+    with open(partial, "ab") as file:
+        http_get(
+            url,
+            file,
+            resume_size=have,
+            headers=_headers(token),
+            expected_size=size,
+            displayed_filename=Path(path).name,
+        )
+    damaged = partial.stat().st_size != size
+    if have and not damaged and _SHA256.fullmatch(etag):
+        damaged = sha256_file(partial) != etag
+    if damaged:
+        partial.unlink()
+        raise ModelError(f"{repo}/{path}: what an earlier run left does not fit to it and was removed; run it again")

@@ -1,0 +1,198 @@
+"""What is known of the models on this machine, kept so that large files are read once, and which maps fit them.
+
+Hashing a model's routers reads them from its file (some megabytes to hundreds). The result is kept in the platform's
+cache folder under the file's path, with its size and time: a file that changed is read again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .._util.files import parse_json, replacing, tool_name
+from ..errors import FormatError, ModelError, UsageError
+from ..identity import ModelIdentity
+from ..model_files.splits import part_paths
+from .local_models import LocalModel
+
+__all__ = ["FactsCache", "LocalMap", "ModelFacts", "facts_cache_path", "maps_in"]
+
+_FORMAT = "steermoe-model-facts"
+_MARK = '"steermoe-expert-map"'
+_MARK_WITHIN = 4096  # characters from a map's beginning
+# GGUF files that are no models
+_OTHERS = {"expertbias", "controlvector", "imatrix", "clip"}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a listing says of a model. `problem`: why it cannot be read, or cannot be steered; "" if it can.
+
+    `identity` is None when it cannot be steered; `n_moe_layers` counts layers with a router.
+    """
+
+    architecture: str = ""
+    name: str = ""
+    file_type: str = ""
+    n_params: int = 0
+    n_layer: int = 0
+    n_moe_layers: int = 0
+    n_expert: int = 0
+    n_expert_used: int = 0
+    identity: ModelIdentity | None = None
+    problem: str = ""
+    readable: bool = True
+
+    @property
+    def is_model(self) -> bool:
+        """False for GGUF files of other kinds, like bias files."""
+        return self.architecture not in _OTHERS
+
+    @classmethod
+    def read(cls, path: Path) -> ModelFacts:
+        """Read the header and hash the routers. A file that cannot be read gives facts that say so."""
+        from ..model_files.model_info import model_info
+        from .hub_models import why_not_steerable
+
+        try:
+            info = model_info(path)
+        except ModelError as error:
+            return cls(problem=_without_place(str(error), path), readable=False)
+        problem = why_not_steerable(info)
+        return cls(
+            architecture=info.architecture,
+            name=info.name,
+            file_type=info.file_type,
+            n_params=info.n_params,
+            n_layer=info.n_layer,
+            n_moe_layers=len(info.moe_layers),
+            n_expert=info.n_expert,
+            n_expert_used=info.n_expert_used,
+            identity=None if problem else info.identity,
+            problem=problem,
+        )
+
+
+@dataclass(frozen=True)
+class LocalMap:
+    """An expert map on this machine: what it is called, its file, and the model it belongs to."""
+
+    name: str
+    path: Path
+    identity: ModelIdentity
+
+
+def facts_cache_path() -> Path:
+    """File of the kept facts, in the platform's cache folder."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("steermoe", appauthor=False) / "models.json"
+
+
+class FactsCache:
+    """Facts by path, size and time of the files. A kept file that cannot be used is made again without a word."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Read what was kept; `path` None is the usual place."""
+        self.path = path or facts_cache_path()
+        self._kept = self._read()
+        self._changed = False
+
+    def facts(self, model: LocalModel) -> ModelFacts:
+        """Facts of a model, kept or read now."""
+        if model.missing:
+            n_parts = len(part_paths(model.path))
+            return ModelFacts(problem=f"part {model.missing} of {n_parts} is missing", readable=False)
+        key, stamp = os.path.abspath(model.path), _stamp(model.path)
+        entry = self._kept.get(key)
+        if entry and entry.get("parts") == stamp:
+            try:
+                return _from_json(entry["facts"])
+            except (KeyError, TypeError, FormatError):
+                pass
+        facts = ModelFacts.read(model.path)
+        if facts.readable and stamp:
+            self._kept[key] = {"parts": stamp, "facts": asdict(facts)}
+            self._changed = True
+        return facts
+
+    def is_kept(self, model: LocalModel) -> bool:
+        """Whether `facts` will not have to read the file."""
+        entry = self._kept.get(os.path.abspath(model.path))
+        return bool(entry and entry.get("parts") == _stamp(model.path))
+
+    def save(self) -> None:
+        """Keep what was read for the next time; a folder that cannot be written to is passed over."""
+        if not self._changed:
+            return
+        models = {path: entry for path, entry in self._kept.items() if os.path.exists(path)}
+        data = {"format": _FORMAT, "tool": tool_name(), "models": models}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path) as temporary:
+                temporary.write_text(json.dumps(data, indent=1), "utf-8")
+        except (OSError, UsageError):
+            pass
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            data = parse_json(self.path.read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        # another version may look at more of a file
+        if not isinstance(data, dict) or data.get("format") != _FORMAT or data.get("tool") != tool_name():
+            return {}
+        models = data.get("models")
+        return {k: v for k, v in models.items() if isinstance(v, dict)} if isinstance(models, dict) else {}
+
+
+def maps_in(folders: Iterable[Path], warn: Callable[[str], None] = lambda _: None) -> list[LocalMap]:
+    """The expert maps that ship with the package and those in folders, by name; `warn` gets damaged ones."""
+    from ..maps.expert_map import ExpertMap
+    from .shipped_maps import shipped_maps
+
+    found = list(shipped_maps().items())
+    for folder in folders:
+        found += [(str(path), path) for path in sorted(folder.rglob("*.json")) if _is_map(path)]
+    maps = []
+    for name, path in found:
+        try:
+            maps.append(LocalMap(name, path, ExpertMap.load(path).identity))
+        except FormatError as error:
+            warn(str(error))
+    return maps
+
+
+def fitting(identity: ModelIdentity | None, maps: Sequence[LocalMap]) -> list[LocalMap]:
+    """The maps that were made for a model: the same router hash, and the same shape."""
+    return [item for item in maps if identity is not None and item.identity == identity]
+
+
+def _is_map(path: Path) -> bool:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return _MARK in file.read(_MARK_WITHIN)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _stamp(path: Path) -> list[list[int]]:
+    """Size and time of all parts, [] if one is not there."""
+    try:
+        return [[stat.st_size, stat.st_mtime_ns] for stat in map(os.stat, part_paths(path) or (path,))]
+    except OSError:
+        return []
+
+
+def _from_json(data: dict[str, Any]) -> ModelFacts:
+    identity = data["identity"]
+    return ModelFacts(**data | {"identity": None if identity is None else ModelIdentity.from_dict(identity)})
+
+
+def _without_place(message: str, path: Path) -> str:
+    """A message about a file that stands beside its name, without the name."""
+    return message.removeprefix(f"{path}: ")

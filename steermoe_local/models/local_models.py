@@ -1,0 +1,245 @@
+"""The models on this machine: the embedded one, the hub's cache, folders of models, llama.cpp's cache.
+
+`Shelf.scan` looks at names and sizes alone. What a name on the command line means is found here, and never in the
+network: `tiny`, a path, the name of a file in a models folder, a short name, or USER/REPO[@REVISION][:QUANT].
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ..errors import ModelError, UsageError
+from .embedded import TINY, embedded_model
+from .hub import hub_cache
+from .names import MAIN, ModelName, RepoModel, choose, looks_like_name, matching, repo_models
+
+__all__ = ["LocalModel", "Shelf", "llama_cpp_cache", "resolve_model"]
+
+EMBEDDED, HUB, FOLDER, LLAMA_CPP = "embedded", "hub cache", "folder", "llama.cpp cache"
+_DEPTH = 8  # of a models folder
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model on this machine; `path` is its first part that is there, `missing` the number of one that is not.
+
+    `repo` and `revision` are those of the hub, "" elsewhere; `size` is in bytes.
+    """
+
+    path: Path
+    size: int
+    source: str
+    tag: str
+    repo: str = ""
+    revision: str = ""
+    missing: int = 0
+    stem: str = ""
+    """How a loose file of a models folder is called: its path in it, without ".gguf"."""
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """Files of one repository at one commit, or of one models folder."""
+
+    root: Path
+    source: str
+    repo: str
+    revision: str
+    models: tuple[RepoModel, ...]
+
+    def local(self, model: RepoModel) -> LocalModel:
+        stem = model.paths[0][: -len(".gguf")] if self.source == FOLDER and not self.repo else ""
+        path = self.root / model.paths[0]
+        return LocalModel(path, model.size, self.source, model.tag, self.repo, self.revision, model.missing, stem)
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """What is on this machine. Earlier folders count before later ones when two have a model of one name."""
+
+    folders: tuple[_Folder, ...]
+
+    @classmethod
+    def scan(cls, models_dirs: Iterable[Path] = ()) -> Shelf:
+        """Look into the hub's cache, the models folders and llama.cpp's cache. Folders that are not there are empty."""
+        found: list[_Folder] = []
+        for folder in models_dirs:
+            found += _models_folder(folder, FOLDER)
+        found += _hub_layout(hub_cache(), HUB)
+        cache = llama_cpp_cache()
+        if cache != hub_cache():
+            found += _hub_layout(cache, LLAMA_CPP)
+            found += _models_folder(cache, LLAMA_CPP, depth=1)
+        return cls(tuple(found))
+
+    def models(self) -> list[LocalModel]:
+        """All models, the embedded one first; one file that two snapshots of a repository share stands once."""
+        tiny = embedded_model()
+        result = [LocalModel(tiny, tiny.stat().st_size, EMBEDDED, "", stem=TINY)]
+        seen: set[str] = set()
+        for folder in self.folders:
+            for model in map(folder.local, folder.models):
+                real = os.path.realpath(model.path)
+                if real not in seen:
+                    seen.add(real)
+                    result.append(model)
+        return result
+
+    def name_of(self, model: LocalModel) -> str:
+        """What to give to -m for it: the shortest name that leads to it, else its path."""
+        if model.source == EMBEDDED:
+            return TINY
+        name = str(ModelName(model.repo, model.revision, model.tag)) if model.repo else model.stem
+        try:
+            found = self.find(name) if name else None
+        except (ModelError, UsageError):
+            found = None
+        return name if found == model else str(model.path)
+
+    def loose(self, text: str) -> LocalModel | None:
+        """The complete model of a models folder that is called so."""
+        folders = (folder for folder in self.folders if not folder.repo)
+        found = (folder.local(model) for folder in folders for model in folder.models if model.is_whole)
+        return next((model for model in found if model.stem and text in (model.stem, f"{model.stem}.gguf")), None)
+
+    def find(self, text: str, file: str | None = None) -> LocalModel | None:
+        """The model that a name means, complete, or None. Raises UsageError (no name), ModelError (several fit)."""
+        if file is None and (found := self.loose(text)):
+            return found
+        name = ModelName.parse(text)
+        for folder in self._of(name):
+            models = list(folder.models)
+            fit = matching(models, name, file)
+            if len(fit) > 1:
+                choose(models, name, file)  # says so
+            if len(fit) == 1 and fit[0].is_whole:
+                return folder.local(fit[0])
+        return None
+
+    def tags_of(self, text: str) -> list[str]:
+        """Quantizations of the repository that a name means which are here and complete."""
+        name = ModelName.parse(text)
+        return sorted({model.tag for folder in self._of(name) for model in folder.models if model.is_whole})
+
+    def _of(self, name: ModelName) -> list[_Folder]:
+        """Folders with files of the repository: of the revision; without one, first of main, then of any other."""
+        own = [folder for folder in self.folders if folder.repo.lower() == name.repo.lower()]
+        first = [folder for folder in own if name.revision in (folder.revision, folder.root.name)]
+        return first if name.revision != MAIN else first + [folder for folder in own if folder not in first]
+
+
+def resolve_model(text: str | os.PathLike[str], models_dirs: Iterable[Path] = ()) -> Path:
+    """Path of a model as the command line names it; a path that is not there stays one, for its reader to complain.
+
+    Raises ModelError for a name whose model is not on this machine, with the command that fetches it.
+    """
+    name, models_dirs = os.fspath(text), tuple(models_dirs)
+    if name == TINY and not Path(name).exists():
+        return embedded_model()
+    is_name = looks_like_name(name)
+    path = Path(name)
+    if path.exists():
+        return path
+    if is_name or models_dirs:
+        shelf = Shelf.scan(models_dirs)
+        if found := shelf.find(name) if is_name else shelf.loose(name):
+            return found.path
+    if not is_name:
+        if path.name == name and not path.suffix:
+            raise ModelError(f"{name}: neither a file nor a model of this name; steermoe models lists those here")
+        return path
+    there = ", ".join(shelf.tags_of(name))
+    have = f" (there is {there})" if there else ""
+    raise ModelError(f"{name}: not on this machine{have}; fetch it: steermoe pull {name}")
+
+
+def llama_cpp_cache() -> Path:
+    """Where llama.cpp keeps what it fetched: LLAMA_CACHE, else its folder in the platform's cache."""
+    if named := os.environ.get("LLAMA_CACHE"):
+        return Path(named)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", "")) / "llama.cpp"
+    from platformdirs import user_cache_path
+
+    return user_cache_path("llama.cpp")
+
+
+def _hub_layout(root: Path, source: str) -> list[_Folder]:
+    """Snapshots of a cache in the hub's layout: models--USER--REPO/{refs,snapshots}; main first, then other refs."""
+    result = []
+    for repository in _listed(root):
+        parts = repository.name.split("--")
+        if parts[0] != "models" or len(parts) != 3:
+            continue
+        revisions: dict[str, str] = {}
+        for reference in sorted(_files(repository / "refs")):
+            name = reference.relative_to(repository / "refs").as_posix()
+            try:
+                commit = reference.read_text("utf-8").strip()
+            except (OSError, UnicodeDecodeError):
+                continue
+            if name == MAIN or commit not in revisions:
+                revisions[commit] = name
+        snapshots = [folder for folder in _listed(repository / "snapshots") if folder.is_dir()]
+        snapshots.sort(key=lambda f: (revisions.get(f.name) != MAIN, f.name not in revisions, -_changed(f), f.name))
+        for snapshot in snapshots:
+            models = repo_models(_sizes(snapshot, _files(snapshot)))
+            revision = revisions.get(snapshot.name, snapshot.name)
+            if models:
+                result.append(_Folder(snapshot, source, "/".join(parts[1:]), revision, tuple(models)))
+    return result
+
+
+def _models_folder(root: Path, source: str, depth: int = _DEPTH) -> list[_Folder]:
+    """A folder of models: loose files, and USER/REPO/... as `steermoe pull --dir` and others write them."""
+    sizes = _sizes(root, _files(root, depth))
+    repositories: dict[str, dict[str, int]] = {}
+    for path, size in sizes.items():
+        parts = PurePosixPath(path).parts
+        inside = len(parts) > 2 and looks_like_name("/".join(parts[:2]))
+        repo = "/".join(parts[:2]) if inside else ""
+        repositories.setdefault(repo, {})["/".join(parts[2:]) if repo else path] = size
+    return [
+        _Folder(root / repo, source, repo, MAIN if repo else "", tuple(models))
+        for repo, files in sorted(repositories.items())
+        if (models := repo_models(files))
+    ]
+
+
+def _sizes(root: Path, paths: Iterable[Path]) -> dict[str, int]:
+    """Size of each GGUF file, 0 where a link leads nowhere."""
+    sizes = {}
+    for path in paths:
+        if path.suffix.lower() == ".gguf":
+            try:
+                size = path.stat().st_size
+            except OSError:
+                size = 0
+            sizes[path.relative_to(root).as_posix()] = size
+    return sizes
+
+
+def _files(root: Path, depth: int = _DEPTH) -> Iterator[Path]:
+    """Files below a folder, at most so many folders deep; none of hidden folders, none that cannot be looked into."""
+    for folder, folders, names in os.walk(root):
+        level = len(Path(folder).relative_to(root).parts)
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if level + 1 < depth else []
+        yield from (Path(folder) / name for name in sorted(names))
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _changed(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -1,0 +1,308 @@
+"""Contrastive pairs from data: questions and documents, refusals, any two columns.
+
+Each builder is a generator of pairs over rows or over other pairs, and counts in a `Tally` what it leaves out and why.
+`select` then takes the pairs that are wanted and `write_pairs` writes them, one by one: only their digests stay in
+memory. The same rows, seed and limits give the same file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+from .._util.files import StrPath, replacing
+from ..errors import PairsError, UsageError
+from .pairs import Message, Pair
+
+__all__ = [
+    "REFUSALS",
+    "Tally",
+    "chat_pair",
+    "column_pairs",
+    "faithfulness_pairs",
+    "safety_pairs",
+    "select",
+    "squad_rows",
+    "unique_ids",
+    "write_pairs",
+]
+
+REFUSALS = (
+    "I'm sorry, but I can't help with that.",
+    "I won't help with this request.",
+    "Sorry, that is something I don't assist with.",
+    "I can't give advice on this, because it could hurt somebody.",
+    "No. Helping with that could do real harm, so I have to decline.",
+    "I have to say no to this one.",
+    "I'm not able to help here. If you or someone else is in danger, please contact the local emergency services.",
+    "This is not something I can support. I'd be glad to help with a safe alternative.",
+    "I'd rather not answer that, since it may put people at risk.",
+    "I must decline. What you ask for could cause harm to others.",
+    "Sorry, I can't take part in this.",
+    "I understand that you would like an answer, but I can't provide one to this question.",
+    "That goes against what I am willing to do, so I won't continue.",
+    "I don't want to contribute to harm, so I can't answer this.",
+    "My answer is no: this could be dangerous or unlawful.",
+    "I can't assist with that. Is there something else that I can do for you?",
+    "Let's not go there. I'm happy to talk about how to stay safe instead.",
+    "I'm going to decline this request, because it isn't safe.",
+    "Sorry, but I will not provide this kind of content.",
+    "I can't do that. Please talk to a professional if you need support with what lies behind this question.",
+    "That would be wrong to help with, so I won't.",
+    "I cannot fulfil this request, as it could be used to harm someone.",
+)
+"""Refusals, written for this project; `safety_pairs` draws one for each pair."""
+
+
+@dataclass
+class Tally:
+    """What became of the rows: how many were read and how many were skipped, by reason."""
+
+    rows: int = 0
+    pairs: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def skip(self, reason: str) -> None:
+        """Count a row that gives no pair."""
+        self.skipped[reason] += 1
+
+
+def squad_rows(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Rows with id, context, question and is_impossible, of SQuAD's own JSON (v1.1, v2) or of the hub's columns.
+
+    Raises PairsError for rows of neither layout.
+    """
+    for row in rows:
+        if "paragraphs" in row:
+            yield from _article(row)
+        elif isinstance(row.get("data"), list):
+            for article in row["data"]:
+                yield from _article(article)
+        elif "context" in row and "question" in row:
+            answers = row.get("answers")
+            texts = answers.get("text") if isinstance(answers, dict) else None
+            # The hub's columns have no is_impossible: a question without an answer has an empty list.
+            yield {"is_impossible": isinstance(texts, list) and not texts, **row}
+        else:
+            raise _not_squad()
+
+
+def faithfulness_pairs(
+    rows: Iterable[dict[str, Any]],
+    tally: Tally,
+    *,
+    keep_impossible: bool = False,
+    one_per_document: bool = False,
+) -> Iterator[Pair]:
+    """Question with its document against the question alone; the question's tokens count (arXiv 2509.09660).
+
+    `rows` as of `squad_rows`. Questions that the document does not answer are left out unless `keep_impossible`.
+    """
+    documents = _Seen()
+    for row in rows:
+        tally.rows += 1
+        context, question = _text(row.get("context")), _text(row.get("question"))
+        if not context or not question:
+            tally.skip("no question or no document")
+        elif row.get("is_impossible") and not keep_impossible:
+            tally.skip("the document does not answer the question")
+        elif one_per_document and not documents.add(context):
+            tally.skip("another question on the document was taken")
+        else:
+            yield Pair(
+                _text(row.get("id")) or f"row-{tally.rows}",
+                (Message("user", f"Document: {context} Question: {question}"),),
+                (Message("user", f"Question: {question}"),),
+                question,
+                question,
+            )
+
+
+def safety_pairs(
+    rows: Iterable[dict[str, Any]],
+    tally: Tally,
+    *,
+    seed: int = 0,
+    refusals: Sequence[str] = REFUSALS,
+    one_per_prompt: bool = False,
+) -> Iterator[Pair]:
+    """A prompt answered by a refusal against the same prompt with the reply that the data calls unsafe.
+
+    Rows hold `prompt`, `response` and `is_safe` (BeaverTails' layout); only those with is_safe false count. The reply
+    is the target. The refusal depends on the seed, the prompt and the response, not on the row's place.
+    """
+    if not refusals:
+        raise UsageError("no refusals to choose from; give at least one")
+    prompts = _Seen()
+    for row in rows:
+        tally.rows += 1
+        missing = [name for name in ("prompt", "response", "is_safe") if name not in row]
+        if missing:
+            raise PairsError(f"row {tally.rows}: no {', '.join(missing)}; a row needs prompt, response and is_safe")
+        prompt, response, safe = _text(row["prompt"]), _text(row["response"]), row["is_safe"]
+        if safe is not True and safe is not False:
+            tally.skip("is_safe is neither true nor false")
+        elif safe:
+            tally.skip("is_safe is true")
+        elif not prompt or not response:
+            tally.skip("no prompt or no response")
+        elif one_per_prompt and not prompts.add(prompt):
+            tally.skip("another response to the prompt was taken")
+        else:
+            refusal = refusals[_draw(seed, prompt, response) % len(refusals)]
+            yield chat_pair(f"row-{tally.rows}", prompt, refusal, response)
+
+
+def column_pairs(
+    rows: Iterable[dict[str, Any]],
+    tally: Tally,
+    *,
+    positive: str,
+    negative: str,
+    prompt: str | None = None,
+    id_: str | None = None,
+) -> Iterator[Pair]:
+    """Two columns as the replies to a third; without `prompt` they are plain texts, without a chat template."""
+    for row in rows:
+        tally.rows += 1
+        cells = [_text(row.get(name)) for name in (positive, negative, *([prompt] if prompt else []))]
+        name = (_text(row.get(id_)) if id_ else None) or f"row-{tally.rows}"
+        if not row:
+            tally.skip("another number of cells than the header")
+        elif not all(cells):
+            tally.skip("an empty cell")
+        elif cells[0] == cells[1]:
+            tally.skip("both sides are the same")
+        elif prompt:
+            yield chat_pair(name, str(cells[2]), str(cells[0]), str(cells[1]))
+        else:
+            yield Pair(name, str(cells[0]), str(cells[1]), str(cells[0]), str(cells[1]))
+
+
+def select(
+    pairs: Iterable[Pair],
+    tally: Tally,
+    *,
+    skip: int = 0,
+    limit: int | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+) -> Iterator[Pair]:
+    """The pairs that are wanted, each content once, each id once.
+
+    After the first `skip` pairs: the first `limit`, or `sample` of them drawn at random over all (kept in the data's
+    order), or all. A second pair of the same id gets "-2" to it.
+    """
+    if limit is not None and sample is not None:
+        raise UsageError("--limit takes the first pairs, --sample draws some of all; give one of them")
+    unique: Iterator[Pair] = islice(_unique(pairs, tally), skip, None)
+    if sample is not None:
+        draw = random.Random(seed)
+        # The pairs with the smallest random keys, in one pass and without keeping more than `sample` of them.
+        keyed = ((draw.random(), number, pair) for number, pair in enumerate(unique))
+        unique = iter([pair for _, pair in sorted((n, pair) for _, n, pair in _smallest(sample, keyed))])
+    for pair in unique_ids(islice(unique, limit)):
+        tally.pairs += 1
+        yield pair
+
+
+def unique_ids(pairs: Iterable[Pair]) -> Iterator[Pair]:
+    """The pairs, with "-2", "-3", ... added to an id that stands before."""
+    ids: Counter[str] = Counter()
+    for pair in pairs:
+        name = pair.id
+        while name in ids:
+            ids[pair.id] += 1
+            name = f"{pair.id}-{ids[pair.id]}"
+        ids[name] += 1
+        yield pair if name == pair.id else replace(pair, id=name)
+
+
+def write_pairs(pairs: Iterable[Pair], path: StrPath) -> int:
+    """Write pairs as they come, to a temporary file that takes `path`'s place when all went well; their number.
+
+    Raises PairsError when there are none, UsageError when the file cannot be written.
+    """
+    n = 0
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        for pair in pairs:
+            file.write(json.dumps(pair.to_dict(), ensure_ascii=False) + "\n")
+            n += 1
+        if not n:
+            raise PairsError(f"{path}: not written, there is no pair to write")
+    return n
+
+
+class _Seen:
+    """Texts seen before, as digests of 16 bytes."""
+
+    def __init__(self) -> None:
+        self._digests: set[bytes] = set()
+
+    def add(self, text: str) -> bool:
+        """Tell whether the text is new."""
+        before = len(self._digests)
+        self._digests.add(hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest())
+        return len(self._digests) > before
+
+
+def _unique(pairs: Iterable[Pair], tally: Tally) -> Iterator[Pair]:
+    seen = _Seen()
+    for pair in pairs:
+        content = {key: value for key, value in pair.to_dict().items() if key != "id"}
+        if seen.add(json.dumps(content, ensure_ascii=False)):
+            yield pair
+        else:
+            tally.skip("the same as an earlier pair")
+
+
+def _smallest(n: int, keyed: Iterable[tuple[float, int, Pair]]) -> list[tuple[float, int, Pair]]:
+    return heapq.nsmallest(n, keyed, key=lambda item: item[:2])
+
+
+def _article(article: Any) -> Iterator[dict[str, Any]]:
+    try:
+        for paragraph in article["paragraphs"]:
+            for question in paragraph["qas"]:
+                yield {"context": paragraph["context"], **question}
+    except (KeyError, TypeError, IndexError):
+        raise _not_squad() from None
+
+
+def _not_squad() -> PairsError:
+    return PairsError(
+        "not SQuAD's layout: neither data[].paragraphs[].{context, qas[].question} nor rows with context and question; "
+        "for other data use steermoe pairs from-csv"
+    )
+
+
+def _text(value: Any) -> str | None:
+    """A text without outer blanks, which chat templates strip as well; None for anything that is no text."""
+    if not isinstance(value, str):
+        return None
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold and UTF-8 cannot
+        return None
+    return value.strip() or None
+
+
+def _draw(seed: int, *texts: str) -> int:
+    digest = hashlib.blake2b(repr(seed).encode(), digest_size=8)
+    for text in texts:
+        digest.update(b"\0" + text.encode("utf-8"))
+    return int.from_bytes(digest.digest(), "big")
+
+
+def chat_pair(name: str, prompt: str, positive: str, negative: str) -> Pair:
+    """Two replies to one prompt; the replies are the targets."""
+    ask = Message("user", prompt)
+    sides = [(ask, Message("assistant", reply)) for reply in (positive, negative)]
+    return Pair(name, sides[0], sides[1], positive, negative)

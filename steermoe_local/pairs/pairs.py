@@ -1,0 +1,384 @@
+"""Contrastive prompt pairs and the spans of text whose tokens are counted.
+
+One pair a line (JSONL):
+
+    {"id": "...", "positive": [{"role": "user", "content": "..."}, ...], "negative": [...],
+     "positive_target": "...", "negative_target": "..."}
+
+`positive` shows the behaviour, `negative` its opposite (x1 and x2 of arXiv 2509.09660). A side is
+a list of chat messages or one string, which is used as it stands, without a chat template. `id` is
+optional. The names `messages_0`, `messages_1`, `messages_0_target` and `messages_1_target` are
+accepted for the two sides and targets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .._util.files import StrPath, parse_json, replacing
+from ..errors import PairsError
+
+__all__ = [
+    "Message",
+    "Pair",
+    "PairsFile",
+    "Side",
+    "last_exact_run",
+    "load_pairs",
+    "locate_target",
+    "pairs_digest",
+    "parse_pair",
+    "save_pairs",
+    "target_tokens",
+    "tokens_in_span",
+]
+
+_FIELDS = ("positive", "negative", "positive_target", "negative_target")
+_OTHER_NAMES = {
+    "messages_0": "positive",
+    "messages_1": "negative",
+    "messages_0_target": "positive_target",
+    "messages_1_target": "negative_target",
+}
+_MAX_LINE = 1 << 28
+
+
+@dataclass(frozen=True)
+class Message:
+    """One chat message."""
+
+    role: str
+    content: str
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the message as llama_cpp and chat templates take it."""
+        return {"role": self.role, "content": self.content}
+
+
+Side = tuple[Message, ...] | str
+"""Chat messages, or a text that gets no chat template."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two prompts that differ in one behaviour, each with the text whose tokens count.
+
+    Raises PairsError when a side or target is empty, the sides are of different kinds, or a target
+    does not occur in its side.
+    """
+
+    id: str
+    positive: Side
+    negative: Side
+    positive_target: str
+    negative_target: str
+
+    def __post_init__(self) -> None:
+        """Bring the fields into their final form and check them."""
+        if isinstance(self.positive, str) != isinstance(self.negative, str):
+            raise PairsError("positive, negative: one is text, one is messages; use one kind")
+        for name, (side, target) in zip(("positive", "negative"), self.sides(), strict=True):
+            if not side:
+                raise PairsError(f"{name}: empty; give messages or text")
+            if not target:
+                raise PairsError(f"{name}_target: empty; name the text whose tokens count")
+            if _carrier(side, target) is None:
+                raise PairsError(
+                    f"{name}_target: {_quote(target)} does not occur in {name}; "
+                    "copy the target from the text letter by letter"
+                )
+
+    def sides(self) -> tuple[tuple[Side, str], tuple[Side, str]]:
+        """Return ((positive, positive_target), (negative, negative_target))."""
+        return (
+            (self.positive, self.positive_target),
+            (self.negative, self.negative_target),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the pair as the JSON object of its line."""
+        return {"id": self.id, **_content(self)}
+
+
+class PairsFile(Collection[Pair]):
+    """The pairs of a file, read line by line whenever they are asked for: memory holds one at a time.
+
+    The file is read once to check it all, to count the pairs and to compute `digest` (see `pairs_digest`). What cannot
+    be read twice, such as a pipe, is kept in memory.
+    """
+
+    def __init__(self, path: StrPath) -> None:
+        """Raises PairsError, which names the file, the line and the field."""
+        self.path = path
+        self._kept: list[Pair] | None = None if Path(path).is_file() else []
+        self._n_pairs = 0
+        digest = hashlib.sha256()
+        for pair in _unique_pairs(path):
+            if self._kept is not None:
+                self._kept.append(pair)
+            digest.update(_line(pair))
+            self._n_pairs += 1
+        if not self._n_pairs:
+            raise PairsError(f"{path}: no pairs in it; write one JSON object a line")
+        self.digest = digest.hexdigest()
+
+    def __len__(self) -> int:
+        """How many pairs there are."""
+        return self._n_pairs
+
+    def __contains__(self, pair: object) -> bool:
+        """Look for a pair in the whole file."""
+        return any(pair == other for other in self)
+
+    def __iter__(self) -> Iterator[Pair]:
+        """Read the file once more. Raises PairsError at the end of a file that is another one by now."""
+        if self._kept is not None:
+            yield from self._kept
+            return
+        digest = hashlib.sha256()
+        for _, pair in _read_pairs(self.path):
+            digest.update(_line(pair))
+            yield pair
+        if digest.hexdigest() != self.digest:
+            raise PairsError(f"{self.path}: was changed while it was read; start again")
+
+
+def load_pairs(path: StrPath) -> list[Pair]:
+    """Read a pairs file. A pair without an id gets "line-N", N counted from 1.
+
+    Raises PairsError, which names the file, the line and the field.
+    """
+    pairs = list(_unique_pairs(path))
+    if not pairs:
+        raise PairsError(f"{path}: no pairs in it; write one JSON object a line")
+    return pairs
+
+
+def save_pairs(pairs: Iterable[Pair], path: StrPath) -> None:
+    """Write a pairs file, one pair a line, under the field names of this package."""
+    lines = [json.dumps(pair.to_dict(), ensure_ascii=False) + "\n" for pair in pairs]
+    with replacing(path) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def pairs_digest(pairs: Iterable[Pair]) -> str:
+    """SHA-256 (hex) over the pairs' content in their order.
+
+    Ids and the layout of the file do not count: they change nothing that is counted.
+    """
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(_line(pair))
+    return digest.hexdigest()
+
+
+def locate_target(rendered: str | bytes, side: Side, target: str, special: Iterable[str] = ()) -> tuple[int, int]:
+    """Find the target in a rendered prompt: byte offsets [start, end) into its UTF-8 form.
+
+    It is the last occurrence inside the message that carries the target, which is the last
+    message that holds it. A template may strip or rewrite that message's text; then it is the last
+    occurrence before the messages that follow. `special` lists the texts of special tokens (such
+    as "<|im_end|>"), in which nothing is found.
+
+    Raises PairsError when the rendered prompt does not hold the target.
+    """
+    text = rendered.encode("utf-8") if isinstance(rendered, str) else rendered
+    for mark in filter(None, special):
+        # 0xFF is in no UTF-8 text, so a masked byte matches nothing; offsets stay as they were.
+        text = text.replace(mark.encode("utf-8"), b"\xff" * len(mark.encode("utf-8")))
+    wanted = target.encode("utf-8")
+    end = len(text)
+    start = -1
+    if not isinstance(side, str):
+        carrier = _carrier(side, target)
+        following = side if carrier is None else side[carrier + 1 :]
+        for message in reversed(following):
+            end = _region(text, message.content, end)[0]
+        if carrier is not None:
+            low, high = _region(text, side[carrier].content, end)
+            if low < high:
+                start = text.rfind(wanted, low, high)
+    if start < 0:
+        start = text.rfind(wanted, 0, end)
+    if not wanted or start < 0:
+        raise PairsError(
+            f"target {_quote(target)} is not in the rendered prompt; the chat template changes "
+            "this text: use a target without outer blanks, or a pair of plain texts"
+        )
+    return start, start + len(wanted)
+
+
+def tokens_in_span(token_pieces: Sequence[bytes], start: int, end: int) -> list[int]:
+    """Indices of the tokens that overlap the bytes [start, end) of their joined pieces.
+
+    Sharing one byte is enough, as a tokenizer may merge across the span's edges (a leading blank,
+    the halves of a character): the token that holds the target's first letter is the target's
+    first token. A piece without bytes (a special token) never counts. A token of the blank before
+    the span alone is outside it; `target_tokens` knows when the reference counts it.
+    """
+    chosen: list[int] = []
+    at = 0
+    for index, piece in enumerate(token_pieces):
+        following = at + len(piece)
+        if piece and at < end and following > start:
+            chosen.append(index)
+        at = following
+    return chosen
+
+
+def last_exact_run(token_ids: Sequence[int], target_ids: Sequence[int]) -> range | None:
+    """Positions of the last exact run of `target_ids`: the rule of the paper's own code.
+
+    None when there is no run, as happens when the tokenizer merges across the target's edges.
+    """
+    ids, wanted = list(token_ids), list(target_ids)
+    if wanted:
+        for start in range(len(ids) - len(wanted), -1, -1):
+            if ids[start : start + len(wanted)] == wanted:
+                return range(start, start + len(wanted))
+    return None
+
+
+def target_tokens(
+    token_pieces: Sequence[bytes],
+    start: int,
+    end: int,
+    token_ids: Sequence[int] = (),
+    target_ids: Sequence[int] = (),
+) -> list[int]:
+    """Indices of the target's tokens: by bytes, and as the paper's code where it finds them.
+
+    `token_ids` are the prompt's tokens, `target_ids` the target tokenized on its own. Some
+    tokenizers put a blank before every text, at times as a token of its own; then the exact run
+    starts one token earlier than the bytes. Where the run lies on the span, the run is taken.
+    """
+    by_bytes = tokens_in_span(token_pieces, start, end)
+    run = last_exact_run(token_ids, target_ids)
+    if run is not None and set(by_bytes) & set(run):
+        return list(run)
+    return by_bytes
+
+
+def _read_pairs(path: StrPath) -> Iterator[tuple[int, Pair]]:
+    """(number of the line, pair) of every line that is not blank."""
+    try:
+        with open(path, "rb") as file:
+            # Lines as bytes: str.splitlines would cut at U+2028, which JSON allows in a string.
+            for number, raw in enumerate(iter(lambda: file.readline(_MAX_LINE + 1), b""), 1):
+                where = f"{path}:{number}"
+                if len(raw) > _MAX_LINE:
+                    raise PairsError(f"{where}: a line of more than {_MAX_LINE >> 20} MiB; write one pair a line")
+                data = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+                if not data.strip():
+                    continue
+                try:
+                    yield number, parse_pair(parse_json(data.decode("utf-8")), f"line-{number}")
+                except UnicodeDecodeError:
+                    raise PairsError(f"{where}: not UTF-8; save the file as UTF-8") from None
+                except PairsError as error:
+                    raise PairsError(f"{where}: {error}") from None
+                except ValueError as error:
+                    raise PairsError(f"{where}: not JSON ({error}); write one JSON object a line") from None
+    except OSError as error:
+        raise PairsError(
+            f"{path}: cannot be read as a pairs file: {error.strerror or error}; check the path"
+        ) from error
+
+
+def _unique_pairs(path: StrPath) -> Iterator[Pair]:
+    """The pairs, as long as no id comes twice."""
+    first_seen: dict[bytes, int] = {}  # by a hash: ids may be long, and there may be millions
+    for number, pair in _read_pairs(path):
+        key = hashlib.blake2b(pair.id.encode("utf-8"), digest_size=16).digest()
+        first = first_seen.setdefault(key, number)
+        if first != number:
+            raise PairsError(
+                f"{path}:{number}: id: {pair.id!r} is already the id of line {first}; give each pair its own"
+            )
+        yield pair
+
+
+def _line(pair: Pair) -> bytes:
+    """What the digest is computed over."""
+    line = json.dumps(_content(pair), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return line.encode("utf-8") + b"\n"
+
+
+def _content(pair: Pair) -> dict[str, Any]:
+    def plain(side: Side) -> Any:
+        return side if isinstance(side, str) else [message.to_dict() for message in side]
+
+    return {
+        "positive": plain(pair.positive),
+        "negative": plain(pair.negative),
+        "positive_target": pair.positive_target,
+        "negative_target": pair.negative_target,
+    }
+
+
+def _carrier(side: Side, target: str) -> int | None:
+    contents = (side,) if isinstance(side, str) else tuple(m.content for m in side)
+    return next((i for i in reversed(range(len(contents))) if target in contents[i]), None)
+
+
+def _region(text: bytes, content: str, end: int) -> tuple[int, int]:
+    """Where `content` last stands before `end`; (end, end) when it does not."""
+    for form in (content, content.strip()):
+        start = text.rfind(form.encode("utf-8"), 0, end) if form else -1
+        if start >= 0:
+            return start, start + len(form.encode("utf-8"))
+    return end, end
+
+
+def parse_pair(data: Any, default_id: str) -> Pair:
+    """A pair from the JSON value of a line, under its own names or the reference notebook's. Raises PairsError."""
+    if not isinstance(data, dict):
+        raise PairsError("not a JSON object; write one pair as {...} a line")
+    fields: dict[str, Any] = {}
+    for key, value in data.items():
+        name = _OTHER_NAMES.get(key, key)
+        if name not in (*_FIELDS, "id"):
+            raise PairsError(f"{key}: unknown field; remove it (known: id, {', '.join(_FIELDS)})")
+        if name in fields:
+            raise PairsError(f"{key}: stands for {name}, which is given too; remove one")
+        fields[name] = value
+    for name in _FIELDS:
+        if name not in fields:
+            raise PairsError(f"{name}: missing; a pair needs {', '.join(_FIELDS)}")
+    for name in ("positive_target", "negative_target"):
+        if not isinstance(fields[name], str):
+            raise PairsError(f"{name}: not a string; name the text whose tokens count")
+    pair_id = fields.pop("id", default_id)
+    if not isinstance(pair_id, str) or not pair_id:
+        raise PairsError("id: not a string, or empty; write a name or leave it out")
+    for name in ("positive", "negative"):
+        fields[name] = _parse_side(fields[name], name)
+    return Pair(pair_id, **fields)
+
+
+def _parse_side(data: Any, name: str) -> Side:
+    if isinstance(data, str):
+        return data
+    if not isinstance(data, list):
+        raise PairsError(f"{name}: neither a list of messages nor a string")
+    messages = []
+    for index, item in enumerate(data):
+        where = f"{name}[{index}]"
+        if not isinstance(item, dict) or set(item) != {"role", "content"}:
+            raise PairsError(f'{where}: write {{"role": ..., "content": ...}}, nothing more')
+        for key, value in item.items():
+            if not isinstance(value, str):
+                raise PairsError(f"{where}.{key}: not a string; only text messages are counted")
+        if not item["role"]:
+            raise PairsError(f"{where}.role: empty; write user, assistant or system")
+        messages.append(Message(**item))
+    return tuple(messages)
+
+
+def _quote(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -1,0 +1,210 @@
+"""What goes wrong with a request, in OpenAI's form, and which of the package's errors is what, by type."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from .._util.files import parse_json
+from ..errors import (
+    ChoiceError,
+    FormatError,
+    ModelError,
+    ModelMismatchError,
+    NativeError,
+    PairsError,
+    ResourceError,
+    SteerMoEError,
+    UsageError,
+    VersionError,
+)
+
+__all__ = ["ApiError", "as_api_error", "error_body", "error_response", "install", "status_of", "strict_json"]
+
+log = logging.getLogger("steermoe.server")
+
+_INVALID, _NOT_FOUND, _SERVER = "invalid_request_error", "not_found_error", "server_error"
+_MAX_DEPTH = 64
+_MAX_VALUES = 1_000_000  # of a body; a prompt of tokens, or a large map, has some hundred thousand
+_MAX_KEYS = 10_000  # of an object
+
+# The one table of the package's errors: status, type, code. A subclass that is not named is its nearest base.
+_STATUS: dict[type[SteerMoEError], tuple[int, str, str]] = {
+    UsageError: (400, _INVALID, "invalid_value"),
+    FormatError: (400, _INVALID, "invalid_file"),
+    PairsError: (400, _INVALID, "invalid_messages"),
+    ChoiceError: (400, _INVALID, "impossible_choice"),
+    ModelMismatchError: (400, _INVALID, "model_mismatch"),
+    ModelError: (400, _INVALID, "model_unsuitable"),
+    ResourceError: (503, _SERVER, "out_of_memory"),
+    NativeError: (500, _SERVER, "native_error"),
+    VersionError: (500, _SERVER, "version_error"),
+}
+
+
+class ApiError(Exception):
+    """An answer other than 2xx: what is wrong, where (`param`) and the cure."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = _INVALID,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """`kind` and `code` are OpenAI's `type` and `code`."""
+        super().__init__(message)
+        self.status, self.kind, self.param, self.code = status, kind, param, code
+        self.headers = dict(headers or {})
+
+    @classmethod
+    def not_found(cls, message: str, *, param: str | None = None, code: str) -> ApiError:
+        """A name that stands for nothing."""
+        return cls(404, message, kind=_NOT_FOUND, param=param, code=code)
+
+    @classmethod
+    def busy(cls, message: str, *, status: int = 429, code: str, retry_after: int) -> ApiError:
+        """Not now; the client may come again after `retry_after` seconds."""
+        kind = "rate_limit_error" if status == 429 else _SERVER
+        return cls(status, message, kind=kind, code=code, headers={"Retry-After": str(retry_after)})
+
+    def body(self) -> dict[str, Any]:
+        """The answer's JSON."""
+        return error_body(str(self), self.kind, self.param, self.code)
+
+
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """OpenAI's form of an error."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """The HTTP answer."""
+    return JSONResponse(error.body(), error.status, headers=error.headers)
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """The same, as an answer. What is not the package's own is a fault of the server and keeps its text to itself."""
+    if isinstance(error, ApiError):
+        return error
+    for kind in type(error).__mro__:
+        if kind in _STATUS:
+            status, name, code = _STATUS[kind]
+            return ApiError(status, str(error), kind=name, code=code)
+    log.error("unexpected error", exc_info=error)
+    return ApiError(500, "the server failed; its log says why", kind=_SERVER, code="internal_error")
+
+
+def status_of(error: BaseException) -> int:
+    """The status of the answer."""
+    if isinstance(error, ApiError):
+        return error.status
+    return next((_STATUS[kind][0] for kind in type(error).__mro__ if kind in _STATUS), 500)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the application in OpenAI's form."""
+
+    async def own(_: Request, error: Exception) -> JSONResponse:
+        return error_response(as_api_error(error))
+
+    async def invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return error_response(_validation_error(error.errors()))
+
+    async def http(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        kind = _NOT_FOUND if error.status_code == 404 else _INVALID if error.status_code < 500 else _SERVER
+        messages = {404: "no such address; /docs lists them", 405: "this address does not take that method"}
+        message = messages.get(error.status_code, str(error.detail))
+        return JSONResponse(error_body(message, kind), error.status_code, headers=error.headers)
+
+    app.add_exception_handler(ApiError, own)
+    app.add_exception_handler(SteerMoEError, own)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, own)
+
+
+# What pydantic puts into the path of an error of a union: names of types, not of fields.
+_TYPE_NAMES = {"str", "int", "float", "bool", "list", "dict", "none", "constrained-str"}
+
+
+def _validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """The first of pydantic's errors that says most: of a union's branches the one that came furthest."""
+    unknown = next((error for error in errors if error["type"] == "extra_forbidden"), None)
+    error = unknown or max(errors, key=lambda error: len(error["loc"]))
+    path = _path(error["loc"][1:-1] if unknown else error["loc"][1:])
+    if unknown:
+        name = "".join(c if c.isprintable() else "?" for c in str(error["loc"][-1])[:100])
+        path = f"{path}.{name}" if path else name
+        message, code = f"{path}: unknown field; /docs lists the known ones", "unknown_field"
+    elif error["type"] == "missing" and len(error["loc"]) == 1:
+        message, code = "the request has no body; send a JSON object", "missing_body"
+    else:
+        text = str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        message, code = f"{path}: {text}" if path else text, "invalid_value"
+        if error["type"] == "missing":
+            code = "missing_field"
+    return ApiError(400, message, param=path or None, code=code)
+
+
+def _path(parts: Sequence[Any]) -> str:
+    """messages[0].content, from ("messages", 0, "content", "str")."""
+    path = ""
+    for part in parts:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part.isidentifier() and not part[0].isupper() and part not in _TYPE_NAMES:
+            path += f".{part}" if path else part
+    return path[:200]
+
+
+def strict_json(data: bytes) -> Any:
+    """Parse a request's JSON: UTF-8, no key twice, no NaN or Infinity, no number beyond a float, not too deep or many.
+
+    Raises ApiError.
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ApiError(400, f"the body is not UTF-8 (byte {error.start})", code="invalid_encoding") from None
+    try:
+        value = parse_json(text)
+        _check_shape(value)
+    except ValueError as error:
+        raise ApiError(400, f"the body is not valid JSON: {str(error)[:200]}", code="invalid_json") from None
+    return value
+
+
+def _check_shape(value: Any) -> None:
+    """Raise ValueError for what is too deep, or too much to look at: each value costs far more than its bytes."""
+    level = [value]
+    n_values = 1
+    for _ in range(_MAX_DEPTH):
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                if len(item) > _MAX_KEYS:
+                    raise ValueError(f"an object in it has more than {_MAX_KEYS} keys")
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+            elif isinstance(item, float) and abs(item) == float("inf"):
+                raise ValueError("a number in it is too large")
+        if not inner:
+            return
+        n_values += len(inner)
+        if n_values > _MAX_VALUES:
+            raise ValueError(f"more than {_MAX_VALUES} values")
+        level = inner
+    raise ValueError(f"nested deeper than {_MAX_DEPTH} levels")

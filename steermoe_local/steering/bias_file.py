@@ -1,0 +1,285 @@
+"""Bias files: a choice of experts as a small GGUF that the native library loads.
+
+After llama.cpp's control vectors: `general.architecture` is "expertbias", and the metadata are
+`expertbias.version` (u32, 1), `.model_hint` (the model's architecture), `.layer_count`,
+`.expert_count`, `.expert_used_count` (u32), `.mode` ("hard" or "soft"), `.epsilon` (f32),
+`.router_sha256`, and any further string keys as provenance. The tensors are `bias.<layer>`, F32
+[expert_count]: signs for hard, logits for soft. Layers without a tensor are untouched; a file
+without tensors steers nothing and is legal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
+
+from .._util.files import StrPath, replacing
+from ..errors import FormatError, UsageError
+from ..identity import MAX_LAYERS, ModelIdentity
+from ..model_files.header import GGUFHeader, read_header
+
+__all__ = ["BiasFile", "read_bias", "write_bias"]
+
+Mode = Literal["hard", "soft"]
+DEFAULT_EPSILON = 0.01
+
+_ARCHITECTURE = "expertbias"
+_VERSION = 1
+_MAX_BYTES = 256 << 20
+_MAX_FIELDS = 64
+_MAX_EPSILON = 20.0  # far beyond it the softmax of the others underflows to zero, and ties decide
+_MAX_SOFT = 1e6  # logits are tens; more would only bring F32 close to overflow
+_TENSOR = re.compile(r"bias\.(0|[1-9][0-9]{0,3})")
+_PROVENANCE = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_U32, _STR = GGUFValueType.UINT32, GGUFValueType.STRING
+_KEYS = {
+    "version": _U32,
+    "model_hint": _STR,
+    "layer_count": _U32,
+    "expert_count": _U32,
+    "expert_used_count": _U32,
+    "mode": _STR,
+    "epsilon": GGUFValueType.FLOAT32,
+    "router_sha256": _STR,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class BiasFile:
+    """What the native library adds to the routers of one model.
+
+    `values` holds, for each touched layer, float32 [n_expert]: in mode "hard" the signs -1, 0 and
+    +1 (z' = max z + epsilon for +1, min z - epsilon for -1), in mode "soft" logits that are added
+    (z' = z + b). `epsilon` is in logits, rounded to float32; the soft rule does not use it.
+    `provenance` are texts such as `map_sha256`, `behaviour`, `choice` (JSON) and `tool`; empty
+    ones are left out.
+
+    Raises FormatError when the values break a rule of the format.
+    """
+
+    identity: ModelIdentity
+    mode: Mode
+    values: Mapping[int, npt.NDArray[np.float32]]
+    epsilon: float = DEFAULT_EPSILON
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Bring the fields into their final form and check them."""
+        if self.mode not in ("hard", "soft"):
+            raise FormatError(f"mode: {self.mode!r} is neither hard nor soft")
+        if not 0 < self.epsilon <= _MAX_EPSILON:
+            raise FormatError(f"epsilon: {self.epsilon} is not above 0 and at most {_MAX_EPSILON}")
+        epsilon = float(np.float32(self.epsilon))
+        if not epsilon:
+            raise FormatError(f"epsilon: {self.epsilon} is too small for float32")
+        object.__setattr__(self, "epsilon", epsilon)
+        rows = {layer: self._row(layer, self.values[layer]) for layer in sorted(self.values)}
+        object.__setattr__(self, "values", rows)
+        for key, text in self.provenance.items():
+            if not _PROVENANCE.fullmatch(key) or key in _KEYS or not isinstance(text, str):
+                raise FormatError(f"provenance: {key!r} is not a free name for a text")
+        kept = {key: text for key, text in self.provenance.items() if text}
+        if len(kept) > _MAX_FIELDS - len(_KEYS) - 1:
+            raise FormatError(f"provenance: {len(kept)} entries are too many")
+        object.__setattr__(self, "provenance", kept)
+
+    def _row(self, layer: int, values: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        name, (n_layer, n_expert) = f"bias.{layer}", self.identity.shape
+        if not 0 <= layer < n_layer:
+            raise FormatError(f"{name}: the model has layers 0 to {n_layer - 1}")
+        row = np.array(values, dtype=np.float32)
+        row.flags.writeable = False
+        if row.shape != (n_expert,):
+            raise FormatError(f"{name}: shape {row.shape}, but a layer has {n_expert} experts")
+        if not np.isfinite(row).all():
+            raise FormatError(f"{name}: NaN or infinity in it")
+        if self.mode == "soft":
+            if np.abs(row).max() > _MAX_SOFT:
+                raise FormatError(f"{name}: logits above {_MAX_SOFT:g}; lower the scale")
+            return row
+        k = self.identity.n_expert_used
+        if not np.isin(row, (-1, 0, 1)).all():
+            raise FormatError(f"{name}: a hard bias has only the values -1, 0 and +1")
+        if (active := int((row > 0).sum())) > k:
+            raise FormatError(f"{name}: activates {active} experts, but a token uses {k}")
+        if (left := int((row >= 0).sum())) < k:
+            raise FormatError(f"{name}: leaves {left} experts, but a token uses {k}")
+        return row
+
+    @classmethod
+    def from_signs(
+        cls,
+        signs: npt.ArrayLike,
+        identity: ModelIdentity,
+        epsilon: float = DEFAULT_EPSILON,
+        provenance: Mapping[str, str] | None = None,
+    ) -> BiasFile:
+        """Make a hard bias of signs [n_layer, n_expert], as `ExpertMap.choose` returns them.
+
+        Layers without a sign get no tensor. Raises UsageError for another shape, FormatError for
+        impossible values.
+        """
+        return cls(identity, "hard", _touched(signs, identity), epsilon, provenance or {})
+
+    @classmethod
+    def from_soft(
+        cls,
+        bias: npt.ArrayLike,
+        identity: ModelIdentity,
+        scale: float = 1.0,
+        provenance: Mapping[str, str] | None = None,
+    ) -> BiasFile:
+        """Make a soft bias of `scale` times `bias` [n_layer, n_expert], logits; layers of 0 left out.
+
+        With the signs of `ExpertMap.choose` as `bias`, `scale` is what promoted experts get and suppressed ones lose.
+        Raises UsageError for another shape, FormatError for impossible values.
+        """
+        values = np.float32(scale) * np.asarray(bias, dtype=np.float32)
+        return cls(identity, "soft", _touched(values, identity), DEFAULT_EPSILON, provenance or {})
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The touched layers, ascending."""
+        return tuple(self.values)
+
+    @property
+    def signs(self) -> npt.NDArray[np.int8]:
+        """Signs of all values, int8 [n_layer, n_expert]."""
+        return np.sign(self.dense()).astype(np.int8)
+
+    @property
+    def n_active(self) -> int:
+        """How many experts have a positive value."""
+        return sum(int((row > 0).sum()) for row in self.values.values())
+
+    @property
+    def n_inactive(self) -> int:
+        """How many experts have a negative value."""
+        return sum(int((row < 0).sum()) for row in self.values.values())
+
+    def experts(self, layer: int) -> tuple[list[int], list[int]]:
+        """The experts of a touched layer with a positive and with a negative value, ascending."""
+        row = self.values[layer]
+        return np.flatnonzero(row > 0).tolist(), np.flatnonzero(row < 0).tolist()
+
+    def dense(self) -> npt.NDArray[np.float32]:
+        """All values as float32 [n_layer, n_expert], 0 in untouched layers."""
+        table = np.zeros(self.identity.shape, dtype=np.float32)
+        for layer, row in self.values.items():
+            table[layer] = row
+        return table
+
+    def check(self, identity: ModelIdentity, what: str, where: str, force: bool = False) -> list[str]:
+        """Check that this bias (file `what`) belongs to the model `identity` (file `where`).
+
+        Returns warnings, as `ModelIdentity.require_same`. Raises ModelMismatchError.
+        """
+        return self.identity.require_same(identity, what, where, force)
+
+
+def write_bias(bias: BiasFile, path: StrPath) -> None:
+    """Write a bias file; the same bias gives the same bytes. Raises UsageError."""
+    model = bias.identity
+    metadata: dict[str, Any] = {
+        "version": _VERSION,
+        "model_hint": model.architecture,
+        "layer_count": model.n_layer,
+        "expert_count": model.n_expert,
+        "expert_used_count": model.n_expert_used,
+        "mode": bias.mode,
+        "epsilon": bias.epsilon,
+        "router_sha256": model.router_sha256,
+    }
+    with replacing(path) as temporary:
+        writer = GGUFWriter(temporary, _ARCHITECTURE)
+        try:
+            for key, value in metadata.items():
+                writer.add_key_value(f"{_ARCHITECTURE}.{key}", value, _KEYS[key])
+            for key in sorted(bias.provenance):
+                writer.add_string(f"{_ARCHITECTURE}.{key}", bias.provenance[key])
+            for layer, row in bias.values.items():
+                writer.add_tensor(f"bias.{layer}", row.astype("<f4"))
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
+
+
+def read_bias(path: StrPath) -> BiasFile:
+    """Read and validate a bias file. Raises FormatError, which names the file and the field."""
+    header = read_header(path, max_size=_MAX_BYTES, max_tensors=MAX_LAYERS, max_fields=_MAX_FIELDS, arrays=False)
+    text, provenance = _read_fields(header)
+    if header.size > header.data_end:
+        raise FormatError(f"{path}: bytes after the last tensor; make the bias file again")
+    try:
+        identity = ModelIdentity(
+            text["model_hint"],
+            text["layer_count"],
+            text["expert_count"],
+            text["expert_used_count"],
+            text["router_sha256"],
+        )
+        values = _read_tensors(header, identity)
+        return BiasFile(identity, cast("Mode", text["mode"]), values, text["epsilon"], provenance)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}; make the bias file again") from None
+
+
+def _read_fields(header: GGUFHeader) -> tuple[dict[str, Any], dict[str, str]]:
+    path = header.path
+    fields = dict(header.fields)
+    architecture = fields.pop("general.architecture", None)
+    if architecture is None or architecture.value != _ARCHITECTURE:
+        found = "nothing" if architecture is None else repr(architecture.value)
+        raise FormatError(
+            f"{path}: not a bias file: general.architecture is {found}, not {_ARCHITECTURE!r}; "
+            "make one from an expert map"
+        )
+    version = fields.get(f"{_ARCHITECTURE}.version")
+    if version is None or version.value != _VERSION:
+        raise FormatError(
+            f"{path}: a bias file of version {version.value if version else None!r}, this program "
+            f"reads {_VERSION}; upgrade steermoe-local"
+        )
+    values: dict[str, Any] = {}
+    for key, kind in _KEYS.items():
+        found_field = fields.pop(f"{_ARCHITECTURE}.{key}", None)
+        if found_field is None or found_field.type != kind:
+            state = "missing" if found_field is None else f"a {found_field.type.name}"
+            raise FormatError(f"{path}: {_ARCHITECTURE}.{key}: {state}, must be {kind.name}; make the bias file again")
+        values[key] = found_field.value
+    provenance: dict[str, str] = {}
+    for name, item in fields.items():
+        key = name.removeprefix(f"{_ARCHITECTURE}.")
+        if key == name or item.type != _STR or not _PROVENANCE.fullmatch(key):
+            raise FormatError(f"{path}: {name}: unknown field; make the bias file again")
+        provenance[key] = item.value
+    return values, provenance
+
+
+def _read_tensors(header: GGUFHeader, identity: ModelIdentity) -> dict[int, npt.NDArray[np.float32]]:
+    values: dict[int, npt.NDArray[np.float32]] = {}
+    for tensor in header.tensors.values():
+        match = _TENSOR.fullmatch(tensor.name)
+        if match is None:
+            raise FormatError(f"unknown tensor {tensor.name!r}")
+        if tensor.type != GGMLQuantizationType.F32:
+            raise FormatError(f"{tensor.name}: type {tensor.type.name}, must be F32")
+        if tensor.shape != (identity.n_expert,):
+            raise FormatError(f"{tensor.name}: shape {list(tensor.shape)}, but a layer has {identity.n_expert} experts")
+        values[int(match[1])] = header.read(tensor)
+    return values
+
+
+def _touched(table: npt.ArrayLike, identity: ModelIdentity) -> dict[int, npt.NDArray[np.float32]]:
+    values = np.asarray(table, dtype=np.float32)
+    if values.shape != identity.shape:
+        raise UsageError(f"signs: shape {values.shape}, but {identity.short} needs {identity.shape}")
+    return {layer: row for layer, row in enumerate(values) if row.any()}

@@ -1,0 +1,269 @@
+"""A choice of steering as a person makes it, and the bias that it comes to."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .._util.files import StrPath, is_sha256
+from ..errors import FormatError, UsageError
+from ..identity import ModelIdentity
+from ..maps.expert_map import ExpertMap, parse_layers
+from .bias_file import DEFAULT_EPSILON, BiasFile, read_bias
+from .presets import check_sides, preset_for
+
+__all__ = ["Steering"]
+
+# What says which experts of a map are taken, and how; a ready bias file has made these choices.
+_CHOICE = ("activate", "deactivate", "reverse", "layers", "scale", "epsilon", "preset", "preset_model")
+
+
+@dataclass(frozen=True, eq=False)
+class Steering:
+    """A choice of experts from a map, or a ready bias file; immutable, `changed` gives another.
+
+    `name` is what is shown. `activate` and `deactivate` are numbers of experts, `layers` is written like "3-7,9" (None:
+    all), `reverse` flips the sign of RD first (`ExpertMap.choose`). `scale` None is the hard rule with `epsilon`; a
+    number is the soft rule, logits that promoted experts get and suppressed ones lose. `preset` and `preset_model` say
+    that the numbers are the paper's. `path` is the file that map or bias was read from, if any.
+
+    Raises UsageError for a map together with a bias file, for choices made on a bias file, and for a reversed preset.
+    """
+
+    name: str
+    expert_map: ExpertMap | None = None
+    bias: BiasFile | None = None
+    activate: int = 0
+    deactivate: int = 0
+    reverse: bool = False
+    layers: str | None = None
+    scale: float | None = None
+    epsilon: float = DEFAULT_EPSILON
+    preset: str | None = None
+    preset_model: str | None = None
+    path: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the fields go together; numbers and layers are checked against the model by `build`."""
+        if self.path is not None:
+            object.__setattr__(self, "path", Path(self.path))
+        if self.bias is not None:
+            if self.expert_map is not None:
+                raise UsageError(f"{self.name}: a bias file and a map both steer; give one of them")
+            if changed := [name for name in _CHOICE if getattr(self, name) != self._default(name)]:
+                raise UsageError(
+                    f"{changed[0]}: {self.name} is a bias file, whose choice of experts is made; "
+                    "give the map that it was built from (--map MAP) to change it"
+                )
+        if self.preset and self.reverse:
+            raise UsageError(
+                f"preset {self.preset}: never steers away from its behaviour; give numbers of experts of your own "
+                "to reverse the map"
+            )
+
+    @classmethod
+    def open(
+        cls,
+        *,
+        map_file: StrPath | None = None,
+        bias: StrPath | None = None,
+        name: str | None = None,
+        **choice: Any,
+    ) -> Steering:
+        """Read a map or a bias file; `choice` are fields of Steering. The name defaults to the behaviour or file stem.
+
+        Raises FormatError, UsageError (both or no file).
+        """
+        if (map_file is None) == (bias is None):
+            raise UsageError("steering needs a map or a bias file, and not both")
+        if map_file is not None:
+            path = Path(map_file)
+            expert_map = ExpertMap.load(path)
+            return cls(name or expert_map.behaviour or path.stem, expert_map=expert_map, path=path, **choice)
+        path = Path(os.fspath(bias))  # type: ignore[arg-type]  # one of the two is given
+        return cls(name or path.stem, bias=read_bias(path), path=path, **choice)
+
+    def with_preset(self, preset: str) -> tuple[Steering, list[str]]:
+        """Take the paper's numbers of experts for the map's model; also returns warnings, see `presets.check_sides`.
+
+        Raises UsageError when the paper has no numbers for the model, the map's sides are the other way round, or this
+        is a bias file.
+        """
+        if self.expert_map is None:
+            raise UsageError(f"preset {preset}: {self.name} is no map; give one with --map MAP")
+        numbers = preset_for(preset, self.expert_map.identity)
+        sides = (self.expert_map.behaviour, self.expert_map.positive, self.expert_map.negative)
+        warnings = check_sides(preset, *sides, str(self.path or self.name))
+        changed = dataclasses.replace(
+            self,
+            activate=numbers.n_activate,
+            deactivate=numbers.n_deactivate,
+            preset=preset,
+            preset_model=numbers.model,
+        )
+        return changed, warnings
+
+    @property
+    def identity(self) -> ModelIdentity | None:
+        """The model that map or bias were made for."""
+        made = self.expert_map or self.bias
+        return None if made is None else made.identity
+
+    @property
+    def mode(self) -> str:
+        """The rule: hard or soft."""
+        if self.bias is not None:
+            return self.bias.mode
+        return "hard" if self.scale is None else "soft"
+
+    @property
+    def side(self) -> str:
+        """Name of the side that is steered to, "" where it is not known."""
+        if self.expert_map is None:
+            return ""
+        return self.expert_map.negative if self.reverse else self.expert_map.positive
+
+    def check(self, identity: ModelIdentity, where: str, force: bool = False) -> list[str]:
+        """Check that map or bias belong to the model `identity` in `where`.
+
+        Returns warnings, as `ModelIdentity.require_same`. Raises ModelMismatchError.
+        """
+        own = self.identity
+        return [] if own is None else own.require_same(identity, str(self.path or self.name), where, force)
+
+    def build(self, identity: ModelIdentity | None = None) -> BiasFile | None:
+        """The bias of this choice, with where it comes from; None when no experts are chosen.
+
+        It is made for `identity`, by default the map's; see `check`. A ready bias file is given as it is.
+
+        Raises ChoiceError, UsageError, FormatError for what the model cannot carry out.
+        """
+        if self.bias is not None or self.expert_map is None:
+            return self.bias
+        if not self.activate and not self.deactivate:
+            return None
+        layers = None if self.layers is None else parse_layers(self.layers)
+        signs = self.expert_map.choose(self.activate, self.deactivate, reverse=self.reverse, layers=layers)
+        identity = identity or self.expert_map.identity
+        provenance = {
+            "behaviour": self.expert_map.behaviour,
+            "map_sha256": self.expert_map.sha256,
+            "choice": json.dumps(self.choice),
+            "tool": self.expert_map.tool,
+        }
+        if self.scale is not None:
+            return BiasFile.from_soft(signs, identity, self.scale, provenance)
+        return BiasFile.from_signs(signs, identity, self.epsilon, provenance)
+
+    @property
+    def choice(self) -> dict[str, Any]:
+        """The choice as it stands in a bias file's provenance."""
+        choice: dict[str, Any] = {name: getattr(self, name) for name in ("activate", "deactivate", "reverse", "layers")}
+        if self.preset:
+            choice |= {"preset": self.preset, "preset_model": self.preset_model}
+        if self.scale is not None:
+            choice["scale"] = self.scale
+        return choice
+
+    def changed(self, **fields: Any) -> Steering:
+        """This choice with other fields. Other numbers of experts are no longer those of a preset.
+
+        Raises UsageError for a bias file, whose choice cannot be changed, and for an unknown field.
+        """
+        if unknown := sorted(set(fields) - set(self.__dataclass_fields__)):
+            raise UsageError(f"{unknown[0]}: not a part of steering; change one of {', '.join(_CHOICE)}")
+        if {"activate", "deactivate"} & fields.keys() and "preset" not in fields:
+            fields |= {"preset": None, "preset_model": None}
+        return dataclasses.replace(self, **fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The choice as plain JSON values: file and digest, numbers, rule, and how many experts it steers.
+
+        `map_sha256` is `ExpertMap.sha256`; `bias_digest` is over what a bias does and says, not over the file's bytes.
+        Raises as `build`.
+        """
+        built = self.build()
+        counts = {"n_active": built.n_active if built else 0, "n_inactive": built.n_inactive if built else 0}
+        path = None if self.path is None else str(self.path)
+        if self.expert_map is None:
+            source = {"bias": path, "bias_digest": None if self.bias is None else _digest(self.bias), "mode": self.mode}
+            provenance = {} if self.bias is None else {"provenance": dict(self.bias.provenance)}
+            return {"name": self.name, **source, **counts, **provenance}
+        expert_map = self.expert_map
+        return {
+            "name": self.name,
+            "map": path,
+            "map_sha256": expert_map.sha256,
+            "behaviour": expert_map.behaviour,
+            "side": self.side,
+            "mode": self.mode,
+            **{name: getattr(self, name) for name in _CHOICE},
+            **counts,
+        }
+
+    @classmethod
+    def from_dict(cls, data: object, where: str = "steering") -> Steering:
+        """Open what `to_dict` describes; the file must be the one that it was, by its digest.
+
+        `where` starts the messages. Raises FormatError, also for a file that is gone or has changed.
+        """
+        if not isinstance(data, Mapping):
+            raise FormatError(f"{where}: not an object with a choice of steering")
+        kind = "map" if "map" in data else "bias"
+        digest_field = "map_sha256" if kind == "map" else "bias_digest"
+        name, path, digest = (data.get(key) for key in ("name", kind, digest_field))
+        if not isinstance(name, str) or not is_sha256(digest):
+            raise FormatError(f"{where}: name or {digest_field} missing or damaged; choose the steering again")
+        if not isinstance(path, str) or "\0" in path:
+            raise FormatError(f"{where}.{kind}: {name!r} did not come from a file; choose the steering again")
+        if not Path(path).is_file():
+            raise FormatError(f"{where}.{kind}: {path}: no such file; bring it back or choose another steering")
+        choice = {key: data[key] for key in _CHOICE if key in data} if kind == "map" else {}
+        for key, value in choice.items():
+            if not _fits(key, value):
+                raise FormatError(f"{where}.{key}: {value!r} is not what stands there; choose the steering again")
+        try:
+            opened = cls.open(name=name, **{"map_file" if kind == "map" else "bias": path}, **choice)
+        except UsageError as error:
+            raise FormatError(f"{where}: {error}") from None
+        found = opened.expert_map.sha256 if opened.expert_map else _digest(opened.bias)
+        if found != digest:
+            raise FormatError(
+                f"{where}.{kind}: {path}: not the file that it was ({found[:8]}, then {str(digest)[:8]}); "
+                "bring the old one back or choose the steering again"
+            )
+        return opened
+
+    @classmethod
+    def _default(cls, name: str) -> Any:
+        return cls.__dataclass_fields__[name].default
+
+
+def _fits(name: str, value: object) -> bool:
+    """Is the value of the field's type? Numbers are checked further when the bias is built."""
+    if name in ("activate", "deactivate"):
+        return type(value) is int and value >= 0
+    if name == "reverse":
+        return isinstance(value, bool)
+    if name == "scale" and value is None:
+        return True
+    if name in ("scale", "epsilon"):
+        return type(value) in (int, float)
+    return value is None or isinstance(value, str)
+
+
+def _digest(bias: BiasFile | None) -> str:
+    """SHA-256 (hex) of what a bias does and where it says to come from."""
+    if bias is None:
+        return ""
+    identity = bias.identity.to_dict()
+    head = [identity, bias.mode, bias.epsilon, list(bias.layers), dict(sorted(bias.provenance.items()))]
+    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode("utf-8"))
+    digest.update(bias.dense().astype("<f4").tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,691 @@
+"""`steermoe chat` as a person meets it: the real program in a pseudo-terminal, in pipes, and without either."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from click.testing import CliRunner
+
+from steermoe_local import BiasFile, write_bias
+from steermoe_local.cli import main
+from steermoe_local.steering.steering import Steering
+from tests.support import random_models
+from tests.support.gguf_copy import copy_model
+from tests.support.paths import ROOT
+from tests.support.random_models import RandomModel, write_random_model
+
+if sys.platform == "win32":
+    pytest.skip("pseudo-terminals", allow_module_level=True)
+
+import termios
+
+from steermoe_local.cli.chat.commands import COMMANDS
+from tests.support.terminal import PATIENCE, PROGRAM, Terminal, plain
+
+DIGITS = ROOT / "expert_maps" / "tiny" / "digits-words.json"
+GREEDY = ("--temp", "0", "-t", "1")
+TINY = ("chat", "-m", "tiny", *GREEDY)
+TO_DIGITS = ("--map", "digits-words")
+COUNT = "Count from three to nine."
+DIGITS_ANSWER, WORDS_ANSWER = "3, 4, 5, 6, 7, 8", "three, four, five, six, seven, eight, nine"
+# Greedy, and a token that was said is rewarded: the answer goes on until the context is full, which takes a minute.
+ENDLESS = (*TINY, "--frequency-penalty", "-5", "-c", "8000")
+
+Start = Callable[..., Terminal]
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> dict[str, str]:
+    """An environment whose history is of this test alone."""
+    (tmp_path / "home").mkdir()
+    return {"HOME": str(tmp_path / "home"), "XDG_STATE_HOME": str(tmp_path / "home" / "state")}
+
+
+@pytest.fixture
+def start(tmp_path: Path, state: dict[str, str]) -> Iterator[Start]:
+    """Start the program in a terminal; it is ended with the test."""
+    running: list[Terminal] = []
+
+    def start(*arguments: Any, env: dict[str, str] | None = None, **size: int) -> Terminal:
+        running.append(Terminal(*arguments, env=state | (env or {}), cwd=tmp_path, **size))
+        return running[-1]
+
+    yield start
+    for terminal in running:
+        terminal.child.close(force=True)
+
+
+def piped(*arguments: Any, stdin: str | bytes = "", **env: str) -> subprocess.CompletedProcess[bytes]:
+    """The program with pipes for stdin, stdout and stderr."""
+    data = stdin if isinstance(stdin, bytes) else stdin.encode()
+    command = [*PROGRAM, *map(str, arguments)]
+    return subprocess.run(command, input=data, capture_output=True, timeout=PATIENCE, env=os.environ | env, check=False)
+
+
+def saved(terminal: Terminal, path: Path) -> dict[str, Any]:
+    """The chat as /save writes it."""
+    assert f"written: {path}" in terminal.say(f"/save {path}").replace("\n", "")
+    data: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return data
+
+
+def answer(*options: Any) -> str:
+    """What `steermoe run` answers; in this process, as it is no matter of terminals."""
+    done = CliRunner().invoke(main, ["run", "-m", "tiny", *map(str, options)])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def fresh(messages: list[dict[str, str]], *options: Any, folder: Path) -> str:
+    """What a fresh run answers to the same conversation."""
+    file = folder / "conversation.jsonl"
+    file.write_text(json.dumps({"messages": messages}), "utf-8")
+    text: str = json.loads(answer(*GREEDY, *options, "--n-prompts", file))["text"]
+    return text
+
+
+#
+# every command
+#
+
+
+def test_every_command(start: Start, tmp_path: Path) -> None:
+    """A command that this test does not know fails it."""
+    tried: set[str] = set()
+    terminal = start(*TINY, "--maps", DIGITS.parent, "--system-prompt", "Use digits.", columns=110)
+    terminal.prompt()
+
+    def command(line: str, *expected: str) -> str:
+        tried.add(line[1:].split()[0])
+        shown = " ".join(terminal.say(line).split())
+        assert "error" not in shown or any(words.startswith("error") for words in expected), shown
+        for words in expected:
+            assert words in shown, shown
+        return shown
+
+    help_page = command("/help", "Ctrl-D leaves", "Alt-Enter")
+    assert all(f"/{name} " in help_page for name in COMMANDS)
+
+    # nothing is there yet
+    command("/experts", "error: there is no answer yet")
+    command("/why", "error: there is no answer yet")
+    command("/speed", "error: there is no answer yet")
+    command("/regenerate", "error: there is no answer yet")
+    command("/activate 4", "error: no steering is chosen; /steer NAME takes one of digits-words")
+    command("/compare", "error: no steering is chosen")
+    command("/steer", "steering: off", "digits-words", "document-memory")
+    command("/steer digits-word", "error: digits-word: no such file", "did you mean digits-words?")
+    command("/steer on", "error: no steering is chosen")
+
+    # choose and change
+    command(
+        "/steer digits-words", "steering: digits-words: 2 experts promoted, 2 suppressed, towards digits, hard rule"
+    )
+    command("/deactivate 5", "2 experts promoted, 5 suppressed")
+    command("/activate 6", "experts promoted, 5 suppressed")
+    assert DIGITS_ANSWER in terminal.say(COUNT)
+    shown = command("/reverse", "towards words", "the chat so far", "is recomputed under it")
+    assert re.search(r"the chat so far \(\d\d tokens\)", shown)
+    command("/reverse on", "towards words")
+    assert WORDS_ANSWER in terminal.say(COUNT)
+    command("/layers 1-2", "layers 1-2")
+    command("/layers 7", "error: layers: there is no layer 7")
+    command("/layers", "error: /layers: give layers")
+    command("/layers all", "all layers")
+    command("/strength 2.5", "soft rule, strength 2.5")
+    command("/strength much", "error: /strength much: give the logits to add")
+    command("/strength hard", "hard rule")
+    command("/activate -1", "error: /activate -1: give a number of experts")
+    command("/steer off", "steering: off; /steer on goes back to digits-words")
+    command("/steer on", "experts promoted, 5 suppressed, towards words")
+
+    # what the last answer did
+    command("/experts", "The last answer: 14 tokens", "layer expert", "+2: 100% -1.00")
+    command("/why", "steering changed", "Promoted:", "forced in", "Suppressed:", "5 experts")
+    command("/speed", "prompt tokens", "t/s")
+    command("/speed on", "shown after every answer")
+    assert "t/s" in terminal.say("Add 4 and 6.")
+    command("/speed off", "not shown")
+    assert " ten" in " " + command("/regenerate")
+    command("/reasoning hide", "reasoning: hidden")
+    command("/reasoning", "reasoning: shown")
+    command("/reasoning loud", "error: /reasoning loud: give show or hide")
+
+    # side by side
+    command("/compare on", "compare: on", "same seed")
+    shown = " ".join(terminal.say("Which number comes after three?").split())
+    assert re.search(r"unsteered\s+│ steered", shown), shown
+    command("/compare", "compare: off")
+    command("/compare", "compare: on")
+    command("/steer off", "compare: off, as nothing steers")
+    command("/compare", "error: nothing steers")
+    command("/steer on", "5 suppressed, towards words")
+    command("/compare off", "compare: off")
+    command("/compare perhaps", "error: /compare perhaps: give on or off")
+
+    # the conversation
+    data = saved(terminal, tmp_path / "chat.json")
+    tried.add("save")
+    assert [m["role"] for m in data["messages"]] == ["user", "assistant"] * 4
+    assert data["system"] == "Use digits."
+    assert data["steering"]["reverse"] is True
+    command("/save", "error: /save: name a file")
+    command("/save /no/such/folder/x.json", "error:", "does not exist")
+    command("/reset", "the chat begins anew")
+    assert saved(terminal, tmp_path / "empty.json")["messages"] == []
+    command("/steer off", "steering: off")
+    command(f"/load {tmp_path / 'chat.json'}", "8 messages", "experts promoted, 5 suppressed, towards words")
+    assert saved(terminal, tmp_path / "again.json")["messages"] == data["messages"]
+    command("/load nothing.json", "error: nothing.json: cannot be read")
+    command("/system", "system prompt: Use digits.")
+    command("/system Use words.", "system prompt: Use words.", "recomputed")
+    command("/system off", "system prompt: none")
+
+    # another model, and back
+    other = write_random_model(tmp_path / "other.gguf", RandomModel("olmoe", n_layer=2))
+    command(f"/model {other}", "error:", "no tokenizer")  # found out when it is loaded: the old one comes back
+    assert WORDS_ANSWER in terminal.say(COUNT)
+    command("/model nothing.gguf", "error:", "nothing.gguf")
+    command("/model tiny", "model:", "tiny-moe.gguf", "recomputed by it", "5 suppressed, towards words")
+    assert WORDS_ANSWER in terminal.say(COUNT)
+
+    n_messages = len(saved(terminal, tmp_path / "before.json")["messages"])
+    for line, meant in (("/stear off", "did you mean /steer?"), ("/xyzzy", "/help lists them")):
+        shown = " ".join(terminal.say(line).split())
+        assert f"error: {line.split()[0]}: no such command" in shown
+        assert meant in shown
+    assert "error: /help takes nothing behind it" in terminal.say("/help me")
+    terminal.say("//help")
+    after = saved(terminal, tmp_path / "after.json")["messages"]
+    assert len(after) == n_messages + 2, "an unknown command is never a message"
+    assert after[-2]["content"] == "/help"
+
+    tried.add("quit")
+    terminal.child.send("/quit\r")
+    assert terminal.end() == 0
+    assert tried == set(COMMANDS)
+    assert "Traceback" not in terminal.raw
+
+
+def test_a_bias_file_has_no_numbers_to_change(start: Start, tmp_path: Path) -> None:
+    steering = Steering.open(map_file=DIGITS, activate=4, deactivate=4, reverse=True)
+    bias = steering.build()
+    assert isinstance(bias, BiasFile)
+    write_bias(bias, tmp_path / "words.gguf")
+    terminal = start(*TINY, "--bias", "words.gguf", "--maps", ".")
+    terminal.prompt()
+    assert "words: 4 experts promoted, 4 suppressed, hard rule" in terminal.text
+    assert WORDS_ANSWER in terminal.say(COUNT)
+    assert "error: activate: words is a bias file" in terminal.say("/activate 3")
+    assert "error: reverse: words is a bias file" in terminal.say("/reverse")
+    assert "towards digits" in terminal.say("/steer digits-words")
+    assert "words: 4 experts promoted" in terminal.say("/steer words")
+    assert "/steer on goes back to words" in terminal.say("/steer off")
+
+
+#
+# answers
+#
+
+
+def test_an_answer_streams_and_ctrl_c_stops_it(start: Start, tmp_path: Path) -> None:
+    terminal = start(*ENDLESS)
+    terminal.prompt()
+    begin = len(terminal.raw)
+    arrivals: list[float] = []
+
+    def stream(message: str, n_chunks: int) -> None:
+        """Read as many pieces of the answer; at its end there would be another prompt."""
+        n_prompts = terminal.n_prompts
+        terminal.child.send(message + "\r")
+        terminal.until(lambda: "," * 40 in plain(terminal.raw[begin:]))
+        while len(arrivals) < n_chunks:
+            terminal.read()
+            arrivals.append(time.monotonic())
+        assert terminal.n_prompts == n_prompts, "the answer ended before it was stopped"
+
+    stream(COUNT, 8)
+    assert arrivals[-1] - arrivals[0] > 0.005, "all at once"
+    n = terminal.n_prompts
+    terminal.child.sendintr()
+    terminal.prompt(n + 1)
+    shown = plain(terminal.raw[begin:])
+    assert "stopped" in shown
+
+    # Ctrl-C at a line drops it, at an empty one it says how to leave
+    terminal.type("not sent")
+    n = terminal.n_prompts
+    terminal.child.send("\x03")
+    terminal.prompt(n + 1)
+    assert "Ctrl-D or /quit leaves" not in terminal.text
+    n = terminal.n_prompts
+    terminal.child.send("\x03")
+    terminal.prompt(n + 1)
+    assert "Ctrl-D or /quit leaves" in terminal.text
+
+    # the chat goes on with what was said
+    first = saved(terminal, tmp_path / "one.json")["messages"]
+    assert [m["role"] for m in first] == ["user", "assistant"]
+    said = "".join(shown.split("stopped")[0].split())
+    assert "".join(first[1]["content"].split()) in said
+    assert first[1]["content"].startswith("3, 4, 5, 6")
+    begin = len(terminal.raw)
+    arrivals.clear()
+    stream(COUNT, 2)
+    n = terminal.n_prompts
+    terminal.child.sendintr()
+    terminal.prompt(n + 1)
+    second = saved(terminal, tmp_path / "two.json")["messages"]
+    assert second[:2] == first
+    assert [m["role"] for m in second] == ["user", "assistant"] * 2
+    terminal.child.send("\x04")
+    assert terminal.end() == 0
+    assert "Traceback" not in terminal.raw
+
+
+def test_what_is_typed_ahead_waits_for_its_turn(start: Start) -> None:
+    terminal = start(*ENDLESS, "-n", 400)
+    terminal.prompt()
+    terminal.child.send(COUNT + "\r")
+    terminal.until(lambda: ",,,," in plain(terminal.raw))
+    terminal.child.send("Add 4 and 6.\r/help")
+    terminal.until(lambda: terminal.n_prompts == 3 and terminal.line == "> /help")
+    answer = plain(terminal.raw).split(",,,,", 1)[1]
+    assert "Add" not in answer.split("stopped after -n 400 tokens")[0]
+    assert answer.count("stopped after -n 400 tokens") == 2
+
+
+def test_a_steered_chat_equals_a_fresh_run_of_its_transcript(start: Start, tmp_path: Path) -> None:
+    """Three turns under three steerings: nothing that an older steering computed is used."""
+    questions = ("Add 4 and 6.", "Which number comes after three?", COUNT)
+    to_words = (*TO_DIGITS, "--activate", 4, "--deactivate", 4, "--reverse")
+    steerings: tuple[tuple[Any, ...], ...] = ((), (*TO_DIGITS, "--activate", 4, "--deactivate", 4), to_words)
+    commands = ([], ["/steer digits-words", "/activate 4", "/deactivate 4"], ["/reverse"])
+    terminal = start(*TINY)
+    terminal.prompt()
+    for lines, question in zip(commands, questions, strict=True):
+        for line in lines:
+            shown = terminal.say(line)
+            assert "is recomputed under it" in " ".join(shown.split()), shown
+        terminal.say(question)
+    messages = saved(terminal, tmp_path / "chat.json")["messages"]
+    assert [m["content"] for m in messages[::2]] == list(questions)
+    for turn, options in enumerate(steerings):
+        transcript = messages[: 2 * turn + 1]
+        assert fresh(transcript, *options, folder=tmp_path) == messages[2 * turn + 1]["content"], f"turn {turn + 1}"
+    assert messages[-1]["content"] != fresh(messages[:-1], *steerings[1], folder=tmp_path), "it shows nothing"
+
+
+def test_compare_answers_both_with_the_same_seed(start: Start, tmp_path: Path) -> None:
+    warm = ("--temp", "1.5", "-s", "7", "-t", "1")
+    question = "Which number comes after three?"
+    steering = (*TO_DIGITS, "--reverse")
+    sides = [answer(*warm, *options, "-p", question).strip() for options in ((), steering)]
+    assert sides[0] != sides[1]
+
+    def columns(terminal: Terminal) -> tuple[str, str]:
+        terminal.prompt()
+        terminal.say("/compare")
+        terminal.say(question)
+        rows = terminal.text.split("unsteered", 2)[-1].splitlines()
+        pairs = [row.split("│") for row in rows[1:] if "│" in row]
+        return (" ".join(" ".join(p[0].split()) for p in pairs).strip(), " ".join(p[1].strip() for p in pairs).strip())
+
+    wide = start("chat", "-m", "tiny", *warm, *steering, columns=80)
+    assert columns(wide) == tuple(sides)
+    assert saved(wide, tmp_path / "chat.json")["messages"][-1]["content"].strip() == sides[1], "steered goes on"
+
+    narrow = start("chat", "-m", "tiny", *warm, *steering, columns=79)
+    narrow.prompt()
+    narrow.say("/compare")
+    shown = narrow.say(question)
+    assert "│" not in shown
+    for heading, side in (("unsteered", sides[0]), ("steered", sides[1])):
+        assert re.search(rf"^{heading}\n{re.escape(side)}$", shown, re.MULTILINE), shown
+
+
+def test_reasoning_is_dim_or_hidden(start: Start, tiny_path: Path, tmp_path: Path) -> None:
+    """A template that leaves the model in the middle of its reasoning: all that it says is that."""
+    template = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}<|assistant|><think>"
+    (thinker,) = copy_model(tiny_path, tmp_path / "thinker.gguf", template=template)
+    terminal = start("chat", "-m", thinker, *GREEDY, "-n", 8)
+    terminal.prompt()
+    shown = terminal.say(COUNT)
+    content = saved(terminal, tmp_path / "chat.json")["messages"][-1]
+    reasoning = " ".join(content["reasoning_content"].split())
+    assert content["content"] == ""
+    assert reasoning in " ".join(shown.split())
+    assert re.search(r"\x1b\[2;3m" + re.escape(reasoning.split()[0]), terminal.raw), "dim"
+    terminal.say("/reasoning hide")
+    shown = terminal.say(COUNT)
+    assert reasoning not in " ".join(shown.split())
+    assert "thinking ..." in shown
+
+
+#
+# what is typed
+#
+
+
+def test_several_lines_history_and_completion(start: Start, tmp_path: Path) -> None:
+    terminal = start(*TINY, "-n", 4)
+    terminal.prompt()
+    for keys in ("one\x1b\rtwo", "one\ntwo", "one\\\rtwo", '"""\rone\rtwo\r"""'):
+        terminal.say(keys)
+    terminal.say("\x1b[200~/one\rtwo\x1b[201~")  # pasted: lines are not sent one by one, and this is no command
+    messages = saved(terminal, tmp_path / "chat.json")["messages"]
+    assert [m["content"] for m in messages[::2]] == ["one\ntwo"] * 4
+    assert "error: /one: no such command" in terminal.text
+
+    # completion: one candidate, then an argument
+    terminal.type("/regen")
+    terminal.child.send("\t")
+    terminal.until(lambda: terminal.line == "> /regenerate")
+    terminal.child.send("\x15")  # Ctrl-U drops the line
+    terminal.until(lambda: terminal.line == "> ")
+    terminal.type("/steer document-m")
+    terminal.child.send("\t")
+    terminal.until(lambda: terminal.line == "> /steer document-memory")
+    n = terminal.n_prompts
+    terminal.child.send("\r")
+    terminal.prompt(n + 1)
+    assert "steering: document-memory" in terminal.text
+    terminal.child.send("\x04")
+    assert terminal.end() == 0
+
+    # the arrow brings it back in another chat; nobody else can read the file
+    (history,) = (tmp_path / "home").rglob("chat_history")
+    assert stat.S_IMODE(history.stat().st_mode) == 0o600
+    again = start(*TINY, "-n", 4)
+    again.prompt()
+    again.child.send("\x1b[A")
+    again.until(lambda: again.line == "> /steer document-memory")
+    before = history.read_bytes()
+    unkept = start(*TINY, "-n", 4, "--no-history")
+    unkept.prompt()
+    unkept.say("/help")
+    unkept.child.send("\x04")
+    assert unkept.end() == 0
+    assert history.read_bytes() == before
+
+
+def test_the_first_message_may_be_given(start: Start) -> None:
+    terminal = start(*TINY, *TO_DIGITS, "-p", COUNT, "--show-speed")
+    terminal.prompt()
+    assert f"> {COUNT}\n{DIGITS_ANSWER}\n" in terminal.text
+    assert "t/s" in terminal.text
+
+
+#
+# how it ends
+#
+
+
+def terminal_state(terminal: Terminal) -> list[Any]:
+    state: list[Any] = termios.tcgetattr(terminal.child.child_fd)
+    return state[:4]
+
+
+LOAD = """
+import sys, time
+from steermoe_local.cli._terminal_state import TerminalState
+with TerminalState() as state:
+    state.load(lambda: (print("loading", flush=True), time.sleep(600)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "words"), [(signal.SIGINT, 130, "error: interrupted"), (signal.SIGTERM, 143, "")]
+)
+def test_a_signal_while_a_model_is_loaded(number: int, status: int, words: str, tmp_path: Path) -> None:
+    with Terminal("-c", LOAD, program=[sys.executable], cwd=tmp_path) as terminal:
+        before = terminal_state(terminal)
+        terminal.until(lambda: "loading" in terminal.raw)
+        terminal.child.kill(number)
+        assert terminal.end() == status
+        assert words in terminal.raw
+        assert "Traceback" not in terminal.raw
+        assert terminal_state(terminal) == before
+
+
+def test_ctrl_c_as_early_as_can_be(start: Start) -> None:
+    """While the real model is loaded, or just after it: it ends, or stays; never a traceback."""
+    terminal = start(*TINY)
+    terminal.until(lambda: "loading" in terminal.raw)
+    terminal.child.sendintr()
+    terminal.child.send("\x04")
+    assert terminal.end() in (0, 130)
+    assert "Traceback" not in terminal.raw
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["at the prompt", "in an answer"])
+def test_sigterm_restores_the_terminal(start: Start, busy: bool) -> None:
+    terminal = start(*ENDLESS)
+    before = terminal_state(terminal)
+    terminal.prompt()
+    assert terminal_state(terminal) != before
+    if busy:
+        terminal.child.send(COUNT + "\r")
+        terminal.until(lambda: "," * 40 in plain(terminal.raw))
+    terminal.child.kill(signal.SIGTERM)
+    assert terminal.end() == 128 + signal.SIGTERM
+    assert "Traceback" not in terminal.raw
+    assert terminal_state(terminal) == before
+
+
+def test_the_terminal_is_closed(start: Start) -> None:
+    terminal = start(*TINY)
+    terminal.prompt()
+    process = terminal.child.ptyproc
+    process.fileobj.close()
+    waiting = threading.Thread(target=process.wait, daemon=True)
+    waiting.start()
+    waiting.join(PATIENCE)
+    assert not waiting.is_alive(), "it is still there"
+    assert process.exitstatus == 128 + signal.SIGHUP
+
+
+#
+# terminals that can do less
+#
+
+
+def test_forty_columns(start: Start) -> None:
+    terminal = start(*TINY, *TO_DIGITS, columns=40, rows=30)
+    terminal.prompt()
+    for line in (COUNT, "/reverse", COUNT, "/experts", "/why", "/help", "/reset", "/compare", COUNT):
+        terminal.say(line)
+    text = terminal.text
+    joined = " ".join(text.split())
+    # no word is torn apart by the edge
+    for words in (
+        WORDS_ANSWER,
+        "the chat so far",
+        "is recomputed under it with the next message",
+        "switch steering, or choose a map or bias file",
+    ):
+        assert words in joined or all(word in joined.split() for word in words.split()), words
+    assert "unsteered\n3, 4, 5, 6, 7, 8" in text
+    assert f"steered\n{WORDS_ANSWER[:36]}" in text.replace("\n" + "steered", "\nsteered")
+    assert "forced\nin" not in text.split("layer")[-1]
+    cells = re.findall(r"[+-]?\d+: \d+% [+-]\d\.\d\d", text)
+    assert len(cells) > 20, "experts stay together with their numbers"
+
+
+def test_no_color(start: Start) -> None:
+    def colours(raw: str) -> list[str]:
+        codes = [code for group in re.findall(r"\x1b\[([0-9;]*)m", raw) for code in group.split(";")]
+        return [code for code in codes if code and (30 <= int(code) <= 49 or 90 <= int(code) <= 107)]
+
+    for env, coloured in ({"COLORTERM": "truecolor"}, True), ({"NO_COLOR": "1"}, False):
+        terminal = start(*TINY, *TO_DIGITS, env=env)
+        terminal.prompt()
+        terminal.say(COUNT)
+        terminal.say("/experts")
+        terminal.say("/nothing")
+        terminal.type("/st")
+        terminal.child.send("\t")
+        terminal.until(lambda terminal=terminal: "/strength" in terminal.text)  # the menu
+        assert bool(colours(terminal.raw)) is coloured, env
+
+
+def test_a_dumb_terminal(start: Start, tmp_path: Path) -> None:
+    """TERM=dumb: no escape sequence at all, lines as the system edits them."""
+    terminal = start(*TINY, *TO_DIGITS, env={"TERM": "dumb"})
+
+    def say(line: str) -> str:
+        begin = len(terminal.raw)
+        terminal.child.send(line + "\n")
+        terminal.until(lambda: len(terminal.raw) > begin + len(line) and terminal.raw.endswith("\n> "))
+        return terminal.raw[begin:].replace("\r", "")
+
+    terminal.until(lambda: terminal.raw.endswith("\n> "))
+    assert DIGITS_ANSWER in say(COUNT)
+    assert "towards words" in say("/reverse")
+    say("/compare")
+    assert f"\nsteered\n{WORDS_ANSWER}\n" in say(COUNT)
+    begin = len(terminal.raw)
+    terminal.child.send("Count from three\\\n")
+    terminal.until(lambda: terminal.raw.endswith("\n. "))
+    terminal.child.send("to nine.\n")
+    terminal.until(lambda: len(terminal.raw) > begin and terminal.raw.endswith("\n> "))
+    say(f"/save {tmp_path / 'chat.json'}")
+    messages = json.loads((tmp_path / "chat.json").read_text())["messages"]
+    assert messages[-2]["content"] == "Count from three\nto nine."
+    terminal.child.sendintr()
+    terminal.until(lambda: "/quit leaves" in terminal.raw and terminal.raw.endswith("\n> "))
+    terminal.child.sendeof()
+    assert terminal.end() == 0
+    assert "\x1b" not in terminal.raw
+
+
+#
+# no terminal
+#
+
+
+def test_without_a_terminal(tmp_path: Path) -> None:
+    lines = [COUNT, "/reverse", "", COUNT, "/nothing", "//x", f"/save {tmp_path / 'chat.json'}", "/quit", "never read"]
+    done = piped(*TINY, *TO_DIGITS, "-n", 30, stdin="\n".join(lines))
+    out, err = done.stdout.decode(), done.stderr.decode()
+    assert done.returncode == 0, err
+    assert out.splitlines()[:2] == [DIGITS_ANSWER, WORDS_ANSWER]
+    assert "\x1b" not in out + err
+    assert "\r" not in out
+    assert "error: /nothing: no such command" in err
+    assert "is recomputed under it" in err
+    messages = json.loads((tmp_path / "chat.json").read_text())["messages"]
+    assert [m["content"] for m in messages[::2]] == [COUNT, COUNT, "/x"]
+    assert out.splitlines()[2:] == messages[-1]["content"].strip("\n").splitlines()
+
+    first = piped(*TINY, *TO_DIGITS, "-p", COUNT)
+    assert (first.returncode, first.stdout.decode()) == (0, DIGITS_ANSWER + "\n")
+    damaged = piped(*TINY, stdin=b"hello\n\xff\xfe\nhello\n/save a\0b\n")
+    assert damaged.returncode == 0
+    assert b"error: stdin:2: not UTF-8" in damaged.stderr
+    assert b"error: a command with the control character" in damaged.stderr
+    assert len(damaged.stdout.splitlines()) == 2
+    assert b"Traceback" not in damaged.stderr
+
+
+def test_errors_keep_the_chat(tmp_path: Path) -> None:
+    """A full context, a damaged file, a folder that is a file: the conversation is what it was."""
+    (tmp_path / "damaged.json").write_text('{"format": "steermoe-chat", "version": 1, "messages": "none"}')
+    (tmp_path / "empty.gguf").touch()
+    lines = [
+        COUNT,
+        f"/save {tmp_path / 'before.json'}",
+        "/system " + "word " * 1200,
+        COUNT,
+        "/regenerate",
+        f"/load {tmp_path / 'damaged.json'}",
+        f"/load {tmp_path}",
+        f"/steer {tmp_path / 'damaged.json'}",
+        f"/steer {tmp_path / 'empty.gguf'}",
+        f"/model {tmp_path / 'empty.gguf'}",
+        f"/save {tmp_path / 'empty.gguf' / 'x.json'}",
+        "/system off",
+        f"/save {tmp_path / 'after.json'}",
+        COUNT,
+    ]
+    done = piped(*TINY, *TO_DIGITS, stdin="\n".join(lines))
+    errors = [line for line in done.stderr.decode().splitlines() if line.startswith("error: ")]
+    assert done.returncode == 0
+    assert len(errors) == 8, errors
+    assert sum("/reset" in line for line in errors) == 2, "the context is full"
+    assert done.stdout.decode() == f"{DIGITS_ANSWER}\n" * 2
+    before, after = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("before", "after"))
+    assert after | {"created": before["created"]} == before
+
+
+def test_ctrl_c_without_a_terminal(tmp_path: Path) -> None:
+    """The answer comes while it is made, also through a pipe; Ctrl-C ends the program."""
+    command = [*PROGRAM, *map(str, ENDLESS), "-p", COUNT]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.read(30).startswith(b"3, 4, 5, 6,,,,")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, err) == (130, b"error: interrupted\n")
+
+
+def test_only_one_end_is_a_terminal(start: Start, tmp_path: Path) -> None:
+    shell = f"'{PROGRAM[0]}' {' '.join(TINY)} > answers.txt"
+    with Terminal("-c", shell, program=["sh"], cwd=tmp_path, env={"TERM": "xterm"}) as terminal:
+        terminal.until(lambda: terminal.raw.endswith("> "))
+        terminal.child.send("Add 4 and 6.\n")
+        terminal.until(lambda: terminal.raw.count("> ") == 2)
+        terminal.child.sendeof()
+        assert terminal.end() == 0
+    assert (tmp_path / "answers.txt").read_text() in ("10\n", "ten\n")
+
+
+def test_a_broken_pipe() -> None:
+    shell = f"printf 'Add 4 and 6.\\n%.0s' 1 2 3 4 5 6 7 8 | '{PROGRAM[0]}' {' '.join(TINY)} | head -n 1"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.stdout.strip() in ("10", "ten")
+    assert done.stderr == ""
+
+
+#
+# models
+#
+
+
+def test_a_model_without_experts(tiny_path: Path, tmp_path: Path) -> None:
+    """It chats; what has to do with steering says why it cannot."""
+    with mock.patch.object(random_models, "N_VOCAB", 1280):  # of the embedded model
+        plain_model = write_random_model(tmp_path / "plain.gguf", RandomModel("dots1", n_layer=2, n_dense=2))
+    (dense,) = copy_model(plain_model, tmp_path / "dense.gguf", tokenizer_of=tiny_path)
+    commands = ["/steer", "/steer digits-words", "/steer on", "/activate 3", "/reverse", "/compare", "/layers 1"]
+    done = piped("chat", "-m", dense, *GREEDY, "-n", 4, stdin="\n".join(["Hello.", *commands, "/experts", "/why"]))
+    assert done.returncode == 0
+    assert done.stdout.strip()
+    errors = [line for line in done.stderr.decode().splitlines() if line.startswith("error:")]
+    assert sum("no layer has experts" in line for line in errors) == len(commands)
+    assert len(errors) == len(commands) + 2
+    assert "Traceback" not in done.stderr.decode()
+    refused = piped("chat", "-m", dense, *TO_DIGITS)
+    assert refused.returncode == 1
+    assert b"no layer has experts" in refused.stderr
+
+
+def test_a_map_of_another_model_is_refused_before_it_is_loaded(tmp_path: Path, random_model: Any) -> None:
+    other = random_model(random_models.OLMOE)
+    done = piped("chat", "-m", other, *TO_DIGITS)
+    assert done.returncode == 1
+    assert b"run steermoe detect on this model" in done.stderr
+    assert done.stderr.count(b"\n") == 1

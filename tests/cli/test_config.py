@@ -1,0 +1,596 @@
+"""Defaults of options: flags before the environment before the configuration file; the file, and `steermoe config`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steermoe_local import UsageError
+from steermoe_local.cli import main
+from steermoe_local.cli.options import settings, toml_edit
+from steermoe_local.cli.options.config_file import Commands, ConfigFile, OptionKind, config_path, is_secret, parse_value
+from steermoe_local.cli.program import SteerMoEGroup
+from tests.support.paths import ROOT
+
+#
+# a small program: what is found in the click tree, not in a list of ours
+#
+
+
+class Level(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A type of the program's own, which takes texts."""
+
+    name = "level"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not isinstance(value, str) or not value.isdecimal():
+            self.fail(f"{value!r} is no level.", param, ctx)
+        return int(value)
+
+
+def program() -> click.Group:
+    @click.group("steermoe", cls=SteerMoEGroup)
+    def root() -> None:
+        """A program."""
+
+    def show(**values: Any) -> None:
+        click.echo(json.dumps(values))
+
+    sampling = [
+        click.Option(["--temp"], type=float, default=0.8),
+        click.Option(["-t", "--threads"], type=click.IntRange(1)),
+        click.Option(["-ngl", "--gpu-layers", "--n-gpu-layers", "n_gpu_layers"], type=Level(), default="0"),
+        click.Option(["--mmap/--no-mmap"], default=True),
+        click.Option(["-m", "--model"], envvar="STEERMOE_MODEL"),
+        click.Option(["--stop"], multiple=True),
+        click.Option(["--hf-token"]),
+    ]
+    root.add_command(click.Command("chat", params=sampling, callback=show))
+
+    @root.command()
+    @click.option("--temp", type=float, default=0.5)
+    @click.option("--map", "map_file", type=click.Path())
+    @click.option("-m", "--model", allow_from_autoenv=False)
+    @click.option("--kind", type=click.Choice(["a", "b"]))
+    @click.option("--verbose", is_flag=True)
+    def run(**values: Any) -> None:
+        """Run."""
+        show(**values)
+
+    @root.group()
+    def pairs() -> None:
+        """A group."""
+
+    @pairs.command()
+    @click.option("--limit", type=int)
+    @click.option("--map", "map_file")
+    def check(**values: Any) -> None:
+        """Check."""
+        show(**values)
+
+    return root
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The configuration file, not there yet."""
+    path = tmp_path / "config.toml"
+    monkeypatch.setenv("STEERMOE_CONFIG", str(path))
+    return path
+
+
+def start(*args: Any, **env: str) -> Result:
+    return CliRunner().invoke(program(), [str(arg) for arg in args], env=env)
+
+
+def values(*args: Any, **env: str) -> dict[str, Any]:
+    result = start(*args, **env)
+    assert result.exit_code == 0, result.output
+    data: dict[str, Any] = json.loads(result.stdout)
+    return data
+
+
+#
+# what comes before what
+#
+
+
+def test_flag_before_environment_before_file_before_default(file: Path) -> None:
+    file.write_text("")
+    assert values("chat")["temp"] == 0.8
+    file.write_text("temp = 0.1\n")
+    assert values("chat")["temp"] == 0.1
+    file.write_text("temp = 0.1\n[chat]\ntemp = 0.2\n")
+    assert values("chat")["temp"] == 0.2
+    assert values("run")["temp"] == 0.1
+    assert values("chat", STEERMOE_TEMP="0.3")["temp"] == 0.3
+    both = {"STEERMOE_TEMP": "0.3", "STEERMOE_CHAT_TEMP": "0.4"}
+    assert values("chat", **both)["temp"] == 0.4
+    assert values("run", **both)["temp"] == 0.3
+    assert values("chat", "--temp", "0.5", **both)["temp"] == 0.5
+
+
+def test_a_nearer_table_counts_wherever_it_stands(file: Path) -> None:
+    file.write_text("[pairs.check]\nlimit = 1\n[pairs]\nlimit = 2\n")
+    assert values("pairs", "check")["limit"] == 1
+    file.write_text("[pairs]\nlimit = 2\n")
+    assert values("pairs", "check")["limit"] == 2
+
+
+def test_names_are_those_of_the_options(file: Path) -> None:
+    file.write_text('map = "m.json"\n')
+    assert values("run")["map_file"] == values("pairs", "check")["map_file"] == "m.json"
+    assert values("run", STEERMOE_MAP="n.json")["map_file"] == "n.json"
+    assert values("pairs", "check", STEERMOE_PAIRS_CHECK_MAP="o.json")["map_file"] == "o.json"
+    for name in ("GPU_LAYERS", "N_GPU_LAYERS", "CHAT_GPU_LAYERS"):
+        assert values("chat", **{f"STEERMOE_{name}": "7"})["n_gpu_layers"] == 7
+    file.write_text("n-gpu-layers = 5\n")
+    assert values("chat")["n_gpu_layers"] == 5
+
+
+def test_an_option_that_means_something_else_is_not_shared(file: Path) -> None:
+    file.write_text('model = "a.gguf"\n')
+    assert values("chat")["model"] == "a.gguf"
+    assert values("run")["model"] is None
+    assert values("run", STEERMOE_MODEL="b.gguf")["model"] is None
+    assert values("run", STEERMOE_RUN_MODEL="b.gguf")["model"] == "b.gguf"
+    file.write_text('[run]\nmodel = "c.gguf"\n')
+    assert values("run")["model"] == "c.gguf"
+
+
+def test_types(file: Path) -> None:
+    file.write_text('temp = 1\nmmap = false\nstop = ["a", "b"]\ngpu-layers = 3\nverbose = true\nkind = "b"\n')
+    chat, run = values("chat"), values("run")
+    assert (chat["temp"], chat["mmap"], chat["stop"], chat["n_gpu_layers"]) == (1.0, False, ["a", "b"], 3)
+    assert (run["verbose"], run["kind"]) == (True, "b")
+    assert values("chat", "--mmap")["mmap"] is True
+    assert values("chat", STEERMOE_MMAP="1")["mmap"] is True
+    file.write_text('stop = "one"\n')
+    assert values("chat")["stop"] == ["one"]
+    shares = settings.options(main.commands["run"])["tensor-split"]
+    assert settings.for_click(shares, [3, 1]) == "3,1"
+    file.write_text("tensor-split = [3, 1]\n")
+    assert settings.default_map(main)["run"] == {"tensor_split": "3,1"}
+
+
+def test_the_library_s_variables_are_no_options(file: Path) -> None:
+    names = settings.option_variables(main)
+    assert {"STEERMOE_MODEL", "STEERMOE_BIAS", "STEERMOE_RUN_TEMP", "STEERMOE_THREADS"} <= names
+    assert not names & {"STEERMOE_FORCE", "STEERMOE_LIB_PATH", "STEERMOE_CONFIG"}
+
+
+#
+# files that cannot be used
+#
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("temp = \n", 1, "not TOML"),
+        ("a\n", 1, "not TOML"),
+        ("threads = 1\nthreads = 2\n", 2, "not TOML"),
+        ('model = "a\n', 1, "not TOML"),
+        ("threads = 1\ntempp = 0\n", 2, "tempp: no such option; is it temp?"),
+        ("\n[chat]\ntemp = 0\nlimit = 2\n", 4, "[chat] limit: steermoe chat has no --limit; it belongs to pairs.check"),
+        ("[chta]\ntemp = 0\n", 1, "[chta]: no such command; is it chat?"),
+        ("[pairs.chek]\nlimit = 1\n", 1, "[pairs.chek]: no such command; is it check?"),
+        ("[chat.deep]\n", 1, "[chat.deep]: no such"),
+        ("zzzz = 1\n", 1, "config show COMMAND"),
+        ("n_gpu_layers = 1\n", 1, "is it n-gpu-layers?"),
+        ('"--temp" = 1\n', 1, "without their dashes here; write temp"),
+        ('temp = "hot"\n', 1, "temp = 'hot' is not a number, as --temp of steermoe chat needs"),
+        ("threads = 2.5\n", 1, "threads = 2.5 is not a whole number"),
+        ("threads = true\n", 1, "threads = true is not a whole number"),
+        ("mmap = 1\n", 1, "mmap = 1 is not true or false"),
+        ("model = 7\n", 1, "model = 7 is not a text in quotes"),
+        ("model = []\n", 1, "is not a text"),
+        ("stop = [1]\n", 1, "a text in quotes, or a list of them"),
+        ("stop = [[]]\n", 1, "a text in quotes, or a list of them"),
+        ("temp = 2020-01-01\n", 1, "is not a number"),
+        ("hf-token = 1234567\n", 1, "hf-token = a secret is not a text"),
+        ("[[chat]]\ntemp = 0\n", None, "chat: no such option"),
+        ("chat.temp = 'a'\n", 1, "[chat] temp = 'a' is not a number"),
+    ],
+)
+def test_mistakes_are_named_with_their_line(text: str, line: int | None, words: str, file: Path) -> None:
+    file.write_text(text)
+    result = start("run")
+    assert result.exit_code == 2
+    where = f"{file}, line {line}: " if line else f"{file}: "
+    assert result.stderr.startswith(f"error: {where}"), result.stderr
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "1234567" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_values_that_only_the_option_can_judge(file: Path) -> None:
+    for text, words in (
+        ("threads = 0", "'-t' / '--threads': 0 is not in the range x>=1"),
+        ("gpu-layers = -2", "'-2' is no level"),
+        ('gpu-layers = "x"', "'x' is no level"),
+    ):
+        file.write_text(f"# a comment\n{text}\n")
+        result = start("chat")
+        assert result.exit_code == 2
+        assert words in result.stderr
+        assert f"(from {file}, line 2)" in result.stderr
+        assert start("run").exit_code == 0
+    file.write_text("[run]\nkind = 'c'\n")
+    assert f"(from {file}, line 2)" in start("run").stderr
+    file.write_text("")
+    result = start("chat", STEERMOE_CHAT_THREADS="many")
+    assert "'many' is not a valid int" in result.stderr
+    assert "(from the environment: STEERMOE_CHAT_THREADS)" in result.stderr
+
+
+def test_unreadable_files(file: Path, tmp_path: Path) -> None:
+    assert "STEERMOE_CONFIG names a file that is not there" in start("run").stderr
+    file.write_bytes(b"temp = 1 # \xff\n")
+    assert "not UTF-8" in start("run").stderr
+    file.write_text("a." * 5000 + "b = 1\n")
+    assert start("run").exit_code == 2
+    file.write_bytes(b"#" * ((1 << 20) + 1))
+    assert "larger than 1 MiB" in start("run").stderr
+    result = start("run", STEERMOE_CONFIG=str(tmp_path))
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {tmp_path}: ")
+    file.write_text("\ufefftemp = 0.25\n", encoding="utf-8")  # as Windows' editor saves it
+    assert values("run")["temp"] == 0.25
+
+
+def test_help_is_to_be_had_whatever_the_file_says(file: Path) -> None:
+    file.write_text("nonsense")
+    assert start("run", "--help").exit_code == 0
+    assert start("--help").exit_code == 0
+    assert start("run").exit_code == 2
+
+
+#
+# where the file is
+#
+
+
+def test_the_platform_s_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("STEERMOE_CONFIG", "")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert config_path().name == "config.toml"
+    assert "steermoe" in config_path().parts
+    if os.name == "posix" and not os.uname().sysname.startswith("Darwin"):
+        assert config_path() == tmp_path / "steermoe" / "config.toml"
+        assert not ConfigFile.read(config_path()).exists
+        result = CliRunner().invoke(main, ["config", "set", "threads", "3"])  # its folder is made
+        assert result.exit_code == 0, result.output
+        assert config_path().read_text() == "threads = 3\n"
+
+
+#
+# steermoe config
+#
+
+
+def config(*args: Any, **env: str) -> Result:
+    return CliRunner().invoke(main, ["config", *(str(arg) for arg in args)], env=env)
+
+
+def test_show_says_where_each_value_comes_from(file: Path) -> None:
+    file.write_text('# mine\nthreads = 3\n[run]\ntemp = 0\nmodel = "tiny"\n')
+    data = json.loads(config("show", "--json", "run", "--top-k", "7", STEERMOE_TOP_P="0.5").stdout)
+    found = {row["option"]: row for row in data["settings"]}
+    assert data["file"] == str(file)
+    assert data["exists"] is True
+    assert (found["top-k"]["value"], found["top-k"]["source"]) == (7, "flag")
+    assert (found["top-p"]["value"], found["top-p"]["source"], found["top-p"]["where"]) == (
+        0.5,
+        "environment",
+        "STEERMOE_TOP_P",
+    )
+    assert (found["temp"]["value"], found["temp"]["source"], found["temp"]["where"]) == (0, "file", f"{file}, line 4")
+    assert (found["min-p"]["value"], found["min-p"]["source"], found["min-p"]["where"]) == (0.05, "default", None)
+    assert {row["command"] for row in data["settings"]} == {"run"}
+
+    text = config("show", "run", "--top-k", "7").stdout
+    assert f"file: {file}\n" in text
+    assert any(line.split() == ["top-k", "7", "flag"] for line in text.splitlines())
+
+
+def test_what_show_says_is_what_the_command_gets(file: Path) -> None:
+    """Every option of every command, with a file and an environment that set some."""
+    file.write_text("threads = 3\nverbose = true\nseed = 5\n[pairs]\nskip = 2\n")
+    for path, command in settings.commands(main):
+        data = json.loads(config("show", "--json", *path, STEERMOE_BATCH_SIZE="64").stdout)
+        with click.Context(main, info_name="steermoe") as root:
+            root.default_map = settings.default_map(main)
+            parent = root
+            group: Any = main
+            for name in path[:-1]:
+                group = group.commands[name]
+                parent = click.Context(group, info_name=name, parent=parent)
+            os.environ["STEERMOE_BATCH_SIZE"] = "64"
+            try:
+                ctx = command.make_context(path[-1], [], parent=parent, resilient_parsing=True)
+            finally:
+                del os.environ["STEERMOE_BATCH_SIZE"]
+        options = settings.options(command)
+        for row in data["settings"]:
+            option = options[row["option"]]
+            source = ctx.get_parameter_source(option.name or "")
+            names = {"ENVIRONMENT": "environment", "DEFAULT_MAP": "file", "DEFAULT": "default"}
+            assert source is not None
+            assert row["source"] == names[source.name], (path, row)
+            if row["source"] != "default":
+                assert ctx.params[option.name or ""] == row["value"], (path, row)
+
+
+def test_show_without_a_command(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("STEERMOE_REQUIRE_TOOLS", "STEERMOE_REQUIRE_BROWSER"):  # the tests' own, of make test and .ci/run
+        monkeypatch.delenv(name, raising=False)
+    assert "nothing is set" in config().stdout
+    assert "(not there)" in config("show").stdout
+    file.write_text("threads = 3\n")
+    (line,) = [line for line in config().stdout.splitlines() if line.startswith("threads")]
+    assert {"detect", "eval", "run", "serve"} <= set(line.replace(",", " ").split())
+    assert f"{file}, line 1" in line
+    result = config("show", STEERMOE_TEMPP="1")
+    assert result.stderr == "warning: STEERMOE_TEMPP is set, but no option reads it\n"
+    assert json.loads(config("show", "--json", STEERMOE_TEMPP="1").stdout)["unknown"] == ["STEERMOE_TEMPP"]
+
+
+def test_show_of_something_else(file: Path) -> None:
+    assert config("show", "nothing").exit_code == 2
+    assert "no such command" in config("show", "pairs", "nothing").stderr
+    assert "a group of commands" in config("show", "pairs").stderr
+    assert config("show", "run", "--no-such").exit_code == 2
+
+
+def test_secrets_are_masked(file: Path) -> None:
+    assert [is_secret(name) for name in ("hf-token", "api-key", "token", "cache-type-k", "n-tokens", "keys")] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    secret = "hf_abcdef"
+    done = config("set", "hf-token", secret)
+    assert secret in file.read_text()
+    env = {"STEERMOE_RUN_HF_TOKEN": "hf_fromenv"}
+    shown = [
+        config("show", "--json").stdout,
+        config("show").stdout,
+        config("show", "run").stdout,
+        config("show", "run", "--hf-token", "hf_typed").stdout,
+        config("show", "run", **env).stdout,
+        done.stdout,
+    ]
+    for text in shown:
+        assert "********" in text
+        assert "hf_" not in text
+
+
+def test_set_keeps_comments_and_order(file: Path) -> None:
+    file.write_text(
+        "# top\nthreads = 1   # few\n\n[run]  # one command\n# cold\ntemp = 0.5\n\n[bias.build]\njson = true\n"
+    )
+    assert config("set", "threads", "8").exit_code == 0
+    assert config("set", "run.temp", "0").stdout == f"{file}: run.temp = 0\n"
+    assert config("set", "run.top-k", "5").exit_code == 0
+    assert config("set", "seed", "7").exit_code == 0
+    assert config("set", "detect.ctx-size", "99").exit_code == 0
+    assert file.read_text() == (
+        "# top\nthreads = 8   # few\nseed = 7\n\n[run]  # one command\n# cold\ntemp = 0\ntop-k = 5\n\n"
+        "[bias.build]\njson = true\n\n[detect]\nctx-size = 99\n"
+    )
+    assert config("unset", "run.temp").exit_code == 0
+    assert "temp" not in file.read_text()
+    assert "# cold" in file.read_text()
+
+
+def test_set_takes_what_stands_on_a_command_line(file: Path) -> None:
+    for key, value, found in (
+        ("mmap", "false", False),
+        ("threads", "2", 2),
+        ("temp", "1", 1),
+        ("run.prompt", 'say "x" # no', 'say "x" # no'),
+        ("run.model", "tiny", "tiny"),
+        ("override-tensor", "exps=CPU", ["exps=CPU"]),
+        ("gpu-layers", "all", "all"),
+        ("gpu-layers", "-1", -1),
+        ("run.chat-template-kwargs", '{"a": true}', '{"a": true}'),
+    ):
+        result = config("set", key, value)
+        assert result.exit_code == 0, (key, result.output)
+        data = tomllib.loads(file.read_text())
+        for name in key.split("."):
+            data = data[name]
+        assert data == found, key
+    result = config("show", "--json", "run")
+    assert result.exit_code == 0
+    assert stat.S_IMODE(file.stat().st_mode) & 0o077 == 0 or os.name == "nt"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("set", "tempp", "1"), "tempp: no such option; is it temp?"),
+        (("set", "run.limit", "1"), "steermoe run has no --limit"),
+        (("set", "nothing.temp", "1"), "no such command"),
+        (("set", "run.", "1"), "not a key"),
+        (("set", "temp", "hot"), "temp: 'hot' is not a number"),
+        (("set", "temp", "-1"), "not in the range"),
+        (("set", "threads", "0"), "not in the range"),
+        (("set", "run.cache-type-k", "f17"), "is not one of"),
+        (("set", "mmap", "maybe"), "not true or false"),
+        (("set", "temp"), "missing argument"),
+        (("unset", "temp"), "temp is not set there"),
+        (("unset", "run.temp.deep"), "is not set there"),
+    ],
+)
+def test_what_config_refuses(arguments: tuple[str, ...], words: str, file: Path) -> None:
+    file.write_text("threads = 1\n")
+    result = config(*arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert file.read_text() == "threads = 1\n"
+    assert [path.name for path in file.parent.iterdir()] == ["config.toml"]
+
+
+def test_a_broken_file_can_be_mended(file: Path) -> None:
+    file.write_text("tempp = 1\nthreads = 2\n")
+    assert CliRunner().invoke(main, ["presets"]).exit_code == 2
+    assert config("path").stdout == f"{file}\n"
+    assert config("show").exit_code == 2
+    assert config("set", "threads", "3").exit_code == 2
+    assert config("unset", "tempp").exit_code == 0
+    assert config("set", "threads", "3").exit_code == 0
+    assert CliRunner().invoke(main, ["presets"]).exit_code == 0
+
+
+def test_what_is_written_in_an_unusual_way_is_left(file: Path) -> None:
+    text = 'prompt = """\none\ntemp = 1\n"""\nrun = { temp = 0 }\n'
+    file.write_text(text)
+    for arguments in (("set", "prompt", "two"), ("set", "run.temp", "1"), ("unset", "run.temp"), ("unset", "prompt")):
+        result = config(*arguments)
+        assert result.exit_code == 2, arguments
+        assert "edit the file by hand" in result.stderr
+    assert file.read_text() == text
+
+
+def test_a_device_is_not_replaced(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def replace(*_: Any) -> None:
+        raise AssertionError("the machine's own device would be gone")
+
+    monkeypatch.setattr(os, "replace", replace)
+    result = config("set", "threads", "2", STEERMOE_CONFIG=os.devnull)
+    assert result.exit_code == 2
+    assert "not a regular file" in result.stderr
+    assert not Path(os.devnull).is_file()
+
+
+def test_a_link_stays_a_link(file: Path, tmp_path: Path) -> None:
+    real = tmp_path / "real.toml"
+    real.write_text("threads = 1\n")
+    real.chmod(0o640)
+    file.symlink_to(real)
+    assert config("set", "threads", "2").exit_code == 0
+    assert file.is_symlink()
+    assert real.read_text() == "threads = 2\n"
+    assert os.name == "nt" or stat.S_IMODE(real.stat().st_mode) == 0o640
+
+
+def test_the_file_of_the_documentation(file: Path) -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text("utf-8")
+    (example,) = re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    file.write_text(example)
+    data = json.loads(config("show", "--json").stdout)
+    found = {(row["command"], row["option"]): row["value"] for row in data["settings"]}
+    assert (found["chat", "temp"], found["run", "temp"], found["run", "stop"]) == (0.7, 0, ["END", "STOP"])
+    for name in re.findall(r"`(STEERMOE_[A-Z_]+)(?:=[^`]*)?`", page):
+        others = {f"STEERMOE_{other}" for other in ("FORCE", "LIB_PATH", "CONFIG", "JUDGE_API_KEY")}
+        assert name in settings.option_variables(main) | others, name
+
+
+#
+# properties
+#
+
+NAMES = st.sampled_from(["temp", "threads", "run", "a b", "ü", "x.y", "top-k"])
+VALUES = st.one_of(
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
+    st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), max_size=3),
+)
+KEYS = st.lists(NAMES, min_size=1, max_size=3).map(tuple)
+
+
+@given(st.lists(st.tuples(KEYS, VALUES), max_size=8))
+def test_edits_change_one_value_and_nothing_else(edits: list[tuple[tuple[str, ...], Any]]) -> None:
+    text = "# a comment = stays\n"
+    data: dict[str, Any] = {}
+    for keys, value in edits:
+        try:
+            text = toml_edit.set_value(text, keys, value)
+        except toml_edit.EditError:
+            continue
+        here = data
+        for name in keys[:-1]:
+            here = here.setdefault(name, {})
+        here[keys[-1]] = value
+        assert tomllib.loads(text) == data
+        assert text.startswith("# a comment = stays\n")
+    for keys, _ in edits:
+        try:
+            text = toml_edit.unset_value(text, keys)
+        except (KeyError, toml_edit.EditError):
+            continue
+        with pytest.raises(KeyError):
+            toml_edit.unset_value(text, keys)
+
+
+COMMANDS: Commands = {
+    ("run",): {"temp": OptionKind("number"), "stop": OptionKind("text", many=True)},
+    ("pairs", "check"): {"limit": OptionKind("integer"), "temp": OptionKind("number")},
+}
+
+
+@given(st.text(max_size=80) | st.binary(max_size=80).map(lambda data: data.decode("latin-1")))
+def test_any_text_is_read_or_refused_with_one_line(text: str) -> None:
+    from steermoe_local.cli.options.config_file import parse
+
+    path = Path("c.toml")
+    try:
+        ConfigFile(path, text, True, parse(text, path)).options(COMMANDS)
+        message = "c.toml"
+    except UsageError as error:
+        message = str(error)
+    assert message.startswith("c.toml")
+    assert "\n" not in message
+
+
+JSON_LIKE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["run", "temp", "stop", "x"]), inner),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["run", "pairs", "check", "temp", "stop", "limit", "x"]), JSON_LIKE))
+def test_any_data_is_taken_or_refused(data: dict[str, Any]) -> None:
+    try:
+        found = ConfigFile(Path("c.toml"), "", True, data).options(COMMANDS)
+    except UsageError:
+        return
+    for path, entries in found.items():
+        for name, entry in entries.items():
+            assert COMMANDS[path][name].accepts(entry.value)
+
+
+@given(st.text(max_size=30))
+def test_values_typed_by_a_person(text: str) -> None:
+    for what in ("flag", "integer", "number", "text", "any", "table"):
+        for many in (False, True):
+            kind = OptionKind(what, many)  # type: ignore[arg-type]
+            try:
+                value = parse_value(text, kind)
+            except ValueError:
+                continue
+            assert kind.accepts(value)
+            written = toml_edit.set_value("", ("a",), value)
+            assert tomllib.loads(written)["a"] == value or value != value

@@ -1,0 +1,46 @@
+"""The pictures in docs/images are of the program as it is."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+import xml.etree.ElementTree as ET
+from typing import Any
+
+import pytest
+
+from tests.support.paths import ROOT
+
+if sys.platform == "win32":
+    pytest.skip("pseudo-terminals", allow_module_level=True)
+
+
+def screens() -> Any:
+    spec = importlib.util.spec_from_file_location("screens", ROOT / "docs" / "screens.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["screens"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def texts(svg: str) -> list[str]:
+    """The words of a picture. Numbers may differ in the last digit from machine to machine, so they are left out."""
+    pieces = [element.text or "" for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+    return sorted({re.sub(r"\d+(\.\d+)?", "0", piece) for piece in pieces} - {"0", "-"})
+
+
+def test_the_pictures_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    drawn = screens().render()
+    assert set(drawn) == {path.name for path in (ROOT / "docs" / "images").glob("chat*.svg")}
+    for name, svg in drawn.items():
+        kept = (ROOT / "docs" / "images" / name).read_text("utf-8")
+        assert kept.startswith("<svg ")
+        # rows of /experts are numbers: which of them fit a line may differ
+        words = [{text for text in texts(svg) if "%" not in text} for svg in (svg, kept)]
+        assert words[0] == words[1], f"{name}: run make docs"
+        assert "Count from three to nine." in words[0]
+        assert "three, four, five, six, seven, eight, nine" in words[0]

@@ -1,0 +1,266 @@
+"""Neutral texts: what is cut where, `Engine.logits` against llama_cpp's own, and scores by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steermoe_local import BiasFile, FormatError, Message, SteeredLlama, UsageError
+from steermoe_local.evaluation.tasks.neutral_text import (
+    Document,
+    NeutralText,
+    TextScore,
+    load_neutral_text,
+    log_probabilities,
+    log_softmax,
+    score_text,
+)
+from steermoe_local.generation.answering import renderer_of
+from steermoe_local.generation.engine import Engine, FinishEvent, Request, Sampling
+from steermoe_local.models.embedded import data_folder
+from steermoe_local.models.shipped_maps import map_path
+from steermoe_local.steering.steering import Steering
+
+PROSE = "three and four are seven . " * 40
+
+
+@pytest.fixture(scope="module")
+def llama(tiny_path: Path) -> Iterator[SteeredLlama]:
+    model = SteeredLlama(tiny_path, n_ctx=256, n_threads=1, n_threads_batch=1, logits_all=True)
+    yield model
+    model.close()
+
+
+@pytest.fixture(scope="module")
+def renderer(llama: SteeredLlama) -> Any:
+    return renderer_of(llama)
+
+
+@pytest.fixture(scope="module")
+def bias() -> BiasFile | None:
+    return Steering.open(map_file=map_path("digits-words"), activate=2, deactivate=2).build()
+
+
+def logprobs(llama: SteeredLlama, tokens: list[int], bias: BiasFile | None) -> Any:
+    llama.set_bias(bias)
+    llama.reset()
+    llama.eval(tokens)
+    found = log_softmax(np.array(llama.scores[: len(tokens)], dtype=np.float32))
+    llama.set_bias(None)
+    return found
+
+
+#
+# documents
+#
+
+
+def test_plain_text_is_cut_right_at_the_context(renderer: Any) -> None:
+    tokens = renderer.tokenize(PROSE, add_special=True)
+    text = NeutralText("prose", ((None, PROSE),))
+    for n_ctx in (2, 7, 64, len(tokens) - 1, len(tokens), len(tokens) + 1):
+        documents = text.documents(renderer, n_ctx)
+        pieces = [tokens[i : i + n_ctx] for i in range(0, len(tokens), n_ctx)]
+        assert [list(d.tokens) for d in documents] == [piece for piece in pieces if len(piece) > 1]
+        assert all(d.first == 0 and d.n == len(d.tokens) - 1 for d in documents)
+        assert all(len(d.tokens) <= n_ctx for d in documents)
+
+
+@given(n_ctx=st.integers(2, 80), most=st.integers(1, 300))
+@settings(max_examples=25, deadline=None)
+def test_no_more_tokens_count_than_wanted(renderer: Any, n_ctx: int, most: int) -> None:
+    text = NeutralText("prose", ((None, PROSE), (None, "four")))
+    whole = sum(d.n for d in text.documents(renderer, n_ctx))
+    found = text.documents(renderer, n_ctx, most)
+    assert sum(d.n for d in found) == min(most, whole)
+    assert all(d.n > 0 for d in found)
+
+
+def test_behind_a_prompt_the_answer_alone_counts(renderer: Any) -> None:
+    text = load_neutral_text(data_folder() / "neutral.heldout.jsonl")
+    text = replace(text, passages=text.passages[:3])
+    for (prompt, answer), document in zip(text.passages, text.documents(renderer, 64), strict=True):
+        assert prompt is not None
+        head = renderer.chat_text([m.to_dict() for m in prompt])
+        assert list(document.tokens) == renderer.tokenize(head + answer, add_special=False)
+        assert document.first == len(renderer.tokenize(head, add_special=False)) - 1
+        assert document.n == len(document.tokens) - 1 - document.first
+    longest = text.longest(renderer)
+    assert longest == max(len(d.tokens) for d in text.documents(renderer, 64))
+    assert len(text.documents(renderer, longest)) == 3
+    with pytest.raises(UsageError, match=f"a passage of {longest} tokens, but n_ctx is {longest - 1}; raise it"):
+        text.documents(renderer, longest - 1)
+    assert NeutralText("prose", ((None, PROSE),)).longest(renderer) == 0
+
+
+def test_nothing_to_predict(renderer: Any) -> None:
+    with pytest.raises(UsageError, match="no text whose tokens could be predicted"):
+        NeutralText("x", ((None, PROSE),)).documents(renderer, 1)
+
+
+def test_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffEin Text.\n".encode())
+    assert load_neutral_text(path) == NeutralText("a.txt", ((None, "Ein Text.\n"),))
+    chat = tmp_path / "a.jsonl"
+    chat.write_text('{"prompt": "Hi", "answer": "Ho"}\n', "utf-8")
+    assert load_neutral_text(chat).passages == (((Message("user", "Hi"),), "Ho"),)
+    assert load_neutral_text(chat).sha256 != load_neutral_text(path).sha256
+    for name, data, words in (
+        ("b.txt", b"\xff\xfe", "not UTF-8"),
+        ("b.txt", b" \n", "empty; give a text"),
+        ("b.jsonl", b'{"prompt": "Hi"}\n', r"b.jsonl:1: answer: not a text"),
+        ("b.jsonl", b'{"prompt": "Hi", "answer": ""}\n', r"b.jsonl:1: answer: not a text"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(FormatError, match=words):
+            load_neutral_text(tmp_path / name)
+    with pytest.raises(FormatError, match="check the path"):
+        load_neutral_text(tmp_path / "missing.txt")
+
+
+#
+# Engine.logits
+#
+
+
+@pytest.mark.parametrize(("n_batch", "first"), [(512, 0), (512, 5), (6, 0), (7, 11), (4, 3), (512, 37)])
+def test_logits_are_those_of_llama(
+    llama: SteeredLlama, renderer: Any, bias: BiasFile | None, n_batch: int, first: int
+) -> None:
+    tokens = renderer.tokenize(PROSE, add_special=True)[:40]
+    with Engine(llama, n_ctx=64, n_sequences=2, n_batch=n_batch, n_threads=1) as engine:
+        sequences = [engine.sequence() for _ in range(2)]
+        sequences[1].steer(bias)
+        parts = list(engine.logits(sequences, tokens, first))
+        starts = [start for start, _ in parts]
+        assert starts[0] == first
+        ends = [start + found.shape[1] for start, found in parts]
+        assert [*starts[1:], len(tokens) - 1] == ends, "no gap, up to the last token but one"
+        together = np.concatenate([found for _, found in parts], axis=1)
+        for place, steered in enumerate((None, bias)):
+            wanted = logprobs(llama, tokens[:-1], steered)[first:]
+            np.testing.assert_allclose(log_softmax(together[place]), wanted, atol=2e-3)
+        # the same again: nothing hangs on what was in memory
+        again = np.concatenate([found for _, found in engine.logits(sequences, tokens, first)], axis=1)
+        np.testing.assert_array_equal(again, together)
+
+
+def test_logits_refuses(llama: SteeredLlama) -> None:
+    with Engine(llama, n_ctx=8, n_sequences=2, n_batch=2, n_threads=1) as engine:
+        one, two = engine.sequence(), engine.sequence()
+        for sequences, tokens, first, words in (
+            ([], [1, 2, 3], 0, "no tokens behind 0 of 2"),
+            ([one], [1], 0, "no tokens behind 0 of 0"),
+            ([one], [1, 2, 3], 2, "no tokens behind 2 of 2"),
+            ([one], [1, 2, 3], -1, "no tokens behind -1"),
+            ([one], [1] * 10, 0, "n_ctx 8 is too small"),
+            ([one, two], [1, 10**6, 3], 0, "the vocabulary has"),
+        ):
+            with pytest.raises(UsageError, match=words):
+                list(engine.logits(sequences, tokens, first))
+        assert len(list(engine.logits([one, two], [1] * 9))) == 8
+        two.close()
+        with pytest.raises(UsageError, match="closed"):
+            list(engine.logits([one, two], [1, 2, 3]))
+
+
+@pytest.mark.parametrize("prompt_from", [0, 1, 2, 9, 20, 29])
+def test_probabilities_from_a_token_on(llama: SteeredLlama, renderer: Any, prompt_from: int) -> None:
+    """`Request.prompt_from`: the same as all of them, and what stands before is taken from memory."""
+    tokens = renderer.tokenize(PROSE, add_special=True)[:30]
+    with Engine(llama, n_ctx=64, n_sequences=1, n_batch=512, n_threads=1) as engine:
+
+        def end(first: int, sequence: Any) -> FinishEvent:
+            request = Request(sequence, tokens, Sampling(temperature=0), 0, prompt_probs=0, prompt_from=first)
+            events = [event for _, event in engine.generate(request)]
+            assert isinstance(events[-1], FinishEvent)
+            return events[-1]
+
+        sequence = engine.sequence()
+        whole = end(0, sequence).prompt
+        assert len(whole) == 30
+        for n_cached in (max(0, prompt_from - 1), 0):
+            finish = end(prompt_from, sequence)
+            assert finish.n_cached == n_cached
+            assert [piece.token for piece in finish.prompt] == tokens[prompt_from:]
+            for piece, wanted in zip(finish.prompt, whole[prompt_from:], strict=True):
+                assert (piece.logprob is None) == (wanted.logprob is None)
+                assert piece.logprob is None or piece.logprob == pytest.approx(wanted.logprob, abs=2e-3)
+            sequence.forget()
+        for wrong in (-1, 30):
+            with pytest.raises(UsageError, match=f"prompt_from: {wrong} is not from 0 to 29"):
+                end(wrong, sequence)
+
+
+#
+# scores
+#
+
+
+class FakeEngine:
+    """Gives made-up logits."""
+
+    def __init__(self, *sides: Any) -> None:
+        self.sides = np.asarray(sides, dtype=np.float32)
+
+    def logits(self, sequences: Any, tokens: Any, first: int) -> Any:
+        """[n_sequences, n, n_vocab] in two parts."""
+        assert len(sequences) == len(self.sides)
+        n = len(tokens) - 1 - first
+        yield first, self.sides[:, :1]
+        if n > 1:
+            yield first + 1, self.sides[:, 1:n]
+
+
+def test_scores_by_hand() -> None:
+    even, sure = np.log([0.25] * 4), np.log([0.7, 0.1, 0.1, 0.1])
+    engine: Any = FakeEngine([even, sure], [sure, even])
+    document = Document((0, 0, 3), 0)
+    one, two = score_text(engine, [None, None], [document])  # type: ignore[list-item]
+    assert one.n == two.n == 2
+    assert one.nll == pytest.approx(-(np.log(0.25) + np.log(0.1)) / 2)
+    assert two.nll == pytest.approx(-(np.log(0.7) + np.log(0.25)) / 2)
+    assert one.perplexity == pytest.approx((0.25 * 0.1) ** -0.5)
+    forward = (0.25 * (np.log(0.25) - np.log([0.7, 0.1, 0.1, 0.1]))).sum()
+    back = (np.exp(sure) * (sure - even)).sum()
+    assert two.kl == pytest.approx((forward + back) / 2)
+    assert (one.kl, one.same_top) == (0.0, 1.0)
+    assert two.same_top == 1.0, "the first of equal ones is the top"
+
+
+def test_impossible_tokens() -> None:
+    never, some, broken = [0.0, -np.inf, 0.0], [0.0, 0.0, -1.0], [np.nan] * 3
+    engine: Any = FakeEngine([never], [some], [broken])
+    document = Document((0, 1), 0)  # the token that the unsteered model excludes
+    scores = score_text(engine, [None] * 3, [document])  # type: ignore[list-item]
+    assert np.isfinite([(s.nll, s.kl, s.perplexity) for s in scores]).all()
+    assert scores[0].perplexity > 1e300
+    assert scores[1].kl > 0
+    assert scores[2].kl > 100, "what is no number is the worst there is"
+
+
+def test_records() -> None:
+    score = TextScore(1.5, 0.25, 0.5, 8)
+    assert TextScore.from_record({"id": "x", **score.to_dict()}) == score
+
+
+def test_log_probabilities_are_finite() -> None:
+    found = log_probabilities(np.array([[0.0, -np.inf], [np.nan, 0.0]], dtype=np.float32))
+    assert np.isfinite(found).all()
+    assert found[0, 0] == 0
+    assert found[0, 1] < -600
+
+
+@given(st.lists(st.floats(-50, 50), min_size=2, max_size=6))
+def test_log_softmax(row: list[float]) -> None:
+    found = log_softmax(np.array([row, row[::-1]], dtype=np.float32))
+    np.testing.assert_allclose(np.exp(found).sum(axis=-1), 1)
+    np.testing.assert_allclose(found[0], found[1][::-1], atol=1e-9)

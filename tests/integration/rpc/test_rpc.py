@@ -1,0 +1,316 @@
+"""The model spread over two ggml-rpc-server processes on the loopback, against one process without them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from steermoe_local import NativeError, RoutingCounts
+from steermoe_local.llama import backends, capi
+from steermoe_local.llama.library import library_folder
+from tests.support.low_level import identity_of, lib, native_bias, random_signs
+from tests.support.on_device import ALL, DeviceContext, check_promise, check_sequences, model_on, rows_of
+from tests.support.paths import ROOT
+from tests.support.random_models import (
+    GPT_OSS,
+    OLMOE,
+    QWEN3MOE,
+    SELECTION_BIAS,
+    SIGMOID,
+    RandomModel,
+    write_random_model,
+)
+
+pytestmark = pytest.mark.rpc
+
+PROGRAM = library_folder() / "ggml-rpc-server"  # built beside the libraries (make test-rpc)
+MODELS = {"olmoe": OLMOE, "qwen3moe": QWEN3MOE, "gpt-oss": GPT_OSS, "sigmoid": SIGMOID, "bias": SELECTION_BIAS}
+TOKENS = np.random.default_rng(3).integers(0, 64, 40).tolist()
+N_PROMPT = 36
+TOLERANCE = 1e-4  # of the largest logit; the same CPU kernels, but weights are not repacked for a server
+
+PathOf = Callable[[str], Path]
+
+
+@contextmanager
+def server() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A ggml-rpc-server on a free port of the loopback, and its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [PROGRAM, "-H", "127.0.0.1", "-p", str(port), "-t", "1"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=PROGRAM.parent,
+    )
+    try:
+        for _ in range(100):
+            assert process.poll() is None, "ggml-rpc-server ended"
+            try:
+                backends._greet("127.0.0.1", port)
+                break
+            except NativeError:
+                time.sleep(0.1)
+        yield f"127.0.0.1:{port}", process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[list[str]]:
+    """Addresses of two servers, whose devices this process has, too."""
+    with server() as (one, _), server() as (two, _):
+        backends.add_rpc_servers([one, two])
+        yield [one, two]
+
+
+@pytest.fixture(scope="module")
+def path_of(tmp_path_factory: pytest.TempPathFactory) -> PathOf:
+    folder = tmp_path_factory.mktemp("models")
+
+    @cache
+    def make(name: str) -> Path:
+        return write_random_model(folder / f"{name}.gguf", MODELS[name])
+
+    return make
+
+
+@contextmanager
+def spread(path: Path) -> Iterator[Any]:
+    """The model, half of its layers on each server."""
+    with model_on(path, ALL, devices=["RPC0", "RPC1"], tensor_split=[1, 1]) as model:
+        yield model
+
+
+def decode_all(context: Any) -> Any:
+    parts = [context.fresh(TOKENS[:N_PROMPT])]
+    parts += [context.decode([token], N_PROMPT + i) for i, token in enumerate(TOKENS[N_PROMPT:])]
+    return np.concatenate(parts)
+
+
+def signs_of(model: RandomModel) -> dict[int, Any]:
+    rng = np.random.default_rng(7)
+    return {
+        layer: random_signs(rng, model.n_expert, model.k, 1, model.n_expert // 2)
+        for layer in range(model.n_dense, model.n_layer)
+    }
+
+
+def bias_of(path: Path, rows: dict[int, Any], mode: str = "hard") -> capi.NativeBias:
+    return native_bias(identity_of(path), rows, mode)
+
+
+def test_devices(servers: list[str]) -> None:
+    assert backends.device_names()[-2:] == ["RPC0", "RPC1"]
+    backends.add_rpc_servers(servers)  # again
+    assert backends.device_names()[-2:] == ["RPC0", "RPC1"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits(path_of: PathOf, servers: list[str], name: str) -> None:
+    """Unsteered, steered, and not any more; zeros change no bit."""
+    path, model = path_of(name), MODELS[name]
+    found = []
+    with model_on(path, 0, devices=()) as alone, spread(path) as both:
+        for loaded in (alone, both):
+            with DeviceContext(loaded) as context:
+                plain = decode_all(context)
+                zeros = {layer: np.zeros(model.n_expert) for layer in range(model.n_dense, model.n_layer)}
+                capi.attach(context.ctx, bias_of(path, zeros))
+                assert decode_all(context).tobytes() == plain.tobytes()
+                capi.attach(context.ctx, bias_of(path, signs_of(model)))
+                steered = decode_all(context)
+                capi.detach(context.ctx)
+                assert decode_all(context).tobytes() == plain.tobytes()
+                found.append((plain, steered))
+    for one, two in zip(*found, strict=True):
+        assert np.abs(one - two).max() <= TOLERANCE * np.abs(one).max()
+    plain, steered = found[1]
+    assert np.abs(steered - plain).max() > 0.05 * np.abs(plain).max()
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+@pytest.mark.parametrize("name", MODELS)
+def test_promise(path_of: PathOf, servers: list[str], name: str, mode: str) -> None:
+    path, model = path_of(name), MODELS[name]
+    rows = signs_of(model) if mode == "hard" else {layer: 3 * row for layer, row in signs_of(model).items()}
+    with spread(path) as loaded, DeviceContext(loaded, capture=True, n_ubatch=16) as context:
+        capi.attach(context.ctx, bias_of(path, rows, mode))
+        decode_all(context)
+        for layer, row in rows.items():
+            check_promise(context.seen, layer, capi.layer_info(context.ctx, layer), row, mode)
+        assert context.hosts == {False}
+        assert {place for place in context.places if any(address in place for address in servers)} == context.places
+        assert len(context.places) == 2, "the layers are not on both servers"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sequences(path_of: PathOf, servers: list[str], name: str) -> None:
+    """Differently steered sequences in one batch, half of the layers on each server."""
+    path, model = path_of(name), MODELS[name]
+    with spread(path) as loaded, DeviceContext(loaded, capture=True) as context:
+        check_sequences(context, identity_of(path), range(model.n_dense, model.n_layer))
+        assert context.hosts == {False}
+        assert len(context.places) == 2, "the layers are not on both servers"
+
+
+@pytest.mark.parametrize("name", ["qwen3moe", "gpt-oss", "sigmoid"])
+def test_tensor_parallel(path_of: PathOf, servers: list[str], name: str) -> None:
+    """-sm tensor: every layer's weights split over both servers, which llama.cpp cannot do for every architecture."""
+    path, rows = path_of(name), signs_of(MODELS[name])
+    found = []
+    for split_mode in (lib().LLAMA_SPLIT_MODE_LAYER, lib().LLAMA_SPLIT_MODE_TENSOR):
+        with model_on(path, ALL, devices=["RPC0", "RPC1"], split_mode=split_mode) as loaded:
+            params = capi.parallel_context_params(64, 64, 1, 1)
+            params.flash_attn_type = backends.FLASH_ATTN["on"]  # it needs that
+            ctx = capi.new_context(loaded.model, params)
+            batch = lib().llama_batch_init(64, 0, 1)
+            memory = lib().llama_get_memory(ctx)
+            try:
+                for signs in (None, rows):
+                    if signs:
+                        capi.attach(ctx, bias_of(path, signs))
+                    lib().llama_memory_clear(memory, True)
+                    capi.decode(ctx, batch, [(token, i, 0, True) for i, token in enumerate(TOKENS)])
+                    found.append(np.ctypeslib.as_array(lib().llama_get_logits(ctx), (len(TOKENS), 64)).copy())
+            finally:
+                lib().llama_batch_free(batch)
+                lib().llama_free(ctx)
+    plain, steered, plain_split, steered_split = found
+    # sums of other parts, which the F16 cache rounds otherwise
+    assert np.abs(plain_split - plain).max() <= 1e-3 * np.abs(plain).max()
+    assert np.abs(steered_split - steered).max() <= 1e-3 * np.abs(steered).max()
+    assert np.abs(steered - plain).max() > 0.05 * np.abs(plain).max()
+
+
+@pytest.mark.parametrize("stop", [False, True], ids=["", "stop"])
+@pytest.mark.parametrize("name", MODELS)
+def test_recorder(path_of: PathOf, servers: list[str], name: str, stop: bool) -> None:
+    path, model = path_of(name), MODELS[name]
+    shape, mask = (model.n_layer, model.n_expert), np.random.default_rng(1).integers(-1, 2, N_PROMPT).tolist()
+    found = []
+    with model_on(path, 0, devices=()) as alone, spread(path) as both:
+        for loaded in (alone, both):
+            recorder = capi.NativeRecorder(loaded.model, 2, shape)
+            with DeviceContext(loaded, recorder=recorder, n_ubatch=20) as context:
+                recorder.bind(context.ctx)
+                recorder.set_stop(stop)
+                recorder.set_mask(mask)
+                context.fresh(TOKENS[:N_PROMPT])
+                recorder.set_stop(False)
+                rest = np.concatenate([context.decode([t], N_PROMPT + i) for i, t in enumerate(TOKENS[N_PROMPT:])])
+                found.append((np.array(recorder.counts()[0]).reshape(2, *shape), rest))
+            recorder.close()
+        with DeviceContext(both, capture=True, n_ubatch=20) as context:
+            context.fresh(TOKENS[:N_PROMPT])
+            chosen = {layer: rows_of(context.seen, "ffn_moe_topk", layer, model.k) for layer in signs_of(model)}
+    expected = np.zeros((2, *shape), np.int64)
+    for layer, topk in chosen.items():
+        for bin_, experts in zip(mask, topk, strict=True):
+            if bin_ >= 0:
+                expected[bin_, layer, experts] += 1
+    assert np.array_equal(found[1][0], expected)
+    assert np.array_equal(found[0][0], found[1][0]), "other counts than in one process"
+    assert np.abs(found[0][1] - found[1][1]).max() <= TOLERANCE * np.abs(found[0][1]).max()
+
+
+def python(code: str, *args: Any, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        cwd=folder,
+        env=os.environ | {"STEERMOE_BIAS": ""},
+    )
+
+
+def steermoe(*args: Any, folder: Path) -> subprocess.CompletedProcess[str]:
+    return python("from steermoe_local.cli import main; main(prog_name='steermoe')", *args, folder=folder)
+
+
+def test_command_line(servers: list[str], tmp_path: Path) -> None:
+    """Detect, build and run the embedded model over both servers, and in one process."""
+    pairs, question = ROOT / "examples" / "pairs" / "numbers.jsonl", "Which number comes after three?"
+    map_, bias, counts_file = (tmp_path / name for name in ("m.json", "b.gguf", "c.npz"))
+    found: dict[str, Any] = {}
+    for name, flags in (("alone", ()), ("spread", ("--rpc", ",".join(servers), "-ngl", "all", "-ts", "1,1"))):
+        done = steermoe(
+            *("detect", "-m", "tiny", "--pairs", pairs, "-o", map_, "--counts", counts_file, "-t", 1, *flags),
+            folder=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr
+        answers = []
+        for extra in ((), ("--reverse",)):
+            steermoe("bias", "build", map_, "-o", bias, "--activate", 8, "--deactivate", 8, *extra, folder=tmp_path)
+            for steering in (("--bias", bias), ()):
+                done = steermoe(
+                    *("run", "-m", "tiny", *steering, "--temp", 0, "-t", 1, "-c", 256, "-p", question, *flags),
+                    folder=tmp_path,
+                )
+                assert done.returncode == 0, done.stderr
+                answers.append(done.stdout.strip())
+        found[name] = RoutingCounts.load(counts_file), answers
+    (one, answers), (two, spread_answers) = found["alone"], found["spread"]
+    assert spread_answers == answers
+    assert answers[0].isdigit()
+    assert answers[2].isalpha()
+    assert (one.n1, one.n2) == (two.n1, two.n2)
+    for a, b in ((one.a1, two.a1), (one.a2, two.a2)):
+        # quantized weights are repacked in one process, which rounds otherwise
+        assert np.abs(a - b).sum() <= 0.01 * a.sum()
+
+
+WENT_AWAY = """
+import sys
+from steermoe_local import NativeError, SteeredLlama
+path, address = sys.argv[1:]
+options = {"n_ctx": 64, "n_threads": 1, "n_gpu_layers": -1}
+SteeredLlama(path, rpc_servers=[address], **options).close()
+print("loaded", flush=True)
+sys.stdin.readline()
+SteeredLlama(path, **options).close()  # without the server, which this process still knows
+try:
+    SteeredLlama(path, rpc_servers=[address], **options)
+except NativeError as error:
+    print(error)
+"""
+
+
+def test_a_server_that_went_away(tiny_path: Path, tmp_path: Path) -> None:
+    """One line, where llama.cpp would end the process; and other models still load."""
+    with server() as (address, _):
+        program = subprocess.Popen(
+            [sys.executable, "-c", WENT_AWAY, str(tiny_path), address],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+        )
+        assert program.stdout is not None
+        assert program.stdout.readline() == "loaded\n"
+    out, _ = program.communicate("\n", timeout=60)
+    assert program.returncode == 0
+    assert out.startswith(f"RPC server {address} cannot be reached")
+
+
+def test_errors_of_the_command_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    done = steermoe("run", "-m", "tiny", "-p", "x", "--rpc", f"127.0.0.1:{port}", folder=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: RPC server 127.0.0.1:{port} cannot be reached")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,228 @@
+"""`steermoe serve`, the real program: its first line, its signals, what it refuses; and llama-server beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from steermoe_local import BiasFile, ExpertMap, write_bias
+from steermoe_local.cli import main
+from steermoe_local.models.shipped_maps import shipped_maps
+from tests.support.paths import BUILD
+from tests.support.running_server import TINY, until
+
+PROGRAM = [sys.executable, "-c", "from steermoe_local.cli import main; main()", "serve"]
+URL = re.compile(r"http://\S+:\d+")
+QUESTION = {"messages": [{"role": "user", "content": "Which number comes after three?"}], "temperature": 0}
+
+
+@contextmanager
+def program(*args: str, log: Path, env: dict[str, str] | None = None) -> Iterator[tuple[Any, str]]:
+    """The running program and its URL, once it says that it is ready."""
+    command = [*PROGRAM, "-m", "tiny", "--port", "0", "-t", "1", "-np", "2", "-c", "512", *args]
+    with open(log, "w") as file:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=file, text=True, env=os.environ | (env or {})
+        )
+    try:
+        until(lambda: process.poll() is not None or URL.search(log.read_text()), seconds=60)
+        found = URL.search(log.read_text())
+        assert found, log.read_text()
+        yield process, found[0]
+    finally:
+        process.kill()
+        process.communicate(timeout=20)
+
+
+def test_serve(tmp_path: Path) -> None:
+    """One line when it is ready, a log without texts, and a clean end by Ctrl-C."""
+    log = tmp_path / "log"
+    with program("--steering", "digits-words", "--alias", "other", "--temp", "0", log=log) as (process, url):
+        first = log.read_text().splitlines()
+        assert first == [f"steermoe serves tiny at {url} (2 at once, steering: digits-words)"]
+        answer = httpx.post(f"{url}/v1/chat/completions", json=QUESTION | {"model": "other"}, trust_env=False).json()
+        assert answer["choices"][0]["message"]["content"] == "4"
+        assert answer["steering"]["name"] == "digits-words"
+        assert "<!doctype html>" in httpx.get(f"{url}/docs", trust_env=False).text
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert out == "", "stdout is for results"
+    text = log.read_text()
+    assert "chat/completions steering=digits-words prompt=9" in text
+    assert "three" not in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_ctrl_c_while_an_answer_is_given(tmp_path: Path, signals: int) -> None:
+    """The first one lets answers come to their end, the second one does not."""
+    log = tmp_path / "log"
+    body = {"prompt": "one,", "max_tokens": 400, "logit_bias": {"0": -100}, "stream": True, "temperature": 0}
+    with program(log=log) as (process, url):
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=30, trust_env=False) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGINT)
+            until(lambda: "finishing 1 answers" in log.read_text())
+            if signals == 1:
+                assert list(lines)[-2:] == ["data: [DONE]", ""]
+            else:
+                process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+        assert process.returncode == (0 if signals == 1 else 130)
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_key_from_the_environment(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with program("--host", "0.0.0.0", log=log, env={"STEERMOE_API_KEY": "s3cret"}) as (process, url):
+        assert "warning: 0.0.0.0 is not encrypted" in log.read_text()
+        assert url.startswith("http://127.0.0.1:")
+        assert httpx.get(f"{url}/v1/models", trust_env=False).status_code == 401
+        headers = {"Authorization": "Bearer s3cret"}
+        assert httpx.get(f"{url}/v1/models", headers=headers, trust_env=False).status_code == 200
+        process.terminate()
+        process.communicate(timeout=20)
+        assert process.returncode == 0, "SIGTERM ends it as Ctrl-C does"
+    assert "s3cret" not in log.read_text()
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = str(taken.getsockname()[1])
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "key").write_bytes(b"\xff")
+    cases: dict[str, tuple[tuple[str, ...], int, str]] = {
+        "port in use": (("--port", port), 2, f"--host 127.0.0.1 --port {port}: "),
+        "no key": (("--host", "0.0.0.0"), 2, "a key is needed: --api-key KEY"),
+        "no host": (("--host", "no-such-host.invalid", "--no-auth"), 2, "not an address of this machine"),
+        "no name": (("--steering", "nothing"), 2, "--steering nothing: steering 'nothing' is not registered"),
+        "no map": (("--steering", str(tmp_path / "broken.json")), 1, "broken.json: not an expert map"),
+        "no numbers": (("--steering", str(shipped_copy(tmp_path))), 2, "has no numbers of experts"),
+        "no folder": (("--maps", str(tmp_path / "x")), 2, "no such folder"),
+        "no key file": (("--api-key-file", str(tmp_path / "key")), 2, "cannot be read"),
+        "two keys": (("--api-key-file", str(tmp_path / "key"), "--api-key", "x"), 2, "both give a key"),
+    }
+    with taken:
+        for case, (args, status, words) in cases.items():
+            result = CliRunner().invoke(main, ["serve", "-m", "tiny", "-t", "1", "-c", "64", "--port", "0", *args])
+            assert result.exit_code == status, (case, result.output)
+            lines = result.output.splitlines()
+            assert lines[-1].startswith("error: "), case
+            assert words in lines[-1], case
+    result = CliRunner().invoke(main, ["serve", "-m", str(tmp_path / "broken.json")])
+    assert (result.exit_code, len(result.output.splitlines())) == (1, 1)
+
+
+def shipped_copy(folder: Path) -> Path:
+    path = folder / "bare.json"
+    path.write_bytes(shipped_maps()["digits-words"].read_bytes())
+    return path
+
+
+def test_a_file_as_the_default(tmp_path: Path) -> None:
+    path = shipped_copy(tmp_path)
+    log = tmp_path / "log"
+    with program("--steering", str(path), "--activate", "2", "--deactivate", "2", log=log) as (_, url):
+        assert "steering: bare)" in log.read_text()
+        answer = httpx.post(f"{url}/v1/chat/completions", json=QUESTION, trust_env=False).json()
+        assert (answer["steering"]["name"], answer["steering"]["n_active"]) == ("bare", 2)
+
+
+WITHOUT = """
+import importlib.util, json, sys
+from click.testing import CliRunner
+HIDDEN = {"fastapi", "uvicorn", "pydantic", "prometheus_client"}
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name in HIDDEN else real(name, *rest)
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in HIDDEN:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hide())
+from steermoe_local.cli import main
+found = []
+for args in (["--help"], ["serve", "--help"]):
+    found.append(CliRunner().invoke(main, args).exit_code)
+found.append("llama_cpp" in sys.modules)
+refused = CliRunner().invoke(main, ["serve", "-m", "tiny"])
+print(json.dumps([*found, refused.exit_code, refused.output]))
+"""
+
+
+def test_without_the_extra() -> None:
+    """`steermoe --help` works and loads nothing; serve says what is missing."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True)
+    message = "error: the server needs fastapi; run pip install 'steermoe-local[server]'\n"
+    assert json.loads(done.stdout) == [0, 0, False, 2, message]
+
+
+#
+# the alternative: llama-server with one steering for all
+#
+
+
+def test_llama_server_is_steered_by_the_environment(tmp_path: Path) -> None:
+    server = BUILD / "bin" / "llama-server"
+    if not server.exists():
+        (pytest.fail if os.environ.get("STEERMOE_REQUIRE_TOOLS") else pytest.skip)(
+            "llama-server is not built: make tools"
+        )
+    digits = ExpertMap.load(shipped_maps()["digits-words"])
+    answers = {}
+    for name, reverse in (("digits", False), ("words", True)):
+        bias = tmp_path / f"{name}.gguf"
+        write_bias(BiasFile.from_signs(digits.choose(2, 2, reverse=reverse), digits.identity), bias)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        command = [server, "-m", TINY, "--host", "127.0.0.1", "--port", port, "-c", 512, "-np", 1, "-t", 1, "--jinja"]
+        process = subprocess.Popen(
+            list(map(str, command)),
+            env=os.environ | {"STEERMOE_BIAS": str(bias)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            until(lambda port=port: healthy(port), seconds=60)
+            url = f"http://127.0.0.1:{port}/v1/chat/completions"
+            body = httpx.post(url, json=QUESTION | {"max_tokens": 8}, timeout=30, trust_env=False).json()
+            answers[name] = body["choices"][0]["message"]["content"]
+        finally:
+            process.terminate()
+            process.wait(20)
+    assert answers == {"digits": "4", "words": "four"}
+
+
+def healthy(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        time.sleep(0.1)
+        return False
+
+
+def test_the_configuration_masks_the_key(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('[serve]\napi-key = "s3cret"\nport = 0\n')
+    command = [sys.executable, "-c", "from steermoe_local.cli import main; main()", "config", "show", "--json", "serve"]
+    env = os.environ | {"STEERMOE_CONFIG": str(path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert "s3cret" not in done.stdout
+    shown = {row["option"]: row["value"] for row in json.loads(done.stdout)["settings"]}
+    assert shown["api-key"] == "********"
+    assert shown["port"] == 0

@@ -1,0 +1,96 @@
+"""Requests made up from the server's own OpenAPI document, right ones and wrong ones: its promises hold."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    status_code_conformance,
+)
+
+from steermoe_local.server import ServerSettings, SteeringRegistry, Worker, create_app
+from tests.support.running_server import Load, Running, running
+
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, negative_data_rejection]
+
+
+def document() -> dict[str, Any]:
+    """The document; no model is needed for it."""
+
+    def nothing() -> Any:
+        raise AssertionError("not started")
+
+    load: Load = nothing
+    return create_app(Worker(load), SteeringRegistry(folder=None), ServerSettings("tiny")).openapi()
+
+
+schema = schemathesis.openapi.from_dict(document())
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with running(n_ctx=64, parallel=2) as found:
+        yield found
+        assert found.chat(max_tokens=1).status_code == 200, "it lives"
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[requests.Session]:
+    with requests.Session() as found:
+        found.trust_env = False
+        yield found
+
+
+@pytest.fixture(scope="module")
+def seen() -> Iterator[Counter[tuple[str, int]]]:
+    """What was answered; an answer that is never right would test little."""
+    found: Counter[tuple[str, int]] = Counter()
+    yield found
+    for path in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"):
+        assert found[f"POST {path}", 200] > 2, found
+        assert found[f"POST {path}", 400] > 2, found
+        assert found[f"POST {path}", 415], found
+
+
+def name_what_there_is(case: schemathesis.Case) -> None:
+    """Nobody draws the name of a model or a map by chance, or messages that make sense."""
+    if "name" in case.path_parameters:
+        case.path_parameters["name"] = "digits-words"
+    body = case.body
+    if not isinstance(body, dict):
+        return
+    if "model" in body:
+        body["model"] = "tiny"
+    if isinstance(body.get("steering"), str):
+        body["steering"] = "digits-words"
+    elif isinstance(body.get("steering"), dict):
+        body["steering"] |= {"map": "digits-words", "layers": None}
+    for message in body.get("messages", ()):
+        if message.get("content") is None:
+            message["content"] = "one"
+        if message["role"] != "assistant":
+            message.pop("tool_calls", None)
+
+
+@schema.parametrize()
+@settings(max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+def test_requests(
+    case: schemathesis.Case, server: Running, session: requests.Session, seen: Counter[tuple[str, int]]
+) -> None:
+    if case.meta is not None and case.meta.generation.mode is GenerationMode.POSITIVE:
+        name_what_there_is(case)
+    response = case.call(base_url=server.url, session=session, timeout=30)
+    seen[f"{case.method} {case.path}", response.status_code] += 1
+    case.validate_response(response, checks=CHECKS)
+    if response.status_code >= 400 and response.headers.get("content-type") == "application/json":
+        assert response.status_code == 503 or set(response.json()["error"]) == {"message", "type", "param", "code"}

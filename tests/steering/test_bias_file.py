@@ -1,0 +1,268 @@
+"""Bias files: golden bytes, round trips and hostile files."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steermoe_local.errors import FormatError, ModelMismatchError, UsageError
+from steermoe_local.steering.bias_file import BiasFile, read_bias, write_bias
+from tests.support.builders import HEX, hard_bias, identity, write_gguf
+from tests.support.hostile import FIELDS, ROW
+from tests.support.paths import GOLDEN
+
+
+def soft_bias() -> BiasFile:
+    return BiasFile.from_soft([[0.0] * 4, [0.5, -1.5, 0.0, 8.0], [0.0] * 4], identity())
+
+
+def empty_bias() -> BiasFile:
+    return BiasFile.from_signs(np.zeros((3, 4)), identity())
+
+
+CASES = {"hard": hard_bias, "soft": soft_bias, "empty": empty_bias}
+
+
+def same(one: BiasFile, two: BiasFile) -> bool:
+    plain = ("identity", "mode", "epsilon", "provenance", "layers")
+    return all(getattr(one, n) == getattr(two, n) for n in plain) and np.array_equal(one.dense(), two.dense())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_bytes(tmp_path: Path, name: str) -> None:
+    write_bias(CASES[name](), tmp_path / "bias.gguf")
+    assert (tmp_path / "bias.gguf").read_bytes() == (GOLDEN / f"{name}.gguf").read_bytes()
+    assert same(read_bias(GOLDEN / f"{name}.gguf"), CASES[name]())
+    assert [p.name for p in tmp_path.iterdir()] == ["bias.gguf"]
+
+
+def test_what_gguf_py_reads() -> None:
+    reader = gguf.GGUFReader(GOLDEN / "hard.gguf")
+    values = {key: field.contents() for key, field in reader.fields.items() if "." in key}
+    assert values["general.architecture"] == "expertbias"
+    assert values["expertbias.version"] == 1
+    assert values["expertbias.model_hint"] == "olmoe"
+    assert values["expertbias.layer_count"] == 3
+    assert values["expertbias.expert_count"] == 4
+    assert values["expertbias.expert_used_count"] == 2
+    assert values["expertbias.mode"] == "hard"
+    assert values["expertbias.epsilon"] == np.float32(0.01)
+    assert values["expertbias.router_sha256"] == HEX
+    assert values["expertbias.behaviour"] == "digits-words"
+    tensors = {tensor.name: tensor.data.tolist() for tensor in reader.tensors}
+    assert tensors == {"bias.1": [1, 0, -1, 0], "bias.2": [-1, 0, 0, -1]}
+
+
+def test_properties() -> None:
+    bias = hard_bias()
+    assert bias.layers == (1, 2)
+    assert (bias.n_active, bias.n_inactive) == (1, 3)
+    assert bias.signs.tolist() == [[0, 0, 0, 0], [1, 0, -1, 0], [-1, 0, 0, -1]]
+    assert bias.dense().dtype == np.float32
+    assert soft_bias().signs.tolist()[1] == [1, -1, 0, 1]
+    assert not empty_bias().layers
+    assert bias.check(identity(), "b.gguf", "m.gguf") == []
+    with pytest.raises(ModelMismatchError, match=r"b\.gguf: made for olmoe .* but m\.gguf is"):
+        bias.check(identity(4), "b.gguf", "m.gguf", force=True)
+
+
+@given(st.data())
+def test_round_trip(tmp_path: Path, data: Any) -> None:
+    model = identity(data.draw(st.integers(1, 5)), data.draw(st.integers(1, 6)), 1)
+    row = st.lists(st.floats(-1e4, 1e4, width=32), min_size=model.n_expert, max_size=model.n_expert)
+    table = data.draw(st.lists(row, min_size=model.n_layer, max_size=model.n_layer))
+    scale = data.draw(st.floats(0.001, 100))
+    epsilon = data.draw(st.floats(0.001, 20))
+    text = data.draw(st.text(st.characters(exclude_categories=["Cs"])))
+    scaled = BiasFile.from_soft(table, model, scale).values
+    bias = BiasFile(model, "soft", scaled, epsilon, {"note": text})
+    assert np.array_equal(bias.dense(), np.float32(scale) * np.array(table, dtype=np.float32))
+    write_bias(bias, tmp_path / "b.gguf")
+    assert same(read_bias(tmp_path / "b.gguf"), bias)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ([1, 1, 1, 0], "bias.0: activates 3 experts, but a token uses 2"),
+        ([-1, -1, -1, 0], "bias.0: leaves 1 experts, but a token uses 2"),
+        ([0.5, 0, 0, 0], "bias.0: a hard bias has only the values -1, 0 and +1"),
+        ([float("nan"), 0, 0, 0], "bias.0: NaN or infinity"),
+        ([float("inf"), 0, 0, 0], "bias.0: NaN or infinity"),
+        ([1, 0, 0], "bias.0: shape (3,), but a layer has 4 experts"),
+    ],
+)
+def test_impossible_rows(row: list[float], words: str) -> None:
+    with pytest.raises(FormatError) as caught:
+        BiasFile(identity(), "hard", {0: np.asarray(row, np.float32)})
+    assert words in str(caught.value)
+
+
+def test_impossible_fields() -> None:
+    row = np.zeros(4, np.float32)
+    for epsilon in (0, -1, float("nan"), float("inf"), 20.001, 1e-60):
+        with pytest.raises(FormatError, match="epsilon"):
+            BiasFile(identity(), "hard", {}, epsilon)
+    with pytest.raises(FormatError, match="mode: 'x'"):
+        BiasFile(identity(), "x", {})  # type: ignore[arg-type]
+    for layer in (-1, 3):
+        with pytest.raises(FormatError, match="the model has layers 0 to 2"):
+            BiasFile(identity(), "hard", {layer: row})
+    with pytest.raises(FormatError, match="lower the scale"):
+        BiasFile(identity(), "soft", {0: row + 2e6})
+    for key in ("mode", "A", "a b", ""):
+        with pytest.raises(FormatError, match="provenance"):
+            BiasFile(identity(), "hard", {}, provenance={key: "x"})
+    with pytest.raises(FormatError, match="too many"):
+        BiasFile(identity(), "hard", {}, provenance={f"a{i}": "x" for i in range(60)})
+    with pytest.raises(UsageError, match="shape"):
+        BiasFile.from_signs([[1]], identity())
+
+
+@pytest.mark.parametrize(
+    ("fields", "tensors", "words"),
+    [
+        ({"expertbias.version": 2}, {}, "version 2, this program reads 1; upgrade"),
+        ({"expertbias.version": "1"}, {}, "version '1'"),
+        ({"expertbias.mode": 1}, {}, "expertbias.mode: a UINT32, must be STRING"),
+        ({"expertbias.mode": "firm"}, {}, "mode: 'firm'"),
+        ({"expertbias.epsilon": 1}, {}, "expertbias.epsilon: a UINT32, must be FLOAT32"),
+        ({"expertbias.epsilon": float("nan")}, {}, "epsilon: nan"),
+        ({"expertbias.layer_count": ...}, {}, "expertbias.layer_count: missing"),
+        ({"expertbias.layer_count": 0}, {}, "n_layer: 0"),
+        ({"expertbias.layer_count": (1 << 32) - 1}, {}, "n_layer: 4294967295"),
+        ({"expertbias.expert_count": 1}, {}, "n_expert_used: 2"),
+        ({"expertbias.router_sha256": HEX.upper()}, {}, "router_sha256"),
+        ({"expertbias.colour": 1}, {}, "expertbias.colour: unknown field"),
+        ({"general.name": "x"}, {}, "general.name: unknown field"),
+        ({"expertbias.list": [1, 2]}, {}, "an array"),
+        ({}, {"bias.3": ROW}, "bias.3: the model has layers 0 to 2"),
+        ({}, {"bias.01": ROW}, "unknown tensor 'bias.01'"),
+        ({}, {"blk.0.x": ROW}, "unknown tensor 'blk.0.x'"),
+        ({}, {"bias.0": np.zeros(5, np.float32)}, "bias.0: shape [5]"),
+        ({}, {"bias.0": np.zeros((1, 4), np.float32)}, "bias.0: shape [4, 1]"),
+        ({}, {"bias.0": np.zeros(4, np.float16)}, "bias.0: type F16, must be F32"),
+        ({}, {"bias.0": ROW + np.float32("nan")}, "bias.0: NaN"),
+        ({}, {"bias.0": ROW + 1}, "bias.0: activates 4 experts"),
+    ],
+)
+def test_read_refuses(tmp_path: Path, fields: dict[str, Any], tensors: dict[str, Any], words: str) -> None:
+    merged = {k: v for k, v in (FIELDS | fields).items() if v is not ...}
+    path = write_gguf(tmp_path / "b.gguf", "expertbias", merged, tensors)
+    with pytest.raises(FormatError) as caught:
+        read_bias(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_files(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", "olmoe", {}, {})
+    with pytest.raises(FormatError, match=r"not a bias file: general\.architecture is 'olmoe'"):
+        read_bias(path)
+    path.write_bytes(b"PK" * 100)
+    with pytest.raises(FormatError, match="no GGUF magic"):
+        read_bias(path)
+    for bad in (tmp_path, tmp_path / "missing.gguf"):
+        with pytest.raises(FormatError, match="cannot be read"):
+            read_bias(bad)
+    with open(path, "wb") as file:
+        file.truncate((256 << 20) + 1)
+    with pytest.raises(FormatError, match="larger than 256 MiB"):
+        read_bias(path)
+
+
+def test_trailing_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "b.gguf"
+    path.write_bytes((GOLDEN / "hard.gguf").read_bytes() + b"\0")
+    with pytest.raises(FormatError, match="bytes after the last tensor"):
+        read_bias(path)
+
+
+def test_truncated_at_every_length(tmp_path: Path) -> None:
+    data = (GOLDEN / "hard.gguf").read_bytes()
+    path = tmp_path / "b.gguf"
+    needed = len(data) - 16  # the last tensor's 16 bytes are padded to 32
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        with pytest.raises(FormatError) if length < needed else contextlib.nullcontext():
+            read_bias(path)
+
+
+def header(n_tensors: int, n_fields: int, rest: bytes = b"") -> bytes:
+    return struct.pack("<4sIQQ", b"GGUF", 3, n_tensors, n_fields) + rest
+
+
+def string(text: bytes, length: int | None = None) -> bytes:
+    return struct.pack("<Q", len(text) if length is None else length) + text
+
+
+HUGE = (1 << 64) - 1
+TENSOR = string(b"bias.0")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        header(HUGE, 0),
+        header(0, HUGE),
+        header(1 << 20, 0),
+        header(0, 1, string(b"a", HUGE)),
+        header(0, 1, string(b"a", 1 << 15)),
+        header(0, 1, string(b"\xff") + struct.pack("<I", 4)),
+        header(0, 1, string(b"a") + struct.pack("<I", 99)),
+        header(0, 1, string(b"a") + struct.pack("<IIQ", 9, 0, 1 << 60)),
+        header(0, 1, string(b"a") + struct.pack("<IIQ", 9, 9, 1) * 50),
+        header(0, 2, (string(b"a") + struct.pack("<IB", 0, 1)) * 2),
+        header(0, 1, string(b"general.alignment") + struct.pack("<II", 4, 3)),
+        header(0, 1, string(b"general.alignment") + struct.pack("<II", 4, 0)),
+        header(1, 0, TENSOR + struct.pack("<I", 1 << 31)),
+        header(1, 0, TENSOR + struct.pack("<I", 0)),
+        header(1, 0, TENSOR + struct.pack("<IQQIQ", 2, 1 << 32, 1 << 32, 0, 0)),
+        header(1, 0, TENSOR + struct.pack("<IQIQ", 1, HUGE, 0, 0)),
+        header(1, 0, TENSOR + struct.pack("<IQIQ", 1, 0, 0, 0)),
+        header(1, 0, TENSOR + struct.pack("<IQIQ", 1, 4, 77, 0)),
+        header(1, 0, TENSOR + struct.pack("<IQIQ", 1, 4, 0, HUGE - 31)),
+        header(1, 0, TENSOR + struct.pack("<IQIQ", 1, 4, 0, 0)),
+        header(1, 0, TENSOR + struct.pack("<IQIQ", 1, 5, 2, 0)),
+        header(1, 0, string(b"b" * 64)),
+        b"GGUF" + struct.pack("<I", 1) + bytes(40),
+        b"GGUF" + struct.pack(">I", 3) + bytes(40),
+        b"GGUF" + bytes(40),
+    ],
+)
+def test_forged_headers(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "b.gguf"
+    path.write_bytes(data)
+    with pytest.raises(FormatError) as caught:
+        read_bias(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=400)
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4))
+def test_flipped_bytes(tmp_path: Path, edits: list[tuple[int, int]]) -> None:
+    data = bytearray((GOLDEN / "hard.gguf").read_bytes())
+    for at, value in edits:
+        data[at % len(data)] = value
+    path = tmp_path / "b.gguf"
+    path.write_bytes(data)
+    with contextlib.suppress(FormatError):
+        read_bias(path)
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes_after_the_magic(tmp_path: Path, tail: bytes) -> None:
+    path = tmp_path / "b.gguf"
+    path.write_bytes(b"GGUF\x03\0\0\0" + tail)
+    with pytest.raises(FormatError):
+        read_bias(path)

@@ -1,0 +1,133 @@
+"""The server as it runs: uvicorn on loopback in a thread, the embedded model, one thread of computation."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from steermoe_local import SteeredLlama
+from steermoe_local.generation.engine import Engine, Sampling
+from steermoe_local.models.embedded import data_folder
+from steermoe_local.server import ServerSettings, SteeringRegistry, Worker, create_app
+from steermoe_local.server.program import listen, url_of
+
+TINY = data_folder() / "tiny-moe.gguf"
+GREEDY = Sampling(temperature=0)
+
+Load = Callable[[], contextlib.AbstractContextManager[Engine]]
+
+
+@dataclass
+class Running:
+    """A server and a client of it."""
+
+    url: str
+    client: httpx.Client
+    worker: Worker
+    registry: SteeringRegistry
+    settings: ServerSettings
+
+    def chat(self, text: str = "Which number comes after three?", **fields: Any) -> httpx.Response:
+        """Ask one question, greedily."""
+        body = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 24} | fields
+        return self.client.post("/v1/chat/completions", json=body)
+
+    def complete(self, prompt: Any = "one, two, three,", **fields: Any) -> httpx.Response:
+        """Continue a prompt, greedily."""
+        return self.client.post("/v1/completions", json={"prompt": prompt, "max_tokens": 8} | fields)
+
+    def events(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """All chunks of a stream; it must end as streams end."""
+        with self.client.stream("POST", path, json=body | {"stream": True}) as response:
+            assert response.status_code == 200, response.read()
+            assert response.headers["content-type"].startswith("text/event-stream")
+            lines = [line for line in response.iter_lines() if line]
+        assert all(line.startswith("data: ") for line in lines)
+        assert lines[-1] == "data: [DONE]"
+        return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def loader(registry: SteeringRegistry, path: Path, n_ctx: int, parallel: int, default: str | None) -> Load:
+    """What the worker's thread begins with."""
+
+    @contextmanager
+    def load() -> Iterator[Engine]:
+        llama = SteeredLlama(path, n_ctx=64, n_batch=64, n_threads=1)
+        with (
+            contextlib.closing(llama),
+            Engine(llama, n_ctx=n_ctx, n_sequences=parallel, n_batch=256, n_threads=1) as engine,
+        ):
+            registry.open(engine.identity)
+            registry.default = default
+            yield engine
+
+    return load
+
+
+@contextmanager
+def running(
+    *,
+    model: Path = TINY,
+    parallel: int = 4,
+    n_ctx: int = 512,
+    steering: str | None = None,
+    load: Callable[[Load], Load] = lambda load: load,
+    page: Path | None = None,
+    wait: bool = True,
+    **settings: Any,
+) -> Iterator[Running]:
+    """Serve until the block ends; `load` may wrap what loads the model."""
+    chosen = ServerSettings(model="tiny", port=0, sampling=settings.pop("sampling", GREEDY), **settings)
+    registry = SteeringRegistry(folder=chosen.maps_folder, writable=chosen.maps_writable)
+    worker = Worker(load(loader(registry, model, n_ctx, parallel, steering)), queue_limit=chosen.queue_limit)
+    app = create_app(worker, registry, chosen, **({} if page is None else {"page": page}))
+    listening = listen(chosen.host, chosen.port)
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=5,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
+    thread.start()
+    url = url_of(listening)
+    headers = {"Authorization": f"Bearer {chosen.api_key}"} if chosen.api_key else {}
+    try:
+        with httpx.Client(base_url=url, timeout=30, headers=headers, trust_env=False) as client:
+            until(lambda: server.started)
+            if wait:
+                until(lambda: worker.state != "loading")
+                assert worker.state == "ok", worker.error
+            yield Running(url, client, worker, registry, chosen)
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listening.close()
+        assert not thread.is_alive(), "the server does not stop"
+        assert not worker._thread.is_alive(), "the worker does not stop"
+
+
+def until(true: Callable[[], Any], seconds: float = 20) -> None:
+    """Wait for something to become true."""
+    ready = threading.Event()
+    for _ in range(int(seconds / 0.01)):
+        if true():
+            return
+        ready.wait(0.01)
+    raise AssertionError("it did not happen")
