@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
 from ..identity import ModelIdentity
 from . import capi
 
-__all__ = ["can_share", "is_causal", "loaded_identity"]
+__all__ = ["can_share", "is_causal", "loaded_identity", "open_model"]
 
 _OWN_SEQUENCES = ("deepseek4",)  # llama.cpp's memory for it wants tokens of one sequence only
 _BOTH_WAYS = ("llada-moe", "rnd1")  # llama.cpp: hparams.causal_attn
@@ -51,3 +55,26 @@ def can_share(model: Any) -> bool:
         or lib.llama_model_is_hybrid(model.model)
         or model.metadata().get("general.architecture") in _OWN_SEQUENCES
     )
+
+
+@contextlib.contextmanager
+def open_model(path: str | os.PathLike[str], *, verbose: bool = False, **params: Any) -> Iterator[Any]:
+    """Load a GGUF file as llama_cpp's `LlamaModel`, without a context; closed at the end.
+
+    `params` are fields of `llama_model_params`, such as `n_gpu_layers` or `vocab_only`. Raises ModelError.
+    """
+    if not Path(path).is_file():
+        raise ModelError(f"{path}: no such file; give the path of a GGUF model")
+    lib = capi.llama_cpp()
+    from llama_cpp import _internals
+    from llama_cpp._logger import set_verbose
+
+    set_verbose(verbose)
+    lib.llama_backend_init()
+    model_params = lib.llama_model_default_params()
+    for name, value in params.items():
+        setattr(model_params, name, value)
+    with capi.loading(path):
+        model = _internals.LlamaModel(path_model=os.fspath(path), params=model_params, verbose=verbose)
+    with contextlib.closing(model):
+        yield model

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError, PairsError, UsageError
 from ..pairs.pairs import Side, last_exact_run, locate_target, target_tokens
 from . import capi
+from .loaded_model import open_model
 from .tokenizing import tokenize
 
 __all__ = ["LocatedTarget", "Prompt", "Renderer", "thinking_arguments", "token_bytes", "vocabulary"]
@@ -259,23 +259,9 @@ def _variables(template: str) -> frozenset[str]:
         return frozenset()  # rendering says what is wrong with it
 
 
-@contextlib.contextmanager
-def vocabulary(path: str | os.PathLike[str], *, verbose: bool = False) -> Iterator[Any]:
+def vocabulary(path: str | os.PathLike[str], *, verbose: bool = False) -> AbstractContextManager[Any]:
     """Load no more of a GGUF file than its vocabulary and metadata: enough to render and tokenize (`LlamaModel`).
 
     Raises ModelError.
     """
-    if not Path(path).is_file():
-        raise ModelError(f"{path}: no such file; give the path of a GGUF model")
-    lib = capi.llama_cpp()
-    from llama_cpp import _internals
-    from llama_cpp._logger import set_verbose
-
-    set_verbose(verbose)
-    lib.llama_backend_init()
-    params = lib.llama_model_default_params()
-    params.vocab_only = True
-    with capi.loading(path):
-        model = _internals.LlamaModel(path_model=os.fspath(path), params=params, verbose=verbose)
-    with contextlib.closing(model):
-        yield model
+    return open_model(path, verbose=verbose, vocab_only=True)

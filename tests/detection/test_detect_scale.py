@@ -447,7 +447,7 @@ def test_checkpoint_file(tmp_path: Path) -> None:
     again.a += 1  # it is gone on with
     found = list(file.records(again.journal, SHAPE))
     for seed, (n, records) in enumerate(zip((3, 1, 5), found, strict=True)):
-        for name in ("places", "n", "a"):
+        for name in ("indices", "n", "a"):
             assert np.array_equal(getattr(records, name), getattr(records_of(seed, n), name))
     (tmp_path / ".m[1].json.partial.npz.abc.tmp").touch()
     (tmp_path / ".m1.json.partial.npz.abc.tmp").touch()
