@@ -61,7 +61,7 @@ class CheckedPair:
     problem: str = ""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """(side, why it cannot be counted); the side is "" when the line holds no pair."""
+        """(side, why it cannot be counted); the side is "" when the line has no pair."""
         if self.problem:
             # pairs.py names the field first: "negative_target: ...", "positive[0].role: ..."
             yield next((side for side in SIDES if self.problem.startswith(side)), ""), self.problem
@@ -70,7 +70,7 @@ class CheckedPair:
                 yield side.name, side.problem
 
     def warnings(self, context: int = 0) -> Iterator[tuple[str, str]]:
-        """(side, what is odd about it); `context` is the longest prompt in tokens, 0 for no limit."""
+        """(side, warning); `context` is the longest prompt in tokens, 0 for no limit."""
         for side in self.sides:
             if context and side.n_tokens > context:
                 yield side.name, f"{side.n_tokens} tokens are more than the context of {context}"
@@ -82,9 +82,9 @@ class CheckedPair:
 
 
 def candidates(path: StrPath) -> Iterator[Pair | tuple[str, str]]:
-    """The pairs of a file; for a line that holds none, its name and what is wrong with it.
+    """The pairs of a file; for a line without a valid pair, its name and the problem.
 
-    Unlike `load_pairs` it goes on behind a bad line. Raises PairsError for a file that cannot be read or is empty.
+    Unlike `load_pairs` it continues after a bad line. Raises PairsError for a file that cannot be read or is empty.
     """
     ids: dict[str, int] = {}
     empty = True

@@ -1,4 +1,4 @@
-"""Routing counts of a model on contrastive pairs: the activations a and tokens N of arXiv 2509.09660, Eq. 3."""
+"""Records routing counts on contrastive pairs: the activations a and tokens N of arXiv 2509.09660, Eq. 3."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ Int64 = npt.NDArray[np.int64]
 
 
 class PairSink(Protocol):
-    """Where per-pair counts go; `pair_counts.PairCountsWriter` is one."""
+    """Receiver of per-pair counts, for example `PairCountsWriter`."""
 
     def append(self, pair_ids: Sequence[str], a: npt.ArrayLike, n: npt.ArrayLike) -> None:
-        """Take some pairs: `a` [pairs, 2, n_layer, n_expert], `n` [pairs, 2]; positive, negative."""
+        """Add some pairs: `a` [pairs, 2, n_layer, n_expert], `n` [pairs, 2]; positive, negative."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def record_counts(
 
 
 class _Recording:
-    """The state of one run: what is counted so far, and where it is kept."""
+    """One run: its counts so far, and the checkpoint and sink that they are written to."""
 
     def __init__(
         self,
@@ -297,7 +297,7 @@ def _llama_model(model: Any, options: RecordingOptions) -> Iterator[Any]:
 
 
 def _model_settings(model: Any, identity: ModelIdentity) -> dict[str, str]:
-    """What tells this file of a model from another one: quantizations share their routers."""
+    """Facts that differ between two files of one model: quantizations have the same routers."""
     lib = capi.llama_cpp()
     size = int(lib.llama_model_size(model.model))
     metadata = json.dumps(model.metadata(), sort_keys=True).encode("utf-8", "replace")
@@ -318,7 +318,7 @@ def _pool(a: Int64, n: Int64, counts: Int64, tokens: Int64, group: Group, owners
 
 
 def _split(records: PairRecords, counts: Int64, tokens: Int64, group: Group, owners: Owners) -> None:
-    """Put a group's counts to their pairs."""
+    """Add a group's counts to the records of their pairs."""
     for prompt, (item, side) in enumerate(owners):
         mine = group.members[:, prompt]
         records.a[item, side] = counts[mine].sum(axis=0)

@@ -14,12 +14,12 @@ from . import capi
 
 __all__ = ["can_share", "is_causal", "loaded_identity", "open_model"]
 
-_OWN_SEQUENCES = ("deepseek4",)  # llama.cpp's memory for it wants tokens of one sequence only
+_OWN_SEQUENCES = ("deepseek4",)  # llama.cpp's memory for it takes tokens of one sequence only
 _BOTH_WAYS = ("llada-moe", "rnd1")  # llama.cpp: hparams.causal_attn
 
 
 def loaded_identity(model: Any) -> ModelIdentity:
-    """Identity of a loaded model (llama_cpp's `LlamaModel`), from llama.cpp's own view of it.
+    """Identity of a loaded model (llama_cpp's `LlamaModel`), as llama.cpp reports it.
 
     Raises ModelError for a model without experts, FormatError for impossible numbers of them.
     """
@@ -38,16 +38,16 @@ def loaded_identity(model: Any) -> ModelIdentity:
 
 
 def is_causal(model: Any) -> bool:
-    """Does a token of a `LlamaModel` attend to what stands before it only? Diffusion models look both ways."""
+    """Is the attention of a `LlamaModel` causal? That of diffusion models is bidirectional."""
     metadata = model.metadata()
     architecture = metadata.get("general.architecture", "")
     return architecture not in _BOTH_WAYS and metadata.get(f"{architecture}.attention.causal") != "false"
 
 
 def can_share(model: Any) -> bool:
-    """Can a token in the memory of a `LlamaModel` belong to several sequences, whatever stands behind it?
+    """Can sequences of a `LlamaModel` share the memory of a common beginning?
 
-    Recurrent states cannot be split.
+    Recurrent states cannot be shared by prefix.
     """
     lib = capi.llama_cpp()
     return is_causal(model) and not (
