@@ -844,8 +844,8 @@ import sys
 from pathlib import Path
 from steermoe_local import record_counts
 from steermoe_local.cli import main
-from steermoe_local.checkpoint import CheckpointFile
-from steermoe_local.pairs import PairsFile
+from steermoe_local.detection.checkpoint import CheckpointFile
+from steermoe_local.pairs.pairs import PairsFile
 model, pairs, output = sys.argv[1:]
 class Sink:
     def append(self, *arrays): pass

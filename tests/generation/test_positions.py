@@ -70,9 +70,10 @@ def test_no_context_is_longer_than_the_positions(tmp_path: Path, arch: str) -> N
 
 UNGUARDED = """
 import sys
-from steermoe_local import SteeredLlama, _context
-from steermoe_local.engine import Engine, Request, Sampling
-_context._LEARNED_POSITIONS = ()
+from steermoe_local import SteeredLlama
+from steermoe_local.generation import context
+from steermoe_local.generation.engine import Engine, Request, Sampling
+context._LEARNED_POSITIONS = ()
 llama = SteeredLlama(sys.argv[1], n_ctx=16, n_batch=16, n_threads=1)
 with Engine(llama, n_ctx=256, n_threads=1) as engine:
     list(engine.generate(Request(engine.sequence(), list(range(1, 30)), Sampling(temperature=0), 40)))
