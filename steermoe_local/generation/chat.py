@@ -134,7 +134,7 @@ class Chat:
                 steering.check(self._engine.identity, "this model", self._engine.force)
             bias = steering.build()
         n_held = len(self._sequence.tokens)
-        changed = self._sequence.steer(bias if bias is not None and bias.layers else None)
+        changed = self._sequence.steer(bias)
         self._steering, self._on = steering, on
         return n_held if changed else 0
 

@@ -14,7 +14,7 @@ from ..errors import ModelError, SteerMoEError, UsageError
 from ..llama import capi
 from ..llama.loaded_model import is_causal, loaded_identity
 from ..llama.rendering import token_bytes
-from ..llama.steered_llama import SteeredLlama, native_bias, steering_number
+from ..llama.steered_llama import SteeredLlama, native_bias
 from ..steering.bias_file import BiasFile
 
 __all__ = ["Attachment", "Part", "SequenceContext"]
@@ -30,15 +30,17 @@ _LEARNED_POSITIONS = ("gpt2", "mpt", "starcoder")  # llama.cpp aborts behind the
 
 @dataclass(frozen=True)
 class Attachment:
-    """A steering as it goes to the library; `number` is equal for what steers equally."""
+    """A steering as it is attached to a sequence; `key` is the bias's, None for unsteered."""
 
-    number: int
+    key: str | None
     native: capi.NativeBias | None
 
     @classmethod
     def of(cls, bias: BiasFile | None) -> Attachment:
-        """Of a bias; None steers nothing."""
-        return cls(steering_number(bias), None if bias is None else native_bias(bias))
+        """Of a bias, None for unsteered. One that changes nothing is unsteered too, but can be of another model."""
+        if bias is None:
+            return cls(None, None)
+        return cls(None if bias.is_empty else bias.key, native_bias(bias))
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,7 @@ class SequenceContext:
         if self.n_ctx > n_trained and architecture in _LEARNED_POSITIONS:
             raise UsageError(f"n_ctx: {self.n_ctx}, but this {architecture} model has {n_trained} positions; lower it")
         self._force = force
-        # number of what steers each sequence, None: not known
-        self._attached: list[int | None] = [steering_number(None)] * n_sequences
+        self._attached: list[Attachment | None] = [Attachment.of(None)] * n_sequences  # None: not known
         self._n_swa = int(lib.llama_model_n_swa(self.model.model))
         self._has_state = bool(
             lib.llama_model_is_recurrent(self.model.model) or lib.llama_model_is_hybrid(self.model.model)
@@ -147,16 +148,18 @@ class SequenceContext:
         """Free the context."""
         self._stack.close()
 
-    def attach(self, place: int, steering: Attachment, *, check: bool = False) -> None:
-        """Steer a sequence from the next decode on. With `check` the bias is looked at even if it steers like before.
+    def attach(self, place: int, steering: Attachment) -> None:
+        """Steer a sequence from the next decode on.
 
         Raises ModelMismatchError, ModelError; the next decode goes on as before then.
         """
-        if self._attached[place] == steering.number and not (check and steering.native):
+        attached = self._attached[place]
+        # an empty bias has no key to tell by whether it is of this model: the library checks it
+        if attached is not None and attached.key == steering.key and not (steering.key is None and steering.native):
             return
         self._attached[place] = None  # until it is known again, whatever comes between
         capi.attach_sequence(self._ctx, place, steering.native, self._force)
-        self._attached[place] = steering.number
+        self._attached[place] = steering
 
     def decode(self, parts: Sequence[Part]) -> Iterator[tuple[int, npt.NDArray[np.float32] | None]]:
         """Compute parts, at most `n_batch` tokens in all and one part a sequence.

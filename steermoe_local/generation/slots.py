@@ -50,8 +50,8 @@ class Sequence:
         """
         self.require_idle()
         attachment = Attachment.of(bias)
-        self._context.attach(self.place, attachment, check=True)
-        changed = attachment.number != self._attachment.number
+        self._context.attach(self.place, attachment)
+        changed = attachment.key != self._attachment.key
         if changed:
             self.forget()
         self._attachment, self._steering = attachment, bias
