@@ -1,7 +1,7 @@
 """Digests of biases in files of earlier versions, to recognize a bias in them; `BiasFile.key` replaced them.
 
-Saved chats, and the settings of an interrupted `steermoe transfer`, held a digest that covered the provenance; in
-records.jsonl a bias was named by 16 digits of a digest that left out the model.
+Saved chats held a digest that covered the provenance; records.jsonl named a bias by 16 digits of a digest that left
+out the model.
 """
 
 from __future__ import annotations
