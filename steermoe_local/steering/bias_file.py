@@ -107,13 +107,13 @@ class BiasFile:
             if np.abs(row).max() > _MAX_SOFT:
                 raise FormatError(f"{name}: logits above {_MAX_SOFT:g}; lower the scale")
             return row
-        k = self.identity.n_expert_used
         if not np.isin(row, (-1, 0, 1)).all():
             raise FormatError(f"{name}: a hard bias has only the values -1, 0 and +1")
-        if (active := int((row > 0).sum())) > k:
-            raise FormatError(f"{name}: activates {active} experts, but a token uses {k}")
-        if (left := int((row >= 0).sum())) < k:
-            raise FormatError(f"{name}: leaves {left} experts, but a token uses {k}")
+        uses = f"but a token uses {self.identity.n_expert_used}"
+        if (active := int((row > 0).sum())) > self.identity.max_active:
+            raise FormatError(f"{name}: activates {active} experts, {uses}")
+        if (inactive := int((row < 0).sum())) > self.identity.max_inactive:
+            raise FormatError(f"{name}: leaves {n_expert - inactive} experts, {uses}")
         return row
 
     @classmethod
