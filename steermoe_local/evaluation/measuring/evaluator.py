@@ -14,9 +14,9 @@ from typing import Any
 
 from ...errors import UsageError
 from ...generation.answer_file import AnswerFile
-from ...generation.answering import renderer_of
 from ...generation.engine import Engine
 from ...identity import ModelIdentity
+from ...llama.rendering import Renderer
 from ...llama.steered_llama import SteeredLlama
 from ...pairs.prompts import PromptItem
 from ...steering.bias_file import BiasFile, none_if_empty
@@ -25,7 +25,7 @@ from ..tasks.neutral_text import NeutralText, TextScore, score_text
 from ..tasks.tasks import Score, Scorer, Task
 from .measurements import UNSTEERED, Answer, Measurement, bias_key
 from .rendered_tasks import Source, context_size, plan, source
-from .replies import Job, Reply, replies, sequences
+from .replies import Job, Reply, replies
 from .scoring import Scoring, record_of
 from .settings import EvaluatorSettings, Progress
 
@@ -68,16 +68,16 @@ class Evaluator:
         self._kept = kept
         self.progress: Progress = progress or (lambda *_: None)
         """Called while something is measured; whoever works long on the evaluator's model shows it by this, too."""
-        self.renderer = renderer_of(
-            model, thinking=self._settings.thinking, template_arguments=self._settings.template_arguments
+        self.renderer = Renderer(
+            model._model, thinking=self._settings.thinking, template_arguments=self._settings.template_arguments
         )
         self._task = source(self.renderer, task, scorer, self._settings.seeds)
         # benign prompts are a guard, not the result: one answer to each is enough
         self._benign = source(self.renderer, *benign, self._settings.seeds[:1]) if benign else None
         context = dict(self._settings.context)
         # text is predicted beside the unsteered model
-        n_sequences = max(self._settings.n_parallel, 1 if neutral is None else 2)
-        context["n_batch"] = max(context.get("n_batch") or 512, n_sequences)
+        n_slots = max(self._settings.n_parallel, 1 if neutral is None else 2)
+        context["n_batch"] = max(context.get("n_batch") or 512, n_slots)
         with ExitStack() as stack:
             self.engine = stack.enter_context(
                 Engine(
@@ -89,7 +89,7 @@ class Evaluator:
                         int(model._model.n_ctx_train()),
                         self._settings.n_ctx,
                     ),
-                    n_sequences=n_sequences,
+                    n_slots=n_slots,
                     record=False,
                     force=self._settings.force,
                     **context,
@@ -200,9 +200,8 @@ class Evaluator:
         steered = [bias for bias in biases if bias is not None]
         if steered:
             _ = self.identity
-            with sequences(self.engine, 1) as taken:
-                for bias in steered:
-                    taken[0].steer(bias)
+            for bias in steered:
+                self.engine.check(bias)
 
     def _begin(self, resume: bool) -> dict[str, dict[str, Any]]:
         """The results that are there already, by id."""
@@ -257,7 +256,7 @@ class Evaluator:
         s = self._settings
         with ExitStack() as stack:
             waiting = stack.enter_context(Scoring(max(job.scorer.n_parallel for job in jobs), keep))
-            # closed here, whatever fails: its sequences are free again then
+            # closed here, whatever fails: its slots are free again then
             found = stack.enter_context(closing(replies(self.engine, self.renderer, jobs, s.sampling, s.n_parallel)))
             for job, reply in found:
                 if reply.choices:
@@ -277,10 +276,7 @@ class Evaluator:
         groups = [keys[i : i + size] for i in range(0, len(keys), size)] or [[]]
         done = 0
         for number, group in enumerate(groups):
-            with sequences(self.engine, 1 + len(group)) as taken:
-                for sequence, bias in zip(taken, (None, *(biases[key] for key in group)), strict=True):
-                    sequence.steer(bias)
-                scores = score_text(self.engine, taken, self._documents)
+            scores = score_text(self.engine, [None, *(biases[key] for key in group)], self._documents)
             first = number == 0 and UNSTEERED in biases
             for key, score in zip([UNSTEERED, *group], scores, strict=True):
                 if key == UNSTEERED and not first:
