@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from ..errors import FormatError
 from ..steering.bias_file import BiasFile
 from ..steering.steering import Steering
 
-__all__ = ["NONE", "NUMBERS", "Applied", "Registered", "Source", "bias_digest", "map_digest", "size"]
+__all__ = ["NONE", "NUMBERS", "Applied", "Registered", "Source", "map_digest", "size"]
 
 NONE = "none"
 """The name that stands for no steering."""
@@ -62,13 +61,6 @@ class Registered:
         facts |= {name: getattr(steering, name) for name in (*NUMBERS, "scale")}
         facts |= {"behaviour": made.behaviour, "positive": made.positive, "negative": made.negative}
         return facts | {"side": steering.side, "map_sha256": map_digest(steering), "n_pairs": made.n_pairs}
-
-
-def bias_digest(bias: BiasFile) -> str:
-    """SHA-256 (hex) over what a bias does: rule, epsilon and values."""
-    digest = hashlib.sha256(f"{bias.mode} {bias.epsilon!r} {list(bias.layers)}".encode())
-    digest.update(bias.dense().astype("<f4").tobytes())
-    return digest.hexdigest()
 
 
 _digests: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()

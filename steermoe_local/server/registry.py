@@ -16,7 +16,7 @@ from ..steering.bias_file import BiasFile
 from ..steering.steering import Steering
 from .api_errors import ApiError
 from .maps_folder import MapsFolder, bias_from_base64, map_from_json, name_of_file
-from .registered import NONE, NUMBERS, Applied, Registered, Source, bias_digest, map_digest, size
+from .registered import NONE, NUMBERS, Applied, Registered, Source, map_digest, size
 from .schemas import RegisterRequest, SteeringChoice
 
 __all__ = ["SteeringRegistry"]
@@ -245,13 +245,13 @@ class SteeringRegistry:
 
     def _applied(self, name: str, entry: Registered, steering: Steering, changed: bool) -> Applied:
         bias = steering.build(self._identity)
-        if bias is None or not bias.layers:
+        if bias is None:
             return Applied(NONE, None, {"name": name, "n_active": 0, "n_inactive": 0})
-        digest = bias_digest(bias)
         with self._lock:
-            bias = self._cache.by_digest.setdefault(digest, bias)  # equal ones are one object, and share their prefixes
+            # equal ones are one object, and share their prefixes
+            bias = self._cache.by_digest.setdefault(bias.key, bias)
         info: dict[str, Any] = {"name": name, "mode": bias.mode, "n_active": bias.n_active}
-        info |= {"n_inactive": bias.n_inactive, "bias_sha256": digest}
+        info |= {"n_inactive": bias.n_inactive, "bias_sha256": bias.key}
         if entry.is_map:
             info |= {"map_sha256": map_digest(steering), "side": steering.side}
             info |= {field: getattr(steering, field) for field in (*NUMBERS, "scale")}
