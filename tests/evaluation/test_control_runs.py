@@ -13,9 +13,9 @@ import pytest
 from steermoe_local.detection.recorder import record_counts
 from steermoe_local.errors import ChoiceError, PairsError, UsageError
 from steermoe_local.evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
-from steermoe_local.evaluation.studies import control_draws
-from steermoe_local.evaluation.studies.control_maps import ControlMap, HalvedMaps, halved_maps, superficial_maps
-from steermoe_local.evaluation.studies.control_runs import ALL, ControlResult, run_controls
+from steermoe_local.evaluation.studies.controls import draws as control_draws
+from steermoe_local.evaluation.studies.controls.controls import ALL, ControlResult, Controls, run_controls
+from steermoe_local.evaluation.studies.controls.maps import ControlMap, HalvedMaps, halved_maps, superficial_maps
 from steermoe_local.evaluation.tasks.builtin import builtin_task
 from steermoe_local.evaluation.tasks.scorers import make_scorer
 from steermoe_local.llama.steered_llama import SteeredLlama
@@ -94,7 +94,8 @@ def run(evaluator: Any, choice: Steering, **options: Any) -> dict[str, ControlRe
     if real is None:
         back = choice.changed(reverse=not choice.reverse) if choice.expert_map else choice
         real = evaluator.rate(choice.build()) - evaluator.rate(back.build())
-    return {found.kind: found for found in run_controls(evaluator, choice, real_effect=real, **options)}
+    controls = Controls(**{name: options.pop(name) for name in Controls.__dataclass_fields__ if name in options})
+    return {found.kind: found for found in run_controls(evaluator, choice, controls, real_effect=real, **options)}
 
 
 #
@@ -121,7 +122,7 @@ def test_the_wrong_way_never_wins() -> None:
     """The real value has a sign, a random draw has none."""
     found = ControlResult.of("random", [0.1, 0.0], ["1", "2"], -0.9)
     assert (found.percentile, found.p) == (0, 1)
-    turned = ControlResult.of("random", [0.1, 0.0], ["1", "2"], -0.9, aim=-1)
+    turned = ControlResult.of("random", [0.1, 0.0], ["1", "2"], -0.9, sign=-1)
     assert (turned.percentile, turned.p) == (1, pytest.approx(1 / 3))
 
 
@@ -297,7 +298,7 @@ def test_what_is_left_out_says_why() -> None:
     assert found["random"].n == 2
 
 
-def test_pairs_are_counted_as_the_bench_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_are_counted_as_the_evaluator_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """With its template, context and threads, unless a caller says otherwise."""
     got: list[dict[str, Any]] = []
 
@@ -441,13 +442,10 @@ def test_controls_of_a_planted_behaviour(tiny: SteeredLlama, pairs: list[Pair]) 
         real = towards.rate - away.rate
         assert real == 1
         said: list[str] = []
-        found = run_controls(
-            evaluator, choice, real_effect=real, n_draws=4, n_maps=4, pairs=pairs, recording=ONE_THREAD, log=said.append
-        )
+        controls = Controls(n_draws=4, n_maps=4, pairs=pairs, recording=ONE_THREAD)
+        found = run_controls(evaluator, choice, controls, real_effect=real, log=said.append)
         n_computed = evaluator.n_computed
-        again = run_controls(
-            evaluator, choice, real_effect=real, n_draws=4, n_maps=4, pairs=pairs, recording=ONE_THREAD
-        )
+        again = run_controls(evaluator, choice, controls, real_effect=real)
         assert evaluator.n_computed == n_computed, "measured once"
         assert again == found
     by_kind = {result.kind: result for result in found}

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steermoe_local.errors import UsageError
-from steermoe_local.evaluation.reports.search_pictures import draw_layers
+from steermoe_local.evaluation.reports.layers import draw_layers
 from steermoe_local.evaluation.studies.layers import LayerEffects, by_layer, only_layers, thirds
 from steermoe_local.steering.bias_file import BiasFile
 from steermoe_local.steering.steering import Steering

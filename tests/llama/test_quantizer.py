@@ -17,9 +17,15 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
 
 from steermoe_local import NativeError, UsageError, model_info
 from steermoe_local.errors import ModelError, ModelMismatchError, ResourceError
-from steermoe_local.evaluation.studies import quantize
-from steermoe_local.evaluation.studies.file_types import FILE_TYPES, QUANTS, file_type
-from steermoe_local.evaluation.studies.quantize import ModelFile, Quantizer, estimate
+from steermoe_local.evaluation.studies.transfer import quantize
+from steermoe_local.evaluation.studies.transfer.quantize import (
+    FILE_TYPES,
+    QUANTS,
+    ModelFile,
+    Quantizer,
+    estimate,
+    file_type,
+)
 from steermoe_local.llama import quantizer
 from steermoe_local.model_files.model_info import ModelInfo
 from tests.support.gguf_copy import copy_model

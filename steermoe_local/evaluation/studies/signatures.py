@@ -1,21 +1,19 @@
-"""Failure signatures: the ways in which steering goes wrong, each named by a rule that anyone can check."""
+"""Failure signatures: named rules that detect how a steering fails."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
-from ..measuring.measurements import Answer, Measurement
+from ..measuring.measurements import Answer, Measurement, by_item
 from ..measuring.side_effects import LOOPING, fluency
 from ..metrics.formatting import draws_below, in_points, points
 from ..metrics.intervals import Interval, difference
+from .steerings import mirrored
 
 if TYPE_CHECKING:
-    from .control_runs import ControlResult
+    from .controls.controls import ControlResult
 
 __all__ = ["NAMES", "Signature", "Thresholds", "effect_signatures", "guard_signatures"]
 
@@ -24,7 +22,7 @@ NAMES = ("fluency collapse", "over-refusal", "ill-formed answers", "wrong way", 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where the rules begin to fire; docs/evaluation.md gives the reasons.
+    """Limits at which the rules fire; docs/evaluation.md gives the reasons.
 
     `perplexity_ratio` and `kl` (nats) are on the neutral text. Shares have to rise by so much over the unsteered model,
     with an interval of the difference above 0. `effect` is the least change that counts, `percentile` the share of
@@ -44,7 +42,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Signature:
-    """A rule that fired on `side` ("towards", "away", "steered", or "swing"): its words, and what it saw."""
+    """A rule that fired on `side` ("towards", "away", "steered", or "swing"), with the figures that it found."""
 
     name: str
     side: str
@@ -52,19 +50,14 @@ class Signature:
     found: str
     figures: Mapping[str, float] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
-
     def __str__(self) -> str:
-        """One line: name, side, what was found."""
         return f"{self.name} ({self.side}): {self.found}"
 
 
 def guard_signatures(
     side: str, measured: Measurement, unsteered: Measurement, limits: Thresholds | None = None, seed: int = 0
 ) -> tuple[Signature, ...]:
-    """What a steering spoils, whatever its effect: fluency, benign prompts, the form of answers."""
+    """Check the side effects of a steering: fluency, benign prompts, the form of answers."""
     limits = limits or Thresholds()
     found = [*_collapse(side, measured, unsteered, limits, seed)]
     if measured.benign and unsteered.benign:
@@ -102,7 +95,7 @@ def _collapse(
         ("perplexity ratio", guards.perplexity_ratio, limits.perplexity_ratio),
         ("KL", guards.kl, limits.kl),
     ):
-        # not "value > limit": what overflowed or is not a number is no good text either
+        # not "value > limit": an overflow or NaN counts as a collapse, too
         if value is not None and not value <= limit:
             seen.append(f"{name} {value:.2f}")
             figures[name] = value
@@ -134,50 +127,42 @@ def effect_signatures(
     controls: Sequence[ControlResult] = (),
     limits: Thresholds | None = None,
 ) -> tuple[Signature, ...]:
-    """Whether an effect is one: `wanted` +1 means that it should be above 0, -1 below.
+    """Check the effect itself: `wanted` +1 means that it should be above 0, -1 below. At most one rule fires.
 
-    `unsteered_rate`: what the side starts from, to tell a steering that fails from one that has no room; None for a
-    swing. `controls` are those of this effect; the draws of random experts count. At most one signature comes of it.
+    `unsteered_rate`: where the side starts from, to tell a steering that fails from one that has no room; None for the
+    difference between both directions. `controls` are those of this effect; only draws of random experts are used.
     """
     limits = limits or Thresholds()
-    value, low = (effect.value, effect.low) if wanted > 0 else (-effect.value, -effect.high)
-    high = effect.high if wanted > 0 else -effect.low
-    figures = {"effect": effect.value, "low": effect.low, "high": effect.high}
-    interval = points(effect)
+    found = effect if wanted > 0 else mirrored(effect)
     least = in_points(limits.effect)
-    if high < 0 and -value >= limits.effect:
-        rule = f"the effect is {least} or more to the other side, and its interval does not reach 0"
-        return (Signature("wrong way", side, rule, interval, figures),)
+
+    def fired(name: str, rule: str, words: str = points(effect), **figures: float) -> tuple[Signature, ...]:
+        known = {"effect": effect.value, "low": effect.low, "high": effect.high}
+        return (Signature(name, side, rule, words, {**known, **figures}),)
+
+    if found.high < 0 and -found.value >= limits.effect:
+        return fired("wrong way", f"the effect is {least} or more to the other side, and its interval does not reach 0")
     if unsteered_rate is not None:
         room = 1 - unsteered_rate if wanted > 0 else unsteered_rate
         if room < limits.effect:
             rule = f"the unsteered model is less than {least} from the end of the scale on this side"
             words = f"the unsteered rate is {100 * unsteered_rate:.0f}% already"
-            return (Signature("no room", side, rule, words, {**figures, "unsteered": unsteered_rate}),)
-    if low <= 0:
-        rule = "the interval of the effect reaches 0"
-        return (Signature("no effect", side, rule, interval, figures),)
-    if value < limits.effect:
-        return (Signature("no effect", side, f"the effect is below {least}", interval, figures),)
+            return fired("no room", rule, words, unsteered=unsteered_rate)
+    if found.low <= 0:
+        return fired("no effect", "the interval of the effect reaches 0")
+    if found.value < limits.effect:
+        return fired("no effect", f"the effect is below {least}")
     for control in controls:
         if control.kind == "random" and control.percentile is not None and control.percentile < limits.percentile:
             rule = f"the effect is larger than less than {limits.percentile:.0%} of the draws of random experts"
-            words = f"{interval}, larger than {draws_below(control.percentile)} of {control.n} draws"
-            return (Signature("no effect", side, rule, words, {**figures, "percentile": control.percentile}),)
+            words = f"{points(effect)}, larger than {draws_below(control.percentile)} of {control.n} draws"
+            return fired("no effect", rule, words, percentile=control.percentile)
     return ()
 
 
 def _risen(
     measured: Measurement, unsteered: Measurement, test: Callable[[Answer], bool], limit: float, seed: int
 ) -> Interval | None:
-    """How far the share of answers that pass the test rose, if by `limit` or more and not by chance."""
-    risen = difference(_shares(measured.answers, test), _shares(unsteered.answers, test), seed)
+    """The rise of the share of answers that pass the test, if by `limit` or more and not by chance."""
+    risen = difference(by_item(measured.answers, test), by_item(unsteered.answers, test), seed)
     return risen if risen.low > 0 and risen.value >= limit else None
-
-
-def _shares(answers: Sequence[Answer], test: Callable[[Answer], bool]) -> npt.NDArray[np.float64]:
-    """Of each item, the share of its answers that pass, [n_items] in the task's order."""
-    items: dict[str, list[bool]] = {}
-    for answer in answers:
-        items.setdefault(answer.item, []).append(test(answer))
-    return np.array([np.mean(passed) for passed in items.values()], dtype=np.float64)

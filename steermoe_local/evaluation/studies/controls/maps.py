@@ -1,4 +1,4 @@
-"""Control maps: what detection finds in pairs whose sides mean nothing, or differ in form alone."""
+"""Control maps: detection on pairs whose sides mean nothing, or differ in form alone."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...detection.recorder import record_counts
-from ...errors import PairsError, UsageError
-from ...identity import ModelIdentity
-from ...llama.steered_llama import SteeredLlama
-from ...maps.expert_map import ExpertMap
-from ...maps.scores import risk_difference_from
-from ...pairs.builders import Tally
-from ...pairs.control_pairs import SURFACES, superficial_pairs
-from ...pairs.pairs import Pair
+from ....detection.recorder import record_counts
+from ....errors import PairsError, UsageError
+from ....identity import ModelIdentity
+from ....llama.steered_llama import SteeredLlama
+from ....maps.expert_map import ExpertMap
+from ....maps.scores import risk_difference_from
+from ....pairs.builders import Tally
+from ....pairs.control_pairs import SURFACES, superficial_pairs
+from ....pairs.pairs import Pair
 
 __all__ = ["ControlMap", "HalvedMaps", "halved_maps", "superficial_maps"]
 
@@ -34,7 +34,7 @@ class ControlMap:
 
 @dataclass(frozen=True, eq=False)
 class HalvedMaps:
-    """Maps of the same pairs, put together in other ways.
+    """Maps of the same pairs, combined in other ways.
 
     `real`: as they are. `shuffled`: the sides of a random half of the pairs are swapped, so that the sides mean
     nothing; the pairs still show both behaviours. `same_side`: one half of the pairs against the other, of one side
@@ -83,7 +83,7 @@ def halved_maps(
 def superficial_maps(
     model: SteeredLlama, pairs: Sequence[Pair], *, recording: Mapping[str, Any] | None = None
 ) -> list[ControlMap]:
-    """Maps of pairs that differ in nothing but form: one of each kind of `pair_controls.SURFACES`, and one of all.
+    """Maps of pairs that differ in nothing but form: one of each kind of `control_pairs.SURFACES`, and one of all.
 
     Each pair becomes one superficial pair, the kinds in turn, so a kind's map is made of a part of them. Kinds for
     which no pair was left have no map. Raises PairsError when there are none at all.
@@ -105,7 +105,7 @@ def superficial_maps(
 
 
 class _Sums:
-    """A sink for per-pair counts that keeps sums alone, so that memory does not grow with the pairs.
+    """A sink for per-pair counts that keeps only sums, so that memory does not grow with the pairs.
 
     `groups` [n, n_pairs] marks pairs. `parts` are the sums of each group's pairs, int64 [n, 2, n_layer, n_expert]
     (positive side, negative side), `parts_n` their tokens [n, 2]; `total` and `total_n` are those of all pairs.
@@ -114,16 +114,16 @@ class _Sums:
     def __init__(self, identity: ModelIdentity, ids: Sequence[str], groups: npt.NDArray[np.bool_]) -> None:
         n = len(groups)
         self.identity, self.groups = identity, groups
-        self.places = {name: place for place, name in enumerate(ids)}
+        self.index_of = {name: index for index, name in enumerate(ids)}
         self.n_pairs = 0
         self.total, self.total_n = np.zeros((2, *identity.shape), np.int64), np.zeros(2, np.int64)
         self.parts, self.parts_n = np.zeros((n, 2, *identity.shape), np.int64), np.zeros((n, 2), np.int64)
         self.parts_pairs = np.zeros(n, np.int64)
 
     def append(self, pair_ids: Sequence[str], a: npt.ArrayLike, n: npt.ArrayLike) -> None:
-        """Take some pairs: `a` [pairs, 2, n_layer, n_expert], `n` [pairs, 2]."""
+        """Add some pairs: `a` [pairs, 2, n_layer, n_expert], `n` [pairs, 2]."""
         counts, tokens = np.asarray(a).astype(np.int64), np.asarray(n).astype(np.int64)
-        marks = self.groups[:, [self.places[name] for name in pair_ids]].astype(np.int64)
+        marks = self.groups[:, [self.index_of[name] for name in pair_ids]].astype(np.int64)
         self.n_pairs += len(counts)
         self.total += counts.sum(axis=0)
         self.total_n += tokens.sum(axis=0)

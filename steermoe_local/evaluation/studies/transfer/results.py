@@ -1,4 +1,4 @@
-"""What a transfer found: one column for each model."""
+"""The result of a transfer: one column for each model."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...maps.significance import Comparison
-from ..measuring.measurements import UNSTEERED
-from ..metrics.intervals import Interval, difference
-from ..tasks.neutral_text import TextScore
+from ....maps.significance import Comparison
+from ...measuring.measurements import UNSTEERED
+from ...metrics.intervals import Interval, difference
+from ...tasks.neutral_text import TextScore
+from ..evaluate import Evaluation
+from ..steerings import EFFECT, NEGATIVE, POSITIVE
 from .agreement import RoutingAgreement
-from .evaluate import AWAY, TOWARDS, Evaluation
 from .quantize import ModelFile
 
 __all__ = ["Column", "MapEffect", "Transfer"]
@@ -20,13 +21,13 @@ __all__ = ["Column", "MapEffect", "Transfer"]
 
 @dataclass(frozen=True)
 class MapEffect:
-    """What steering by one map does on one model.
+    """The effect of steering by one map on one model.
 
     `rates` of the task by side (unsteered, towards, away), `effects` as in `Evaluation`: differences over the same
-    items ("towards", "away", "swing"). `headline` names the effect to compare: the swing, or towards where there is no
+    items ("towards", "away", "swing"). `headline` names the effect to compare: "swing", or "towards" where there is no
     reverse. `change` is this model's headline effect less the base model's by the base's map, over the same items; None
-    on the base. `perplexity_ratio` on the neutral text by side, against this model unsteered. `signatures` name what
-    went wrong, as "side: signature".
+    on the base. `perplexity_ratio` on the neutral text by side, against this model unsteered. `signatures` are those
+    that fired, as "side: signature".
     """
 
     rates: Mapping[str, Interval]
@@ -40,10 +41,10 @@ class MapEffect:
 
     @classmethod
     def of(cls, found: Evaluation, base: MapEffect | None, seed: int) -> MapEffect:
-        """Take it from an evaluation; `base` is the effect on the base model, None for that model itself."""
+        """Of an evaluation; `base` is the effect on the base model, None for that model itself."""
         values = {side.name: measured.values for side, measured in zip(found.sides, found.measurements, strict=True)}
         name, _ = found.headline
-        one, other = (TOWARDS, AWAY) if name == "swing" else (name, UNSTEERED)
+        one, other = (POSITIVE, NEGATIVE) if name == EFFECT else (name, UNSTEERED)
         items = values[one] - values[other]
         return cls(
             rates={side.name: side.rate for side in found.sides},
@@ -63,17 +64,17 @@ class MapEffect:
     def to_dict(self, items: bool = False) -> dict[str, Any]:
         """As plain JSON values, with each item's effect or without."""
         data = _lists(asdict(self))
-        return data if items else {name: value for name, value in data.items() if name != "items"}
+        if not items:
+            del data["items"]
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> MapEffect:
-        """Of what `to_dict(items=True)` made."""
+        """Read what `to_dict(items=True)` made."""
         intervals = {
             name: {key: Interval(**value) for key, value in data[name].items()} for name in ("rates", "effects")
         }
-        change = None if data["change"] is None else Interval(**data["change"])
-        tuples: dict[str, Any] = {name: tuple(data[name]) for name in ("signatures", "items")}
-        return cls(**{**data, **intervals, **tuples, "change": change})
+        return cls(**{**_tuples(data), **intervals, "change": data["change"] and Interval(**data["change"])})
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Column:
 
     `map`: RD of the map made on this model against the map that is tested, None without pairs. `effect` is that of the
     tested map, `own_effect` that of this model's own, `own_gain` what that one does more. `routing` and `text` compare
-    with the base, both unsteered, None on the base; `perplexity` is on the neutral text. `notes` say what could not be
+    with the base, both unsteered, None on the base; `perplexity` is on the neutral text. `notes` name what could not be
     measured.
     """
 
@@ -108,7 +109,7 @@ class Column:
             "own_gain": self.own_gain and asdict(self.own_gain),
             "map": self.map and _lists(asdict(self.map)),
             "own_map_sha256": self.own_map_sha256,
-            "routing": self.routing and _lists(self.routing.to_dict()),
+            "routing": self.routing and _lists(asdict(self.routing)),
             "text": self.text and self.text.to_dict(),
             "perplexity": self.perplexity,
             "notes": list(self.notes),
@@ -116,24 +117,17 @@ class Column:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], folder: Path) -> Column:
-        """Of what `to_dict(items=True)` made; `folder` is where the models are."""
-        text, own, effect = data["text"], data["own_effect"], MapEffect.from_dict
-        found: dict[str, Any] | None = data["map"]
-        if found is not None:
-            found = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
-        return cls(
-            name=data["name"],
-            file=ModelFile.from_dict(data["file"], folder),
-            effect=effect(data["effect"]),
-            own_effect=None if own is None else effect(own),
-            own_gain=data["own_gain"] and Interval(**data["own_gain"]),
-            map=None if found is None else Comparison(**found),
-            own_map_sha256=data["own_map_sha256"],
-            routing=data["routing"] and RoutingAgreement.from_dict(data["routing"]),
-            text=None if text is None else TextScore(**text),
-            perplexity=data["perplexity"],
-            notes=tuple(data["notes"]),
-        )
+        """Read what `to_dict(items=True)` made; `folder` is that of the models."""
+        parts = {
+            "file": ModelFile.from_dict(data["file"], folder),
+            "effect": MapEffect.from_dict(data["effect"]),
+            "own_effect": data["own_effect"] and MapEffect.from_dict(data["own_effect"]),
+            "own_gain": data["own_gain"] and Interval(**data["own_gain"]),
+            "map": data["map"] and Comparison(**_tuples(data["map"])),
+            "routing": data["routing"] and RoutingAgreement(**_tuples(data["routing"])),
+            "text": data["text"] and TextScore(**data["text"]),
+        }
+        return cls(**_tuples({**data, **parts}))
 
 
 @dataclass(frozen=True)
@@ -150,10 +144,7 @@ class Transfer:
 
     def column(self, name: str) -> Column:
         """The quantization of that name, or "base". Raises KeyError."""
-        for column in (self.base, *self.columns):
-            if column.name == name:
-                return column
-        raise KeyError(name)
+        return {column.name: column for column in (self.base, *self.columns)}[name]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -168,5 +159,9 @@ class Transfer:
         }
 
 
-def _lists(data: dict[str, Any]) -> dict[str, Any]:
+def _lists(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
+
+
+def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
