@@ -15,7 +15,7 @@ from steermoe_local.errors import ChoiceError, PairsError, UsageError
 from steermoe_local.evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
 from steermoe_local.evaluation.studies.controls import draws as control_draws
 from steermoe_local.evaluation.studies.controls.controls import ALL, ControlResult, Controls, run_controls
-from steermoe_local.evaluation.studies.controls.maps import ControlMap, HalvedMaps, halved_maps, superficial_maps
+from steermoe_local.evaluation.studies.controls.maps import HalvedMaps, halved_maps, superficial_maps
 from steermoe_local.evaluation.tasks.builtin import builtin_task
 from steermoe_local.evaluation.tasks.scorers import make_scorer
 from steermoe_local.llama.steered_llama import SteeredLlama
@@ -364,7 +364,7 @@ def test_nothing_to_control_for() -> None:
 def test_maps_that_agree_with_the_real_one_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     real = made_map()
     other = made_map(rd=-real.rd)
-    halves = HalvedMaps(real, (ControlMap("1", real), ControlMap("2", other)), (ControlMap("3", other),))
+    halves = HalvedMaps(real, {"1": real, "2": other}, {"3": other})
     monkeypatch.setattr(control_draws, "halved_maps", lambda *_, **__: halves)
     pair = Pair("1", "a b", "c d", "b", "d")
     found = run(MadeUpEvaluator(worth()), steering(), kinds=["shuffled", "same-side"], pairs=[pair])
@@ -398,7 +398,7 @@ def test_halves_of_pairs_by_hand(tiny: SteeredLlama, pairs: list[Pair]) -> None:
     """The same as recording the pairs as they come out."""
     made = halved_maps(tiny, pairs, 2, seed=5, recording=ONE_THREAD)
     again = halved_maps(tiny, pairs, 1, seed=5, recording=ONE_THREAD)
-    assert np.array_equal(made.shuffled[0].expert_map.rd, again.shuffled[0].expert_map.rd)
+    assert np.array_equal(made.shuffled["shuffle 1"].rd, again.shuffled["shuffle 1"].rd)
     real = ExpertMap.from_counts(record_counts(tiny, pairs, **ONE_THREAD))
     assert np.array_equal(made.real.rd, real.rd)
     half = np.random.default_rng([5, 1]).permutation(len(pairs))[: len(pairs) // 2].tolist()
@@ -407,20 +407,19 @@ def test_halves_of_pairs_by_hand(tiny: SteeredLlama, pairs: list[Pair]) -> None:
         for i, p in enumerate(pairs)
     ]
     assert np.array_equal(
-        made.shuffled[1].expert_map.rd, ExpertMap.from_counts(record_counts(tiny, swapped, **ONE_THREAD)).rd
+        made.shuffled["shuffle 2"].rd, ExpertMap.from_counts(record_counts(tiny, swapped, **ONE_THREAD)).rd
     )
     # the negative sides alone, one half against the other
     ours = [p for i, p in enumerate(pairs) if i in half]
     rest = [p for i, p in enumerate(pairs) if i not in half]
     counts = [record_counts(tiny, part, **ONE_THREAD) for part in (ours, rest)]
-    found = made.same_side[1]
-    assert found.label.startswith("negative side")
-    assert np.array_equal(found.expert_map.rd, counts[0].a2 / counts[0].n2 - counts[1].a2 / counts[1].n2)
-    assert made.same_side[0].label.startswith("positive side")
+    assert list(made.same_side) == ["positive side, halves 1", "negative side, halves 2"]
+    found = made.same_side["negative side, halves 2"]
+    assert np.array_equal(found.rd, counts[0].a2 / counts[0].n2 - counts[1].a2 / counts[1].n2)
 
 
 def test_superficial_maps(tiny: SteeredLlama, pairs: list[Pair]) -> None:
-    made = {one.label: one.expert_map for one in superficial_maps(tiny, pairs, recording=ONE_THREAD)}
+    made = superficial_maps(tiny, pairs, recording=ONE_THREAD)
     assert list(made) == ["length", "casing", "format", "all kinds"]
     assert made["all kinds"].n_pairs == sum(made[kind].n_pairs for kind in ("length", "casing", "format"))
     assert made["all kinds"].a1 is not None

@@ -21,6 +21,7 @@ from steermoe_local import ExpertMap, ModelMismatchError, SteeredLlama, UsageErr
 from steermoe_local.detection.token_routing import selected_experts
 from steermoe_local.errors import ChoiceError, ResourceError
 from steermoe_local.evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
+from steermoe_local.evaluation.measuring.json_values import from_plain, plain
 from steermoe_local.evaluation.measuring.opening import open_evaluator
 from steermoe_local.evaluation.metrics.intervals import Interval, difference
 from steermoe_local.evaluation.reports.transfer import conclusions, draw_transfer, markdown, table
@@ -649,4 +650,4 @@ def test_a_preset_has_no_reverse(done: Run) -> None:
     assert one.effect == effect.effects["towards"]
     found = replace(done.found, base=replace(done.found.base, effect=one), columns=())
     assert "towards" in table(found).header
-    assert MapEffect.from_dict(json.loads(json.dumps(one.to_dict(items=True)))) == one
+    assert from_plain(MapEffect, json.loads(json.dumps(plain(one)))) == one

@@ -142,6 +142,7 @@ def _draw(found: ExperimentResult, setup: EvaluationSetup) -> tuple[str, ...]:
     """The picture of an experiment by depth; names of the files for the report."""
     if "divided" not in found.figures:
         return ()
+    from ...evaluation.measuring.json_values import from_plain
     from ...evaluation.reports.figure import missing_matplotlib
     from ...evaluation.reports.layers import draw_layers
     from ...evaluation.studies.layers import LayerEffects
@@ -149,7 +150,7 @@ def _draw(found: ExperimentResult, setup: EvaluationSetup) -> tuple[str, ...]:
     if problem := missing_matplotlib():
         click.echo(problem, err=True)
         return ()
-    draw_layers(LayerEffects.from_dict(found.figures["divided"]), [setup.path(name) for name in _PICTURES])
+    draw_layers(from_plain(LayerEffects, found.figures["divided"]), [setup.path(name) for name in _PICTURES])
     return _PICTURES[:1]
 
 

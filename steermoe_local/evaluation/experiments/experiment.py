@@ -11,6 +11,7 @@ from ...pairs.pairs import Pair
 from ...steering.bias_file import BiasFile
 from ...steering.steering import Steering
 from ..measuring.evaluator import Evaluator, EvaluatorSettings
+from ..measuring.json_values import plain
 from ..measuring.measurements import Measurement
 from ..measuring.side_effects import fluency
 from ..metrics.formatting import number, percent
@@ -152,25 +153,17 @@ class ExperimentResult:
     is the answer in a sentence, made of the `figures` (plain JSON values), which `tables` show in full.
     """
 
-    name: str
+    name: str = field(metadata={"json": "experiment"})
     question: str
     finding: str
     verdict: Verdict
-    tables: tuple[Table, ...]
     figures: Mapping[str, Any]
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    tables: tuple[Table, ...]
+    metadata: Mapping[str, Any] = field(metadata={"json": "about"})
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {
-            "experiment": self.name,
-            "question": self.question,
-            "finding": self.finding,
-            "verdict": self.verdict,
-            "figures": dict(self.figures),
-            "tables": [asdict(table) for table in self.tables],
-            "about": dict(self.metadata),
-        }
+        data: dict[str, Any] = plain(self)
+        return data
 
     def markdown(self, command: str = "", pictures: Sequence[str] = ()) -> str:
         """A short report; `command` makes it again, `pictures` are names of files in the same folder."""

@@ -77,7 +77,7 @@ def run_experiment(name: str, setup: ExperimentSetup) -> ExperimentResult:
         "tool": tool_name(),
         "created": timestamp(),
     }
-    return ExperimentResult(name, experiment.question, finding, verdict, tuple(tables), figures, metadata)
+    return ExperimentResult(name, experiment.question, finding, verdict, figures, tuple(tables), metadata)
 
 
 def random10(setup: ExperimentSetup) -> Found:

@@ -14,6 +14,7 @@ from ...models.embedded import resolve_model
 from ...pairs.pairs import load_pairs
 from ...steering.steering import Steering
 from ..measuring.evaluator import Evaluator, EvaluatorSettings
+from ..measuring.json_values import plain
 from ..measuring.measurements import UNSTEERED, Measurement
 from ..measuring.opening import open_evaluator, open_steering, pairs_of
 from ..measuring.side_effects import Fluency, fluency
@@ -74,17 +75,8 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values, without the answers."""
-        return {
-            "task": self.task,
-            "positive": self.positive,
-            "negative": self.negative,
-            "sides": [asdict(side) for side in self.sides],
-            "effects": {name: asdict(effect) for name, effect in self.effects.items()},
-            "controls": [control.to_dict() for control in self.controls],
-            "signatures": [asdict(signature) for signature in self.signatures],
-            "steering": dict(self.steering),
-            "provenance": dict(self.provenance),
-        }
+        data: dict[str, Any] = plain(self, without=["measurements"])
+        return data
 
 
 _DEFAULT = Controls()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...steering.bias_file import BiasFile
+from ..measuring.json_values import plain
 from ..measuring.measurements import UNSTEERED, Measurement
 from ..metrics.intervals import Interval, Values, margin
 from .steerings import EFFECT, NEGATIVE, POSITIVE, both_ways, effects_of, mirrored, study_metadata
@@ -56,7 +57,7 @@ class LayerEffects:
     larger than that of each other third, over the same items. `clear`: all these intervals are above 0.
     """
 
-    metadata: dict[str, Any]
+    metadata: dict[str, Any] = field(metadata={"json": "about"})
     unsteered: float
     parts: tuple[LayerPart, ...]
     largest: str
@@ -92,26 +93,7 @@ class LayerEffects:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {
-            "about": self.metadata,
-            "unsteered": self.unsteered,
-            "parts": [{**asdict(part), "layers": list(part.layers)} for part in self.parts],
-            "largest": self.largest,
-            "margins": {name: asdict(margin) for name, margin in self.margins.items()},
-            "clear": self.clear,
-            "verdict": self.verdict,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> LayerEffects:
-        """Read what `to_dict` made."""
-        parts = []
-        for part in data["parts"]:
-            effects = {name: part[name] and Interval(**part[name]) for name in (POSITIVE, NEGATIVE, EFFECT)}
-            parts.append(LayerPart(**{**part, "layers": tuple(part["layers"]), **effects}))
-        margins = {name: Interval(**margin) for name, margin in data["margins"].items()}
-        return cls(data["about"], data["unsteered"], tuple(parts), data["largest"], margins)
+        return {**plain(self), "clear": self.clear, "verdict": self.verdict}
 
 
 def by_layer(evaluator: Evaluator, steering: Steering, *, seed: int = 0) -> LayerEffects:

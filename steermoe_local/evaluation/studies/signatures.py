@@ -63,24 +63,15 @@ def guard_signatures(
     if measured.benign and unsteered.benign:
         risen = difference(measured.benign_values, unsteered.benign_values, seed)
         if risen.low > 0 and risen.value >= limits.refused:
-            found.append(
-                Signature(
-                    "over-refusal",
-                    side,
-                    f"refused benign prompts up by {in_points(limits.refused)} or more, and the interval above 0",
-                    f"refused benign prompts up by {in_points(risen.value)} ({in_points(risen.low)} at least)",
-                    {"refused": float(measured.benign_values.mean()), "risen": risen.value, "low": risen.low},
-                )
-            )
+            rule = f"refused benign prompts up by {in_points(limits.refused)} or more, and the interval above 0"
+            words = f"refused benign prompts up by {in_points(risen.value)} ({in_points(risen.low)} at least)"
+            figures = {"refused": float(measured.benign_values.mean()), "risen": risen.value, "low": risen.low}
+            found.append(Signature("over-refusal", side, rule, words, figures))
     if ill := _risen(measured, unsteered, lambda answer: answer.label == "ill-formed", limits.ill_formed, seed):
+        rule = f"answers on none of the task's sides up by {in_points(limits.ill_formed)} or more, interval above 0"
+        figures = {"ill_formed": measured.label_share("ill-formed"), "risen": ill.value, "low": ill.low}
         found.append(
-            Signature(
-                "ill-formed answers",
-                side,
-                f"answers on none of the task's sides up by {in_points(limits.ill_formed)} or more, interval above 0",
-                f"ill-formed answers up by {in_points(ill.value)}",
-                {"ill_formed": measured.label_share("ill-formed"), "risen": ill.value, "low": ill.low},
-            )
+            Signature("ill-formed answers", side, rule, f"ill-formed answers up by {in_points(ill.value)}", figures)
         )
     return tuple(found)
 
@@ -89,21 +80,18 @@ def _collapse(
     side: str, measured: Measurement, unsteered: Measurement, limits: Thresholds, seed: int
 ) -> Sequence[Signature]:
     guards = fluency(measured, unsteered)
-    seen: list[str] = []
-    figures: dict[str, float] = {}
-    for name, value, limit in (
+    texts = (
         ("perplexity ratio", guards.perplexity_ratio, limits.perplexity_ratio),
         ("KL", guards.kl, limits.kl),
-    ):
-        # not "value > limit": an overflow or NaN counts as a collapse, too
-        if value is not None and not value <= limit:
-            seen.append(f"{name} {value:.2f}")
-            figures[name] = value
+    )
     shares: tuple[tuple[str, Callable[[Answer], bool], float], ...] = (
         ("looping", lambda answer: answer.loop >= LOOPING, limits.looping),
         ("empty", lambda answer: answer.empty, limits.empty),
         ("cut", lambda answer: answer.cut, limits.cut),
     )
+    # not "value > limit": an overflow or NaN counts as a collapse, too
+    figures = {name: value for name, value, limit in texts if value is not None and not value <= limit}
+    seen = [f"{name} {value:.2f}" for name, value in figures.items()]
     for name, test, limit in shares:
         if risen := _risen(measured, unsteered, test, limit, seed):
             seen.append(f"{name} answers up by {in_points(risen.value)}")

@@ -6,9 +6,8 @@ they are compared by size.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from ....errors import ChoiceError, FormatError, PairsError, UsageError
 from ....steering.steering import Steering
 from ...measuring.evaluator import Evaluator
+from ...measuring.json_values import plain
 from .draws import ALL, ControlPlan, Controls, Kind
 
 __all__ = ["ALL", "ControlResult", "Controls", "run_controls"]
@@ -72,7 +72,7 @@ class ControlResult:
         sizes = np.abs(np.asarray(effects, dtype=np.float64))
         below = int((sizes < sign * real - _EQUAL).sum())
         low, high = (float(value) for value in np.quantile(sizes, _QUANTILES))
-        return dataclasses.replace(
+        return replace(
             found, mean=float(sizes.mean()), low=low, high=high, percentile=below / n, p=(1 + n - below) / (1 + n)
         )
 
@@ -82,9 +82,8 @@ class ControlResult:
         return None if self.percentile is None else self.percentile == 1
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        data = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        return {**data, "effects": list(self.effects), "labels": list(self.labels), "details": dict(self.details)}
+        data: dict[str, Any] = plain(self)
+        return data
 
 
 def run_controls(

@@ -19,7 +19,7 @@ from ....steering.bias_file import BiasFile
 from ....steering.control_choices import activation_frequency, bottom_signs, draw_experts
 from ....steering.steering import Steering
 from ...measuring.evaluator import Evaluator
-from .maps import ControlMap, HalvedMaps, halved_maps, superficial_maps
+from .maps import HalvedMaps, halved_maps, superficial_maps
 
 __all__ = ["ALL", "ControlPlan", "Controls", "Draw", "Kind"]
 
@@ -215,31 +215,27 @@ class ControlPlan:
             return Kind(note="left out: no pairs whose sides could be divided; give those of the map")
         return self._of_maps(self._halved(self.controls.pairs).same_side)
 
-    def _of_maps(self, maps: Sequence[ControlMap]) -> Kind:
+    def _of_maps(self, maps: Mapping[str, ExpertMap]) -> Kind:
         """Draws of other maps, chosen from with the same numbers, layers and rule as the real one."""
-        draws, facts, notes = [], [], []
+        draws, notes = [], []
+        facts: list[dict[str, Any]] = []
         scores = self.steering.expert_map
-        for made in maps:
+        for label, expert_map in maps.items():
             try:
-                biases = self._chosen(made.expert_map)
+                biases = self._chosen(expert_map)
             except ChoiceError as error:
-                notes.append(f"{made.label} left out: {error}")
+                notes.append(f"{label} left out: {error}")
                 continue
-            draws.append(Draw(made.label, tuple(biases)))
+            draws.append(Draw(label, tuple(biases)))
             first = np.zeros(self.identity.shape) if biases[0] is None else biases[0].dense()
             same, other = (
                 float(((first == table) & (first != 0)).sum() / (table != 0).sum())
                 for table in (self.tables[0], -self.tables[0])
             )
-            fact: dict[str, Any] = {
-                "label": made.label,
-                "n_pairs": made.expert_map.n_pairs,
-                "shared": same,
-                "shared_reversed": other,
-            }
+            facts.append({"label": label, "n_pairs": expert_map.n_pairs, "shared": same, "shared_reversed": other})
             if scores is not None:
-                fact["pearson"] = pearson(made.expert_map.rd[list(self.layers)], scores.rd[list(self.layers)])
-            facts.append(fact)
+                layers = list(self.layers)
+                facts[-1]["pearson"] = pearson(expert_map.rd[layers], scores.rd[layers])
         if alike := sum(fact["shared"] == 1 for fact in facts):
             notes.append(f"{alike} of these maps choose the very experts of the real one")
         return Kind(draws, "; ".join(notes), {"maps": facts})

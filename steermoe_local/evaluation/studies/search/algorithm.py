@@ -40,13 +40,16 @@ class Trial:
     """A candidate that was evaluated.
 
     `gains` [n_items] are the items' gains over the unsteered model; None if it broke the budget, and `over` says which
-    limit. `step` names the part of the search that asked for it.
+    limit. `step` names the part of the search that asked for it. `costs` are (increase of the perplexity as a share, KL
+    in nats). `answered`: the answers were measured, not the text alone.
     """
 
     candidate: Candidate
     gains: Values | None
     over: str = ""
     step: str = ""
+    costs: tuple[float, float] = (0.0, 0.0)
+    answered: bool = True
 
     @property
     def gain(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,8 +48,7 @@ class CandidateEvaluator:
 
     `activate` and `deactivate` limit the search space to these numbers; `counts` are the numbers of experts that they
     come to, ascending from 0 on each axis. `base` is the unsteered model on the choosing part, `ceiling` the largest
-    gain that is possible. `costs` are (increase of the perplexity, KL) of the candidates that were measured; `answered`
-    are those whose answers were measured, too.
+    gain that is possible.
     """
 
     def __init__(
@@ -69,8 +69,6 @@ class CandidateEvaluator:
         self.choosing, self.heldout = split([str(item.id) for item in evaluator.task.items], seed, share)
         self.base = self.measure([None], self.choosing)[0]
         self.ceiling = float(1 - self.values(self.base).mean())
-        self.costs: dict[Candidate, tuple[float, float]] = {}
-        self.answered: set[Candidate] = {(0, 0)}
         self._built: dict[Candidate, BiasFile | None] = {(0, 0): None}
 
     @property
@@ -108,22 +106,21 @@ class CandidateEvaluator:
             benign=False,
             what="text",
         )
-        over: dict[Candidate, str] = {}
+        trials: dict[Candidate, Trial] = {}
         for candidate, measured in zip(candidates, texts, strict=True):
             assert measured.text is not None
             assert self.base.text is not None
-            self.costs[candidate] = text_costs(measured.text, self.base.text)
-            over[candidate] = self.budget.over_text(measured.text, self.base.text)
-        inside = [candidate for candidate in candidates if not over[candidate]]
-        gains = {}
-        self.answered |= set(inside)
+            over = self.budget.over_text(measured.text, self.base.text)
+            costs = text_costs(measured.text, self.base.text)
+            trials[candidate] = Trial(candidate, None, over, step, costs, answered=not over)
+        inside = [candidate for candidate in candidates if trials[candidate].answered]
         if inside:
             answers = self.measure([self.build(candidate) for candidate in inside], self.choosing)
             for candidate, measured in zip(inside, answers, strict=True):
-                over[candidate] = self.budget.over_answers(measured, self.base)
-                if not over[candidate]:
-                    gains[candidate] = self.values(measured) - self.values(self.base)
-        return [Trial(candidate, gains.get(candidate), over[candidate], step) for candidate in candidates]
+                over = self.budget.over_answers(measured, self.base)
+                gains = None if over else self.values(measured) - self.values(self.base)
+                trials[candidate] = replace(trials[candidate], gains=gains, over=over)
+        return list(trials.values())
 
 
 def _counts(numbers: tuple[int, ...], wanted: Iterable[int] | None) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from ....errors import ChoiceError, UsageError
 from ....identity import ModelIdentity
 from ....steering.bias_file import BiasFile
 from ....steering.steering import Steering
+from ...measuring.json_values import plain
 from ...measuring.measurements import UNSTEERED, bias_key
 from .objective import map_of
 
@@ -100,8 +101,8 @@ class Grid:
         return 2 * n if self.both_ways else n
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        data: dict[str, Any] = plain(self)
+        return data
 
 
 @dataclass(frozen=True)

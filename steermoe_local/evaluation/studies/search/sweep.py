@@ -66,7 +66,6 @@ class Sweep:
     cost: Cost
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
         return {
             "about": self.metadata,
             "grid": self.grid.to_dict(),

@@ -209,7 +209,7 @@ def _result(candidates: CandidateEvaluator, method: Literal["ladder", "grid"], l
             reason = f"on the held-out items the gain is {_points(heldout.gain)}"
     n_choosing = len(candidates.choosing)
     n_seeds = len(candidates.base.answers) // n_choosing  # of choices each item is answered once
-    n_items = sum(n_choosing if trial.candidate in candidates.answered else 1 for trial in log.trials)
+    n_items = sum(n_choosing if trial.answered else 1 for trial in log.trials)
     return Tuning(
         metadata={**study_metadata(candidates.evaluator, candidates.steering), "seed": candidates.seed},
         budget=candidates.budget,
@@ -245,9 +245,9 @@ def _evaluated(candidates: CandidateEvaluator, trial: Trial) -> Evaluated:
         *trial.candidate,
         gain=None if trial.gains is None else trial.gain,
         error=None if trial.gains is None else standard_error(trial.gains),
-        costs=candidates.costs.get(trial.candidate, (0.0, 0.0)),
+        costs=trial.costs,
         over=trial.over,
-        answered=trial.candidate in candidates.answered,
+        answered=trial.answered,
         step=trial.step,
     )
 

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -134,16 +134,6 @@ class ModelFile:
     n_fallback: int = 0
     fallback_share: float = 0.0
     seconds: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values; the path is the file's name alone."""
-        return asdict(self) | {"path": self.path.name, "types": {k: asdict(v) for k, v in self.types.items()}}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any], folder: Path) -> ModelFile:
-        """Read what `to_dict` made."""
-        types = {name: TypeShare(**share) for name, share in data["types"].items()}
-        return cls(**{**data, "path": folder / data["path"], "types": types})
 
     @classmethod
     def of(cls, info: ModelInfo, kind: FileType | None = None, seconds: float | None = None) -> ModelFile:

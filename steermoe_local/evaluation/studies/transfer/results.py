@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ....maps.significance import Comparison
+from ...measuring.json_values import from_plain, plain
 from ...measuring.measurements import UNSTEERED
 from ...metrics.intervals import Interval, difference
 from ...tasks.neutral_text import TextScore
@@ -61,21 +62,6 @@ class MapEffect:
         """The headline effect."""
         return self.effects[self.headline]
 
-    def to_dict(self, items: bool = False) -> dict[str, Any]:
-        """As plain JSON values, with each item's effect or without."""
-        data = _lists(asdict(self))
-        if not items:
-            del data["items"]
-        return data
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> MapEffect:
-        """Read what `to_dict(items=True)` made."""
-        intervals = {
-            name: {key: Interval(**value) for key, value in data[name].items()} for name in ("rates", "effects")
-        }
-        return cls(**{**_tuples(data), **intervals, "change": data["change"] and Interval(**data["change"])})
-
 
 @dataclass(frozen=True)
 class Column:
@@ -101,44 +87,28 @@ class Column:
 
     def to_dict(self, items: bool = False) -> dict[str, Any]:
         """As plain JSON values; with the effects of each item it can be read again."""
-        return {
-            "name": self.name,
-            "file": self.file.to_dict(),
-            "effect": self.effect.to_dict(items),
-            "own_effect": self.own_effect and self.own_effect.to_dict(items),
-            "own_gain": self.own_gain and asdict(self.own_gain),
-            "map": self.map and _lists(asdict(self.map)),
-            "own_map_sha256": self.own_map_sha256,
-            "routing": self.routing and _lists(asdict(self.routing)),
-            "text": self.text and self.text.to_dict(),
-            "perplexity": self.perplexity,
-            "notes": list(self.notes),
-        }
+        data: dict[str, Any] = plain(self)
+        if not items:
+            for effect in filter(None, (data["effect"], data["own_effect"])):
+                del effect["items"]
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], folder: Path) -> Column:
         """Read what `to_dict(items=True)` made; `folder` is that of the models."""
-        parts = {
-            "file": ModelFile.from_dict(data["file"], folder),
-            "effect": MapEffect.from_dict(data["effect"]),
-            "own_effect": data["own_effect"] and MapEffect.from_dict(data["own_effect"]),
-            "own_gain": data["own_gain"] and Interval(**data["own_gain"]),
-            "map": data["map"] and Comparison(**_tuples(data["map"])),
-            "routing": data["routing"] and RoutingAgreement(**_tuples(data["routing"])),
-            "text": data["text"] and TextScore(**data["text"]),
-        }
-        return cls(**_tuples({**data, **parts}))
+        found: Column = from_plain(cls, data)
+        return replace(found, file=replace(found.file, path=folder / found.file.path))
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """The base model and its quantizations, in the order in which they were asked for, and where it comes from."""
+    """The base model and its quantizations, in the order in which they were asked for, and their provenance."""
 
-    base: Column
-    columns: tuple[Column, ...]
     task: str
     positive: str
     negative: str
+    base: Column
+    columns: tuple[Column, ...]
     warnings: tuple[str, ...]
     provenance: Mapping[str, Any]
 
@@ -147,21 +117,6 @@ class Transfer:
         return {column.name: column for column in (self.base, *self.columns)}[name]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {
-            "task": self.task,
-            "positive": self.positive,
-            "negative": self.negative,
-            "base": self.base.to_dict(),
-            "columns": [column.to_dict() for column in self.columns],
-            "warnings": list(self.warnings),
-            "provenance": dict(self.provenance),
-        }
-
-
-def _lists(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
-
-
-def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        """As plain JSON values, without the effects of each item."""
+        columns = [column.to_dict() for column in (self.base, *self.columns)]
+        return {**plain(self), "base": columns[0], "columns": columns[1:]}
