@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steermoe_local.errors import UsageError
-from steermoe_local.evaluation.reports.search_pictures import draw_layers
+from steermoe_local.evaluation.measuring.json_values import from_plain
+from steermoe_local.evaluation.reports.layers import draw_layers
 from steermoe_local.evaluation.studies.layers import LayerEffects, by_layer, only_layers, thirds
 from steermoe_local.steering.bias_file import BiasFile
 from steermoe_local.steering.steering import Steering
@@ -191,7 +192,7 @@ def test_picture(tmp_path: Path, n_layer: int) -> None:
 
 def test_read_again() -> None:
     result = effects({1: 0.2}, 6)
-    again = LayerEffects.from_dict(json.loads(json.dumps(result.to_dict())))
+    again = from_plain(LayerEffects, json.loads(json.dumps(result.to_dict())))
     assert again.to_dict() == result.to_dict()
     assert again.verdict == result.verdict
 

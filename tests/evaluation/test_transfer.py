@@ -21,14 +21,15 @@ from steermoe_local import ExpertMap, ModelMismatchError, SteeredLlama, UsageErr
 from steermoe_local.detection.token_routing import selected_experts
 from steermoe_local.errors import ChoiceError, ResourceError
 from steermoe_local.evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
+from steermoe_local.evaluation.measuring.json_values import from_plain, plain
+from steermoe_local.evaluation.measuring.opening import open_evaluator
 from steermoe_local.evaluation.metrics.intervals import Interval, difference
-from steermoe_local.evaluation.reports.transfer_picture import draw_transfer
-from steermoe_local.evaluation.reports.transfer_report import conclusions, markdown, table
-from steermoe_local.evaluation.studies import quantize
-from steermoe_local.evaluation.studies import transfer as module
-from steermoe_local.evaluation.studies.agreement import routing_agreement, take_reference
-from steermoe_local.evaluation.studies.transfer import OpenEvaluator, open_evaluators, transfer
-from steermoe_local.evaluation.studies.transfer_results import Column, MapEffect, Transfer
+from steermoe_local.evaluation.reports.transfer import conclusions, draw_transfer, markdown, table
+from steermoe_local.evaluation.studies.transfer import quantize
+from steermoe_local.evaluation.studies.transfer import transfer as module
+from steermoe_local.evaluation.studies.transfer.agreement import routing_agreement, take_reference
+from steermoe_local.evaluation.studies.transfer.results import Column, MapEffect, Transfer
+from steermoe_local.evaluation.studies.transfer.transfer import OpenEvaluator, transfer
 from steermoe_local.evaluation.tasks.builtin import builtin_task
 from steermoe_local.evaluation.tasks.neutral_text import NeutralText, load_neutral_text
 from steermoe_local.evaluation.tasks.scorers import make_scorer
@@ -67,7 +68,8 @@ def evaluators(neutral: NeutralText) -> OpenEvaluator:
     task = builtin_task("digits-words").first(N_ITEMS)
     options = EvaluatorSettings(n_parallel=8, context={"n_threads": 1})
     scorer = make_scorer(task.scorer, task.options)
-    return open_evaluators(task, scorer, neutral=neutral, settings=options, n_threads=1)
+    arguments: dict[str, Any] = {"neutral": neutral, "benign": None, "settings": options, "n_threads": 1}
+    return lambda path, _: open_evaluator(path, task, scorer=scorer, **arguments)
 
 
 @dataclass
@@ -455,13 +457,23 @@ def test_what_is_there_is_used(done: Run, tiny_path: Path, monkeypatch: pytest.M
         assert file.seconds is None
         return replace(done.found.column(name), file=file)
 
-    monkeypatch.setattr(module._Plan, "column", column)
+    monkeypatch.setattr(module._Study, "column", column)
     steering = Steering.open(map_file=map_path("digits-words"), activate=2, deactivate=2)
     task = builtin_task("digits-words").first(1)
-    plain = open_evaluators(
-        task, make_scorer(task.scorer, task.options), settings=EvaluatorSettings(context={"n_threads": 1})
+    arguments: dict[str, Any] = {
+        "neutral": None,
+        "benign": None,
+        "settings": EvaluatorSettings(context={"n_threads": 1}),
+    }
+    found = transfer(
+        tiny_path,
+        steering,
+        lambda path, _: open_evaluator(path, task, **arguments),
+        folder=done.folder,
+        quants=["q8_0", "Q8_0"],
+        done=columns,
+        keep=True,
     )
-    found = transfer(tiny_path, steering, plain, folder=done.folder, quants=["q8_0", "Q8_0"], done=columns, keep=True)
     assert measured == ["Q8_0"], "named twice, measured once"
     assert done.path("Q8_0").exists()
     assert "own maps are not made" in found.warnings[0]
@@ -490,14 +502,14 @@ def test_an_own_map_that_cannot_steer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is told, and does not end the run."""
-    real = module.check_choice
+    real = module.both_ways
 
-    def check(choice: Steering, identity: Any) -> None:
-        real(choice, identity)
+    def both_ways(choice: Steering, identity: Any) -> Any:
         if choice.expert_map is not steering.expert_map:
             raise ChoiceError("layer 3: deactivating 9 would leave too few")
+        return real(choice, identity)
 
-    monkeypatch.setattr(module, "check_choice", check)
+    monkeypatch.setattr(module, "both_ways", both_ways)
     columns = {"base": done.found.base}
     options: dict[str, Any] = {"folder": done.folder, "quants": ["Q8_0"], "done": columns, "n_agreement": 5}
     found = transfer(tiny_path, steering, evaluators, pairs=pairs, **options)
@@ -638,4 +650,4 @@ def test_a_preset_has_no_reverse(done: Run) -> None:
     assert one.effect == effect.effects["towards"]
     found = replace(done.found, base=replace(done.found.base, effect=one), columns=())
     assert "towards" in table(found).header
-    assert MapEffect.from_dict(json.loads(json.dumps(one.to_dict(items=True)))) == one
+    assert from_plain(MapEffect, json.loads(json.dumps(plain(one)))) == one

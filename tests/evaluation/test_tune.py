@@ -16,10 +16,18 @@ from hypothesis import strategies as st
 
 from steermoe_local.errors import ChoiceError, UsageError
 from steermoe_local.evaluation.measuring.measurements import Answer, Measurement, bias_key
-from steermoe_local.evaluation.studies.candidate_evaluator import split
-from steermoe_local.evaluation.studies.objective import Budget, aimed_values, space, standard_error
-from steermoe_local.evaluation.studies.search import Place, Search, Trial, _outwards, pick, strongest, within_error
-from steermoe_local.evaluation.studies.tune import Tuning, exhaustive, tune
+from steermoe_local.evaluation.studies.search.algorithm import (
+    Candidate,
+    Search,
+    Trial,
+    _outwards,
+    pick,
+    strongest,
+    within_error,
+)
+from steermoe_local.evaluation.studies.search.candidate_evaluator import split
+from steermoe_local.evaluation.studies.search.objective import Budget, objective_values, search_space, standard_error
+from steermoe_local.evaluation.studies.search.tune import Tuning, exhaustive, tune
 from steermoe_local.steering.steering import Steering
 from tests.support.builders import table_map
 from tests.support.fake_evaluator import FakeEvaluator, Surface, wide_map
@@ -48,33 +56,33 @@ N_ITEMS = 60
 
 
 def surface_search(effect: Surface, nll: Surface, noise: float = 0.0, seed: int = 0, **limits: Any) -> Any:
-    """(the search, everything there is as trials, expected gain of a place) on a formula."""
+    """(the search, everything there is as trials, expected gain of a candidate) on a formula."""
     latent = np.random.default_rng(seed).permutation(N_ITEMS) / N_ITEMS
 
-    def rate(place: Place) -> float:
-        return float(np.clip(0.4 + effect(*place), 0, 1))
+    def rate(candidate: Candidate) -> float:
+        return float(np.clip(0.4 + effect(*candidate), 0, 1))
 
     base = (latent < 0.4).astype(float)
-    asked: list[Place] = []
+    asked: list[Candidate] = []
 
-    def look(place: Place, step: str) -> Trial:
-        asked.append(place)
-        if place == (0, 0):
-            return Trial(place, np.zeros(N_ITEMS), "", step)
-        if nll(*place) > 0.05:
-            return Trial(place, None, "perplexity", step)
-        shift = np.random.default_rng([seed, *place]).normal(0, noise, N_ITEMS) if noise else 0.0
-        return Trial(place, (latent + shift < rate(place)).astype(float) - base, "", step)
+    def evaluate(candidate: Candidate, step: str) -> Trial:
+        asked.append(candidate)
+        if candidate == (0, 0):
+            return Trial(candidate, np.zeros(N_ITEMS), "", step)
+        if nll(*candidate) > 0.05:
+            return Trial(candidate, None, "perplexity", step)
+        shift = np.random.default_rng([seed, *candidate]).normal(0, noise, N_ITEMS) if noise else 0.0
+        return Trial(candidate, (latent + shift < rate(candidate)).astype(float) - base, "", step)
 
-    search = Search(look, LAST, float((1 - base).mean()), **limits)
+    search = Search(evaluate, LAST, float((1 - base).mean()), **limits)
     found = search.run()
-    assert len(set(asked)) == len(asked), "a choice was looked at twice"
-    return found, look, lambda place: rate(place) - 0.4
+    assert len(set(asked)) == len(asked), "a candidate was evaluated twice"
+    return found, evaluate, lambda candidate: rate(candidate) - 0.4
 
 
-def best_expected(nll: Surface, gain: Callable[[Place], float]) -> float:
-    places = [(i, j) for i in range(LAST[0] + 1) for j in range(LAST[1] + 1) if nll(i, j) <= 0.05]
-    return max(gain(place) for place in places)
+def best_expected(nll: Surface, gain: Callable[[Candidate], float]) -> float:
+    candidates = [(i, j) for i in range(LAST[0] + 1) for j in range(LAST[1] + 1) if nll(i, j) <= 0.05]
+    return max(gain(candidate) for candidate in candidates)
 
 
 @pytest.mark.parametrize("name", SURFACES)
@@ -86,11 +94,13 @@ def test_against_brute_force(name: str) -> None:
     best = best_expected(nll, gain)
     assert chosen is not None
     assert chosen.gains is not None
-    assert nll(*chosen.place) <= 0.05
+    assert nll(*chosen.candidate) <= 0.05
     most = strongest(found.trials)
     assert most is not None
-    assert gain(most.place) >= best - 0.04, f"{most.place}: {gain(most.place)} of {best}"
-    assert gain(chosen.place) >= gain(most.place) - 0.04, "within one standard error: one of 60 items, and rounding"
+    assert gain(most.candidate) >= best - 0.04, f"{most.candidate}: {gain(most.candidate)} of {best}"
+    assert gain(chosen.candidate) >= gain(most.candidate) - 0.04, (
+        "within one standard error: one of 60 items, and rounding"
+    )
     assert len(found.trials) - 1 <= 60
     assert len(found.trials) < 0.07 * (LAST[0] + 1) * (LAST[1] + 1)
 
@@ -103,8 +113,8 @@ def test_with_noise(name: str, seed: int) -> None:
     found, _, gain = surface_search(effect, nll, noise=0.08, seed=seed)
     chosen = pick(found.trials)
     assert chosen is not None
-    assert nll(*chosen.place) <= 0.05
-    assert gain(chosen.place) >= best_expected(nll, gain) - 1.5 * (0.25 / N_ITEMS) ** 0.5
+    assert nll(*chosen.candidate) <= 0.05
+    assert gain(chosen.candidate) >= best_expected(nll, gain) - 1.5 * (0.25 / N_ITEMS) ** 0.5
     assert len(found.trials) - 1 <= 80
 
 
@@ -113,44 +123,44 @@ def test_flat_negative_and_forbidden() -> None:
         found, _, _ = surface_search(effect, lambda i, j: 0.0)
         chosen = pick(found.trials)
         assert chosen is not None
-        assert chosen.place == (0, 0)
+        assert chosen.candidate == (0, 0)
     found, _, _ = surface_search(lambda i, j: 0.5, lambda i, j: 1.0)
     chosen = pick(found.trials)
     assert chosen is not None
-    assert chosen.place == (0, 0)
-    assert len(found.trials) - 1 <= 6, "each ladder stops after two broken budgets"
+    assert chosen.candidate == (0, 0)
+    assert len(found.trials) - 1 <= 6, "each axis stops after two broken budgets"
     assert all("the budget was broken 2 times in a row, last: perplexity" in step for step in found.steps)
 
 
 def test_early_stops() -> None:
-    """Full: nothing larger is looked at. Beyond the peak: two worse rungs end a ladder. One broken rung does not."""
+    """Full: nothing larger is tried. Beyond the peak: two worse steps end it. One broken step does not."""
     found, _, _ = surface_search(lambda i, j: 0.6 if j >= 4 or i >= 2 else 0.0, lambda i, j: 0.0)
-    assert max(trial.place[1] for trial in found.trials) == 4
-    assert pick(found.trials).place == (2, 0)  # type: ignore[union-attr]
-    assert (4, 0) not in [trial.place for trial in found.trials]
+    assert max(trial.candidate[1] for trial in found.trials) == 4
+    assert pick(found.trials).candidate == (2, 0)  # type: ignore[union-attr]
+    assert (4, 0) not in [trial.candidate for trial in found.trials]
 
     found, _, _ = surface_search(lambda i, j: 0.4 if 2 <= j <= 6 and not i else 0.0, lambda i, j: 0.0)
-    assert [trial.place[1] for trial in found.trials][1:8] == [1, 2, 4, 8, 16, 3, 0], "the ladder, then its gaps"
+    assert [trial.candidate[1] for trial in found.trials][1:8] == [1, 2, 4, 8, 16, 3, 0], "growing steps, then the gaps"
     assert found.steps[0] == "more suppressed alone: the gain was beyond its peak 2 times in a row"
 
     found, _, _ = surface_search(lambda i, j: 0.01 * j, lambda i, j: 1.0 if j == 8 or i else 0.0)
-    assert [trial.place[1] for trial in found.trials][1:8] == [1, 2, 4, 8, 16, 32, 41]
+    assert [trial.candidate[1] for trial in found.trials][1:8] == [1, 2, 4, 8, 16, 32, 41]
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 30), st.integers(0, 12), st.integers(0, 25))
 def test_whatever_the_surface(seed: int, max_trials: int, last_i: int, last_j: int) -> None:
-    """On any surface: within the limits, each place once, pick inside the budget and as the rule says."""
+    """On any surface: within the limits, each candidate once, pick inside the budget and as the rule says."""
     rng = np.random.default_rng(seed)
-    asked: list[Place] = []
+    asked: list[Candidate] = []
 
-    def look(place: Place, step: str) -> Trial:
-        asked.append(place)
-        inside = place == (0, 0) or rng.random() < 0.7
-        gains = np.zeros(9) if place == (0, 0) else rng.integers(-1, 2, 9).astype(float)
-        return Trial(place, gains if inside else None, "" if inside else "no", step)
+    def evaluate(candidate: Candidate, step: str) -> Trial:
+        asked.append(candidate)
+        inside = candidate == (0, 0) or rng.random() < 0.7
+        gains = np.zeros(9) if candidate == (0, 0) else rng.integers(-1, 2, 9).astype(float)
+        return Trial(candidate, gains if inside else None, "" if inside else "no", step)
 
-    found = Search(look, (last_i, last_j), 1.0, max_trials=max_trials).run()
+    found = Search(evaluate, (last_i, last_j), 1.0, max_trials=max_trials).run()
     assert asked[0] == (0, 0)
     assert len(set(asked)) == len(asked) <= max_trials + 1
     assert all(0 <= i <= last_i and 0 <= j <= last_j for i, j in asked)
@@ -175,8 +185,8 @@ def test_outwards(start: int, last: int) -> None:
     assert len(up) + len(down) <= 40
 
 
-def trial(place: Place, *gains: float) -> Trial:
-    return Trial(place, np.array(gains))
+def trial(candidate: Candidate, *gains: float) -> Trial:
+    return Trial(candidate, np.array(gains))
 
 
 def test_one_standard_error() -> None:
@@ -214,7 +224,7 @@ def test_space_is_all_different_choices(seed: int, n_layer: int, n_expert: int, 
         except ChoiceError:
             return None
 
-    found = space(steering)
+    found = search_space(steering)
     numbers = range(n_layer * n_expert + 1)
     for given_, axis in ((found.activate, "a"), (found.deactivate, "d")):
         every = [choices(**{axis: n}) for n in numbers]
@@ -229,12 +239,15 @@ def test_space_is_all_different_choices(seed: int, n_layer: int, n_expert: int, 
 
 def test_space_needs_a_map_and_layers_that_are_there(tmp_path: Path) -> None:
     made = wide_map()
-    assert space(Steering("x", expert_map=made, layers="2")).n_choices < space(Steering("x", expert_map=made)).n_choices
+    assert (
+        search_space(Steering("x", expert_map=made, layers="2")).n_choices
+        < search_space(Steering("x", expert_map=made)).n_choices
+    )
     with pytest.raises(ChoiceError, match="no layer 9"):
-        space(Steering("x", expert_map=made, layers="9"))
+        search_space(Steering("x", expert_map=made, layers="9"))
     bias = Steering("x", expert_map=made, activate=1).build()
     with pytest.raises(UsageError, match=r"give the map with --map MAP"):
-        space(Steering("x", bias=bias))
+        search_space(Steering("x", bias=bias))
 
 
 def test_split() -> None:
@@ -267,8 +280,8 @@ def test_broken_answers_are_on_no_side() -> None:
         answer("e", 0, "negative", seed=1),
     )
     measured = Measurement(None, "unsteered", answers)
-    assert aimed_values(measured).tolist() == [1, 0, 0, 0, 0.5]
-    assert aimed_values(measured, reverse=True).tolist() == [0, 1, 0, 0, 0.5]
+    assert objective_values(measured).tolist() == [1, 0, 0, 0, 0.5]
+    assert objective_values(measured, reverse=True).tolist() == [0, 1, 0, 0, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -328,7 +341,7 @@ def test_a_tuning() -> None:
     assert result.fluency.perplexity_ratio is not None
     assert result.fluency.perplexity_ratio <= 1.05
     assert result.n_measured <= len(result.trials) < 0.02 * result.n_grid
-    assert result.n_grid == space(Steering("x", expert_map=made)).n_choices
+    assert result.n_grid == search_space(Steering("x", expert_map=made)).n_choices
 
 
 def test_held_out_items_are_never_seen_by_the_search() -> None:
@@ -502,7 +515,7 @@ def test_numbers_of_a_coarse_grid() -> None:
     evaluator, made = fake()
     result = run(evaluator, made, exhaustive, activate=(0, 4), deactivate=(2, 10_000))
     numbers = {(t.n_active, t.n_inactive) for t in result.trials}
-    most = len(space(Steering("x", expert_map=made)).deactivate) - 1
+    most = len(search_space(Steering("x", expert_map=made)).deactivate) - 1
     assert result.n_grid == len(result.trials) == 5
     for found in result.trials:
         bias = Steering("x", expert_map=made, activate=found.activate, deactivate=found.deactivate).build()

@@ -1,22 +1,25 @@
-"""A `Transfer` in words and tables."""
+"""The report of a transfer: tables, conclusions, Markdown, and its picture by quantization."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from ..._util.files import StrPath
 from ..metrics.formatting import points
 from ..metrics.intervals import Interval
-from ..studies.quantize import ModelFile
-from ..studies.transfer_results import Column, Transfer
-from .report import Table, escape, how_to_repeat, markdown_table
+from ..studies.transfer.quantize import ModelFile
+from ..studies.transfer.results import Column, MapEffect, Transfer
+from .document import Table, escape, how_to_repeat, sections
+from .figure import BLUE, GREY, RED, error_bars, new_figure, plain, save
 
-__all__ = ["conclusions", "markdown", "rates", "table", "types"]
+__all__ = ["conclusions", "draw_transfer", "markdown", "rates", "table", "types"]
 
 _CEILING = 0.98  # of 1: there is no room to see a difference
 
 
 def table(found: Transfer) -> Table:
-    """The one table: a row for each model; what nobody measured is no column."""
+    """The main table: a row for each model; what was not measured has no column."""
     top_n = next((c.map.top_n for c in _models(found) if c.map), 0)
     cells: list[tuple[str, Callable[[Column], str]]] = [
         ("model", lambda c: c.name if c.file.file_type == c.name else f"{c.name} ({c.file.file_type})"),
@@ -69,7 +72,7 @@ def rates(found: Transfer) -> Table:
 
 
 def types(found: Transfer) -> Table:
-    """The types that the tensors really have."""
+    """The types of the tensors in each file."""
 
     def shares(file: ModelFile) -> str:
         return ", ".join(f"{name} {share.tensors} ({share.share:.1%})" for name, share in file.types.items())
@@ -91,7 +94,7 @@ def types(found: Transfer) -> Table:
 
 
 def conclusions(found: Transfer) -> list[str]:
-    """What the figures say, in sentences; no more than they say."""
+    """Conclusions from the figures, in sentences."""
     base, name = found.base.effect.effect, _headline(found)
     lines = []
     if base.low <= 0 <= base.high:
@@ -136,25 +139,22 @@ def conclusions(found: Transfer) -> list[str]:
 
 
 def markdown(found: Transfer, command: str = "", pictures: Sequence[str] = ()) -> str:
-    """The report. `command` makes it again; `pictures` are names of files beside it."""
-    about, steering = found.provenance, found.provenance["steering"]
+    """The report. `command` makes it again; `pictures` are names of files in the same folder."""
+    metadata, steering = found.provenance, found.provenance["steering"]
     parts = [f"# {escape(str(steering['name']))} over quantizations of {escape(found.base.file.path.name)}", ""]
     parts += [f"{escape(line)}\n" for line in conclusions(found)]
     parts += [f"**Note:** {escape(warning)}.\n" for warning in found.warnings]
     parts += [f"**Note:** {column.name}: {escape(note)}.\n" for column in _models(found) for note in column.notes]
-    for part in (table(found), rates(found), types(found)):
-        parts += [f"## {escape(part.title)}", "", markdown_table(part), ""]
-        if part.title == "Base and quantizations":
-            parts += [f"![{name}]({name})\n" for name in pictures]
+    parts += [*sections([table(found)]), *sections([rates(found), types(found)], pictures)]
     parts += [
         "Routers are never quantized: every file has the base's router hash, checked when it was made "
-        f"({about['router_sha256'][:16]}...).",
+        f"({metadata['router_sha256'][:16]}...).",
         "",
     ]
-    digests = {"base": about["base_sha256"], "map": steering["map_sha256"], "pairs": about["pairs_sha256"]}
+    digests = {"base": metadata["base_sha256"], "map": steering["map_sha256"], "pairs": metadata["pairs_sha256"]}
     chosen = f"{steering['activate']} experts activated, {steering['deactivate']} deactivated"
-    task = f"Task {escape(found.task)}; {chosen}; "
-    return "\n".join([*parts, *how_to_repeat(command, about, digests, task)])
+    first = f"Task {escape(found.task)}; {chosen}; "
+    return "\n".join([*parts, *how_to_repeat(command, metadata, digests, first)])
 
 
 def _models(found: Transfer) -> list[Column]:
@@ -172,3 +172,93 @@ def _sign(interval: Interval) -> int:
 
 def _list(names: Sequence[str], found: Transfer) -> str:
     return f" ({', '.join(names)})" if 0 < len(names) < len(found.columns) else ""
+
+
+#
+# the picture
+#
+
+
+def draw_transfer(found: Transfer, paths: Sequence[StrPath]) -> None:
+    """Draw to each of the paths (.png or .svg): agreement, effects and text, by falling bits per weight from the base.
+
+    Raises UsageError without matplotlib, or when it cannot be written.
+    """
+    columns = [found.base, *sorted(found.columns, key=lambda c: -c.file.bits_per_weight)]
+    title = f"{found.provenance['steering']['name']} over quantizations of {found.base.file.path.name}"
+    figure = new_figure((14, 4.6), title, dpi=150)
+    agreement, effects, text = figure.subplots(1, 3)
+    _draw_agreement(agreement, columns)
+    _draw_effects(effects, columns)
+    _draw_text(text, columns)
+    names = [found.base.file.file_type, *(column.name for column in columns[1:])]
+    labels = [f"{plain(name)}\n{c.file.bits_per_weight:.1f}" for name, c in zip(names, columns, strict=True)]
+    for axes in (agreement, effects, text):
+        axes.set_xticks(range(len(columns)), labels, fontsize=7)
+        axes.set(xlim=(-0.5, len(columns) - 0.5))
+        axes.set_xlabel("quantization, bits per weight (the first is the base)", fontsize=8)
+    save(figure, paths)
+
+
+def _draw_agreement(axes: Any, columns: Sequence[Column]) -> None:
+    lines: list[tuple[str, Callable[[Column], float | None], str, str]] = [
+        ("RD, Pearson", lambda c: c.map.pearson if c.map else None, BLUE, "o-"),
+        ("RD, Spearman", lambda c: c.map.spearman if c.map else None, BLUE, "s--"),
+        ("first experts shared", lambda c: c.map.overlap if c.map else None, BLUE, "^:"),
+        ("routing: overlap", lambda c: c.routing.overlap if c.routing else None, RED, "o-"),
+        ("routing: same sets", lambda c: c.routing.same_sets if c.routing else None, RED, "s--"),
+    ]
+    low = 0.0
+    for label, value, colour, style in lines:
+        there = [(x, y) for x, column in enumerate(columns) if (y := value(column)) is not None]
+        if there:
+            axes.plot(*zip(*there, strict=True), style, color=colour, label=label, lw=1.2, ms=4)
+            low = min(low, *(y for _, y in there))
+    chance = next((c.routing.chance for c in columns if c.routing), None)
+    if chance is not None:
+        axes.axhline(chance, color=GREY, lw=0.8, ls=":", label="overlap by chance")
+    axes.set_ylim(1.05 * low, 1.05)
+    axes.set_title("agreement with the base", fontsize=10)
+    if axes.get_lines():
+        axes.legend(fontsize=7, frameon=False, loc="lower left")
+
+
+def _draw_effects(axes: Any, columns: Sequence[Column]) -> None:
+    base = columns[0].effect.effect
+    axes.axhspan(100 * base.low, 100 * base.high, color=BLUE, alpha=0.1, lw=0)
+    axes.axhline(0, color="#333333", lw=0.6)
+    kinds: list[tuple[str, Callable[[Column], MapEffect | None], str, float]] = [
+        ("the base's map", lambda c: c.effect, BLUE, -0.12),
+        ("its own map", lambda c: c.own_effect, RED, 0.12),
+    ]
+    for label, of, colour, shift in kinds:
+        there = [(x + shift, effect.effect) for x, column in enumerate(columns) if (effect := of(column))]
+        if there:
+            values, bars = error_bars([interval for _, interval in there])
+            axes.errorbar(
+                [x for x, _ in there], values, yerr=bars, fmt="o", color=colour, ms=4, capsize=2.5, label=label
+            )
+    axes.set_title(f"{columns[0].effect.headline} in points, 95% intervals", fontsize=10)
+    axes.legend(fontsize=7, frameon=False, loc="best")
+
+
+def _draw_text(axes: Any, columns: Sequence[Column]) -> None:
+    base = columns[0].perplexity
+    handles: list[Any] = []
+    if base is not None:
+        there = [(x, c.perplexity / base) for x, c in enumerate(columns) if c.perplexity is not None]
+        handles += axes.plot(*zip(*there, strict=True), "o-", color=BLUE, lw=1.2, ms=4, label="perplexity / base's")
+        values = [y for _, y in there]
+        axes.set_ylim(min(0.99, *values) - 0.005, max(1.01, *values) + 0.005)  # no mountains out of a thousandth
+        axes.set_ylabel("perplexity / base's", fontsize=8)
+    kl = [(x, c.text.kl) for x, c in enumerate(columns) if c.text is not None]
+    if kl:
+        right = axes.twinx()
+        handles += right.plot(*zip(*kl, strict=True), "s--", color=RED, lw=1.2, ms=4, label="KL(base || model)")
+        right.set_ylim(0, 1.08 * max(0.01, *(y for _, y in kl)))
+        right.set_ylabel("KL, nats", fontsize=8)
+        right.tick_params(labelsize=7)
+    axes.tick_params(labelsize=7)
+    axes.set_title("predictions, unsteered", fontsize=10)
+    if handles:
+        axes.legend(handles=handles, fontsize=7, frameon=False, loc="upper left")
