@@ -6,7 +6,6 @@ HF_HUB_OFFLINE). The header of a GGUF file is read by range requests before the 
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -14,14 +13,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from .._util.files import StrPath
+from .._util.files import StrPath, human_size, replacing
 from ..errors import FormatError, ModelError, ResourceError
 from ..model_files.gating import ROUTED
 from ..model_files.header import GGUFHeader, read_header_from
 from ..model_files.model_info import ModelInfo, info_from, router_bytes
 from .hub import cache_folder, hub_errors, is_offline
 from .hub_files import download, download_into, partial_bytes, read_range
-from .names import ModelName, RepoModel, choose, human_size, repo_models
+from .names import ModelName, RepoModel, choose, repo_models
 
 __all__ = ["HubModel", "find_on_hub", "why_not_steerable"]
 
@@ -152,9 +151,8 @@ class HubModel:
             return
         reference = cache_folder("models", self.name.repo) / "refs" / self.name.revision
         reference.parent.mkdir(parents=True, exist_ok=True)
-        temporary = reference.with_name(f".{reference.name}.{os.getpid()}.tmp")
-        temporary.write_text(self.commit, "utf-8")
-        os.replace(temporary, reference)
+        with replacing(reference) as temporary:
+            temporary.write_text(self.commit, "utf-8")
 
     def _errors(self) -> Any:
         return hub_errors(str(self.name), "model", ModelError, self.name.revision)

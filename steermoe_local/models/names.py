@@ -14,13 +14,13 @@ from functools import cache
 from importlib import resources
 from pathlib import PurePosixPath
 
+from .._util.files import human_size
 from ..errors import FormatError, ModelError, UsageError
 
 __all__ = [
     "ModelName",
     "RepoModel",
     "choose",
-    "human_size",
     "looks_like_name",
     "matching",
     "repo_models",
@@ -183,11 +183,6 @@ def choose(models: list[RepoModel], name: ModelName, file: str | None = None) ->
     if missing := found[0].missing:
         raise ModelError(f"{found[0].paths[0]}: part {missing} of {found[0].n_parts} is not there; take another file")
     return found[0]
-
-
-def human_size(n_bytes: int) -> str:
-    """Bytes as people say them: 4.2 GB, 10.1 MB."""
-    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.1f} MB"
 
 
 def _with_tag(models: list[RepoModel], tag: str) -> list[RepoModel]:

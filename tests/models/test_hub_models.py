@@ -341,7 +341,7 @@ def test_what_a_server_says_is_not_trusted(hub: Hub, client: Client, monkeypatch
 
 
 def test_an_etag_is_no_path(hub: Hub, client: Client, monkeypatch: Any) -> None:
-    monkeypatch.setattr("tests.hub_stand_in.sha256", lambda data: "../../../../evil")
+    monkeypatch.setattr("tests.support.hub_stand_in.sha256", lambda data: "../../../../evil")
     fails(client("pull", "lab/random-GGUF", "--file", "chat-Q4_K_M.gguf"), 1)
     assert not list(client.folder.rglob("*evil*"))
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steermoe_local._util.files import human_size
 from steermoe_local.errors import ModelError, UsageError
-from steermoe_local.models.names import ModelName, choose, human_size, looks_like_name, repo_models, short_names
+from steermoe_local.models.names import ModelName, choose, looks_like_name, repo_models, short_names
 from tests.support.paths import ROOT
 
 GB = 10**9

@@ -28,11 +28,10 @@ from steermoe_local.pairs.builders import (
     select,
     squad_rows,
     unique_ids,
-    write_pairs,
 )
 from steermoe_local.pairs.control_pairs import SURFACES, prompts_of, shuffled_pairs, superficial_pairs
 from steermoe_local.pairs.number_pairs import number_pairs, number_word
-from steermoe_local.pairs.pairs import Message, Pair, load_pairs, pairs_digest
+from steermoe_local.pairs.pairs import Message, Pair, load_pairs, pairs_digest, save_pairs
 from tests.support.paths import ROOT
 
 ROSES = "Roses were planted in 1902."
@@ -404,11 +403,11 @@ def test_writing_is_streamed_and_leaves_nothing_half(tmp_path: Path) -> None:
         raise PairsError("stop")
 
     with pytest.raises(PairsError, match="stop"):
-        write_pairs(failing(), path)
+        save_pairs(failing(), path)
     with pytest.raises(PairsError, match="no pair to write"):
-        write_pairs([], path)
+        save_pairs([], path, allow_empty=False)
     assert path.read_text() == "before"
-    assert write_pairs(iter(text_pairs(3)), path) == 3
+    assert save_pairs(iter(text_pairs(3)), path) == 3
     assert load_pairs(path) == text_pairs(3)
     assert [p.name for p in tmp_path.iterdir()] == ["p.jsonl"]
 
@@ -418,9 +417,10 @@ import json, resource, sys
 from pathlib import Path
 from steermoe_local._util.records import rows
 from steermoe_local.pairs.builders import *
+from steermoe_local.pairs.pairs import save_pairs
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 tally = Tally()
-n = write_pairs(select(faithfulness_pairs(squad_rows(rows(Path(sys.argv[1]))), tally), tally), sys.argv[2])
+n = save_pairs(select(faithfulness_pairs(squad_rows(rows(Path(sys.argv[1]))), tally), tally), sys.argv[2])
 print(n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -530,7 +530,7 @@ def test_superficial_pairs_hold_the_same_content(tmp_path: Path) -> None:
             assert len(new) > len(old) + 20
         kinds[kind, pair.positive == original.positive] += 1
     assert set(kinds) == {("length", True), ("length", False), ("casing", False), ("format", True), ("format", False)}
-    write_pairs(pairs, tmp_path / "p.jsonl")
+    save_pairs(pairs, tmp_path / "p.jsonl")
     assert load_pairs(tmp_path / "p.jsonl") == pairs
 
 
