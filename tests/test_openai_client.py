@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from steermoe_local import BiasFile, ExpertMap, SteeredLlama
 from steermoe_local.shipped_maps import shipped_maps
-from tests.running_server import TINY, Running, running, until
+from tests.running_server import TINY, Running, running, unending, until
 
 QUESTION = "Which number comes after three?"
 LONG = "Please count starting at eleven until fifteen."
@@ -154,12 +154,13 @@ def test_the_helper_for_streams(client: OpenAI) -> None:
 
 
 def test_a_stream_that_is_left(server: Running, legacy: OpenAI) -> None:
-    stream = legacy.completions.create(model="tiny", prompt="one, two,", stream=True, **ENDLESS)
-    for _ in range(3):
-        next(stream)
-    assert server.worker.n_running == 1
-    stream.close()
-    until(lambda: server.worker.n_running == 0, seconds=5)
+    with unending(server):
+        stream = legacy.completions.create(model="tiny", prompt="one, two,", stream=True, **ENDLESS)
+        for _ in range(3):
+            next(stream)
+        assert server.worker.n_running == 1
+        stream.close()
+        until(lambda: server.worker.n_running == 0)
 
 
 def test_what_may_be_asked_of_an_answer(client: OpenAI) -> None:
@@ -323,18 +324,18 @@ def test_keys() -> None:
 
 def test_busy_and_late() -> None:
     with running(n_ctx=1024, parallel=1, queue_limit=0) as small, client_of(small, **LOOSE) as client:
-        stream = client.completions.create(model="tiny", prompt="one,", stream=True, **ENDLESS)
-        next(stream)
-        with pytest.raises(openai.RateLimitError) as caught:
-            client.chat.completions.create(**asked(QUESTION))
-        assert caught.value.code == "queue_full"
-        with ThreadPoolExecutor(1) as pool:  # it comes again when Retry-After says so
-            again = pool.submit(client.with_options(max_retries=3).chat.completions.create, **asked(QUESTION))
-            stream.close()
-            assert again.result().choices[0].message.content == "4"
-        with pytest.raises(openai.APITimeoutError):
-            client.with_options(timeout=0.2).completions.create(model="tiny", prompt="one,", **ENDLESS)
-        until(lambda: small.worker.n_running == 0, seconds=5)
+        with unending(small):
+            stream = client.completions.create(model="tiny", prompt="one,", stream=True, **ENDLESS)
+            next(stream)
+            with pytest.raises(openai.RateLimitError) as caught:
+                client.chat.completions.create(**asked(QUESTION))
+            assert caught.value.code == "queue_full"
+            with ThreadPoolExecutor(1) as pool:  # it comes again when Retry-After says so
+                again = pool.submit(client.with_options(max_retries=3).chat.completions.create, **asked(QUESTION))
+                stream.close()
+                assert again.result().choices[0].message.content == "4"
+            with pytest.raises(openai.APITimeoutError):
+                client.with_options(timeout=0.2).completions.create(model="tiny", prompt="one,", **ENDLESS)
         small.worker.stop()
         with pytest.raises(openai.InternalServerError) as caught_503:
             client.chat.completions.create(**asked(QUESTION))
@@ -342,13 +343,14 @@ def test_busy_and_late() -> None:
 
 
 def test_an_error_in_a_stream(server: Running, legacy: OpenAI) -> None:
-    stream = legacy.completions.create(model="tiny", prompt="one,", stream=True, **ENDLESS)
-    next(stream)
-    slot = next(slot for slot in server.worker._slots if slot.ticket is not None)
-    assert slot.ticket is not None
-    slot.ticket.deadline = 0.0
-    with pytest.raises(openai.APIError, match="--timeout") as caught:
-        list(stream)
+    with unending(server):
+        stream = legacy.completions.create(model="tiny", prompt="one,", stream=True, **ENDLESS)
+        next(stream)
+        slot = next(slot for slot in server.worker._slots if slot.ticket is not None)
+        assert slot.ticket is not None
+        slot.ticket.deadline = 0.0
+        with pytest.raises(openai.APIError, match="--timeout") as caught:
+            list(stream)
     assert caught.value.code == "timeout"
 
 
