@@ -30,12 +30,14 @@ F16, F32 = 2.0**-11, 2.0**-24  # unit roundoff
 STEPS = 10
 SIGMAS = 6.0
 
+TINY = {"n_layer": 5, "n_sum": 256}  # the embedded model
+
 
 def logits(values: Any, n_layer: int, n_sum: int, stored: float = F32) -> float:
     """Largest difference of two computations of these logits (or log-probabilities), [..., vocabulary].
 
-    `n_sum` is the largest number of products in one sum. `stored` is the unit roundoff of what the graph keeps or rounds
-    factors to: F16 with weights or a cache in F16.
+    `n_sum` is the largest number of products in one sum. `stored` is the unit roundoff of what the graph keeps or
+    rounds factors to: F16 with weights or a cache in F16.
     """
     variance = np.asarray(values, np.float64).var(axis=-1).mean()
     step = F32 * math.sqrt(n_sum / 6)
@@ -47,3 +49,12 @@ def logits(values: Any, n_layer: int, n_sum: int, stored: float = F32) -> float:
 def logprobs(values: Any, n_layer: int, n_sum: int, stored: float = F32) -> float:
     """`logits` for log-probabilities."""
     return math.sqrt(2) * logits(values, n_layer, n_sum, stored)
+
+
+def kl(value: float, logprob: float) -> float:
+    """Allowance of a Kullback-Leibler divergence of this `value`, with that of its log-probabilities.
+
+    The mean of log p - log q under p: both move by `logprob`, and so does each p as a share of itself, with weight
+    |log p - log q|, whose mean is below value + 2 / e.
+    """
+    return logprob * (2 + abs(value) + 2 / math.e)

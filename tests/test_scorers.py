@@ -22,7 +22,9 @@ from steermoe_local.evaluation.bench import Bench, BenchSettings
 from steermoe_local.evaluation.scorers import SCORERS, make_scorer, option_names, parse_options
 from steermoe_local.evaluation.tasks import Choice, Task
 from steermoe_local.prompts import PromptItem
+from tests import rounding
 from tests.conftest import ROOT
+from tests.low_level import F32
 
 TEXT = st.text(max_size=40)
 
@@ -378,8 +380,10 @@ def test_naming_a_choice() -> None:
 
 
 @pytest.fixture(scope="module")
-def llama(tiny_path: Path) -> Iterator[SteeredLlama]:
-    model = SteeredLlama(tiny_path, n_ctx=128, n_threads=1, n_threads_batch=1, logits_all=True)
+def llama(tiny_f32_path: Path) -> Iterator[SteeredLlama]:
+    model = SteeredLlama(
+        tiny_f32_path, n_ctx=128, n_threads=1, n_threads_batch=1, logits_all=True, type_k=F32, type_v=F32
+    )
     yield model
     model.close()
 
@@ -408,7 +412,8 @@ def test_log_probabilities_are_the_models(
 ) -> None:
     one = PromptItem("q", prompt, extra={"choices": texts, "answer": 0})
     task, scorer = Task("t", (one,), "choice", options, raw=raw), make_scorer("choice", options)
-    with Bench(llama, task, scorer, settings=BenchSettings(n_parallel=2, context={"n_threads": 1})) as bench:
+    settings = BenchSettings(n_parallel=2, context={"n_threads": 1, "type_k": F32, "type_v": F32})
+    with Bench(llama, task, scorer, settings=settings) as bench:
         answer = bench.measure([None])[0].answers[0]
         kept = [record for record in bench._records.values() if "choices" in record]
     renderer = renderer_of(llama)
@@ -422,6 +427,8 @@ def test_log_probabilities_are_the_models(
         (text, len(part) - first) for text, part in zip(scorer.choices(one), tokens, strict=True)
     ]
     expected = [logprob(llama, part, first) for part in tokens]
-    assert [value for _, value, _ in kept[0]["choices"]] == pytest.approx(expected, abs=1e-4)
+    allowance = rounding.logprobs(llama.scores[: len(tokens[-1])], **rounding.TINY)
+    for (_, value, n), wanted in zip(kept[0]["choices"], expected, strict=True):
+        assert value == pytest.approx(wanted, rel=0, abs=n * allowance)
     assert answer.text == scorer.choices(one)[int(np.argmax(expected))]
     assert answer.value == (np.argmax(expected) == 0)
