@@ -60,15 +60,18 @@ class Running:
         return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
 
-def loader(registry: SteeringRegistry, path: Path, n_ctx: int, parallel: int, default: str | None) -> Load:
+def loader(
+    registry: SteeringRegistry, path: Path, n_ctx: int, parallel: int, default: str | None, type_kv: int | None
+) -> Load:
     """What the worker's thread begins with."""
+    cache = {} if type_kv is None else {"type_k": type_kv, "type_v": type_kv}
 
     @contextmanager
     def load() -> Iterator[Engine]:
         llama = SteeredLlama(path, n_ctx=64, n_batch=64, n_threads=1)
         with (
             contextlib.closing(llama),
-            Engine(llama, n_ctx=n_ctx, n_sequences=parallel, n_batch=256, n_threads=1) as engine,
+            Engine(llama, n_ctx=n_ctx, n_sequences=parallel, n_batch=256, n_threads=1, **cache) as engine,
         ):
             registry.open(engine.identity)
             registry.default = default
@@ -83,6 +86,7 @@ def running(
     model: Path = TINY,
     parallel: int = 4,
     n_ctx: int = 512,
+    type_kv: int | None = None,
     steering: str | None = None,
     load: Callable[[Load], Load] = lambda load: load,
     page: Path | None = None,
@@ -92,7 +96,7 @@ def running(
     """Serve until the block ends; `load` may wrap what loads the model."""
     chosen = ServerSettings(model="tiny", port=0, sampling=settings.pop("sampling", GREEDY), **settings)
     registry = SteeringRegistry(folder=chosen.maps_folder, writable=chosen.maps_writable)
-    worker = Worker(load(loader(registry, model, n_ctx, parallel, steering)), queue_limit=chosen.queue_limit)
+    worker = Worker(load(loader(registry, model, n_ctx, parallel, steering, type_kv)), queue_limit=chosen.queue_limit)
     app = create_app(worker, registry, chosen, **({} if page is None else {"page": page}))
     listening = listen(chosen.host, chosen.port)
     config = uvicorn.Config(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from pydantic import BaseModel
 
 from steermoe_local import BiasFile, ExpertMap, SteeredLlama
 from steermoe_local.shipped_maps import shipped_maps
-from tests.running_server import TINY, Running, running, unending, until
+from tests import rounding
+from tests.low_level import F32
+from tests.running_server import Running, running, unending, until
 
 QUESTION = "Which number comes after three?"
 LONG = "Please count starting at eleven until fifteen."
@@ -26,8 +29,8 @@ KEY = "a-key-of-32-characters-or-so-1234"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with running(n_ctx=1024) as found:
+def server(tiny_f32_path: Path) -> Iterator[Running]:
+    with running(model=tiny_f32_path, type_kv=F32, n_ctx=1024) as found:
         yield found
 
 
@@ -45,9 +48,9 @@ def legacy(server: Running) -> Iterator[OpenAI]:
 
 
 @pytest.fixture(scope="module")
-def llama() -> Iterator[SteeredLlama]:
+def llama(tiny_f32_path: Path) -> Iterator[SteeredLlama]:
     """The judge: llama-cpp-python's own path, and the logits of every token."""
-    model = SteeredLlama(TINY, n_ctx=512, n_threads=1, logits_all=True)
+    model = SteeredLlama(tiny_f32_path, n_ctx=512, n_threads=1, logits_all=True, type_k=F32, type_v=F32)
     yield model
     model.close()
 
@@ -253,7 +256,8 @@ def test_log_probabilities_of_a_prompt(legacy: OpenAI, llama: SteeredLlama, choi
     assert "".join(found.tokens) == prompt
     assert found.token_logprobs[0] is None
     expected = [table[i, token] for i, token in enumerate(tokens[1:])]
-    np.testing.assert_allclose(np.array(found.token_logprobs[1:], float), expected, atol=2e-3)
+    allowance = rounding.logprobs(table, **rounding.TINY)
+    np.testing.assert_allclose(np.array(found.token_logprobs[1:], float), expected, rtol=0, atol=allowance)
 
 
 def test_log_probabilities_of_a_chat(client: OpenAI, llama: SteeredLlama) -> None:
@@ -263,8 +267,9 @@ def test_log_probabilities_of_a_chat(client: OpenAI, llama: SteeredLlama) -> Non
     assert logprobs is not None
     assert logprobs.content is not None
     assert [token.token for token in logprobs.content[: len(expected)]] == [token["token"] for token in expected]
+    allowance = rounding.logprobs(llama.scores[: llama.n_tokens], **rounding.TINY)
     for found, wanted in zip(logprobs.content, expected, strict=False):
-        assert found.logprob == pytest.approx(wanted["logprob"], abs=2e-3)
+        assert found.logprob == pytest.approx(wanted["logprob"], rel=0, abs=allowance)
         assert len(found.top_logprobs) == 3
         assert found.top_logprobs[0].logprob == pytest.approx(found.logprob), "greedy takes the likeliest"
 
