@@ -95,6 +95,7 @@ def texts(measured: Measurement) -> list[str]:
 #
 
 
+@pytest.mark.numeric
 def test_answers_are_those_of_one_at_a_time(
     open_bench: Callable[..., Bench], llama: SteeredLlama, task: Task, biases: list[BiasFile | None]
 ) -> None:
@@ -113,6 +114,7 @@ def test_answers_are_those_of_one_at_a_time(
     assert measured[2].rate == 0
 
 
+@pytest.mark.numeric
 def test_how_many_are_decoded_at_once_does_not_matter(
     open_bench: Callable[..., Bench], tiny_f32_path: Path, biases: list[BiasFile | None], neutral: NeutralText
 ) -> None:
@@ -183,6 +185,7 @@ def teacher_forced(path: Path, tokens: list[int], bias: BiasFile | None) -> Any:
     return found
 
 
+@pytest.mark.numeric
 def test_choices_are_sums_of_log_probabilities(
     open_bench: Callable[..., Bench], tmp_path: Path, tiny_f32_path: Path, task: Task, biases: list[BiasFile | None]
 ) -> None:
@@ -207,6 +210,7 @@ def test_choices_are_sums_of_log_probabilities(
     kept.close()
 
 
+@pytest.mark.numeric
 def test_text_scores_are_those_of_numpy(
     open_bench: Callable[..., Bench], tiny_f32_path: Path, neutral: NeutralText, biases: list[BiasFile | None]
 ) -> None:

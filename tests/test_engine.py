@@ -23,6 +23,8 @@ from tests.conftest import BUILD
 from tests.low_level import F32, Context, identity_of, open_model, random_signs
 from tests.random_models import GPT_OSS, OLMOE, RandomModel
 
+pytestmark = pytest.mark.numeric
+
 GREEDY = Sampling(temperature=0)
 QUESTIONS = [
     "Which number comes after three?",

@@ -23,6 +23,8 @@ from tests.low_level import F32, Context, Row, identity_of, lib, native_bias, op
 from tests.random_models import DENSE_FIRST, N_EMBD, N_VOCAB, OLMOE, RandomModel
 from tests.test_native_oracle import layer_values, weight_rows
 
+pytestmark = pytest.mark.numeric
+
 Loaded = tuple[ModelIdentity, Any]
 ARGUMENT = 5  # steermoe.h: STEERMOE_ERR_ARGUMENT
 

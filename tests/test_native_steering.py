@@ -16,6 +16,8 @@ from tests import rounding
 from tests.low_level import F32, Context, identity_of, native_bias, open_model, random_signs
 from tests.random_models import DENSE_FIRST, N_EMBD, N_VOCAB, OLMOE, RandomModel
 
+pytestmark = pytest.mark.numeric
+
 TOKENS = np.random.default_rng(5).integers(0, N_VOCAB, 16).tolist()
 
 Loaded = tuple[ModelIdentity, Any]

@@ -90,6 +90,7 @@ def alone(llama: SteeredLlama, text: str, bias: BiasFile | None = None, **fields
 #
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("choice", [None, WORDS])
 @pytest.mark.parametrize("text", [QUESTION, LONG, "Add 4 and 6."])
 def test_chat(client: OpenAI, llama: SteeredLlama, text: str, choice: dict[str, Any] | None) -> None:
@@ -236,6 +237,7 @@ def test_completions(legacy: OpenAI, llama: SteeredLlama, choice: dict[str, Any]
     assert [choice.text for choice in tokens.choices] == [expected] * 2
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("choice", [None, WORDS])
 def test_log_probabilities_of_a_prompt(legacy: OpenAI, llama: SteeredLlama, choice: dict[str, Any] | None) -> None:
     """What evaluations ask for: echo, logprobs, no answer."""
@@ -260,6 +262,7 @@ def test_log_probabilities_of_a_prompt(legacy: OpenAI, llama: SteeredLlama, choi
     np.testing.assert_allclose(np.array(found.token_logprobs[1:], float), expected, rtol=0, atol=allowance)
 
 
+@pytest.mark.numeric
 def test_log_probabilities_of_a_chat(client: OpenAI, llama: SteeredLlama) -> None:
     expected = alone(llama, LONG, logprobs=True, top_logprobs=3)["logprobs"]["content"]
     answer = client.chat.completions.create(**asked(LONG), logprobs=True, top_logprobs=3)

@@ -20,6 +20,8 @@ from steermoe_local.errors import ModelMismatchError
 from tests.low_level import Context, identity_of, internals, lib, open_model, random_signs
 from tests.wide_models import GPT_OSS, OLMOE, QWEN3MOE, SIGMOID_BIAS, write_wide_model
 
+pytestmark = pytest.mark.numeric
+
 # name: (llama.h: enum llama_ftype, type of most weights, its replacement in rows that are no multiple of 256)
 KINDS = {
     "F32": (0, "F32", "F32"),

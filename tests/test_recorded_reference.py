@@ -12,6 +12,8 @@ from steermoe_local.model_info import model_info
 from steermoe_local.pairs import load_pairs, pairs_digest
 from tests.reference import native
 
+pytestmark = pytest.mark.numeric
+
 DATA = Path(__file__).parent / "data"
 MODEL = native.data_file("tiny-moe.gguf")
 STEERINGS = ("unsteered", "hard-8-8", "hard-random", "soft-random")

@@ -16,6 +16,8 @@ from steermoe_local import ModelError, NativeError, Pair, PairsError, UsageError
 from tests.low_level import Context, Row, identity_of, lib, native_bias, open_model, random_signs
 from tests.random_models import DENSE_FIRST, N_VOCAB, OLMOE, RandomModel
 
+pytestmark = pytest.mark.numeric
+
 RNG = np.random.default_rng(9)
 BINS = 3
 

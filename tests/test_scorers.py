@@ -398,6 +398,7 @@ def logprob(llama: SteeredLlama, tokens: list[int], first: int) -> float:
     return float(sum(logprobs[i - 1, tokens[i]] for i in range(first, len(tokens))))
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     ("raw", "prompt", "options", "texts", "merges"),
     [

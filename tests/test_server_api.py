@@ -233,6 +233,7 @@ def test_usage_in_a_stream(server: Running) -> None:
 #
 
 
+@pytest.mark.numeric
 def test_chat_logprobs_are_the_models(server: Running, llama: SteeredLlama) -> None:
     body = server.chat(LONG, logprobs=True, top_logprobs=4, temperature=0.7, seed=1).json()
     entries = body["choices"][0]["logprobs"]["content"]
@@ -271,6 +272,7 @@ def test_logprobs_without_others(server: Running) -> None:
     assert server.chat(LONG, logprobs=True, top_logprobs=21).status_code == 400
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("as_tokens", [False, True])
 @pytest.mark.parametrize("max_tokens", [0, 1, 4])
 def test_an_echoed_prompt_is_scored(server: Running, llama: SteeredLlama, as_tokens: bool, max_tokens: int) -> None:

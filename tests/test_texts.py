@@ -30,6 +30,8 @@ from steermoe_local.steering import Steering
 from tests import rounding
 from tests.low_level import F32
 
+pytestmark = pytest.mark.numeric
+
 PROSE = "three and four are seven . " * 40
 
 
