@@ -126,7 +126,7 @@ class RequestState:
         self._context = context
         self._sampler: Sampler | None = None
         if request.sampling.grammar is not None or request.sampling.logit_bias:
-            self._make_sampler()  # what can be refused is refused now; else not before it is needed: many may wait
+            self._sampler = self._new_sampler()  # what can be refused is refused now; else in `begin`: many may wait
         self._text = TextStream(request.stop)
         self._n_prompt = n_prompt
         self._n_cached = self._n_generated = self._n_rows = 0
@@ -135,11 +135,9 @@ class RequestState:
         self._end: TokenEvent | None = None
         self._start = self._answer_start = 0.0
 
-    def _make_sampler(self) -> Sampler:
-        if self._sampler is None:
-            context, sampling = self._context, self.request.sampling
-            self._sampler = Sampler(context.model.vocab, sampling, self.wanted[: self._n_prompt], context.n_ctx)
-        return self._sampler
+    def _new_sampler(self) -> Sampler:
+        context = self._context
+        return Sampler(context.model.vocab, self.request.sampling, self.wanted, context.n_ctx)
 
     @property
     def n_missing(self) -> int:
@@ -190,7 +188,7 @@ class RequestState:
         slot = self.slot
         assert slot is not None
         self._start = time.perf_counter()
-        self._make_sampler()
+        self._sampler = self._sampler or self._new_sampler()
         slot.attach(self.bias)
         slot.keep_common(self.wanted, self._first_scored if self._scores_prompt else self._n_prompt - 1)
         self._counts_before = self._context.counts(slot.index)
@@ -199,7 +197,8 @@ class RequestState:
 
     def advance(self, logits: Logits) -> list[Event]:
         """Draw a token by the logits behind `wanted`; returns its events, a `FinishEvent` last if that is the end."""
-        request, sampler = self.request, self._make_sampler()
+        request, sampler = self.request, self._sampler
+        assert sampler is not None
         if not self._n_rows:
             self._answer_start = time.perf_counter()
         self._n_rows += 1

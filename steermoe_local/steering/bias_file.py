@@ -166,7 +166,7 @@ class BiasFile:
             digest.update((row + np.float32(0)).astype("<f4").tobytes())  # + 0: -0 and 0 are one
         return digest.hexdigest()
 
-    @property
+    @cached_property
     def is_empty(self) -> bool:
         """Whether no value differs from 0, so that the bias changes nothing."""
         return not any(row.any() for row in self.values.values())
@@ -181,12 +181,12 @@ class BiasFile:
         """Signs of all values, int8 [n_layer, n_expert]."""
         return np.sign(self.dense()).astype(np.int8)
 
-    @property
+    @cached_property
     def n_active(self) -> int:
         """How many experts have a positive value."""
         return sum(int((row > 0).sum()) for row in self.values.values())
 
-    @property
+    @cached_property
     def n_inactive(self) -> int:
         """How many experts have a negative value."""
         return sum(int((row < 0).sum()) for row in self.values.values())

@@ -71,7 +71,7 @@ def loader(
         llama = SteeredLlama(path, n_ctx=64, n_batch=64, n_threads=1)
         with (
             contextlib.closing(llama),
-            Engine(llama, n_ctx=n_ctx, n_sequences=parallel, n_batch=256, n_threads=1, **cache) as engine,
+            Engine(llama, n_ctx=n_ctx, n_slots=parallel, n_batch=256, n_threads=1, **cache) as engine,
         ):
             registry.open(engine.identity)
             registry.default = default
@@ -139,7 +139,7 @@ def unending(server: Running, most: int = 200) -> Iterator[None]:
     """
     engine = server.worker.engine
     assert engine is not None
-    step, cancel = engine.step, engine.cancel
+    step, abort = engine.step, engine.abort
     counts: Counter[Request] = Counter()
     ending = False
 
@@ -158,17 +158,17 @@ def unending(server: Running, most: int = 200) -> Iterator[None]:
                 counts[request] += 1
         return events
 
-    def noted_cancel(request: Request) -> None:
+    def noted_abort(request: Request) -> None:
         nonlocal ending
         ending = True
-        cancel(request)
+        abort(request)
 
-    engine.step, engine.cancel = held_step, noted_cancel  # type: ignore[method-assign]
+    engine.step, engine.abort = held_step, noted_abort  # type: ignore[method-assign]
     try:
         yield
         until(lambda: server.worker.n_running == 0)
     finally:
-        engine.step, engine.cancel = step, cancel  # type: ignore[method-assign]
+        engine.step, engine.abort = step, abort  # type: ignore[method-assign]
 
 
 @contextmanager
