@@ -184,8 +184,8 @@ def test_one_call_measures_all() -> None:
 def test_towards_alone() -> None:
     evaluator = MadeUpEvaluator(worth())
     real = evaluator.rate(steering().build()) - 0.5
-    found = run(evaluator, steering(), kinds=["random"], n_draws=5, away=False, real_effect=real)["random"]
-    assert not found.away
+    found = run(evaluator, steering(), kinds=["random"], n_draws=5, both_ways=False, real_effect=real)["random"]
+    assert not found.both_ways
     assert evaluator.asked[-1] is None, "the unsteered model"
     assert found.effects == tuple(pytest.approx(evaluator.rate(bias) - 0.5) for bias in evaluator.asked[:-1])
 
@@ -325,7 +325,7 @@ def test_a_bias_file() -> None:
     assert all(bias is not None and 0 not in bias.layers for bias in evaluator.asked), (
         "layers that do not route are left out"
     )
-    alone = run(MadeUpEvaluator(worth()), choice, n_draws=4, kinds=["random"], away=False, real_effect=0.4)
+    alone = run(MadeUpEvaluator(worth()), choice, n_draws=4, kinds=["random"], both_ways=False, real_effect=0.4)
     assert alone["random"].n == 4
 
 

@@ -89,9 +89,9 @@ class Sides:
 class ExperimentSetup:
     """What an experiment works with: an evaluator on the behaviour's task, and a choice of experts from its map.
 
-    `pairs` are those that the map was made of. `ability` is a task that the steering should leave alone, measured with
-    `settings`. `recording`: arguments of `record_counts` that differ from the evaluator's. `log` is called with a line
-    on what is being done.
+    `pairs` are those that the map was made from. `ability` is a task that the steering should leave alone, measured
+    with `settings`. `recording`: arguments of `record_counts` that differ from the evaluator's. `log` is called with a
+    line on what is being done.
 
     Raises UsageError for a bias file, a preset and a reversed choice: experiments choose from a map, in both
     directions.

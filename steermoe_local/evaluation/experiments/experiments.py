@@ -132,7 +132,7 @@ def activate_benign(setup: ExperimentSetup) -> Found:
         raise UsageError("activate-benign promotes experts and suppresses none; give --activate N")
     steering = setup.steering.changed(deactivate=0)
     controls = Controls(min(setup.n_draws, 5), ["random"])
-    plan = ControlPlan(setup.evaluator, steering, controls, away=False, seed=setup.seed)
+    plan = ControlPlan(setup.evaluator, steering, controls, both_ways=False, seed=setup.seed)
     draws = plan.draws("random").draws
     names = ["unsteered", "towards", "other side", *(f"random {draw.label}" for draw in draws)]
     biases = [None, *setup.biases(steering), *(draw.biases[0] for draw in draws)]
@@ -261,7 +261,7 @@ def layers(setup: ExperimentSetup) -> Found:
             part.name,
             layer_names(part.layers),
             f"{part.n_active} / {part.n_inactive}",
-            *("-" if effect is None else points(effect) for effect in (part.towards, part.away, part.swing)),
+            *("-" if effect is None else points(effect) for effect in (part.steered, part.reversed, part.both)),
         )
         for part in divided.parts
     ]
