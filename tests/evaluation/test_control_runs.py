@@ -108,8 +108,7 @@ def test_a_summary_by_hand() -> None:
     assert (found.n, found.mean, found.percentile) == (4, pytest.approx(0.15), 0.75)
     assert found.p == pytest.approx((1 + 1) / 5), "-0.3 is as large as 0.25"
     assert (found.low, found.high) == (pytest.approx(0.0075), pytest.approx(0.2925))
-    assert found.beaten is False
-    assert ControlResult.of("random", [0.1], ["1"], 0.2).beaten is True
+    assert ControlResult.of("random", [0.1], ["1"], 0.2).percentile == 1
 
 
 def test_a_tie_is_no_win() -> None:
@@ -128,7 +127,7 @@ def test_the_wrong_way_never_wins() -> None:
 
 def test_a_kind_that_was_left_out() -> None:
     found = ControlResult.of("matched", [], [], 0.5, note="left out: no counts")
-    assert (found.n, found.mean, found.percentile, found.p, found.beaten) == (0, None, None, None, None)
+    assert (found.n, found.mean, found.percentile, found.p) == (0, None, None, None)
     assert json.loads(json.dumps(found.to_dict()))["note"] == "left out: no counts"
 
 

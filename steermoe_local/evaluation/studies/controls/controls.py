@@ -78,11 +78,6 @@ class ControlResult:
             found, mean=float(sizes.mean()), low=low, high=high, percentile=below / n, p=(1 + n - below) / (1 + n)
         )
 
-    @property
-    def beaten(self) -> bool | None:
-        """Whether the real value is larger than every draw's; None without draws."""
-        return None if self.percentile is None else self.percentile == 1
-
     def to_dict(self) -> dict[str, Any]:
         data: dict[str, Any] = plain(self)
         return data
