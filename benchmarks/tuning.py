@@ -20,6 +20,7 @@ from typing import Any
 
 from steermoe_local import ExpertMap, SteeredLlama, __version__, load_pairs, record_counts
 from steermoe_local.evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
+from steermoe_local.evaluation.metrics.formatting import points
 from steermoe_local.evaluation.metrics.intervals import Interval
 from steermoe_local.evaluation.studies.search.objective import Budget, search_space
 from steermoe_local.evaluation.studies.search.tune import Tuning, exhaustive, tune
@@ -113,10 +114,7 @@ def numbers(choice: dict[str, Any] | None, outcome: str) -> str:
 
 
 def gain(effect: dict[str, Any] | None) -> str:
-    if effect is None:
-        return "-"
-    found = Interval(**effect["gain"])
-    return f"{100 * found.value:+.0f} ({100 * found.low:+.0f} to {100 * found.high:+.0f})"
+    return "-" if effect is None else points(Interval(**effect["gain"]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -108,8 +108,7 @@ def test_a_summary_by_hand() -> None:
     assert (found.n, found.mean, found.percentile) == (4, pytest.approx(0.15), 0.75)
     assert found.p == pytest.approx((1 + 1) / 5), "-0.3 is as large as 0.25"
     assert (found.low, found.high) == (pytest.approx(0.0075), pytest.approx(0.2925))
-    assert found.beaten is False
-    assert ControlResult.of("random", [0.1], ["1"], 0.2).beaten is True
+    assert ControlResult.of("random", [0.1], ["1"], 0.2).percentile == 1
 
 
 def test_a_tie_is_no_win() -> None:
@@ -128,7 +127,7 @@ def test_the_wrong_way_never_wins() -> None:
 
 def test_a_kind_that_was_left_out() -> None:
     found = ControlResult.of("matched", [], [], 0.5, note="left out: no counts")
-    assert (found.n, found.mean, found.percentile, found.p, found.beaten) == (0, None, None, None, None)
+    assert (found.n, found.mean, found.percentile, found.p) == (0, None, None, None)
     assert json.loads(json.dumps(found.to_dict()))["note"] == "left out: no counts"
 
 
@@ -184,8 +183,8 @@ def test_one_call_measures_all() -> None:
 def test_towards_alone() -> None:
     evaluator = MadeUpEvaluator(worth())
     real = evaluator.rate(steering().build()) - 0.5
-    found = run(evaluator, steering(), kinds=["random"], n_draws=5, away=False, real_effect=real)["random"]
-    assert not found.away
+    found = run(evaluator, steering(), kinds=["random"], n_draws=5, both_ways=False, real_effect=real)["random"]
+    assert not found.both_ways
     assert evaluator.asked[-1] is None, "the unsteered model"
     assert found.effects == tuple(pytest.approx(evaluator.rate(bias) - 0.5) for bias in evaluator.asked[:-1])
 
@@ -325,7 +324,7 @@ def test_a_bias_file() -> None:
     assert all(bias is not None and 0 not in bias.layers for bias in evaluator.asked), (
         "layers that do not route are left out"
     )
-    alone = run(MadeUpEvaluator(worth()), choice, n_draws=4, kinds=["random"], away=False, real_effect=0.4)
+    alone = run(MadeUpEvaluator(worth()), choice, n_draws=4, kinds=["random"], both_ways=False, real_effect=0.4)
     assert alone["random"].n == 4
 
 

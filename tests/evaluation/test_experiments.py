@@ -256,8 +256,7 @@ def test_a_map_without_effect_is_no_measure_for_superficial_ones(
 ) -> None:
     nothing = sides([0.0] * 20, [0.0] * 20)
     control = ControlResult.of("superficial", [-0.2], ["length"], 0.0, details={"maps": [MAP_FACT]})
-    monkeypatch.setattr(ExperimentSetup, "sides", lambda *_: nothing)
-    monkeypatch.setattr(ExperimentSetup, "controls", lambda *_: {"superficial": control})
+    monkeypatch.setattr(ExperimentSetup, "compare", lambda *_: (nothing, {"superficial": control}))
     found = run_experiment("superficial", setup)
     assert found.verdict == "against"
     assert "which is no effect" in found.finding

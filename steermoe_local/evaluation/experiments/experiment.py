@@ -89,9 +89,9 @@ class Sides:
 class ExperimentSetup:
     """What an experiment works with: an evaluator on the behaviour's task, and a choice of experts from its map.
 
-    `pairs` are those that the map was made of. `ability` is a task that the steering should leave alone, measured with
-    `settings`. `recording`: arguments of `record_counts` that differ from the evaluator's. `log` is called with a line
-    on what is being done.
+    `pairs` are those that the map was made from. `ability` is a task that the steering should leave alone, measured
+    with `settings`. `recording`: arguments of `record_counts` that differ from the evaluator's. `log` is called with a
+    line on what is being done.
 
     Raises UsageError for a bias file, a preset and a reversed choice: experiments choose from a map, in both
     directions.
@@ -127,22 +127,24 @@ class ExperimentSetup:
             for index, name in enumerate(biases)
         }
 
-    def sides(self, steering: Steering, reverse: Steering | None = None) -> Sides:
-        """Measure one choice, with its side effects. Raises UsageError for one without experts."""
+    def compare(
+        self, kinds: Sequence[str], steering: Steering, reverse: Steering | None = None
+    ) -> tuple[Sides, dict[str, ControlResult]]:
+        """Measure one choice and its controls by kind. Raises UsageError for one without experts."""
         biases = self.biases(steering, reverse)
         if biases[0] is None or not biases[0].layers:
             raise UsageError(f"{steering.name}: chooses no experts; give --activate N, --deactivate N or both")
-        return self.measure({steering.name: biases}, "steering", benign=True)[steering.name]
-
-    def controls(
-        self, kinds: Sequence[str], steering: Steering, real: float, reverse: Steering | None = None
-    ) -> dict[str, ControlResult]:
-        """Controls of a choice by kind; `real` is its own effect."""
-        controls = Controls(self.n_draws, kinds, self.pairs, self.recording)
+        sides = self.measure({"": biases}, "steering", benign=True)[""]
         found = run_controls(
-            self.evaluator, steering, controls, real_effect=real, reverse=reverse, seed=self.seed, log=self.log
+            self.evaluator,
+            steering,
+            Controls(self.n_draws, kinds, self.pairs, self.recording),
+            real_effect=sides.effect.value,
+            reverse=reverse,
+            seed=self.seed,
+            log=self.log,
         )
-        return {control.kind: control for control in found}
+        return sides, {control.kind: control for control in found}
 
 
 @dataclass(frozen=True)

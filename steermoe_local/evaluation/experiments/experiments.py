@@ -83,9 +83,8 @@ def run_experiment(name: str, setup: ExperimentSetup) -> ExperimentResult:
 def random10(setup: ExperimentSetup) -> Found:
     """Ten random experts, five promoted and five suppressed, against the ten that the map would take."""
     steering = setup.steering.changed(activate=5, deactivate=5)
-    sides = setup.sides(steering)
-    effect = sides.effect
-    control = require(setup.controls(["random"], steering, effect.value)["random"])
+    sides, found = setup.compare(["random"], steering)
+    effect, control = sides.effect, require(found["random"])
     moved = float(np.mean(np.abs(control.effects) >= LEAST))
     finding = (
         f"Ten random experts swing the rate by {size(control)}, by {in_points(LEAST)} or more in {moved:.0%} of "
@@ -109,8 +108,7 @@ def top20(setup: ExperimentSetup) -> Found:
     n_plus, n_minus = sum(score > 0 for score in scores), sum(score < 0 for score in scores)
     steering = setup.steering.changed(activate=n_plus, deactivate=n_minus)
     reverse = setup.steering.changed(activate=n_minus, deactivate=n_plus, reverse=True)
-    sides = setup.sides(steering, reverse)
-    found = setup.controls(["random", "bottom"], steering, sides.effect.value, reverse)
+    sides, found = setup.compare(["random", "bottom"], steering, reverse)
     control = require(found["random"])
     rates = [percent(measured.rate) for measured in (sides.unsteered, sides.positive, sides.negative)]
     ratio = fluency(sides.positive, sides.unsteered).perplexity_ratio
@@ -132,7 +130,7 @@ def activate_benign(setup: ExperimentSetup) -> Found:
         raise UsageError("activate-benign promotes experts and suppresses none; give --activate N")
     steering = setup.steering.changed(deactivate=0)
     controls = Controls(min(setup.n_draws, 5), ["random"])
-    plan = ControlPlan(setup.evaluator, steering, controls, away=False, seed=setup.seed)
+    plan = ControlPlan(setup.evaluator, steering, controls, both_ways=False, seed=setup.seed)
     draws = plan.draws("random").draws
     names = ["unsteered", "towards", "other side", *(f"random {draw.label}" for draw in draws)]
     biases = [None, *setup.biases(steering), *(draw.biases[0] for draw in draws)]
@@ -174,10 +172,8 @@ def activate_benign(setup: ExperimentSetup) -> Found:
 
 def superficial(setup: ExperimentSetup) -> Found:
     """Maps of pairs that differ in form alone, and of pairs that do not differ in the behaviour."""
-    sides = setup.sides(setup.steering)
-    effect = sides.effect
-    found = setup.controls(["superficial", "same-side"], setup.steering, effect.value)
-    control = require(found["superficial"])
+    sides, found = setup.compare(["superficial", "same-side"], setup.steering)
+    effect, control = sides.effect, require(found["superficial"])
     strong = [
         f"{label} {100 * drawn:+.0f}"
         for label, drawn in zip(control.labels, control.effects, strict=True)
@@ -202,10 +198,8 @@ def superficial(setup: ExperimentSetup) -> Found:
 
 def random_matched(setup: ExperimentSetup) -> Found:
     """As many random experts, evenly drawn, and drawn among those that are activated about as often."""
-    sides = setup.sides(setup.steering)
-    effect = sides.effect
-    found = setup.controls(["random", "matched"], setup.steering, effect.value)
-    even, matched = require(found["random"]), require(found["matched"])
+    sides, found = setup.compare(["random", "matched"], setup.steering)
+    effect, even, matched = sides.effect, require(found["random"]), require(found["matched"])
     gaps = [100 * matched.details[name] for name in ("frequency_gap", "frequency_gap_of_even_draws")]
     note = f". Mind that {matched.note}" if matched.note else ""
     finding = (
@@ -261,7 +255,7 @@ def layers(setup: ExperimentSetup) -> Found:
             part.name,
             layer_names(part.layers),
             f"{part.n_active} / {part.n_inactive}",
-            *("-" if effect is None else points(effect) for effect in (part.towards, part.away, part.swing)),
+            *("-" if effect is None else points(effect) for effect in (part.steered, part.reversed, part.both)),
         )
         for part in divided.parts
     ]

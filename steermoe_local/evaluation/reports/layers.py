@@ -31,7 +31,7 @@ def draw_layers(result: LayerEffects, paths: Sequence[StrPath]) -> None:
         first = first or axes
         _bars(axes, parts, whole)
         axes.set_title(words, fontsize=10)
-    first.set_ylabel("swing, points" if result.parts[0].swing is not None else "effect, points")
+    first.set_ylabel("swing, points" if result.parts[0].both is not None else "effect, points")
     save(figure, paths)
 
 

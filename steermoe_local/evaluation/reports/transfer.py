@@ -32,7 +32,7 @@ def table(found: Transfer) -> Table:
         ("overlap", lambda c: "" if c.routing is None else f"{c.routing.overlap:.1%}"),
         ("KL", lambda c: "" if c.text is None else f"{c.text.kl:.4f}"),
         ("perplexity", lambda c: "" if c.perplexity is None else f"{c.perplexity:.3f}"),
-        (_headline(found), lambda c: points(c.effect.effect)),
+        (found.base.effect.headline, lambda c: points(c.effect.effect)),
         ("less base's", lambda c: "" if c.effect.change is None else points(c.effect.change)),
         ("by own map", lambda c: "" if c.own_effect is None else points(c.own_effect.effect)),
     ]
@@ -95,39 +95,37 @@ def types(found: Transfer) -> Table:
 
 def conclusions(found: Transfer) -> list[str]:
     """Conclusions from the figures, in sentences."""
-    base, name = found.base.effect.effect, _headline(found)
+    base, name = found.base.effect.effect, found.base.effect.headline
     lines = []
     if base.low <= 0 <= base.high:
         lines.append(f"On the base itself the {name} is not told from 0, so there is no effect that could carry over.")
     else:
         same = [c.name for c in found.columns if _sign(c.effect.effect) == _sign(base)]
+        names = f" ({', '.join(same)})" if 0 < len(same) < len(found.columns) else ""
         lines.append(
             f"The base's map keeps its {name} (same sign, 95% interval without 0) on {len(same)} of "
-            f"{len(found.columns)} quantizations{_list(same, found)}."
+            f"{len(found.columns)} quantizations{names}."
         )
     if abs(base.value) >= _CEILING:
         lines.append(
             f"On the base the {name} is as large as it can be, so a little less or more strength on a quantization "
             "would not show; choose fewer experts to see it."
         )
+    direction = 1 if base.value >= 0 else -1
+
+    def changed(value: Callable[[Column], Interval | None], sign: int) -> str:
+        """Quantizations on which the effect is certainly stronger (sign 1) or weaker (-1)."""
+        return ", ".join(c.name for c in found.columns if (x := value(c)) and _sign(x) == sign * direction)
+
     for words, sign in (("smaller", -1), ("larger", 1)):
-        direction = sign if base.value >= 0 else -sign
-        other = [c.name for c in found.columns if c.effect.change and _sign(c.effect.change) == direction]
-        if other:
-            lines.append(
-                f"It is {words} than on the base (interval of the difference without 0) on {', '.join(other)}."
-            )
-    owns = [c for c in found.columns if c.own_gain]
-    if owns:
-        better = [c.name for c in owns if c.own_gain and _sign(c.own_gain) == (1 if base.value >= 0 else -1)]
-        worse = [c.name for c in owns if c.own_gain and _sign(c.own_gain) == (-1 if base.value >= 0 else 1)]
-        told = [f"does more than the base's on {', '.join(better)}"] if better else []
-        told += [f"does less on {', '.join(worse)}"] if worse else []
-        lines.append(
-            f"A map made on the quantization itself {' and '.join(told)}."
-            if told
-            else "A map made on the quantization itself is not told from the base's on any of them."
-        )
+        if names := changed(lambda c: c.effect.change, sign):
+            lines.append(f"It is {words} than on the base (interval of the difference without 0) on {names}.")
+    if any(c.own_gain for c in found.columns):
+        better, worse = (changed(lambda c: c.own_gain, sign) for sign in (1, -1))
+        told = [f"does more than the base's on {better}"] if better else []
+        told += [f"does less on {worse}"] if worse else []
+        words = " and ".join(told) or "is not told from the base's on any of them"
+        lines.append(f"A map made on the quantization itself {words}.")
     if fell := [c for c in found.columns if c.file.n_fallback]:
         most = max(fell, key=lambda c: c.file.fallback_share)
         lines.append(
@@ -161,17 +159,9 @@ def _models(found: Transfer) -> list[Column]:
     return [found.base, *found.columns]
 
 
-def _headline(found: Transfer) -> str:
-    return found.base.effect.headline
-
-
 def _sign(interval: Interval) -> int:
     """1 or -1 if 0 is outside the interval, else 0."""
     return int(interval.low > 0) - int(interval.high < 0)
-
-
-def _list(names: Sequence[str], found: Transfer) -> str:
-    return f" ({', '.join(names)})" if 0 < len(names) < len(found.columns) else ""
 
 
 #

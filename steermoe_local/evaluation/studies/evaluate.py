@@ -116,7 +116,7 @@ def evaluate(
             controls,
             # run_controls itself changes the sign of a reversed steering's effect, but knows nothing of a bias file's
             real_effect=effects[headline].value * (1 if steering.reverse else wanted[headline]),
-            away=away,
+            both_ways=away,
             seed=seed,
             log=log,
         )

@@ -28,8 +28,8 @@ WHOLE = "all layers"
 class LayerPart:
     """The experts of the whole choice that lie in some layers, and their effects alone.
 
-    `kind` is "whole", "third", "layer" or "without" (all but a third). `towards` and `away` are the rates of the
-    steering and of its reverse minus the unsteered rate, `swing` their difference; `away` and `swing` are None where
+    `kind` is "whole", "third", "layer" or "without" (all but a third). `steered` and `reversed` are the rates under the
+    steering and its reverse minus the unsteered rate, `both` is their difference; `reversed` and `both` are None where
     there is no reverse. `kl` is that of the steering on the neutral text.
     """
 
@@ -38,15 +38,15 @@ class LayerPart:
     layers: tuple[int, ...]
     n_active: int
     n_inactive: int
-    towards: Interval
-    away: Interval | None
-    swing: Interval | None
+    steered: Interval = field(metadata={"json": "towards"})
+    reversed: Interval | None = field(metadata={"json": "away"})
+    both: Interval | None = field(metadata={"json": "swing"})
     kl: float | None
 
     @property
     def effect(self) -> Interval:
         """The difference between both directions, or to the unsteered model where there is no reverse."""
-        return self.swing or self.towards
+        return self.both or self.steered
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,9 +178,9 @@ def _part(
         layers=layers,
         n_active=steered.n_experts[0],
         n_inactive=steered.n_experts[1],
-        towards=effects[POSITIVE],
-        away=effects.get(NEGATIVE),
-        swing=effects.get(EFFECT),
+        steered=effects[POSITIVE],
+        reversed=effects.get(NEGATIVE),
+        both=effects.get(EFFECT),
         kl=None if steered.text is None else steered.text.kl,
     )
 

@@ -28,19 +28,19 @@ _QUANTILES = (0.025, 0.975)
 class ControlResult:
     """Effects of one kind of control, compared with the `real` one.
 
-    `away`: effects are differences between both directions, rate towards - rate away; else rate towards - unsteered
-    rate. `effects` are those of all `n` draws, signed, and `labels` say which draw is which. `mean`, `low` and `high`
-    are the mean and the 95% quantile range of their sizes |effect|. `percentile` is the share of the draws whose size
-    is below the real value, `p` is (1 + draws of at least that size) / (1 + n) (Phipson and Smyth 2010). The real value
-    counts with its sign (of a reversed steering turned), so one in the wrong direction has percentile 0 and p = 1. All
-    of these are None without draws. `note` says why a kind was left out, or what to bear in mind; `details` are further
+    `both_ways`: effects are differences of rates between both directions; else to the unsteered rate. `effects` are
+    those of all `n` draws, signed, and `labels` say which draw is which. `mean`, `low` and `high` are the mean and the
+    95% quantile range of their sizes |effect|. `percentile` is the share of the draws whose size is below the real
+    value, `p` is (1 + draws of at least that size) / (1 + n) (Phipson and Smyth 2010). The real value counts with its
+    sign (the opposite of a reversed steering's), so one in the wrong direction has percentile 0 and p = 1. All of these
+    are None without draws. `note` says why a kind was left out, or what to bear in mind; `details` are further
     facts as plain JSON values.
     """
 
     kind: str
     n: int
     real: float
-    away: bool
+    both_ways: bool = field(metadata={"json": "away"})
     effects: tuple[float, ...] = ()
     labels: tuple[str, ...] = ()
     mean: float | None = None
@@ -59,14 +59,16 @@ class ControlResult:
         labels: Sequence[str],
         real: float,
         *,
-        away: bool = True,
+        both_ways: bool = True,
         sign: int = 1,
         note: str = "",
         details: Mapping[str, Any] | None = None,
     ) -> ControlResult:
         """Summarise the effects of the draws; without any, the kind was left out. `sign`: that of the wanted effect."""
         n = len(effects)
-        found = cls(kind, n, real, away, tuple(map(float, effects)), tuple(labels), note=note, details=details or {})
+        found = cls(
+            kind, n, real, both_ways, tuple(map(float, effects)), tuple(labels), note=note, details=details or {}
+        )
         if not n:
             return found
         sizes = np.abs(np.asarray(effects, dtype=np.float64))
@@ -75,11 +77,6 @@ class ControlResult:
         return replace(
             found, mean=float(sizes.mean()), low=low, high=high, percentile=below / n, p=(1 + n - below) / (1 + n)
         )
-
-    @property
-    def beaten(self) -> bool | None:
-        """Whether the real value is larger than every draw's; None without draws."""
-        return None if self.percentile is None else self.percentile == 1
 
     def to_dict(self) -> dict[str, Any]:
         data: dict[str, Any] = plain(self)
@@ -92,7 +89,7 @@ def run_controls(
     controls: Controls,
     *,
     real_effect: float,
-    away: bool = True,
+    both_ways: bool = True,
     reverse: Steering | None = None,
     items: Iterable[str] | None = None,
     seed: int = 0,
@@ -100,15 +97,15 @@ def run_controls(
 ) -> tuple[ControlResult, ...]:
     """Measure controls of a steering on the evaluator's task; one result for each of their kinds, in that order.
 
-    `real_effect` is the steering's own: rate towards - rate away (the reverse) if `away`, else rate towards - unsteered
-    rate. `reverse` is the steering away, where it is not the reversed choice. `items` as in `Evaluator.measure`. `log`
-    is called with a line on what is being done. Kinds that are impossible (no pairs, no counts, no room) come back
-    without draws and with a note.
+    `real_effect` is the steering's own: the rate under it minus that under its reverse if `both_ways`, else minus the
+    unsteered rate. `reverse` is what steers in the other direction, where it is not the reversed choice. `items` as in
+    `Evaluator.measure`. `log` is called with a line on what is being done. Kinds that are impossible (no pairs, no
+    counts, no room) come back without draws and with a note.
 
     Raises UsageError for a steering that chooses no experts, ChoiceError for a steering whose reverse cannot be carried
     out, and what `Evaluator.measure` raises.
     """
-    plan = ControlPlan(evaluator, steering, controls, away=away, reverse=reverse, seed=seed, log=log)
+    plan = ControlPlan(evaluator, steering, controls, both_ways=both_ways, reverse=reverse, seed=seed, log=log)
     found: dict[str, Kind] = {}
     for kind in controls.kinds:
         try:
@@ -122,7 +119,7 @@ def run_controls(
         wanted = [bias for kind in found.values() for draw in kind.draws for bias in draw.biases]
         measured = iter(
             evaluator.measure(
-                wanted if away else [*wanted, None],
+                wanted if both_ways else [*wanted, None],
                 items=None if items is None else list(items),
                 text=False,
                 benign=False,
@@ -132,14 +129,14 @@ def run_controls(
         rates = {
             name: [[next(measured).rate for _ in draw.biases] for draw in kind.draws] for name, kind in found.items()
         }
-        unsteered = 0.0 if away else next(measured).rate
+        unsteered = 0.0 if both_ways else next(measured).rate
     return tuple(
         ControlResult.of(
             name,
-            [rate[0] - (rate[1] if away else unsteered) for rate in rates[name]],
+            [rate[0] - (rate[1] if both_ways else unsteered) for rate in rates[name]],
             [draw.label for draw in kind.draws],
             real_effect,
-            away=away,
+            both_ways=both_ways,
             sign=-1 if steering.reverse else 1,
             note=kind.note,
             details=kind.details,

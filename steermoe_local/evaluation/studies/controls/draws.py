@@ -71,11 +71,11 @@ class Kind:
 
 
 class ControlPlan:
-    """What the controls of a steering are drawn from: its biases `real` (both directions with `away`), the layers in
-    scope, pairs and counts.
+    """What the controls of a steering are drawn from: its biases `real`, the layers in scope, pairs and counts.
 
-    `reverse` is what steers in the other direction, where it is not the reversed choice. Raises UsageError for a
-    steering that chooses no experts, ChoiceError for one whose reverse cannot be carried out.
+    With `both_ways` there is a bias for each direction; `reverse` is what steers in the other one, where it is not the
+    reversed choice. Raises UsageError for a steering that chooses no experts, ChoiceError for one whose reverse cannot
+    be carried out.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class ControlPlan:
         steering: Steering,
         controls: Controls,
         *,
-        away: bool = True,
+        both_ways: bool = True,
         reverse: Steering | None = None,
         seed: int = 0,
         log: Callable[[str], None] | None = None,
@@ -95,7 +95,7 @@ class ControlPlan:
         self.real = [self._built(steering)]
         if not self.real[0].layers:
             raise UsageError(f"{steering.name}: chooses no experts, so there is nothing to control for")
-        if away:
+        if both_ways:
             self.real.append(self._reversed())
         self.tables = [bias.dense() for bias in self.real]
         self.layers = self._scope()
@@ -112,8 +112,8 @@ class ControlPlan:
         if self.reverse is None and bias is not None:
             negated = {layer: -row for layer, row in bias.values.items()}
             return BiasFile(bias.identity, bias.mode, negated, bias.epsilon)
-        turned = {"reverse": not self.steering.reverse, "preset": None, "preset_model": None}
-        return self._built(self.reverse or self.steering.changed(**turned))
+        other = {"reverse": not self.steering.reverse, "preset": None, "preset_model": None}
+        return self._built(self.reverse or self.steering.changed(**other))
 
     def _built(self, steering: Steering) -> BiasFile:
         built = steering.bias_file(self.identity)
@@ -254,11 +254,12 @@ class ControlPlan:
                 deactivate=real.bias.n_inactive,
                 **common,  # type: ignore[arg-type]  # epsilon or scale
             )
-        made = real.changed(expert_map=expert_map, path=None, preset=None, preset_model=None)
-        other = self.reverse or made.changed(reverse=not made.reverse)
-        turned = made.changed(reverse=other.reverse, activate=other.activate, deactivate=other.deactivate)
-        back = [turned] if len(self.real) > 1 else []
-        return [one.bias_file(self.identity) for one in (made, *back)]
+        choices = [real.changed(expert_map=expert_map, path=None, preset=None, preset_model=None)]
+        if len(self.real) > 1:
+            other = self.reverse or choices[0].changed(reverse=not real.reverse)
+            numbers = {"activate": other.activate, "deactivate": other.deactivate}
+            choices.append(choices[0].changed(reverse=other.reverse, **numbers))
+        return [choice.bias_file(self.identity) for choice in choices]
 
     def _halved(self, pairs: Sequence[Pair]) -> HalvedMaps:
         if self._halves is None:

@@ -1,16 +1,8 @@
-"""The search of `tune` over both numbers of experts. It knows nothing of models.
+"""The search of `tune` over both numbers of experts, without models; docs/tuning.md describes its steps.
 
 A candidate (i, j) promotes i experts and suppresses j, each in the order of |RD|, so that candidates along an axis are
 nested. The search assumes that fluency falls along an axis, and that the effect rises, stays, and may fall again; where
 that is wrong it can miss the best candidate, but never leaves the budget.
-
-1. Growing steps over the suppressed alone: 1, 2, 4, 8, ... experts. They end when the budget is broken twice in a row,
-   when the gain was beyond its peak twice in a row, or when more gain is not possible.
-2. Refinement: the gaps beside the best step are halved, upwards for more gain, downwards for fewer experts.
-3. The same over the promoted alone, and growing steps over as many of both at once: where only both together have an
-   effect, or the budget is too small for many of each, neither number alone leads to the best candidate.
-4. From the best candidate so far, outwards along one axis, then along the other, and so on, as long as both together
-   gain more than one standard error.
 
 The pick is the smallest candidate whose gain is within one standard error of the largest gain (Breiman et al.,
 Classification and Regression Trees, 1984, section 3.4.3), the error being that of the paired difference over the items.

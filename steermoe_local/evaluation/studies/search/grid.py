@@ -29,7 +29,7 @@ _RANGE = re.compile(rf"({_NUMBER})(?:\.\.({_NUMBER})(?::({_NUMBER}))?)?")
 def parse_numbers(text: str, what: str = "numbers") -> tuple[int, ...]:
     """Whole numbers from 0 up, each once, in the order in which they stand: "0,5" or "0..200:20".
 
-    `a..b:step` goes from a to b, b included if a step ends there; `a..b` goes by 1. Parts stand between commas.
+    `a..b:step` goes from a to b, b included if a step ends there; `a..b` goes by 1. Commas separate the parts.
 
     Raises UsageError; `what` begins its message.
     """
@@ -75,7 +75,7 @@ def parse_strengths(text: str, what: str = "strength") -> tuple[float | None, ..
 
 @dataclass(frozen=True)
 class Grid:
-    """All combinations of these; `strengths`: None is the hard rule; `both_ways`: also steer away from the behaviour.
+    """All combinations of these; `strengths`: None is the hard rule; `both_ways`: also the reverse of each.
 
     Raises UsageError for an empty list, or too large a grid.
     """

@@ -29,8 +29,8 @@ __all__ = [
 def objective_values(measured: Measurement, reverse: bool = False) -> Values:
     """How far each item shows the side that is steered to, [n_items] in the task's order.
 
-    The scorer's value, or 1 minus it with `reverse`; but 0 for an answer that is empty or ill-formed. Otherwise a model
-    that only stammers would count as steered away from everything.
+    The scorer's value, or 1 minus it with `reverse`; but 0 for an answer that is empty or ill-formed. Otherwise broken
+    answers would count as the negative side.
     """
 
     def value(answer: Answer) -> float:

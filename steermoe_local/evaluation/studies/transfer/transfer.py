@@ -60,7 +60,7 @@ def transfer(
         quants: names as llama-quantize has them.
         pairs: what the map was made from, for each model's own map; None: no own maps.
         keep: keep the quantizations; else each is deleted when it is measured.
-        top_n: first experts by |RD| whose overlap is told. n_agreement: tokens on which routing is compared.
+        top_n: first experts by |RD| whose overlap is reported. n_agreement: tokens on which routing is compared.
         n_threads: of the quantizer. seed: of bootstraps.
         done: columns of an interrupted run, by name. on_column: called with each column when it is finished.
         on_map: called with (column's name, its own map). progress: while quantizing.
