@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import subprocess
@@ -20,6 +21,9 @@ from steermoe_local.maps.pickle_frames import read_frame
 from steermoe_local.maps.rankings import read_rankings
 from tests.maps.test_rankings import A1, A2, FRAMES
 from tests.support.hostile_pickles import Hostile, executing, exhausting
+
+
+codecs.lookup("raw_unicode_escape")  # the standard codec of the opcode UNICODE, loaded when it is first used
 
 
 def refused(path: Path, hostile: Hostile, canary: Path) -> str:
