@@ -22,7 +22,6 @@ from steermoe_local.maps.rankings import read_rankings
 from tests.maps.test_rankings import A1, A2, FRAMES
 from tests.support.hostile_pickles import Hostile, executing, exhausting
 
-
 codecs.lookup("raw_unicode_escape")  # the standard codec of the opcode UNICODE, loaded when it is first used
 
 
