@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +19,7 @@ __all__ = [
     "StrPath",
     "human_size",
     "is_sha256",
+    "listed",
     "parse_json",
     "read_bytes",
     "replacing",
@@ -92,6 +93,12 @@ def read_bytes(path: StrPath, what: str, limit: int) -> bytes:
 def human_size(n_bytes: int) -> str:
     """A size for messages: 4.2 GB, 10.1 MB."""
     return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.1f} MB"
+
+
+def listed(items: Iterable[str], most: int) -> str:
+    """The first `most` items for a message: "a, b, ..."."""
+    shown = list(items)
+    return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")
 
 
 def sha256_file(path: StrPath) -> str:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import FormatError, PairsError
-from .files import StrPath
+from .files import StrPath, listed
 
-__all__ = ["DELIMITERS", "clean_text", "csv_header", "csv_rows", "lines", "listed", "opened", "parse", "rows"]
+__all__ = ["DELIMITERS", "clean_text", "csv_header", "csv_rows", "lines", "opened", "parse", "rows"]
 
 Row = dict[str, Any]
 
@@ -73,7 +73,7 @@ def csv_rows(path: Path, columns: Sequence[str], delimiter: str | None = None) -
             return
         names = max(read.values(), key=len)
         missing = ", ".join(repr(name) for name in columns if name not in names)
-        raise PairsError(f"{path}: no column {missing or columns}; its columns are {listed(names)}")
+        raise PairsError(f"{path}: no column {missing or columns}; its columns are {_names(names)}")
 
 
 def csv_header(line: str, path: Path, delimiter: str | None = None) -> dict[str, list[str]]:
@@ -114,12 +114,6 @@ def clean_text(value: Any) -> str | None:
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold and UTF-8 cannot
         return None
     return value.strip() or None
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names for a message, at most 20."""
-    shown = ", ".join(repr(name) for name in names[:20])
-    return shown + (", ..." if len(names) > 20 else "") if names else "none"
 
 
 @contextmanager
@@ -207,9 +201,13 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
             names = file.schema_arrow.names
             wanted = [name for name in names if name in columns] if columns else names
             if not wanted:
-                raise PairsError(f"{path}: none of the columns {listed(columns)}; it has {listed(names)}")
+                raise PairsError(f"{path}: none of the columns {_names(columns)}; it has {_names(names)}")
             for batch in file.iter_batches(batch_size=_BATCH, columns=wanted, use_threads=False):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PairsError(f"{path}: damaged Parquet ({reason}); fetch the file again") from None
+
+
+def _names(names: Sequence[str]) -> str:
+    return listed(map(repr, names), 20) or "none"
