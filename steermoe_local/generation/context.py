@@ -227,7 +227,7 @@ class SlotContext:
         return not n_kept
 
     def _sees_back(self, slot: int, n_kept: int) -> bool:
-        """Whether all that the next token attends to is in memory: cells that a sliding window has passed are reused."""
+        """Whether all that the next token attends to is in memory: cells behind a sliding window are used again."""
         if not self._n_swa or self._has_state:  # a state that lets itself be cut was at its end: nothing was cut
             return True
         oldest = capi.llama_cpp().llama_memory_seq_pos_min(self._memory, slot)

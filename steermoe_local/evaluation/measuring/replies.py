@@ -57,7 +57,7 @@ def replies(
     """Replies as they are finished, `n_parallel` at once; closing the generator aborts the others.
 
     What the engine holds in memory is forgotten first, so replies do not depend on earlier ones. Jobs of one steering
-    should be next to each other: a batch of one steering is faster than a mixed one. Raises ModelMismatchError, NativeError.
+    should be neighbours: a batch of one steering is faster than a mixed one. Raises ModelMismatchError, NativeError.
     """
     engine.forget()
     waiting = deque(jobs)
