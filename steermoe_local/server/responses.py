@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._util.files import tool_name
 from ..generation.engine import FinishEvent
-from .answers import Answer, Entry
+from .answers import Entry
 from .prompting import decode_token
 from .registry import Applied
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         CompletionLogprobs,
     )
 
-__all__ = ["Head", "chat_logprobs", "completion_logprobs", "steering_info", "timings", "tool_call", "usage"]
+__all__ = ["Head", "chat_logprobs", "completion_logprobs", "steering_info", "timings", "usage"]
 
 FINGERPRINT = tool_name().replace(" ", "-")
 
@@ -84,12 +84,6 @@ def timings(finish: FinishEvent) -> dict[str, Any]:
         "predicted_n": finish.n_generated,
         "predicted_ms": round(1000 * finish.seconds, 3),
     }
-
-
-def tool_call(answer: Answer, id_: str) -> dict[str, Any]:
-    """The forced call of an answer."""
-    name, arguments = answer.function()
-    return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def chat_logprobs(entries: Sequence[Entry], piece: Callable[[int], bytes]) -> ChatCompletionLogprobs:

@@ -1,32 +1,23 @@
-"""What the routes share: the model's name, what steers, the worker, and how a request is followed to its end."""
+"""What the routes share: the worker, the names of model and steerings, and how requests become those of the engine."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import json
-import logging
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-from fastapi import Request
-
-from ..generation.engine import FinishEvent, Sampling
 from ..generation.engine import Request as EngineRequest
-from .api_errors import ApiError, status_of
+from ..generation.engine import Sampling
+from .api_errors import ApiError
 from .metrics import Metrics
 from .prompting import Prompter
 from .registry import NONE, Applied, SteeringRegistry
 from .schemas import Generation, SteeringChoice
 from .settings import ServerSettings
-from .streaming import ClientGone
-from .worker import Ticket, Worker
+from .worker import Worker
 
-__all__ = ["Followed", "Service"]
-
-log = logging.getLogger("steermoe.server")
+__all__ = ["Asked", "Service"]
 
 _MAX_ANSWERS = 256
 _SAMPLING = (
@@ -41,16 +32,13 @@ _SAMPLING = (
 )
 
 
-@dataclass
-class Followed:
-    """A request on its way: what the log and the metrics say at its end."""
+@dataclass(frozen=True)
+class Asked:
+    """What a request for answers names: the model's id, and what steers; `began` is when it came (time.monotonic)."""
 
-    endpoint: str
     model: str
     applied: Applied
-    began: float = field(default_factory=time.monotonic)
-    finishes: list[FinishEvent] = field(default_factory=list)
-    first: float | None = None
+    began: float
 
 
 class Service:
@@ -112,7 +100,7 @@ class Service:
             )
         return None if suffix == NONE else self.registry.entry(suffix).name
 
-    def _asked(self, request: Generation) -> tuple[str, str | SteeringChoice | None]:
+    def _named(self, request: Generation) -> tuple[str, str | SteeringChoice | None]:
         """(the model's id, the steering) that a request asks for. Raises ApiError."""
         asked = request.model or self.settings.model
         named = self.steering_of_model(asked)
@@ -171,54 +159,10 @@ class Service:
             for i in range(n)
         ]
 
-    async def followed(self, endpoint: str, request: Generation) -> Followed:
-        """A request on its way, with what steers it. Raises ApiError, UsageError, ChoiceError."""
-        model, wanted = self._asked(request)
+    async def asked(self, request: Generation) -> Asked:
+        """What a request names, with its bias built. Raises ApiError, UsageError, ChoiceError."""
+        model, wanted = self._named(request)
         applied = self.registry.ready(wanted)
         if applied is None:
             applied = await asyncio.to_thread(self.registry.resolve, wanted)
-        return Followed(endpoint, model, applied)
-
-    def ticket(self, request: Request, requests: list[EngineRequest]) -> Ticket:
-        """A ticket with the server's deadline."""
-        client = request.client.host if request.client else ""
-        return Ticket(client, requests, time.monotonic() + self.settings.timeout)
-
-    def note_first(self, followed: Followed) -> None:
-        """Something came; the first time it is the first token."""
-        if followed.first is None:
-            followed.first = time.monotonic() - followed.began
-            self.metrics.first_token(followed.endpoint, followed.applied.label, followed.first)
-
-    #
-    # the end of a request
-    #
-
-    async def follow(self, followed: Followed, work: Awaitable[Any]) -> Any:
-        """Await what answers a request; if it fails, that is counted."""
-        try:
-            return await work
-        except ClientGone:
-            self.metrics.failed(followed.endpoint, followed.applied.label, "gone")
-            raise
-        except Exception as error:
-            self.metrics.failed(followed.endpoint, followed.applied.label, str(status_of(error)))
-            raise
-
-    def ended(self, followed: Followed, texts: Callable[[], tuple[Any, Any]]) -> None:
-        """A request was answered: count it, and write a line to the log; its texts only if asked for."""
-        seconds = time.monotonic() - followed.began
-        self.metrics.answered(followed.endpoint, followed.applied.label, followed.finishes, seconds)
-        counts = usage_of(followed.finishes)
-        log.info("%s steering=%s %s %.3fs", followed.endpoint, followed.applied.label, counts, seconds)
-        if self.settings.log_prompts:
-            prompt, answer = texts()
-            log.info("prompt %s answer %s", json.dumps(prompt), json.dumps(answer))  # as JSON: no control characters
-
-
-def usage_of(finishes: list[FinishEvent]) -> str:
-    """Tokens, for the log."""
-    n_prompt, n_cached, n_generated = (
-        sum(getattr(finish, name) for finish in finishes) for name in ("n_prompt", "n_cached", "n_generated")
-    )
-    return f"prompt={n_prompt} cached={n_cached} generated={n_generated}"
+        return Asked(model, applied, time.monotonic())
