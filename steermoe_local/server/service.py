@@ -42,7 +42,7 @@ class Asked:
 
 
 class Service:
-    """One served model."""
+    """One served model, for the routes."""
 
     def __init__(self, worker: Worker, registry: SteeringRegistry, settings: ServerSettings) -> None:
         self.worker, self.registry, self.settings = worker, registry, settings
@@ -59,7 +59,7 @@ class Service:
         )
 
     def prompter(self) -> Prompter:
-        """Renders and tokenizes. Raises ApiError (503) while there is no model."""
+        """The renderer and tokenizer of prompts. Raises ApiError (503) while there is no model."""
         self.worker.require_ready()
         return self._prompter
 
@@ -79,17 +79,13 @@ class Service:
         return (self.settings.model, *self.settings.aliases)
 
     def models(self) -> list[tuple[str, str | None]]:
-        """(id, steering) of /v1/models: the model, and MODEL:NAME for each steering that its name is enough for."""
-        names = [entry.name for entry in self.registry.entries() if entry.has_numbers]
-        own: list[tuple[str, str | None]] = [(name, self.registry.default) for name in self.model_names]
-        return (
-            own
-            + [(f"{self.settings.model}:{name}", name) for name in names]
-            + [(f"{self.settings.model}:{NONE}", None)]
-        )
+        """(id, steering) of /v1/models: the model, and MODEL:NAME for each steering that needs no numbers."""
+        own = [(name, self.registry.default) for name in self.model_names]
+        names = [(entry.name, entry.name) for entry in self.registry.entries() if entry.has_numbers]
+        return own + [(f"{self.settings.model}:{name}", steering) for name, steering in (*names, (NONE, None))]
 
     def steering_of_model(self, asked: str) -> str | None:
-        """The steering that a model's id stands for, by its name. Raises ApiError (404)."""
+        """The name of the steering that a model's id stands for. Raises ApiError (404)."""
         if asked in self.model_names:
             return self.registry.default
         base, colon, suffix = asked.rpartition(":")
@@ -120,7 +116,7 @@ class Service:
     #
 
     def sampling_of(self, request: Generation, grammar: str | None = None) -> Sampling:
-        """How tokens are drawn; where the request is silent, by the server's defaults. Raises ApiError, UsageError."""
+        """The request's sampling, with the server's defaults for what it leaves out. Raises ApiError, UsageError."""
         given = {name: value for name in _SAMPLING if (value := getattr(request, name)) is not None}
         biases = {int(token): bias for token, bias in (request.logit_bias or {}).items()}
         self.prompter().check_tokens(list(biases), "logit_bias")
@@ -132,7 +128,7 @@ class Service:
     def engine_requests(
         self, request: Generation, first: EngineRequest, prompts: list[list[int]]
     ) -> list[EngineRequest]:
-        """The answers that a request asks for, n of each prompt. Raises ApiError."""
+        """The engine requests of all answers, n of each prompt, like `first`. Raises ApiError."""
         n = request.n or 1
         if n * len(prompts) > _MAX_ANSWERS:
             raise ApiError(400, f"{n * len(prompts)} answers are asked for; at most {_MAX_ANSWERS} at once", param="n")
