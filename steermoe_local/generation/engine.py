@@ -271,6 +271,8 @@ class Engine:
             self._events = [event for event in self._events if event[0] not in numbers]
 
     def _assign(self) -> None:
+        if not self.n_waiting:
+            return
         free = self._free()
         for state in self._states.values():
             if not free:
