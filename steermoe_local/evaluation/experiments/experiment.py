@@ -132,7 +132,7 @@ class ExperimentSetup:
     ) -> tuple[Sides, dict[str, ControlResult]]:
         """Measure one choice and its controls by kind. Raises UsageError for one without experts."""
         biases = self.biases(steering, reverse)
-        if biases[0] is None or not biases[0].layers:
+        if biases[0] is None:
             raise UsageError(f"{steering.name}: chooses no experts; give --activate N, --deactivate N or both")
         sides = self.measure({"": biases}, "steering", benign=True)[""]
         found = run_controls(

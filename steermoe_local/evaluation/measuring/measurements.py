@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...steering.bias_file import BiasFile
+from ...steering.bias_file import BiasFile, none_if_empty
 from ..tasks.neutral_text import TextScore
 
 __all__ = ["UNSTEERED", "Answer", "Measurement", "bias_key", "by_item"]
@@ -20,15 +19,9 @@ UNSTEERED = "unsteered"
 
 
 def bias_key(bias: BiasFile | None) -> str:
-    """16 hex digits that are equal for biases that steer equally, "unsteered" for None and for one that does nothing.
-
-    Unlike `Steering.to_dict`'s digest, where a bias comes from does not count.
-    """
-    if bias is None or not bias.layers:
-        return UNSTEERED
-    digest = hashlib.sha256(f"{bias.mode} {bias.epsilon if bias.mode == 'hard' else 0!r}".encode())
-    digest.update(bias.dense().astype("<f4").tobytes())
-    return digest.hexdigest()[:16]
+    """The first 16 digits of the bias's key, as in records.jsonl; "unsteered" for None and one that changes nothing."""
+    steering = none_if_empty(bias)
+    return UNSTEERED if steering is None else steering.key[:16]
 
 
 @dataclass(frozen=True)

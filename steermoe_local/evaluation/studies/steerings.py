@@ -47,13 +47,13 @@ def both_ways(steering: Steering, identity: ModelIdentity, reverse: bool = True)
 
     Raises UsageError for a steering that changes nothing, ChoiceError for what the model cannot carry out.
     """
-    choices = [steering]
-    if reverse and has_reverse(steering):
-        choices.append(steering.changed(reverse=not steering.reverse))
-    found = [choice.build(identity) for choice in choices]
-    if found[0] is None or not found[0].layers:
+    steered = steering.build(identity)
+    if steered is None:
         raise UsageError(f"{steering.name}: steers nothing; choose experts with activate, deactivate or both")
-    return tuple(bias for bias in found if bias is not None)
+    if not reverse or not has_reverse(steering):
+        return (steered,)
+    other = steering.changed(reverse=not steering.reverse).bias_file(identity)
+    return (steered,) if other is None else (steered, other)
 
 
 def side_biases(steering: Steering, identity: ModelIdentity, reverse: bool = True) -> dict[str, BiasFile | None]:

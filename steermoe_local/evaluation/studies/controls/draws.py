@@ -116,7 +116,7 @@ class ControlPlan:
         return self._built(self.reverse or self.steering.changed(**other))
 
     def _built(self, steering: Steering) -> BiasFile:
-        built = steering.build(self.identity)
+        built = steering.bias_file(self.identity)
         if built is None:
             raise UsageError(f"{steering.name}: chooses no experts, so there is nothing to control for")
         return built
@@ -259,7 +259,7 @@ class ControlPlan:
             other = self.reverse or choices[0].changed(reverse=not real.reverse)
             numbers = {"activate": other.activate, "deactivate": other.deactivate}
             choices.append(choices[0].changed(reverse=other.reverse, **numbers))
-        return [choice.build(self.identity) for choice in choices]
+        return [choice.bias_file(self.identity) for choice in choices]
 
     def _halved(self, pairs: Sequence[Pair]) -> HalvedMaps:
         if self._halves is None:

@@ -6,11 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ....errors import UsageError
 from ....maps.expert_map import ExpertMap, parse_layers
-from ....maps.scores import rank
 from ....steering.steering import Steering
 from ...measuring.measurements import Answer, Measurement, by_item
 from ...measuring.side_effects import Fluency, fluency
@@ -154,22 +151,5 @@ def search_space(steering: Steering) -> SearchSpace:
     A number to activate changes nothing where it would only add an expert to a layer that has top-k promoted ones; see
     `ExpertMap.choose`. Raises UsageError for a bias file, ChoiceError for layers that are not there.
     """
-    expert_map = map_of(steering)
-    layers = None if steering.layers is None else list(parse_layers(steering.layers))
-    expert_map.choose(1, 0, layers=layers)  # raises for a layer that is not there
-    rd = -expert_map.rd if steering.reverse else expert_map.rd
-    order = rank(rd, layers)
-    scores = rd[order[:, 0], order[:, 1]]
-    k, n_expert = expert_map.identity.n_expert_used, expert_map.identity.n_expert
-    activate, active = [0], np.zeros(len(rd), dtype=np.int64)
-    for n, layer in enumerate(order[scores > 0][:, 0].tolist(), 1):
-        if active[layer] < k:
-            active[layer] += 1
-            activate.append(n)
-    deactivate, left = [0], np.full(len(rd), n_expert)
-    for n, layer in enumerate(order[scores < 0][:, 0].tolist(), 1):
-        if left[layer] == k:
-            break
-        left[layer] -= 1
-        deactivate.append(n)
-    return SearchSpace(tuple(activate), tuple(deactivate))
+    layers = None if steering.layers is None else parse_layers(steering.layers)
+    return SearchSpace(*map_of(steering).numbers(reverse=steering.reverse, layers=layers))
