@@ -47,13 +47,13 @@ def both_ways(steering: Steering, identity: ModelIdentity, reverse: bool = True)
 
     Raises UsageError for a steering that changes nothing, ChoiceError for what the model cannot carry out.
     """
-    bias = steering.build(identity)
-    if bias is None:
+    steered = steering.build(identity)
+    if steered is None:
         raise UsageError(f"{steering.name}: steers nothing; choose experts with activate, deactivate or both")
-    if not (reverse and has_reverse(steering)):
-        return (bias,)
+    if not reverse or not has_reverse(steering):
+        return (steered,)
     other = steering.changed(reverse=not steering.reverse).bias_file(identity)
-    return (bias,) if other is None else (bias, other)
+    return (steered,) if other is None else (steered, other)
 
 
 def side_biases(steering: Steering, identity: ModelIdentity, reverse: bool = True) -> dict[str, BiasFile | None]:

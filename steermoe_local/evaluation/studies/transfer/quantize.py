@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -204,16 +205,12 @@ class Quantizer:
         self.folder = Path(folder)
         self._n_threads = n_threads
         self._progress = progress or (lambda *_: None)
-        self._sha256 = ""
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """SHA-256 (hex) of the model's file; of a split one, of its parts' digests. It takes reading all of it."""
-        if not self._sha256:
-            digests = [sha256_file(path) for path in self.base.paths]
-            several = len(digests) > 1
-            self._sha256 = hashlib.sha256("".join(digests).encode()).hexdigest() if several else digests[0]
-        return self._sha256
+        digests = [sha256_file(path) for path in self.base.paths]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
     @property
     def warning(self) -> str | None:
