@@ -22,7 +22,7 @@ from ..generation.batch import BatchGenerator
 from ..identity import ModelIdentity
 from ..llama.steered_llama import SteeredLlama
 from ..maps.expert_map import ExpertMap
-from ..models.embedded import Behaviour, behaviours, data_folder, embedded_model, score_reply
+from ..models.embedded import Behaviour, behaviours, data_folder, resolve_model, score_reply
 from ..pairs.pairs import Message, load_pairs
 from ..steering.bias_file import BiasFile, write_bias
 from ..steering.control_choices import random_signs
@@ -130,7 +130,7 @@ def run_demo(
         raise UsageError("the demo needs at least one prompt and one random draw")
     start = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    model = SteeredLlama(embedded_model(), n_ctx=64)
+    model = SteeredLlama(resolve_model("tiny"), n_ctx=64)
     neutral = _read_jsonl(data_folder() / "neutral.heldout.jsonl")[:n_prompts]
     results = []
     with BatchGenerator(model, n_threads=n_threads) as generator:

@@ -21,6 +21,7 @@ __all__ = [
     "ModelName",
     "RepoModel",
     "choose",
+    "human_size",
     "looks_like_name",
     "matching",
     "repo_models",
