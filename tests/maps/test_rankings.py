@@ -173,8 +173,8 @@ def test_published_figures() -> None:
         assert " ".join(top) == first
         frame = read_frame(path.read_bytes(), str(path))
         risk = np.asarray(frame.columns["risk_diff"])
-        place = np.asarray(frame.columns["layer"]), np.asarray(frame.columns["expert"])
-        assert np.array_equal(made.rd[place], risk), "the same float64"
+        cells = np.asarray(frame.columns["layer"]), np.asarray(frame.columns["expert"])
+        assert np.array_equal(made.rd[cells], risk), "the same float64"
 
 
 def _paper_identity(path: Path) -> ModelIdentity:
