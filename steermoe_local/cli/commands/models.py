@@ -83,8 +83,8 @@ def _facts(local: LocalModels) -> list[tuple[LocalModel, ModelFacts]]:
 
 
 def _row(local: LocalModels, model: LocalModel, facts: ModelFacts, maps: list[LocalMap]) -> tuple[str, ...]:
-    from ..._util.files import human_size
     from ...models.local_facts import fitting
+    from ...models.names import human_size
 
     name, size = local.name_of(model), human_size(model.size)
     if not facts.readable:

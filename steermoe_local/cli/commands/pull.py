@@ -137,7 +137,7 @@ def experts(info: Any) -> str:
 
 def human(n_bytes: int) -> str:
     """A size."""
-    from ..._util.files import human_size
+    from ...models.names import human_size
 
     return human_size(n_bytes)
 

@@ -181,7 +181,7 @@ def check(model: HubModel, folder: Path | None = None, force: bool = False) -> M
 
 def describe(model: HubModel) -> str:
     """One line on a model of the hub: name, files, size."""
-    from ..._util.files import human_size
+    from ...models.names import human_size
 
     n_files = len(model.model.paths)
     files = f"{n_files} files" if n_files > 1 else model.model.paths[0]
@@ -190,7 +190,7 @@ def describe(model: HubModel) -> str:
 
 def fetch(model: HubModel, folder: Path | None = None) -> list[Path]:
     """Fetch it; when that is interrupted or fails, say what is kept and how to go on."""
-    from ..._util.files import human_size
+    from ...models.names import human_size
 
     try:
         return model.fetch(folder)
