@@ -20,7 +20,7 @@ from typing import Any
 
 from ..errors import PairsError
 
-__all__ = ["csv_rows", "opened", "rows"]
+__all__ = ["clean_text", "csv_rows", "opened", "rows"]
 
 Row = dict[str, Any]
 
@@ -178,3 +178,16 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:20])
     return shown + (", ..." if len(names) > 20 else "") if names else "none"
+
+
+def clean_text(value: Any) -> str | None:
+    """A text without outer blanks, or a whole number as one; None for any other value, and for a blank one."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value) if abs(value) < 10**15 else None
+    if not isinstance(value, str):
+        return None
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold and UTF-8 cannot
+        return None
+    return value.strip() or None

@@ -10,7 +10,6 @@ import io
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from hypothesis import strategies as st
 
 from steermoe_local.errors import FormatError, SteerMoEError, UsageError
 from steermoe_local.evaluation.datasets.builders import (
-    LAYOUTS,
+    ADAPTERS,
     BuildOptions,
     Tally,
-    layout_rows,
+    dataset_rows,
     select,
     task_head,
     task_items,
@@ -150,7 +149,7 @@ def made(name: str, rows: list[Any], tally: Tally | None = None, **options: Any)
 
 
 def from_file(name: str, *paths: Path, **arguments: Any) -> list[PromptItem]:
-    return list(task_items(name, layout_rows(name, paths, **arguments), Tally()))
+    return list(task_items(name, dataset_rows(name, paths, **arguments), Tally()))
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]], delimiter: str = ",") -> Path:
@@ -190,14 +189,14 @@ def llama(tiny_path: Path) -> Iterator[SteeredLlama]:
 #
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", ADAPTERS)
 def test_a_round_trip(name: str, tmp_path: Path, llama: SteeredLlama) -> None:
     source, out = write_json(tmp_path / "data.json", SAMPLES[name]), tmp_path / "task.jsonl"
     tally = Tally()
-    items = list(select(task_items(name, layout_rows(name, [source]), tally), tally, limit=3))
+    items = list(select(task_items(name, dataset_rows(name, [source]), tally), tally, limit=3))
     assert write_task(items, out, task_head(name), tally) == tally.items == 3
     task = load_task(out)
-    layout = LAYOUTS[name]
+    layout = ADAPTERS[name]
     assert task.name == name
     assert [item.content for item in task.items] == [item.content for item in items]
     assert [item.extra for item in task.items] == [item.extra for item in items]
@@ -214,10 +213,10 @@ def test_a_round_trip(name: str, tmp_path: Path, llama: SteeredLlama) -> None:
 
 
 def test_every_layout_has_a_sample() -> None:
-    assert set(SAMPLES) == set(LAYOUTS)
+    assert set(SAMPLES) == set(ADAPTERS)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", ADAPTERS)
 def test_the_same_data_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
     out = tmp_path / "t.jsonl"
     texts = set()
@@ -454,7 +453,7 @@ def test_mctest_files_that_do_not_fit(tmp_path: Path) -> None:
     answers.write_text("A\tB\tC\tD\n" * 2)
     path.write_text("too\tshort\n" + "\t".join(STORY + QUESTION * 4) + "\n")
     tally = Tally()
-    assert len(list(task_items("mctest", layout_rows("mctest", [path], answers=answers), tally))) == 4
+    assert len(list(task_items("mctest", dataset_rows("mctest", [path], answers=answers), tally))) == 4
     assert tally.skipped == {"another number of cells than the header": 1}
     with pytest.raises(UsageError, match=r"--answers is for MCTest's \.tsv"):
         from_file("mctest", write_json(tmp_path / "a.json", HUB_MCTEST), answers=answers)
@@ -486,13 +485,13 @@ def test_ragged_rows_are_told(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("ask,n\nFold a crane,1\nFold a boat\n,2\n")
     tally = Tally()
-    items = list(task_items("prompts", layout_rows("prompts", [path], column="ask"), tally))
+    items = list(task_items("prompts", dataset_rows("prompts", [path], column="ask"), tally))
     assert [item.content for item in items] == ["Fold a crane"]
     assert tally.skipped == {"another number of cells than the header": 1, "no prompt": 1}
 
 
 def test_what_the_scorer_cannot_use_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LAYOUTS, "prompts", replace(LAYOUTS["prompts"], scoring=lambda _: ("exact", {})))
+    monkeypatch.setattr(ADAPTERS["prompts"], "scoring", lambda _: ("exact", {}))
     tally = Tally()
     assert made("prompts", [{"id": f"a: {n}", "prompt": text} for n, text in enumerate(CRANES)], tally) == []
     assert tally.skipped == {"answer: missing": 4}
@@ -509,7 +508,7 @@ def test_a_wrong_header_is_no_prompt(tmp_path: Path) -> None:
 #
 
 
-@pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if "closed_book" in layout.takes])
+@pytest.mark.parametrize("name", [name for name, adapter in ADAPTERS.items() if "closed_book" in adapter.takes])
 def test_closed_book(name: str) -> None:
     items = made(name, SAMPLES[name], closed_book=True)
     for item, open_book in zip(items, made(name, SAMPLES[name]), strict=True):
@@ -524,7 +523,7 @@ def test_an_instruction_of_ones_own() -> None:
     assert str(made("cf-triviaqa", TRIVIA, instruction="")[0].content).endswith("acorn 0?")
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", ADAPTERS)
 def test_options_that_a_layout_does_not_take(name: str) -> None:
     values = {
         "closed_book": True,
@@ -536,7 +535,7 @@ def test_options_that_a_layout_does_not_take(name: str) -> None:
     }
     for option, value in values.items():
         options = BuildOptions(**{option: value} | ({"hops": "multi"} if option == "all_questions" else {}))
-        if option in LAYOUTS[name].takes:
+        if option in ADAPTERS[name].takes:
             task_head(name, options)
         else:
             with pytest.raises(UsageError, match=f"layout {name}: takes no --"):
@@ -552,7 +551,7 @@ def test_options_that_are_none() -> None:
     for call in (
         lambda: task_head("x"),
         lambda: list(task_items("x", [], Tally())),
-        lambda: list(layout_rows("x", [])),
+        lambda: list(dataset_rows("x", [])),
     ):
         with pytest.raises(UsageError, match="'x' is no layout; take one of faitheval-counterfactual"):
             call()
@@ -663,7 +662,7 @@ def test_parquet(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["cf-triviaqa", "mquake", "mctest"])
 def test_objects_in_the_cells_of_a_table(name: str, hops: str, tmp_path: Path) -> None:
     options = {"hops": hops} if name == "mquake" else {}
-    rows = layout_rows(name, [write_csv(tmp_path / "t.csv", SAMPLES[name])])
+    rows = dataset_rows(name, [write_csv(tmp_path / "t.csv", SAMPLES[name])])
     found = list(task_items(name, rows, Tally(), BuildOptions(**options)))
     assert found == made(name, SAMPLES[name], **options)
 
@@ -695,7 +694,7 @@ def test_hostile_files(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "data"
     path.write_bytes(HOSTILE[kind])
     name, tally = "faitheval-unanswerable", Tally()
-    items = task_items(name, layout_rows(name, [path]), tally)
+    items = task_items(name, dataset_rows(name, [path]), tally)
     with pytest.raises(FormatError) as caught:
         write_task(items, tmp_path / "out.jsonl", task_head(name), tally)
     assert "\n" not in str(caught.value)
@@ -716,7 +715,7 @@ def test_hostile_lists(tmp_path: Path, kind: str) -> None:
 def test_a_list_of_texts_with_something_else_in_it(tmp_path: Path) -> None:
     path = write_json(tmp_path / "l.json", ["Fold a crane", 3.5, None, {"prompt": "x"}, ["y"], "Fold a boat", ""])
     tally = Tally()
-    items = list(task_items("tdc2023", layout_rows("tdc2023", [path]), tally))
+    items = list(task_items("tdc2023", dataset_rows("tdc2023", [path]), tally))
     assert [item.content for item in items] == ["Fold a crane", "Fold a boat"]
     assert tally.skipped == {"no prompt": 5}
 
@@ -769,7 +768,7 @@ def bent_rows(draw: st.DrawFn, name: str) -> dict[str, Any]:
     return dict(row)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", ADAPTERS)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_bent_rows_give_good_items_or_none(name: str, tmp_path: Path, data: st.DataObject) -> None:
@@ -790,7 +789,7 @@ def test_bent_rows_give_good_items_or_none(name: str, tmp_path: Path, data: st.D
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(data=b"\x1c", name="advbench")
 @example(data=b"\xc2\x85\n", name="prompts")
-@given(data=st.binary(max_size=200), name=st.sampled_from(sorted(LAYOUTS)))
+@given(data=st.binary(max_size=200), name=st.sampled_from(sorted(ADAPTERS)))
 def test_any_bytes_are_rows_or_one_error(data: bytes, name: str, tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""Rows of files that tasks are built from: tables in any of the usual formats, lists of texts, MCTest's files."""
+"""Rows of files that tasks are built from: tables in any of the usual formats, and lists of texts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from typing import Any
 from ..._util.records import csv_rows, opened, rows
 from ...errors import FormatError
 
-__all__ = ["mctest_rows", "source_rows"]
+__all__ = ["source_rows", "text_lines"]
 
 Row = dict[str, Any]
 
 _MAX_TEXTS = 256 << 20  # bytes of a JSON list of texts
 _MAX_LINE = 1 << 20  # bytes of a text on a line of its own, and of a header
 _DELIMITERS = (",", "\t", ";", "|")
-_MCTEST_CELLS = 3 + 4 * 5  # id, properties, story; four questions with four choices each
-_LETTERS = "ABCD"
 
 
 def source_rows(path: Path, columns: Sequence[Sequence[str]], *, texts: bool = False) -> Iterator[Row]:
@@ -45,43 +43,8 @@ def source_rows(path: Path, columns: Sequence[Sequence[str]], *, texts: bool = F
             return
     if not texts:
         raise _wrong_columns(path, columns, max(header.values(), key=len))
-    for line in _lines(path):
+    for line in text_lines(path):
         yield {columns[0][0]: line}
-
-
-def mctest_rows(path: Path, answers: Path | None = None) -> Iterator[Row]:
-    """Yield a row for each question of an MCTest .tsv: id, story, question, choices and answer (a letter).
-
-    Its answers are in a file of their own, by default the one beside it that ends in .ans. A line with another number
-    of cells is yielded as {}. Raises FormatError.
-    """
-    place = answers or path.with_suffix(".ans")
-    if answers is None and not place.exists():
-        raise FormatError(f"{path}: {place.name}, its answers, is not there; name the file with --answers")
-    letters = [line.split("\t") for line in _lines(place)]
-    stories = list(_lines(path))
-    if len(letters) != len(stories):
-        raise FormatError(
-            f"{place}: answers to {len(letters)} stories, {path} has {len(stories)}; take the file that belongs to it"
-        )
-    for number, (line, right) in enumerate(zip(stories, letters, strict=True), 1):
-        cells = line.split("\t")
-        if len(right) != 4 or not set(right) <= set(_LETTERS):
-            raise FormatError(f"{place}:{number}: not four letters from A to D with tabs between them")
-        if len(cells) != _MCTEST_CELLS:
-            yield {}
-            continue
-        # tabs and newlines of a story are written out, as they would end a cell or a line
-        story = cells[2].replace("\\newline", "\n").replace("\\tab", "\t")
-        for n in range(4):
-            question, *choices = cells[3 + 5 * n : 8 + 5 * n]
-            yield {
-                "id": f"{cells[0]}.{n + 1}",
-                "story": story,
-                "question": question,
-                "answer_options": dict(zip(_LETTERS, choices, strict=True)),
-                "answer": right[n],
-            }
 
 
 def _start(path: Path) -> bytes:
@@ -113,7 +76,7 @@ def _wrong_columns(path: Path, columns: Sequence[Sequence[str]], names: Sequence
 
 def _header(path: Path) -> dict[str, list[str]]:
     """The first line's cells, by delimiter."""
-    line = next(_lines(path), None)
+    line = next(text_lines(path), None)
     if line is None:  # blanks to a text, though not to bytes: \x1c, say
         raise FormatError(f"{path}: empty; check the path")
     try:
@@ -122,8 +85,8 @@ def _header(path: Path) -> dict[str, list[str]]:
         raise FormatError(f"{path}:1: no header of a table ({error}); check the file") from None
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """The lines that are not blank, without outer blanks of their ends. Raises FormatError."""
+def text_lines(path: Path) -> Iterator[str]:
+    """The lines of a text file that are not blank, without their ends. Raises FormatError."""
     with opened(path) as file:
         for number, raw in enumerate(iter(lambda: file.readline(_MAX_LINE + 1), b""), 1):
             if len(raw) > _MAX_LINE:
