@@ -5,45 +5,34 @@ from __future__ import annotations
 import math
 import string
 from dataclasses import dataclass
-from typing import Literal
 
 from ...errors import FormatError
 from ...pairs.prompts import PromptItem
 from .matching import one_of, where
-from .tasks import Choice, Score
+from .tasks import Choice, Score, Scorer
 
 __all__ = ["MultipleChoice"]
 
 
 @dataclass(frozen=True)
-class MultipleChoice:
-    """The likeliest of the item's `choices` behind the prompt is its `answer`; nothing is generated.
+class MultipleChoice(Scorer):
+    """The likeliest of the item's `choices` after the prompt is its `answer`; nothing is generated.
 
-    `prefix` stands before each choice and counts as part of it (" " behind a plain prompt that ends in a word).
-    `normalize`: "none" compares summed log-probabilities, "tokens", "characters" and "bytes" divide by the choice's
+    `prefix` is put before each choice and counts as part of it (" " after a plain prompt that ends in a word).
+    `normalize`: "none" compares summed log-probabilities; "tokens", "characters" and "bytes" divide by the choice's
     length, so that short ones have no advantage. `other`: label of a choice that `negative` names.
     """
+
+    kind = "choices"
 
     prefix: str = ""
     normalize: str = "none"
     other: str = "other"
 
     def __post_init__(self) -> None:
-        """Check the options."""
         one_of("normalize", self.normalize, ("none", "tokens", "characters", "bytes"))
 
-    @property
-    def kind(self) -> Literal["text", "choices"]:
-        """Choices are scored."""
-        return "choices"
-
-    @property
-    def n_parallel(self) -> int:
-        """In the caller's thread."""
-        return 0
-
     def check(self, item: PromptItem) -> None:
-        """The item needs `choices` and `answer`."""
         texts = self._texts(item)
         right, others = self._indices(item, "answer", texts), self._indices(item, "negative", texts)
         if not right:
@@ -52,20 +41,15 @@ class MultipleChoice:
             raise FormatError(f"{where(item)}: negative: names a choice that is right as well")
 
     def choices(self, item: PromptItem) -> tuple[str, ...]:
-        """The choices with their prefix."""
         return tuple(self.prefix + text for text in self._texts(item))
 
-    def score(self, item: PromptItem, text: str) -> Score:
-        """Nothing is generated."""
-        raise NotImplementedError
-
     def score_choices(self, item: PromptItem, choices: tuple[Choice, ...]) -> Score:
-        """1 if the likeliest one is right; the first of equal ones is taken, as argmax does."""
+        """1 if the likeliest one is right; of equal ones the first is taken, as argmax does."""
         texts = self._texts(item)
-        worth = [choice.logprob / self._length(text, choice) for text, choice in zip(texts, choices, strict=True)]
-        if not all(math.isfinite(value) for value in worth):
+        values = [choice.logprob / self._length(text, choice) for text, choice in zip(texts, choices, strict=True)]
+        if not all(math.isfinite(value) for value in values):
             return Score(0.0, "ill-formed")
-        best = worth.index(max(worth))
+        best = values.index(max(values))
         if best in self._indices(item, "answer", texts):
             return Score(1.0, "right")
         return Score(0.0, self.other if best in self._indices(item, "negative", texts) else "wrong")
@@ -87,20 +71,20 @@ class MultipleChoice:
         return texts
 
     def _indices(self, item: PromptItem, name: str, texts: list[str]) -> list[int]:
-        """Places of the choices that a field names: by number from 0, by text, or by letter."""
+        """Indices of the choices that a field names: by number from 0, by text, or by letter."""
         value = item.extra.get(name)
         named = [] if value is None else value if isinstance(value, list) else [value]
-        places = []
+        indices = []
         for one in named:
             if type(one) is int and 0 <= one < len(texts):
-                places.append(one)
+                indices.append(one)
             elif isinstance(one, str) and one in texts:
-                places.append(texts.index(one))
+                indices.append(texts.index(one))
             elif isinstance(one, str) and len(one) == 1 and one in string.ascii_uppercase[: len(texts)]:
-                places.append(string.ascii_uppercase.index(one))
+                indices.append(string.ascii_uppercase.index(one))
             else:
                 raise FormatError(
                     f"{where(item)}: {name}: {one!r} is none of the {len(texts)} choices; "
                     "name one by its number from 0, its letter or its text"
                 )
-        return places
+        return indices

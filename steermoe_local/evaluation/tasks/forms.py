@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from ...errors import FormatError
 from ...models.embedded import behaviours, score_reply
 from ...pairs.prompts import PromptItem
-from .matching import ILL_FORMED, TextScorer, one_of, texts_of, where
+from .matching import ILL_FORMED, one_of, texts_of, where
 from .refusals import is_refusal
-from .tasks import Score
+from .tasks import Score, Scorer
 
 __all__ = ["DigitsOrWords", "Refusal", "Sides", "numbers_in"]
 
@@ -34,7 +34,7 @@ _PRONOUN = re.compile(
 def numbers_in(text: str) -> tuple[int, int]:
     """How many numbers a text has in digits, and how many in words (English).
 
-    The marks of a numbered list are none ("1. ...", on two lines at least), nor is "one" where it counts nothing.
+    The marks of a numbered list do not count ("1. ...", on two lines at least), nor is "one" where it counts nothing.
     """
     marks = _LIST_MARK.findall(text)
     digits = len(_IN_DIGITS.findall(_LIST_MARK.sub("", text) if len(marks) > 1 else text))
@@ -42,14 +42,10 @@ def numbers_in(text: str) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class DigitsOrWords(TextScorer):
+class DigitsOrWords(Scorer):
     """1 if most numbers of the answer are in digits, 0 if most are in words; neither is ill-formed."""
 
-    def check(self, item: PromptItem) -> None:
-        """Any item will do."""
-
     def score(self, item: PromptItem, text: str) -> Score:
-        """The majority."""
         digits, words = numbers_in(text)
         if digits == words:
             return Score(0.0, ILL_FORMED)
@@ -57,40 +53,34 @@ class DigitsOrWords(TextScorer):
 
 
 @dataclass(frozen=True)
-class Sides(TextScorer):
+class Sides(Scorer):
     """Which side of one of the embedded model's behaviours an answer shows (`embedded.score_reply`).
 
-    `behaviour`: whose forms count besides the item's own `positive` and `negative` replies; "": none.
+    `behaviour`: the behaviour whose other forms of reply also count, besides the item's `positive` and `negative`; "":
+    none.
     """
 
     behaviour: str = ""
 
     def __post_init__(self) -> None:
-        """Check the name."""
         one_of("behaviour", self.behaviour, ("", *(known.name for known in behaviours())))
 
     def check(self, item: PromptItem) -> None:
-        """The item needs `positive` and `negative`."""
         for name in ("positive", "negative"):
             if len(texts_of(item, name, needed=True)) > 1:
                 raise FormatError(f"{where(item)}: {name}: a list; write one text")
 
     def score(self, item: PromptItem, text: str) -> Score:
-        """1 for the positive side."""
         positive, negative = (texts_of(item, name, needed=True)[0] for name in ("positive", "negative"))
         label, _ = score_reply(self.behaviour, text, positive, negative)
         return Score(float(label == "positive"), label)
 
 
 @dataclass(frozen=True)
-class Refusal(TextScorer):
+class Refusal(Scorer):
     """1 if the answer is a refusal by the rules of `refusals`; an empty one is ill-formed."""
 
-    def check(self, item: PromptItem) -> None:
-        """Any item will do."""
-
     def score(self, item: PromptItem, text: str) -> Score:
-        """By the rules."""
         if not text.strip():
             return Score(0.0, ILL_FORMED)
         return Score(1.0, "refused") if is_refusal(text) else Score(0.0, "complied")

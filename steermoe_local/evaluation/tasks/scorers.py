@@ -1,7 +1,7 @@
-"""Scorers by name: what makes an answer right, refused, in digits, ...
+"""The scorers by name.
 
-A scorer is a frozen dataclass whose fields are its options, so that an option has its type, its default and its meaning
-in one place. docs/tasks.md says for each which fields an item needs.
+A scorer is a frozen dataclass whose fields are its options, so that type, default and meaning of an option are in one
+place. To add one: write the class and name it in SCORERS. docs/tasks.md says for each which fields an item needs.
 """
 
 from __future__ import annotations
@@ -34,15 +34,9 @@ _KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: 
 
 
 def make_scorer(name: str, options: Mapping[str, Any] | None = None) -> Scorer:
-    """The scorer of that name. Raises UsageError for a name, an option or a value that there is not."""
+    """The scorer of that name. Raises UsageError for an unknown name or option, and for an impossible value."""
     kinds = _kinds(name)
-    given = dict(options or {})
-    for key, value in given.items():
-        kind = _kind(name, kinds, key)
-        if kind is float and type(value) is int:
-            given[key] = float(value)
-        elif type(value) is not kind:
-            raise UsageError(f"scorer {name}: {key}: {value!r} is not {_KINDS[kind]}")
+    given = {key: _typed(name, key, value, _kind(name, kinds, key)) for key, value in (options or {}).items()}
     try:
         scorer: Scorer = SCORERS[name](**given)
     except UsageError as error:
@@ -51,14 +45,14 @@ def make_scorer(name: str, options: Mapping[str, Any] | None = None) -> Scorer:
 
 
 def option_names(name: str) -> tuple[str, ...]:
-    """The options of a scorer. Raises UsageError for a name that there is not."""
+    """The options of a scorer. Raises UsageError for an unknown name."""
     return tuple(_kinds(name))
 
 
 def parse_options(name: str, texts: Sequence[str]) -> dict[str, Any]:
-    """Options of a scorer from texts like "ignore_case=false", as a command line has them; each by its option's type.
+    """Options of a scorer from texts like "ignore_case=false" of a command line, each converted to its option's type.
 
-    "prompt=@FILE" is the text of a file. Raises UsageError, FormatError.
+    "prompt=@FILE" reads the text from a file. Raises UsageError, FormatError.
     """
     kinds = _kinds(name)
     found: dict[str, Any] = {}
@@ -68,12 +62,11 @@ def parse_options(name: str, texts: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"scorer option {text!r}: write KEY=VALUE")
         if key in found:
             raise UsageError(f"scorer {name}: {key}: given twice")
-        found[key] = _value(name, key, value, _kind(name, kinds, key))
+        found[key] = _parsed(name, key, value, _kind(name, kinds, key))
     return found
 
 
 def _kinds(name: str) -> dict[str, type]:
-    """Type of each option."""
     if name not in SCORERS:
         raise UsageError(f"{name!r} is no scorer; take one of {', '.join(SCORERS)}")
     hints = get_type_hints(SCORERS[name])
@@ -87,20 +80,23 @@ def _kind(name: str, kinds: Mapping[str, type], key: str) -> type:
     return kinds[key]
 
 
-def _value(name: str, key: str, text: str, kind: type) -> Any:
-    if kind is str:
-        if key != "prompt" or not text.startswith("@"):
-            return text
+def _parsed(name: str, key: str, text: str, kind: type) -> Any:
+    if kind is not str:
         try:
-            return read_bytes(text[1:], "a judge's prompt", 1 << 20).decode("utf-8-sig")
-        except UnicodeDecodeError:
-            raise FormatError(f"{text[1:]}: not UTF-8; save the file as UTF-8") from None
+            return _typed(name, key, parse_json(text), kind)
+        except ValueError:
+            return _typed(name, key, text, kind)
+    if key != "prompt" or not text.startswith("@"):
+        return text
     try:
-        value = parse_json(text)
-    except ValueError:
-        value = text
+        return read_bytes(text[1:], "a judge's prompt", 1 << 20).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise FormatError(f"{text[1:]}: not UTF-8; save the file as UTF-8") from None
+
+
+def _typed(name: str, key: str, value: Any, kind: type) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise UsageError(f"scorer {name}: {key}: {text!r} is not {_KINDS[kind]}")
+        raise UsageError(f"scorer {name}: {key}: {value!r} is not {_KINDS[kind]}")
     return value
