@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 
 from steermoe_local import BiasFile, FormatError, ModelMismatchError, SteeredLlama, UsageError, write_bias
-from steermoe_local.evaluation.measuring.evaluator import Evaluator, EvaluatorSettings, plan
+from steermoe_local.evaluation.measuring.evaluator import Evaluator, EvaluatorSettings, Scoring, plan
 from steermoe_local.evaluation.measuring.measurements import UNSTEERED, Measurement, bias_key
 from steermoe_local.evaluation.measuring.replies import Reply
-from steermoe_local.evaluation.measuring.scoring import Scoring
 from steermoe_local.evaluation.tasks.builtin import builtin_task
 from steermoe_local.evaluation.tasks.neutral_text import NeutralText, load_neutral_text
 from steermoe_local.evaluation.tasks.scorers import make_scorer
@@ -334,7 +333,7 @@ def run(
 
     with AnswerFile(output) as kept:
         resume = kept.exists()
-        evaluator = make(kept=kept, resume=resume, about={"model": "tiny"}, progress=progress, **options)
+        evaluator = make(kept=kept, resume=resume, metadata={"model": "tiny"}, progress=progress, **options)
         evaluator.measure(biases[:2], items=[str(i.id) for i in evaluator.task.items[:3]], text=False, benign=False)
         evaluator.measure(biases)
         evaluator.finish()
@@ -381,19 +380,19 @@ def test_other_settings_are_no_continuation(
     open_evaluator: Callable[..., Evaluator], tmp_path: Path, task: Task
 ) -> None:
     with AnswerFile(tmp_path / "a.jsonl") as kept:
-        open_evaluator(kept=kept, about={"model": "one"}).measure([None])
+        open_evaluator(kept=kept, metadata={"model": "one"}).measure([None])
         before = kept.path.read_bytes()
         for options, words in (
-            ({"about": {"model": "two"}}, 'begun with model "one", now it is "two"'),
+            ({"metadata": {"model": "two"}}, 'begun with model "one", now it is "two"'),
             ({"task": task.first(3)}, "begun with task_sha256"),
             ({"settings": replace(SETTINGS, n_text=5)}, "begun with n_text 2000, now it is 5"),
             # a plain neutral text is cut to the context
             ({"settings": replace(SETTINGS, n_ctx=300)}, "begun with n_ctx .*, now it is 300"),
         ):
             with pytest.raises(UsageError, match=words):
-                open_evaluator(**{"kept": kept, "resume": True, "about": {"model": "one"}} | options)
+                open_evaluator(**{"kept": kept, "resume": True, "metadata": {"model": "one"}} | options)
         assert kept.path.read_bytes() == before
-        resumed = open_evaluator(kept=kept, resume=True, about={"model": "one"})
+        resumed = open_evaluator(kept=kept, resume=True, metadata={"model": "one"})
         resumed.measure([None])
         assert (resumed.n_computed, resumed.n_kept) == (0, N)
 

@@ -46,7 +46,7 @@ def lab() -> Iterator[Lab]:
         benign=(benign.first(4), scorer),
         neutral=neutral,
         settings=SETTINGS,
-        about={"model": {"file": "tiny-moe.gguf"}},
+        metadata={"model": {"file": "tiny-moe.gguf"}},
     ) as evaluator:
         yield Lab(
             evaluator,

@@ -281,7 +281,7 @@ class EvaluationSetup:
                     settings=settings,
                     kept=answers,
                     resume=self.resume and answers is not None and answers.exists(),
-                    about=self._about(facts),
+                    metadata=self._about(facts),
                     progress=show,
                 )
             )

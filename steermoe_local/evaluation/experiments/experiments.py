@@ -65,7 +65,7 @@ def run_recipe(name: str, lab: Lab) -> Experiment:
     evaluator = lab.evaluator
     facts = {**lab.steering.to_dict(), "map": None}  # a path says where somebody keeps the map, its digest which it is
     about = {
-        **evaluator.about,
+        **evaluator.metadata,
         "steering": facts,
         "map_sha256": facts["map_sha256"],
         "task_sha256": evaluator.task.sha256,

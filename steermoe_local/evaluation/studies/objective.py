@@ -185,7 +185,7 @@ def facts(evaluator: Evaluator, steering: Steering) -> dict[str, Any]:
     source: Mapping[str, Any] = {} if made is None else {"map_sha256": made.sha256, "behaviour": made.behaviour}
     return {
         "model": evaluator.identity.to_dict(),
-        **evaluator.about,
+        **evaluator.metadata,
         "steering": {
             "name": steering.name,
             **source,

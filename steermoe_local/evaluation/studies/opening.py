@@ -97,7 +97,7 @@ def open_evaluator(
                 settings=settings,
                 kept=kept,
                 resume=resume and kept is not None and kept.exists(),
-                about={"model": model_facts(facts)},
+                metadata={"model": model_facts(facts)},
                 progress=progress,
             )
         )

@@ -114,7 +114,7 @@ def transfer(
             if on_column:
                 on_column(finished[BASE])
         task = evaluator.task
-        provenance = {**evaluator.about, **plan.facts(evaluator, quantizer)}
+        provenance = {**evaluator.metadata, **plan.facts(evaluator, quantizer)}
         # what the base did with the text is not kept over an interruption, but quick to have again
         reference = take_reference(evaluator, n_agreement, _shown(evaluator, "routing of base")) if missing else None
     for kind in missing:
