@@ -18,6 +18,7 @@ from ...generation.answer_file import AnswerFile
 from ...generation.answering import renderer_of, vocabulary_renderer
 from ...generation.engine import Engine, Sampling
 from ...identity import ModelIdentity
+from ...llama.rendering import Renderer
 from ...llama.steered_llama import SteeredLlama
 from ...model_files.model_info import model_info
 from ...pairs.prompts import PromptItem
@@ -93,12 +94,19 @@ def plan(
     with vocabulary_renderer(
         path, thinking=settings.thinking, template_arguments=settings.template_arguments
     ) as renderer:
-        sources = [source(renderer, *pair, settings.seeds) for pair in ((task, scorer), benign) if pair]
+        sources = _sources(renderer, (task, scorer), benign, settings.seeds)
         trained = model_info(path, routers=False).context_length
         n_ctx = context_size(sources, neutral, renderer, trained, settings.n_ctx)
         if neutral is not None:
             neutral.documents(renderer, n_ctx, settings.n_text)
         return n_ctx
+
+
+def _sources(
+    renderer: Renderer, task: tuple[Task, Scorer], benign: tuple[Task, Scorer] | None, seeds: tuple[int, ...]
+) -> list[Source]:
+    """The rendered task, and the benign prompts, to which one answer each is enough: they are a guard, not a result."""
+    return [source(renderer, *task, seeds), *([source(renderer, *benign, seeds[:1])] if benign else [])]
 
 
 class Evaluator:
@@ -140,9 +148,8 @@ class Evaluator:
         self.renderer = renderer_of(
             model, thinking=self._settings.thinking, template_arguments=self._settings.template_arguments
         )
-        self._task = source(self.renderer, task, scorer, self._settings.seeds)
-        # benign prompts are a guard, not the result: one answer to each is enough
-        self._benign = source(self.renderer, *benign, self._settings.seeds[:1]) if benign else None
+        sources = _sources(self.renderer, (task, scorer), benign, self._settings.seeds)
+        self._task, self._benign = sources[0], sources[1] if benign else None
         context = dict(self._settings.context)
         # text is predicted beside the unsteered model
         n_sequences = max(self._settings.n_parallel, 1 if neutral is None else 2)
@@ -152,11 +159,7 @@ class Evaluator:
                 Engine(
                     model,
                     n_ctx=context_size(
-                        [found for found in (self._task, self._benign) if found],
-                        neutral,
-                        self.renderer,
-                        int(model._model.n_ctx_train()),
-                        self._settings.n_ctx,
+                        sources, neutral, self.renderer, int(model._model.n_ctx_train()), self._settings.n_ctx
                     ),
                     n_sequences=n_sequences,
                     record=False,
@@ -250,11 +253,20 @@ class Evaluator:
             ids = [job.id for job in (*answers, *benigns)]
             self._wanted |= dict.fromkeys([*ids, _text_id(key)] if with_text else ids)
             missing += [job for job in (*answers, *benigns) if job.id not in self._records]
-        total = len(missing) + len(texts)
+        done, total = 0, len(missing) + len(texts)
         if total:
             self.progress(what, 0, total)
-        self._answer(missing, lambda done: self.progress(what, done, total))
-        self._predict(texts, lambda done: self.progress(what, len(missing) + done, total))
+
+        def keep(record: dict[str, Any]) -> None:
+            nonlocal done
+            self._keep(record)
+            done += 1
+            self.progress(what, done, total)
+
+        if missing:
+            self._answer(missing, keep)
+        if texts:
+            self._predict(texts, keep)
         found = {}
         for key, sides in jobs.items():
             answered, refused = (tuple(Answer.from_record(self._records[job.id]) for job in side) for side in sides)
@@ -303,52 +315,31 @@ class Evaluator:
             for item in items
         ]
 
-    def _answer(self, jobs: Sequence[Job], show: Callable[[int], None]) -> None:
+    def _answer(self, jobs: Sequence[Job], keep: Callable[[dict[str, Any]], None]) -> None:
         """Answer jobs; each is scored and kept when it is finished."""
-        if not jobs:
-            return
-        done = 0
-
-        def keep(job: Job, reply: Reply, score: Score) -> None:
-            nonlocal done
-            self._keep(record_of(job, reply, score))
-            done += 1
-            show(done)
-
-        s = self._settings
+        settings = self._settings
         with ExitStack() as stack:
-            waiting = stack.enter_context(Scoring(max(job.scorer.n_parallel for job in jobs), keep))
+            n_threads = max(job.scorer.n_parallel for job in jobs)
+            scoring = stack.enter_context(Scoring(n_threads, lambda *scored: keep(record_of(*scored))))
+            found = replies(self.engine, self.renderer, jobs, settings.sampling, settings.n_parallel)
             # closed here, whatever fails: its sequences are free again then
-            found = stack.enter_context(closing(replies(self.engine, self.renderer, jobs, s.sampling, s.n_parallel)))
-            for job, reply in found:
-                if reply.choices:
-                    keep(job, reply, job.scorer.score_choices(job.item, reply.choices))
-                elif job.scorer.n_parallel:
-                    waiting.add(job, reply)
-                else:
-                    keep(job, reply, job.scorer.score(job.item, reply.text))
-            waiting.finish()
+            for job, reply in stack.enter_context(closing(found)):
+                scoring.add(job, reply)
+            scoring.finish()
 
-    def _predict(self, biases: Mapping[str, BiasFile | None], show: Callable[[int], None]) -> None:
+    def _predict(self, biases: Mapping[str, BiasFile | None], keep: Callable[[dict[str, Any]], None]) -> None:
         """Predict the neutral text under each steering, beside the unsteered model."""
-        if not biases:
-            return
         keys = [key for key in biases if key != UNSTEERED]
         size = max(1, self._settings.n_parallel - 1)
-        groups = [keys[i : i + size] for i in range(0, len(keys), size)] or [[]]
-        done = 0
-        for number, group in enumerate(groups):
+        for start in range(0, max(1, len(keys)), size):
+            group = keys[start : start + size]
             with sequences(self.engine, 1 + len(group)) as taken:
                 for sequence, bias in zip(taken, (None, *(biases[key] for key in group)), strict=True):
                     sequence.steer(bias)
                 scores = score_text(self.engine, taken, self._documents)
-            first = number == 0 and UNSTEERED in biases
             for key, score in zip([UNSTEERED, *group], scores, strict=True):
-                if key == UNSTEERED and not first:
-                    continue
-                self._keep({"id": _text_id(key), "bias": key, "kind": "text", **score.to_dict()})
-                done += 1
-                show(done)
+                if key in biases and _text_id(key) not in self._records:
+                    keep({"id": _text_id(key), "bias": key, "kind": "text", **score.to_dict()})
 
     def _keep(self, record: dict[str, Any]) -> None:
         self.n_computed += 1
@@ -367,7 +358,7 @@ def _text_id(key: str) -> str:
 
 
 class Scoring:
-    """Scores answers in threads; each is kept as soon as it is scored. A context manager."""
+    """Scores replies, in threads where their scorer waits; each is kept when it is scored. A context manager."""
 
     def __init__(self, n_threads: int, keep: Callable[[Job, Reply, Score], None]) -> None:
         self._keep = keep
@@ -388,9 +379,13 @@ class Scoring:
 
     def add(self, job: Job, reply: Reply) -> None:
         """Score a reply, and keep those that are ready. Raises what the scorer raised."""
-        assert self._pool is not None
-        self._waiting[self._pool.submit(job.scorer.score, job.item, reply.text)] = job, reply
-        self._take([future for future in self._waiting if future.done()])
+        if reply.choices:
+            self._keep(job, reply, job.scorer.score_choices(job.item, reply.choices))
+        elif self._pool is None or not job.scorer.n_parallel:
+            self._keep(job, reply, job.scorer.score(job.item, reply.text))
+        else:
+            self._waiting[self._pool.submit(job.scorer.score, job.item, reply.text)] = job, reply
+            self._take([future for future in self._waiting if future.done()])
 
     def finish(self) -> None:
         """Wait for all. Raises what the scorer raised."""
