@@ -19,7 +19,8 @@ from steermoe_local.evaluation.datasets.builders import ADAPTERS, ANSWER_AS, HOP
 from steermoe_local.evaluation.tasks.builtin import builtin_names
 from steermoe_local.evaluation.tasks.scorers import SCORERS
 from steermoe_local.evaluation.tasks.tasks import load_task
-from tests.evaluation.test_task_builders import (
+from tests.pairs.test_pair_builders import write_lines
+from tests.support.dataset_samples import (
     ADVBENCH,
     COUNTERFACTUAL,
     CRANES,
@@ -32,7 +33,6 @@ from tests.evaluation.test_task_builders import (
     write_json,
     write_mctest,
 )
-from tests.pairs.test_pair_builders import write_lines
 from tests.support.hub_stand_in import Hub, running
 from tests.support.paths import ROOT
 
