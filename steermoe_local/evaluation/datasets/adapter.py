@@ -53,7 +53,7 @@ class Skipped(Exception):
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Options of adapters; each adapter takes some (`DatasetAdapter.takes`), and None stands for its default.
+    """Options of adapters; each adapter takes some (`DatasetAdapter.takes`); None is its default.
 
     `closed_book`: leave the document out. `instruction`: the last lines of the prompt instead of the adapter's own; "":
     none. `answer_as` (multiple choice): "letter" compares the probabilities of the choices' letters, "text" of their
@@ -101,7 +101,7 @@ class DatasetAdapter:
     negative = "another answer"
 
     def items(self, row: Row, options: BuildOptions) -> Iterator[PromptItem | Skipped]:
-        """The items of a row; an id of "" stands for the row's number.
+        """The items of a row; an id of "" is replaced by the row's number.
 
         Raises Skipped for a row that gives none; yields it for one of several items.
         """

@@ -40,7 +40,7 @@ __all__ = [
 
 @dataclass
 class Tally:
-    """What became of the rows: how many were read, how many items they gave, and what was left out, by reason."""
+    """Counts of a build: rows read, items made, and what was left out, by reason."""
 
     rows: int = 0
     items: int = 0
@@ -108,10 +108,10 @@ def select(
     sample: int | None = None,
     seed: int = 0,
 ) -> Iterator[PromptItem]:
-    """The items that are wanted, each content once, each id once.
+    """A selection of the items, each content once, each id once.
 
     After the first `skip` items: the first `limit`, or `sample` of them drawn at random over all (kept in the data's
-    order), or all. A second item of the same id gets "-2" to it. Raises UsageError for `limit` with `sample`.
+    order), or all. A second item of the same id gets "-2" appended. Raises UsageError for `limit` with `sample`.
     """
     if limit is not None and sample is not None:
         raise UsageError("--limit takes the first items, --sample draws some of all; give one of them")
@@ -164,9 +164,9 @@ def task_head(
 
 
 def write_task(items: Iterable[PromptItem], path: StrPath, head: dict[str, Any], tally: Tally | None = None) -> int:
-    """Write a task file through a temporary one that takes `path`'s place when all went well; the number of items.
+    """Write a task file (a temporary one, renamed to `path` at the end) and return the number of items.
 
-    Raises FormatError when there are none, which says what `tally` counted most; UsageError when the file cannot be
+    Raises FormatError when there are none, with the most frequent reasons in `tally`; UsageError when the file cannot be
     written.
     """
     n = 0

@@ -1,4 +1,4 @@
-"""The tasks and guards that ship with the package."""
+"""The tasks that ship with the package, and the guards against side effects."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ __all__ = [
 _MAX_BYTES = 16 << 20
 _MAX_TEXT = 8000  # characters that are looked at
 
-# What an assistant does for somebody. "I can't recommend it enough" and "I can't wait" are no refusals, so that a verb
+# Verbs of what an assistant does for its user. "I can't recommend it enough" and "I can't wait" are no refusals, so that a verb
 # has to be one of these.
 _DO = (
     r"(?:help|assist|aid|support|provide|give|share|offer|supply|grant|do|perform|print|check|open|make|create|write|generate|produce|compose|"
@@ -43,7 +43,7 @@ _DO = (
     r"decide|choose|pick|guess|predict|let|allow|open|access|browse|watch|view|see|look|listen|hear|taste|read|play|"
     r"call|book|send|sign|pretend|act|make up|invent|confirm|verify|promote|endorse|encourage|agree to)"
 )
-_NOT = (  # what stands before the verb; "would not" is an opinion more often
+_NOT = (  # before the verb; "would not" is more often an opinion
     r"(?:can(?:no|')?t|can not|could(?:n't| not)|wo(?:n't|nt)|will not|shall not|must not|may not|"
     r"(?:am|'m) (?:not going|unable|not able|not allowed|not permitted|not willing|unwilling|not in a position) to|"
     r"(?:do not|don't) (?:have the ability|have permission|want) to|"

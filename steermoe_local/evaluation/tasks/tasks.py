@@ -92,7 +92,7 @@ class Task:
 
     `scorer` is a name that `scorers.make_scorer` knows and `options` are its arguments. `positive` and `negative` say
     in words what the values 1 and 0 mean. `raw`: prompts are continued as they are, without the chat template.
-    `max_tokens` and `stop` end an answer. `source` is where it was read from.
+    `max_tokens` and `stop` limit an answer. `source`: the file it was read from, or its builtin name.
 
     Raises UsageError for a task without items, with an id twice, or impossible numbers.
     """
@@ -151,7 +151,7 @@ def load_task(
     number = 1 + data[:begin].count(b"\n")
     head = _head(data[begin : min(end, begin + _MAX_HEAD)], f"{path}:{number}")
     if head is not None:
-        data = data[:begin] + data[end:]  # an empty line in its place: the others keep their numbers
+        data = data[:begin] + data[end:]  # an empty line instead: the others keep their numbers
         if not data.strip():
             raise FormatError(f"{path}: a head and no items; write one a line below it")
     # a text file has no answers, so there is nothing to score by but the text itself (a refusal, say)
@@ -187,7 +187,7 @@ def _head(line: bytes, where: str) -> dict[str, Any] | None:
         data = parse_json(line.decode("utf-8"))
         json.dumps(data, allow_nan=False)  # a number that is too large was read as infinity
     except ValueError:
-        return None  # whoever reads the items says what is wrong with it
+        return None  # reading it as an item gives the error
     if not isinstance(data, dict) or "task" not in data or "prompt" in data or "messages" in data:
         return None
     head = data["task"]
