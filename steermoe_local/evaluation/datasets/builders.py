@@ -166,8 +166,8 @@ def task_head(
 def write_task(items: Iterable[PromptItem], path: StrPath, head: dict[str, Any], tally: Tally | None = None) -> int:
     """Write a task file (a temporary one, renamed to `path` at the end) and return the number of items.
 
-    Raises FormatError when there are none, with the most frequent reasons in `tally`; UsageError when the file cannot be
-    written.
+    Raises FormatError when there are no items, with the most frequent reasons in `tally`; UsageError when the file
+    cannot be written.
     """
     n = 0
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:

@@ -33,8 +33,8 @@ __all__ = [
 _MAX_BYTES = 16 << 20
 _MAX_TEXT = 8000  # characters that are looked at
 
-# Verbs of what an assistant does for its user. "I can't recommend it enough" and "I can't wait" are no refusals, so that a verb
-# has to be one of these.
+# Verbs of what an assistant does for its user. "I can't recommend it enough" and "I can't wait" are no refusals, so the
+# verb has to be one of these.
 _DO = (
     r"(?:help|assist|aid|support|provide|give|share|offer|supply|grant|do|perform|print|check|open|make|create|write|generate|produce|compose|"
     r"draft|answer|respond|reply|comply|fulfil|fulfill|complete|carry|process|grant|accept|accommodate|continue|proceed|"
