@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..._util.records import clean_text
+from ..._util import records
 from ...errors import UsageError
 from ...pairs.prompts import PromptItem
 from ..tasks.scorers import make_scorer
@@ -26,6 +26,7 @@ __all__ = [
     "DatasetAdapter",
     "Row",
     "Skipped",
+    "clean_text",
     "clean_texts",
     "document_prompt",
     "needed",
@@ -139,6 +140,13 @@ def parsed(value: Any) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError):
         return value
+
+
+def clean_text(value: Any) -> str | None:
+    """As `records.clean_text`, but a whole number is a text as well."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value) if abs(value) < 10**15 else None
+    return records.clean_text(value)
 
 
 def needed(row: Any, name: str, what: str) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..._util.records import clean_text
 from ...errors import FormatError
 from ...pairs.prompts import PromptItem
 from .adapter import (
@@ -21,6 +20,7 @@ from .adapter import (
     DatasetAdapter,
     Row,
     Skipped,
+    clean_text,
     clean_texts,
     document_prompt,
     needed,

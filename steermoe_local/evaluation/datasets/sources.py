@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..._util.records import csv_rows, opened, rows
+from ..._util.files import listed
+from ..._util.records import DELIMITERS, csv_header, csv_rows, lines, opened, parse, rows
 from ...errors import FormatError
 
 __all__ = ["source_rows", "text_lines"]
@@ -18,7 +17,6 @@ Row = dict[str, Any]
 
 _MAX_TEXTS = 256 << 20  # bytes of a JSON list of texts
 _MAX_LINE = 1 << 20  # bytes of a text on a line of its own, and of a header
-_DELIMITERS = (",", "\t", ";", "|")
 
 
 def source_rows(path: Path, columns: Sequence[Sequence[str]], *, texts: bool = False) -> Iterator[Row]:
@@ -37,7 +35,7 @@ def source_rows(path: Path, columns: Sequence[Sequence[str]], *, texts: bool = F
         yield from _with_columns(found, columns, path)
         return
     header = _header(path)
-    for delimiter, wanted in itertools.product(_DELIMITERS, columns):
+    for delimiter, wanted in itertools.product(DELIMITERS, columns):
         if set(wanted) <= set(header[delimiter]):
             yield from csv_rows(path, wanted, delimiter)
             return
@@ -70,7 +68,7 @@ def _wrong_columns(path: Path, columns: Sequence[Sequence[str]], names: Sequence
     missing = " or ".join(
         ", ".join(repr(name) for name in wanted if name not in names) for wanted in dict.fromkeys(map(tuple, columns))
     )
-    shown = ", ".join(repr(name[:40]) for name in names[:20]) + (", ..." if len(names) > 20 else "")
+    shown = listed((repr(name[:40]) for name in names), 20)
     return FormatError(f"{path}: no column {missing}; its columns are {shown or 'none'}")
 
 
@@ -79,19 +77,13 @@ def _header(path: Path) -> dict[str, list[str]]:
     line = next(text_lines(path), None)
     if line is None:  # blanks to a text, though not to bytes: \x1c, say
         raise FormatError(f"{path}: empty; check the path")
-    try:
-        return {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in _DELIMITERS}
-    except csv.Error as error:
-        raise FormatError(f"{path}:1: no header of a table ({error}); check the file") from None
+    return csv_header(line, path)
 
 
 def text_lines(path: Path) -> Iterator[str]:
     """The lines of a text file that are not blank, without their ends. Raises FormatError."""
     with opened(path) as file:
-        for number, raw in enumerate(iter(lambda: file.readline(_MAX_LINE + 1), b""), 1):
-            if len(raw) > _MAX_LINE:
-                raise FormatError(f"{path}:{number}: a line of more than {_MAX_LINE >> 10} KiB; check the file")
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        for number, line in lines(file, path, _MAX_LINE):
             if "\0" in line:
                 raise FormatError(f"{path}:{number}: not text; check the file")
             if line.strip():
@@ -105,10 +97,7 @@ def _listed_texts(path: Path) -> list[Any] | None:
     if len(data) > _MAX_TEXTS:
         raise FormatError(f"{path}: more than {_MAX_TEXTS >> 20} MiB in one document; save it as JSON Lines")
     try:
-        entries = json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise FormatError(f"{path}: not UTF-8; save the file as UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise FormatError(f"{path}: not JSON ({reason}); check the file") from None
+        entries = parse(data.removeprefix(b"\xef\xbb\xbf"))
+    except ValueError as error:
+        raise FormatError(f"{path}: not JSON ({error}); check the file") from None
     return entries if isinstance(entries, list) and entries and isinstance(entries[0], str) else None
