@@ -10,9 +10,11 @@ without tensors steers nothing and is legal.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -24,7 +26,7 @@ from ..errors import FormatError, UsageError
 from ..identity import MAX_LAYERS, ModelIdentity
 from ..model_files.header import GGUFHeader, read_header
 
-__all__ = ["BiasFile", "read_bias", "write_bias"]
+__all__ = ["BiasFile", "none_if_empty", "read_bias", "write_bias"]
 
 Mode = Literal["hard", "soft"]
 DEFAULT_EPSILON = 0.01
@@ -143,6 +145,13 @@ class BiasFile:
         values = np.float32(scale) * np.asarray(bias, dtype=np.float32)
         return cls(identity, "soft", _touched(values, identity), DEFAULT_EPSILON, provenance or {})
 
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 (hex) of what the bias does: two biases steer equally if their keys are equal."""
+        digest = hashlib.sha256(f"{self.identity} {self.mode} {self.epsilon if self.mode == 'hard' else 0}".encode())
+        digest.update(self.dense().astype("<f4").tobytes())
+        return digest.hexdigest()
+
     @property
     def layers(self) -> tuple[int, ...]:
         """The touched layers, ascending."""
@@ -181,6 +190,11 @@ class BiasFile:
         Returns warnings, as `ModelIdentity.require_same`. Raises ModelMismatchError.
         """
         return self.identity.require_same(identity, what, where, force)
+
+
+def none_if_empty(bias: BiasFile | None) -> BiasFile | None:
+    """The bias, or None, which stands for "unsteered", if it changes nothing."""
+    return None if bias is None or not bias.dense().any() else bias
 
 
 def write_bias(bias: BiasFile, path: StrPath) -> None:

@@ -23,10 +23,10 @@ from steermoe_local.evaluation.tasks.neutral_text import NeutralText
 from steermoe_local.evaluation.tasks.scorers import make_scorer
 from steermoe_local.evaluation.tasks.tasks import Choice, Score, Scorer, Task
 from steermoe_local.generation.answer_file import AnswerFile
-from steermoe_local.generation.engine import FinishEvent, Request, Sampling
-from steermoe_local.llama.reasoning import ReasoningSplitter
+from steermoe_local.generation.engine import FinishEvent, Request, TokenEvent
 from steermoe_local.pairs.prompts import PromptItem
 from tests.support.evaluators import SETTINGS, N, texts
+from tests.support.generation import GREEDY
 
 #
 # what is kept
@@ -222,7 +222,7 @@ def test_a_scorer_that_fails_loses_nothing(
             evaluator.measure(biases)
         assert evaluator.n_kept >= 8, "what was scored before is kept"
         before = evaluator.n_computed
-        found = evaluator.measure(biases)  # its sequences are free again
+        found = evaluator.measure(biases)  # its slots are free again
         assert evaluator.n_computed == 4 * N >= before
         assert [answer.label for answer in found[0].answers] == texts(found[0])
 
@@ -235,10 +235,15 @@ def test_what_is_being_scored_when_another_fails_is_kept() -> None:
         item = PromptItem(name, "x")
         return SimpleNamespace(id=name, item=item, scorer=scorer)
 
+    def reply_of(text: str) -> Reply:
+        reply = Reply()
+        reply.add(TokenEvent(text, 0))
+        return reply
+
     def run_both() -> None:
         with Scoring(2, lambda job, _reply, score: kept.append(f"{job.id} {score.label}")) as scoring:
             for name in ("a", "b"):
-                scoring.add(job(name), Reply(ReasoningSplitter(None), name))
+                scoring.add(job(name), reply_of(name))
             scoring.finish()
 
     with pytest.raises(Interrupted):
@@ -329,11 +334,8 @@ def test_keys_of_biases(biases: list[BiasFile | None]) -> None:
 def test_engine_is_its_own(llama: SteeredLlama, open_evaluator: Callable[..., Evaluator]) -> None:
     evaluator = open_evaluator()
     evaluator.measure([None])
-    taken = [evaluator.engine.sequence() for _ in range(SETTINGS.n_parallel)]
-    for sequence in taken:
-        assert sequence.steering is None
-        sequence.close()
+    assert evaluator.engine.n_free == SETTINGS.n_parallel
     assert list(evaluator.engine.generate()) == []
     with evaluator.engine as engine:
-        request = Request(engine.sequence(), [1, 2, 3], Sampling(temperature=0), 1)
+        request = Request([1, 2, 3], None, GREEDY, 1)
         assert [type(event) for _, event in engine.generate(request)][-1] is FinishEvent

@@ -17,12 +17,14 @@ from steermoe_local.evaluation.measuring.replies import Reply
 from steermoe_local.evaluation.tasks.neutral_text import NeutralText
 from steermoe_local.evaluation.tasks.scorers import make_scorer
 from steermoe_local.evaluation.tasks.tasks import Choice, Score, Task
+from steermoe_local.generation import reply as generation_reply
 from steermoe_local.generation.answer_file import AnswerFile
-from steermoe_local.generation.answering import Answerer, prepare, renderer_of
+from steermoe_local.generation.answering import answers
 from steermoe_local.generation.engine import Engine, FinishEvent, Sampling, TokenEvent
-from steermoe_local.llama.reasoning import ReasoningSplitter, reasoning_style
+from steermoe_local.llama.reasoning import reasoning_style
 from steermoe_local.pairs.prompts import PromptItem
 from tests.support.evaluators import SETTINGS, N, texts
+from tests.support.generation import GREEDY
 from tests.support.low_level import identity_of
 
 
@@ -30,15 +32,14 @@ def test_answers_are_those_of_one_at_a_time(
     open_evaluator: Callable[..., Evaluator], llama: SteeredLlama, task: Task, biases: list[BiasFile | None]
 ) -> None:
     measured = open_evaluator().measure(biases)
-    renderer = renderer_of(llama)
-    prompts = [prepare(renderer, item.messages()) for item in task.items]
     with Engine(llama, n_ctx=96, n_threads=1, record=False) as engine:
+        prompts = [engine.renderer.render(item.messages()) for item in task.items]
         for bias, found in zip(biases, measured, strict=True):
-            answerer = Answerer(engine, {"": bias}, sampling=Sampling(temperature=0), max_tokens=task.max_tokens)
-            answers = [what for _, _, what in answerer.events(prompts) if hasattr(what, "finish")]
-            assert texts(found) == [answer.text for answer in answers]
-            assert [answer.finish for answer in found.answers] == [answer.finish.reason for answer in answers]
-            assert [answer.n_tokens for answer in found.answers] == [a.finish.n_generated for a in answers]
+            events = answers(engine, prompts, {"": bias}, sampling=GREEDY, max_tokens=task.max_tokens)
+            ends = [what for _, _, what in events if isinstance(what, generation_reply.Reply)]
+            assert texts(found) == [reply.text for reply in ends]
+            assert [answer.finish for answer in found.answers] == [reply.finish.reason for reply in ends]
+            assert [answer.n_tokens for answer in found.answers] == [reply.finish.n_generated for reply in ends]
     assert len({tuple(texts(found)) for found in measured}) >= 3, "the steerings are told apart"
     assert measured[1].rate == 1
     assert measured[2].rate == 0
@@ -120,7 +121,7 @@ def test_choices_are_sums_of_log_probabilities(
     evaluator = open_evaluator(scorer=Sides(), kept=kept)
     measured = evaluator.measure(biases[:3])
     assert [found.rate for found in measured][1:] == [1, 0], "the likelier side is the one that is steered to"
-    renderer = renderer_of(evaluator.model)
+    renderer = evaluator.renderer
     records = {record["id"]: record for record in kept.records()}
     item = task.items[2]
     for bias in biases[:3]:
@@ -141,7 +142,7 @@ def test_text_scores_are_those_of_numpy(
 ) -> None:
     evaluator = open_evaluator(neutral=neutral)
     measured = evaluator.measure(biases)
-    documents = neutral.documents(renderer_of(evaluator.model), evaluator.engine.n_ctx)
+    documents = neutral.documents(evaluator.renderer, evaluator.engine.n_ctx)
     base = [teacher_forced(tiny_path, list(d.tokens), None) for d in documents]
     for bias, found in zip(biases, measured, strict=True):
         nll = kl = same = n = 0.0
@@ -209,10 +210,12 @@ def test_a_model_that_is_steered_itself_does_not_steer_the_evaluator(
 
 def test_reasoning_is_no_part_of_an_answer() -> None:
     style = reasoning_style("{{ x }}<think>", "user: hi<think>\n")
-    reply = Reply(ReasoningSplitter(style))
+    reply = Reply(style)
     for number, text in enumerate(("three or ", "3?</th", "ink>\n", "the answer")):
-        assert not reply.take(TokenEvent(text, number))
+        reply.add(TokenEvent(text, number))
+        assert reply.finish is None
     end = FinishEvent("stop", 3, 0, 4, 0.0, 0.0, 0, None)
-    assert reply.take(end)
+    reply.add(end)
+    assert reply.finish is end
     assert reply.text == "the answer"
     assert reply.tokens == [0, 1, 2, 3], "loops in the reasoning count, too"

@@ -205,7 +205,7 @@ def test_a_prefix_is_found_under_its_own_steering_only() -> None:
         assert cached(turns, DOCUMENT) == 0
         with_numbers = DIGITS | {"activate": 3}
         assert cached(turns, with_numbers) == 0
-        again = text_of(server.chat(first, steering=DIGITS))  # the other steerings took both sequences
+        again = text_of(server.chat(first, steering=DIGITS))  # the other steerings took both slots
         assert again == answer
         assert cached(turns, DIGITS) == n_first, "a follow-up computes what is new, no more"
         # the same numbers under another name do the same, and so share what is in memory
@@ -218,8 +218,8 @@ def tokens(server: Running, text: str) -> list[int]:
     return list(server.client.post("/tokenize", json={"content": text}).json()["tokens"])
 
 
-def test_conversations_keep_their_sequences(server: Running) -> None:
-    """Four chats in turns, four sequences: each follow-up finds its own."""
+def test_conversations_keep_their_slots(server: Running) -> None:
+    """Four chats in turns, four slots: each follow-up finds its own."""
     chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
     steerings = (DIGITS, WORDS, DOCUMENT, None)
     for turn in range(3):

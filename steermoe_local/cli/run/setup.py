@@ -20,7 +20,6 @@ from ..options.steering import SteeringFlags, warn
 
 if TYPE_CHECKING:
     from ...generation.engine import Engine, Sampling
-    from ...llama.steered_llama import SteeredLlama
     from ...steering.steering import Steering
 
 DEFAULT_CONTEXT = 4096
@@ -133,8 +132,8 @@ class Steered:
         }
 
     @contextmanager
-    def load(self, n_ctx: int, n_parallel: int = 1) -> Iterator[tuple[SteeredLlama, Engine]]:
-        """The loaded model and an engine with `n_parallel` sequences for each side.
+    def load(self, n_ctx: int, n_parallel: int = 1) -> Iterator[Engine]:
+        """An engine on the loaded model, with `n_parallel` slots for each side.
 
         Raises ResourceError (no memory for it), ModelError, ModelMismatchError (bias of another model), NativeError.
         """
@@ -142,20 +141,20 @@ class Steered:
         from ...llama.steered_llama import SteeredLlama
 
         flags = self.flags.flags
-        n_sequences = n_parallel * len(self.sides)
-        check_memory(self.facts, flags, n_ctx, n_sequences)
+        n_slots = n_parallel * len(self.sides)
+        check_memory(self.facts, flags, n_ctx, n_slots)
         with ExitStack() as stack:
             # a small context: the engine makes one of its own over the same weights
             llama = SteeredLlama(self.flags.model, n_ctx=64, n_batch=64, **flags.model_arguments())
             stack.callback(llama.close)
             arguments = flags.context_arguments()
             del arguments["n_threads_batch"]  # one number of threads
-            arguments["n_batch"] = max(arguments["n_batch"], n_sequences)
+            arguments["n_batch"] = max(arguments["n_batch"], n_slots)
             engine = stack.enter_context(
                 Engine(
                     llama,
                     n_ctx=n_ctx,
-                    n_sequences=n_sequences,
+                    n_slots=n_slots,
                     record=False,
                     force=self.flags.steering_flags.force,
                     **arguments,
@@ -164,4 +163,4 @@ class Steered:
             if self.steering is not None and self.steering.bias is not None and engine.identity is not None:
                 where, force = str(self.flags.model), self.flags.steering_flags.force
                 warn(self.steering.check(engine.identity, where, force))
-            yield llama, engine
+            yield engine

@@ -15,10 +15,9 @@ from typing import Any
 
 from ...errors import UsageError
 from ...generation.answer_file import AnswerFile
-from ...generation.answering import renderer_of, vocabulary_renderer
 from ...generation.engine import Engine, Sampling
 from ...identity import ModelIdentity
-from ...llama.rendering import Renderer
+from ...llama.rendering import Renderer, vocabulary_renderer
 from ...llama.steered_llama import SteeredLlama
 from ...model_files.model_info import model_info
 from ...pairs.prompts import PromptItem
@@ -27,7 +26,7 @@ from ..tasks.neutral_text import NeutralText, TextScore, score_text
 from ..tasks.tasks import Score, Scorer, Task
 from .measurements import UNSTEERED, Answer, Measurement, bias_key, record_of
 from .rendered_tasks import Source, context_size, source
-from .replies import GREEDY, Job, Reply, replies, sequences
+from .replies import GREEDY, Job, Reply, replies
 
 __all__ = ["Evaluator", "EvaluatorSettings", "Progress", "Scoring", "plan"]
 
@@ -41,7 +40,7 @@ class EvaluatorSettings:
 
     `sampling`: temperature 0 is greedy; else every item is answered once for each of `seeds`. `n_parallel`: how many
     answers are decoded at once. `n_ctx` None: as the task needs. `n_text`: most tokens of the neutral text that count.
-    `thinking`, `template_arguments`: as in `answering.renderer_of`. `context`: further arguments of `Engine`
+    `thinking`, `template_arguments`: as in `Renderer`. `context`: further arguments of `Engine`
     (n_threads, type_k, ...). Raises UsageError.
     """
 
@@ -145,15 +144,15 @@ class Evaluator:
         self._kept = kept
         self.progress: Progress = progress or (lambda *_: None)
         """Called while something is measured; studies call it for other long work on the model."""
-        self.renderer = renderer_of(
-            model, thinking=self._settings.thinking, template_arguments=self._settings.template_arguments
+        self.renderer = Renderer(
+            model._model, thinking=self._settings.thinking, template_arguments=self._settings.template_arguments
         )
         sources = _sources(self.renderer, (task, scorer), benign, self._settings.seeds)
         self._task, self._benign = sources[0], sources[1] if benign else None
         context = dict(self._settings.context)
         # text is predicted beside the unsteered model
-        n_sequences = max(self._settings.n_parallel, 1 if neutral is None else 2)
-        context["n_batch"] = max(context.get("n_batch") or 512, n_sequences)
+        n_slots = max(self._settings.n_parallel, 1 if neutral is None else 2)
+        context["n_batch"] = max(context.get("n_batch") or 512, n_slots)
         with ExitStack() as stack:
             self.engine = stack.enter_context(
                 Engine(
@@ -161,7 +160,7 @@ class Evaluator:
                     n_ctx=context_size(
                         sources, neutral, self.renderer, int(model._model.n_ctx_train()), self._settings.n_ctx
                     ),
-                    n_sequences=n_sequences,
+                    n_slots=n_slots,
                     record=False,
                     force=self._settings.force,
                     **context,
@@ -279,9 +278,8 @@ class Evaluator:
         steered = [bias for bias in biases if bias is not None]
         if steered:
             _ = self.identity
-            with sequences(self.engine, 1) as taken:
-                for bias in steered:
-                    taken[0].steer(bias)
+            for bias in steered:
+                self.engine.check(bias)
 
     def _begin(self, resume: bool) -> dict[str, dict[str, Any]]:
         """The results of an earlier run, by id."""
@@ -322,7 +320,7 @@ class Evaluator:
             n_threads = max(job.scorer.n_parallel for job in jobs)
             scoring = stack.enter_context(Scoring(n_threads, lambda *scored: keep(record_of(*scored))))
             found = replies(self.engine, self.renderer, jobs, settings.sampling, settings.n_parallel)
-            # closed here, whatever fails: its sequences are free again then
+            # closed here, whatever fails: its slots are free again then
             for job, reply in stack.enter_context(closing(found)):
                 scoring.add(job, reply)
             scoring.finish()
@@ -333,10 +331,7 @@ class Evaluator:
         size = max(1, self._settings.n_parallel - 1)
         for start in range(0, max(1, len(keys)), size):
             group = keys[start : start + size]
-            with sequences(self.engine, 1 + len(group)) as taken:
-                for sequence, bias in zip(taken, (None, *(biases[key] for key in group)), strict=True):
-                    sequence.steer(bias)
-                scores = score_text(self.engine, taken, self._documents)
+            scores = score_text(self.engine, [None, *(biases[key] for key in group)], self._documents)
             for key, score in zip([UNSTEERED, *group], scores, strict=True):
                 if key in biases and _text_id(key) not in self._records:
                     keep({"id": _text_id(key), "bias": key, "kind": "text", **score.to_dict()})

@@ -137,7 +137,7 @@ def _documents(evaluator: Evaluator, n_tokens: int) -> tuple[Document, ...]:
         return tuple(evaluator.neutral.documents(evaluator.renderer, evaluator.engine.n_ctx, n_tokens))
     found: list[Document] = []
     for item in evaluator.task.items:
-        tokens = tuple(render(evaluator.renderer, evaluator.task, item).prepared.tokens)[: n_tokens + 1]
+        tokens = tuple(render(evaluator.renderer, evaluator.task, item).tokens)[: n_tokens + 1]
         if len(tokens) > 1:
             found.append(Document(tokens, 0))
             n_tokens -= len(tokens) - 1
@@ -164,10 +164,6 @@ def _selected(
 
 def _logprobs(evaluator: Evaluator, documents: tuple[Document, ...]) -> Iterator[npt.NDArray[np.float64]]:
     """Log-probabilities of the next token, [n, n_vocab] at a time."""
-    sequence = evaluator.engine.sequence()
-    try:
-        for document in documents:
-            for _, logits in evaluator.engine.logits([sequence], document.tokens, document.first):
-                yield log_probabilities(logits)[0]
-    finally:
-        sequence.close()
+    for document in documents:
+        for _, logits in evaluator.engine.logits([None], document.tokens, document.first):
+            yield log_probabilities(logits)[0]
