@@ -118,7 +118,7 @@ def router(service: Service) -> APIRouter:
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation through the model's chat template, steered as the request says."""
         prompter = service.prompter()
-        followed = service.followed(_Chat.endpoint, body)
+        followed = await service.followed(_Chat.endpoint, body)
         prompt = await prompter.run(prompter.chat, body)
         return await _Chat(service, prompter, body, followed, prompt).respond(request)
 

@@ -134,7 +134,7 @@ def router(service: Service) -> APIRouter:
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue texts or tokens as they are, steered as the request says."""
         prompter = service.prompter()
-        followed = service.followed(_Completion.endpoint, body)
+        followed = await service.followed(_Completion.endpoint, body)
         prompts = await prompter.run(prompter.texts, body.prompt)
         return await _Completion(service, prompter, body, followed, prompts).respond(request)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import logging
@@ -17,9 +18,8 @@ from ..generation.engine import Request as EngineRequest
 from .api_errors import ApiError, status_of
 from .metrics import Metrics
 from .prompting import Prompter
-from .registered import NONE, Applied
-from .registry import SteeringRegistry
-from .schemas import Generation
+from .registry import NONE, Applied, SteeringRegistry
+from .schemas import Generation, SteeringChoice
 from .settings import ServerSettings
 from .streaming import ClientGone
 from .worker import Ticket, Worker
@@ -112,12 +112,12 @@ class Service:
             )
         return None if suffix == NONE else self.registry.entry(suffix).name
 
-    def steering_of(self, request: Generation) -> tuple[str, Applied]:
-        """(the model's id, what steers) of a request. Raises ApiError, UsageError, ChoiceError."""
+    def _asked(self, request: Generation) -> tuple[str, str | SteeringChoice | None]:
+        """(the model's id, the steering) that a request asks for. Raises ApiError."""
         asked = request.model or self.settings.model
         named = self.steering_of_model(asked)
         if "steering" not in request.model_fields_set:
-            return asked, self.registry.resolve(named)
+            return asked, named
         if asked not in self.model_names and request.steering != named:
             raise ApiError(
                 400,
@@ -125,7 +125,7 @@ class Service:
                 param="steering",
                 code="invalid_value",
             )
-        return asked, self.registry.resolve(request.steering)
+        return asked, request.steering
 
     #
     # requests
@@ -171,9 +171,13 @@ class Service:
             for i in range(n)
         ]
 
-    def followed(self, endpoint: str, request: Generation) -> Followed:
+    async def followed(self, endpoint: str, request: Generation) -> Followed:
         """A request on its way, with what steers it. Raises ApiError, UsageError, ChoiceError."""
-        return Followed(endpoint, *self.steering_of(request))
+        model, wanted = self._asked(request)
+        applied = self.registry.ready(wanted)
+        if applied is None:
+            applied = await asyncio.to_thread(self.registry.resolve, wanted)
+        return Followed(endpoint, model, applied)
 
     def ticket(self, request: Request, requests: list[EngineRequest]) -> Ticket:
         """A ticket with the server's deadline."""

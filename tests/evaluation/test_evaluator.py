@@ -25,6 +25,7 @@ from steermoe_local.evaluation.tasks.tasks import Choice, Score, Scorer, Task
 from steermoe_local.generation.answer_file import AnswerFile
 from steermoe_local.generation.engine import FinishEvent, Request, TokenEvent
 from steermoe_local.pairs.prompts import PromptItem
+from steermoe_local.steering.old_digests import record_name
 from tests.support.evaluators import SETTINGS, N, texts
 from tests.support.generation import GREEDY
 
@@ -104,6 +105,43 @@ def test_an_interrupted_run_comes_to_the_same_file(
             break
         assert parts.read_bytes() == whole.read_bytes()
         assert not parts.with_name("parts.jsonl.partial").exists()
+
+
+def test_a_run_that_an_earlier_version_began(
+    open_evaluator: Callable[..., Evaluator],
+    tmp_path: Path,
+    biases: list[BiasFile | None],
+    benign: tuple[Task, Scorer],
+    neutral: NeutralText,
+) -> None:
+    """Its records name biases otherwise; it is finished under those names, and nothing is measured again."""
+    options: dict[str, Any] = {"benign": benign, "neutral": neutral}
+    whole, old = tmp_path / "whole.jsonl", tmp_path / "old.jsonl"
+    run(open_evaluator, whole, biases, np.inf, **options)
+    with pytest.raises(KeyboardInterrupt):
+        run(open_evaluator, old, biases[:3], 3 * N, **options)
+    names = {bias_key(bias): record_name(bias) for bias in biases if bias is not None}
+    assert len(set(names.values()) | set(names)) == 2 * len(names)
+
+    def renamed(text: str, known: set[str]) -> str:
+        for name in known:
+            text = text.replace(name, names[name])
+        return text
+
+    partial = old.with_name("old.jsonl.partial")
+    text = partial.read_text("utf-8")
+    begun = {name for name in names if name in text}
+    assert 0 < len(begun) < len(names)
+    partial.write_text(renamed(text, begun), "utf-8")
+    n_kept = len(text.splitlines()) - 1
+    with AnswerFile(old) as kept:
+        evaluator = open_evaluator(kept=kept, resume=True, metadata={"model": "tiny"}, **options)
+        ids = [str(item.id) for item in evaluator.task.items[:3]]
+        evaluator.measure(biases[:2], items=ids, text=False, benign=False)
+        evaluator.measure(biases)
+        evaluator.finish()
+        assert (evaluator.n_computed, evaluator.n_kept) == (4 * (N + 2 + 1) - n_kept, 4 * (N + 2 + 1))
+    assert old.read_text("utf-8") == renamed(whole.read_text("utf-8"), begun)
 
 
 def test_a_line_that_was_cut_off_is_measured_again(

@@ -13,7 +13,7 @@ import click
 from ...errors import UsageError
 from ...identity import ModelIdentity
 from ...model_files.model_info import ModelInfo, model_info
-from ...steering.bias_file import BiasFile
+from ...steering.bias_file import BiasFile, none_if_empty
 from ..options.common import LlamaFlags
 from ..options.memory_check import check_memory
 from ..options.steering import SteeringFlags, warn
@@ -97,7 +97,8 @@ class Steered:
         self.facts = model_info(flags.model, routers=maps)
         identity: ModelIdentity | None = self.facts.require_moe() if maps else None
         self.steering: Steering | None = flags.steering_flags.open(identity, flags.model)
-        self.bias: BiasFile | None = self.steering.build(identity) if self.steering is not None else None
+        self._file: BiasFile | None = self.steering.bias_file(identity) if self.steering is not None else None
+        self.bias = none_if_empty(self._file)
         if not flags.raw and not self.facts.chat_template and flags.system_prompt:
             raise UsageError(f"{flags.model}: no chat template, so no system message; put it into the prompt")
 
@@ -120,15 +121,15 @@ class Steered:
 
     def describe(self) -> dict[str, Any] | None:
         """What steers, for --json: name, file, rule, numbers of experts, and where the bias says to come from."""
-        if self.steering is None or self.bias is None:
+        if self.steering is None or self._file is None:
             return None
         return {
             "name": self.steering.name,
             **self.flags.steering_flags.source,
-            "mode": self.bias.mode,
-            "n_active": self.bias.n_active,
-            "n_inactive": self.bias.n_inactive,
-            **self.bias.provenance,
+            "mode": self._file.mode,
+            "n_active": self._file.n_active,
+            "n_inactive": self._file.n_inactive,
+            **self._file.provenance,
         }
 
     @contextmanager

@@ -53,7 +53,7 @@ class Lab:
         """Measure a choice unsteered, towards and away."""
         reverse = reverse or steering.changed(reverse=True)
         biases = [None, steering.build(self.evaluator.identity), reverse.build(self.evaluator.identity)]
-        if biases[1] is None or not biases[1].layers:
+        if biases[1] is None:
             raise UsageError(f"{steering.name}: chooses no experts; give --activate N, --deactivate N or both")
         found = self.evaluator.measure(biases, text=text, benign=text, what="steering")
         return Sides(found[0], found[1], found[2], self.seed)

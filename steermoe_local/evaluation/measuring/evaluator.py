@@ -21,7 +21,8 @@ from ...llama.rendering import Renderer, vocabulary_renderer
 from ...llama.steered_llama import SteeredLlama
 from ...model_files.model_info import model_info
 from ...pairs.prompts import PromptItem
-from ...steering.bias_file import BiasFile
+from ...steering.bias_file import BiasFile, none_if_empty
+from ...steering.old_digests import record_name
 from ..tasks.neutral_text import NeutralText, TextScore, score_text
 from ..tasks.tasks import Score, Scorer, Task
 from .measurements import UNSTEERED, Answer, Measurement, bias_key, record_of
@@ -171,6 +172,7 @@ class Evaluator:
             )
             self._wanted: dict[str, None] = {}  # ids in the order in which they were asked for
             self._records = self._begin(resume)
+            self._resumed_names = {str(record["bias"]) for record in self._records.values()}
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Evaluator:
@@ -231,7 +233,7 @@ class Evaluator:
         benign prompts, where the evaluator has them. Biases that steer equally are measured once. `what` is shown with
         the progress. Raises UsageError, ModelMismatchError, NativeError, and what the scorer raises.
         """
-        keys = [bias_key(bias) for bias in biases]
+        keys = [self._name(bias) for bias in biases]
         by_key = {key: None if key == UNSTEERED else bias for key, bias in zip(keys, biases, strict=True)}
         self._check(by_key.values())
         wanted = None if items is None else {str(name) for name in items}
@@ -292,6 +294,12 @@ class Evaluator:
             return {}
         self._kept.resume(settings)
         return {str(record["id"]): record for record in self._kept.records()}
+
+    def _name(self, bias: BiasFile | None) -> str:
+        """The name of a bias in the records: of its key, or the old one in a file that an earlier version began."""
+        steering = none_if_empty(bias)
+        old = None if steering is None else record_name(steering)
+        return old if old in self._resumed_names else bias_key(steering)
 
     def _jobs(
         self, key: str, bias: BiasFile | None, of: Source, items: Sequence[PromptItem], part: str = ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...steering.bias_file import BiasFile
+from ...steering.bias_file import BiasFile, none_if_empty
 from ..metrics.repetition import repetition
 from ..tasks.neutral_text import TextScore
 from ..tasks.tasks import Score
@@ -22,15 +21,9 @@ UNSTEERED = "unsteered"
 
 
 def bias_key(bias: BiasFile | None) -> str:
-    """16 hex digits that are equal for biases that steer equally, "unsteered" for None and for one that does nothing.
-
-    Unlike `Steering.to_dict`'s digest, where a bias comes from does not count.
-    """
-    if bias is None or not bias.layers:
-        return UNSTEERED
-    digest = hashlib.sha256(f"{bias.mode} {bias.epsilon if bias.mode == 'hard' else 0!r}".encode())
-    digest.update(bias.dense().astype("<f4").tobytes())
-    return digest.hexdigest()[:16]
+    """The first 16 digits of the bias's key, as in records.jsonl; "unsteered" for None and one that changes nothing."""
+    steering = none_if_empty(bias)
+    return UNSTEERED if steering is None else steering.key[:16]
 
 
 @dataclass(frozen=True)
@@ -102,7 +95,7 @@ def record_of(job: Job, reply: Reply, score: Score) -> dict[str, Any]:
     text = max(reply.choices, key=lambda choice: choice.logprob).text if reply.choices else reply.text
     return {
         "id": job.id,
-        "bias": bias_key(job.bias),
+        "bias": job.id.partition("/")[0],
         "kind": "benign" if job.benign else "answer",
         "item": str(job.item.id),
         "seed": job.seed,

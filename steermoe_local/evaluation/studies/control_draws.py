@@ -41,7 +41,7 @@ def reversed_bias(steering: Steering, evaluator: Evaluator) -> BiasFile:
 
 
 def _built(steering: Steering, evaluator: Evaluator) -> BiasFile:
-    built = steering.build(evaluator.identity)
+    built = steering.bias_file(evaluator.identity)
     if built is None:
         raise UsageError(f"{steering.name}: chooses no experts, so there is nothing to control for")
     return built
@@ -234,7 +234,7 @@ class Plan:
         other = self.reverse or made.changed(reverse=not made.reverse)
         turned = made.changed(reverse=other.reverse, activate=other.activate, deactivate=other.deactivate)
         back = [turned] if len(self.real) > 1 else []
-        return [one.build(self.identity) for one in (made, *back)]
+        return [one.bias_file(self.identity) for one in (made, *back)]
 
     def _recorded(self) -> HalvedMaps:
         if self._halves is None:

@@ -201,11 +201,11 @@ def side_biases(evaluator: Evaluator, steering: Steering, away: bool) -> dict[st
     Raises UsageError for a steering that changes nothing, ChoiceError for what the model cannot carry out.
     """
     steered = steering.build(evaluator.identity)
-    if steered is None or not steered.layers:
+    if steered is None:
         raise UsageError(f"{steering.name}: steers nothing; choose experts with activate, deactivate or both")
     if steering.expert_map is None:
         return {UNSTEERED: None, STEERED: steered}
-    other = steering.changed(reverse=not steering.reverse).build(evaluator.identity) if away else None
+    other = steering.changed(reverse=not steering.reverse).bias_file(evaluator.identity) if away else None
     towards, back = (other, steered) if steering.reverse else (steered, other)
     found = {UNSTEERED: None, TOWARDS: towards, AWAY: back}
     return {name: bias for name, bias in found.items() if name == UNSTEERED or bias is not None}

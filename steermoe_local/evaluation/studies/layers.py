@@ -132,9 +132,10 @@ def by_layer(evaluator: Evaluator, steering: Steering, *, seed: int = 0) -> Laye
     from .evaluate import has_reverse
 
     towards = steering.build(evaluator.identity)
-    if towards is None or not towards.layers:
+    if towards is None:
         raise UsageError(f"{steering.name}: steers nothing; choose experts with activate, deactivate or both")
-    away = steering.changed(reverse=not steering.reverse).build(evaluator.identity) if has_reverse(steering) else None
+    reverse = steering.changed(reverse=not steering.reverse) if has_reverse(steering) else None
+    away = None if reverse is None else reverse.bias_file(evaluator.identity)
     layers = _routed(steering, evaluator.identity.n_layer)
     parts = _parts(layers)
     ways = [way for way in (towards, away) if way is not None]

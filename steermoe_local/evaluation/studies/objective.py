@@ -154,29 +154,12 @@ def space(steering: Steering) -> Space:
     there.
     """
     from ...maps.expert_map import parse_layers
-    from ...maps.scores import rank
 
     made = steering.expert_map
     if made is None:
         raise UsageError(f"{steering.name}: a bias file's choice of experts is made; give the map with --map MAP")
     layers = None if steering.layers is None else list(parse_layers(steering.layers))
-    made.choose(1, 0, layers=layers)  # says which layer is not there
-    rd = -made.rd if steering.reverse else made.rd
-    order = rank(rd, layers)
-    scores = rd[order[:, 0], order[:, 1]]
-    k, n_expert = made.identity.n_expert_used, made.identity.n_expert
-    activate, active = [0], np.zeros(len(rd), dtype=np.int64)
-    for n, layer in enumerate(order[scores > 0][:, 0].tolist(), 1):
-        if active[layer] < k:
-            active[layer] += 1
-            activate.append(n)
-    deactivate, left = [0], np.full(len(rd), n_expert)
-    for n, layer in enumerate(order[scores < 0][:, 0].tolist(), 1):
-        if left[layer] == k:
-            break
-        left[layer] -= 1
-        deactivate.append(n)
-    return Space(tuple(activate), tuple(deactivate))
+    return Space(*made.numbers(reverse=steering.reverse, layers=layers))
 
 
 def facts(evaluator: Evaluator, steering: Steering) -> dict[str, Any]:
