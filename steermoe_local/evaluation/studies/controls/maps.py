@@ -1,4 +1,4 @@
-"""Control maps: what detection finds in pairs whose sides mean nothing, or differ in form alone."""
+"""Control maps: detection on pairs whose sides mean nothing, or differ in form alone."""
 
 from __future__ import annotations
 
@@ -9,32 +9,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...detection.recorder import record_counts
-from ...errors import PairsError, UsageError
-from ...identity import ModelIdentity
-from ...llama.steered_llama import SteeredLlama
-from ...maps.expert_map import ExpertMap
-from ...maps.scores import risk_difference_from
-from ...pairs.builders import Tally
-from ...pairs.control_pairs import SURFACES, superficial_pairs
-from ...pairs.pairs import Pair
+from ....detection.recorder import record_counts
+from ....errors import PairsError, UsageError
+from ....identity import ModelIdentity
+from ....llama.steered_llama import SteeredLlama
+from ....maps.expert_map import ExpertMap
+from ....maps.scores import risk_difference_from
+from ....pairs.builders import Tally
+from ....pairs.control_pairs import SURFACES, superficial_pairs
+from ....pairs.pairs import Pair
 
-__all__ = ["ControlMap", "HalvedMaps", "halved_maps", "superficial_maps"]
+__all__ = ["HalvedMaps", "halved_maps", "superficial_maps"]
 
 Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class ControlMap:
-    """A map of control pairs, and how it was made: "shuffle 1", "length", ..."""
-
-    label: str
-    expert_map: ExpertMap
-
-
-@dataclass(frozen=True, eq=False)
 class HalvedMaps:
-    """Maps of the same pairs, put together in other ways.
+    """Maps of the same pairs, combined in other ways, by labels such as "shuffle 1".
 
     `real`: as they are. `shuffled`: the sides of a random half of the pairs are swapped, so that the sides mean
     nothing; the pairs still show both behaviours. `same_side`: one half of the pairs against the other, of one side
@@ -42,8 +34,8 @@ class HalvedMaps:
     """
 
     real: ExpertMap
-    shuffled: tuple[ControlMap, ...]
-    same_side: tuple[ControlMap, ...]
+    shuffled: Mapping[str, ExpertMap]
+    same_side: Mapping[str, ExpertMap]
 
 
 def halved_maps(
@@ -66,24 +58,24 @@ def halved_maps(
         rng = np.random.default_rng([seed, draw])
         halves[draw, rng.permutation(len(pairs))[: len(pairs) // 2]] = True
     sums = _record(model, pairs, halves, recording)
-    shuffled, same_side = [], []
+    shuffled, same_side = {}, {}
     for draw in range(n):
         half, half_n = sums.parts[draw], sums.parts_n[draw]
         rest, rest_n = sums.total - half, sums.total_n - half_n
         if not (half_n.all() and rest_n.all()):
             continue  # all pairs of a half were left out
-        swapped = sums.map("shuffled", (rest[0] + half[1], rest[1] + half[0]), rest_n + half_n[::-1])
-        shuffled.append(ControlMap(f"shuffle {draw + 1}", swapped))
+        swapped = (rest[0] + half[1], rest[1] + half[0])
+        shuffled[f"shuffle {draw + 1}"] = sums.map("shuffled", swapped, rest_n + half_n[::-1])
         side, name = draw % 2, ("positive", "negative")[draw % 2]
         alone = sums.map(f"same {name} side", (half[side], rest[side]), (half_n[side], rest_n[side]))
-        same_side.append(ControlMap(f"{name} side, halves {draw + 1}", alone))
-    return HalvedMaps(sums.map("pairs", sums.total, sums.total_n), tuple(shuffled), tuple(same_side))
+        same_side[f"{name} side, halves {draw + 1}"] = alone
+    return HalvedMaps(sums.map("pairs", sums.total, sums.total_n), shuffled, same_side)
 
 
 def superficial_maps(
     model: SteeredLlama, pairs: Sequence[Pair], *, recording: Mapping[str, Any] | None = None
-) -> list[ControlMap]:
-    """Maps of pairs that differ in nothing but form: one of each kind of `pair_controls.SURFACES`, and one of all.
+) -> dict[str, ExpertMap]:
+    """Maps of pairs that differ in nothing but form, by kind of `control_pairs.SURFACES`, and one of "all kinds".
 
     Each pair becomes one superficial pair, the kinds in turn, so a kind's map is made of a part of them. Kinds for
     which no pair was left have no map. Raises PairsError when there are none at all.
@@ -94,18 +86,18 @@ def superficial_maps(
     kinds = list(SURFACES)
     groups = np.array([[pair.id.endswith(f"~{kind}") for pair in made] for kind in kinds])
     sums = _record(model, made, groups, recording)
-    maps = [
-        ControlMap(kind, sums.map(kind, a, n, int(n_pairs)))
+    maps = {
+        kind: sums.map(kind, a, n, int(n_pairs))
         for kind, a, n, n_pairs in zip(kinds, sums.parts, sums.parts_n, sums.parts_pairs, strict=True)
         if n.all()
-    ]
+    }
     if len(maps) > 1:
-        maps.append(ControlMap("all kinds", sums.map("superficial", sums.total, sums.total_n)))
+        maps["all kinds"] = sums.map("superficial", sums.total, sums.total_n)
     return maps
 
 
 class _Sums:
-    """A sink for per-pair counts that keeps sums alone, so that memory does not grow with the pairs.
+    """A sink for per-pair counts that keeps only sums, so that memory does not grow with the pairs.
 
     `groups` [n, n_pairs] marks pairs. `parts` are the sums of each group's pairs, int64 [n, 2, n_layer, n_expert]
     (positive side, negative side), `parts_n` their tokens [n, 2]; `total` and `total_n` are those of all pairs.
@@ -114,16 +106,16 @@ class _Sums:
     def __init__(self, identity: ModelIdentity, ids: Sequence[str], groups: npt.NDArray[np.bool_]) -> None:
         n = len(groups)
         self.identity, self.groups = identity, groups
-        self.places = {name: place for place, name in enumerate(ids)}
+        self.index_of = {name: index for index, name in enumerate(ids)}
         self.n_pairs = 0
         self.total, self.total_n = np.zeros((2, *identity.shape), np.int64), np.zeros(2, np.int64)
         self.parts, self.parts_n = np.zeros((n, 2, *identity.shape), np.int64), np.zeros((n, 2), np.int64)
         self.parts_pairs = np.zeros(n, np.int64)
 
     def append(self, pair_ids: Sequence[str], a: npt.ArrayLike, n: npt.ArrayLike) -> None:
-        """Take some pairs: `a` [pairs, 2, n_layer, n_expert], `n` [pairs, 2]."""
+        """Add some pairs: `a` [pairs, 2, n_layer, n_expert], `n` [pairs, 2]."""
         counts, tokens = np.asarray(a).astype(np.int64), np.asarray(n).astype(np.int64)
-        marks = self.groups[:, [self.places[name] for name in pair_ids]].astype(np.int64)
+        marks = self.groups[:, [self.index_of[name] for name in pair_ids]].astype(np.int64)
         self.n_pairs += len(counts)
         self.total += counts.sum(axis=0)
         self.total_n += tokens.sum(axis=0)

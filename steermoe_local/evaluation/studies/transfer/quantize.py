@@ -1,4 +1,4 @@
-"""Quantizations of a model by llama.cpp's own quantizer, as llama-quantize makes them, and what came out."""
+"""Makes quantizations of a model with llama.cpp's own quantizer, by the names that llama-quantize has for them."""
 
 from __future__ import annotations
 
@@ -9,25 +9,105 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..._util.files import StrPath, parse_json, read_bytes, replacing, sha256_file, tool_name
-from ...errors import FormatError, ModelError, ModelMismatchError, NativeError, ResourceError, UsageError
-from ...llama.quantizer import quantize_file
-from ...model_files.header import GGUFTensor, read_header
-from ...model_files.model_info import ModelInfo, model_info
-from .file_types import FileType
+from ...._util.files import StrPath, parse_json, read_bytes, replacing, sha256_file, tool_name
+from ....errors import FormatError, ModelError, ModelMismatchError, NativeError, ResourceError, UsageError
+from ....llama.quantizer import quantize_file
+from ....model_files.header import GGUFTensor, read_header
+from ....model_files.model_info import ModelInfo, model_info
 
-__all__ = ["ModelFile", "Quantizer", "TypeShare", "estimate"]
+__all__ = ["FILE_TYPES", "QUANTS", "FileType", "ModelFile", "Quantizer", "TypeShare", "estimate", "file_type"]
 
 _FORMAT = "steermoe-quantization"
 _MIXTURE = 1.2  # a mixture gives some tensors more bits than its name says
 _ROUTER = "ffn_gate_inp.weight"
 _FULL = {"F32", "F16", "BF16"}
 _MIB = 1 << 20
+
+QUANTS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K", "IQ4_XS")
+
+
+@dataclass(frozen=True)
+class FileType:
+    """A quantization as llama-quantize names it.
+
+    `number` is that of llama.h's `enum llama_ftype`; most weights take `bits` each, in rows that are a multiple of
+    `block`. `needs_matrix`: not without an importance matrix.
+    """
+
+    name: str
+    number: int
+    block: int
+    bits: float
+    needs_matrix: bool = False
+
+
+def _types(*rows: tuple[str, int, int, float], needs_matrix: bool = False) -> dict[str, FileType]:
+    return {row[0]: FileType(*row, needs_matrix) for row in rows}
+
+
+# llama.h: enum llama_ftype; blocks and bits of the type that most tensors get (llama-quant.cpp, ggml-common.h)
+FILE_TYPES: Mapping[str, FileType] = {
+    **_types(
+        ("F32", 0, 1, 32),
+        ("F16", 1, 1, 16),
+        ("BF16", 32, 1, 16),
+        ("Q8_0", 7, 32, 8.5),
+        ("Q6_K", 18, 256, 6.5625),
+        ("Q5_K_M", 17, 256, 5.5),
+        ("Q5_K_S", 16, 256, 5.5),
+        ("Q5_1", 9, 32, 6.0),
+        ("Q5_0", 8, 32, 5.5),
+        ("Q4_K_M", 15, 256, 4.5),
+        ("Q4_K_S", 14, 256, 4.5),
+        ("Q4_1", 3, 32, 5.0),
+        ("Q4_0", 2, 32, 4.5),
+        ("IQ4_NL", 25, 32, 4.5),
+        ("IQ4_XS", 30, 256, 4.25),
+        ("MXFP4_MOE", 38, 32, 4.25),
+        ("Q3_K_L", 13, 256, 3.4375),
+        ("Q3_K_M", 12, 256, 3.4375),
+        ("Q3_K_S", 11, 256, 3.4375),
+        ("IQ3_M", 27, 256, 3.4375),
+        ("IQ3_S", 26, 256, 3.4375),
+        ("Q2_K", 10, 256, 2.625),
+        ("TQ2_0", 37, 256, 2.0625),
+        ("TQ1_0", 36, 256, 1.6875),
+    ),
+    **_types(
+        ("IQ3_XS", 22, 256, 3.4375),
+        ("IQ3_XXS", 23, 256, 3.0625),
+        ("Q2_K_S", 21, 256, 2.625),
+        ("IQ2_M", 29, 256, 2.5625),
+        ("IQ2_S", 28, 256, 2.3125),
+        ("IQ2_XS", 20, 256, 2.3125),
+        ("IQ2_XXS", 19, 256, 2.0625),
+        ("IQ1_M", 31, 256, 1.75),
+        ("IQ1_S", 24, 256, 1.5625),
+        needs_matrix=True,
+    ),
+}
+_ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "MXFP4": "MXFP4_MOE"}
+
+
+def file_type(name: str) -> FileType:
+    """A quantization by its name, in any case. Raises UsageError for an unknown one, or one that needs a matrix."""
+    wanted = name.strip().upper()
+    found = FILE_TYPES.get(_ALIASES.get(wanted, wanted))
+    if found is None:
+        known = ", ".join(name for name, kind in FILE_TYPES.items() if not kind.needs_matrix)
+        raise UsageError(f"{name!r} is no quantization that can be made here; take some of {known}")
+    if found.needs_matrix:
+        raise UsageError(
+            f"{found.name} needs an importance matrix, which is not made here; leave it out, or make the file with "
+            "llama-imatrix and llama-quantize --imatrix"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -42,7 +122,7 @@ class TypeShare:
 class ModelFile:
     """A model's file, and the types that its tensors really have.
 
-    `file_type` is what the header says of it, `types` what is there, by falling share of the weights. `n_fallback`
+    `file_type` is that of the header, `types` are those of the tensors, by falling share of the weights. `n_fallback`
     tensors, `fallback_share` of all weights, have rows that do not fit the blocks of the type that was asked for and
     got another type. `seconds` is how long quantizing took, None where nothing was quantized.
     """
@@ -56,19 +136,9 @@ class ModelFile:
     fallback_share: float = 0.0
     seconds: float | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values; the path is the file's name alone."""
-        return asdict(self) | {"path": self.path.name, "types": {k: asdict(v) for k, v in self.types.items()}}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any], folder: Path) -> ModelFile:
-        """Of what `to_dict` made."""
-        types = {name: TypeShare(**share) for name, share in data["types"].items()}
-        return cls(**{**data, "path": folder / data["path"], "types": types})
-
     @classmethod
     def of(cls, info: ModelInfo, kind: FileType | None = None, seconds: float | None = None) -> ModelFile:
-        """Look at a file that was quantized to `kind`. Raises FormatError."""
+        """Read the header of a file that was quantized to `kind`. Raises FormatError."""
         tensors = _tensors(info)
         total = sum(prod(tensor.shape) for tensor in tensors)
         weights: Counter[str] = Counter()
@@ -109,7 +179,7 @@ def estimate(info: ModelInfo, kind: FileType) -> int:
 
 
 def _is_quantized(tensor: GGUFTensor) -> bool:
-    """Does the quantizer touch the tensor? (llama-quant.cpp: tensor_allows_quantization, its main rules)."""
+    """Whether the quantizer changes the tensor (llama-quant.cpp: tensor_allows_quantization, its main rules)."""
     name = tensor.name
     return len(tensor.shape) > 1 and name.endswith("weight") and "_norm" not in name and not name.endswith(_ROUTER)
 
@@ -117,8 +187,8 @@ def _is_quantized(tensor: GGUFTensor) -> bool:
 class Quantizer:
     """Makes quantizations of one model in a folder, which is made with the first of them.
 
-    Besides each file `X.gguf` it writes `X.gguf.json`, which says from what it was made, so that it is used again, and
-    not made again, if the model is still the same.
+    With each file `X.gguf` it writes `X.gguf.json` with its origin, so that the file is used again, and not made again,
+    if the model is still the same.
     """
 
     def __init__(
@@ -135,20 +205,16 @@ class Quantizer:
         self.folder = Path(folder)
         self._n_threads = n_threads
         self._progress = progress or (lambda *_: None)
-        self._sha256 = ""
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """SHA-256 (hex) of the model's file; of a split one, of its parts' digests. It takes reading all of it."""
-        if not self._sha256:
-            digests = [sha256_file(path) for path in self.base.paths]
-            several = len(digests) > 1
-            self._sha256 = hashlib.sha256("".join(digests).encode()).hexdigest() if several else digests[0]
-        return self._sha256
+        digests = [sha256_file(path) for path in self.base.paths]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
     @property
     def warning(self) -> str | None:
-        """One line if the model is quantized already, else None."""
+        """A warning in one line if the model is quantized already, else None."""
         quantized = {tensor.type.name for tensor in _tensors(self.base)} - _FULL
         if not quantized:
             return None
@@ -158,16 +224,13 @@ class Quantizer:
         )
 
     def path(self, kind: FileType) -> Path:
-        """Where a quantization goes."""
+        """The file of a quantization."""
         first = self.base.paths[0].name.removesuffix(".gguf")
         stem = first.partition("-00001-of-")[0] if len(self.base.paths) > 1 else first
         return self.folder / f"{stem}-{kind.name}.gguf"
 
     def check_room(self, kinds: Sequence[FileType], keep: bool) -> None:
-        """Check that there is room on the disk: for all of them with `keep`, else for the largest.
-
-        Raises ResourceError.
-        """
+        """Raise ResourceError without room on the disk for all of them with `keep`, else for the largest."""
         sizes = {kind.name: estimate(self.base, kind) for kind in kinds if self.find(kind) is None}
         if not sizes:
             return
@@ -184,7 +247,7 @@ class Quantizer:
             )
 
     def find(self, kind: FileType) -> ModelFile | None:
-        """The quantization that is there already, made from this very model by this very tool; None if not."""
+        """The quantization that exists already, if made from this very model by this very tool; else None."""
         path = self.path(kind)
         try:
             made = parse_json(read_bytes(_note(path), "a note", _MIB).decode("utf-8"))
@@ -195,7 +258,7 @@ class Quantizer:
             return None
 
     def make(self, kind: FileType) -> ModelFile:
-        """Quantize, or take what is there.
+        """Quantize, or use the file that exists.
 
         Raises NativeError (llama.cpp refuses), ResourceError (the disk is full), UsageError (the folder cannot be
         written), ModelMismatchError (routers that changed).
@@ -240,12 +303,12 @@ class Quantizer:
             self.folder.rmdir()
 
     def _made(self, kind: FileType, size: int) -> dict[str, Any]:
-        """What stands in the note."""
+        """The contents of the note."""
         base = {"file": self.base.paths[0].name, "size": self.base.size_bytes, "sha256": self.sha256}
         return {"format": _FORMAT, "version": 1, "base": base, "type": kind.name, "size": size, "tool": tool_name()}
 
     def _checked(self, path: Path) -> ModelInfo:
-        """The facts of a file, whole and with the base's routers. Raises ModelError, ModelMismatchError."""
+        """The facts of a complete file with the base's routers. Raises ModelError, ModelMismatchError."""
         info = model_info(path)
         if info.identity != self.identity:
             raise ModelMismatchError(
@@ -255,7 +318,7 @@ class Quantizer:
         return info
 
     def _failure(self, kind: FileType, error: NativeError, expected: int) -> Exception:
-        """What the quantizer's reason means."""
+        """The error that the quantizer's reason means."""
         free = shutil.disk_usage(self.folder).free
         if "importance matrix" in str(error):
             return UsageError(

@@ -1,18 +1,10 @@
-"""The search of `tune`: a ladder along each number of experts, in turn. It knows nothing of models.
+"""The search of `tune` over both numbers of experts, without models; docs/tuning.md describes its steps.
 
-A choice is a place (i, j): i experts promoted, j suppressed, each in the order of |RD|, so that choices along an axis
-are nested. The search takes it that fluency falls along an axis, and that the effect rises, stays, and may fall again;
-where that is wrong it can miss the best choice, but never leaves the budget.
+A candidate (i, j) promotes i experts and suppresses j, each in the order of |RD|, so that candidates along an axis are
+nested. The search assumes that fluency falls along an axis, and that the effect rises, stays, and may fall again; where
+that is wrong it can miss the best candidate, but never leaves the budget.
 
-1. A ladder over the suppressed alone: 1, 2, 4, 8, ... experts. It ends when the budget is broken twice in a row, when
-   the gain was beyond its peak twice in a row, or when more gain is not possible.
-2. Refinement: the gaps beside the best rung are halved, upwards for more gain, downwards for fewer experts.
-3. The same over the promoted alone, and a ladder over as many of both at once: where only both together do something,
-   or the budget is too small for many of each, neither number alone leads to the best choice.
-4. From the best choice so far, outwards along one axis, then along the other, and so on, as long as both together gain
-   more than one standard error.
-
-The pick is the smallest choice whose gain is within one standard error of the largest gain (Breiman et al.,
+The pick is the smallest candidate whose gain is within one standard error of the largest gain (Breiman et al.,
 Classification and Regression Trees, 1984, section 3.4.3), the error being that of the paired difference over the items.
 """
 
@@ -21,13 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from .objective import Values, standard_error
+from ...metrics.intervals import Values
+from .objective import standard_error
 
-__all__ = ["Found", "Place", "Search", "Trial", "pick", "strongest", "within_error"]
+__all__ = ["Candidate", "Search", "SearchLog", "Trial", "pick", "strongest", "within_error"]
 
-Place = tuple[int, int]
+Candidate = tuple[int, int]
+"""How many experts are promoted and suppressed."""
 
-_PATIENCE = 2  # rungs in a row that must be worse: one may be an accident
+_PATIENCE = 2  # steps in a row that must be worse: one may be an accident
 _FINEST = 8  # gaps below this part of a number are not halved: of 100 experts, 12 more or less are no matter
 _MAX_ROUNDS = 4
 _NAMES = ("promoted", "suppressed")
@@ -35,16 +29,19 @@ _NAMES = ("promoted", "suppressed")
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One choice that was looked at.
+    """A candidate that was evaluated.
 
     `gains` [n_items] are the items' gains over the unsteered model; None if it broke the budget, and `over` says which
-    limit. `step` names the part of the search that asked for it.
+    limit. `step` names the part of the search that asked for it. `costs` are (increase of the perplexity as a share, KL
+    in nats). `answered`: the answers were measured, not the text alone.
     """
 
-    place: Place
+    candidate: Candidate
     gains: Values | None
     over: str = ""
     step: str = ""
+    costs: tuple[float, float] = (0.0, 0.0)
+    answered: bool = True
 
     @property
     def gain(self) -> float:
@@ -54,19 +51,19 @@ class Trial:
     @property
     def n_experts(self) -> int:
         """How many experts are steered."""
-        return sum(self.place)
+        return sum(self.candidate)
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """What a search looked at, in its order, and why each part of it stopped, a line each."""
+class SearchLog:
+    """The trials of a search in their order, and why each part of it stopped, a line each."""
 
     trials: tuple[Trial, ...]
     steps: tuple[str, ...]
 
 
 def within_error(trial: Trial, best: Trial) -> bool:
-    """Is a trial's gain within one standard error of the best one's, or above it?
+    """Whether a trial's gain is within one standard error of the best one's, or above it.
 
     The error is that of their difference over the items.
     """
@@ -96,19 +93,19 @@ def pick(trials: Sequence[Trial]) -> Trial | None:
 
 @dataclass(eq=False)
 class Search:
-    """A search over places up to `last`, with `look(place, step)` to try one.
+    """A search over candidates up to `last`; `evaluate(candidate, step)` measures one.
 
-    `ceiling` is the largest gain that is possible, `max_trials` how many places may be tried besides (0, 0).
+    `ceiling` is the largest gain that is possible, `max_trials` how many candidates may be tried besides (0, 0).
     """
 
-    look: Callable[[Place, str], Trial]
-    last: Place
+    evaluate: Callable[[Candidate, str], Trial]
+    last: Candidate
     ceiling: float
     max_trials: int = 100
-    trials: dict[Place, Trial] = field(default_factory=dict)
+    trials: dict[Candidate, Trial] = field(default_factory=dict)
     steps: list[str] = field(default_factory=list)
 
-    def run(self) -> Found:
+    def run(self) -> SearchLog:
         """Search; the first trial is (0, 0), the unsteered model."""
         self._try((0, 0), "unsteered")
         for axis in (1, 0):
@@ -116,7 +113,7 @@ class Search:
         self._both_at_once()
         if pick(list(self.trials.values())) is not self.trials[0, 0]:
             self._alternate()
-        return Found(tuple(self.trials.values()), tuple(self.steps))
+        return SearchLog(tuple(self.trials.values()), tuple(self.steps))
 
     def _alternate(self) -> None:
         for number in range(1, _MAX_ROUNDS + 1):
@@ -124,9 +121,9 @@ class Search:
             if self._is_full(before):
                 self.steps.append("more gain is not possible: stopped")
                 return
-            first = 1 if before.place[1] == 0 else 0  # an axis that was not used yet
+            first = 1 if before.candidate[1] == 0 else 0  # an axis that was not used yet
             for axis in (first, 1 - first):
-                self._line(self._best().place, axis)
+                self._line(self._best().candidate, axis)
             if self._used_up:
                 self.steps.append(f"{self.max_trials} choices were tried: stopped")
                 return
@@ -139,13 +136,13 @@ class Search:
     def _used_up(self) -> bool:
         return len(self.trials) > self.max_trials
 
-    def _try(self, place: Place, step: str) -> Trial | None:
-        """The trial of a place; None if no more may be tried."""
-        if place not in self.trials:
+    def _try(self, candidate: Candidate, step: str) -> Trial | None:
+        """The trial of a candidate; None if no more may be tried."""
+        if candidate not in self.trials:
             if self._used_up:
                 return None
-            self.trials[place] = self.look(place, step)
-        return self.trials[place]
+            self.trials[candidate] = self.evaluate(candidate, step)
+        return self.trials[candidate]
 
     def _best(self) -> Trial:
         best = strongest(self.trials.values())
@@ -155,14 +152,14 @@ class Search:
     def _is_full(self, trial: Trial) -> bool:
         return trial.gain >= self.ceiling - 1e-9
 
-    def _line(self, start: Place, axis: int) -> None:
+    def _line(self, start: Candidate, axis: int) -> None:
         """Search along one axis, from `start` upwards and downwards."""
         other = start[1 - axis]
         words = f"{_NAMES[axis]}, with {other} {_NAMES[1 - axis]}" if other else f"{_NAMES[axis]} alone"
         line = _Line(axis, other)
         up, down = _outwards(start[axis], self.last[axis])
-        self._climb(start, [line.place(n) for n in up], f"more {words}")
-        self._climb(start, [line.place(n) for n in down], f"fewer {words}")
+        self._climb(start, [line.candidate(n) for n in up], f"more {words}")
+        self._climb(start, [line.candidate(n) for n in down], f"fewer {words}")
         self._refine(line, words)
 
     def _both_at_once(self) -> None:
@@ -170,21 +167,21 @@ class Search:
         if not all(self.last):
             return
         up, _ = _outwards(0, max(self.last))
-        places = dict.fromkeys((min(n, self.last[0]), min(n, self.last[1])) for n in up)
-        self._climb((0, 0), list(places), "both at once")
+        candidates = dict.fromkeys((min(n, self.last[0]), min(n, self.last[1])) for n in up)
+        self._climb((0, 0), list(candidates), "both at once")
 
-    def _climb(self, start: Place, places: Sequence[Place], words: str) -> None:
-        """Rung after rung until there is a reason to stop."""
-        if not places:
+    def _climb(self, start: Candidate, candidates: Sequence[Candidate], words: str) -> None:
+        """Step after step until there is a reason to stop."""
+        if not candidates:
             return
         broken = beyond = 0
         peak = self.trials[start]
         why = "came to the end"
-        for place in places:
-            if self._is_full(best := self._best()) and sum(place) >= best.n_experts:
+        for candidate in candidates:
+            if self._is_full(best := self._best()) and sum(candidate) >= best.n_experts:
                 why = "more gain, or as much with fewer experts, is not possible"
                 break
-            trial = self._try(place, words)
+            trial = self._try(candidate, words)
             if trial is None:
                 why = "no more choices may be tried"
                 break
@@ -206,12 +203,12 @@ class Search:
     def _refine(self, line: _Line, words: str) -> None:
         """Halve the gaps beside the best choice of a line: upwards for gain, downwards for fewer experts."""
         best = strongest(line.of(self.trials).values())
-        if best is None or best.place == (0, 0) or not within_error(best, self._best()):
+        if best is None or best.candidate == (0, 0) or not within_error(best, self._best()):
             return
-        low = best.place[line.axis]
+        low = best.candidate[line.axis]
         high = min((n for n in line.of(self.trials) if n > low), default=low)
         while high - low > max(1, low // _FINEST) and not self._is_full(best):
-            trial = self._try(line.place(middle := (low + high) // 2), f"between: {words}")
+            trial = self._try(line.candidate(middle := (low + high) // 2), f"between: {words}")
             if trial is None:
                 return
             if trial.gain > best.gain:
@@ -221,7 +218,7 @@ class Search:
         high = min(n for n, trial in line.of(self.trials).items() if within_error(trial, best))
         low = max((n for n in line.of(self.trials) if n < high), default=high)
         while high - low > max(1, high // _FINEST):
-            trial = self._try(line.place(middle := (low + high) // 2), f"between: {words}")
+            trial = self._try(line.candidate(middle := (low + high) // 2), f"between: {words}")
             if trial is None:
                 return
             if within_error(trial, best):
@@ -232,21 +229,21 @@ class Search:
 
 @dataclass(frozen=True)
 class _Line:
-    """The places along `axis` whose number on the other axis is `other`."""
+    """The candidates along `axis` whose number on the other axis is `other`."""
 
     axis: int
     other: int
 
-    def place(self, n: int) -> Place:
+    def candidate(self, n: int) -> Candidate:
         return (n, self.other) if self.axis == 0 else (self.other, n)
 
-    def of(self, trials: dict[Place, Trial]) -> dict[int, Trial]:
-        """The trials that lie on it, by their number."""
-        return {place[self.axis]: t for place, t in trials.items() if place[1 - self.axis] == self.other}
+    def of(self, trials: dict[Candidate, Trial]) -> dict[int, Trial]:
+        """The trials on the line, by their number."""
+        return {found[self.axis]: t for found, t in trials.items() if found[1 - self.axis] == self.other}
 
 
 def _matters(trial: Trial) -> bool:
-    """Is a gain more than noise, two standard errors above 0? Only then can another be beyond the peak."""
+    """Whether a gain is more than noise, two standard errors above 0: only then can another be beyond the peak."""
     return trial.gains is not None and trial.gain > 2 * standard_error(trial.gains)
 
 

@@ -1,37 +1,30 @@
-"""How two quantizations of a model treat the same text, both unsteered: which experts they select, what they predict.
+"""Compares two quantizations of a model on the same text, both unsteered: selected experts and predictions.
 
-Only one of the models is in memory at a time: what the first one did is kept as a `Reference`.
+Only one of the models is in memory at a time: the results of the first one are kept as a `Reference`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from ...detection.token_routing import selected_experts
-from ...errors import ModelMismatchError, UsageError
-from ..measuring.evaluator import Evaluator
-from ..measuring.replies import render
-from ..tasks.neutral_text import Document, TextScore, log_probabilities
+from ....detection.token_routing import selected_experts
+from ....errors import ModelMismatchError, UsageError
+from ...measuring.evaluator import Evaluator
+from ...measuring.replies import render
+from ...tasks.neutral_text import Document, TextScore, log_probabilities
 
-__all__ = [
-    "Reference",
-    "RoutingAgreement",
-    "compare_text",
-    "routing_agreement",
-    "take_reference",
-]
+__all__ = ["Reference", "RoutingAgreement", "compare_text", "routing_agreement", "take_reference"]
 
 _MAX_FLOATS = 1 << 26  # of the reference's predictions: 256 MiB
 
 
 @dataclass(frozen=True)
 class RoutingAgreement:
-    """How far two models select the same experts, over `n_tokens` tokens in each of `n_layers` layers with a router.
+    """The share of selected experts that two models agree on, over `n_tokens` tokens in `n_layers` routed layers.
 
     `same_sets`: share of tokens x layers where both select exactly the same top-k. `overlap`: mean share of the k that
     both select; two random choices would share `chance`. `by_layer` is the overlap in each of `layers`.
@@ -45,18 +38,12 @@ class RoutingAgreement:
     layers: tuple[int, ...]
     by_layer: tuple[float, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> RoutingAgreement:
-        """Of what `to_dict` made."""
-        return cls(**{**data, "layers": tuple(data["layers"]), "by_layer": tuple(data["by_layer"])})
-
 
 def routing_agreement(one: npt.NDArray[np.bool_], two: npt.NDArray[np.bool_]) -> RoutingAgreement:
-    """Compare what two models select: tables [n_tokens, n_layer, n_expert]. Raises ModelMismatchError, UsageError."""
+    """Compare the experts that two models select, tables [n_tokens, n_layer, n_expert].
+
+    Raises ModelMismatchError, UsageError.
+    """
     if one.shape != two.shape:
         raise ModelMismatchError(f"selected experts of {one.shape} and {two.shape}: not of the same tokens and experts")
     layers = np.flatnonzero(one.any(axis=(0, 2)) | two.any(axis=(0, 2)))
@@ -79,7 +66,7 @@ def routing_agreement(one: npt.NDArray[np.bool_], two: npt.NDArray[np.bool_]) ->
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What a model did with a text.
+    """The selected experts and predictions of a model on a text.
 
     `selected` [n_tokens, n_layer, n_expert]: the experts of each token that counts. `logprobs` [n, n_vocab]: of the
     next token, for the first `n_predicted` documents.
@@ -92,7 +79,7 @@ class Reference:
 
 
 def take_reference(evaluator: Evaluator, n_tokens: int, show: Callable[[int, int], None] | None = None) -> Reference:
-    """Put the evaluator's neutral text, or else its task's prompts, through its model, up to `n_tokens` that count.
+    """Run the evaluator's neutral text, or else its task's prompts, through its model, up to `n_tokens` that count.
 
     `show` is called with (tokens done, tokens in all). Raises UsageError, NativeError.
     """
