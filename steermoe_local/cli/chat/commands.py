@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ...errors import UsageError
 from ...maps.expert_map import parse_layers
-from ..options.common import ModelPath
+from ..options.model import ModelPath
 from .reports import experts_report, why_report
 from .screen import speed
 from .session import Session

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ModelMismatchError, SteerMoEError, UsageError
 from ...generation.chat import Chat
-from ...generation.engine import Engine, FinishEvent, Sampling
-from ...llama.steered_llama import SteeredLlama
+from ...generation.engine import FinishEvent, Sampling
 from ...model_files.model_info import ModelInfo, model_info
 from ...steering.steering import Steering
-from ..options.memory_check import check_memory
+from ..options.opening import context_size, open_engine
 from .columns import SIDES
 from .maps import MapFinder
 from .reports import describe
@@ -21,11 +21,9 @@ from .screen import Screen, speed
 from .terminal_state import one_interrupt
 
 if TYPE_CHECKING:
-    from ..options.common import LlamaFlags
+    from ..options.llama import LlamaFlags
 
 __all__ = ["ChatFlags", "Loaded", "Session"]
-
-DEFAULT_CONTEXT = 4096
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,6 @@ class ChatFlags:
     maps: tuple[Path, ...]
     force: bool
 
-    def n_ctx(self, facts: ModelInfo) -> int:
-        """Tokens of context: -c, by default the model's, but not more than DEFAULT_CONTEXT."""
-        trained = facts.context_length or DEFAULT_CONTEXT
-        return min(DEFAULT_CONTEXT, trained) if self.ctx_size is None else self.ctx_size or trained
-
 
 class Loaded:
     """A model in memory, and the engine that answers with it."""
@@ -53,25 +46,16 @@ class Loaded:
     def __init__(self, facts: ModelInfo, flags: ChatFlags) -> None:
         """Load the model. Raises ModelError, ResourceError, NativeError."""
         n_sequences = 2 if facts.is_moe else 1  # the second one is for the unsteered side of a comparison
-        n_ctx = flags.n_ctx(facts)
-        check_memory(facts, flags.flags, n_ctx, n_sequences)
+        n_ctx = context_size(facts, flags.ctx_size)
         self.facts = facts
         self.path = facts.paths[0]
-        # Its own context stays small: the engine has one of its own on the same weights.
-        self._llama = SteeredLlama(self.path, n_ctx=64, n_batch=64, **flags.flags.model_arguments())
-        arguments = flags.flags.context_arguments()
-        del arguments["n_threads_batch"]  # one number of threads for both
-        arguments["n_batch"] = max(arguments["n_batch"], n_sequences)
-        try:
-            self.engine = Engine(self._llama, n_ctx=n_ctx, n_sequences=n_sequences, force=flags.force, **arguments)
-        except BaseException:
-            self._llama.close()
-            raise
+        self._stack = ExitStack()
+        opened = open_engine(facts, flags.flags, n_ctx, n_sequences, force=flags.force)
+        _, self.engine = self._stack.enter_context(opened)
 
     def close(self) -> None:
         """Free the memory."""
-        self.engine.close()
-        self._llama.close()
+        self._stack.close()
 
 
 class Session:

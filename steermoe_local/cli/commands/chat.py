@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..options.common import LlamaFlags, llama_options, model_option, template_options
+from ..options.common import template_options
+from ..options.llama import LlamaFlags, llama_options
+from ..options.model import model_option
 from ..options.sampling import sampling_options
 from ..options.steering import SteeringFlags, steering_options
 

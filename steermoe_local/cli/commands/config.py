@@ -16,9 +16,10 @@ from rich.text import Text
 from ..._util.files import replacing
 from ...errors import UsageError
 from ..options import settings, toml_edit
-from ..options.common import console, json_option, print_json
+from ..options.common import json_option
 from ..options.completion import starting
 from ..options.config_file import ConfigFile, OptionKind, config_path, is_secret, parse, parse_value
+from ..output import console, print_json, warn
 
 MASK = "********"
 Keys = tuple[str, ...]
@@ -96,7 +97,7 @@ def show(ctx: click.Context, command: tuple[str, ...], as_json: bool) -> None:
         click.echo(f"file: {file.path}{'' if file.exists else ' (not there)'}")
         _print(found, whole=bool(path))
     for name in unknown:
-        click.echo(f"warning: {name} is set, but no option reads it", err=True)
+        warn(f"{name} is set, but no option reads it")
 
 
 @config.command("path")

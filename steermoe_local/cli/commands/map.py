@@ -12,7 +12,9 @@ from ..._util.files import require_writable
 from ...maps import significance
 from ...maps.expert_map import ExpertMap
 from ...maps.pair_counts import PairCounts
-from ..options.common import F, console, facts_table, json_option, print_json
+from ..options.common import FILE, json_option, output_option
+from ..options.groups import together
+from ..output import console, facts_table, print_json, warn
 from .map_plot import diff, plot
 
 
@@ -25,30 +27,31 @@ for command in (plot, diff):
     map_.add_command(command)
 
 
-def _intervals(command: F) -> F:
-    command = click.option(
-        "--correction",
-        type=click.Choice(list(significance.CORRECTIONS)),
-        default="holm",
-        show_default=True,
-        help="Correction of p for the number of experts: holm (any error), bh (false discovery rate).",
-    )(command)
-    return click.option(
+_intervals = together(
+    click.option(
         "--level",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
         default=0.95,
         show_default=True,
         help="Level of the confidence intervals.",
-    )(command)
+    ),
+    click.option(
+        "--correction",
+        type=click.Choice(list(significance.CORRECTIONS)),
+        default="holm",
+        show_default=True,
+        help="Correction of p for the number of experts: holm (any error), bh (false discovery rate).",
+    ),
+)
 
 
 @map_.command()
-@click.argument("map_file", metavar="MAP", type=click.Path(path_type=Path))
+@click.argument("map_file", metavar="MAP", type=FILE)
 @click.option("-n", "--top", type=click.IntRange(1), default=20, show_default=True, help="Experts to show.")
 @click.option(
     "--per-pair",
     "per_pair",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Per-pair counts of the map's run (.pairs.npz), where the map has no intervals yet.",
 )
 @_intervals
@@ -74,15 +77,15 @@ def show(map_file: Path, top: int, per_pair: Path | None, level: float, correcti
 
 
 @map_.command()
-@click.argument("map_file", metavar="MAP", type=click.Path(path_type=Path))
+@click.argument("map_file", metavar="MAP", type=FILE)
 @click.option(
     "--per-pair",
     "per_pair",
-    type=click.Path(path_type=Path),
+    type=FILE,
     required=True,
     help="Per-pair counts of the map's run (.pairs.npz of steermoe detect --per-pair).",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Map to write; may be MAP itself.")
+@output_option("Map to write; may be MAP itself.")
 @click.option(
     "--draws", type=click.IntRange(19, 99_999), default=significance.DRAWS, show_default=True, help="Shuffled maps."
 )
@@ -116,11 +119,15 @@ def warn_unless_separable(expert_map: ExpertMap, where: Path) -> None:
     if confidence is None or confidence.separable:
         return
     p = min(confidence.max_rd.p, confidence.sum_top.p)
-    click.echo(
-        f"warning: {where}: not separable from maps of shuffled pairs (p = {min(2 * p, 1):.2g}, {confidence.n_pairs} "
-        "pairs): its experts may be chance; record more pairs",
-        err=True,
+    warn(
+        f"{where}: not separable from maps of shuffled pairs (p = {min(2 * p, 1):.2g}, {confidence.n_pairs} "
+        "pairs): its experts may be chance; record more pairs"
     )
+
+
+def top_experts(expert_map: ExpertMap) -> list[dict[str, Any]]:
+    """The first ten experts of a new map, for --json."""
+    return [{"layer": layer, "expert": expert, "rd": rd} for layer, expert, rd in expert_map.top(10)]
 
 
 def print_map(expert_map: ExpertMap, top: int, level: float = 0.95, correction: str = "holm") -> None:

@@ -16,25 +16,19 @@ from ...maps.rankings import Rankings, ranking_name, read_rankings
 from ...model_files.model_info import model_info
 from ...steering.presets import PAPER_MODELS
 from ...steering.steering import Steering
-from ..options.common import ModelPath, json_option, print_json
+from ..options.common import FILE, json_option, other_model_option, output_option
+from ..output import print_json, warn
 from .bias import preset_option, with_preset
-from .map import print_map
+from .map import print_map, top_experts
 
 FORMATS = ("easysteer", "steermoe-csv", "json")
 
 
 @click.command("import")
-@click.argument("ranking", metavar="FILE.pkl", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Expert map to write, JSON.")
+@click.argument("ranking", metavar="FILE.pkl", type=FILE)
+@output_option("Expert map to write, JSON.")
 @click.option("--model-id", metavar="ORG/NAME", help="The ranked model.  [default: by the file's name]")
-@click.option(
-    "-m",
-    "--model",
-    type=ModelPath(),
-    allow_from_autoenv=False,  # not the model that is run
-    metavar="MODEL",
-    help="GGUF file of that model: takes its router hash.",
-)
+@other_model_option("GGUF file of that model: takes its router hash.")
 @click.option("--arch", help="Its architecture as GGUF names it.  [default: MODEL's, or by --model-id]")
 @click.option("--behaviour", help="Name of the behaviour.  [default: by the file's name]")
 @click.option("--positive", default="", help="What RD > 0 means, in words.")
@@ -74,7 +68,7 @@ def import_(
     if not behaviour:
         raise UsageError(f"{ranking}: its name does not tell the behaviour; give --behaviour NAME")
     if named_model and model_id != named_model:
-        click.echo(f"warning: {ranking}: by its name a ranking of {named_model}, not of {model_id}", err=True)
+        warn(f"{ranking}: by its name a ranking of {named_model}, not of {model_id}")
     identity = model_info(model).require_moe() if model else _declared(rankings, model_id, arch)
     expert_map = rankings.to_map(
         identity,
@@ -87,13 +81,11 @@ def import_(
     )
     expert_map.save(output)
     if not model:
-        click.echo(
-            "warning: the router hash is not known, so this map fits any model of its shape and needs --force; "
-            "to bind it, import with -m MODEL",
-            err=True,
+        warn(
+            "the router hash is not known, so this map fits any model of its shape and needs --force; "
+            "to bind it, import with -m MODEL"
         )
     if as_json:
-        top = [{"layer": layer, "expert": expert, "rd": rd} for layer, expert, rd in expert_map.top(10)]
         print_json(
             {
                 "map": str(output),
@@ -104,7 +96,7 @@ def import_(
                 "n2": expert_map.n2,
                 "n_positive": int((expert_map.rd > 0).sum()),
                 "n_negative": int((expert_map.rd < 0).sum()),
-                "top": top,
+                "top": top_experts(expert_map),
             }
         )
         return
@@ -122,9 +114,9 @@ def _declared(rankings: Rankings, model_id: str, arch: str | None) -> ModelIdent
 
 
 @click.command()
-@click.argument("map_file", metavar="MAP", type=click.Path(path_type=Path))
+@click.argument("map_file", metavar="MAP", type=FILE)
 @click.option("--format", "format_", type=click.Choice(FORMATS), required=True, help="What to write.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File to write.")
+@click.option("-o", "--output", type=FILE, required=True, help="File to write.")
 @click.option("--activate", type=click.IntRange(0), help="easysteer: experts with RD > 0 to promote.  [default: 0]")
 @click.option("--deactivate", type=click.IntRange(0), help="easysteer: experts with RD < 0 to suppress.  [default: 0]")
 @preset_option
@@ -185,9 +177,9 @@ def export(
 
 
 @click.command()
-@click.argument("map_file", metavar="MAP", type=click.Path(path_type=Path))
+@click.argument("map_file", metavar="MAP", type=FILE)
 @click.option("--base-model", metavar="ORG/NAME", required=True, help="The model's name on the hub.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Card to write, like README.md.")
+@output_option("Card to write, like README.md.")
 @click.option("--license", "license_", default="", help="Licence of the map.  [default: what stands in the map]")
 def card(map_file: Path, base_model: str, output: Path, license_: str) -> None:
     """Write the card (README.md) with which to publish MAP on the Hugging Face hub.

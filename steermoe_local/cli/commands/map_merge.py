@@ -12,20 +12,19 @@ from ...maps.counts import RoutingCounts, merge_counts
 from ...maps.expert_map import ExpertMap
 from ...maps.pair_counts import PairCounts, merge_pair_counts
 from ...maps.significance import annotate
-from ..options.common import json_option, meaning_options, print_json
+from ..options.common import FILE, json_option, meaning_options, output_option
+from ..output import print_json
 from .map import print_map, warn_unless_separable
 
 
 @click.command()
-@click.argument("files", metavar="FILES...", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Expert map to write, JSON.")
-@click.option(
-    "--counts", "counts_file", type=click.Path(path_type=Path), help="Also write the sum of the counts, .npz."
-)
+@click.argument("files", metavar="FILES...", type=FILE, nargs=-1, required=True)
+@output_option("Expert map to write, JSON.")
+@click.option("--counts", "counts_file", type=FILE, help="Also write the sum of the counts, .npz.")
 @click.option(
     "--per-pair",
     "per_pair_file",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Also write all per-pair counts; name those of each run beside its counts.",
 )
 @click.option("--behaviour", help="Name of the behaviour.  [default: the counts']")

@@ -12,14 +12,15 @@ from ...errors import UsageError
 from ...maps import significance
 from ...maps.expert_map import ExpertMap, parse_layers
 from ...maps.plots import plot_difference, plot_map, require_drawable
-from ..options.common import console, facts_table, json_option, print_json
+from ..options.common import FILE, json_option, output_option
+from ..output import console, facts_table, print_json, say
 
 _OUTPUT = "Picture to write: .png, .svg, or .html, which names the expert under the pointer."
 
 
 @click.command()
-@click.argument("map_file", metavar="MAP", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help=_OUTPUT)
+@click.argument("map_file", metavar="MAP", type=FILE)
+@output_option(_OUTPUT)
 @click.option(
     "-n", "--top", type=click.IntRange(1, 60), default=20, show_default=True, help="Experts in the bar chart."
 )
@@ -53,9 +54,9 @@ def plot(
 
 
 @click.command()
-@click.argument("first", metavar="A", type=click.Path(path_type=Path))
-@click.argument("second", metavar="B", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help=_OUTPUT)
+@click.argument("first", metavar="A", type=FILE)
+@click.argument("second", metavar="B", type=FILE)
+@output_option(_OUTPUT, required=False)
 @click.option("-n", "--top", type=click.IntRange(1), default=20, show_default=True, help="First experts to compare.")
 @json_option
 def diff(first: Path, second: Path, output: Path | None, top: int, as_json: bool) -> None:
@@ -74,10 +75,9 @@ def diff(first: Path, second: Path, output: Path | None, top: int, as_json: bool
     result = significance.compare(one, two, top)
     same_model = one.identity == two.identity
     if not same_model:
-        click.echo(
+        say(
             f"note: {first} is of {one.identity.short}, {second} of {two.identity.short}: other models, "
-            "so expert numbers may mean other things",
-            err=True,
+            "so expert numbers may mean other things"
         )
     if output:
         names = (first.name, second.name) if first.name != second.name else (str(first), str(second))

@@ -9,8 +9,9 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from ..options.common import console, json_option, print_json, progress_bar
+from ..options.common import json_option
 from ..options.model import models_dir_option
+from ..output import console, print_json, progress_bar, warn
 
 if TYPE_CHECKING:
     from ...models.local_facts import LocalMap, ModelFacts
@@ -48,7 +49,7 @@ def models(models_dirs: tuple[Path, ...], maps_dirs: tuple[Path, ...], short_nam
     from ...models.local_models import Shelf
 
     shelf = Shelf.scan(models_dirs)
-    maps = maps_in(maps_dirs, lambda text: click.echo(f"warning: {text}", err=True))
+    maps = maps_in(maps_dirs, warn)
     rows = _facts(shelf)
     if as_json:
         print_json([_to_dict(shelf, model, facts, maps) for model, facts in rows])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import click
 
@@ -27,10 +26,16 @@ from ...pairs.builders import (
 from ...pairs.control_pairs import SURFACES, prompts_of, shuffled_pairs, superficial_pairs
 from ...pairs.number_pairs import number_pairs
 from ...pairs.pairs import Pair, load_pairs
-from ..options.common import json_option, print_json
+from ..options.common import (
+    FILE,
+    hub_offline_option,
+    json_option,
+    output_option,
+    seed_option,
+    selection_options,
+)
+from ..output import print_json, print_left_out, say
 from .pairs_check import check
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _SQUAD_COLUMNS = ("id", "context", "question", "answers", "is_impossible", "data", "paragraphs")
 _SAFETY_COLUMNS = ("prompt", "response", "is_safe")
@@ -43,50 +48,21 @@ def pairs() -> None:
 
 pairs.add_command(check)
 
-output_option = click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Pairs file to write, JSONL."
-)
-seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything that is drawn.")
-offline_option = click.option(
-    "--offline", is_flag=True, help="Take hub data from the cache alone, as with HF_HUB_OFFLINE=1."
-)
-
-
-def selection_options(command: F) -> F:
-    """--skip, --limit, --sample and --seed; the command gets them as one argument, `wanted`."""
-
-    @functools.wraps(command)
-    def with_selection(**arguments: Any) -> Any:
-        wanted = {name: arguments.pop(name) for name in ("skip", "limit", "sample")}
-        if wanted["limit"] is not None and wanted["sample"] is not None:
-            raise UsageError("--limit takes the first pairs, --sample draws some of all; give one of them")
-        return command(**arguments, wanted=wanted | {"seed": arguments["seed"]})
-
-    options = (
-        click.option("--skip", type=click.IntRange(0), default=0, help="Leave out the first pairs.", metavar="N"),
-        click.option("--limit", type=click.IntRange(1), metavar="N", help="Take the first pairs.  [default: all]"),
-        click.option("--sample", type=click.IntRange(1), metavar="N", help="Draw pairs at random instead."),
-        seed_option,
-    )
-    wrapped: Any = with_selection
-    for option in reversed(options):
-        wrapped = option(wrapped)
-    return cast(F, wrapped)
+_output_option = output_option("Pairs file to write, JSONL.")
 
 
 @pairs.command()
 @click.option("--squad", required=True, metavar="FILE|hub:ID", help="SQuAD: its JSON (v1.1, v2), or the hub's columns.")
 @click.option("--keep-impossible", is_flag=True, help="Also questions that their document does not answer (v2).")
 @click.option("--one-per-document", is_flag=True, help="Take one question of each document.")
-@selection_options
-@offline_option
-@output_option
+@selection_options("pairs")
+@hub_offline_option
+@_output_option
 @json_option
 def faithfulness(
     squad: str,
     keep_impossible: bool,
     one_per_document: bool,
-    seed: int,
     wanted: dict[str, Any],
     offline: bool,
     output: Path,
@@ -114,19 +90,18 @@ def faithfulness(
 @click.option(
     "--refusals",
     "refusals_file",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Text file of refusals, one a line.  [default: a list of this program's own]",
 )
 @click.option("--one-per-prompt", is_flag=True, help="Take one response to each prompt.")
-@selection_options
-@offline_option
-@output_option
+@selection_options("pairs")
+@hub_offline_option
+@_output_option
 @json_option
 def safety(
     data: str,
     refusals_file: Path | None,
     one_per_prompt: bool,
-    seed: int,
     wanted: dict[str, Any],
     offline: bool,
     output: Path,
@@ -144,7 +119,7 @@ def safety(
     refusals = [pair.positive_target for pair in prompts_of(refusals_file)] if refusals_file else REFUSALS
     tally = Tally()
     found = _rows(data, offline, _SAFETY_COLUMNS)
-    made = safety_pairs(found, tally, seed=seed, refusals=refusals, one_per_prompt=one_per_prompt)
+    made = safety_pairs(found, tally, seed=wanted["seed"], refusals=refusals, one_per_prompt=one_per_prompt)
     _write(select(made, tally, **wanted), tally, output, as_json, source=data)
 
 
@@ -154,7 +129,7 @@ def safety(
     "--largest", type=click.IntRange(10, 9999), default=100, show_default=True, help="Largest number in them."
 )
 @seed_option
-@output_option
+@_output_option
 @json_option
 def numbers(limit: int, largest: int, seed: int, output: Path, as_json: bool) -> None:
     """Small tasks answered in digits against words; the answer's tokens count.
@@ -179,9 +154,9 @@ def numbers(limit: int, largest: int, seed: int, output: Path, as_json: bool) ->
 @click.option("--negative-column", required=True, help="Column of the opposite reply.")
 @click.option("--id-column", help="Column of the pairs' names.")
 @click.option("--delimiter", help="The character between cells.  [default: the one that fits the header]")
-@selection_options
-@offline_option
-@output_option
+@selection_options("pairs")
+@hub_offline_option
+@_output_option
 @json_option
 def from_csv(
     csv_file: str,
@@ -190,7 +165,6 @@ def from_csv(
     negative_column: str,
     id_column: str | None,
     delimiter: str | None,
-    seed: int,
     wanted: dict[str, Any],
     offline: bool,
     output: Path,
@@ -221,7 +195,7 @@ def from_csv(
 
 
 @pairs.command()
-@click.argument("prompts_file", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("prompts_file", metavar="FILE", type=FILE)
 @click.option(
     "--kind",
     "kinds",
@@ -229,7 +203,7 @@ def from_csv(
     multiple=True,
     help="What differs; give it again for more.  [default: all in turn]",
 )
-@output_option
+@_output_option
 @json_option
 def superficial(prompts_file: Path, kinds: tuple[str, ...], output: Path, as_json: bool) -> None:
     """Control pairs: the same content on both sides, which differ in length, casing or format alone.
@@ -247,9 +221,9 @@ def superficial(prompts_file: Path, kinds: tuple[str, ...], output: Path, as_jso
 
 
 @pairs.command()
-@click.argument("pairs_file", metavar="PAIRS", type=click.Path(path_type=Path))
+@click.argument("pairs_file", metavar="PAIRS", type=FILE)
 @seed_option
-@output_option
+@_output_option
 @json_option
 def shuffle(pairs_file: Path, seed: int, output: Path, as_json: bool) -> None:
     """Control pairs: swap the sides of a random half, so that the sides mean nothing.
@@ -280,6 +254,5 @@ def _write(made: Iterator[Pair], tally: Tally, output: Path, as_json: bool, *, s
             {"output": str(output), "pairs": tally.pairs, "source": source, "rows": tally.rows, "skipped": skipped}
         )
         return
-    click.echo(f"{tally.pairs:,} pairs from {tally.rows:,} rows of {source}: {output}", err=True)
-    for reason, n in skipped.items():
-        click.echo(f"  {n:,} left out: {reason}", err=True)
+    say(f"{tally.pairs:,} pairs from {tally.rows:,} rows of {source}: {output}")
+    print_left_out(skipped)

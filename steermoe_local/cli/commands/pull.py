@@ -11,8 +11,9 @@ from ...errors import UsageError
 from ...identity import UNKNOWN_ROUTER
 from ...model_files.gating import ROUTED
 from ...models.embedded import TINY
-from ..options.common import json_option, print_json, progress_bar
+from ..options.common import json_option
 from ..options.model import candidates, check, describe, fetch, folders_from_environment, not_here, offline_option
+from ..output import print_json, progress_bar, say, warn
 
 if TYPE_CHECKING:
     from ...model_files.model_info import ModelInfo
@@ -108,16 +109,16 @@ def pull(
     from ...models.local_facts import maps_in
 
     model = find_on_hub(wanted, file=file, token=token)
-    _say(describe(model))
+    say(describe(model))
     info = check(model, folder, force)
     architecture = info.architecture if info.architecture in ROUTED else repr(info.architecture)
-    _say(f"{architecture}, {experts(info)}" if info.is_moe else f"{architecture}, no experts")
-    maps = _fitting(model, info, maps_in(maps_dirs, _warn))
+    say(f"{architecture}, {experts(info)}" if info.is_moe else f"{architecture}, no experts")
+    maps = _fitting(model, info, maps_in(maps_dirs, warn))
     if maps:
-        _say(f"maps that fit: {', '.join(item.name for item in maps)}")
+        say(f"maps that fit: {', '.join(item.name for item in maps)}")
     here = model.bytes_here(folder)
     if 0 < here < model.model.size:
-        _say(f"{human(here)} of {human(model.model.size)} are here already")
+        say(f"{human(here)} of {human(model.model.size)} are here already")
     free = model.check_space(folder)
     paths = [] if dry_run else fetch(model, folder)
     if not dry_run:
@@ -176,7 +177,7 @@ def _hint(path: Path, folder: Path | None) -> None:
     named = next((model for model in shelf.models() if model.path == path), None)
     name = shelf.name_of(named) if named else str(path)
     where = f" --models-dir {folder}" if folder and name != str(path) else ""
-    _say(f'try it: steermoe run -m {name}{where} -p "..."')
+    say(f'try it: steermoe run -m {name}{where} -p "..."')
 
 
 def _result(
@@ -203,11 +204,3 @@ def _result(
         "paths": [str(path) for path in paths],
         "fetched": bool(paths),
     }
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
-
-
-def _warn(text: str) -> None:
-    click.echo(f"warning: {text}", err=True)

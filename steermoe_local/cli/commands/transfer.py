@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...errors import UsageError
 from ...pairs.pairs import Pair, PairsFile, pairs_digest
-from ..options.common import Words, console, progress_bar
-from ..options.evaluation import evaluation_options
-from ..options.evaluation_setup import NONE, EvaluationSetup
-from ..options.steering import warn
-from .eval import rich_table
+from ..options.common import WORDS, check_unfinished
+from ..options.evaluation import NONE, EvaluationSetup, evaluation_options
+from ..output import console, print_json, print_reports, progress_bar, say, warn
 
 if TYPE_CHECKING:
     from ...evaluation.studies.transfer_results import Transfer
@@ -35,7 +32,7 @@ _QUANTS = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0,Q3_K_M,Q2_K,IQ4_XS"
 )
 @click.option(
     "--quants",
-    type=Words(),
+    type=WORDS,
     default=_QUANTS,
     show_default=True,
     metavar="TYPE,...",
@@ -71,7 +68,6 @@ def transfer(
       steermoe transfer -m olmoe-f16.gguf --map map.json --pairs pairs.jsonl --task questions.jsonl \\
         --activate 10 --deactivate 50 --quants Q8_0,Q4_K_M --keep -o out
     """
-    from ...evaluation.reports.pictures import missing_matplotlib
     from ...evaluation.reports.transfer_picture import draw_transfer
     from ...evaluation.reports.transfer_report import markdown
     from ...evaluation.studies.file_types import file_type
@@ -87,7 +83,7 @@ def transfer(
     setup.check_output("summary.json", "report.md", _COLUMNS, *_PICTURES)
     folder = setup.path("models")
     quantizer = Quantizer(setup.facts, folder)
-    warn(filter(None, [quantizer.warning]))
+    warn(*filter(None, [quantizer.warning]))
     with ExitStack() as stack:
         kept = stack.enter_context(AnswerFile(setup.path(_COLUMNS)))
         done = _done(setup, kept, {**_settings(setup, pairs, top_n, n_agreement), "base_sha256": quantizer.sha256})
@@ -119,16 +115,12 @@ def transfer(
             on_map=lambda name, expert_map: expert_map.save(setup.path(f"{name}.map.json")),
             progress=bar,
         )
-        problem = missing_matplotlib()
-        if problem:
-            click.echo(problem, err=True)
-        else:
-            draw_transfer(found, [setup.path(name) for name in _PICTURES])
+        drawn = setup.draw(lambda paths: draw_transfer(found, paths), _PICTURES)
         data = setup.write_summary(found.to_dict())
-        setup.write("report.md", markdown(found, setup.command, () if problem else _PICTURES[:1]))
+        setup.write("report.md", markdown(found, setup.command, drawn))
         kept.finish([found.base.name, *(column.name for column in found.columns)])
     if setup.as_json:
-        setup.print_json(data)
+        print_json(data)
         return
     _print(found)
     click.echo(f"\nwritten: {setup.path('report.md')}")
@@ -166,8 +158,7 @@ def _settings(setup: EvaluationSetup, pairs: Collection[Pair] | None, top_n: int
 
 def _done(setup: EvaluationSetup, kept: AnswerFile, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Columns of an interrupted run. Raises UsageError without --resume or --restart, or with other settings."""
-    if kept.exists() and not setup.resume and not setup.restart:
-        raise UsageError(f"{kept.path}: an interrupted run; go on with --resume, or start over with --restart")
+    check_unfinished(kept, setup.resume, setup.restart)
     if kept.exists() and setup.resume:
         kept.resume(settings)
         return list(kept.records())
@@ -182,7 +173,7 @@ def _tell(kept: AnswerFile, n_kept: int) -> None:
     """What an interrupted run leaves."""
     if n_kept:
         what = "1 model is" if n_kept == 1 else f"{n_kept} models are"
-        click.echo(f"{what} done and kept in {kept.path}; go on with the same command and --resume", err=True)
+        say(f"{what} done and kept in {kept.path}; go on with the same command and --resume")
 
 
 class _QuantizerBar:
@@ -209,8 +200,6 @@ class _QuantizerBar:
 def _print(found: Transfer) -> None:
     from ...evaluation.reports.transfer_report import conclusions, rates, table, types
 
-    out = console()
-    for number, part in enumerate((table(found), rates(found), types(found))):
-        out.print(*([""] if number else []), rich_table(part), sep="\n")
+    print_reports((table(found), rates(found), types(found)))
     for line in (*conclusions(found), *(f"note: {warning}" for warning in found.warnings)):
-        out.print(f"\n{line}", markup=False, soft_wrap=True)
+        console().print(f"\n{line}", markup=False, soft_wrap=True)

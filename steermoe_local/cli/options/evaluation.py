@@ -1,98 +1,110 @@
-"""The options of a measurement, and the command line that they come from."""
+"""The options of the commands that measure (eval, sweep, tune, experiment, transfer), and what they open with them."""
 
 from __future__ import annotations
 
-import functools
 import json
-import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import click
-from click.core import ParameterSource
 
-from .common import F, json_option, llama_options, model_option, template_options
-from .evaluation_setup import NONE, EvaluationSetup
-from .sampling import TRUNCATION
-from .steering import steering_options
+from ..._util.files import replacing, require_writable
+from ...errors import UsageError
+from ...identity import ModelIdentity
+from ...model_files.model_info import ModelInfo, model_info
+from ...models.shipped_maps import shipped_maps
+from ..output import progress_bar, say, warn
+from .common import Parsed, check_resume, check_unfinished, json_option, template_options
+from .groups import F, command_line, field_options, option, option_group, together
+from .llama import LlamaFlags, llama_options
+from .model import model_option
+from .opening import open_model
+from .sampling import MIN_P, TOP_P
+from .steering import SteeringFlags, steering_options
 
-__all__ = ["Seeds", "evaluation_options", "is_given"]
+if TYPE_CHECKING:
+    from ...evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
+    from ...evaluation.tasks.neutral_text import NeutralText
+    from ...evaluation.tasks.tasks import Scorer, Task
+    from ...steering.steering import Steering
 
-_ABSENT = {"benign_name": NONE}  # a command without --benign has no such prompts
+__all__ = ["NONE", "RECORDS", "EvaluationSetup", "evaluation_options"]
 
-
-class Seeds(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """Whole numbers with commas between them, or ranges like 0-4."""
-
-    name = "seeds"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """The numbers, in their order."""
-        if isinstance(value, tuple):
-            return value
-        seeds: list[int] = []
-        for part in str(value).split(","):
-            first, dash, last = part.strip().partition("-")
-            last = last if dash else first
-            fits = all(text.isdecimal() and len(text) < 10 for text in (first, last)) and int(first) <= int(last)
-            if not fits or int(last) - int(first) >= 1000:
-                self.fail(f"{value!r} is no list of seeds, like 0,1,2 or 0-4.", param, ctx)
-            seeds += range(int(first), int(last) + 1)
-        return tuple(seeds)
+RECORDS = "records.jsonl"
+NONE = "none"
 
 
-_OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option(
-        "--task",
-        "task_name",
-        metavar="TASK",
-        help="Task file (docs/tasks.md), or builtin:NAME.  [default: the shipped map's own]",
-    ),
-    click.option(
-        "--scorer", "scorer_name", metavar="NAME", help="How answers are scored.  [default: as the task says]"
-    ),
-    click.option(
-        "--scorer-option",
-        "scorer_options",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Option of the scorer; may be given again.",
-    ),
-    click.option(
+def _seeds(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between them, or ranges like 0-4, in their order."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        last = last if dash else first
+        fits = all(end.isdecimal() and len(end) < 10 for end in (first, last)) and int(first) <= int(last)
+        if not fits or int(last) - int(first) >= 1000:
+            raise ValueError(f"{text!r} is no list of seeds, like 0,1,2 or 0-4.")
+        seeds += range(int(first), int(last) + 1)
+    return tuple(seeds)
+
+
+@dataclass(frozen=True)
+class EvaluationSetup:
+    """The options of a measurement, and what they name: model, steering, task. Each is read when it is first used.
+
+    `seed` is that of random draws (bootstrap, controls), `seeds` are those of sampled answers. `output` is the folder
+    of the results, None for a command without one. `command` is a line that does the same again.
+    """
+
+    model: Path
+    steering_flags: SteeringFlags
+    flags: LlamaFlags
+    task_name: str | None = option(
+        "--task", metavar="TASK", help="Task file (docs/tasks.md), or builtin:NAME.  [default: the shipped map's own]"
+    )
+    scorer_name: str | None = option(
+        "--scorer", metavar="NAME", help="How answers are scored.  [default: as the task says]"
+    )
+    scorer_options: tuple[str, ...] = option(
+        "--scorer-option", multiple=True, metavar="KEY=VALUE", help="Option of the scorer; may be given again."
+    )
+    max_tokens: int | None = option(
         "--max-tokens", type=click.IntRange(1), metavar="N", help="Longest answer.  [default: as the task says]"
-    ),
-    click.option(
+    )
+    n_items: int | None = option(
         "-n", "--n-items", type=click.IntRange(1), metavar="N", help="Take the first N items.  [default: all]"
-    ),
-    click.option(
+    )
+    temperature: float = option(
         "--temp",
-        "temperature",
         type=click.FloatRange(0),
         default=0.0,
         show_default=True,
         allow_from_autoenv=False,  # `run` samples by default
         metavar="T",
         help="Temperature of sampling, 0: greedy.",
-    ),
-    click.option(
+    )
+    top_k: int = option(
         "--top-k",
         type=click.IntRange(0),
         default=40,
         show_default=True,
         metavar="K",
         help="Sample from the k likeliest.",
-    ),
-    *TRUNCATION,
-    click.option(
+    )
+    top_p: float = option("--top-p", **TOP_P)
+    min_p: float = option("--min-p", **MIN_P)
+    seeds: tuple[int, ...] = option(
         "--seeds",
-        type=Seeds(),
-        default="0",
+        type=Parsed[tuple[int, ...]]("seeds", tuple, _seeds),
+        default=(0,),
         show_default=True,
         metavar="LIST",
         help="With --temp: answer each item once for each seed, like 0,1,2 or 0-4.",
-    ),
-    click.option(
+    )
+    seed: int = option(
         "--seed",
         type=click.IntRange(0, 2**32 - 1),
         default=0,
@@ -100,8 +112,8 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         allow_from_autoenv=False,  # not the seed of sampling
         metavar="SEED",
         help="Seed of random draws: bootstrap, controls, splits.",
-    ),
-    click.option(
+    )
+    parallel: int = option(
         "-np",
         "--parallel",
         type=click.IntRange(1, 256),
@@ -110,36 +122,34 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         allow_from_autoenv=False,  # `serve` has fewer
         metavar="N",
         help="Answers decoded at once.",
-    ),
-    click.option(
+    )
+    ctx_size: int | None = option(
         "-c",
         "--ctx-size",
         type=click.IntRange(0),
         allow_from_autoenv=False,  # as needed, whatever a chat takes
         metavar="N",
         help="Context of each answer in tokens, 0: the model's.  [default: as needed]",
-    ),
-    click.option(
+    )
+    neutral_name: str | None = option(
         "--neutral",
-        "neutral_name",
         metavar="FILE",
         help="Neutral text for perplexity and KL, `none` for none.  [default: a shipped one]",
-    ),
-    click.option(
+    )
+    n_text: int = option(
         "--n-text",
         type=click.IntRange(0),
         default=2000,
         show_default=True,
         metavar="N",
         help="Tokens of it that count, 0: all.",
-    ),
-    click.option(
+    )
+    benign_name: str | None = option(
         "--benign",
-        "benign_name",
         metavar="FILE",
         help="Benign prompts, to count over-refusal, `none` for none.  [default: shipped ones]",
-    ),
-    click.option(
+    )
+    output: Path | None = option(
         "-o",
         "--output",
         type=click.Path(path_type=Path),
@@ -147,46 +157,257 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         allow_from_autoenv=False,  # no other command's output
         metavar="DIR",
         help="Folder of the results; it is made.",
+    )
+    resume: bool = option("--resume", is_flag=True, help="Go on with an interrupted run.")
+    restart: bool = option("--restart", is_flag=True, help="Forget an interrupted run.")
+    thinking: bool = False
+    template_arguments: Mapping[str, Any] | None = None
+    as_json: bool = False
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for options that exclude each other."""
+        check_resume(self.resume, self.restart)
+        if self.temperature == 0 and len(self.seeds) > 1:
+            raise UsageError("--seeds: a greedy answer is the same for every seed; add --temp 0.8, say")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UsageError("--seeds: a seed stands twice; give each once")
+        if self.task_name is None and self._shipped is None:
+            raise UsageError("which task? give --task FILE.jsonl, or --task builtin:NAME (steermoe tasks list)")
+
+    @cached_property
+    def facts(self) -> ModelInfo:
+        """The model's, with its routers' hash. Raises ModelError."""
+        return model_info(self.model)
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """The model's. Raises ModelError for one without experts."""
+        return self.facts.require_moe()
+
+    @cached_property
+    def steering(self) -> Steering:
+        """The steering that the flags choose, checked against the model. Raises UsageError when they name none."""
+        found = self.steering_flags.open(self.identity, self.model)
+        if found is None:
+            raise UsageError("nothing to steer by; give --map MAP, or --bias FILE")
+        found.build(self.identity)  # what the model cannot carry out is told now
+        return found
+
+    @cached_property
+    def map_steering(self) -> Steering:
+        """The map alone, for commands that choose the numbers of experts themselves.
+
+        The numbers are those of the flags, else of a shipped map's card, else 0. Raises UsageError for a bias file.
+        """
+        flags = self.steering_flags
+        if "map" not in flags.source:
+            raise UsageError("the experts are chosen from a map; give --map MAP")
+        from ...evaluation.studies.opening import open_steering
+
+        steering = open_steering(
+            flags.source["map"],
+            activate=flags.activate,
+            deactivate=flags.deactivate,
+            reverse=flags.reverse,
+            layers=flags.layers,
+            strength=flags.strength,
+        )
+        warn(*steering.check(self.identity, str(self.model), flags.force))
+        return steering
+
+    @cached_property
+    def task(self) -> Task:
+        """The task, its first `n_items` items. Raises FormatError, UsageError."""
+        from ...evaluation.tasks.builtin import open_task
+        from ...evaluation.tasks.scorers import parse_options
+
+        task = open_task(
+            self.task_name or f"builtin:{self._shipped}", scorer=self.scorer_name, max_tokens=self.max_tokens
+        )
+        if self.scorer_options:
+            options = parse_options(task.scorer, self.scorer_options)
+            task = replace(task, options={**task.options, **options})
+        return task.first(self.n_items)
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """The task's scorer. Raises UsageError."""
+        from ...evaluation.tasks.scorers import make_scorer
+
+        return make_scorer(self.task.scorer, self.task.options)
+
+    @cached_property
+    def guards(self) -> tuple[tuple[Task, Scorer] | None, NeutralText | None]:
+        """Benign prompts with their scorer, and the neutral text: those that were named, else the shipped ones."""
+        from ...evaluation.tasks.builtin import default_guards, open_task
+        from ...evaluation.tasks.neutral_text import load_neutral_text
+        from ...evaluation.tasks.scorers import make_scorer
+
+        benign: tuple[Task, Scorer] | None = None
+        neutral: NeutralText | None = None
+        if self.benign_name is None or self.neutral_name is None:
+            benign, neutral = default_guards(self.model)
+        if self.benign_name == NONE:
+            benign = None
+        elif self.benign_name is not None:
+            task = open_task(self.benign_name, scorer="refusal")
+            benign = task, make_scorer(task.scorer, task.options)
+        if self.neutral_name == NONE:
+            neutral = None
+        elif self.neutral_name is not None:
+            neutral = load_neutral_text(self.neutral_name)
+        return benign, neutral
+
+    @cached_property
+    def settings(self) -> EvaluatorSettings:
+        """How the evaluator measures."""
+        from ...evaluation.measuring.evaluator import EvaluatorSettings
+        from ...generation.engine import Sampling
+
+        n_ctx = self.ctx_size
+        return EvaluatorSettings(
+            sampling=Sampling(
+                temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p, seed=0
+            ),
+            seeds=self.seeds,
+            n_parallel=self.parallel,
+            n_ctx=(self.facts.context_length or None) if n_ctx == 0 else n_ctx,
+            n_text=self.n_text or None,
+            thinking=self.thinking,
+            template_arguments=self.template_arguments or {},
+            force=self.steering_flags.force,
+            context=self.flags.context_arguments(),
+        )
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Facts of model and context that results hang on, as plain JSON values; the same in every run."""
+        return self._about(self.facts)
+
+    def _about(self, facts: ModelInfo) -> dict[str, Any]:
+        from ...evaluation.studies.opening import model_facts
+
+        flags = self.flags
+        return {
+            "model": model_facts(facts),
+            "context": {
+                "cache_type_k": flags.cache_type_k,
+                "cache_type_v": flags.cache_type_v,
+                "flash_attn": flags.flash_attn,
+            },
+        }
+
+    def path(self, name: str) -> Path:
+        """A file of the output folder."""
+        assert self.output is not None
+        return self.output / name
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a text file of the output folder. Raises UsageError."""
+        with replacing(self.path(name)) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+        return self.path(name)
+
+    def write_summary(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Write summary.json, with the command; returns all that stands in it. Raises UsageError."""
+        whole = {**data, "command": self.command}
+        self.write("summary.json", json.dumps(whole, ensure_ascii=False, indent=1) + "\n")
+        return whole
+
+    def draw(self, draw: Callable[[Sequence[Path]], Any], names: Sequence[str]) -> tuple[str, ...]:
+        """Draw pictures of the output folder; the name of the one for the report. Without matplotlib, say so."""
+        from ...evaluation.reports.pictures import missing_matplotlib
+
+        if problem := missing_matplotlib():
+            say(problem)
+            return ()
+        return () if draw([self.path(name) for name in names]) is False else tuple(names[:1])
+
+    def check_output(self, *names: str) -> None:
+        """Make the output folder, and check that these files can be written in it. Raises UsageError."""
+        if self.output is None:
+            return
+        if self.output.exists() and not self.output.is_dir():
+            raise UsageError(f"{self.output}: is a file; name a folder for the results with -o")
+        try:
+            self.output.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{self.output}: cannot be made: {error.strerror or error}; name another folder") from None
+        for name in names:
+            require_writable(self.path(name))
+
+    @contextmanager
+    def evaluator(self, *, model: Path | None = None, kept: str | None = RECORDS) -> Iterator[Evaluator]:
+        """The evaluator on the model (or on another `model` for the same task), with a progress bar.
+
+        What it measures is kept in the file `kept` of the output folder: written when the block ends, and left to go on
+        from with --resume when it fails or is interrupted, which is said on stderr. Raises UsageError (a run that was
+        interrupted is there; a prompt that does not fit), ResourceError (no memory for it), ModelError, FormatError.
+        """
+        from ...evaluation.measuring.evaluator import Evaluator, plan
+        from ...generation.answer_file import AnswerFile
+
+        path = model or self.model
+        facts = model_info(path) if model else self.facts
+        answers: AnswerFile | None = None
+        if kept is not None and self.output is not None:
+            self.check_output(kept)
+            answers = AnswerFile(self.path(kept))
+            check_unfinished(answers, self.resume, self.restart)
+        benign, neutral = self.guards
+        settings = self.settings
+        n_ctx = plan(path, self.task, self.scorer, benign=benign, neutral=neutral, settings=settings)
+        with ExitStack() as stack:
+            if answers:
+                stack.enter_context(answers)
+            llama = stack.enter_context(open_model(facts, self.flags, n_ctx, max(2, settings.n_parallel)))
+            show = stack.enter_context(progress_bar())
+            evaluator = stack.enter_context(
+                Evaluator(
+                    llama,
+                    self.task,
+                    self.scorer,
+                    benign=benign,
+                    neutral=neutral,
+                    settings=settings,
+                    kept=answers,
+                    resume=self.resume and answers is not None and answers.exists(),
+                    about=self._about(facts),
+                    progress=show,
+                )
+            )
+            try:
+                yield evaluator
+            except BaseException:
+                if answers and evaluator.n_kept:
+                    n = evaluator.n_kept
+                    say(f"{n} results are kept in {answers.path}; go on with the same command and --resume")
+                raise
+            evaluator.finish()
+
+    @property
+    def _shipped(self) -> str | None:
+        """Name of the shipped map that steers, for its own task."""
+        name = self.steering_flags.source.get("map", "").removeprefix("tiny/")
+        return name if name in shipped_maps() else None
+
+
+def _setup(**values: Any) -> EvaluationSetup:
+    values.setdefault("benign_name", NONE)  # a command without --benign has no such prompts
+    return EvaluationSetup(**values, command=command_line())
+
+
+_ALL = together(
+    model_option,
+    steering_options,
+    option_group(
+        _setup,
+        "setup",
+        (*field_options(EvaluationSetup), template_options, llama_options, json_option),
+        takes=("model", "steering_flags", "flags"),
     ),
-    click.option("--resume", is_flag=True, help="Go on with an interrupted run."),
-    click.option("--restart", is_flag=True, help="Forget an interrupted run."),
 )
-# What says nothing of the result, or must not be told.
-_NOT_REPEATED = {"output", "resume", "restart", "as_json", "hf_token", "verbose"}
-
-
-def command_line(context: click.Context) -> str:
-    """The command with all options that were given, also by the environment or the configuration; no token."""
-    words = ["steermoe", *context.command_path.split()[1:]]
-    for option in context.command.params:
-        source = context.get_parameter_source(option.name or "")
-        if not isinstance(option, click.Option) or option.name in _NOT_REPEATED or source == ParameterSource.DEFAULT:
-            continue
-        value = context.params.get(option.name or "")
-        if value is None or value == ():
-            continue
-        name = next((text for text in option.opts if text.startswith("--")), option.opts[0])
-        if option.is_flag:
-            if value or option.secondary_opts:
-                words.append(name if value else option.secondary_opts[0])
-            continue
-        for given in value if option.multiple else (value,):
-            words += [name, _typed(given)]
-    return shlex.join([*words, "-o", "OUT"] if any(p.name == "output" for p in context.command.params) else words)
-
-
-def _typed(value: Any) -> str:
-    """A value as it is typed."""
-    if isinstance(value, dict):
-        return json.dumps(value)
-    if isinstance(value, tuple):
-        return ",".join("=".join(part) if isinstance(part, tuple) else str(part) for part in value)
-    return str(value)
-
-
-def is_given(name: str) -> bool:
-    """Does this parameter stand on the command line?"""
-    return click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE
 
 
 @overload
@@ -202,18 +423,6 @@ def evaluation_options(command: F | None = None, *, without: tuple[str, ...] = (
     """
     if command is None:
         return lambda wanted: evaluation_options(wanted, without=without)
-
-    @functools.wraps(command)
-    def with_setup(**arguments: Any) -> Any:
-        names = [name for name in EvaluationSetup.__dataclass_fields__ if name in arguments]
-        values = {name: arguments.pop(name) for name in names}
-        line = command_line(click.get_current_context())
-        return command(**arguments, setup=EvaluationSetup(**{**_ABSENT, **values}, command=line))
-
-    wrapped: Any = json_option(with_setup)
-    wrapped = template_options(llama_options(wrapped))
-    for option in reversed(_OPTIONS):
-        wrapped = option(wrapped)
-    wrapped = model_option(steering_options(wrapped))
+    wrapped: Any = _ALL(command)
     wrapped.__click_params__ = [p for p in wrapped.__click_params__ if p.name not in without]
     return cast(F, wrapped)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from ...errors import ModelError, UsageError
+from ..output import say, warn
+from .groups import is_given, option_group, rank
 
 if TYPE_CHECKING:
     from ...model_files.model_info import ModelInfo
@@ -19,10 +18,7 @@ if TYPE_CHECKING:
     from ...models.local_facts import LocalMap
     from ...models.local_models import Shelf
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 MODELS_VARIABLE = "STEERMOE_MODELS"
-_RANK = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
 
 
 class ModelText(click.ParamType):  # type: ignore[type-arg, unused-ignore] # generic only in newer click
@@ -49,25 +45,18 @@ def folders_from_environment() -> tuple[Path, ...]:
     return tuple(Path(folder) for folder in text.split(os.pathsep) if folder)
 
 
-def models_dir_option(command: F) -> F:
-    """--models-dir."""
-    return click.option(
-        "--models-dir",
-        "models_dirs",
-        type=click.Path(file_okay=False, path_type=Path),
-        multiple=True,
-        envvar=MODELS_VARIABLE,
-        metavar="DIR",
-        help="Folder of GGUF files; -m takes their names. Can be given again.",
-    )(command)
-
-
-def offline_option(command: F) -> F:
-    """--offline."""
-    return click.option(
-        "--offline", is_flag=True, help="Use no network: take what is on this machine, as with HF_HUB_OFFLINE=1."
-    )(command)
-
+models_dir_option = click.option(
+    "--models-dir",
+    "models_dirs",
+    type=click.Path(file_okay=False, path_type=Path),
+    multiple=True,
+    envvar=MODELS_VARIABLE,
+    metavar="DIR",
+    help="Folder of GGUF files; -m takes their names. Can be given again.",
+)
+offline_option = click.option(
+    "--offline", is_flag=True, help="Use no network: take what is on this machine, as with HF_HUB_OFFLINE=1."
+)
 
 _OPTIONS = (
     click.option(
@@ -92,21 +81,6 @@ _OPTIONS = (
 )
 
 
-def model_option(command: F) -> F:
-    """-m and -hf, as llama.cpp names them; the command gets the model's path as `model`."""
-
-    @functools.wraps(command)
-    def with_model(**arguments: Any) -> Any:
-        names = ("model", "hf_repo", "hf_file", "hf_token", "offline", "models_dirs")
-        model = _resolve(**{name: arguments.pop(name) for name in names})
-        return command(**arguments, model=model)
-
-    wrapped: Any = with_model
-    for option in reversed(_OPTIONS):
-        wrapped = option(wrapped)
-    return cast(F, wrapped)
-
-
 def _resolve(
     model: str | None,
     hf_repo: str | None,
@@ -116,23 +90,22 @@ def _resolve(
     models_dirs: tuple[Path, ...],
 ) -> Path:
     """The path of the model that is named nearest: on the command line, in the environment, in the configuration."""
-    source = click.get_current_context().get_parameter_source
-    ranks = {
-        name: _RANK.index(found) if (found := source(name)) in _RANK else len(_RANK)
-        for name, value in (("model", model), ("hf_repo", hf_repo))
-        if value is not None
-    }
-    if not ranks:
+    if model is None and hf_repo is None:
         raise UsageError("which model? give -m MODEL (a GGUF file, tiny) or -hf USER/REPO[:QUANT]")
-    if len(set(ranks.values())) < len(ranks):
+    if model is not None and hf_repo is not None and rank("model") == rank("hf_repo"):
         raise UsageError(f"-m {model} and -hf {hf_repo} both name a model; give one of them")
-    if min(ranks, key=ranks.__getitem__) == "hf_repo" and hf_repo is not None:
+    if hf_repo is not None and (model is None or rank("hf_repo") < rank("model")):
         return fetch_if_missing(hf_repo, hf_file, hf_token, offline, models_dirs)
-    if hf_file and source("hf_file") == ParameterSource.COMMANDLINE:
+    if hf_file and is_given("hf_file"):
         raise UsageError("-hff goes with -hf USER/REPO")
+    assert model is not None
     from ...models.local_models import resolve_model
 
-    return resolve_model(cast(str, model), models_dirs)
+    return resolve_model(model, models_dirs)
+
+
+model_option = option_group(_resolve, "model", _OPTIONS)
+"""-m and -hf, as llama.cpp names them; the command gets the path of the model as `model`."""
 
 
 def fetch_if_missing(
@@ -152,7 +125,7 @@ def fetch_if_missing(
 
     model = find_on_hub(ModelName.parse(text), file=file, token=token)
     check(model)
-    click.echo(f"fetching {describe(model)}", err=True)
+    say(f"fetching {describe(model)}")
     return fetch(model)[0]
 
 
@@ -183,7 +156,7 @@ def check(model: HubModel, folder: Path | None = None, force: bool = False) -> M
                 f"{message}; nothing was fetched; take a Mixture-of-Experts model (steermoe models --short-names), "
                 "or fetch it all the same with steermoe pull --force"
             )
-        click.echo(f"warning: {message}", err=True)
+        warn(message)
     return info
 
 
@@ -204,7 +177,7 @@ def fetch(model: HubModel, folder: Path | None = None) -> list[Path]:
         return model.fetch(folder)
     except (KeyboardInterrupt, ModelError):
         kept, size = human_size(model.bytes_here(folder)), human_size(model.model.size)
-        click.echo(f"{kept} of {size} are kept; the same command goes on from there", err=True)
+        say(f"{kept} of {size} are kept; the same command goes on from there")
         raise
 
 

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from ...errors import UsageError
 from .config_file import ConfigFile, Entry, OptionKind, config_path
+from .groups import long_names
 
 Path_ = tuple[str, ...]
 
@@ -49,7 +50,7 @@ def options(command: click.Command) -> dict[str, click.Option]:
     found: dict[str, click.Option] = {}
     for parameter in command.params:
         if isinstance(parameter, click.Option) and parameter.expose_value and not parameter.is_eager:
-            found |= {name.removeprefix("--"): parameter for name in parameter.opts if name.startswith("--")}
+            found |= dict.fromkeys(long_names(parameter), parameter)
     return found
 
 
@@ -90,7 +91,7 @@ def name_variables(root: click.Group) -> None:
 
 def _variables(path: Path_, option: click.Option) -> list[str]:
     given = [option.envvar] if isinstance(option.envvar, str) else list(option.envvar or ())
-    names = [name.removeprefix("--") for name in option.opts if name.startswith("--")]
+    names = long_names(option)
     own = [_variable((*path, name)) for name in names]
     of_all = [_variable((name,)) for name in names if option.allow_from_autoenv]
     return list(dict.fromkeys([*own, *given, *(name for name in of_all if name not in _TAKEN)]))
@@ -155,8 +156,7 @@ def provenance(ctx: click.Context, parameter: click.Parameter) -> str:
 
 
 def _entry(option: click.Parameter, entries: dict[str, Entry]) -> Entry | None:
-    names = [name.removeprefix("--") for name in option.opts if name.startswith("--")]
-    return next((entries[name] for name in reversed(names) if name in entries), None)
+    return next((entries[name] for name in reversed(long_names(option)) if name in entries), None)
 
 
 def settings(root: click.Group, config: ConfigFile, path: Path_ = (), args: Sequence[str] = ()) -> list[Setting]:

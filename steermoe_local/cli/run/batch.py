@@ -16,7 +16,8 @@ from ...errors import ModelError, UsageError
 from ...generation.answer_file import AnswerFile, json_line
 from ...generation.answering import Answer, Answerer, Prepared, prepare, vocabulary_renderer
 from ...pairs.prompts import PromptItem, load_prompts, prompts_digest, read_prompts
-from ..options.common import print_json, progress_bar
+from ..options.common import check_unfinished
+from ..output import print_json, progress_bar, say
 from .setup import STEERED, BatchFlags, RunFlags, Steered
 
 DEFAULT_PARALLEL = 4
@@ -28,8 +29,8 @@ def run_batch(flags: RunFlags, batch: BatchFlags, as_json: bool) -> None:
     """Answer all prompts of a file: onto stdout in their order, or into a file that keeps what is done."""
     assert batch.prompts_file is not None
     kept = AnswerFile(batch.output) if batch.output else None
-    if kept and kept.exists() and not batch.resume and not batch.restart:
-        raise UsageError(f"{kept.path}: an interrupted run; go on with --resume, or start over with --restart")
+    if kept:
+        check_unfinished(kept, batch.resume, batch.restart)
     name, items = _items(batch.prompts_file)
     steered = Steered(flags)
     steered.warn_without_template()
@@ -46,18 +47,18 @@ def run_batch(flags: RunFlags, batch: BatchFlags, as_json: bool) -> None:
                 done = kept.resume(settings)
             else:
                 kept.start(settings)
-        places = [place for place, item in enumerate(items) if str(item.id) not in done]
-        run = _Batch(steered, [items[i] for i in places], [prompts[i] for i in places], n_ctx)
+        left = [index for index, item in enumerate(items) if str(item.id) not in done]
+        run = _Batch(steered, [items[i] for i in left], [prompts[i] for i in left], n_ctx)
         write = kept.add if kept else _to_stdout()
         try:
             with _bar(hidden=kept is None and sys.stdout.isatty()) as show:
                 show("run", len(done), len(items))
-                for record in run.records(min(batch.parallel or DEFAULT_PARALLEL, len(places)), ordered=kept is None):
+                for record in run.records(min(batch.parallel or DEFAULT_PARALLEL, len(left)), ordered=kept is None):
                     write(record)
                     show("run", len(done) + run.n_done, len(items))
         except KeyboardInterrupt:
             if kept and (n := len(done) + run.n_done):
-                click.echo(f"{n} of {len(items)} answers are kept; go on with the same command and --resume", err=True)
+                say(f"{n} of {len(items)} answers are kept; go on with the same command and --resume")
             raise
         if kept:
             kept.finish(item.id for item in items)
@@ -66,7 +67,7 @@ def run_batch(flags: RunFlags, batch: BatchFlags, as_json: bool) -> None:
     elif batch.output:
         click.echo(f"{run.summary()}\nwritten: {batch.output}")
     elif flags.show_timings:
-        click.echo(run.summary(), err=True)
+        say(run.summary())
 
 
 def _items(path: Path) -> tuple[str, list[PromptItem]]:

@@ -11,7 +11,7 @@ import click
 from ...generation.answering import Answer, Answerer, Event, prepare, renderer_of
 from ...pairs.pairs import Message
 from ..chat.text import harmless
-from ..options.common import print_json
+from ..output import print_json, say, warn
 from .setup import STEERED, UNSTEERED, RunFlags, Steered
 
 
@@ -57,11 +57,11 @@ def _notes(answers: dict[str, Answer], steered: Steered, n_ctx: int) -> None:
     for side, answer in answers.items():
         name = f"{side}: " if steered.flags.compare else ""
         if answer.finish.reason == "context":
-            click.echo(f"warning: {name}the context of {n_ctx} tokens is full; raise -c", err=True)
+            warn(f"{name}the context of {n_ctx} tokens is full; raise -c")
         elif answer.finish.reason == "length" and answer.reasoning and not answer.text:
-            click.echo(f"warning: {name}-n ended the answer while the model was thinking; raise it", err=True)
+            warn(f"{name}-n ended the answer while the model was thinking; raise it")
         if steered.flags.show_timings:
-            click.echo(f"{name}{_timings(answer)}", err=True)
+            say(f"{name}{_timings(answer)}")
 
 
 def _timings(answer: Answer) -> str:

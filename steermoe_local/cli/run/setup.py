@@ -1,29 +1,28 @@
-"""What one answer and many of them share: the flags of `steermoe run`, the model, and what is told of its steering."""
+"""The flags of `steermoe run`, and the model and steering that they name, for one prompt and for many."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from ...errors import UsageError
 from ...identity import ModelIdentity
 from ...model_files.model_info import ModelInfo, model_info
 from ...steering.bias_file import BiasFile
-from ..options.common import LlamaFlags
-from ..options.memory_check import check_memory
-from ..options.steering import SteeringFlags, warn
+from ..options.common import check_resume
+from ..options.llama import LlamaFlags
+from ..options.opening import context_size, open_engine
+from ..options.steering import SteeringFlags
+from ..output import warn
 
 if TYPE_CHECKING:
     from ...generation.engine import Engine, Sampling
     from ...llama.steered_llama import SteeredLlama
     from ...steering.steering import Steering
 
-DEFAULT_CONTEXT = 4096
 REASONING = ("auto", "show", "hide")
 UNSTEERED, STEERED = "unsteered", "steered"
 
@@ -60,13 +59,10 @@ class RunFlags:
 
     def context(self, facts: ModelInfo, longest: int | None = None) -> int:
         """Tokens of context: -c, or what a prompt of `longest` tokens needs, at most DEFAULT_CONTEXT."""
-        trained = facts.context_length or DEFAULT_CONTEXT
-        if self.ctx_size is not None:
-            return self.ctx_size or trained
-        limit = min(DEFAULT_CONTEXT, trained)
-        if longest is None or self.n_predict is None:
-            return limit
-        return min(limit, longest + self.n_predict)
+        size = context_size(facts, self.ctx_size)
+        if self.ctx_size is not None or longest is None or self.n_predict is None:
+            return size
+        return min(size, longest + self.n_predict)
 
 
 @dataclass(frozen=True)
@@ -81,8 +77,7 @@ class BatchFlags:
 
     def __post_init__(self) -> None:
         """Raise UsageError for options that exclude each other."""
-        if self.resume and self.restart:
-            raise UsageError("--resume and --restart exclude each other")
+        check_resume(self.resume, self.restart)
         if (self.resume or self.restart) and self.output is None:
             raise UsageError("--resume and --restart are about an output file; name it with -o OUTPUT")
 
@@ -115,9 +110,7 @@ class Steered:
     def warn_without_template(self) -> None:
         """Say that a prompt is continued, where nobody asked for it."""
         if not self.flags.raw and not self.chats:
-            click.echo(
-                f"warning: {self.flags.model}: no chat template, so the prompt is continued as it is (--raw)", err=True
-            )
+            warn(f"{self.flags.model}: no chat template, so the prompt is continued as it is (--raw)")
 
     def describe(self) -> dict[str, Any] | None:
         """What steers, for --json: name, file, rule, numbers of experts, and where the bias says to come from."""
@@ -138,30 +131,12 @@ class Steered:
 
         Raises ResourceError (no memory for it), ModelError, ModelMismatchError (bias of another model), NativeError.
         """
-        from ...generation.engine import Engine
-        from ...llama.steered_llama import SteeredLlama
-
-        flags = self.flags.flags
         n_sequences = n_parallel * len(self.sides)
-        check_memory(self.facts, flags, n_ctx, n_sequences)
-        with ExitStack() as stack:
-            # a small context: the engine makes one of its own over the same weights
-            llama = SteeredLlama(self.flags.model, n_ctx=64, n_batch=64, **flags.model_arguments())
-            stack.callback(llama.close)
-            arguments = flags.context_arguments()
-            del arguments["n_threads_batch"]  # one number of threads
-            arguments["n_batch"] = max(arguments["n_batch"], n_sequences)
-            engine = stack.enter_context(
-                Engine(
-                    llama,
-                    n_ctx=n_ctx,
-                    n_sequences=n_sequences,
-                    record=False,
-                    force=self.flags.steering_flags.force,
-                    **arguments,
-                )
-            )
+        force = self.flags.steering_flags.force
+        with open_engine(self.facts, self.flags.flags, n_ctx, n_sequences, record=False, force=force) as (
+            llama,
+            engine,
+        ):
             if self.steering is not None and self.steering.bias is not None and engine.identity is not None:
-                where, force = str(self.flags.model), self.flags.steering_flags.force
-                warn(self.steering.check(engine.identity, where, force))
+                warn(*self.steering.check(engine.identity, str(self.flags.model), force))
             yield llama, engine
