@@ -128,7 +128,7 @@ def test_bias_build_refuses_what_makes_no_sense(digits_map: Path, tmp_path: Path
     out = tmp_path / "b.gguf"
     for flags, words in (
         ([], "--activate"),
-        (["--deactivate", 1, "--scale", 2], "--scale"),
+        (["--deactivate", 1, "--strength", 2], "--strength"),
         (["--deactivate", 1, "--mode", "soft", "--epsilon", 1], "--epsilon"),
         (["--deactivate", 1, "--layers", "7-3"], "layers"),
     ):

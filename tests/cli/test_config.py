@@ -18,8 +18,19 @@ from hypothesis import strategies as st
 
 from steermoe_local import UsageError
 from steermoe_local.cli import main
-from steermoe_local.cli.options import settings, toml_edit
-from steermoe_local.cli.options.config_file import Commands, ConfigFile, OptionKind, config_path, is_secret, parse_value
+from steermoe_local.cli.options import settings
+from steermoe_local.cli.options.config_file import (
+    Commands,
+    ConfigFile,
+    EditError,
+    OptionKind,
+    config_path,
+    is_secret,
+    parse,
+    parse_value,
+    set_value,
+    unset_value,
+)
 from steermoe_local.cli.program import SteerMoEGroup
 from tests.support.paths import ROOT
 
@@ -461,13 +472,41 @@ def test_a_broken_file_can_be_mended(file: Path) -> None:
     assert CliRunner().invoke(main, ["presets"]).exit_code == 0
 
 
-def test_what_is_written_in_an_unusual_way_is_left(file: Path) -> None:
-    text = 'prompt = """\none\ntemp = 1\n"""\nrun = { temp = 0 }\n'
-    file.write_text(text)
-    for arguments in (("set", "prompt", "two"), ("set", "run.temp", "1"), ("unset", "run.temp"), ("unset", "prompt")):
+def test_what_is_written_in_an_unusual_way(file: Path) -> None:
+    """Texts of several lines, inline tables, dotted keys, tables in pieces: only what is asked for changes."""
+    text = (
+        '# top\nprompt = """\none\ntemp = 1\n""" # said\nrun = { temp = 0, stop = ["a"] } # one\n'
+        "chat . temp = 1\n[pairs.check] # p\nlimit = 1\n[detect]\nshard = '1/2'\n[pairs.numbers]\nlimit = 3 # three\n"
+    )
+    file.write_bytes(text.encode().replace(b"\n", b"\r\n"))
+    for arguments, before, after in (
+        (("set", "chat.temp", "0.5"), "chat . temp = 1", "chat . temp = 0.5"),
+        (("set", "run.temp", "1"), "{ temp = 0,", "{ temp = 1,"),
+        (("set", "pairs.numbers.limit", "4"), "limit = 3 # three", "limit = 4 # three"),
+        (("unset", "pairs.check.limit"), "limit = 1\n", ""),
+        (("set", "prompt", "two"), '"""\none\ntemp = 1\n"""', '"two"'),
+        (("unset", "prompt"), 'prompt = "two" # said\n', ""),
+    ):
         result = config(*arguments)
-        assert result.exit_code == 2, arguments
-        assert "edit the file by hand" in result.stderr
+        assert result.exit_code == 0, (arguments, result.output)
+        assert before in text
+        text = text.replace(before, after)
+        assert file.read_bytes().decode() == text.replace("\n", "\r\n"), arguments
+
+
+def test_what_cannot_be_changed_is_left(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "# mine\nthreads = 1\nrun.temp = 1\n"
+    file.write_text(text)
+    result = config("set", "run.temp.deep", "1")
+    assert result.exit_code == 2
+    # should the library lose or spoil something, nothing is written
+    for spoilt in ("threads = 2\n", "threads = 2\nrun.temp = 1\nrun.temp = 1\n"):
+        monkeypatch.setattr("tomlkit.dumps", lambda _, spoilt=spoilt: spoilt)
+        for arguments in (("set", "threads", "2"), ("unset", "threads")):
+            result = config(*arguments)
+            assert result.exit_code == 2, arguments
+            assert "edit the file by hand" in result.stderr
+            assert result.stderr.count("\n") == 1
     assert file.read_text() == text
 
 
@@ -526,8 +565,8 @@ def test_edits_change_one_value_and_nothing_else(edits: list[tuple[tuple[str, ..
     data: dict[str, Any] = {}
     for keys, value in edits:
         try:
-            text = toml_edit.set_value(text, keys, value)
-        except toml_edit.EditError:
+            text = set_value(text, keys, value)
+        except EditError:
             continue
         here = data
         for name in keys[:-1]:
@@ -537,11 +576,11 @@ def test_edits_change_one_value_and_nothing_else(edits: list[tuple[tuple[str, ..
         assert text.startswith("# a comment = stays\n")
     for keys, _ in edits:
         try:
-            text = toml_edit.unset_value(text, keys)
-        except (KeyError, toml_edit.EditError):
+            text = unset_value(text, keys)
+        except (KeyError, EditError):
             continue
         with pytest.raises(KeyError):
-            toml_edit.unset_value(text, keys)
+            unset_value(text, keys)
 
 
 COMMANDS: Commands = {
@@ -552,8 +591,6 @@ COMMANDS: Commands = {
 
 @given(st.text(max_size=80) | st.binary(max_size=80).map(lambda data: data.decode("latin-1")))
 def test_any_text_is_read_or_refused_with_one_line(text: str) -> None:
-    from steermoe_local.cli.options.config_file import parse
-
     path = Path("c.toml")
     try:
         ConfigFile(path, text, True, parse(text, path)).options(COMMANDS)
@@ -592,5 +629,5 @@ def test_values_typed_by_a_person(text: str) -> None:
             except ValueError:
                 continue
             assert kind.accepts(value)
-            written = toml_edit.set_value("", ("a",), value)
+            written = set_value("", ("a",), value)
             assert tomllib.loads(written)["a"] == value or value != value

@@ -14,9 +14,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from steermoe_local import ExpertMap, UsageError, write_bias
-from steermoe_local.cli.options.common import SteerMoEGroup, model_option
+from steermoe_local.cli.options.model import model_option
 from steermoe_local.cli.options.sampling import sampling_options
 from steermoe_local.cli.options.steering import SteeringFlags, steering_options
+from steermoe_local.cli.program import SteerMoEGroup
 from steermoe_local.generation.engine import Sampling
 from steermoe_local.model_files.model_info import model_info
 from steermoe_local.models.embedded import behaviours

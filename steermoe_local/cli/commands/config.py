@@ -15,14 +15,25 @@ from rich.text import Text
 
 from ..._util.files import replacing
 from ...errors import UsageError
-from ..options import settings, toml_edit
+from ..options import settings
 from ..options.common import json_option
 from ..options.completion import starting
-from ..options.config_file import ConfigFile, OptionKind, config_path, is_secret, parse, parse_value
+from ..options.config_file import (
+    ConfigFile,
+    EditError,
+    Keys,
+    OptionKind,
+    config_path,
+    format_value,
+    is_secret,
+    parse,
+    parse_value,
+    set_value,
+    unset_value,
+)
 from ..output import console, print_json, warn
 
 MASK = "********"
-Keys = tuple[str, ...]
 
 
 def _complete_key(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
@@ -137,8 +148,8 @@ def set_(ctx: click.Context, key: str, value: str) -> None:
         _unknown(file, keys, kinds)
     try:
         parsed = parse_value(value, kind)
-        text = toml_edit.set_value(file.text, keys, parsed)
-    except toml_edit.EditError as error:
+        text = set_value(file.text, keys, parsed)
+    except EditError as error:
         raise UsageError(f"{file.path}: {key} cannot be set: {error}; edit the file by hand") from None
     except ValueError as error:
         raise UsageError(f"{key}: {'not ' + kind.words if is_secret(keys[-1]) else error}") from None
@@ -146,7 +157,7 @@ def set_(ctx: click.Context, key: str, value: str) -> None:
     changed.options(kinds)  # an unknown key, or an older mistake in the file
     _check(_root(ctx), keys, parsed)
     _write(file.path, text)
-    click.echo(f"{file.path}: {key} = {MASK if is_secret(keys[-1]) else toml_edit.format_value(parsed)}")
+    click.echo(f"{file.path}: {key} = {MASK if is_secret(keys[-1]) else format_value(parsed)}")
 
 
 @config.command()
@@ -160,10 +171,10 @@ def unset(key: str) -> None:
     """
     file = ConfigFile.read(config_path())
     try:
-        text = toml_edit.unset_value(file.text, _keys(key))
+        text = unset_value(file.text, _keys(key))
     except KeyError:
         raise UsageError(f"{file.path}: {key} is not set there; `steermoe config show` tells what is") from None
-    except toml_edit.EditError as error:
+    except EditError as error:
         raise UsageError(f"{file.path}: {key} cannot be taken out: {error}; edit the file by hand") from None
     _write(file.path, text)
     click.echo(f"{file.path}: {key} is not set any more")
@@ -243,7 +254,7 @@ def _write(path: Path, text: str) -> None:
         raise UsageError(f"{path}: its folder cannot be made: {error.strerror or error}") from error
     with replacing(path) as temporary:
         mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o600
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8", newline="") as file:
             file.write(text)
 
 
@@ -271,7 +282,7 @@ def _print(found: list[settings.Setting], whole: bool) -> None:
         value = _masked(setting)
         if isinstance(value, tuple):
             value = list(value)
-        written = "" if value is None else value if isinstance(value, str) else toml_edit.format_value(value)
+        written = "" if value is None else value if isinstance(value, str) else format_value(value)
         where = setting.where or setting.source
         lines.setdefault((setting.option, written, where), []).append(" ".join(setting.command))
     if not lines:

@@ -11,10 +11,8 @@ import click
 from click.core import ParameterSource
 
 from ...errors import UsageError
-from .config_file import ConfigFile, Entry, OptionKind, config_path
+from .config_file import ConfigFile, Entry, Keys, OptionKind, config_path
 from .groups import long_names
-
-Path_ = tuple[str, ...]
 
 PREFIX = "STEERMOE"
 # read by the library, or by this program before its options: never names of options of all commands
@@ -29,14 +27,14 @@ class WithoutConfig:
 class Setting:
     """The value of an option, and where it comes from: "flag", "environment", "file" or "default"."""
 
-    command: Path_
+    command: Keys
     option: str
     value: Any
     source: str
     where: str = ""
 
 
-def commands(group: click.Group, at: Path_ = ()) -> Iterator[tuple[Path_, click.Command]]:
+def commands(group: click.Group, at: Keys = ()) -> Iterator[tuple[Keys, click.Command]]:
     """All commands below a group that can be started, and their paths."""
     for name, command in sorted(group.commands.items()):
         if isinstance(command, click.Group):
@@ -73,7 +71,7 @@ def kind(option: click.Option) -> OptionKind:
     return of("table" if option.type.name == "json" else "any")
 
 
-def kinds(root: click.Group) -> dict[Path_, dict[str, OptionKind]]:
+def kinds(root: click.Group) -> dict[Keys, dict[str, OptionKind]]:
     """The options of all commands that the configuration file may set."""
     return {path: {name: kind(option) for name, option in options(command).items()} for path, command in commands(root)}
 
@@ -89,7 +87,7 @@ def name_variables(root: click.Group) -> None:
             option.envvar = _variables(path, option)
 
 
-def _variables(path: Path_, option: click.Option) -> list[str]:
+def _variables(path: Keys, option: click.Option) -> list[str]:
     given = [option.envvar] if isinstance(option.envvar, str) else list(option.envvar or ())
     names = long_names(option)
     own = [_variable((*path, name)) for name in names]
@@ -97,7 +95,7 @@ def _variables(path: Path_, option: click.Option) -> list[str]:
     return list(dict.fromkeys([*own, *given, *(name for name in of_all if name not in _TAKEN)]))
 
 
-def _variable(parts: Path_) -> str:
+def _variable(parts: Keys) -> str:
     return "_".join((PREFIX, *parts)).replace("-", "_").upper()
 
 
@@ -150,16 +148,16 @@ def provenance(ctx: click.Context, parameter: click.Parameter) -> str:
         path = tuple(ctx.command_path.split()[len(ctx.find_root().command_path.split()) :])
         config = read_config()
         entry = _entry(parameter, config.options(kinds(root)).get(path, {}))
-        line = f", line {entry.line}" if entry and entry.line else ""
-        return f" (from {config.path}{line})"
+        return f" (from {config.where(entry.keys) if entry else config.path})"
     return ""
 
 
 def _entry(option: click.Parameter, entries: dict[str, Entry]) -> Entry | None:
-    return next((entries[name] for name in reversed(long_names(option)) if name in entries), None)
+    names = long_names(option)
+    return next((entries[name] for name in reversed(entries) if name in names), None)  # as click takes them: the last
 
 
-def settings(root: click.Group, config: ConfigFile, path: Path_ = (), args: Sequence[str] = ()) -> list[Setting]:
+def settings(root: click.Group, config: ConfigFile, path: Keys = (), args: Sequence[str] = ()) -> list[Setting]:
     """All options of a command with their values, were it started with `args`; without a path, of all commands.
 
     Raises UsageError, click.UsageError.
@@ -173,7 +171,7 @@ def settings(root: click.Group, config: ConfigFile, path: Path_ = (), args: Sequ
 
 
 def _command_settings(
-    path: Path_, command: click.Command, config: ConfigFile, entries: dict[str, Entry], args: Sequence[str]
+    path: Keys, command: click.Command, config: ConfigFile, entries: dict[str, Entry], args: Sequence[str]
 ) -> Iterator[Setting]:
     by_name = options(command)
     names = {option: name for name, option in reversed(by_name.items())}  # the first of an option's names
@@ -188,8 +186,7 @@ def _command_settings(
                 value = _typed(ctx, option, option.value_from_envvar(ctx))
                 yield Setting(path, name, value, "environment", variable)
             elif entry is not None:
-                line = f", line {entry.line}" if entry.line else ""
-                yield Setting(path, name, entry.value, "file", f"{config.path}{line}")
+                yield Setting(path, name, entry.value, "file", config.where(entry.keys))
             else:
                 default = option.to_info_dict()["default"]
                 yield Setting(path, name, None if callable(default) else default, "default")
