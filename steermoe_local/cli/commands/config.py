@@ -254,8 +254,8 @@ def _write(path: Path, text: str) -> None:
         raise UsageError(f"{path}: its folder cannot be made: {error.strerror or error}") from error
     with replacing(path) as temporary:
         mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o600
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(text.encode("utf-8"))  # line ends as they are
 
 
 def _rows(found: list[settings.Setting]) -> list[dict[str, Any]]:
