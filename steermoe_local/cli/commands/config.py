@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -22,10 +23,10 @@ from ..options.config_file import (
     ConfigFile,
     EditError,
     Keys,
-    OptionKind,
     config_path,
     format_value,
     is_secret,
+    owners_of,
     parse,
     parse_value,
     set_value,
@@ -143,9 +144,11 @@ def set_(ctx: click.Context, key: str, value: str) -> None:
     kinds = settings.kinds(_root(ctx))
     keys = _keys(key)
     file = ConfigFile.read(config_path())
-    kind = _kind(keys, kinds)
-    if kind is None:
-        _unknown(file, keys, kinds)
+    owners = owners_of(keys, kinds)
+    if not owners:  # refused as in a file that has this key alone
+        alone: Any = functools.reduce(lambda data, name: {name: data}, reversed(keys), "")
+        ConfigFile(file.path, "", True, alone).options(kinds)
+    kind = kinds[owners[0]][keys[-1]]
     try:
         parsed = parse_value(value, kind)
         text = set_value(file.text, keys, parsed)
@@ -209,34 +212,10 @@ def _keys(key: str) -> Keys:
     return keys
 
 
-def _owners(keys: Keys, kinds: dict[Keys, dict[str, OptionKind]]) -> list[Keys]:
-    at, name = keys[:-1], keys[-1]
-    return [
-        path
-        for path, options in kinds.items()
-        if path[: len(at)] == at and name in options and (options[name].shared or path == at)
-    ]
-
-
-def _kind(keys: Keys, kinds: dict[Keys, dict[str, OptionKind]]) -> OptionKind | None:
-    """What the option takes; None for an unknown one."""
-    owners = _owners(keys, kinds)
-    return kinds[owners[0]][keys[-1]] if owners else None
-
-
-def _unknown(file: ConfigFile, keys: Keys, kinds: dict[Keys, dict[str, OptionKind]]) -> NoReturn:
-    """Say it as of a file that has this key alone."""
-    data: dict[str, Any] = {keys[-1]: ""}
-    for name in reversed(keys[:-1]):
-        data = {name: data}
-    ConfigFile(file.path, "", True, data).options(kinds)
-    raise UsageError(f"{'.'.join(keys)}: no such option")
-
-
 def _check(root: click.Group, keys: Keys, value: Any) -> None:
     """Let the option's type judge a value, as far as that touches nothing. Raises click.BadParameter."""
     commands = dict(settings.commands(root))
-    for path in _owners(keys, settings.kinds(root)):
+    for path in owners_of(keys, settings.kinds(root)):
         option = settings.options(commands[path])[keys[-1]]
         if type(option.type).__module__.startswith("click."):
             with click.Context(commands[path], info_name=" ".join(("steermoe", *path))) as ctx:

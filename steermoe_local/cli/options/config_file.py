@@ -29,6 +29,7 @@ __all__ = [
     "config_path",
     "format_value",
     "is_secret",
+    "owners_of",
     "parse",
     "parse_value",
     "set_value",
@@ -143,6 +144,24 @@ class ConfigFile:
         line = self.line(keys)
         return f"{self.path}, line {line}" if line else str(self.path)
 
+    def _refuse(self, keys: Keys, value: Any, commands: Commands) -> NoReturn:
+        """Raise UsageError for a key that no command knows."""
+        *at, key = keys
+        if key.startswith("-"):
+            self._fail(keys, f"{_name(keys)}: options stand without their dashes here; write {key.lstrip('-')}")
+        elsewhere = sorted(".".join(path) for path, options in commands.items() if key in options)
+        if elsewhere and at:
+            self._fail(
+                keys, f"{_name(keys)}: {_command(tuple(at))} has no --{key}; it belongs to {', '.join(elsewhere)}"
+            )
+        if elsewhere:
+            self._fail(keys, f"{key}: means different things; put it into a table, like [{elsewhere[0]}]")
+        below = [path for path in commands if path[: len(at)] == tuple(at)]
+        if isinstance(value, dict):
+            names = {path[len(at)] for path in below if len(path) > len(at)}
+            self._fail(keys, f"[{'.'.join(keys)}]: no such command{_nearest(key, names)}")
+        self._fail(keys, f"{_name(keys)}: no such option{_nearest(key, {n for path in below for n in commands[path]})}")
+
     def _read_table(self, table: Mapping[str, Any], at: Keys, commands: Commands, found: Any) -> None:
         below: list[tuple[str, Any]] = []
         for key, value in table.items():
@@ -150,13 +169,9 @@ class ConfigFile:
             if isinstance(value, dict) and any(path[: len(here)] == here for path in commands):
                 below.append((key, value))
                 continue
-            owners = [
-                path
-                for path, options in commands.items()
-                if path[: len(at)] == at and key in options and (options[key].shared or path == at)
-            ]
+            owners = owners_of(here, commands)
             if not owners:
-                self._unknown(here, value, commands)
+                self._refuse(here, value, commands)
             for path in owners:
                 kind = commands[path][key]
                 if not kind.accepts(value):
@@ -169,25 +184,18 @@ class ConfigFile:
         for key, value in below:  # behind the keys, as what stands nearer to a command counts
             self._read_table(value, (*at, key), commands, found)
 
-    def _unknown(self, here: Keys, value: Any, commands: Commands) -> NoReturn:
-        *at, key = here
-        if key.startswith("-"):
-            self._fail(here, f"{_name(here)}: options stand without their dashes here; write {key.lstrip('-')}")
-        elsewhere = sorted(".".join(path) for path, options in commands.items() if key in options)
-        if elsewhere and at:
-            self._fail(
-                here, f"{_name(here)}: {_command(tuple(at))} has no --{key}; it belongs to {', '.join(elsewhere)}"
-            )
-        if elsewhere:
-            self._fail(here, f"{key}: means different things; put it into a table, like [{elsewhere[0]}]")
-        if isinstance(value, dict):
-            names = {path[len(at)] for path in commands if path[: len(at)] == tuple(at) and len(path) > len(at)}
-            self._fail(here, f"[{'.'.join(here)}]: no such command{_nearest(key, names)}")
-        known = {name for path, options in commands.items() if path[: len(at)] == tuple(at) for name in options}
-        self._fail(here, f"{_name(here)}: no such option{_nearest(key, known)}")
-
     def _fail(self, keys: Keys, message: str) -> NoReturn:
         raise UsageError(f"{self.where(keys)}: {message}")
+
+
+def owners_of(keys: Keys, commands: Commands) -> list[Keys]:
+    """The commands that a key of the file holds for."""
+    at, name = keys[:-1], keys[-1]
+    return [
+        path
+        for path, options in commands.items()
+        if path[: len(at)] == at and name in options and (options[name].shared or path == at)
+    ]
 
 
 def parse(text: str, path: Path) -> dict[str, Any]:
