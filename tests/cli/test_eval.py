@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from steermoe_local import BiasFile, SteeredLlama, write_bias
 from steermoe_local.cli import main
-from steermoe_local.cli.options.evaluation import EvaluationSetup, evaluation_options
+from steermoe_local.cli.options.evaluation_setup import EvaluationSetup, evaluation_options
 from steermoe_local.evaluation.measuring.evaluator import Evaluator
 from steermoe_local.models.shipped_maps import map_path
 from steermoe_local.steering.steering import Steering

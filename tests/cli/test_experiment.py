@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from steermoe_local.cli import main
 from steermoe_local.cli.commands.experiment import _NAMES
-from steermoe_local.cli.options.evaluation import EvaluationSetup
+from steermoe_local.cli.options.evaluation_setup import EvaluationSetup
 from steermoe_local.errors import UsageError
 from steermoe_local.evaluation.experiments import experiments
 from steermoe_local.evaluation.experiments.experiments import RECIPES

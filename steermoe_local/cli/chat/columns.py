@@ -14,8 +14,6 @@ from rich.text import Text
 from .printer import REASONING, Printer
 from .text import WordWrap, harmless
 
-__all__ = ["SIDES", "Columns", "Side", "Stacked"]
-
 Side = Literal["unsteered", "steered"]
 SIDES: tuple[Side, Side] = ("unsteered", "steered")
 _MARGIN = 3  # rows of the terminal that the part which still changes leaves free

@@ -18,8 +18,6 @@ from .reports import experts_report, why_report
 from .screen import speed
 from .session import Session
 
-__all__ = ["COMMANDS", "Leave", "completions", "perform"]
-
 
 class Leave(Exception):
     """The chat ends."""

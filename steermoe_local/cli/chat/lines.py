@@ -8,18 +8,6 @@ from typing import Protocol
 
 from ...errors import FormatError
 
-__all__ = [
-    "CONTINUATION",
-    "PROMPT",
-    "BasicReader",
-    "PipeReader",
-    "Reader",
-    "encodable",
-    "is_block",
-    "is_unfinished",
-    "joined",
-]
-
 PROMPT, CONTINUATION = "> ", ". "
 QUOTES = '"""'
 _MAX_LINE = 16 << 20  # characters of one message from a pipe

@@ -19,8 +19,6 @@ from .screen import PlainScreen, Screen, TerminalScreen
 from .session import ChatFlags, Loaded, Session
 from .terminal_state import TerminalState
 
-__all__ = ["Place", "run_chat"]
-
 
 class Place(Enum):
     """Where a chat runs: a terminal, one that can only print (TERM=dumb), or none."""

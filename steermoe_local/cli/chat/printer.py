@@ -9,8 +9,6 @@ from rich.text import Text
 
 from .text import WordWrap, harmless
 
-__all__ = ["ERASE_LINE", "REASONING", "Printer"]
-
 REASONING = "dim italic"
 ERASE_LINE = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
 

@@ -18,8 +18,6 @@ from prompt_toolkit.styles import Style
 
 from .lines import CONTINUATION, PROMPT, encodable, is_unfinished
 
-__all__ = ["CommandCompleter", "PromptReader", "history_file", "open_history"]
-
 # A command's name -> the words or paths that may follow it; PATHS stands for any file.
 Words = Callable[[str], Iterable[str] | None]
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from ...generation.chat import Delta
     from ...generation.engine import FinishEvent
 
-__all__ = ["PlainScreen", "Screen", "TerminalScreen", "speed"]
-
 T = TypeVar("T")
 SIDE_BY_SIDE_WIDTH = 80  # narrower terminals get one answer below the other
 

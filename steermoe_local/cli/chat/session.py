@@ -23,8 +23,6 @@ from .terminal_state import one_interrupt
 if TYPE_CHECKING:
     from ..options.llama import LlamaFlags
 
-__all__ = ["ChatFlags", "Loaded", "Session"]
-
 
 @dataclass(frozen=True)
 class ChatFlags:
@@ -32,7 +30,7 @@ class ChatFlags:
 
     flags: LlamaFlags
     sampling: Sampling
-    max_tokens: int | None
+    n_predict: int | None
     ctx_size: int | None
     thinking: bool
     template_arguments: Mapping[str, Any] | None
@@ -149,7 +147,7 @@ class Session:
             self.loaded.engine,
             system=system,
             sampling=self.flags.sampling,
-            max_tokens=self.flags.max_tokens,
+            max_tokens=self.flags.n_predict,
             thinking=self.flags.thinking,
             template_arguments=self.flags.template_arguments,
         )

@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 
 from ..program import EXIT_INTERRUPTED
 
-__all__ = ["TerminalState", "one_interrupt"]
-
 T = TypeVar("T")
 _END_SIGNALS = ("SIGTERM", "SIGHUP")
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ..options.common import template_options
-from ..options.llama import LlamaFlags, llama_options
+from ..options.llama import llama_options
 from ..options.model import model_option
 from ..options.sampling import sampling_options
 from ..options.steering import SteeringFlags, steering_options
-
-if TYPE_CHECKING:
-    from ...generation.engine import Sampling
 
 REASONING = ("auto", "show", "hide")
 
@@ -56,18 +52,12 @@ REASONING = ("auto", "show", "hide")
 def chat(
     model: Path,
     steering_flags: SteeringFlags,
-    maps: tuple[Path, ...],
     prompt: str | None,
     system_prompt: str | None,
-    sampling: Sampling,
-    n_predict: int | None,
-    ctx_size: int | None,
-    thinking: bool,
-    template_arguments: Mapping[str, Any] | None,
     reasoning: str,
     show_speed: bool,
     history: bool,
-    flags: LlamaFlags,
+    **options: Any,
 ) -> None:
     """Chat with a model, steered or not, and change the steering as you go.
 
@@ -92,7 +82,7 @@ def chat(
     facts = model_info(model, routers=steering_flags.wanted)
     steering = steering_flags.open(facts.require_moe(), model) if steering_flags.wanted else None
     run_chat(
-        ChatFlags(flags, sampling, n_predict, ctx_size, thinking, template_arguments, maps, force=steering_flags.force),
+        ChatFlags(**options, force=steering_flags.force),
         model,
         Place.here(),
         system=system_prompt,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import stat
 import sys
@@ -146,7 +145,9 @@ def set_(ctx: click.Context, key: str, value: str) -> None:
     file = ConfigFile.read(config_path())
     owners = owners_of(keys, kinds)
     if not owners:  # refused as in a file that has this key alone
-        alone: Any = functools.reduce(lambda data, name: {name: data}, reversed(keys), "")
+        alone: Any = ""
+        for name in reversed(keys):
+            alone = {name: alone}
         ConfigFile(file.path, "", True, alone).options(kinds)
     kind = kinds[owners[0]][keys[-1]]
     try:

@@ -10,7 +10,7 @@ import click
 from ...errors import UsageError
 from ...pairs.pairs import load_pairs
 from ..options.common import FILE
-from ..options.evaluation import RECORDS, EvaluationSetup, evaluation_options
+from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
 from ..options.groups import is_given
 from ..output import console, print_json, print_reports
 

@@ -12,7 +12,7 @@ from ...errors import UsageError
 from ...models.embedded import TINY
 from ...pairs.pairs import load_pairs
 from ..options.common import FILE
-from ..options.evaluation import RECORDS, EvaluationSetup, evaluation_options
+from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
 from ..options.groups import is_default
 from ..output import print_json, print_reports, say
 

@@ -23,7 +23,7 @@ from ..options.sampling import sampling_options
 from ..output import say, warn
 
 if TYPE_CHECKING:
-    from ...generation.engine import Engine, Sampling
+    from ...generation.engine import Engine
     from ...server import SteeringRegistry
 
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("-a", "--alias", "aliases", multiple=True, metavar="NAME", help="Further name of the model for clients.")
 @click.option(
     "--maps",
+    "maps_folder",
     type=FILE,
     metavar="DIR",
     help="Folder of maps and bias files that requests can name.",
@@ -50,7 +51,9 @@ if TYPE_CHECKING:
 @click.option("--api-key", metavar="KEY", help="Key that clients must send; STEERMOE_API_KEY keeps it out of `ps`.")
 @click.option("--api-key-file", type=FILE, metavar="FILE", help="Read the key from a file.")
 @click.option("--no-auth", is_flag=True, help="Serve everyone who can reach an address that is not this machine's own.")
-@click.option("--cors", multiple=True, metavar="ORIGIN", help="Let web pages of this origin use the server.")
+@click.option(
+    "--cors", "cors_origins", multiple=True, metavar="ORIGIN", help="Let web pages of this origin use the server."
+)
 @click.option(
     "--allowed-host", "allowed_hosts", multiple=True, metavar="NAME", help="Host name that clients may use for it."
 )
@@ -93,30 +96,20 @@ if TYPE_CHECKING:
 @llama_options
 def serve(
     model: Path,
-    aliases: tuple[str, ...],
-    maps: Path | None,
+    maps_folder: Path | None,
     maps_writable: bool,
     steering: str | None,
     activate: int,
     deactivate: int,
     force: bool,
-    host: str,
-    port: int,
     api_key: str | None,
     api_key_file: Path | None,
-    no_auth: bool,
-    cors: tuple[str, ...],
-    allowed_hosts: tuple[str, ...],
     parallel: int,
     ctx_size: int | None,
-    queue_limit: int,
-    timeout: float,
-    log_prompts: bool,
-    sampling: Sampling,
     n_predict: int | None,
-    thinking: bool,
     template_arguments: Mapping[str, Any] | None,
     flags: LlamaFlags,
+    **options: Any,
 ) -> None:
     """Serve a model under OpenAI's API, steered differently by each request, with a page at /.
 
@@ -138,26 +131,16 @@ def serve(
     facts = model_info(model, routers=False)
     settings = ServerSettings(
         model=_name(model),
-        aliases=aliases,
-        host=host,
-        port=port,
         api_key=_key(api_key, api_key_file),
-        no_auth=no_auth,
-        cors_origins=cors,
-        allowed_hosts=allowed_hosts,
-        queue_limit=queue_limit,
-        timeout=timeout,
-        log_prompts=log_prompts,
-        maps_folder=maps,
+        maps_folder=maps_folder,
         maps_writable=maps_writable,
-        sampling=sampling,
         max_tokens=n_predict,
-        thinking=thinking,
         template_arguments=template_arguments or {},
+        **options,
     )
     if not facts.chat_template:
         warn(f"{model}: no chat template, so only /v1/completions can answer")
-    registry = SteeringRegistry(folder=maps, writable=maps_writable, force=force)
+    registry = SteeringRegistry(folder=maps_folder, writable=maps_writable, force=force)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("steermoe.server").setLevel(logging.INFO)
 

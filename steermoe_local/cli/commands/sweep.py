@@ -8,7 +8,7 @@ import click
 
 from ...errors import UsageError
 from ..options.common import strength_option
-from ..options.evaluation import RECORDS, EvaluationSetup, evaluation_options
+from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
 from ..output import console, print_json, rich_table, say
 
 if TYPE_CHECKING:

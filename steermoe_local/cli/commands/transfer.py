@@ -10,7 +10,7 @@ import click
 
 from ...pairs.pairs import Pair, PairsFile, pairs_digest
 from ..options.common import WORDS, check_unfinished
-from ..options.evaluation import NONE, EvaluationSetup, evaluation_options
+from ..options.evaluation_setup import NONE, EvaluationSetup, evaluation_options
 from ..output import console, print_json, print_reports, progress_bar, say, warn
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from ..._util.files import require_writable
 from ...errors import UsageError
 from ...steering.bias_file import write_bias
 from ..options.common import FILE, SHARE
-from ..options.evaluation import RECORDS, EvaluationSetup, evaluation_options
+from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
 from ..options.groups import is_given
 from ..output import console, print_json, rich_table, say
 from ..program import EXIT_ERROR

@@ -19,23 +19,6 @@ from typing import Any, Literal, NoReturn
 from ..._util.files import read_bytes
 from ...errors import FormatError, UsageError
 
-__all__ = [
-    "Commands",
-    "ConfigFile",
-    "EditError",
-    "Entry",
-    "Keys",
-    "OptionKind",
-    "config_path",
-    "format_value",
-    "is_secret",
-    "owners_of",
-    "parse",
-    "parse_value",
-    "set_value",
-    "unset_value",
-]
-
 ENVIRONMENT = "STEERMOE_CONFIG"
 _LIMIT = 1 << 20
 _PLACE = re.compile(r" \(at line (\d+), column \d+\)| \(at end of document\)")

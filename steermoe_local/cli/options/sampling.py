@@ -8,8 +8,6 @@ import click
 
 from .groups import option_group
 
-__all__ = ["MIN_P", "TOP_P", "sampling_options"]
-
 # also of the commands that measure
 TOP_P: dict[str, Any] = {
     "type": click.FloatRange(0, 1),

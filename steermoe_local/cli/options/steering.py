@@ -20,8 +20,6 @@ from .groups import RenamedOption, field_options, is_given, option, option_group
 if TYPE_CHECKING:
     from ...steering.steering import Steering
 
-__all__ = ["SteeringFlags", "steering_options"]
-
 # What only goes with a map, by the option's name.
 _NUMBERS = ("activate", "deactivate", "preset", "reverse", "layers", "strength")
 

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from ...evaluation.tasks.tasks import Scorer, Task
     from ...steering.steering import Steering
 
-__all__ = ["NONE", "RECORDS", "EvaluationSetup", "evaluation_options"]
-
 RECORDS = "records.jsonl"
 NONE = "none"
 
