@@ -83,15 +83,11 @@ def print_left_out(skipped: Mapping[str, int]) -> None:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+def progress_bar(*, hidden: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     """Yield show(what, done, total), a bar on stderr if that is a terminal, else nothing."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    disable = hidden or not sys.stderr.isatty()
+    with Progress(*columns, console=console(stderr=True), transient=True, disable=disable) as bar:
         tasks: dict[str, Any] = {}
 
         def show(what: str, done: int, total: int) -> None:

@@ -52,7 +52,6 @@ class BasicReader:
         self._prompt = prompt
 
     def read(self) -> str:
-        """One message."""
         text = ""
         while True:
             self._prompt(CONTINUATION if text else PROMPT)

@@ -126,6 +126,5 @@ class _History(FileHistory):
     """A history file; what cannot be written to it (a full disk, say) is no reason to end the chat."""
 
     def store_string(self, string: str) -> None:
-        """Append what was typed."""
         with contextlib.suppress(OSError):
             super().store_string(encodable(string))

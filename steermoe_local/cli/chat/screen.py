@@ -87,20 +87,16 @@ class TerminalScreen:
         self.console = console
 
     def note(self, text: str) -> None:
-        """Say what happened, dim."""
         self.console.print(Text(harmless(text), style="dim"))
 
     def error(self, text: str) -> None:
-        """Say what went wrong, red."""
         line = Text("error: ", style="bold red")
         self.console.print(line.append(harmless(text), style="not bold"))
 
     def table(self, *parts: RenderableType) -> None:
-        """Show what was asked for."""
         self.console.print(*parts, sep="\n")
 
     def gap(self) -> None:
-        """Leave a line empty."""
         self.console.print()
 
     @contextlib.contextmanager
@@ -161,15 +157,12 @@ class PlainScreen:
         )
 
     def note(self, text: str) -> None:
-        """Say what happened, on stderr."""
         click.echo(text, err=True)
 
     def error(self, text: str) -> None:
-        """Say what went wrong, on stderr."""
         click.echo(f"error: {text}", err=True)
 
     def table(self, *parts: RenderableType) -> None:
-        """Show what was asked for."""
         with self._console.capture() as text:
             self._console.print(*parts, sep="\n")
         self._write("".join(f"{line.rstrip()}\n" for line in text.get().splitlines()))

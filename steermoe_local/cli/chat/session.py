@@ -52,7 +52,6 @@ class Loaded:
         _, self.engine = self._stack.enter_context(opened)
 
     def close(self) -> None:
-        """Free the memory."""
         self._stack.close()
 
 
@@ -91,19 +90,16 @@ class Session:
         self.chat.steer(steering)
 
     def close(self) -> None:
-        """Free the model's memory."""
         if self._loaded is not None:
             self._loaded.close()
             self._loaded = None
 
     @property
     def is_open(self) -> bool:
-        """Is there a model that answers?"""
         return self._loaded is not None
 
     @property
     def loaded(self) -> Loaded:
-        """The model that answers."""
         assert self._loaded is not None, "a session is opened before it is used"
         return self._loaded
 

@@ -30,14 +30,12 @@ class TerminalState:
         self._in_chat = False
 
     def __enter__(self) -> TerminalState:
-        """Change the terminal."""
         if self._quiet:
             self._stack.callback(_quiet_input())
         self._stack.enter_context(_handling(_END_SIGNALS, _leave))
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the terminal its old state back."""
         self._stack.close()
 
     def load(self, work: Callable[[], T]) -> T:

@@ -237,7 +237,6 @@ class _Display:
                 signal.signal(signal.SIGINT, before)
 
     def update(self, progress: RecordingProgress) -> None:
-        """After a batch."""
         self._last = progress
         self._seconds = time.monotonic() - self._start
         if self._interrupted:
@@ -247,7 +246,6 @@ class _Display:
         )
 
     def skipped(self, pair: Pair, reason: str) -> None:
-        """Report a pair that is left out."""
         line = f"skipped: pair {pair.id!r}: {reason}"
         if sys.stderr.isatty():
             self._bar.console.print(line, markup=False, soft_wrap=True)
@@ -269,7 +267,6 @@ class _Display:
         }
 
     def summary(self) -> str:
-        """One line."""
         last = self._last
         if last is None:
             return "no pair was counted yet"

@@ -9,6 +9,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from ...models.names import human_size, short_names
 from ..options.common import json_option
 from ..options.model import models_dir_option
 from ..output import console, print_json, progress_bar, warn
@@ -85,7 +86,6 @@ def _facts(shelf: Shelf) -> list[tuple[LocalModel, ModelFacts]]:
 
 def _row(shelf: Shelf, model: LocalModel, facts: ModelFacts, maps: list[LocalMap]) -> tuple[str, ...]:
     from ...models.local_facts import fitting
-    from ...models.names import human_size
 
     name, size = shelf.name_of(model), human_size(model.size)
     if not facts.readable:
@@ -124,8 +124,6 @@ def _to_dict(shelf: Shelf, model: LocalModel, facts: ModelFacts, maps: list[Loca
 
 
 def _print_short_names(as_json: bool) -> None:
-    from ...models.names import short_names
-
     table = dict(short_names())
     if as_json:
         print_json(table)

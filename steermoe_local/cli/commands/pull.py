@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,10 @@ from ...errors import UsageError
 from ...identity import UNKNOWN_ROUTER
 from ...model_files.gating import ROUTED
 from ...models.embedded import TINY
+from ...models.hub import is_offline
+from ...models.names import ModelName, human_size, short_names
 from ..options.common import json_option
-from ..options.model import candidates, check, describe, fetch, folders_from_environment, not_here, offline_option
+from ..options.model import check, describe, fetch, folders_from_environment, not_here, offline_option
 from ..output import print_json, progress_bar, say, warn
 
 if TYPE_CHECKING:
@@ -22,8 +25,6 @@ if TYPE_CHECKING:
 
 
 def _complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    from ...models.names import short_names
-
     return [name for name in short_names() if name.startswith(incomplete)]
 
 
@@ -96,9 +97,6 @@ def pull(
       steermoe pull olmoe-1b-7b
       steermoe pull allenai/OLMoE-1B-7B-0125-Instruct-GGUF:Q8_0 --dry-run
     """
-    from ...models.hub import is_offline
-    from ...models.names import ModelName
-
     if name == TINY:
         raise UsageError(f"{TINY}: ships with the program, there is nothing to fetch; use it with -m {TINY}")
     wanted = ModelName.parse(name, revision)
@@ -118,7 +116,7 @@ def pull(
         say(f"maps that fit: {', '.join(item.name for item in maps)}")
     here = model.bytes_here(folder)
     if 0 < here < model.model.size:
-        say(f"{human(here)} of {human(model.model.size)} are here already")
+        say(f"{human_size(here)} of {human_size(model.model.size)} are here already")
     free = model.check_space(folder)
     paths = [] if dry_run else fetch(model, folder)
     if not dry_run:
@@ -126,7 +124,7 @@ def pull(
     if as_json:
         print_json(_result(model, info, maps, here, free, paths))
     elif dry_run:
-        click.echo(f"would fetch {human(model.model.size - here)} of {human(model.model.size)}")
+        click.echo(f"would fetch {human_size(model.model.size - here)} of {human_size(model.model.size)}")
     else:
         click.echo(str(paths[0]))
 
@@ -134,13 +132,6 @@ def pull(
 def experts(info: Any) -> str:
     """Experts in a phrase: "64 experts, top-8, 16 layers"."""
     return f"{info.n_expert} experts, top-{info.n_expert_used}, {info.n_layer} layers"
-
-
-def human(n_bytes: int) -> str:
-    """A size."""
-    from ...models.names import human_size
-
-    return human_size(n_bytes)
 
 
 def _local(wanted: Any, file: str | None, folder: Path | None, dry_run: bool, as_json: bool) -> None:
@@ -161,9 +152,11 @@ def _local(wanted: Any, file: str | None, folder: Path | None, dry_run: bool, as
 
 def _fitting(model: HubModel, info: ModelInfo, maps: list[LocalMap]) -> list[LocalMap]:
     """The maps that were made for the model: its routers are read from the hub if any has its shape."""
-    possible = candidates(info, maps)
     identity = info.identity
-    if possible and identity and identity.router_sha256 == UNKNOWN_ROUTER:
+    if identity is None:
+        return []
+    possible = [item for item in maps if replace(item.identity, router_sha256=identity.router_sha256) == identity]
+    if possible and identity.router_sha256 == UNKNOWN_ROUTER:
         with progress_bar() as show:
             identity = model.info(routers=True, progress=show).identity
     return [item for item in possible if item.identity == identity]

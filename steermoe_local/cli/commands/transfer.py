@@ -184,7 +184,6 @@ class _QuantizerBar:
         self._show: Callable[[str, int, int], None] | None = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Show how far it is."""
         if self._show is None:
             self._show = self._open.enter_context(progress_bar())
         self._show(what, done, total)
@@ -192,7 +191,6 @@ class _QuantizerBar:
             self.close()
 
     def close(self) -> None:
-        """Take it away."""
         self._show = None
         self._open.close()
 

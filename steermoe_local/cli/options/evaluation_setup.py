@@ -259,7 +259,6 @@ class EvaluationSetup:
 
     @cached_property
     def settings(self) -> EvaluatorSettings:
-        """How the evaluator measures."""
         from ...evaluation.measuring.evaluator import EvaluatorSettings
         from ...generation.engine import Sampling
 
@@ -297,7 +296,6 @@ class EvaluationSetup:
         }
 
     def path(self, name: str) -> Path:
-        """A file of the output folder."""
         assert self.output is not None
         return self.output / name
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...errors import ModelError, UsageError
+from ...models.hub import is_offline
+from ...models.names import ModelName, human_size
 from ..output import say, warn
 from .groups import is_given, option_group, rank
 
 if TYPE_CHECKING:
     from ...model_files.model_info import ModelInfo
     from ...models.hub_models import HubModel
-    from ...models.local_facts import LocalMap
     from ...models.local_models import Shelf
 
 MODELS_VARIABLE = "STEERMOE_MODELS"
@@ -112,9 +113,7 @@ def fetch_if_missing(
     text: str, file: str | None, token: str | None, offline: bool, models_dirs: tuple[Path, ...]
 ) -> Path:
     """Path of a model of the hub: on this machine, else fetched. Raises ModelError, UsageError, ResourceError."""
-    from ...models.hub import is_offline
     from ...models.local_models import Shelf
-    from ...models.names import ModelName
 
     shelf = Shelf.scan(models_dirs)
     if found := shelf.find(text, file):
@@ -162,8 +161,6 @@ def check(model: HubModel, folder: Path | None = None, force: bool = False) -> M
 
 def describe(model: HubModel) -> str:
     """One line on a model of the hub: name, files, size."""
-    from ...models.names import human_size
-
     n_files = len(model.model.paths)
     files = f"{n_files} files" if n_files > 1 else model.model.paths[0]
     return f"{model.full_name} ({files}, {human_size(model.model.size)})"
@@ -171,20 +168,9 @@ def describe(model: HubModel) -> str:
 
 def fetch(model: HubModel, folder: Path | None = None) -> list[Path]:
     """Fetch it; when that is interrupted or fails, say what is kept and how to go on."""
-    from ...models.names import human_size
-
     try:
         return model.fetch(folder)
     except (KeyboardInterrupt, ModelError):
         kept, size = human_size(model.bytes_here(folder)), human_size(model.model.size)
         say(f"{kept} of {size} are kept; the same command goes on from there")
         raise
-
-
-def candidates(info: ModelInfo, maps: list[LocalMap]) -> list[LocalMap]:
-    """Maps of a model of this shape, whatever its routers."""
-    from dataclasses import replace
-
-    if info.identity is None:
-        return []
-    return [m for m in maps if replace(m.identity, router_sha256=info.identity.router_sha256) == info.identity]

@@ -51,7 +51,8 @@ def run_batch(flags: RunFlags, batch: BatchFlags, as_json: bool) -> None:
         run = _Batch(steered, [items[i] for i in left], [prompts[i] for i in left], n_ctx)
         write = kept.add if kept else _to_stdout()
         try:
-            with _bar(hidden=kept is None and sys.stdout.isatty()) as show:
+            # on a terminal it would stand between the answers
+            with progress_bar(hidden=kept is None and sys.stdout.isatty()) as show:
                 show("run", len(done), len(items))
                 for record in run.records(min(batch.parallel or DEFAULT_PARALLEL, len(left)), ordered=kept is None):
                     write(record)
@@ -140,16 +141,6 @@ def _to_stdout() -> Callable[[Record], None]:
     return write
 
 
-@contextlib.contextmanager
-def _bar(hidden: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """The progress bar; hidden where it would stand between the answers."""
-    if hidden:
-        yield lambda what, done, total: None
-        return
-    with progress_bar() as show:
-        yield show
-
-
 class _Batch:
     """Some prompts, answered."""
 
@@ -213,7 +204,6 @@ class _Batch:
         }
 
     def summary(self) -> str:
-        """One line."""
         facts = self.figures()
         rate = f" ({facts['tokens_per_second']} tokens/s)" if facts["tokens_per_second"] else ""
         return f"{self.n_done} prompts answered, {self._n_tokens} tokens in {self._seconds:.1f} s{rate}"
