@@ -63,7 +63,7 @@ def _shard(text: str) -> tuple[int, int]:
     help="Also write each pair's counts, .npz; the map gets standard errors and stability.",
 )
 @click.option("--behaviour", help="Name of the behaviour.  [default: the pairs file's name]")
-@meaning_options
+@meaning_options()
 @resume_options("Go on with an interrupted run, from the last batch that was counted.")
 @click.option(
     "--shard",
@@ -95,9 +95,7 @@ def detect(
     counts_file: Path | None,
     per_pair_file: Path | None,
     behaviour: str | None,
-    positive: str,
-    negative: str,
-    license_: str,
+    meaning: dict[str, str],
     resume: bool,
     restart: bool,
     shard: tuple[int, int],
@@ -159,7 +157,7 @@ def detect(
             if checkpoint.exists():
                 say(f"{display.summary()}; go on with the same command and --resume")
             raise
-    expert_map = ExpertMap.from_counts(counts, positive=positive, negative=negative, license=license_)
+    expert_map = ExpertMap.from_counts(counts, **meaning)
     if per_pair_file and counts.n_pairs > 1:
         expert_map = annotate(expert_map, PairCounts.load(per_pair_file))
     if counts_file:

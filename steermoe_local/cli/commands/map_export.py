@@ -16,7 +16,7 @@ from ...maps.rankings import Rankings, ranking_name, read_rankings
 from ...model_files.model_info import model_info
 from ...steering.presets import PAPER_MODELS
 from ...steering.steering import Steering
-from ..options.common import FILE, json_option, other_model_option, output_option
+from ..options.common import FILE, json_option, meaning_options, other_model_option, output_option
 from ..output import print_json, warn
 from .bias import preset_option, with_preset
 from .map import print_map, top_experts
@@ -31,9 +31,7 @@ FORMATS = ("easysteer", "steermoe-csv", "json")
 @other_model_option("GGUF file of that model: takes its router hash.")
 @click.option("--arch", help="Its architecture as GGUF names it.  [default: MODEL's, or by --model-id]")
 @click.option("--behaviour", help="Name of the behaviour.  [default: by the file's name]")
-@click.option("--positive", default="", help="What RD > 0 means, in words.")
-@click.option("--negative", default="", help="What RD < 0 means, in words.")
-@click.option("--license", "license_", default="", help="Licence of the ranking.")
+@meaning_options("What RD > 0 means, in words.", "What RD < 0 means, in words.", "Licence of the ranking.")
 @json_option
 def import_(
     ranking: Path,
@@ -42,9 +40,7 @@ def import_(
     model: Path | None,
     arch: str | None,
     behaviour: str | None,
-    positive: str,
-    negative: str,
-    license_: str,
+    meaning: dict[str, str],
     as_json: bool,
 ) -> None:
     """Make an expert map of a SteerMoE ranking, a pickled pandas frame.
@@ -74,9 +70,7 @@ def import_(
         identity,
         behaviour,
         where=str(ranking),
-        positive=positive,
-        negative=negative,
-        license=license_,
+        **meaning,
         notes=f"imported from {ranking.name}, a ranking of {model_id}; the licence of that file holds",
     )
     expert_map.save(output)

@@ -28,7 +28,7 @@ from .map import print_map, warn_unless_separable
     help="Also write all per-pair counts; name those of each run beside its counts.",
 )
 @click.option("--behaviour", help="Name of the behaviour.  [default: the counts']")
-@meaning_options
+@meaning_options()
 @json_option
 def merge(
     files: tuple[Path, ...],
@@ -36,9 +36,7 @@ def merge(
     counts_file: Path | None,
     per_pair_file: Path | None,
     behaviour: str | None,
-    positive: str,
-    negative: str,
-    license_: str,
+    meaning: dict[str, str],
     as_json: bool,
 ) -> None:
     """Add up the counts of several runs or machines (detect --counts), and write the map of all of them.
@@ -69,7 +67,7 @@ def merge(
     if per_pair_file and not sidecars:
         raise UsageError(f"--per-pair {per_pair_file}: no per-pair counts among the files; name those of each run")
     counts = merge_counts(counted)
-    expert_map = ExpertMap.from_counts(counts, behaviour or "", positive=positive, negative=negative, license=license_)
+    expert_map = ExpertMap.from_counts(counts, behaviour or "", **meaning)
     if sidecars:
         target = per_pair_file or output.with_name(f".{output.name}.pairs.npz")
         try:

@@ -91,13 +91,6 @@ template_options = together(
 )
 """--thinking and --chat-template-kwargs."""
 
-meaning_options = together(
-    click.option("--positive", default="", help="What the positive side means, in words."),
-    click.option("--negative", default="", help="What the negative side means, in words."),
-    click.option("--license", "license_", default="", help="Licence of the map, kept in it."),
-)
-"""--positive, --negative and --license: what a new map says of itself."""
-
 hub_offline_option = click.option(
     "--offline", is_flag=True, help="Take hub data from the cache alone, as with HF_HUB_OFFLINE=1."
 )
@@ -107,6 +100,16 @@ seed_option = click.option("--seed", type=int, default=0, show_default=True, hel
 def output_option(help: str, *, required: bool = True, **attributes: Any) -> Decorator:
     """-o: the file or folder that the command writes."""
     return click.option("-o", "--output", type=FILE, required=required, help=help, **attributes)
+
+
+def meaning_options(
+    positive: str = "What the positive side means, in words.",
+    negative: str = "What the negative side means, in words.",
+    license: str = "Licence of the map, kept in it.",
+) -> Decorator:
+    """--positive, --negative and --license of a new map; the command gets them as one dict, `meaning`."""
+    helps = {"--positive": positive, "--negative": negative, "--license": license}
+    return option_group(dict, "meaning", [click.option(name, default="", help=text) for name, text in helps.items()])
 
 
 def strength_option(name: str, **attributes: Any) -> Decorator:
