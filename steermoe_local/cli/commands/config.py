@@ -219,7 +219,7 @@ def _check(root: click.Group, keys: Keys, value: Any) -> None:
     for path in owners_of(keys, settings.kinds(root)):
         option = settings.options(commands[path])[keys[-1]]
         if type(option.type).__module__.startswith("click."):
-            with click.Context(commands[path], info_name=" ".join(("steermoe", *path))) as ctx:
+            with settings.context(root, path, commands[path]) as ctx:
                 try:
                     option.type_cast_value(ctx, settings.for_click(option, value))
                 except click.BadParameter as error:

@@ -166,30 +166,35 @@ def settings(root: click.Group, config: ConfigFile, path: Keys = (), args: Seque
     found: list[Setting] = []
     for at, command in commands(root):
         if path in ((), at):
-            found += _command_settings(at, command, config, entries.get(at, {}), args)
+            with context(root, at, command) as ctx:
+                found += _command_settings(at, ctx, config, entries.get(at, {}), args)
     return found
 
 
+def context(root: click.Group, path: Keys, command: click.Command) -> click.Context:
+    """A context to look at a command's options in; nothing is started."""
+    return click.Context(command, info_name=" ".join((PREFIX.lower(), *path)), **root.context_settings)
+
+
 def _command_settings(
-    path: Keys, command: click.Command, config: ConfigFile, entries: dict[str, Entry], args: Sequence[str]
+    path: Keys, ctx: click.Context, config: ConfigFile, entries: dict[str, Entry], args: Sequence[str]
 ) -> Iterator[Setting]:
-    by_name = options(command)
+    by_name = options(ctx.command)
     names = {option: name for name, option in reversed(by_name.items())}  # the first of an option's names
-    with click.Context(command, info_name=" ".join((PREFIX.lower(), *path))) as ctx:
-        typed = command.make_parser(ctx).parse_args(args=list(args))[0] if args else {}
-        for option in dict.fromkeys(by_name.values()):
-            name = names[option]
-            entry = _entry(option, entries)
-            if option.name in typed:
-                yield Setting(path, name, _typed(ctx, option, typed[option.name]), "flag")
-            elif variable := variable_of(option):
-                value = _typed(ctx, option, option.value_from_envvar(ctx))
-                yield Setting(path, name, value, "environment", variable)
-            elif entry is not None:
-                yield Setting(path, name, entry.value, "file", config.where(entry.keys))
-            else:
-                default = option.to_info_dict()["default"]
-                yield Setting(path, name, None if callable(default) else default, "default")
+    typed = ctx.command.make_parser(ctx).parse_args(args=list(args))[0] if args else {}
+    for option in dict.fromkeys(by_name.values()):
+        name = names[option]
+        entry = _entry(option, entries)
+        if option.name in typed:
+            yield Setting(path, name, _typed(ctx, option, typed[option.name]), "flag")
+        elif variable := variable_of(option):
+            value = _typed(ctx, option, option.value_from_envvar(ctx))
+            yield Setting(path, name, value, "environment", variable)
+        elif entry is not None:
+            yield Setting(path, name, entry.value, "file", config.where(entry.keys))
+        else:
+            default = option.to_info_dict()["default"]
+            yield Setting(path, name, None if callable(default) else default, "default")
 
 
 def _typed(ctx: click.Context, option: click.Option, value: Any) -> Any:
