@@ -31,7 +31,7 @@ class Command:
     """
 
     arguments: str
-    about: str
+    help: str
     run: Callable[[Session, str], None]
     words: Callable[[Session], Iterable[str]] | None = lambda session: ()
 
@@ -223,7 +223,7 @@ def _help(session: Session, argument: str) -> None:
     table.add_column(style="bold", overflow="fold")
     table.add_column(overflow="fold")
     for name, command in COMMANDS.items():
-        table.add_row(f"/{name} {command.arguments}".rstrip(), command.about)
+        table.add_row(f"/{name} {command.arguments}".rstrip(), command.help)
     session.screen.table(table)
     session.screen.note(_KEYS)
 

@@ -1,4 +1,4 @@
-"""The line that a person edits, with prompt_toolkit: several lines, history, completion."""
+"""Editing of a message with prompt_toolkit: several lines, history, completion."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class CommandCompleter(Completer):
             return
         name, blank, rest = text[1:].partition(" ")
         if not blank:
-            for command, about in self._names.items():
+            for command, text in self._names.items():
                 if command.startswith(name):
-                    yield Completion(command, -len(name), display=f"/{command}", display_meta=about)
+                    yield Completion(command, -len(name), display=f"/{command}", display_meta=text)
             return
         words = self._words(name)
         for word in words or ():
@@ -72,7 +72,7 @@ class PromptReader:
         @bindings.add("c-c")
         @bindings.add("<sigint>")
         def _interrupt(event: KeyPressEvent) -> None:
-            # Raised from `read`; what stands in the line stays on the screen, as in a shell.
+            # Raised from `read`; the line stays on the screen, as in a shell.
             event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
 
         self._session: PromptSession[str] = PromptSession(
@@ -103,7 +103,7 @@ class PromptReader:
 
 
 def history_file() -> Path:
-    """Where what was typed is kept: chat_history in the platform's folder for a program's state."""
+    """The file of the history: chat_history in the platform's folder for a program's state."""
     import platformdirs
 
     return platformdirs.user_state_path("steermoe", appauthor=False) / "chat_history"

@@ -1,4 +1,4 @@
-"""A chat as the program runs it: a loaded model, a conversation, what is shown of it, and what the commands change."""
+"""The state of a running chat: a loaded model, a conversation, and what the commands change."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Loaded:
 
 
 class Session:
-    """The chat: what was said, the model that answers, and what is switched on.
+    """A chat: the conversation, the loaded model, and the switches that commands change.
 
     `run_load` runs the loading of a model and gives its result; a terminal lets Ctrl-C through meanwhile.
     """

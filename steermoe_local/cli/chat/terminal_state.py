@@ -64,7 +64,7 @@ class TerminalState:
         def end(number: int, frame: Any) -> None:
             self._end_at_once(descriptor, "", 128 + number)
 
-        # llama_cpp silences the streams while it loads; what is said here goes to the terminal itself
+        # llama_cpp silences the streams while it loads; messages go to the terminal itself
         descriptor = os.dup(sys.stderr.fileno())
         thread = threading.Thread(target=run, daemon=True)
         with contextlib.ExitStack() as stack:

@@ -75,7 +75,7 @@ def chat(
       printf 'Hello.\\nWho are you?\\n' | steermoe chat -m olmoe.gguf
     """
     from ...model_files.model_info import model_info
-    from ..chat.loop import Place, run_chat
+    from ..chat.loop import TerminalKind, run_chat
     from ..chat.session import ChatFlags
 
     # A map that does not fit is refused before the model is loaded; only then are the routers hashed here.
@@ -84,7 +84,7 @@ def chat(
     run_chat(
         ChatFlags(**options, force=steering_flags.force),
         model,
-        Place.here(),
+        TerminalKind.here(),
         system=system_prompt,
         steering=steering,
         prompt=prompt,

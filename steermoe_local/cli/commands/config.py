@@ -256,7 +256,7 @@ def _masked(setting: settings.Setting) -> Any:
 
 
 def _print(found: list[settings.Setting], whole: bool) -> None:
-    """A table; settings that several commands share stand once."""
+    """Print a table, with one row for a setting that several commands share."""
     lines: dict[tuple[str, str, str], list[str]] = {}
     for setting in found:
         value = _masked(setting)

@@ -60,7 +60,7 @@ def eval_(setup: EvaluationSetup, no_away: bool, controls: bool, control_draws: 
     from ...evaluation.reports.report import markdown, verdict
     from ...evaluation.studies.evaluate import evaluate, has_reverse
 
-    steering = setup.steering  # what cannot be used is told before anything is loaded, or a folder made
+    steering = setup.steering  # wrong input fails before anything is written or loaded
     _ = setup.task, setup.scorer, setup.guards
     wanted = _controls(setup, control_draws, pairs_file) if controls else None
     for option, given in (("--pairs", pairs_file is not None), ("--control-draws", is_given("control_draws"))):

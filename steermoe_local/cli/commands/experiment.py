@@ -83,7 +83,7 @@ def experiment(
 
     _check(name, setup, ability)
     setup = dataclasses.replace(setup, output=folder or Path(f"experiment-{name}"))
-    steering = setup.steering  # what cannot be used is told before anything is loaded, or a folder made
+    steering = setup.steering  # wrong input fails before anything is written or loaded
     _ = setup.task, setup.scorer, setup.guards
     pairs = load_pairs(pairs_file) if pairs_file is not None else pairs_of(steering)
     harmless = _ability(setup, ability) if name == "activate-benign" else None
@@ -113,7 +113,7 @@ def experiment(
 
 
 def _check(name: str, setup: EvaluationSetup, ability: str | None) -> None:
-    """Refuse what would be ignored, and the default map on a model that it was not made on. Raises UsageError."""
+    """Raise UsageError for an option without effect, and for the default map on another model."""
     from ...evaluation.tasks.builtin import is_embedded
 
     if ability is not None and name != "activate-benign":
@@ -148,7 +148,7 @@ def _draw(found: Experiment, setup: EvaluationSetup) -> tuple[str, ...]:
 
 
 def _with_defaults(command: Any) -> None:
-    """Run on the embedded model where nothing else is said."""
+    """Make the embedded model and its map the defaults."""
     for param in command.params:
         if param.name in _DEFAULTS:
             param.required, param.default, param.show_default = False, _DEFAULTS[param.name], True

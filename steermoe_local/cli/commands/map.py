@@ -197,7 +197,7 @@ def diff(first: Path, second: Path, output: Path | None, top: int, as_json: bool
 
 
 def warn_unless_separable(expert_map: ExpertMap, where: Path) -> None:
-    """Say on stderr that a map looks like noise, or that its pairs cannot tell."""
+    """Warn that a map cannot be told from maps of shuffled pairs."""
     confidence = expert_map.confidence
     if confidence is None or confidence.separable:
         return

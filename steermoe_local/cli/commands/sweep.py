@@ -87,7 +87,7 @@ def sweep(
     from ...evaluation.studies.sweep import plan
     from ...evaluation.studies.sweep import sweep as run
 
-    # mistakes are told before anything is made or loaded
+    # wrong input fails before anything is written or loaded
     grid = _grid(activates, deactivates, layer_ranges, strengths, both_ways)
     steering = setup.map_steering
     planned = plan(steering, grid, setup.identity)

@@ -76,8 +76,8 @@ def transfer(
     from ...evaluation.studies.transfer_results import Column
     from ...generation.answer_file import AnswerFile
 
-    kinds = [file_type(name) for name in quants]  # an unknown name is told before anything is read
-    steering = setup.steering  # what cannot be used is told before a folder is made
+    kinds = [file_type(name) for name in quants]  # an unknown name fails before anything is read
+    steering = setup.steering  # wrong input fails before anything is written
     _ = setup.task, setup.scorer, setup.guards
     pairs = _pairs(setup, pairs_file)
     setup.check_output("summary.json", "report.md", _COLUMNS, *_PICTURES)
@@ -136,11 +136,11 @@ def _pairs(setup: EvaluationSetup, name: str | None) -> Collection[Pair] | None:
 
 
 def _settings(setup: EvaluationSetup, pairs: Collection[Pair] | None, top_n: int, n_agreement: int) -> dict[str, Any]:
-    """All that a column hangs on: what must be the same to go on with an interrupted run."""
+    """What must be the same to go on with an interrupted run."""
     neutral = setup.guards[1]
     steering = {key: value for key, value in setup.steering.to_dict().items() if key not in ("map", "name")}
     return {
-        **setup.about,
+        **setup.metadata,
         "steering": steering,
         "task_sha256": setup.task.sha256,
         "neutral_sha256": None if neutral is None else neutral.sha256,
@@ -170,7 +170,7 @@ def _done(setup: EvaluationSetup, kept: AnswerFile, settings: dict[str, Any]) ->
 
 
 def _tell(kept: AnswerFile, n_kept: int) -> None:
-    """What an interrupted run leaves."""
+    """Say how much of an interrupted run is kept."""
     if n_kept:
         what = "1 model is" if n_kept == 1 else f"{n_kept} models are"
         say(f"{what} done and kept in {kept.path}; go on with the same command and --resume")

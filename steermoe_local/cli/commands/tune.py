@@ -99,7 +99,7 @@ def tune(
     if exhaustive and is_given("max_choices"):
         raise UsageError("--max-choices is for the search, and --exhaustive looks at every choice; give one of them")
     budget = Budget(max_ppl_increase, max_kl, max_refusal_increase, max_looping_increase)
-    # mistakes are told before anything is made or loaded
+    # wrong input fails before anything is written or loaded
     steering = setup.map_steering
     whole = space(steering)
     split([str(item.id) for item in setup.task.items], setup.seed, choosing_share)

@@ -118,7 +118,7 @@ def strength_option(name: str, **attributes: Any) -> Decorator:
 
 
 def other_model_option(help: str) -> Decorator:
-    """-m of a command that runs no model: one to look things up in, never the default of those that run one."""
+    """-m of a command that only looks things up in a model; the default model of `run` is not taken."""
     return click.option("-m", "--model", type=ModelPath(), allow_from_autoenv=False, metavar="MODEL", help=help)
 
 
@@ -149,21 +149,21 @@ def resume_options(
 
 
 class Unfinished(Protocol):
-    """What an interrupted run leaves."""
+    """The partial file of an interrupted run."""
 
     path: Path
 
     def exists(self) -> bool:
-        """Whether there is something to go on from."""
+        """Whether the file is there."""
 
 
 def check_resume(resume: bool, restart: bool) -> None:
-    """Raise UsageError for both."""
+    """Raise UsageError for --resume with --restart."""
     if resume and restart:
         raise UsageError("--resume and --restart exclude each other")
 
 
 def check_unfinished(kept: Unfinished, resume: bool, restart: bool) -> None:
-    """Raise UsageError when an interrupted run is there, and nobody said what is to become of it."""
+    """Raise UsageError when an interrupted run is there, without --resume and --restart."""
     if kept.exists() and not resume and not restart:
         raise UsageError(f"{kept.path}: an interrupted run; go on with --resume, or start over with --restart")

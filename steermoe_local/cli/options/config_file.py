@@ -1,7 +1,7 @@
 """The configuration file: defaults for the command line's options, in TOML.
 
 Keys are long names of options. At the top they hold for every command that has them, in a table like `[chat]` or
-`[pairs.check]` for that command; the nearer one counts. Which commands and options there are is the caller's to say.
+`[pairs.check]` for that command, which overrides the top. The caller says which commands and options there are.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ Commands = Mapping[Keys, Mapping[str, OptionKind]]
 
 @dataclass(frozen=True)
 class Entry:
-    """A value of the file, and where it stands in it."""
+    """A value of the file, and its keys there."""
 
     value: Any
     keys: Keys
@@ -119,7 +119,7 @@ class ConfigFile:
         return {path: entries for path, entries in found.items() if entries}
 
     def line(self, keys: Keys) -> int | None:
-        """The number of the line of a key, or of a table's header; None if it cannot be told."""
+        """The line number of a key, or of a table's header; None if it is not found."""
         return _line(self.text, keys)
 
     def where(self, keys: Keys) -> str:
@@ -162,9 +162,9 @@ class ConfigFile:
                     self._fail(
                         here, f"{_name(here)} = {shown} is not {kind.words}, as --{key} of {_command(path)} needs"
                     )
-                found[path].pop(key, None)  # the nearest comes last, whatever it is called
+                found[path].pop(key, None)  # the entry that overrides the others comes last
                 found[path][key] = Entry(value, here)
-        for key, value in below:  # behind the keys, as what stands nearer to a command counts
+        for key, value in below:  # after the keys: the table of a command overrides those above it
             self._read_table(value, (*at, key), commands, found)
 
     def _fail(self, keys: Keys, message: str) -> NoReturn:
@@ -195,7 +195,7 @@ def parse(text: str, path: Path) -> dict[str, Any]:
 
 
 def parse_value(text: str, kind: OptionKind) -> Any:
-    """The value that a person wrote on the command line for an option. Raises ValueError if it cannot be one."""
+    """The value of an option from its text on the command line. Raises ValueError if it cannot be one."""
     if kind.what == "text" and not kind.many:
         return text
     try:
@@ -264,7 +264,7 @@ def format_value(value: Any) -> str:
 
 
 def _edited(text: str, change_data: Callable[[Any], None], change_document: Callable[[Any], None]) -> str:
-    """The text after a change, if it then says what the changed data say. Raises EditError, and what changes raise."""
+    """The text after a change, checked against the changed data. Raises EditError, and what the changes raise."""
     import tomlkit
 
     wanted = tomllib.loads(text)
@@ -276,7 +276,7 @@ def _edited(text: str, change_data: Callable[[Any], None], change_document: Call
         same = tomllib.loads(changed) == wanted
     except EditError:
         raise
-    except Exception as error:  # what tomlkit cannot do with an unusual text is left to the person
+    except Exception as error:  # whatever tomlkit cannot do with an unusual text
         raise EditError(f"it is written in a way of its own ({type(error).__name__})") from error
     if not same:
         raise EditError("it is written in a way of its own")
@@ -285,7 +285,7 @@ def _edited(text: str, change_data: Callable[[Any], None], change_document: Call
 
 @functools.lru_cache(maxsize=256)
 def _line(text: str, keys: Keys) -> int | None:
-    """Number of the line of a key, or of a table's header: where a mark comes out that is put there."""
+    """The line number of a key, or of a table's header: the line of a mark that is put there."""
     import tomlkit
     from tomlkit.items import AoT, InlineTable, Table
 

@@ -189,7 +189,7 @@ class EvaluationSetup:
         found = self.steering_flags.open(self.identity, self.model)
         if found is None:
             raise UsageError("nothing to steer by; give --map MAP, or --bias FILE")
-        found.build(self.identity)  # what the model cannot carry out is told now
+        found.build(self.identity)  # fails now if the model cannot be steered so
         return found
 
     @cached_property
@@ -278,11 +278,11 @@ class EvaluationSetup:
         )
 
     @property
-    def about(self) -> dict[str, Any]:
-        """Facts of model and context that results hang on, as plain JSON values; the same in every run."""
-        return self._about(self.facts)
+    def metadata(self) -> dict[str, Any]:
+        """Metadata of the results: facts of the model and the context that they depend on, as JSON values."""
+        return self._metadata(self.facts)
 
-    def _about(self, facts: ModelInfo) -> dict[str, Any]:
+    def _metadata(self, facts: ModelInfo) -> dict[str, Any]:
         from ...evaluation.studies.opening import model_facts
 
         flags = self.flags
@@ -312,7 +312,7 @@ class EvaluationSetup:
         return whole
 
     def draw(self, draw: Callable[[Sequence[Path]], Any], names: Sequence[str]) -> tuple[str, ...]:
-        """Draw pictures of the output folder; the name of the one for the report. Without matplotlib, say so."""
+        """Draw pictures into the output folder; returns the one for the report. Without matplotlib, says so."""
         from ...evaluation.reports.pictures import missing_matplotlib
 
         if problem := missing_matplotlib():
@@ -369,7 +369,7 @@ class EvaluationSetup:
                     settings=settings,
                     kept=answers,
                     resume=self.resume and answers is not None and answers.exists(),
-                    about=self._about(facts),
+                    about=self._metadata(facts),
                     progress=show,
                 )
             )

@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
 
 _NEAREST_FIRST = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
-# What says nothing of a result, or must not be told.
+# Options that change nothing about a result, or are secret.
 _NOT_REPEATED = {"output", "resume", "restart", "as_json", "hf_token", "verbose"}
 
 
@@ -83,7 +83,7 @@ def option_group(
 
 
 class RenamedOption(click.Option):
-    """An option whose `old_names` still work, but stand neither in the help nor in messages or completions."""
+    """An option with `old_names`, which still work but are not shown in help, messages and completions."""
 
     def __init__(self, *arguments: Any, old_names: tuple[str, ...], **attributes: Any) -> None:
         super().__init__(*arguments, **attributes)
@@ -117,17 +117,17 @@ def rank(name: str) -> int:
 
 
 def is_given(name: str) -> bool:
-    """Whether a parameter stands on the command line."""
+    """Whether a parameter was given on the command line."""
     return rank(name) == 0
 
 
 def is_default(name: str) -> bool:
-    """Whether nobody set a parameter."""
+    """Whether a parameter has its default value."""
     return rank(name) == len(_NEAREST_FIRST)
 
 
 def command_line() -> str:
-    """The command with all options that were given, also by the environment or the configuration; no token."""
+    """The command line that repeats this run: all options that differ from their defaults, but no secret."""
     context = click.get_current_context()
     words = ["steermoe", *context.command_path.split()[1:]]
     for parameter in context.command.params:

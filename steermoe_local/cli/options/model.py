@@ -1,4 +1,4 @@
-"""The options that name a model, the same for every command that takes one, and fetching it."""
+"""The options that name a model, and fetching a model that is not on this machine."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ MODELS_VARIABLE = "STEERMOE_MODELS"
 
 
 class ModelText(click.ParamType):  # type: ignore[type-arg, unused-ignore] # generic only in newer click
-    """A model as a person names it: `tiny`, a GGUF file, a short name, USER/REPO[:QUANT] of the hub's cache."""
+    """The name of a model: `tiny`, a GGUF file, a short name, or USER/REPO[:QUANT] of the hub's cache."""
 
     name = "model"
 
 
 class ModelPath(ModelText):
-    """The same, resolved to its file. Models folders are those of STEERMOE_MODELS."""
+    """The name of a model, resolved to its file; the models folders are those of STEERMOE_MODELS."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Resolve the name; whether the file is a model is the command's to find out."""
+        """Resolve the name. The file is not read, so that it may turn out to be no model later."""
         if isinstance(value, Path):
             return value
         from ...models.local_models import resolve_model

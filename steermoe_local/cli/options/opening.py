@@ -56,7 +56,7 @@ def check_memory(facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_sequences: i
 
 @contextmanager
 def open_model(facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_sequences: int = 1) -> Iterator[SteeredLlama]:
-    """Load a model, after `check_memory`. Its own context is small: who computes with it makes one on the same weights.
+    """Load a model, after `check_memory`. Its own context is small; engines and recorders make theirs.
 
     Raises ResourceError (no memory for `n_sequences` sequences of `n_ctx` tokens), ModelError, NativeError.
     """

@@ -1,4 +1,4 @@
-"""Defaults of options from the environment and the configuration file, for whatever commands there are."""
+"""Defaults of options from the environment and the configuration file, for any tree of commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TAKEN = {"STEERMOE_LIB_PATH", "STEERMOE_FORCE", "STEERMOE_CONFIG", "STEERMOE_JU
 
 
 class WithoutConfig:
-    """Beside click's class in a command's bases: it runs whatever the configuration file says, like what mends it."""
+    """Mixin of commands that run even if the configuration file is broken, like those that repair it."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def options(command: click.Command) -> dict[str, click.Option]:
 
 
 def kind(option: click.Option) -> OptionKind:
-    """What an option takes, told to `config`."""
+    """What values an option takes."""
     many = option.multiple or option.nargs != 1
     shared = option.allow_from_autoenv
 
@@ -139,7 +139,7 @@ def variable_of(option: click.Parameter) -> str | None:
 
 
 def provenance(ctx: click.Context, parameter: click.Parameter) -> str:
-    """For messages about a value that nobody typed: where it was found."""
+    """Where a value that was not typed comes from, for messages about it."""
     source = ctx.get_parameter_source(parameter.name) if parameter.name else None
     if source == ParameterSource.ENVIRONMENT:
         return f" (from the environment: {variable_of(parameter)})"

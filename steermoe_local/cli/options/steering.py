@@ -1,4 +1,4 @@
-"""The options that say how a model is steered, the same for every command that runs one."""
+"""The options that choose how a model is steered."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class SteeringFlags:
 
     @property
     def wanted(self) -> bool:
-        """Is anything to be steered?"""
+        """Whether there is a map or a bias file to steer by."""
         return self._map is not None or self._bias is not None
 
     @property

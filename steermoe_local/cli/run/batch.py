@@ -51,7 +51,7 @@ def run_batch(flags: RunFlags, batch: BatchFlags, as_json: bool) -> None:
         run = _Batch(steered, [items[i] for i in left], [prompts[i] for i in left], n_ctx)
         write = kept.add if kept else _to_stdout()
         try:
-            # on a terminal it would stand between the answers
+            # not between answers that are printed to a terminal
             with progress_bar(hidden=kept is None and sys.stdout.isatty()) as show:
                 show("run", len(done), len(items))
                 for record in run.records(min(batch.parallel or DEFAULT_PARALLEL, len(left)), ordered=kept is None):
@@ -72,7 +72,7 @@ def run_batch(flags: RunFlags, batch: BatchFlags, as_json: bool) -> None:
 
 
 def _items(path: Path) -> tuple[str, list[PromptItem]]:
-    """The prompts, and the name that stands in messages."""
+    """The prompts, and the name of their file for messages."""
     if str(path) == "-":
         if sys.stdin is None:
             raise UsageError("stdin is closed; give the prompts in a file")
@@ -81,7 +81,7 @@ def _items(path: Path) -> tuple[str, list[PromptItem]]:
 
 
 def _prepared(name: str, items: Sequence[PromptItem], steered: Steered) -> list[Prepared]:
-    """All prompts as tokens; by the vocabulary alone, so that what cannot be used is told before the model is loaded.
+    """Tokens of all prompts, by the vocabulary alone: prompts that cannot be used fail before the model is loaded.
 
     Raises UsageError and ModelError, which name the line.
     """
@@ -112,7 +112,7 @@ def _said(item: PromptItem, steered: Steered) -> Any:
 
 
 def _settings(steered: Steered, items: Sequence[PromptItem], n_ctx: int) -> dict[str, Any]:
-    """All that must be the same for two parts of a run to be one."""
+    """What must be the same to go on with an interrupted run."""
     flags, facts = steered.flags, steered.facts
     return {
         "prompts": prompts_digest(items),
@@ -131,7 +131,7 @@ def _settings(steered: Steered, items: Sequence[PromptItem], n_ctx: int) -> dict
 
 
 def _to_stdout() -> Callable[[Record], None]:
-    """Write records to what is stdout now: a progress bar puts something else in its place."""
+    """A function that writes records to the real stdout, which a progress bar replaces while it runs."""
     stdout = sys.stdout.buffer
 
     def write(record: Record) -> None:

@@ -53,7 +53,7 @@ def _result(answers: dict[str, Answer], steered: Steered) -> dict[str, Any]:
 
 
 def _notes(answers: dict[str, Answer], steered: Steered, n_ctx: int) -> None:
-    """On stderr: what cut an answer off where nobody asked for it, and the timings."""
+    """Print on stderr why an answer was cut off, if not by -n, and the timings."""
     for side, answer in answers.items():
         name = f"{side}: " if steered.flags.compare else ""
         if answer.finish.reason == "context":
@@ -75,7 +75,7 @@ def _timings(answer: Answer) -> str:
 
 
 class _Printer:
-    """Prints answers while they come. Of two sides, the second waits until the first is through."""
+    """Prints answers while they are generated; of two sides, the second after the first."""
 
     def __init__(self, steered: Steered) -> None:
         self._terminal = sys.stdout.isatty()

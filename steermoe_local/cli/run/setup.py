@@ -83,12 +83,12 @@ class BatchFlags:
 
 
 class Steered:
-    """A model that was looked at but not loaded, and how it is to be steered."""
+    """A model whose header was read, and its steering; `load` loads the model."""
 
     def __init__(self, flags: RunFlags) -> None:
         """Read the headers of model and bias, or the map. Raises ModelError, FormatError, ModelMismatchError."""
         self.flags = flags
-        # the routers are hashed to check a map, not otherwise: of a bias file, loading will tell
+        # the routers are hashed to check a map; a bias file is checked when the model is loaded
         maps = "map" in flags.steering_flags.source
         self.facts = model_info(flags.model, routers=maps)
         identity: ModelIdentity | None = self.facts.require_moe() if maps else None
@@ -104,16 +104,16 @@ class Steered:
 
     @property
     def chats(self) -> bool:
-        """Does the prompt go through a chat template?"""
+        """Whether prompts go through a chat template."""
         return not self.flags.raw and bool(self.facts.chat_template)
 
     def warn_without_template(self) -> None:
-        """Say that a prompt is continued, where nobody asked for it."""
+        """Warn that a prompt is continued although --raw was not given."""
         if not self.flags.raw and not self.chats:
             warn(f"{self.flags.model}: no chat template, so the prompt is continued as it is (--raw)")
 
     def describe(self) -> dict[str, Any] | None:
-        """What steers, for --json: name, file, rule, numbers of experts, and where the bias says to come from."""
+        """The steering for --json: name, file, rule, numbers of experts, and the provenance of the bias."""
         if self.steering is None or self.bias is None:
             return None
         return {
