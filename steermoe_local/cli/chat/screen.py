@@ -16,6 +16,7 @@ import click
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from ...generation.engine import FinishEvent
 from .columns import SIDES, Columns, Side, Stacked
 from .printer import ERASE_LINE, Printer
 from .text import harmless
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from ...generation.chat import Delta
-    from ...generation.engine import FinishEvent
 
 T = TypeVar("T")
 SIDE_BY_SIDE_WIDTH = 80  # narrower terminals get one answer below the other
@@ -113,8 +113,6 @@ class TerminalScreen:
 
     def answer(self, stream: Generator[Delta | FinishEvent]) -> FinishEvent | None:
         """Show an answer while it is made, reasoning dim or hidden."""
-        from ...generation.engine import FinishEvent
-
         finish: FinishEvent | None = None
         printer = Printer(self.console, self.show_reasoning)
         with _interruptible(stream):
@@ -128,8 +126,6 @@ class TerminalScreen:
 
     def compare(self, stream: Generator[tuple[Side, Delta | FinishEvent]]) -> dict[Side, FinishEvent]:
         """Show two answers in two columns, or on a narrow or dumb terminal one below the other."""
-        from ...generation.engine import FinishEvent
-
         ends: dict[Side, FinishEvent] = {}
         if self.console.width < SIDE_BY_SIDE_WIDTH or self.console.is_dumb_terminal:
             view: Columns | Stacked = Stacked(self.console, self.show_reasoning)
@@ -172,8 +168,6 @@ class PlainScreen:
 
     def answer(self, stream: Generator[Delta | FinishEvent]) -> FinishEvent | None:
         """Write an answer while it is made; reasoning only if it is to be shown."""
-        from ...generation.engine import FinishEvent
-
         finish: FinishEvent | None = None
         kind = ""
         with contextlib.closing(stream):
@@ -189,8 +183,6 @@ class PlainScreen:
 
     def compare(self, stream: Generator[tuple[Side, Delta | FinishEvent]]) -> dict[Side, FinishEvent]:
         """Write two answers, one after the other."""
-        from ...generation.engine import FinishEvent
-
         ends: dict[Side, FinishEvent] = {}
         texts: dict[Side, str] = dict.fromkeys(SIDES, "")
         with contextlib.closing(stream):
