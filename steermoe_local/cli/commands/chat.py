@@ -7,13 +7,11 @@ from typing import Any
 
 import click
 
-from ..options.common import template_options
+from ..options.common import reasoning_option, template_options
 from ..options.llama import llama_options
 from ..options.model import model_option
 from ..options.sampling import sampling_options
 from ..options.steering import SteeringFlags, steering_options
-
-REASONING = ("auto", "show", "hide")
 
 
 @click.command()
@@ -37,13 +35,7 @@ REASONING = ("auto", "show", "hide")
     help="Context in tokens, 0: the model's.  [default: at most 4096]",
 )
 @template_options
-@click.option(
-    "--reasoning",
-    type=click.Choice(REASONING),
-    default="auto",
-    show_default=True,
-    help="What the model thinks before it answers: dim, or not at all; auto shows it on a terminal.",
-)
+@reasoning_option("What the model thinks before it answers: dim, or not at all; auto shows it on a terminal.")
 @click.option("--show-speed", is_flag=True, help="Tokens per second after every answer, as /speed on.")
 @click.option(
     "--history/--no-history", default=True, help="Keep what is typed, for the arrow keys.  [default: history]"

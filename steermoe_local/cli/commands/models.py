@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...models.names import human_size, short_names
-from ..options.common import json_option
+from ..options.common import json_option, maps_folders_option
 from ..options.model import models_dir_option
 from ..output import console, print_json, progress_bar, warn
 
@@ -21,14 +21,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @models_dir_option
-@click.option(
-    "--maps",
-    "maps_dirs",
-    type=click.Path(file_okay=False, exists=True, path_type=Path),
-    multiple=True,
-    metavar="DIR",
-    help="Folder of expert maps to compare with the models. Can be given again.",
-)
+@maps_folders_option("models")
 @click.option("--short-names", is_flag=True, help="List the short names that -m, -hf and `steermoe pull` know instead.")
 @json_option
 def models(models_dirs: tuple[Path, ...], maps_dirs: tuple[Path, ...], short_names: bool, as_json: bool) -> None:

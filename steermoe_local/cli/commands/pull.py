@@ -14,7 +14,7 @@ from ...model_files.gating import ROUTED
 from ...models.embedded import TINY
 from ...models.hub import is_offline
 from ...models.names import ModelName, human_size, short_names
-from ..options.common import json_option
+from ..options.common import json_option, maps_folders_option
 from ..options.model import check, describe, fetch, folders_from_environment, not_here, offline_option
 from ..output import print_json, progress_bar, say, warn
 
@@ -50,14 +50,7 @@ def _complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -
     allow_from_autoenv=False,
     help="Fetch into DIR/USER/REPO, a models folder, instead of the hub's cache.",
 )
-@click.option(
-    "--maps",
-    "maps_dirs",
-    type=click.Path(file_okay=False, exists=True, path_type=Path),
-    multiple=True,
-    metavar="DIR",
-    help="Folder of expert maps to compare with the model. Can be given again.",
-)
+@maps_folders_option("model")
 @click.option("-hft", "--hf-token", "--token", "token", metavar="TOKEN", help="Access token.  [default: HF_TOKEN]")
 @offline_option
 @click.option(

@@ -10,13 +10,13 @@ import click
 
 from ..._util.files import read_bytes
 from ...errors import FormatError, UsageError
-from ..options.common import FILE, json_option, output_option, resume_options, template_options
+from ..options.common import FILE, json_option, output_option, reasoning_option, resume_options, template_options
 from ..options.groups import is_given
 from ..options.llama import llama_options
 from ..options.model import model_option
 from ..options.sampling import sampling_options
 from ..options.steering import steering_options
-from ..run.setup import REASONING, BatchFlags, RunFlags
+from ..run.setup import BatchFlags, RunFlags
 
 _MAX_PROMPT = 64 << 20  # bytes
 
@@ -69,13 +69,7 @@ _MAX_PROMPT = 64 << 20  # bytes
 )
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
 @template_options
-@click.option(
-    "--reasoning",
-    type=click.Choice(REASONING),
-    default="auto",
-    show_default=True,
-    help="What the model thinks before it answers; auto shows it on a terminal.",
-)
+@reasoning_option("What the model thinks before it answers; auto shows it on a terminal.")
 @click.option("--show-timings", is_flag=True, help="Tell tokens and tokens per second on stderr.")
 @llama_options
 @json_option

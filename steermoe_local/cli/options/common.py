@@ -122,6 +122,24 @@ def other_model_option(help: str) -> Decorator:
     return click.option("-m", "--model", type=ModelPath(), allow_from_autoenv=False, metavar="MODEL", help=help)
 
 
+def maps_folders_option(what: str) -> Decorator:
+    """--maps of commands that say which expert maps fit a model."""
+    return click.option(
+        "--maps",
+        "maps_dirs",
+        type=click.Path(file_okay=False, exists=True, path_type=Path),
+        multiple=True,
+        metavar="DIR",
+        help=f"Folder of expert maps to compare with the {what}. Can be given again.",
+    )
+
+
+def reasoning_option(help: str) -> Decorator:
+    """--reasoning: whether what the model thinks is shown; `auto` is for terminals alone."""
+    choice = click.Choice(["auto", "show", "hide"])
+    return click.option("--reasoning", type=choice, default="auto", show_default=True, help=help)
+
+
 def selection_options(what: str) -> Decorator:
     """--skip, --limit, --sample and --seed; the command gets them as one argument, `wanted`."""
 

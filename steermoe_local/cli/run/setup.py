@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ...llama.steered_llama import SteeredLlama
     from ...steering.steering import Steering
 
-REASONING = ("auto", "show", "hide")
 UNSTEERED, STEERED = "unsteered", "steered"
 
 
