@@ -97,7 +97,8 @@ class EvaluationSetup:
     seeds: tuple[int, ...] = option(
         "--seeds",
         type=Parsed[tuple[int, ...]]("seeds", tuple, _seeds),
-        default=(0,),
+        default="0",
+        value=(0,),
         show_default=True,
         metavar="LIST",
         help="With --temp: answer each item once for each seed, like 0,1,2 or 0-4.",

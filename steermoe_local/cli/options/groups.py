@@ -25,13 +25,15 @@ _NOT_REPEATED = {"output", "resume", "restart", "as_json", "hf_token", "verbose"
 #
 
 
-def option(*names: str, **attributes: Any) -> Any:
+def option(*names: str, value: Any = None, **attributes: Any) -> Any:
     """A field of a dataclass that is an option of the command line; the arguments are those of `click.option`.
 
-    The field has the option's default. `option_group` makes the options of a dataclass from such fields.
+    The field has the option's default, or `value` where that is a text to be parsed. `option_group` makes the options
+    of a dataclass from such fields.
     """
     empty = False if attributes.get("is_flag") else () if attributes.get("multiple") else None
-    return dataclasses.field(default=attributes.get("default", empty), metadata={"option": (names, attributes)})
+    default = attributes.get("default", empty) if value is None else value
+    return dataclasses.field(default=default, metadata={"option": (names, attributes)})
 
 
 def field_options(kind: Any) -> list[Decorator]:
