@@ -22,7 +22,17 @@ if sys.platform == "win32":
     pytest.skip("pseudo-terminals", allow_module_level=True)
 
 
-from tests.support.chats import COUNT, DIGITS_ANSWER, ENDLESS, GREEDY, TINY, TO_DIGITS, WORDS_ANSWER, Start, piped
+from tests.support.chat_program import (
+    COUNT,
+    DIGITS_ANSWER,
+    ENDLESS,
+    GREEDY,
+    TINY,
+    TO_DIGITS,
+    WORDS_ANSWER,
+    Start,
+    piped,
+)
 from tests.support.terminal import PATIENCE, PROGRAM, Terminal
 
 DIGITS = ROOT / "expert_maps" / "tiny" / "digits-words.json"

@@ -25,7 +25,7 @@ if sys.platform == "win32":
 import termios
 
 from steermoe_local.cli.chat.commands import COMMANDS
-from tests.support.chats import (
+from tests.support.chat_program import (
     COUNT,
     DIGITS_ANSWER,
     ENDLESS,
