@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from ..evaluation.reports.report import Table as ReportTable
+    from ..evaluation.reports.document import Table as ReportTable
 
 # Pictures of control characters: a text of somebody else's file must not move the cursor of a terminal.
 _VISIBLE = {code: 0x2400 + code for code in range(32)} | {127: 0x2421} | dict.fromkeys(range(128, 160), 65533)

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..llama.rendering import Prompt
+from ..llama.tokenizing import common_prefix
 
-__all__ = ["Group", "GroupBuilder", "common_prefix"]
+__all__ = ["Group", "GroupBuilder"]
 
 Int32 = npt.NDArray[np.int32]
 
@@ -144,13 +145,3 @@ class GroupBuilder:
             bins=bins[kept:],
             members=members,
         )
-
-
-def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens that both begin with."""
-    n = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        n += 1
-    return n

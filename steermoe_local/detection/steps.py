@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from ..errors import PairsError
 from ..llama.rendering import Prompt, Renderer
+from ..llama.tokenizing import common_prefix
 from ..pairs.pairs import Pair
 from .decoding import GroupDecoder
-from .grouping import Group, GroupBuilder, common_prefix
+from .grouping import Group, GroupBuilder
 
 __all__ = ["Item", "Owners", "Step", "Steps"]
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 __all__ = ["Kind", "Part", "ReasoningSplitter", "ReasoningStyle", "reasoning_style", "split_reasoning"]
 
 Kind = Literal["reasoning", "answer"]
-Part = tuple[Kind, str]
+
+
+class Part(NamedTuple):
+    """A piece of a reply, without the markers of reasoning."""
+
+    kind: Kind
+    text: str
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class ReasoningSplitter:
     def feed(self, text: str) -> list[Part]:
         """Parts of what is certain by now, in order; a text that may become a marker waits."""
         if self._machine is None:
-            return [("answer", text)] if text else []
+            return [Part("answer", text)] if text else []
         self._machine.held += text
         return _merged(self._machine.run(last=False))
 
@@ -118,7 +124,7 @@ class _Tagged:
         self._state: Literal["start", "reasoning", "between", "answer"] = "start"
         self._fresh = True  # nothing of the present part was given yet
 
-    def run(self, last: bool) -> Iterator[Part]:
+    def run(self, last: bool) -> Iterator[tuple[Kind, str]]:
         going = True
         while going:
             if self._state in ("start", "between"):
@@ -143,7 +149,7 @@ class _Tagged:
         self._fresh = False
         return True
 
-    def _inside(self, kind: Kind, closing: str, last: bool) -> Generator[Part, None, bool]:
+    def _inside(self, kind: Kind, closing: str, last: bool) -> Generator[tuple[Kind, str], None, bool]:
         """Give the text of a part up to its closing marker; the generator returns whether to go on."""
         if self._fresh:
             self.held = self.held.lstrip()
@@ -178,7 +184,7 @@ class _Harmony:
         self._given: set[Kind] = set()
         self._parted = True  # the present text needs no blank line before it
 
-    def run(self, last: bool) -> Iterator[Part]:
+    def run(self, last: bool) -> Iterator[tuple[Kind, str]]:
         while True:
             found = _first(self.held, _HARMONY)
             if found is None:
@@ -194,7 +200,7 @@ class _Harmony:
         if last:
             yield from self._leave_header()
 
-    def _text(self, text: str) -> Iterator[Part]:
+    def _text(self, text: str) -> Iterator[tuple[Kind, str]]:
         if self._header is not None:
             self._header += text
             if len(self._header) <= _LONGEST_HEADER:
@@ -206,7 +212,7 @@ class _Harmony:
             self._given.add(self._kind)
             self._parted = True
 
-    def _marker(self, marker: str) -> Iterator[Part]:
+    def _marker(self, marker: str) -> Iterator[tuple[Kind, str]]:
         if marker == _MESSAGE:
             if self._header is not None:
                 channel = re.search(r"<\|channel\|>\s*(\w+)", self._header)
@@ -218,7 +224,7 @@ class _Harmony:
         else:  # <|channel|>, also of a model that forgot the <|start|>, and <|constrain|>
             self._header = (self._header or "") + marker
 
-    def _leave_header(self) -> Iterator[Part]:
+    def _leave_header(self) -> Iterator[tuple[Kind, str]]:
         """A header that never came to its message: what has no channel was an answer without format."""
         header, self._header = self._header, None
         if header and _CHANNEL not in header and header.removeprefix(_ROLE).strip():
@@ -229,14 +235,14 @@ class _Harmony:
         self._kind, self._parted = kind, kind not in self._given
 
 
-def _merged(parts: Iterable[Part]) -> list[Part]:
+def _merged(parts: Iterable[tuple[Kind, str]]) -> list[Part]:
     """Without empty parts, neighbours of a kind joined."""
     merged: list[Part] = []
     for kind, text in parts:
         if merged and merged[-1][0] == kind:
-            merged[-1] = (kind, merged[-1][1] + text)
+            merged[-1] = Part(kind, merged[-1].text + text)
         elif text:
-            merged.append((kind, text))
+            merged.append(Part(kind, text))
     return merged
 
 

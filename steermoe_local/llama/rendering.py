@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import functools
 import os
@@ -13,15 +14,40 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError, PairsError, UsageError
-from ..pairs.pairs import Side, last_exact_run, locate_target, target_tokens
+from ..pairs.pairs import Message, Side, last_exact_run, locate_target, target_tokens
 from . import capi
+from .reasoning import ReasoningStyle, reasoning_style
 from .tokenizing import tokenize
 
-__all__ = ["LocatedTarget", "Prompt", "Renderer", "thinking_arguments", "token_bytes", "vocabulary"]
+__all__ = [
+    "LocatedTarget",
+    "Prompt",
+    "RenderedPrompt",
+    "Renderer",
+    "thinking_arguments",
+    "token_bytes",
+    "vocabulary",
+    "vocabulary_renderer",
+]
 
 # What Renderer gives to every template itself.
 _OWN_ARGUMENTS = {"messages", "add_generation_prompt", "bos_token", "eos_token", "raise_exception", "strftime_now"}
 _OWN_ARGUMENTS |= {"functions", "function_call", "tools", "tool_choice"}
+
+
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """A prompt as the model reads it, to be answered.
+
+    `add_special`: the tokenizer puts its own tokens around the text. `style`: how the answer marks its reasoning, None:
+    not at all. `has_control_markers`: by control tokens, so these must be part of the answer's text.
+    """
+
+    text: str
+    tokens: list[int]
+    add_special: bool = False
+    style: ReasoningStyle | None = None
+    has_control_markers: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,13 +90,10 @@ class Renderer:
     def __init__(
         self, model: Any, *, thinking: bool = False, template_arguments: Mapping[str, Any] | None = None
     ) -> None:
-        if taken := sorted(_OWN_ARGUMENTS & set(template_arguments or {})):
-            raise UsageError(f"template variables: {', '.join(taken)}: given by the program; leave them out")
         lib = capi.llama_cpp()
         if lib.llama_vocab_type(model.vocab) == lib.LLAMA_VOCAB_TYPE_NONE:  # llama.cpp aborts on a text
             raise ModelError("the model has no tokenizer; only a model with a vocabulary reads texts")
-        self._thinking = thinking
-        self._template_arguments = dict(template_arguments or {})
+        self._configure(thinking, template_arguments)
         self._model = model
         self._metadata: dict[str, str] = model.metadata()
         self._formatter: Any = None
@@ -92,17 +115,32 @@ class Renderer:
         except Exception as error:  # templates are code of the model's makers and raise anything
             raise PairsError(f"the model's chat template refuses these messages: {error}") from error
 
-    def chat_text(self, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool = True) -> str:
+    def render(self, prompt: str | Sequence[Message]) -> RenderedPrompt:
+        """A text that is continued as it is, or a conversation that is answered.
+
+        Raises ModelError (no template), UsageError (the template refuses the messages).
+        """
+        if isinstance(prompt, str):
+            return RenderedPrompt(prompt, self.tokenize(prompt, add_special=True), add_special=True)
+        return self.rendered(self.chat_text([message.to_dict() for message in prompt]))
+
+    def rendered(self, text: str) -> RenderedPrompt:
+        """A conversation whose text `chat_text` made, to be answered."""
+        style = reasoning_style(self.template, text)
+        has_control_markers = style is not None and self.any_control(style.markers)
+        return RenderedPrompt(text, self.tokenize(text, add_special=False), False, style, has_control_markers)
+
+    def chat_text(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
         """The text of a conversation; each message has `role`, `content` and what else the template reads.
 
-        Raises ModelError when the model has no template, UsageError when the template refuses the messages.
+        `variables` (such as `tools`) go to the template besides `template_arguments`. Raises ModelError when the model
+        has no template, UsageError when the template refuses the messages.
         """
         self.require_template()
         try:
-            return self._render([dict(message) for message in messages], generation_prompt)
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            raise UsageError(f"the model's chat template refuses this conversation: {reason}") from error
+            return self._render([dict(message) for message in messages], True, **variables)
+        except Exception as error:  # as above
+            raise UsageError(f"the model's chat template refuses this conversation: {_one_line(error)}") from error
 
     def require_template(self) -> None:
         """Raise ModelError when the model has no chat template."""
@@ -111,13 +149,25 @@ class Renderer:
                 "the model has no chat template, so it cannot chat; have it continue a text with steermoe run --raw"
             )
 
-    def _render(self, messages: list[dict[str, Any]], generation_prompt: bool) -> str:
+    def _render(self, messages: list[dict[str, Any]], generation_prompt: bool, **variables: Any) -> str:
         formatter = self._chat_formatter(generation_prompt)
-        return str(formatter(messages=messages, **self.template_arguments).prompt)
+        return str(formatter(messages=messages, **variables, **self.template_arguments).prompt)
+
+    def check_template(self) -> None:
+        """Raise ModelError for a chat template that is no template."""
+        self._chat_formatter(True)
 
     def configured(self, *, thinking: bool, template_arguments: Mapping[str, Any] | None = None) -> Renderer:
         """Another renderer of the same model. Raises UsageError, as the constructor."""
-        return Renderer(self._model, thinking=thinking, template_arguments=template_arguments)
+        other = copy.copy(self)
+        other._configure(thinking, template_arguments)
+        return other
+
+    def _configure(self, thinking: bool, template_arguments: Mapping[str, Any] | None) -> None:
+        if taken := sorted(_OWN_ARGUMENTS & set(template_arguments or {})):
+            raise UsageError(f"template variables: {', '.join(taken)}: given by the program; leave them out")
+        self._thinking = thinking
+        self._template_arguments = dict(template_arguments or {})
 
     @property
     def has_template(self) -> bool:
@@ -208,13 +258,20 @@ class Renderer:
             from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
             eos, bos = self._model.token_eos(), self._model.token_bos()
-            self._formatter = Jinja2ChatFormatter(
-                template=self.template,
-                eos_token=self._model.token_get_text(eos) if eos != -1 else "",
-                bos_token=self._model.token_get_text(bos) if bos != -1 else "",
-            )
+            try:
+                self._formatter = Jinja2ChatFormatter(
+                    template=self.template,
+                    eos_token=self._model.token_get_text(eos) if eos != -1 else "",
+                    bos_token=self._model.token_get_text(bos) if bos != -1 else "",
+                )
+            except Exception as error:
+                raise ModelError(f"the model's chat template cannot be read: {_one_line(error)}") from error
         self._formatter.add_generation_prompt = generation_prompt
         return self._formatter
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def token_bytes(model: Any, token: int, special: bool) -> bytes:
@@ -279,3 +336,16 @@ def vocabulary(path: str | os.PathLike[str], *, verbose: bool = False) -> Iterat
         model = _internals.LlamaModel(path_model=os.fspath(path), params=params, verbose=verbose)
     with contextlib.closing(model):
         yield model
+
+
+@contextlib.contextmanager
+def vocabulary_renderer(
+    path: str | os.PathLike[str],
+    *,
+    thinking: bool = False,
+    template_arguments: Mapping[str, Any] | None = None,
+    verbose: bool = False,
+) -> Iterator[Renderer]:
+    """A renderer for a model of which nothing but the vocabulary is loaded. Raises ModelError, UsageError."""
+    with vocabulary(path, verbose=verbose) as model:
+        yield Renderer(model, thinking=thinking, template_arguments=template_arguments)

@@ -191,6 +191,8 @@ def _biases(lib: Any, vocab: Any, n_vocab: int, sampling: Sampling) -> dict[int,
 
 
 def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
-    """Natural logarithms of the probabilities of all tokens, [n_vocab], before any sampler."""
-    shifted = logits.astype(np.float64) - float(logits.max())
-    return shifted - math.log(float(np.exp(shifted).sum()))
+    """Natural logarithms of the probabilities of all tokens, [..., n_vocab], before any sampler."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted

@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from ..errors import ResourceError, UsageError
 from . import capi
 
-__all__ = ["longest_run", "tokenize"]
+__all__ = ["common_prefix", "longest_run", "tokenize"]
 
 T = TypeVar("T")
 
@@ -51,6 +51,14 @@ def tokenize(model: Any, text: str, *, pre: str = "", add_special: bool, parse_s
         return call()
     run = longest_run(text, pre)
     return call() if run <= _DIRECT else _with_stack(run, call)
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    n = min(len(one), len(other))
+    if one[:n] == other[:n]:  # the usual case, and far quicker than token by token
+        return n
+    return next((index for index in range(n) if one[index] != other[index]), n)
 
 
 def longest_run(text: str, pre: str = "") -> int:

@@ -10,13 +10,14 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from ..generation.engine import FinishEvent
+from ..generation.engine import Request as EngineRequest
 from .api_errors import ApiError
-from .jobs import Event, Job
 from .prompting import Prompter
 from .responses import Head, steering_info, timings, usage
 from .schemas import Generation
 from .service import Followed, Service
 from .streaming import Answers, ClientGone, Events, EventStream
+from .worker import Event
 
 __all__ = ["Exchange"]
 
@@ -39,7 +40,7 @@ class Exchange(ABC):
     #
 
     @abstractmethod
-    def jobs(self) -> list[Job]:
+    def engine_requests(self) -> list[EngineRequest]:
         """What is asked for."""
 
     @abstractmethod
@@ -72,20 +73,20 @@ class Exchange(ABC):
 
     async def respond(self, request: Request) -> Response:
         """Ask, and answer."""
-        jobs = self.jobs()
+        requests = self.engine_requests()
         try:
-            answers = Answers(self.service.worker, self.service.ticket(request, jobs), request)
+            answers = Answers(self.service.worker, self.service.ticket(request, requests), request)
         except ApiError as error:
             self.service.metrics.failed(self.endpoint, self.followed.applied.label, str(error.status))
             raise
         try:
             if not self.request.stream:
-                while len(self.finishes) < len(jobs):
+                while len(self.finishes) < len(requests):
                     for index, event in await self._next(answers):
                         self._take(index, event)
                 self._end()
                 answers.close()
-                return JSONResponse(self._body(len(jobs)))
+                return JSONResponse(self._body(len(requests)))
             # Wait for the beginning: what fails before it can still be told by a status.
             first = await self._next(answers)
         except ClientGone:
@@ -94,7 +95,7 @@ class Exchange(ABC):
         except BaseException:
             answers.close()
             raise
-        return EventStream(answers, self._first_chunks(), self._chunks(answers, first, len(jobs)))
+        return EventStream(answers, self._first_chunks(), self._chunks(answers, first, len(requests)))
 
     async def _next(self, answers: Answers) -> Events:
         events: Events = await self.service.follow(self.followed, answers.next())

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..errors import ModelError
+from ..errors import ModelError, UsageError
 from ..generation.engine import Engine
-from ..llama.reasoning import ReasoningStyle, reasoning_style
-from ..llama.rendering import Renderer
+from ..llama.reasoning import reasoning_style
+from ..llama.rendering import RenderedPrompt, Renderer
 from .api_errors import ApiError
 from .grammar import ForcedCall, forced_call, grammar_of_format
 from .schemas_chat import ChatRequest, Message
@@ -29,16 +29,9 @@ _FINAL_CHANNEL = "<|channel|>final<|message|>"
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """A conversation ready to be answered.
+    """A conversation ready to be answered: `grammar` binds the answer, which is a call of a tool if `call` says so."""
 
-    `style` tells reasoning from the answer, `special`: its markers are control tokens. `grammar` binds the answer,
-    which is a call of a tool if `call` says so.
-    """
-
-    text: str
-    tokens: list[int]
-    style: ReasoningStyle | None
-    special: bool
+    rendered: RenderedPrompt
     grammar: str | None
     call: ForcedCall | None
 
@@ -60,7 +53,6 @@ class Prompter:
         self._renderer: Renderer = engine.renderer
         self._thinking, self._template_arguments = thinking, template_arguments
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="steermoe-prompts")
-        self._formatter: Any = None
 
     def close(self) -> None:
         """End the thread."""
@@ -74,7 +66,7 @@ class Prompter:
         """Tokens of a text. In the prompter's thread only. Raises UsageError for one that no tokenizer takes."""
         return self._renderer.tokenize(text, add_special=add_special, parse_special=parse_special)
 
-    def _prompt_tokens(self, text: str, *, add_special: bool) -> list[int]:
+    def _require_short(self, text: str) -> str:
         n_ctx = self._engine.n_ctx
         if len(text) > _CHARACTERS_OF_TOKEN * n_ctx:
             raise ApiError(
@@ -82,7 +74,7 @@ class Prompter:
                 f"the prompt has {len(text)} characters, which cannot fit a context of {n_ctx} tokens; shorten it",
                 code="context_length_exceeded",
             )
-        return self.tokens_of(text, add_special=add_special)
+        return text
 
     def piece(self, token: int, *, special: bool = True) -> bytes:
         """Bytes of a token's text."""
@@ -128,7 +120,7 @@ class Prompter:
         ]
 
     def _text_prompt(self, text: str) -> TextPrompt:
-        tokens = self._prompt_tokens(text, add_special=True)
+        tokens = self.tokens_of(self._require_short(text), add_special=True)
         bos = self._engine.model.token_bos()
         if not tokens and bos != -1:
             tokens = [bos]  # so that an empty text can be continued, as in llama-cpp-python
@@ -159,44 +151,39 @@ class Prompter:
         call = forced_call(request)
         grammar = call.grammar if call else grammar_of_format(request.response_format)
         text = self._render(request, bound=grammar is not None)
-        template = self._renderer.template
-        style = reasoning_style(template, text)
+        style = reasoning_style(self._renderer.template, text)
         if style is not None and style.tags is None and grammar is not None:
             text += _FINAL_CHANNEL  # what is bound to a grammar cannot open its channel itself
-            style = reasoning_style(template, text)
-        special = style is not None and self._renderer.any_control(style.markers)
-        tokens = self._prompt_tokens(text, add_special=False)
-        return ChatPrompt(text, tokens, style, special, grammar, call)
+        return ChatPrompt(self._renderer.rendered(self._require_short(text)), grammar, call)
 
     def _render(self, request: ChatRequest, bound: bool) -> str:
         if not self._renderer.has_template:
             raise ModelError("the model has no chat template, so it cannot chat; use /v1/completions")
+        self._renderer.check_template()
         tools = [tool.model_dump(exclude_none=True) for tool in request.tools or ()]
         values: dict[str, Any] = {"tools": tools if tools and request.tool_choice != "none" else None}
         if request.tool_choice is not None and values["tools"]:
             choice = request.tool_choice
             values["tool_choice"] = choice if isinstance(choice, str) else choice.model_dump()
-        values |= self._variables(request, bound)
+        renderer = self._configured(request, bound)
         # Templates for models that call tools want arguments as objects; a few join them to texts.
-        reason = ""
+        reasons = []
         for parsed in (True, False):
-            messages = [self._message(message, parsed) for message in request.messages]
             try:
-                return str(self._chat_formatter()(messages=messages, **values).prompt)
-            except Exception as error:  # templates are code of the model's makers and raise anything
-                reason = reason or " ".join(str(error).split())[:300]
-        message = f"the model's chat template refuses this conversation: {reason}"
-        raise ApiError(400, message, param="messages", code="invalid_messages")
+                return renderer.chat_text([self._message(message, parsed) for message in request.messages], **values)
+            except UsageError as error:
+                reasons.append(str(error))
+        raise ApiError(400, reasons[0], param="messages", code="invalid_messages")
 
-    def _variables(self, request: ChatRequest, bound: bool) -> dict[str, Any]:
-        """Variables for the template: its switch for thinking, what the server was started with, what is asked for."""
+    def _configured(self, request: ChatRequest, bound: bool) -> Renderer:
+        """With variables for the template: its switch for thinking, those of the server, and those of the request."""
         thinking = self._thinking and not bound
         asked = dict(request.chat_template_kwargs or {})
         if request.reasoning_effort is not None:
             thinking = request.reasoning_effort != "none" and not bound
             asked.setdefault("reasoning_effort", request.reasoning_effort)
         arguments = self._template_arguments | asked
-        return self._renderer.configured(thinking=thinking, template_arguments=arguments).template_arguments
+        return self._renderer.configured(thinking=thinking, template_arguments=arguments)
 
     def _message(self, message: Message, parse_arguments: bool) -> dict[str, Any]:
         role = message.role
@@ -219,23 +206,6 @@ class Prompter:
                 for call in message.tool_calls
             ]
         return data
-
-    def _chat_formatter(self) -> Any:
-        if self._formatter is None:
-            from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-            model = self._engine.model
-            bos, eos = (token for token in (model.token_bos(), model.token_eos()))
-            try:
-                self._formatter = Jinja2ChatFormatter(
-                    template=self._renderer.template,
-                    eos_token="" if eos == -1 else decode_token(self.piece(eos)),
-                    bos_token="" if bos == -1 else decode_token(self.piece(bos)),
-                )
-            except Exception as error:
-                reason = " ".join(str(error).split())[:300]
-                raise ModelError(f"the model's chat template cannot be read: {reason}") from None
-        return self._formatter
 
 
 def decode_token(data: bytes) -> str:

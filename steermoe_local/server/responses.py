@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from .._util.files import tool_name
 from ..generation.engine import FinishEvent
-from .answers import ChatAnswer, Entry
+from .answers import Answer, Entry
 from .prompting import decode_token
-from .registered import Applied
+from .registry import Applied
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,7 +86,7 @@ def timings(finish: FinishEvent) -> dict[str, Any]:
     }
 
 
-def tool_call(answer: ChatAnswer, id_: str) -> dict[str, Any]:
+def tool_call(answer: Answer, id_: str) -> dict[str, Any]:
     """The forced call of an answer."""
     name, arguments = answer.function()
     return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}

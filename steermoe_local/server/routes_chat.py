@@ -10,14 +10,15 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from ..generation.engine import FinishEvent
-from .answers import ChatAnswer, ChatDelta, Entry
+from ..generation.engine import Request as EngineRequest
+from .answers import Answer, Chunk, Entry
 from .generation import Exchange
-from .jobs import Event, Job
 from .openapi import ERRORS, STREAMS
 from .prompting import ChatPrompt, Prompter
 from .responses import chat_logprobs, tool_call
 from .schemas_chat import ChatRequest
 from .service import Followed, Service
+from .worker import Event
 
 __all__ = ["router"]
 
@@ -34,40 +35,40 @@ class _Chat(Exchange):
         super().__init__(service, prompter, request, followed)
         self.prompt = prompt
         self.answers = [
-            ChatAnswer(self._token_bytes, bool(request.logprobs), prompt.style, prompt.call) for _ in range(self.n)
+            Answer(self._token_bytes, bool(request.logprobs), prompt.rendered.style, prompt.call) for _ in range(self.n)
         ]
         self.call_ids = [f"call_{secrets.token_hex(12)}" for _ in self.answers]
 
     def _token_bytes(self, token: int) -> bytes:
-        return self.prompter.piece(token, special=self.prompt.special)
+        return self.prompter.piece(token, special=self.prompt.rendered.has_control_markers)
 
-    def jobs(self) -> list[Job]:
+    def engine_requests(self) -> list[EngineRequest]:
         request, prompt = self.request, self.prompt
-        job = Job(
-            prompt.tokens,
-            self.service.sampling_of(request, prompt.grammar),
+        first = EngineRequest(
+            prompt.rendered.tokens,
+            sampling=self.service.sampling_of(request, prompt.grammar),
             max_tokens=request.max_completion_tokens or request.max_tokens or self.service.settings.max_tokens,
             stop=request.stops,
             n_probs=request.top_logprobs or 0 if request.logprobs else None,
-            special=prompt.special,
+            special=prompt.rendered.has_control_markers,
             bias=self.followed.applied.bias,
         )
-        return self.service.jobs(request, job, [prompt.tokens])
+        return self.service.engine_requests(request, first, [prompt.rendered.tokens])
 
-    def take(self, index: int, event: Event) -> ChatDelta:
+    def take(self, index: int, event: Event) -> Chunk:
         assert not isinstance(event, Exception)
         return self.answers[index].take(event)
 
     def choice(self, index: int) -> dict[str, Any]:
         answer = self.answers[index]
-        message: dict[str, Any] = {"role": "assistant", "content": answer.texts["answer"], "refusal": None}
-        if answer.texts["reasoning"]:
-            message["reasoning_content"] = answer.texts["reasoning"]
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.reasoning:
+            message["reasoning_content"] = answer.reasoning
         if answer.call is not None:
             message["content"] = None
             message["tool_calls"] = [tool_call(answer, self.call_ids[index])]
         choice: dict[str, Any] = {"index": index, "message": message, "finish_reason": answer.reason}
-        return choice | {"logprobs": self._logprobs(answer.answer.entries), "seed": self.finishes[index].seed}
+        return choice | {"logprobs": self._logprobs(answer.entries), "seed": self.finishes[index].seed}
 
     def first_choices(self) -> Iterator[dict[str, Any]]:
         for index, answer in enumerate(self.answers):
@@ -78,7 +79,7 @@ class _Chat(Exchange):
                 delta["tool_calls"] = [call]
             yield _choice(index, delta)
 
-    def next_choices(self, index: int, added: ChatDelta, finish: FinishEvent | None) -> Iterator[dict[str, Any]]:
+    def next_choices(self, index: int, added: Chunk, finish: FinishEvent | None) -> Iterator[dict[str, Any]]:
         answer = self.answers[index]
         deltas: list[dict[str, Any]] = [
             {"content" if kind == "answer" else "reasoning_content": text} for kind, text in added.parts
@@ -97,7 +98,7 @@ class _Chat(Exchange):
         return _choice(index, {}, finish_reason=self.answers[index].reason) | {"seed": finish.seed}
 
     def texts(self) -> tuple[Any, Any]:
-        return self.prompt.text, [answer.answer.text for answer in self.answers]
+        return self.prompt.rendered.text, [answer.raw for answer in self.answers]
 
     def _logprobs(self, entries: Sequence[Entry]) -> Any:
         return chat_logprobs(entries, self.prompter.piece) if self.request.logprobs else None
@@ -117,7 +118,7 @@ def router(service: Service) -> APIRouter:
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation through the model's chat template, steered as the request says."""
         prompter = service.prompter()
-        followed = service.followed(_Chat.endpoint, body)
+        followed = await service.followed(_Chat.endpoint, body)
         prompt = await prompter.run(prompter.chat, body)
         return await _Chat(service, prompter, body, followed, prompt).respond(request)
 

@@ -9,14 +9,15 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from ..generation.engine import FinishEvent, TokenEvent
+from ..generation.engine import Request as EngineRequest
 from .answers import Answer, Chunk, Entry, finish_reason
 from .generation import Exchange
-from .jobs import Event, Job
 from .openapi import ERRORS, STREAMS
 from .prompting import Prompter, TextPrompt
 from .responses import completion_logprobs
 from .schemas import CompletionRequest
 from .service import Followed, Service
+from .worker import Event
 
 __all__ = ["router"]
 
@@ -53,19 +54,19 @@ class _Completion(Exchange):
     def _prompt(self, index: int) -> TextPrompt:
         return self.prompts[index // self.n]
 
-    def jobs(self) -> list[Job]:
+    def engine_requests(self) -> list[EngineRequest]:
         request = self.request
         default = self.service.settings.max_tokens or _DEFAULT_TOKENS
-        job = Job(
+        first = EngineRequest(
             [],
-            self.service.sampling_of(request),
+            sampling=self.service.sampling_of(request),
             max_tokens=default if request.max_tokens is None else request.max_tokens,
             stop=request.stops,
             n_probs=request.logprobs,
             prompt_probs=request.logprobs if request.echo else None,
             bias=self.followed.applied.bias,
         )
-        return self.service.jobs(request, job, [prompt.tokens for prompt in self.prompts])
+        return self.service.engine_requests(request, first, [prompt.tokens for prompt in self.prompts])
 
     def take(self, index: int, event: Event) -> Chunk:
         assert not isinstance(event, Exception)
@@ -133,7 +134,7 @@ def router(service: Service) -> APIRouter:
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue texts or tokens as they are, steered as the request says."""
         prompter = service.prompter()
-        followed = service.followed(_Completion.endpoint, body)
+        followed = await service.followed(_Completion.endpoint, body)
         prompts = await prompter.run(prompter.texts, body.prompt)
         return await _Completion(service, prompter, body, followed, prompts).respond(request)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import logging
@@ -13,22 +14,21 @@ from typing import Any
 from fastapi import Request
 
 from ..generation.engine import FinishEvent, Sampling
+from ..generation.engine import Request as EngineRequest
 from .api_errors import ApiError, status_of
-from .jobs import Job, Ticket
 from .metrics import Metrics
 from .prompting import Prompter
-from .registered import NONE, Applied
-from .registry import SteeringRegistry
-from .schemas import Generation
+from .registry import NONE, Applied, SteeringRegistry
+from .schemas import Generation, SteeringChoice
 from .settings import ServerSettings
 from .streaming import ClientGone
-from .worker import Worker
+from .worker import Ticket, Worker
 
 __all__ = ["Followed", "Service"]
 
 log = logging.getLogger("steermoe.server")
 
-_MAX_JOBS = 256
+_MAX_ANSWERS = 256
 _SAMPLING = (
     "temperature",
     "top_p",
@@ -112,12 +112,12 @@ class Service:
             )
         return None if suffix == NONE else self.registry.entry(suffix).name
 
-    def steering_of(self, request: Generation) -> tuple[str, Applied]:
-        """(the model's id, what steers) of a request. Raises ApiError, UsageError, ChoiceError."""
+    def _asked(self, request: Generation) -> tuple[str, str | SteeringChoice | None]:
+        """(the model's id, the steering) that a request asks for. Raises ApiError."""
         asked = request.model or self.settings.model
         named = self.steering_of_model(asked)
         if "steering" not in request.model_fields_set:
-            return asked, self.registry.resolve(named)
+            return asked, named
         if asked not in self.model_names and request.steering != named:
             raise ApiError(
                 400,
@@ -125,7 +125,7 @@ class Service:
                 param="steering",
                 code="invalid_value",
             )
-        return asked, self.registry.resolve(request.steering)
+        return asked, request.steering
 
     #
     # requests
@@ -141,11 +141,13 @@ class Service:
             seed = None if request.seed == -1 else request.seed % 0xFFFFFFFF  # llama.cpp: the last one means random
         return replace(self.settings.sampling, **given, seed=seed, grammar=grammar, logit_bias=biases)
 
-    def jobs(self, request: Generation, job: Job, prompts: list[list[int]]) -> list[Job]:
+    def engine_requests(
+        self, request: Generation, first: EngineRequest, prompts: list[list[int]]
+    ) -> list[EngineRequest]:
         """The answers that a request asks for, n of each prompt. Raises ApiError."""
         n = request.n or 1
-        if n * len(prompts) > _MAX_JOBS:
-            raise ApiError(400, f"{n * len(prompts)} answers are asked for; at most {_MAX_JOBS} at once", param="n")
+        if n * len(prompts) > _MAX_ANSWERS:
+            raise ApiError(400, f"{n * len(prompts)} answers are asked for; at most {_MAX_ANSWERS} at once", param="n")
         n_ctx = self.worker.require_ready().n_ctx
         for tokens in prompts:
             if not tokens:
@@ -157,26 +159,30 @@ class Service:
                     "start the server with a larger -c",
                     code="context_length_exceeded",
                 )
-        seed = job.sampling.seed
+        seed = first.sampling.seed
         return [
             replace(
-                job,
+                first,
                 tokens=tokens,
                 # n answers with a seed differ, and each is the same every time
-                sampling=replace(job.sampling, seed=None if seed is None else (seed + i) % 0xFFFFFFFF),
+                sampling=replace(first.sampling, seed=None if seed is None else (seed + i) % 0xFFFFFFFF),
             )
             for tokens in prompts
             for i in range(n)
         ]
 
-    def followed(self, endpoint: str, request: Generation) -> Followed:
+    async def followed(self, endpoint: str, request: Generation) -> Followed:
         """A request on its way, with what steers it. Raises ApiError, UsageError, ChoiceError."""
-        return Followed(endpoint, *self.steering_of(request))
+        model, wanted = self._asked(request)
+        applied = self.registry.ready(wanted)
+        if applied is None:
+            applied = await asyncio.to_thread(self.registry.resolve, wanted)
+        return Followed(endpoint, model, applied)
 
-    def ticket(self, request: Request, jobs: list[Job]) -> Ticket:
+    def ticket(self, request: Request, requests: list[EngineRequest]) -> Ticket:
         """A ticket with the server's deadline."""
         client = request.client.host if request.client else ""
-        return Ticket(client, jobs, time.monotonic() + self.settings.timeout)
+        return Ticket(client, requests, time.monotonic() + self.settings.timeout)
 
     def note_first(self, followed: Followed) -> None:
         """Something came; the first time it is the first token."""

@@ -13,8 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..generation.engine import FinishEvent, TokenEvent
 from .api_errors import as_api_error
-from .jobs import Ticket
-from .worker import Worker
+from .worker import Ticket, Worker
 
 __all__ = ["Answers", "ClientGone", "EventStream", "Events", "sse"]
 

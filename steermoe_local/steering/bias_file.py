@@ -10,9 +10,13 @@ without tensors steers nothing and is legal.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -24,7 +28,7 @@ from ..errors import FormatError, UsageError
 from ..identity import MAX_LAYERS, ModelIdentity
 from ..model_files.header import GGUFHeader, read_header
 
-__all__ = ["BiasFile", "read_bias", "write_bias"]
+__all__ = ["BiasFile", "none_if_empty", "read_bias", "write_bias"]
 
 Mode = Literal["hard", "soft"]
 DEFAULT_EPSILON = 0.01
@@ -52,13 +56,13 @@ _KEYS = {
 
 @dataclass(frozen=True, eq=False)
 class BiasFile:
-    """What the native library adds to the routers of one model.
+    """What the native library adds to the routers of one model; an immutable value.
 
     `values` holds, for each touched layer, float32 [n_expert]: in mode "hard" the signs -1, 0 and
     +1 (z' = max z + epsilon for +1, min z - epsilon for -1), in mode "soft" logits that are added
     (z' = z + b). `epsilon` is in logits, rounded to float32; the soft rule does not use it.
     `provenance` are texts such as `map_sha256`, `behaviour`, `choice` (JSON) and `tool`; empty
-    ones are left out.
+    ones are left out. Arrays and mappings are copied and read-only.
 
     Raises FormatError when the values break a rule of the format.
     """
@@ -80,14 +84,14 @@ class BiasFile:
             raise FormatError(f"epsilon: {self.epsilon} is too small for float32")
         object.__setattr__(self, "epsilon", epsilon)
         rows = {layer: self._row(layer, self.values[layer]) for layer in sorted(self.values)}
-        object.__setattr__(self, "values", rows)
+        object.__setattr__(self, "values", MappingProxyType(rows))
         for key, text in self.provenance.items():
             if not _PROVENANCE.fullmatch(key) or key in _KEYS or not isinstance(text, str):
                 raise FormatError(f"provenance: {key!r} is not a free name for a text")
         kept = {key: text for key, text in self.provenance.items() if text}
         if len(kept) > _MAX_FIELDS - len(_KEYS) - 1:
             raise FormatError(f"provenance: {len(kept)} entries are too many")
-        object.__setattr__(self, "provenance", kept)
+        object.__setattr__(self, "provenance", MappingProxyType(kept))
 
     def _row(self, layer: int, values: npt.ArrayLike) -> npt.NDArray[np.float32]:
         name, (n_layer, n_expert) = f"bias.{layer}", self.identity.shape
@@ -103,13 +107,13 @@ class BiasFile:
             if np.abs(row).max() > _MAX_SOFT:
                 raise FormatError(f"{name}: logits above {_MAX_SOFT:g}; lower the scale")
             return row
-        k = self.identity.n_expert_used
         if not np.isin(row, (-1, 0, 1)).all():
             raise FormatError(f"{name}: a hard bias has only the values -1, 0 and +1")
-        if (active := int((row > 0).sum())) > k:
-            raise FormatError(f"{name}: activates {active} experts, but a token uses {k}")
-        if (left := int((row >= 0).sum())) < k:
-            raise FormatError(f"{name}: leaves {left} experts, but a token uses {k}")
+        uses = f"but a token uses {self.identity.n_expert_used}"
+        if (active := int((row > 0).sum())) > self.identity.max_active:
+            raise FormatError(f"{name}: activates {active} experts, {uses}")
+        if (inactive := int((row < 0).sum())) > self.identity.max_inactive:
+            raise FormatError(f"{name}: leaves {n_expert - inactive} experts, {uses}")
         return row
 
     @classmethod
@@ -143,6 +147,30 @@ class BiasFile:
         values = np.float32(scale) * np.asarray(bias, dtype=np.float32)
         return cls(identity, "soft", _touched(values, identity), DEFAULT_EPSILON, provenance or {})
 
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 (hex, 64 digits) of what the bias does; two biases steer equally if their keys are equal.
+
+        Over the model's identity, the mode, epsilon in mode "hard", and the values that are not 0, as little-endian
+        float32. Not over `provenance`, nor over layers that hold only zeros.
+        """
+        rows = {layer: row for layer, row in self.values.items() if row.any()}
+        head = {
+            "model": self.identity.to_dict(),
+            "mode": self.mode,
+            "epsilon": self.epsilon if self.mode == "hard" else None,
+            "layers": list(rows),
+        }
+        digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode("utf-8"))
+        for row in rows.values():
+            digest.update((row + np.float32(0)).astype("<f4").tobytes())  # + 0: -0 and 0 are one
+        return digest.hexdigest()
+
+    @cached_property
+    def is_empty(self) -> bool:
+        """Whether no value differs from 0, so that the bias changes nothing."""
+        return not any(row.any() for row in self.values.values())
+
     @property
     def layers(self) -> tuple[int, ...]:
         """The touched layers, ascending."""
@@ -153,12 +181,12 @@ class BiasFile:
         """Signs of all values, int8 [n_layer, n_expert]."""
         return np.sign(self.dense()).astype(np.int8)
 
-    @property
+    @cached_property
     def n_active(self) -> int:
         """How many experts have a positive value."""
         return sum(int((row > 0).sum()) for row in self.values.values())
 
-    @property
+    @cached_property
     def n_inactive(self) -> int:
         """How many experts have a negative value."""
         return sum(int((row < 0).sum()) for row in self.values.values())
@@ -181,6 +209,11 @@ class BiasFile:
         Returns warnings, as `ModelIdentity.require_same`. Raises ModelMismatchError.
         """
         return self.identity.require_same(identity, what, where, force)
+
+
+def none_if_empty(bias: BiasFile | None) -> BiasFile | None:
+    """The bias, or None, which stands for "unsteered", if it changes nothing."""
+    return None if bias is None or bias.is_empty else bias
 
 
 def write_bias(bias: BiasFile, path: StrPath) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -15,7 +14,8 @@ from .._util.files import StrPath, is_sha256
 from ..errors import FormatError, UsageError
 from ..identity import ModelIdentity
 from ..maps.expert_map import ExpertMap, parse_layers
-from .bias_file import DEFAULT_EPSILON, BiasFile, read_bias
+from .bias_file import DEFAULT_EPSILON, BiasFile, none_if_empty, read_bias
+from .old_digests import chat_digest
 from .presets import check_sides, preset_for
 
 __all__ = ["Steering"]
@@ -138,11 +138,18 @@ class Steering:
         return [] if own is None else own.require_same(identity, str(self.path or self.name), where, force)
 
     def build(self, identity: ModelIdentity | None = None) -> BiasFile | None:
-        """The bias of this choice, with where it comes from; None when no experts are chosen.
+        """The bias that steers by this choice; None, "unsteered", when it changes nothing.
 
-        It is made for `identity`, by default the map's; see `check`. A ready bias file is given as it is.
+        It is made for `identity`, by default the map's; see `check`.
 
         Raises ChoiceError, UsageError, FormatError for what the model cannot carry out.
+        """
+        return none_if_empty(self.bias_file(identity))
+
+    def bias_file(self, identity: ModelIdentity | None = None) -> BiasFile | None:
+        """The bias as `build` makes it, to write or describe: one that changes nothing comes with its provenance.
+
+        A ready bias file is returned as it is. None when no experts are asked for. Raises as `build`.
         """
         if self.bias is not None or self.expert_map is None:
             return self.bias
@@ -185,14 +192,14 @@ class Steering:
     def to_dict(self) -> dict[str, Any]:
         """The choice as plain JSON values: file and digest, numbers, rule, and how many experts it steers.
 
-        `map_sha256` is `ExpertMap.sha256`; `bias_digest` is over what a bias does and says, not over the file's bytes.
+        `map_sha256` is `ExpertMap.sha256`, `bias_digest` is `BiasFile.key`.
         Raises as `build`.
         """
         built = self.build()
         counts = {"n_active": built.n_active if built else 0, "n_inactive": built.n_inactive if built else 0}
         path = None if self.path is None else str(self.path)
         if self.expert_map is None:
-            source = {"bias": path, "bias_digest": None if self.bias is None else _digest(self.bias), "mode": self.mode}
+            source = {"bias": path, "bias_digest": None if self.bias is None else self.bias.key, "mode": self.mode}
             provenance = {} if self.bias is None else {"provenance": dict(self.bias.provenance)}
             return {"name": self.name, **source, **counts, **provenance}
         expert_map = self.expert_map
@@ -232,8 +239,8 @@ class Steering:
             opened = cls.open(name=name, **{"map_file" if kind == "map" else "bias": path}, **choice)
         except UsageError as error:
             raise FormatError(f"{where}: {error}") from None
-        found = opened.expert_map.sha256 if opened.expert_map else _digest(opened.bias)
-        if found != digest:
+        found = opened.expert_map.sha256 if opened.expert_map else opened.bias.key if opened.bias else ""
+        if digest != found and not (opened.bias and digest == chat_digest(opened.bias)):
             raise FormatError(
                 f"{where}.{kind}: {path}: not the file that it was ({found[:8]}, then {str(digest)[:8]}); "
                 "bring the old one back or choose the steering again"
@@ -256,14 +263,3 @@ def _fits(name: str, value: object) -> bool:
     if name in ("scale", "epsilon"):
         return type(value) in (int, float)
     return value is None or isinstance(value, str)
-
-
-def _digest(bias: BiasFile | None) -> str:
-    """SHA-256 (hex) of what a bias does and where it says to come from."""
-    if bias is None:
-        return ""
-    identity = bias.identity.to_dict()
-    head = [identity, bias.mode, bias.epsilon, list(bias.layers), dict(sorted(bias.provenance.items()))]
-    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode("utf-8"))
-    digest.update(bias.dense().astype("<f4").tobytes())
-    return digest.hexdigest()

@@ -20,7 +20,7 @@ from steermoe_local.evaluation.tasks import safe_regex
 from steermoe_local.evaluation.tasks.forms import numbers_in
 from steermoe_local.evaluation.tasks.scorers import SCORERS, make_scorer, option_names, parse_options
 from steermoe_local.evaluation.tasks.tasks import Choice, Task
-from steermoe_local.generation.answering import renderer_of
+from steermoe_local.llama.rendering import Renderer
 from steermoe_local.pairs.prompts import PromptItem
 from tests.support.paths import ROOT
 
@@ -413,7 +413,7 @@ def test_log_probabilities_are_the_models(
     ) as evaluator:
         answer = evaluator.measure([None])[0].answers[0]
         kept = [record for record in evaluator._records.values() if "choices" in record]
-    renderer = renderer_of(llama)
+    renderer = Renderer(llama._model)
     before = prompt if raw else renderer.chat_text([{"role": "user", "content": prompt}])
     head = renderer.tokenize(before, add_special=raw)
     tokens = [renderer.tokenize(before + text, add_special=raw) for text in scorer.choices(one)]

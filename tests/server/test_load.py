@@ -81,7 +81,7 @@ def test_they_are_decoded_in_one_batch(server: Running, monkeypatch: pytest.Monk
     step = engine.step
 
     def counted() -> Any:
-        seen.append(engine.n_running)
+        seen.append(engine.n_unfinished)
         return step()
 
     monkeypatch.setattr(engine, "step", counted)
@@ -97,7 +97,7 @@ def test_choices_of_one_request_share_the_work(server: Running) -> None:
     body = server.complete("one, two,", n=4, temperature=1.0, seed=1).json()
     assert len(body["choices"]) == 4
     many = server.complete([f"{i}, {i + 1}," for i in range(20)], max_tokens=2).json()
-    assert [choice["index"] for choice in many["choices"]] == list(range(20)), "more than there are sequences"
+    assert [choice["index"] for choice in many["choices"]] == list(range(20)), "more than there are slots"
     until(lambda: server.worker.n_running == 0)
 
 
@@ -121,7 +121,7 @@ def test_who_waits_is_told_how_long(server: Running) -> None:
                 error = response.json()["error"]
                 assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
                 assert "steermoe_waiting 2.0" in small.client.get("/metrics").text
-                small.worker.cancel(next(s.ticket for s in small.worker._slots if s.ticket))
+                small.worker.cancel(next(entry.ticket for entry in small.worker._running.values()))
                 assert [future.result().status_code for future in waiting] == [200, 200]
         assert small.complete("one,", max_tokens=1).status_code == 200
         assert 'status="429"' in small.client.get("/metrics").text
@@ -236,7 +236,8 @@ def test_a_stream_that_is_closed(server: Running) -> None:
         streams[0].close()
         until(lambda: server.worker.n_running == 2)
     until(lambda: server.worker.n_running == 0)
-    held = [len(slot.sequence.tokens) for slot in server.worker._slots]
+    assert server.worker.engine is not None
+    held = [len(slot.tokens) for slot in server.worker.engine._slots]
     assert max(held) < 900, "they were computed to their end"
     assert 'status="gone"' in server.client.get("/metrics").text
 
@@ -247,7 +248,8 @@ def test_a_client_that_does_not_wait(server: Running) -> None:
         httpx.post(f"{server.url}/v1/completions", json={"prompt": "one, two,"} | ENDLESS, timeout=0.2, trust_env=False)
     until(lambda: server.worker.n_running == 0, seconds=2)
     assert before
-    assert all(len(slot.sequence.tokens) < 900 for slot in server.worker._slots)
+    assert server.worker.engine is not None
+    assert all(len(slot.tokens) < 900 for slot in server.worker.engine._slots)
 
 
 def test_one_who_waits_and_goes() -> None:
@@ -408,7 +410,7 @@ def test_stopping_tells_those_who_wait() -> None:
 
 
 def test_nothing_is_left_behind(server: Running) -> None:
-    """Mixed requests, many of them given up: sequences, queue and memory are as before."""
+    """Mixed requests, many of them given up: slots, queue and memory are as before."""
     import gc
 
     def some(i: int) -> None:

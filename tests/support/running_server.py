@@ -65,7 +65,7 @@ def loader(registry: SteeringRegistry, path: Path, n_ctx: int, parallel: int, de
         llama = SteeredLlama(path, n_ctx=64, n_batch=64, n_threads=1)
         with (
             contextlib.closing(llama),
-            Engine(llama, n_ctx=n_ctx, n_sequences=parallel, n_batch=256, n_threads=1) as engine,
+            Engine(llama, n_ctx=n_ctx, n_slots=parallel, n_batch=256, n_threads=1) as engine,
         ):
             registry.open(engine.identity)
             registry.default = default

@@ -24,7 +24,7 @@ from .text import harmless
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from ...generation.chat import Delta
+    from ...generation.chat import Part
 
 T = TypeVar("T")
 SIDE_BY_SIDE_WIDTH = 80  # narrower terminals get one answer below the other
@@ -47,10 +47,10 @@ class Screen(Protocol):
     def gap(self) -> None:
         """Leave a line empty for the eye, where there is one."""
 
-    def answer(self, stream: Generator[Delta | FinishEvent]) -> FinishEvent | None:
+    def answer(self, stream: Generator[Part | FinishEvent]) -> FinishEvent | None:
         """Show an answer while it is made; None when it was stopped by Ctrl-C."""
 
-    def compare(self, stream: Generator[tuple[Side, Delta | FinishEvent]]) -> dict[Side, FinishEvent]:
+    def compare(self, stream: Generator[tuple[Side, Part | FinishEvent]]) -> dict[Side, FinishEvent]:
         """Show two answers while they are made; the ends that were reached."""
 
 
@@ -111,7 +111,7 @@ class TerminalScreen:
             else:
                 self.console.control(ERASE_LINE)
 
-    def answer(self, stream: Generator[Delta | FinishEvent]) -> FinishEvent | None:
+    def answer(self, stream: Generator[Part | FinishEvent]) -> FinishEvent | None:
         """Show an answer while it is made, reasoning dim or hidden."""
         finish: FinishEvent | None = None
         printer = Printer(self.console, self.show_reasoning)
@@ -124,7 +124,7 @@ class TerminalScreen:
         printer.end()
         return finish
 
-    def compare(self, stream: Generator[tuple[Side, Delta | FinishEvent]]) -> dict[Side, FinishEvent]:
+    def compare(self, stream: Generator[tuple[Side, Part | FinishEvent]]) -> dict[Side, FinishEvent]:
         """Show two answers in two columns, or on a narrow or dumb terminal one below the other."""
         ends: dict[Side, FinishEvent] = {}
         if self.console.width < SIDE_BY_SIDE_WIDTH or self.console.is_dumb_terminal:
@@ -166,7 +166,7 @@ class PlainScreen:
     def gap(self) -> None:
         """Leave nothing: every line of stdout is of an answer or a table."""
 
-    def answer(self, stream: Generator[Delta | FinishEvent]) -> FinishEvent | None:
+    def answer(self, stream: Generator[Part | FinishEvent]) -> FinishEvent | None:
         """Write an answer while it is made; reasoning only if it is to be shown."""
         finish: FinishEvent | None = None
         kind = ""
@@ -181,7 +181,7 @@ class PlainScreen:
         self._write("\n")
         return finish
 
-    def compare(self, stream: Generator[tuple[Side, Delta | FinishEvent]]) -> dict[Side, FinishEvent]:
+    def compare(self, stream: Generator[tuple[Side, Part | FinishEvent]]) -> dict[Side, FinishEvent]:
         """Write two answers, one after the other."""
         ends: dict[Side, FinishEvent] = {}
         texts: dict[Side, str] = dict.fromkeys(SIDES, "")

@@ -43,13 +43,12 @@ class Loaded:
 
     def __init__(self, facts: ModelInfo, flags: ChatFlags) -> None:
         """Load the model. Raises ModelError, ResourceError, NativeError."""
-        n_sequences = 2 if facts.is_moe else 1  # the second one is for the unsteered side of a comparison
+        n_slots = 2 if facts.is_moe else 1  # the second one is for the unsteered side of a comparison
         n_ctx = context_size(facts, flags.ctx_size)
         self.facts = facts
         self.path = facts.paths[0]
         self._stack = ExitStack()
-        opened = open_engine(facts, flags.flags, n_ctx, n_sequences, force=flags.force)
-        _, self.engine = self._stack.enter_context(opened)
+        self.engine = self._stack.enter_context(open_engine(facts, flags.flags, n_ctx, n_slots, force=flags.force))
 
     def close(self) -> None:
         self._stack.close()

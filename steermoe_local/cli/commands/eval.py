@@ -56,9 +56,9 @@ def eval_(setup: EvaluationSetup, no_away: bool, controls: bool, control_draws: 
       steermoe eval -m olmoe.gguf --map map.json --activate 10 --deactivate 50 --task questions.jsonl -o out
       steermoe eval -m olmoe.gguf --bias bias.gguf --task questions.jsonl --scorer contains --no-controls -o out
     """
-    from ...evaluation.reports.pictures import draw_effect
-    from ...evaluation.reports.report import markdown, verdict
-    from ...evaluation.studies.evaluate import evaluate, has_reverse
+    from ...evaluation.reports.evaluation import draw_effect, markdown, verdict
+    from ...evaluation.studies.evaluate import evaluate
+    from ...evaluation.studies.steerings import has_reverse
 
     steering = setup.steering  # wrong input fails before anything is written or loaded
     _ = setup.task, setup.scorer, setup.guards
@@ -82,15 +82,15 @@ def eval_(setup: EvaluationSetup, no_away: bool, controls: bool, control_draws: 
 
 
 def _controls(setup: EvaluationSetup, n_draws: int, pairs_file: Path | None) -> Controls:
+    from ...evaluation.measuring.opening import pairs_of
     from ...evaluation.studies.evaluate import Controls
-    from ...evaluation.studies.opening import pairs_of
 
     pairs = load_pairs(pairs_file) if pairs_file is not None else pairs_of(setup.steering)
     return Controls(n_draws=n_draws, pairs=pairs)
 
 
 def _print(evaluation: Evaluation) -> None:
-    from ...evaluation.reports.report import tables
+    from ...evaluation.reports.evaluation import tables
 
     print_reports(tables(evaluation))
     for signature in evaluation.signatures:

@@ -146,7 +146,7 @@ def serve(
 
     @contextmanager
     def load() -> Iterator[Engine]:
-        with open_engine(facts, flags, context_size(facts, ctx_size), parallel, force=force) as (_, engine):
+        with open_engine(facts, flags, context_size(facts, ctx_size), parallel, force=force) as engine:
             warn(*registry.open(engine.identity))
             if steering is not None:
                 _choose_default(registry, steering, activate, deactivate)

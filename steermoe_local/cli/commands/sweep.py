@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ...evaluation.studies.sweep import Grid, Plan, Sweep
+    from ...evaluation.studies.search.grid import Grid, Plan
+    from ...evaluation.studies.search.sweep import Sweep
 
 _PICTURES = ("pareto.png", "pareto.svg")
 _ALL = "all"
@@ -83,9 +84,9 @@ def sweep(
       steermoe sweep -m olmoe.gguf --map map.json --activate 0,5,10 --deactivate 0..200:20 --layers all \\
         --layers 4-11 --strength hard,2,4 --task questions.jsonl -o out
     """
-    from ...evaluation.reports.search_report import sweep_csv, sweep_markdown, sweep_tables
-    from ...evaluation.studies.sweep import plan
-    from ...evaluation.studies.sweep import sweep as run
+    from ...evaluation.reports.sweep import sweep_csv, sweep_markdown, sweep_tables
+    from ...evaluation.studies.search.grid import plan
+    from ...evaluation.studies.search.sweep import sweep as run
 
     # wrong input fails before anything is written or loaded
     grid = _grid(activates, deactivates, layer_ranges, strengths, both_ways)
@@ -115,8 +116,7 @@ def sweep(
 def _grid(
     activates: str | None, deactivates: str | None, layer_ranges: tuple[str, ...], strengths: str, both_ways: bool
 ) -> Grid:
-    from ...evaluation.studies.ranges import parse_numbers, parse_strengths
-    from ...evaluation.studies.sweep import Grid
+    from ...evaluation.studies.search.grid import Grid, parse_numbers, parse_strengths
     from ...maps.expert_map import parse_layers
 
     if activates is None and deactivates is None:
@@ -134,7 +134,7 @@ def _grid(
 
 
 def _draw(result: Sweep, paths: Sequence[Path]) -> bool:
-    from ...evaluation.reports.search_pictures import draw_sweep
+    from ...evaluation.reports.sweep import draw_sweep
 
     drawn = draw_sweep(result, paths)
     if not drawn:

@@ -69,18 +69,18 @@ def open_model(facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_sequences: int
 
 @contextmanager
 def open_engine(
-    facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_sequences: int, **engine_arguments: Any
-) -> Iterator[tuple[SteeredLlama, Engine]]:
-    """Load a model and make an engine of `n_sequences` sequences of `n_ctx` tokens each.
+    facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_slots: int, **engine_arguments: Any
+) -> Iterator[Engine]:
+    """Load a model and make an engine of `n_slots` slots of `n_ctx` tokens each.
 
     `engine_arguments` are further ones of `Engine`. Raises as `open_model`.
     """
     from ...generation.engine import Engine
 
     context = flags.context_arguments()
-    context["n_batch"] = max(context["n_batch"], n_sequences)
+    context["n_batch"] = max(context["n_batch"], n_slots)
     with (
-        open_model(facts, flags, n_ctx, n_sequences) as llama,
-        Engine(llama, n_ctx=n_ctx, n_sequences=n_sequences, **context, **engine_arguments) as engine,
+        open_model(facts, flags, n_ctx, n_slots) as llama,
+        Engine(llama, n_ctx=n_ctx, n_slots=n_slots, **context, **engine_arguments) as engine,
     ):
-        yield llama, engine
+        yield engine

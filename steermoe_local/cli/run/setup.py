@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import UsageError
 from ...identity import ModelIdentity
 from ...model_files.model_info import ModelInfo, model_info
-from ...steering.bias_file import BiasFile
+from ...steering.bias_file import BiasFile, none_if_empty
 from ..options.common import check_resume
 from ..options.llama import LlamaFlags
 from ..options.opening import context_size, open_engine
@@ -20,7 +20,6 @@ from ..output import warn
 
 if TYPE_CHECKING:
     from ...generation.engine import Engine, Sampling
-    from ...llama.steered_llama import SteeredLlama
     from ...steering.steering import Steering
 
 UNSTEERED, STEERED = "unsteered", "steered"
@@ -92,7 +91,8 @@ class Steered:
         self.facts = model_info(flags.model, routers=maps)
         identity: ModelIdentity | None = self.facts.require_moe() if maps else None
         self.steering: Steering | None = flags.steering_flags.open(identity, flags.model)
-        self.bias: BiasFile | None = self.steering.build(identity) if self.steering is not None else None
+        self._file: BiasFile | None = self.steering.bias_file(identity) if self.steering is not None else None
+        self.bias = none_if_empty(self._file)
         if not flags.raw and not self.facts.chat_template and flags.system_prompt:
             raise UsageError(f"{flags.model}: no chat template, so no system message; put it into the prompt")
 
@@ -113,29 +113,26 @@ class Steered:
 
     def describe(self) -> dict[str, Any] | None:
         """The steering for --json: name, file, rule, numbers of experts, and the provenance of the bias."""
-        if self.steering is None or self.bias is None:
+        if self.steering is None or self._file is None:
             return None
         return {
             "name": self.steering.name,
             **self.flags.steering_flags.source,
-            "mode": self.bias.mode,
-            "n_active": self.bias.n_active,
-            "n_inactive": self.bias.n_inactive,
-            **self.bias.provenance,
+            "mode": self._file.mode,
+            "n_active": self._file.n_active,
+            "n_inactive": self._file.n_inactive,
+            **self._file.provenance,
         }
 
     @contextmanager
-    def load(self, n_ctx: int, n_parallel: int = 1) -> Iterator[tuple[SteeredLlama, Engine]]:
-        """The loaded model and an engine with `n_parallel` sequences for each side.
+    def load(self, n_ctx: int, n_parallel: int = 1) -> Iterator[Engine]:
+        """An engine on the loaded model, with `n_parallel` slots for each side.
 
         Raises ResourceError (no memory for it), ModelError, ModelMismatchError (bias of another model), NativeError.
         """
-        n_sequences = n_parallel * len(self.sides)
+        n_slots = n_parallel * len(self.sides)
         force = self.flags.steering_flags.force
-        with open_engine(self.facts, self.flags.flags, n_ctx, n_sequences, record=False, force=force) as (
-            llama,
-            engine,
-        ):
+        with open_engine(self.facts, self.flags.flags, n_ctx, n_slots, record=False, force=force) as engine:
             if self.steering is not None and self.steering.bias is not None and engine.identity is not None:
                 warn(*self.steering.check(engine.identity, str(self.flags.model), force))
-            yield llama, engine
+            yield engine
