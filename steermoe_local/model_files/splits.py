@@ -1,26 +1,32 @@
-"""The names of split models: llama.cpp's NAME-00001-of-0000N.gguf (llama_split_path)."""
+"""Names of the parts of split models: llama.cpp's NAME-00001-of-0000N.gguf (llama_split_path)."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-__all__ = ["missing_part", "part_paths", "why_not_loaded"]
+__all__ = ["missing_part", "part_paths", "split_name", "why_not_loaded"]
 
-_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
+_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})", re.DOTALL)
+
+
+def split_name(stem: str) -> tuple[str, int, int] | None:
+    """(prefix, number of the part, number of parts) of a name without ".gguf"; None for another name."""
+    match = _NAME.fullmatch(stem)
+    return (match[1], int(match[2]), int(match[3])) if match and 1 <= int(match[2]) <= int(match[3]) else None
 
 
 def part_paths(path: Path) -> tuple[Path, ...]:
-    """Paths of all parts, in order, of the split model that `path` is named to be a part of; () for another name."""
-    match = _NAME.fullmatch(path.name)
-    if match is None or not 1 <= int(match[2]) <= int(match[3]):
+    """Paths of all parts, in order, of the split model that `path` is a part of by its name; () for another name."""
+    found = split_name(path.stem) if path.suffix == ".gguf" else None
+    if found is None:
         return ()
-    count = int(match[3])
-    return tuple(path.with_name(f"{match[1]}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1))
+    prefix, _, count = found
+    return tuple(path.with_name(f"{prefix}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1))
 
 
 def missing_part(parts: tuple[Path, ...]) -> str:
-    """What to say when a part is not there, "" if all are."""
+    """The message about the first part that does not exist, "" if all do."""
     for part in parts:
         if not part.exists():
             return f"{part}: missing; fetch all {len(parts)} parts into one folder"
@@ -28,7 +34,7 @@ def missing_part(parts: tuple[Path, ...]) -> str:
 
 
 def why_not_loaded(path: Path) -> str:
-    """Why llama.cpp cannot load a part of a split model, as far as names tell; "" if they do not."""
+    """Why llama.cpp cannot load a part of a split model, judged by its name; "" if it can."""
     parts = part_paths(path)
     if path in parts[1:]:
         return f"{path}: part {parts.index(path) + 1} of {len(parts)} of a split model; give the first, {parts[0]}"

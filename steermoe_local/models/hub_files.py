@@ -1,8 +1,7 @@
-"""Files of models on the hub: parts of them by range, and whole ones, resumed where an earlier run stopped.
+"""Downloads of models' files from the hub: byte ranges, and whole files that resume after an interruption.
 
-The client's own download of one file (`hf_hub_download`) throws away what it has when it is interrupted, in current
-versions. So the transfer goes through the client's `http_get` into a file of the cache that stays, and the client's
-download then only puts it into its place.
+The client's own `hf_hub_download` discards an interrupted file in current versions. So the file is fetched by the
+client's `http_get` into a file of the cache that stays, which `hf_hub_download` then only finds there.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _ETAG = re.compile(r"[A-Za-z0-9_-]{8,128}")
 
 
 def read_range(repo: str, path: str, commit: str, start: int, stop: int, token: str | None) -> bytes:
-    """Bytes of a file from `start` to `stop`, all of them. Raises ModelError, and what the client raises."""
+    """All bytes of a file from `start` to `stop`. Raises ModelError and the client's errors."""
     import huggingface_hub as hub
     from huggingface_hub import errors
 
@@ -37,7 +36,7 @@ def read_range(repo: str, path: str, commit: str, start: int, stop: int, token: 
             return _range(url, start, stop, token, f"{repo}/{path}")
         except (ModelError, errors.HfHubHTTPError):
             raise
-        except Exception:  # of the HTTP library, which differs between versions of the client
+        except Exception:  # of the client's HTTP library
             if attempt + 1 == _TRIES:
                 raise
             time.sleep(1)
@@ -62,19 +61,19 @@ def _range(url: str, start: int, stop: int, token: str | None, what: str) -> byt
 
 
 def _headers(token: str | None) -> dict[str, str]:
-    """The client's headers; compressed answers would not be parts of the file."""
+    """The client's headers, without compression, whose bytes would not be those of the file."""
     return {**_client().build_hf_headers(token=token), "Accept-Encoding": "identity"}
 
 
 def _client() -> Any:
-    """The client's helpers, which it exports by name alone."""
+    """The client's helpers, which it exports without types."""
     from huggingface_hub import utils
 
     return utils
 
 
 def _stream(url: str, headers: dict[str, str]) -> contextlib.AbstractContextManager[Any]:
-    """A streamed GET by the client's session, which is one of httpx, or of requests in the client before 1.0."""
+    """A streamed GET by the client's session, of httpx, or of requests before version 1.0 of the client."""
     from huggingface_hub import constants
 
     session = _client().get_session()
@@ -86,20 +85,20 @@ def _stream(url: str, headers: dict[str, str]) -> contextlib.AbstractContextMana
 
 
 def partial_bytes(repo: str, path: str, commit: str, etag: str, folder: Path | None) -> int:
-    """Bytes of a file that are here already: all of them if it is complete, else those of an earlier run."""
+    """Bytes of a file that are on this machine: all of them, or those of an interrupted download."""
     if folder:
-        places = [folder / path, _partial(folder / path, etag)]
+        paths = [folder / path, _partial(folder / path, etag)]
     else:
         root = cache_folder("models", repo)
-        places = [root / "snapshots" / commit / path, root / "blobs" / etag, root / "blobs" / f"{etag}.incomplete"]
-    for place in places:
+        paths = [root / "snapshots" / commit / path, root / "blobs" / etag, root / "blobs" / f"{etag}.incomplete"]
+    for found in paths:
         with contextlib.suppress(OSError):
-            return place.stat().st_size
+            return found.stat().st_size
     return 0
 
 
 def download(repo: str, path: str, commit: str, size: int, token: str | None) -> Path:
-    """Fetch a file into the client's cache, from where an earlier run stopped. Returns its path in the snapshot."""
+    """Fetch a file into the client's cache, resuming an interrupted download. Returns its path in the snapshot."""
     import huggingface_hub as hub
     from huggingface_hub import constants
     from huggingface_hub.file_download import are_symlinks_supported
@@ -112,32 +111,26 @@ def download(repo: str, path: str, commit: str, size: int, token: str | None) ->
     if by_http and not getattr(constants, "HF_XET_HIGH_PERFORMANCE", False):
         etag, size = _metadata(repo, path, commit, size, token)
         blob = root / "blobs" / etag
-        target = blob if are_symlinks_supported(constants.HF_HUB_CACHE) else pointer
-        lock = root.parent / ".locks" / root.name / f"{etag}.lock"  # the client's lock for this file
-        with _locked(lock):
+        with _locked(root.parent / ".locks" / root.name / f"{etag}.lock"):  # the client's lock for this file
             if not blob.exists() and not pointer.exists():
-                partial = blob.with_name(f"{etag}.incomplete")
-                _transfer(repo, path, commit, partial, size, etag, token)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(partial, target)
+                target = blob if are_symlinks_supported(constants.HF_HUB_CACHE) else pointer
+                _transfer(repo, path, commit, blob.with_name(f"{etag}.incomplete"), target, size, etag, token)
     return Path(hub.hf_hub_download(repo, path, revision=commit, token=token))
 
 
 def download_into(folder: Path, repo: str, path: str, commit: str, size: int, token: str | None) -> Path:
-    """Fetch a file to `folder`/`path`, from where an earlier run stopped. Raises ModelError for another file there."""
+    """Fetch a file to `folder`/`path`, resuming an interrupted download. Raises ModelError if another file is there."""
     target = folder / path
     etag, size = _metadata(repo, path, commit, size, token)
     if target.exists():
         if target.stat().st_size == size and (not _SHA256.fullmatch(etag) or sha256_file(target) == etag):
             return target
         raise ModelError(f"{target}: is another file than {repo}/{path}; move it away, or take another --dir")
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(target, etag)
     lock = partial.with_suffix(".lock")
     with _locked(lock):
         if not target.exists():
-            _transfer(repo, path, commit, partial, size, etag, token)
-            os.replace(partial, target)
+            _transfer(repo, path, commit, partial, target, size, etag, token)
     with contextlib.suppress(OSError):
         lock.unlink()
     return target
@@ -164,8 +157,10 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _transfer(repo: str, path: str, commit: str, partial: Path, size: int, etag: str, token: str | None) -> None:
-    """Fill the partial file; what an earlier run left in it is checked by the file's hash, where there is one."""
+def _transfer(
+    repo: str, path: str, commit: str, partial: Path, target: Path, size: int, etag: str, token: str | None
+) -> None:
+    """Fill the partial file and rename it; bytes of an earlier run are checked by the file's SHA-256, if known."""
     import huggingface_hub as hub
     from huggingface_hub.file_download import http_get
 
@@ -190,3 +185,5 @@ def _transfer(repo: str, path: str, commit: str, partial: Path, size: int, etag:
     if damaged:
         partial.unlink()
         raise ModelError(f"{repo}/{path}: what an earlier run left does not fit to it and was removed; run it again")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(partial, target)

@@ -22,11 +22,10 @@ from ...pairs.builders import (
     select,
     squad_rows,
     unique_ids,
-    write_pairs,
 )
 from ...pairs.control_pairs import SURFACES, prompts_of, shuffled_pairs, superficial_pairs
 from ...pairs.number_pairs import number_pairs
-from ...pairs.pairs import Pair, load_pairs
+from ...pairs.pairs import Pair, load_pairs, save_pairs
 from ..options.common import (
     FILE,
     hub_offline_option,
@@ -62,7 +61,7 @@ def _writes_pairs(make: Callable[..., tuple[Iterator[Pair], str]]) -> Callable[.
         require_writable(output)
         tally = Tally()
         made, source = make(tally, **arguments)
-        write_pairs(made, output)
+        save_pairs(made, output, allow_empty=False)
         skipped = dict(sorted(tally.skipped.items()))
         if as_json:
             print_json(
