@@ -77,10 +77,7 @@ def build(
       steermoe bias build map.json -o bias.gguf --preset faithful
       steermoe bias build map.json -o soft.gguf --deactivate 8 --mode soft --strength 2.5
     """
-    if preset and (reverse or activate is not None or deactivate is not None):
-        raise UsageError(
-            "--preset gives the numbers and the side; leave out --activate, --deactivate and --reverse, or --preset"
-        )
+    check_preset(preset, activate, deactivate, reverse)
     if not preset and not activate and not deactivate:
         raise UsageError("nothing to steer; give --activate N, --deactivate N or both, or a --preset")
     if mode == "hard" and is_given("strength"):  # another command's default in the configuration is left aside
@@ -112,6 +109,14 @@ def build(
         return
     _print(made)
     click.echo(f"\nwritten: {output}")
+
+
+def check_preset(preset: str | None, activate: int | None, deactivate: int | None, reverse: bool) -> None:
+    """Raise UsageError for a preset with numbers or a side of its own."""
+    if preset and (reverse or activate is not None or deactivate is not None):
+        raise UsageError(
+            "--preset gives the numbers and the side; leave out --activate, --deactivate and --reverse, or --preset"
+        )
 
 
 def with_preset(steering: Steering, preset: str) -> Steering:

@@ -18,7 +18,7 @@ from ...steering.presets import PAPER_MODELS
 from ...steering.steering import Steering
 from ..options.common import FILE, json_option, meaning_options, other_model_option, output_option
 from ..output import print_json, warn
-from .bias import preset_option, with_preset
+from .bias import check_preset, preset_option, with_preset
 from .map import print_map, top_experts
 
 FORMATS = ("easysteer", "steermoe-csv", "json")
@@ -110,7 +110,7 @@ def _declared(rankings: Rankings, model_id: str, arch: str | None) -> ModelIdent
 @click.command()
 @click.argument("map_file", metavar="MAP", type=FILE)
 @click.option("--format", "format_", type=click.Choice(FORMATS), required=True, help="What to write.")
-@click.option("-o", "--output", type=FILE, required=True, help="File to write.")
+@output_option("File to write.")
 @click.option("--activate", type=click.IntRange(0), help="easysteer: experts with RD > 0 to promote.  [default: 0]")
 @click.option("--deactivate", type=click.IntRange(0), help="easysteer: experts with RD < 0 to suppress.  [default: 0]")
 @preset_option
@@ -144,10 +144,7 @@ def export(
             raise UsageError(f"--format {format_} writes all experts; choosing some belongs to --format easysteer")
     elif not chosen:
         raise UsageError("no experts chosen; give --activate N, --deactivate N or both, or a --preset")
-    elif preset and (reverse or activate is not None or deactivate is not None):
-        raise UsageError(
-            "--preset gives the numbers and the side; leave out --activate, --deactivate and --reverse, or --preset"
-        )
+    check_preset(preset, activate, deactivate, reverse)
     require_writable(output)
     expert_map = ExpertMap.load(map_file)
     if format_ == "steermoe-csv":
