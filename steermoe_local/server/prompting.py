@@ -130,7 +130,7 @@ class Prompter:
         return TextPrompt(data.decode("utf-8", "replace"), tokens, self._offsets(tokens, len(data)))
 
     def _offsets(self, tokens: Sequence[int], n_bytes: int) -> list[int]:
-        """Where tokens begin in a text of `n_bytes` bytes; those that the tokenizer put before it have no length."""
+        """Where the tokens begin in a text of `n_bytes` bytes; tokens that the tokenizer added have no length."""
         added = max(0, sum(len(self.piece(token)) for token in tokens) - n_bytes)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         offsets, place = [], 0
