@@ -1,17 +1,15 @@
-"""Every exception that the package raises on purpose.
+"""The exceptions of this package; each message is one line with the fault, its location and the cure.
 
-    SteerMoEError
-    ├── FormatError             a file is damaged, or is not the kind of file that was asked for
-    │   └── PairsError          a pairs file, or a pair that does not fit its rendered prompt
-    ├── ModelError              a GGUF model that cannot be read or cannot be steered
-    ├── ModelMismatchError      counts, a map or a bias file that belong to another model
-    ├── ChoiceError             a choice of experts or layers that the model cannot carry out
-    ├── UsageError              an argument outside its range, or arguments that exclude each other
-    ├── ResourceError           what is asked for does not fit into the machine's memory
-    ├── NativeError             the native library refused or failed; `code` is its return code
-    └── VersionError            a llama_cpp or native library of another version
-
-A message is one line: what is wrong, where, and the cure.
+SteerMoEError
+├── FormatError             a file is damaged or of another kind
+│   └── PairsError          a pairs file, other data, or a target that is not in its rendered prompt
+├── ModelError              a GGUF model cannot be read, found or steered
+├── ModelMismatchError      counts, a map or a bias file are of another model
+├── ChoiceError             a choice of experts or layers that the model cannot carry out
+├── UsageError              an argument is outside its range, or arguments exclude each other
+├── ResourceError           memory or disk space is too small
+├── NativeError             the native library refused or failed
+└── VersionError            llama_cpp or the native library has another version
 """
 
 from __future__ import annotations
@@ -31,48 +29,44 @@ __all__ = [
 
 
 class SteerMoEError(Exception):
-    """Base of the package's errors; catch it to catch them all."""
+    """Base class of all errors that this package raises."""
 
 
 class FormatError(SteerMoEError):
-    """A file is damaged, or is not the kind of file that was asked for."""
+    """A file is damaged or of another kind than expected."""
 
 
 class PairsError(FormatError):
-    """A pairs file that cannot be used, or a target that its rendered prompt does not hold."""
+    """A pairs file or other data file cannot be used, or a target is not in its rendered prompt."""
 
 
 class ModelError(SteerMoEError):
-    """A GGUF model that cannot be read or cannot be steered."""
+    """A GGUF model cannot be read, found or steered."""
 
 
 class ModelMismatchError(SteerMoEError):
-    """Counts, an expert map or a bias file that belong to another model."""
+    """Counts, an expert map or a bias file belong to another model."""
 
 
 class ChoiceError(SteerMoEError):
-    """A choice of experts or layers that the model cannot carry out."""
+    """A choice of experts or layers cannot be carried out by the model."""
 
 
 class UsageError(SteerMoEError):
-    """An argument outside its range, or arguments that exclude each other."""
+    """An argument is outside its range, or arguments exclude each other."""
 
 
 class ResourceError(SteerMoEError):
-    """What is asked for does not fit into the machine's memory."""
+    """The memory or disk space of the machine is too small."""
 
 
 class NativeError(SteerMoEError):
-    """The native library refused or failed.
-
-    `code` is the return code of the C function, or None when there was none (library not found).
-    """
+    """The native library refused or failed; `code` is the C function's return code, None if it was not found."""
 
     def __init__(self, message: str, code: int | None = None) -> None:
-        """Keep the message and the C function's return code."""
         super().__init__(message)
         self.code = code
 
 
 class VersionError(SteerMoEError):
-    """A llama_cpp package or a native library of a version other than the supported one."""
+    """The llama_cpp package or the native library has another version than the supported one."""

@@ -1,4 +1,4 @@
-"""Which model a file belongs to."""
+"""The identity of a model, by which counts, maps and bias files are matched to it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from .errors import FormatError, ModelMismatchError
 
 __all__ = ["UNKNOWN_ROUTER", "ModelIdentity"]
 
-# Stands for a router hash that nobody has taken, as in imported rankings: no model has it, so --force is needed.
+# Router hash of a model that was not hashed, as in imported rankings: no model has it, so --force is needed.
 UNKNOWN_ROUTER = "0" * 64
 
-# Far above any model, low enough that a forged header cannot make anyone allocate by it.
+# far above any model, and low enough to bound what a forged header can allocate
 MAX_LAYERS = 4096
 MAX_EXPERTS = 16384
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What counts, expert maps and bias files must share with a model.
+    """The properties that counts, expert maps and bias files share with their model.
 
-    `n_layer` counts the layers of the main graph (llama.cpp's `llama_model_n_layer`), dense ones
-    included and multi-token-prediction layers left out. `n_expert_used` is the router's top-k.
-    `router_sha256` is the SHA-256 over these layers' `blk.*.ffn_gate_inp.weight` tensors as
-    little-endian F32 in layer order; llama.cpp keeps them unquantized, so all quantizations of a model share it.
+    `n_layer` counts the layers of the main graph (llama.cpp's `llama_model_n_layer`), dense ones included,
+    multi-token-prediction layers excluded. `n_expert_used` is the router's top-k. `router_sha256` is the SHA-256 over
+    these layers' `blk.*.ffn_gate_inp.weight` tensors as little-endian F32 in layer order; llama.cpp keeps them
+    unquantized, so all quantizations of a model have the same.
 
     Raises FormatError when a field is outside its range.
     """
@@ -38,7 +38,6 @@ class ModelIdentity:
     router_sha256: str
 
     def __post_init__(self) -> None:
-        """Bring the fields into their final form and check them."""
         if not isinstance(self.architecture, str) or not self.architecture:
             raise FormatError(f"architecture: {self.architecture!r} is not a name")
         for name, top in (
@@ -69,7 +68,7 @@ class ModelIdentity:
 
     @property
     def short(self) -> str:
-        """One phrase for messages: "olmoe (16 layers, 64 experts, top-8, router 3f2a91bc)"."""
+        """A phrase for messages: "olmoe (16 layers, 64 experts, top-8, router 3f2a91bc)"."""
         return (
             f"{self.architecture} ({self.n_layer} layers, {self.n_expert} experts, "
             f"top-{self.n_expert_used}, router {self._router})"
@@ -104,9 +103,8 @@ class ModelIdentity:
     def require_same(self, other: ModelIdentity, what: str, where: str, force: bool = False) -> list[str]:
         """Check that `what` (a file made for this identity) fits the model in `where`.
 
-        Returns the warnings to print: none, or one when `force` let another router pass.
-        `force` never lets another architecture or shape pass: the layers and experts of such a
-        model are other things.
+        Returns the warnings to print: none, or one when `force` permitted another router. Another architecture or
+        shape, whose layers and experts do not correspond, is never permitted.
 
         Raises ModelMismatchError.
         """

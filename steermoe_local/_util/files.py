@@ -1,4 +1,4 @@
-"""Small helpers that the file formats share: safe writing, strict reading, stamps."""
+"""Reading and writing files: atomic replacement, strict JSON, SHA-256, time stamps, sizes for messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,12 +17,15 @@ from ..errors import FormatError, UsageError
 
 __all__ = [
     "StrPath",
+    "human_size",
     "is_sha256",
+    "listed",
     "parse_json",
     "read_bytes",
     "replacing",
     "require_writable",
     "sha256_file",
+    "temporary_beside",
     "timestamp",
     "tool_name",
 ]
@@ -32,14 +35,13 @@ StrPath = str | os.PathLike[str]
 
 @contextlib.contextmanager
 def replacing(path: StrPath) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it takes `path`'s place when the block succeeds.
+    """Yield a temporary path beside `path`, which is renamed to `path` when the block succeeds.
 
     A reader sees the old file or the new one, never half a file. A symbolic link stays a link.
     Raises UsageError when the file cannot be written there.
     """
     target = require_writable(path)
-    # Not tempfile: its 0600 files would hide the result from everyone the umask lets in.
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    temporary = temporary_beside(target)
     try:
         yield temporary
         os.replace(temporary, target)
@@ -49,8 +51,14 @@ def replacing(path: StrPath) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def temporary_beside(target: Path) -> Path:
+    """A new name in the folder of `target`, for a file that will replace it."""
+    # not tempfile, whose files get mode 0600 whatever the umask
+    return target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+
+
 def require_writable(path: StrPath) -> Path:
-    """Check that a file can be written at `path`; before long work, so that its result is not lost.
+    """Check before long work that a file can be written at `path`.
 
     Returns the path with links followed. Raises UsageError.
     """
@@ -80,6 +88,17 @@ def read_bytes(path: StrPath, what: str, limit: int) -> bytes:
     if len(data) > limit:
         raise FormatError(f"{path}: larger than {limit >> 20} MiB, so it is not {what}; check the path")
     return data
+
+
+def human_size(n_bytes: int) -> str:
+    """A size for messages: 4.2 GB, 10.1 MB."""
+    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.1f} MB"
+
+
+def listed(items: Iterable[str], most: int) -> str:
+    """The first `most` items for a message: "a, b, ..."."""
+    shown = list(items)
+    return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")
 
 
 def sha256_file(path: StrPath) -> str:
@@ -146,7 +165,7 @@ def timestamp(created: str | None = None) -> str:
 
 
 def tool_name() -> str:
-    """Return the name and version that stand in the files, e.g. "steermoe-local 1.2"."""
+    """Name and version of this program as files record it, e.g. "steermoe-local 1.2"."""
     try:
         return f"steermoe-local {version('steermoe-local')}"
     except PackageNotFoundError:

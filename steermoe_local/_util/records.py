@@ -1,7 +1,7 @@
-"""Rows of data files that other people made: JSON, JSON Lines, CSV and Parquet, plain or compressed.
+"""Rows of untrusted data files: JSON, JSON Lines, CSV and Parquet, plain or compressed.
 
-Nothing of such a file is trusted: it is streamed where its format permits, sizes are limited, and a file that is
-damaged or of another kind is one PairsError. The kind is told from the content, not from the name.
+Files are streamed where the format permits, and sizes are limited. The format is detected from the content, not from
+the name. A damaged file, or one of another format, raises a PairsError.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from ..errors import PairsError
+from ..errors import FormatError, PairsError
+from .files import StrPath, listed
 
-__all__ = ["csv_rows", "opened", "rows"]
+__all__ = ["DELIMITERS", "clean_text", "csv_header", "csv_rows", "lines", "only_text", "opened", "parse", "rows"]
 
 Row = dict[str, Any]
+
+DELIMITERS = (",", "\t", ";", "|")
 
 _MAX_LINE = 64 << 20  # bytes of a row
 _MAX_DOCUMENT = 256 << 20  # bytes of a JSON file that has to be read as a whole
@@ -35,8 +38,8 @@ _NO_PYARROW = '{path}: a Parquet file, which needs pyarrow; run pip install "ste
 def rows(path: Path, columns: Sequence[str] = ()) -> Iterator[Row]:
     """Yield the rows of a JSON Lines, JSON or Parquet file, each a dictionary.
 
-    A JSON file holds an array of objects, or one object, which is the only row. Of a Parquet file only `columns`
-    that it has are read. Raises PairsError, which names the file (and the line).
+    A JSON file holds an array of objects, or one object, which is the only row. Of a Parquet file only those of
+    `columns` that it has are read. Raises PairsError with the file (and the line).
     """
     with opened(path) as file:
         start = file.peek(4)[:4]
@@ -47,18 +50,13 @@ def rows(path: Path, columns: Sequence[str] = ()) -> Iterator[Row]:
 
 
 def csv_rows(path: Path, columns: Sequence[str], delimiter: str | None = None) -> Iterator[Row]:
-    """Yield the rows of a CSV file with a header line; `columns` have to be in it.
+    """Yield the rows of a CSV file whose header line has all `columns`.
 
-    The delimiter is the one of comma, tab, semicolon and bar under which the header has all columns. UTF-8, with or
+    Without `delimiter` it is the one of comma, tab, semicolon and bar under which the header has them. UTF-8, with or
     without a byte order mark. A row with another number of cells is yielded as {}. Raises PairsError.
     """
     with opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-        header = text.readline(_MAX_LINE)
-        choices = [delimiter] if delimiter else [",", "\t", ";", "|"]
-        try:
-            read = {choice: next(csv.reader([header], delimiter=choice), []) for choice in choices}
-        except csv.Error as error:
-            raise PairsError(f"{path}:1: not CSV ({error}); check the file") from None
+        read = csv_header(text.readline(_MAX_LINE), path, delimiter)
         for choice, names in read.items():
             if not set(columns) <= set(names):
                 continue
@@ -75,12 +73,59 @@ def csv_rows(path: Path, columns: Sequence[str], delimiter: str | None = None) -
             return
         names = max(read.values(), key=len)
         missing = ", ".join(repr(name) for name in columns if name not in names)
-        raise PairsError(f"{path}: no column {missing or columns}; its columns are {_listed(names)}")
+        raise PairsError(f"{path}: no column {missing or columns}; its columns are {_names(names)}")
+
+
+def csv_header(line: str, path: Path, delimiter: str | None = None) -> dict[str, list[str]]:
+    """The cells of a header line by each delimiter (or the given one alone). Raises PairsError."""
+    try:
+        choices = [delimiter] if delimiter else DELIMITERS
+        return {choice: next(csv.reader([line], delimiter=choice), []) for choice in choices}
+    except csv.Error as error:
+        raise PairsError(f"{path}:1: not CSV ({error}); check the file") from None
+
+
+def lines(
+    file: BinaryIO, name: StrPath, limit: int = _MAX_LINE, first: int = 1, error: type[FormatError] = PairsError
+) -> Iterator[tuple[int, str]]:
+    """(number, text) of every line that is not blank, UTF-8 with or without a byte order mark.
+
+    Numbers begin at `first`. Raises `error` for a line of more than `limit` bytes and for other encodings; `name`
+    starts the messages.
+    """
+    # lines as bytes: str.splitlines would cut at U+2028, which JSON allows in a string
+    for number, raw in enumerate(iter(lambda: file.readline(limit + 1), b""), first):
+        if len(raw) > limit:
+            raise error(f"{name}:{number}: a line of more than {limit >> 20} MiB; check the file")
+        data = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+        try:
+            if data.strip():
+                yield number, data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise error(f"{name}:{number}: not UTF-8; save the file as UTF-8") from None
+
+
+def clean_text(value: Any) -> str | None:
+    """A text without outer blanks, or a whole number as one; None for any other value, and for a blank one."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value) if abs(value) < 10**15 else None
+    return only_text(value)
+
+
+def only_text(value: Any) -> str | None:
+    """A text without outer blanks, which chat templates strip as well; None for another value or an empty text."""
+    if not isinstance(value, str):
+        return None
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold and UTF-8 cannot
+        return None
+    return value.strip() or None
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[io.BufferedReader]:
-    """The file's bytes, decompressed; reading that fails inside the block becomes a PairsError."""
+    """Open a file and decompress it; errors of reading inside the block become PairsErrors."""
     try:
         with open(path, "rb") as plain:
             start = plain.peek(6)[:6]
@@ -100,16 +145,16 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
 
 def _json_rows(path: Path, file: io.BufferedReader) -> Iterator[Row]:
     """Rows of an open JSON or JSON Lines file."""
-    number, line = 0, b"\n"
+    n_read, line = 0, b"\n"
     while line and not line.strip():
         line = file.readline(_MAX_DOCUMENT + 1)
-        if number == 0:
+        if n_read == 0:
             line = line.removeprefix(b"\xef\xbb\xbf")
-        number += 1
+        n_read += 1
     if not line:
         raise PairsError(f"{path}: empty; check the path")
     try:
-        first = _parse(line)
+        first = parse(line)
     except ValueError:
         # not a row: a document over several lines, or no JSON at all
         yield from _document(path, line + file.read(_MAX_DOCUMENT + 1 - len(line)))
@@ -118,18 +163,13 @@ def _json_rows(path: Path, file: io.BufferedReader) -> Iterator[Row]:
         yield from _document(path, line)
         return
     yield first
-    while line := file.readline(_MAX_LINE + 1):
-        number += 1
-        if len(line) > _MAX_LINE:
-            raise PairsError(f"{path}:{number}: a row of more than {_MAX_LINE >> 20} MiB; check the file")
-        if not line.strip():
-            continue
+    for number, text in lines(file, path, first=n_read + 1):
         try:
-            row = _parse(line)
+            row = parse(text)
+            if not isinstance(row, dict):
+                raise ValueError("not an object")
         except ValueError as error:
             raise PairsError(f"{path}:{number}: not JSON ({error}); the file needs one object a line") from None
-        if not isinstance(row, dict):
-            raise PairsError(f"{path}:{number}: not a JSON object; the file needs one object a line")
         yield row
 
 
@@ -137,7 +177,7 @@ def _document(path: Path, data: bytes) -> Iterator[Row]:
     if len(data) > _MAX_DOCUMENT:
         raise PairsError(f"{path}: more than {_MAX_DOCUMENT >> 20} MiB in one document; save it as JSON Lines")
     try:
-        document = _parse(data)
+        document = parse(data)
     except ValueError as error:
         raise PairsError(f"{path}: neither JSON nor Parquet ({error}); check the file") from None
     if isinstance(document, dict):
@@ -147,9 +187,10 @@ def _document(path: Path, data: bytes) -> Iterator[Row]:
     yield from document
 
 
-def _parse(data: bytes) -> Any:
+def parse(data: bytes | str) -> Any:
+    """The value of a JSON document. Raises ValueError."""
     try:
-        return json.loads(data.decode("utf-8"))
+        return json.loads(data if isinstance(data, str) else data.decode("utf-8"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except UnicodeDecodeError:
@@ -167,7 +208,7 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
             names = file.schema_arrow.names
             wanted = [name for name in names if name in columns] if columns else names
             if not wanted:
-                raise PairsError(f"{path}: none of the columns {_listed(columns)}; it has {_listed(names)}")
+                raise PairsError(f"{path}: none of the columns {_names(columns)}; it has {_names(names)}")
             for batch in file.iter_batches(batch_size=_BATCH, columns=wanted, use_threads=False):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:
@@ -175,6 +216,5 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
         raise PairsError(f"{path}: damaged Parquet ({reason}); fetch the file again") from None
 
 
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:20])
-    return shown + (", ..." if len(names) > 20 else "") if names else "none"
+def _names(names: Sequence[str]) -> str:
+    return listed(map(repr, names), 20) or "none"

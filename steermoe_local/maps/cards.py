@@ -1,4 +1,4 @@
-"""The card of an expert map: the README.md with which a map is published on the Hugging Face hub."""
+"""The card of an expert map: its README.md on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -105,16 +105,16 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 def render_card(expert_map: ExpertMap, base_model: str, *, license: str = "", file: str = "map.json") -> str:
     """The card as Markdown with the hub's YAML header; the same map gives the same text.
 
-    `base_model` is the model's name on the hub, `license` defaults to the map's, `file` is the map's name beside it.
+    `base_model` is the model's name on the hub, `license` defaults to the map's, `file` is the name of the map's file.
 
-    Raises UsageError when the name is none, or there is no licence.
+    Raises UsageError for a malformed name and without a licence.
     """
     if not _REPOSITORY.fullmatch(base_model):
         raise UsageError(f"{base_model!r} is not the name of a model on the hub; write it like org/model")
     license = license or expert_map.license
     if not license.strip():
         raise UsageError("the map has no licence; give one, like --license CC0-1.0")
-    # jinja2 is on the machine for llama-cpp-python; here alone, as it takes long to import
+    # a dependency of llama-cpp-python; imported here because that takes long
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
@@ -150,6 +150,6 @@ def _yaml_string(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Text that neither ends a table's cell nor starts HTML, whatever a map's author wrote."""
+    """One line of Markdown that neither ends a table's cell nor starts HTML."""
     line = " ".join(text.split())
     return re.sub(r"([\\|`<>\[\]])", r"\\\1", line)

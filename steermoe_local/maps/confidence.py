@@ -1,4 +1,4 @@
-"""How far a map's scores can be trusted: the summary that stands in an expert map beside the standard errors."""
+"""The stability of a map's scores, as an expert map stores it beside the standard errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..errors import FormatError
 
 __all__ = ["Confidence", "Control", "SplitHalf"]
 
-SEPARABLE = 0.05  # chance that a map without any difference between the sides passes
+SEPARABLE = 0.05  # false positive rate for a map without any difference between the sides
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class SplitHalf:
     """Agreement of maps made from random halves of the pairs, averaged over `repeats` splits.
 
     `spearman` is the rank correlation of |RD| over all experts of the MoE layers, `overlap` the share of the top_n
-    experts by |RD| that both halves name with the same sign.
+    experts by |RD| that are the same, with the same sign, in both halves.
     """
 
     repeats: int
@@ -44,8 +44,8 @@ class Control:
 class Confidence:
     """Stability and control of a map, over `n_pairs` pairs and the experts of `moe_layers`.
 
-    `max_rd` is about the largest |RD|, `sum_top` about the sum of the `top_n` largest. Raises FormatError when a number
-    is impossible.
+    `max_rd` is the control of the largest |RD|, `sum_top` that of the sum of the `top_n` largest. Raises FormatError
+    when a number is impossible.
     """
 
     n_pairs: int
@@ -58,7 +58,6 @@ class Confidence:
     sum_top: Control
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         object.__setattr__(self, "moe_layers", tuple(self.moe_layers))
         layers = self.moe_layers
         if not layers or any(type(i) is not int or i < 0 for i in layers) or list(layers) != sorted(set(layers)):
@@ -83,14 +82,13 @@ class Confidence:
     def separable(self) -> bool:
         """Whether the map differs from the shuffled ones: the smaller of its two p-values, doubled, is at most 0.05.
 
-        Doubled (Bonferroni), as a map may pass by either statistic.
+        Doubled (Bonferroni), as either statistic suffices.
         """
         return 2 * min(self.max_rd.p, self.sum_top.p) <= SEPARABLE
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
-        data = asdict(self)
-        return data | {"moe_layers": list(self.moe_layers)}
+        return asdict(self) | {"moe_layers": list(self.moe_layers)}
 
     @classmethod
     def from_dict(cls, data: object) -> Confidence:

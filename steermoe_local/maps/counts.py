@@ -1,17 +1,14 @@
 """Routing counts: how many target tokens activated each expert, and their file.
 
-The file is an uncompressed NumPy `.npz` without pickles: `a1` and `a2` (int64 [n_layer,
-n_expert]), `n1` and `n2` (int64), `moe_layers` (int64 [n]) and `meta` (a JSON text: format,
-version, model, behaviour, n_pairs, pairs_sha256, created, tool, and `sources` where it is known
-which pairs of which file were counted).
+The file is an uncompressed NumPy `.npz` without pickles: `a1` and `a2` (int64 [n_layer, n_expert]), `n1` and `n2`
+(int64), `moe_layers` (int64 [n]) and `meta` (a JSON text: format, version, model, behaviour, n_pairs, pairs_sha256,
+created, tool, and `sources` where it is known which pairs of which file were counted).
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,23 +16,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._util.files import StrPath, is_sha256, parse_json, read_bytes, replacing, timestamp, tool_name
+from .._util import npz
+from .._util.files import StrPath, is_sha256, parse_json, replacing, timestamp, tool_name
 from ..errors import FormatError, ModelMismatchError, UsageError
 from ..identity import ModelIdentity
 
-__all__ = ["RoutingCounts", "Source", "merge_counts"]
+__all__ = ["RoutingCounts", "Source", "check_routing", "merge_counts", "read_metadata", "same_behaviour"]
 
 _FORMAT = "steermoe-counts"
 _VERSION = 1
-_MAX_BYTES = 1 << 30
+_WHAT = "a counts file (.npz of steermoe detect)"
+_AGAIN = "record the counts again"
 _MAX_TOKENS = 1 << 53  # beyond it float64 rates would no longer be exact to one token
-_MEMBERS = {"a1", "a2", "n1", "n2", "moe_layers", "meta"}
-_META = {"format", "version", "model", "behaviour", "n_pairs", "pairs_sha256", "created", "tool"}
+_MEMBERS = ["a1", "a2", "meta", "moe_layers", "n1", "n2"]
+METADATA = {"format", "version", "model", "behaviour", "n_pairs", "pairs_sha256", "created", "tool"}
 
 
 @dataclass(frozen=True, order=True)
 class Source:
-    """Pairs that went into counts: of the pairs of this digest, those at places i, i + n, i + 2n, ... (from 1).
+    """The pairs that were counted: every n-th of the pairs with this digest, beginning at the i-th (from 1).
 
     `shard` is (i, n), (1, 1) for all. `n_pairs` were counted, `n_skipped` could not be.
     """
@@ -46,31 +45,29 @@ class Source:
     n_skipped: int = 0
 
     def overlaps(self, other: Source) -> bool:
-        """Do both hold some place of the same pairs?"""
+        """Whether some pair is in both."""
         # i + a n = j + b m has solutions just where gcd(n, m) divides i - j
         step = math.gcd(self.shard[1], other.shard[1])
         return self.pairs_sha256 == other.pairs_sha256 and (self.shard[0] - other.shard[0]) % step == 0
 
     def __str__(self) -> str:
-        """For messages."""
         whole = f"pairs {self.pairs_sha256[:8]}"
         return whole if self.shard == (1, 1) else f"shard {self.shard[0]}/{self.shard[1]} of {whole}"
 
     @classmethod
     def from_dict(cls, data: Any, where: str) -> Source:
-        """Read what `dataclasses.asdict` made of one. Raises FormatError."""
-        again = "record the counts again"
+        """Rebuild a source from its `asdict`. Raises FormatError."""
         if not isinstance(data, dict) or set(data) != {"pairs_sha256", "shard", "n_pairs", "n_skipped"}:
-            raise FormatError(f"{where}: not an object with pairs_sha256, shard, n_pairs, n_skipped; {again}")
+            raise FormatError(f"{where}: not an object with pairs_sha256, shard, n_pairs, n_skipped; {_AGAIN}")
         shard, numbers = data["shard"], (data["n_pairs"], data["n_skipped"])
         if not is_sha256(data["pairs_sha256"]):
-            raise FormatError(f"{where}.pairs_sha256: not 64 lowercase hex digits; {again}")
+            raise FormatError(f"{where}.pairs_sha256: not 64 lowercase hex digits; {_AGAIN}")
         if not isinstance(shard, list) or len(shard) != 2 or any(type(part) is not int for part in shard):
-            raise FormatError(f"{where}.shard: not two whole numbers; {again}")
+            raise FormatError(f"{where}.shard: not two whole numbers; {_AGAIN}")
         if not 1 <= shard[0] <= shard[1]:
-            raise FormatError(f"{where}.shard: {shard[0]}/{shard[1]} is none; {again}")
+            raise FormatError(f"{where}.shard: {shard[0]}/{shard[1]} is none; {_AGAIN}")
         if any(type(number) is not int or number < 0 for number in numbers):
-            raise FormatError(f"{where}: n_pairs, n_skipped: not counts; {again}")
+            raise FormatError(f"{where}: n_pairs, n_skipped: not counts; {_AGAIN}")
         return cls(data["pairs_sha256"], (shard[0], shard[1]), *numbers)
 
 
@@ -81,7 +78,7 @@ class RoutingCounts:
     `a1` and `a2` are int64 [n_layer, n_expert] for the positive and the negative sides, with rows
     of zeros for dense layers; `n1` and `n2` count the target tokens. `pairs_digest` holds the
     digest of every pairs file that was counted, sorted (a single string is accepted too).
-    `sources` says more exactly which pairs these were, where that is known; then they come to `n_pairs`.
+    `sources` says which pairs these were, where that is known; their `n_pairs` then add up to `n_pairs`.
     Counts of the same model and behaviour add up with `+`.
 
     The arrays are copied and read-only. `validate` checks what they must satisfy.
@@ -101,7 +98,6 @@ class RoutingCounts:
     sources: tuple[Source, ...] = ()
 
     def __post_init__(self) -> None:
-        """Bring the fields into their final form and check them."""
         for name in ("a1", "a2"):
             value = np.asarray(getattr(self, name))
             if value.dtype.kind not in "iu":
@@ -121,43 +117,30 @@ class RoutingCounts:
 
         `where` starts the messages. Raises FormatError.
         """
-        again = "record the counts again"
         n_layer, n_expert = self.identity.shape
         layers = self.moe_layers
         if not layers or list(layers) != sorted(set(layers)):
-            raise FormatError(f"{where}: moe_layers: empty or not ascending; {again}")
+            raise FormatError(f"{where}: moe_layers: empty or not ascending; {_AGAIN}")
         if not 0 <= layers[0] <= layers[-1] < n_layer:
-            raise FormatError(f"{where}: moe_layers: outside 0 to {n_layer - 1}; {again}")
-        dense = np.setdiff1d(np.arange(n_layer), layers)
-        for name, a, n in (("a1", self.a1, self.n1), ("a2", self.a2, self.n2)):
+            raise FormatError(f"{where}: moe_layers: outside 0 to {n_layer - 1}; {_AGAIN}")
+        for name, a, n in (("1", self.a1, self.n1), ("2", self.a2, self.n2)):
             if a.shape != (n_layer, n_expert):
                 raise FormatError(
-                    f"{where}: {name}: shape {a.shape}, but the model has {n_layer} layers of "
-                    f"{n_expert} experts; {again}"
+                    f"{where}: a{name}: shape {a.shape}, but the model has {n_layer} layers of {n_expert} experts; "
+                    f"{_AGAIN}"
                 )
             if not 0 <= n <= _MAX_TOKENS:
-                raise FormatError(f"{where}: {name.replace('a', 'n')}: {n} tokens; {again}")
-            if a.min() < 0 or a.max() > n:
-                raise FormatError(f"{where}: {name}: counts outside 0 to {n} tokens; {again}")
-            k = self.identity.n_expert_used
-            sums = a.sum(axis=1)
-            for layer in layers:
-                if sums[layer] != n * k:
-                    raise FormatError(
-                        f"{where}: {name}: layer {layer} has {sums[layer]} activations, but {n} "
-                        f"tokens at top-{k} make {n * k}; {again}"
-                    )
-            if sums[dense].any():
-                raise FormatError(f"{where}: {name}: counts in a layer without experts; {again}")
+                raise FormatError(f"{where}: n{name}: {n} tokens; {_AGAIN}")
+            check_routing(a[None], np.array([n]), self.identity, layers, f"{where}: a{name}", _AGAIN)
         if not all(is_sha256(digest) for digest in self.pairs_digest):
-            raise FormatError(f"{where}: pairs_sha256: not 64 lowercase hex digits; {again}")
+            raise FormatError(f"{where}: pairs_sha256: not 64 lowercase hex digits; {_AGAIN}")
         if type(self.n_pairs) is not int or self.n_pairs < 0:
-            raise FormatError(f"{where}: n_pairs: {self.n_pairs!r} is not a count; {again}")
+            raise FormatError(f"{where}: n_pairs: {self.n_pairs!r} is not a count; {_AGAIN}")
         if self.sources:
             if sum(source.n_pairs for source in self.sources) != self.n_pairs:
-                raise FormatError(f"{where}: sources: their pairs are not {self.n_pairs} together; {again}")
+                raise FormatError(f"{where}: sources: their pairs are not {self.n_pairs} together; {_AGAIN}")
             if {source.pairs_sha256 for source in self.sources} != set(self.pairs_digest):
-                raise FormatError(f"{where}: sources: of other pairs than pairs_sha256; {again}")
+                raise FormatError(f"{where}: sources: of other pairs than pairs_sha256; {_AGAIN}")
 
     @property
     def n_skipped(self) -> int:
@@ -175,10 +158,7 @@ class RoutingCounts:
         self.identity.require_same(other.identity, "first counts", "the model of the second counts")
         if self.moe_layers != other.moe_layers:
             raise ModelMismatchError("counts: the two runs saw different MoE layers; record both with one version")
-        if self.behaviour and other.behaviour and self.behaviour != other.behaviour:
-            raise UsageError(
-                f"counts: of {self.behaviour!r} and of {other.behaviour!r}; add only counts of one behaviour"
-            )
+        behaviour = same_behaviour(self.behaviour, other.behaviour)
         for mine in self.sources:
             for theirs in other.sources:
                 if mine.overlaps(theirs):
@@ -192,10 +172,10 @@ class RoutingCounts:
             moe_layers=self.moe_layers,
             pairs_digest=self.pairs_digest + other.pairs_digest,
             n_pairs=self.n_pairs + other.n_pairs,
-            behaviour=self.behaviour or other.behaviour,
+            behaviour=behaviour,
             created=max(self.created, other.created),
             tool=max(self.tool, other.tool),
-            # of one that is known in part nothing can be said as a whole
+            # sources that cover only a part would not add up to n_pairs
             sources=self.sources + other.sources if self.sources and other.sources else (),
         )
 
@@ -205,7 +185,7 @@ class RoutingCounts:
         Raises FormatError when they are not valid, UsageError when the file cannot be written.
         """
         self.validate("counts")
-        meta = {
+        metadata = {
             "format": _FORMAT,
             "version": _VERSION,
             "model": self.identity.to_dict(),
@@ -216,7 +196,7 @@ class RoutingCounts:
             "tool": self.tool,
         }
         if self.sources:
-            meta["sources"] = [asdict(source) for source in self.sources]
+            metadata["sources"] = [asdict(source) for source in self.sources]
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(
                 file,
@@ -225,44 +205,41 @@ class RoutingCounts:
                 n1=np.int64(self.n1),
                 n2=np.int64(self.n2),
                 moe_layers=np.asarray(self.moe_layers, dtype=np.int64),
-                meta=np.asarray(json.dumps(meta, ensure_ascii=False)),
+                meta=np.asarray(json.dumps(metadata, ensure_ascii=False)),
             )
 
     @classmethod
     def load(cls, path: StrPath) -> RoutingCounts:
         """Read counts and validate them. Raises FormatError."""
-        arrays = _read_npz(path)
-        for name in ("a1", "a2", "n1", "n2", "moe_layers"):
-            ndim = {"a1": 2, "a2": 2, "moe_layers": 1}.get(name, 0)
-            if arrays[name].dtype != np.int64 or arrays[name].ndim != ndim:
-                raise FormatError(f"{path}: {name}: not int64 with {ndim} dimensions")
-        meta = _read_meta(arrays["meta"], path)
+        with npz.opened(path, _WHAT, _AGAIN) as archive:
+            if sorted(archive.names()) != _MEMBERS:
+                raise FormatError(f"{path}: not a counts file: its arrays are {sorted(archive.names())}")
+            data = read_metadata(archive.text("meta"), str(path), _FORMAT, _VERSION, METADATA, optional="sources")
+            identity = ModelIdentity.from_dict(data["model"], f"{path}: model")
+            shapes = {"a1": identity.shape, "a2": identity.shape, "n1": (), "n2": (), "moe_layers": None}
+            tables: dict[str, Any] = {name: archive.array(name, "<i8", shape) for name, shape in shapes.items()}
+        sources = data.get("sources", [])
+        if not isinstance(sources, list):
+            raise FormatError(f"{path}: meta.sources: not a list; {_AGAIN}")
         counts = cls(
-            identity=ModelIdentity.from_dict(meta["model"], f"{path}: model"),
-            a1=arrays["a1"],
-            a2=arrays["a2"],
-            n1=int(arrays["n1"]),
-            n2=int(arrays["n2"]),
-            moe_layers=tuple(arrays["moe_layers"].tolist()),
-            pairs_digest=tuple(meta["pairs_sha256"]),
-            n_pairs=meta["n_pairs"],
-            behaviour=meta["behaviour"],
-            created=meta["created"],
-            tool=meta["tool"],
-            sources=tuple(
-                Source.from_dict(data, f"{path}: sources[{index}]")
-                for index, data in enumerate(meta.get("sources", ()))
-            ),
+            identity=identity,
+            **tables,
+            pairs_digest=tuple(data["pairs_sha256"]),
+            n_pairs=data["n_pairs"],
+            behaviour=data["behaviour"],
+            created=data["created"],
+            tool=data["tool"],
+            sources=tuple(Source.from_dict(item, f"{path}: sources[{i}]") for i, item in enumerate(sources)),
         )
         counts.validate(str(path))
         return counts
 
 
 def merge_counts(parts: Sequence[tuple[str, RoutingCounts]]) -> RoutingCounts:
-    """Add the counts of several runs, each with the name of its file, for messages.
+    """Add the counts of several runs, each given with the name of its file for messages.
 
-    Counts without sources are taken for all pairs of their digests. Raises UsageError for pairs that are in two of them
-    and for another behaviour, ModelMismatchError for another model; both name the files.
+    Counts without sources are assumed to hold all pairs of their digests. Raises UsageError for pairs that are in two
+    of them and for another behaviour, ModelMismatchError for another model; both name the files.
     """
     if not parts:
         raise UsageError("no counts to merge; name at least one file")
@@ -288,50 +265,66 @@ def merge_counts(parts: Sequence[tuple[str, RoutingCounts]]) -> RoutingCounts:
     return total
 
 
-def _read_npz(path: StrPath) -> dict[str, npt.NDArray[Any]]:
-    data = read_bytes(path, "counts", _MAX_BYTES)
-    if not data.startswith(b"PK"):
-        raise FormatError(f"{path}: not a counts file (.npz); run steermoe detect to make one")
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            names = {info.filename.removesuffix(".npy") for info in archive.infolist()}
-            # A few bytes of a compressed archive may unpack to any size.
-            unpacked = sum(info.file_size for info in archive.infolist())
-        if names != _MEMBERS:
-            raise FormatError(f"{path}: not a counts file: its arrays are {sorted(names)}")
-        if unpacked > _MAX_BYTES:
-            raise FormatError(f"{path}: its arrays take {unpacked} bytes; not a counts file")
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in _MEMBERS}
-    except FormatError:
-        raise
-    except Exception as error:  # zipfile and NumPy raise a dozen types on damaged archives
-        raise FormatError(f"{path}: damaged counts file ({error}); record it again") from error
+def same_behaviour(one: str, other: str) -> str:
+    """The behaviour of two counts that are put together; "" agrees with every one. Raises UsageError."""
+    if one and other and one != other:
+        raise UsageError(f"counts: of {one!r} and of {other!r}; put together only counts of one behaviour")
+    return one or other
 
 
-def _read_meta(array: npt.NDArray[Any], path: StrPath) -> dict[str, Any]:
-    try:
-        if array.dtype.kind != "U" or array.ndim:
-            raise ValueError("not a text")
-        meta = parse_json(str(array))
-        if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
-            raise ValueError("no steermoe-counts in it")
-    except ValueError as error:
-        raise FormatError(f"{path}: meta: {error}; not a counts file") from None
-    if meta.get("version") != _VERSION:
+def check_routing(
+    a: npt.NDArray[Any],
+    n: npt.NDArray[Any],
+    identity: ModelIdentity,
+    moe_layers: Sequence[int] | None,
+    where: str,
+    again: str,
+) -> npt.NDArray[np.bool_]:
+    """Check counts a [..., n_layer, n_expert] against their tokens n [...] by the top-k rule.
+
+    An expert has 0 to n activations; a layer's sum to n times top-k in `moe_layers` (None: in every layer with a
+    count) and are 0 elsewhere. Returns the mask [n_layer] of layers with a count. Raises FormatError.
+    """
+    if not a.size:
+        return np.zeros(identity.n_layer, dtype=np.bool_)
+    if a.min() < 0 or (a.max(axis=(-2, -1)) > n).any():
+        raise FormatError(f"{where}: counts outside 0 to {n.max()} tokens; {again}")
+    sums = a.sum(axis=-1, dtype=np.int64).reshape(-1, identity.n_layer)
+    routed: npt.NDArray[np.bool_] = sums.any(axis=0)
+    layers = np.flatnonzero(routed) if moe_layers is None else np.asarray(moe_layers)
+    expected = n.reshape(-1, 1).astype(np.int64) * identity.n_expert_used
+    if len(wrong := np.argwhere(sums[:, layers] != expected)):
+        row, column = wrong[0]
         raise FormatError(
-            f"{path}: counts of format version {meta.get('version')!r}, this program reads "
-            f"{_VERSION}; upgrade steermoe-local"
+            f"{where}: layer {layers[column]} has {sums[row, layers[column]]} activations, but {n.flat[row]} tokens at "
+            f"top-{identity.n_expert_used} make {expected[row, 0]}; {again}"
         )
-    if odds := sorted(set(meta) - {"sources"} ^ _META):
-        odd = odds[0]
-        raise FormatError(f"{path}: meta.{odd}: missing or unknown; record the counts again")
+    if np.setdiff1d(np.flatnonzero(routed), layers).size:
+        raise FormatError(f"{where}: counts in a layer without experts; {again}")
+    return routed
+
+
+def read_metadata(
+    text: str, where: str, format_: str, version: int, fields: set[str], optional: str = ""
+) -> dict[str, Any]:
+    """Parse and check the metadata of a counts file, which has `fields` and may have `optional`. Raises FormatError."""
+    try:
+        data = parse_json(text)
+        if not isinstance(data, dict) or data.get("format") != format_:
+            raise ValueError(f"no {format_} in it")
+    except ValueError as error:
+        raise FormatError(f"{where}: meta: {error}; not a file of this kind") from None
+    if data.get("version") != version:
+        raise FormatError(
+            f"{where}: {format_} of format version {data.get('version')!r}, this program reads {version}; "
+            "upgrade steermoe-local"
+        )
+    if odd := sorted((set(data) - {optional}) ^ fields):
+        raise FormatError(f"{where}: meta.{odd[0]}: missing or unknown; {_AGAIN}")
     for name in ("behaviour", "created", "tool"):
-        if not isinstance(meta[name], str):
-            raise FormatError(f"{path}: meta.{name}: not a string; record the counts again")
-    digests = meta["pairs_sha256"]
+        if not isinstance(data[name], str):
+            raise FormatError(f"{where}: meta.{name}: not a string; {_AGAIN}")
+    digests = data["pairs_sha256"]
     if not isinstance(digests, list) or not all(is_sha256(digest) for digest in digests):
-        raise FormatError(f"{path}: meta.pairs_sha256: not a list of SHA-256 digests")
-    if not isinstance(meta.get("sources", []), list):
-        raise FormatError(f"{path}: meta.sources: not a list; record the counts again")
-    return meta
+        raise FormatError(f"{where}: meta.pairs_sha256: not a list of SHA-256 digests; {_AGAIN}")
+    return data

@@ -1,4 +1,4 @@
-"""Expert maps: the scores of one behaviour on one model, and the choice of experts by them.
+"""Expert maps: the scores of one behaviour on one model, their file, and the choice of experts by them.
 
 The file is JSON with one row of scores a line, so that it can be read, compared and sent:
 
@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,8 @@ from .._util.files import StrPath, is_sha256, parse_json, read_bytes, replacing,
 from ..errors import ChoiceError, FormatError, UsageError
 from ..identity import MAX_LAYERS, ModelIdentity
 from .confidence import Confidence
-from .scores import Counts, IntArray, rank, risk_difference, risk_difference_from
+from .counts import RoutingCounts
+from .scores import IntArray, rank, risk_difference, risk_difference_from
 
 __all__ = ["ExpertMap", "parse_layers"]
 
@@ -44,26 +45,14 @@ _TABLES = ("rd", "a1", "a2", "se")
 _AGAIN = "run steermoe detect again"
 
 
-class _ScoredCounts(Counts, Protocol):
-    @property
-    def identity(self) -> ModelIdentity: ...
-    @property
-    def pairs_digest(self) -> tuple[str, ...]: ...
-    @property
-    def n_pairs(self) -> int: ...
-    @property
-    def behaviour(self) -> str: ...
-
-
 @dataclass(frozen=True, eq=False)
 class ExpertMap:
-    """Risk differences of a behaviour, with where they come from.
+    """Risk differences of a behaviour, with their source.
 
-    `rd` is float64 [n_layer, n_expert], within [-1, 1], 0 in dense layers. `positive` and
-    `negative` say in words what the two sides mean. `n1` and `n2` are the counted target tokens,
-    0 when they are unknown; `a1` and `a2` the counts themselves (int64, shaped like `rd`), or
-    None. `se` are standard errors of `rd` (float64, shaped like it) and `confidence` says how stable the
-    scores are, both or None: see `statistics.annotate`. The arrays are copied and read-only.
+    `rd` is float64 [n_layer, n_expert], within [-1, 1], 0 in dense layers. `positive` and `negative` describe the two
+    sides. `n1` and `n2` are the counted target tokens, 0 when they are unknown; `a1` and `a2` the counts themselves
+    (int64, shaped like `rd`), or None. `se` are standard errors of `rd` (float64, shaped like it) and `confidence` says
+    how stable the scores are, both or None: see `significance.annotate`. The arrays are copied and read-only.
 
     Raises FormatError when a field does not fit the others.
     """
@@ -87,7 +76,6 @@ class ExpertMap:
     tool: str = field(default_factory=tool_name)
 
     def __post_init__(self) -> None:
-        """Bring the fields into their final form and check them."""
         object.__setattr__(self, "rd", _table(self.rd, "rd", self.identity, np.float64))
         if not (np.isfinite(self.rd).all() and np.abs(self.rd).max() <= 1):
             raise FormatError(f"rd: values that are not within -1 to 1; {_AGAIN}")
@@ -98,9 +86,15 @@ class ExpertMap:
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value <= 1 << 53:
                 raise FormatError(f"{name}: {value!r} is not a count; {_AGAIN}")
-        self._check_confidence()
-        if (self.a1 is None) != (self.a2 is None):
-            raise FormatError("a1, a2: only one of them is there; give both or none")
+        for one, two in (("se", "confidence"), ("a1", "a2")):
+            if (getattr(self, one) is None) != (getattr(self, two) is None):
+                raise FormatError(f"{one}, {two}: only one of them is there; give both or none")
+        if self.se is not None and self.confidence is not None:
+            object.__setattr__(self, "se", _table(self.se, "se", self.identity, np.float64))
+            if not (np.isfinite(self.se).all() and self.se.min() >= 0):
+                raise FormatError("se: values that are no standard errors; run steermoe map stats again")
+            if self.confidence.moe_layers[-1] >= self.identity.n_layer or self.confidence.n_pairs != self.n_pairs:
+                raise FormatError("confidence: of other pairs or layers than the map's; run steermoe map stats again")
         if self.a1 is None or self.a2 is None:
             return
         for name, a, n in (("a1", self.a1, self.n1), ("a2", self.a2, self.n2)):
@@ -112,21 +106,10 @@ class ExpertMap:
         if np.abs(again - self.rd).max() > 1e-9:
             raise FormatError(f"rd: is not a1 / n1 - a2 / n2; {_AGAIN}")
 
-    def _check_confidence(self) -> None:
-        if (self.se is None) != (self.confidence is None):
-            raise FormatError("se, confidence: only one of them is there; give both or none")
-        if self.se is None or self.confidence is None:
-            return
-        object.__setattr__(self, "se", _table(self.se, "se", self.identity, np.float64))
-        if not (np.isfinite(self.se).all() and self.se.min() >= 0):
-            raise FormatError("se: values that are no standard errors; run steermoe map stats again")
-        if self.confidence.moe_layers[-1] >= self.identity.n_layer or self.confidence.n_pairs != self.n_pairs:
-            raise FormatError("confidence: of other pairs or layers than the map's; run steermoe map stats again")
-
     @classmethod
     def from_counts(
         cls,
-        counts: _ScoredCounts,
+        counts: RoutingCounts,
         behaviour: str = "",
         *,
         positive: str = "",
@@ -176,14 +159,13 @@ class ExpertMap:
     ) -> npt.NDArray[np.int8]:
         """Choose experts; returns signs, int8 [n_layer, n_expert]: +1, -1 or 0.
 
-        In the order of |RD| (ties by layer and expert), the first `n_activate` with RD > 0 get +1
-        and the first `n_deactivate` with RD < 0 get -1; `reverse` flips RD's sign first, `layers`
-        leaves only those layers in the order. A number above what there is takes all there is.
-        Of the experts with +1, a layer keeps the first `max_active_per_layer` (default and most:
+        In the order of |RD| (ties by layer and expert), the first `n_activate` with RD > 0 get +1 and the first
+        `n_deactivate` with RD < 0 get -1, or all if there are fewer. `reverse` flips RD's sign first, `layers`
+        restricts the choice. Of the experts with +1, a layer keeps the first `max_active_per_layer` (default and most:
         top-k); the others are dropped, not replaced (arXiv 2509.09660, Alg. 1).
 
-        Raises ChoiceError when a layer would keep fewer than top-k experts that are not -1, or a
-        layer does not exist; UsageError when a number is negative.
+        Raises ChoiceError when a layer would keep fewer than top-k experts that are not -1, or a layer does not exist;
+        UsageError when a number is negative.
         """
         _require_count("n_activate", n_activate)
         _require_count("n_deactivate", n_deactivate)
@@ -316,7 +298,7 @@ def _first_of_layer(experts: IntArray, n: int) -> npt.NDArray[np.bool_]:
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
-    """Parse layers as a user writes them: "3-7,9" is (3, 4, 5, 6, 7, 9), ascending, each once.
+    """Parse the command line's notation of layers: "3-7,9" is (3, 4, 5, 6, 7, 9), ascending, each once.
 
     Raises UsageError.
     """
@@ -324,7 +306,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         ends = (first, last if dash else first)
-        # isdecimal alone would let int() read other scripts' digits, and any length of them.
+        # int() alone would read digits of other scripts, and any number of them
         if not all(end.isascii() and end.isdecimal() and len(end) <= 6 for end in ends):
             raise UsageError(f"layers: {part.strip()!r} in {text!r} is not like 3-7 or 9")
         low, high = int(ends[0]), int(ends[1])

@@ -1,7 +1,7 @@
-"""Expert maps in the formats of other tools.
+"""Exports expert maps to the formats of other tools.
 
 - EasySteer (vLLM): its `moe_router` algorithm reads `{"layer_configs": {"<layer>": {"mode", "expert_ids"}}}` and edits
-  router logits by the paper's hard rule. It takes a choice of experts, not scores.
+  router logits by the paper's hard rule. It needs a choice of experts, not scores.
 - SteerMoE: the table of all experts that the authors' notebook ranks, as CSV with its column names.
 - Plain JSON: the ranking, for scripts.
 """
@@ -25,8 +25,8 @@ __all__ = ["easysteer_config", "plain_ranking", "steermoe_csv"]
 def easysteer_config(signs: npt.NDArray[np.int8], epsilon: float | None = None) -> str:
     """EasySteer's JSON for a choice of experts, signs [n_layer, n_expert] as `ExpertMap.choose` returns them.
 
-    A layer with both kinds has mode "activate" with `expert_ids` and, beside them, `deactivate_ids`. Layers without
-    a chosen expert are left out. `epsilon` is written when it is given; EasySteer's default is the paper's 0.01.
+    A layer with both signs has mode "activate" with `expert_ids` and `deactivate_ids`. Layers without a chosen expert
+    are left out. `epsilon` is written when it is given; EasySteer's default is the paper's 0.01.
 
     Raises ChoiceError when no expert is chosen, which EasySteer refuses.
     """
@@ -50,28 +50,27 @@ def easysteer_config(signs: npt.NDArray[np.int8], epsilon: float | None = None) 
 def steermoe_csv(expert_map: ExpertMap) -> str:
     """The ranking as CSV, a row for each expert in the order of |RD|, with the column names of SteerMoE's frames.
 
-    `pandas.read_csv` makes of it the frame that the authors' `steer_moe` sorts (with float_precision="round_trip", of
-    the same float64). The columns of counts are there when the map has counts. Lines end in LF.
+    `pandas.read_csv` reads it as the frame that the authors' `steer_moe` sorts (with float_precision="round_trip" as
+    the same float64). It has columns of counts if the map has counts. Lines end in LF.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     a1, a2, n1, n2 = expert_map.a1, expert_map.a2, expert_map.n1, expert_map.n2
-    counted = a1 is not None and a2 is not None
-    counts = ("a1", "a2", "d1", "d2", "a1_n", "a2_n") if counted else ()
+    counts = ("a1", "a2", "d1", "d2", "a1_n", "a2_n") if a1 is not None else ()
     writer.writerow(["layer", "expert", *counts, "risk_diff", "Layer_Expert", "risk_diff_abs"])
     for layer, expert, rd in expert_map.top(expert_map.rd.size):
         row: list[Any] = [layer, expert]
         if a1 is not None and a2 is not None:
             one, two = int(a1[layer, expert]), int(a2[layer, expert])
             row += [one, two, n1 - one, n2 - two, repr(one / n1), repr(two / n2)]
-        # The label of their plots, line break included.
+        # the label in their plots, with its line break
         row += [repr(rd), f"L{layer:02d}\nE{expert:02d}", repr(abs(rd))]
         writer.writerow(row)
     return text.getvalue()
 
 
 def plain_ranking(expert_map: ExpertMap) -> str:
-    """The ranking as JSON: where it comes from, and a list of experts in the order of |RD|, one a line.
+    """The ranking as JSON: its source, and a list of experts in the order of |RD|, one a line.
 
     Each has `layer`, `expert`, `rd`, and `p1`, `p2` (shares of the target tokens that activated it) when counted.
     """

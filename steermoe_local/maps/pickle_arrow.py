@@ -1,4 +1,4 @@
-"""Texts of pickled Arrow arrays: pandas 3 keeps column names in them when pyarrow is installed."""
+"""Reads texts of pickled Arrow arrays, in which pandas 3 stores column names when pyarrow is installed."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class ArrowArray(StandIn):
     content: Any
 
     def texts(self, charge: Callable[[int], None]) -> list[str]:
-        """The texts, when it holds nothing else; `charge` is told how much they take."""
+        """The texts of an array of texts; `charge` is called with the bytes that they take."""
         content = self.content
         if type(content) is not tuple or len(content) < 5 or not isinstance(content[0], ArrowType):
             raise Refused("an Arrow array of an unknown layout")
         kind, length, _, first, buffers = content[:5]
         if type(kind.alias) is not str or kind.alias not in _OFFSETS or type(buffers) is not list or len(buffers) != 3:
             raise Refused("an Arrow array of something else than texts")
-        validity, places, data = buffers
-        if validity is not None or type(places) not in (bytes, bytearray) or type(data) not in (bytes, bytearray):
+        validity, offset_bytes, data = buffers
+        if validity is not None or type(offset_bytes) not in (bytes, bytearray) or type(data) not in (bytes, bytearray):
             raise Refused("an Arrow array with gaps")
-        offsets = np.frombuffer(places, dtype=_OFFSETS[kind.alias])
+        offsets = np.frombuffer(offset_bytes, dtype=_OFFSETS[kind.alias])
         if type(length) is not int or type(first) is not int or not 0 <= first <= first + length < len(offsets):
             raise Refused("an Arrow array whose length is not that of its values")
         ends = offsets[first : first + length + 1].tolist()

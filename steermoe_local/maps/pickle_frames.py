@@ -1,8 +1,7 @@
-"""Tables of numbers out of pickled pandas frames, without pandas and without unpickling.
+"""Reads the numbers of pickled pandas frames, without pandas and without unpickling.
 
 A frame is a few calls of pandas' and NumPy's own constructors on raw bytes. Each of them has a stand-in here that
-checks what it is given: the layouts of pandas 1.1 to 3, pickle protocols 0 to 5. See `_pickle_machine` for how they are
-reached.
+checks its arguments: the layouts of pandas 1.1 to 3, pickle protocols 0 to 5. `pickle_machine` calls the stand-ins.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from .pickle_machine import Global, Refused, StandIn, run
 
 __all__ = ["Frame", "read_frame"]
 
-# What calls may allocate beside views of the file's own bytes. Published rankings need less than 1 MiB.
+# Bytes that calls may allocate besides views of the file's own bytes. Published rankings need less than 1 MiB.
 MAX_ALLOCATED = 64 << 20
 _NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
 _OBJECTS = {"O", "O4", "O8"}
@@ -29,7 +28,7 @@ _OBJECTS = {"O", "O4", "O8"}
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame's columns, each of `n_rows` values; None stands for a column that does not hold numbers."""
+    """A frame's columns, each of `n_rows` values; None for a column that is not of numbers."""
 
     n_rows: int
     columns: dict[str, npt.NDArray[Any] | None]
@@ -38,7 +37,7 @@ class Frame:
 def read_frame(data: bytes, where: str) -> Frame:
     """Read the bytes of one pickled pandas DataFrame; `where` starts the messages.
 
-    Raises FormatError when it is anything else, or asks for anything that a frame does not need; nothing of it is run.
+    Raises FormatError for any other pickle, and for names and opcodes that no frame needs; nothing of it is run.
     """
     frame = run(data, _Calls().table(), where)
     if not isinstance(frame, _Frame):
@@ -89,12 +88,7 @@ class _Manager(StandIn):
 @dataclass(frozen=True, slots=True, eq=False)
 class _Block(StandIn):
     values: Any
-    places: Any
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Slice(StandIn):
-    bounds: tuple[Any, ...]
+    indices: Any
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,7 +140,7 @@ class _Array(StandIn):
 
 
 class _Extension(StandIn):
-    """An extension array or dtype of pandas: kept as it is, looked into only when a column needs it."""
+    """An extension array or dtype of pandas; its state is read only when a column needs it."""
 
     __slots__ = ("charge", "state")
 
@@ -171,9 +165,8 @@ class _Extension(StandIn):
                 if mask.value is None or mask.value.dtype.kind != "b" or mask.value.any():
                     return None
                 return data.value
-        if (
-            type(self.state) is tuple
-        ):  # StringArray: its dtype, its objects, attributes; a Categorical's codes are no values
+        # StringArray: its dtype, its objects, attributes; the codes of a Categorical are not values
+        if type(self.state) is tuple:
             for part in self.state[:2]:
                 if isinstance(part, _Array) and part.value is not None and part.value.dtype.kind == "O":
                     return part.value
@@ -186,13 +179,13 @@ class _Partial(Global):
     __slots__ = ()
 
     def build(self, state: Any) -> None:
-        """The state repeats the function and adds ndim, which the values tell as well."""
+        """The state repeats the function and adds ndim, which the values have, too."""
         if type(state) is not tuple or len(state) != 4 or not isinstance(state[0], Global) or state[0].call != _block:
             raise Refused("a functools.partial of something else than a block")
 
 
-def _block(values: Any, places: Any, _ndim: Any = 2) -> _Block:
-    return _Block(values, places)
+def _block(values: Any, indices: Any, _ndim: Any = 2) -> _Block:
+    return _Block(values, indices)
 
 
 def _partial(function: Any) -> _Partial:
@@ -201,10 +194,10 @@ def _partial(function: Any) -> _Partial:
     return _Partial("partial", call=_block)
 
 
-def _slice(*bounds: Any) -> _Slice:
+def _slice(*bounds: Any) -> slice:
     if len(bounds) != 3 or any(bound is not None and type(bound) is not int for bound in bounds):
         raise Refused("a slice of something else than numbers")
-    return _Slice(bounds)
+    return slice(*bounds)
 
 
 def _new_index(cls: Any, data: Any) -> _Index:
@@ -214,14 +207,14 @@ def _new_index(cls: Any, data: Any) -> _Index:
 
 
 def _reconstructor(cls: Any, base: Any, state: Any) -> StandIn:
-    """What copyreg does for protocols 0 and 1."""
+    """copyreg._reconstructor, by which protocols 0 and 1 make objects."""
     if not isinstance(cls, Global) or cls.new is None or not isinstance(base, Global) or state is not None:
         raise Refused("a new object of something that is not to be made")
     return cls.new()
 
 
 class _Calls:
-    """The calls that turn bytes into values, and what they have allocated so far."""
+    """The calls that turn bytes into values, with a budget for what they allocate."""
 
     def __init__(self) -> None:
         self.left = MAX_ALLOCATED
@@ -244,12 +237,12 @@ class _Calls:
         """numpy._core.numeric._frombuffer."""
         if type(order) is not str or order not in ("C", "F", "K"):
             raise Refused("an array of an unknown layout")
-        size = _size(shape)
+        _size(shape)
         if axes is None:
             return _Array(self, self.view(data, dtype, shape, order))
-        if order != "K" or type(axes) is not tuple or len(axes) != len(shape) or not all(type(i) is int for i in axes):
+        if order != "K" or type(axes) is not tuple or not all(type(i) is int for i in axes):
             raise Refused("an array of an unknown layout")
-        if sorted(axes) != list(range(len(shape))) or size != math.prod(shape):
+        if sorted(axes) != list(range(len(shape))):
             raise Refused("an array of an unknown layout")
         return _Array(self, self.view(data, dtype, shape, "C").transpose(axes))
 
@@ -279,11 +272,11 @@ class _Calls:
         return text.encode("latin-1")
 
     def plain_bytes(self, data: Any = b"", encoding: Any = None) -> bytes:
-        """bytes and bytearray, by which protocols below 5 write what is empty or may change."""
+        """bytes and bytearray, by which protocols below 5 write empty bytes and bytearrays."""
         return data if type(data) is bytes else self.encode(data, encoding)
 
     def table(self) -> dict[tuple[str, str], Global]:
-        """Every name that a frame may use, under each module that ever held it."""
+        """Every name that a frame may use, in each module that had it in some version."""
         names: dict[tuple[str, str], Global] = {}
 
         def add(modules: Iterable[str], name: str, **does: Any) -> None:
@@ -373,17 +366,17 @@ def _assemble(state: dict[str, Any]) -> Frame:
     for block in manager.blocks:
         if not isinstance(block, _Block):
             raise Refused("it has no blocks of columns")
-        places = _places(block.places, len(labels))
+        indices = _indices(block.indices, len(labels))
         values = _values(block.values)
-        if values is not None and values.ndim == 1 and len(places) == 1:  # an extension array
+        if values is not None and values.ndim == 1 and len(indices) == 1:  # an extension array
             values = values.reshape(1, -1)
-        if values is not None and values.shape != (len(places), n_rows):
+        if values is not None and values.shape != (len(indices), n_rows):
             raise Refused("a block has another shape than its place")
-        for row, place in enumerate(places):
-            if labels[place] in columns:
+        for row, column in enumerate(indices):
+            if labels[column] in columns:
                 raise Refused("two columns in one place")
             numbers = values is not None and values.dtype.kind in "iufb"
-            columns[labels[place]] = values[row] if values is not None and numbers else None
+            columns[labels[column]] = values[row] if values is not None and numbers else None
     if len(columns) != len(labels):
         raise Refused("columns without values, or two of one name")
     return Frame(n_rows, columns)
@@ -421,11 +414,10 @@ def _length(index: Any) -> int:
     return len(range(*bounds))  # type: ignore[arg-type]
 
 
-def _places(places: Any, n: int) -> list[int]:
-    if isinstance(places, _Slice):
-        found = range(*slice(*places.bounds).indices(n)) if places.bounds[2] != 0 else range(0)
-        return list(found)
-    values = _values(places)
+def _indices(indices: Any, n: int) -> list[int]:
+    if isinstance(indices, slice):
+        return list(range(*indices.indices(n))) if indices.step != 0 else []
+    values = _values(indices)
     if values is None or values.ndim != 1 or values.dtype.kind not in "iu" or len(values) > n:
         raise Refused("a block in no place")
     if len(values) and not (values.min() >= 0 and values.max() < n):

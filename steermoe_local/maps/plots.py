@@ -1,4 +1,4 @@
-"""Pictures of expert maps: PNG, SVG, or one HTML page that names the expert under the pointer.
+"""Plots of expert maps as PNG, SVG, or an HTML page that names the expert under the pointer.
 
 Needs matplotlib (the extra `plot`), which is imported when something is drawn.
 """
@@ -24,7 +24,7 @@ from .significance import compare, half_widths, overlap
 __all__ = ["SUFFIXES", "plot_difference", "plot_map", "require_drawable"]
 
 SUFFIXES = (".png", ".svg", ".html")
-# Red against blue is told apart with every common colour blindness, and grey rows are neither.
+# red and blue differ under every common colour blindness; grey is for rows without a router
 _COLOURS, _PLUS, _MINUS, _NOTHING = "RdBu_r", "#b2182b", "#2166ac", "#d9d9d9"
 _DPI = 160
 _STYLE = """body{font-family:sans-serif;margin:1.5em;color:#222}svg{max-width:100%;height:auto}
@@ -38,7 +38,7 @@ _Spot = tuple[float, float, float, float, str]
 
 
 def require_drawable(path: StrPath) -> None:
-    """Check, before long work, that a picture can be drawn there. Raises UsageError."""
+    """Check before long work that a plot can be written to `path`. Raises UsageError."""
     if Path(path).suffix.lower() not in SUFFIXES:
         raise UsageError(f"{path}: a picture is {', '.join(SUFFIXES)}; name the file so")
     try:
@@ -50,8 +50,8 @@ def require_drawable(path: StrPath) -> None:
 def plot_map(expert_map: ExpertMap, path: StrPath, signs: npt.NDArray[np.int8] | None = None, top: int = 20) -> None:
     """Draw a map: layers x experts, RD by depth, and the `top` experts by |RD|.
 
-    `signs` [n_layer, n_expert] marks chosen experts: +1 promoted, -1 suppressed. The suffix of `path` decides what is
-    written: .png, .svg or .html.
+    `signs` [n_layer, n_expert] marks chosen experts: +1 promoted, -1 suppressed. The suffix of `path` selects the
+    format: .png, .svg or .html.
 
     Raises UsageError for another suffix, without matplotlib, or when the file cannot be written.
     """
@@ -88,7 +88,7 @@ def plot_map(expert_map: ExpertMap, path: StrPath, signs: npt.NDArray[np.int8] |
 
 
 def plot_difference(one: ExpertMap, two: ExpertMap, path: StrPath, names: tuple[str, str], top_n: int = 20) -> None:
-    """Draw how two maps agree: RD against RD, correlation by layer, overlap of the first experts.
+    """Draw the agreement of two maps: RD against RD, correlation by layer, overlap of the first experts.
 
     Raises UsageError and ModelMismatchError as `plot_map` and `compare`.
     """
@@ -216,7 +216,7 @@ def _top_experts(axes: Any, expert_map: ExpertMap, top: int) -> None:
     words = "first experts by |RD|"
     if expert_map.se is not None and expert_map.confidence is not None:
         half = half_widths(expert_map.se, expert_map.confidence.n_pairs)
-        # no bar where there is no spread: that is not an exact value
+        # no bar where there is no spread, which does not mean an exact value
         errors = [half[layer, expert] or np.nan for layer, expert, _ in cells]
         words += ", with 95% confidence intervals"
     axes.bar(
@@ -247,7 +247,7 @@ def _cells(figure: Any, axes: Any, expert_map: ExpertMap, signs: npt.NDArray[np.
 
 
 def _point(figure: Any, axes: Any, x: float, y: float) -> tuple[float, float]:
-    """Where data stands in the SVG, whose unit is the point and whose origin is the top left corner."""
+    """Position of data in the SVG, in points from the top left corner."""
     across, up = figure.dpi_scale_trans.inverted().transform(axes.transData.transform((x, y)))
     return float(across) * 72, (float(figure.get_figheight()) - float(up)) * 72
 
@@ -258,7 +258,7 @@ def _ticks(n: int, most: int) -> list[int]:
 
 
 def _plain(text: str, most: int = 70) -> str:
-    """A name from a file as one line that can be drawn."""
+    """A name from a file as one printable line."""
     line = "".join(char if char.isprintable() else " " for char in text).strip()
     return line if len(line) <= most else line[: most - 1] + "…"
 
@@ -270,7 +270,7 @@ def _save(figure: Any, path: StrPath, title: str, spots: Any) -> None:
     kind = "png" if suffix == ".png" else "svg"
     buffer = io.BytesIO()
     with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "steermoe", "svg.fonttype": "path"}):
-        # A script that the font lacks is drawn as boxes; the page's title still has it.
+        # characters that the font lacks are drawn as boxes; the title of the page has them
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
     data = buffer.getvalue()
@@ -281,7 +281,7 @@ def _save(figure: Any, path: StrPath, title: str, spots: Any) -> None:
 
 
 def _page(svg: str, title: str, spots: Sequence[_Spot]) -> str:
-    """One page without any outside resource: the picture, and over it a title for each spot."""
+    """One page without outside resources: the plot, and a title over each spot."""
     body = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], count=1, flags=re.DOTALL)
     cells = "\n".join(
         f'<rect class="cell" x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}">'

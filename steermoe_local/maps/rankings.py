@@ -1,9 +1,9 @@
-"""Expert maps out of the rankings that SteerMoE's authors publish, and that their notebook writes.
+"""Imports the rankings that SteerMoE's authors publish, and that their notebook writes, as expert maps.
 
-A ranking is a pickled pandas frame with a row for each expert. Two layouts are about; both have the columns `layer`,
+A ranking is a pickled pandas frame with a row for each expert. Two layouts exist; both have the columns `layer`,
 `expert`, `a1`, `a2` (target tokens that activated the expert, on either side), `d1`, `d2` (those that did not) and
-`risk_diff`. All else in it is derived, or statistics that the choice of experts does not use. The pickle is never run:
-see `_pickle_frames`.
+`risk_diff`. Other columns are derived, or not used for the choice of experts. The pickle is never run: see
+`pickle_frames`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Rankings:
     ) -> ExpertMap:
         """The expert map for a model; `where` (file of the ranking, and model) starts the message.
 
-        The sides of the published behaviours are named when they are not given.
+        The sides of the published behaviours have default names.
 
         Raises ModelMismatchError when the model has other layers, experts or another top-k.
         """
@@ -86,7 +86,7 @@ class Rankings:
 
 
 def ranking_name(path: StrPath) -> tuple[str, str]:
-    """(model, behaviour) by a published file's name, each empty when the name does not tell."""
+    """(model, behaviour) by a published file's name, each "" for another name."""
     found = _NAME.search(PurePath(path).name)
     return (found[1].replace("--", "/"), found[2]) if found else ("", "")
 
@@ -112,8 +112,8 @@ def _rankings(frame: Frame) -> Rankings:
     if not frame.n_rows or layer.max() >= MAX_LAYERS or expert.max() >= MAX_EXPERTS:
         raise FormatError("layer, expert: no rows, or numbers beyond any model's")
     shape = (int(layer.max()) + 1, int(expert.max()) + 1)
-    place = layer * shape[1] + expert
-    if frame.n_rows != shape[0] * shape[1] or len(np.unique(place)) != frame.n_rows:
+    cell = layer * shape[1] + expert
+    if frame.n_rows != shape[0] * shape[1] or len(np.unique(cell)) != frame.n_rows:
         raise FormatError(
             f"layer, expert: {frame.n_rows} rows are not each of {shape[0]} layers and {shape[1]} experts once"
         )
@@ -124,7 +124,7 @@ def _rankings(frame: Frame) -> Rankings:
         if total[0] == 0 or (total != total[0]).any():
             raise FormatError(f"a{side} + d{side}: not the same number of tokens in every row")
         table = np.zeros(shape, dtype=np.int64)
-        table.flat[place] = a
+        table.flat[cell] = a
         tables.append(table)
         tokens.append(int(total[0]))
     k = int(tables[0][0].sum()) // tokens[0]
@@ -132,7 +132,7 @@ def _rankings(frame: Frame) -> Rankings:
         if k == 0 or (table.sum(axis=1) != n * k).any():
             raise FormatError(f"a{side}: its sum is not the tokens times one top-k in every layer")
     risk = np.zeros(shape)
-    risk.flat[place] = _numbers(frame, "risk_diff")
+    risk.flat[cell] = _numbers(frame, "risk_diff")
     again = risk_difference_from(tables[0], tokens[0], tables[1], tokens[1])
     if not np.abs(risk - again).max() <= 1e-9:  # not <=: NaN fails
         raise FormatError("risk_diff: is not a1 / (a1 + d1) - a2 / (a2 + d2)")

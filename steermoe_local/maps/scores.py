@@ -1,14 +1,14 @@
-"""From routing counts to risk differences: pure arithmetic, no files and no models."""
+"""Risk differences of routing counts, and the ranking of experts by them: arithmetic on arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import UsageError
+from .counts import RoutingCounts
 
 __all__ = ["activation_rates", "rank", "risk_difference", "risk_difference_from"]
 
@@ -16,58 +16,32 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 
-class _Model(Protocol):
-    @property
-    def n_expert_used(self) -> int: ...
-
-
-class Counts(Protocol):
-    """What scoring needs of `RoutingCounts`: tables [n_layer, n_expert] and token totals."""
-
-    @property
-    def identity(self) -> _Model: ...
-    @property
-    def a1(self) -> IntArray: ...
-    @property
-    def a2(self) -> IntArray: ...
-    @property
-    def n1(self) -> int: ...
-    @property
-    def n2(self) -> int: ...
-    @property
-    def moe_layers(self) -> tuple[int, ...]: ...
-
-
-def activation_rates(counts: Counts) -> tuple[FloatArray, FloatArray]:
+def activation_rates(counts: RoutingCounts) -> tuple[FloatArray, FloatArray]:
     """Share of target tokens that activated each expert: (p1, p2), float64 [n_layer, n_expert].
 
-    p = a / N (arXiv 2509.09660, Eq. 3). In each MoE layer the rates of a side sum to top-k, as
-    every token activates k experts; dense layers are 0.
+    p = a / N (arXiv 2509.09660, Eq. 3). In each MoE layer the rates of a side sum to top-k, as every token activates k
+    experts; dense layers are 0.
 
     Raises UsageError when a side counted no token or a MoE layer's sum is not k.
     """
-    p1 = _rates(counts.a1, counts.n1, "positive")
-    p2 = _rates(counts.a2, counts.n2, "negative")
-    k = counts.identity.n_expert_used
-    for layer in counts.moe_layers:
-        for name, row, n in (
-            ("positive", counts.a1[layer], counts.n1),
-            ("negative", counts.a2[layer], counts.n2),
-        ):
-            # On the integers, where the equation is exact.
-            if int(row.sum()) != n * k:
+    rates = []
+    for name, a, n in (("positive", counts.a1, counts.n1), ("negative", counts.a2, counts.n2)):
+        rates.append(_rates(a, n, name))
+        expected = n * counts.identity.n_expert_used
+        for layer in counts.moe_layers:
+            if int(a[layer].sum()) != expected:  # on integers, where the equation is exact
                 raise UsageError(
-                    f"counts: layer {layer}, {name} side: {int(row.sum())} activations of {n} "
-                    f"tokens, but top-{k} makes {n * k}; record the counts again"
+                    f"counts: layer {layer}, {name} side: {int(a[layer].sum())} activations of {n} tokens, but "
+                    f"top-{counts.identity.n_expert_used} makes {expected}; record the counts again"
                 )
-    return p1, p2
+    return rates[0], rates[1]
 
 
-def risk_difference(counts: Counts) -> FloatArray:
+def risk_difference(counts: RoutingCounts) -> FloatArray:
     """Risk difference of each expert, float64 [n_layer, n_expert], within [-1, 1].
 
-    RD = a1 / N1 - a2 / N2 (arXiv 2509.09660, Eq. 4): positive where the positive side of the pairs
-    activates the expert more often. Dense layers are 0, and no value is ever NaN.
+    RD = a1 / N1 - a2 / N2 (arXiv 2509.09660, Eq. 4): positive where the positive side of the pairs activates the expert
+    more often. Dense layers are 0, and no value is NaN.
 
     Raises UsageError when a side counted no token or the counts break the top-k rule.
     """
@@ -89,8 +63,7 @@ def risk_difference_from(a1: npt.ArrayLike, n1: int, a2: npt.ArrayLike, n2: int)
 def rank(rd: npt.ArrayLike, moe_layers: Iterable[int] | None = None) -> IntArray:
     """Rank experts by |RD|, descending; ties by (layer, expert), ascending.
 
-    Returns int64 [n, 2], each row (layer, expert); n is the number of experts in `moe_layers`, or
-    in all layers when it is None.
+    Returns int64 [n, 2], each row (layer, expert), of the experts in `moe_layers`, or in all layers when it is None.
 
     Raises UsageError when `rd` is not a finite table or a layer is outside it.
     """

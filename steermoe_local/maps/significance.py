@@ -1,6 +1,6 @@
-"""How sure a risk difference is: pure arithmetic on the counts of each pair, no files and no models.
+"""Significance of risk differences: standard errors, p-values, split-half stability, a shuffled control, comparisons.
 
-Tokens of one prompt are not independent, so the pair is the unit: standard errors take pairs as clusters, halves are
+Tokens of one prompt are not independent, so the pair is the unit: standard errors are clustered by pairs, halves are
 halves of the pairs, and the control swaps the sides of whole pairs. docs/statistics.md has the formulas and sources.
 """
 
@@ -45,12 +45,12 @@ FloatArray = npt.NDArray[np.float64]
 TOP_N = 20
 REPEATS = 100
 DRAWS = 999
-# Student's t with more degrees of freedom is the normal distribution to three digits; less is the careful side.
+# With more degrees of freedom Student's t is the normal distribution to three digits; fewer give wider intervals.
 _MAX_DF = 10_000
 
 
 class Pairs(Protocol):
-    """What the statistics need of `PairCounts`: tokens [n_pairs, 2], and activations a chunk at a time."""
+    """The part of `PairCounts` that is used here: tokens [n_pairs, 2], and activations a chunk at a time."""
 
     @property
     def n(self) -> npt.NDArray[np.int64]: ...
@@ -83,7 +83,7 @@ def standard_errors(pairs: Pairs) -> FloatArray:
     for part, a in pairs.chunks():
         u = (a - rates * pairs.n[part][:, :, None, None]) / totals[:, None, None]
         squares += np.square(u[:, 0] - u[:, 1]).sum(axis=0)
-    # What rounding leaves of an exact 0 (p = 1 in every pair) must not pass for a spread.
+    # rounding errors where the spread is exactly 0 (p = 1 in every pair)
     squares[squares < n_pairs * 1e-30] = 0
     return np.sqrt(squares * n_pairs / (n_pairs - 1))
 
@@ -96,8 +96,8 @@ def half_widths(se: npt.ArrayLike, n_pairs: int, level: float = 0.95) -> FloatAr
 def p_values(rd: npt.ArrayLike, se: npt.ArrayLike, n_pairs: int) -> FloatArray:
     """Two-sided p-values of RD = 0, uncorrected: Student's t of RD / se with n_pairs - 1 degrees of freedom.
 
-    Never below 2^(1 - n_pairs), the least that swapping the sides of n_pairs pairs in all ways could show; so few pairs
-    prove nothing however alike they are.
+    At least 2^(1 - n_pairs), the smallest p-value of the exact test that swaps the sides of n_pairs pairs in all ways,
+    so that a few equal pairs are not significant.
     """
     scores, errors = np.broadcast_arrays(np.abs(np.asarray(rd, dtype=np.float64)), np.asarray(se, dtype=np.float64))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -121,7 +121,7 @@ def benjamini_hochberg(p: npt.ArrayLike) -> FloatArray:
     return _back(np.minimum(np.minimum.accumulate(steps), 1.0), order, values.shape)
 
 
-# Holm is the default: experts of a layer compete for k places, and it needs no word on how the tests hang together.
+# Holm is the default: experts of a layer compete for k slots, and Holm holds under any dependence.
 CORRECTIONS = {"holm": holm, "bh": benjamini_hochberg}
 
 
@@ -154,12 +154,12 @@ def shuffled_control(pairs: Pairs, top_n: int = TOP_N, draws: int = DRAWS, seed:
     """Compare the map with `draws` maps whose sides are swapped at random, pair by pair.
 
     Returns the controls of max |RD| and of the sum of the `top_n` largest |RD|. If the sides do not differ, every such
-    map is as likely as the real one, and so p is exact: a randomisation test (Phipson and Smyth, 2010, for the +1).
+    map is as likely as the real one, so p is exact: a randomisation test (Phipson and Smyth, 2010, for the +1).
     """
     totals = _tokens(pairs)
     rng = np.random.default_rng(seed)
     whole = _sums(pairs, np.ones((len(pairs.n), 1)))[0]
-    moved = np.zeros((draws, *whole.shape[1:]))  # what each draw moves from the negative to the positive side
+    moved = np.zeros((draws, *whole.shape[1:]))  # counts that each draw moves from the negative to the positive side
     moved_n = np.zeros(draws)
     for part, a in pairs.chunks():
         swaps = rng.integers(0, 2, size=(draws, len(a))).astype(np.float64)
@@ -187,8 +187,8 @@ def annotate(
 ) -> ExpertMap:
     """Return the map with standard errors, split-half stability and the shuffled control of its pairs.
 
-    One pair has neither; its map comes back as it is. Raises ModelMismatchError or FormatError when the pairs are not
-    those of the map.
+    The map of a single pair is returned unchanged. Raises ModelMismatchError or FormatError for pairs of another
+    map.
     """
     pair_counts.require_total(expert_map, "the map")
     if pair_counts.n_pairs < 2:
@@ -224,10 +224,10 @@ def corrected_p(expert_map: ExpertMap, correction: str = "holm") -> FloatArray:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Agreement of two maps over the experts of all layers that route in one of them.
+    """Agreement of two maps over the experts of all layers with a score in either.
 
-    `overlap` is the share of the `top_n` experts by |RD| that both name with the same sign, `chance` what two random
-    sets would share. `by_layer` is Pearson's correlation in each of `layers`.
+    `overlap` is the share of the `top_n` experts by |RD| that are the same, with the same sign, in both; `chance` is
+    its expectation for random sets. `by_layer` is Pearson's correlation in each of `layers`.
     """
 
     pearson: float
@@ -259,7 +259,7 @@ def compare(one: ExpertMap, two: ExpertMap, top_n: int = TOP_N) -> Comparison:
         spearman=spearman(x, y),
         top_n=top_n,
         overlap=overlap(x, y, top_n),
-        # the same expert, and then one of two signs
+        # the same expert, with one of two signs
         chance=top_n / x.size / 2,
         layers=tuple(layers.tolist()),
         by_layer=tuple(pearson(a, b) for a, b in zip(x, y, strict=True)),
@@ -280,7 +280,7 @@ def spearman(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
 
 
 def overlap(x: FloatArray, y: FloatArray, n: int) -> float:
-    """Share of the `n` largest |RD| of two tables [n_layer, n_expert] that both name, with the same sign."""
+    """Share of the `n` experts with the largest |RD| that two tables [n_layer, n_expert] have in common, by sign."""
     one, two = ({(*cell, np.sign(x_or_y[tuple(cell)])) for cell in rank(x_or_y)[:n].tolist()} for x_or_y in (x, y))
     return len(one & two) / max(len(one), 1)
 
@@ -308,7 +308,7 @@ def _t_two_sided(t: FloatArray, df: int) -> FloatArray:
         square = np.square(np.asarray(t, dtype=np.float64))
     a, b = df / 2, 0.5
     x, y = df / (df + square), np.where(np.isinf(square), 1.0, square / (df + np.where(np.isinf(square), 0, square)))
-    # The continued fraction converges fast below the mean of the distribution; above it the mirrored one does.
+    # the continued fraction converges fast below the mean of the distribution, the mirrored one above it
     near = x < (a + 1) / (a + b + 2)
     fraction = np.where(near, _beta_fraction(np.where(near, x, 0), a, b), 1.0)
     mirrored = np.where(near, 1.0, _beta_fraction(np.where(near, 0, y), b, a))
@@ -349,13 +349,13 @@ def _sums(pairs: Pairs, weights: FloatArray) -> FloatArray:
 
 
 def _rd(sums: FloatArray, tokens: npt.NDArray[Any]) -> FloatArray:
-    """RD of sums [2, n_layer, n_expert]; a side that got no token in a draw counts as never activated."""
+    """RD of sums [2, n_layer, n_expert]; the rates of a side without tokens in a draw are 0."""
     rates: FloatArray = sums / np.maximum(tokens, 1)[:, None, None]
     return np.asarray(rates[0] - rates[1])
 
 
 def _control(values: FloatArray) -> Control:
-    """The first value is the map's own, the others are the shuffled maps'."""
+    """Control of the first value, the map's own, among the others, the shuffled maps'."""
     value, shuffled = float(values[0]), values[1:]
     # maps that equal it up to rounding count as at least as large
     as_large = int((shuffled >= value - 1e-12).sum())

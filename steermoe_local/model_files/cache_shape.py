@@ -1,16 +1,15 @@
-"""What a model keeps for each token and each sequence while it runs, read from its header."""
+"""The sizes of a model's KV cache, recurrent states and compute buffers, read from its header."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from ..errors import FormatError, ModelError
-from .header import GGUFHeader, read_header
+from .header import GGUFHeader, n_vocab, read_header
 from .model_info import ModelInfo
 
 __all__ = ["CacheShape", "cache_shape"]
@@ -19,7 +18,7 @@ _F32_BYTES = 4
 _BLOCK = re.compile(r"blk\.(\d{1,5})\.(.*)")
 _ATTENTION = re.compile(r"attn_(k|k_b|kv_a_mqa|kv_b|kv|kv_latent)\.(weight|bias)")
 _RECURRENT = re.compile(r"(ssm_|shortconv|time_mix_|la_|kda_)")
-# architectures that look at all tokens at once and keep none: llama_model::create_memory makes no memory for them
+# diffusion models, which have no cache (llama_model::create_memory)
 _WITHOUT_CACHE = {"llada-moe", "rnd1", "dream", "llada"}
 _COMPRESSED = {"deepseek4"}
 _INDEXER_MASKS = 6  # tensors as large as the mask that an indexer of sparse attention leaves in the compute buffer
@@ -27,12 +26,12 @@ _INDEXER_MASKS = 6  # tensors as large as the mask that an indexer of sparse att
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What a model keeps while it runs, and how wide its largest intermediate results are.
+    """Sizes of a model's cache and of its largest intermediate results.
 
-    `rows` has the number of key and of value elements that a token takes in each layer with attention; `state` is what
-    a sequence takes in recurrent layers, in F32 elements. The others are the widths behind the compute buffers: heads,
-    attention masks (a second one for sliding windows, more for an indexer), `n_ff` of all the experts of a token.
-    `bound`: the architecture compresses its cache, `rows` is the most that it can be.
+    `rows` has the numbers of key and value elements of a token in each layer with attention, `state` the F32 elements
+    of a sequence in all recurrent layers. The others determine the compute buffers: heads, attention masks (a second
+    one for sliding windows, more for an indexer), `n_ff` summed over the experts of a token. With `bound` the
+    architecture compresses its cache, and `rows` is an upper bound.
     """
 
     rows: tuple[tuple[int, int], ...]
@@ -47,9 +46,9 @@ class CacheShape:
     def cache_bytes(self, n_cells: int, n_sequences: int, type_k: int, type_v: int, flash_attn: bool) -> int:
         """Bytes of the KV cache and the recurrent states, as llama.cpp allocates them.
 
-        Without flash attention the values lie transposed and every layer gets the widest one's room (llama_kv_cache).
-        Sliding windows are given all cells, as by llama.cpp's library (`swa_full`); for what is special in a few
-        architectures (indexers, compressed caches) this is an estimate.
+        Without flash attention the values are transposed and every layer takes as much as the widest (llama_kv_cache).
+        Sliding windows get all cells, as in llama.cpp's library (`swa_full`). For indexers and compressed caches this
+        is an estimate.
         """
         widest = max((values for _, values in self.rows), default=0)
         a_token = 0
@@ -59,9 +58,10 @@ class CacheShape:
         return a_token * n_cells + self.state * _F32_BYTES * n_sequences
 
     def compute_bytes(self, n_cells: int, n_ubatch: int, flash_attn: bool) -> int:
-        """Bytes of the compute buffer, roughly: the largest of what does not live at the same time.
+        """Estimated bytes of the compute buffer.
 
-        That is attention's scores (without flash attention), the experts' results, the logits; and some more.
+        It holds the largest of the attention scores (without flash attention), the experts' results and the logits,
+        which are never there at the same time, and masks and other results.
         """
         mask = self.n_masks * n_cells * n_ubatch * (_F32_BYTES // 2 if flash_attn else _F32_BYTES)
         scores = 0 if flash_attn else self.n_head * n_cells * n_ubatch * _F32_BYTES
@@ -72,9 +72,9 @@ class CacheShape:
 
 
 def cache_shape(facts: ModelInfo) -> CacheShape:
-    """Read from the header what a model keeps for each token.
+    """Read the sizes from the headers; in hybrid models, the tensors' names tell which layers have attention.
 
-    Layers without attention are told by their tensors, in hybrid models. Raises ModelError for an unreadable file.
+    Raises ModelError for an unreadable file.
     """
     try:
         headers = [read_header(path) for path in facts.paths]
@@ -85,18 +85,17 @@ def cache_shape(facts: ModelInfo) -> CacheShape:
     n_heads_kv = _per_layer(head, f"{arch}.attention.head_count_kv", facts.n_layer, n_heads)
     n_head = max(n_heads, default=0)
     default = facts.embedding_length // n_head if n_head else 0
-    keys = _number(head, f"{arch}.attention.key_length", default)
-    values = _number(head, f"{arch}.attention.value_length", default)
+    keys = head.number(f"{arch}.attention.key_length", default)
+    values = head.number(f"{arch}.attention.value_length", default)
     window = (
-        max(keys, _number(head, f"{arch}.attention.key_length_swa", 0)),
-        max(values, _number(head, f"{arch}.attention.value_length_swa", 0)),
+        max(keys, head.number(f"{arch}.attention.key_length_swa")),
+        max(values, head.number(f"{arch}.attention.value_length_swa")),
     )
-    latent = _number(head, f"{arch}.attention.key_length_mla", 0) > 0  # DeepSeek's MLA keeps keys alone
-    indexer = _number(head, f"{arch}.attention.indexer.key_length", 0)
+    latent = head.number(f"{arch}.attention.key_length_mla") > 0  # DeepSeek's MLA keeps keys alone
+    indexer = head.number(f"{arch}.attention.indexer.key_length")
     attention, recurrent = _layers(name for header in headers for name in header.tensors)
-    listed = {
-        layer for layer, is_recurrent in enumerate(_flags(head, f"{arch}.attention.recurrent_layers")) if is_recurrent
-    }
+    flags = head.value(f"{arch}.attention.recurrent_layers")
+    listed = {layer for layer, is_recurrent in enumerate(flags if isinstance(flags, tuple) else ()) if is_recurrent}
     attention, recurrent = attention - listed, recurrent | listed
     rows: list[tuple[int, int]] = []
     n_recurrent = 0
@@ -109,22 +108,19 @@ def cache_shape(facts: ModelInfo) -> CacheShape:
         if n_kv and arch not in _WITHOUT_CACHE:
             rows.append((window[0] * n_kv + indexer, 0 if latent else window[1] * n_kv))
     n_ff = max(
-        _number(head, f"{arch}.expert_feed_forward_length", 0) * max(facts.n_expert_used, 1),
+        head.number(f"{arch}.expert_feed_forward_length") * max(facts.n_expert_used, 1),
         max(_per_layer(head, f"{arch}.feed_forward_length", facts.n_layer, 0), default=0),
         facts.embedding_length * max(facts.n_expert_used, 1),
     )
+    masks = 2 if head.number(f"{arch}.attention.sliding_window") else 1
     return CacheShape(
         rows=tuple(rows),
         state=n_recurrent * _state(head, arch, facts.embedding_length, n_head),
         n_head=n_head,
-        n_masks=_INDEXER_MASKS
-        if indexer and latent
-        else 2
-        if _number(head, f"{arch}.attention.sliding_window", 0)
-        else 1,
+        n_masks=_INDEXER_MASKS if indexer and latent else masks,
         n_embd=facts.embedding_length,
         n_ff=n_ff,
-        n_vocab=_n_vocab(headers),
+        n_vocab=n_vocab(headers),
         bound=arch in _COMPRESSED,
     )
 
@@ -145,42 +141,23 @@ def _layers(names: Iterable[str]) -> tuple[set[int], set[int]]:
 
 def _state(head: GGUFHeader, arch: str, n_embd: int, n_head: int) -> int:
     """F32 elements of a layer's recurrent state (llama_hparams::n_embd_r and n_embd_s)."""
-    if convolution := _number(head, f"{arch}.shortconv.l_cache", 0):
+    if convolution := head.number(f"{arch}.shortconv.l_cache"):
         return n_embd * (convolution - 1)
-    kernel, inner = _number(head, f"{arch}.ssm.conv_kernel", 0), _number(head, f"{arch}.ssm.inner_size", 0)
-    if width := _number(head, f"{arch}.kda.head_dim", 0):
+    kernel, inner = head.number(f"{arch}.ssm.conv_kernel"), head.number(f"{arch}.ssm.inner_size")
+    if width := head.number(f"{arch}.kda.head_dim"):
         return 3 * (kernel - 1 if kernel else 3) * n_head * width + width * width * n_head
-    states, groups = _number(head, f"{arch}.ssm.state_size", 0), _number(head, f"{arch}.ssm.group_count", 0)
+    states, groups = head.number(f"{arch}.ssm.state_size"), head.number(f"{arch}.ssm.group_count")
     return max(kernel - 1, 0) * (inner + 2 * groups * states) + states * inner
 
 
 def _per_layer(head: GGUFHeader, key: str, n_layer: int, default: int | list[int]) -> list[int]:
     """A number for each layer; llama.cpp takes one for all, or a list."""
-    entry = head.fields.get(key)
-    value = entry.value if entry is not None else None
+    value = head.value(key)
     if isinstance(value, tuple) and all(type(v) is int and v >= 0 for v in value) and len(value) >= n_layer:
         return list(value[:n_layer])
     if type(value) is int and value >= 0:
         return [value] * n_layer
     return [default] * n_layer if isinstance(default, int) else default
-
-
-def _flags(head: GGUFHeader, key: str) -> tuple[Any, ...]:
-    entry = head.fields.get(key)
-    return entry.value if entry is not None and isinstance(entry.value, tuple) else ()
-
-
-def _number(head: GGUFHeader, key: str, default: int) -> int:
-    entry = head.fields.get(key)
-    return entry.value if entry is not None and type(entry.value) is int and entry.value >= 0 else default
-
-
-def _n_vocab(headers: list[GGUFHeader]) -> int:
-    for header in headers:
-        tensor = header.tensors.get("token_embd.weight")
-        if tensor is not None and len(tensor.shape) == 2:
-            return tensor.shape[1]
-    return 0
 
 
 def _row_bytes(n: int, type_: int) -> int:

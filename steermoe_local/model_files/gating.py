@@ -1,7 +1,7 @@
-"""How an architecture gates its experts: what llama.cpp's graphs do, whatever the file says.
+"""The gating function of each architecture in llama.cpp's graphs, whatever the file says.
 
 Source: llama.cpp, src/models/*.cpp (the calls of build_moe_ffn) and src/llama-hparams.h. The test of all architectures
-compares this table with the graphs themselves.
+compares this table with the graphs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ UNKNOWN = "architecture default"
 # enum llama_expert_gating_func_type
 _NAMES = ("none", "softmax", "sigmoid", "softmax_weight", "sqrt_softplus")
 
-# The function is written into the graph; a number in the file is not looked at.
+# The graph has a fixed function; a number in the file is ignored.
 _FIXED = {
     **dict.fromkeys(
         [
@@ -53,14 +53,14 @@ _FIXED = {
     ),
     **dict.fromkeys(["llama4", "mimo2", "nemotron_h", "nemotron_h_moe"], "sigmoid"),
     "gpt-oss": "softmax_weight",
-    "refact": "none",  # its files may hold experts, its graph does not use them
+    "refact": "none",  # its files may have experts, its graph does not use them
 }
-# The file says; if it does not, this.
+# The file names the function; this is the default.
 _DEFAULT = {
     **dict.fromkeys(["afmoe", "cohere2moe", "glm-dsa", "glm4moe", "glm5-next", "hy_v3", "laguna", "step35"], "sigmoid"),
     **dict.fromkeys(["deepseek2", "deepseek2-ocr", "mistral4"], "softmax"),
 }
-# The file has to say.
+# The file has to name the function.
 _BY_NUMBER = {
     "bailingmoe2",
     "bailingmoe3",
@@ -86,9 +86,8 @@ ROUTED = frozenset({name for name, how in _FIXED.items() if how != "none"} | set
 def gating(architecture: str, number: int, n_layer: int, n_vocab: int) -> str:
     """Name of the function that turns logits into scores: softmax, sigmoid, softmax_weight or sqrt_softplus.
 
-    "none" where the graph leaves the experts out.
-
-    number: `<architecture>.expert_gating_func` of the file, 0 when it has none. UNKNOWN when only loading it tells.
+    "none" where the graph does not use the experts, UNKNOWN where only loading the model tells. `number` is the file's
+    `<architecture>.expert_gating_func`, 0 without one.
     """
     if architecture in _FIXED:
         return _FIXED[architecture]

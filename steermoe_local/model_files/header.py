@@ -1,16 +1,15 @@
-"""Reads the header of a GGUF file, on this machine or elsewhere: every length checked, no tensor data touched.
+"""Reads the header of a GGUF file, on this machine or elsewhere: every length is checked, no tensor data is read.
 
-gguf-py's GGUFReader makes one NumPy view per array element (ten seconds and more for a
-vocabulary of 150,000 tokens) and lets slices run past the end of the file without a word. This
-reader skips over vocabularies, refuses what llama.cpp's gguf.cpp refuses, and raises nothing but
-FormatError. Types and block sizes are gguf-py's.
+gguf-py's GGUFReader makes one NumPy view per array element (ten seconds and more for a vocabulary of 150,000 tokens)
+and silently lets slices run past the end of the file. This reader skips vocabularies, refuses what llama.cpp's gguf.cpp
+refuses, and raises nothing but FormatError. Types and block sizes are gguf-py's.
 """
 
 from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -29,7 +28,7 @@ from gguf.quants import dequantize
 from .._util.files import StrPath
 from ..errors import FormatError
 
-__all__ = ["Fetch", "GGUFField", "GGUFHeader", "GGUFTensor", "read_header", "read_header_from"]
+__all__ = ["Fetch", "GGUFField", "GGUFHeader", "GGUFTensor", "n_vocab", "read_header", "read_header_from"]
 
 _SCALARS = {
     GGUFValueType.UINT8: "<B",
@@ -44,13 +43,13 @@ _SCALARS = {
     GGUFValueType.INT64: "<q",
     GGUFValueType.FLOAT64: "<d",
 }
-_KEPT_ARRAY = 4096  # longer arrays are vocabularies: nobody here reads them
+_KEPT_ARRAY = 4096  # longer arrays are vocabularies, which are not needed
 _MAX_ARRAY = 1 << 24
 _MAX_HEADER = 64 << 20  # of a file elsewhere; vocabularies of 260,000 tokens take about 20 MB
+_MAX_NAME = 63  # GGML_MAX_NAME without its NUL
 
 Fetch = Callable[[int, int], bytes]
-"""Gives the bytes from a start to a stop, all of them."""
-_MAX_NAME = 63  # GGML_MAX_NAME without its NUL
+"""Returns all bytes of a file from a start to a stop."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class GGUFField:
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """A tensor's place: `shape` in GGUF order (fastest first), `offset` from the file's start."""
+    """A tensor's description: `shape` in GGUF order (fastest first), `offset` in bytes from the file's start."""
 
     name: str
     shape: tuple[int, ...]
@@ -74,9 +73,9 @@ class GGUFTensor:
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """The header of one file. `data_end` is where the last tensor's padding ends.
+    """The header of one file of `size` bytes. `data_end` is where the last tensor's padding ends.
 
-    `fetch` reads the data of a file that is elsewhere; `path` is then only its name.
+    `fetch` reads data of a file that is elsewhere; `path` is then only its name.
     """
 
     path: Path
@@ -85,6 +84,16 @@ class GGUFHeader:
     tensors: dict[str, GGUFTensor]
     data_end: int
     fetch: Fetch | None = field(default=None, repr=False, compare=False)
+
+    def value(self, key: str, default: Any = None) -> Any:
+        """The value of a field, `default` without the field."""
+        entry = self.fields.get(key)
+        return default if entry is None else entry.value
+
+    def number(self, key: str, default: int = 0) -> int:
+        """A whole number from 0 up; `default` without the field, and for another value."""
+        value = self.value(key)
+        return value if type(value) is int and value >= 0 else default
 
     def read(self, tensor: GGUFTensor) -> npt.NDArray[np.float32]:
         """Read one tensor as F32, shape reversed to NumPy order; raises FormatError."""
@@ -108,7 +117,7 @@ class GGUFHeader:
 
 
 class _Cursor:
-    """Reads on from a place. `data` is the file or its beginning, which `more` makes longer; `end` the file's size."""
+    """Reads a file in order. `data` is the file, or its beginning, which `more` extends; `end` is the file's size."""
 
     def __init__(
         self,
@@ -171,7 +180,7 @@ class _Cursor:
         return struct.unpack_from(f"<{count}{_SCALARS[item][1]}", self.data, start)
 
     def tensor(self) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int, int]:
-        """Return name, shape, type, size in bytes, offset into the data section."""
+        """(name, shape, type, size in bytes, offset into the data section)."""
         name = self.string(_MAX_NAME)
         n_dims = self.scalar("<I")
         if not 1 <= n_dims <= 4:
@@ -200,9 +209,8 @@ def read_header(
 ) -> GGUFHeader:
     """Read the header of one GGUF file of version 2 or 3, little-endian.
 
-    `max_size` (bytes), `max_tensors` and `max_fields` bound what a forged header can cost;
-    `arrays` False refuses array values. Raises FormatError for whatever is not such a file,
-    missing files included.
+    `max_size` (bytes), `max_tensors` and `max_fields` bound the cost of a forged header; `arrays` False refuses array
+    values. Raises FormatError for any other file and for one that cannot be read.
     """
     path = Path(path)
     try:
@@ -221,9 +229,9 @@ def read_header(
 def read_header_from(
     name: Path, size: int, fetch: Fetch, *, first: int = 4 << 20, limit: int = _MAX_HEADER
 ) -> GGUFHeader:
-    """Read the header of a file of `size` bytes that is elsewhere, by its first bytes: `first`, then twice as many.
+    """Read the header of a file of `size` bytes that is elsewhere from its `first` bytes, then from twice as many.
 
-    Raises FormatError as `read_header` does, and for a header longer than `limit`; whatever `fetch` raises passes.
+    Raises FormatError as `read_header` does, and for a header longer than `limit`; errors of `fetch` pass through.
     """
     if size < 24:
         raise FormatError(f"{name}: not a GGUF file (only {size} bytes); take another file")
@@ -276,6 +284,15 @@ def _parse(cursor: _Cursor, path: Path, size: int, max_tensors: int, max_fields:
         tensors[name] = GGUFTensor(name, shape, dtype, start + offset, n_bytes)
         expected = _pad(offset + n_bytes, step)
     return GGUFHeader(path, size, fields, tensors, start + expected)
+
+
+def n_vocab(headers: Iterable[GGUFHeader]) -> int:
+    """Tokens of the vocabulary by the embedding's shape; 0 without an embedding."""
+    for header in headers:
+        tensor = header.tensors.get("token_embd.weight")
+        if tensor is not None and len(tensor.shape) == 2:
+            return tensor.shape[1]
+    return 0
 
 
 def _pad(value: int, step: int) -> int:

@@ -1,27 +1,33 @@
-"""Whether a model and its KV cache fit into free memory, told from the header before anything is loaded."""
+"""Estimates from the header whether a model and its KV cache fit into free memory, before anything is loaded."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from .._util.files import human_size
 from .cache_shape import cache_shape
-from .free_memory import free_memory
 from .model_info import ModelInfo
 
-__all__ = ["MemoryEstimate", "check_memory"]
+__all__ = ["MemoryEstimate", "check_memory", "control_group_memory", "free_memory", "system_memory"]
 
 F16, Q8_0 = 1, 8  # enum ggml_type
 _CELLS = 256  # llama_context pads the number of cells to this
+_PROC = Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
+_NO_LIMIT = 1 << 60  # version 1 of control groups writes a number near 2^63 for no limit
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What a run takes, in bytes, against `free`, the memory that is there for it (None: not known).
+    """The bytes that a run takes, and `free`, the bytes that there are for it (None: not known).
 
-    `weights` is the size of the files: what of it goes to a GPU or another machine is not known before loading, so
-    with `elsewhere` nothing but a warning comes of it; nor with `bound`, where `cache` is an upper bound. `mapped`
-    weights are read from the file as they are needed and need not fit.
+    `weights` is the size of the files. How much of it goes to a GPU or another machine is not known before loading, so
+    `elsewhere` permits a warning only; so does `bound`, where `cache` is an upper bound. `mapped` weights are read
+    from the file as they are needed and need not fit. `smaller` has the tokens of context that would fit with the same
+    cache, and with the cache in q8_0.
     """
 
     name: str
@@ -35,11 +41,10 @@ class MemoryEstimate:
     elsewhere: bool = False
     bound: bool = False
     smaller: tuple[int, ...] = ()
-    """What would fit instead: tokens of context with the same cache, then with the cache in q8_0."""
 
     @property
     def buffers(self) -> int:
-        """What must be in memory whatever becomes of the weights."""
+        """Bytes that must be in memory wherever the weights are."""
         return self.cache + self.compute
 
     def problem(self) -> str | None:
@@ -47,12 +52,16 @@ class MemoryEstimate:
         if self.free is None or self.elsewhere or self.bound:
             return None
         if self.buffers > self.free:
-            return f"{self._needs()}, but {_size(self.free)} of memory are free; {self._cure()}, or free some memory"
+            times = f", {self.n_sequences} of them" if self.n_sequences > 1 else ""
+            return (
+                f"{self.name}: the KV cache for {self.n_ctx} tokens of context{times} takes {human_size(self.cache)} "
+                f"and the compute buffers about {human_size(self.compute)}, but {human_size(self.free)} of memory are "
+                f"free; {self._cure()}, or free some memory"
+            )
         if not self.mapped and self.weights + self.buffers > self.free:
             return (
-                f"{self.name}: its weights take {_size(self.weights)} and KV cache and buffers {_size(self.buffers)}, "
-                f"but {_size(self.free)} of memory are free; leave the file mapped (no --no-mmap, no --mlock), or take "
-                "a smaller quantization"
+                f"{self._total(self.free)}; leave the file mapped (no --no-mmap, no --mlock), or take a smaller "
+                "quantization"
             )
         return None
 
@@ -60,17 +69,20 @@ class MemoryEstimate:
         """One line if the run may work, but not well, else None."""
         if self.free is None or self.problem() or self.weights + self.buffers <= self.free:
             return None
-        needs = (
-            f"{self.name}: its weights take {_size(self.weights)} and KV cache and buffers {_size(self.buffers)}, but "
-            f"{_size(self.free)} of memory are free"
-        )
+        total = self._total(self.free)
         if self.elsewhere:
-            return f"{needs}; this works only as far as the rest goes to a GPU or to other machines"
+            return f"{total}; this works only as far as the rest goes to a GPU or to other machines"
         if self.bound and self.buffers > self.free:
-            return f"{needs}; its cache may be smaller than this upper bound; if loading fails, take a smaller -c"
+            return f"{total}; its cache may be smaller than this upper bound; if loading fails, take a smaller -c"
         return (
-            f"{needs}; weights will be read from the disk again and again, which is slow, or loading fails; take a "
+            f"{total}; weights will be read from the disk again and again, which is slow, or loading fails; take a "
             "smaller quantization, a smaller context (-c), or a GPU (-ngl, with -cmoe if it is small)"
+        )
+
+    def _total(self, free: int) -> str:
+        return (
+            f"{self.name}: its weights take {human_size(self.weights)} and KV cache and buffers "
+            f"{human_size(self.buffers)}, but {human_size(free)} of memory are free"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,13 +95,6 @@ class MemoryEstimate:
             "n_ctx": self.n_ctx,
             "n_sequences": self.n_sequences,
         }
-
-    def _needs(self) -> str:
-        times = f", {self.n_sequences} of them" if self.n_sequences > 1 else ""
-        return (
-            f"{self.name}: the KV cache for {self.n_ctx} tokens of context{times} takes {_size(self.cache)} and the "
-            f"compute buffers about {_size(self.compute)}"
-        )
 
     def _cure(self) -> str:
         same, quantized = self.smaller if self.smaller else (0, 0)
@@ -160,5 +165,67 @@ def check_memory(
     return replace(estimate, smaller=(fits(type_k, type_v, flash_attn), fits(Q8_0, Q8_0, True)))
 
 
-def _size(n: int) -> str:
-    return f"{n / 1e9:,.1f} GB" if n >= 1e9 else f"{n / 1e6:,.1f} MB"
+def free_memory() -> int | None:
+    """Bytes that this process can take without swapping; None when the system does not say."""
+    known = [n for n in (system_memory(), control_group_memory()) if n is not None]
+    return min(known, default=None)
+
+
+def system_memory() -> int | None:
+    """Free bytes of the system, with the caches that it can drop."""
+    try:
+        import psutil
+
+        return int(psutil.virtual_memory().available)
+    except Exception:  # no psutil for this machine, or no /proc: then nothing is checked
+        return None
+
+
+def control_group_memory(proc: Path = _PROC, root: Path = _GROUPS) -> int | None:
+    """Bytes that the process's Linux control groups (containers, systemd units) leave it; None without a limit.
+
+    Every group up to the root can have a limit. The kernel counts pages of mapped files, but drops them when memory is
+    needed, so they count as free here.
+    """
+    try:
+        lines = proc.read_text("utf-8").splitlines()
+    except OSError:
+        return None
+    left = [free for line in lines for free in _group_lines(line, root)]
+    return max(0, min(left)) if left else None
+
+
+def _group_lines(line: str, root: Path) -> Iterator[int]:
+    number, _, rest = line.partition(":")
+    controllers, _, path = rest.partition(":")
+    if number == "0" and not controllers:
+        names = ("memory.max", "memory.current", "inactive_file", "active_file")
+        tops = [root, root / "unified"]
+    elif "memory" in controllers.split(","):
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "total_active_file")
+        tops = [root / "memory", root / controllers]
+    else:
+        return
+    for top in tops:
+        folder = top / path.lstrip("/")
+        # in a container the path may be the host's, while what is mounted is the container's own group
+        for group in (folder, *(parent for parent in folder.parents if parent.is_relative_to(top))):
+            if (free := _left(group, *names)) is not None:
+                yield free
+
+
+def _left(group: Path, limit: str, usage: str, *caches: str) -> int | None:
+    try:
+        allowed = (group / limit).read_text("ascii").strip()
+        if allowed == "max" or int(allowed) >= _NO_LIMIT:
+            return None
+        used = int((group / usage).read_text("ascii"))
+    except (OSError, ValueError):
+        return None
+    try:
+        lines = (group / "memory.stat").read_text("ascii").splitlines()
+        stats = dict(line.split(" ", 1) for line in lines if " " in line)
+        used -= sum(int(stats.get(name, 0)) for name in caches)
+    except (OSError, ValueError):
+        pass  # without it, what is cached counts as used
+    return int(allowed) - max(0, used)

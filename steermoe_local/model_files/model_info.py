@@ -1,4 +1,4 @@
-"""What a GGUF model says about itself, read from its header and its routers alone."""
+"""Facts about a GGUF model, read from its headers and its routers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from .._util.files import StrPath
 from ..errors import FormatError, ModelError
 from ..identity import UNKNOWN_ROUTER, ModelIdentity
 from .gating import gating
-from .header import GGUFHeader, GGUFTensor, read_header
+from .header import GGUFHeader, GGUFTensor, n_vocab, read_header
 from .splits import missing_part, part_paths
 
 __all__ = ["ModelInfo", "info_from", "model_info", "router_bytes"]
@@ -30,12 +31,10 @@ class ModelInfo:
     """Facts about a GGUF model.
 
     `identity` is None when the model cannot be steered, and `obstacle` says why ("" otherwise). Its router is
-    UNKNOWN_ROUTER if nobody asked for the hash.
-    `moe_layers` have a router, `dense_layers` have none; multi-token-prediction layers are in
-    neither. `fixed_layers` are MoE layers whose experts a table by token chooses, so that steering
-    cannot reach them. `gating` is llama.cpp's name of the function that turns logits into weights,
-    or "architecture default". `file_type` is the quantization ("Q4_K_M"). Sizes are in bytes and
-    cover all the parts of a split model, `paths`.
+    UNKNOWN_ROUTER if the routers were not hashed. `moe_layers` have a router, `dense_layers` have none;
+    multi-token-prediction layers are in neither. In `fixed_layers` a table by token chooses the experts, which steering
+    cannot change. `gating` is llama.cpp's name of the function that turns logits into weights, or "architecture
+    default". `file_type` is the quantization ("Q4_K_M"). Sizes are in bytes and cover all `paths` of a split model.
     """
 
     paths: tuple[Path, ...]
@@ -68,7 +67,7 @@ class ModelInfo:
 
     @property
     def steerable_layers(self) -> tuple[int, ...]:
-        """Layers whose choice of experts steering can reach."""
+        """Layers whose choice of experts steering can change."""
         return tuple(layer for layer in self.moe_layers if layer not in self.fixed_layers)
 
     def require_moe(self) -> ModelIdentity:
@@ -90,10 +89,9 @@ class ModelInfo:
 
 
 def model_info(path: StrPath, *, routers: bool = True) -> ModelInfo:
-    """Read a GGUF model's facts; any part of a split model stands for all its parts.
+    """Read the facts of a GGUF model; `path` may be any part of a split model.
 
-    Reads the headers and the routers (`blk.*.ffn_gate_inp.weight`), no other tensor data; without `routers` the
-    headers alone.
+    Reads the headers and, with `routers`, the routers (`blk.*.ffn_gate_inp.weight`), but no other tensor data.
 
     Raises ModelError when a file is missing, damaged or not a model.
     """
@@ -104,7 +102,7 @@ def model_info(path: StrPath, *, routers: bool = True) -> ModelInfo:
 
 
 def info_from(parts: list[GGUFHeader], *, routers: bool) -> ModelInfo:
-    """Facts of a model by the headers of all its parts, in order, wherever they were read.
+    """Facts of a model from the headers of all its parts, in order, wherever these were read.
 
     Raises ModelError when they are not the parts of one model.
     """
@@ -117,7 +115,7 @@ def info_from(parts: list[GGUFHeader], *, routers: bool) -> ModelInfo:
 
 
 def router_bytes(parts: list[GGUFHeader]) -> int:
-    """Bytes of the routers' data in all parts of a model: what its hash takes to read."""
+    """Bytes of the routers in all parts of a model, which hashing them reads."""
     return sum(tensor.n_bytes for part in parts for name, tensor in part.tensors.items() if _ROUTER.fullmatch(name))
 
 
@@ -170,7 +168,7 @@ def _collect(parts: list[GGUFHeader], path: StrPath, hash_routers: bool) -> Mode
     n_expert = _number(head, f"{arch}.expert_count")
     n_expert_used, obstacle = _top_k(head, arch, moe_layers)
     obstacle = _obstacle(moe_layers, n_layer, n_expert, n_expert_used, routers) or obstacle
-    how = gating(arch, _number(head, f"{arch}.expert_gating_func"), n_layer, _n_vocab(tensors))
+    how = gating(arch, _number(head, f"{arch}.expert_gating_func"), n_layer, n_vocab(parts))
     if how == "none" and not obstacle:
         obstacle = f"llama.cpp's {arch} graph does not use its experts"
     identity = None
@@ -183,7 +181,7 @@ def _collect(parts: list[GGUFHeader], path: StrPath, hash_routers: bool) -> Mode
         name=_text(head, "general.name"),
         file_type=_file_type(head, [tensor for _, tensor in tensors.values()]),
         size_bytes=sum(part.size for part in parts),
-        n_params=sum(_elements(tensor) for _, tensor in tensors.values()),
+        n_params=sum(prod(tensor.shape) for _, tensor in tensors.values()),
         n_layer=n_layer,
         n_expert=n_expert,
         n_expert_used=n_expert_used,
@@ -222,12 +220,12 @@ def _obstacle(
 
 
 def _top_k(head: GGUFHeader, arch: str, moe_layers: tuple[int, ...]) -> tuple[int, str]:
-    """Top-k, which llama.cpp also takes as one number per layer; one k for all is supported."""
+    """(top-k, obstacle): llama.cpp also takes one number per layer, of which only equal ones are supported."""
     key = f"{arch}.expert_used_count"
-    entry = head.fields.get(key)
-    if entry is None or not isinstance(entry.value, tuple):
+    value = head.value(key)
+    if not isinstance(value, tuple):
         return _number(head, key), ""
-    per_layer = {int(entry.value[i]) for i in moe_layers if i < len(entry.value)}
+    per_layer = {int(value[i]) for i in moe_layers if i < len(value)}
     if len(per_layer) > 1:
         return max(per_layer), "its layers use different numbers of experts per token"
     return max(per_layer, default=0), ""
@@ -249,36 +247,20 @@ def _file_type(head: GGUFHeader, tensors: list[GGUFTensor]) -> str:
             return f"type {number}"
     types = Counter[str]()
     for tensor in tensors:
-        types[tensor.type.name] += _elements(tensor)
+        types[tensor.type.name] += prod(tensor.shape)
     return f"mostly {types.most_common(1)[0][0]}" if types else "unknown"
 
 
-def _n_vocab(tensors: dict[str, tuple[GGUFHeader, GGUFTensor]]) -> int:
-    entry = tensors.get("token_embd.weight")
-    return entry[1].shape[1] if entry is not None and len(entry[1].shape) == 2 else 0
-
-
-def _elements(tensor: GGUFTensor) -> int:
-    total = 1
-    for size in tensor.shape:
-        total *= size
-    return total
-
-
 def _number(head: GGUFHeader, key: str) -> int:
-    """A whole number that is 0 when it is not there, as in llama.cpp's optional keys."""
-    entry = head.fields.get(key)
-    if entry is None:
-        return 0
-    if type(entry.value) is not int or entry.value < 0:
+    """A whole number; 0 without the field, as for llama.cpp's optional keys."""
+    value = head.value(key, 0)
+    if type(value) is not int or value < 0:
         raise ModelError(f"{head.path}: {key} is not a whole number; convert the model again")
-    return entry.value
+    return value
 
 
 def _text(head: GGUFHeader, key: str) -> str:
-    entry = head.fields.get(key)
-    if entry is None:
-        return ""
-    if not isinstance(entry.value, str):
+    value = head.value(key, "")
+    if not isinstance(value, str):
         raise ModelError(f"{head.path}: {key} is not a text; convert the model again")
-    return entry.value
+    return value

@@ -1,4 +1,4 @@
-"""The names of split models: llama.cpp's NAME-00001-of-0000N.gguf (llama_split_path)."""
+"""Names of the parts of split models: llama.cpp's NAME-00001-of-0000N.gguf (llama_split_path)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 
 def part_paths(path: Path) -> tuple[Path, ...]:
-    """Paths of all parts, in order, of the split model that `path` is named to be a part of; () for another name."""
+    """Paths of all parts, in order, of the split model that `path` is a part of by its name; () for another name."""
     match = _NAME.fullmatch(path.name)
     if match is None or not 1 <= int(match[2]) <= int(match[3]):
         return ()
@@ -20,7 +20,7 @@ def part_paths(path: Path) -> tuple[Path, ...]:
 
 
 def missing_part(parts: tuple[Path, ...]) -> str:
-    """What to say when a part is not there, "" if all are."""
+    """The message about the first part that does not exist, "" if all do."""
     for part in parts:
         if not part.exists():
             return f"{part}: missing; fetch all {len(parts)} parts into one folder"
@@ -28,7 +28,7 @@ def missing_part(parts: tuple[Path, ...]) -> str:
 
 
 def why_not_loaded(path: Path) -> str:
-    """Why llama.cpp cannot load a part of a split model, as far as names tell; "" if they do not."""
+    """Why llama.cpp cannot load a part of a split model, judged by its name; "" if it can."""
     parts = part_paths(path)
     if path in parts[1:]:
         return f"{path}: part {parts.index(path) + 1} of {len(parts)} of a split model; give the first, {parts[0]}"

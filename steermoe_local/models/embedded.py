@@ -1,4 +1,4 @@
-"""The model that ships with the package, and the data that it is tried on."""
+"""The small model that ships with the package, its pairs and its held-out prompts."""
 
 from __future__ import annotations
 
@@ -12,29 +12,25 @@ from typing import Any
 
 from .._util.package import PACKAGE
 from ..errors import UsageError
+from ..pairs.number_pairs import ONES, TENS
 
 __all__ = ["TINY", "Behaviour", "behaviours", "data_folder", "embedded_model", "resolve_model", "score_reply"]
 
 TINY = "tiny"
 
-_WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred"
-)
-_WORD = "(" + "|".join(_WORDS.split()) + ")"
-# Well formed for a side without being its expected reply: the right behaviour, a wrong answer.
+_WORD = "(" + "|".join((*ONES, *TENS, "hundred")) + ")"
+# Accepted as a side's behaviour although the answer is wrong.
 _FORMS: dict[str, tuple[str, str]] = {
     "digits-words": (r"\d+(, \d+)*", rf"{_WORD}(-{_WORD})?(, {_WORD}(-{_WORD})?)*"),
     "refuse-comply": (r"Sorry, .*\.", r"Sure, .*\."),
 }
-_SIDES = ("positive", "negative")
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """A behaviour planted in the embedded model, with what its card says of it.
+    """A behaviour that training planted in the embedded model, as its card describes it.
 
-    `planted` are the experts, as (layer, expert), that training tied to each side.
+    `planted_positive` and `planted_negative` are the experts, as (layer, expert), that were tied to each side.
     """
 
     name: str
@@ -59,10 +55,8 @@ def embedded_model() -> Path:
 
 
 def resolve_model(model: str | os.PathLike[str]) -> Path:
-    """Path of a model by `tiny` or its path; `shelf.resolve_model` knows further names."""
-    if os.fspath(model) == TINY and not Path(TINY).exists():
-        return embedded_model()
-    return Path(model)
+    """Path of a model given as `tiny` or by its path; `local_models.resolve_model` also finds local models by name."""
+    return embedded_model() if os.fspath(model) == TINY and not Path(TINY).exists() else Path(model)
 
 
 @cache
@@ -74,25 +68,20 @@ def card() -> dict[str, Any]:
 
 def behaviours() -> tuple[Behaviour, ...]:
     """The three planted behaviours, in the card's order."""
-    sides = {
-        "digits-words": ("digits", "words"),
-        "document-memory": ("document", "memory"),
-        "refuse-comply": ("refuse", "comply"),
-    }
-    facts = card()
+    recommended, planted = card()["recommended"], card()["planted_experts"]
     return tuple(
         Behaviour(
             name=name,
-            positive=positive,
-            negative=negative,
+            positive=name.split("-")[0],
+            negative=name.split("-")[1],
             pairs=data_folder() / f"{name}.pairs.jsonl",
             heldout=data_folder() / f"{name}.heldout.jsonl",
-            n_activate=facts["recommended"][name]["n_activate"],
-            n_deactivate=facts["recommended"][name]["n_deactivate"],
-            planted_positive=_experts(facts, name, "positive"),
-            planted_negative=_experts(facts, name, "negative"),
+            n_activate=recommended[name]["n_activate"],
+            n_deactivate=recommended[name]["n_deactivate"],
+            planted_positive=frozenset((layer, expert) for layer, expert in planted[name]["positive"]),
+            planted_negative=frozenset((layer, expert) for layer, expert in planted[name]["negative"]),
         )
-        for name, (positive, negative) in sides.items()
+        for name in ("digits-words", "document-memory", "refuse-comply")
     )
 
 
@@ -101,26 +90,22 @@ def behaviour(name: str) -> Behaviour:
     for item in behaviours():
         if item.name == name:
             return item
-    raise UsageError(
-        f"{name!r} is no behaviour of the embedded model; take one of {', '.join(b.name for b in behaviours())}"
-    )
+    known = ", ".join(item.name for item in behaviours())
+    raise UsageError(f"{name!r} is no behaviour of the embedded model; take one of {known}")
 
 
 def score_reply(behaviour: str, reply: str, positive: str, negative: str) -> tuple[str, bool]:
-    """Which side a reply shows ("positive", "negative" or "ill-formed"), and whether it is exactly right.
+    """Return the side that a reply shows ("positive", "negative" or "ill-formed") and whether it is exactly right.
 
     Exact is the expected reply of a side. Else digits-words takes any list of numbers in digits or in words, and
     refuse-comply any sentence that begins with "Sorry," or "Sure,"; everything else is ill-formed.
     """
     reply = reply.strip()
-    for side, expected in zip(_SIDES, (positive, negative), strict=True):
-        if reply == expected:
+    expected = {"positive": positive, "negative": negative}
+    for side, text in expected.items():
+        if reply == text:
             return side, True
-    for side, form in zip(_SIDES, _FORMS.get(behaviour, ()), strict=False):
+    for side, form in zip(expected, _FORMS.get(behaviour, ()), strict=False):
         if re.fullmatch(form, reply):
             return side, False
     return "ill-formed", False
-
-
-def _experts(facts: dict[str, Any], name: str, side: str) -> frozenset[tuple[int, int]]:
-    return frozenset((layer, expert) for layer, expert in facts["planted_experts"][name][side])

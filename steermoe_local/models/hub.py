@@ -1,10 +1,10 @@
-"""Files of data sets on the Hugging Face hub, through huggingface-hub with its cache, token and offline switch.
+"""Files of data sets on the Hugging Face hub, and what data sets and models both need of the huggingface-hub client.
 
-What models need of the client, too, is here: the switch, the cache's folders, its errors as messages.
+The latter is the offline switch, the folders of the cache, and messages for the client's errors.
 
-A source is written `hub:USER/NAME`, `hub:USER/NAME@REVISION` and, behind a colon, a file or a split of it:
-`hub:USER/NAME:train`, `hub:USER/NAME:data/train-00000-of-00001.parquet`. The client reads HF_HOME, HF_HUB_CACHE,
-HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
+A source is `hub:USER/NAME` or `hub:USER/NAME@REVISION`, optionally with a file or a split: `hub:USER/NAME:train`,
+`hub:USER/NAME:data/train-00000-of-00001.parquet`. The client reads HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT and
+HF_HUB_OFFLINE.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from .._util.files import listed
 from ..errors import PairsError, SteerMoEError, UsageError
 
 __all__ = [
@@ -33,7 +34,7 @@ __all__ = [
 
 _PREFIX = "hub:"
 ROWS = (".parquet", ".jsonl", ".ndjson", ".json")
-"""Formats of data files, the best first: it is taken when a split is there in several."""
+"""Formats of data files; of a split in several formats the first is taken."""
 TABLES = (".csv", ".tsv")
 _FORMATS = ROWS + TABLES
 _NO_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
@@ -46,7 +47,7 @@ _HOW = "write hub:USER/NAME, hub:USER/NAME@REVISION or hub:USER/NAME:SPLIT"
 
 @dataclass(frozen=True)
 class HubSource:
-    """A data set on the hub: its name, a revision, and a file or split of it ("" for the only one, or `train`)."""
+    """A data set on the hub: its name, a revision, and a file or split ("" for the only one, or `train`)."""
 
     name: str
     revision: str = "main"
@@ -67,9 +68,9 @@ class HubSource:
 
 
 def local_files(source: str, *, offline: bool = False, formats: Sequence[str] = ROWS) -> list[Path]:
-    """The files of a source: a path as it is, `hub:...` downloaded to the hub's cache, or found in it.
+    """The files of a source: the path itself, or the files of `hub:...`, downloaded to the cache if missing.
 
-    `offline` uses the cache alone, as HF_HUB_OFFLINE=1 does. Raises UsageError (a name that is none), PairsError.
+    `offline` uses the cache alone, as HF_HUB_OFFLINE=1 does. Raises UsageError for a malformed name, PairsError.
     """
     if not source.startswith(_PREFIX):
         return [Path(source)]
@@ -81,16 +82,17 @@ def local_files(source: str, *, offline: bool = False, formats: Sequence[str] = 
                 f"{source}: not in the hub's cache, and the hub is off (--offline, HF_HUB_OFFLINE); "
                 "run once with the network, or set HF_HOME to the cache that has it"
             )
-        return [folder / name for name in choose_files(_files_in(folder), wanted, source, formats)]
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        return [folder / name for name in choose_files(names, wanted, source, formats)]
     return _download(wanted, source, formats)
 
 
 def choose_files(names: Iterable[str], wanted: HubSource, source: str, formats: Sequence[str] = ROWS) -> list[str]:
     """The files of the wanted part, shards in order.
 
-    A part with a data file's ending is a file. Else it is a split: every word of it (between "_", "-", "/") has to be
-    a word of the file's path, as in `30k_train` for round0/30k/train.jsonl.gz. Without a part it is the only split, or
-    else `train`. Raises PairsError when there is none, or more than one.
+    A part with the ending of a data file is a file. Otherwise it is a split: each of its words (between "_", "-", "/")
+    has to be a word of the file's path, as in `30k_train` for round0/30k/train.jsonl.gz. Without a part it is the only
+    split, or `train`. Raises PairsError unless exactly one fits.
     """
     names = sorted(names)
     if _format(wanted.part):
@@ -111,18 +113,10 @@ def choose_files(names: Iterable[str], wanted: HubSource, source: str, formats: 
     if len(chosen) != 1:
         what = "several fit" if chosen else "no such split"
         shown = sorted({groups[key][0] for key in (chosen or groups)})
-        raise PairsError(f"{source}: {what}; name a file or a split, {_instead(wanted, shown)}")
-    return _complete(groups[chosen[0]], source)
-
-
-def _instead(wanted: HubSource, names: list[str]) -> str:
-    """What can be written instead, for a message."""
-    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-    return f"as in hub:{wanted.name}:{names[0]} (there are: {shown})"
-
-
-def _complete(shards: list[str], source: str) -> list[str]:
-    """Check that no shard is missing, as in a cache that holds a part of them."""
+        instead = f"as in hub:{wanted.name}:{shown[0]} (there are: {listed(shown, 12)})"
+        raise PairsError(f"{source}: {what}; name a file or a split, {instead}")
+    shards = groups[chosen[0]]
+    # a cache may have only some of the shards
     totals = [match for name in shards if (match := _SHARD.search(_stem(name)))]
     if totals and len(shards) != int(totals[0][2]):
         raise PairsError(f"{source}: {len(shards)} of {int(totals[0][2])} files of the split are there; fetch the rest")
@@ -130,7 +124,7 @@ def _complete(shards: list[str], source: str) -> list[str]:
 
 
 def _best_formats(groups: list[str]) -> list[str]:
-    """Of groups that differ in their format alone, the one of the best format."""
+    """Of groups that differ only in their format, the one that comes first in _FORMATS."""
     best: dict[str, str] = {}
     for key in sorted(groups, key=lambda key: (_FORMATS.index(_format(key)), key)):
         best.setdefault(_stem(key), key)
@@ -150,7 +144,7 @@ def _stem(name: str) -> str:
 
 
 def _group(name: str) -> str:
-    """Name that all shards of a split share: train-00000-of-00002.parquet, default/train/0000.parquet."""
+    """The name that all shards of a split share: train of train-00000-of-00002.parquet, default/train/0000.parquet."""
     stem = _stem(name)
     shared = re.sub(r"/\d{4,5}$", "", _SHARD.sub("", stem))
     return shared + name[len(stem) :]
@@ -161,29 +155,25 @@ def _words(text: str) -> set[str]:
 
 
 def _there(names: list[str]) -> str:
-    return "there are: " + ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "it is empty"
-
-
-def _files_in(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return f"there are: {listed(names, 12)}" if names else "it is empty"
 
 
 def is_offline(offline: bool = False) -> bool:
-    """Whether the network is off: asked for here, or by HF_HUB_OFFLINE."""
+    """Whether the network must not be used, by the argument or by HF_HUB_OFFLINE."""
     from huggingface_hub import constants
 
     return offline or bool(constants.HF_HUB_OFFLINE)
 
 
 def hub_cache() -> Path:
-    """The client's cache (HF_HUB_CACHE, else hub/ in HF_HOME)."""
+    """Folder of the client's cache (HF_HUB_CACHE, else hub/ in HF_HOME)."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
 def cache_folder(kind: str, name: str) -> Path:
-    """Where the cache keeps a repository; `kind` is "datasets" or "models"."""
+    """Folder of a repository in the cache; `kind` is "datasets" or "models"."""
     return hub_cache() / "--".join([kind, *name.split("/")])
 
 
@@ -214,9 +204,9 @@ def _download(wanted: HubSource, source: str, formats: Sequence[str]) -> list[Pa
 
 @contextmanager
 def hub_errors(source: str, what: str, error_class: type[SteerMoEError], revision: str) -> Iterator[None]:
-    """Turn what the client raises into `error_class` with one line; `what` is a "data set" or a "model".
+    """Turn the client's errors into an `error_class` of one line; `what` is "data set" or "model".
 
-    Raises UsageError for a name that the hub cannot have.
+    Raises UsageError for a name that is not valid on the hub.
     """
     from huggingface_hub import errors
 
@@ -241,7 +231,7 @@ def hub_errors(source: str, what: str, error_class: type[SteerMoEError], revisio
             raise error_class(f"{source}: the hub refuses access with status {status}; {cure}") from None
         raise error_class(f"{source}: the hub answers with status {status}; try again later ({_line(error)})") from None
     except Exception as error:
-        # The client's HTTP library, and with it its exceptions, differ between versions.
+        # versions of the client use different HTTP libraries, with exceptions of their own
         if isinstance(error, OSError) and error.errno in _DISK:
             cure = "free some room there, or set HF_HOME to another place"
             raise error_class(
@@ -253,6 +243,6 @@ def hub_errors(source: str, what: str, error_class: type[SteerMoEError], revisio
 
 
 def _line(error: Exception) -> str:
-    """First line of an error; it may quote a server, so nothing in it may move the cursor."""
+    """First line of an error without control characters, as it may quote a server."""
     line = next(iter(str(error).splitlines()), "") or type(error).__name__
     return "".join(character if character.isprintable() else "?" for character in line)

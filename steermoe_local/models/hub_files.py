@@ -1,8 +1,7 @@
-"""Files of models on the hub: parts of them by range, and whole ones, resumed where an earlier run stopped.
+"""Downloads of models' files from the hub: byte ranges, and whole files that resume after an interruption.
 
-The client's own download of one file (`hf_hub_download`) throws away what it has when it is interrupted, in current
-versions. So the transfer goes through the client's `http_get` into a file of the cache that stays, and the client's
-download then only puts it into its place.
+The client's own `hf_hub_download` discards an interrupted file in current versions. So the file is fetched by the
+client's `http_get` into a file of the cache that stays, which `hf_hub_download` then only finds there.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _ETAG = re.compile(r"[A-Za-z0-9_-]{8,128}")
 
 
 def read_range(repo: str, path: str, commit: str, start: int, stop: int, token: str | None) -> bytes:
-    """Bytes of a file from `start` to `stop`, all of them. Raises ModelError, and what the client raises."""
+    """All bytes of a file from `start` to `stop`. Raises ModelError and the client's errors."""
     import huggingface_hub as hub
     from huggingface_hub import errors
 
@@ -37,7 +36,7 @@ def read_range(repo: str, path: str, commit: str, start: int, stop: int, token: 
             return _range(url, start, stop, token, f"{repo}/{path}")
         except (ModelError, errors.HfHubHTTPError):
             raise
-        except Exception:  # of the HTTP library, which differs between versions of the client
+        except Exception:  # of the client's HTTP library
             if attempt + 1 == _TRIES:
                 raise
             time.sleep(1)
@@ -62,19 +61,19 @@ def _range(url: str, start: int, stop: int, token: str | None, what: str) -> byt
 
 
 def _headers(token: str | None) -> dict[str, str]:
-    """The client's headers; compressed answers would not be parts of the file."""
+    """The client's headers, without compression, whose bytes would not be those of the file."""
     return {**_client().build_hf_headers(token=token), "Accept-Encoding": "identity"}
 
 
 def _client() -> Any:
-    """The client's helpers, which it exports by name alone."""
+    """The client's helpers, which it exports without types."""
     from huggingface_hub import utils
 
     return utils
 
 
 def _stream(url: str, headers: dict[str, str]) -> contextlib.AbstractContextManager[Any]:
-    """A streamed GET by the client's session, which is one of httpx, or of requests in the client before 1.0."""
+    """A streamed GET by the client's session, of httpx, or of requests before version 1.0 of the client."""
     from huggingface_hub import constants
 
     session = _client().get_session()
@@ -86,7 +85,7 @@ def _stream(url: str, headers: dict[str, str]) -> contextlib.AbstractContextMana
 
 
 def partial_bytes(repo: str, path: str, commit: str, etag: str, folder: Path | None) -> int:
-    """Bytes of a file that are here already: all of them if it is complete, else those of an earlier run."""
+    """Bytes of a file that are on this machine: all of them, or those of an interrupted download."""
     if folder:
         places = [folder / path, _partial(folder / path, etag)]
     else:
@@ -99,7 +98,7 @@ def partial_bytes(repo: str, path: str, commit: str, etag: str, folder: Path | N
 
 
 def download(repo: str, path: str, commit: str, size: int, token: str | None) -> Path:
-    """Fetch a file into the client's cache, from where an earlier run stopped. Returns its path in the snapshot."""
+    """Fetch a file into the client's cache, resuming an interrupted download. Returns its path in the snapshot."""
     import huggingface_hub as hub
     from huggingface_hub import constants
     from huggingface_hub.file_download import are_symlinks_supported
@@ -124,7 +123,7 @@ def download(repo: str, path: str, commit: str, size: int, token: str | None) ->
 
 
 def download_into(folder: Path, repo: str, path: str, commit: str, size: int, token: str | None) -> Path:
-    """Fetch a file to `folder`/`path`, from where an earlier run stopped. Raises ModelError for another file there."""
+    """Fetch a file to `folder`/`path`, resuming an interrupted download. Raises ModelError if another file is there."""
     target = folder / path
     etag, size = _metadata(repo, path, commit, size, token)
     if target.exists():
@@ -165,7 +164,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _transfer(repo: str, path: str, commit: str, partial: Path, size: int, etag: str, token: str | None) -> None:
-    """Fill the partial file; what an earlier run left in it is checked by the file's hash, where there is one."""
+    """Fill the partial file; bytes of an earlier run are checked by the file's SHA-256, if it is known."""
     import huggingface_hub as hub
     from huggingface_hub.file_download import http_get
 

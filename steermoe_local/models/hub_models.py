@@ -1,12 +1,11 @@
-"""Models on the Hugging Face hub: which files a name means, whether they can be steered, and fetching them.
+"""Models on the Hugging Face hub: the files that a name stands for, whether they can be steered, and fetching them.
 
-All through huggingface-hub, with its cache, token and settings (HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT,
-HF_HUB_OFFLINE). The header of a GGUF file is read by range requests before the file is fetched.
+Uses huggingface-hub with its cache, token and settings (HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE).
+The header of a GGUF file is read by range requests before the file is fetched.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -14,14 +13,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from .._util.files import StrPath
+from .._util.files import StrPath, human_size, replacing
 from ..errors import FormatError, ModelError, ResourceError
 from ..model_files.gating import ROUTED
 from ..model_files.header import GGUFHeader, read_header_from
 from ..model_files.model_info import ModelInfo, info_from, router_bytes
 from .hub import cache_folder, hub_errors, is_offline
 from .hub_files import download, download_into, partial_bytes, read_range
-from .names import ModelName, RepoModel, choose, human_size, repo_models
+from .names import ModelName, RepoModel, choose, repo_models
 
 __all__ = ["HubModel", "find_on_hub", "why_not_steerable"]
 
@@ -31,9 +30,9 @@ _SPARE = 64 << 20  # what a download leaves on the disk
 
 
 def find_on_hub(name: ModelName, *, file: str | None = None, token: str | None = None) -> HubModel:
-    """Ask the hub which files a name means; `file` names one instead of the tag.
+    """Ask the hub for the files that a name stands for; `file` selects a model instead of the tag.
 
-    Raises ModelError: no such repository or revision, no model in it, several that fit, no access, no network.
+    Raises ModelError without such a repository, revision or model, for several that fit, without access or network.
     """
     import huggingface_hub as hub
 
@@ -52,9 +51,9 @@ def find_on_hub(name: ModelName, *, file: str | None = None, token: str | None =
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model on the hub: the files behind a name at one commit. Nothing of it is fetched yet.
+    """A model on the hub: its files at one commit, before they are fetched.
 
-    `etags` are what the hub says the files' contents are: for large files their SHA-256.
+    `etags` are the hub's hashes of the files, for large files their SHA-256.
     """
 
     name: ModelName
@@ -65,14 +64,13 @@ class HubModel:
 
     @property
     def full_name(self) -> str:
-        """What to give to -m once it is fetched: with the tag that was chosen."""
+        """The name that -m accepts once the model is fetched, with the tag that was chosen."""
         return str(ModelName(self.name.repo, self.name.revision, self.model.tag))
 
     def info(self, *, routers: bool = False, progress: Callable[[str, int, int], None] | None = None) -> ModelInfo:
-        """Facts by the headers alone, read by range requests; with `routers` these tensors, too, for their hash.
+        """Facts by the headers, read by range requests; with `routers` the routers are read and hashed, too.
 
-        `progress` is called with (what, bytes done, bytes in all) while the routers are read.
-        Raises ModelError.
+        `progress` is called with (what, bytes done, bytes in all) while the routers are read. Raises ModelError.
         """
         with self._errors():
             try:
@@ -96,7 +94,7 @@ class HubModel:
         return read_range(self.name.repo, path, self.commit, start, stop, self.token)
 
     def bytes_here(self, folder: Path | None = None) -> int:
-        """Bytes of it that are on this machine, in the cache or under `folder`, those of an earlier run included."""
+        """Bytes of its files on this machine, in the cache or under `folder`, with those of interrupted downloads."""
         place = self._place(folder)
         files = zip(self.model.paths, self.model.sizes, self.etags, strict=True)
         return sum(
@@ -104,14 +102,14 @@ class HubModel:
         )
 
     def local_path(self, folder: Path | None = None) -> Path | None:
-        """Path of its first file if all of them are here, in the cache or under `folder`, at this commit."""
+        """Path of its first file if all files of this commit are in the cache or under `folder`, else None."""
         root = self._place(folder) or cache_folder("models", self.name.repo) / "snapshots" / self.commit
         paths = [root / path for path in self.model.paths]
         complete = all(path.is_file() for path in paths) and self.bytes_here(folder) == self.model.size
         return paths[0] if complete else None
 
     def check_space(self, folder: Path | None = None) -> int:
-        """Check that the disk has room for what is missing. Returns its free bytes. Raises ResourceError."""
+        """Check that the disk has room for the missing bytes. Returns its free bytes. Raises ResourceError."""
         missing = self.model.size - self.bytes_here(folder)
         place = self._place(folder) or cache_folder("models", self.name.repo)
         free = shutil.disk_usage(next(parent for parent in (place, *place.parents) if parent.exists())).free
@@ -123,10 +121,9 @@ class HubModel:
         return free
 
     def fetch(self, folder: StrPath | None = None) -> list[Path]:
-        """Fetch its files into the hub's cache, or to `folder`/USER/REPO; what is there is not fetched again.
+        """Fetch its files into the hub's cache, or to `folder`/USER/REPO, unless they are there. Returns their paths.
 
-        An interrupted run leaves what it has, and the next one goes on from there. The client shows its progress
-        bars on stderr if that is a terminal. Returns the paths, in order.
+        An interrupted download is resumed. The client shows progress bars on stderr if that is a terminal.
 
         Raises ModelError, ResourceError (no room).
         """
@@ -147,21 +144,20 @@ class HubModel:
         return folder / self.name.repo if folder else None
 
     def _write_reference(self) -> None:
-        """Say in the cache which commit the revision is, when its files are all there (refs/<revision>)."""
+        """Write the commit of the revision to the cache (refs/<revision>)."""
         if self.name.revision == self.commit:
             return
         reference = cache_folder("models", self.name.repo) / "refs" / self.name.revision
         reference.parent.mkdir(parents=True, exist_ok=True)
-        temporary = reference.with_name(f".{reference.name}.{os.getpid()}.tmp")
-        temporary.write_text(self.commit, "utf-8")
-        os.replace(temporary, reference)
+        with replacing(reference) as temporary:
+            temporary.write_text(self.commit, "utf-8")
 
     def _errors(self) -> Any:
         return hub_errors(str(self.name), "model", ModelError, self.name.revision)
 
 
 def why_not_steerable(info: ModelInfo) -> str:
-    """Why llama.cpp cannot steer a model with these facts, as far as its header tells; "" if it can."""
+    """Why a model with these facts cannot be steered under llama.cpp, "" if it can."""
     if info.obstacle:
         return info.obstacle
     if info.architecture not in ROUTED:
@@ -172,7 +168,7 @@ def why_not_steerable(info: ModelInfo) -> str:
 
 
 def _watched(headers: list[GGUFHeader], total: int, show: Callable[[int, int], None]) -> list[GGUFHeader]:
-    """The headers with a `fetch` that reports what it has read."""
+    """The headers with a `fetch` that reports progress."""
     done = 0
 
     def reported(header: GGUFHeader, start: int, stop: int) -> bytes:

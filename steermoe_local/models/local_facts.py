@@ -1,7 +1,7 @@
-"""What is known of the models on this machine, kept so that large files are read once, and which maps fit them.
+"""A cache of facts about the models on this machine, and the expert maps that fit them.
 
-Hashing a model's routers reads them from its file (some megabytes to hundreds). The result is kept in the platform's
-cache folder under the file's path, with its size and time: a file that changed is read again.
+Hashing a model's routers reads up to hundreds of megabytes. The result is kept in the platform's cache folder under
+the file's path, with its size and modification time: a file that changed is read again.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ __all__ = ["FactsCache", "LocalMap", "ModelFacts", "facts_cache_path", "maps_in"
 _FORMAT = "steermoe-model-facts"
 _MARK = '"steermoe-expert-map"'
 _MARK_WITHIN = 4096  # characters from a map's beginning
-# GGUF files that are no models
+# general.architecture of GGUF files that are not models
 _OTHERS = {"expertbias", "controlvector", "imatrix", "clip"}
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a listing says of a model. `problem`: why it cannot be read, or cannot be steered; "" if it can.
+    """The facts that a listing shows. `problem` says why a model cannot be read or steered, "" if it can.
 
-    `identity` is None when it cannot be steered; `n_moe_layers` counts layers with a router.
+    `identity` is None when it cannot be steered. `n_moe_layers` counts layers with a router. Sizes as in `ModelInfo`.
     """
 
     architecture: str = ""
@@ -54,24 +54,19 @@ class ModelFacts:
 
     @classmethod
     def read(cls, path: Path) -> ModelFacts:
-        """Read the header and hash the routers. A file that cannot be read gives facts that say so."""
+        """Read the header and hash the routers; for an unreadable file `problem` is set."""
         from ..model_files.model_info import model_info
         from .hub_models import why_not_steerable
 
         try:
             info = model_info(path)
         except ModelError as error:
-            return cls(problem=_without_place(str(error), path), readable=False)
+            return cls(problem=str(error).removeprefix(f"{path}: "), readable=False)
         problem = why_not_steerable(info)
+        same = ("architecture", "name", "file_type", "n_params", "n_layer", "n_expert", "n_expert_used")
         return cls(
-            architecture=info.architecture,
-            name=info.name,
-            file_type=info.file_type,
-            n_params=info.n_params,
-            n_layer=info.n_layer,
+            **{name: getattr(info, name) for name in same},
             n_moe_layers=len(info.moe_layers),
-            n_expert=info.n_expert,
-            n_expert_used=info.n_expert_used,
             identity=None if problem else info.identity,
             problem=problem,
         )
@@ -79,7 +74,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class LocalMap:
-    """An expert map on this machine: what it is called, its file, and the model it belongs to."""
+    """An expert map on this machine: its name, its file, and the model that it belongs to."""
 
     name: str
     path: Path
@@ -94,39 +89,41 @@ def facts_cache_path() -> Path:
 
 
 class FactsCache:
-    """Facts by path, size and time of the files. A kept file that cannot be used is made again without a word."""
+    """Facts by path, size and time of the model files; `path` None is the usual file.
+
+    A damaged cache, or one of another version, counts as empty.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
-        """Read what was kept; `path` None is the usual place."""
         self.path = path or facts_cache_path()
         self._kept = self._read()
         self._changed = False
 
     def facts(self, model: LocalModel) -> ModelFacts:
-        """Facts of a model, kept or read now."""
+        """Facts of a model, from the cache or read now."""
         if model.missing:
             n_parts = len(part_paths(model.path))
             return ModelFacts(problem=f"part {model.missing} of {n_parts} is missing", readable=False)
-        key, stamp = os.path.abspath(model.path), _stamp(model.path)
-        entry = self._kept.get(key)
-        if entry and entry.get("parts") == stamp:
+        if self.is_kept(model):
             try:
-                return _from_json(entry["facts"])
+                data = self._kept[os.path.abspath(model.path)]["facts"]
+                identity = None if data["identity"] is None else ModelIdentity.from_dict(data["identity"])
+                return ModelFacts(**data | {"identity": identity})
             except (KeyError, TypeError, FormatError):
                 pass
         facts = ModelFacts.read(model.path)
-        if facts.readable and stamp:
-            self._kept[key] = {"parts": stamp, "facts": asdict(facts)}
+        if facts.readable and (stamp := _stamp(model.path)):
+            self._kept[os.path.abspath(model.path)] = {"parts": stamp, "facts": asdict(facts)}
             self._changed = True
         return facts
 
     def is_kept(self, model: LocalModel) -> bool:
-        """Whether `facts` will not have to read the file."""
+        """Whether the cache has the facts of the file as it is now."""
         entry = self._kept.get(os.path.abspath(model.path))
         return bool(entry and entry.get("parts") == _stamp(model.path))
 
     def save(self) -> None:
-        """Keep what was read for the next time; a folder that cannot be written to is passed over."""
+        """Write the cache if it changed; a folder that cannot be written to is ignored."""
         if not self._changed:
             return
         models = {path: entry for path, entry in self._kept.items() if os.path.exists(path)}
@@ -143,7 +140,7 @@ class FactsCache:
             data = parse_json(self.path.read_text("utf-8"))
         except (OSError, ValueError):
             return {}
-        # another version may look at more of a file
+        # another version may read other facts
         if not isinstance(data, dict) or data.get("format") != _FORMAT or data.get("tool") != tool_name():
             return {}
         models = data.get("models")
@@ -151,7 +148,7 @@ class FactsCache:
 
 
 def maps_in(folders: Iterable[Path], warn: Callable[[str], None] = lambda _: None) -> list[LocalMap]:
-    """The expert maps that ship with the package and those in folders, by name; `warn` gets damaged ones."""
+    """The expert maps that ship with the package and those in folders; `warn` is called for damaged ones."""
     from ..maps.expert_map import ExpertMap
     from .shipped_maps import shipped_maps
 
@@ -168,7 +165,7 @@ def maps_in(folders: Iterable[Path], warn: Callable[[str], None] = lambda _: Non
 
 
 def fitting(identity: ModelIdentity | None, maps: Sequence[LocalMap]) -> list[LocalMap]:
-    """The maps that were made for a model: the same router hash, and the same shape."""
+    """The maps that were made for the model of this identity."""
     return [item for item in maps if identity is not None and item.identity == identity]
 
 
@@ -181,18 +178,8 @@ def _is_map(path: Path) -> bool:
 
 
 def _stamp(path: Path) -> list[list[int]]:
-    """Size and time of all parts, [] if one is not there."""
+    """Size and modification time of every part, [] if one is missing."""
     try:
         return [[stat.st_size, stat.st_mtime_ns] for stat in map(os.stat, part_paths(path) or (path,))]
     except OSError:
         return []
-
-
-def _from_json(data: dict[str, Any]) -> ModelFacts:
-    identity = data["identity"]
-    return ModelFacts(**data | {"identity": None if identity is None else ModelIdentity.from_dict(identity)})
-
-
-def _without_place(message: str, path: Path) -> str:
-    """A message about a file that stands beside its name, without the name."""
-    return message.removeprefix(f"{path}: ")

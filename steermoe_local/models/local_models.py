@@ -1,6 +1,6 @@
 """The models on this machine: the embedded one, the hub's cache, folders of models, llama.cpp's cache.
 
-`Shelf.scan` looks at names and sizes alone. What a name on the command line means is found here, and never in the
+`LocalModels.scan` looks at names and sizes only. `resolve_model` finds the file that a name stands for, without the
 network: `tiny`, a path, the name of a file in a models folder, a short name, or USER/REPO[@REVISION][:QUANT].
 """
 
@@ -17,7 +17,7 @@ from .embedded import TINY, embedded_model
 from .hub import hub_cache
 from .names import MAIN, ModelName, RepoModel, choose, looks_like_name, matching, repo_models
 
-__all__ = ["LocalModel", "Shelf", "llama_cpp_cache", "resolve_model"]
+__all__ = ["LocalModel", "LocalModels", "llama_cpp_cache", "resolve_model"]
 
 EMBEDDED, HUB, FOLDER, LLAMA_CPP = "embedded", "hub cache", "folder", "llama.cpp cache"
 _DEPTH = 8  # of a models folder
@@ -25,9 +25,10 @@ _DEPTH = 8  # of a models folder
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model on this machine; `path` is its first part that is there, `missing` the number of one that is not.
+    """A model on this machine: its first file that exists, its size in bytes, and where it was found.
 
-    `repo` and `revision` are those of the hub, "" elsewhere; `size` is in bytes.
+    `missing` is the number of the first missing part, 0 if all exist. `repo` and `revision` are those of the hub, ""
+    elsewhere. `stem` is the name of a loose file of a models folder: its path in it, without ".gguf".
     """
 
     path: Path
@@ -38,7 +39,6 @@ class LocalModel:
     revision: str = ""
     missing: int = 0
     stem: str = ""
-    """How a loose file of a models folder is called: its path in it, without ".gguf"."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,15 @@ class _Folder:
 
 
 @dataclass(frozen=True)
-class Shelf:
-    """What is on this machine. Earlier folders count before later ones when two have a model of one name."""
+class LocalModels:
+    """The models found on this machine. If two folders have a model of the same name, the earlier folder wins."""
 
     folders: tuple[_Folder, ...]
 
     @classmethod
-    def scan(cls, models_dirs: Iterable[Path] = ()) -> Shelf:
-        """Look into the hub's cache, the models folders and llama.cpp's cache. Folders that are not there are empty."""
-        found: list[_Folder] = []
-        for folder in models_dirs:
-            found += _models_folder(folder, FOLDER)
+    def scan(cls, models_dirs: Iterable[Path] = ()) -> LocalModels:
+        """Read the models folders, the hub's cache and llama.cpp's cache; a missing folder counts as empty."""
+        found = [part for folder in models_dirs for part in _models_folder(folder, FOLDER)]
         found += _hub_layout(hub_cache(), HUB)
         cache = llama_cpp_cache()
         if cache != hub_cache():
@@ -77,7 +75,7 @@ class Shelf:
         return cls(tuple(found))
 
     def models(self) -> list[LocalModel]:
-        """All models, the embedded one first; one file that two snapshots of a repository share stands once."""
+        """All models, the embedded one first; a file that two snapshots of a repository share is listed once."""
         tiny = embedded_model()
         result = [LocalModel(tiny, tiny.stat().st_size, EMBEDDED, "", stem=TINY)]
         seen: set[str] = set()
@@ -90,7 +88,7 @@ class Shelf:
         return result
 
     def name_of(self, model: LocalModel) -> str:
-        """What to give to -m for it: the shortest name that leads to it, else its path."""
+        """The shortest name that -m accepts for the model, else its path."""
         if model.source == EMBEDDED:
             return TINY
         name = str(ModelName(model.repo, model.revision, model.tag)) if model.repo else model.stem
@@ -101,13 +99,16 @@ class Shelf:
         return name if found == model else str(model.path)
 
     def loose(self, text: str) -> LocalModel | None:
-        """The complete model of a models folder that is called so."""
+        """The complete model of a models folder with this name."""
         folders = (folder for folder in self.folders if not folder.repo)
         found = (folder.local(model) for folder in folders for model in folder.models if model.is_whole)
         return next((model for model in found if model.stem and text in (model.stem, f"{model.stem}.gguf")), None)
 
     def find(self, text: str, file: str | None = None) -> LocalModel | None:
-        """The model that a name means, complete, or None. Raises UsageError (no name), ModelError (several fit)."""
+        """The complete model that a name stands for, or None.
+
+        Raises UsageError for a text that is not a name, ModelError when several models fit.
+        """
         if file is None and (found := self.loose(text)):
             return found
         name = ModelName.parse(text)
@@ -115,46 +116,47 @@ class Shelf:
             models = list(folder.models)
             fit = matching(models, name, file)
             if len(fit) > 1:
-                choose(models, name, file)  # says so
+                choose(models, name, file)  # raises, with the list
             if len(fit) == 1 and fit[0].is_whole:
                 return folder.local(fit[0])
         return None
 
-    def tags_of(self, text: str) -> list[str]:
-        """Quantizations of the repository that a name means which are here and complete."""
-        name = ModelName.parse(text)
-        return sorted({model.tag for folder in self._of(name) for model in folder.models if model.is_whole})
+    def not_here(self, text: str, why: str = "") -> ModelError:
+        """The error for a name whose model is not on this machine; `why` says why it is not fetched now."""
+        folders = self._of(ModelName.parse(text))
+        tags = sorted({model.tag for folder in folders for model in folder.models if model.is_whole})
+        have = f" (there is {', '.join(tags)})" if tags else ""
+        cure = "fetch it with a network" if why else "fetch it"
+        return ModelError(f"{text}: not on this machine{have}{why}; {cure}: steermoe pull {text}")
 
     def _of(self, name: ModelName) -> list[_Folder]:
-        """Folders with files of the repository: of the revision; without one, first of main, then of any other."""
+        """Folders of the repository at the revision; without a revision, main first and then the others."""
         own = [folder for folder in self.folders if folder.repo.lower() == name.repo.lower()]
         first = [folder for folder in own if name.revision in (folder.revision, folder.root.name)]
         return first if name.revision != MAIN else first + [folder for folder in own if folder not in first]
 
 
 def resolve_model(text: str | os.PathLike[str], models_dirs: Iterable[Path] = ()) -> Path:
-    """Path of a model as the command line names it; a path that is not there stays one, for its reader to complain.
+    """Path of the model that the command line names; a path that does not exist is returned as it is.
 
     Raises ModelError for a name whose model is not on this machine, with the command that fetches it.
     """
-    name, models_dirs = os.fspath(text), tuple(models_dirs)
-    if name == TINY and not Path(name).exists():
-        return embedded_model()
-    is_name = looks_like_name(name)
+    name = os.fspath(text)
     path = Path(name)
     if path.exists():
         return path
-    if is_name or models_dirs:
-        shelf = Shelf.scan(models_dirs)
-        if found := shelf.find(name) if is_name else shelf.loose(name):
+    if name == TINY:
+        return embedded_model()
+    if looks_like_name(name):
+        local = LocalModels.scan(models_dirs)
+        if found := local.find(name):
             return found.path
-    if not is_name:
-        if path.name == name and not path.suffix:
-            raise ModelError(f"{name}: neither a file nor a model of this name; steermoe models lists those here")
-        return path
-    there = ", ".join(shelf.tags_of(name))
-    have = f" (there is {there})" if there else ""
-    raise ModelError(f"{name}: not on this machine{have}; fetch it: steermoe pull {name}")
+        raise local.not_here(name)
+    if (folders := tuple(models_dirs)) and (found := LocalModels.scan(folders).loose(name)):
+        return found.path
+    if path.name == name and not path.suffix:
+        raise ModelError(f"{name}: neither a file nor a model of this name; steermoe models lists those here")
+    return path
 
 
 def llama_cpp_cache() -> Path:
@@ -169,7 +171,7 @@ def llama_cpp_cache() -> Path:
 
 
 def _hub_layout(root: Path, source: str) -> list[_Folder]:
-    """Snapshots of a cache in the hub's layout: models--USER--REPO/{refs,snapshots}; main first, then other refs."""
+    """Snapshots of a cache in the hub's layout (models--USER--REPO/{refs,snapshots}): main first, then other refs."""
     result = []
     for repository in _listed(root):
         parts = repository.name.split("--")
@@ -195,7 +197,7 @@ def _hub_layout(root: Path, source: str) -> list[_Folder]:
 
 
 def _models_folder(root: Path, source: str, depth: int = _DEPTH) -> list[_Folder]:
-    """A folder of models: loose files, and USER/REPO/... as `steermoe pull --dir` and others write them."""
+    """Models of a models folder: loose files, and USER/REPO/... as `steermoe pull --dir` writes them."""
     sizes = _sizes(root, _files(root, depth))
     repositories: dict[str, dict[str, int]] = {}
     for path, size in sizes.items():
@@ -224,7 +226,7 @@ def _sizes(root: Path, paths: Iterable[Path]) -> dict[str, int]:
 
 
 def _files(root: Path, depth: int = _DEPTH) -> Iterator[Path]:
-    """Files below a folder, at most so many folders deep; none of hidden folders, none that cannot be looked into."""
+    """Files below a folder, at most `depth` folders deep, without those in hidden or unreadable folders."""
     for folder, folders, names in os.walk(root):
         level = len(Path(folder).relative_to(root).parts)
         folders[:] = sorted(name for name in folders if not name.startswith(".")) if level + 1 < depth else []

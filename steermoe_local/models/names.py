@@ -1,19 +1,20 @@
-"""Names of models on the hub, USER/REPO[@REVISION][:QUANT], short names, and which of a repository's files they mean.
+"""Names of models on the hub, USER/REPO[@REVISION][:QUANT], short names, and the files of a repository that they name.
 
-Pure: no network, no files but the table of short names. The choice follows llama.cpp's -hf (common/download.cpp), but
-where llama.cpp takes the first of several that fit, the choice is refused with a list.
+No network, and no file but the table of short names. The choice follows llama.cpp's -hf (common/download.cpp), but
+where llama.cpp takes the first of several files that fit, this raises an error that lists them.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import PurePosixPath
 
+from .._util.files import human_size, listed
 from ..errors import FormatError, ModelError, UsageError
 
 __all__ = [
@@ -29,7 +30,7 @@ __all__ = [
 
 MAIN = "main"
 PREFERRED = ("Q4_K_M", "Q8_0")
-"""What llama.cpp takes when no quantization is named; then SENSIBLE, where llama.cpp takes the first file."""
+"""Quantizations that llama.cpp takes when none is named; then SENSIBLE, where llama.cpp takes the first file."""
 SENSIBLE = ("MXFP4", "MXFP4_MOE", "UD-Q4_K_XL", "Q4_K_S", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_1", "Q5_K_M", "Q6_K")
 _HOW = "write USER/REPO, USER/REPO:QUANT or one of the short names (steermoe models --short-names)"
 _WORD = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
@@ -38,13 +39,13 @@ _SHORT = re.compile(r"(?P<short>[A-Za-z0-9_.-]+)(?::(?P<tag>[A-Za-z0-9_.+-]+))?"
 _PART = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _QUANT = r"(?:UD-)?(?:I?Q\d\w*|TQ\d_\d|B?F16|FP16|F32|MXFP4\w*|NVFP4)"
 _TAG = re.compile(rf"(?:^|[-._])(?P<tag>{_QUANT})$", re.IGNORECASE | re.ASCII)
-# What lies beside models: vision and audio parts, importance matrices, draft heads (llama.cpp's list), vocabularies.
+# GGUF files that are not models: vision and audio parts, importance matrices, draft heads (as llama.cpp), vocabularies
 _NO_MODEL = re.compile(r"mmproj|imatrix|mtp-|eagle3-|dflash-|dspark-|(^|[-_.])vocab([-_.]|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class ModelName:
-    """A repository of models, a revision of it, and the tag of one of its models ("" for the usual choice)."""
+    """A repository of models, its revision, and the tag of one of its models ("" for the default choice)."""
 
     repo: str
     revision: str = MAIN
@@ -52,10 +53,7 @@ class ModelName:
 
     @classmethod
     def parse(cls, text: str, revision: str | None = None) -> ModelName:
-        """Read a name as the command line takes it; `revision` is that of a flag of its own.
-
-        Raises UsageError.
-        """
+        """Parse a name of the command line; `revision` is the value of --revision. Raises UsageError."""
         match = _NAME.fullmatch(text)
         if match is None:
             short = _SHORT.fullmatch(text)
@@ -75,14 +73,13 @@ class ModelName:
         return cls(match["repo"], found, match["tag"] or "")
 
     def __str__(self) -> str:
-        """Write it as `parse` reads it."""
         revision = f"@{self.revision}" if self.revision != MAIN else ""
         return self.repo + revision + (f":{self.tag}" if self.tag else "")
 
 
 @dataclass(frozen=True)
 class RepoModel:
-    """One model of a repository: its files in order (the parts of a split model), their sizes in bytes, its tag."""
+    """One model of a repository: its files in order (the parts of a split model), their sizes in bytes, and its tag."""
 
     paths: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -96,13 +93,13 @@ class RepoModel:
 
     @property
     def missing(self) -> int:
-        """Number of the first part that is not there, from 1; 0 if all are."""
+        """Number of the first missing part, from 1; 0 if there is none."""
         there = {int(match["number"]) for path in self.paths if (match := _PART.fullmatch(_stem(path)))}
         return next((n for n in range(1, self.n_parts + 1) if n not in there), 0) if self.n_parts > 1 else 0
 
     @property
     def is_whole(self) -> bool:
-        """Whether all its files are there and have something in them; a link that leads nowhere has not."""
+        """Whether all its files exist and none is empty (as a dangling link is)."""
         return not self.missing and all(self.sizes)
 
 
@@ -125,7 +122,7 @@ def looks_like_name(text: str) -> bool:
 
 
 def repo_models(files: Mapping[str, int]) -> list[RepoModel]:
-    """The models among a repository's files (path to size in bytes), parts of a split model together, by path."""
+    """The models among a repository's files (path to size in bytes), by path; the parts of a split model are one."""
     groups: dict[tuple[str, int], list[str]] = {}
     for path in sorted(files):
         name = PurePosixPath(path).name
@@ -142,7 +139,7 @@ def repo_models(files: Mapping[str, int]) -> list[RepoModel]:
 
 
 def matching(models: list[RepoModel], name: ModelName, file: str | None = None) -> list[RepoModel]:
-    """The models that a name can mean, as `choose` looks for them."""
+    """The models that a name can stand for, by the rules of `choose`."""
     if file is not None:
         return [model for model in models if file in model.paths]
     if name.tag:
@@ -156,19 +153,20 @@ def matching(models: list[RepoModel], name: ModelName, file: str | None = None) 
 
 
 def choose(models: list[RepoModel], name: ModelName, file: str | None = None) -> RepoModel:
-    """The model that a name means.
+    """The model that a name stands for.
 
-    With a file it is the one that the file belongs to. With a tag, the one of that quantization; else one whose path
-    holds the tag as llama.cpp looks for it. Without, Q4_K_M, Q8_0, the only one, or a usual 4- to 6-bit one.
+    With `file` it is the model with that file. With a tag it is the model of that quantization, else the one whose path
+    contains the tag as llama.cpp searches for it. Without, it is Q4_K_M, Q8_0, the only model, or a common 4- to 6-bit
+    one.
 
-    Raises ModelError when there is none, several fit, or a part of it is not there.
+    Raises ModelError when none or several fit, or a part is missing.
     """
     if not models:
         raise ModelError(f"{name.repo}: no GGUF models in it; take a repository of GGUF files, often named ...-GGUF")
     found = matching(models, name, file)
     if len(found) > 1:
         what = f" {name.tag}" if name.tag else ""
-        shown = _listed(f"{model.paths[0]} ({human_size(model.size)})" for model in found)
+        shown = listed((f"{model.paths[0]} ({human_size(model.size)})" for model in found), 40)
         raise ModelError(f"{name.repo}: several files fit{what}: {shown}; name one with --file (-hff)")
     if not found:
         what = "name the quantization, as in REPO:QUANT"
@@ -176,29 +174,22 @@ def choose(models: list[RepoModel], name: ModelName, file: str | None = None) ->
             what = f"no model file {file}"
         elif name.tag:
             what = f"no quantization {name.tag}"
-        items = (model.paths[0] if file else model.tag for model in models)
-        sizes = (human_size(model.size) for model in models)
-        shown = _listed(f"{item} ({size})" for item, size in zip(items, sizes, strict=True))
+        shown = listed((f"{model.paths[0] if file else model.tag} ({human_size(model.size)})" for model in models), 40)
         raise ModelError(f"{name.repo}: {what}; it has {shown}")
     if missing := found[0].missing:
         raise ModelError(f"{found[0].paths[0]}: part {missing} of {found[0].n_parts} is not there; take another file")
     return found[0]
 
 
-def human_size(n_bytes: int) -> str:
-    """Bytes as people say them: 4.2 GB, 10.1 MB."""
-    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.1f} MB"
-
-
 def _with_tag(models: list[RepoModel], tag: str) -> list[RepoModel]:
     exact = [model for model in models if model.tag.upper() == tag.upper()]
-    # llama.cpp: the tag and behind it "." or "-"; a folder of that name is a common place, too
+    # llama.cpp: the tag followed by "." or "-"; folders are often named by the tag, too
     pattern = re.compile(rf"(^|[^A-Za-z0-9]){re.escape(tag)}[.\-/]", re.IGNORECASE)
     return exact or [model for model in models if pattern.search(model.paths[0])]
 
 
 def _tag(prefix: str) -> str:
-    """Quantization that a path without its ending is named by, or its folder; else the file's name."""
+    """The quantization in the name of a file (without its ending) or of its folder, else the file's name."""
     path = PurePosixPath(prefix)
     for text in (path.name, path.parent.name):
         if match := _TAG.search(text):
@@ -207,14 +198,9 @@ def _tag(prefix: str) -> str:
 
 
 def _is_safe(path: str) -> bool:
-    """Whether a repository's path stays in its folder and can be shown."""
+    """Whether a path stays in its folder and is printable."""
     return path.isprintable() and "\\" not in path and not {"", ".", ".."} & set(path.split("/"))
 
 
 def _stem(path: str) -> str:
     return path[: -len(".gguf")] if path.lower().endswith(".gguf") else path
-
-
-def _listed(items: Iterable[str], limit: int = 40) -> str:
-    shown = list(items)
-    return ", ".join(shown[:limit]) + (", ..." if len(shown) > limit else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 from pathlib import Path
 
@@ -13,45 +14,38 @@ __all__ = ["map_path", "recommended_numbers", "shipped_maps"]
 
 
 def shipped_maps() -> dict[str, Path]:
-    """Name of each shipped map, all of the embedded model, and its file."""
-    return {path.stem: path for path in sorted((_folder() / "tiny").glob("*.json"))}
+    """Name and file of each shipped map; all are maps of the embedded model."""
+    installed = PACKAGE / "expert_maps"
+    folder = installed if installed.is_dir() else PACKAGE.parent / "expert_maps"  # of a source tree
+    return {path.stem: path for path in sorted((folder / "tiny").glob("*.json"))}
 
 
 def map_path(name: str | os.PathLike[str]) -> Path:
-    """Path of a map as the command line names it: a file, else `digits-words` or `tiny/digits-words`.
+    """Path of the map that the command line names: a file, else a shipped map (`digits-words`, `tiny/digits-words`).
 
     Raises UsageError, which names the shipped maps.
     """
     text = os.fspath(name)
     path = Path(text)
+    if path.exists():
+        return path
     shipped = shipped_maps()
-    found = shipped.get(text.removeprefix("tiny/"))
-    if found is not None and not path.exists():
+    if found := shipped.get(text.removeprefix("tiny/")):
         return found
-    if not path.exists() and path.suffix == "" and path.name == text:
+    if path.suffix == "" and path.name == text:
         raise UsageError(f"{text}: neither a file nor a map that ships ({', '.join(shipped)}); check the name")
     return path
 
 
 def recommended_numbers(path: Path) -> tuple[int, int] | None:
-    """How many experts to activate and deactivate by a shipped map, or a copy of it, as the model's card says.
+    """The numbers of experts to activate and deactivate that the model's card recommends for a shipped map or its copy.
 
     None for other files.
     """
     shipped = shipped_maps().get(path.stem)
-    if shipped is None or not _same_bytes(shipped, path):
+    try:
+        if shipped is None or not filecmp.cmp(shipped, path, shallow=False):
+            return None
+    except OSError:
         return None
     return next(((b.n_activate, b.n_deactivate) for b in behaviours() if b.name == path.stem), None)
-
-
-def _same_bytes(one: Path, other: Path) -> bool:
-    try:
-        return one == other or (one.stat().st_size == other.stat().st_size and one.read_bytes() == other.read_bytes())
-    except OSError:
-        return False
-
-
-def _folder() -> Path:
-    """Beside the modules when installed; in a source tree the folder of the same name at its top."""
-    installed = PACKAGE / "expert_maps"
-    return installed if installed.is_dir() else PACKAGE.parent / "expert_maps"

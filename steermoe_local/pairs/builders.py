@@ -1,8 +1,8 @@
-"""Contrastive pairs from data: questions and documents, refusals, any two columns.
+"""Builders of contrastive pairs from data: questions and documents, refusals, any two columns.
 
-Each builder is a generator of pairs over rows or over other pairs, and counts in a `Tally` what it leaves out and why.
-`select` then takes the pairs that are wanted and `write_pairs` writes them, one by one: only their digests stay in
-memory. The same rows, seed and limits give the same file.
+Each builder is a generator of pairs over rows, and counts in a `Tally` what it leaves out and why. `select` takes some
+of the pairs and `save_pairs` writes them, one by one: only their digests stay in memory. The same rows, seed and limits
+give the same file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from .._util.files import StrPath, replacing
+from .._util.records import only_text
 from ..errors import PairsError, UsageError
 from .pairs import Message, Pair
 
@@ -31,7 +31,6 @@ __all__ = [
     "select",
     "squad_rows",
     "unique_ids",
-    "write_pairs",
 ]
 
 REFUSALS = (
@@ -63,7 +62,7 @@ REFUSALS = (
 
 @dataclass
 class Tally:
-    """What became of the rows: how many were read and how many were skipped, by reason."""
+    """Numbers of rows read, pairs made and rows skipped, the latter by reason."""
 
     rows: int = 0
     pairs: int = 0
@@ -75,9 +74,9 @@ class Tally:
 
 
 def squad_rows(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Rows with id, context, question and is_impossible, of SQuAD's own JSON (v1.1, v2) or of the hub's columns.
+    """Rows with id, context, question and is_impossible from SQuAD's own JSON (v1.1, v2) or the hub's columns.
 
-    Raises PairsError for rows of neither layout.
+    Raises PairsError for other rows.
     """
     for row in rows:
         if "paragraphs" in row:
@@ -101,14 +100,14 @@ def faithfulness_pairs(
     keep_impossible: bool = False,
     one_per_document: bool = False,
 ) -> Iterator[Pair]:
-    """Question with its document against the question alone; the question's tokens count (arXiv 2509.09660).
+    """A question with its document against the question alone; the question is the target (arXiv 2509.09660).
 
     `rows` as of `squad_rows`. Questions that the document does not answer are left out unless `keep_impossible`.
     """
     documents = _Seen()
     for row in rows:
         tally.rows += 1
-        context, question = _text(row.get("context")), _text(row.get("question"))
+        context, question = only_text(row.get("context")), only_text(row.get("question"))
         if not context or not question:
             tally.skip("no question or no document")
         elif row.get("is_impossible") and not keep_impossible:
@@ -117,7 +116,7 @@ def faithfulness_pairs(
             tally.skip("another question on the document was taken")
         else:
             yield Pair(
-                _text(row.get("id")) or f"row-{tally.rows}",
+                only_text(row.get("id")) or f"row-{tally.rows}",
                 (Message("user", f"Document: {context} Question: {question}"),),
                 (Message("user", f"Question: {question}"),),
                 question,
@@ -136,7 +135,7 @@ def safety_pairs(
     """A prompt answered by a refusal against the same prompt with the reply that the data calls unsafe.
 
     Rows hold `prompt`, `response` and `is_safe` (BeaverTails' layout); only those with is_safe false count. The reply
-    is the target. The refusal depends on the seed, the prompt and the response, not on the row's place.
+    is the target. The refusal depends on the seed, the prompt and the response, not on the order of the rows.
     """
     if not refusals:
         raise UsageError("no refusals to choose from; give at least one")
@@ -146,7 +145,7 @@ def safety_pairs(
         missing = [name for name in ("prompt", "response", "is_safe") if name not in row]
         if missing:
             raise PairsError(f"row {tally.rows}: no {', '.join(missing)}; a row needs prompt, response and is_safe")
-        prompt, response, safe = _text(row["prompt"]), _text(row["response"]), row["is_safe"]
+        prompt, response, safe = only_text(row["prompt"]), only_text(row["response"]), row["is_safe"]
         if safe is not True and safe is not False:
             tally.skip("is_safe is neither true nor false")
         elif safe:
@@ -169,11 +168,11 @@ def column_pairs(
     prompt: str | None = None,
     id_: str | None = None,
 ) -> Iterator[Pair]:
-    """Two columns as the replies to a third; without `prompt` they are plain texts, without a chat template."""
+    """Two columns as the replies to a third; without `prompt` as plain texts, which get no chat template."""
     for row in rows:
         tally.rows += 1
-        cells = [_text(row.get(name)) for name in (positive, negative, *([prompt] if prompt else []))]
-        name = (_text(row.get(id_)) if id_ else None) or f"row-{tally.rows}"
+        cells = [only_text(row.get(name)) for name in (positive, negative, *([prompt] if prompt else []))]
+        name = (only_text(row.get(id_)) if id_ else None) or f"row-{tally.rows}"
         if not row:
             tally.skip("another number of cells than the header")
         elif not all(cells):
@@ -195,10 +194,9 @@ def select(
     sample: int | None = None,
     seed: int = 0,
 ) -> Iterator[Pair]:
-    """The pairs that are wanted, each content once, each id once.
+    """Some of the pairs, without repeated contents and with unique ids.
 
-    After the first `skip` pairs: the first `limit`, or `sample` of them drawn at random over all (kept in the data's
-    order), or all. A second pair of the same id gets "-2" to it.
+    After the first `skip` pairs: the first `limit`, or `sample` drawn at random from all (in the data's order), or all.
     """
     if limit is not None and sample is not None:
         raise UsageError("--limit takes the first pairs, --sample draws some of all; give one of them")
@@ -207,14 +205,15 @@ def select(
         draw = random.Random(seed)
         # The pairs with the smallest random keys, in one pass and without keeping more than `sample` of them.
         keyed = ((draw.random(), number, pair) for number, pair in enumerate(unique))
-        unique = iter([pair for _, pair in sorted((n, pair) for _, n, pair in _smallest(sample, keyed))])
+        drawn = heapq.nsmallest(sample, keyed)
+        unique = (pair for _, _, pair in sorted(drawn, key=lambda item: item[1]))
     for pair in unique_ids(islice(unique, limit)):
         tally.pairs += 1
         yield pair
 
 
 def unique_ids(pairs: Iterable[Pair]) -> Iterator[Pair]:
-    """The pairs, with "-2", "-3", ... added to an id that stands before."""
+    """The pairs, with "-2", "-3", ... appended to an id that an earlier pair has."""
     ids: Counter[str] = Counter()
     for pair in pairs:
         name = pair.id
@@ -223,21 +222,6 @@ def unique_ids(pairs: Iterable[Pair]) -> Iterator[Pair]:
             name = f"{pair.id}-{ids[pair.id]}"
         ids[name] += 1
         yield pair if name == pair.id else replace(pair, id=name)
-
-
-def write_pairs(pairs: Iterable[Pair], path: StrPath) -> int:
-    """Write pairs as they come, to a temporary file that takes `path`'s place when all went well; their number.
-
-    Raises PairsError when there are none, UsageError when the file cannot be written.
-    """
-    n = 0
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        for pair in pairs:
-            file.write(json.dumps(pair.to_dict(), ensure_ascii=False) + "\n")
-            n += 1
-        if not n:
-            raise PairsError(f"{path}: not written, there is no pair to write")
-    return n
 
 
 class _Seen:
@@ -263,10 +247,6 @@ def _unique(pairs: Iterable[Pair], tally: Tally) -> Iterator[Pair]:
             tally.skip("the same as an earlier pair")
 
 
-def _smallest(n: int, keyed: Iterable[tuple[float, int, Pair]]) -> list[tuple[float, int, Pair]]:
-    return heapq.nsmallest(n, keyed, key=lambda item: item[:2])
-
-
 def _article(article: Any) -> Iterator[dict[str, Any]]:
     try:
         for paragraph in article["paragraphs"]:
@@ -281,17 +261,6 @@ def _not_squad() -> PairsError:
         "not SQuAD's layout: neither data[].paragraphs[].{context, qas[].question} nor rows with context and question; "
         "for other data use steermoe pairs from-csv"
     )
-
-
-def _text(value: Any) -> str | None:
-    """A text without outer blanks, which chat templates strip as well; None for anything that is no text."""
-    if not isinstance(value, str):
-        return None
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold and UTF-8 cannot
-        return None
-    return value.strip() or None
 
 
 def _draw(seed: int, *texts: str) -> int:

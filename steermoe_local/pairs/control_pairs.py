@@ -1,10 +1,11 @@
-"""Control pairs: sides that differ in form alone, and pairs whose sides mean nothing.
+"""Control pairs: pairs whose sides differ only in form, and pairs with sides swapped at random.
 
-A map of a behaviour should look like neither of them (docs/pairs.md).
+A map of a behaviour should differ from the maps of both (docs/pairs.md).
 """
 
 from __future__ import annotations
 
+import io
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -12,6 +13,7 @@ from .._util.files import StrPath, read_bytes
 from ..errors import FormatError, PairsError, UsageError
 from .builders import Tally
 from .pairs import Message, Pair, Side, load_pairs
+from .prompts import read_prompts
 
 __all__ = ["SURFACES", "prompts_of", "shuffled_pairs", "superficial_pairs"]
 
@@ -40,14 +42,14 @@ SURFACES: dict[str, Callable[[str, int], str]] = {
     "casing": _other_case,
     "format": _formatted,
 }
-"""What `superficial_pairs` changes, and how: (text, number of the pair) -> the same content in another form."""
+"""The changes of `superficial_pairs`: (text, number of the pair) -> the same content in another form."""
 
 
 def superficial_pairs(pairs: Iterable[Pair], tally: Tally, kinds: Sequence[str] = tuple(SURFACES)) -> Iterator[Pair]:
-    """Control pairs that differ in nothing but form: a side as it is against itself longer, in capitals, formatted.
+    """Control pairs that differ only in form: a side of a pair against itself longer, in capitals or formatted.
 
-    The sides of the pairs are taken in turn (positive of the first pair, negative of the second, ...), so both
-    behaviours stand on both sides; the kinds in turn as well. The id gets "~" and the kind.
+    Positive and negative sides are taken in turn, so that both behaviours are on both sides; so are the kinds. "~" and
+    the kind are appended to the id.
     """
     unknown = [kind for kind in kinds if kind not in SURFACES]
     if unknown or not kinds:
@@ -65,9 +67,9 @@ def superficial_pairs(pairs: Iterable[Pair], tally: Tally, kinds: Sequence[str] 
 
 
 def shuffled_pairs(pairs: Sequence[Pair], *, seed: int = 0) -> Iterator[Pair]:
-    """The pairs with the sides of a random half of them (rounded down) swapped; those get "~swapped" to their id.
+    """The pairs, with the sides of a random half of them (rounded down) swapped and "~swapped" appended to their ids.
 
-    Counts of such pairs show what is left of a map when the sides mean nothing. Raises UsageError for a single pair.
+    The map of such pairs is what chance makes. Raises UsageError for a single pair.
     """
     if len(pairs) < 2:
         raise UsageError("sides are swapped in half of the pairs, so it takes two pairs at least; give more")
@@ -93,17 +95,15 @@ def prompts_of(path: StrPath) -> list[Pair]:
     if data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
         return load_pairs(path)
     try:
-        lines = [line.strip() for line in data.decode("utf-8-sig").split("\n")]
-    except UnicodeDecodeError:
-        raise PairsError(f"{path}: not UTF-8; save the file as UTF-8") from None
-    sides = [(number, line, (Message("user", line),)) for number, line in enumerate(lines, 1) if line]
-    if not sides:
-        raise PairsError(f"{path}: no prompts in it; write one a line")
-    return [Pair(f"line-{number}", side, side, line, line) for number, line, side in sides]
+        items = read_prompts(io.BytesIO(data), str(path), as_json=False)
+    except FormatError as error:
+        raise PairsError(str(error)) from None
+    texts = [(str(item.id), str(item.content).strip()) for item in items]
+    return [Pair(name, (Message("user", text),), (Message("user", text),), text, text) for name, text in texts]
 
 
 def _with_target(side: Side, target: str, changed: str) -> Side:
-    """The side with the last occurrence of its target, which is the one that counts, replaced."""
+    """The side with the last occurrence of its target, the counted one, replaced."""
     if isinstance(side, str):
         return changed.join(side.rsplit(target, 1))
     index = max(i for i, message in enumerate(side) if target in message.content)

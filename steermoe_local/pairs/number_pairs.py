@@ -9,14 +9,14 @@ from ..errors import UsageError
 from .builders import chat_pair
 from .pairs import Pair
 
-__all__ = ["number_pairs", "number_word"]
+__all__ = ["ONES", "TENS", "number_pairs", "number_word"]
 
 _MAX_REPEATS = 2000  # tasks in a row that were there before: no more are to be expected
 _WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety"
 )
-_ONES, _TENS = _WORDS.split()[:20], _WORDS.split()[20:]
+ONES, TENS = _WORDS.split()[:20], _WORDS.split()[20:]
 _STEPS = {1: "", 2: " in steps of two", 5: " in steps of five", 10: " in steps of ten"}
 
 
@@ -25,9 +25,9 @@ def number_word(n: int) -> str:
     if not 0 <= n <= 9999:
         raise UsageError(f"{n}: not a number from 0 to 9999")
     if n < 20:
-        return _ONES[n]
+        return ONES[n]
     if n < 100:
-        return _TENS[n // 10 - 2] + (f"-{_ONES[n % 10]}" if n % 10 else "")
+        return TENS[n // 10 - 2] + (f"-{ONES[n % 10]}" if n % 10 else "")
     unit, name = (1000, "thousand") if n >= 1000 else (100, "hundred")
     joint = " and " if n % unit < 100 else " "
     return f"{number_word(n // unit)} {name}" + (joint + number_word(n % unit) if n % unit else "")

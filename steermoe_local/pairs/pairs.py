@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .._util.files import StrPath, parse_json, replacing
+from .._util.records import lines
 from ..errors import PairsError
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "load_pairs",
     "locate_target",
     "pairs_digest",
+    "parse_messages",
     "parse_pair",
     "save_pairs",
     "target_tokens",
@@ -79,7 +81,6 @@ class Pair:
     negative_target: str
 
     def __post_init__(self) -> None:
-        """Bring the fields into their final form and check them."""
         if isinstance(self.positive, str) != isinstance(self.negative, str):
             raise PairsError("positive, negative: one is text, one is messages; use one kind")
         for name, (side, target) in zip(("positive", "negative"), self.sides(), strict=True):
@@ -106,14 +107,13 @@ class Pair:
 
 
 class PairsFile(Collection[Pair]):
-    """The pairs of a file, read line by line whenever they are asked for: memory holds one at a time.
+    """The pairs of a file, read again for each iteration, so that memory holds one at a time.
 
-    The file is read once to check it all, to count the pairs and to compute `digest` (see `pairs_digest`). What cannot
-    be read twice, such as a pipe, is kept in memory.
+    The file is read once to check all of it, to count the pairs and to compute `digest` (see `pairs_digest`). What
+    cannot be read twice, such as a pipe, is kept in memory. Raises PairsError with the file, the line and the field.
     """
 
     def __init__(self, path: StrPath) -> None:
-        """Raises PairsError, which names the file, the line and the field."""
         self.path = path
         self._kept: list[Pair] | None = None if Path(path).is_file() else []
         self._n_pairs = 0
@@ -128,15 +128,13 @@ class PairsFile(Collection[Pair]):
         self.digest = digest.hexdigest()
 
     def __len__(self) -> int:
-        """How many pairs there are."""
         return self._n_pairs
 
     def __contains__(self, pair: object) -> bool:
-        """Look for a pair in the whole file."""
         return any(pair == other for other in self)
 
     def __iter__(self) -> Iterator[Pair]:
-        """Read the file once more. Raises PairsError at the end of a file that is another one by now."""
+        """Read the file once more. Raises PairsError at its end if it has changed."""
         if self._kept is not None:
             yield from self._kept
             return
@@ -159,11 +157,19 @@ def load_pairs(path: StrPath) -> list[Pair]:
     return pairs
 
 
-def save_pairs(pairs: Iterable[Pair], path: StrPath) -> None:
-    """Write a pairs file, one pair a line, under the field names of this package."""
-    lines = [json.dumps(pair.to_dict(), ensure_ascii=False) + "\n" for pair in pairs]
-    with replacing(path) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8", newline="\n")
+def save_pairs(pairs: Iterable[Pair], path: StrPath, *, allow_empty: bool = True) -> int:
+    """Write a pairs file, one pair a line as they come, under the field names of this package; returns their number.
+
+    Raises UsageError when the file cannot be written, PairsError without a pair if not `allow_empty`.
+    """
+    n = 0
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        for pair in pairs:
+            file.write(json.dumps(pair.to_dict(), ensure_ascii=False) + "\n")
+            n += 1
+        if not n and not allow_empty:
+            raise PairsError(f"{path}: not written, there is no pair to write")
+    return n
 
 
 def pairs_digest(pairs: Iterable[Pair]) -> str:
@@ -182,10 +188,9 @@ def pairs_digest(pairs: Iterable[Pair]) -> str:
 def locate_target(rendered: str | bytes, side: Side, target: str, special: Iterable[str] = ()) -> tuple[int, int]:
     """Find the target in a rendered prompt: byte offsets [start, end) into its UTF-8 form.
 
-    It is the last occurrence inside the message that carries the target, which is the last
-    message that holds it. A template may strip or rewrite that message's text; then it is the last
-    occurrence before the messages that follow. `special` lists the texts of special tokens (such
-    as "<|im_end|>"), in which nothing is found.
+    This is the last occurrence inside the last message that contains the target. Where a template strips or rewrites
+    that message's text, it is the last occurrence before the messages that follow. `special` lists the texts of
+    special tokens (such as "<|im_end|>"), in which nothing is found.
 
     Raises PairsError when the rendered prompt does not hold the target.
     """
@@ -218,10 +223,9 @@ def locate_target(rendered: str | bytes, side: Side, target: str, special: Itera
 def tokens_in_span(token_pieces: Sequence[bytes], start: int, end: int) -> list[int]:
     """Indices of the tokens that overlap the bytes [start, end) of their joined pieces.
 
-    Sharing one byte is enough, as a tokenizer may merge across the span's edges (a leading blank,
-    the halves of a character): the token that holds the target's first letter is the target's
-    first token. A piece without bytes (a special token) never counts. A token of the blank before
-    the span alone is outside it; `target_tokens` knows when the reference counts it.
+    Sharing one byte is enough, as a tokenizer may merge across the span's edges (a leading blank, half of a
+    character): the token with the target's first letter is the target's first token. A piece without bytes (a special
+    token) never counts, nor does a token that is only the blank before the span; see `target_tokens` for the latter.
     """
     chosen: list[int] = []
     at = 0
@@ -234,9 +238,9 @@ def tokens_in_span(token_pieces: Sequence[bytes], start: int, end: int) -> list[
 
 
 def last_exact_run(token_ids: Sequence[int], target_ids: Sequence[int]) -> range | None:
-    """Positions of the last exact run of `target_ids`: the rule of the paper's own code.
+    """Positions of the last exact run of `target_ids`, as the paper's own code finds the target.
 
-    None when there is no run, as happens when the tokenizer merges across the target's edges.
+    None without a run, which happens when the tokenizer merges across the target's edges.
     """
     ids, wanted = list(token_ids), list(target_ids)
     if wanted:
@@ -253,11 +257,11 @@ def target_tokens(
     token_ids: Sequence[int] = (),
     target_ids: Sequence[int] = (),
 ) -> list[int]:
-    """Indices of the target's tokens: by bytes, and as the paper's code where it finds them.
+    """Indices of the target's tokens: the exact run that the paper's code finds, else those that overlap its bytes.
 
-    `token_ids` are the prompt's tokens, `target_ids` the target tokenized on its own. Some
-    tokenizers put a blank before every text, at times as a token of its own; then the exact run
-    starts one token earlier than the bytes. Where the run lies on the span, the run is taken.
+    `token_ids` are the prompt's tokens, `target_ids` the target tokenized on its own. Some tokenizers put a blank
+    before every text, at times as a token of its own; the exact run then starts one token before the bytes. A run that
+    does not touch the bytes is ignored.
     """
     by_bytes = tokens_in_span(token_pieces, start, end)
     run = last_exact_run(token_ids, target_ids)
@@ -270,22 +274,13 @@ def _read_pairs(path: StrPath) -> Iterator[tuple[int, Pair]]:
     """(number of the line, pair) of every line that is not blank."""
     try:
         with open(path, "rb") as file:
-            # Lines as bytes: str.splitlines would cut at U+2028, which JSON allows in a string.
-            for number, raw in enumerate(iter(lambda: file.readline(_MAX_LINE + 1), b""), 1):
-                where = f"{path}:{number}"
-                if len(raw) > _MAX_LINE:
-                    raise PairsError(f"{where}: a line of more than {_MAX_LINE >> 20} MiB; write one pair a line")
-                data = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-                if not data.strip():
-                    continue
+            for number, text in lines(file, path, _MAX_LINE):
                 try:
-                    yield number, parse_pair(parse_json(data.decode("utf-8")), f"line-{number}")
-                except UnicodeDecodeError:
-                    raise PairsError(f"{where}: not UTF-8; save the file as UTF-8") from None
+                    yield number, parse_pair(parse_json(text), f"line-{number}")
                 except PairsError as error:
-                    raise PairsError(f"{where}: {error}") from None
+                    raise PairsError(f"{path}:{number}: {error}") from None
                 except ValueError as error:
-                    raise PairsError(f"{where}: not JSON ({error}); write one JSON object a line") from None
+                    raise PairsError(f"{path}:{number}: not JSON ({error}); write one JSON object a line") from None
     except OSError as error:
         raise PairsError(
             f"{path}: cannot be read as a pairs file: {error.strerror or error}; check the path"
@@ -293,7 +288,7 @@ def _read_pairs(path: StrPath) -> Iterator[tuple[int, Pair]]:
 
 
 def _unique_pairs(path: StrPath) -> Iterator[Pair]:
-    """The pairs, as long as no id comes twice."""
+    """The pairs; raises PairsError when an id repeats."""
     first_seen: dict[bytes, int] = {}  # by a hash: ids may be long, and there may be millions
     for number, pair in _read_pairs(path):
         key = hashlib.blake2b(pair.id.encode("utf-8"), digest_size=16).digest()
@@ -306,7 +301,7 @@ def _unique_pairs(path: StrPath) -> Iterator[Pair]:
 
 
 def _line(pair: Pair) -> bytes:
-    """What the digest is computed over."""
+    """The bytes of a pair that the digest covers."""
     line = json.dumps(_content(pair), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return line.encode("utf-8") + b"\n"
 
@@ -329,7 +324,7 @@ def _carrier(side: Side, target: str) -> int | None:
 
 
 def _region(text: bytes, content: str, end: int) -> tuple[int, int]:
-    """Where `content` last stands before `end`; (end, end) when it does not."""
+    """Span of the last `content` before `end`; (end, end) without one."""
     for form in (content, content.strip()):
         start = text.rfind(form.encode("utf-8"), 0, end) if form else -1
         if start >= 0:
@@ -338,7 +333,7 @@ def _region(text: bytes, content: str, end: int) -> tuple[int, int]:
 
 
 def parse_pair(data: Any, default_id: str) -> Pair:
-    """A pair from the JSON value of a line, under its own names or the reference notebook's. Raises PairsError."""
+    """A pair from the JSON value of a line, with this package's field names or the notebook's. Raises PairsError."""
     if not isinstance(data, dict):
         raise PairsError("not a JSON object; write one pair as {...} a line")
     fields: dict[str, Any] = {}
@@ -364,10 +359,13 @@ def parse_pair(data: Any, default_id: str) -> Pair:
 
 
 def _parse_side(data: Any, name: str) -> Side:
-    if isinstance(data, str):
-        return data
-    if not isinstance(data, list):
+    if not isinstance(data, str | list):
         raise PairsError(f"{name}: neither a list of messages nor a string")
+    return data if isinstance(data, str) else parse_messages(data, name)
+
+
+def parse_messages(data: list[Any], name: str) -> tuple[Message, ...]:
+    """Chat messages from a JSON list; `name` starts the messages. Raises PairsError."""
     messages = []
     for index, item in enumerate(data):
         where = f"{name}[{index}]"
@@ -375,7 +373,7 @@ def _parse_side(data: Any, name: str) -> Side:
             raise PairsError(f'{where}: write {{"role": ..., "content": ...}}, nothing more')
         for key, value in item.items():
             if not isinstance(value, str):
-                raise PairsError(f"{where}.{key}: not a string; only text messages are counted")
+                raise PairsError(f"{where}.{key}: not a string; only text messages are read")
         if not item["role"]:
             raise PairsError(f"{where}.role: empty; write user, assistant or system")
         messages.append(Message(**item))

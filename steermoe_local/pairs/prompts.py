@@ -1,4 +1,4 @@
-"""Prompts to answer one after another, from a file: JSON Lines or plain lines of text.
+"""Prompt files, for answering many prompts: JSON Lines or plain lines of text.
 
 JSON Lines, one object a line:
 
@@ -6,22 +6,23 @@ JSON Lines, one object a line:
     {"id": "q2", "messages": [{"role": "user", "content": "Count to three."}]}
 
 `id` (a text or a whole number, once in the file; by default "line-N", N counted from 1) and `system` are optional.
-Other fields are carried along into the answer, so that a reference answer stays with its question. In a file of plain
-text every line that is not blank is a prompt.
+Other fields are copied into the answer, so that a reference answer stays with its question. In a plain text file every
+line that is not blank is a prompt.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from .._util.files import StrPath, parse_json
+from .._util.records import lines
 from ..errors import FormatError
-from .pairs import Message, Side
+from .pairs import Message, Side, parse_messages
 
 __all__ = ["PromptItem", "load_prompts", "prompts_digest", "read_prompts"]
 
@@ -32,9 +33,9 @@ _ONE = 'write {"prompt": "..."} or {"messages": [...]}'
 
 @dataclass(frozen=True)
 class PromptItem:
-    """One prompt. `content` is what the user says, or a whole conversation; `line` its line in the file, from 1.
+    """One prompt: `content` is the user's text or a whole conversation, `line` its line in the file, from 1.
 
-    `extra` are the fields that the program does not know. Raises FormatError.
+    `extra` has the fields that are not known here. Raises FormatError for an empty prompt or two system messages.
     """
 
     id: str | int
@@ -44,14 +45,13 @@ class PromptItem:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check the fields against each other."""
         if not self.content:
             raise FormatError("messages: empty" if isinstance(self.content, tuple) else "prompt: empty")
         if self.system and isinstance(self.content, tuple) and self.content[0].role == "system":
             raise FormatError("system: the messages begin with a system message already; leave one out")
 
     def messages(self, system: str = "") -> tuple[Message, ...]:
-        """The conversation, with `system` in front of it if the item has no system message of its own."""
+        """The conversation, begun by `system` unless the item has a system message of its own."""
         said = (Message("user", self.content),) if isinstance(self.content, str) else self.content
         system = self.system or ("" if said[0].role == "system" else system)
         return (Message("system", system), *said) if system else said
@@ -72,13 +72,15 @@ def load_prompts(path: StrPath) -> list[PromptItem]:
 
 
 def read_prompts(file: BinaryIO, name: str, as_json: bool | None = None) -> list[PromptItem]:
-    """The prompts of an open file; `as_json` None: tell by its first character. `name` starts the messages.
+    """The prompts of an open file, JSON Lines if `as_json` (None: if it begins with "{"). `name` starts the messages.
 
     Raises FormatError.
     """
     items: list[PromptItem] = []
     seen: dict[str, int] = {}
-    for number, text in _lines(file, name):
+    for number, text in lines(file, name, _MAX_LINE, error=FormatError):
+        if not text.strip():
+            continue
         if as_json is None:
             as_json = text.lstrip().startswith("{")
         try:
@@ -106,21 +108,6 @@ def prompts_digest(items: Iterable[PromptItem]) -> str:
     return digest.hexdigest()
 
 
-def _lines(file: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
-    """(number, text) of every line that is not blank."""
-    # Lines as bytes: str.splitlines would cut at U+2028, which may stand in a JSON string.
-    for number, raw in enumerate(iter(lambda: file.readline(_MAX_LINE + 1), b""), 1):
-        if len(raw) > _MAX_LINE:
-            raise FormatError(f"{name}:{number}: a line of more than {_MAX_LINE >> 20} MiB; write one prompt a line")
-        data = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError:
-            raise FormatError(f"{name}:{number}: not UTF-8; save the file as UTF-8") from None
-        if text.strip():
-            yield number, text
-
-
 def _item(text: str, number: int) -> PromptItem:
     try:
         data = parse_json(text)
@@ -137,21 +124,12 @@ def _item(text: str, number: int) -> PromptItem:
     system = data.get("system") or ""
     if not isinstance(system, str):
         raise FormatError("system: not a text")
-    content = _messages(data["messages"]) if "messages" in data else data["prompt"]
-    if not isinstance(content, str | tuple):
+    content = data.get("prompt")
+    if "messages" in data:
+        if not isinstance(data["messages"], list):
+            raise FormatError('messages: not a list; write [{"role": "user", "content": "..."}]')
+        content = parse_messages(data["messages"], "messages")
+    elif not isinstance(content, str):
         raise FormatError("prompt: not a text")
     extra = {key: value for key, value in data.items() if key not in _FIELDS}
     return PromptItem(name, content, system, number, extra)
-
-
-def _messages(data: object) -> tuple[Message, ...]:
-    if not isinstance(data, list):
-        raise FormatError('messages: not a list; write [{"role": "user", "content": "..."}]')
-    messages: list[Message] = []
-    for index, entry in enumerate(data):
-        if not isinstance(entry, dict) or set(entry) != {"role", "content"}:
-            raise FormatError(f'messages[{index}]: not an object of "role" and "content"')
-        if not isinstance(entry["role"], str) or not entry["role"] or not isinstance(entry["content"], str):
-            raise FormatError(f"messages[{index}]: role and content are texts, and a role is not empty")
-        messages.append(Message(entry["role"], entry["content"]))
-    return tuple(messages)

@@ -320,7 +320,7 @@ def test_a_command_with_options_of_its_own() -> None:
     assert setup.guards[0] is None
     assert setup.command.endswith("--threads 1 --activate 0,5")
     with setup.evaluator() as evaluator:
-        assert evaluator.about == setup.about
+        assert evaluator.metadata == setup.about
         assert len(evaluator.measure([None])[0].answers) == 4
 
 

@@ -52,7 +52,7 @@ def setup() -> Iterator[ExperimentSetup]:
         benign=(benign.first(4), scorer),
         neutral=neutral,
         settings=SETTINGS,
-        about={"model": {"file": "tiny-moe.gguf"}},
+        metadata={"model": {"file": "tiny-moe.gguf"}},
     ) as evaluator:
         yield ExperimentSetup(
             evaluator,

@@ -299,7 +299,7 @@ def test_table_as_csv() -> None:
 def test_report_is_escaped_and_cut() -> None:
     made = wide_map(behaviour="<b>|x|</b>\n# h", positive="*yes*")
     evaluator = FakeEvaluator(made, lambda i, j: 0.001 * i)
-    evaluator.about = {"model": {"file": "a|b.gguf"}}
+    evaluator.metadata = {"model": {"file": "a|b.gguf"}}
     result = sweep(evaluator, Steering("<b>|x|", expert_map=made), Grid(tuple(range(40)), tuple(range(10))))  # type: ignore[arg-type]
     text = sweep_markdown(result, "steermoe sweep -o OUT", ["pareto.png"])
     assert "<b>" not in text

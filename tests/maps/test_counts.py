@@ -138,10 +138,10 @@ def meta(**changes: Any) -> Any:
     [
         ({"a1": None}, "not a counts file: its arrays are"),
         ({"extra": np.zeros(1)}, "not a counts file"),
-        ({"a1": np.zeros((3, 4))}, "a1: not int64 with 2 dimensions"),
-        ({"a1": np.zeros(4, np.int64)}, "a1: not int64 with 2 dimensions"),
-        ({"n1": np.zeros(1, np.int64)}, "n1: not int64 with 0 dimensions"),
-        ({"meta": np.zeros(1)}, "meta: not a text"),
+        ({"a1": np.zeros((3, 4))}, "a1: float64 of shape (3, 4)"),
+        ({"a1": np.zeros(4, np.int64)}, "a1: int64 of shape (4,)"),
+        ({"n1": np.zeros(1, np.int64)}, "n1: int64 of shape (1,)"),
+        ({"meta": np.zeros(1)}, "meta: float64 of shape (1,)"),
         ({"meta": np.asarray("{}")}, "meta: no steermoe-counts in it"),
         ({"meta": np.asarray("{")}, "meta: "),
         ({"meta": meta(version=2)}, "version 2, this program reads 1; upgrade"),
@@ -171,7 +171,7 @@ def test_never_unpickles(tmp_path: Path) -> None:
             return (Path.touch, (ran,))
 
     saved(path, a1=np.asarray([Evil()], dtype=object))
-    with pytest.raises(FormatError, match="damaged counts file"):
+    with pytest.raises(FormatError, match="a1: object of shape"):
         RoutingCounts.load(path)
     path.write_bytes(pickle.dumps(Evil()))
     with pytest.raises(FormatError, match="not a counts file"):
@@ -190,7 +190,7 @@ def test_archive_that_unpacks_to_too_much(tmp_path: Path) -> None:
     at = forged.rindex(b"PK\x01\x02")
     forged[at + 24 : at + 28] = b"\xff\xff\xff\x7f"  # uncompressed size in the directory
     path.write_bytes(forged)
-    with pytest.raises(FormatError, match=r"take \d+ bytes"):
+    with pytest.raises(FormatError, match="meta: shorter or longer than its header says"):
         RoutingCounts.load(path)
 
 

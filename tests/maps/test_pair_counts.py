@@ -143,11 +143,11 @@ def test_the_writer_leaves_nothing_behind(tmp_path: Path) -> None:
         (lambda ids, a, n: (ids, a / 1, n), "give whole numbers"),
         (lambda ids, a, n: (ids, a, n.astype(bool)), "give whole numbers"),
         (lambda ids, a, n: ([1] * 7, a, n), "pair_ids: not all are texts"),
-        (lambda ids, a, n: (ids, a, n + 1), "activations that are not tokens times top-2"),
+        (lambda ids, a, n: (ids, a, n + 1), "top-2 make"),
         (lambda ids, a, n: (ids, a - 1, n), "counts outside 0"),
         (lambda ids, a, n: (ids, a, n - 100), "counts outside 0"),
         (lambda ids, a, n: (ids, a * 0 + [[[0]], [[0]]], n), "no target token"),
-        (lambda ids, a, n: (ids, np.roll(a, 1, axis=0), n), "more activations than there are tokens"),
+        (lambda ids, a, n: (ids, np.roll(a, 1, axis=0), n), "counts outside 0 to 30"),
     ],
 )
 def test_append_refuses(tmp_path: Path, change: Any, words: str) -> None:
@@ -249,11 +249,11 @@ COUNTS = random_pairs(1)[1].astype(np.uint8)
         ({"moe_layers": np.asarray([], np.int64)}, "moe_layers: empty"),
         ({"moe_layers": np.asarray([1, 3])}, "moe_layers: empty, not ascending or not of the model"),
         ({"moe_layers": np.asarray([1])}, "counts in a layer without experts"),
-        ({"moe_layers": np.asarray([0, 1, 2])}, "not tokens times top-2"),
+        ({"moe_layers": np.asarray([0, 1, 2])}, "top-2 make"),
         ({"n_00": np.zeros((7, 3), np.int64)}, "n-000000: int64 of shape (7, 3)"),
         ({"n_00": np.full((7, 2), -1)}, "n-000000: outside 0"),
         ({"n_00": np.full((7, 2), 1 << 40)}, "n-000000: outside 0"),
-        ({"n_00": random_pairs(1)[2] + 1}, "not tokens times top-2"),
+        ({"n_00": random_pairs(1)[2] + 1}, "top-2 make"),
         ({"ids_00": np.asarray('["a"]')}, "n-000000: int64 of shape (7, 2), not whole numbers of shape (1, 2)"),
         ({"ids_00": np.asarray("[1, 2]")}, "ids-000000: not a list of texts"),
         ({"ids_00": np.asarray("[" * 99999)}, "ids-000000: "),
@@ -262,7 +262,7 @@ COUNTS = random_pairs(1)[1].astype(np.uint8)
         ({"a_00": COUNTS.astype(np.int8)}, "a-000000: int8"),
         ({"a_00": np.asfortranarray(COUNTS)}, "a-000000: uint8"),
         ({"a_00": COUNTS + np.uint8(1)}, "a-000000: "),
-        ({"a_00": np.full(COUNTS.shape, (1 << 64) - 1, np.uint64)}, "a-000000: an expert with more"),
+        ({"a_00": np.full(COUNTS.shape, (1 << 64) - 1, np.uint64)}, "a-000000: counts outside 0 to"),
     ],
 )
 def test_load_refuses(tmp_path: Path, changes: dict[str, Any], words: str) -> None:

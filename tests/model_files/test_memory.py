@@ -18,8 +18,13 @@ from steermoe_local import ResourceError
 from steermoe_local.cli import main
 from steermoe_local.model_files import memory
 from steermoe_local.model_files.cache_shape import CacheShape, cache_shape
-from steermoe_local.model_files.free_memory import control_group_memory, free_memory, system_memory
-from steermoe_local.model_files.memory import MemoryEstimate, check_memory
+from steermoe_local.model_files.memory import (
+    MemoryEstimate,
+    check_memory,
+    control_group_memory,
+    free_memory,
+    system_memory,
+)
 from steermoe_local.model_files.model_info import model_info
 from tests.support.low_level import lib
 from tests.support.paths import BUILD, ROOT

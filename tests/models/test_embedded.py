@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from steermoe_local import UsageError, load_pairs, model_info
-from steermoe_local.models.embedded import behaviour, behaviours, card, data_folder, resolve_model
+from steermoe_local.models.embedded import behaviour, behaviours, card, data_folder, embedded_model, resolve_model
 from tests.support.paths import ROOT
 
 
@@ -23,7 +23,7 @@ def test_tiny_is_the_embedded_model_and_paths_stay_paths(tmp_path: Path, monkeyp
 
 
 def test_it_is_what_the_card_says() -> None:
-    info = model_info(resolve_model("tiny"))
+    info = model_info(embedded_model())
     sizes = card()["sizes"]
     assert info.architecture == card()["architecture"] == "olmoe"
     assert (info.n_layer, info.n_expert, info.n_expert_used) == (sizes["layers"], sizes["experts"], sizes["top_k"])

@@ -19,7 +19,7 @@ from steermoe_local.errors import ModelError
 from steermoe_local.model_files.model_info import model_info
 from steermoe_local.models.embedded import embedded_model
 from steermoe_local.models.local_facts import FactsCache, ModelFacts, facts_cache_path, fitting, maps_in
-from steermoe_local.models.local_models import LocalModel, Shelf, llama_cpp_cache, resolve_model
+from steermoe_local.models.local_models import LocalModel, LocalModels, llama_cpp_cache, resolve_model
 from steermoe_local.steering.bias_file import BiasFile, write_bias
 from tests.support.builders import HEX, write_gguf
 from tests.support.gguf_copy import copy_model
@@ -62,8 +62,8 @@ def cached(root: Path, repo: str, commit: str, files: dict[str, Path], revision:
     return result
 
 
-def names(shelf: Shelf) -> list[str]:
-    return [shelf.name_of(model) for model in shelf.models()]
+def names(local: LocalModels) -> list[str]:
+    return [local.name_of(model) for model in local.models()]
 
 
 def listing(client: Client, *arguments: Any, **variables: str) -> dict[str, dict[str, Any]]:
@@ -78,7 +78,7 @@ def listing(client: Client, *arguments: Any, **variables: str) -> dict[str, dict
 
 
 def test_nothing_but_the_embedded_model(client: Client, tiny_path: Path) -> None:
-    assert names(Shelf.scan([client.folder / "none"])) == ["tiny"]
+    assert names(LocalModels.scan([client.folder / "none"])) == ["tiny"]
     (only,) = listing(client).values()
     assert only["path"] == str(embedded_model())
     assert only["source"] == "embedded"
@@ -117,8 +117,8 @@ def test_revisions(client: Client, tiny_path: Path, random_file: Path) -> None:
     (new,) = cached(client.cache, repo, NEW, {"m-Q4_K_M.gguf": tiny_path})
     (tagged,) = cached(client.cache, repo, "c" * 40, {"m-Q8_0.gguf": random_file}, "refs/pr/1")
     cached(client.cache, repo, "d" * 40, {"m-Q4_K_M.gguf": tiny_path}, "newer-branch")
-    shelf = Shelf.scan()
-    assert f"{repo}:Q4_K_M" in names(shelf)
+    local = LocalModels.scan()
+    assert f"{repo}:Q4_K_M" in names(local)
     assert resolve_model(repo) == resolve_model(f"{repo}:Q4_K_M") == resolve_model(f"{repo}@main") == new
     assert resolve_model(f"{repo}@{NEW}") == new
     assert resolve_model(f"{repo}:Q2_K") == only_old
@@ -127,7 +127,7 @@ def test_revisions(client: Client, tiny_path: Path, random_file: Path) -> None:
     with pytest.raises(ModelError, match=r"not on this machine \(there is Q8_0\); fetch it: steermoe pull"):
         resolve_model(f"{repo}@refs/pr/1:Q4_K_M")
     # files of one content stand once, under the snapshot that counts first
-    assert {os.path.realpath(m.path) for m in shelf.models()[1:]} == {
+    assert {os.path.realpath(m.path) for m in local.models()[1:]} == {
         os.path.realpath(p) for p in (new, tagged)
     } | set()
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steermoe_local._util.files import human_size
 from steermoe_local.errors import ModelError, UsageError
-from steermoe_local.models.names import ModelName, choose, human_size, looks_like_name, repo_models, short_names
+from steermoe_local.models.names import ModelName, choose, looks_like_name, repo_models, short_names
 from tests.support.paths import ROOT
 
 GB = 10**9
@@ -134,7 +135,7 @@ def test_the_table_of_short_names() -> None:
 
 
 def test_the_table_is_a_file_to_read() -> None:
-    text = (ROOT / "steermoe_local" / "short_names.toml").read_text("utf-8")
+    text = (ROOT / "steermoe_local" / "models" / "short_names.toml").read_text("utf-8")
     assert text.startswith("#")
     assert "looked up in public sources, not downloaded" in text
     assert list(short_names()) == re.findall(r'^"([^"]+)" = ', text, re.MULTILINE)

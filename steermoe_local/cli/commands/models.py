@@ -14,7 +14,7 @@ from ..options.model import models_dir_option
 
 if TYPE_CHECKING:
     from ...models.local_facts import LocalMap, ModelFacts
-    from ...models.local_models import LocalModel, Shelf
+    from ...models.local_models import LocalModel, LocalModels
 
 
 @click.command()
@@ -45,34 +45,34 @@ def models(models_dirs: tuple[Path, ...], maps_dirs: tuple[Path, ...], short_nam
         _print_short_names(as_json)
         return
     from ...models.local_facts import maps_in
-    from ...models.local_models import Shelf
+    from ...models.local_models import LocalModels
 
-    shelf = Shelf.scan(models_dirs)
+    local = LocalModels.scan(models_dirs)
     maps = maps_in(maps_dirs, lambda text: click.echo(f"warning: {text}", err=True))
-    rows = _facts(shelf)
+    rows = _facts(local)
     if as_json:
-        print_json([_to_dict(shelf, model, facts, maps) for model, facts in rows])
+        print_json([_to_dict(local, model, facts, maps) for model, facts in rows])
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("name", "size", "quant", "experts", "maps that fit"):
         table.add_column(title, overflow="fold", justify="right" if title == "size" else "left")
     for model, facts in rows:
         # not as markup: names of files may have brackets
-        table.add_row(*map(Text, _row(shelf, model, facts, maps)))
+        table.add_row(*map(Text, _row(local, model, facts, maps)))
     console().print(table)
 
 
-def _facts(shelf: Shelf) -> list[tuple[LocalModel, ModelFacts]]:
+def _facts(local: LocalModels) -> list[tuple[LocalModel, ModelFacts]]:
     """The models and their facts; a bar while routers are hashed."""
     from ...models.local_facts import FactsCache
 
     cache = FactsCache()
     found = []
-    local = shelf.models()
-    unread = [model for model in local if not cache.is_kept(model)]
+    models = local.models()
+    unread = [model for model in models if not cache.is_kept(model)]
     with progress_bar() as show:
         done = 0
-        for model in local:
+        for model in models:
             is_new = model in unread
             found.append((model, cache.facts(model)))
             done += is_new
@@ -82,11 +82,11 @@ def _facts(shelf: Shelf) -> list[tuple[LocalModel, ModelFacts]]:
     return [(model, facts) for model, facts in found if facts.is_model]
 
 
-def _row(shelf: Shelf, model: LocalModel, facts: ModelFacts, maps: list[LocalMap]) -> tuple[str, ...]:
+def _row(local: LocalModels, model: LocalModel, facts: ModelFacts, maps: list[LocalMap]) -> tuple[str, ...]:
     from ...models.local_facts import fitting
     from ...models.names import human_size
 
-    name, size = shelf.name_of(model), human_size(model.size)
+    name, size = local.name_of(model), human_size(model.size)
     if not facts.readable:
         return name, size, model.tag, f"damaged: {facts.problem}", ""
     if facts.problem:
@@ -97,11 +97,11 @@ def _row(shelf: Shelf, model: LocalModel, facts: ModelFacts, maps: list[LocalMap
     return name, size, facts.file_type, experts, ", ".join(m.name for m in fitting(facts.identity, maps)) or "-"
 
 
-def _to_dict(shelf: Shelf, model: LocalModel, facts: ModelFacts, maps: list[LocalMap]) -> dict[str, Any]:
+def _to_dict(local: LocalModels, model: LocalModel, facts: ModelFacts, maps: list[LocalMap]) -> dict[str, Any]:
     from ...models.local_facts import fitting
 
     return {
-        "name": shelf.name_of(model),
+        "name": local.name_of(model),
         "path": str(model.path),
         "source": model.source,
         "repository": model.repo or None,

@@ -22,11 +22,10 @@ from ...pairs.builders import (
     select,
     squad_rows,
     unique_ids,
-    write_pairs,
 )
 from ...pairs.control_pairs import SURFACES, prompts_of, shuffled_pairs, superficial_pairs
 from ...pairs.number_pairs import number_pairs
-from ...pairs.pairs import Pair, load_pairs
+from ...pairs.pairs import Pair, load_pairs, save_pairs
 from ..options.common import json_option, print_json
 from .pairs_check import check
 
@@ -273,7 +272,7 @@ def _rows(source: str, offline: bool, columns: tuple[str, ...]) -> Iterator[dict
 
 def _write(made: Iterator[Pair], tally: Tally, output: Path, as_json: bool, *, source: str) -> None:
     """Write the pairs; what was read and left out goes to stderr, or all of it to stdout as JSON."""
-    write_pairs(made, output)
+    save_pairs(made, output, allow_empty=False)
     skipped = dict(sorted(tally.skipped.items()))
     if as_json:
         print_json(

@@ -12,7 +12,7 @@ from ...identity import UNKNOWN_ROUTER
 from ...model_files.gating import ROUTED
 from ...models.embedded import TINY
 from ..options.common import json_option, print_json, progress_bar
-from ..options.model import candidates, check, describe, fetch, folders_from_environment, not_here, offline_option
+from ..options.model import OFFLINE, candidates, check, describe, fetch, folders_from_environment, offline_option
 
 if TYPE_CHECKING:
     from ...model_files.model_info import ModelInfo
@@ -144,15 +144,15 @@ def human(n_bytes: int) -> str:
 
 def _local(wanted: Any, file: str | None, folder: Path | None, dry_run: bool, as_json: bool) -> None:
     """Without a network: say where it is, if it is."""
-    from ...models.local_models import Shelf
+    from ...models.local_models import LocalModels
 
-    shelf = Shelf.scan([folder] if folder else folders_from_environment())
-    found = shelf.find(str(wanted), file)
+    local = LocalModels.scan([folder] if folder else folders_from_environment())
+    found = local.find(str(wanted), file)
     if found is None:
-        raise not_here(str(wanted), shelf)
+        raise local.not_here(str(wanted), OFFLINE)
     if as_json:
         print_json(
-            {"name": shelf.name_of(found), "paths": [str(found.path)], "size_bytes": found.size, "fetched": False}
+            {"name": local.name_of(found), "paths": [str(found.path)], "size_bytes": found.size, "fetched": False}
         )
     else:
         click.echo(str(found.path))
@@ -170,11 +170,11 @@ def _fitting(model: HubModel, info: ModelInfo, maps: list[LocalMap]) -> list[Loc
 
 def _hint(path: Path, folder: Path | None) -> None:
     """Say what to give to -m."""
-    from ...models.local_models import Shelf
+    from ...models.local_models import LocalModels
 
-    shelf = Shelf.scan([*([folder] if folder else []), *folders_from_environment()])
-    named = next((model for model in shelf.models() if model.path == path), None)
-    name = shelf.name_of(named) if named else str(path)
+    local = LocalModels.scan([*([folder] if folder else []), *folders_from_environment()])
+    named = next((model for model in local.models() if model.path == path), None)
+    name = local.name_of(named) if named else str(path)
     where = f" --models-dir {folder}" if folder and name != str(path) else ""
     _say(f'try it: steermoe run -m {name}{where} -p "..."')
 

@@ -121,7 +121,7 @@ def build(
     from ...evaluation.datasets.builders import (
         BuildOptions,
         Tally,
-        layout_rows,
+        dataset_rows,
         select,
         task_head,
         task_items,
@@ -135,7 +135,7 @@ def build(
     formats = hub.ROWS + hub.TABLES
     paths = (path for name in sources for path in hub.local_files(name, offline=offline, formats=formats))
     tally = Tally()
-    items = task_items(layout, layout_rows(layout, paths, column=column, answers=answers), tally, options)
+    items = task_items(layout, dataset_rows(layout, paths, column=column, answers=answers), tally, options)
     write_task(select(items, tally, **wanted), output, head, tally)
     skipped = dict(sorted(tally.skipped.items()))
     if as_json:
@@ -164,7 +164,7 @@ def list_(as_json: bool) -> None:
     Example:
       steermoe tasks list
     """
-    from ...evaluation.datasets.builders import LAYOUTS
+    from ...evaluation.datasets.builders import ADAPTERS
     from ...evaluation.tasks.builtin import BUILTIN, builtin_names, builtin_task
     from ...evaluation.tasks.scorers import SCORERS, option_names
 
@@ -178,7 +178,7 @@ def list_(as_json: bool) -> None:
                 ],
                 "layouts": [
                     {"name": name, "what": layout.what, "source": layout.source, "columns": layout.columns}
-                    for name, layout in LAYOUTS.items()
+                    for name, layout in ADAPTERS.items()
                 ],
                 "scorers": [{"name": name, "options": option_names(name)} for name in SCORERS],
             }
@@ -191,7 +191,7 @@ def list_(as_json: bool) -> None:
             for name, task in shipped.items()
         ],
         "layouts of data sets that you bring": [
-            (name, f"{layout.what}; {layout.source}") for name, layout in LAYOUTS.items()
+            (name, f"{layout.what}; {layout.source}") for name, layout in ADAPTERS.items()
         ],
         "scorers": [(name, ", ".join(option_names(name)) or "no options") for name in SCORERS],
     }

@@ -44,18 +44,18 @@ def _completer(parameter: click.Parameter):  # type: ignore[no-untyped-def] # cl
 
 
 def _models(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-    """The embedded model, what lies on the shelf, and files."""
-    names = starting(incomplete, [TINY, *_shelf(ctx)])
+    """The embedded model, the local models, and files."""
+    names = starting(incomplete, [TINY, *_local_models(ctx)])
     return names + _files((".gguf",), incomplete, alone=not names)
 
 
-def _shelf(ctx: click.Context) -> list[str]:
+def _local_models(ctx: click.Context) -> list[str]:
     """Names of the models on this machine. Nothing here may put a traceback into a command line."""
-    from ...models.local_models import Shelf
+    from ...models.local_models import LocalModels
 
     try:
-        shelf = Shelf.scan(ctx.params.get("models_dirs") or ())
-        return [shelf.name_of(model) for model in shelf.models() if not model.missing]
+        local = LocalModels.scan(ctx.params.get("models_dirs") or ())
+        return [local.name_of(model) for model in local.models() if not model.missing]
     except (SteerMoEError, OSError):
         return []
 

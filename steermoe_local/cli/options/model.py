@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ...model_files.model_info import ModelInfo
     from ...models.hub_models import HubModel
     from ...models.local_facts import LocalMap
-    from ...models.local_models import Shelf
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -140,14 +139,14 @@ def fetch_if_missing(
 ) -> Path:
     """Path of a model of the hub: on this machine, else fetched. Raises ModelError, UsageError, ResourceError."""
     from ...models.hub import is_offline
-    from ...models.local_models import Shelf
+    from ...models.local_models import LocalModels
     from ...models.names import ModelName
 
-    shelf = Shelf.scan(models_dirs)
-    if found := shelf.find(text, file):
+    local = LocalModels.scan(models_dirs)
+    if found := local.find(text, file):
         return found.path
     if is_offline(offline):
-        raise not_here(text, shelf)
+        raise local.not_here(text, OFFLINE)
     from ...models.hub_models import find_on_hub
 
     model = find_on_hub(ModelName.parse(text), file=file, token=token)
@@ -156,14 +155,7 @@ def fetch_if_missing(
     return fetch(model)[0]
 
 
-def not_here(text: str, shelf: Shelf) -> ModelError:
-    """The error for a model that is not on this machine, without a network."""
-    there = ", ".join(shelf.tags_of(text))
-    have = f" (there is {there})" if there else ""
-    return ModelError(
-        f"{text}: not on this machine{have}, and the hub is off (--offline, HF_HUB_OFFLINE); "
-        f"fetch it with a network: steermoe pull {text}"
-    )
+OFFLINE = ", and the hub is off (--offline, HF_HUB_OFFLINE)"
 
 
 def check(model: HubModel, folder: Path | None = None, force: bool = False) -> ModelInfo:

@@ -114,7 +114,7 @@ def open_evaluator(
                 settings=settings,
                 kept=kept,
                 resume=resume and kept is not None and kept.exists(),
-                about={"model": model_facts(facts), **(metadata or {})},
+                metadata={"model": model_facts(facts), **(metadata or {})},
                 progress=progress,
             )
         )

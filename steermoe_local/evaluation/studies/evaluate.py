@@ -141,7 +141,7 @@ def evaluate(
         signatures=tuple(signatures),
         steering=steering_facts(steering),
         provenance={
-            **evaluator.about,
+            **evaluator.metadata,
             "settings": evaluator.settings,
             "seed": seed,
             "controls": None if controls is None else {"n_draws": controls.n_draws, "kinds": list(controls.kinds)},

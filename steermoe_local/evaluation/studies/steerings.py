@@ -98,7 +98,7 @@ def study_metadata(evaluator: Evaluator, steering: Steering) -> dict[str, Any]:
     source = {} if expert_map is None else {"map_sha256": expert_map.sha256, "behaviour": expert_map.behaviour}
     return {
         "model": evaluator.identity.to_dict(),
-        **evaluator.about,
+        **evaluator.metadata,
         "steering": {
             "name": steering.name,
             **source,

@@ -90,7 +90,7 @@ def transfer(
                 on_column(finished[BASE])
         task = evaluator.task
         provenance = {
-            **evaluator.about,
+            **evaluator.metadata,
             "base_sha256": quantizer.sha256,
             "steering": steering_facts(steering),
             "pairs_sha256": digest,
