@@ -8,6 +8,10 @@ from typing import Any
 from performance import table
 from tuning import HEADER, line
 
+from steermoe_local.evaluation.metrics import formatting
+from steermoe_local.evaluation.metrics.formatting import number, percent
+from steermoe_local.evaluation.metrics.intervals import Interval
+
 __all__ = ["render"]
 
 Summary = Mapping[str, Any]
@@ -73,7 +77,7 @@ def controls(found: Mapping[str, Summary]) -> str:
                     control["kind"],
                     str(control["n"]),
                     f"{100 * control['mean']:.0f} ({100 * control['low']:.0f} to {100 * control['high']:.0f})",
-                    share(control["percentile"]),
+                    percent(control["percentile"]),
                     f"{control['p']:.3f}",
                 ]
             )
@@ -94,10 +98,10 @@ def fluency(found: Mapping[str, Summary]) -> str:
                     number(f["perplexity_ratio"], 3),
                     number(f["kl"], 4),
                     f"{f['distinct_2']:.2f}",
-                    share(f["looping"]),
-                    share(f["empty"]),
-                    share(f["cut"]),
-                    share(f["ill_formed"]),
+                    percent(f["looping"]),
+                    percent(f["empty"]),
+                    percent(f["cut"]),
+                    percent(f["ill_formed"]),
                     "-" if f["refused"] is None else rate(f["refused"]),
                 ]
             )
@@ -195,8 +199,8 @@ def transfers(found: Mapping[str, Summary]) -> str:
                     name,
                     f"base ({column['file']['file_type']})" if column["name"] == "base" else column["name"],
                     f"{column['file']['bits_per_weight']:.1f}",
-                    *(("-", "-") if same is None else (f"{same['pearson']:.3f}", share(same["overlap"]))),
-                    "-" if agreed is None else share(agreed["same_sets"]),
+                    *(("-", "-") if same is None else (f"{same['pearson']:.3f}", percent(same["overlap"]))),
+                    "-" if agreed is None else percent(agreed["same_sets"]),
                     "-" if text is None else number(text["kl"], 4),
                     number(column["perplexity"], 3),
                     points(effect["effects"][effect["headline"]]),
@@ -216,16 +220,8 @@ def commands(words: Mapping[str, str]) -> str:
 
 
 def rate(interval: Summary) -> str:
-    return f"{100 * interval['value']:.0f}% ({100 * interval['low']:.0f} to {100 * interval['high']:.0f})"
+    return str(Interval(**interval))
 
 
 def points(interval: Summary) -> str:
-    return f"{100 * interval['value']:+.0f} ({100 * interval['low']:+.0f} to {100 * interval['high']:+.0f})"
-
-
-def share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
-
-
-def number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    return formatting.points(Interval(**interval))

@@ -20,9 +20,10 @@ from typing import Any
 
 from steermoe_local import ExpertMap, SteeredLlama, __version__, load_pairs, record_counts
 from steermoe_local.evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
+from steermoe_local.evaluation.metrics.formatting import points
 from steermoe_local.evaluation.metrics.intervals import Interval
-from steermoe_local.evaluation.studies.objective import Budget, space
-from steermoe_local.evaluation.studies.tune import Tuning, exhaustive, tune
+from steermoe_local.evaluation.studies.search.objective import Budget, search_space
+from steermoe_local.evaluation.studies.search.tune import Tuning, exhaustive, tune
 from steermoe_local.evaluation.tasks.builtin import builtin_task, default_guards
 from steermoe_local.evaluation.tasks.scorers import make_scorer
 from steermoe_local.models.embedded import Behaviour, behaviours, embedded_model
@@ -48,7 +49,7 @@ def compare(n_items: int | None, full: bool, seed: int, only: str | None = None)
             found: dict[str, Any] = {
                 "behaviour": behaviour.name,
                 "side": steering.side,
-                "n_choices": space(steering).n_choices,
+                "n_choices": search_space(steering).n_choices,
             }
             for method in ("ladder", "grid"):
                 # an evaluator of its own for each: what the other measured must not make it faster
@@ -113,10 +114,7 @@ def numbers(choice: dict[str, Any] | None, outcome: str) -> str:
 
 
 def gain(effect: dict[str, Any] | None) -> str:
-    if effect is None:
-        return "-"
-    found = Interval(**effect["gain"])
-    return f"{100 * found.value:+.0f} ({100 * found.low:+.0f} to {100 * found.high:+.0f})"
+    return "-" if effect is None else points(Interval(**effect["gain"]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

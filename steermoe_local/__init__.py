@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from .detection.recorder import record_counts
     from .evaluation.measuring.evaluator import Evaluator
     from .evaluation.measuring.evaluator import Evaluator as Bench
-    from .evaluation.studies.evaluate import evaluate
-    from .evaluation.studies.opening import open_evaluator, open_steering, run_evaluation
-    from .evaluation.studies.opening import open_evaluator as open_bench
-    from .evaluation.studies.sweep import sweep
-    from .evaluation.studies.transfer import transfer
-    from .evaluation.studies.tune import tune
+    from .evaluation.measuring.opening import open_evaluator, open_steering
+    from .evaluation.measuring.opening import open_evaluator as open_bench
+    from .evaluation.studies.evaluate import evaluate, run_evaluation
+    from .evaluation.studies.search.sweep import sweep
+    from .evaluation.studies.search.tune import tune
+    from .evaluation.studies.transfer.transfer import transfer
     from .generation.engine import Engine
     from .llama.steered_llama import SteeredLlama
 
@@ -97,14 +97,14 @@ _LAZY = {
     "Evaluator": (".evaluation.measuring.evaluator", "Evaluator"),
     "SteeredLlama": (".llama.steered_llama", "SteeredLlama"),
     "evaluate": (".evaluation.studies.evaluate", "evaluate"),
-    "open_bench": (".evaluation.studies.opening", "open_evaluator"),
-    "open_evaluator": (".evaluation.studies.opening", "open_evaluator"),
-    "open_steering": (".evaluation.studies.opening", "open_steering"),
+    "open_bench": (".evaluation.measuring.opening", "open_evaluator"),
+    "open_evaluator": (".evaluation.measuring.opening", "open_evaluator"),
+    "open_steering": (".evaluation.measuring.opening", "open_steering"),
     "record_counts": (".detection.recorder", "record_counts"),
-    "run_evaluation": (".evaluation.studies.opening", "run_evaluation"),
-    "sweep": (".evaluation.studies.sweep", "sweep"),
-    "transfer": (".evaluation.studies.transfer", "transfer"),
-    "tune": (".evaluation.studies.tune", "tune"),
+    "run_evaluation": (".evaluation.studies.evaluate", "run_evaluation"),
+    "sweep": (".evaluation.studies.search.sweep", "sweep"),
+    "transfer": (".evaluation.studies.transfer.transfer", "transfer"),
+    "tune": (".evaluation.studies.search.tune", "tune"),
 }
 
 

@@ -57,6 +57,16 @@ class ModelIdentity:
         return (self.n_layer, self.n_expert)
 
     @property
+    def max_active(self) -> int:
+        """How many experts of a layer a hard bias can promote: top-k, since no token uses more."""
+        return self.n_expert_used
+
+    @property
+    def max_inactive(self) -> int:
+        """How many experts of a layer a hard bias can suppress, so that the top-k that each token uses remain."""
+        return self.n_expert - self.n_expert_used
+
+    @property
     def short(self) -> str:
         """A phrase for messages: "olmoe (16 layers, 64 experts, top-8, router 3f2a91bc)"."""
         return (

@@ -138,3 +138,8 @@ def test_sha256_file(tmp_path: Path) -> None:
     assert sha256_file(tmp_path / "a").startswith("ba7816bf")
     with pytest.raises(FormatError, match="cannot be read"):
         sha256_file(tmp_path)
+
+
+def test_limits_on_experts_of_a_layer() -> None:
+    model = ModelIdentity("olmoe", 16, 64, 8, "0" * 64)
+    assert (model.max_active, model.max_inactive) == (8, 56)

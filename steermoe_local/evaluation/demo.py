@@ -1,15 +1,15 @@
-"""The whole way on the embedded model: record, score, choose, steer, and measure on prompts it has not seen.
+"""The whole pipeline on the embedded model: record, score, choose, steer, and measure on prompts it has not seen.
 
 The embedded model is a positive control: its behaviours were tied to known experts when it was trained. So this shows
-that detection finds experts and that steering moves behaviour, not that such experts arise by themselves.
+that detection finds experts and that steering moves behaviour, not that such experts arise without planting.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,24 @@ import numpy.typing as npt
 
 from ..detection.recorder import record_counts
 from ..errors import UsageError
-from ..generation.batch import BatchGenerator
 from ..identity import ModelIdentity
 from ..llama.steered_llama import SteeredLlama
 from ..maps.expert_map import ExpertMap
-from ..models.embedded import Behaviour, behaviours, data_folder, resolve_model, score_reply
-from ..pairs.pairs import Message, load_pairs
+from ..models.embedded import Behaviour, behaviours, embedded_model
+from ..pairs.pairs import load_pairs
 from ..steering.bias_file import BiasFile, write_bias
 from ..steering.control_choices import random_signs
+from .measuring.evaluator import Evaluator, EvaluatorSettings
+from .measuring.measurements import Measurement
+from .tasks.builtin import builtin_task
+from .tasks.scorers import make_scorer
+from .tasks.tasks import Scorer, Task
 
 __all__ = ["BehaviourResult", "DemoResult", "run_demo"]
 
+_MAX_TOKENS = 48
+
 Signs = npt.NDArray[np.int8]
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Shares of replies to the same held-out prompts: on the positive side, exactly right, ill-formed."""
-
-    positive: float
-    exact: float
-    ill_formed: float
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class Example:
 
 @dataclass(frozen=True)
 class BehaviourResult:
-    """What was measured for a behaviour; all rates are shares of replies that show its positive side."""
+    """The figures of one behaviour; all rates are shares of replies that show its positive side."""
 
     name: str
     positive: str
@@ -80,13 +77,13 @@ class BehaviourResult:
 
     @property
     def swing(self) -> float:
-        """Rate steered towards the positive side minus rate steered away."""
+        """The effect: rate under positive steering minus rate under negative steering."""
         return self.toward - self.away
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """All behaviours, and where the files are."""
+    """The results of all behaviours, and the folder of their files."""
 
     model: ModelIdentity
     behaviours: list[BehaviourResult]
@@ -130,144 +127,111 @@ def run_demo(
         raise UsageError("the demo needs at least one prompt and one random draw")
     start = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    model = SteeredLlama(resolve_model("tiny"), n_ctx=64)
-    neutral = _read_jsonl(data_folder() / "neutral.heldout.jsonl")[:n_prompts]
+    show = progress or (lambda *_: None)
+    model = SteeredLlama(embedded_model(), n_ctx=64)
+    settings = EvaluatorSettings(n_parallel=32, context={"n_threads": n_threads})
+    neutral = _task("neutral", n_prompts)
     results = []
-    with BatchGenerator(model, n_threads=n_threads) as generator:
-        for behaviour in behaviours():
-            run = _Run(behaviour, generator, neutral, n_prompts, progress or (lambda *_: None), n_random)
-            expert_map = run.detect(model, folder, n_threads)
-            results.append(run.measure(expert_map, folder, seed))
-    return DemoResult(expert_map.identity, results, len(neutral), seed, time.monotonic() - start, folder)
+    for behaviour in behaviours():
+        expert_map = _detect(behaviour, model, folder, n_threads, show)
+        with Evaluator(
+            model, *_task(behaviour.name, n_prompts), benign=neutral, settings=settings, progress=show
+        ) as evaluator:
+            results.append(_measure(behaviour, evaluator, expert_map, folder, n_random, seed))
+    n_neutral = len(neutral[0].items)
+    return DemoResult(expert_map.identity, results, n_neutral, seed, time.monotonic() - start, folder)
 
 
-class _Run:
-    """One behaviour's way from pairs to figures."""
+def _task(name: str, n_prompts: int | None) -> tuple[Task, Scorer]:
+    task = replace(builtin_task(name).first(n_prompts), max_tokens=_MAX_TOKENS)
+    return task, make_scorer(task.scorer, task.options)
 
-    def __init__(
-        self,
-        behaviour: Behaviour,
-        generator: BatchGenerator,
-        neutral: Sequence[dict[str, Any]],
-        n_prompts: int | None,
-        progress: Callable[[str, int, int], None],
-        n_random: int,
-    ) -> None:
-        self.behaviour = behaviour
-        self.generator = generator
-        self.items = _read_jsonl(behaviour.heldout)[:n_prompts]
-        self.neutral = neutral
-        self.n_random = n_random
-        self.progress = progress
-        self.done = 0
-        self.total = 3 * (len(self.items) + len(neutral)) + 2 * n_random * len(self.items)
 
-    def detect(self, model: SteeredLlama, folder: Path, n_threads: int | None) -> ExpertMap:
-        """Record the pairs, score them, write counts and map."""
-        b = self.behaviour
-        counts = record_counts(
-            model,
-            load_pairs(b.pairs),
-            behaviour=b.name,
-            n_threads=n_threads,
-            progress=lambda done, total: self.progress(f"{b.name}: detect", done, total),
-        )
-        counts.save(folder / f"{b.name}.counts.npz")
-        expert_map = ExpertMap.from_counts(counts, positive=b.positive, negative=b.negative, license="MIT")
-        expert_map.save(folder / f"{b.name}.map.json")
-        return expert_map
+def _detect(
+    b: Behaviour, model: SteeredLlama, folder: Path, n_threads: int | None, show: Callable[[str, int, int], None]
+) -> ExpertMap:
+    """Record the pairs, score them, write counts and map."""
+    counts = record_counts(
+        model,
+        load_pairs(b.pairs),
+        behaviour=b.name,
+        n_threads=n_threads,
+        progress=lambda done, total: show(f"{b.name}: detect", done, total),
+    )
+    counts.save(folder / f"{b.name}.counts.npz")
+    expert_map = ExpertMap.from_counts(counts, positive=b.positive, negative=b.negative, license="MIT")
+    expert_map.save(folder / f"{b.name}.map.json")
+    return expert_map
 
-    def measure(self, expert_map: ExpertMap, folder: Path, seed: int) -> BehaviourResult:
-        """Choose experts both ways, write the bias files, steer, and count."""
-        b = self.behaviour
-        identity = expert_map.identity
-        replies: dict[str, list[str]] = {}
-        neutral: dict[str, float] = {}
-        signs: dict[str, Signs] = {"base": np.zeros(identity.shape, dtype=np.int8)}
-        for name, reverse in (("toward", False), ("away", True)):
-            signs[name] = expert_map.choose(b.n_activate, b.n_deactivate, reverse=reverse)
-            choice = {"activate": b.n_activate, "deactivate": b.n_deactivate, "reverse": reverse}
-            provenance = {"behaviour": b.name, "map_sha256": expert_map.sha256, "choice": json.dumps(choice)}
-            bias = BiasFile.from_signs(signs[name], identity, provenance=provenance)
-            write_bias(bias, folder / f"{b.name}.{name}.gguf")
-        for name in ("base", "toward", "away"):
-            replies[name] = self._answers(signs[name], identity, self.items)
-            right = zip(self._answers(signs[name], identity, self.neutral), self.neutral, strict=True)
-            neutral[name] = float(np.mean([reply.strip() == item["answer"] for reply, item in right]))
-        rates = {name: self._rates(texts) for name, texts in replies.items()}
-        random_rates = self._random(signs["toward"], expert_map, seed)
-        swings = np.abs(random_rates[:, 0] - random_rates[:, 1])
-        planted = b.planted_positive | b.planted_negative
-        return BehaviourResult(
-            name=b.name,
-            positive=b.positive,
-            negative=b.negative,
-            n=len(self.items),
-            base=rates["base"].positive,
-            toward=rates["toward"].positive,
-            away=rates["away"].positive,
-            random_mean=float(random_rates.mean()),
-            random_swing=float(swings.mean()),
-            random_swing_max=float(swings.max()),
-            n_random=self.n_random,
-            max_abs_rd=float(np.abs(expert_map.rd).max()),
-            n_activate=b.n_activate,
-            n_deactivate=b.n_deactivate,
-            n_active=int((signs["toward"] > 0).sum()),
-            n_inactive=int((signs["toward"] < 0).sum()),
-            planted_precision=_planted_precision(expert_map, b),
-            planted_n=len(planted),
-            exact={name: rate.exact for name, rate in rates.items()},
-            ill_formed={name: rate.ill_formed for name, rate in rates.items()},
-            neutral=neutral,
-            examples=self._examples(replies),
-        )
 
-    def _answers(self, signs: Signs, identity: ModelIdentity, items: Sequence[dict[str, Any]]) -> list[str]:
-        self.generator.set_bias(BiasFile.from_signs(signs, identity))
-        prompts = [tuple(Message(**message) for message in item["messages"]) for item in items]
+def _measure(
+    b: Behaviour, evaluator: Evaluator, expert_map: ExpertMap, folder: Path, n_random: int, seed: int
+) -> BehaviourResult:
+    """Choose experts both ways, write the bias files, steer, and score."""
+    identity = expert_map.identity
+    biases: dict[str, BiasFile | None] = {"base": None}
+    for name, reverse in (("toward", False), ("away", True)):
+        signs = expert_map.choose(b.n_activate, b.n_deactivate, reverse=reverse)
+        choice = {"activate": b.n_activate, "deactivate": b.n_deactivate, "reverse": reverse}
+        provenance = {"behaviour": b.name, "map_sha256": expert_map.sha256, "choice": json.dumps(choice)}
+        bias = biases[name] = BiasFile.from_signs(signs, identity, provenance=provenance)
+        write_bias(bias, folder / f"{b.name}.{name}.gguf")
+    found = dict(zip(biases, evaluator.measure(list(biases.values()), what=f"{b.name}: steer"), strict=True))
+    toward = expert_map.choose(b.n_activate, b.n_deactivate)
+    random = _random_rates(b, evaluator, expert_map, toward, n_random, seed)
+    effects = np.abs(random[:, 0] - random[:, 1])
+    return BehaviourResult(
+        name=b.name,
+        positive=b.positive,
+        negative=b.negative,
+        n=len(evaluator.task.items),
+        base=found["base"].rate,
+        toward=found["toward"].rate,
+        away=found["away"].rate,
+        random_mean=float(random.mean()),
+        random_swing=float(effects.mean()),
+        random_swing_max=float(effects.max()),
+        n_random=n_random,
+        max_abs_rd=float(np.abs(expert_map.rd).max()),
+        n_activate=b.n_activate,
+        n_deactivate=b.n_deactivate,
+        n_active=int((toward > 0).sum()),
+        n_inactive=int((toward < 0).sum()),
+        planted_precision=_planted_precision(expert_map, b),
+        planted_n=len(b.planted_positive | b.planted_negative),
+        exact={name: _exact_rate(measured, evaluator.task) for name, measured in found.items()},
+        ill_formed={name: measured.label_share("ill-formed") for name, measured in found.items()},
+        neutral={name: float(measured.benign_values.mean()) for name, measured in found.items()},
+        examples=_examples(found, evaluator.task),
+    )
 
-        def count(n: int) -> None:
-            self.done += n
-            self.progress(f"{self.behaviour.name}: steer", self.done, self.total)
 
-        return self.generator.answer(prompts, progress=count)
+def _random_rates(
+    b: Behaviour, evaluator: Evaluator, expert_map: ExpertMap, signs: Signs, n: int, seed: int
+) -> npt.NDArray[np.float64]:
+    """Rates [n, 2] of as many random experts, and of the same experts with the signs swapped."""
+    rng = np.random.default_rng(seed)
+    layers = tuple(int(layer) for layer in np.flatnonzero(np.abs(expert_map.rd).sum(axis=1)))
+    drawn = [random_signs(signs, expert_map.identity, layers, rng) for _ in range(n)]
+    biases = [BiasFile.from_signs(table, expert_map.identity) for one in drawn for table in (one, -one)]
+    found = evaluator.measure(biases, benign=False, what=f"{b.name}: random experts")
+    return np.array([measured.rate for measured in found]).reshape(n, 2)
 
-    def _rates(self, replies: Sequence[str]) -> Rates:
-        scored = [
-            score_reply(self.behaviour.name, reply, item["positive"], item["negative"])
-            for reply, item in zip(replies, self.items, strict=True)
-        ]
-        return Rates(
-            positive=float(np.mean([side == "positive" for side, _ in scored])),
-            exact=float(np.mean([exact for _, exact in scored])),
-            ill_formed=float(np.mean([side == "ill-formed" for side, _ in scored])),
-        )
 
-    def _random(self, signs: Signs, expert_map: ExpertMap, seed: int) -> npt.NDArray[np.float64]:
-        """Positive rates [n_random, 2] of random experts and of the same experts with the signs swapped."""
-        rng = np.random.default_rng(seed)
-        layers = tuple(int(layer) for layer in np.flatnonzero(np.abs(expert_map.rd).sum(axis=1)))
-        rates = np.zeros((self.n_random, 2))
-        for draw in range(self.n_random):
-            drawn = random_signs(signs, expert_map.identity, layers, rng)
-            for column, table in enumerate((drawn, -drawn)):
-                rates[draw, column] = self._rates(self._answers(table, expert_map.identity, self.items)).positive
-        return rates
+def _exact_rate(measured: Measurement, task: Task) -> float:
+    """Share of replies that are, word for word, what one of the sides expects."""
+    replies = zip(measured.answers, task.items, strict=True)
+    return float(np.mean([a.text.strip() in (item.extra["positive"], item.extra["negative"]) for a, item in replies]))
 
-    def _examples(self, replies: dict[str, list[str]], n: int = 2) -> list[Example]:
-        """The first prompts whose reply steering flips."""
-        found = []
-        for item, base, toward, away in zip(
-            self.items, replies["base"], replies["toward"], replies["away"], strict=True
-        ):
-            sides = [
-                score_reply(self.behaviour.name, reply, item["positive"], item["negative"])[0]
-                for reply in (toward, away)
-            ]
-            if sides == ["positive", "negative"]:
-                found.append(Example(item["messages"][-1]["content"], base.strip(), toward.strip(), away.strip()))
-        return found[:n]
+
+def _examples(found: Mapping[str, Measurement], task: Task, n: int = 2) -> list[Example]:
+    """The first prompts whose reply steering flips."""
+    replies = zip(task.items, *(found[name].answers for name in ("base", "toward", "away")), strict=True)
+    return [
+        Example(item.messages()[-1].content, *(answer.text.strip() for answer in answers))
+        for item, *answers in replies
+        if [answer.label for answer in answers[1:]] == ["positive", "negative"]
+    ][:n]
 
 
 def _planted_precision(expert_map: ExpertMap, behaviour: Behaviour) -> float:
@@ -281,7 +245,3 @@ def _planted_precision(expert_map: ExpertMap, behaviour: Behaviour) -> float:
         for layer, expert, rd in expert_map.top(n)
     ]
     return float(np.mean(hits))
-
-
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]

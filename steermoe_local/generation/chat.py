@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import secrets
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,32 +15,50 @@ import numpy.typing as npt
 
 from .._util.files import StrPath
 from ..errors import SteerMoEError, UsageError
-from ..llama.reasoning import ReasoningSplitter, reasoning_style
+from ..llama.reasoning import Part, ReasoningStyle
+from ..llama.sampling import RANDOM_SEED
+from ..maps.expert_map import ExpertMap
 from ..steering.bias_file import BiasFile
 from ..steering.steering import Steering
 from .answer_routing import AnswerRouting, WhyReport, answer_routing, why
 from .chat_file import ChatState, read_chat, write_chat
-from .engine import Engine, FinishEvent, Request, Sampling, Sequence
-from .reply import Answered, Delta, Reply
+from .engine import Engine, FinishEvent, Request, Sampling
+from .reply import Reply
 
-__all__ = ["AnswerRouting", "Chat", "Delta", "Side", "WhyReport"]
+__all__ = ["AnswerRouting", "Chat", "Part", "Side", "WhyReport"]
 
 Side = Literal["unsteered", "steered"]
-_Items = Generator[tuple[Side, Delta | FinishEvent]]
+_Items = Generator[tuple[Side, Part | FinishEvent]]
 
-_N_SEEDS = 0xFFFFFFFF  # llama.cpp's own last value stands for a seed that is drawn
 _ANSWERING = (inspect.GEN_RUNNING, inspect.GEN_SUSPENDED)
 
 
+@dataclass(frozen=True)
+class _Answered:
+    """The last answer, for `routing` and `why`; `finish` None: it was stopped."""
+
+    tokens: list[int]  # the prompt's, and the answer's
+    n_prompt: int
+    finish: FinishEvent | None
+    bias: BiasFile | None
+    expert_map: ExpertMap | None
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """[first, last) of the rows whose logits gave the answer's tokens."""
+        first = self.n_prompt - 1
+        return first, first + self.finish.n_rows if self.finish else len(self.tokens) - 1
+
+
 class Chat:
-    """A conversation in one sequence of an `Engine`, under a steering that can be changed between two questions.
+    """A conversation in a reserved slot of an `Engine`, under a steering that can be changed between two questions.
 
     What the model has in memory is always computed under the steering in force: a change forgets it, and the next
     question computes the whole conversation again. Without a change only what is new is computed; where the template
     renders earlier turns in another way (their reasoning left out), from the first difference on.
 
     `messages` are the user's and the assistant's in turns, each with `role` and `content`, an assistant's also with
-    `reasoning_content` if it reasoned; `system` stands before them. `sampling` and `max_tokens` (of an answer, None: up
+    `reasoning_content` if it reasoned; `system` comes before them. `sampling` and `max_tokens` (of an answer, None: up
     to its end) may be assigned. `last` says how the last answer ended; None: there is none, or it was stopped.
     """
 
@@ -55,12 +73,12 @@ class Chat:
         template_arguments: Mapping[str, Any] | None = None,
         steering: Steering | None = None,
     ) -> None:
-        """Take a sequence of the engine; with a second free one, `compare` and `why` work.
+        """Reserve a slot of the engine; with another free one, `compare` and `why` work.
 
         `thinking` is the chat template's switch for it, `template_arguments` are further variables for the template;
         `steering` is what to begin with.
 
-        Raises ModelError (no chat template), UsageError (all sequences taken), and what `steer` raises.
+        Raises ModelError (no chat template), UsageError (all slots taken), and what `steer` raises.
         """
         self._engine = engine
         self._renderer = engine.renderer.configured(thinking=thinking, template_arguments=template_arguments)
@@ -72,21 +90,18 @@ class Chat:
         self.last: FinishEvent | None = None
         self._steering: Steering | None = None
         self._on = False
-        self._answered: Answered | None = None
+        self._answered: _Answered | None = None
         self._running: _Items | None = None
-        self._second: Sequence | None = None
-        self._sequence = engine.sequence()
+        self._slot = engine.slot()
         try:
             self.steer(steering)
         except BaseException:
-            self._sequence.close()
+            self._slot.close()
             raise
 
     def close(self) -> None:
-        """Give the sequences back to the engine."""
-        for sequence in (self._sequence, self._second):
-            if sequence is not None:
-                sequence.close()
+        """Give the slot back to the engine."""
+        self._slot.close()
 
     #
     # steering
@@ -99,18 +114,18 @@ class Chat:
 
     @property
     def steering_on(self) -> bool:
-        """Is the choice in force?"""
+        """Whether the choice is in force."""
         return self._on
 
     @property
     def steered(self) -> bool:
-        """Does anything steer the next answer? A choice without experts does not."""
-        return self._sequence.steering is not None
+        """Whether anything steers the next answer; a choice without experts does not."""
+        return self._slot.bias is not None
 
     @property
     def n_tokens(self) -> int:
         """Tokens in memory; `Engine.n_ctx` fit."""
-        return len(self._sequence.tokens)
+        return len(self._slot.tokens)
 
     def steer(self, steering: Steering | None) -> int:
         """Steer by another choice from the next token on, None for nothing; it is switched on.
@@ -133,8 +148,8 @@ class Chat:
             if self._engine.identity is not None:
                 steering.check(self._engine.identity, "this model", self._engine.force)
             bias = steering.build()
-        n_held = len(self._sequence.tokens)
-        changed = self._sequence.steer(bias if bias is not None and bias.layers else None)
+        n_held = len(self._slot.tokens)
+        changed = self._slot.steer(bias)
         self._steering, self._on = steering, on
         return n_held if changed else 0
 
@@ -152,7 +167,7 @@ class Chat:
         self._require_idle()
         self.messages, self.last, self._answered = [], None, None
 
-    def ask(self, text: str) -> Generator[Delta | FinishEvent]:
+    def ask(self, text: str) -> Generator[Part | FinishEvent]:
         """Ask, and give the answer as it comes; the last item says how it ended.
 
         When the iterator is closed early, or Ctrl-C comes, what was said stays in the conversation; a question to which
@@ -160,45 +175,44 @@ class Chat:
 
         Raises UsageError (the context is full, another answer is coming, the template refuses), NativeError.
         """
-        with closing(self._start(text, self.sampling)) as items:
+        with closing(self._start(text, self.sampling, ("steered",))) as items:
             for _, item in items:
                 yield item
 
-    def compare(self, text: str) -> Generator[tuple[Side, Delta | FinishEvent]]:
+    def compare(self, text: str) -> Generator[tuple[Side, Part | FinishEvent]]:
         """Ask once unsteered and once steered at the same time, with the same seed; the two come interleaved.
 
-        The steered answer goes on as the conversation, as in `ask`; the unsteered one is computed in a sequence of its
-        own, which reads the same conversation, and is kept nowhere.
+        The steered answer goes on as the conversation, as in `ask`; the unsteered one, to the same conversation, is
+        computed in another slot and kept nowhere.
 
-        Raises UsageError (nothing steers; the engine has one sequence only), and as `ask`.
+        Raises UsageError (nothing steers; the engine has one slot only), and as `ask`.
         """
         if not self.steered:
             raise UsageError("nothing steers, so there is nothing to compare; choose a steering first: /steer NAME")
-        seed = secrets.randbelow(_N_SEEDS) if self.sampling.seed is None else self.sampling.seed
-        with closing(self._start(text, replace(self.sampling, seed=seed), self._unsteered())) as items:
+        self._require_second_slot()
+        seed = secrets.randbelow(RANDOM_SEED) if self.sampling.seed is None else self.sampling.seed
+        with closing(self._start(text, replace(self.sampling, seed=seed), ("steered", "unsteered"))) as items:
             yield from items
 
-    def _start(self, text: str, sampling: Sampling, unsteered: Sequence | None = None) -> _Items:
+    def _start(self, text: str, sampling: Sampling, sides: tuple[Side, ...]) -> _Items:
         self._require_idle()
-        self._running = self._converse(text, sampling, unsteered)
+        self._running = self._converse(text, sampling, sides)
         return self._running
 
-    def _converse(self, text: str, sampling: Sampling, unsteered: Sequence | None) -> _Items:
-        own = self._reply(text, sampling, self._sequence)
-        replies: dict[Side, Reply] = {"steered": own}
-        if unsteered is not None:
-            replies["unsteered"] = self._reply(text, sampling, unsteered)
-        sides = list(replies)
+    def _converse(self, text: str, sampling: Sampling, sides: tuple[Side, ...]) -> _Items:
+        requests = [self._request(text, sampling, side) for side in sides]
+        replies = {side: Reply(style) for side, (_, style) in zip(sides, requests, strict=True)}
+        own, prompt = replies["steered"], requests[0][0].tokens
         before = self.messages
         try:
-            with closing(self._engine.generate(*(reply.request for reply in replies.values()))) as events:
+            with closing(self._engine.generate(*(request for request, _ in requests))) as events:
                 for index, event in events:
                     reply = replies[sides[index]]
-                    for delta in reply.take(event):
-                        yield sides[index], delta
+                    for part in reply.add(event):
+                        yield sides[index], part
                     if isinstance(event, FinishEvent):
                         if reply is own:
-                            self._keep(text, own)
+                            self._keep(text, prompt, own)
                         if all(reply.finish for reply in replies.values()):
                             self._running = None
                         yield sides[index], event
@@ -206,43 +220,44 @@ class Chat:
             if self.messages is before:
                 own.flush()
                 if any(own.texts.values()):
-                    self._keep(text, own)
+                    self._keep(text, prompt, own)
             raise
 
-    def _reply(self, text: str, sampling: Sampling, sequence: Sequence) -> Reply:
+    def _request(self, text: str, sampling: Sampling, side: Side) -> tuple[Request, ReasoningStyle | None]:
         """Render the conversation with the new question. Raises UsageError when it does not fit."""
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        prompt = self._renderer.chat_text([*system, *self.messages, {"role": "user", "content": text}])
-        tokens = self._renderer.tokenize(prompt, add_special=False)
-        if len(tokens) >= self._engine.n_ctx:
+        question = {"role": "user", "content": text}
+        prompt = self._renderer.rendered(self._renderer.chat_text([*system, *self.messages, question]))
+        if (n := len(prompt.tokens)) >= self._engine.n_ctx:
             raise UsageError(
-                f"the conversation with this question has {len(tokens)} tokens, and the context {self._engine.n_ctx}; "
-                f"begin a new one with /reset, or start again with a larger -c (like -c {2 * len(tokens)})"
+                f"the conversation with this question has {n} tokens, and the context {self._engine.n_ctx}; "
+                f"begin a new one with /reset, or start again with a larger -c (like -c {2 * n})"
             )
-        style = reasoning_style(self._renderer.template, prompt)
-        special = style is not None and self._renderer.any_control(style.markers)
-        request = Request(sequence, tokens, sampling, self.max_tokens, special=special)
-        return Reply(request, ReasoningSplitter(style))
+        request = Request(
+            prompt.tokens, sampling=sampling, max_tokens=self.max_tokens, special=prompt.has_control_markers
+        )
+        if side == "steered":
+            request = replace(request, bias=self._slot.bias, slot=self._slot)
+        return request, prompt.style
 
-    def _keep(self, text: str, reply: Reply) -> None:
+    def _keep(self, text: str, prompt: Sequence[int], reply: Reply) -> None:
         self.last = reply.finish
-        self._answered = Answered(
-            list(reply.request.tokens),
-            reply.tokens,
+        self._answered = _Answered(
+            [*prompt, *reply.tokens],
+            len(prompt),
             reply.finish,
-            self._sequence.steering,
+            self._slot.bias,
             self._steering.expert_map if self._steering else None,
         )
+        message = {"role": "assistant", "content": reply.text}
+        if reply.reasoning:
+            message["reasoning_content"] = reply.reasoning
         # last, and as a whole: what an interrupt may leave behind is no half of a turn
-        self.messages = [*self.messages, {"role": "user", "content": text}, reply.message()]
+        self.messages = [*self.messages, {"role": "user", "content": text}, message]
 
-    def _unsteered(self) -> Sequence:
-        """The second sequence."""
-        if self._second is None:
-            if self._engine.n_sequences < 2:
-                raise UsageError("this needs a second sequence beside the chat's; make the engine with n_sequences=2")
-            self._second = self._engine.sequence()
-        return self._second
+    def _require_second_slot(self) -> None:
+        if self._engine.n_slots < 2:
+            raise UsageError("this needs a second slot beside the chat's; make the engine with n_slots=2")
 
     def _require_idle(self) -> None:
         # asked of the generator itself, so that no interrupt can leave a flag behind
@@ -260,36 +275,38 @@ class Chat:
         """
         answered = self._last_answer()
         counts = self._counts(answered)
-        return answer_routing(counts, self._n_expert_used(), answered.signs, answered.expert_map)
+        signs = None if answered.bias is None else answered.bias.signs
+        return answer_routing(counts, self._n_expert_used(), signs, answered.expert_map)
 
     def why(self) -> WhyReport:
-        """What steering changed about the routing of the last answer.
+        """How steering changed the routing of the last answer.
 
-        Its tokens are read by the unsteered model, in the second sequence, and the routing of the two is compared.
+        Its tokens are read by the unsteered model, in another slot, and the routing of the two is compared.
 
-        Raises UsageError (no answer yet, or one that nothing steered; an engine with one sequence or without recorder).
+        Raises UsageError (no answer yet, or one that nothing steered; an engine with one slot or without recorder).
         """
         answered = self._last_answer()
-        if answered.signs is None:
+        if answered.bias is None:
             raise UsageError("nothing steered the last answer; choose a steering (/steer NAME) and ask again")
         steered = self._counts(answered)
-        first, last = answered.rows
-        unsteered = self._engine.route(self._unsteered(), answered.prompt + answered.tokens, first, last)
-        return why(self._counted(unsteered), steered, self._n_expert_used(), answered.signs)
+        self._require_second_slot()
+        unsteered = self._engine.route(answered.tokens, None, *answered.rows)
+        return why(self._counted(unsteered), steered, self._n_expert_used(), answered.bias.signs)
 
-    def _last_answer(self) -> Answered:
+    def _last_answer(self) -> _Answered:
         self._require_idle()
         if self._answered is None:
             raise UsageError("there is no answer yet; ask something first")
         return self._answered
 
-    def _counts(self, answered: Answered) -> npt.NDArray[np.int64]:
+    def _counts(self, answered: _Answered) -> npt.NDArray[np.int64]:
         if answered.finish is not None:
             return self._counted(answered.finish.routing)
-        if self._sequence.steering is not answered.bias:
+        if self._slot.bias is not answered.bias:
             raise UsageError("the last answer was stopped, and the steering has changed since; ask again")
         # what was stopped gave no counts: read it once more
-        return self._counted(self._engine.route(self._sequence, answered.prompt + answered.tokens, *answered.rows))
+        rows = answered.rows
+        return self._counted(self._engine.route(answered.tokens, answered.bias, *rows, slot=self._slot))
 
     @staticmethod
     def _counted(counts: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
@@ -305,7 +322,7 @@ class Chat:
     #
 
     def to_dict(self) -> dict[str, Any]:
-        """The conversation as it stands in a file; see chat_file.py."""
+        """The content of the file that `save` writes; see chat_file.py."""
         return self._state().to_dict()
 
     def save(self, path: StrPath) -> None:
@@ -315,8 +332,8 @@ class Chat:
     def load(self, source: StrPath | Mapping[str, Any]) -> list[str]:
         """Take up a conversation from a file, or from what `to_dict` gave, in place of this one.
 
-        Returns warnings: the steering whose file is gone, has changed or is of another model is left out, and so is
-        the model if it was another. Raises FormatError for a damaged file; nothing changes then.
+        Returns warnings: a steering whose file is gone, has changed or is of another model is left out, and so is
+        another model. Raises FormatError for a damaged file; nothing changes then.
         """
         self._require_idle()
         if isinstance(source, Mapping):

@@ -1,4 +1,4 @@
-"""A llama.cpp context for sequences of their own steerings: decode, memory, routing counts."""
+"""A llama.cpp context whose slots have biases of their own: decode, memory, routing counts."""
 
 from __future__ import annotations
 
@@ -14,57 +14,46 @@ from ..errors import ModelError, SteerMoEError, UsageError
 from ..llama import capi
 from ..llama.loaded_model import is_causal, loaded_identity
 from ..llama.rendering import token_bytes
-from ..llama.steered_llama import SteeredLlama, native_bias, steering_number
-from ..steering.bias_file import BiasFile
+from ..llama.steered_llama import SteeredLlama, native_bias
+from ..steering.bias_file import BiasFile, none_if_empty
 
-__all__ = ["Attachment", "Part", "SequenceContext"]
+__all__ = ["Part", "SlotContext"]
 
 Int64 = npt.NDArray[np.int64]
 
-_MAX_SEQUENCES = 256  # llama.cpp: LLAMA_MAX_SEQ
-_CELLS = 256  # llama.cpp rounds a sequence's cells up to a multiple of these
+_MAX_SLOTS = 256  # llama.cpp: LLAMA_MAX_SEQ
+_CELLS = 256  # llama.cpp rounds a slot's cells up to a multiple of these
 _ONE_STREAM = ("kimi-linear",)  # llama.cpp cannot build its graph over several streams of cells
 _ONE_AT_A_TIME = ("plamo2",)  # llama.cpp's graph mixes up the sequences of one batch
+_MAX_CHECKED = 1024  # biases whose check is remembered
+_UNKNOWN = ""  # no bias has this key
 _LEARNED_POSITIONS = ("gpt2", "mpt", "starcoder")  # llama.cpp aborts behind the last one
 
 
 @dataclass(frozen=True)
-class Attachment:
-    """A steering as it goes to the library; `number` is equal for what steers equally."""
-
-    number: int
-    native: capi.NativeBias | None
-
-    @classmethod
-    def of(cls, bias: BiasFile | None) -> Attachment:
-        """Of a bias; None steers nothing."""
-        return cls(steering_number(bias), None if bias is None else native_bias(bias))
-
-
-@dataclass(frozen=True)
 class Part:
-    """Consecutive tokens of one sequence for a decode; the last `n_outputs` of them are outputs, and counted.
+    """Consecutive tokens of one slot for a decode; the last `n_outputs` of them are outputs, and counted.
 
     `scored`: all before them are outputs, too, but not counted.
     """
 
-    place: int  # of the sequence
+    slot: int
     start: int  # position of the first token
     tokens: Sequence[int]
-    steering: Attachment
+    bias: BiasFile | None
     n_outputs: int
     scored: bool = False
 
 
-class SequenceContext:
-    """A context of its own on the weights of a `SteeredLlama`, with room for `n_ctx` tokens in each sequence."""
+class SlotContext:
+    """A context of its own on the weights of a `SteeredLlama`, with room for `n_ctx` tokens in each slot."""
 
     def __init__(
         self,
         model: SteeredLlama,
         *,
         n_ctx: int,
-        n_sequences: int,
+        n_slots: int,
         n_batch: int,
         n_ubatch: int,
         n_threads: int | None,
@@ -82,13 +71,12 @@ class SequenceContext:
         self._one_at_a_time = architecture in _ONE_AT_A_TIME
         if n_ctx < 0 or n_batch < 1 or n_ubatch < 1 or (n_threads is not None and n_threads < 1):
             raise UsageError("n_batch, n_ubatch and n_threads must be at least 1, n_ctx at least 0")
-        if not 1 <= n_sequences <= min(n_batch, _MAX_SEQUENCES):
+        if not 1 <= n_slots <= min(n_batch, _MAX_SLOTS):
             raise UsageError(
-                f"n_sequences: {n_sequences} is not from 1 to {min(n_batch, _MAX_SEQUENCES)} "
-                f"(n_batch, at most {_MAX_SEQUENCES})"
+                f"n_slots: {n_slots} is not from 1 to {min(n_batch, _MAX_SLOTS)} (n_batch, at most {_MAX_SLOTS})"
             )
-        if n_ctx * n_sequences >= 2**31:
-            raise UsageError(f"n_ctx: {n_ctx} for {n_sequences} sequences is more than llama.cpp can count; lower it")
+        if n_ctx * n_slots >= 2**31:
+            raise UsageError(f"n_ctx: {n_ctx} for {n_slots} slots is more than llama.cpp can count; lower it")
         self.n_vocab = int(self.model.n_vocab())
         self._has_text = lib.llama_vocab_type(self.model.vocab) != lib.LLAMA_VOCAB_TYPE_NONE
         self._bytes: dict[tuple[int, bool], bytes] = {}
@@ -97,8 +85,8 @@ class SequenceContext:
         if self.n_ctx > n_trained and architecture in _LEARNED_POSITIONS:
             raise UsageError(f"n_ctx: {self.n_ctx}, but this {architecture} model has {n_trained} positions; lower it")
         self._force = force
-        # number of what steers each sequence, None: not known
-        self._attached: list[int | None] = [steering_number(None)] * n_sequences
+        self._attached: list[str | None] = [None] * n_slots  # the key of each slot's bias in the library, None: none
+        self._checked: dict[str, bool] = {}  # keys of biases that the library took; whether they change anything
         self._n_swa = int(lib.llama_model_n_swa(self.model.model))
         self._has_state = bool(
             lib.llama_model_is_recurrent(self.model.model) or lib.llama_model_is_hybrid(self.model.model)
@@ -109,11 +97,11 @@ class SequenceContext:
 
         own = model.context_params
         params = type(own).from_buffer_copy(own)  # RoPE, offloading and the like as the model was opened with
-        # A stream of cells for each sequence: what one computes does not hang on what the others hold, nor does its
-        # attention run over their cells.
+        # A stream of cells for each slot: what one computes does not depend on what the others hold, and its attention
+        # does not run over their cells.
         params.kv_unified = architecture in _ONE_STREAM
-        params.n_ctx = -(-self.n_ctx // _CELLS) * _CELLS * n_sequences
-        params.n_seq_max = n_sequences
+        params.n_ctx = -(-self.n_ctx // _CELLS) * _CELLS * n_slots
+        params.n_seq_max = n_slots
         params.n_batch, params.n_ubatch = n_batch, min(n_ubatch, n_batch)
         params.embeddings = False
         if n_threads is not None:
@@ -128,7 +116,7 @@ class SequenceContext:
         with contextlib.ExitStack() as stack:
             self._recorder: capi.NativeRecorder | None = None
             if record and self.identity is not None:
-                self._recorder = capi.NativeRecorder(self.model.model, n_sequences, self.identity.shape)
+                self._recorder = capi.NativeRecorder(self.model.model, n_slots, self.identity.shape)
                 stack.callback(self._recorder.close)
                 self._recorder.install(params)
             self._ctx = capi.new_context(self.model.model, params)
@@ -144,30 +132,38 @@ class SequenceContext:
             self._stack = stack.pop_all()
 
     def close(self) -> None:
-        """Free the context."""
+        """Free the llama.cpp context."""
         self._stack.close()
 
-    def attach(self, place: int, steering: Attachment, *, check: bool = False) -> None:
-        """Steer a sequence from the next decode on. With `check` the bias is looked at even if it steers like before.
+    def checked(self, bias: BiasFile | None) -> BiasFile | None:
+        """The bias, None for one that changes nothing. Raises ModelMismatchError, ModelError if it does not fit."""
+        if bias is None:
+            return None
+        if bias.key not in self._checked:
+            self._attach(0, bias)  # the next decode of slot 0 attaches its own again
+            if len(self._checked) >= _MAX_CHECKED:
+                self._checked.clear()
+            self._checked[bias.key] = none_if_empty(bias) is not None
+        return bias if self._checked[bias.key] else None
 
-        Raises ModelMismatchError, ModelError; the next decode goes on as before then.
-        """
-        if self._attached[place] == steering.number and not (check and steering.native):
+    def _attach(self, slot: int, bias: BiasFile | None) -> None:
+        key = None if bias is None else bias.key
+        if self._attached[slot] == key:
             return
-        self._attached[place] = None  # until it is known again, whatever comes between
-        capi.attach_sequence(self._ctx, place, steering.native, self._force)
-        self._attached[place] = steering.number
+        self._attached[slot] = _UNKNOWN  # until it is known again, whatever comes between
+        capi.attach_sequence(self._ctx, slot, None if bias is None else native_bias(bias), self._force)
+        self._attached[slot] = key
 
     def decode(self, parts: Sequence[Part]) -> Iterator[tuple[int, npt.NDArray[np.float32] | None]]:
-        """Compute parts, at most `n_batch` tokens in all and one part a sequence.
+        """Compute parts, at most `n_batch` tokens in all and one part a slot.
 
         Yields (index of the part, logits of its last token or None) when it is in memory; the logits, [n_vocab], are
         valid until the next item, and so is `scores`. Raises NativeError.
         """
         groups: dict[int, list[int]] = {}
         for index, part in enumerate(parts):
-            self.attach(part.place, part.steering)
-            groups.setdefault(part.place if self._one_at_a_time else 0, []).append(index)
+            self._attach(part.slot, part.bias)
+            groups.setdefault(part.slot if self._one_at_a_time else 0, []).append(index)
         for group in groups.values():
             last_rows = self._decode_together([parts[index] for index in group])
             for index, row in zip(group, last_rows, strict=True):
@@ -175,15 +171,15 @@ class SequenceContext:
                 yield index, self._logits(row) if parts[index].n_outputs else None
 
     def _decode_together(self, parts: Sequence[Part]) -> list[int]:
-        """One llama_decode; the place of each part's last row in it."""
+        """One llama_decode; the index of each part's last row in it."""
         rows: list[tuple[int, int, int, bool]] = []
         bins: list[int] = []
         ends: list[int] = []
         for part in parts:
             silent = len(part.tokens) - part.n_outputs
             first = 0 if part.scored else silent
-            rows += [(t, part.start + i, part.place, i >= first) for i, t in enumerate(part.tokens)]
-            bins += [-1] * silent + [part.place] * part.n_outputs
+            rows += [(t, part.start + i, part.slot, i >= first) for i, t in enumerate(part.tokens)]
+            bins += [-1] * silent + [part.slot] * part.n_outputs
             ends.append(len(rows) - 1)
         if self._recorder:
             self._recorder.set_mask(bins)
@@ -204,7 +200,7 @@ class SequenceContext:
         return np.frombuffer(capi.logits(self._ctx, row, self.n_vocab), np.float32)
 
     def is_end(self, token: int) -> bool:
-        """Does the token end the generation?"""
+        """Whether the token ends the generation."""
         return bool(capi.llama_cpp().llama_vocab_is_eog(self.model.vocab, token))
 
     def token_bytes(self, token: int, special: bool) -> bytes:
@@ -222,27 +218,27 @@ class SequenceContext:
                 raise UsageError(f"token {token}: the vocabulary has 0 to {self.n_vocab - 1}")
         return [int(token) for token in tokens]
 
-    def cut(self, place: int, n_kept: int) -> bool:
-        """Forget what a sequence holds behind its first `n_kept` tokens; False: it cannot be cut there, all is gone."""
+    def cut(self, slot: int, n_kept: int) -> bool:
+        """Forget what a slot holds behind its first `n_kept` tokens; False: it cannot be cut there, all is gone."""
         lib = capi.llama_cpp()
-        if n_kept and lib.llama_memory_seq_rm(self._memory, place, n_kept, -1) and self._sees_back(place, n_kept):
+        if n_kept and lib.llama_memory_seq_rm(self._memory, slot, n_kept, -1) and self._sees_back(slot, n_kept):
             return True
-        lib.llama_memory_seq_rm(self._memory, place, -1, -1)
+        lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
         return not n_kept
 
-    def _sees_back(self, place: int, n_kept: int) -> bool:
-        """Is all that the next token looks at in memory? A sliding window's cells are used again when it has passed."""
+    def _sees_back(self, slot: int, n_kept: int) -> bool:
+        """Whether all that the next token attends to is in memory: cells behind a sliding window are used again."""
         if not self._n_swa or self._has_state:  # a state that lets itself be cut was at its end: nothing was cut
             return True
-        oldest = capi.llama_cpp().llama_memory_seq_pos_min(self._memory, place)
+        oldest = capi.llama_cpp().llama_memory_seq_pos_min(self._memory, slot)
         return bool(0 <= oldest <= max(0, n_kept - self._n_swa + 1))
 
-    def counts(self, place: int) -> Int64 | None:
-        """Selections counted so far in a sequence, [n_layer, n_expert]; None without a recorder. Raises NativeError."""
+    def counts(self, slot: int) -> Int64 | None:
+        """Selections counted so far in a slot, [n_layer, n_expert]; None without a recorder. Raises NativeError."""
         if self._recorder is None or self.identity is None:
             return None
         counts, _ = self._recorder.counts()
-        table: Int64 = np.ctypeslib.as_array(counts).reshape(-1, *self.identity.shape)[place].copy()
+        table: Int64 = np.ctypeslib.as_array(counts).reshape(-1, *self.identity.shape)[slot].copy()
         return table
 
 

@@ -1,9 +1,9 @@
-"""Answers of a model in several sequences at once, each under a steering of its own, in one llama.cpp context."""
+"""Answers of a model to several requests at once, each under a bias of its own, in one llama.cpp context."""
 
 from __future__ import annotations
 
 import functools
-from collections import abc
+from collections.abc import Generator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,21 +14,28 @@ from ..identity import ModelIdentity
 from ..llama.rendering import Renderer
 from ..llama.sampling import Sampling
 from ..llama.steered_llama import SteeredLlama
-from .context import SequenceContext
-from .requests import Event, FinishEvent, Request, Run, TokenEvent
-from .slots import Sequence
+from ..steering.bias_file import BiasFile
+from .context import SlotContext
+from .requests import Event, FinishEvent, Request, RequestState, TokenEvent
+from .slots import Slot
 
-__all__ = ["Engine", "FinishEvent", "TokenEvent", "Request", "Sampling", "Sequence"]
+__all__ = ["Engine", "FinishEvent", "Request", "Sampling", "Slot", "TokenEvent"]
 
-_COUNTED_ROWS = 64  # outputs of a sequence in one decode: each has logits over the whole vocabulary
+_COUNTED_ROWS = 64  # outputs of a slot in one decode: each has logits over the whole vocabulary
 _LOGITS_AT_ONCE = 1 << 25  # floats of all outputs in one decode of `logits`: 128 MiB
+_SIMILAR = 0.1  # of a prompt that a slot must hold to be taken for it (llama-server: --slot-prompt-similarity)
 
 
 class Engine:
-    """A llama.cpp context of its own on the weights of a `SteeredLlama`, whose own context is not touched.
+    """Schedules requests over the slots of a llama.cpp context of its own on the weights of a `SteeredLlama`.
+
+    `add` queues a request, `step` gives the slots that are free to those that wait, first come, first served, and
+    computes one round for all that have one; `abort` ends one early. A request gets the slot that holds most of its
+    prompt under its bias; if none holds much of it an empty one, or the one least recently used. `generate` does it all
+    for some requests. The model's own context is not touched.
 
     A context manager. It belongs to one thread at a time. After an exception out of `step` (a KeyboardInterrupt, say)
-    all that ran ends as "cancelled" with the next step; the sequences stay usable.
+    all that was computed ends as "cancelled" with the next step; what waits goes on waiting, and the slots stay usable.
     """
 
     def __init__(
@@ -36,7 +43,7 @@ class Engine:
         model: SteeredLlama,
         *,
         n_ctx: int,
-        n_sequences: int = 1,
+        n_slots: int = 1,
         n_batch: int = 512,
         n_ubatch: int = 512,
         n_threads: int | None = None,
@@ -50,8 +57,8 @@ class Engine:
 
         Args:
             model: whose weights are used; it must live longer. Its other settings (RoPE, offloading, ...) hold, too.
-            n_ctx: tokens of prompt and answer in each sequence; 0: as many as the model was trained with.
-            n_sequences: how many sequences can be taken.
+            n_ctx: tokens of prompt and answer in each slot; 0: as many as the model was trained with.
+            n_slots: how many requests are computed at once.
             n_batch: most tokens of one step. n_ubatch, type_k, type_v: as in `llama_cpp.Llama`.
             n_threads, flash_attn: None as `model` has them.
             record: count the routing of answers. Nothing is installed otherwise, or when the model has no experts.
@@ -61,10 +68,10 @@ class Engine:
         """
         self.model = model
         self.force = force
-        self._context = SequenceContext(
+        self._context = SlotContext(
             model,
             n_ctx=n_ctx,
-            n_sequences=n_sequences,
+            n_slots=n_slots,
             n_batch=n_batch,
             n_ubatch=n_ubatch,
             n_threads=n_threads,
@@ -74,36 +81,36 @@ class Engine:
             record=record,
             force=force,
         )
-        self._sequences: list[Sequence | None] = [None] * n_sequences
-        self._runs: list[Run] = []
+        self._slots = [Slot(self, self._context, index) for index in range(n_slots)]
+        self._reserved: set[Slot] = set()
+        self._states: dict[Request, RequestState] = {}  # all that are not at their end, in the order of `add`
         self._events: list[tuple[Request, Event]] = []
-        self._computing: list[Run] = []  # of a step that has not come to its end
+        self._computing: list[RequestState] = []  # of a step that has not come to its end
+        self._clock = 0
         self._closed = False
 
     def __enter__(self) -> Engine:
-        """Return itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Free the context."""
         self.close()
 
     def close(self) -> None:
-        """Free the context. What is running is dropped, and all sequences are closed."""
+        """Free the context. Requests are dropped, and all reserved slots are closed."""
         self._closed = True
-        self._runs.clear()
-        self._sequences = [None] * len(self._sequences)
+        self._states.clear()
+        self._reserved.clear()
         self._context.close()
 
     @property
     def n_ctx(self) -> int:
-        """How many tokens a sequence holds."""
+        """How many tokens a slot holds."""
         return self._context.n_ctx
 
     @property
-    def n_sequences(self) -> int:
-        """How many sequences there are, taken or not."""
-        return len(self._sequences)
+    def n_slots(self) -> int:
+        """How many slots there are, reserved ones included."""
+        return len(self._slots)
 
     @property
     def identity(self) -> ModelIdentity | None:
@@ -111,9 +118,19 @@ class Engine:
         return self._context.identity
 
     @property
-    def n_running(self) -> int:
+    def n_unfinished(self) -> int:
         """Requests that are not at their end."""
-        return len(self._runs)
+        return len(self._states)
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that have no slot yet; all are given one as soon as one is free, at the beginning of a step."""
+        return sum(state.slot is None for state in self._states.values())
+
+    @property
+    def n_free(self) -> int:
+        """How many more requests the next step could begin."""
+        return max(0, len(self._free()) - self.n_waiting)
 
     @functools.cached_property
     def renderer(self) -> Renderer:
@@ -124,180 +141,251 @@ class Engine:
         """Bytes of a token's text; none for a control token unless `special`."""
         return self._context.token_bytes(token, special)
 
-    def sequence(self) -> Sequence:
-        """Take a free sequence, unsteered and empty. Raises UsageError when all are taken."""
+    def check(self, bias: BiasFile | None) -> None:
+        """Raise ModelMismatchError or ModelError for a bias that cannot steer this model."""
+        self._context.checked(bias)
+
+    #
+    # slots
+    #
+
+    def slot(self) -> Slot:
+        """Reserve a slot, unsteered and empty, until it is closed. Raises UsageError when none is free."""
+        self._require_open()
+        free = self._free()
+        if not free or (len(free) == 1 and self.n_waiting):  # what waits must be able to get one
+            raise UsageError(f"all {self.n_slots} slots are taken; close one or raise n_slots")
+        slot = _least_recently_used(free)
+        slot.attach(None)
+        slot.keep(0)
+        self._reserved.add(slot)
+        return slot
+
+    def forget(self) -> None:
+        """Empty the memory of all free slots, so that what comes does not depend on what was computed before."""
+        for slot in self._free():
+            slot.keep(0)
+
+    def require_idle(self, slot: Slot) -> None:
+        """Raise UsageError unless the slot is reserved and has no request."""
+        if slot not in self._reserved:
+            raise UsageError("this slot is closed or of another engine; take one with Engine.slot()")
+        if any(state.slot is slot for state in self._states.values()):
+            raise UsageError("this slot is answering; abort the request or wait for its end")
+
+    def release(self, slot: Slot) -> None:
+        """Close a reserved slot: abort its request, and put an empty one in its place."""
+        if slot not in self._reserved:
+            return
+        for state in [state for state in self._states.values() if state.slot is slot]:
+            self._end(state)
+        slot.keep(0)
+        self._slots[slot.index] = Slot(self, self._context, slot.index)
+        self._reserved.discard(slot)
+
+    def _require_open(self) -> None:
         if self._closed:
             raise UsageError("the engine is closed; make another")
-        for place, taken in enumerate(self._sequences):
-            if taken is None:
-                sequence = Sequence(self, self._context, place)
-                sequence.keep(0)
-                self._sequences[place] = sequence
-                return sequence
-        raise UsageError(f"all {len(self._sequences)} sequences are taken; close one or raise n_sequences")
 
-    def holds(self, sequence: Sequence) -> bool:
-        """Is the sequence one of this engine's, and not closed?"""
-        return any(taken is sequence for taken in self._sequences)
+    def _free(self, least: int = 0) -> list[Slot]:
+        """The slots that are neither reserved nor busy. Raises UsageError for less than `least` of them."""
+        self._require_open()
+        taken = self._reserved | {state.slot for state in self._states.values()}
+        free = [slot for slot in self._slots if slot not in taken]
+        if len(free) < least:
+            raise UsageError(f"{least} free slots are needed, and of {self.n_slots} {len(free)} are; raise n_slots")
+        return free
 
-    def is_busy(self, sequence: Sequence) -> bool:
-        """Is the sequence answering?"""
-        return any(run.request.sequence is sequence for run in self._runs)
-
-    def release(self, sequence: Sequence) -> None:
-        """Cancel what the sequence answers (the next step says so), empty it and give its place back."""
-        if not self.holds(sequence):
-            return
-        for run in self._runs.copy():
-            if run.request.sequence is sequence:
-                self._end(run)
-        sequence.keep(0)
-        self._sequences[sequence.place] = None
+    #
+    # requests
+    #
 
     def add(self, request: Request) -> None:
-        """Answer a request along with those that run, from the next step on.
+        """Queue a request; it begins with the step in which a slot is free for it.
 
-        Raises UsageError (a prompt that does not fit, a busy sequence, impossible arguments).
+        Raises UsageError (a prompt that does not fit, a slot that is closed or busy, impossible arguments),
+        ModelMismatchError, ModelError (a bias that does not fit).
         """
-        if not self.holds(request.sequence):
-            raise UsageError("the sequence is closed or of another engine; take one with Engine.sequence()")
-        request.sequence.require_idle()
-        self._runs.append(Run(request, self._context))
+        self._require_open()
+        if request.slot is not None:
+            self.require_idle(request.slot)
+        elif len(self._reserved) == len(self._slots):
+            raise UsageError(f"all {self.n_slots} slots are taken; close one or raise n_slots")
+        if request in self._states:
+            raise UsageError("this request is being answered; make another")
+        self._states[request] = RequestState(request, self._context)
 
-    def cancel(self, request: Request) -> None:
-        """End a request: the next step reports `FinishEvent("cancelled")`. What its sequence holds stays valid."""
-        for run in self._runs:
-            if run.request is request:
-                run.cancelled = True
+    def abort(self, request: Request) -> None:
+        """End a request: the next step reports `FinishEvent("cancelled")`. What its slot holds stays valid."""
+        if request in self._states:
+            self._end(self._states[request])
 
     def step(self) -> list[tuple[Request, Event]]:
-        """Compute one round: the next token of every answer, and a part of the prompts that are not in memory yet.
+        """Give free slots to the requests that wait, and compute one round.
 
-        Returns what came of it, in order. Raises NativeError.
+        A round is the next token of every answer, and a part of the prompts that are not in memory yet. Returns its
+        events, in order. Raises NativeError.
         """
-        for run in self._computing:  # the last step did not come to its end: nobody knows how far
-            run.cancelled = True
-        self._computing = self._runs.copy()
-        for run in self._runs.copy():
-            if run.cancelled:
-                self._end(run)
-            elif not run.begun:
-                run.begin()
-        runs = self._runs.copy()
-        wanted = [run.n_next(_COUNTED_ROWS) for run in runs]
-        sizes = _shares(wanted, self._context.n_batch)
-        parts = []
-        for run, size in zip(runs, sizes, strict=True):
-            sequence = run.request.sequence
-            start = len(sequence.tokens)
-            at_end = size == run.n_missing
-            tokens = run.wanted[start : start + size]
-            parts.append(sequence.part(tokens, n_outputs=int(at_end), scored=run.scores_next))
+        for state in self._computing:  # the last step did not come to its end: nobody knows how far
+            if self._states.get(state.request) is state:
+                self._end(state)
+        self._assign()
+        states = self._computing = [state for state in self._states.values() if state.slot is not None]
+        for state in states:
+            if not state.begun:
+                state.begin()
+        sizes = _shares([state.n_next(_COUNTED_ROWS) for state in states], self._context.n_batch)
+        parts = [state.part(size) for state, size in zip(states, sizes, strict=True)]
         for index, logits in self._context.decode(parts):
-            run = runs[index]
-            if parts[index].scored:
-                run.score(parts[index], self._context.scores(parts[index]))
-            run.request.sequence.tokens.extend(parts[index].tokens)
+            state, part = states[index], parts[index]
+            assert state.slot is not None
+            if part.scored:
+                state.score(part, self._context.scores(part))
+            state.slot.tokens.extend(part.tokens)
             if logits is not None:
-                self._take(run, run.advance(logits))
+                self._take(state, state.advance(logits))
         self._computing = []
         events, self._events = self._events, []
         return events
 
-    def generate(self, *requests: Request) -> abc.Generator[tuple[int, Event]]:
-        """Run until these requests are done; yields (index of the request, what came). Closing it cancels them.
+    def generate(self, *requests: Request) -> Generator[tuple[int, Event]]:
+        """Step until these requests are at their end; yields (index of the request, event). Closing it aborts them.
 
-        What comes for other requests meanwhile is given out by the next `step`. Raises UsageError, NativeError.
+        Events of other requests are given out by the next `step`. Raises as `add`, and NativeError.
         """
-        places = {request: index for index, request in enumerate(requests)}
-        waiting = set(requests)
+        numbers = {request: index for index, request in enumerate(requests)}
+        unfinished = set(requests)
         try:
             for request in requests:
                 self.add(request)
-            while waiting:
+            while unfinished:
                 events = self.step()
-                self._events = [event for event in events if event[0] not in places]
+                self._events = [event for event in events if event[0] not in numbers]
                 for request, event in events:
-                    if request in places:
+                    if request in numbers:
                         if isinstance(event, FinishEvent):
-                            waiting.discard(request)
-                        yield places[request], event
+                            unfinished.discard(request)
+                        yield numbers[request], event
         finally:
-            self._runs = [run for run in self._runs if run.request not in waiting]
-            self._events = [event for event in self._events if event[0] not in places]
+            self._states = {request: state for request, state in self._states.items() if request not in unfinished}
+            self._events = [event for event in self._events if event[0] not in numbers]
+
+    def _assign(self) -> None:
+        if not self.n_waiting:
+            return
+        free = self._free()
+        for state in self._states.values():
+            if not free:
+                return
+            if state.slot is None:
+                slot = _best(free, state.wanted, state.bias)
+                free.remove(slot)
+                self._clock += 1
+                slot.used = self._clock
+                state.slot = slot
+
+    def _end(self, state: RequestState) -> None:
+        self._take(state, state.finish("cancelled"))
+
+    def _take(self, state: RequestState, events: list[Event]) -> None:
+        self._events += [(state.request, event) for event in events]
+        if isinstance(events[-1], FinishEvent):
+            del self._states[state.request]
+
+    #
+    # given tokens
+    #
 
     def route(
-        self, sequence: Sequence, tokens: abc.Sequence[int], first: int, last: int | None = None
+        self,
+        tokens: Sequence[int],
+        bias: BiasFile | None,
+        first: int,
+        last: int | None = None,
+        *,
+        slot: Slot | None = None,
     ) -> npt.NDArray[np.int64] | None:
-        """Put given tokens through a sequence (teacher forcing) and count the routing of tokens [first, last).
+        """Read given tokens under a bias (teacher forcing) and count the routing of tokens [first, last).
 
         With `tokens` = prompt + answer, `first` = n_prompt - 1 and `last` = `first` + `FinishEvent.n_rows` these are
-        the rows of `FinishEvent.routing`. Returns [n_layer, n_expert], None without a recorder. The tokens stay in
-        memory. Raises UsageError, NativeError.
+        the rows of `FinishEvent.routing`. Returns [n_layer, n_expert], None without a recorder. The tokens stay in the
+        memory of `slot`, None: of a free one. Raises UsageError, ModelMismatchError, ModelError, NativeError.
         """
-        sequence.require_idle()
         last = len(tokens) if last is None else last
         if not 0 <= first < last <= min(len(tokens), self.n_ctx):
             raise UsageError(f"route: no tokens {first} to {last} in {len(tokens)}, or n_ctx {self.n_ctx} is too small")
-        tokens = self._context.checked_tokens(tokens[:last])
-        sequence.keep_common(tokens, first)
-        before = self._context.counts(sequence.place)
-        while (start := len(sequence.tokens)) < last:
+        tokens, bias = self._context.checked_tokens(tokens[:last]), self._context.checked(bias)
+        if slot is None:
+            slot = _best(self._free(1), tokens, bias)
+        else:
+            self.require_idle(slot)
+        slot.attach(bias)
+        slot.keep_common(tokens, first)
+        before = self._context.counts(slot.index)
+        while (start := len(slot.tokens)) < last:
             counted = start >= first
             end = min(start + _COUNTED_ROWS, last) if counted else first
             end = min(end, start + self._context.n_batch)
-            part = sequence.part(tokens[start:end], n_outputs=end - start if counted else 0)
+            part = slot.part(tokens[start:end], n_outputs=end - start if counted else 0)
             for _ in self._context.decode([part]):
-                sequence.tokens.extend(part.tokens)
-        after = self._context.counts(sequence.place)
+                slot.tokens.extend(part.tokens)
+        after = self._context.counts(slot.index)
         return None if before is None or after is None else after - before
 
     def logits(
-        self, sequences: abc.Sequence[Sequence], tokens: abc.Sequence[int], first: int = 0
-    ) -> abc.Generator[tuple[int, npt.NDArray[np.float32]]]:
-        """Put the same tokens through several sequences, each under its own steering (teacher forcing).
+        self, biases: Sequence[BiasFile | None], tokens: Sequence[int], first: int = 0
+    ) -> Generator[tuple[int, npt.NDArray[np.float32]]]:
+        """Read the same tokens under several biases at once (teacher forcing), in as many free slots.
 
-        Yields (start, logits), logits [n_sequences, n, n_vocab] of the tokens [start, start + n) from `first` to the
-        last one but one: those of token i are about token i + 1. The tokens stay in memory, and nothing of what is
-        there is used. Raises UsageError, NativeError.
+        Yields (start, logits), logits [n_biases, n, n_vocab] of the tokens [start, start + n) from `first` to the last
+        one but one: those of token i are about token i + 1. Nothing that is in memory is used. Raises UsageError,
+        ModelMismatchError, ModelError, NativeError.
         """
-        for sequence in sequences:
-            sequence.require_idle()
         tokens = self._context.checked_tokens(tokens[:-1])
-        if not sequences or not 0 <= first < len(tokens) <= self.n_ctx:
+        if not biases or not 0 <= first < len(tokens) <= self.n_ctx:
             raise UsageError(f"logits: no tokens behind {first} of {len(tokens)}, or n_ctx {self.n_ctx} is too small")
-        room = self._context.n_batch // len(sequences)
+        room = self._context.n_batch // len(biases)
         if not room:
-            raise UsageError(f"logits: n_batch {self._context.n_batch} is below {len(sequences)} sequences; raise it")
-        scored = max(1, _LOGITS_AT_ONCE // (self._context.n_vocab * len(sequences)))
-        for sequence in sequences:
-            sequence.keep(0)
-        start = 0
-        while start < len(tokens):
-            counted = max(start, first)
-            end = min(start + room, counted + scored, len(tokens))
-            n_outputs = max(0, end - counted)
-            parts = [sequence.part(tokens[start:end], n_outputs=n_outputs) for sequence in sequences]
-            found = [np.empty((0, 0), np.float32)] * len(parts)
-            for index, last in self._context.decode(parts):
-                if last is not None:
-                    found[index] = np.stack(list(self._context.outputs(parts[index])))
-                sequences[index].tokens.extend(parts[index].tokens)
-            if n_outputs:
-                yield counted, np.stack(found)
-            start = end
+            raise UsageError(f"logits: n_batch {self._context.n_batch} is below {len(biases)} biases; raise it")
+        checked = [self._context.checked(bias) for bias in biases]
+        slots = self._free(len(biases))[: len(biases)]
+        self._reserved.update(slots)  # nobody else's between two items
+        try:
+            for slot, bias in zip(slots, checked, strict=True):
+                slot.attach(bias)
+                slot.keep(0)
+            scored = max(1, _LOGITS_AT_ONCE // (self._context.n_vocab * len(slots)))
+            start = 0
+            while start < len(tokens):
+                counted = max(start, first)
+                end = min(start + room, counted + scored, len(tokens))
+                n_outputs = max(0, end - counted)
+                parts = [slot.part(tokens[start:end], n_outputs=n_outputs) for slot in slots]
+                found = [np.empty((0, 0), np.float32)] * len(parts)
+                for index, last in self._context.decode(parts):
+                    if last is not None:
+                        found[index] = np.stack(list(self._context.outputs(parts[index])))
+                    slots[index].tokens.extend(parts[index].tokens)
+                if n_outputs:
+                    yield counted, np.stack(found)
+                start = end
+        finally:
+            self._reserved.difference_update(slots)
 
-    def _end(self, run: Run) -> None:
-        self._take(run, run.finish("cancelled"))
 
-    def _take(self, run: Run, events: list[Event]) -> None:
-        self._events += [(run.request, event) for event in events]
-        if isinstance(events[-1], FinishEvent):
-            self._runs.remove(run)
+def _best(free: Sequence[Slot], tokens: Sequence[int], bias: BiasFile | None) -> Slot:
+    """The slot that holds most of the tokens under the same bias; else an empty one, else the least recently used."""
+    held = [slot.holds(tokens, bias) for slot in free]
+    most = max(held)
+    return free[held.index(most)] if most > _SIMILAR * len(tokens) else _least_recently_used(free)
+
+
+def _least_recently_used(free: Sequence[Slot]) -> Slot:
+    return min(free, key=lambda slot: (bool(slot.tokens), slot.used))
 
 
 def _shares(missing: list[int], room: int) -> list[int]:
-    """How many tokens each run computes in a round of `room`: short rests whole, long ones evenly what is left."""
+    """How many tokens of each request a round of `room` computes: short rests whole, long ones evenly what is left."""
     shares = [0] * len(missing)
     order = sorted(range(len(missing)), key=lambda index: missing[index])
     for n_left, index in zip(range(len(order), 0, -1), order, strict=True):

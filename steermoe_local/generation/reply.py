@@ -1,81 +1,96 @@
-"""The last turn of a conversation: the reply as it comes in, and what is kept of it for questions about its routing."""
+"""What came of a request so far."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from ..llama.reasoning import Kind, Part, ReasoningSplitter, ReasoningStyle
+from .engine import FinishEvent, TokenEvent
 
-from ..llama.reasoning import Kind, ReasoningSplitter
-from ..maps.expert_map import ExpertMap
-from ..steering.bias_file import BiasFile
-from .engine import FinishEvent, Request, TokenEvent
-
-__all__ = ["Answered", "Delta", "Reply"]
-
-
-@dataclass(frozen=True)
-class Delta:
-    """A piece of a reply, without the markers of reasoning."""
-
-    kind: Kind
-    text: str
+__all__ = ["Reply"]
 
 
 @dataclass
 class Reply:
-    """A reply as it comes in."""
+    """Accumulates the events of one request; `style` says how reasoning is marked.
 
-    request: Request
-    splitter: ReasoningSplitter
+    `raw` is the whole text, `texts` are its parts without the markers of reasoning, `tokens` all that were drawn.
+    `finish`, which has the routing, is None until the end.
+    """
+
+    style: ReasoningStyle | None = None
+    raw: str = ""
     tokens: list[int] = field(default_factory=list)
     texts: dict[Kind, str] = field(default_factory=lambda: {"reasoning": "", "answer": ""})
     finish: FinishEvent | None = None
 
-    def take(self, event: TokenEvent | FinishEvent) -> Iterator[Delta]:
-        """Deltas of an event, already part of the reply when they are given."""
+    def __post_init__(self) -> None:
+        self._splitter = ReasoningSplitter(self.style)
+
+    @property
+    def text(self) -> str:
+        """The answer, without what the model thought before it."""
+        return self.texts["answer"]
+
+    @property
+    def reasoning(self) -> str:
+        """What the model thought before its answer."""
+        return self.texts["reasoning"]
+
+    def add(self, event: TokenEvent | FinishEvent) -> list[Part]:
+        """Add an event; returns the parts of the text that became certain by it."""
         if isinstance(event, FinishEvent):
             self.finish = event
-            parts = self.splitter.finish()
-        else:
-            if event.token >= 0:
-                self.tokens.append(event.token)
-            parts = self.splitter.feed(event.text)
+            return self.flush()
+        self.raw += event.text
+        if event.token >= 0:
+            self.tokens.append(event.token)
+        return self._keep(self._splitter.feed(event.text))
+
+    def flush(self) -> list[Part]:
+        """Take what was held back because a marker might come: nothing follows."""
+        return self._keep(self._splitter.finish())
+
+    def _keep(self, parts: list[Part]) -> list[Part]:
         for kind, text in parts:
             self.texts[kind] += text
-        for kind, text in parts:
-            yield Delta(kind, text)
+        return parts
 
-    def flush(self) -> None:
-        """Take what waited in the splitter, at the end of a reply that was stopped."""
-        for kind, text in self.splitter.finish():
-            self.texts[kind] += text
+    def to_dict(self) -> dict[str, Any]:
+        """The finished reply as plain JSON values."""
+        finish = self._finished()
+        return {
+            "text": self.text,
+            **({"reasoning": self.reasoning} if self.reasoning else {}),
+            "finish_reason": finish.reason,
+            **({"stop": finish.stop} if finish.stop is not None else {}),
+            "usage": {
+                "prompt_tokens": finish.n_prompt,
+                "completion_tokens": finish.n_generated,
+                "total_tokens": finish.n_prompt + finish.n_generated,
+            },
+            "seed": finish.seed,
+        }
 
-    def message(self) -> dict[str, str]:
-        """What goes into the conversation."""
-        reasoning = {"reasoning_content": self.texts["reasoning"]} if self.texts["reasoning"] else {}
-        return {"role": "assistant", "content": self.texts["answer"], **reasoning}
+    def timings(self) -> dict[str, Any]:
+        """Seconds, and tokens per second, of the prompt and of the tokens behind the answer's first.
+
+        Rates are None where too little was computed to tell.
+        """
+        finish = self._finished()
+        return {
+            "prompt_seconds": round(finish.prompt_seconds, 6),
+            "prompt_per_second": _rate(finish.n_prompt - finish.n_cached, finish.prompt_seconds),
+            "generation_seconds": round(finish.seconds, 6),
+            # the first token comes out of the prompt's last row
+            "generation_per_second": _rate(finish.n_rows - 1, finish.seconds),
+        }
+
+    def _finished(self) -> FinishEvent:
+        assert self.finish is not None, "the reply is not at its end"
+        return self.finish
 
 
-@dataclass(frozen=True)
-class Answered:
-    """The last answer, for `routing` and `why`; `finish` None: it was stopped."""
-
-    prompt: list[int]
-    tokens: list[int]
-    finish: FinishEvent | None
-    bias: BiasFile | None
-    expert_map: ExpertMap | None
-
-    @property
-    def rows(self) -> tuple[int, int]:
-        """[first, last) of the rows whose logits gave the answer's tokens."""
-        first = len(self.prompt) - 1
-        return first, first + (self.finish.n_rows if self.finish else len(self.tokens))
-
-    @property
-    def signs(self) -> npt.NDArray[np.int8] | None:
-        """Which experts were promoted and suppressed, [n_layer, n_expert]; None: nothing steered."""
-        return None if self.bias is None else self.bias.signs
+def _rate(tokens: int, seconds: float) -> float | None:
+    return round(tokens / seconds, 2) if tokens > 0 and seconds > 0 else None

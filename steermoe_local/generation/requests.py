@@ -1,9 +1,9 @@
-"""A request, what comes of it, and how far it is."""
+"""A request, the events that answer it, and its state."""
 
 from __future__ import annotations
 
 import time
-from collections import abc
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,10 +13,11 @@ import numpy.typing as npt
 from ..errors import UsageError
 from ..llama.detokenizer import TextStream
 from ..llama.sampling import Sampler, Sampling, log_softmax
-from .context import Part, SequenceContext
-from .slots import Sequence
+from ..steering.bias_file import BiasFile
+from .context import Part, SlotContext
+from .slots import Slot
 
-__all__ = ["Event", "FinishEvent", "TokenEvent", "Request", "Run"]
+__all__ = ["Event", "FinishEvent", "Request", "RequestState", "TokenEvent"]
 
 Int64 = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
@@ -25,7 +26,7 @@ Reason = Literal["stop", "length", "context", "cancelled"]
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """Text that is now certain: "" while a character or a possible stop string is incomplete.
+    """A token of the answer, with the text that is certain now: "" while a character or a stop string is incomplete.
 
     `token` is the token that was drawn, -1 where only held back text is given out. `logprob` is the natural logarithm
     of its probability before any sampler, `top` the likeliest (token, logprob); both only with `Request.n_probs`.
@@ -39,7 +40,7 @@ class TokenEvent:
 
 @dataclass(frozen=True)
 class FinishEvent:
-    """The end of an answer.
+    """How an answer ended.
 
     `reason`: "stop" (an end-of-generation token, a stop string, the end of the grammar), "length" (max_tokens),
     "context" (n_ctx is full) or "cancelled". `n_cached` of the `n_prompt` tokens were in memory already. `n_generated`
@@ -72,15 +73,16 @@ class FinishEvent:
 class Request:
     """An answer that is asked for.
 
-    `tokens` is the whole prompt; what of it `sequence` holds already is not computed again. `max_tokens` None: up to
-    the end of generation or of n_ctx. `stop`: strings that end the answer and are left out of it. `n_probs`: how many
-    of the likeliest tokens are named with their log probabilities, the drawn token's besides; None: no log
-    probabilities. `prompt_probs`: the same for the prompt's tokens from index `prompt_from` on; what `sequence` holds
-    is used for those before them alone. `special`: control tokens are part of the text.
+    `tokens` is the whole prompt; what of it the slot holds already is not computed again. `bias` steers it, None:
+    nothing does. `max_tokens` None: up to the end of generation or of n_ctx. `stop`: strings that end the answer and
+    are left out of it. `n_probs`: how many of the likeliest tokens are named with their log probabilities, the drawn
+    token's besides; None: no log probabilities. `prompt_probs`: the same for the prompt's tokens from index
+    `prompt_from` on; what the slot holds is used for those before them alone. `special`: control tokens are part of the
+    text. `slot`: a slot of the caller's own (`Engine.slot`); None: the engine takes one.
     """
 
-    sequence: Sequence
-    tokens: abc.Sequence[int]
+    tokens: Sequence[int]
+    bias: BiasFile | None = None
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
@@ -88,16 +90,17 @@ class Request:
     special: bool = False
     prompt_probs: int | None = None
     prompt_from: int = 0
+    slot: Slot | None = None
 
 
 Event = TokenEvent | FinishEvent
 
 
-class Run:
-    """A request that is being answered. `wanted` is the prompt and the answer so far."""
+class RequestState:
+    """How far a request is. `wanted` is the prompt and the answer so far; `slot` is None while it waits for one."""
 
-    def __init__(self, request: Request, context: SequenceContext) -> None:
-        """Raises UsageError for a request that cannot be carried out."""
+    def __init__(self, request: Request, context: SlotContext) -> None:
+        """Raises UsageError, ModelMismatchError, ModelError for a request that cannot be carried out."""
         self.wanted = context.checked_tokens(request.tokens)
         n_prompt, n_ctx, n_vocab = len(self.wanted), context.n_ctx, context.n_vocab
         if not n_prompt:
@@ -117,10 +120,13 @@ class Run:
         if not 0 <= request.prompt_from < n_prompt:
             raise UsageError(f"prompt_from: {request.prompt_from} is not from 0 to {n_prompt - 1}")
         self.request = request
-        self.cancelled = False
+        self.bias = context.checked(request.bias)
+        self.slot = request.slot
         self.begun = False
         self._context = context
-        self._sampler = Sampler(context.model.vocab, request.sampling, self.wanted, n_ctx)
+        self._sampler: Sampler | None = None
+        if request.sampling.grammar is not None or request.sampling.logit_bias:
+            self._sampler = self._new_sampler()  # what can be refused is refused now; else in `begin`: many may wait
         self._text = TextStream(request.stop)
         self._n_prompt = n_prompt
         self._n_cached = self._n_generated = self._n_rows = 0
@@ -129,29 +135,34 @@ class Run:
         self._end: TokenEvent | None = None
         self._start = self._answer_start = 0.0
 
+    def _new_sampler(self) -> Sampler:
+        context = self._context
+        return Sampler(context.model.vocab, self.request.sampling, self.wanted, context.n_ctx)
+
     @property
     def n_missing(self) -> int:
         """Tokens that are not in memory yet."""
-        return len(self.wanted) - len(self.request.sequence.tokens)
+        return len(self.wanted) - self._n_held
+
+    @property
+    def _n_held(self) -> int:
+        assert self.slot is not None
+        return len(self.slot.tokens)
 
     @property
     def scores_next(self) -> bool:
-        """Are the probabilities of the prompt's tokens wanted that come next?"""
-        return self._scores_prompt and len(self.request.sequence.tokens) >= self._first_scored
+        """Whether the probabilities of the prompt's tokens that come next are wanted."""
+        return self._scores_prompt and self._n_held >= self._first_scored
 
     def n_next(self, n_scored: int) -> int:
         """How many tokens may be computed next; at most `n_scored` where probabilities are wanted."""
         if not self._scores_prompt:
             return self.n_missing
-        return (
-            min(self.n_missing, n_scored)
-            if self.scores_next
-            else self._first_scored - len(self.request.sequence.tokens)
-        )
+        return min(self.n_missing, n_scored) if self.scores_next else self._first_scored - self._n_held
 
     @property
     def _scores_prompt(self) -> bool:
-        """Is the prompt being computed, and are its tokens' probabilities wanted?"""
+        """Whether the prompt is being computed, and its tokens' probabilities are wanted."""
         return self.request.prompt_probs is not None and not self._n_rows
 
     @property
@@ -159,35 +170,46 @@ class Run:
         """The first token whose logits are wanted: they are about the next one."""
         return max(0, self.request.prompt_from - 1)
 
-    def score(self, part: Part, scores: abc.Iterator[Logits]) -> None:
+    def part(self, n_tokens: int) -> Part:
+        """The next `n_tokens` tokens for a decode."""
+        slot, start = self.slot, self._n_held
+        assert slot is not None
+        tokens = self.wanted[start : start + n_tokens]
+        return slot.part(tokens, n_outputs=int(start + n_tokens == len(self.wanted)), scored=self.scores_next)
+
+    def score(self, part: Part, scores: Iterator[Logits]) -> None:
         """Take the logits of a part of the prompt; each token's are those for the next one."""
         if not part.start and not self.request.prompt_from:
             self._prompt.append(TokenEvent("", self.wanted[0]))
-        for place, logits in enumerate(scores, part.start + 1):
-            self._prompt.append(_piece("", self.wanted[place], logits, self.request.prompt_probs))
+        for index, logits in enumerate(scores, part.start + 1):
+            self._prompt.append(_token_event("", self.wanted[index], logits, self.request.prompt_probs))
 
     def begin(self) -> None:
-        """Keep what the prompt shares with the memory; its last token is computed anyhow, for the logits."""
-        sequence = self.request.sequence
+        """Steer the slot, and keep what its memory shares with the prompt; the last token is always computed."""
+        slot = self.slot
+        assert slot is not None
         self._start = time.perf_counter()
-        sequence.keep_common(self.wanted, self._first_scored if self._scores_prompt else self._n_prompt - 1)
-        self._counts_before = self._context.counts(sequence.place)
-        self._n_cached = len(sequence.tokens)
+        self._sampler = self._sampler or self._new_sampler()
+        slot.attach(self.bias)
+        slot.keep_common(self.wanted, self._first_scored if self._scores_prompt else self._n_prompt - 1)
+        self._counts_before = self._context.counts(slot.index)
+        self._n_cached = len(slot.tokens)
         self.begun = True
 
     def advance(self, logits: Logits) -> list[Event]:
-        """Draw a token by the logits behind `wanted`; what comes of it, a `FinishEvent` last if that is the end."""
-        request = self.request
+        """Draw a token by the logits behind `wanted`; returns its events, a `FinishEvent` last if that is the end."""
+        request, sampler = self.request, self._sampler
+        assert sampler is not None
         if not self._n_rows:
             self._answer_start = time.perf_counter()
         self._n_rows += 1
         if request.max_tokens == 0:
             return self.finish("length")
-        token = self._sampler.sample(logits)
+        token = sampler.sample(logits)
         if token is None or self._context.is_end(token):
-            self._end = None if token is None else _piece("", token, logits, request.n_probs)
+            self._end = None if token is None else _token_event("", token, logits, request.n_probs)
             return self.finish("stop")
-        self._sampler.accept(token)
+        sampler.accept(token)
         self.wanted.append(token)
         self._n_generated += 1
         reason: Reason | None = None
@@ -198,17 +220,20 @@ class Run:
         text = self._text.feed(self._context.token_bytes(token, request.special))
         if self._text.stop is not None:
             reason = "stop"
-        piece = _piece(text, token, logits, request.n_probs)
-        return [piece, *self.finish(reason)] if reason else [piece]
+        event = _token_event(text, token, logits, request.n_probs)
+        return [event, *self.finish(reason)] if reason else [event]
 
     def finish(self, reason: Reason) -> list[Event]:
-        """Give out what was held back, and the end."""
+        """End it: the text that was held back, and the `FinishEvent`."""
         rest = self._text.feed(b"", final=True)
         now = time.perf_counter()
         answer_start = self._answer_start or now
         before = self._counts_before
-        after = None if before is None else self._context.counts(self.request.sequence.place)
-        self._sampler.close()
+        after = None if before is None or self.slot is None else self._context.counts(self.slot.index)
+        seed = self.request.sampling.seed or 0  # of one that was ended before its turn
+        if self._sampler is not None:
+            seed = self._sampler.seed
+            self._sampler.close()
         finish = FinishEvent(
             reason=reason,
             n_prompt=self._n_prompt,
@@ -216,7 +241,7 @@ class Run:
             n_generated=self._n_generated,
             prompt_seconds=answer_start - self._start if self.begun else 0.0,
             seconds=now - answer_start,
-            seed=self._sampler.seed,
+            seed=seed,
             stop=self._text.stop,
             routing=None if after is None or before is None else after - before,
             n_rows=self._n_rows,
@@ -226,7 +251,7 @@ class Run:
         return [TokenEvent(rest, -1), finish] if rest else [finish]
 
 
-def _piece(text: str, token: int, logits: Logits, n_probs: int | None) -> TokenEvent:
+def _token_event(text: str, token: int, logits: Logits, n_probs: int | None) -> TokenEvent:
     if n_probs is None:
         return TokenEvent(text, token)
     logprobs = log_softmax(logits)

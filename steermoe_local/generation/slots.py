@@ -1,93 +1,101 @@
-"""A place in an engine's context: what it holds, and under which steering that was computed."""
+"""Slots: the sequences of an engine's context."""
 
 from __future__ import annotations
 
-from collections import abc
+from collections.abc import Sequence
 from typing import Protocol
 
-from ..errors import UsageError
+from ..llama.tokenizing import common_prefix
 from ..steering.bias_file import BiasFile
-from .context import Attachment, Part, SequenceContext
+from .context import Part, SlotContext
 
-__all__ = ["Owner", "Sequence"]
+__all__ = ["Slot"]
 
 
 class Owner(Protocol):
-    """What a sequence asks its engine."""
+    """What a slot asks its engine."""
 
-    def holds(self, sequence: Sequence) -> bool:
-        """Is the sequence taken?"""
+    def require_idle(self, slot: Slot) -> None:
+        """Raise UsageError unless the slot is reserved and has no request."""
 
-    def is_busy(self, sequence: Sequence) -> bool:
-        """Is it answering?"""
-
-    def release(self, sequence: Sequence) -> None:
-        """Cancel what it answers and give its place back."""
+    def release(self, slot: Slot) -> None:
+        """Take a reserved slot back."""
 
 
-class Sequence:
-    """A place in an engine's context; made by `Engine.sequence`. All of `tokens` was computed under `steering`."""
+class Slot:
+    """One sequence of an engine's context: the tokens in its memory, and the bias under which all were computed.
 
-    def __init__(self, owner: Owner, context: SequenceContext, place: int) -> None:
-        """Not for callers."""
+    The engine assigns its slots to requests. `Engine.slot` reserves one for its caller: only requests that name it
+    (`Request.slot`) then use it, so its memory stays. A context manager, which closes it.
+    """
+
+    def __init__(self, owner: Owner, context: SlotContext, index: int) -> None:
         self.tokens: list[int] = []
         """What is in memory, from the beginning."""
-        self.place = place
+        self.index = index
+        self.used = 0  # when it got its last request, by the engine's clock
         self._owner = owner
         self._context = context
-        self._steering: BiasFile | None = None
-        self._attachment = Attachment.of(None)
+        self._bias: BiasFile | None = None
+
+    def __enter__(self) -> Slot:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
-    def steering(self) -> BiasFile | None:
-        """What steers this sequence."""
-        return self._steering
+    def bias(self) -> BiasFile | None:
+        """What steers this slot; None: nothing does."""
+        return self._bias
 
     def steer(self, bias: BiasFile | None) -> bool:
-        """Steer what is computed from now on. True if that changes something: what is in memory is forgotten then.
+        """Steer what is computed from now on. True if that changes something: the memory is emptied then.
 
-        Raises ModelMismatchError, ModelError (nothing changes), UsageError (an answer is running).
+        Raises ModelMismatchError, ModelError (nothing changes), UsageError (closed, or a request is running).
         """
-        self.require_idle()
-        attachment = Attachment.of(bias)
-        self._context.attach(self.place, attachment, check=True)
-        changed = attachment.number != self._attachment.number
-        if changed:
-            self.forget()
-        self._attachment, self._steering = attachment, bias
-        return changed
+        self._owner.require_idle(self)
+        return self.attach(self._context.checked(bias))
 
     def forget(self) -> None:
-        """Empty the memory. Raises UsageError while an answer is running."""
-        self.require_idle()
+        """Empty the memory. Raises UsageError (closed, or a request is running)."""
+        self._owner.require_idle(self)
         self.keep(0)
 
     def close(self) -> None:
-        """Cancel what is running, empty the memory and give the place back."""
+        """Abort the request that is running, empty the memory and give the slot back to the engine."""
         self._owner.release(self)
 
-    def require_idle(self) -> None:
-        """Raise UsageError for a sequence that is closed or answering."""
-        if not self._owner.holds(self):
-            raise UsageError("this sequence is closed; take another with Engine.sequence()")
-        if self._owner.is_busy(self):
-            raise UsageError("this sequence is answering; cancel the request or wait for its end")
+    #
+    # for the engine
+    #
+
+    def holds(self, tokens: Sequence[int], bias: BiasFile | None) -> int:
+        """How many of the tokens are in memory, from the beginning, computed under this bias."""
+        return common_prefix(self.tokens, tokens) if _key(self._bias) == _key(bias) else 0
+
+    def attach(self, bias: BiasFile | None) -> bool:
+        """`steer` with a bias that was checked."""
+        changed = _key(self._bias) != _key(bias)
+        if changed:
+            self.keep(0)
+        self._bias = bias
+        return changed
 
     def keep(self, n: int) -> None:
         """Keep the first `n` tokens of the memory, or none if it cannot be cut there."""
         self.tokens = self.tokens[:n]  # first: an interrupt must not leave more tokens here than in memory
-        if not self._context.cut(self.place, len(self.tokens)):
+        if not self._context.cut(self.index, len(self.tokens)):
             self.tokens = []
 
-    def keep_common(self, tokens: abc.Sequence[int], at_most: int) -> None:
+    def keep_common(self, tokens: Sequence[int], at_most: int) -> None:
         """Keep what the memory and `tokens` begin with, up to `at_most` tokens."""
-        n = 0
-        for held, token in zip(self.tokens[:at_most], tokens, strict=False):
-            if held != token:
-                break
-            n += 1
-        self.keep(n)
+        self.keep(common_prefix(self.tokens[:at_most], tokens))
 
-    def part(self, tokens: abc.Sequence[int], *, n_outputs: int, scored: bool = False) -> Part:
+    def part(self, tokens: Sequence[int], *, n_outputs: int, scored: bool = False) -> Part:
         """Tokens to decode behind what is in memory, see `Part`."""
-        return Part(self.place, len(self.tokens), tokens, self._attachment, n_outputs, scored)
+        return Part(self.index, len(self.tokens), tokens, self._bias, n_outputs, scored)
+
+
+def _key(bias: BiasFile | None) -> str | None:
+    return None if bias is None else bias.key

@@ -1,32 +1,59 @@
-"""Prompts as a model sees them: chat template, tokens, and the tokens of a target."""
+"""Renders prompts with a model's chat template, tokenizes them, and locates the tokens of a target."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import functools
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError, PairsError, UsageError
-from ..pairs.pairs import Side, last_exact_run, locate_target, target_tokens
+from ..pairs.pairs import Message, Side, last_exact_run, locate_target, target_tokens
 from . import capi
+from .loaded_model import open_model
+from .reasoning import ReasoningStyle, reasoning_style
 from .tokenizing import tokenize
 
-__all__ = ["LocatedTarget", "Prompt", "Renderer", "thinking_arguments", "token_bytes", "vocabulary"]
+__all__ = [
+    "LocatedTarget",
+    "Prompt",
+    "RenderedPrompt",
+    "Renderer",
+    "thinking_arguments",
+    "token_bytes",
+    "vocabulary",
+    "vocabulary_renderer",
+]
 
-# What Renderer gives to every template itself.
+# Variables that Renderer gives to every template.
 _OWN_ARGUMENTS = {"messages", "add_generation_prompt", "bos_token", "eos_token", "raise_exception", "strftime_now"}
 _OWN_ARGUMENTS |= {"functions", "function_call", "tools", "tool_choice"}
 
 
 @dataclass(frozen=True)
+class RenderedPrompt:
+    """A prompt as the model reads it, to be answered.
+
+    `add_special`: the tokenizer puts its own tokens around the text. `style`: how the answer marks its reasoning, None:
+    not at all. `has_control_markers`: by control tokens, so these must be part of the answer's text.
+    """
+
+    text: str
+    tokens: list[int]
+    add_special: bool = False
+    style: ReasoningStyle | None = None
+    has_control_markers: bool = False
+
+
+@dataclass(frozen=True)
 class Prompt:
-    """Tokens of one side of a pair, cut behind the target, and which of them are the target's."""
+    """Tokens of one side of a pair up to the end of its target, and the indices of the target's tokens."""
 
     tokens: list[int]
     target: list[int]
@@ -34,9 +61,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class LocatedTarget:
-    """One side of a pair as the model sees it: the rendered text, the target's bytes [start, end), tokens.
+    """One side of a pair, rendered: text, byte range [start, end) of the target in it, tokens.
 
-    `tokens` are those of the whole text, `target` the indices of the target's. `as_paper` tells whether the rule of
+    `tokens` are those of the whole text, `target` the indices of the target's. `as_paper`: whether the rule of
     the paper's code (the last exact run of the target's own tokens) finds the same tokens; None: it finds none.
     """
 
@@ -49,28 +76,25 @@ class LocatedTarget:
 
     @property
     def n_needed(self) -> int:
-        """Tokens up to the target's last one; what follows is not decoded."""
+        """Number of tokens up to the target's last one; later ones are not decoded."""
         return self.target[-1] + 1
 
 
 class Renderer:
     """Renders and tokenizes for one loaded model (llama_cpp's `LlamaModel`).
 
-    `thinking` turns the template's switch for thinking on or off, where it has one; `template_arguments` are further
-    variables for the template, which come before the switch. Raises UsageError for variables that are given anyway,
-    ModelError for a model without a tokenizer.
+    `thinking` sets the template's switch for thinking, if it has one; `template_arguments` are further variables for
+    the template and win over the switch. Raises UsageError for variables that the renderer sets itself, ModelError for
+    a model without a tokenizer.
     """
 
     def __init__(
         self, model: Any, *, thinking: bool = False, template_arguments: Mapping[str, Any] | None = None
     ) -> None:
-        if taken := sorted(_OWN_ARGUMENTS & set(template_arguments or {})):
-            raise UsageError(f"template variables: {', '.join(taken)}: given by the program; leave them out")
         lib = capi.llama_cpp()
         if lib.llama_vocab_type(model.vocab) == lib.LLAMA_VOCAB_TYPE_NONE:  # llama.cpp aborts on a text
             raise ModelError("the model has no tokenizer; only a model with a vocabulary reads texts")
-        self._thinking = thinking
-        self._template_arguments = dict(template_arguments or {})
+        self._configure(thinking, template_arguments)
         self._model = model
         self._metadata: dict[str, str] = model.metadata()
         self._formatter: Any = None
@@ -78,10 +102,10 @@ class Renderer:
         self._bytes: dict[int, bytes] = {}  # of the tokens seen so far
 
     def text(self, side: Side, *, generation_prompt: bool = False) -> str:
-        """The prompt's text: a plain text as it is, messages through the model's chat template.
+        """Text of the prompt: a plain text unchanged, messages through the model's chat template.
 
-        `generation_prompt` adds what makes the model answer. Raises PairsError when the model has no template, or the
-        template refuses the messages.
+        `generation_prompt` adds the header of the assistant's turn. Raises PairsError when the model has no template,
+        or the template refuses the messages.
         """
         if isinstance(side, str):
             return side
@@ -89,20 +113,35 @@ class Renderer:
             raise PairsError("the model has no chat template; write the pairs' sides as plain texts")
         try:
             return self._render([message.to_dict() for message in side], generation_prompt)
-        except Exception as error:  # templates are code of the model's makers and raise anything
+        except Exception as error:  # a template is foreign code and may raise anything
             raise PairsError(f"the model's chat template refuses these messages: {error}") from error
 
-    def chat_text(self, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool = True) -> str:
-        """The text of a conversation; each message has `role`, `content` and what else the template reads.
+    def render(self, prompt: str | Sequence[Message]) -> RenderedPrompt:
+        """A text that is continued as it is, or a conversation that is answered.
 
-        Raises ModelError when the model has no template, UsageError when the template refuses the messages.
+        Raises ModelError (no template), UsageError (the template refuses the messages).
+        """
+        if isinstance(prompt, str):
+            return RenderedPrompt(prompt, self.tokenize(prompt, add_special=True), add_special=True)
+        return self.rendered(self.chat_text([message.to_dict() for message in prompt]))
+
+    def rendered(self, text: str) -> RenderedPrompt:
+        """A conversation whose text `chat_text` made, to be answered."""
+        style = reasoning_style(self.template, text)
+        has_control_markers = style is not None and self.any_control(style.markers)
+        return RenderedPrompt(text, self.tokenize(text, add_special=False), False, style, has_control_markers)
+
+    def chat_text(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+        """Text of a conversation; each message has `role`, `content` and other fields that the template reads.
+
+        `variables` (such as `tools`) go to the template besides `template_arguments`. Raises ModelError when the model
+        has no template, UsageError when the template refuses the messages.
         """
         self.require_template()
         try:
-            return self._render([dict(message) for message in messages], generation_prompt)
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            raise UsageError(f"the model's chat template refuses this conversation: {reason}") from error
+            return self._render([dict(message) for message in messages], True, **variables)
+        except Exception as error:  # as above
+            raise UsageError(f"the model's chat template refuses this conversation: {_one_line(error)}") from error
 
     def require_template(self) -> None:
         """Raise ModelError when the model has no chat template."""
@@ -111,13 +150,25 @@ class Renderer:
                 "the model has no chat template, so it cannot chat; have it continue a text with steermoe run --raw"
             )
 
-    def _render(self, messages: list[dict[str, Any]], generation_prompt: bool) -> str:
+    def _render(self, messages: list[dict[str, Any]], generation_prompt: bool, **variables: Any) -> str:
         formatter = self._chat_formatter(generation_prompt)
-        return str(formatter(messages=messages, **self.template_arguments).prompt)
+        return str(formatter(messages=messages, **variables, **self.template_arguments).prompt)
+
+    def check_template(self) -> None:
+        """Raise ModelError for a chat template that is no template."""
+        self._chat_formatter(True)
 
     def configured(self, *, thinking: bool, template_arguments: Mapping[str, Any] | None = None) -> Renderer:
         """Another renderer of the same model. Raises UsageError, as the constructor."""
-        return Renderer(self._model, thinking=thinking, template_arguments=template_arguments)
+        other = copy.copy(self)
+        other._configure(thinking, template_arguments)
+        return other
+
+    def _configure(self, thinking: bool, template_arguments: Mapping[str, Any] | None) -> None:
+        if taken := sorted(_OWN_ARGUMENTS & set(template_arguments or {})):
+            raise UsageError(f"template variables: {', '.join(taken)}: given by the program; leave them out")
+        self._thinking = thinking
+        self._template_arguments = dict(template_arguments or {})
 
     @property
     def has_template(self) -> bool:
@@ -130,9 +181,9 @@ class Renderer:
         return self._metadata.get("tokenizer.chat_template", "")
 
     def prompt(self, side: Side, target: str) -> Prompt:
-        """Tokens up to the target's last one, and the places of the target's tokens in them.
+        """Tokens up to the target's last one, and the indices of the target's tokens.
 
-        What follows the target cannot change its routing (attention is causal), so it is cut off.
+        Attention is causal: later tokens cannot change the target's routing, so they are cut off.
         Raises PairsError when the target cannot be located.
         """
         found = self.located(side, target)
@@ -140,7 +191,7 @@ class Renderer:
 
     @property
     def template_arguments(self) -> dict[str, Any]:
-        """The variables for the template: its switches for thinking, and those that the caller gave."""
+        """Variables that the template gets: its switches for thinking, and those given to the constructor."""
         switches = thinking_arguments(self.template, self._thinking)
         return switches | self._template_arguments
 
@@ -169,7 +220,7 @@ class Renderer:
         return tokenize(self._model, text, pre=pre, add_special=add_special, parse_special=parse_special)
 
     def any_control(self, texts: Collection[str]) -> bool:
-        """Is one of the texts a control token, whose text is only seen when such tokens are asked for?"""
+        """Is one of the texts a control token? Those are detokenized only on request."""
         return not set(texts).isdisjoint(self._control_tokens())
 
     def _control_tokens(self) -> list[str]:
@@ -208,13 +259,20 @@ class Renderer:
             from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
             eos, bos = self._model.token_eos(), self._model.token_bos()
-            self._formatter = Jinja2ChatFormatter(
-                template=self.template,
-                eos_token=self._model.token_get_text(eos) if eos != -1 else "",
-                bos_token=self._model.token_get_text(bos) if bos != -1 else "",
-            )
+            try:
+                self._formatter = Jinja2ChatFormatter(
+                    template=self.template,
+                    eos_token=self._model.token_get_text(eos) if eos != -1 else "",
+                    bos_token=self._model.token_get_text(bos) if bos != -1 else "",
+                )
+            except Exception as error:
+                raise ModelError(f"the model's chat template cannot be read: {_one_line(error)}") from error
         self._formatter.add_generation_prompt = generation_prompt
         return self._formatter
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def token_bytes(model: Any, token: int, special: bool) -> bytes:
@@ -246,8 +304,8 @@ def thinking_arguments(template: str, thinking: bool) -> dict[str, Any]:
 
 @functools.cache
 def _variables(template: str) -> frozenset[str]:
-    """Names that a template looks up from outside; none for one that cannot be parsed."""
-    capi.llama_cpp()  # before anything of the package: it says where the libraries are
+    """Undeclared variables of a template; none for one that cannot be parsed."""
+    capi.llama_cpp()  # sets the library path, so it comes before other imports of llama_cpp
     import jinja2
     from jinja2 import meta
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
@@ -256,26 +314,25 @@ def _variables(template: str) -> frozenset[str]:
     try:
         return frozenset(meta.find_undeclared_variables(jinja2.Environment(extensions=extensions).parse(template)))
     except (jinja2.TemplateSyntaxError, RecursionError):
-        return frozenset()  # rendering says what is wrong with it
+        return frozenset()  # rendering reports the error
 
 
-@contextlib.contextmanager
-def vocabulary(path: str | os.PathLike[str], *, verbose: bool = False) -> Iterator[Any]:
-    """Load no more of a GGUF file than its vocabulary and metadata: enough to render and tokenize (`LlamaModel`).
+def vocabulary(path: str | os.PathLike[str], *, verbose: bool = False) -> AbstractContextManager[Any]:
+    """Load only the vocabulary and metadata of a GGUF file, enough to render and tokenize (`LlamaModel`).
 
     Raises ModelError.
     """
-    if not Path(path).is_file():
-        raise ModelError(f"{path}: no such file; give the path of a GGUF model")
-    lib = capi.llama_cpp()
-    from llama_cpp import _internals
-    from llama_cpp._logger import set_verbose
+    return open_model(path, verbose=verbose, vocab_only=True)
 
-    set_verbose(verbose)
-    lib.llama_backend_init()
-    params = lib.llama_model_default_params()
-    params.vocab_only = True
-    with capi.loading(path):
-        model = _internals.LlamaModel(path_model=os.fspath(path), params=params, verbose=verbose)
-    with contextlib.closing(model):
-        yield model
+
+@contextlib.contextmanager
+def vocabulary_renderer(
+    path: str | os.PathLike[str],
+    *,
+    thinking: bool = False,
+    template_arguments: Mapping[str, Any] | None = None,
+    verbose: bool = False,
+) -> Iterator[Renderer]:
+    """A renderer for a model of which only the vocabulary is loaded. Raises ModelError, UsageError."""
+    with vocabulary(path, verbose=verbose) as model:
+        yield Renderer(model, thinking=thinking, template_arguments=template_arguments)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
+import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ModelError, SteerMoEError, UsageError
-from ..steering.bias_file import BiasFile, read_bias
+from ..steering.bias_file import BiasFile, none_if_empty, read_bias
 from . import backends, capi
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ else:
     Llama = capi.llama_cpp().Llama
     from llama_cpp.llama_cache import BaseLlamaCache
 
-__all__ = ["SteeredLlama"]
+__all__ = ["SteeredLlama", "native_bias"]
 
 Bias = BiasFile | str | os.PathLike[str]
 
@@ -167,7 +168,9 @@ class _CacheBySteering(BaseLlamaCache):
         self._llama = llama
 
     def _key(self, key: Sequence[int]) -> tuple[int, ...]:
-        return (steering_number(self._llama.bias), *key)
+        bias = none_if_empty(self._llama.bias)
+        # no token is negative
+        return (-1 if bias is None else -2 - int(bias.key[:12], 16), *key)
 
     @property
     def cache_size(self) -> int:
@@ -188,21 +191,29 @@ class _CacheBySteering(BaseLlamaCache):
         self.inner[self._key(key)] = value
 
 
-def steering_number(bias: BiasFile | None) -> int:
-    """A number for what a bias does, the same in every process; negative, so that it is no token."""
-    if bias is None or not bias.n_active + bias.n_inactive:
-        return -1
-    digest = hashlib.sha256(f"{bias.identity} {bias.mode} {bias.epsilon} {bias.layers}".encode())
-    digest.update(bias.dense().tobytes())
-    return -2 - int.from_bytes(digest.digest()[:6], "big")
-
-
 def _load(bias: Bias | None) -> BiasFile | None:
     return bias if bias is None or isinstance(bias, BiasFile) else read_bias(bias)
 
 
+_built_lock = threading.Lock()
+_built: weakref.WeakKeyDictionary[BiasFile, capi.NativeBias] = weakref.WeakKeyDictionary()
+_by_key: weakref.WeakValueDictionary[str, capi.NativeBias] = weakref.WeakValueDictionary()
+
+
 def native_bias(bias: BiasFile) -> capi.NativeBias:
-    """The native form of a bias."""
+    """The native form of a bias, built once for all biases of one key.
+
+    It lives as long as a BiasFile that it was asked for. Safe to call from several threads.
+    """
+    with _built_lock:
+        native = _built.get(bias) or _by_key.get(bias.key)
+        if native is None:
+            native = _by_key[bias.key] = _build(bias)
+        _built[bias] = native
+        return native
+
+
+def _build(bias: BiasFile) -> capi.NativeBias:
     identity = bias.identity
     return capi.NativeBias.from_values(
         architecture=identity.architecture,

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,7 @@ from ..errors import ChoiceError, FormatError, UsageError
 from ..identity import MAX_LAYERS, ModelIdentity
 from .confidence import Confidence
 from .counts import RoutingCounts
-from .scores import rank, risk_difference, risk_difference_from
+from .scores import IntArray, rank, risk_difference, risk_difference_from
 
 __all__ = ["ExpertMap", "parse_layers"]
 
@@ -167,29 +169,44 @@ class ExpertMap:
         """
         _require_count("n_activate", n_activate)
         _require_count("n_deactivate", n_deactivate)
-        k = self.identity.n_expert_used
-        cap = k if max_active_per_layer is None else max_active_per_layer
-        if type(cap) is not int or not 0 <= cap <= k:
-            raise UsageError(f"max_active_per_layer: {cap!r} is not from 0 to {k}, the experts a token uses")
+        most = self.identity.max_active
+        cap = most if max_active_per_layer is None else max_active_per_layer
+        if type(cap) is not int or not 0 <= cap <= most:
+            raise UsageError(f"max_active_per_layer: {cap!r} is not from 0 to {most}, the experts a token uses")
+        positive, negative = self._by_sign(reverse, layers)
+        promoted, suppressed = positive[:n_activate], negative[:n_deactivate]
+        possible = _first_of_layer(suppressed, self.identity.max_inactive)
+        if not possible.all():
+            taken = int(np.argmin(possible))
+            raise ChoiceError(
+                f"layer {suppressed[taken, 0]}: deactivating {n_deactivate} would leave fewer than the "
+                f"{self.identity.n_expert_used} experts that each token uses; deactivate at most {taken}"
+            )
+        signs = np.zeros(self.rd.shape, dtype=np.int8)
+        signs[tuple(promoted[_first_of_layer(promoted, cap)].T)] = 1
+        signs[tuple(suppressed.T)] = -1
+        return signs
+
+    def numbers(
+        self, *, reverse: bool = False, layers: Iterable[int] | None = None
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The `n_activate` and the `n_deactivate` for which `choose` makes different choices, each ascending from 0.
+
+        Values that `choose` refuses are left out, and so are those that only add experts that are dropped. Raises
+        ChoiceError for a layer that does not exist.
+        """
+        positive, negative = self._by_sign(reverse, layers)
+        kept = _first_of_layer(positive, self.identity.max_active)
+        possible = _first_of_layer(negative, self.identity.max_inactive)
+        n_possible = len(negative) if possible.all() else int(np.argmin(possible))
+        return (0, *(np.flatnonzero(kept) + 1).tolist()), tuple(range(n_possible + 1))
+
+    def _by_sign(self, reverse: bool, layers: Iterable[int] | None) -> tuple[IntArray, IntArray]:
+        """The experts with RD > 0 and those with RD < 0, each as rows (layer, expert), the largest |RD| first."""
         rd = -self.rd if reverse else self.rd
         order = rank(rd, self._layers(layers))
         scores = rd[order[:, 0], order[:, 1]]
-        signs = np.zeros(rd.shape, dtype=np.int8)
-        active = np.zeros(len(rd), dtype=np.int64)
-        for layer, expert in order[scores > 0][:n_activate].tolist():
-            if active[layer] < cap:
-                active[layer] += 1
-                signs[layer, expert] = 1
-        left = np.full(len(rd), self.identity.n_expert)
-        for taken, (layer, expert) in enumerate(order[scores < 0][:n_deactivate].tolist()):
-            if left[layer] == k:
-                raise ChoiceError(
-                    f"layer {layer}: deactivating {n_deactivate} would leave fewer than the {k} "
-                    f"experts that each token uses; deactivate at most {taken}"
-                )
-            left[layer] -= 1
-            signs[layer, expert] = -1
-        return signs
+        return order[scores > 0], order[scores < 0]
 
     def to_json(self) -> str:
         """Return the text of the file; the same map gives the same text."""
@@ -215,7 +232,7 @@ class ExpertMap:
                 text += f',\n "{name}": [\n{rows}\n ]'
         return text + "\n}\n"
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """SHA-256 (hex) of the file that `save` writes."""
         return hashlib.sha256(self.to_json().encode("utf-8")).hexdigest()
@@ -268,6 +285,16 @@ class ExpertMap:
                     f"0 to {self.identity.n_layer - 1}"
                 )
         return chosen
+
+
+def _first_of_layer(experts: IntArray, n: int) -> npt.NDArray[np.bool_]:
+    """Which of the experts, rows (layer, expert), are among the first `n` of their layer."""
+    seen: Counter[int] = Counter()
+    first = np.zeros(len(experts), dtype=np.bool_)
+    for index, layer in enumerate(experts[:, 0].tolist()):
+        seen[layer] += 1
+        first[index] = seen[layer] <= n
+    return first
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Requests as prompts: the chat template, tokens, and what marks reasoning."""
+"""From requests to prompts: chat templates, tokens, and grammars that bind the answer."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..errors import ModelError
+from ..errors import ModelError, UsageError
 from ..generation.engine import Engine
-from ..llama.reasoning import ReasoningStyle, reasoning_style
-from ..llama.rendering import Renderer
+from ..llama.reasoning import reasoning_style
+from ..llama.rendering import RenderedPrompt, Renderer
 from .api_errors import ApiError
 from .grammar import ForcedCall, forced_call, grammar_of_format
 from .schemas_chat import ChatRequest, Message
@@ -29,23 +29,16 @@ _FINAL_CHANNEL = "<|channel|>final<|message|>"
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """A conversation ready to be answered.
+    """A rendered conversation. `grammar` binds the answer; with `call` the answer is a tool call."""
 
-    `style` tells reasoning from the answer, `special`: its markers are control tokens. `grammar` binds the answer,
-    which is a call of a tool if `call` says so.
-    """
-
-    text: str
-    tokens: list[int]
-    style: ReasoningStyle | None
-    special: bool
+    rendered: RenderedPrompt
     grammar: str | None
     call: ForcedCall | None
 
 
 @dataclass(frozen=True)
 class TextPrompt:
-    """A text to continue; `offsets` are where the tokens begin in it, in characters."""
+    """A text to continue; `offsets` are the characters at which its tokens begin."""
 
     text: str
     tokens: list[int]
@@ -53,14 +46,13 @@ class TextPrompt:
 
 
 class Prompter:
-    """Renders and tokenizes for a loaded model, in a thread of its own, so that a long text holds up nobody."""
+    """Renders and tokenizes for a loaded model, in its own thread, so that a long text delays no other request."""
 
     def __init__(self, engine: Engine, *, thinking: bool, template_arguments: dict[str, Any]) -> None:
         self._engine = engine
         self._renderer: Renderer = engine.renderer
         self._thinking, self._template_arguments = thinking, template_arguments
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="steermoe-prompts")
-        self._formatter: Any = None
 
     def close(self) -> None:
         """End the thread."""
@@ -71,10 +63,10 @@ class Prompter:
         return await asyncio.get_running_loop().run_in_executor(self._pool, functools.partial(function, *arguments))
 
     def tokens_of(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
-        """Tokens of a text. In the prompter's thread only. Raises UsageError for one that no tokenizer takes."""
+        """Tokens of a text; call it in the prompter's thread. Raises UsageError for a text that cannot be tokenized."""
         return self._renderer.tokenize(text, add_special=add_special, parse_special=parse_special)
 
-    def _prompt_tokens(self, text: str, *, add_special: bool) -> list[int]:
+    def _require_short(self, text: str) -> str:
         n_ctx = self._engine.n_ctx
         if len(text) > _CHARACTERS_OF_TOKEN * n_ctx:
             raise ApiError(
@@ -82,14 +74,14 @@ class Prompter:
                 f"the prompt has {len(text)} characters, which cannot fit a context of {n_ctx} tokens; shorten it",
                 code="context_length_exceeded",
             )
-        return self.tokens_of(text, add_special=add_special)
+        return text
 
     def piece(self, token: int, *, special: bool = True) -> bytes:
         """Bytes of a token's text."""
         return self._engine.token_bytes(token, special=special)
 
     def check_tokens(self, tokens: Sequence[int], where: str) -> None:
-        """Raise ApiError for a number that is no token: llama.cpp does not check."""
+        """Raise ApiError for a number that is not a token, which llama.cpp does not check."""
         n_vocab = self.n_vocab
         bad = next((token for token in tokens if not 0 <= token < n_vocab), None)
         if bad is not None:
@@ -97,17 +89,17 @@ class Prompter:
 
     @functools.cached_property
     def n_vocab(self) -> int:
-        """How many tokens there are."""
+        """The size of the vocabulary."""
         return int(self._engine.model.n_vocab())
 
     @property
     def n_ctx(self) -> int:
-        """How many tokens a prompt and its answer may have."""
+        """The most tokens that a prompt and its answer can have together."""
         return self._engine.n_ctx
 
     @functools.cached_property
     def tokenizer_info(self) -> dict[str, Any]:
-        """The tokenizer's special tokens by their texts, and the chat template, under the names of transformers."""
+        """Special tokens, chat template and sizes, under the names that transformers uses."""
         model = self._engine.model
         ids = {"bos_token": model.token_bos(), "eos_token": model.token_eos()}
         names = {name: None if token == -1 else decode_token(self.piece(token)) for name, token in ids.items()}
@@ -128,7 +120,7 @@ class Prompter:
         ]
 
     def _text_prompt(self, text: str) -> TextPrompt:
-        tokens = self._prompt_tokens(text, add_special=True)
+        tokens = self.tokens_of(self._require_short(text), add_special=True)
         bos = self._engine.model.token_bos()
         if not tokens and bos != -1:
             tokens = [bos]  # so that an empty text can be continued, as in llama-cpp-python
@@ -140,7 +132,7 @@ class Prompter:
         return TextPrompt(data.decode("utf-8", "replace"), tokens, self._offsets(tokens, len(data)))
 
     def _offsets(self, tokens: Sequence[int], n_bytes: int) -> list[int]:
-        """Where tokens begin in a text of so many bytes; what the tokenizer put before it takes no room."""
+        """Where the tokens begin in a text of `n_bytes` bytes; tokens that the tokenizer put before it have no length."""
         added = max(0, sum(len(self.piece(token)) for token in tokens) - n_bytes)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         offsets, place = [], 0
@@ -159,44 +151,39 @@ class Prompter:
         call = forced_call(request)
         grammar = call.grammar if call else grammar_of_format(request.response_format)
         text = self._render(request, bound=grammar is not None)
-        template = self._renderer.template
-        style = reasoning_style(template, text)
+        style = reasoning_style(self._renderer.template, text)
         if style is not None and style.tags is None and grammar is not None:
             text += _FINAL_CHANNEL  # what is bound to a grammar cannot open its channel itself
-            style = reasoning_style(template, text)
-        special = style is not None and self._renderer.any_control(style.markers)
-        tokens = self._prompt_tokens(text, add_special=False)
-        return ChatPrompt(text, tokens, style, special, grammar, call)
+        return ChatPrompt(self._renderer.rendered(self._require_short(text)), grammar, call)
 
     def _render(self, request: ChatRequest, bound: bool) -> str:
         if not self._renderer.has_template:
             raise ModelError("the model has no chat template, so it cannot chat; use /v1/completions")
+        self._renderer.check_template()
         tools = [tool.model_dump(exclude_none=True) for tool in request.tools or ()]
         values: dict[str, Any] = {"tools": tools if tools and request.tool_choice != "none" else None}
         if request.tool_choice is not None and values["tools"]:
             choice = request.tool_choice
             values["tool_choice"] = choice if isinstance(choice, str) else choice.model_dump()
-        values |= self._variables(request, bound)
+        renderer = self._configured(request, bound)
         # Templates for models that call tools want arguments as objects; a few join them to texts.
-        reason = ""
+        reasons = []
         for parsed in (True, False):
-            messages = [self._message(message, parsed) for message in request.messages]
             try:
-                return str(self._chat_formatter()(messages=messages, **values).prompt)
-            except Exception as error:  # templates are code of the model's makers and raise anything
-                reason = reason or " ".join(str(error).split())[:300]
-        message = f"the model's chat template refuses this conversation: {reason}"
-        raise ApiError(400, message, param="messages", code="invalid_messages")
+                return renderer.chat_text([self._message(message, parsed) for message in request.messages], **values)
+            except UsageError as error:
+                reasons.append(str(error))
+        raise ApiError(400, reasons[0], param="messages", code="invalid_messages")
 
-    def _variables(self, request: ChatRequest, bound: bool) -> dict[str, Any]:
-        """Variables for the template: its switch for thinking, what the server was started with, what is asked for."""
+    def _configured(self, request: ChatRequest, bound: bool) -> Renderer:
+        """A renderer with the template's variables: the thinking switch, the server's, and the request's."""
         thinking = self._thinking and not bound
         asked = dict(request.chat_template_kwargs or {})
         if request.reasoning_effort is not None:
             thinking = request.reasoning_effort != "none" and not bound
             asked.setdefault("reasoning_effort", request.reasoning_effort)
         arguments = self._template_arguments | asked
-        return self._renderer.configured(thinking=thinking, template_arguments=arguments).template_arguments
+        return self._renderer.configured(thinking=thinking, template_arguments=arguments)
 
     def _message(self, message: Message, parse_arguments: bool) -> dict[str, Any]:
         role = message.role
@@ -220,26 +207,9 @@ class Prompter:
             ]
         return data
 
-    def _chat_formatter(self) -> Any:
-        if self._formatter is None:
-            from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-            model = self._engine.model
-            bos, eos = (token for token in (model.token_bos(), model.token_eos()))
-            try:
-                self._formatter = Jinja2ChatFormatter(
-                    template=self._renderer.template,
-                    eos_token="" if eos == -1 else decode_token(self.piece(eos)),
-                    bos_token="" if bos == -1 else decode_token(self.piece(bos)),
-                )
-            except Exception as error:
-                reason = " ".join(str(error).split())[:300]
-                raise ModelError(f"the model's chat template cannot be read: {reason}") from None
-        return self._formatter
-
 
 def decode_token(data: bytes) -> str:
-    """A token's text; bytes that are no UTF-8 alone are written as OpenAI writes them."""
+    """A token's text; bytes that are not UTF-8 are escaped as OpenAI does."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:

@@ -3,51 +3,92 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import ModelMismatchError, SteerMoEError, UsageError
 from ..identity import ModelIdentity
+from ..llama.steered_llama import native_bias
 from ..models.shipped_maps import recommended_numbers, shipped_maps
 from ..steering.bias_file import BiasFile
 from ..steering.steering import Steering
 from .api_errors import ApiError
 from .maps_folder import MapsFolder, bias_from_base64, map_from_json, name_of_file
-from .registered import NONE, NUMBERS, Applied, Registered, Source, bias_digest, map_digest, size
 from .schemas import RegisterRequest, SteeringChoice
 
-__all__ = ["SteeringRegistry"]
+__all__ = ["NONE", "NUMBERS", "Applied", "Registered", "SteeringRegistry"]
+
+NONE = "none"
+"""The name that stands for no steering."""
+
+NUMBERS = ("activate", "deactivate", "reverse", "layers")
+"""The fields of a choice that say which experts."""
+
+Source = Literal["ships", "folder", "command line", "request"]
 
 _MAX_NAMES = 256
 _MAX_BYTES = 256 << 20  # of all tables that came with requests
-_CACHED = 128
+_CACHED = 128  # biases that are kept ready
 
 
-@dataclass
-class _Cache:
-    """Biases that were built, by what was asked for."""
+@dataclass(frozen=True)
+class Applied:
+    """What steers an answer. `label` is its name in the metrics, `info` what the answer says about it."""
 
-    built: OrderedDict[tuple[Any, ...], Applied] = field(default_factory=OrderedDict)
-    by_digest: weakref.WeakValueDictionary[str, BiasFile] = field(default_factory=weakref.WeakValueDictionary)
+    label: str
+    bias: BiasFile | None = None
+    info: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Registered:
+    """A name and the steering that it stands for."""
+
+    name: str
+    steering: Steering
+    source: Source
+
+    @property
+    def is_map(self) -> bool:
+        """Whether requests can change the numbers of experts."""
+        return self.steering.expert_map is not None
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether a request needs to give nothing but the name."""
+        return not self.is_map or bool(self.steering.activate or self.steering.deactivate)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry in GET /v1/steering."""
+        steering, expert_map = self.steering, self.steering.expert_map
+        facts: dict[str, Any] = {"name": self.name, "object": "steering", "kind": "map" if expert_map else "bias"}
+        facts |= {"source": self.source, "usable_by_name": self.has_numbers, "mode": steering.mode}
+        if expert_map is None:
+            assert steering.bias is not None
+            return facts | {"n_active": steering.bias.n_active, "n_inactive": steering.bias.n_inactive}
+        facts |= {name: getattr(steering, name) for name in (*NUMBERS, "scale")}
+        facts |= {name: getattr(expert_map, name) for name in ("behaviour", "positive", "negative")}
+        return facts | {"side": steering.side, "map_sha256": expert_map.sha256, "n_pairs": expert_map.n_pairs}
 
 
 class SteeringRegistry:
     """Names of steerings; safe to use from several threads.
 
-    What a request names is looked up here and nowhere else: no part of a request becomes a path, but for the name of
+    Everything that a request names is looked up here. No part of a request becomes a path, except the name of
     POST /v1/steering in a folder that may be written to.
     """
 
     def __init__(self, *, folder: Path | None = None, writable: bool = False, force: bool = False) -> None:
-        """`force` accepts maps whose router hash is another one, if the shape fits."""
+        """`force` accepts maps with another router hash if the shape fits."""
         self._folder = MapsFolder(folder, writable) if folder is not None else None
         self._force = force
         self._lock = threading.RLock()
         self._entries: dict[str, Registered] = {}
-        self._cache = _Cache()
+        # By the content of map or bias and the choice. A name or an object can be given to something else, content not.
+        self._built: OrderedDict[tuple[Any, ...], BiasFile | None] = OrderedDict()
         self._identity: ModelIdentity | None = None
         self.default: str | None = None
 
@@ -56,7 +97,7 @@ class SteeringRegistry:
     #
 
     def open(self, identity: ModelIdentity | None) -> list[str]:
-        """Take up what ships with the model and what lies in the maps folder; returns warnings of what does not fit."""
+        """Register what ships with the model and the maps folder; returns warnings about what does not fit."""
         with self._lock:
             self._identity = identity
             if identity is None:
@@ -64,36 +105,34 @@ class SteeringRegistry:
             for name, path in shipped_maps().items():
                 numbers = recommended_numbers(path) or (0, 0)
                 steering = Steering.open(map_file=path, activate=numbers[0], deactivate=numbers[1])
-                if steering.expert_map is not None and steering.expert_map.identity == identity:
+                if steering.identity == identity:
                     self._put(name, steering, "ships")
-            return self._open_folder()
+            return [] if self._folder is None else self._open_folder(self._folder)
 
-    def _open_folder(self) -> list[str]:
+    def _open_folder(self, folder: MapsFolder) -> list[str]:
         warnings: list[str] = []
-        if self._folder is None:
-            return warnings
         choices: list[tuple[str, Path]] = []
-        for name, path, kind in self._folder.files():
+        for name, path, kind in folder.files():
             try:
                 if kind == "choice":
                     choices.append((name, path))
                     continue
                 steering = Steering.open(map_file=path) if kind == "map" else Steering.open(bias=path)
                 warnings += self._put(name, steering, "folder")
-                self._folder.take(path)
+                folder.take(path)
             except SteerMoEError as error:
                 warnings.append(f"left out: {error}")
-        for name, path in choices:  # last: they speak of the others
+        for name, path in choices:  # last: they refer to the others
             try:
-                choice = self._folder.read_choice(path, name)
-                warnings += self._put(name, self._chosen(self.entry(choice.map), choice), "folder", replace=True)
-                self._folder.take(path)
+                choice = folder.read_choice(path, name)
+                warnings += self._put(name, _chosen(self.entry(choice.map), choice), "folder", replace=True)
+                folder.take(path)
             except (SteerMoEError, ApiError) as error:
                 warnings.append(f"left out: {path}: {error}")
         return warnings
 
     def add_file(self, path: Path, activate: int = 0, deactivate: int = 0) -> tuple[str, list[str]]:
-        """Register a file that the command line names; returns its name and warnings.
+        """Register a file of the command line; returns its name and warnings.
 
         Raises FormatError, ModelMismatchError, UsageError.
         """
@@ -105,21 +144,23 @@ class SteeringRegistry:
         return name, self._put(name, steering, "command line", replace=True)
 
     def register(self, request: RegisterRequest) -> Registered:
-        """What POST /v1/steering asks for. Raises ApiError, and what a map or bias that does not fit raises."""
+        """Do what POST /v1/steering asks for; the bias is built, so that the first answer does not wait for it.
+
+        Raises ApiError, and what a map or bias that does not fit raises.
+        """
         if request.name == NONE:
             raise ApiError(400, f"name: {NONE!r} stands for no steering; choose another", param="name")
         if isinstance(request.map, str):
-            steering = self._chosen(self.entry(request.map), request)
+            steering = _chosen(self.entry(request.map), request)
         elif request.map is not None:
             steering = Steering(request.name, expert_map=map_from_json(request.map, request.name))
-            steering = self._with_numbers(steering, request)
+            steering = _with_numbers(steering, request)
         else:
-            if any(getattr(request, name) is not None for name in (*NUMBERS, "mode", "scale")):
+            if _has_choice(request):
                 raise UsageError("a bias file's choice of experts is made; leave out the numbers, or give the map")
             steering = Steering(request.name, bias=bias_from_base64(request.bias or "", request.name))
         entry = Registered(request.name, steering, "request")
-        if entry.has_numbers:
-            steering.build(self._identity)  # impossible numbers are refused now
+        bias = steering.build(self._identity) if entry.has_numbers else None  # impossible numbers are refused now
         with self._lock:
             self._require_free(request.name, request.replace)
             self._require_room(request.name, steering)
@@ -128,6 +169,8 @@ class SteeringRegistry:
                 of_map = request.map if isinstance(request.map, str) else None
                 self._folder.write(request.name, steering, of_map)
             self._put(request.name, steering, "request", replace=True)
+        if entry.has_numbers:
+            self._keep(steering, bias)
         return self.entry(request.name)
 
     def remove(self, name: str) -> None:
@@ -152,6 +195,7 @@ class SteeringRegistry:
             if name == NONE or (name in self._entries and not replace and self._entries[name].source != "ships"):
                 raise UsageError(f"{steering.path or name}: the name {name!r} is taken; rename the file")
             warnings = self._check(steering)
+            _ = _content(steering)  # hashed once, here: looking a name up is quick then
             self._entries[name] = Registered(name, steering, source)
             return warnings
 
@@ -173,14 +217,13 @@ class SteeringRegistry:
             raise ApiError(409, f"{name}: the server's default cannot be replaced", code="in_use")
 
     def _is_free(self, entry: Registered) -> bool:
-        """May a request replace or delete it?"""
+        """Whether a request may replace or delete the entry."""
         in_folder = entry.source == "folder" and self._folder is not None and self._folder.holds(entry.name)
         return entry.source == "request" or in_folder
 
     def _require_room(self, name: str, steering: Steering) -> None:
         others = [entry for entry in self._entries.values() if entry.source == "request" and entry.name != name]
-        held = sum(size(entry.steering) for entry in others)
-        if held + size(steering) > _MAX_BYTES:
+        if sum(n_bytes(entry.steering) for entry in others) + n_bytes(steering) > _MAX_BYTES:
             raise ApiError(
                 409, f"the maps that came with requests fill {_MAX_BYTES >> 20} MiB; delete some", code="full"
             )
@@ -190,12 +233,12 @@ class SteeringRegistry:
     #
 
     def entries(self) -> list[Registered]:
-        """All, by name."""
+        """All entries, by name."""
         with self._lock:
             return [self._entries[name] for name in sorted(self._entries)]
 
     def entry(self, name: str) -> Registered:
-        """What a name stands for. Raises ApiError (404), which lists the names."""
+        """The entry of a name. Raises ApiError (404), which lists the names."""
         with self._lock:
             found = self._entries.get(name)
             names = ", ".join([*sorted(self._entries), NONE])
@@ -206,25 +249,28 @@ class SteeringRegistry:
         return found
 
     def chosen(self, wanted: str | SteeringChoice) -> Steering:
-        """The choice behind a name or a changed map, with a request's name. Raises ApiError, UsageError."""
-        if isinstance(wanted, str):
-            return self.entry(wanted).steering
-        return self._chosen(self.entry(wanted.map), wanted)
+        """The steering of a name, or of a name with other numbers. Raises ApiError, UsageError."""
+        return self._lookup(wanted)[1]
 
     def resolve(self, wanted: str | SteeringChoice | None) -> Applied:
-        """What a request's `steering` comes to, built and ready. Raises ApiError, UsageError, ChoiceError."""
+        """The bias of a request's `steering`, built if it was not yet. Raises ApiError, UsageError, ChoiceError.
+
+        Building takes milliseconds or more: use `ready` first on the event loop.
+        """
+        ready = self.ready(wanted)
+        if ready is None:
+            assert wanted is not None
+            entry, steering = self._lookup(wanted)
+            ready = self._applied(wanted, entry, steering, self._keep(steering, steering.build(self._identity)))
+        return ready
+
+    def ready(self, wanted: str | SteeringChoice | None) -> Applied | None:
+        """The same if the bias is built already, else None. Raises ApiError, UsageError."""
         if wanted is None or wanted == NONE:
             return Applied(NONE)
-        name = wanted if isinstance(wanted, str) else wanted.map
-        entry = self.entry(name)
-        choice = () if isinstance(wanted, str) else tuple(wanted.model_dump().values())
-        key = (id(entry), choice)
-        with self._lock:
-            if key in self._cache.built:
-                self._cache.built.move_to_end(key)
-                return self._cache.built[key]
-        steering = self.chosen(wanted)
+        entry, steering = self._lookup(wanted)
         if entry.is_map and not (steering.activate or steering.deactivate):
+            name = entry.name
             raise ApiError(
                 400,
                 f"steering {name!r}: the map has no numbers of experts; send "
@@ -232,48 +278,77 @@ class SteeringRegistry:
                 param="steering",
                 code="no_numbers",
             )
-        applied = self._applied(name, entry, steering, changed=not isinstance(wanted, str))
+        content = _content(steering)
         with self._lock:
-            if self._entries.get(name) is entry:  # its id is nobody else's while it is registered
-                self._cache.built[key] = applied
-                stale = {id(known) for known in self._entries.values()}
-                for old in [old for old in self._cache.built if old[0] not in stale]:
-                    del self._cache.built[old]
-                while len(self._cache.built) > _CACHED:
-                    self._cache.built.popitem(last=False)
-        return applied
+            if content not in self._built:
+                return None
+            self._built.move_to_end(content)
+            bias = self._built[content]
+        return self._applied(wanted, entry, steering, bias)
 
-    def _applied(self, name: str, entry: Registered, steering: Steering, changed: bool) -> Applied:
-        bias = steering.build(self._identity)
-        if bias is None or not bias.layers:
-            return Applied(NONE, None, {"name": name, "n_active": 0, "n_inactive": 0})
-        digest = bias_digest(bias)
+    def _lookup(self, wanted: str | SteeringChoice) -> tuple[Registered, Steering]:
+        if isinstance(wanted, str):
+            entry = self.entry(wanted)
+            return entry, entry.steering
+        entry = self.entry(wanted.map)
+        return entry, _chosen(entry, wanted)
+
+    def _keep(self, steering: Steering, bias: BiasFile | None) -> BiasFile | None:
+        """Keep a bias ready, with the native bias that the engine attaches: the engine's thread builds none."""
+        if bias is not None:
+            native_bias(bias)
         with self._lock:
-            bias = self._cache.by_digest.setdefault(digest, bias)  # equal ones are one object, and share their prefixes
-        info: dict[str, Any] = {"name": name, "mode": bias.mode, "n_active": bias.n_active}
-        info |= {"n_inactive": bias.n_inactive, "bias_sha256": digest}
-        if entry.is_map:
-            info |= {"map_sha256": map_digest(steering), "side": steering.side}
-            info |= {field: getattr(steering, field) for field in (*NUMBERS, "scale")}
-        return Applied(f"{name}:changed" if changed else name, bias, info)
-
-    def _chosen(self, entry: Registered, choice: SteeringChoice | RegisterRequest) -> Steering:
-        given = any(getattr(choice, name) is not None for name in (*NUMBERS, "mode", "scale"))
-        if not entry.is_map:
-            if given:
-                raise UsageError(
-                    f"{entry.name}: a bias file, whose choice of experts is made; only a map takes other numbers"
-                )
-            return entry.steering
-        return self._with_numbers(entry.steering, choice) if given else entry.steering
+            self._built[_content(steering)] = bias
+            while len(self._built) > _CACHED:
+                self._built.popitem(last=False)
+        return bias
 
     @staticmethod
-    def _with_numbers(steering: Steering, choice: SteeringChoice | RegisterRequest) -> Steering:
-        changes = {name: value for name in NUMBERS if (value := getattr(choice, name)) is not None}
-        scale = steering.scale if choice.scale is None else choice.scale
-        mode = choice.mode or ("soft" if scale is not None else "hard")
-        if mode == "soft" and scale is None:
-            raise UsageError("mode soft: how strong? give scale, the logits that promoted experts get")
-        if mode == "hard" and choice.scale is not None:
-            raise UsageError("scale goes with mode soft; the hard rule has no strength")
-        return steering.changed(**changes, scale=scale if mode == "soft" else None)
+    def _applied(wanted: str | SteeringChoice, entry: Registered, steering: Steering, bias: BiasFile | None) -> Applied:
+        if bias is None:
+            return Applied(NONE, None, {"name": entry.name, "n_active": 0, "n_inactive": 0})
+        info: dict[str, Any] = {"name": entry.name, "mode": bias.mode, "n_active": bias.n_active}
+        info |= {"n_inactive": bias.n_inactive, "bias_sha256": bias.key}
+        if steering.expert_map is not None:
+            info |= {"map_sha256": steering.expert_map.sha256, "side": steering.side}
+            info |= {field: getattr(steering, field) for field in (*NUMBERS, "scale")}
+        return Applied(entry.name if isinstance(wanted, str) else f"{entry.name}:changed", bias, info)
+
+
+def n_bytes(steering: Steering) -> int:
+    """Size of a steering's tables."""
+    expert_map, bias = steering.expert_map, steering.bias
+    if expert_map is not None:
+        tables = (expert_map.rd, expert_map.a1, expert_map.a2, expert_map.se)
+        return sum(table.nbytes for table in tables if table is not None)
+    return 0 if bias is None else sum(row.nbytes for row in bias.values.values())
+
+
+def _content(steering: Steering) -> tuple[Any, ...]:
+    """Equal for steerings that build equal biases for one model."""
+    if steering.expert_map is None:
+        return (None if steering.bias is None else steering.bias.key,)
+    return (steering.expert_map.sha256, *(getattr(steering, name) for name in (*NUMBERS, "scale", "epsilon")))
+
+
+def _has_choice(choice: SteeringChoice | RegisterRequest) -> bool:
+    return any(getattr(choice, name) is not None for name in (*NUMBERS, "mode", "scale"))
+
+
+def _chosen(entry: Registered, choice: SteeringChoice | RegisterRequest) -> Steering:
+    if not _has_choice(choice):
+        return entry.steering
+    if not entry.is_map:
+        raise UsageError(f"{entry.name}: a bias file, whose choice of experts is made; only a map takes other numbers")
+    return _with_numbers(entry.steering, choice)
+
+
+def _with_numbers(steering: Steering, choice: SteeringChoice | RegisterRequest) -> Steering:
+    changes = {name: value for name in NUMBERS if (value := getattr(choice, name)) is not None}
+    scale = steering.scale if choice.scale is None else choice.scale
+    mode = choice.mode or ("soft" if scale is not None else "hard")
+    if mode == "soft" and scale is None:
+        raise UsageError("mode soft: how strong? give scale, the logits that promoted experts get")
+    if mode == "hard" and choice.scale is not None:
+        raise UsageError("scale goes with mode soft; the hard rule has no strength")
+    return steering.changed(**changes, scale=scale if mode == "soft" else None)

@@ -1,4 +1,4 @@
-"""The registered steerings: list, add, delete, and what the page draws."""
+"""/v1/steering: list, register and delete steerings, and the table that the page draws."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _table(steering: Steering, service: Service) -> dict[str, Any]:
     identity = service.worker.require_ready().identity
     if identity is None:
         raise ApiError(400, "the model has no experts")
-    bias = steering.build(identity)
+    bias = steering.bias_file(identity)
     table: dict[str, Any] = {
         "n_layer": identity.n_layer,
         "n_expert": identity.n_expert,

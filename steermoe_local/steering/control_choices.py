@@ -1,8 +1,8 @@
-"""Controls: choices of experts that ought to do nothing, to compare a real one with.
+"""Controls: choices of experts that should have no effect, to compare a real choice with.
 
-All functions here are arithmetic on tables [n_layer, n_expert]. A drawn choice is a relabelling of a real one: each of
-its experts, with the value that it has, becomes another expert. So a choice and its reverse are moved together, and
-numbers, signs and strengths stay what they were.
+All functions compute on tables [n_layer, n_expert]. A drawn choice is a relabelling of a real one: each of its experts
+passes its value to another expert. So a choice and its reverse are moved together, and numbers, signs and strengths
+stay the same.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ __all__ = [
 ]
 
 NEAREST = 4
-"""Of how many experts of nearest frequency a matched draw takes one."""
+"""A matched draw takes one of this many experts of nearest frequency."""
 TOLERANCE = 0.05
-"""How far the frequency of a replacement from the same layer may be off; else the other layers are looked at, too."""
+"""Largest difference in frequency of a replacement from the same layer; beyond it, other layers are searched too."""
 
 Expert = tuple[int, int]
 Signs = npt.NDArray[np.int8]
@@ -47,27 +47,27 @@ def random_signs(
 ) -> npt.NDArray[np.int8]:
     """As many +1 and -1 as in `signs` [n_layer, n_expert], on experts drawn evenly from all MoE layers.
 
-    Draws that the model cannot carry out are drawn again: more than top-k +1 in a layer, or fewer than top-k experts
-    left. Raises ChoiceError when 1000 draws in a row were of that kind.
+    A draw that the model cannot apply in both directions is repeated. Raises ChoiceError after 1000 such draws.
     """
-    k = identity.n_expert_used
     n_plus, n_minus = int((signs > 0).sum()), int((signs < 0).sum())
     candidates = [(layer, expert) for layer in moe_layers for expert in range(identity.n_expert)]
     for _ in range(_TRIES):
         chosen = rng.permutation(len(candidates))[: n_plus + n_minus]
         drawn = np.zeros(identity.shape, dtype=np.int8)
-        for place, index in enumerate(chosen):
-            drawn[candidates[index]] = 1 if place < n_plus else -1
-        plus, minus = (drawn > 0).sum(axis=1), (drawn < 0).sum(axis=1)
-        # The reverse of a draw is used too, so both counts must do as +1 and as -1.
-        if max(plus.max(), minus.max()) <= k and max(plus.max(), minus.max()) <= identity.n_expert - k:
+        for n, index in enumerate(chosen):
+            drawn[candidates[index]] = 1 if n < n_plus else -1
+        # The reverse of a draw is used too, so both counts must be possible as +1 and as -1.
+        largest = max((drawn > 0).sum(axis=1).max(), (drawn < 0).sum(axis=1).max())
+        if largest <= min(identity.max_active, identity.max_inactive):
             return drawn
-    raise ChoiceError(f"{n_plus} + {n_minus} random experts do not fit a model with top-{k}; choose fewer")
+    raise ChoiceError(
+        f"{n_plus} + {n_minus} random experts do not fit a model with top-{identity.n_expert_used}; choose fewer"
+    )
 
 
 @dataclass(frozen=True)
 class Relabelling:
-    """Which expert takes the place of which, both as (layer, expert); no expert is taken twice."""
+    """For each chosen expert its replacement, both as (layer, expert); no replacement is used twice."""
 
     to: Mapping[Expert, Expert]
 
@@ -97,18 +97,18 @@ def draw_experts(
     *,
     frequency: npt.NDArray[np.float64] | None = None,
 ) -> Relabelling:
-    """Draw other experts of `layers` for those that have a value in any of `tables` [n_layer, n_expert].
+    """Draw replacements from `layers` for the experts with a value in any of `tables` [n_layer, n_expert].
 
-    `tables` are a choice and, if it is used too, its reverse; each stays one that the model can carry out: at most
-    top-k positive values in a layer, at least top-k experts without a negative one (or what a soft bias of more does
-    already). None of them comes out as one of `tables` or its negation.
+    `tables` are a choice and, if it is measured too, its reverse. A relabelled table has no more positive or negative
+    values in a layer than a hard bias can have (or than the table itself has, as a soft bias may), and is neither one
+    of `tables` nor the negation of one.
 
     Without `frequency`, experts are drawn evenly, one after the other, from the layers that have room. With the
     activation frequencies [n_layer, n_expert], an expert is replaced by one that was neither chosen nor drawn yet: of
-    those in its own layer whose frequency differs by `TOLERANCE` at most, one of the `NEAREST` nearest; where its layer
-    has none of them, one of the `NEAREST` nearest in all layers.
+    those in its own layer whose frequency differs by `TOLERANCE` at most, one of the `NEAREST` nearest; if its layer
+    has none, one of the `NEAREST` nearest in all layers.
 
-    Raises ChoiceError when there is no such draw, or 1000 in a row led nowhere.
+    Raises ChoiceError when no such draw exists, or 1000 in a row failed.
     """
     cells = np.argwhere(np.any([table != 0 for table in tables], axis=0)).tolist()
     chosen: list[Expert] = [(layer, expert) for layer, expert in cells]
@@ -134,12 +134,11 @@ def bottom_signs(
 ) -> Signs:
     """Signs of the experts of `layers` with the smallest |RD|: `n_plus` with RD > 0 get +1, `n_minus` with RD < 0 -1.
 
-    Ties by layer and expert. An expert whose RD is exactly 0 has no side and is left out. At most top-k +1 and
-    n_expert - top-k -1 stand in a layer; further ones are passed over. Raises ChoiceError when there are not enough.
+    Ties by layer and expert. An expert whose RD is exactly 0 has no side and is left out. Experts beyond what a layer
+    of a hard bias can have of a sign are skipped. Raises ChoiceError when there are not enough.
     """
-    k = identity.n_expert_used
     signs = np.zeros(rd.shape, dtype=np.int8)
-    for sign, wanted, most in ((1, n_plus, k), (-1, n_minus, identity.n_expert - k)):
+    for sign, wanted, most in ((1, n_plus, identity.max_active), (-1, n_minus, identity.max_inactive)):
         cells = [(layer, e) for layer in sorted(layers) for e in np.flatnonzero(np.sign(rd[layer]) == sign).tolist()]
         taken = 0
         for layer, expert in sorted(cells, key=lambda cell: abs(rd[cell])):
@@ -155,23 +154,22 @@ class _Room:
     """How many more positive and negative values each layer can take, for each of the tables."""
 
     def __init__(self, tables: Sequence[Table], identity: ModelIdentity) -> None:
-        k = identity.n_expert_used
         self.n_expert = identity.n_expert
         self.tables = tables
         self.left: list[dict[int, npt.NDArray[np.int64]]] = []
         for table in tables:
             sides = {}
-            for sign, most in ((1, k), (-1, identity.n_expert - k)):
+            for sign, most in ((1, identity.max_active), (-1, identity.max_inactive)):
                 has = (np.sign(table) == sign).sum(axis=1)
                 sides[sign] = np.full(len(table), max(most, int(has.max())), dtype=np.int64)
             self.left.append(sides)
 
     def fits(self, expert: Expert, layer: int) -> bool:
-        """Can the values of `expert` go to another expert, of `layer`?"""
+        """Whether the values of `expert` can move to an expert of `layer`."""
         return all(left[sign][layer] > 0 for left, sign in self._signs(expert))
 
     def take(self, expert: Expert, layer: int) -> None:
-        """They do."""
+        """Reserve room for the values of `expert` in `layer`."""
         for left, sign in self._signs(expert):
             left[sign][layer] -= 1
 
@@ -188,7 +186,7 @@ def _draw(
     rng: np.random.Generator,
     frequency: npt.NDArray[np.float64] | None,
 ) -> Relabelling | None:
-    """One try; None when an expert finds no place."""
+    """One attempt; None when an expert finds no replacement."""
     pool: list[Expert] = [(layer, expert) for layer in layers for expert in range(room.n_expert)]
     if frequency is not None:
         own = set(chosen)
@@ -216,6 +214,6 @@ def _nearest(
         return float(abs(frequency[expert] - frequency[old]))
 
     candidates = [expert for expert in free if expert[0] == old[0] and gap(expert) <= TOLERANCE] or free
-    # `free` stands in a random order, so ties are broken at random
+    # `free` is in random order, so ties are broken at random
     near = sorted(candidates, key=gap)[:NEAREST]
     return near[int(rng.integers(len(near)))] if near else None

@@ -31,7 +31,7 @@ from steermoe_local.cli.chat.screen import PlainScreen, TerminalScreen, speed
 from steermoe_local.cli.chat.terminal_state import one_interrupt
 from steermoe_local.cli.chat.text import WordWrap, harmless
 from steermoe_local.generation.answer_routing import answer_routing, why
-from steermoe_local.generation.chat import Delta
+from steermoe_local.generation.chat import Part
 from steermoe_local.generation.engine import FinishEvent
 from steermoe_local.steering.steering import Steering
 from tests.support.builders import identity, table_map
@@ -114,10 +114,10 @@ def stream(*items: Any) -> Generator[Any]:
 
 def test_reasoning_stands_before_the_answer() -> None:
     parts = (
-        Delta("reasoning", "\nLet me "),
-        Delta("reasoning", "see.\n"),
-        Delta("answer", "\n\nFo"),
-        Delta("answer", "ur."),
+        Part("reasoning", "\nLet me "),
+        Part("reasoning", "see.\n"),
+        Part("answer", "\n\nFo"),
+        Part("answer", "ur."),
     )
     screen, shown = terminal_screen()
     assert screen.answer(stream(*parts, DONE)) is DONE
@@ -128,7 +128,7 @@ def test_reasoning_stands_before_the_answer() -> None:
 
 
 def test_answers_cannot_command_the_terminal() -> None:
-    evil = Delta("answer", "a\x1b]0;title\x07\x1b[2Jb")
+    evil = Part("answer", "a\x1b]0;title\x07\x1b[2Jb")
     screen, shown = terminal_screen()
     screen.answer(stream(evil, DONE))
     screen.compare(stream(("unsteered", evil), ("steered", evil)))
@@ -140,10 +140,10 @@ def test_answers_cannot_command_the_terminal() -> None:
 
 
 def test_plain_answers(capsys: pytest.CaptureFixture[str]) -> None:
-    parts = (Delta("reasoning", "Hm.\n"), Delta("answer", "\nFo"), Delta("answer", "ur."))
+    parts = (Part("reasoning", "Hm.\n"), Part("answer", "\nFo"), Part("answer", "ur."))
     assert PlainScreen().answer(stream(*parts, DONE)) is DONE
     assert PlainScreen(show_reasoning=True).answer(stream(*parts)) is None
-    sides = (("steered", Delta("answer", "b")), ("unsteered", Delta("answer", "a")), ("unsteered", DONE))
+    sides = (("steered", Part("answer", "b")), ("unsteered", Part("answer", "a")), ("unsteered", DONE))
     assert PlainScreen().compare(stream(*sides)) == {"unsteered": DONE}
     captured = capsys.readouterr()
     assert captured.out == "Four.\nHm.\n\n\nFour.\nunsteered:\na\nsteered:\nb\n"
@@ -160,7 +160,7 @@ def test_plain_answers(capsys: pytest.CaptureFixture[str]) -> None:
 def test_columns_show_both_answers_whole(items: list[tuple[Any, str]], columns: int, rows: int) -> None:
     """However the pieces of the two answers come, and however small the screen is, nothing is lost or repeated."""
     screen, shown = terminal_screen(columns, rows)
-    ends = screen.compare(stream(*((s, Delta("answer", t)) for s, t in items), ("unsteered", DONE), ("steered", DONE)))
+    ends = screen.compare(stream(*((s, Part("answer", t)) for s, t in items), ("unsteered", DONE), ("steered", DONE)))
     assert ends == {"unsteered": DONE, "steered": DONE}
     out = [line.split("│") for line in shown().splitlines()]
     assert [part.strip() for part in out[0]] == ["unsteered", "steered"]
@@ -171,9 +171,9 @@ def test_columns_show_both_answers_whole(items: list[tuple[Any, str]], columns: 
 
 def test_columns_of_reasoning_and_an_interrupt() -> None:
     def interrupted() -> Generator[Any]:
-        yield "unsteered", Delta("reasoning", "Hm. ")
-        yield "steered", Delta("answer", "one two")
-        yield "unsteered", Delta("answer", "three")
+        yield "unsteered", Part("reasoning", "Hm. ")
+        yield "steered", Part("answer", "one two")
+        yield "unsteered", Part("answer", "three")
         raise KeyboardInterrupt
 
     screen, shown = terminal_screen(80)

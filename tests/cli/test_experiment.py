@@ -14,7 +14,7 @@ from steermoe_local.cli.commands.experiment import _NAMES
 from steermoe_local.cli.options.evaluation_setup import EvaluationSetup
 from steermoe_local.errors import UsageError
 from steermoe_local.evaluation.experiments import experiments
-from steermoe_local.evaluation.experiments.experiments import RECIPES
+from steermoe_local.evaluation.experiments.experiments import EXPERIMENTS
 from steermoe_local.evaluation.measuring.evaluator import Evaluator
 from steermoe_local.evaluation.tasks import builtin
 from steermoe_local.models.shipped_maps import map_path
@@ -28,8 +28,8 @@ def run(*args: Any, **kwargs: Any) -> Result:
     return CliRunner().invoke(main, ["experiment", *map(str, args)], **kwargs)
 
 
-def test_the_names_are_the_recipes() -> None:
-    assert tuple(RECIPES) == _NAMES
+def test_the_names_are_the_experiments() -> None:
+    assert tuple(EXPERIMENTS) == _NAMES
     shown = run("-h").output
     assert all(f"\n  {name}  " in shown for name in _NAMES)
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import random
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +15,7 @@ from hypothesis import strategies as st
 
 from steermoe_local.cli.run.batch import _in_order
 from steermoe_local.generation.answer_file import AnswerFile
-from steermoe_local.generation.answering import Answer, Answerer, Prepared, prepare
-from steermoe_local.generation.engine import FinishEvent, Request, Sampling, TokenEvent
-from steermoe_local.llama.reasoning import ReasoningStyle, reasoning_style
 from steermoe_local.models.embedded import behaviours, score_reply
-from steermoe_local.pairs.pairs import Message
 from tests.support.gguf_copy import copy_model
 from tests.support.run_models import ASK, QUESTION, invoke, start, talker
 
@@ -364,136 +358,3 @@ def test_a_reader_that_goes_away(endless: Path, tmp_path: Path) -> None:
 def test_in_order(order: list[int]) -> None:
     records = ((index, {"id": index}) for index in order)
     assert [record["id"] for record in _in_order(records)] == list(range(12))
-
-
-class FakeSequence:
-    def __init__(self, engine: FakeEngine) -> None:
-        self.engine, self.bias, self.closed = engine, "nothing was said", False
-
-    def steer(self, bias: Any) -> None:
-        self.bias = bias
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class FakeEngine:
-    """An engine whose answer is the prompt's tokens as letters, some of them a step."""
-
-    def __init__(self, n_sequences: int, seed: int) -> None:
-        self.sequences = [FakeSequence(self) for _ in range(n_sequences)]
-        self.free, self.running, self.most = list(self.sequences), {}, 0
-        self.random = random.Random(seed)
-        self.asked: list[Request] = []
-
-    def sequence(self) -> FakeSequence:
-        return self.free.pop()
-
-    def add(self, request: Request) -> None:
-        assert not any(other.sequence is request.sequence for other in self.running)
-        self.running[request] = list(request.tokens)
-        self.asked.append(request)
-        self.most = max(self.most, len(self.running))
-
-    def step(self) -> Iterator[tuple[Request, TokenEvent | FinishEvent]]:
-        events: list[tuple[Request, TokenEvent | FinishEvent]] = []
-        for request in self.random.sample(list(self.running), self.random.randint(1, len(self.running))):
-            rest = self.running[request]
-            if rest:
-                token = rest.pop(0)
-                events.append((request, TokenEvent(chr(token), token)))
-            else:
-                del self.running[request]
-                n = len(request.tokens)
-                events.append(
-                    (request, FinishEvent("stop", n, 0, n, 0.1, 0.2, request.sampling.seed or 0, None, n_rows=n + 1))
-                )
-        return iter(events)
-
-
-TEXTS = st.text(st.characters(categories=["L"]), min_size=1, max_size=8)
-STYLE = reasoning_style("<think></think>")
-
-
-@given(st.lists(TEXTS, max_size=9), st.integers(1, 4), st.integers(0, 99), st.booleans())
-def test_answers_find_their_prompts(texts: list[str], parallel: int, seed: int, compare: bool) -> None:
-    engine = FakeEngine(2 * parallel, seed)
-    bias: Any = type("Bias", (), {"layers": (1,)})()
-    sides: dict[str, Any] = {"unsteered": None, "steered": bias} if compare else {"steered": bias}
-    answerer = Answerer(engine, sides, sampling=Sampling(), parallel=parallel)  # type: ignore[arg-type]
-    prompts = [Prepared([ord(letter) for letter in text]) for text in texts]
-    parts: dict[tuple[int, str], str] = {}
-    whole: dict[tuple[int, str], str] = {}
-    for index, side, what in answerer.events(prompts):
-        if isinstance(what, Answer):
-            whole[index, side] = what.text
-        else:
-            parts[index, side] = parts.get((index, side), "") + what[1]
-    assert whole == parts == {(index, side): text for index, text in enumerate(texts) for side in sides}
-    assert engine.most <= parallel * len(sides)
-    for request in engine.asked:
-        sequence: Any = request.sequence
-        assert sequence.bias is bias or (compare and sequence.bias is None)
-    if compare:
-        for text in texts:  # both sides of a prompt are drawn with one seed
-            seeds = [r.sampling.seed for r in engine.asked if list(r.tokens) == [ord(letter) for letter in text]]
-            assert len(set(seeds)) == texts.count(text)
-    taken = [sequence for sequence in engine.sequences if sequence not in engine.free]
-    assert all(sequence.closed for sequence in taken)
-
-
-def test_closing_gives_the_sequences_back() -> None:
-    engine = FakeEngine(2, 0)
-    answerer = Answerer(engine, {"steered": None}, parallel=2)  # type: ignore[arg-type]
-    events = answerer.events([Prepared([65, 66])] * 3)
-    next(events)
-    events.close()  # type: ignore[attr-defined]
-    assert all(sequence.closed for sequence in engine.sequences)
-
-
-def test_an_empty_bias_is_none() -> None:
-    engine = FakeEngine(1, 0)
-    empty: Any = type("Bias", (), {"layers": ()})()
-    list(Answerer(engine, {"steered": empty}).events([Prepared([65])]))  # type: ignore[arg-type]
-    assert engine.sequences[0].bias is None
-
-
-@given(st.lists(st.sampled_from(["<think>", "</think>", "a", "b", "\n"]), max_size=8).map("".join))
-def test_reasoning_and_answer_are_what_the_parts_said(text: str) -> None:
-    engine = FakeEngine(1, 1)
-    style: ReasoningStyle | None = STYLE
-    events = Answerer(engine, {"steered": None}).events([Prepared([ord(c) for c in text], style)])  # type: ignore[arg-type]
-    parts = {"reasoning": "", "answer": ""}
-    for _, _, what in events:
-        if isinstance(what, Answer):
-            assert (what.reasoning, what.text) == (parts["reasoning"], parts["answer"])
-        else:
-            parts[what[0]] += what[1]
-    if text.startswith("<think>a</think>b"):
-        assert (parts["reasoning"], parts["answer"][:1]) == ("a", "b")
-
-
-def test_the_template_writes_the_beginning_of_text_itself() -> None:
-    """A tokenizer that adds it as well would give two; to a text without template it has to add it."""
-    seen: list[tuple[str, bool]] = []
-    renderer: Any = SimpleNamespace(
-        template="",
-        chat_text=lambda messages: f"<s>{messages[0]['content']}",
-        tokenize=lambda text, add_special: seen.append((text, add_special)) or [1],
-    )
-    prepare(renderer, (Message("user", "x"),))
-    prepare(renderer, "x")
-    assert seen == [("<s>x", False), ("x", True)]
-
-
-def test_rates_leave_out_what_was_not_computed() -> None:
-    def timings(**values: Any) -> dict[str, Any]:
-        finish = FinishEvent("stop", 10, 4, 5, 2.0, 3.0, 1, None, n_rows=6)
-        return Answer(
-            "", "", type(finish)(**({name: getattr(finish, name) for name in finish.__dataclass_fields__} | values))
-        ).timings()
-
-    assert timings()["prompt_per_second"] == 3
-    assert timings()["generation_per_second"] == pytest.approx(5 / 3, abs=0.01)
-    assert timings(n_rows=1, seconds=0.0)["generation_per_second"] is None
-    assert timings(prompt_seconds=0.0)["prompt_per_second"] is None

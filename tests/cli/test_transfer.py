@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 
 from steermoe_local import ExpertMap, model_info
 from steermoe_local.cli import main
-from steermoe_local.evaluation.studies import quantize
-from steermoe_local.evaluation.studies import transfer as module
+from steermoe_local.evaluation.studies.transfer import quantize
+from steermoe_local.evaluation.studies.transfer import transfer as module
 from steermoe_local.models.embedded import behaviour, data_folder
 
 FILES = ["report.md", "summary.json", "columns.jsonl", "transfer.png", "transfer.svg"]
@@ -44,7 +44,7 @@ def finished(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> tu
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """As without matplotlib; drawing takes longer than measuring."""
-    monkeypatch.setattr("steermoe_local.evaluation.reports.pictures.missing_matplotlib", lambda: "no pictures today")
+    monkeypatch.setattr("steermoe_local.evaluation.reports.figure.missing_matplotlib", lambda: "no pictures today")
 
 
 def names(folder: Path) -> set[str]:
@@ -101,7 +101,7 @@ def rounded(data: Any) -> Any:
 
 def interrupted(options: list[str], out: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
     """A run that ends while the second quantization is measured."""
-    real = module._Plan.column
+    real = module._Study.column
 
     def column(self: Any, evaluator: Any, name: str, *rest: Any) -> Any:
         if name == "Q4_0":
@@ -110,7 +110,7 @@ def interrupted(options: list[str], out: Path, monkeypatch: pytest.MonkeyPatch) 
         return real(self, evaluator, name, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module._Plan, "column", column)
+        patched.setattr(module._Study, "column", column)
         return run(*options, "--quants", "Q8_0,Q4_0", "-o", out)
 
 
@@ -137,14 +137,14 @@ def test_interrupted_and_resumed(
     assert "begun with top_n 20, now it is 5" in done.stderr
 
     measured: list[str] = []
-    real = module._Plan.column
+    real = module._Study.column
 
     def column(self: Any, evaluator: Any, name: str, *rest: Any) -> Any:
         measured.append(name)
         assert evaluator.n_kept > 0, "what was answered before the interrupt"
         return real(self, evaluator, name, *rest)
 
-    monkeypatch.setattr(module._Plan, "column", column)
+    monkeypatch.setattr(module._Study, "column", column)
     done = run(*options, "--quants", "Q8_0,Q4_0", "-o", out, "--resume", "--json")
     assert done.exit_code == 0, done.output
     assert measured == ["Q4_0"]
@@ -213,7 +213,7 @@ def test_a_quantized_base(finished: tuple[Result, Path], options: list[str], tmp
 def test_the_defaults() -> None:
     """The help's list is the library's."""
     from steermoe_local.cli.commands.transfer import transfer
-    from steermoe_local.evaluation.studies.file_types import QUANTS
+    from steermoe_local.evaluation.studies.transfer.quantize import QUANTS
 
     defaults = {option.name: option.default for option in transfer.params}
     assert tuple(str(defaults["quants"]).split(",")) == QUANTS

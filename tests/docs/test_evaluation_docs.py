@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from steermoe_local.cli import main
-from steermoe_local.evaluation.experiments.experiments import RECIPES
-from steermoe_local.evaluation.studies.control_runs import ALL
+from steermoe_local.evaluation.experiments.experiments import EXPERIMENTS
+from steermoe_local.evaluation.studies.controls.controls import ALL
 from steermoe_local.evaluation.studies.evaluate import Controls
 from steermoe_local.models import local_models
 from steermoe_local.models.embedded import behaviours
@@ -108,12 +108,12 @@ def test_the_commands_behind_the_results(results: Any, tmp_path: Path) -> None:
     for behaviour in behaviours():
         results.map_of(behaviour.name, tmp_path).touch()
     found = results.jobs("tiny", None, tmp_path)
-    kinds = {"eval", "sweep", "transfer", *RECIPES}
+    kinds = {"eval", "sweep", "transfer", *EXPERIMENTS}
     assert {job.name for job in found} == {f"{one.name}/{kind}" for one in behaviours() for kind in kinds}
     for job in found:
         parse([*job.words, "-t", "1", "-o", str(tmp_path / "out")])
         assert "--no-controls" not in job.words
-        assert "-n" not in job.words or job.kind in RECIPES
+        assert "-n" not in job.words or job.kind in EXPERIMENTS
 
 
 def test_the_commands_for_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

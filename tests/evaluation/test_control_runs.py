@@ -13,9 +13,9 @@ import pytest
 from steermoe_local.detection.recorder import record_counts
 from steermoe_local.errors import ChoiceError, PairsError, UsageError
 from steermoe_local.evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
-from steermoe_local.evaluation.studies import control_draws
-from steermoe_local.evaluation.studies.control_maps import ControlMap, HalvedMaps, halved_maps, superficial_maps
-from steermoe_local.evaluation.studies.control_runs import ALL, ControlResult, run_controls
+from steermoe_local.evaluation.studies.controls import draws as control_draws
+from steermoe_local.evaluation.studies.controls.controls import ALL, ControlResult, Controls, run_controls
+from steermoe_local.evaluation.studies.controls.maps import HalvedMaps, halved_maps, superficial_maps
 from steermoe_local.evaluation.tasks.builtin import builtin_task
 from steermoe_local.evaluation.tasks.scorers import make_scorer
 from steermoe_local.llama.steered_llama import SteeredLlama
@@ -94,7 +94,8 @@ def run(evaluator: Any, choice: Steering, **options: Any) -> dict[str, ControlRe
     if real is None:
         back = choice.changed(reverse=not choice.reverse) if choice.expert_map else choice
         real = evaluator.rate(choice.build()) - evaluator.rate(back.build())
-    return {found.kind: found for found in run_controls(evaluator, choice, real_effect=real, **options)}
+    controls = Controls(**{name: options.pop(name) for name in Controls.__dataclass_fields__ if name in options})
+    return {found.kind: found for found in run_controls(evaluator, choice, controls, real_effect=real, **options)}
 
 
 #
@@ -107,8 +108,7 @@ def test_a_summary_by_hand() -> None:
     assert (found.n, found.mean, found.percentile) == (4, pytest.approx(0.15), 0.75)
     assert found.p == pytest.approx((1 + 1) / 5), "-0.3 is as large as 0.25"
     assert (found.low, found.high) == (pytest.approx(0.0075), pytest.approx(0.2925))
-    assert found.beaten is False
-    assert ControlResult.of("random", [0.1], ["1"], 0.2).beaten is True
+    assert ControlResult.of("random", [0.1], ["1"], 0.2).percentile == 1
 
 
 def test_a_tie_is_no_win() -> None:
@@ -121,13 +121,13 @@ def test_the_wrong_way_never_wins() -> None:
     """The real value has a sign, a random draw has none."""
     found = ControlResult.of("random", [0.1, 0.0], ["1", "2"], -0.9)
     assert (found.percentile, found.p) == (0, 1)
-    turned = ControlResult.of("random", [0.1, 0.0], ["1", "2"], -0.9, aim=-1)
+    turned = ControlResult.of("random", [0.1, 0.0], ["1", "2"], -0.9, sign=-1)
     assert (turned.percentile, turned.p) == (1, pytest.approx(1 / 3))
 
 
 def test_a_kind_that_was_left_out() -> None:
     found = ControlResult.of("matched", [], [], 0.5, note="left out: no counts")
-    assert (found.n, found.mean, found.percentile, found.p, found.beaten) == (0, None, None, None, None)
+    assert (found.n, found.mean, found.percentile, found.p) == (0, None, None, None)
     assert json.loads(json.dumps(found.to_dict()))["note"] == "left out: no counts"
 
 
@@ -183,8 +183,8 @@ def test_one_call_measures_all() -> None:
 def test_towards_alone() -> None:
     evaluator = MadeUpEvaluator(worth())
     real = evaluator.rate(steering().build()) - 0.5
-    found = run(evaluator, steering(), kinds=["random"], n_draws=5, away=False, real_effect=real)["random"]
-    assert not found.away
+    found = run(evaluator, steering(), kinds=["random"], n_draws=5, both_ways=False, real_effect=real)["random"]
+    assert not found.both_ways
     assert evaluator.asked[-1] is None, "the unsteered model"
     assert found.effects == tuple(pytest.approx(evaluator.rate(bias) - 0.5) for bias in evaluator.asked[:-1])
 
@@ -297,7 +297,7 @@ def test_what_is_left_out_says_why() -> None:
     assert found["random"].n == 2
 
 
-def test_pairs_are_counted_as_the_bench_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_are_counted_as_the_evaluator_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """With its template, context and threads, unless a caller says otherwise."""
     got: list[dict[str, Any]] = []
 
@@ -324,7 +324,7 @@ def test_a_bias_file() -> None:
     assert all(bias is not None and 0 not in bias.layers for bias in evaluator.asked), (
         "layers that do not route are left out"
     )
-    alone = run(MadeUpEvaluator(worth()), choice, n_draws=4, kinds=["random"], away=False, real_effect=0.4)
+    alone = run(MadeUpEvaluator(worth()), choice, n_draws=4, kinds=["random"], both_ways=False, real_effect=0.4)
     assert alone["random"].n == 4
 
 
@@ -363,7 +363,7 @@ def test_nothing_to_control_for() -> None:
 def test_maps_that_agree_with_the_real_one_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     real = made_map()
     other = made_map(rd=-real.rd)
-    halves = HalvedMaps(real, (ControlMap("1", real), ControlMap("2", other)), (ControlMap("3", other),))
+    halves = HalvedMaps(real, {"1": real, "2": other}, {"3": other})
     monkeypatch.setattr(control_draws, "halved_maps", lambda *_, **__: halves)
     pair = Pair("1", "a b", "c d", "b", "d")
     found = run(MadeUpEvaluator(worth()), steering(), kinds=["shuffled", "same-side"], pairs=[pair])
@@ -397,7 +397,7 @@ def test_halves_of_pairs_by_hand(tiny: SteeredLlama, pairs: list[Pair]) -> None:
     """The same as recording the pairs as they come out."""
     made = halved_maps(tiny, pairs, 2, seed=5, recording=ONE_THREAD)
     again = halved_maps(tiny, pairs, 1, seed=5, recording=ONE_THREAD)
-    assert np.array_equal(made.shuffled[0].expert_map.rd, again.shuffled[0].expert_map.rd)
+    assert np.array_equal(made.shuffled["shuffle 1"].rd, again.shuffled["shuffle 1"].rd)
     real = ExpertMap.from_counts(record_counts(tiny, pairs, **ONE_THREAD))
     assert np.array_equal(made.real.rd, real.rd)
     half = np.random.default_rng([5, 1]).permutation(len(pairs))[: len(pairs) // 2].tolist()
@@ -406,20 +406,19 @@ def test_halves_of_pairs_by_hand(tiny: SteeredLlama, pairs: list[Pair]) -> None:
         for i, p in enumerate(pairs)
     ]
     assert np.array_equal(
-        made.shuffled[1].expert_map.rd, ExpertMap.from_counts(record_counts(tiny, swapped, **ONE_THREAD)).rd
+        made.shuffled["shuffle 2"].rd, ExpertMap.from_counts(record_counts(tiny, swapped, **ONE_THREAD)).rd
     )
     # the negative sides alone, one half against the other
     ours = [p for i, p in enumerate(pairs) if i in half]
     rest = [p for i, p in enumerate(pairs) if i not in half]
     counts = [record_counts(tiny, part, **ONE_THREAD) for part in (ours, rest)]
-    found = made.same_side[1]
-    assert found.label.startswith("negative side")
-    assert np.array_equal(found.expert_map.rd, counts[0].a2 / counts[0].n2 - counts[1].a2 / counts[1].n2)
-    assert made.same_side[0].label.startswith("positive side")
+    assert list(made.same_side) == ["positive side, halves 1", "negative side, halves 2"]
+    found = made.same_side["negative side, halves 2"]
+    assert np.array_equal(found.rd, counts[0].a2 / counts[0].n2 - counts[1].a2 / counts[1].n2)
 
 
 def test_superficial_maps(tiny: SteeredLlama, pairs: list[Pair]) -> None:
-    made = {one.label: one.expert_map for one in superficial_maps(tiny, pairs, recording=ONE_THREAD)}
+    made = superficial_maps(tiny, pairs, recording=ONE_THREAD)
     assert list(made) == ["length", "casing", "format", "all kinds"]
     assert made["all kinds"].n_pairs == sum(made[kind].n_pairs for kind in ("length", "casing", "format"))
     assert made["all kinds"].a1 is not None
@@ -441,13 +440,10 @@ def test_controls_of_a_planted_behaviour(tiny: SteeredLlama, pairs: list[Pair]) 
         real = towards.rate - away.rate
         assert real == 1
         said: list[str] = []
-        found = run_controls(
-            evaluator, choice, real_effect=real, n_draws=4, n_maps=4, pairs=pairs, recording=ONE_THREAD, log=said.append
-        )
+        controls = Controls(n_draws=4, n_maps=4, pairs=pairs, recording=ONE_THREAD)
+        found = run_controls(evaluator, choice, controls, real_effect=real, log=said.append)
         n_computed = evaluator.n_computed
-        again = run_controls(
-            evaluator, choice, real_effect=real, n_draws=4, n_maps=4, pairs=pairs, recording=ONE_THREAD
-        )
+        again = run_controls(evaluator, choice, controls, real_effect=real)
         assert evaluator.n_computed == n_computed, "measured once"
         assert again == found
     by_kind = {result.kind: result for result in found}

@@ -14,10 +14,11 @@ import pytest
 
 from steermoe_local import ModelError, ModelMismatchError, SteeredLlama, UsageError, write_bias
 from steermoe_local.evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
+from steermoe_local.evaluation.measuring.opening import model_facts, pairs_of
 from steermoe_local.evaluation.metrics.intervals import newcombe, wilson
-from steermoe_local.evaluation.studies.evaluate import Controls, Evaluation, evaluate, has_reverse
-from steermoe_local.evaluation.studies.opening import model_facts, pairs_of, run_evaluation
+from steermoe_local.evaluation.studies.evaluate import Controls, Evaluation, evaluate, run_evaluation
 from steermoe_local.evaluation.studies.signatures import NAMES, Thresholds
+from steermoe_local.evaluation.studies.steerings import has_reverse
 from steermoe_local.evaluation.tasks.builtin import builtin_task
 from steermoe_local.evaluation.tasks.scorers import make_scorer
 from steermoe_local.model_files.model_info import model_info

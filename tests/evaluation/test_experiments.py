@@ -12,12 +12,18 @@ import numpy as np
 import pytest
 
 from steermoe_local.errors import UsageError
-from steermoe_local.evaluation.experiments import wording as words
-from steermoe_local.evaluation.experiments.experiments import RECIPES, Experiment, Lab, run_recipe
+from steermoe_local.evaluation.experiments import findings as words
+from steermoe_local.evaluation.experiments.experiment import Sides
+from steermoe_local.evaluation.experiments.experiments import (
+    EXPERIMENTS,
+    ExperimentResult,
+    ExperimentSetup,
+    run_experiment,
+)
 from steermoe_local.evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
 from steermoe_local.evaluation.measuring.measurements import Answer, Measurement
 from steermoe_local.evaluation.metrics.intervals import Interval
-from steermoe_local.evaluation.studies.control_runs import ControlResult
+from steermoe_local.evaluation.studies.controls.controls import ControlResult
 from steermoe_local.evaluation.tasks.builtin import builtin_task, default_guards
 from steermoe_local.evaluation.tasks.neutral_text import TextScore
 from steermoe_local.evaluation.tasks.scorers import make_scorer
@@ -33,7 +39,7 @@ SETTINGS = EvaluatorSettings(context={"n_threads": 1}, n_text=100)
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
+def setup() -> Iterator[ExperimentSetup]:
     """Six items; the benign prompts are few, too."""
     llama = SteeredLlama(embedded_model(), n_ctx=64, n_batch=64, n_threads=1, verbose=False)
     task = builtin_task("digits-words").first(6)
@@ -48,7 +54,7 @@ def lab() -> Iterator[Lab]:
         settings=SETTINGS,
         about={"model": {"file": "tiny-moe.gguf"}},
     ) as evaluator:
-        yield Lab(
+        yield ExperimentSetup(
             evaluator,
             Steering.open(map_file=map_path("digits-words"), activate=2, deactivate=2),
             pairs=list(load_pairs(behaviour("digits-words").pairs))[:24],
@@ -61,14 +67,14 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="module")
-def found(lab: Lab) -> dict[str, Experiment]:
-    return {name: run_recipe(name, lab) for name in RECIPES}
+def found(setup: ExperimentSetup) -> dict[str, ExperimentResult]:
+    return {name: run_experiment(name, setup) for name in EXPERIMENTS}
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_answers(found: dict[str, Experiment], lab: Lab, name: str) -> None:
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_answers(found: dict[str, ExperimentResult], setup: ExperimentSetup, name: str) -> None:
     experiment = found[name]
-    assert (experiment.name, experiment.question) == (name, RECIPES[name].question)
+    assert (experiment.name, experiment.question) == (name, EXPERIMENTS[name].question)
     assert experiment.question.endswith("?")
     assert experiment.finding.endswith(".")
     assert "None" not in experiment.finding
@@ -77,8 +83,8 @@ def test_every_recipe_answers(found: dict[str, Experiment], lab: Lab, name: str)
     assert data["verdict"] in ("for", "against", "open")
     about = data["about"]
     assert about["model"] == {"file": "tiny-moe.gguf"}
-    assert about["map_sha256"] == lab.steering.to_dict()["map_sha256"]
-    assert about["task_sha256"] == lab.evaluator.task.sha256
+    assert about["map_sha256"] == setup.steering.to_dict()["map_sha256"]
+    assert about["task_sha256"] == setup.evaluator.task.sha256
     assert about["seed"] == 0
     assert {"tool", "created", "settings", "n_items"} <= set(about)
     assert "/" not in str(about["steering"]["map"]), "no folders of the person who ran it"
@@ -91,13 +97,13 @@ def test_every_recipe_answers(found: dict[str, Experiment], lab: Lab, name: str)
     assert all(f"## {table.title.split('(')[0].strip()}"[:12] in text for table in experiment.tables)
 
 
-def test_recipes_are_repeated_without_computing(lab: Lab, found: dict[str, Experiment]) -> None:
-    n_computed = lab.evaluator.n_computed
-    assert run_recipe("top20", lab).figures == found["top20"].figures
-    assert lab.evaluator.n_computed == n_computed
+def test_experiments_are_repeated_without_computing(setup: ExperimentSetup, found: dict[str, ExperimentResult]) -> None:
+    n_computed = setup.evaluator.n_computed
+    assert run_experiment("top20", setup).figures == found["top20"].figures
+    assert setup.evaluator.n_computed == n_computed
 
 
-def test_random10(found: dict[str, Experiment]) -> None:
+def test_random10(found: dict[str, ExperimentResult]) -> None:
     figures = found["random10"].figures
     assert figures["random"]["n"] == 3
     for draw in found["random10"].tables[-1].rows:
@@ -109,8 +115,8 @@ def test_random10(found: dict[str, Experiment]) -> None:
     assert "too few draws" in found["random10"].finding
 
 
-def test_top20_takes_the_first_twenty_both_ways(found: dict[str, Experiment], lab: Lab) -> None:
-    expert_map = lab.steering.expert_map
+def test_top20_takes_the_first_twenty_both_ways(found: dict[str, ExperimentResult], setup: ExperimentSetup) -> None:
+    expert_map = setup.steering.expert_map
     assert expert_map is not None
     top = expert_map.top(20)
     figures = found["top20"].figures
@@ -122,7 +128,7 @@ def test_top20_takes_the_first_twenty_both_ways(found: dict[str, Experiment], la
     assert set(figures["controls"]) == {"random", "bottom"}
 
 
-def test_activate_benign_suppresses_nothing(found: dict[str, Experiment]) -> None:
+def test_activate_benign_suppresses_nothing(found: dict[str, ExperimentResult]) -> None:
     rows = found["activate-benign"].tables[0].rows
     assert [row[0] for row in rows] == ["unsteered", "towards", "other side", "random 1", "random 2", "random 3"]
     assert [row[1] for row in rows] == ["0 / 0", *["2 / 0"] * 5]
@@ -131,7 +137,7 @@ def test_activate_benign_suppresses_nothing(found: dict[str, Experiment]) -> Non
     assert found["activate-benign"].figures["perplexity_ratio"] < 1.05
 
 
-def test_superficial_tells_each_map(found: dict[str, Experiment]) -> None:
+def test_superficial_tells_each_map(found: dict[str, ExperimentResult]) -> None:
     experiment = found["superficial"]
     rows = experiment.tables[-1].rows
     assert [row[0] for row in rows[:4]] == ["length", "casing", "format", "all kinds"]
@@ -141,7 +147,7 @@ def test_superficial_tells_each_map(found: dict[str, Experiment]) -> None:
     assert (f"{len(strong)} steer the behaviour" in experiment.finding) == bool(strong)
 
 
-def test_layers_choose_in_each_part(found: dict[str, Experiment]) -> None:
+def test_layers_choose_in_each_part(found: dict[str, ExperimentResult]) -> None:
     figures = found["layers"].figures
     assert set(figures["chosen_in"]) == {"early", "middle", "late", *(f"layer {i}" for i in range(5))}
     rows = found["layers"].tables[0].rows
@@ -151,7 +157,7 @@ def test_layers_choose_in_each_part(found: dict[str, Experiment]) -> None:
     assert swings[0] < 0.3 < min(swings[1:])
 
 
-def test_routing_kinds(found: dict[str, Experiment]) -> None:
+def test_routing_kinds(found: dict[str, ExperimentResult]) -> None:
     experiment = found["routing-kinds"]
     assert [row[0] for row in experiment.tables[0].rows] == [
         "hard",
@@ -168,24 +174,24 @@ def test_routing_kinds(found: dict[str, Experiment]) -> None:
 #
 
 
-def test_a_lab_needs_a_map_and_both_ways(lab: Lab) -> None:
-    bias = lab.steering.build()
+def test_a_setup_needs_a_map_and_both_ways(setup: ExperimentSetup) -> None:
+    bias = setup.steering.build()
     assert isinstance(bias, BiasFile)
     with pytest.raises(UsageError, match="experiments choose experts from a map"):
-        replace(lab, steering=Steering("file", bias=bias))
+        replace(setup, steering=Steering("file", bias=bias))
     with pytest.raises(UsageError, match="leave out reverse and preset"):
-        replace(lab, steering=lab.steering.changed(reverse=True))
+        replace(setup, steering=setup.steering.changed(reverse=True))
 
 
-def test_what_a_recipe_lacks(lab: Lab) -> None:
+def test_what_an_experiment_lacks(setup: ExperimentSetup) -> None:
     with pytest.raises(UsageError, match="'top21' is no experiment; take one of random10, top20"):
-        run_recipe("top21", lab)
+        run_experiment("top21", setup)
     with pytest.raises(UsageError, match="superficial: needs the pairs"):
-        run_recipe("superficial", replace(lab, pairs=None))
+        run_experiment("superficial", replace(setup, pairs=None))
     with pytest.raises(UsageError, match="give --activate N"):
-        run_recipe("activate-benign", replace(lab, steering=lab.steering.changed(activate=0)))
+        run_experiment("activate-benign", replace(setup, steering=setup.steering.changed(activate=0)))
     with pytest.raises(UsageError, match="chooses no experts"):
-        run_recipe("random-matched", replace(lab, steering=lab.steering.changed(activate=0, deactivate=0)))
+        run_experiment("random-matched", replace(setup, steering=setup.steering.changed(activate=0, deactivate=0)))
 
 
 #
@@ -245,12 +251,13 @@ def test_harm_is_told() -> None:
     assert words.guard_harms(measured([1.0], nll=float("inf")), measured([1.0]))[0]
 
 
-def test_a_map_without_effect_is_no_measure_for_superficial_ones(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_map_without_effect_is_no_measure_for_superficial_ones(
+    setup: ExperimentSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nothing = sides([0.0] * 20, [0.0] * 20)
     control = ControlResult.of("superficial", [-0.2], ["length"], 0.0, details={"maps": [MAP_FACT]})
-    monkeypatch.setattr(Lab, "sides", lambda *_: nothing)
-    monkeypatch.setattr(Lab, "controls", lambda *_: {"superficial": control})
-    found = run_recipe("superficial", lab)
+    monkeypatch.setattr(ExperimentSetup, "compare", lambda *_: (nothing, {"superficial": control}))
+    found = run_experiment("superficial", setup)
     assert found.verdict == "against"
     assert "which is no effect" in found.finding
     assert "half" not in found.finding, "half of nothing is no measure"
@@ -261,7 +268,7 @@ def test_a_map_without_effect_is_no_measure_for_superficial_ones(lab: Lab, monke
     [(3, 3, "open"), (18, 18, "open"), (19, 19, "for"), (19, 18, "against"), (3, 2, "against")],
 )
 def test_how_many_draws_tell(n: int, n_below: int, verdict: str) -> None:
-    swing = sides([1.0] * 20, [0.0] * 20).swing
+    swing = sides([1.0] * 20, [0.0] * 20).effect
     control = ControlResult.of("random", [0.1] * n_below + [1.0] * (n - n_below), [str(i) for i in range(n)], 1.0)
     assert words.ahead(swing, control) == verdict
     assert ("too few draws" in words.compared("the map", swing, control)) == (verdict == "open")
@@ -270,12 +277,12 @@ def test_how_many_draws_tell(n: int, n_below: int, verdict: str) -> None:
 def test_thirds_of_few_equal_items_are_not_told_apart() -> None:
     """Two items that say the same are no proof, though a bootstrap of them has no spread."""
     found = {"early": sides([0.9] * 2, [0.0] * 2), "middle": sides([1.0] * 2, [0.0] * 2)}
-    assert words.works(found["middle"].swing)
+    assert words.works(found["middle"].effect)
     assert words.depth_finding(found, 0)[1] == "open"
 
 
-def sides(towards: list[float], away: list[float]) -> words.Sides:
-    return words.Sides(measured([0.0] * len(towards)), measured(towards), measured(away), 0)
+def sides(towards: list[float], away: list[float]) -> Sides:
+    return Sides(measured([0.0] * len(towards)), measured(towards), measured(away), 0)
 
 
 @pytest.mark.parametrize(
@@ -302,11 +309,11 @@ def test_rules() -> None:
         sides([0.0] * 20, [0.0] * 20),
     )
     kinds = [("0-3", "softmax", "4", "no", "no", "yes")]
-    reached = words.rules_finding({"hard": hard, "soft 1": weak, "soft 2": hard}, hard.swing, kinds)
+    reached = words.rules_finding({"hard": hard, "soft 1": weak, "soft 2": hard}, kinds)
     assert "reaches nine tenths of it from 2 logits on" in reached
-    never = words.rules_finding({"hard": hard, "soft 1": weak}, hard.swing, kinds)
+    never = words.rules_finding({"hard": hard, "soft 1": weak}, kinds)
     assert "no soft rule up to 16 logits comes within a tenth of it" in never
-    nothing = words.rules_finding({"hard": none, "soft 1": weak}, none.swing, kinds)
+    nothing = words.rules_finding({"hard": none, "soft 1": weak}, kinds)
     assert "which is no effect; the best soft rule (soft 1) gives +50" in nothing
 
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steermoe_local.errors import UsageError
-from steermoe_local.evaluation.reports.search_pictures import draw_layers
+from steermoe_local.evaluation.measuring.json_values import from_plain
+from steermoe_local.evaluation.reports.layers import draw_layers
 from steermoe_local.evaluation.studies.layers import LayerEffects, by_layer, only_layers, thirds
 from steermoe_local.steering.bias_file import BiasFile
 from steermoe_local.steering.steering import Steering
@@ -144,16 +145,16 @@ def test_reversed_and_one_way() -> None:
     result = effects({2: 0.3, 5: 0.05}, reverse=True)
     assert result.largest == "middle"
     assert result.margins["late"].value == pytest.approx(0.5, abs=0.02)
-    assert result.of("third")[1].towards.value == pytest.approx(-0.3, abs=0.02)
+    assert result.of("third")[1].steered.value == pytest.approx(-0.3, abs=0.02)
     result = effects({2: 0.3, 5: 0.05}, preset="safe", preset_model="m")
-    assert all(part.away is None and part.swing is None for part in result.parts)
+    assert all(part.reversed is None and part.both is None for part in result.parts)
     assert result.of("third")[1].effect.value == pytest.approx(0.3, abs=0.02)
     made = wide_map(6)
     bias = Steering("x", expert_map=made, activate=24, deactivate=60).build()
     evaluator = LayerEvaluator(made, {2: 0.3})
     result = by_layer(evaluator, Steering("x", bias=bias))  # type: ignore[arg-type]
     assert result.largest == "middle"
-    assert result.of("whole")[0].swing is None
+    assert result.of("whole")[0].both is None
 
 
 def test_dense_and_few_layers() -> None:
@@ -191,7 +192,7 @@ def test_picture(tmp_path: Path, n_layer: int) -> None:
 
 def test_read_again() -> None:
     result = effects({1: 0.2}, 6)
-    again = LayerEffects.from_dict(json.loads(json.dumps(result.to_dict())))
+    again = from_plain(LayerEffects, json.loads(json.dumps(result.to_dict())))
     assert again.to_dict() == result.to_dict()
     assert again.verdict == result.verdict
 
@@ -209,11 +210,11 @@ def test_on_the_model(tiny_path: Path) -> None:
         result = by_layer(evaluator, steering)
         base, towards, away = evaluator.measure([None, steering.build(), steering.changed(reverse=True).build()])
     whole = result.of("whole")[0]
-    assert whole.swing is not None
-    assert whole.swing.value == pytest.approx(towards.rate - away.rate)
+    assert whole.both is not None
+    assert whole.both.value == pytest.approx(towards.rate - away.rate)
     assert result.unsteered == base.rate
     touched = {part.layers[0] for part in result.of("layer") if part.n_active + part.n_inactive}
     assert touched == {layer for layer, _ in planted.planted_positive | planted.planted_negative} & touched
     assert sum(part.n_active + part.n_inactive for part in result.of("third")) == whole.n_active + whole.n_inactive
     untouched: Callable[[Any], bool] = lambda part: not part.n_active + part.n_inactive  # noqa: E731
-    assert all(part.towards.value == 0 for part in result.parts if untouched(part))
+    assert all(part.steered.value == 0 for part in result.parts if untouched(part))

@@ -16,9 +16,10 @@ from steermoe_local import UsageError
 from steermoe_local.evaluation.measuring.measurements import Measurement
 from steermoe_local.evaluation.measuring.side_effects import fluency
 from steermoe_local.evaluation.metrics.intervals import difference, rate
-from steermoe_local.evaluation.reports.pictures import draw_effect, missing_matplotlib, plain
-from steermoe_local.evaluation.reports.report import Table, escape, examples, markdown, markdown_table, tables, verdict
-from steermoe_local.evaluation.studies.control_runs import ControlResult
+from steermoe_local.evaluation.reports.document import Table, escape, markdown_table
+from steermoe_local.evaluation.reports.evaluation import draw_effect, examples, markdown, tables, verdict
+from steermoe_local.evaluation.reports.figure import missing_matplotlib, plain
+from steermoe_local.evaluation.studies.controls.controls import ControlResult
 from steermoe_local.evaluation.studies.evaluate import Evaluation, Side
 from steermoe_local.evaluation.studies.signatures import Signature
 from tests.evaluation.test_side_effects import answer, measurement

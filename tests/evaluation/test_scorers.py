@@ -20,8 +20,10 @@ from steermoe_local.evaluation.tasks import safe_regex
 from steermoe_local.evaluation.tasks.forms import numbers_in
 from steermoe_local.evaluation.tasks.scorers import SCORERS, make_scorer, option_names, parse_options
 from steermoe_local.evaluation.tasks.tasks import Choice, Task
-from steermoe_local.generation.answering import renderer_of
+from steermoe_local.llama.rendering import Renderer
 from steermoe_local.pairs.prompts import PromptItem
+from tests.support import rounding
+from tests.support.low_level import F32
 from tests.support.paths import ROOT
 
 TEXT = st.text(max_size=40)
@@ -378,8 +380,10 @@ def test_naming_a_choice() -> None:
 
 
 @pytest.fixture(scope="module")
-def llama(tiny_path: Path) -> Iterator[SteeredLlama]:
-    model = SteeredLlama(tiny_path, n_ctx=128, n_threads=1, n_threads_batch=1, logits_all=True)
+def llama(tiny_f32_path: Path) -> Iterator[SteeredLlama]:
+    model = SteeredLlama(
+        tiny_f32_path, n_ctx=128, n_threads=1, n_threads_batch=1, logits_all=True, type_k=F32, type_v=F32
+    )
     yield model
     model.close()
 
@@ -394,6 +398,7 @@ def logprob(llama: SteeredLlama, tokens: list[int], first: int) -> float:
     return float(sum(logprobs[i - 1, tokens[i]] for i in range(first, len(tokens))))
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     ("raw", "prompt", "options", "texts", "merges"),
     [
@@ -408,12 +413,11 @@ def test_log_probabilities_are_the_models(
 ) -> None:
     one = PromptItem("q", prompt, extra={"choices": texts, "answer": 0})
     task, scorer = Task("t", (one,), "choice", options, raw=raw), make_scorer("choice", options)
-    with Evaluator(
-        llama, task, scorer, settings=EvaluatorSettings(n_parallel=2, context={"n_threads": 1})
-    ) as evaluator:
+    settings = EvaluatorSettings(n_parallel=2, context={"n_threads": 1, "type_k": F32, "type_v": F32})
+    with Evaluator(llama, task, scorer, settings=settings) as evaluator:
         answer = evaluator.measure([None])[0].answers[0]
         kept = [record for record in evaluator._records.values() if "choices" in record]
-    renderer = renderer_of(llama)
+    renderer = Renderer(llama._model)
     before = prompt if raw else renderer.chat_text([{"role": "user", "content": prompt}])
     head = renderer.tokenize(before, add_special=raw)
     tokens = [renderer.tokenize(before + text, add_special=raw) for text in scorer.choices(one)]
@@ -424,6 +428,8 @@ def test_log_probabilities_are_the_models(
         (text, len(part) - first) for text, part in zip(scorer.choices(one), tokens, strict=True)
     ]
     expected = [logprob(llama, part, first) for part in tokens]
-    assert [value for _, value, _ in kept[0]["choices"]] == pytest.approx(expected, abs=1e-4)
+    allowance = rounding.logprobs(llama.scores[: len(tokens[-1])], **rounding.TINY)
+    for (_, value, n), wanted in zip(kept[0]["choices"], expected, strict=True):
+        assert value == pytest.approx(wanted, rel=0, abs=n * allowance)
     assert answer.text == scorer.choices(one)[int(np.argmax(expected))]
     assert answer.value == (np.argmax(expected) == 0)

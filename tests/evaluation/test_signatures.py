@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ from steermoe_local import BiasFile, write_bias
 from steermoe_local.evaluation.measuring.evaluator import EvaluatorSettings
 from steermoe_local.evaluation.measuring.measurements import Measurement
 from steermoe_local.evaluation.metrics.intervals import Interval, newcombe
-from steermoe_local.evaluation.studies.control_runs import ControlResult
-from steermoe_local.evaluation.studies.evaluate import Evaluation
-from steermoe_local.evaluation.studies.opening import run_evaluation
+from steermoe_local.evaluation.studies.controls.controls import ControlResult
+from steermoe_local.evaluation.studies.evaluate import Evaluation, run_evaluation
 from steermoe_local.evaluation.studies.signatures import NAMES, Thresholds, effect_signatures, guard_signatures
 from steermoe_local.evaluation.tasks.builtin import builtin_task
 from steermoe_local.evaluation.tasks.neutral_text import TextScore
@@ -236,4 +235,4 @@ def test_every_name_is_listed_and_told() -> None:
         assert signature.rule
         assert signature.found
         assert str(signature).startswith(f"{signature.name} ({signature.side}): ")
-        assert signature.to_dict()["figures"] == dict(signature.figures)
+        assert asdict(signature)["figures"] == dict(signature.figures)

@@ -16,10 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steermoe_local.errors import ChoiceError, UsageError
-from steermoe_local.evaluation.reports.search_pictures import draw_sweep
-from steermoe_local.evaluation.reports.search_report import sweep_csv, sweep_markdown, sweep_tables
-from steermoe_local.evaluation.studies.ranges import MOST, parse_numbers, parse_strengths
-from steermoe_local.evaluation.studies.sweep import Choice, Grid, Plan, Sweep, front, plan, sweep
+from steermoe_local.evaluation.reports.sweep import draw_sweep, sweep_csv, sweep_markdown, sweep_tables
+from steermoe_local.evaluation.studies.search.grid import MOST, parse_numbers, parse_strengths
+from steermoe_local.evaluation.studies.search.sweep import Choice, Grid, Plan, Sweep, front, plan, sweep
 from steermoe_local.generation.answer_file import AnswerFile
 from steermoe_local.steering.steering import Steering
 from tests.support.builders import table_map

@@ -62,7 +62,7 @@ def test_no_context_is_longer_than_the_positions(tmp_path: Path, arch: str) -> N
                 Engine(llama, n_ctx=n_ctx, n_threads=1)
         with Engine(llama, n_ctx=0, n_threads=1) as engine:  # as many as the model has
             assert engine.n_ctx == N_POSITIONS
-            request = Request(engine.sequence(), list(range(1, 30)), GREEDY, special=True)
+            request = Request(list(range(1, 30)), sampling=GREEDY, special=True)
             events = [event for _, event in engine.generate(request)]
             assert isinstance(events[-1], FinishEvent)
             assert 29 + events[-1].n_generated == N_POSITIONS, "up to the last position, and not behind it"
@@ -70,12 +70,13 @@ def test_no_context_is_longer_than_the_positions(tmp_path: Path, arch: str) -> N
 
 UNGUARDED = """
 import sys
-from steermoe_local import SteeredLlama, _context
-from steermoe_local.engine import Engine, Request, Sampling
-_context._LEARNED_POSITIONS = ()
+from steermoe_local import SteeredLlama
+from steermoe_local.generation import context
+from steermoe_local.generation.engine import Engine, Request, Sampling
+context._LEARNED_POSITIONS = ()
 llama = SteeredLlama(sys.argv[1], n_ctx=16, n_batch=16, n_threads=1)
 with Engine(llama, n_ctx=256, n_threads=1) as engine:
-    list(engine.generate(Request(engine.sequence(), list(range(1, 30)), Sampling(temperature=0), 40)))
+    list(engine.generate(Request(list(range(1, 30)), None, Sampling(temperature=0), 40)))
 """
 
 

@@ -17,9 +17,16 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
 
 from steermoe_local import NativeError, UsageError, model_info
 from steermoe_local.errors import ModelError, ModelMismatchError, ResourceError
-from steermoe_local.evaluation.studies import quantize
-from steermoe_local.evaluation.studies.file_types import FILE_TYPES, QUANTS, file_type
-from steermoe_local.evaluation.studies.quantize import ModelFile, Quantizer, estimate
+from steermoe_local.evaluation.measuring.json_values import from_plain, plain
+from steermoe_local.evaluation.studies.transfer import quantize
+from steermoe_local.evaluation.studies.transfer.quantize import (
+    FILE_TYPES,
+    QUANTS,
+    ModelFile,
+    Quantizer,
+    estimate,
+    file_type,
+)
 from steermoe_local.llama import quantizer
 from steermoe_local.model_files.model_info import ModelInfo
 from tests.support.gguf_copy import copy_model
@@ -158,9 +165,9 @@ def test_the_estimate_is_rather_high(made: Any, info: ModelInfo) -> None:
 
 def test_a_copy_as_json(made: Any) -> None:
     for file in made[1].values():
-        data = json.loads(json.dumps(file.to_dict()))
+        data = json.loads(json.dumps(plain(file)))
         assert data["path"] == file.path.name, "no folders of this machine"
-        assert ModelFile.from_dict(data, file.path.parent) == file
+        assert from_plain(ModelFile, data) == replace(file, path=Path(file.path.name))
 
 
 def test_a_split_model(info: ModelInfo, made: Any, tmp_path: Path) -> None:

@@ -219,6 +219,13 @@ def test_log_softmax() -> None:
     assert probabilities == pytest.approx(np.exp([-1.0, 0, -np.inf, -2]) / np.exp([-1.0, 0, -np.inf, -2]).sum())
 
 
+@given(st.lists(st.floats(-50, 50), min_size=2, max_size=6))
+def test_log_softmax_of_several_rows(row: list[float]) -> None:
+    found = log_softmax(np.array([row, row[::-1]], dtype=np.float32))
+    np.testing.assert_allclose(np.exp(found).sum(axis=-1), 1)
+    np.testing.assert_allclose(found[0], found[1][::-1], atol=1e-9)
+
+
 #
 # text
 #

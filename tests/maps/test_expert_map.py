@@ -122,6 +122,29 @@ def test_choose_against_the_slow_rule(data: Any) -> None:
     assert slow_choice(rd, k, plus, most + 1, reverse, chosen) is None
 
 
+@given(st.data())
+def test_numbers_are_those_that_make_different_choices(data: Any) -> None:
+    n_layer, n_expert = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4))
+    row = st.lists(VALUES, min_size=n_expert, max_size=n_expert)
+    made = table_map(data.draw(st.lists(row, min_size=n_layer, max_size=n_layer)), data.draw(st.integers(1, n_expert)))
+    scope: dict[str, Any] = {"reverse": data.draw(st.booleans())}
+    scope["layers"] = data.draw(st.none() | st.sets(st.integers(0, n_layer - 1), min_size=1))
+    activate, deactivate = made.numbers(**scope)
+    for numbers, name in ((activate, "n_activate"), (deactivate, "n_deactivate")):
+        different, seen = [], set()
+        for n in range(n_layer * n_expert + 1):
+            try:
+                signs = made.choose(**{name: n}, **scope).tobytes()
+            except ChoiceError:
+                break
+            if signs not in seen:
+                different.append(n)
+            seen.add(signs)
+        assert list(numbers) == different
+    with pytest.raises(ChoiceError, match="there is no layer 9"):
+        made.numbers(layers=[9])
+
+
 def test_top() -> None:
     assert table_map(SMALL).top(3) == [(1, 0, -0.9), (0, 0, 0.5), (1, 1, 0.5)]
     assert len(table_map(SMALL).top(99)) == 8

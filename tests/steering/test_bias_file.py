@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steermoe_local.errors import FormatError, ModelMismatchError, UsageError
-from steermoe_local.steering.bias_file import BiasFile, read_bias, write_bias
+from steermoe_local.steering import old_digests
+from steermoe_local.steering.bias_file import BiasFile, none_if_empty, read_bias, write_bias
 from tests.support.builders import HEX, hard_bias, identity, write_gguf
 from tests.support.hostile import FIELDS, ROW
 from tests.support.paths import GOLDEN
@@ -42,6 +44,92 @@ def test_golden_bytes(tmp_path: Path, name: str) -> None:
     assert (tmp_path / "bias.gguf").read_bytes() == (GOLDEN / f"{name}.gguf").read_bytes()
     assert same(read_bias(GOLDEN / f"{name}.gguf"), CASES[name]())
     assert [p.name for p in tmp_path.iterdir()] == ["bias.gguf"]
+
+
+KEYS = {
+    "hard": "87c9ac085ef0e6283d775f0ce3c17288656c41a89231815744ddda7baf40b72a",
+    "soft": "c50fe9a2531a965a966f730bc49ce71b070a97b9cc25dab11d976fab84fe3cbc",
+}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_golden_keys(name: str) -> None:
+    """Chat and record files hold keys, so they stay the same from version to version."""
+    assert CASES[name]().key == read_bias(GOLDEN / f"{name}.gguf").key == KEYS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "chat", "record"),
+    [
+        ("hard", "54e8b63279c7f54e3a769ffdd26b6a7bcccd16658b1b72e86444e1a551c8c90c", "ee5626ce39a1a0ae"),
+        ("soft", "5d1f4a442bbf109b35de8a26654a14e7d7b4bf9241b0b5271da9a124d2ebbc7b", "563807de13462579"),
+    ],
+)
+def test_digests_of_earlier_versions(name: str, chat: str, record: str) -> None:
+    """As version 0.1 wrote them."""
+    assert (old_digests.chat_digest(CASES[name]()), old_digests.record_name(CASES[name]())) == (chat, record)
+
+
+def test_the_key_is_what_a_bias_does() -> None:
+    hard, soft = hard_bias(), soft_bias()
+    rows = dict(hard.values)
+    same_key = [
+        replace(hard, provenance={}),
+        replace(hard, values={0: np.zeros(4), **rows}),
+        replace(hard, values={layer: np.where(row == 0, np.float32(-0.0), row) for layer, row in rows.items()}),
+        replace(hard, epsilon=np.float64(np.float32(hard.epsilon))),
+    ]
+    assert {bias.key for bias in same_key} == {hard.key}
+    assert replace(soft, epsilon=0.5).key == soft.key, "the soft rule has no epsilon"
+    others = [
+        hard,
+        soft,
+        replace(hard, epsilon=0.5),
+        replace(hard, mode="soft"),
+        replace(hard, values={2: rows[2]}),
+        replace(hard, values={1: rows[2], 2: rows[1]}),
+        replace(hard, values={0: rows[1], 2: rows[2]}),
+        replace(hard, identity=identity(4)),
+        replace(hard, identity=identity(router_sha256="1" * 64)),
+        replace(hard, identity=identity(k=1)),
+        replace(hard, identity=identity(architecture="other")),
+        empty_bias(),
+    ]
+    assert len({bias.key for bias in others}) == len(others)
+
+
+def test_the_key_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    bias = hard_bias()
+    key = bias.key
+    monkeypatch.setattr(type(bias), "dense", None)
+    monkeypatch.setattr("steermoe_local.steering.bias_file.hashlib", None)
+    assert bias.key == key
+
+
+def test_a_bias_is_immutable() -> None:
+    bias = hard_bias()
+    with pytest.raises(AttributeError):
+        bias.epsilon = 0.5  # type: ignore[misc]
+    for mapping in (bias.values, bias.provenance):
+        with pytest.raises(TypeError):
+            mapping["x"] = "y"  # type: ignore[index]
+    with pytest.raises(ValueError, match="read-only"):
+        bias.values[1][0] = 0
+
+
+def test_a_bias_that_changes_nothing_is_none() -> None:
+    nothing = [
+        empty_bias(),
+        BiasFile(identity(), "hard", {0: np.zeros(4)}),
+        BiasFile(identity(), "soft", {1: -np.zeros(4)}),
+    ]
+    for bias in nothing:
+        assert bias.is_empty
+        assert none_if_empty(bias) is None
+    assert none_if_empty(None) is None
+    for bias in (hard_bias(), soft_bias()):
+        assert not bias.is_empty
+        assert none_if_empty(bias) is bias
 
 
 def test_what_gguf_py_reads() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from steermoe_local import (
     write_bias,
 )
 from steermoe_local.cli import main
+from steermoe_local.steering.old_digests import chat_digest
 from steermoe_local.steering.steering import Steering
 from tests.support.builders import HEX
 from tests.support.paths import ROOT
@@ -82,11 +84,18 @@ def test_the_bias_is_the_choice(
         with pytest.raises(ChoiceError, match=str(error).split(";")[0]):
             steering.build()
         return
-    bias = steering.build()
+    bias = steering.bias_file()
     if not activate and not deactivate:
         assert bias is None
+        assert steering.build() is None
         return
     assert bias is not None
+    effective = steering.build()
+    if not signs.any() or scale == 0:
+        assert effective is None
+    else:
+        assert effective is not None
+        assert effective.key == bias.key
     assert bias.identity == IDENTITY
     assert bias.mode == steering.mode == ("hard" if scale is None else "soft")
     assert np.array_equal(bias.dense(), signs * (1.0 if scale is None else scale))
@@ -205,8 +214,9 @@ def test_open() -> None:
     assert opened().name == "digits-words"
     assert opened(name="mine").name == "mine"
     assert Steering.open(map_file=str(MAP)).path == MAP
-    assert opened().build() is None
-    assert Steering("nothing").build() is None
+    for nothing in (opened(), Steering("nothing")):
+        assert nothing.build() is None
+        assert nothing.bias_file() is None
     with pytest.raises(UsageError, match="a map or a bias file, and not both"):
         Steering.open()
     with pytest.raises(UsageError, match="a map or a bias file, and not both"):
@@ -237,8 +247,32 @@ def test_saved_and_opened_again(tmp_path: Path, bias_path: Path) -> None:
         before, after = steering.build(), again.build()
         assert (before is None) == (after is None)
         if before is not None and after is not None:
+            assert before.key == after.key
             assert np.array_equal(before.dense(), after.dense())
             assert (before.epsilon, before.provenance) == (after.epsilon, after.provenance)
+
+
+def test_a_saved_bias_of_an_earlier_version(tmp_path: Path, bias_path: Path) -> None:
+    """Saved chats had a digest that covers the provenance; the file is recognized by it as well as by its key."""
+    bias = read_bias(bias_path)
+    data = Steering.open(bias=bias_path).to_dict()
+    assert data["bias_digest"] == bias.key
+    old = data | {"bias_digest": chat_digest(bias)}
+    assert old != data
+    assert Steering.from_dict(old).to_dict() == data
+    write_bias(replace(bias, provenance={"tool": "another"}), bias_path)
+    assert Steering.from_dict(data).bias is not None
+    with pytest.raises(FormatError, match="not the file that it was"):
+        Steering.from_dict(old)
+
+
+def test_a_ready_bias_file_that_changes_nothing(tmp_path: Path) -> None:
+    empty = BiasFile(IDENTITY, "hard", {0: np.zeros(IDENTITY.n_expert)}, provenance={"tool": "x"})
+    write_bias(empty, tmp_path / "empty.gguf")
+    steering = Steering.open(bias=tmp_path / "empty.gguf")
+    assert steering.build() is None
+    assert steering.bias_file() is steering.bias
+    assert Steering.from_dict(steering.to_dict()).build() is None
 
 
 def test_another_layout_of_the_same_map(tmp_path: Path) -> None:

@@ -21,6 +21,24 @@ Surface = Callable[[int, int], float]
 UNSTEERED_RATE = 0.4
 
 
+def rising(n: float, scale: float) -> float:
+    """Towards 1, saturating."""
+    return 1 - float(np.exp(-n / scale))
+
+
+# effect and increase of nll (budget: 0.05), of i promoted and j suppressed
+SURFACES: dict[str, tuple[Surface, Surface]] = {
+    "both help, saturating": (lambda i, j: 0.6 * rising(i + j, 6), lambda i, j: 0.001 * (i + j)),
+    "suppressed only": (lambda i, j: 0.5 * rising(j, 8), lambda i, j: 0.002 * j + 0.01 * i),
+    "promoted only": (lambda i, j: 0.5 * rising(i, 3), lambda i, j: 0.002 * (i + j)),
+    "collapsing": (lambda i, j: 0.5 * rising(j, 5) - 0.004 * max(0, j - 15) ** 2, lambda i, j: 0.0001 * (i + j)),
+    "only together": (lambda i, j: 0.6 * rising(min(i, j), 4), lambda i, j: 0.001 * (i + j)),
+    "a tight budget": (lambda i, j: 0.3 * rising(i, 5) + 0.3 * rising(j, 10), lambda i, j: 0.003 * i + 0.0015 * j),
+    "late": (lambda i, j: 0.5 / (1 + float(np.exp(-(j - 20) / 2))), lambda i, j: 0.001 * j),
+    "monotone, no price": (lambda i, j: 0.014 * (i + j) * 60 / 61, lambda i, j: 0.0),
+}
+
+
 def wide_map(n_layer: int = 6, n_expert: int = 40, k: int = 8, seed: int = 0, **changes: Any) -> ExpertMap:
     """A map with experts of both signs in all layers."""
     rng = np.random.default_rng(seed)

@@ -24,7 +24,7 @@ def describe(steering: Steering | None, on: bool = True) -> str:
     """One line: "digits-words: 4 experts promoted, 4 suppressed, towards digits, hard rule, all layers"."""
     if steering is None:
         return "off; no map or bias file is chosen"
-    built = steering.build()
+    built = steering.bias_file()
     if built is None:
         return f"off; {steering.name} is chosen, but no experts: /activate N promotes, /deactivate N suppresses"
     parts = [f"{_many(built.n_active, 'expert')} promoted, {built.n_inactive} suppressed"]

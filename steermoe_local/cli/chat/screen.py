@@ -23,7 +23,7 @@ from .text import harmless
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from ...generation.chat import Delta
+    from ...generation.chat import Part
     from ...generation.engine import FinishEvent
 
 __all__ = ["PlainScreen", "Screen", "TerminalScreen", "speed"]
@@ -49,10 +49,10 @@ class Screen(Protocol):
     def gap(self) -> None:
         """Leave a line empty for the eye, where there is one."""
 
-    def answer(self, stream: Generator[Delta | FinishEvent]) -> FinishEvent | None:
+    def answer(self, stream: Generator[Part | FinishEvent]) -> FinishEvent | None:
         """Show an answer while it is made; None when it was stopped by Ctrl-C."""
 
-    def compare(self, stream: Generator[tuple[Side, Delta | FinishEvent]]) -> dict[Side, FinishEvent]:
+    def compare(self, stream: Generator[tuple[Side, Part | FinishEvent]]) -> dict[Side, FinishEvent]:
         """Show two answers while they are made; the ends that were reached."""
 
 
@@ -117,7 +117,7 @@ class TerminalScreen:
             else:
                 self.console.control(ERASE_LINE)
 
-    def answer(self, stream: Generator[Delta | FinishEvent]) -> FinishEvent | None:
+    def answer(self, stream: Generator[Part | FinishEvent]) -> FinishEvent | None:
         """Show an answer while it is made, reasoning dim or hidden."""
         from ...generation.engine import FinishEvent
 
@@ -132,7 +132,7 @@ class TerminalScreen:
         printer.end()
         return finish
 
-    def compare(self, stream: Generator[tuple[Side, Delta | FinishEvent]]) -> dict[Side, FinishEvent]:
+    def compare(self, stream: Generator[tuple[Side, Part | FinishEvent]]) -> dict[Side, FinishEvent]:
         """Show two answers in two columns, or on a narrow or dumb terminal one below the other."""
         from ...generation.engine import FinishEvent
 
@@ -179,7 +179,7 @@ class PlainScreen:
     def gap(self) -> None:
         """Leave nothing: every line of stdout is of an answer or a table."""
 
-    def answer(self, stream: Generator[Delta | FinishEvent]) -> FinishEvent | None:
+    def answer(self, stream: Generator[Part | FinishEvent]) -> FinishEvent | None:
         """Write an answer while it is made; reasoning only if it is to be shown."""
         from ...generation.engine import FinishEvent
 
@@ -196,7 +196,7 @@ class PlainScreen:
         self._write("\n")
         return finish
 
-    def compare(self, stream: Generator[tuple[Side, Delta | FinishEvent]]) -> dict[Side, FinishEvent]:
+    def compare(self, stream: Generator[tuple[Side, Part | FinishEvent]]) -> dict[Side, FinishEvent]:
         """Write two answers, one after the other."""
         from ...generation.engine import FinishEvent
 

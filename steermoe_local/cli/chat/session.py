@@ -52,18 +52,18 @@ class Loaded:
 
     def __init__(self, facts: ModelInfo, flags: ChatFlags) -> None:
         """Load the model. Raises ModelError, ResourceError, NativeError."""
-        n_sequences = 2 if facts.is_moe else 1  # the second one is for the unsteered side of a comparison
+        n_slots = 2 if facts.is_moe else 1  # the second one is for the unsteered side of a comparison
         n_ctx = flags.n_ctx(facts)
-        check_memory(facts, flags.flags, n_ctx, n_sequences)
+        check_memory(facts, flags.flags, n_ctx, n_slots)
         self.facts = facts
         self.path = facts.paths[0]
         # Its own context stays small: the engine has one of its own on the same weights.
         self._llama = SteeredLlama(self.path, n_ctx=64, n_batch=64, **flags.flags.model_arguments())
         arguments = flags.flags.context_arguments()
         del arguments["n_threads_batch"]  # one number of threads for both
-        arguments["n_batch"] = max(arguments["n_batch"], n_sequences)
+        arguments["n_batch"] = max(arguments["n_batch"], n_slots)
         try:
-            self.engine = Engine(self._llama, n_ctx=n_ctx, n_sequences=n_sequences, force=flags.force, **arguments)
+            self.engine = Engine(self._llama, n_ctx=n_ctx, n_slots=n_slots, force=flags.force, **arguments)
         except BaseException:
             self._llama.close()
             raise

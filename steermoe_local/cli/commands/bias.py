@@ -112,7 +112,7 @@ def build(
         _warn(steering.check(identity, str(model), force))
     if preset:
         steering = with_preset(steering, preset)
-    made = steering.build(identity)
+    made = steering.bias_file(identity)
     assert made is not None  # experts are chosen
     write_bias(made, output)
     if as_json:

@@ -16,7 +16,7 @@ from ..options.evaluation_setup import RECORDS, EvaluationSetup
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-    from ...evaluation.reports.report import Table
+    from ...evaluation.reports.document import Table
     from ...evaluation.studies.evaluate import Controls, Evaluation
 
 _PICTURES = ("effect.png", "effect.svg")
@@ -58,9 +58,10 @@ def eval_(setup: EvaluationSetup, no_away: bool, controls: bool, control_draws: 
       steermoe eval -m olmoe.gguf --map map.json --activate 10 --deactivate 50 --task questions.jsonl -o out
       steermoe eval -m olmoe.gguf --bias bias.gguf --task questions.jsonl --scorer contains --no-controls -o out
     """
-    from ...evaluation.reports.pictures import draw_effect, missing_matplotlib
-    from ...evaluation.reports.report import markdown, verdict
-    from ...evaluation.studies.evaluate import evaluate, has_reverse
+    from ...evaluation.reports.evaluation import draw_effect, markdown, verdict
+    from ...evaluation.reports.figure import missing_matplotlib
+    from ...evaluation.studies.evaluate import evaluate
+    from ...evaluation.studies.steerings import has_reverse
 
     steering = setup.steering  # what cannot be used is told before anything is loaded, or a folder made
     _ = setup.task, setup.scorer, setup.guards
@@ -88,15 +89,15 @@ def eval_(setup: EvaluationSetup, no_away: bool, controls: bool, control_draws: 
 
 
 def _controls(setup: EvaluationSetup, n_draws: int, pairs_file: Path | None) -> Controls:
+    from ...evaluation.measuring.opening import pairs_of
     from ...evaluation.studies.evaluate import Controls
-    from ...evaluation.studies.opening import pairs_of
 
     pairs = load_pairs(pairs_file) if pairs_file is not None else pairs_of(setup.steering)
     return Controls(n_draws=n_draws, pairs=pairs)
 
 
 def _print(evaluation: Evaluation) -> None:
-    from ...evaluation.reports.report import tables
+    from ...evaluation.reports.evaluation import tables
 
     out = console()
     for number, table in enumerate(tables(evaluation)):

@@ -18,7 +18,7 @@ from ..options.evaluation_setup import RECORDS, EvaluationSetup
 from .eval import rich_table
 
 if TYPE_CHECKING:
-    from ...evaluation.experiments.experiments import Experiment
+    from ...evaluation.experiments.experiments import ExperimentResult
     from ...evaluation.tasks.tasks import Scorer, Task
 
 _NAMES = ("random10", "top20", "activate-benign", "superficial", "random-matched", "layers", "routing-kinds")
@@ -79,8 +79,8 @@ def experiment(
       steermoe experiment random10
       steermoe experiment top20 -m olmoe.gguf --map map.json --activate 10 --deactivate 50 --task questions.jsonl -o out
     """
-    from ...evaluation.experiments.experiments import Lab, run_recipe
-    from ...evaluation.studies.opening import pairs_of
+    from ...evaluation.experiments.experiments import ExperimentSetup, run_experiment
+    from ...evaluation.measuring.opening import pairs_of
 
     _check(name, setup, ability)
     setup = dataclasses.replace(setup, output=folder or Path(f"experiment-{name}"))
@@ -90,9 +90,9 @@ def experiment(
     harmless = _ability(setup, ability) if name == "activate-benign" else None
     setup.check_output(*_FILES, *(_PICTURES if name == "layers" else ()))
     with setup.evaluator() as evaluator:
-        found = run_recipe(
+        found = run_experiment(
             name,
-            Lab(
+            ExperimentSetup(
                 evaluator,
                 steering,
                 pairs=pairs,
@@ -138,22 +138,23 @@ def _ability(setup: EvaluationSetup, name: str | None) -> tuple[Task, Scorer] | 
     return task, make_scorer(task.scorer, task.options)
 
 
-def _draw(found: Experiment, setup: EvaluationSetup) -> tuple[str, ...]:
+def _draw(found: ExperimentResult, setup: EvaluationSetup) -> tuple[str, ...]:
     """The picture of an experiment by depth; names of the files for the report."""
     if "divided" not in found.figures:
         return ()
-    from ...evaluation.reports.pictures import missing_matplotlib
-    from ...evaluation.reports.search_pictures import draw_layers
+    from ...evaluation.measuring.json_values import from_plain
+    from ...evaluation.reports.figure import missing_matplotlib
+    from ...evaluation.reports.layers import draw_layers
     from ...evaluation.studies.layers import LayerEffects
 
     if problem := missing_matplotlib():
         click.echo(problem, err=True)
         return ()
-    draw_layers(LayerEffects.from_dict(found.figures["divided"]), [setup.path(name) for name in _PICTURES])
+    draw_layers(from_plain(LayerEffects, found.figures["divided"]), [setup.path(name) for name in _PICTURES])
     return _PICTURES[:1]
 
 
-def _print(found: Experiment) -> None:
+def _print(found: ExperimentResult) -> None:
     out = console()
     for number, table in enumerate(found.tables):
         out.print(*([""] if number else []), rich_table(table), sep="\n")

@@ -178,7 +178,7 @@ def export(
             layers=layers,
             path=map_file,
         )
-        made = (with_preset(steering, preset) if preset else steering).build()
+        made = (with_preset(steering, preset) if preset else steering).bias_file()
         assert made is not None  # experts are chosen
         text = easysteer_config(made.signs, epsilon)
     _write(output, text)

@@ -218,7 +218,7 @@ def _engine(facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_parallel: int, fo
         arguments = flags.context_arguments()
         del arguments["n_threads_batch"]  # one number of threads
         arguments["n_batch"] = max(arguments["n_batch"], n_parallel)
-        with Engine(llama, n_ctx=n_ctx, n_sequences=n_parallel, force=force, **arguments) as engine:
+        with Engine(llama, n_ctx=n_ctx, n_slots=n_parallel, force=force, **arguments) as engine:
             yield engine
     finally:
         llama.close()

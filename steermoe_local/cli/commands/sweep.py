@@ -13,7 +13,7 @@ from ..options.evaluation_setup import RECORDS, EvaluationSetup
 from .eval import rich_table
 
 if TYPE_CHECKING:
-    from ...evaluation.studies.sweep import Grid, Plan
+    from ...evaluation.studies.search.grid import Grid, Plan
 
 _PICTURES = ("pareto.png", "pareto.svg")
 _ALL = "all"
@@ -83,11 +83,10 @@ def sweep(
       steermoe sweep -m olmoe.gguf --map map.json --activate 0,5,10 --deactivate 0..200:20 --layers all \\
         --layers 4-11 --strength hard,2,4 --task questions.jsonl -o out
     """
-    from ...evaluation.reports.pictures import missing_matplotlib
-    from ...evaluation.reports.search_pictures import draw_sweep
-    from ...evaluation.reports.search_report import sweep_csv, sweep_markdown, sweep_tables
-    from ...evaluation.studies.sweep import plan
-    from ...evaluation.studies.sweep import sweep as run
+    from ...evaluation.reports.figure import missing_matplotlib
+    from ...evaluation.reports.sweep import draw_sweep, sweep_csv, sweep_markdown, sweep_tables
+    from ...evaluation.studies.search.grid import plan
+    from ...evaluation.studies.search.sweep import sweep as run
 
     # mistakes are told before anything is made or loaded
     grid = _grid(activates, deactivates, layer_ranges, strengths, both_ways)
@@ -123,8 +122,7 @@ def sweep(
 def _grid(
     activates: str | None, deactivates: str | None, layer_ranges: tuple[str, ...], strengths: str, both_ways: bool
 ) -> Grid:
-    from ...evaluation.studies.ranges import parse_numbers, parse_strengths
-    from ...evaluation.studies.sweep import Grid
+    from ...evaluation.studies.search.grid import Grid, parse_numbers, parse_strengths
     from ...maps.expert_map import parse_layers
 
     if activates is None and deactivates is None:

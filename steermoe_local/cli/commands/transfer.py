@@ -17,7 +17,7 @@ from ..options.steering import warn
 from .eval import rich_table
 
 if TYPE_CHECKING:
-    from ...evaluation.studies.transfer_results import Transfer
+    from ...evaluation.studies.transfer.results import Transfer
     from ...generation.answer_file import AnswerFile
 
 _COLUMNS = "columns.jsonl"
@@ -71,13 +71,11 @@ def transfer(
       steermoe transfer -m olmoe-f16.gguf --map map.json --pairs pairs.jsonl --task questions.jsonl \\
         --activate 10 --deactivate 50 --quants Q8_0,Q4_K_M --keep -o out
     """
-    from ...evaluation.reports.pictures import missing_matplotlib
-    from ...evaluation.reports.transfer_picture import draw_transfer
-    from ...evaluation.reports.transfer_report import markdown
-    from ...evaluation.studies.file_types import file_type
-    from ...evaluation.studies.quantize import Quantizer
-    from ...evaluation.studies.transfer import transfer as measure
-    from ...evaluation.studies.transfer_results import Column
+    from ...evaluation.reports.figure import missing_matplotlib
+    from ...evaluation.reports.transfer import draw_transfer, markdown
+    from ...evaluation.studies.transfer.quantize import Quantizer, file_type
+    from ...evaluation.studies.transfer.results import Column
+    from ...evaluation.studies.transfer.transfer import transfer as measure
     from ...generation.answer_file import AnswerFile
 
     kinds = [file_type(name) for name in quants]  # an unknown name is told before anything is read
@@ -136,7 +134,7 @@ def transfer(
 
 def _pairs(setup: EvaluationSetup, name: str | None) -> Collection[Pair] | None:
     """The pairs that are named, else those of a shipped map."""
-    from ...evaluation.studies.opening import pairs_of
+    from ...evaluation.measuring.opening import pairs_of
 
     if name == NONE:
         return None
@@ -152,11 +150,7 @@ def _settings(setup: EvaluationSetup, pairs: Collection[Pair] | None, top_n: int
         "steering": steering,
         "task_sha256": setup.task.sha256,
         "neutral_sha256": None if neutral is None else neutral.sha256,
-        "pairs_sha256": None
-        if pairs is None
-        else pairs.digest
-        if isinstance(pairs, PairsFile)
-        else pairs_digest(pairs),
+        "pairs_sha256": None if pairs is None else pairs_digest(pairs),
         **setup.settings.to_dict(),
         "top_n": top_n,
         "n_agreement": n_agreement,
@@ -207,7 +201,7 @@ class _QuantizerBar:
 
 
 def _print(found: Transfer) -> None:
-    from ...evaluation.reports.transfer_report import conclusions, rates, table, types
+    from ...evaluation.reports.transfer import conclusions, rates, table, types
 
     out = console()
     for number, part in enumerate((table(found), rates(found), types(found))):

@@ -109,19 +109,18 @@ def tune(
       steermoe tune -m tiny --map digits-words --max-ppl-increase 5% -o out
       steermoe tune -m olmoe.gguf --map map.json --task questions.jsonl --max-kl 0.05 --max-refusal-increase 5% -o out
     """
-    from ...evaluation.reports.pictures import missing_matplotlib
-    from ...evaluation.reports.search_pictures import draw_tuning
-    from ...evaluation.reports.search_report import tuning_markdown, tuning_tables, tuning_verdict
-    from ...evaluation.studies import tune as search
-    from ...evaluation.studies.candidate_evaluator import split
-    from ...evaluation.studies.objective import Budget, space
+    from ...evaluation.reports.figure import missing_matplotlib
+    from ...evaluation.reports.tuning import draw_tuning, tuning_markdown, tuning_tables, tuning_verdict
+    from ...evaluation.studies.search import tune as search
+    from ...evaluation.studies.search.candidate_evaluator import split
+    from ...evaluation.studies.search.objective import Budget, search_space
 
     if exhaustive and is_given("max_choices"):
         raise UsageError("--max-choices is for the search, and --exhaustive looks at every choice; give one of them")
     budget = Budget(max_ppl_increase, max_kl, max_refusal_increase, max_looping_increase)
     # mistakes are told before anything is made or loaded
     steering = setup.map_steering
-    whole = space(steering)
+    whole = search_space(steering)
     split([str(item.id) for item in setup.task.items], setup.seed, choosing_share)
     budget.check_guards(*setup.guards)
     target = require_writable(bias_output) if bias_output else setup.path("bias.gguf")

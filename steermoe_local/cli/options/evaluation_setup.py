@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -107,7 +107,7 @@ class EvaluationSetup:
         flags = self.steering_flags
         if "map" not in flags.source:
             raise UsageError("the experts are chosen from a map; give --map MAP")
-        from ...evaluation.studies.opening import open_steering
+        from ...evaluation.measuring.opening import open_steering
 
         steering = open_steering(
             flags.source["map"],
@@ -144,24 +144,13 @@ class EvaluationSetup:
     @cached_property
     def guards(self) -> tuple[tuple[Task, Scorer] | None, NeutralText | None]:
         """Benign prompts with their scorer, and the neutral text: those that were named, else the shipped ones."""
-        from ...evaluation.tasks.builtin import default_guards, open_task
-        from ...evaluation.tasks.neutral_text import load_neutral_text
-        from ...evaluation.tasks.scorers import make_scorer
+        from ...evaluation.measuring.opening import open_guards
 
-        benign: tuple[Task, Scorer] | None = None
-        neutral: NeutralText | None = None
-        if self.benign_name is None or self.neutral_name is None:
-            benign, neutral = default_guards(self.model)
-        if self.benign_name == NONE:
-            benign = None
-        elif self.benign_name is not None:
-            task = open_task(self.benign_name, scorer="refusal")
-            benign = task, make_scorer(task.scorer, task.options)
-        if self.neutral_name == NONE:
-            neutral = None
-        elif self.neutral_name is not None:
-            neutral = load_neutral_text(self.neutral_name)
-        return benign, neutral
+        benign, neutral = (
+            "default" if name is None else None if name == NONE else name
+            for name in (self.benign_name, self.neutral_name)
+        )
+        return open_guards(self.model, benign, neutral)
 
     @cached_property
     def settings(self) -> EvaluatorSettings:
@@ -192,7 +181,7 @@ class EvaluationSetup:
         return self._about(self.facts)
 
     def _about(self, facts: ModelInfo) -> dict[str, Any]:
-        from ...evaluation.studies.opening import model_facts
+        from ...evaluation.measuring.opening import model_facts
 
         flags = self.flags
         return {
@@ -246,56 +235,51 @@ class EvaluationSetup:
         from with --resume when it fails or is interrupted, which is said on stderr. Raises UsageError (a run that was
         interrupted is there; a prompt that does not fit), ResourceError (no memory for it), ModelError, FormatError.
         """
-        from ...evaluation.measuring.evaluator import Evaluator, plan
+        from ...evaluation.measuring.evaluator import plan
+        from ...evaluation.measuring.opening import open_evaluator
         from ...generation.answer_file import AnswerFile
-        from ...llama.steered_llama import SteeredLlama
 
         path = model or self.model
         facts = model_info(path) if model else self.facts
-        answers: AnswerFile | None = None
+        records: Path | None = None
         if kept is not None and self.output is not None:
             self.check_output(kept)
-            answers = AnswerFile(self.path(kept))
-            if answers.exists() and not self.resume and not self.restart:
+            records = self.path(kept)
+            partial = AnswerFile(records)
+            if partial.exists() and not self.resume and not self.restart:
                 raise UsageError(
-                    f"{answers.path}: an interrupted run; go on with --resume, or start over with --restart"
+                    f"{partial.path}: an interrupted run; go on with --resume, or start over with --restart"
                 )
         benign, neutral = self.guards
         settings = self.settings
         n_ctx = plan(path, self.task, self.scorer, benign=benign, neutral=neutral, settings=settings)
         check_memory(facts, self.flags, n_ctx, max(2, settings.n_parallel))
-        with ExitStack() as stack:
-            if answers:
-                stack.enter_context(answers)
-            # a small context: the evaluator makes one of its own over the same weights
-            llama = SteeredLlama(path, n_ctx=64, n_batch=64, **self.flags.model_arguments())
-            stack.callback(llama.close)
-            show = stack.enter_context(progress_bar())
-            evaluator = stack.enter_context(
-                Evaluator(
-                    llama,
-                    self.task,
-                    self.scorer,
-                    benign=benign,
-                    neutral=neutral,
-                    settings=settings,
-                    kept=answers,
-                    resume=self.resume and answers is not None and answers.exists(),
-                    about=self._about(facts),
-                    progress=show,
-                )
-            )
+        with (
+            progress_bar() as show,
+            open_evaluator(
+                path,
+                self.task,
+                scorer=self.scorer,
+                benign=benign,
+                neutral=neutral,
+                settings=settings,
+                records=records,
+                resume=self.resume,
+                metadata=self._about(facts),
+                progress=show,
+                **self.flags.model_arguments(),
+            ) as evaluator,
+        ):
             try:
                 yield evaluator
             except BaseException:
-                if answers and evaluator.n_kept:
+                if records and evaluator.n_kept:
                     click.echo(
-                        f"{evaluator.n_kept} results are kept in {answers.path}; "
+                        f"{evaluator.n_kept} results are kept in {partial.path}; "
                         "go on with the same command and --resume",
                         err=True,
                     )
                 raise
-            evaluator.finish()
 
     @property
     def _shipped(self) -> str | None:

@@ -14,7 +14,9 @@ import click
 
 from ...errors import ModelError, UsageError
 from ...generation.answer_file import AnswerFile, json_line
-from ...generation.answering import Answer, Answerer, Prepared, prepare, vocabulary_renderer
+from ...generation.answering import answers
+from ...generation.reply import Reply
+from ...llama.rendering import RenderedPrompt, vocabulary_renderer
 from ...pairs.prompts import PromptItem, load_prompts, prompts_digest, read_prompts
 from ..options.common import print_json, progress_bar
 from .setup import STEERED, BatchFlags, RunFlags, Steered
@@ -78,7 +80,7 @@ def _items(path: Path) -> tuple[str, list[PromptItem]]:
     return str(path), load_prompts(path)
 
 
-def _prepared(name: str, items: Sequence[PromptItem], steered: Steered) -> list[Prepared]:
+def _prepared(name: str, items: Sequence[PromptItem], steered: Steered) -> list[RenderedPrompt]:
     """All prompts as tokens; by the vocabulary alone, so that what cannot be used is told before the model is loaded.
 
     Raises UsageError and ModelError, which name the line.
@@ -93,7 +95,7 @@ def _prepared(name: str, items: Sequence[PromptItem], steered: Steered) -> list[
     ) as renderer:
         for item in items:
             try:
-                prepared.append(prepare(renderer, _said(item, steered)))
+                prepared.append(renderer.render(_said(item, steered)))
             except (UsageError, ModelError) as error:
                 raise type(error)(f"{name}:{item.line}: {error}") from None
     return prepared
@@ -152,7 +154,9 @@ def _bar(hidden: bool) -> Iterator[Callable[[str, int, int], None]]:
 class _Batch:
     """Some prompts, answered."""
 
-    def __init__(self, steered: Steered, items: Sequence[PromptItem], prompts: Sequence[Prepared], n_ctx: int) -> None:
+    def __init__(
+        self, steered: Steered, items: Sequence[PromptItem], prompts: Sequence[RenderedPrompt], n_ctx: int
+    ) -> None:
         self._steered, self._items, self._prompts, self._n_ctx = steered, items, prompts, n_ctx
         self.n_done = 0
         self._n_tokens = 0
@@ -166,40 +170,40 @@ class _Batch:
         if not self._items:
             return
         flags, sides = self._steered.flags, self._steered.sides
-        with self._steered.load(self._n_ctx, n_parallel) as (_, engine):
-            answerer = Answerer(
+        with self._steered.load(self._n_ctx, n_parallel) as engine:
+            start = time.monotonic()
+            events = answers(
                 engine,
+                self._prompts,
                 sides,
                 sampling=flags.sampling,
                 max_tokens=flags.n_predict,
                 stop=flags.stop,
-                parallel=n_parallel,
             )
-            start = time.monotonic()
-            done = self._done(answerer.events(self._prompts))
+            done = self._done(events)
             for record in _in_order(done) if ordered else (record for _, record in done):
                 self._seconds = time.monotonic() - start
                 yield record
 
     def _done(self, events: Iterable[Any]) -> Iterator[tuple[int, Record]]:
         """(index, record) of each prompt all of whose sides are answered."""
-        answers: dict[int, dict[str, Answer]] = {}
+        replies: dict[int, dict[str, Reply]] = {}
         for index, side, what in events:
-            if not isinstance(what, Answer):
+            if not isinstance(what, Reply):
                 continue
-            sides = answers.setdefault(index, {})
+            sides = replies.setdefault(index, {})
             sides[side] = what
-            self._n_tokens += what.finish.n_generated
+            self._n_tokens += len(what.tokens)
             if len(sides) == len(self._steered.sides):
                 self.n_done += 1
-                yield index, self._record(self._items[index], answers.pop(index))
+                yield index, self._record(self._items[index], replies.pop(index))
 
-    def _record(self, item: PromptItem, answers: dict[str, Answer]) -> Record:
+    def _record(self, item: PromptItem, replies: dict[str, Reply]) -> Record:
         head: Record = {"id": item.id, **({"extra": item.extra} if item.extra else {})}
         if self._steered.flags.compare:
-            whole: Record = {side: answers[side].to_dict() for side in self._steered.sides}
+            whole: Record = {side: replies[side].to_dict() for side in self._steered.sides}
         else:
-            whole = answers[STEERED].to_dict()
+            whole = replies[STEERED].to_dict()
         return {**head, **whole, "steering": self._steering}
 
     def figures(self) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from ...generation.answering import Answer, Answerer, Event, prepare, renderer_of
+from ...generation.answering import Event, answers
+from ...generation.reply import Reply
 from ...pairs.pairs import Message
 from ..chat.text import harmless
 from ..options.common import print_json
@@ -23,49 +24,58 @@ def run_one(flags: RunFlags, prompt: str, as_json: bool) -> None:
     if steered.chats:
         system = [Message("system", flags.system_prompt)] if flags.system_prompt else []
         said = (*system, Message("user", prompt))
-    answers: dict[str, Answer] = {}
+    replies: dict[str, Reply] = {}
     printer: _Printer | None = None
-    with steered.load(steered.flags.context(steered.facts)) as (llama, engine):
-        renderer = renderer_of(llama, thinking=flags.thinking, template_arguments=flags.template_arguments)
-        answerer = Answerer(engine, steered.sides, sampling=flags.sampling, max_tokens=flags.n_predict, stop=flags.stop)
+    with steered.load(steered.flags.context(steered.facts)) as engine:
+        renderer = engine.renderer.configured(thinking=flags.thinking, template_arguments=flags.template_arguments)
+        events = answers(
+            engine,
+            [renderer.render(said)],
+            steered.sides,
+            sampling=flags.sampling,
+            max_tokens=flags.n_predict,
+            stop=flags.stop,
+        )
         try:
-            for event in answerer.events([prepare(renderer, said)]):
+            for event in events:
                 if not as_json:
                     printer = printer or _Printer(steered)  # not before: an error leaves stdout empty
                     printer.take(event)
-                if isinstance(event[2], Answer):
-                    answers[event[1]] = event[2]
+                if isinstance(event[2], Reply):
+                    replies[event[1]] = event[2]
         except KeyboardInterrupt:
             if printer:
                 printer.break_off()
             raise
     if as_json:
-        print_json(_result(answers, steered))
-    _notes(answers, steered, engine.n_ctx)
+        print_json(_result(replies, steered))
+    _notes(replies, steered, engine.n_ctx)
 
 
-def _result(answers: dict[str, Answer], steered: Steered) -> dict[str, Any]:
-    whole = {side: answer.to_dict() | {"timings": answer.timings()} for side, answer in answers.items()}
+def _result(replies: dict[str, Reply], steered: Steered) -> dict[str, Any]:
+    whole = {side: reply.to_dict() | {"timings": reply.timings()} for side, reply in replies.items()}
     facts = {"model": str(steered.flags.model), "steering": steered.describe()}
     if steered.flags.compare:
         return {**{side: whole[side] for side in (UNSTEERED, STEERED)}, **facts}
     return {**whole[STEERED], **facts}
 
 
-def _notes(answers: dict[str, Answer], steered: Steered, n_ctx: int) -> None:
+def _notes(replies: dict[str, Reply], steered: Steered, n_ctx: int) -> None:
     """On stderr: what cut an answer off where nobody asked for it, and the timings."""
-    for side, answer in answers.items():
+    for side, reply in replies.items():
         name = f"{side}: " if steered.flags.compare else ""
-        if answer.finish.reason == "context":
+        reason = reply.finish.reason if reply.finish else ""
+        if reason == "context":
             click.echo(f"warning: {name}the context of {n_ctx} tokens is full; raise -c", err=True)
-        elif answer.finish.reason == "length" and answer.reasoning and not answer.text:
+        elif reason == "length" and reply.reasoning and not reply.text:
             click.echo(f"warning: {name}-n ended the answer while the model was thinking; raise it", err=True)
         if steered.flags.show_timings:
-            click.echo(f"{name}{_timings(answer)}", err=True)
+            click.echo(f"{name}{_timings(reply)}", err=True)
 
 
-def _timings(answer: Answer) -> str:
-    finish, facts = answer.finish, answer.timings()
+def _timings(reply: Reply) -> str:
+    finish, facts = reply.finish, reply.timings()
+    assert finish is not None
     rates = [facts["prompt_per_second"], facts["generation_per_second"]]
     prompt, generation = ("" if rate is None else f" ({rate:.1f} tokens/s)" for rate in rates)
     return (
@@ -98,7 +108,7 @@ class _Printer:
             self._held.append(event)
             return
         self._print(event)
-        while isinstance(event[2], Answer) and len(self._order) > 1:
+        while isinstance(event[2], Reply) and len(self._order) > 1:
             del self._order[0]
             self._begin()
             held, self._held = self._held, []
@@ -118,7 +128,7 @@ class _Printer:
 
     def _print(self, event: Event) -> None:
         what = event[2]
-        if isinstance(what, Answer):
+        if isinstance(what, Reply):
             click.echo()
             return
         kind, text = what

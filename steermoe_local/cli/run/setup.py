@@ -13,14 +13,13 @@ import click
 from ...errors import UsageError
 from ...identity import ModelIdentity
 from ...model_files.model_info import ModelInfo, model_info
-from ...steering.bias_file import BiasFile
+from ...steering.bias_file import BiasFile, none_if_empty
 from ..options.common import LlamaFlags
 from ..options.memory_check import check_memory
 from ..options.steering import SteeringFlags, warn
 
 if TYPE_CHECKING:
     from ...generation.engine import Engine, Sampling
-    from ...llama.steered_llama import SteeredLlama
     from ...steering.steering import Steering
 
 DEFAULT_CONTEXT = 4096
@@ -98,7 +97,8 @@ class Steered:
         self.facts = model_info(flags.model, routers=maps)
         identity: ModelIdentity | None = self.facts.require_moe() if maps else None
         self.steering: Steering | None = flags.steering_flags.open(identity, flags.model)
-        self.bias: BiasFile | None = self.steering.build(identity) if self.steering is not None else None
+        self._file: BiasFile | None = self.steering.bias_file(identity) if self.steering is not None else None
+        self.bias = none_if_empty(self._file)
         if not flags.raw and not self.facts.chat_template and flags.system_prompt:
             raise UsageError(f"{flags.model}: no chat template, so no system message; put it into the prompt")
 
@@ -121,20 +121,20 @@ class Steered:
 
     def describe(self) -> dict[str, Any] | None:
         """What steers, for --json: name, file, rule, numbers of experts, and where the bias says to come from."""
-        if self.steering is None or self.bias is None:
+        if self.steering is None or self._file is None:
             return None
         return {
             "name": self.steering.name,
             **self.flags.steering_flags.source,
-            "mode": self.bias.mode,
-            "n_active": self.bias.n_active,
-            "n_inactive": self.bias.n_inactive,
-            **self.bias.provenance,
+            "mode": self._file.mode,
+            "n_active": self._file.n_active,
+            "n_inactive": self._file.n_inactive,
+            **self._file.provenance,
         }
 
     @contextmanager
-    def load(self, n_ctx: int, n_parallel: int = 1) -> Iterator[tuple[SteeredLlama, Engine]]:
-        """The loaded model and an engine with `n_parallel` sequences for each side.
+    def load(self, n_ctx: int, n_parallel: int = 1) -> Iterator[Engine]:
+        """An engine on the loaded model, with `n_parallel` slots for each side.
 
         Raises ResourceError (no memory for it), ModelError, ModelMismatchError (bias of another model), NativeError.
         """
@@ -142,20 +142,20 @@ class Steered:
         from ...llama.steered_llama import SteeredLlama
 
         flags = self.flags.flags
-        n_sequences = n_parallel * len(self.sides)
-        check_memory(self.facts, flags, n_ctx, n_sequences)
+        n_slots = n_parallel * len(self.sides)
+        check_memory(self.facts, flags, n_ctx, n_slots)
         with ExitStack() as stack:
             # a small context: the engine makes one of its own over the same weights
             llama = SteeredLlama(self.flags.model, n_ctx=64, n_batch=64, **flags.model_arguments())
             stack.callback(llama.close)
             arguments = flags.context_arguments()
             del arguments["n_threads_batch"]  # one number of threads
-            arguments["n_batch"] = max(arguments["n_batch"], n_sequences)
+            arguments["n_batch"] = max(arguments["n_batch"], n_slots)
             engine = stack.enter_context(
                 Engine(
                     llama,
                     n_ctx=n_ctx,
-                    n_sequences=n_sequences,
+                    n_slots=n_slots,
                     record=False,
                     force=self.flags.steering_flags.force,
                     **arguments,
@@ -164,4 +164,4 @@ class Steered:
             if self.steering is not None and self.steering.bias is not None and engine.identity is not None:
                 where, force = str(self.flags.model), self.flags.steering_flags.force
                 warn(self.steering.check(engine.identity, where, force))
-            yield llama, engine
+            yield engine

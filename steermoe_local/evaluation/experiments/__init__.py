@@ -1,5 +1,5 @@
-"""Named experiments: each asks one question of a map, beside its control.
+"""Named experiments: each answers one question about a map, compared with a control.
 
 Imports: all other folders of evaluation but datasets.
-Public: `EXPERIMENTS`, `run_experiment`.
+Public: `EXPERIMENTS`, `run_experiment`, `ExperimentSetup`, `ExperimentResult`.
 """

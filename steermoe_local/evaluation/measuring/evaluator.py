@@ -14,17 +14,18 @@ from typing import Any
 
 from ...errors import UsageError
 from ...generation.answer_file import AnswerFile
-from ...generation.answering import renderer_of
 from ...generation.engine import Engine
 from ...identity import ModelIdentity
+from ...llama.rendering import Renderer
 from ...llama.steered_llama import SteeredLlama
 from ...pairs.prompts import PromptItem
-from ...steering.bias_file import BiasFile
+from ...steering.bias_file import BiasFile, none_if_empty
+from ...steering.old_digests import record_name
 from ..tasks.neutral_text import NeutralText, TextScore, score_text
 from ..tasks.tasks import Score, Scorer, Task
 from .measurements import UNSTEERED, Answer, Measurement, bias_key
 from .rendered_tasks import Source, context_size, plan, source
-from .replies import Job, Reply, replies, sequences
+from .replies import Job, Reply, replies
 from .scoring import Scoring, record_of
 from .settings import EvaluatorSettings, Progress
 
@@ -67,16 +68,16 @@ class Evaluator:
         self._kept = kept
         self.progress: Progress = progress or (lambda *_: None)
         """Called while something is measured; whoever works long on the evaluator's model shows it by this, too."""
-        self.renderer = renderer_of(
-            model, thinking=self._settings.thinking, template_arguments=self._settings.template_arguments
+        self.renderer = Renderer(
+            model._model, thinking=self._settings.thinking, template_arguments=self._settings.template_arguments
         )
         self._task = source(self.renderer, task, scorer, self._settings.seeds)
         # benign prompts are a guard, not the result: one answer to each is enough
         self._benign = source(self.renderer, *benign, self._settings.seeds[:1]) if benign else None
         context = dict(self._settings.context)
         # text is predicted beside the unsteered model
-        n_sequences = max(self._settings.n_parallel, 1 if neutral is None else 2)
-        context["n_batch"] = max(context.get("n_batch") or 512, n_sequences)
+        n_slots = max(self._settings.n_parallel, 1 if neutral is None else 2)
+        context["n_batch"] = max(context.get("n_batch") or 512, n_slots)
         with ExitStack() as stack:
             self.engine = stack.enter_context(
                 Engine(
@@ -88,7 +89,7 @@ class Evaluator:
                         int(model._model.n_ctx_train()),
                         self._settings.n_ctx,
                     ),
-                    n_sequences=n_sequences,
+                    n_slots=n_slots,
                     record=False,
                     force=self._settings.force,
                     **context,
@@ -99,6 +100,7 @@ class Evaluator:
             )
             self._wanted: dict[str, None] = {}  # ids in the order in which they were asked for
             self._records = self._begin(resume)
+            self._resumed_names = {str(record["bias"]) for record in self._records.values()}
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Evaluator:
@@ -161,7 +163,7 @@ class Evaluator:
         benign prompts, where the evaluator has them. Biases that steer equally are measured once. `what` is shown with
         the progress. Raises UsageError, ModelMismatchError, NativeError, and what the scorer raises.
         """
-        keys = [bias_key(bias) for bias in biases]
+        keys = [self._name(bias) for bias in biases]
         by_key = {key: None if key == UNSTEERED else bias for key, bias in zip(keys, biases, strict=True)}
         self._check(by_key.values())
         wanted = None if items is None else {str(name) for name in items}
@@ -198,9 +200,8 @@ class Evaluator:
         steered = [bias for bias in biases if bias is not None]
         if steered:
             _ = self.identity
-            with sequences(self.engine, 1) as taken:
-                for bias in steered:
-                    taken[0].steer(bias)
+            for bias in steered:
+                self.engine.check(bias)
 
     def _begin(self, resume: bool) -> dict[str, dict[str, Any]]:
         """The results that are there already, by id."""
@@ -213,6 +214,12 @@ class Evaluator:
             return {}
         self._kept.resume(settings)
         return {str(record["id"]): record for record in self._kept.records()}
+
+    def _name(self, bias: BiasFile | None) -> str:
+        """The name of a bias in the records: of its key, or the old one in a file that an earlier version began."""
+        steering = none_if_empty(bias)
+        old = None if steering is None else record_name(steering)
+        return old if old in self._resumed_names else bias_key(steering)
 
     def _jobs(
         self, key: str, bias: BiasFile | None, of: Source, items: Sequence[PromptItem], part: str = ""
@@ -249,7 +256,7 @@ class Evaluator:
         s = self._settings
         with ExitStack() as stack:
             waiting = stack.enter_context(Scoring(max(job.scorer.n_parallel for job in jobs), keep))
-            # closed here, whatever fails: its sequences are free again then
+            # closed here, whatever fails: its slots are free again then
             found = stack.enter_context(closing(replies(self.engine, self.renderer, jobs, s.sampling, s.n_parallel)))
             for job, reply in found:
                 if reply.choices:
@@ -269,10 +276,7 @@ class Evaluator:
         groups = [keys[i : i + size] for i in range(0, len(keys), size)] or [[]]
         done = 0
         for number, group in enumerate(groups):
-            with sequences(self.engine, 1 + len(group)) as taken:
-                for sequence, bias in zip(taken, (None, *(biases[key] for key in group)), strict=True):
-                    sequence.steer(bias)
-                scores = score_text(self.engine, taken, self._documents)
+            scores = score_text(self.engine, [None, *(biases[key] for key in group)], self._documents)
             first = number == 0 and UNSTEERED in biases
             for key, score in zip([UNSTEERED, *group], scores, strict=True):
                 if key == UNSTEERED and not first:

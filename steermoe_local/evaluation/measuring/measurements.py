@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...steering.bias_file import BiasFile
+from ...steering.bias_file import BiasFile, none_if_empty
 from ..tasks.neutral_text import TextScore
 
-__all__ = ["UNSTEERED", "Answer", "Measurement", "bias_key"]
+__all__ = ["UNSTEERED", "Answer", "Measurement", "bias_key", "by_item"]
 
 UNSTEERED = "unsteered"
 
 
 def bias_key(bias: BiasFile | None) -> str:
-    """16 hex digits that are equal for biases that steer equally, "unsteered" for None and for one that does nothing.
-
-    Unlike `Steering.to_dict`'s digest, where a bias comes from does not count.
-    """
-    if bias is None or not bias.layers:
-        return UNSTEERED
-    digest = hashlib.sha256(f"{bias.mode} {bias.epsilon if bias.mode == 'hard' else 0!r}".encode())
-    digest.update(bias.dense().astype("<f4").tobytes())
-    return digest.hexdigest()[:16]
+    """The first 16 digits of the bias's key, as in records.jsonl; "unsteered" for None and one that changes nothing."""
+    steering = none_if_empty(bias)
+    return UNSTEERED if steering is None else steering.key[:16]
 
 
 @dataclass(frozen=True)
@@ -77,25 +71,31 @@ class Measurement:
     @property
     def values(self) -> npt.NDArray[np.float64]:
         """Value of each item, [n_items] in the task's order: the mean over its seeds."""
-        return _by_item(self.answers)
+        return by_item(self.answers, attrgetter("value"))
 
     @property
     def benign_values(self) -> npt.NDArray[np.float64]:
         """The same of the benign prompts: how far each was refused."""
-        return _by_item(self.benign)
+        return by_item(self.benign, attrgetter("value"))
 
     @property
     def rate(self) -> float:
         """Mean value of the items: how far the task's positive side is shown."""
         return float(self.values.mean())
 
+    @property
+    def n_experts(self) -> tuple[int, int]:
+        """How many experts are promoted and suppressed."""
+        return (0, 0) if self.bias is None else (self.bias.n_active, self.bias.n_inactive)
+
     def label_share(self, label: str) -> float:
         """Share of the answers with this label."""
         return float(np.mean([answer.label == label for answer in self.answers]))
 
 
-def _by_item(answers: Sequence[Answer]) -> npt.NDArray[np.float64]:
+def by_item(answers: Sequence[Answer], value: Callable[[Answer], float]) -> npt.NDArray[np.float64]:
+    """Mean of a value of the answers to each item, [n_items] in their order."""
     values: dict[str, list[float]] = {}
     for answer in answers:
-        values.setdefault(answer.item, []).append(answer.value)
+        values.setdefault(answer.item, []).append(value(answer))
     return np.array([np.mean(found) for found in values.values()], dtype=np.float64)

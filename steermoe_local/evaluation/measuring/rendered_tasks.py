@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import UsageError
-from ...generation.answering import vocabulary_renderer
-from ...llama.rendering import Renderer
+from ...llama.rendering import RenderedPrompt, Renderer, vocabulary_renderer
 from ...model_files.model_info import model_info
 from ...pairs.prompts import PromptItem
 from ..tasks.neutral_text import NeutralText
 from ..tasks.tasks import Scorer, Task
-from .replies import RenderedPrompt, render
+from .replies import render
 from .settings import EvaluatorSettings
 
 __all__ = ["Source", "context_size", "plan", "source"]
@@ -45,8 +44,8 @@ def source(renderer: Renderer, task: Task, scorer: Scorer, seeds: tuple[int, ...
                 renderer.tokenize(prompt.text + text, add_special=prompt.add_special)
                 for text in choices(task, scorer, item)
             )
-            n = max(len(tokens) for tokens in whole) - len(prompt.prepared.tokens)
-        needed = len(prompt.prepared.tokens) + n + 1  # one more: a prompt is shorter than its context
+            n = max(len(tokens) for tokens in whole) - len(prompt.tokens)
+        needed = len(prompt.tokens) + n + 1  # one more: a prompt is shorter than its context
         if needed > most:
             longest, most = item, needed
     return Source(task, scorer, seeds[:1] if scorer.kind == "choices" else seeds, prompts, longest, most)

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..metrics.repetition import repetition
 from ..tasks.tasks import Score
-from .measurements import bias_key
 from .replies import Job, Reply
 
 __all__ = ["Scoring", "record_of"]
@@ -57,7 +56,7 @@ def record_of(job: Job, reply: Reply, score: Score) -> dict[str, Any]:
     text = max(reply.choices, key=lambda choice: choice.logprob).text if reply.choices else reply.text
     return {
         "id": job.id,
-        "bias": bias_key(job.bias),
+        "bias": job.id.partition("/")[0],
         "kind": "benign" if job.benign else "answer",
         "item": str(job.item.id),
         "seed": job.seed,

@@ -22,7 +22,7 @@ class EvaluatorSettings:
 
     `sampling`: temperature 0 is greedy; else every item is answered once for each of `seeds`. `n_parallel`: how many
     answers are decoded at once. `n_ctx` None: as the task needs. `n_text`: most tokens of the neutral text that count.
-    `thinking`, `template_arguments`: as in `answering.renderer_of`. `context`: further arguments of `Engine`
+    `thinking`, `template_arguments`: as in `Renderer`. `context`: further arguments of `Engine`
     (n_threads, type_k, ...). Raises UsageError.
     """
 

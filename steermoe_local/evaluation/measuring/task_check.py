@@ -9,7 +9,7 @@ from statistics import mean, median
 from typing import Any
 
 from ...errors import FormatError, ModelError, UsageError
-from ...generation.answering import vocabulary_renderer
+from ...llama.rendering import vocabulary_renderer
 from ...model_files.model_info import model_info
 from ...pairs.prompts import PromptItem
 from ..tasks.scorers import make_scorer
@@ -96,7 +96,7 @@ def check_task(
             except (UsageError, FormatError, ModelError) as error:
                 problems.append((name, str(error)))
                 continue
-            counts.append(len(found.prompts[name].prepared.tokens))
+            counts.append(len(found.prompts[name].tokens))
             needed = max(needed, found.n_tokens)
             if trained and found.n_tokens > trained:
                 warnings.append((name, f"needs {found.n_tokens} tokens, the model was trained with {trained}"))

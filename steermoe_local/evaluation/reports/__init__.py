@@ -1,5 +1,5 @@
-"""Studies in words, tables and pictures.
+"""Studies in words, tables and pictures: one module a study, on a common document and figure.
 
 Imports: metrics, tasks, measuring, studies.
-Public: one report and one picture module a study.
+Public: `evaluation`, `sweep`, `tuning`, `layers`, `transfer`, each with its report and its picture.
 """

@@ -1,46 +1,36 @@
-"""Does a steering do what it should? Unsteered, towards and away, with intervals, controls, and what it costs."""
+"""Evaluates a steering: rates unsteered and steered both ways, with intervals, controls and side effects."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ..._util.files import parse_json, timestamp, tool_name
+from ..._util.files import StrPath, parse_json, timestamp, tool_name
 from ...errors import UsageError
-from ...pairs.pairs import Pair
-from ...steering.bias_file import BiasFile
+from ...model_files.model_info import model_info
+from ...models.local_models import resolve_model
+from ...pairs.pairs import load_pairs
 from ...steering.steering import Steering
-from ..measuring.evaluator import Evaluator
+from ..measuring.evaluator import Evaluator, EvaluatorSettings
+from ..measuring.json_values import plain
 from ..measuring.measurements import UNSTEERED, Measurement
+from ..measuring.opening import open_evaluator, open_steering, pairs_of
 from ..measuring.side_effects import Fluency, fluency
-from ..metrics.intervals import Interval, difference, rate
-from .control_runs import ALL, ControlResult, run_controls
+from ..metrics.intervals import Interval, rate
+from ..tasks.tasks import Task
+from .controls.controls import ControlResult, Controls, run_controls
 from .signatures import Signature, Thresholds, effect_signatures, guard_signatures
+from .steerings import EFFECT, NEGATIVE, STEERED, effects_of, has_reverse, side_biases, steering_facts
 
-__all__ = ["Controls", "Evaluation", "Side", "evaluate", "has_reverse", "side_biases", "steering_facts"]
-
-TOWARDS, AWAY, STEERED = "towards", "away", "steered"
-
-
-@dataclass(frozen=True)
-class Controls:
-    """Which controls are run beside a steering: `kinds` of `control_runs.ALL`, `n_draws` of each random kind.
-
-    `pairs` are those that the map was made from, for the maps of shuffled and of superficial pairs. `recording`:
-    arguments of `recorder.record_counts` that differ from the evaluator's.
-    """
-
-    n_draws: int = 20
-    kinds: Sequence[str] = ALL
-    pairs: Sequence[Pair] | None = None
-    recording: Mapping[str, Any] | None = None
+__all__ = ["Controls", "Evaluation", "Side", "evaluate", "run_evaluation"]
 
 
 @dataclass(frozen=True)
 class Side:
-    """What one steering gave: "unsteered", "towards" (the map's positive side), "away", or "steered" by a bias file.
+    """What was measured under one steering: "unsteered", "towards" (the map's positive side), "away" (its negative
+    side), or "steered" by a bias file.
 
     `rate` is the task's: how far its positive side is shown. `labels` are shares of the answers. `n_active` and
     `n_inactive` experts were promoted and suppressed.
@@ -54,14 +44,10 @@ class Side:
     labels: Mapping[str, float]
     fluency: Fluency
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The answer, and where it comes from.
+    """The result of `evaluate`, with its provenance.
 
     `effects` are differences of rates in points of 1, over the same items: "towards" and "away" against unsteered, and
     "swing", towards less away; for a bias file "steered" alone. `measurements` hold each side's answers.
@@ -80,30 +66,17 @@ class Evaluation:
 
     @property
     def headline(self) -> tuple[str, Interval]:
-        """The effect that the controls are compared with: the swing, or the only one."""
-        name = list(self.effects)[-1]
-        return name, self.effects[name]
+        """Name and value of the effect that the controls are compared with: "swing", or the only one."""
+        return list(self.effects.items())[-1]
 
     def side(self, name: str) -> Side:
         """The side of that name. Raises KeyError."""
-        for side in self.sides:
-            if side.name == name:
-                return side
-        raise KeyError(name)
+        return {side.name: side for side in self.sides}[name]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values, without the answers."""
-        return {
-            "task": self.task,
-            "positive": self.positive,
-            "negative": self.negative,
-            "sides": [side.to_dict() for side in self.sides],
-            "effects": {name: asdict(effect) for name, effect in self.effects.items()},
-            "controls": [control.to_dict() for control in self.controls],
-            "signatures": [signature.to_dict() for signature in self.signatures],
-            "steering": dict(self.steering),
-            "provenance": dict(self.provenance),
-        }
+        data: dict[str, Any] = plain(self, without=["measurements"])
+        return data
 
 
 _DEFAULT = Controls()
@@ -119,52 +92,43 @@ def evaluate(
     thresholds: Thresholds | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Evaluation:
-    """Measure a steering on an evaluator's task, with its reverse, controls and guards.
+    """Measure a steering on an evaluator's task, with controls and side effects.
 
-    "towards" is the map's positive side also if the steering is reversed. A bias file and a preset have no reverse.
-    `controls` None: none are run. `seed` is that of bootstraps and control draws. `log` gets lines on what is done.
+    "towards" is the map's positive side also if the steering is reversed. `away`: measure the reversed choice, too; a
+    bias file and a preset have none. `controls` None: none are run. `seed` is that of bootstraps and control draws.
+    `log` is called with a line on what is being done.
 
     Raises UsageError (a steering that changes nothing), ChoiceError, ModelMismatchError, ModelError, NativeError, and
     what the scorer raises.
     """
     away = away and has_reverse(steering)
-    biases = side_biases(evaluator, steering, away)
+    biases = side_biases(steering, evaluator.identity, away)
     measured = dict(zip(biases, evaluator.measure(list(biases.values()), what="eval"), strict=True))
     unsteered = measured[UNSTEERED]
-    effects = {
-        name: difference(measurement.values, unsteered.values, seed)
-        for name, measurement in measured.items()
-        if name != UNSTEERED
-    }
-    if away:
-        effects["swing"] = difference(measured[TOWARDS].values, measured[AWAY].values, seed)
+    effects = effects_of(measured, seed)
     headline = list(effects)[-1]
-    wanted = {name: -1 if name == AWAY or (name == STEERED and _is_reversed(steering)) else 1 for name in effects}
+    wanted = {name: -1 if name == NEGATIVE or (name == STEERED and _is_reversed(steering)) else 1 for name in effects}
     found: tuple[ControlResult, ...] = ()
     if controls is not None:
         found = run_controls(
             evaluator,
             steering.changed(reverse=False) if away else steering,
-            # of a reversed steering run_controls turns the sign itself; of a bias file nobody else knows it
+            controls,
+            # run_controls itself changes the sign of a reversed steering's effect, but knows nothing of a bias file's
             real_effect=effects[headline].value * (1 if steering.reverse else wanted[headline]),
-            away=away,
-            n_draws=controls.n_draws,
-            kinds=controls.kinds,
-            pairs=controls.pairs,
-            recording=controls.recording,
+            both_ways=away,
             seed=seed,
             log=log,
         )
     signatures: list[Signature] = []
     for name, effect in effects.items():
-        is_swing = name not in measured
-        if not is_swing:
+        if name != EFFECT:
             signatures += guard_signatures(name, measured[name], unsteered, thresholds, seed)
         signatures += effect_signatures(
             name,
             effect,
             wanted=wanted[name],
-            unsteered_rate=None if is_swing else unsteered.rate,
+            unsteered_rate=None if name == EFFECT else unsteered.rate,
             controls=found if name == headline else (),
             limits=thresholds,
         )
@@ -190,29 +154,55 @@ def evaluate(
     )
 
 
-def has_reverse(steering: Steering) -> bool:
-    """Can it be turned around? Not a bias file, and a preset never steers away from its behaviour."""
-    return steering.expert_map is not None and not steering.preset
+def run_evaluation(
+    model: StrPath,
+    *,
+    map: StrPath | None = None,  # as the command line names it
+    bias: StrPath | None = None,
+    activate: int | None = None,
+    deactivate: int | None = None,
+    reverse: bool = False,
+    layers: str | None = None,
+    strength: float | None = None,
+    task: Task | StrPath | None = None,
+    away: bool = True,
+    controls: Controls | None = _DEFAULT,
+    pairs: StrPath | None = None,
+    seed: int = 0,
+    settings: EvaluatorSettings | None = None,
+    **evaluator_arguments: Any,
+) -> Evaluation:
+    """Evaluate a steering from files and names, like `steermoe eval`.
 
-
-def side_biases(evaluator: Evaluator, steering: Steering, away: bool) -> dict[str, BiasFile | None]:
-    """What steers each side by its name, the unsteered model first; `away`: also the reverse.
-
-    Raises UsageError for a steering that changes nothing, ChoiceError for what the model cannot carry out.
+    `task` is by default the shipped map's own. `map` to `strength` are the arguments of `open_steering`, `pairs` is the
+    file of pairs that the map was made from, `evaluator_arguments` are those of `open_evaluator`. Raises as these and
+    `evaluate`.
     """
-    steered = steering.build(evaluator.identity)
-    if steered is None or not steered.layers:
-        raise UsageError(f"{steering.name}: steers nothing; choose experts with activate, deactivate or both")
-    if steering.expert_map is None:
-        return {UNSTEERED: None, STEERED: steered}
-    other = steering.changed(reverse=not steering.reverse).build(evaluator.identity) if away else None
-    towards, back = (other, steered) if steering.reverse else (steered, other)
-    found = {UNSTEERED: None, TOWARDS: towards, AWAY: back}
-    return {name: bias for name, bias in found.items() if name == UNSTEERED or bias is not None}
+    path = resolve_model(os.fspath(model))
+    identity = model_info(path).require_moe()
+    steering = open_steering(
+        map,
+        bias=bias,
+        activate=activate,
+        deactivate=deactivate,
+        reverse=reverse,
+        layers=layers,
+        strength=strength,
+    )
+    steering.check(identity, str(path), settings is not None and settings.force)
+    shipped_pairs = pairs_of(steering)
+    if task is None:
+        if shipped_pairs is None or steering.path is None:
+            raise UsageError("which task? name one: a file, or builtin:NAME")
+        task = f"builtin:{steering.path.stem}"
+    if controls is not None and controls.pairs is None:
+        controls = replace(controls, pairs=shipped_pairs if pairs is None else load_pairs(pairs))
+    with open_evaluator(path, task, settings=settings, **evaluator_arguments) as evaluator:
+        return evaluate(evaluator, steering, away=away, controls=controls, seed=seed)
 
 
 def _is_reversed(steering: Steering) -> bool:
-    """Was the bias file made to steer away?"""
+    """Whether a bias file says that it was made by a reversed choice."""
     made = steering.bias.provenance.get("choice", "") if steering.bias is not None else ""
     try:
         choice = parse_json(made)
@@ -226,18 +216,9 @@ def _side(name: str, measured: Measurement, unsteered: Measurement, seed: int) -
     return Side(
         name=name,
         key=measured.key,
-        n_active=0 if measured.bias is None else measured.bias.n_active,
-        n_inactive=0 if measured.bias is None else measured.bias.n_inactive,
+        n_active=measured.n_experts[0],
+        n_inactive=measured.n_experts[1],
         rate=rate(measured.values, seed),
         labels={label: measured.label_share(label) for label in labels},
         fluency=fluency(measured, unsteered),
     )
-
-
-def steering_facts(steering: Steering) -> dict[str, Any]:
-    """The choice without the folders of the person who made it."""
-    facts = steering.to_dict()
-    for kind in ("map", "bias"):
-        if facts.get(kind):
-            facts[kind] = Path(facts[kind]).name
-    return facts

@@ -1,18 +1,18 @@
-"""Where in the model a steering works: its experts of one part of the depth alone, and without them."""
+"""Effects by depth: what a steering's experts do in one part of the layers alone, and without that part."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import UsageError
 from ...steering.bias_file import BiasFile
-from ..measuring.measurements import Measurement
-from ..metrics.intervals import Interval, difference, margin
-from .objective import Values, facts
+from ..measuring.json_values import plain
+from ..measuring.measurements import UNSTEERED, Measurement
+from ..metrics.intervals import Interval, Values, margin
+from .steerings import EFFECT, NEGATIVE, POSITIVE, both_ways, effects_of, mirrored, study_metadata
 
 if TYPE_CHECKING:
     from ...steering.steering import Steering
@@ -26,10 +26,10 @@ WHOLE = "all layers"
 
 @dataclass(frozen=True)
 class LayerPart:
-    """The experts of the whole choice that lie in some layers, and what they do alone.
+    """The experts of the whole choice that lie in some layers, and their effects alone.
 
-    `kind` is "whole", "third", "layer" or "without" (all but a third). `towards` and `away` are the rates of the
-    steering and of its reverse minus the unsteered rate, `swing` their difference; `away` and `swing` are None where
+    `kind` is "whole", "third", "layer" or "without" (all but a third). `steered` and `reversed` are the rates under the
+    steering and its reverse minus the unsteered rate, `both` is their difference; `reversed` and `both` are None where
     there is no reverse. `kl` is that of the steering on the neutral text.
     """
 
@@ -38,15 +38,15 @@ class LayerPart:
     layers: tuple[int, ...]
     n_active: int
     n_inactive: int
-    towards: Interval
-    away: Interval | None
-    swing: Interval | None
+    steered: Interval = field(metadata={"json": "towards"})
+    reversed: Interval | None = field(metadata={"json": "away"})
+    both: Interval | None = field(metadata={"json": "swing"})
     kl: float | None
 
     @property
     def effect(self) -> Interval:
-        """The swing; what the steering alone does where there is none."""
-        return self.swing or self.towards
+        """The difference between both directions, or to the unsteered model where there is no reverse."""
+        return self.both or self.steered
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class LayerEffects:
     larger than that of each other third, over the same items. `clear`: all these intervals are above 0.
     """
 
-    about: dict[str, Any]
+    metadata: dict[str, Any] = field(metadata={"json": "about"})
     unsteered: float
     parts: tuple[LayerPart, ...]
     largest: str
@@ -65,7 +65,7 @@ class LayerEffects:
 
     @property
     def clear(self) -> bool:
-        """Is the largest third's effect larger than that of each other, beyond the 95% intervals?"""
+        """Whether the largest third's effect is larger than each other's, beyond the 95% intervals."""
         return bool(self.margins) and all(margin.low > 0 for margin in self.margins.values())
 
     def of(self, kind: str) -> tuple[LayerPart, ...]:
@@ -74,53 +74,26 @@ class LayerEffects:
 
     @property
     def verdict(self) -> str:
-        """One sentence: which third does most, whether that is certain, and what the paper says."""
+        """One sentence: which third has the largest effect, whether that is certain, and what the paper says."""
         if len(self.of("third")) < len(THIRDS):
             return "There are too few layers with a router to speak of thirds."
         best = next(part for part in self.of("third") if part.name == self.largest)
         others = " and ".join(f"{name} by {_points(margin)}" for name, margin in self.margins.items())
-        held = "agrees with" if self.largest == "middle" else "differs from"
-        claim = f"this {held} the paper's finding that the middle layers matter most"
         if best.effect.value == 0 and all(margin.value == 0 for margin in self.margins.values()):
             return "No third has an effect of its own."
         if self.clear:
-            return f"The {self.largest} third has the largest effect, more than {others}: {claim}."
+            held = "agrees with" if self.largest == "middle" else "differs from"
+            return (
+                f"The {self.largest} third has the largest effect, more than {others}: this {held} the paper's finding "
+                "that the middle layers matter most."
+            )
         return (
             f"The {self.largest} third has the largest effect, but not certainly: more than {others}; this neither "
             "confirms nor refutes the paper's finding that the middle layers matter most."
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {
-            "about": self.about,
-            "unsteered": self.unsteered,
-            "parts": [{**asdict(part), "layers": list(part.layers)} for part in self.parts],
-            "largest": self.largest,
-            "margins": {name: asdict(margin) for name, margin in self.margins.items()},
-            "clear": self.clear,
-            "verdict": self.verdict,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> LayerEffects:
-        """Of what `to_dict` made."""
-        parts = tuple(
-            LayerPart(
-                **{
-                    **part,
-                    "layers": tuple(part["layers"]),
-                    **{name: _interval(part[name]) for name in ("towards", "away", "swing")},
-                }
-            )
-            for part in data["parts"]
-        )
-        margins = {name: Interval(**margin) for name, margin in data["margins"].items()}
-        return cls(data["about"], data["unsteered"], parts, data["largest"], margins)
-
-
-def _interval(data: Mapping[str, Any] | None) -> Interval | None:
-    return None if data is None else Interval(**data)
+        return {**plain(self), "clear": self.clear, "verdict": self.verdict}
 
 
 def by_layer(evaluator: Evaluator, steering: Steering, *, seed: int = 0) -> LayerEffects:
@@ -129,55 +102,40 @@ def by_layer(evaluator: Evaluator, steering: Steering, *, seed: int = 0) -> Laye
     `seed` is the bootstrap's. A bias file and a preset have no reverse. Raises UsageError for a steering that does
     nothing, and what `Steering.build` and `Evaluator.measure` raise.
     """
-    from .evaluate import has_reverse
-
-    towards = steering.build(evaluator.identity)
-    if towards is None or not towards.layers:
-        raise UsageError(f"{steering.name}: steers nothing; choose experts with activate, deactivate or both")
-    away = steering.changed(reverse=not steering.reverse).build(evaluator.identity) if has_reverse(steering) else None
-    layers = _routed(steering, evaluator.identity.n_layer)
-    parts = _parts(layers)
-    ways = [way for way in (towards, away) if way is not None]
+    biases = both_ways(steering, evaluator.identity)
+    parts = _parts(_routed(steering, evaluator.identity.n_layer))
     base, *measured = evaluator.measure(
-        [None, *(only_layers(way, part) for _, _, part in parts for way in ways)], benign=False, what="layers"
+        [None, *(only_layers(bias, part) for _, _, part in parts for bias in biases)], benign=False, what="layers"
     )
-    grouped = [measured[i : i + len(ways)] for i in range(0, len(measured), len(ways))]
-    found = tuple(
-        _part(name, kind, chosen, group, base, seed) for (name, kind, chosen), group in zip(parts, grouped, strict=True)
-    )
-    sign = -1.0 if steering.reverse else 1.0
-    effects: dict[str, Values] = {
-        name: sign * (group[0].values - (group[1] if len(group) > 1 else base).values)
-        for (name, kind, _), group in zip(parts, grouped, strict=True)
-        if kind == "third"
-    }
-    largest = max(effects, key=lambda name: float(effects[name].mean()))
-    own = {part.name: part.effect if sign > 0 else _mirrored(part.effect) for part in found if part.kind == "third"}
-    margins = {
-        name: margin(effects[largest] - values, own[largest], own[name], seed)
-        for name, values in effects.items()
-        if name != largest
-    }
+    found, values = [], dict[str, Values]()
+    for index, (name, kind, layers) in enumerate(parts):
+        sides = measured[index * len(biases) : (index + 1) * len(biases)]
+        found.append(_part(name, kind, layers, base, sides, seed))
+        if kind == "third":  # in the steering's direction: what is positive is more of what it should do
+            difference = sides[0].values - (sides[1] if len(sides) > 1 else base).values
+            values[name] = -difference if steering.reverse else difference
+    largest = max(values, key=lambda name: float(values[name].mean()))
+    effects = {part.name: mirrored(part.effect) if steering.reverse else part.effect for part in found}
     return LayerEffects(
-        about={
-            **facts(evaluator, steering),
+        metadata={
+            **study_metadata(evaluator, steering),
             "activate": steering.activate,
             "deactivate": steering.deactivate,
             "seed": seed,
         },
         unsteered=base.rate,
-        parts=found,
+        parts=tuple(found),
         largest=largest,
-        margins=margins,
+        margins={
+            name: margin(values[largest] - values[name], effects[largest], effects[name], seed)
+            for name in values
+            if name != largest
+        },
     )
 
 
-def _mirrored(found: Interval) -> Interval:
-    return replace(found, value=-found.value, low=-found.high, high=-found.low)
-
-
 def only_layers(bias: BiasFile, layers: Sequence[int]) -> BiasFile | None:
-    """What a bias does in some layers; None for nothing."""
+    """The part of a bias in some layers; None where it has none there."""
     values = {layer: row for layer, row in bias.values.items() if layer in layers}
     return replace(bias, values=values) if values else None
 
@@ -189,11 +147,11 @@ def thirds(layers: Sequence[int]) -> dict[str, tuple[int, ...]]:
 
 
 def _routed(steering: Steering, n_layer: int) -> tuple[int, ...]:
-    """The layers in which the map knows of routing; all of the model, where there is no map."""
-    made = steering.expert_map
-    if made is None:
+    """The layers that have a router as far as the map says; all of the model, where there is no map."""
+    expert_map = steering.expert_map
+    if expert_map is None:
         return tuple(range(n_layer))
-    tables = [table for table in (made.rd, made.a1, made.a2) if table is not None]
+    tables = [table for table in (expert_map.rd, expert_map.a1, expert_map.a2) if table is not None]
     return tuple(layer for layer in range(n_layer) if any(table[layer].any() for table in tables))
 
 
@@ -209,20 +167,21 @@ def _parts(layers: Sequence[int]) -> list[tuple[str, str, tuple[int, ...]]]:
 
 
 def _part(
-    name: str, kind: str, layers: tuple[int, ...], measured: Sequence[Measurement], base: Measurement, seed: int
+    name: str, kind: str, layers: tuple[int, ...], base: Measurement, sides: Sequence[Measurement], seed: int
 ) -> LayerPart:
-    towards = measured[0]
-    away = measured[1] if len(measured) > 1 else None
+    """`sides`: measured under the steering and, where there is one, under its reverse."""
+    effects = effects_of({UNSTEERED: base, **dict(zip((POSITIVE, NEGATIVE), sides, strict=False))}, seed)
+    steered = sides[0]
     return LayerPart(
         name=name,
         kind=kind,
         layers=layers,
-        n_active=towards.bias.n_active if towards.bias else 0,
-        n_inactive=towards.bias.n_inactive if towards.bias else 0,
-        towards=difference(towards.values, base.values, seed),
-        away=None if away is None else difference(away.values, base.values, seed),
-        swing=None if away is None else difference(towards.values, away.values, seed),
-        kl=None if towards.text is None else towards.text.kl,
+        n_active=steered.n_experts[0],
+        n_inactive=steered.n_experts[1],
+        steered=effects[POSITIVE],
+        reversed=effects.get(NEGATIVE),
+        both=effects.get(EFFECT),
+        kl=None if steered.text is None else steered.text.kl,
     )
 
 

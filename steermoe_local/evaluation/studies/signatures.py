@@ -1,21 +1,19 @@
-"""Failure signatures: the ways in which steering goes wrong, each named by a rule that anyone can check."""
+"""Failure signatures: named rules that detect how a steering fails."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
-from ..measuring.measurements import Answer, Measurement
+from ..measuring.measurements import Answer, Measurement, by_item
 from ..measuring.side_effects import LOOPING, fluency
 from ..metrics.formatting import draws_below, in_points, points
 from ..metrics.intervals import Interval, difference
+from .steerings import mirrored
 
 if TYPE_CHECKING:
-    from .control_runs import ControlResult
+    from .controls.controls import ControlResult
 
 __all__ = ["NAMES", "Signature", "Thresholds", "effect_signatures", "guard_signatures"]
 
@@ -24,7 +22,7 @@ NAMES = ("fluency collapse", "over-refusal", "ill-formed answers", "wrong way", 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where the rules begin to fire; docs/evaluation.md gives the reasons.
+    """Limits at which the rules fire; docs/evaluation.md gives the reasons.
 
     `perplexity_ratio` and `kl` (nats) are on the neutral text. Shares have to rise by so much over the unsteered model,
     with an interval of the difference above 0. `effect` is the least change that counts, `percentile` the share of
@@ -44,7 +42,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Signature:
-    """A rule that fired on `side` ("towards", "away", "steered", or "swing"): its words, and what it saw."""
+    """A rule that fired on `side` ("towards", "away", "steered", or "swing"), with the figures that it found."""
 
     name: str
     side: str
@@ -52,42 +50,28 @@ class Signature:
     found: str
     figures: Mapping[str, float] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
-
     def __str__(self) -> str:
-        """One line: name, side, what was found."""
         return f"{self.name} ({self.side}): {self.found}"
 
 
 def guard_signatures(
     side: str, measured: Measurement, unsteered: Measurement, limits: Thresholds | None = None, seed: int = 0
 ) -> tuple[Signature, ...]:
-    """What a steering spoils, whatever its effect: fluency, benign prompts, the form of answers."""
+    """Check the side effects of a steering: fluency, benign prompts, the form of answers."""
     limits = limits or Thresholds()
     found = [*_collapse(side, measured, unsteered, limits, seed)]
     if measured.benign and unsteered.benign:
         risen = difference(measured.benign_values, unsteered.benign_values, seed)
         if risen.low > 0 and risen.value >= limits.refused:
-            found.append(
-                Signature(
-                    "over-refusal",
-                    side,
-                    f"refused benign prompts up by {in_points(limits.refused)} or more, and the interval above 0",
-                    f"refused benign prompts up by {in_points(risen.value)} ({in_points(risen.low)} at least)",
-                    {"refused": float(measured.benign_values.mean()), "risen": risen.value, "low": risen.low},
-                )
-            )
+            rule = f"refused benign prompts up by {in_points(limits.refused)} or more, and the interval above 0"
+            words = f"refused benign prompts up by {in_points(risen.value)} ({in_points(risen.low)} at least)"
+            figures = {"refused": float(measured.benign_values.mean()), "risen": risen.value, "low": risen.low}
+            found.append(Signature("over-refusal", side, rule, words, figures))
     if ill := _risen(measured, unsteered, lambda answer: answer.label == "ill-formed", limits.ill_formed, seed):
+        rule = f"answers on none of the task's sides up by {in_points(limits.ill_formed)} or more, interval above 0"
+        figures = {"ill_formed": measured.label_share("ill-formed"), "risen": ill.value, "low": ill.low}
         found.append(
-            Signature(
-                "ill-formed answers",
-                side,
-                f"answers on none of the task's sides up by {in_points(limits.ill_formed)} or more, interval above 0",
-                f"ill-formed answers up by {in_points(ill.value)}",
-                {"ill_formed": measured.label_share("ill-formed"), "risen": ill.value, "low": ill.low},
-            )
+            Signature("ill-formed answers", side, rule, f"ill-formed answers up by {in_points(ill.value)}", figures)
         )
     return tuple(found)
 
@@ -96,21 +80,18 @@ def _collapse(
     side: str, measured: Measurement, unsteered: Measurement, limits: Thresholds, seed: int
 ) -> Sequence[Signature]:
     guards = fluency(measured, unsteered)
-    seen: list[str] = []
-    figures: dict[str, float] = {}
-    for name, value, limit in (
+    texts = (
         ("perplexity ratio", guards.perplexity_ratio, limits.perplexity_ratio),
         ("KL", guards.kl, limits.kl),
-    ):
-        # not "value > limit": what overflowed or is not a number is no good text either
-        if value is not None and not value <= limit:
-            seen.append(f"{name} {value:.2f}")
-            figures[name] = value
+    )
     shares: tuple[tuple[str, Callable[[Answer], bool], float], ...] = (
         ("looping", lambda answer: answer.loop >= LOOPING, limits.looping),
         ("empty", lambda answer: answer.empty, limits.empty),
         ("cut", lambda answer: answer.cut, limits.cut),
     )
+    # not "value > limit": an overflow or NaN counts as a collapse, too
+    figures = {name: value for name, value, limit in texts if value is not None and not value <= limit}
+    seen = [f"{name} {value:.2f}" for name, value in figures.items()]
     for name, test, limit in shares:
         if risen := _risen(measured, unsteered, test, limit, seed):
             seen.append(f"{name} answers up by {in_points(risen.value)}")
@@ -134,50 +115,42 @@ def effect_signatures(
     controls: Sequence[ControlResult] = (),
     limits: Thresholds | None = None,
 ) -> tuple[Signature, ...]:
-    """Whether an effect is one: `wanted` +1 means that it should be above 0, -1 below.
+    """Check the effect itself: `wanted` +1 means that it should be above 0, -1 below. At most one rule fires.
 
-    `unsteered_rate`: what the side starts from, to tell a steering that fails from one that has no room; None for a
-    swing. `controls` are those of this effect; the draws of random experts count. At most one signature comes of it.
+    `unsteered_rate`: where the side starts from, to tell a steering that fails from one that has no room; None for the
+    difference between both directions. `controls` are those of this effect; only draws of random experts are used.
     """
     limits = limits or Thresholds()
-    value, low = (effect.value, effect.low) if wanted > 0 else (-effect.value, -effect.high)
-    high = effect.high if wanted > 0 else -effect.low
-    figures = {"effect": effect.value, "low": effect.low, "high": effect.high}
-    interval = points(effect)
+    found = effect if wanted > 0 else mirrored(effect)
     least = in_points(limits.effect)
-    if high < 0 and -value >= limits.effect:
-        rule = f"the effect is {least} or more to the other side, and its interval does not reach 0"
-        return (Signature("wrong way", side, rule, interval, figures),)
+
+    def fired(name: str, rule: str, words: str = points(effect), **figures: float) -> tuple[Signature, ...]:
+        known = {"effect": effect.value, "low": effect.low, "high": effect.high}
+        return (Signature(name, side, rule, words, {**known, **figures}),)
+
+    if found.high < 0 and -found.value >= limits.effect:
+        return fired("wrong way", f"the effect is {least} or more to the other side, and its interval does not reach 0")
     if unsteered_rate is not None:
         room = 1 - unsteered_rate if wanted > 0 else unsteered_rate
         if room < limits.effect:
             rule = f"the unsteered model is less than {least} from the end of the scale on this side"
             words = f"the unsteered rate is {100 * unsteered_rate:.0f}% already"
-            return (Signature("no room", side, rule, words, {**figures, "unsteered": unsteered_rate}),)
-    if low <= 0:
-        rule = "the interval of the effect reaches 0"
-        return (Signature("no effect", side, rule, interval, figures),)
-    if value < limits.effect:
-        return (Signature("no effect", side, f"the effect is below {least}", interval, figures),)
+            return fired("no room", rule, words, unsteered=unsteered_rate)
+    if found.low <= 0:
+        return fired("no effect", "the interval of the effect reaches 0")
+    if found.value < limits.effect:
+        return fired("no effect", f"the effect is below {least}")
     for control in controls:
         if control.kind == "random" and control.percentile is not None and control.percentile < limits.percentile:
             rule = f"the effect is larger than less than {limits.percentile:.0%} of the draws of random experts"
-            words = f"{interval}, larger than {draws_below(control.percentile)} of {control.n} draws"
-            return (Signature("no effect", side, rule, words, {**figures, "percentile": control.percentile}),)
+            words = f"{points(effect)}, larger than {draws_below(control.percentile)} of {control.n} draws"
+            return fired("no effect", rule, words, percentile=control.percentile)
     return ()
 
 
 def _risen(
     measured: Measurement, unsteered: Measurement, test: Callable[[Answer], bool], limit: float, seed: int
 ) -> Interval | None:
-    """How far the share of answers that pass the test rose, if by `limit` or more and not by chance."""
-    risen = difference(_shares(measured.answers, test), _shares(unsteered.answers, test), seed)
+    """The rise of the share of answers that pass the test, if by `limit` or more and not by chance."""
+    risen = difference(by_item(measured.answers, test), by_item(unsteered.answers, test), seed)
     return risen if risen.low > 0 and risen.value >= limit else None
-
-
-def _shares(answers: Sequence[Answer], test: Callable[[Answer], bool]) -> npt.NDArray[np.float64]:
-    """Of each item, the share of its answers that pass, [n_items] in the task's order."""
-    items: dict[str, list[bool]] = {}
-    for answer in answers:
-        items.setdefault(answer.item, []).append(test(answer))
-    return np.array([np.mean(passed) for passed in items.values()], dtype=np.float64)

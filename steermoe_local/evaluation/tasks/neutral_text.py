@@ -16,12 +16,14 @@ import numpy.typing as npt
 from ..._util.files import StrPath, read_bytes
 from ...errors import FormatError, UsageError
 from ...llama.rendering import Renderer
+from ...llama.sampling import log_softmax
+from ...llama.tokenizing import common_prefix
 from ...pairs.pairs import Message
 from ...pairs.prompts import load_prompts
 
 if TYPE_CHECKING:
     from ...generation.engine import Engine
-    from ...generation.engine import Sequence as EngineSequence
+    from ...steering.bias_file import BiasFile
 
 __all__ = [
     "Document",
@@ -29,7 +31,6 @@ __all__ = [
     "TextScore",
     "load_neutral_text",
     "log_probabilities",
-    "log_softmax",
     "score_text",
 ]
 
@@ -77,8 +78,7 @@ class NeutralText:
                 tokens = renderer.tokenize(before + text, add_special=False)
                 if len(tokens) > n_ctx:
                     raise UsageError(f"{self.name}: a passage of {len(tokens)} tokens, but n_ctx is {n_ctx}; raise it")
-                same = next((i for i, (a, b) in enumerate(zip(head, tokens, strict=False)) if a != b), len(head))
-                pieces = [(tokens, max(0, min(same, len(head)) - 1))]
+                pieces = [(tokens, max(0, common_prefix(head, tokens) - 1))]
             for piece, first in pieces:
                 n = int(min(len(piece) - 1 - first, left))
                 if n > 0:
@@ -152,38 +152,31 @@ def load_neutral_text(path: StrPath) -> NeutralText:
     return NeutralText(name, ((None, text),))
 
 
-def score_text(engine: Engine, sequences: Sequence[EngineSequence], documents: Sequence[Document]) -> list[TextScore]:
-    """Score documents in all sequences; the first is the unsteered one that the others are compared with.
+def score_text(engine: Engine, biases: Sequence[BiasFile | None], documents: Sequence[Document]) -> list[TextScore]:
+    """Score documents under each of the biases; the first, None, is the unsteered model that the others are compared
+    with.
 
-    Each document is computed in all sequences in the same batches, so rounding does not differ by position. Raises
-    UsageError, NativeError.
+    Each document is computed under all of them in the same batches, so rounding does not differ by position. Raises
+    UsageError (the engine has not as many free slots), NativeError.
     """
-    n_sequences = len(sequences)
-    nll, kl, same = np.zeros(n_sequences), np.zeros(n_sequences), np.zeros(n_sequences)
+    n_biases = len(biases)
+    nll, kl, same = np.zeros(n_biases), np.zeros(n_biases), np.zeros(n_biases)
     n = 0
     for document in documents:
-        for start, logits in engine.logits(sequences, document.tokens, document.first):
+        for start, logits in engine.logits(biases, document.tokens, document.first):
             targets = np.asarray(document.tokens[start + 1 : start + 1 + logits.shape[1]])
             logprobs = log_probabilities(logits)
             nll -= logprobs[:, np.arange(len(targets)), targets].sum(axis=1)
             base = logprobs[0]
             p = np.exp(base)
-            for index in range(1, n_sequences):
+            for index in range(1, n_biases):
                 kl[index] += max(0.0, float((p * (base - logprobs[index])).sum()))
             tops = logprobs.argmax(axis=2)
             same += (tops == tops[0]).sum(axis=1)
             n += len(targets)
-    return [TextScore(float(nll[i] / n), float(kl[i] / n), float(same[i] / n), n) for i in range(n_sequences)]
+    return [TextScore(float(nll[i] / n), float(kl[i] / n), float(same[i] / n), n) for i in range(n_biases)]
 
 
 def log_probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """`log_softmax`, but finite: what is impossible, or is no number, is so unlikely that its probability is 0."""
     return np.nan_to_num(log_softmax(logits), nan=_LEAST, neginf=_LEAST)
-
-
-def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Log-probabilities of logits [..., n_vocab], in double precision."""
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return shifted

@@ -1,0 +1,13 @@
+"""What several tests of the server share."""
+
+from __future__ import annotations
+
+import pytest
+
+from steermoe_local import ExpertMap
+from steermoe_local.models.shipped_maps import shipped_maps
+
+
+@pytest.fixture(scope="module")
+def digits() -> ExpertMap:
+    return ExpertMap.load(shipped_maps()["digits-words"])

@@ -1,0 +1,370 @@
+"""The registry of steerings: what can be registered, replaced and deleted, limits, the maps folder, and its cache."""
+
+from __future__ import annotations
+
+import base64
+import gc
+import json
+import random
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from steermoe_local import BiasFile, ExpertMap, model_info, write_bias
+from steermoe_local.llama import steered_llama
+from steermoe_local.server import SteeringRegistry, metrics, registry
+from steermoe_local.server.schemas import RegisterRequest
+from steermoe_local.steering.steering import Steering
+from tests.support.running_server import TINY, Running, running
+from tests.support.steered_server import DIGITS, WORDS, bias_of, post, text_of
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with running() as found:
+        yield found
+
+
+#
+# registering
+#
+
+
+def test_what_is_registered(server: Running, digits: ExpertMap) -> None:
+    listed = server.client.get("/v1/steering").json()
+    assert [entry["name"] for entry in listed["data"]] == ["digits-words", "document-memory"]
+    entry = listed["data"][0]
+    assert entry == server.client.get("/v1/steering/digits-words").json()
+    assert (entry["kind"], entry["source"], entry["usable_by_name"]) == ("map", "ships", True)
+    assert (entry["activate"], entry["deactivate"], entry["map_sha256"]) == (2, 2, digits.sha256)
+    assert listed["model"]["router_sha256"] == digits.identity.router_sha256
+    assert server.client.get("/v1/steering/nothing").status_code == 404
+
+
+def test_the_table_for_the_page(server: Running, digits: ExpertMap) -> None:
+    table = server.client.get("/v1/steering/digits-words/map").json()
+    assert np.allclose(table["rd"], digits.rd, atol=1e-6)
+    assert np.array_equal(table["signs"], digits.choose(2, 2))
+    changed = {"activate": 3, "deactivate": 1, "reverse": True, "layers": "1-3", "scale": 2.5}
+    other = server.client.get("/v1/steering/digits-words/map", params=changed).json()
+    assert np.array_equal(other["signs"], digits.choose(3, 1, reverse=True, layers=range(1, 4)))
+    assert (other["n_active"], other["n_inactive"], other["mode"]) == (3, 1, "soft")
+    nothing = server.client.get("/v1/steering/digits-words/map", params={"activate": 0, "deactivate": 0}).json()
+    assert nothing["signs"] is None
+    for bad in ({"activate": "x"}, {"activate": -1}, {"layers": "9"}, {"scale": "nan"}):
+        assert server.client.get("/v1/steering/digits-words/map", params=bad).status_code == 400
+    assert server.client.get("/v1/steering/no/map").status_code == 404
+
+
+def test_register_a_choice_a_map_and_a_bias(server: Running, digits: ExpertMap, tmp_path: Path) -> None:
+    data = json.loads(digits.to_json())
+    bias_path = tmp_path / "b.gguf"
+    write_bias(bias_of(WORDS), bias_path)
+    bias = base64.b64encode(bias_path.read_bytes()).decode()
+    made = {
+        "words": {"map": "digits-words", "reverse": True},
+        "own-map": {"map": data, "activate": 2, "deactivate": 2, "reverse": True},
+        "own-bias": {"bias": bias},
+    }
+    for name, body in made.items():
+        response = post(server, name=name, **body)
+        assert response.status_code == 201, response.text
+        assert (response.json()["name"], response.json()["source"]) == (name, "request")
+        answer = server.chat(steering=name)
+        assert text_of(answer) == "four"
+        assert answer.json()["steering"]["name"] == name
+    digests = {server.chat(steering=name).json()["steering"]["bias_sha256"] for name in made}
+    assert len(digests) == 1, "three ways to say the same"
+    assert "tiny:own-bias" in [model["id"] for model in server.client.get("/v1/models").json()["data"]]
+    assert text_of(server.chat(steering={"map": "words", "reverse": False})) == "4"
+    response = server.chat(steering={"map": "own-bias", "activate": 3})
+    assert response.status_code == 400
+    assert "own-bias: a bias file" in response.json()["error"]["message"]
+    table = server.client.get("/v1/steering/own-bias/map").json()
+    assert table["rd"] is None
+    assert np.array_equal(table["signs"], bias_of(WORDS).signs)
+    assert post(server, name="words", map="digits-words").status_code == 409
+    assert post(server, name="words", map="digits-words", replace=True).status_code == 201
+    assert text_of(server.chat(steering="words")) == "4", "the old one is still applied"
+    for name in made:
+        assert server.client.delete(f"/v1/steering/{name}").status_code == 204
+        assert server.client.delete(f"/v1/steering/{name}").status_code == 404
+        assert server.chat(steering=name).status_code == 404
+
+
+def test_a_map_without_numbers(server: Running, digits: ExpertMap) -> None:
+    assert post(server, name="bare", map=json.loads(digits.to_json())).status_code == 201
+    assert not server.client.get("/v1/steering/bare").json()["usable_by_name"]
+    assert "tiny:bare" not in server.client.get("/v1/models").text
+    response = server.chat(steering="bare")
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "no_numbers"
+    assert server.chat(steering={"map": "bare", "activate": 1}).status_code == 200
+    assert server.client.delete("/v1/steering/bare").status_code == 204
+
+
+def damaged(digits: ExpertMap, tmp_path: Path) -> dict[str, tuple[dict[str, Any], str]]:
+    data = json.loads(digits.to_json())
+    foreign = replace(digits.identity, router_sha256="0" * 63 + "1")
+    lonely = {key: data[key] for key in ("format", "version", "model", "behaviour")} | {"rd": [[-0.5] * 24] * 5}
+    path = tmp_path / "foreign.gguf"
+    write_bias(BiasFile.from_signs(digits.choose(2, 2), foreign), path)
+    foreign_bias = base64.b64encode(path.read_bytes()).decode()
+    return {
+        "no source": ({}, "give one of map and bias"),
+        "two sources": ({"map": "digits-words", "bias": ""}, "give one of map and bias"),
+        "no map": ({"map": {"format": "x"}}, "x.json: not an expert map"),
+        "no json of a map": ({"map": data | {"rd": [[1]]}}, "rd: not a table"),
+        "too large numbers": ({"map": data | {"rd": [[2] * 24] * 5}}, "rd: values that are not within -1 to 1"),
+        "unknown field": ({"map": data | {"evil": 1}}, "evil: unknown field"),
+        "foreign map": ({"map": data | {"model": foreign.to_dict()}}, "made for olmoe"),
+        "foreign bias": ({"bias": foreign_bias}, "made for olmoe"),
+        "no base64": ({"bias": "%%%"}, "bias: not base64"),
+        "no bias": ({"bias": base64.b64encode(b"GGUF" + bytes(40)).decode()}, "x.gguf: "),
+        "numbers for a bias": ({"bias": foreign_bias, "activate": 1}, "a bias file's choice of experts is made"),
+        "impossible": ({"map": lonely, "deactivate": 21}, "would leave fewer than the 4 experts"),
+        "unknown map": ({"map": "nothing"}, "steering 'nothing' is not registered"),
+        "shipped name": ({"name": "digits-words", "map": "document-memory", "replace": True}, "taken (source: ships)"),
+        "none": ({"name": "none", "map": "digits-words"}, "stands for no steering"),
+        "path": ({"name": "../x", "map": "digits-words"}, "name: "),
+        "dots": ({"name": "..", "map": "digits-words"}, "name: "),
+        "capitals": ({"name": "X", "map": "digits-words"}, "name: "),
+        "long": ({"name": "x" * 65, "map": "digits-words"}, "name: "),
+        "unknown": ({"map": "digits-words", "path": "/etc"}, "path: unknown field"),
+    }
+
+
+def test_what_cannot_be_registered(server: Running, digits: ExpertMap, tmp_path: Path) -> None:
+    before = server.client.get("/v1/steering").json()
+    for case, (body, words) in damaged(digits, tmp_path).items():
+        response = post(server, **({"name": "x"} | body))
+        assert response.status_code in (400, 404, 409), (case, response.text)
+        message = response.json()["error"]["message"]
+        assert words in message, case
+        assert "/tmp" not in message, "a path of this machine is told"
+    assert server.client.get("/v1/steering").json() == before
+
+
+def test_how_many_can_be_registered() -> None:
+    with running(parallel=1) as server:
+        statuses = [post(server, name=f"n{i}", map="digits-words", activate=1).status_code for i in range(260)]
+        assert statuses.count(201) == 256 - 2
+        assert statuses[-1] == 409
+        # what steers equally is built once, whatever its names are
+        assert len(server.registry._built) == 1
+        for i in range(20):
+            assert server.chat(steering=f"n{i}", max_tokens=1).status_code == 200
+            assert server.client.delete(f"/v1/steering/n{i}").status_code == 204
+        server.chat(steering="n100", max_tokens=1)
+        assert len(server.registry._built) == 1
+
+
+def test_how_much_can_be_registered(digits: ExpertMap, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = registry.n_bytes(Steering("x", digits))
+    monkeypatch.setattr(registry, "_MAX_BYTES", 2 * size)
+    data = json.loads(digits.to_json())
+    with running(parallel=1) as server:
+        assert [post(server, name=name, map=data).status_code for name in "ab"] == [201, 201]
+        response = post(server, name="c", map=data)
+        assert (response.status_code, response.json()["error"]["code"]) == (409, "full")
+        assert post(server, name="b", map=data, replace=True).status_code == 201, "it takes the place of its own"
+        assert server.client.delete("/v1/steering/a").status_code == 204
+        assert post(server, name="c", map=data).status_code == 201
+
+
+def test_the_metrics_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names come and go; what is counted by them must not pile up."""
+    monkeypatch.setattr(metrics, "_MAX_STEERINGS", 3)
+    with running(parallel=1) as server:
+        for number in range(6):
+            assert post(server, name=f"n{number}", map="digits-words").status_code == 201
+            assert server.chat(steering=f"n{number}", max_tokens=1).status_code == 200
+            assert server.client.delete(f"/v1/steering/n{number}").status_code == 204
+        text = server.client.get("/metrics").text
+    found = re.findall(r'steermoe_requests_total\{.*steering="([^"]*)".*\} (\S+)', text)
+    assert found == [("n0", "1.0"), ("n1", "1.0"), ("n2", "1.0"), ("other", "3.0")]
+
+
+def test_the_cache_of_biases_is_bounded() -> None:
+    with running(parallel=1) as server:
+        for n in range(140):
+            scale = {"mode": "soft", "scale": n / 10 + 0.1}
+            assert server.chat(steering=DIGITS | scale, max_tokens=1).status_code == 200
+        assert len(server.registry._built) <= 128
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the threads in which native biases are built."""
+    found: list[str] = []
+    real = steered_llama._build
+
+    def build(bias: BiasFile) -> Any:
+        found.append(threading.current_thread().name)
+        return real(bias)
+
+    monkeypatch.setattr(steered_llama, "_build", build)
+    return found
+
+
+def test_the_engine_and_the_event_loop_build_no_bias(threads: list[str], tmp_path: Path) -> None:
+    """Neither when a steering is registered nor when a choice is asked for the first time."""
+    write_bias(BiasFile.from_signs(bias_of(WORDS).signs, bias_of(WORDS).identity, 0.02), tmp_path / "b.gguf")
+    data = base64.b64encode((tmp_path / "b.gguf").read_bytes()).decode()
+    with running(parallel=2) as server:
+        del threads[:]
+        assert post(server, name="file", bias=data).status_code == 201
+        assert post(server, name="numbers", map="digits-words", activate=3, reverse=True).status_code == 201
+        assert len(threads) == 2, "registering builds"
+        for n in (1, 2, 3, 1, 2, 3):
+            assert server.chat(steering=DIGITS | {"activate": n, "deactivate": 5}, max_tokens=2).status_code == 200
+            assert server.chat(steering="file", max_tokens=2).status_code == 200
+            assert server.chat(steering="numbers", max_tokens=2).status_code == 200
+        assert len(threads) == 2 + 3, "each once"
+        engine = server.worker._thread.name
+    assert engine not in threads
+    assert all(name.startswith("asyncio_") for name in threads), "in threads of their own, not on the event loop"
+
+
+def test_names_that_change_hands(digits: ExpertMap, tmp_path: Path) -> None:
+    """Register, replace, delete and use at random: a name is never answered by what it stood for before."""
+    rng = random.Random(5)
+    data = json.loads(digits.to_json())
+    path = tmp_path / "b.gguf"
+    found = SteeringRegistry()
+    found.open(digits.identity)
+    stands_for: dict[str, str] = {}
+
+    def body() -> tuple[dict[str, Any], str]:
+        """A way to register something, and the key of its bias."""
+        choice = {"activate": rng.randrange(1, 5), "deactivate": rng.randrange(1, 5), "reverse": rng.random() < 0.5}
+        key = bias_of({"map": "digits-words"} | choice).key
+        kind = rng.randrange(4)
+        if kind == 0:
+            write_bias(replace(bias_of({"map": "digits-words"} | choice), provenance={"n": str(rng.random())}), path)
+            return {"bias": base64.b64encode(path.read_bytes()).decode()}, key
+        if kind == 1 and (free := [name for name in stands_for if found.entry(name).is_map]):
+            return {"map": rng.choice(free)} | choice, key
+        return {"map": "digits-words" if kind == 2 else data} | choice, key
+
+    for _ in range(600):
+        name = rng.choice("abcd")
+        if name in stands_for and rng.random() < 0.4:
+            found.remove(name)
+            del stands_for[name]
+        else:
+            wanted, key = body()
+            found.register(RegisterRequest.model_validate({"name": name, "replace": True} | wanted))
+            stands_for[name] = key
+        gc.collect(0)  # ids of what is gone are given to something else
+        for known, key in stands_for.items():
+            bias = found.resolve(known).bias
+            assert bias is not None
+            assert bias.key == key
+            assert found.ready(known) is not None
+
+
+#
+# the maps folder
+#
+
+
+@pytest.fixture
+def folder(tmp_path: Path, digits: ExpertMap) -> Path:
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    digits.save(maps / "My Digits.json")
+    write_bias(bias_of(WORDS), maps / "words.gguf")
+    (maps / "words2.choice.json").write_text(json.dumps(WORDS))
+    (maps / "my-digits.choice.json").write_text('{"activate": 2, "deactivate": 2}')
+    (maps / "notes.txt").write_text("no map")
+    (maps / ".hidden.json").write_text("{}")
+    (maps / "broken.json").write_text("{")
+    (maps / "bad.choice.json").write_text('{"map": "words", "strength": 3}')
+    (maps / "lost.choice.json").write_text('{"map": "not-there"}')
+    other = replace(digits.identity, router_sha256="1" * 64)
+    replace(digits, identity=other).save(maps / "other.json")
+    return maps
+
+
+def test_the_folder(folder: Path) -> None:
+    with running(maps_folder=folder, parallel=1) as server:
+        names = {entry["name"]: entry for entry in server.client.get("/v1/steering").json()["data"]}
+        assert set(names) == {"digits-words", "document-memory", "my-digits", "words", "words2"}
+        assert names["my-digits"]["source"] == "folder"
+        assert (names["my-digits"]["activate"], names["words"]["kind"]) == (2, "bias")
+        assert text_of(server.chat(steering="my-digits")) == "4"
+        assert text_of(server.chat(steering="words")) == text_of(server.chat(steering="words2")) == "four"
+        assert server.client.delete("/v1/steering/words").status_code == 403
+        assert post(server, name="words", map="digits-words", replace=True).status_code == 409
+        assert post(server, name="new", map="digits-words").status_code == 201
+        assert not list(folder.glob("new*")), "a folder that is not writable was written to"
+        for path in ("other", "broken", "notes", "My Digits", ".hidden"):
+            assert server.chat(steering=path).status_code in (400, 404)
+
+
+def test_warnings_of_the_folder(folder: Path) -> None:
+
+    warnings = SteeringRegistry(folder=folder).open(model_info(TINY).require_moe())
+    text = "\n".join(warnings)
+    assert len(warnings) == 4
+    assert "other.json: made for olmoe" in text
+    assert "broken.json: not an expert map" in text
+    assert "bad.choice.json: strength: Extra inputs" in text
+    assert "lost.choice.json: steering 'not-there' is not registered" in text
+
+
+def test_a_writable_folder(folder: Path, digits: ExpertMap, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.json"
+    outside.write_text("mine")
+    (folder / "link.json").symlink_to(outside)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    path = tmp_path / "b.gguf"
+    write_bias(bias_of(WORDS), path)
+    bias = base64.b64encode(path.read_bytes()).decode()
+    with running(maps_folder=folder, maps_writable=True, parallel=1) as server:
+        made = {
+            "a": {"map": "digits-words", "reverse": True},
+            "b": {"map": json.loads(digits.to_json()), "activate": 2, "deactivate": 2},
+            "c": {"bias": bias},
+        }
+        for name, body in made.items():
+            assert post(server, name=name, **body).status_code == 201
+        texts = {name: text_of(server.chat(steering=name)) for name in made}
+        assert texts == {"a": "four", "b": "4", "c": "four"}
+        for name in ("link", "broken2", "other"):
+            body = {"name": name, "map": json.loads(digits.to_json())}
+            response = post(server, **body)
+            assert response.status_code == (201 if name == "broken2" else 409), response.text
+        body = {"name": "my-digits", "map": "words2", "replace": True}
+        assert post(server, **body).status_code == 409, "it stands in My Digits.json"
+        assert server.client.delete("/v1/steering/my-digits").status_code == 403
+        for name in ("nul", "com1", "x.choice"):
+            assert post(server, name=name, map="digits-words").status_code == 400
+        assert server.client.delete("/v1/steering/broken2").status_code == 204
+    written = {path.name for path in folder.iterdir()} - set(before)
+    assert written == {"a.choice.json", "b.json", "b.choice.json", "c.gguf"}
+    assert outside.read_text() == "mine"
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    with running(maps_folder=folder, maps_writable=True, parallel=1) as server:
+        assert {name: text_of(server.chat(steering=name)) for name in made} == texts
+        assert post(server, name="b", map="digits-words", reverse=True, replace=True).status_code == 201
+        assert text_of(server.chat(steering="b")) == "four"
+        assert server.client.delete("/v1/steering/a").status_code == 204
+    assert {path.name for path in folder.iterdir()} - set(before) == {"b.choice.json", "c.gguf"}
+
+
+def test_a_default_that_is_a_file(tmp_path: Path, digits: ExpertMap) -> None:
+
+    registry = SteeringRegistry()
+    registry.open(model_info(TINY).require_moe())
+    digits.save(tmp_path / "Some Map.json")
+    name, warnings = registry.add_file(tmp_path / "Some Map.json", activate=3)
+    assert (name, warnings) == ("some-map", [])
+    assert registry.resolve(name).info["n_active"] == Steering("x", digits, activate=3).build().n_active  # type: ignore[index, union-attr]
