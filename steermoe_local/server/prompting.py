@@ -19,8 +19,6 @@ from .api_errors import ApiError
 from .grammar import ForcedCall, forced_call, grammar_of_format
 from .schemas_chat import ChatRequest, Message
 
-__all__ = ["ChatPrompt", "Prompter", "TextPrompt", "decode_token"]
-
 T = TypeVar("T")
 
 _CHARACTERS_OF_TOKEN = 256  # more than the longest tokens have: a text beyond that cannot fit the context
@@ -132,7 +130,7 @@ class Prompter:
         return TextPrompt(data.decode("utf-8", "replace"), tokens, self._offsets(tokens, len(data)))
 
     def _offsets(self, tokens: Sequence[int], n_bytes: int) -> list[int]:
-        """Where the tokens begin in a text of `n_bytes` bytes; tokens that the tokenizer put before it have no length."""
+        """Where tokens begin in a text of `n_bytes` bytes; those that the tokenizer put before it have no length."""
         added = max(0, sum(len(self.piece(token)) for token in tokens) - n_bytes)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         offsets, place = [], 0
