@@ -1,4 +1,4 @@
-"""The model, its health, metrics and tokens."""
+"""/v1/models, /health, /metrics, and the tokenizer's addresses."""
 
 from __future__ import annotations
 

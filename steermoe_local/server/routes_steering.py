@@ -1,4 +1,4 @@
-"""The registered steerings: list, add, delete, and what the page draws."""
+"""/v1/steering: list, register and delete steerings, and the table that the page draws."""
 
 from __future__ import annotations
 
