@@ -60,12 +60,13 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "transfer": {"steerings", "evaluate"},
     },
     "cli": {
+        "output": set(),
+        "options": {"output"},
         "program": {"options"},
-        "options": {"program"},
-        "chat": {"options", "program"},
-        "run": {"options", "program", "chat"},
-        "commands": {"options", "program", "chat", "run"},
-        "group": {"commands", "program", "options"},
+        "chat": {"output", "options", "program"},
+        "run": {"output", "options", "chat"},
+        "commands": {"output", "options", "program", "chat", "run"},
+        "group": {"commands", "program"},
     },
 }
 
@@ -79,6 +80,7 @@ RESERVED = {
     "click": {"cli"},
     "rich": {"cli"},
     "prompt_toolkit": {"cli"},
+    "tomlkit": {"cli"},
     "fastapi": {"server"},
     "starlette": {"server"},
     "uvicorn": {"server"},

@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 
 from .._util.files import human_size, listed
 from ..errors import FormatError, ModelError, UsageError
+from ..model_files.splits import split_name
 
 __all__ = [
     "ModelName",
@@ -36,7 +37,6 @@ _HOW = "write USER/REPO, USER/REPO:QUANT or one of the short names (steermoe mod
 _WORD = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
 _NAME = re.compile(rf"(?P<repo>{_WORD}/{_WORD})(?:@(?P<revision>[^:@\s]+))?(?::(?P<tag>[A-Za-z0-9_.+-]+))?")
 _SHORT = re.compile(r"(?P<short>[A-Za-z0-9_.-]+)(?::(?P<tag>[A-Za-z0-9_.+-]+))?")
-_PART = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _QUANT = r"(?:UD-)?(?:I?Q\d\w*|TQ\d_\d|B?F16|FP16|F32|MXFP4\w*|NVFP4)"
 _TAG = re.compile(rf"(?:^|[-._])(?P<tag>{_QUANT})$", re.IGNORECASE | re.ASCII)
 # GGUF files that are not models: vision and audio parts, importance matrices, draft heads (as llama.cpp), vocabularies
@@ -94,7 +94,7 @@ class RepoModel:
     @property
     def missing(self) -> int:
         """Number of the first missing part, from 1; 0 if there is none."""
-        there = {int(match["number"]) for path in self.paths if (match := _PART.fullmatch(_stem(path)))}
+        there = {part[1] for path in self.paths if (part := split_name(_stem(path)))}
         return next((n for n in range(1, self.n_parts + 1) if n not in there), 0) if self.n_parts > 1 else 0
 
     @property
@@ -128,10 +128,8 @@ def repo_models(files: Mapping[str, int]) -> list[RepoModel]:
         name = PurePosixPath(path).name
         if not path.lower().endswith(".gguf") or _NO_MODEL.search(name) or not _is_safe(path):
             continue
-        match = _PART.fullmatch(_stem(path))
-        is_part = match is not None and 1 <= int(match["number"]) <= int(match["count"])
-        key = (match["prefix"], int(match["count"])) if match and is_part else (_stem(path), 1)
-        groups.setdefault(key, []).append(path)
+        part = split_name(_stem(path))
+        groups.setdefault((part[0], part[2]) if part else (_stem(path), 1), []).append(path)
     return [
         RepoModel(tuple(paths), tuple(files[path] for path in paths), _tag(prefix), count)
         for (prefix, count), paths in groups.items()

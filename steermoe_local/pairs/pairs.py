@@ -5,10 +5,9 @@ One pair a line (JSONL):
     {"id": "...", "positive": [{"role": "user", "content": "..."}, ...], "negative": [...],
      "positive_target": "...", "negative_target": "..."}
 
-`positive` shows the behaviour, `negative` its opposite (x1 and x2 of arXiv 2509.09660). A side is
-a list of chat messages or one string, which is used as it stands, without a chat template. `id` is
-optional. The names `messages_0`, `messages_1`, `messages_0_target` and `messages_1_target` are
-accepted for the two sides and targets.
+`positive` shows the behaviour, `negative` its opposite (x1 and x2 of arXiv 2509.09660). A side is a list of chat
+messages, or one string, which is used unchanged, without a chat template. `id` is optional. The names `messages_0`,
+`messages_1`, `messages_0_target` and `messages_1_target` are accepted for the two sides and targets.
 """
 
 from __future__ import annotations

@@ -164,8 +164,7 @@ class ExperimentResult:
     metadata: Mapping[str, Any] = field(metadata={"json": "about"})
 
     def to_dict(self) -> dict[str, Any]:
-        data: dict[str, Any] = plain(self)
-        return data
+        return plain(self)
 
     def markdown(self, command: str = "", pictures: Sequence[str] = ()) -> str:
         """A short report; `command` makes it again, `pictures` are names of files in the same folder."""

@@ -75,8 +75,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values, without the answers."""
-        data: dict[str, Any] = plain(self, without=["measurements"])
-        return data
+        return plain(self, without=["measurements"])
 
 
 _DEFAULT = Controls()

@@ -101,8 +101,7 @@ class Grid:
         return 2 * n if self.both_ways else n
 
     def to_dict(self) -> dict[str, Any]:
-        data: dict[str, Any] = plain(self)
-        return data
+        return plain(self)
 
 
 @dataclass(frozen=True)

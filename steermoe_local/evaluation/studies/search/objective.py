@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ....errors import UsageError
 from ....maps.expert_map import ExpertMap, parse_layers
@@ -99,9 +99,6 @@ class Budget:
         if self.max_looping_increase is not None and (more := found.looping - base.looping) > self.max_looping_increase:
             return f"{more:+.0%} of the answers loop"
         return ""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     def __str__(self) -> str:
         """Like "perplexity at most +5%, KL at most 0.1 nats"."""
