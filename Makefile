@@ -21,7 +21,7 @@ VULKAN := build/vulkan
 RPC := build/rpc
 CLIENTS := build/clients-venv
 
-.PHONY: help setup build tools demo test lint format browser test-page test-clients test-reference test-stock test-vulkan test-rpc test-threads fuzz bench bench-serving results clean distclean docs
+.PHONY: help setup build tools demo test lint format browser test-page test-clients test-reference test-stock test-vulkan test-rpc test-isa test-threads fuzz bench bench-serving results clean distclean docs
 
 help:
 	@echo "make demo            set up, build, run the main job on the embedded model"
@@ -33,6 +33,7 @@ help:
 	@echo "make test-stock      compare with an unpatched llama.cpp built beside ours"
 	@echo "make test-vulkan     steer and record on a Vulkan device, in software (installs Debian packages)"
 	@echo "make test-rpc        steer and record with the model spread over two RPC servers"
+	@echo "make test-isa        the numeric tests on ggml's kernels for other instruction sets"
 	@echo "make test-threads    several contexts in several threads, under ThreadSanitizer"
 	@echo "make fuzz            bias files against the reader and the attach call: FUZZ_RUNS (1000000) executions each"
 	@echo "make bench           behaviours of the embedded model; speed and memory against stock and transformers"
@@ -191,6 +192,11 @@ $(RPC)/.built: $(VENV)/.setup $(SOURCES)
 
 test-rpc: build $(RPC)/.built
 	@STEERMOE_LIB_PATH=$(abspath $(RPC)/bin) $(BIN)/pytest -q -p no:cacheprovider -m rpc tests/integration/rpc
+
+# What this CPU cannot run is left out, and said. Arguments of pytest: ISA="-x".
+ISA ?=
+test-isa: build tools
+	@$(BIN)/python -m tests.support.instruction_sets $(ISA)
 
 # The library and the stress test under ThreadSanitizer; `make test` runs the same test without it.
 test-threads: build

@@ -35,6 +35,14 @@ def tiny_path() -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_f32_path(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model with its F16 weights as F32: the same numbers, and sums that round in F32 alone."""
+    from tests.integration.reference.native import write_f32
+
+    return write_f32(tiny_path, tmp_path_factory.mktemp("tiny-f32") / "tiny-f32.gguf")
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tiny_path: Path) -> Iterator[Any]:
     """The embedded model, loaded once (llama_cpp's `LlamaModel`)."""
     from tests.support.low_level import open_model

@@ -21,7 +21,7 @@ from ..errors import UsageError
 from ..identity import ModelIdentity
 from ..llama.steered_llama import SteeredLlama
 from ..maps.expert_map import ExpertMap
-from ..models.embedded import Behaviour, behaviours, resolve_model
+from ..models.embedded import Behaviour, behaviours, embedded_model
 from ..pairs.pairs import load_pairs
 from ..steering.bias_file import BiasFile, write_bias
 from ..steering.control_choices import random_signs
@@ -128,7 +128,7 @@ def run_demo(
     start = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     show = progress or (lambda *_: None)
-    model = SteeredLlama(resolve_model("tiny"), n_ctx=64)
+    model = SteeredLlama(embedded_model(), n_ctx=64)
     settings = EvaluatorSettings(n_parallel=32, context={"n_threads": n_threads})
     neutral = _task("neutral", n_prompts)
     results = []

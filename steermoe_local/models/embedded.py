@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +13,7 @@ from .._util.package import PACKAGE
 from ..errors import UsageError
 from ..pairs.number_pairs import ONES, TENS
 
-__all__ = ["TINY", "Behaviour", "behaviours", "data_folder", "embedded_model", "resolve_model", "score_reply"]
+__all__ = ["TINY", "Behaviour", "behaviours", "data_folder", "embedded_model", "score_reply"]
 
 TINY = "tiny"
 
@@ -52,11 +51,6 @@ def data_folder() -> Path:
 def embedded_model() -> Path:
     """The model's file."""
     return data_folder() / "tiny-moe.gguf"
-
-
-def resolve_model(model: str | os.PathLike[str]) -> Path:
-    """Path of a model given as `tiny` or by its path; `local_models.resolve_model` also finds local models by name."""
-    return embedded_model() if os.fspath(model) == TINY and not Path(TINY).exists() else Path(model)
 
 
 @cache

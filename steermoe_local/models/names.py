@@ -23,6 +23,7 @@ __all__ = [
     "RepoModel",
     "choose",
     "human_size",
+    "is_safe",
     "looks_like_name",
     "matching",
     "repo_models",
@@ -68,7 +69,7 @@ class ModelName:
         found = revision or given or MAIN
         for part in (*match["repo"].split("/"), *found.split("/")):
             # they become paths in the cache
-            if part in ("", ".", "..") or "\\" in part or not part.isprintable():
+            if not is_safe(part):
                 raise UsageError(f"{text}: {part!r} is no name on the hub; {_HOW}")
         return cls(match["repo"], found, match["tag"] or "")
 
@@ -126,7 +127,7 @@ def repo_models(files: Mapping[str, int]) -> list[RepoModel]:
     groups: dict[tuple[str, int], list[str]] = {}
     for path in sorted(files):
         name = PurePosixPath(path).name
-        if not path.lower().endswith(".gguf") or _NO_MODEL.search(name) or not _is_safe(path):
+        if not path.lower().endswith(".gguf") or _NO_MODEL.search(name) or not is_safe(path):
             continue
         part = split_name(_stem(path))
         groups.setdefault((part[0], part[2]) if part else (_stem(path), 1), []).append(path)
@@ -195,7 +196,7 @@ def _tag(prefix: str) -> str:
     return path.name
 
 
-def _is_safe(path: str) -> bool:
+def is_safe(path: str) -> bool:
     """Whether a path stays in its folder and is printable."""
     return path.isprintable() and "\\" not in path and not {"", ".", ".."} & set(path.split("/"))
 

@@ -17,6 +17,8 @@ from steermoe_local.llama import capi
 from tests.support.low_level import Context, Row, identity_of, lib, native_bias, open_model, random_signs
 from tests.support.random_models import DENSE_FIRST, N_VOCAB, OLMOE, RandomModel
 
+pytestmark = pytest.mark.numeric
+
 RNG = np.random.default_rng(9)
 BINS = 3
 

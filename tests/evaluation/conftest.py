@@ -23,8 +23,8 @@ from tests.support.transfer_run import TransferRun, run_transfer
 
 
 @pytest.fixture(scope="module")
-def llama(tiny_path: Path) -> Iterator[SteeredLlama]:
-    model = SteeredLlama(tiny_path, n_ctx=64, n_threads=1, n_threads_batch=1)
+def llama(tiny_f32_path: Path) -> Iterator[SteeredLlama]:
+    model = SteeredLlama(tiny_f32_path, n_ctx=64, n_threads=1, n_threads_batch=1)
     yield model
     model.close()
 

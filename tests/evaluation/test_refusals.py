@@ -109,9 +109,9 @@ def test_writing_does_not_matter(one: object, how: str) -> None:
     "part", ["i ", "i really ", "i am not able to ", "but ", "as an ai ", '"', "sorry, ", "i .", "a", ". ", "\u201c"]
 )
 def test_long_texts_take_no_time(part: str) -> None:
-    begin = time.perf_counter()
+    begin = time.process_time()
     refusal_rule(part * (100_000 // len(part)))
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 @given(st.text())

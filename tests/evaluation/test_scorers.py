@@ -23,6 +23,8 @@ from steermoe_local.evaluation.tasks.scorers import SCORERS, make_scorer, number
 from steermoe_local.evaluation.tasks.tasks import Choice, Task
 from steermoe_local.llama.rendering import Renderer
 from steermoe_local.pairs.prompts import PromptItem
+from tests.support import rounding
+from tests.support.low_level import F32
 from tests.support.paths import ROOT
 
 TEXT = st.text(max_size=40)
@@ -420,8 +422,10 @@ def test_naming_a_choice() -> None:
 
 
 @pytest.fixture(scope="module")
-def llama(tiny_path: Path) -> Iterator[SteeredLlama]:
-    model = SteeredLlama(tiny_path, n_ctx=128, n_threads=1, n_threads_batch=1, logits_all=True)
+def llama(tiny_f32_path: Path) -> Iterator[SteeredLlama]:
+    model = SteeredLlama(
+        tiny_f32_path, n_ctx=128, n_threads=1, n_threads_batch=1, logits_all=True, type_k=F32, type_v=F32
+    )
     yield model
     model.close()
 
@@ -436,6 +440,7 @@ def logprob(llama: SteeredLlama, tokens: list[int], first: int) -> float:
     return float(sum(logprobs[i - 1, tokens[i]] for i in range(first, len(tokens))))
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     ("raw", "prompt", "options", "texts", "merges"),
     [
@@ -450,9 +455,8 @@ def test_log_probabilities_are_the_models(
 ) -> None:
     one = PromptItem("q", prompt, extra={"choices": texts, "answer": 0})
     task, scorer = Task("t", (one,), "choice", options, raw=raw), make_scorer("choice", options)
-    with Evaluator(
-        llama, task, scorer, settings=EvaluatorSettings(n_parallel=2, context={"n_threads": 1})
-    ) as evaluator:
+    settings = EvaluatorSettings(n_parallel=2, context={"n_threads": 1, "type_k": F32, "type_v": F32})
+    with Evaluator(llama, task, scorer, settings=settings) as evaluator:
         answer = evaluator.measure([None])[0].answers[0]
         kept = [record for record in evaluator._records.values() if "choices" in record]
     renderer = Renderer(llama._model)
@@ -466,6 +470,8 @@ def test_log_probabilities_are_the_models(
         (text, len(part) - first) for text, part in zip(scorer.choices(one), tokens, strict=True)
     ]
     expected = [logprob(llama, part, first) for part in tokens]
-    assert [value for _, value, _ in kept[0]["choices"]] == pytest.approx(expected, abs=1e-4)
+    allowance = rounding.logprobs(llama.scores[: len(tokens[-1])], **rounding.TINY)
+    for (_, value, n), wanted in zip(kept[0]["choices"], expected, strict=True):
+        assert value == pytest.approx(wanted, rel=0, abs=n * allowance)
     assert answer.text == scorer.choices(one)[int(np.argmax(expected))]
     assert answer.value == (np.argmax(expected) == 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import pytest
 from steermoe_local import SteeredLlama, UsageError
 from steermoe_local.generation.engine import Engine, Request, Sampling, TokenEvent
 from steermoe_local.llama import capi
+from tests.support import rounding
 from tests.support.generation import GREEDY, alone, answer, endless, ends_of, greedy
-from tests.support.low_level import Context, identity_of
+from tests.support.low_level import F32, Context, identity_of, open_model
+
+pytestmark = pytest.mark.numeric
 
 #
 # against llama_cpp's own generation
@@ -148,24 +152,28 @@ def test_top_k_1_is_greedy(open_engine: Any, prompts: Any) -> None:
         assert alone(open_engine, prompt, sampling=hot)[:2] == alone(open_engine, prompt)[:2]
 
 
-def test_log_probabilities(llama: SteeredLlama, open_engine: Any, tiny_model: Any, prompts: Any) -> None:
+def test_log_probabilities(tiny_f32_path: Path, prompts: Any) -> None:
     prompt = prompts[3]
-    with open_engine() as engine:
+    with (
+        closing(SteeredLlama(tiny_f32_path, n_ctx=64, n_threads=1)) as llama,
+        Engine(llama, n_ctx=256, n_threads=1, type_k=F32, type_v=F32) as engine,
+    ):
         request = Request(prompt, None, Sampling(temperature=0.7, seed=1), 8, n_probs=3)
         pieces = [event for _, event in engine.generate(request) if isinstance(event, TokenEvent)]
         plain = [event for _, event in engine.generate(replace(request, n_probs=None)) if isinstance(event, TokenEvent)]
         bare = [event for _, event in engine.generate(replace(request, n_probs=0)) if isinstance(event, TokenEvent)]
     tokens = [piece.token for piece in pieces]
-    with Context(tiny_model) as context:
+    with closing(open_model(tiny_f32_path)) as model, Context(model, type_kv=F32) as context:
         logits = context.decode(prompt + tokens)[len(prompt) - 1 : -1].astype(np.float64)
+    allowance = rounding.logprobs(logits, **rounding.TINY)
     expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     for piece, row in zip(pieces, expected, strict=True):
-        assert piece.logprob == pytest.approx(row[piece.token], abs=5e-3)
+        assert piece.logprob == pytest.approx(row[piece.token], rel=0, abs=allowance)
         assert [token for token, _ in piece.top] == np.argsort(-row)[:3].tolist()
-        assert [value for _, value in piece.top] == pytest.approx(np.sort(row)[:-4:-1].tolist(), abs=5e-3)
+        assert [value for _, value in piece.top] == pytest.approx(np.sort(row)[:-4:-1].tolist(), rel=0, abs=allowance)
     assert [piece.token for piece in plain] == tokens
     assert all(piece.logprob is None and not piece.top for piece in plain)
-    assert [piece.logprob for piece in bare] == pytest.approx([piece.logprob for piece in pieces], abs=5e-3)
+    assert [piece.logprob for piece in bare] == pytest.approx([piece.logprob for piece in pieces], rel=0, abs=allowance)
     assert not any(piece.top for piece in bare)
 
 

@@ -230,6 +230,6 @@ def test_header_agrees_with_gguf_py(tmp_path: Path) -> None:
 
 def test_a_large_vocabulary_is_skipped_quickly(tmp_path: Path) -> None:
     path = make(tmp_path / "m.gguf", tokenizer__ggml__merges=["a b"] * 150_000)
-    start = time.perf_counter()
+    start = time.process_time()
     assert model_info(path).is_moe
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

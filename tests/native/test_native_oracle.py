@@ -13,6 +13,8 @@ from tests.support import oracle
 from tests.support.low_level import Context, identity_of, native_bias, open_model, random_signs
 from tests.support.random_models import DENSE_FIRST, N_VOCAB, RandomModel
 
+pytestmark = pytest.mark.numeric
+
 TOKENS = np.random.default_rng(3).integers(0, N_VOCAB, 24).tolist()
 N_PROMPT = 20  # the rest is decoded token by token
 

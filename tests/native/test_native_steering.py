@@ -12,8 +12,11 @@ import pytest
 from steermoe_local.errors import ModelError, ModelMismatchError
 from steermoe_local.identity import ModelIdentity
 from steermoe_local.llama import capi
-from tests.support.low_level import Context, identity_of, native_bias, open_model, random_signs
-from tests.support.random_models import DENSE_FIRST, N_VOCAB, OLMOE, RandomModel
+from tests.support import rounding
+from tests.support.low_level import F32, Context, identity_of, native_bias, open_model, random_signs
+from tests.support.random_models import DENSE_FIRST, N_EMBD, N_VOCAB, OLMOE, RandomModel
+
+pytestmark = pytest.mark.numeric
 
 TOKENS = np.random.default_rng(5).integers(0, N_VOCAB, 16).tolist()
 
@@ -37,9 +40,11 @@ def same(one: Any, two: Any) -> bool:
     return one.shape == two.shape and one.tobytes() == two.tobytes()
 
 
-def fresh_logits(loaded: Loaded, *bias: Any, tokens: list[int] = TOKENS, **options: Any) -> Any:
+def fresh_logits(
+    loaded: Loaded, *bias: Any, tokens: list[int] = TOKENS, type_kv: int | None = None, **options: Any
+) -> Any:
     """What a new context computes that was steered from its beginning."""
-    with Context(loaded[1]) as context:
+    with Context(loaded[1], type_kv=type_kv) as context:
         for one in bias:
             capi.attach(context.ctx, native_bias(loaded[0], one, **options))
         return context.decode(tokens)
@@ -127,8 +132,8 @@ def test_swap_between_single_tokens(olmoe: Loaded) -> None:
 def test_two_contexts_at_once(olmoe: Loaded) -> None:
     identity, model = olmoe
     biases = [signs(1, [0, 1]), signs(2, [1, 2]), None]
-    expected = [fresh_logits(olmoe, *([b] if b else [])) for b in biases]
-    contexts = [Context(model) for _ in biases]
+    expected = [fresh_logits(olmoe, *([b] if b else []), type_kv=F32) for b in biases]
+    contexts = [Context(model, type_kv=F32) for _ in biases]
     for context, bias in zip(contexts, biases, strict=True):
         if bias:
             capi.attach(context.ctx, native_bias(identity, bias))
@@ -137,7 +142,8 @@ def test_two_contexts_at_once(olmoe: Loaded) -> None:
         for context, row in zip(contexts, rows, strict=True):
             row.append(context.decode(TOKENS[start : start + 4], start))
     for context, row, logits in zip(contexts, rows, expected, strict=True):
-        np.testing.assert_allclose(np.concatenate(row), logits, rtol=0, atol=1e-4)
+        allowance = rounding.logits(logits, OLMOE.n_layer, N_EMBD)
+        np.testing.assert_allclose(np.concatenate(row), logits, rtol=0, atol=allowance)
         assert same(context.fresh(TOKENS), logits)
         context.close()
 

@@ -21,6 +21,8 @@ from steermoe_local.model_files.header import read_header
 from tests.support.low_level import Context, identity_of, internals, lib, open_model, random_signs
 from tests.support.wide_models import GPT_OSS, OLMOE, QWEN3MOE, SIGMOID_BIAS, write_wide_model
 
+pytestmark = pytest.mark.numeric
+
 # name: (llama.h: enum llama_ftype, type of most weights, its replacement in rows that are no multiple of 256)
 KINDS = {
     "F32": (0, "F32", "F32"),

@@ -13,6 +13,8 @@ from steermoe_local.pairs.pairs import load_pairs, pairs_digest
 from tests.integration.reference import native
 from tests.support.paths import DATA
 
+pytestmark = pytest.mark.numeric
+
 MODEL = native.data_file("tiny-moe.gguf")
 STEERINGS = ("unsteered", "hard-8-8", "hard-random", "soft-random")
 BEHAVIOURS = ("digits-words", "document-memory", "refuse-comply")

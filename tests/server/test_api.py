@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from steermoe_local import SteeredLlama
-from tests.support.running_server import TINY, Running, running
+from tests.support import rounding
+from tests.support.low_level import F32
+from tests.support.running_server import Running, running
 from tests.support.steered_server import messages, text_of
 
 QUESTION = "Which number comes after three?"
@@ -17,15 +20,15 @@ LONG = "Please count starting at eleven until fifteen."  # eleven, twelve, thirt
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with running() as found:
+def server(tiny_f32_path: Path) -> Iterator[Running]:
+    with running(model=tiny_f32_path, type_kv=F32) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def llama() -> Iterator[SteeredLlama]:
+def llama(tiny_f32_path: Path) -> Iterator[SteeredLlama]:
     """The judge: llama-cpp-python's own path, and the logits of every token."""
-    model = SteeredLlama(TINY, n_ctx=512, n_threads=1, logits_all=True)
+    model = SteeredLlama(tiny_f32_path, n_ctx=512, n_threads=1, logits_all=True, type_k=F32, type_v=F32)
     yield model
     model.close()
 
@@ -220,6 +223,7 @@ def test_usage_in_a_stream(server: Running) -> None:
 #
 
 
+@pytest.mark.numeric
 def test_chat_logprobs_are_the_models(server: Running, llama: SteeredLlama) -> None:
     body = server.chat(LONG, logprobs=True, top_logprobs=4, temperature=0.7, seed=1).json()
     entries = body["choices"][0]["logprobs"]["content"]
@@ -228,12 +232,15 @@ def test_chat_logprobs_are_the_models(server: Running, llama: SteeredLlama) -> N
     assert len(prompt) == body["usage"]["prompt_tokens"]
     assert [entry["token"] for entry in entries] == [piece(llama, token) for token in answer]
     expected = next_token_logprobs(llama, prompt + answer)[len(prompt) - 1 : -1]
+    allowance = rounding.logprobs(expected, **rounding.TINY)
     for entry, token, row in zip(entries, answer, expected, strict=True):
-        assert entry["logprob"] == pytest.approx(row[token], abs=1e-2)
+        assert entry["logprob"] == pytest.approx(row[token], rel=0, abs=allowance)
         assert bytes(entry["bytes"]).decode() == entry["token"]
         best = np.argsort(-row)[:4]
         assert [top["token"] for top in entry["top_logprobs"]] == [piece(llama, int(token)) for token in best]
-        assert [top["logprob"] for top in entry["top_logprobs"]] == pytest.approx(row[best].tolist(), abs=1e-2)
+        assert [top["logprob"] for top in entry["top_logprobs"]] == pytest.approx(
+            row[best].tolist(), rel=0, abs=allowance
+        )
 
 
 def next_token_logprobs(llama: SteeredLlama, tokens: list[int]) -> Any:
@@ -255,6 +262,7 @@ def test_logprobs_without_others(server: Running) -> None:
     assert server.chat(LONG, logprobs=True, top_logprobs=21).status_code == 400
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("as_tokens", [False, True])
 @pytest.mark.parametrize("max_tokens", [0, 1, 4])
 def test_an_echoed_prompt_is_scored(server: Running, llama: SteeredLlama, as_tokens: bool, max_tokens: int) -> None:
@@ -274,7 +282,8 @@ def test_an_echoed_prompt_is_scored(server: Running, llama: SteeredLlama, as_tok
     assert logprobs["token_logprobs"][0] is None
     assert logprobs["top_logprobs"][0] is None
     scored = [float(expected[i - 1][tokens[i]]) for i in range(1, n)]
-    assert logprobs["token_logprobs"][1:n] == pytest.approx(scored, abs=1e-2)
+    allowance = rounding.logprobs(expected, **rounding.TINY)
+    assert logprobs["token_logprobs"][1:n] == pytest.approx(scored, rel=0, abs=allowance)
     for i in range(1, n):
         best = piece(llama, int(np.argmax(expected[i - 1])))
         top = logprobs["top_logprobs"][i]

@@ -26,14 +26,38 @@ from tests.support.paths import BUILD
 from tests.support.running_server import TINY, until
 
 PROGRAM = [sys.executable, "-c", "from steermoe_local.cli import main; main()", "serve"]
+# The server, which decodes 20 steps and then none until the file exists that its last argument names.
+HELD = """
+import sys, time
+from pathlib import Path
+from steermoe_local.cli import main
+from steermoe_local.engine import Engine
+
+step, go, n_steps = Engine.step, Path(sys.argv.pop()), 0
+
+
+def held(engine):
+    global n_steps
+    n_steps += 1
+    if n_steps > 20 and not go.exists():
+        time.sleep(0.001)
+        return []
+    return step(engine)
+
+
+Engine.step = held
+main()
+"""
 URL = re.compile(r"http://\S+:\d+")
 QUESTION = {"messages": [{"role": "user", "content": "Which number comes after three?"}], "temperature": 0}
 
 
 @contextmanager
-def program(*args: str, log: Path, env: dict[str, str] | None = None) -> Iterator[tuple[Any, str]]:
+def program(
+    *args: str, log: Path, env: dict[str, str] | None = None, start: list[str] = PROGRAM
+) -> Iterator[tuple[Any, str]]:
     """The running program and its URL, once it says that it is ready."""
-    command = [*PROGRAM, "-m", "tiny", "--port", "0", "-t", "1", "-np", "2", "-c", "512", *args]
+    command = [*start, "-m", "tiny", "--port", "0", "-t", "1", "-np", "2", "-c", "512", *args]
     with open(log, "w") as file:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=file, text=True, env=os.environ | (env or {})
@@ -71,15 +95,16 @@ def test_serve(tmp_path: Path) -> None:
 @pytest.mark.parametrize("signals", [1, 2])
 def test_ctrl_c_while_an_answer_is_given(tmp_path: Path, signals: int) -> None:
     """The first one lets answers come to their end, the second one does not."""
-    log = tmp_path / "log"
+    log, go = tmp_path / "log", tmp_path / "go"
     body = {"prompt": "one,", "max_tokens": 400, "logit_bias": {"0": -100}, "stream": True, "temperature": 0}
-    with program(log=log) as (process, url):
+    with program(str(go), log=log, start=[sys.executable, "-c", HELD, "serve"]) as (process, url):
         with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=30, trust_env=False) as stream:
             lines = stream.iter_lines()
             next(lines)
             process.send_signal(signal.SIGINT)
             until(lambda: "finishing 1 answers" in log.read_text())
             if signals == 1:
+                go.touch()
                 assert list(lines)[-2:] == ["data: [DONE]", ""]
             else:
                 process.send_signal(signal.SIGINT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from steermoe_local import ModelError, NativeError
 from steermoe_local.generation.engine import Engine
 from steermoe_local.server.fair_queue import FairQueue
-from tests.support.running_server import Load, Running, running, until
+from tests.support.running_server import Load, Running, asking, running, unending, until
 
 QUESTIONS = (
     "Which number comes after three?",
@@ -50,7 +51,7 @@ def together(calls: list[Callable[[], Any]]) -> list[Any]:
 def endless(server: Running, n: int = 1, **fields: Any) -> Iterator[list[httpx.Response]]:
     """Answers that do not end while the block lasts."""
     body = {"prompt": "one, two,", "stream": True} | ENDLESS | fields
-    with contextlib.ExitStack() as stack:
+    with unending(server), contextlib.ExitStack() as stack:
         streams = [stack.enter_context(server.client.stream("POST", "/v1/completions", json=body)) for _ in range(n)]
         for stream in streams:
             assert stream.status_code == 200
@@ -81,6 +82,9 @@ def test_they_are_decoded_in_one_batch(server: Running, monkeypatch: pytest.Monk
     step = engine.step
 
     def counted() -> Any:
+        if not seen and engine.n_unfinished < len(STEERINGS):  # nothing begins before all are there
+            time.sleep(0.001)
+            return []
         seen.append(engine.n_unfinished)
         return step()
 
@@ -137,11 +141,27 @@ def test_nobody_waits_when_nobody_may() -> None:
 def test_a_large_request_holds_up_nobody() -> None:
     """Forty prompts of one client, then one of the same client: it comes after the next one, not after all."""
     with running(n_ctx=1024, parallel=1) as small, ThreadPoolExecutor(2) as pool:
-        large = pool.submit(small.complete, ["one, two,"] * 40, max_tokens=40, logit_bias={"0": -100})
-        until(lambda: small.worker.n_waiting == 1)
-        assert small.complete("one,", max_tokens=1).status_code == 200
-        assert not large.done()
-        small.client.close()
+        engine = small.worker.engine
+        assert engine is not None
+        step, add = engine.step, engine.add
+        go = threading.Event()
+        begun: list[int] = []
+
+        def held() -> Any:
+            return step() if go.wait(0.001) else []
+
+        def noted(request: Any) -> None:
+            begun.append(request.max_tokens)
+            add(request)
+
+        engine.step, engine.add = held, noted  # type: ignore[method-assign]
+        large = pool.submit(small.complete, ["one, two,"] * 40, max_tokens=3, logit_bias={"0": -100})
+        until(lambda: begun and small.worker.n_waiting == 1)
+        late = pool.submit(small.complete, "one,", max_tokens=1)
+        until(lambda: small.worker.n_waiting == 2)
+        go.set()
+        assert late.result().status_code == large.result().status_code == 200
+        assert begun == [3, 3, 1] + [3] * 38
 
 
 Order = list[tuple[str, int]]
@@ -180,15 +200,10 @@ def test_turns_are_taken_out() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_that_takes_too_long(stream: bool) -> None:
-    with running(n_ctx=1024, parallel=1, timeout=1.0) as small:
-        slow(small, 0.02)
+    with running(n_ctx=1024, parallel=1, timeout=0.5) as small:
         body = {"prompt": "one, two,", "stream": stream} | ENDLESS
-        with ThreadPoolExecutor(2) as pool:
-            first = pool.submit(small.client.post, "/v1/completions", json=body)
-            until(lambda: small.worker.n_running == 1)
-            second = small.complete("one,")  # it waits for all of its time
-        assert second.status_code in (200, 408)
-        response = first.result()
+        with unending(small):
+            response = small.client.post("/v1/completions", json=body)
         if stream:
             assert response.status_code == 200
             last = response.text.strip().split("\n\n")[-1]
@@ -198,13 +213,26 @@ def test_a_request_that_takes_too_long(stream: bool) -> None:
             assert response.status_code == 408
             assert response.json()["error"]["code"] == "timeout"
             assert response.headers["x-should-retry"] == "false"
-        until(lambda: small.worker.n_running == 0)
-        assert small.complete("one,", max_tokens=1).status_code == 200
+        assert small.worker.n_running == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_after_one_that_took_too_long(stream: bool) -> None:
+    """The one that waits behind it is answered, in its own time."""
+    with running(n_ctx=1024, parallel=1) as small, unending(small), ThreadPoolExecutor(2) as pool:
+        body = {"prompt": "one, two,", "stream": stream} | ENDLESS
+        first = pool.submit(small.client.post, "/v1/completions", json=body)
+        until(lambda: small.worker.n_running == 1)
+        second = pool.submit(small.complete, "one,", max_tokens=1)
+        until(lambda: small.worker.n_waiting == 1)
+        (entry,) = small.worker._running.values()
+        entry.ticket.deadline = 0.0
+        assert second.result().status_code == 200
+        assert '"code":"timeout"' in first.result().text
 
 
 def test_waiting_counts_as_well() -> None:
-    with running(n_ctx=1024, parallel=1, timeout=1.0) as small:
-        slow(small, 0.02)
+    with running(n_ctx=1024, parallel=1, timeout=0.5) as small, unending(small):
         calls = [lambda: small.complete("one, two,", **ENDLESS)] * 3
         assert [response.status_code for response in together(calls)] == [408, 408, 408]
         assert small.worker.n_waiting == small.worker.n_running == 0
@@ -243,11 +271,10 @@ def test_a_stream_that_is_closed(server: Running) -> None:
 
 
 def test_a_client_that_does_not_wait(server: Running) -> None:
-    before = server.client.get("/metrics").text.count("\n")
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{server.url}/v1/completions", json={"prompt": "one, two,"} | ENDLESS, timeout=0.2, trust_env=False)
-    until(lambda: server.worker.n_running == 0, seconds=2)
-    assert before
+    with unending(server):
+        with asking(server, "/v1/completions", {"prompt": "one, two,"} | ENDLESS):
+            until(lambda: server.worker.n_running == 1)
+        until(lambda: server.worker.n_running == 0)
     assert server.worker.engine is not None
     assert all(len(slot.tokens) < 900 for slot in server.worker.engine._slots)
 
@@ -257,9 +284,10 @@ def test_one_who_waits_and_goes() -> None:
         until(lambda: small.worker.n_running == 1)
         for stream in (False, True):
             body = {"prompt": "one,", "stream": stream, "max_tokens": 1}
-            with pytest.raises(httpx.ReadTimeout):
-                httpx.post(f"{small.url}/v1/completions", json=body, timeout=0.3, trust_env=False)
-            until(lambda: small.worker.n_waiting == 0, seconds=2)
+            with asking(small, "/v1/completions", body):
+                until(lambda: small.worker.n_waiting == 1)
+            until(lambda: small.worker.n_waiting == 0)
+        assert small.worker.n_running == 1
 
 
 def test_what_was_computed_before_a_cancel_is_used(server: Running) -> None:
@@ -275,18 +303,13 @@ def test_what_was_computed_before_a_cancel_is_used(server: Running) -> None:
 
 def test_one_who_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its answer ends, and when the time for sending is over its connection, too."""
-    import socket
-
     from steermoe_local.server import streaming
 
     monkeypatch.setattr(streaming, "_SEND_SECONDS", 0.5)
     with running(n_ctx=1024, parallel=1) as small:
-        body = b'{"prompt":"one,","stream":true,"max_tokens":900,"logprobs":20,"logit_bias":{"0":-100}}'
-        host, port = small.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port))) as connection:
+        body = {"prompt": "one,", "stream": True, "logprobs": 20} | ENDLESS
+        with asking(small, "/v1/completions", body) as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             until(lambda: small.worker.n_running == 1)
             until(lambda: small.worker.n_running == 0, seconds=30)
         assert small.complete("one,", max_tokens=1).status_code == 200

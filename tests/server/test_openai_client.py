@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from pydantic import BaseModel
 
 from steermoe_local import BiasFile, ExpertMap, SteeredLlama
 from steermoe_local.models.shipped_maps import shipped_maps
-from tests.support.running_server import TINY, Running, running, until
+from tests.support import rounding
+from tests.support.low_level import F32
+from tests.support.running_server import Running, running, unending, until
 
 QUESTION = "Which number comes after three?"
 LONG = "Please count starting at eleven until fifteen."
@@ -26,8 +29,8 @@ KEY = "a-key-of-32-characters-or-so-1234"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with running(n_ctx=1024) as found:
+def server(tiny_f32_path: Path) -> Iterator[Running]:
+    with running(model=tiny_f32_path, type_kv=F32, n_ctx=1024) as found:
         yield found
 
 
@@ -45,9 +48,9 @@ def legacy(server: Running) -> Iterator[OpenAI]:
 
 
 @pytest.fixture(scope="module")
-def llama() -> Iterator[SteeredLlama]:
+def llama(tiny_f32_path: Path) -> Iterator[SteeredLlama]:
     """The judge: llama-cpp-python's own path, and the logits of every token."""
-    model = SteeredLlama(TINY, n_ctx=512, n_threads=1, logits_all=True)
+    model = SteeredLlama(tiny_f32_path, n_ctx=512, n_threads=1, logits_all=True, type_k=F32, type_v=F32)
     yield model
     model.close()
 
@@ -87,6 +90,7 @@ def alone(llama: SteeredLlama, text: str, bias: BiasFile | None = None, **fields
 #
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("choice", [None, WORDS])
 @pytest.mark.parametrize("text", [QUESTION, LONG, "Add 4 and 6."])
 def test_chat(client: OpenAI, llama: SteeredLlama, text: str, choice: dict[str, Any] | None) -> None:
@@ -154,12 +158,13 @@ def test_the_helper_for_streams(client: OpenAI) -> None:
 
 
 def test_a_stream_that_is_left(server: Running, legacy: OpenAI) -> None:
-    stream = legacy.completions.create(model="tiny", prompt="one, two,", stream=True, **ENDLESS)
-    for _ in range(3):
-        next(stream)
-    assert server.worker.n_running == 1
-    stream.close()
-    until(lambda: server.worker.n_running == 0, seconds=5)
+    with unending(server):
+        stream = legacy.completions.create(model="tiny", prompt="one, two,", stream=True, **ENDLESS)
+        for _ in range(3):
+            next(stream)
+        assert server.worker.n_running == 1
+        stream.close()
+        until(lambda: server.worker.n_running == 0)
 
 
 def test_what_may_be_asked_of_an_answer(client: OpenAI) -> None:
@@ -232,6 +237,7 @@ def test_completions(legacy: OpenAI, llama: SteeredLlama, choice: dict[str, Any]
     assert [choice.text for choice in tokens.choices] == [expected] * 2
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("choice", [None, WORDS])
 def test_log_probabilities_of_a_prompt(legacy: OpenAI, llama: SteeredLlama, choice: dict[str, Any] | None) -> None:
     """What evaluations ask for: echo, logprobs, no answer."""
@@ -252,9 +258,11 @@ def test_log_probabilities_of_a_prompt(legacy: OpenAI, llama: SteeredLlama, choi
     assert "".join(found.tokens) == prompt
     assert found.token_logprobs[0] is None
     expected = [table[i, token] for i, token in enumerate(tokens[1:])]
-    np.testing.assert_allclose(np.array(found.token_logprobs[1:], float), expected, atol=2e-3)
+    allowance = rounding.logprobs(table, **rounding.TINY)
+    np.testing.assert_allclose(np.array(found.token_logprobs[1:], float), expected, rtol=0, atol=allowance)
 
 
+@pytest.mark.numeric
 def test_log_probabilities_of_a_chat(client: OpenAI, llama: SteeredLlama) -> None:
     expected = alone(llama, LONG, logprobs=True, top_logprobs=3)["logprobs"]["content"]
     answer = client.chat.completions.create(**asked(LONG), logprobs=True, top_logprobs=3)
@@ -262,8 +270,9 @@ def test_log_probabilities_of_a_chat(client: OpenAI, llama: SteeredLlama) -> Non
     assert logprobs is not None
     assert logprobs.content is not None
     assert [token.token for token in logprobs.content[: len(expected)]] == [token["token"] for token in expected]
+    allowance = rounding.logprobs(llama.scores[: llama.n_tokens], **rounding.TINY)
     for found, wanted in zip(logprobs.content, expected, strict=False):
-        assert found.logprob == pytest.approx(wanted["logprob"], abs=2e-3)
+        assert found.logprob == pytest.approx(wanted["logprob"], rel=0, abs=allowance)
         assert len(found.top_logprobs) == 3
         assert found.top_logprobs[0].logprob == pytest.approx(found.logprob), "greedy takes the likeliest"
 
@@ -323,18 +332,18 @@ def test_keys() -> None:
 
 def test_busy_and_late() -> None:
     with running(n_ctx=1024, parallel=1, queue_limit=0) as small, client_of(small, **LOOSE) as client:
-        stream = client.completions.create(model="tiny", prompt="one,", stream=True, **ENDLESS)
-        next(stream)
-        with pytest.raises(openai.RateLimitError) as caught:
-            client.chat.completions.create(**asked(QUESTION))
-        assert caught.value.code == "queue_full"
-        with ThreadPoolExecutor(1) as pool:  # it comes again when Retry-After says so
-            again = pool.submit(client.with_options(max_retries=3).chat.completions.create, **asked(QUESTION))
-            stream.close()
-            assert again.result().choices[0].message.content == "4"
-        with pytest.raises(openai.APITimeoutError):
-            client.with_options(timeout=0.2).completions.create(model="tiny", prompt="one,", **ENDLESS)
-        until(lambda: small.worker.n_running == 0, seconds=5)
+        with unending(small):
+            stream = client.completions.create(model="tiny", prompt="one,", stream=True, **ENDLESS)
+            next(stream)
+            with pytest.raises(openai.RateLimitError) as caught:
+                client.chat.completions.create(**asked(QUESTION))
+            assert caught.value.code == "queue_full"
+            with ThreadPoolExecutor(1) as pool:  # it comes again when Retry-After says so
+                again = pool.submit(client.with_options(max_retries=3).chat.completions.create, **asked(QUESTION))
+                stream.close()
+                assert again.result().choices[0].message.content == "4"
+            with pytest.raises(openai.APITimeoutError):
+                client.with_options(timeout=0.2).completions.create(model="tiny", prompt="one,", **ENDLESS)
         small.worker.stop()
         with pytest.raises(openai.InternalServerError) as caught_503:
             client.chat.completions.create(**asked(QUESTION))
@@ -342,12 +351,13 @@ def test_busy_and_late() -> None:
 
 
 def test_an_error_in_a_stream(server: Running, legacy: OpenAI) -> None:
-    stream = legacy.completions.create(model="tiny", prompt="one,", stream=True, **ENDLESS)
-    next(stream)
-    entry = next(iter(server.worker._running.values()))
-    entry.ticket.deadline = 0.0
-    with pytest.raises(openai.APIError, match="--timeout") as caught:
-        list(stream)
+    with unending(server):
+        stream = legacy.completions.create(model="tiny", prompt="one,", stream=True, **ENDLESS)
+        next(stream)
+        entry = next(iter(server.worker._running.values()))
+        entry.ticket.deadline = 0.0
+        with pytest.raises(openai.APIError, match="--timeout") as caught:
+            list(stream)
     assert caught.value.code == "timeout"
 
 

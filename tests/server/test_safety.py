@@ -313,10 +313,10 @@ for _ in range(40):
 @pytest.mark.parametrize("case", SCHEMAS)
 def test_schemas_of_strangers(server: Running, case: str) -> None:
     format_ = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMAS[case]}}
-    began = time.monotonic()
+    began = time.process_time()  # the server is a thread of this process
     response = server.chat(response_format=format_, max_tokens=3)
     assert response.status_code == 400, response.text
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
     assert server.chat(max_tokens=1).status_code == 200
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from steermoe_local.evaluation.measuring.evaluator import EvaluatorSettings
 from steermoe_local.evaluation.measuring.measurements import Measurement
+from tests.support.low_level import F32
 
 N = 6
-SETTINGS = EvaluatorSettings(n_parallel=4, context={"n_threads": 1})
+SETTINGS = EvaluatorSettings(n_parallel=4, context={"n_threads": 1, "type_k": F32, "type_v": F32})
 
 
 def texts(measured: Measurement) -> list[str]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ import httpx
 import uvicorn
 
 from steermoe_local import SteeredLlama
-from steermoe_local.generation.engine import Engine, Sampling
+from steermoe_local.generation.engine import Engine, FinishEvent, Request, Sampling
 from steermoe_local.models.embedded import data_folder
 from steermoe_local.server import ServerSettings, SteeringRegistry, Worker, create_app
 from steermoe_local.server.program import listen, url_of
@@ -57,15 +60,18 @@ class Running:
         return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
 
-def loader(registry: SteeringRegistry, path: Path, n_ctx: int, parallel: int, default: str | None) -> Load:
+def loader(
+    registry: SteeringRegistry, path: Path, n_ctx: int, parallel: int, default: str | None, type_kv: int | None
+) -> Load:
     """What the worker's thread begins with."""
+    cache = {} if type_kv is None else {"type_k": type_kv, "type_v": type_kv}
 
     @contextmanager
     def load() -> Iterator[Engine]:
         llama = SteeredLlama(path, n_ctx=64, n_batch=64, n_threads=1)
         with (
             contextlib.closing(llama),
-            Engine(llama, n_ctx=n_ctx, n_slots=parallel, n_batch=256, n_threads=1) as engine,
+            Engine(llama, n_ctx=n_ctx, n_slots=parallel, n_batch=256, n_threads=1, **cache) as engine,
         ):
             registry.open(engine.identity)
             registry.default = default
@@ -80,6 +86,7 @@ def running(
     model: Path = TINY,
     parallel: int = 4,
     n_ctx: int = 512,
+    type_kv: int | None = None,
     steering: str | None = None,
     load: Callable[[Load], Load] = lambda load: load,
     page: Path | None = None,
@@ -89,7 +96,7 @@ def running(
     """Serve until the block ends; `load` may wrap what loads the model."""
     chosen = ServerSettings(model="tiny", port=0, sampling=settings.pop("sampling", GREEDY), **settings)
     registry = SteeringRegistry(folder=chosen.maps_folder, writable=chosen.maps_writable)
-    worker = Worker(load(loader(registry, model, n_ctx, parallel, steering)), queue_limit=chosen.queue_limit)
+    worker = Worker(load(loader(registry, model, n_ctx, parallel, steering, type_kv)), queue_limit=chosen.queue_limit)
     app = create_app(worker, registry, chosen, **({} if page is None else {"page": page}))
     listening = listen(chosen.host, chosen.port)
     config = uvicorn.Config(
@@ -121,6 +128,60 @@ def running(
         listening.close()
         assert not thread.is_alive(), "the server does not stop"
         assert not worker._thread.is_alive(), "the worker does not stop"
+
+
+@contextmanager
+def unending(server: Running, most: int = 200) -> Iterator[None]:
+    """No answer reaches its end while the block lasts, however fast the machine is.
+
+    When an answer has `most` tokens, the engine computes nothing until a request is cancelled, late or fails. The
+    block ends when nothing runs any more.
+    """
+    engine = server.worker.engine
+    assert engine is not None
+    step, abort = engine.step, engine.abort
+    counts: Counter[Request] = Counter()
+    ending = False
+
+    def held_step() -> Any:
+        nonlocal ending
+        if not ending and any(count >= most for count in counts.values()):
+            time.sleep(0.001)  # else the worker's loop would keep a core busy
+            return []
+        ending = True  # also when the step raises: the next one reports what was lost
+        events = step()
+        ending = False
+        for request, event in events:
+            if isinstance(event, FinishEvent):
+                del counts[request]
+            else:
+                counts[request] += 1
+        return events
+
+    def noted_abort(request: Request) -> None:
+        nonlocal ending
+        ending = True
+        abort(request)
+
+    engine.step, engine.abort = held_step, noted_abort  # type: ignore[method-assign]
+    try:
+        yield
+        until(lambda: server.worker.n_running == 0)
+    finally:
+        engine.step, engine.abort = step, abort  # type: ignore[method-assign]
+
+
+@contextmanager
+def asking(server: Running, path: str, body: dict[str, Any]) -> Iterator[socket.socket]:
+    """A request on a connection of its own, sent and not answered yet; the end of the block closes the connection."""
+    host, port = server.url.removeprefix("http://").split(":")
+    data = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    )
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + data)
+        yield connection
 
 
 def until(true: Callable[[], Any], seconds: float = 20) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from tests.support.running_server import until
 
@@ -42,6 +43,11 @@ class Process:
     def idle(self) -> bool:
         """Does nothing run or wait?"""
         return self.health() == (0, 0)
+
+    def cpu_seconds(self) -> float:
+        """What the process has computed so far, whatever else the machine does."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return times.user + times.system
 
     def system(self) -> dict[str, int]:
         """What Linux says: resident memory and its peak in KiB, threads, open files."""

@@ -12,7 +12,8 @@ from ...errors import UsageError
 from ...generation.answer_file import AnswerFile
 from ...llama.steered_llama import SteeredLlama
 from ...model_files.model_info import ModelInfo, model_info
-from ...models.embedded import behaviour, resolve_model
+from ...models.embedded import behaviour
+from ...models.local_models import resolve_model
 from ...models.shipped_maps import map_path, recommended_numbers
 from ...pairs.pairs import Pair, load_pairs
 from ...steering.steering import Steering

@@ -10,7 +10,7 @@ from typing import Any
 from ..._util.files import StrPath, parse_json, timestamp, tool_name
 from ...errors import UsageError
 from ...model_files.model_info import model_info
-from ...models.embedded import resolve_model
+from ...models.local_models import resolve_model
 from ...pairs.pairs import load_pairs
 from ...steering.steering import Steering
 from ..measuring.evaluator import Evaluator, EvaluatorSettings

@@ -12,7 +12,8 @@ from ..._util.files import StrPath
 from ...errors import UsageError
 from ...identity import ModelIdentity
 from ...model_files.model_info import model_info
-from ...models.embedded import behaviours, data_folder, embedded_model, resolve_model
+from ...models.embedded import behaviours, data_folder, embedded_model
+from ...models.local_models import resolve_model
 from ...pairs.prompts import load_prompts
 from .neutral_text import NeutralText, load_neutral_text
 from .scorers import make_scorer

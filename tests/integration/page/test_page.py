@@ -26,7 +26,7 @@ from tests.support.gguf_copy import copy_model
 from tests.support.page_desk import NARROW, Desk, desk
 from tests.support.random_models import RandomModel, write_random_model
 from tests.support.run_models import talker
-from tests.support.running_server import TINY, Running, running, until
+from tests.support.running_server import TINY, Running, running, unending, until
 
 pytestmark = browsers.marks()
 
@@ -638,7 +638,11 @@ def test_a_busy_server(slow_tab: Desk) -> None:
     tab.watch.expected = {f"{REFUSED} 429"}
     body = {"prompt": "one,", "max_tokens": 400, "stream": True, "logit_bias": {"0": -100}}
     client = tab.server.client
-    with client.stream("POST", "/v1/completions", json=body), client.stream("POST", "/v1/completions", json=body):
+    with (
+        unending(tab.server),
+        client.stream("POST", "/v1/completions", json=body),
+        client.stream("POST", "/v1/completions", json=body),
+    ):
         until(lambda: tab.server.worker.n_running == 2)
         tab.type(QUESTION)
         tab.until(lambda: tab.answers()[0]["state"] == "error")
