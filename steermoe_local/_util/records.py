@@ -21,8 +21,6 @@ from typing import Any, BinaryIO
 from ..errors import FormatError, PairsError
 from .files import StrPath, listed
 
-__all__ = ["DELIMITERS", "clean_text", "csv_header", "csv_rows", "lines", "only_text", "opened", "parse", "rows"]
-
 Row = dict[str, Any]
 
 DELIMITERS = (",", "\t", ";", "|")

@@ -18,8 +18,6 @@ from typing import Any
 from .._util.files import StrPath, parse_json, replacing, require_writable
 from ..errors import FormatError, UsageError
 
-__all__ = ["AnswerFile", "json_line"]
-
 _FORMAT = "steermoe-partial-answers"
 _VERSION = 1
 _AGAIN = "start over with --restart"

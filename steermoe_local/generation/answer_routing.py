@@ -11,8 +11,6 @@ import numpy.typing as npt
 from ..errors import UsageError
 from ..maps.expert_map import ExpertMap
 
-__all__ = ["AnswerRouting", "ExpertUse", "LayerChange", "LayerUse", "SlotChange", "WhyReport", "answer_routing", "why"]
-
 Int64 = npt.NDArray[np.int64]
 Signs = npt.NDArray[np.int8]
 

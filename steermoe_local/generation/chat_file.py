@@ -21,8 +21,6 @@ from ..errors import FormatError, UsageError
 from ..identity import ModelIdentity
 from .engine import Sampling
 
-__all__ = ["ChatState", "read_chat", "write_chat"]
-
 _FORMAT = "steermoe-chat"
 _VERSION = 1
 _MAX_BYTES = 64 << 20

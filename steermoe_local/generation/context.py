@@ -17,8 +17,6 @@ from ..llama.rendering import token_bytes
 from ..llama.steered_llama import SteeredLlama, native_bias
 from ..steering.bias_file import BiasFile, none_if_empty
 
-__all__ = ["Part", "SlotContext"]
-
 Int64 = npt.NDArray[np.int64]
 
 _MAX_SLOTS = 256  # llama.cpp: LLAMA_MAX_SEQ

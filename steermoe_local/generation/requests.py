@@ -17,8 +17,6 @@ from ..steering.bias_file import BiasFile
 from .context import Part, SlotContext
 from .slots import Slot
 
-__all__ = ["Event", "FinishEvent", "Request", "RequestState", "TokenEvent"]
-
 Int64 = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
 Reason = Literal["stop", "length", "context", "cancelled"]

@@ -21,8 +21,6 @@ else:
     Llama = capi.llama_cpp().Llama
     from llama_cpp.llama_cache import BaseLlamaCache
 
-__all__ = ["SteeredLlama", "native_bias"]
-
 Bias = BiasFile | str | os.PathLike[str]
 
 _LLAMA_ARGUMENTS = {

@@ -20,8 +20,6 @@ from typing import Any, NoReturn
 
 from ..errors import FormatError
 
-__all__ = ["Global", "MAX_OPCODES", "Refused", "StandIn", "Table", "quoted", "run"]
-
 MAX_OPCODES = 1_000_000
 
 

@@ -23,8 +23,6 @@ from .expert_map import ExpertMap
 from .pickle_frames import Frame, read_frame
 from .scores import risk_difference_from
 
-__all__ = ["Rankings", "ranking_name", "read_rankings"]
-
 _MAX_BYTES = 64 << 20
 _COLUMNS = ("layer", "expert", "a1", "a2", "d1", "d2", "risk_diff")
 # activations_[allenai--OLMoE-1B-7B-0125-Instruct]_[faithfulness].pkl

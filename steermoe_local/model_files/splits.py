@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-__all__ = ["missing_part", "part_paths", "split_name", "why_not_loaded"]
-
 _NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})", re.DOTALL)
 
 

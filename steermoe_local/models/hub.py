@@ -21,18 +21,6 @@ from .._util.files import listed
 from ..errors import PairsError, SteerMoEError, UsageError
 from .names import is_safe
 
-__all__ = [
-    "ROWS",
-    "TABLES",
-    "HubSource",
-    "cache_folder",
-    "choose_files",
-    "hub_cache",
-    "hub_errors",
-    "is_offline",
-    "local_files",
-]
-
 _PREFIX = "hub:"
 ROWS = (".parquet", ".jsonl", ".ndjson", ".json")
 """Formats of data files; of a split in several formats the first is taken."""

@@ -18,8 +18,6 @@ from .._util.files import sha256_file
 from ..errors import ModelError
 from .hub import cache_folder
 
-__all__ = ["download", "download_into", "partial_bytes", "read_range"]
-
 _TRIES = 3
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ETAG = re.compile(r"[A-Za-z0-9_-]{8,128}")

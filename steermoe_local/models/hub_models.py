@@ -22,8 +22,6 @@ from .hub import cache_folder, hub_errors, is_offline
 from .hub_files import download, download_into, partial_bytes, read_range
 from .names import ModelName, RepoModel, choose, repo_models
 
-__all__ = ["HubModel", "find_on_hub", "why_not_steerable"]
-
 _FIRST = 4 << 20  # of a header: holds a vocabulary of 50,000 tokens
 _FIRST_OF_PARTS = 1 << 18  # the further parts of a split model have none
 _SPARE = 64 << 20  # what a download leaves on the disk

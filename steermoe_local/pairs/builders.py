@@ -21,18 +21,6 @@ from .._util.records import only_text
 from ..errors import PairsError, UsageError
 from .pairs import Message, Pair
 
-__all__ = [
-    "REFUSALS",
-    "Tally",
-    "chat_pair",
-    "column_pairs",
-    "faithfulness_pairs",
-    "safety_pairs",
-    "select",
-    "squad_rows",
-    "unique_ids",
-]
-
 REFUSALS = (
     "I'm sorry, but I can't help with that.",
     "I won't help with this request.",

@@ -23,23 +23,6 @@ from .._util.files import StrPath, parse_json, replacing
 from .._util.records import lines
 from ..errors import PairsError
 
-__all__ = [
-    "SIDES",
-    "Message",
-    "Pair",
-    "PairsFile",
-    "Side",
-    "last_exact_run",
-    "load_pairs",
-    "locate_target",
-    "pairs_digest",
-    "parse_messages",
-    "parse_pair",
-    "save_pairs",
-    "target_tokens",
-    "tokens_in_span",
-]
-
 SIDES = ("positive", "negative")
 _FIELDS = (*SIDES, "positive_target", "negative_target")
 _OTHER_NAMES = {

@@ -16,8 +16,6 @@ from ..generation.reply import Reply
 from ..llama.reasoning import Part, ReasoningStyle
 from .grammar import ForcedCall
 
-__all__ = ["Answer", "Chunk", "Entry", "finish_reason"]
-
 _BEGUN_CALL = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"]*)"\s*,\s*"arguments"\s*:\s*')
 
 FinishReason = Literal["stop", "length", "tool_calls"]

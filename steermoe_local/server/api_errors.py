@@ -25,8 +25,6 @@ from ..errors import (
     VersionError,
 )
 
-__all__ = ["ApiError", "as_api_error", "error_body", "error_response", "install", "status_of", "strict_json"]
-
 log = logging.getLogger("steermoe.server")
 
 _INVALID, _NOT_FOUND, _SERVER = "invalid_request_error", "not_found_error", "server_error"

@@ -18,8 +18,6 @@ from .service import Service
 from .settings import ServerSettings
 from .worker import Worker
 
-__all__ = ["create_app"]
-
 _DESCRIPTION = (
     "OpenAI's API for a Mixture-of-Experts model whose experts are promoted or suppressed by request: the field "
     "`steering` is a registered name, a choice {map, activate, deactivate, reverse, layers, mode, scale}, or null."

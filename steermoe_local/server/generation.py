@@ -23,8 +23,6 @@ from .service import Asked, Service
 from .streaming import Answers, ClientGone, Events, EventStream
 from .worker import Ticket
 
-__all__ = ["GenerationCall"]
-
 log = logging.getLogger("steermoe.server")
 
 

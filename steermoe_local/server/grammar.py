@@ -10,8 +10,6 @@ from typing import Any
 from .api_errors import ApiError
 from .schemas_chat import ChatRequest, ResponseFormat, Tool, ToolChoice
 
-__all__ = ["ForcedCall", "forced_call", "grammar_of_format", "grammar_of_schema"]
-
 _MAX_SCHEMA = 64 * 1024  # characters of JSON
 _MAX_DEPTH = 24
 _MAX_GRAMMAR = 512 * 1024

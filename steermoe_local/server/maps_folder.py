@@ -27,8 +27,6 @@ from ..steering.steering import Steering
 from .api_errors import ApiError
 from .schemas import NAME_PATTERN, SteeringChoice
 
-__all__ = ["MapsFolder", "bias_from_base64", "map_from_json", "name_of_file"]
-
 T = TypeVar("T")
 Kind = Literal["map", "bias", "choice"]
 

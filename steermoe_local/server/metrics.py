@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from ..generation.engine import FinishEvent
     from .worker import Worker
 
-__all__ = ["Metrics"]
-
 OTHER = "other"
 _MAX_STEERINGS = 512  # clients can register and delete names without limit, and each has its own counters
 

@@ -10,8 +10,6 @@ from fastapi.openapi.utils import get_openapi
 
 from .._util.files import tool_name
 
-__all__ = ["ERRORS", "STREAMS", "docs_page", "openapi"]
-
 _ERROR = {
     "type": "object",
     "required": ["error"],

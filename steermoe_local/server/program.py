@@ -20,8 +20,6 @@ from .registry import SteeringRegistry
 from .settings import ServerSettings
 from .worker import Worker
 
-__all__ = ["listen", "run_server"]
-
 _GRACE = 30  # seconds for answers that are being decoded when the server is told to stop
 _CONNECTIONS = 512  # besides the waiting ones; more get 503
 

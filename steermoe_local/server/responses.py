@@ -28,8 +28,6 @@ if TYPE_CHECKING:
         CompletionLogprobs,
     )
 
-__all__ = ["Head", "chat_logprobs", "completion_logprobs", "steering_info", "timings", "usage"]
-
 FINGERPRINT = tool_name().replace(" ", "-")
 
 

@@ -20,8 +20,6 @@ from .responses import chat_logprobs
 from .schemas_chat import ChatRequest
 from .service import Asked, Service
 
-__all__ = ["router"]
-
 
 class _ChatCall(GenerationCall):
     endpoint = "chat/completions"

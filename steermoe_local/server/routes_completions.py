@@ -20,8 +20,6 @@ from .responses import completion_logprobs
 from .schemas import CompletionRequest
 from .service import Asked, Service
 
-__all__ = ["router"]
-
 _DEFAULT_TOKENS = 16  # OpenAI's
 
 

@@ -12,8 +12,6 @@ from .prompting import decode_token
 from .schemas import DetokenizeRequest, TokenizeRequest
 from .service import Service
 
-__all__ = ["router"]
-
 _TEXT = {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
 
 

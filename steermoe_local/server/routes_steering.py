@@ -14,8 +14,6 @@ from .openapi import ERRORS
 from .schemas import RegisterRequest, SteeringChoice
 from .service import Service
 
-__all__ = ["router"]
-
 NameInPath = Annotated[str, Path(max_length=64, description="A registered name.")]
 Count = Annotated[int | None, Query(ge=0, le=1_000_000)]
 

@@ -10,20 +10,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-__all__ = [
-    "MAX_TEXT",
-    "Body",
-    "CompletionRequest",
-    "DetokenizeRequest",
-    "Generation",
-    "Name",
-    "RegisterRequest",
-    "SteeringChoice",
-    "StreamOptions",
-    "Text",
-    "TokenizeRequest",
-]
-
 MAX_TEXT = 4_000_000  # characters; the context is what really bounds a prompt
 MAX_PROMPTS = 256
 MAX_TOKENS = 2**31 - 1

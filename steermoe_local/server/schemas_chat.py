@@ -8,8 +8,6 @@ from pydantic import Field, StringConstraints, ValidationInfo, field_validator, 
 
 from .schemas import Body, Generation, Short, Text
 
-__all__ = ["ChatRequest", "Message", "Tool", "ToolChoice"]
-
 _KNOWN_PARTS = ("text",)
 FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 

@@ -14,8 +14,6 @@ from typing import Any
 from .api_errors import ApiError, strict_json
 from .settings import ServerSettings
 
-__all__ = ["BodyGuard", "HostGuard", "KeyGuard", "host_allowed"]
-
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -17,8 +17,6 @@ from .schemas import Generation, SteeringChoice
 from .settings import ServerSettings
 from .worker import Worker
 
-__all__ = ["Asked", "Service"]
-
 _MAX_ANSWERS = 256
 _SAMPLING = (
     "temperature",

@@ -12,8 +12,6 @@ from typing import Any
 from ..errors import UsageError
 from ..generation.engine import Sampling
 
-__all__ = ["ServerSettings", "is_loopback"]
-
 MIB = 1 << 20
 
 

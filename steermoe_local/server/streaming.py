@@ -15,8 +15,6 @@ from ..generation.engine import FinishEvent, TokenEvent
 from .api_errors import as_api_error
 from .worker import Ticket, Worker
 
-__all__ = ["Answers", "ClientGone", "EventStream", "Events", "sse"]
-
 Events = list[tuple[int, TokenEvent | FinishEvent]]
 
 _SEND_SECONDS = 60  # for a client to read what it was sent

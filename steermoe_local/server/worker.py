@@ -17,8 +17,6 @@ from ..generation.engine import Engine, FinishEvent, Request, TokenEvent
 from .api_errors import ApiError
 from .fair_queue import FairQueue
 
-__all__ = ["Event", "Ticket", "Worker"]
-
 log = logging.getLogger("steermoe.server")
 
 Event = TokenEvent | FinishEvent | Exception

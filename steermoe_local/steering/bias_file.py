@@ -27,8 +27,6 @@ from ..errors import FormatError, UsageError
 from ..identity import MAX_LAYERS, ModelIdentity
 from ..model_files.header import GGUFHeader, read_header
 
-__all__ = ["BiasFile", "none_if_empty", "read_bias", "write_bias"]
-
 Mode = Literal["hard", "soft"]
 DEFAULT_EPSILON = 0.01
 

@@ -19,8 +19,6 @@ from .bias_file import DEFAULT_EPSILON, BiasFile, none_if_empty, read_bias
 from .old_digests import chat_digest
 from .presets import check_sides, preset_for
 
-__all__ = ["Steering"]
-
 # The fields that choose experts of a map and the rule, with their types in JSON; in a bias file the choice is made.
 _CHOICE: dict[str, tuple[type, ...]] = {
     "activate": (int,),

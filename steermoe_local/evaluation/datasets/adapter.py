@@ -16,25 +16,6 @@ from ..tasks.scorers import make_scorer
 from ..tasks.tasks import Scorer
 from .sources import source_rows
 
-__all__ = [
-    "ANSWER_AS",
-    "ASK",
-    "DOCUMENT_OPTIONS",
-    "HOPS",
-    "MATCH",
-    "BuildOptions",
-    "DatasetAdapter",
-    "Row",
-    "Skipped",
-    "clean_text",
-    "clean_texts",
-    "document_prompt",
-    "needed",
-    "parsed",
-    "row_id",
-    "sides",
-]
-
 Row = Mapping[str, Any]
 
 ANSWER_AS = ("letter", "text", "free")

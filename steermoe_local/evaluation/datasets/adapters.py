@@ -30,8 +30,6 @@ from .adapter import (
 )
 from .sources import text_lines
 
-__all__ = ["ADAPTERS"]
-
 _ASK_LETTER = "Letter of the Answer Only:"
 _MCTEST_MARK = re.compile(r"^(?:one|multiple):\s*", re.IGNORECASE)  # before MCTest's questions
 _MCTEST_CELLS = 3 + 4 * 5  # id, properties, story; four questions with four choices each

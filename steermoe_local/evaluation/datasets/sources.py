@@ -11,8 +11,6 @@ from ..._util.files import listed
 from ..._util.records import DELIMITERS, csv_header, csv_rows, lines, opened, parse, rows
 from ...errors import FormatError
 
-__all__ = ["source_rows", "text_lines"]
-
 Row = dict[str, Any]
 
 _MAX_TEXTS = 256 << 20  # bytes of a JSON list of texts

@@ -20,18 +20,6 @@ from ..reports.document import Table, escape, sections
 from ..studies.controls.controls import ControlResult, Controls, run_controls
 from ..tasks.tasks import Scorer, Task
 
-__all__ = [
-    "GUARDS",
-    "Biases",
-    "ExperimentResult",
-    "ExperimentSetup",
-    "Found",
-    "Sides",
-    "Verdict",
-    "side_row",
-    "text_cells",
-]
-
 Verdict = Literal["for", "against", "open"]
 Found = tuple[str, Verdict, Sequence[Table], Mapping[str, Any]]
 """What the function of an experiment returns: finding, verdict, tables, figures."""

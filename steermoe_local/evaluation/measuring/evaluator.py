@@ -29,8 +29,6 @@ from .measurements import UNSTEERED, Answer, Measurement, bias_key, record_of
 from .rendered_tasks import Source, context_size, source
 from .replies import GREEDY, Job, Reply, replies
 
-__all__ = ["Evaluator", "EvaluatorSettings", "Progress", "Scoring", "plan"]
-
 Progress = Callable[[str, int, int], None]
 """Called with (what is measured, answers and texts that are done, how many are wanted)."""
 

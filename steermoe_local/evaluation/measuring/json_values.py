@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["from_plain", "plain"]
-
 
 def plain(value: DataclassInstance, without: Collection[str] = ()) -> dict[str, Any]:
     """A dataclass as a dictionary, in the order of its fields, `without` some; all in it, too.

@@ -16,8 +16,6 @@ from ..tasks.neutral_text import TextScore
 from ..tasks.tasks import Score
 from .replies import Job, Reply
 
-__all__ = ["UNSTEERED", "Answer", "Measurement", "bias_key", "by_item", "record_of"]
-
 UNSTEERED = "unsteered"
 
 

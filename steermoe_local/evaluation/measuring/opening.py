@@ -23,8 +23,6 @@ from ..tasks.scorers import make_scorer
 from ..tasks.tasks import Scorer, Task
 from .evaluator import Evaluator, EvaluatorSettings, Progress
 
-__all__ = ["Benign", "Neutral", "model_facts", "open_evaluator", "open_guards", "open_steering", "pairs_of"]
-
 Benign = tuple[Task, Scorer] | StrPath | None
 """Benign prompts: a task with its scorer or a file, "default" for those that fit the model, None for none."""
 Neutral = NeutralText | StrPath | None

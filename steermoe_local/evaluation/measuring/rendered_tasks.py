@@ -12,8 +12,6 @@ from ..tasks.neutral_text import NeutralText
 from ..tasks.tasks import Scorer, Task
 from .replies import render
 
-__all__ = ["Source", "context_size", "source"]
-
 _TEXT_CONTEXT = 512  # tokens of a piece of plain neutral text, unless the task needs more
 
 

@@ -15,8 +15,6 @@ from ...pairs.prompts import PromptItem
 from ...steering.bias_file import BiasFile
 from ..tasks.tasks import Choice, Scorer, Task
 
-__all__ = ["GREEDY", "Job", "Reply", "render", "replies"]
-
 GREEDY = Sampling(temperature=0)
 
 

@@ -11,8 +11,6 @@ import numpy as np
 from ..metrics.intervals import Interval, rate
 from .measurements import Measurement
 
-__all__ = ["LOOPING", "Fluency", "fluency"]
-
 LOOPING = 0.5
 """An answer loops when at least this share of its tokens is one stretch that repeats itself."""
 

@@ -16,8 +16,6 @@ from ..tasks.scorers import make_scorer
 from ..tasks.tasks import Task
 from .rendered_tasks import source
 
-__all__ = ["Lengths", "TaskCheck", "check_task"]
-
 
 @dataclass(frozen=True)
 class Lengths:

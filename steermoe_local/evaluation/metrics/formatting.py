@@ -6,8 +6,6 @@ import math
 
 from .intervals import Interval
 
-__all__ = ["draws_below", "in_points", "number", "percent", "points", "signed"]
-
 
 def percent(share: float | None) -> str:
     """Like "62%", "-" for None."""

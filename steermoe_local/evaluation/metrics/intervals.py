@@ -11,8 +11,6 @@ import numpy.typing as npt
 
 from ...errors import UsageError
 
-__all__ = ["Interval", "bootstrap", "difference", "margin", "newcombe", "rate", "wilson"]
-
 _Z = 1.959963984540054  # the standard normal quantile of a two-sided 95% interval
 _DRAWS = 2000
 _EQUAL = 1e-12  # values that differ by less are the same up to rounding

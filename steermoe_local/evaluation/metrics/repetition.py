@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-__all__ = ["Repetition", "repetition"]
-
 _LONGEST_PERIOD = 64  # tokens; a longer loop is not counted as one
 _REPEATS = 3  # a phrase said twice is no loop yet
 

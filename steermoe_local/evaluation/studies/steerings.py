@@ -18,20 +18,6 @@ from ..metrics.intervals import Interval, difference
 if TYPE_CHECKING:
     from ..measuring.evaluator import Evaluator
 
-__all__ = [
-    "EFFECT",
-    "NEGATIVE",
-    "POSITIVE",
-    "STEERED",
-    "both_ways",
-    "effects_of",
-    "has_reverse",
-    "mirrored",
-    "side_biases",
-    "steering_facts",
-    "study_metadata",
-]
-
 POSITIVE, NEGATIVE, STEERED, EFFECT = "towards", "away", "steered", "swing"
 """Names of sides and of the effect in files and reports: steering to the map's positive side, to its negative side, by
 a bias file; and the rate of the first minus that of the second."""

@@ -19,8 +19,6 @@ from .neutral_text import NeutralText, load_neutral_text
 from .scorers import make_scorer
 from .tasks import Scorer, Task, load_task, overridden
 
-__all__ = ["BUILTIN", "builtin_names", "builtin_task", "default_guards", "is_embedded", "open_task"]
-
 BUILTIN = "builtin:"
 _MAX_TOKENS = 24  # the embedded model's longest reply has 20
 

@@ -21,8 +21,6 @@ from ...errors import ModelError, UsageError
 from ...pairs.prompts import PromptItem
 from .tasks import Score, Scorer
 
-__all__ = ["KEY_VARIABLE", "Judge", "read_verdict"]
-
 KEY_VARIABLE = "STEERMOE_JUDGE_API_KEY"
 """Environment variable of the key; not a common one, so that no key of another service is sent anywhere."""
 

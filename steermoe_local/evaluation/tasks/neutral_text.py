@@ -25,15 +25,6 @@ if TYPE_CHECKING:
     from ...generation.engine import Engine
     from ...steering.bias_file import BiasFile
 
-__all__ = [
-    "Document",
-    "NeutralText",
-    "TextScore",
-    "load_neutral_text",
-    "log_probabilities",
-    "score_text",
-]
-
 _MAX_BYTES = 64 << 20
 _LEAST = -700.0  # stands for -inf and NaN as a log-probability; finite, and so is its exponential
 

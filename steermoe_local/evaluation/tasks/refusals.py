@@ -20,16 +20,6 @@ from ...errors import FormatError
 from ...models.embedded import data_folder
 from ..metrics.intervals import Interval, wilson
 
-__all__ = [
-    "RULE_NAMES",
-    "ErrorRates",
-    "LabelledReply",
-    "error_rates",
-    "is_refusal",
-    "labelled_replies",
-    "refusal_rule",
-]
-
 _MAX_BYTES = 16 << 20
 _MAX_TEXT = 8000  # characters that are looked at
 

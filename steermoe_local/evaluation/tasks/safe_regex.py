@@ -17,8 +17,6 @@ import subprocess
 import sys
 import threading
 
-__all__ = ["MAX_TEXT", "SECONDS", "TooSlowError", "search"]
-
 SECONDS = 5.0
 """The time limit of a search."""
 MAX_TEXT = 20_000

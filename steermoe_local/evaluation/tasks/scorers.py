@@ -23,8 +23,6 @@ from .refusals import is_refusal
 from .safe_regex import TooSlowError, search
 from .tasks import Choice, Score, Scorer
 
-__all__ = ["SCORERS", "make_scorer", "numbers_in", "option_names", "parse_options"]
-
 _KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 _ILL_FORMED = "ill-formed"
 

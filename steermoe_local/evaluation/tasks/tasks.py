@@ -22,8 +22,6 @@ from ..._util.files import StrPath, parse_json, read_bytes
 from ...errors import FormatError, UsageError
 from ...pairs.prompts import PromptItem, prompts_digest, read_prompts
 
-__all__ = ["Choice", "Score", "Scorer", "Task", "load_task", "overridden"]
-
 _MAX_BYTES = 1 << 30
 _MAX_HEAD = 1 << 20
 _HEAD = ("name", "scorer", "options", "max_tokens", "stop", "system", "raw", "positive", "negative", "license")

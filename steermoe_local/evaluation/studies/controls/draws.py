@@ -22,8 +22,6 @@ from ....steering.steering import Steering
 from ...measuring.evaluator import Evaluator
 from .maps import HalvedMaps, halved_maps, superficial_maps
 
-__all__ = ["ALL", "ControlPlan", "Controls", "Draw", "Kind"]
-
 ALL = ("random", "matched", "bottom", "superficial", "shuffled", "same-side")
 """Kinds of control: random experts, random experts of matched activation frequency, those with the smallest |RD|, maps
 of superficial pairs, maps of pairs with shuffled sides, maps of pairs that show one behaviour on both sides."""

@@ -14,17 +14,6 @@ from ...measuring.side_effects import Fluency, fluency
 from ...metrics.intervals import Values
 from ...tasks.neutral_text import TextScore
 
-__all__ = [
-    "Budget",
-    "SearchSpace",
-    "cost_of",
-    "map_of",
-    "objective_values",
-    "search_space",
-    "standard_error",
-    "text_costs",
-]
-
 
 def objective_values(measured: Measurement, reverse: bool = False) -> Values:
     """How far each item shows the side that is steered to, [n_items] in the task's order.

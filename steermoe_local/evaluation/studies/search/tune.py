@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from ....steering.steering import Steering
     from ...measuring.evaluator import Evaluator
 
-__all__ = ["Evaluated", "Gain", "Outcome", "Tuning", "exhaustive", "tune"]
-
 Outcome = Literal["found", "nothing inside the budget", "no effect", "not confirmed"]
 
 

@@ -21,8 +21,6 @@ from ....llama.quantizer import quantize_file
 from ....model_files.header import GGUFTensor, read_header
 from ....model_files.model_info import ModelInfo, model_info
 
-__all__ = ["FILE_TYPES", "QUANTS", "FileType", "ModelFile", "Quantizer", "TypeShare", "estimate", "file_type"]
-
 _FORMAT = "steermoe-quantization"
 _MIXTURE = 1.2  # a mixture gives some tensors more bits than its name says
 _ROUTER = "ffn_gate_inp.weight"

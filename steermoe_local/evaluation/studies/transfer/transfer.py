@@ -23,8 +23,6 @@ from .agreement import Reference, compare_text, take_reference
 from .quantize import QUANTS, ModelFile, Quantizer, file_type
 from .results import Column, MapEffect, Transfer
 
-__all__ = ["BASE", "N_AGREEMENT", "OpenEvaluator", "transfer"]
-
 BASE = "base"
 N_AGREEMENT = 500
 
