@@ -19,6 +19,8 @@ from .api_errors import ApiError
 from .grammar import ForcedCall, forced_call, grammar_of_format
 from .schemas_chat import ChatRequest, Message
 
+__all__ = ["ChatPrompt", "Prompter", "TextPrompt", "decode_token"]
+
 T = TypeVar("T")
 
 _CHARACTERS_OF_TOKEN = 256  # more than the longest tokens have: a text beyond that cannot fit the context
