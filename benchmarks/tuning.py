@@ -56,13 +56,13 @@ def compare(n_items: int | None, full: bool, seed: int, only: str | None = None)
                 # an evaluator of its own for each: what the other measured must not make it faster
                 with Evaluator(
                     llama, task, make_scorer(task.scorer, task.options), neutral=neutral, settings=settings
-                ) as b:
+                ) as evaluator:
                     start = time.perf_counter()
                     numbers_of = None if full else GRID
                     made = (
-                        tune(b, steering, BUDGET, seed=seed)
+                        tune(evaluator, steering, BUDGET, seed=seed)
                         if method == "search"
-                        else exhaustive(b, steering, BUDGET, seed=seed, activate=numbers_of, deactivate=numbers_of)
+                        else exhaustive(evaluator, steering, BUDGET, seed=seed, activate=numbers_of, deactivate=numbers_of)
                     )
                     found[method] = summary(made) | {"seconds": round(time.perf_counter() - start, 1)}
             rows.append(found)
