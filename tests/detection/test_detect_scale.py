@@ -45,6 +45,7 @@ from steermoe_local.maps.pair_counts import PairCounts
 from steermoe_local.pairs.pairs import PairsFile, pairs_digest
 from tests.support.architectures import widen, write_upstream
 from tests.support.builders import identity, random_counts
+from tests.support.held import HELD, hold, patience
 from tests.support.low_level import identity_of, open_model
 from tests.support.paths import BUILD, ROOT
 from tests.support.random_models import OLMOE
@@ -617,32 +618,25 @@ def test_killed_at_any_moment(tiny_path: Path, tmp_path: Path, pairs_file: Path)
     output, partial = tmp_path / "m.json", tmp_path / "m.json.partial.npz"
     files = ["--counts", tmp_path / "c.npz", "--per-pair", tmp_path / "p.npz", "-o", output]
     rng = np.random.default_rng(int(time.time()) if os.environ.get("STEERMOE_RANDOM_KILLS") else 5)
-    command = [sys.executable, "-c", PROGRAM, "detect", *map(str, [*flags, *files]), "--resume"]
-    n_kills = 0
-    for wait in (1, 3, 5, 1000):
-        start = next_of(partial)
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        changes = 0
-        last = start
-        while process.poll() is None and changes < wait:
-            time.sleep(0.002)
-            now = next_of(partial)
-            if not now and last:
-                break  # finished
-            if now != last:
+    command = ["detect", *map(str, [*flags, *files]), "--resume"]
+    last = 0
+    for n_checkpoints in (1, 3, 5):
+        # it waits a little later, so that it cannot end before it is killed
+        env = os.environ | hold(checkpoints=n_checkpoints + 4)
+        with subprocess.Popen([*HELD, *command], stdout=subprocess.DEVNULL, env=env) as process:
+            for _ in range(n_checkpoints):
+                patience(process, lambda before=last: next_of(partial) != before)
+                now = next_of(partial)
                 assert now > last
-                last, changes = now, changes + 1
-        if process.poll() is None:
+                last = now
             time.sleep(rng.uniform(0, 0.03))  # anywhere within a batch, or within the writing of a checkpoint
             process.kill()
-            n_kills += 1
-        _, stderr = process.communicate()
-        assert process.returncode in (0, -signal.SIGKILL), stderr
-        if output.exists():
-            break
+        assert process.returncode == -signal.SIGKILL
+        assert not output.exists()
         assert next_of(partial) >= last, "what was counted is lost"
-    assert n_kills >= 2
-    assert output.exists()
+        last = next_of(partial)
+    done = run(*command)
+    assert done.exit_code == 0, done.stderr
     one, two = RoutingCounts.load(tmp_path / "u.npz"), RoutingCounts.load(tmp_path / "c.npz")
     assert same(one, two)
     assert one.sources == two.sources
@@ -660,11 +654,10 @@ def test_killed_at_any_moment(tiny_path: Path, tmp_path: Path, pairs_file: Path)
 def test_interrupted_resumed_restarted(tmp_path: Path, pairs_file: Path) -> None:
     output, partial = tmp_path / "m.json", tmp_path / "m.json.partial.npz"
     flags = ["detect", "-m", "tiny", "--pairs", pairs_file, "-t", "1", "-b", "32", "-o", output]
-    with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *map(str, flags)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        while next_of(partial) < 4 and process.poll() is None:
-            time.sleep(0.002)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    env = os.environ | hold(checkpoints=6)  # each counts at least one pair more
+    with subprocess.Popen([*HELD, *map(str, flags)], env=env, **pipes) as process:  # type: ignore[call-overload]
+        patience(process, lambda: next_of(partial) >= 4)
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
