@@ -143,7 +143,10 @@ def check_layer(
     gating = "softmax-weight" if gpt_oss else "softmax"
     last = "ffn_moe_weights_softmax" if gpt_oss else "ffn_moe_weights_norm" if model.norm else "ffn_moe_weights"
     weights = weight_rows(seen, last, layer, model.k)
-    np.testing.assert_allclose(weights, oracle.weights(expected, topk, gating, model.norm), rtol=0, atol=1e-6)
+    np.testing.assert_array_less(
+        np.abs(weights - oracle.weights(expected, topk, gating, model.norm)),
+        oracle.weight_allowance(expected, topk, gating.replace("-", "_"), model.norm),
+    )
 
 
 def test_infinite_logits_of_unsteered_tokens_stay(random_model: Any, tmp_path: Path) -> None:

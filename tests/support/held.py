@@ -33,8 +33,8 @@ def hold(
     """Environment under which `HELD` does not come to its end until it gets a signal, or the file `until` exists.
 
     It is held when so many `answers` are complete, or so many `checkpoints` of a recording were written that count
-    other pairs than the one before. From so many `tokens` of an answer on, it computes one every `PAUSE` seconds, so that
-    what is shown can be seen to grow; an answer of thousands takes longer than any test waits.
+    other pairs than the one before. From so many `tokens` of an answer on, it computes one every `PAUSE` seconds: what
+    is shown can be seen to grow, and an answer of thousands takes longer than any test waits.
     """
     places = {"tokens": tokens, "answers": answers, "checkpoints": checkpoints}
     return {_VARIABLE: json.dumps(places | {"until": None if until is None else str(until)})}

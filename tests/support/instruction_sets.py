@@ -75,7 +75,7 @@ def build(isa: InstructionSet) -> Path:
 
 def features(env: dict[str, str]) -> set[str]:
     """What the library that is loaded was built for, by its own account."""
-    code = "from steermoe_local import _native; print(capi.llama_cpp().llama_print_system_info().decode())"
+    code = "from steermoe_local.llama import capi; print(capi.llama_cpp().llama_print_system_info().decode())"
     done = subprocess.run([sys.executable, "-P", "-c", code], env=env, capture_output=True, text=True, check=True)
     facts = (fact.split("=") for fact in done.stdout.replace("CPU :", "").split("|") if "=" in fact)
     return {name.strip() for name, value in facts if value.strip() == "1"}
