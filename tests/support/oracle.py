@@ -108,8 +108,8 @@ def score_allowance(z: Logits, function: str, exp: float = EXP) -> npt.NDArray[n
     if function == "sigmoid":
         return (exp + 2 * u) * score + _TINIEST
     assert function == "sqrt_softplus", function
-    off = (exp + u) / (1 + np.exp(-wide)) + u + 2 * u * score**2 + _TINIEST
-    return off / (score + np.sqrt(np.maximum(score**2 - off, 0))) + u * score
+    off = (exp + u) * (1 + np.tanh(wide / 2)) / 2 + u + 2 * u * score**2 + _TINIEST
+    return off / np.maximum(score + np.sqrt(np.maximum(score**2 - off, 0)), np.sqrt(off)) + u * score
 
 
 def weight_allowance(

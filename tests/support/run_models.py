@@ -33,7 +33,7 @@ def start(*args: Any, held: Mapping[str, str] | None = None, **kwargs: Any) -> s
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     environment = {name: text for name, text in os.environ.items() if not name.startswith("STEERMOE_BIAS")}
     program = [str(PROGRAM)] if held is None else HELD
-    options = pipes | {"env": environment | dict(held or {})} | kwargs
+    options: dict[str, Any] = pipes | {"env": environment | dict(held or {})} | kwargs
     return subprocess.Popen([*program, "run", *map(str, args)], **options)
 
 
