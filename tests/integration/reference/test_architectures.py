@@ -25,9 +25,9 @@ pytestmark = pytest.mark.reference
 # Of the largest logit. transformers unhooked computes as the reference does, but GELU by another formula than the table
 # in half precision of gemma4 (architectures_table.SMALL_DIFFERENCES): an F16 value is off by 2^-11 of itself.
 ORIGINAL = 2.0**-11
-# Not derived: what was seen, of the largest logit, where a step magnifies the error of its input. A state that goes from
-# token to token carries the errors of all tokens before; Granite multiplies embeddings, scores and residuals; a GELU out
-# of a table in half precision (gemma4) rounds near ties to neighbours.
+# Not derived: what was seen, of the largest logit, where a step magnifies the error of its input. A state that goes
+# from token to token carries the errors of all tokens before; Granite multiplies embeddings, scores and residuals; a
+# GELU out of a table in half precision (gemma4) rounds near ties to neighbours.
 CARRIED = {
     "qwen3next",
     "qwen3.5-moe",
