@@ -47,7 +47,7 @@ DETECT = "from steermoe_local.cli import main; main()"
 MEMORY = """
 import json, resource, sys, time
 from steermoe_local import record_counts
-from steermoe_local.pairs import PairsFile
+from steermoe_local.pairs.pairs import PairsFile
 model, pairs, threads = sys.argv[1:]
 record_counts(model, list(PairsFile(pairs))[:1], n_threads=int(threads))
 last, start = [], time.perf_counter()

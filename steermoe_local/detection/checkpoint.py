@@ -1,15 +1,15 @@
-"""What a recording has counted so far, in a file beside its result, so that a run can be interrupted at any moment.
+"""The checkpoint of a recording: what it has counted so far, in files beside its output, so that it can be resumed.
 
 `<output>.partial.npz` (no pickles): `a` (int64 [2, n_layer, n_expert]; positive, negative), `n` (int64 [2, n_layer])
 and `meta` (a JSON text: format, version, settings, next, n_pairs, n_skipped, journal). `settings` is all that must be
-the same to go on: model, pairs, what changes the counts. `next` is the place of the first pair that is not counted yet.
+the same to resume: model, pairs, and what changes the counts. `next` is the index of the first pair not counted yet.
 
 `<output>.partial.pairs`, only with per-pair counts: frames of eight bytes (two little-endian uint32: pairs, length) and
-as many bytes of zlib-deflated little-endian numbers: places of the pairs (int64), target tokens (int64 [pairs, 2]),
+as many bytes of zlib-deflated little-endian numbers: indices of the pairs (int64), target tokens (int64 [pairs, 2]),
 activations (uint32 [pairs, 2, n_layer, n_expert]). `journal` is how many bytes of it are valid.
 
-A checkpoint is replaced whole, and the journal grows before the checkpoint says so: whatever is killed leaves both
-valid. They are not meant for other versions of the program, or other machines' byte order.
+The checkpoint is replaced atomically, and the journal grows before the checkpoint counts the new bytes: a killed
+process leaves both valid. Other versions of the program, and machines of another byte order, do not read them.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _HEADER = struct.Struct("<II")
 
 @dataclass
 class Checkpoint:
-    """How far a recording has come.
+    """State of a recording.
 
-    `a` is int64 [2, n_layer, n_expert], `n` int64 [2, n_layer] (positive, negative). Pairs before place `next` are
+    `a` is int64 [2, n_layer, n_expert], `n` int64 [2, n_layer] (positive, negative). Pairs before index `next` are
     counted, or skipped.
     """
 
@@ -61,9 +61,9 @@ class Checkpoint:
 
 @dataclass(frozen=True, eq=False)
 class PairRecords:
-    """Counts of some pairs: `places` [pairs] in the pairs file, `n` [pairs, 2], `a` [pairs, 2, n_layer, n_expert]."""
+    """Counts of some pairs: `indices` [pairs] in the pairs file, `n` [pairs, 2], `a` [pairs, 2, n_layer, n_expert]."""
 
-    places: Int64
+    indices: Int64
     n: Int64
     a: npt.NDArray[np.uint32]
 
@@ -72,16 +72,16 @@ class CheckpointFile:
     """The checkpoint of one output, and its journal of per-pair counts."""
 
     def __init__(self, output: StrPath) -> None:
-        """`output` is the file that the run makes in the end."""
+        """`output` is the file that the run writes at its end."""
         self.path = Path(f"{os.fspath(output)}.partial.npz")
         self.journal = Path(f"{os.fspath(output)}.partial.pairs")
 
     def exists(self) -> bool:
-        """Is there something to go on from?"""
+        """Is there an interrupted run?"""
         return self.path.exists()
 
     def remove(self) -> None:
-        """Forget the run; also what a killed process left half written."""
+        """Remove the checkpoint, its journal, and temporary files of a killed process."""
         for path in (self.journal, self.path):
             path.unlink(missing_ok=True)
             for left in path.parent.glob(f".{_escaped(path.name)}.*.tmp"):
@@ -114,13 +114,13 @@ class CheckpointFile:
 
         Raises UsageError.
         """
-        parts = (records.places.astype("<i8"), records.n.astype("<i8"), records.a.astype("<u4"))
+        parts = (records.indices.astype("<i8"), records.n.astype("<i8"), records.a.astype("<u4"))
         data = zlib.compress(b"".join(part.tobytes() for part in parts), 1)
         target = require_writable(self.journal)
         try:
             with open(target, "r+b" if at else "wb") as file:
                 file.seek(at)
-                file.write(_HEADER.pack(len(records.places), len(data)) + data)
+                file.write(_HEADER.pack(len(records.indices), len(data)) + data)
                 file.truncate()
         except OSError as error:
             raise UsageError(f"{self.journal}: cannot be written: {error.strerror or error}") from error
@@ -142,7 +142,7 @@ class CheckpointFile:
                         raise ValueError("a frame of another length")
                     numbers = np.frombuffer(data, "<i8", 3 * n_pairs)
                     yield PairRecords(
-                        places=numbers[:n_pairs],
+                        indices=numbers[:n_pairs],
                         n=numbers[n_pairs:].reshape(n_pairs, 2),
                         a=np.frombuffer(data, "<u4", offset=24 * n_pairs).reshape(n_pairs, 2, *shape),
                     )

@@ -1,4 +1,4 @@
-"""A llama.cpp context that decodes groups of prompts and counts their targets' routing."""
+"""Decodes groups of prompts in a llama.cpp context and counts the routing of their targets."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["ContextOptions", "GroupDecoder"]
 Int64 = npt.NDArray[np.int64]
 
 _MAX_SEQUENCES = 256  # llama.cpp: LLAMA_MAX_SEQ
-_ROWS_A_PROMPT = 8  # shorter prompts do not fill a batch
-_STATES = 16  # sequences of a model that keeps a state for each of them
+_ROWS_A_PROMPT = 8  # expected tokens of a prompt; shorter prompts leave a batch partly empty
+_STATES = 16  # sequences for a recurrent model, which keeps a state for each
 
 
 @dataclass(frozen=True)
 class ContextOptions:
-    """As in `llama_cpp.Llama`."""
+    """Context parameters, named as in `llama_cpp.Llama`."""
 
     n_batch: int = 512
     n_ubatch: int = 512
@@ -38,10 +38,10 @@ class ContextOptions:
 
 
 class GroupDecoder:
-    """Counts group by group. Its context grows with the groups; between two groups it keeps `kept` and nothing else.
+    """Decodes groups one after another; a context manager. Its context grows with the largest group.
 
-    A group computes the same bits whenever it comes: `kept` is decoded alone, in cells of its own at the beginning of
-    the memory, and everything else is dropped.
+    Between two groups the memory keeps the tokens `kept` only, decoded alone in their own cells at the beginning. So a
+    group computes the same bits whatever was decoded before it.
     """
 
     def __init__(self, model: Any, shape: tuple[int, int], options: ContextOptions) -> None:
@@ -58,11 +58,9 @@ class GroupDecoder:
         self._ctx: Any = None
 
     def __enter__(self) -> GroupDecoder:
-        """Return itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Free the context."""
         self._stack.close()
 
     def count(self, group: Group) -> tuple[Int64, Int64]:
@@ -99,7 +97,7 @@ class GroupDecoder:
         params = capi.parallel_context_params(
             self._n_cells, max(options.n_batch, n_sequences), n_sequences, options.n_threads
         )
-        # what looks both ways has to be computed at once
+        # bidirectional attention needs the whole prompt in one ubatch
         params.n_ubatch = min(options.n_ubatch, options.n_batch) if self._causal else params.n_batch
         params.flash_attn_type = -1 if options.flash_attn == "auto" else int(options.flash_attn)
         if options.type_k is not None:
@@ -113,16 +111,16 @@ class GroupDecoder:
         self._recorder.set_stop(True)  # nobody reads this context's logits
         if self.kept:
             n = len(self.kept)
-            places = np.arange(n, dtype=np.int32)
+            positions = np.arange(n, dtype=np.int32)
             own = np.full(n, self.n_prompts, dtype=np.int32)
             nothing = np.full(n, -1, dtype=np.int32)
-            self._decode(np.asarray(self.kept, np.int32), places, own, np.arange(1, n + 1), nothing)
+            self._decode(np.asarray(self.kept, np.int32), positions, own, np.arange(1, n + 1), nothing)
 
     def _decode(self, tokens: Any, positions: Any, sequences: Any, ends: Int64, bins: Any) -> None:
         n_batch = self._options.n_batch
         if len(tokens) > n_batch and not self._causal:
             raise UsageError(
-                f"this model looks both ways, so {len(tokens)} tokens do not fit n_batch {n_batch}; raise it"
+                f"the model's attention is bidirectional: {len(tokens)} tokens do not fit n_batch {n_batch}; raise it"
             )
         for start in range(0, len(tokens), n_batch):
             part = slice(start, min(start + n_batch, len(tokens)))
@@ -137,7 +135,7 @@ class GroupDecoder:
 
 
 class _Batch:
-    """A `llama_batch` over NumPy arrays. A counted token is an output: the last layer routes no others."""
+    """A `llama_batch` over NumPy arrays. Counted tokens are outputs, because the last layer routes outputs only."""
 
     def __init__(self, n_rows: int) -> None:
         self._integers = np.zeros((3, n_rows), dtype=np.int32)  # tokens, positions, sequences of each
@@ -151,9 +149,9 @@ class _Batch:
             setattr(self._struct, name, ctypes.cast(array.ctypes.data, kinds[name]))
 
     def fill(self, tokens: Any, positions: Any, sequences: npt.NDArray[np.int32], ends: Int64, bins: Any) -> Any:
-        """The struct, valid until the next call."""
+        """Fill the struct and return it; it is valid until the next call."""
         n = len(tokens)
-        self._sequences = np.ascontiguousarray(sequences)  # kept: the pointers lead into it
+        self._sequences = np.ascontiguousarray(sequences)  # kept alive: the batch points into it
         starts = np.concatenate(([0], ends[:-1]))
         self._integers[0, :n] = tokens
         self._integers[1, :n] = positions

@@ -1,7 +1,7 @@
-"""Prompts that are decoded together: tokens that several of them begin with stand there once.
+"""Groups prompts for one decode; tokens of common beginnings are computed once.
 
-A group is a tree of tokens. A row is one token at one position; it belongs to every prompt that begins with it and with
-what stands before it, because attention is causal: nothing behind a token changes what the token computes.
+A group is a tree of tokens. A row is one token at one position. It belongs to every prompt that begins with the tokens
+on the path to it: attention is causal, so later tokens do not change what a token computes.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Int32 = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Rows in the order in which they are decoded: a token stands behind all that it attends to.
+    """Rows in decoding order: each token comes after all tokens that it attends to.
 
     Attributes:
         n_prompts: sequences 0 to n_prompts - 1.
-        n_kept: tokens at the beginning of every prompt that are in memory already, and not among the rows.
+        n_kept: tokens at the beginning of every prompt that are in memory already and have no row.
         tokens, positions: int32 [rows].
         sequences: int32, the prompts of row 0, of row 1, ..., ascending in each; `ends` int64 [rows]: where each ends.
         bins: int32 [rows], which counter takes the row; -1 for none.
@@ -45,7 +45,7 @@ class Group:
 
 
 class GroupBuilder:
-    """Takes prompts, a pair at a time, as long as they fit into one decode."""
+    """Collects prompts, a pair at a time, as long as they fit into one decode."""
 
     def __init__(self, *, n_rows: int, n_prompts: int, n_bins: int, kept: Sequence[int] = (), share: bool = True):
         """At most `n_rows` tokens to decode. `kept`: tokens that memory holds already."""
@@ -106,8 +106,8 @@ class GroupBuilder:
             tokens.extend(prompt.tokens)
             positions.extend(range(len(prompt.tokens)))
         bit = 1 << len(self._paths)
-        for place in prompt.target:
-            row = path[place]
+        for index in prompt.target:
+            row = path[index]
             bits = self._counted.get(row, 0)
             if bits:
                 self._bins[bits] -= 1
@@ -116,7 +116,7 @@ class GroupBuilder:
             self._counted[row] = bits | bit
             self._bins[bits | bit] += 1
         self._paths.append(path)
-        # up to where all prompts are what is kept; a counted token has to be decoded
+        # the beginning of all prompts that is in memory; counted tokens must be decoded
         self._n_kept = common_prefix(self._kept[: min(self._n_kept, *prompt.target)], prompt.tokens)
 
     def build(self) -> Group:

@@ -1,6 +1,6 @@
-"""Whether a model's chat template and tokenizer leave the targets of pairs where they can be counted.
+"""Checks pairs before recording: can each target be located under a model's chat template and tokenizer?
 
-Loads the vocabulary alone, so that a file of any size is checked in a moment, and renders just as recording does.
+Only the vocabulary is loaded, so that the check is quick for a model of any size. Rendering is the recorder's.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import Any
 from .._util.files import StrPath, parse_json
 from ..errors import PairsError
 from ..llama.rendering import LocatedTarget, Renderer, vocabulary
-from ..pairs.pairs import Pair, parse_pair
+from ..pairs.pairs import SIDES, Pair, parse_pair
 
 __all__ = ["CheckedPair", "CheckedSide", "Checker", "candidates"]
 
 _MAX_LINE = 64 << 20
-_SIDES = ("positive", "negative")
 
 
 @dataclass(frozen=True)
@@ -62,16 +61,16 @@ class CheckedPair:
     problem: str = ""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """(side, why it cannot be counted); the side is "" when the line holds no pair."""
+        """(side, why it cannot be counted); the side is "" when the line has no pair."""
         if self.problem:
             # pairs.py names the field first: "negative_target: ...", "positive[0].role: ..."
-            yield next((side for side in _SIDES if self.problem.startswith(side)), ""), self.problem
+            yield next((side for side in SIDES if self.problem.startswith(side)), ""), self.problem
         for side in self.sides:
             if side.problem:
                 yield side.name, side.problem
 
     def warnings(self, context: int = 0) -> Iterator[tuple[str, str]]:
-        """(side, what is odd about it); `context` is the longest prompt in tokens, 0 for no limit."""
+        """(side, warning); `context` is the longest prompt in tokens, 0 for no limit."""
         for side in self.sides:
             if context and side.n_tokens > context:
                 yield side.name, f"{side.n_tokens} tokens are more than the context of {context}"
@@ -83,9 +82,9 @@ class CheckedPair:
 
 
 def candidates(path: StrPath) -> Iterator[Pair | tuple[str, str]]:
-    """The pairs of a file; for a line that holds none, its name and what is wrong with it.
+    """The pairs of a file; for a line without a valid pair, its name and the problem.
 
-    Unlike `load_pairs` it goes on behind a bad line. Raises PairsError for a file that cannot be read or is empty.
+    Unlike `load_pairs` it continues after a bad line. Raises PairsError for a file that cannot be read or is empty.
     """
     ids: dict[str, int] = {}
     empty = True
@@ -176,7 +175,7 @@ class Checker:
         if isinstance(candidate, tuple):
             return CheckedPair(candidate[0], (), candidate[1])
         sides = []
-        for name, (side, target) in zip(_SIDES, candidate.sides(), strict=True):
+        for name, (side, target) in zip(SIDES, candidate.sides(), strict=True):
             try:
                 sides.append(CheckedSide(name, self._renderer.located(side, target)))
             except PairsError as error:

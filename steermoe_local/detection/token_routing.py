@@ -1,4 +1,4 @@
-"""Which experts each single token of a text selects."""
+"""Records which experts each single token of a text selects."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def selected_experts(
     type_v: int | None = None,
     flash_attn: bool | Literal["auto"] | None = None,
 ) -> Iterator[npt.NDArray[np.bool_]]:
-    """Put texts, (tokens, first, last) each, through a model, unsteered, and tell what tokens [first, last) select.
+    """Decode texts, (tokens, first, last) each, unsteered, and return the experts that tokens [first, last) select.
 
     Yields bool [last - first, n_layer, n_expert] for each text; in layers without a router all is False. The weights
     are the model's, the context is one of its own. Raises UsageError, ModelError (no experts), NativeError.
@@ -51,7 +51,7 @@ def selected_experts(
 
 
 def _one_bin_a_token(tokens: Sequence[int], start: int) -> Group:
-    """A text as one prompt, whose tokens from `start` on are counted, each by itself."""
+    """A text as one prompt whose tokens from `start` on are counted in a bin each."""
     n, counted = len(tokens), len(tokens) - start
     bins = np.full(n, -1, dtype=np.int32)
     bins[start:] = np.arange(counted)

@@ -1,6 +1,7 @@
-"""Where a model's layers and tensors go: devices, RPC servers and tensor overrides, as llama.cpp's common/arg.cpp does.
+"""Places a model's layers and tensors on devices and RPC servers, as llama.cpp's common/arg.cpp does.
 
-`llama_cpp.Llama` has no arguments for these; they are set in the C structs at the moment it hands them over.
+`llama_cpp.Llama` has no arguments for devices and tensor overrides, so they are set in the C structs that it passes to
+llama.cpp.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class _Override(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Placement:
-    """Values for `llama_model_params.devices` and `.tensor_buft_overrides`, kept alive as long as the model lives."""
+    """Values of `llama_model_params.devices` and `.tensor_buft_overrides`. Keep it as long as the model lives."""
 
     devices: Any = None
     overrides: Any = None
@@ -56,7 +57,7 @@ class Placement:
         overrides: Mapping[str, str] | Sequence[tuple[str, str]] = (),
         rpc_servers: Sequence[str] = (),
     ) -> Placement:
-        """Look up names.
+        """Look up devices and buffer types by name.
 
         Args:
             devices: names of devices to offload to, in order; empty for none; None for all.
@@ -213,11 +214,11 @@ def _greet(host: str, port: int, known: bool = False) -> None:
 
 @cache
 def _function(name: str, result: Any, *arguments: Any) -> Any:
-    """A function of libllama or of the libraries that it is linked to."""
+    """Look up a function of libllama or of a library that it links to."""
     for library in _libraries():
         if hasattr(library, name):
             address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
-            # a function object of our own: the library's attribute is shared with whoever wants other types
+            # a function object of our own: others may set other argument types on the library's attribute
             return ctypes.CFUNCTYPE(result, *arguments)(address or 0)
     raise NativeError(f"the native library has no {name}; install steermoe-local again")
 
@@ -225,13 +226,13 @@ def _function(name: str, result: Any, *arguments: Any) -> Any:
 @cache
 def _libraries() -> list[Any]:
     libraries = [llama_cpp().llama_cpp._lib]
-    if sys.platform == "win32":  # there a library's functions are found in itself alone
+    if sys.platform == "win32":  # a DLL does not export the functions of the DLLs that it links to
         libraries += [ctypes.CDLL(str(library_folder() / name)) for name in ("ggml.dll", "ggml-base.dll")]
     return libraries
 
 
 def _every_device(rpc_servers: Sequence[str]) -> Iterator[Any]:
-    """Devices of this machine and of the servers; of another server even to ask may end the process."""
+    """Devices of this machine and of the given servers. Asking a server that is gone can end the process."""
     count = _function("ggml_backend_dev_count", ctypes.c_size_t)
     get = _function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
     for device in map(get, range(count())):
@@ -259,7 +260,7 @@ def _devices(rpc_servers: Sequence[str]) -> dict[str, Any]:
 
 
 def _all_of(devices: Mapping[str, Any]) -> list[Any]:
-    """What llama.cpp takes by itself: servers, then GPUs, or integrated GPUs where there are no others."""
+    """llama.cpp's default choice: RPC servers, then GPUs, or integrated GPUs where there are no others."""
     remote = [device for device in devices.values() if _is_rpc(device)]
     local = [device for device in devices.values() if not _is_rpc(device)]
     gpus = [device for device in local if _kind(device) == _GPU_DEVICE]

@@ -1,4 +1,4 @@
-"""ctypes for native/include/steermoe.h: its functions with Python types and exceptions. The header documents them."""
+"""ctypes binding of native/include/steermoe.h, with Python types and exceptions. The header documents the functions."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class _LayerInfo(ctypes.Structure):
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """How a layer routes, as the context built it (steermoe_get_layer_info)."""
+    """How a layer routes, according to the graph that the context built (steermoe_get_layer_info)."""
 
     gating: str
     n_expert: int
@@ -125,7 +125,7 @@ def _lib() -> ctypes.CDLL:
 
 
 def _check(status: int) -> None:
-    """Raise what a steermoe_status stands for."""
+    """Raise the exception of a steermoe_status."""
     if status == 0:
         return
     message = _lib().steermoe_last_error().decode("utf-8", "replace")
@@ -134,7 +134,7 @@ def _check(status: int) -> None:
 
 
 class NativeBias:
-    """A `struct steermoe_bias`: made from values, or loaded from a file. Freed with the object."""
+    """A `struct steermoe_bias`, made from values or loaded from a file; freed with the object."""
 
     def __init__(self, handle: ctypes.c_void_p) -> None:
         self._handle = handle
@@ -191,7 +191,7 @@ class NativeBias:
 
 @contextmanager
 def unsteered_environment() -> Iterator[None]:
-    """Hide STEERMOE_BIAS from contexts made inside: it is for programs that have no argument for steering."""
+    """Make contexts inside ignore STEERMOE_BIAS, which is for programs without an argument for steering."""
     named = os.environ.pop("STEERMOE_BIAS", None)
     try:
         yield
@@ -247,7 +247,7 @@ def decode(ctx: Any, batch: Any, rows: Sequence[tuple[int, int, int, bool]]) -> 
 
 
 def logits(ctx: Any, row: int, n_vocab: int) -> Any:
-    """The logits of a row of the last decode, a buffer of `n_vocab` floats that stands until the next one.
+    """The logits of a row of the last decode, a buffer of `n_vocab` floats, valid until the next decode.
 
     np.ctypeslib.as_array would take several times as long, for each token. Raises NativeError.
     """
@@ -292,7 +292,7 @@ def attach_sequence(ctx: Any, sequence: int, bias: NativeBias | None, force: boo
 
 
 def detach_sequence(ctx: Any, sequence: int) -> None:
-    """Put a sequence under the steering of its context again (steermoe_detach_seq). Raises NativeError."""
+    """Give a sequence the steering of its context again (steermoe_detach_seq). Raises NativeError."""
     _check(_lib().steermoe_detach_seq(ctx, sequence))
 
 
@@ -331,7 +331,7 @@ class NativeRecorder:
         context_params.cb_eval_user_data = self._handle
 
     def bind(self, ctx: Any) -> None:
-        """Name the context that calls the recorder; before it nothing is counted."""
+        """Set the context whose decodes are counted; nothing is counted before."""
         _check(_lib().steermoe_recorder_bind(self._handle, ctx))
 
     def set_mask(self, bins: Sequence[int]) -> None:
@@ -340,11 +340,11 @@ class NativeRecorder:
         _check(_lib().steermoe_recorder_set_mask(self._handle, array, len(bins)))
 
     def set_stop(self, stop: bool) -> None:
-        """Leave what follows the last router uncomputed; the logits are garbage then."""
+        """Stop each decode after the last router; the context's logits are then undefined."""
         _lib().steermoe_recorder_set_stop(self._handle, stop)
 
     def reset(self) -> None:
-        """Set all counts to zero."""
+        """Set all counts to 0."""
         _lib().steermoe_recorder_reset(self._handle)
 
     def counts(self) -> tuple[Any, Any]:

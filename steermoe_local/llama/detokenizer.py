@@ -1,4 +1,4 @@
-"""The bytes of tokens as text, piece by piece: whole characters only, and nothing of a stop string."""
+"""Streams the bytes of tokens as text: whole characters only, and nothing of a stop string."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["TextStream"]
 
 
 class TextStream:
-    """Text of an answer while its bytes come in.
+    """Incremental text of an answer.
 
-    However the bytes are split, the joined text and `stop` are the same: bytes that are no UTF-8 become U+FFFD, and the
-    text ends before the stop string that is complete first (of several that end at one place, before the longest).
+    The joined text and `stop` do not depend on how the bytes are split. Bytes that are not UTF-8 become U+FFFD. The
+    text ends before the stop string that is complete first (of several that end at one position, the longest).
     """
 
     def __init__(self, stops: Iterable[str] = ()) -> None:
@@ -20,12 +20,12 @@ class TextStream:
         self.stop: str | None = None  # the stop string that was found
         self._stops = tuple(sorted(set(stops), key=len, reverse=True))
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""  # might begin a stop string
+        self._held = ""  # may be the beginning of a stop string
 
     def feed(self, data: bytes, *, final: bool = False) -> str:
-        """Take bytes; returns the text that is now certain, "" once a stop string was found.
+        """Add bytes; return the text that is now certain, "" once a stop string was found.
 
-        `final` gives out what was held back as well: nothing follows.
+        `final`: no bytes follow, so text that was held back is returned as well.
         """
         if self.stop is not None:
             return ""
@@ -44,7 +44,7 @@ class TextStream:
         return min(ends)[1:] if ends else None
 
     def _possible_beginning(self, text: str) -> int:
-        """Length of the longest end of `text` with which a stop string begins."""
+        """Length of the longest suffix of `text` that is a prefix of a stop string."""
         longest = min(len(text), max((len(stop) for stop in self._stops), default=0))
         for length in range(longest, 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stops):

@@ -1,4 +1,5 @@
-"""The one place that imports `llama_cpp`, over the patched libraries of this package (`steermoe_local/lib`).
+"""Imports `llama_cpp` over the patched libraries of this package (`steermoe_local/lib`); no other module imports it
+first.
 
 Another version than the pinned one is refused, because its ctypes structs must be those of the library.
 """
@@ -32,7 +33,7 @@ def pinned_version() -> str:
 
 
 def library_folder() -> Path:
-    """Where the patched libraries are: in this package, or in the installed package when this is a source tree.
+    """The folder of the patched libraries: in this package, or in the installed package when this is a source tree.
 
     STEERMOE_LIB_PATH names another folder, for example of a build with other backends.
     """
@@ -117,7 +118,7 @@ def _take_log(module: Any) -> None:
 
 
 def take_log_error() -> str:
-    """What llama.cpp first said of a failure since the last call, one line; "" if nothing."""
+    """The first error that llama.cpp logged since the last call, in one line; "" for none."""
     take = llama_cpp().llama_cpp._lib.steermoe_log_take_error
     take.argtypes, take.restype = (ctypes.c_char_p, ctypes.c_size_t), ctypes.c_size_t
     buffer = ctypes.create_string_buffer(1024)

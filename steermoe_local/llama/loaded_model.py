@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
 from ..identity import ModelIdentity
 from . import capi
 
-__all__ = ["can_share", "is_causal", "loaded_identity"]
+__all__ = ["can_share", "is_causal", "loaded_identity", "open_model"]
 
-_OWN_SEQUENCES = ("deepseek4",)  # llama.cpp's memory for it wants tokens of one sequence only
+_OWN_SEQUENCES = ("deepseek4",)  # llama.cpp's memory for it takes tokens of one sequence only
 _BOTH_WAYS = ("llada-moe", "rnd1")  # llama.cpp: hparams.causal_attn
 
 
 def loaded_identity(model: Any) -> ModelIdentity:
-    """Identity of a loaded model (llama_cpp's `LlamaModel`), from llama.cpp's own view of it.
+    """Identity of a loaded model (llama_cpp's `LlamaModel`), as llama.cpp reports it.
 
     Raises ModelError for a model without experts, FormatError for impossible numbers of them.
     """
@@ -34,16 +38,16 @@ def loaded_identity(model: Any) -> ModelIdentity:
 
 
 def is_causal(model: Any) -> bool:
-    """Does a token of a `LlamaModel` attend to what stands before it only? Diffusion models look both ways."""
+    """Is the attention of a `LlamaModel` causal? That of diffusion models is bidirectional."""
     metadata = model.metadata()
     architecture = metadata.get("general.architecture", "")
     return architecture not in _BOTH_WAYS and metadata.get(f"{architecture}.attention.causal") != "false"
 
 
 def can_share(model: Any) -> bool:
-    """Can a token in the memory of a `LlamaModel` belong to several sequences, whatever stands behind it?
+    """Can sequences of a `LlamaModel` share the memory of a common beginning?
 
-    Recurrent states cannot be split.
+    Recurrent states cannot be shared by prefix.
     """
     lib = capi.llama_cpp()
     return is_causal(model) and not (
@@ -51,3 +55,26 @@ def can_share(model: Any) -> bool:
         or lib.llama_model_is_hybrid(model.model)
         or model.metadata().get("general.architecture") in _OWN_SEQUENCES
     )
+
+
+@contextlib.contextmanager
+def open_model(path: str | os.PathLike[str], *, verbose: bool = False, **params: Any) -> Iterator[Any]:
+    """Load a GGUF file as llama_cpp's `LlamaModel`, without a context; closed at the end.
+
+    `params` are fields of `llama_model_params`, such as `n_gpu_layers` or `vocab_only`. Raises ModelError.
+    """
+    if not Path(path).is_file():
+        raise ModelError(f"{path}: no such file; give the path of a GGUF model")
+    lib = capi.llama_cpp()
+    from llama_cpp import _internals
+    from llama_cpp._logger import set_verbose
+
+    set_verbose(verbose)
+    lib.llama_backend_init()
+    model_params = lib.llama_model_default_params()
+    for name, value in params.items():
+        setattr(model_params, name, value)
+    with capi.loading(path):
+        model = _internals.LlamaModel(path_model=os.fspath(path), params=model_params, verbose=verbose)
+    with contextlib.closing(model):
+        yield model

@@ -1,7 +1,7 @@
 """llama.cpp's quantizer, `llama_model_quantize`, in a process of its own.
 
-The call takes minutes, cannot be told to stop, and aborts on some files: a child can be ended by Ctrl-C, and takes
-nobody with it. Run as a module, this file is that child.
+The call takes minutes, cannot be cancelled, and aborts the process on some files; in a child process it can be ended by
+Ctrl-C and an abort is an error. Run as a module, this file is that child.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .library import llama_cpp, take_log_error
 
 __all__ = ["quantize_file"]
 
-_POLL = 0.2  # seconds between two looks at how far it is
+_POLL = 0.2  # seconds between two progress reports
 
 
 def quantize_file(
@@ -35,8 +35,8 @@ def quantize_file(
 ) -> None:
     """Write `source` (of a split model the first part) to `target` as llama.h's `enum llama_ftype` `number`.
 
-    `requantize`: also tensors that are quantized already. `on_bytes` is called now and then with the bytes that are
-    written. On an interrupt the child is ended; what it wrote is the caller's to remove.
+    `requantize`: also tensors that are quantized already. `on_bytes` is called now and then with the number of bytes
+    written. An interrupt ends the child; the caller removes what it wrote.
 
     Raises NativeError with llama.cpp's reason.
     """
@@ -49,7 +49,7 @@ def quantize_file(
         tempfile.TemporaryFile() as log,
         subprocess.Popen(
             [sys.executable, "-m", __spec__.name, *arguments],
-            stdin=subprocess.PIPE,  # closed with this process, whatever ends it: the child ends, too
+            stdin=subprocess.PIPE,  # closes when this process ends, however it ends; the child then ends too
             stdout=subprocess.DEVNULL,
             stderr=log,
             env=os.environ | {"PYTHONPATH": path},
@@ -77,14 +77,14 @@ def quantize_file(
 
 
 def _end_with_parent(target: str) -> None:
-    """Wait until nobody holds the other end of stdin, then stop in the middle of what is done."""
+    """End this process, without its partial output, when the parent is gone and stdin is closed."""
     os.read(0, 1)
     Path(target).unlink(missing_ok=True)
     os._exit(1)
 
 
 def _reason() -> str:
-    """llama.cpp's error in one line, without the frames that it draws."""
+    """llama.cpp's error in one line, without its box characters."""
     words = [line.strip(" =\r") for line in take_log_error().splitlines()]
     return "; ".join(word for word in words if word) or "no reason given"
 
@@ -92,7 +92,7 @@ def _reason() -> str:
 def main(arguments: Sequence[str]) -> int:
     """Quantize; the last line on stderr is the reason of a failure."""
     source, target, number, n_threads, requantize = arguments
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells the whole group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal signals the whole group; the parent decides
     threading.Thread(target=_end_with_parent, args=(target,), daemon=True).start()
     lib = llama_cpp()
     params = lib.llama_model_quantize_default_params()

@@ -1,4 +1,4 @@
-"""Tell a model's reasoning from its answer while the text comes in, by the markers of its chat template."""
+"""Splits streamed text into reasoning and answer by the markers of the model's chat template."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Tags:
-    """Markers around the reasoning at the beginning of a reply, and around the answer behind it, where it has some."""
+    """Markers around the reasoning at the beginning of a reply and, optionally, around the answer after it."""
 
     opening: str
     closing: str
@@ -45,14 +45,14 @@ _START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 _ENDS = ("<|end|>", "<|return|>", "<|call|>")
 _HARMONY = (_START, _CHANNEL, _MESSAGE, *_ENDS, "<|constrain|>")
 _ROLE = "assistant"
-_LONGEST_HEADER = 200  # characters; what is longer is text of a model that has left the format
+_LONGEST_HEADER = 200  # characters; a longer one is text of a model that left the format
 
 
 @dataclass(frozen=True)
 class ReasoningStyle:
-    """How a model marks its reasoning: `tags`, or harmony's channels if it is None.
+    """How a model marks its reasoning: by `tags`, or by harmony's channels if that is None.
 
-    `prefix` is what the prompt's end has begun already: the template may open the reasoning itself.
+    `prefix` is the part of the reply that the prompt already ends with: a template may open the reasoning itself.
     """
 
     tags: Tags | None
@@ -60,7 +60,7 @@ class ReasoningStyle:
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """The texts that mark; where they are control tokens, they have to be detokenized (`Request.special`)."""
+        """All marker texts. Those that are control tokens must be detokenized (`Request.special`)."""
         if self.tags is None:
             return _HARMONY
         tags = self.tags
@@ -68,7 +68,7 @@ class ReasoningStyle:
 
 
 def reasoning_style(template: str, prompt: str = "") -> ReasoningStyle | None:
-    """The style that a chat template knows, None if it knows none; `prompt` is what the model is given to go on from.
+    """The reasoning style of a chat template, None if no known markers are in it; `prompt` is the rendered prompt.
 
     A reply to a prompt that ends with the opening marker begins inside the reasoning.
     """
@@ -83,27 +83,27 @@ def reasoning_style(template: str, prompt: str = "") -> ReasoningStyle | None:
 
 
 class ReasoningSplitter:
-    """Splits a reply as it comes. However the text is cut into pieces, the parts join to the same texts.
+    """Splits a streamed reply. The joined parts do not depend on how the text is cut into pieces.
 
-    Markers are left out, and so is the blank space around tags. Nothing else is lost: an opening tag behind the
-    beginning of the answer is text, and a reply that leaves its format is answer.
+    Markers and the blank space around tags are left out, nothing else: an opening tag after the beginning of the answer
+    is text, and a reply that leaves its format is answer.
     """
 
     def __init__(self, style: ReasoningStyle | None) -> None:
-        """`style` None: all is answer."""
+        """`style` None: everything is answer."""
         self._machine = None if style is None else (_Harmony() if style.tags is None else _Tagged(style.tags))
         if style is not None and style.prefix:
             self.feed(style.prefix)
 
     def feed(self, text: str) -> list[Part]:
-        """Parts of what is certain by now, in order; a text that may become a marker waits."""
+        """Add text; return the parts that are certain, in order. Text that may become a marker is held back."""
         if self._machine is None:
             return [Part("answer", text)] if text else []
         self._machine.held += text
         return _merged(self._machine.run(last=False))
 
     def finish(self) -> list[Part]:
-        """What waited, at the end of the reply."""
+        """End the reply: return the parts that were held back."""
         return [] if self._machine is None else _merged(self._machine.run(last=True))
 
 
@@ -116,13 +116,13 @@ def split_reasoning(text: str, style: ReasoningStyle | None) -> tuple[str, str]:
 
 
 class _Tagged:
-    """Blank space, [reasoning, blank space], answer."""
+    """Parser of: blank space, [reasoning, blank space], answer."""
 
     def __init__(self, tags: Tags) -> None:
         self.held = ""
         self._tags = tags
         self._state: Literal["start", "reasoning", "between", "answer"] = "start"
-        self._fresh = True  # nothing of the present part was given yet
+        self._fresh = True  # no text of the current part was yielded yet
 
     def run(self, last: bool) -> Iterator[tuple[Kind, str]]:
         going = True
@@ -135,7 +135,7 @@ class _Tagged:
                 going = yield from self._inside("answer", self._tags.answer_closing, last)
 
     def _before(self, last: bool) -> bool:
-        """Look for what opens a part; False: it cannot be known yet."""
+        """Look for a marker that opens a part; False: more text is needed."""
         text = self.held.lstrip()
         states = {self._tags.opening: "reasoning", self._tags.answer_opening: "answer"}
         for marker in filter(None, states):
@@ -150,7 +150,7 @@ class _Tagged:
         return True
 
     def _inside(self, kind: Kind, closing: str, last: bool) -> Generator[tuple[Kind, str], None, bool]:
-        """Give the text of a part up to its closing marker; the generator returns whether to go on."""
+        """Yield the text of a part up to its closing marker; return whether more can be parsed."""
         if self._fresh:
             self.held = self.held.lstrip()
         end = self.held.find(closing) if closing else -1
@@ -175,14 +175,14 @@ class _Tagged:
 
 
 class _Harmony:
-    """Headers up to <|message|>, then a text up to an end; the header's channel says what the text is."""
+    """Parser of harmony: header up to <|message|>, text up to an end marker; the header's channel gives its kind."""
 
     def __init__(self) -> None:
         self.held = ""
         self._header: str | None = ""  # None: inside a text
         self._kind: Kind = "answer"
         self._given: set[Kind] = set()
-        self._parted = True  # the present text needs no blank line before it
+        self._parted = True  # the current text needs no blank line before it
 
     def run(self, last: bool) -> Iterator[tuple[Kind, str]]:
         while True:
@@ -225,7 +225,7 @@ class _Harmony:
             self._header = (self._header or "") + marker
 
     def _leave_header(self) -> Iterator[tuple[Kind, str]]:
-        """A header that never came to its message: what has no channel was an answer without format."""
+        """End a header without <|message|>: without a channel it is an answer of a model that left the format."""
         header, self._header = self._header, None
         if header and _CHANNEL not in header and header.removeprefix(_ROLE).strip():
             self._begin("answer")
@@ -236,7 +236,7 @@ class _Harmony:
 
 
 def _merged(parts: Iterable[tuple[Kind, str]]) -> list[Part]:
-    """Without empty parts, neighbours of a kind joined."""
+    """Join neighbouring parts of a kind and drop empty ones."""
     merged: list[Part] = []
     for kind, text in parts:
         if merged and merged[-1][0] == kind:
@@ -247,13 +247,13 @@ def _merged(parts: Iterable[tuple[Kind, str]]) -> list[Part]:
 
 
 def _first(text: str, markers: tuple[str, ...]) -> tuple[int, str] | None:
-    """The first marker in a text, and where it stands."""
+    """Position of the first marker in a text, and the marker."""
     found = [(text.find(marker), marker) for marker in markers]
     return min(((start, marker) for start, marker in found if start >= 0), default=None)
 
 
 def _partial(text: str, markers: tuple[str, ...]) -> int:
-    """Length of the longest end of the text that begins a marker."""
+    """Length of the longest suffix of the text that is a prefix of a marker."""
     longest = max(len(marker) for marker in markers) - 1
     for n in range(min(longest, len(text)), 0, -1):
         if any(marker.startswith(text[-n:]) for marker in markers):

@@ -1,4 +1,4 @@
-"""Prompts as a model sees them: chat template, tokens, and the tokens of a target."""
+"""Renders prompts with a model's chat template, tokenizes them, and locates the tokens of a target."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import functools
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError, PairsError, UsageError
 from ..pairs.pairs import Message, Side, last_exact_run, locate_target, target_tokens
 from . import capi
+from .loaded_model import open_model
 from .reasoning import ReasoningStyle, reasoning_style
 from .tokenizing import tokenize
 
@@ -30,7 +31,7 @@ __all__ = [
     "vocabulary_renderer",
 ]
 
-# What Renderer gives to every template itself.
+# Variables that Renderer gives to every template.
 _OWN_ARGUMENTS = {"messages", "add_generation_prompt", "bos_token", "eos_token", "raise_exception", "strftime_now"}
 _OWN_ARGUMENTS |= {"functions", "function_call", "tools", "tool_choice"}
 
@@ -52,7 +53,7 @@ class RenderedPrompt:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Tokens of one side of a pair, cut behind the target, and which of them are the target's."""
+    """Tokens of one side of a pair up to the end of its target, and the indices of the target's tokens."""
 
     tokens: list[int]
     target: list[int]
@@ -60,9 +61,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class LocatedTarget:
-    """One side of a pair as the model sees it: the rendered text, the target's bytes [start, end), tokens.
+    """One side of a pair, rendered: text, byte range [start, end) of the target in it, tokens.
 
-    `tokens` are those of the whole text, `target` the indices of the target's. `as_paper` tells whether the rule of
+    `tokens` are those of the whole text, `target` the indices of the target's. `as_paper`: whether the rule of
     the paper's code (the last exact run of the target's own tokens) finds the same tokens; None: it finds none.
     """
 
@@ -75,16 +76,16 @@ class LocatedTarget:
 
     @property
     def n_needed(self) -> int:
-        """Tokens up to the target's last one; what follows is not decoded."""
+        """Number of tokens up to the target's last one; later ones are not decoded."""
         return self.target[-1] + 1
 
 
 class Renderer:
     """Renders and tokenizes for one loaded model (llama_cpp's `LlamaModel`).
 
-    `thinking` turns the template's switch for thinking on or off, where it has one; `template_arguments` are further
-    variables for the template, which come before the switch. Raises UsageError for variables that are given anyway,
-    ModelError for a model without a tokenizer.
+    `thinking` sets the template's switch for thinking, if it has one; `template_arguments` are further variables for
+    the template and win over the switch. Raises UsageError for variables that the renderer sets itself, ModelError for
+    a model without a tokenizer.
     """
 
     def __init__(
@@ -101,10 +102,10 @@ class Renderer:
         self._bytes: dict[int, bytes] = {}  # of the tokens seen so far
 
     def text(self, side: Side, *, generation_prompt: bool = False) -> str:
-        """The prompt's text: a plain text as it is, messages through the model's chat template.
+        """Text of the prompt: a plain text unchanged, messages through the model's chat template.
 
-        `generation_prompt` adds what makes the model answer. Raises PairsError when the model has no template, or the
-        template refuses the messages.
+        `generation_prompt` adds the header of the assistant's turn. Raises PairsError when the model has no template,
+        or the template refuses the messages.
         """
         if isinstance(side, str):
             return side
@@ -112,7 +113,7 @@ class Renderer:
             raise PairsError("the model has no chat template; write the pairs' sides as plain texts")
         try:
             return self._render([message.to_dict() for message in side], generation_prompt)
-        except Exception as error:  # templates are code of the model's makers and raise anything
+        except Exception as error:  # a template is foreign code and may raise anything
             raise PairsError(f"the model's chat template refuses these messages: {error}") from error
 
     def render(self, prompt: str | Sequence[Message]) -> RenderedPrompt:
@@ -131,7 +132,7 @@ class Renderer:
         return RenderedPrompt(text, self.tokenize(text, add_special=False), False, style, has_control_markers)
 
     def chat_text(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
-        """The text of a conversation; each message has `role`, `content` and what else the template reads.
+        """Text of a conversation; each message has `role`, `content` and other fields that the template reads.
 
         `variables` (such as `tools`) go to the template besides `template_arguments`. Raises ModelError when the model
         has no template, UsageError when the template refuses the messages.
@@ -180,9 +181,9 @@ class Renderer:
         return self._metadata.get("tokenizer.chat_template", "")
 
     def prompt(self, side: Side, target: str) -> Prompt:
-        """Tokens up to the target's last one, and the places of the target's tokens in them.
+        """Tokens up to the target's last one, and the indices of the target's tokens.
 
-        What follows the target cannot change its routing (attention is causal), so it is cut off.
+        Attention is causal: later tokens cannot change the target's routing, so they are cut off.
         Raises PairsError when the target cannot be located.
         """
         found = self.located(side, target)
@@ -190,7 +191,7 @@ class Renderer:
 
     @property
     def template_arguments(self) -> dict[str, Any]:
-        """The variables for the template: its switches for thinking, and those that the caller gave."""
+        """Variables that the template gets: its switches for thinking, and those given to the constructor."""
         switches = thinking_arguments(self.template, self._thinking)
         return switches | self._template_arguments
 
@@ -219,7 +220,7 @@ class Renderer:
         return tokenize(self._model, text, pre=pre, add_special=add_special, parse_special=parse_special)
 
     def any_control(self, texts: Collection[str]) -> bool:
-        """Is one of the texts a control token, whose text is only seen when such tokens are asked for?"""
+        """Is one of the texts a control token? Those are detokenized only on request."""
         return not set(texts).isdisjoint(self._control_tokens())
 
     def _control_tokens(self) -> list[str]:
@@ -303,8 +304,8 @@ def thinking_arguments(template: str, thinking: bool) -> dict[str, Any]:
 
 @functools.cache
 def _variables(template: str) -> frozenset[str]:
-    """Names that a template looks up from outside; none for one that cannot be parsed."""
-    capi.llama_cpp()  # before anything of the package: it says where the libraries are
+    """Undeclared variables of a template; none for one that cannot be parsed."""
+    capi.llama_cpp()  # sets the library path, so it comes before other imports of llama_cpp
     import jinja2
     from jinja2 import meta
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
@@ -313,29 +314,15 @@ def _variables(template: str) -> frozenset[str]:
     try:
         return frozenset(meta.find_undeclared_variables(jinja2.Environment(extensions=extensions).parse(template)))
     except (jinja2.TemplateSyntaxError, RecursionError):
-        return frozenset()  # rendering says what is wrong with it
+        return frozenset()  # rendering reports the error
 
 
-@contextlib.contextmanager
-def vocabulary(path: str | os.PathLike[str], *, verbose: bool = False) -> Iterator[Any]:
-    """Load no more of a GGUF file than its vocabulary and metadata: enough to render and tokenize (`LlamaModel`).
+def vocabulary(path: str | os.PathLike[str], *, verbose: bool = False) -> AbstractContextManager[Any]:
+    """Load only the vocabulary and metadata of a GGUF file, enough to render and tokenize (`LlamaModel`).
 
     Raises ModelError.
     """
-    if not Path(path).is_file():
-        raise ModelError(f"{path}: no such file; give the path of a GGUF model")
-    lib = capi.llama_cpp()
-    from llama_cpp import _internals
-    from llama_cpp._logger import set_verbose
-
-    set_verbose(verbose)
-    lib.llama_backend_init()
-    params = lib.llama_model_default_params()
-    params.vocab_only = True
-    with capi.loading(path):
-        model = _internals.LlamaModel(path_model=os.fspath(path), params=params, verbose=verbose)
-    with contextlib.closing(model):
-        yield model
+    return open_model(path, verbose=verbose, vocab_only=True)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""How the next token is drawn: llama.cpp's samplers in the order of its programs."""
+"""Samples the next token with llama.cpp's samplers, in the order of its programs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float3
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn, as llama.cpp names it; temperature 0 takes the likeliest token.
+    """Sampling parameters under llama.cpp's names; temperature 0 is greedy.
 
     `top_k` 0, `top_p` 1, `min_p` 0, `repeat_penalty` 1 and penalties of 0 switch these samplers off.
     `repeat_last_n` is how many tokens, the prompt's included, the penalties look back; -1: as many as n_ctx. `seed`
@@ -75,10 +75,10 @@ class Sampling:
 
 
 class Sampler:
-    """Draws the tokens of one answer. The same seed and the same logits give the same tokens."""
+    """Samples the tokens of one answer. The same seed and the same logits give the same tokens."""
 
     def __init__(self, vocab: Any, sampling: Sampling, prompt: Sequence[int], n_ctx: int) -> None:
-        """`prompt` is what the penalties look back on. Raises UsageError (a grammar or a token that is none)."""
+        """The penalties look back on `prompt`. Raises UsageError (an invalid grammar or token)."""
         lib = capi.llama_cpp()
         self._free = lib.llama_sampler_free  # kept: modules are gone when the interpreter ends
         self._chain: Any = None
@@ -140,7 +140,7 @@ class Sampler:
         return None if logit == -math.inf else token
 
     def accept(self, token: int) -> None:
-        """Tell the penalties and the grammar which token was taken: one that `sample` gave, no end of generation."""
+        """Advance penalties and grammar by the token that `sample` returned (not an end of generation)."""
         lib = capi.llama_cpp()
         if self._grammar:
             lib.llama_sampler_accept(self._grammar, token)
@@ -180,7 +180,7 @@ class Sampler:
 
 
 def _biases(lib: Any, vocab: Any, n_vocab: int, sampling: Sampling) -> dict[int, float]:
-    """What is added to logits; the model's own list of tokens that it must not say included."""
+    """Logit biases by token, including -inf for the tokens that the model's vocabulary suppresses."""
     for token in sampling.logit_bias:
         if not 0 <= token < n_vocab:
             raise UsageError(f"logit_bias: token {token}, but the vocabulary has 0 to {n_vocab - 1}")

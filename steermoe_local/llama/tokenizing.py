@@ -1,8 +1,8 @@
-"""Tokens of a text, however long its words are.
+"""Tokenizes texts with words of any length.
 
-Many of llama.cpp's BPE tokenizers cut a text into words by std::regex, which recurses as deep as what it matches is
-long: about 320 bytes of stack a character (libstdc++, x86-64), so that some 26,000 letters without a blank end the
-process on 8 MiB. Texts with such words are tokenized in a thread that has stack enough.
+Many of llama.cpp's BPE tokenizers split a text into words by std::regex, whose recursion is as deep as the match is
+long: about 320 bytes of stack a character (libstdc++, x86-64), so that some 26,000 letters without a blank crash a
+process with 8 MiB of stack. Texts with such words are tokenized in a thread with a large enough stack.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MIB = 1 << 20
 _INDENT = 64
 _BLANKS = re.compile(rf"\s{{{_INDENT},}}")  # no others are looked at: there are many
 _NO_BLANKS = dict.fromkeys(range(0x1C, 0x20), "x")  # blanks for Python, but not for C++
-_SENTENCES = ("exaone-moe",)  # their pattern takes words with the blanks between them, up to a sign or a digit
+_SENTENCES = ("exaone-moe",)  # their pattern matches several words with the blanks between, up to a sign or a digit
 _SIGNS = re.compile(r"[\0-\x1f!-@\[-`{-\x7f]+")
 
 _starting = threading.Lock()  # the size of a new thread's stack is set for the whole process
@@ -62,7 +62,7 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def longest_run(text: str, pre: str = "") -> int:
-    """At least as many characters as a tokenizer's pattern takes at once: the longest word and the longest blank."""
+    """Upper bound of the characters that a tokenizer's pattern matches at once: longest word and longest blank."""
     if any(chr(control) in text for control in _NO_BLANKS):
         text = text.translate(_NO_BLANKS)
     words = text.split()
@@ -78,7 +78,7 @@ def longest_run(text: str, pre: str = "") -> int:
 
 
 def _with_stack(run: int, call: Callable[[], T]) -> T:
-    """Call in a thread whose stack is deep enough for a run of characters."""
+    """Call in a thread with a stack for a match of `run` characters."""
     if run > _MOST_STACK // _STACK_OF_CHARACTER:
         raise UsageError(
             f"the text has a word, or blank space, of more than {_MOST_STACK // _STACK_OF_CHARACTER} characters; "

@@ -24,6 +24,7 @@ from .._util.files import StrPath, parse_json, replacing
 from ..errors import PairsError
 
 __all__ = [
+    "SIDES",
     "Message",
     "Pair",
     "PairsFile",
@@ -38,7 +39,8 @@ __all__ = [
     "tokens_in_span",
 ]
 
-_FIELDS = ("positive", "negative", "positive_target", "negative_target")
+SIDES = ("positive", "negative")
+_FIELDS = (*SIDES, "positive_target", "negative_target")
 _OTHER_NAMES = {
     "messages_0": "positive",
     "messages_1": "negative",
@@ -82,7 +84,7 @@ class Pair:
         """Bring the fields into their final form and check them."""
         if isinstance(self.positive, str) != isinstance(self.negative, str):
             raise PairsError("positive, negative: one is text, one is messages; use one kind")
-        for name, (side, target) in zip(("positive", "negative"), self.sides(), strict=True):
+        for name, (side, target) in zip(SIDES, self.sides(), strict=True):
             if not side:
                 raise PairsError(f"{name}: empty; give messages or text")
             if not target:
@@ -356,7 +358,7 @@ def parse_pair(data: Any, default_id: str) -> Pair:
     pair_id = fields.pop("id", default_id)
     if not isinstance(pair_id, str) or not pair_id:
         raise PairsError("id: not a string, or empty; write a name or leave it out")
-    for name in ("positive", "negative"):
+    for name in SIDES:
         fields[name] = _parse_side(fields[name], name)
     return Pair(pair_id, **fields)
 

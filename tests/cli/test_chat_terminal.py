@@ -441,7 +441,7 @@ def terminal_state(terminal: Terminal) -> list[Any]:
 
 LOAD = """
 import sys, time
-from steermoe_local.cli._terminal_state import TerminalState
+from steermoe_local.cli.chat.terminal_state import TerminalState
 with TerminalState() as state:
     state.load(lambda: (print("loading", flush=True), time.sleep(600)))
 """

@@ -447,7 +447,7 @@ def test_checkpoint_file(tmp_path: Path) -> None:
     again.a += 1  # it is gone on with
     found = list(file.records(again.journal, SHAPE))
     for seed, (n, records) in enumerate(zip((3, 1, 5), found, strict=True)):
-        for name in ("places", "n", "a"):
+        for name in ("indices", "n", "a"):
             assert np.array_equal(getattr(records, name), getattr(records_of(seed, n), name))
     (tmp_path / ".m[1].json.partial.npz.abc.tmp").touch()
     (tmp_path / ".m1.json.partial.npz.abc.tmp").touch()
@@ -844,8 +844,8 @@ import sys
 from pathlib import Path
 from steermoe_local import record_counts
 from steermoe_local.cli import main
-from steermoe_local.checkpoint import CheckpointFile
-from steermoe_local.pairs import PairsFile
+from steermoe_local.detection.checkpoint import CheckpointFile
+from steermoe_local.pairs.pairs import PairsFile
 model, pairs, output = sys.argv[1:]
 class Sink:
     def append(self, *arrays): pass

@@ -202,7 +202,7 @@ def test_force(tiny_path: Path, biases: list[BiasFile]) -> None:
 PROGRAM = """
 import json, os, sys, numpy as np
 from steermoe_local import Pair, SteeredLlama, record_counts
-from steermoe_local._native import llama_cpp
+from steermoe_local.llama.capi import llama_cpp
 
 path, kind = sys.argv[1:]
 options = dict(n_ctx=256, n_threads=1, logits_all=True, verbose=False)

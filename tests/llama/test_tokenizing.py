@@ -122,7 +122,7 @@ def test_words_that_are_too_long(bloom: Path, monkeypatch: pytest.MonkeyPatch) -
 SCRIPT = """
 import json, resource, sys, threading
 from click.testing import CliRunner
-from steermoe_local._rendering import Renderer, vocabulary
+from steermoe_local.llama.rendering import Renderer, vocabulary
 from steermoe_local.cli import main
 
 what, model, n, pairs, out = sys.argv[1:]

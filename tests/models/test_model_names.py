@@ -134,7 +134,7 @@ def test_the_table_of_short_names() -> None:
 
 
 def test_the_table_is_a_file_to_read() -> None:
-    text = (ROOT / "steermoe_local" / "short_names.toml").read_text("utf-8")
+    text = (ROOT / "steermoe_local" / "models" / "short_names.toml").read_text("utf-8")
     assert text.startswith("#")
     assert "looked up in public sources, not downloaded" in text
     assert list(short_names()) == re.findall(r'^"([^"]+)" = ', text, re.MULTILINE)

@@ -416,8 +416,8 @@ def test_writing_is_streamed_and_leaves_nothing_half(tmp_path: Path) -> None:
 MEMORY = """
 import json, resource, sys
 from pathlib import Path
-from steermoe_local._records import rows
-from steermoe_local.pair_builders import *
+from steermoe_local._util.records import rows
+from steermoe_local.pairs.builders import *
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 tally = Tally()
 n = write_pairs(select(faithfulness_pairs(squad_rows(rows(Path(sys.argv[1]))), tally), tally), sys.argv[2])

@@ -1,4 +1,4 @@
-"""The way of a recording through its pairs: which prompts are decoded together, and where a checkpoint can lie."""
+"""Splits the pairs of a recording into batches: prompts decoded together, with a checkpoint after each batch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from ..errors import PairsError
 from ..llama.rendering import Prompt, Renderer
 from ..llama.tokenizing import common_prefix
-from ..pairs.pairs import Pair
+from ..pairs.pairs import SIDES, Pair
 from .decoding import GroupDecoder
 from .grouping import Group, GroupBuilder
 
-__all__ = ["Item", "Owners", "Step", "Steps"]
+__all__ = ["Item", "Owners", "PairBatch", "PairBatches"]
 
-_SIDES = ("positive", "negative")
 _MIN_KEPT = 8  # a shorter common beginning is not worth a decode of its own
 
 
@@ -22,7 +21,7 @@ _MIN_KEPT = 8  # a shorter common beginning is not worth a decode of its own
 class Item:
     """A pair and its two prompts."""
 
-    place: int  # of the pair in the file
+    index: int  # of the pair in the file
     pair: Pair
     prompts: tuple[Prompt, Prompt]
 
@@ -32,17 +31,17 @@ Owners = list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class Step:
-    """What is counted between two checkpoints: one decode, or a pair that needs several."""
+class PairBatch:
+    """Pairs that are counted between two checkpoints: one decode, or several for a pair that does not fit one."""
 
     items: list[Item]
     groups: list[tuple[Group, Owners]]
-    n_skipped: int  # since the step before
-    next: int  # place of the first pair of the next step
+    n_skipped: int  # since the batch before
+    next: int  # index of the first pair of the next batch
 
 
-class Steps:
-    """The way through the pairs of a shard."""
+class PairBatches:
+    """The pairs of a shard, rendered, in batches."""
 
     def __init__(
         self,
@@ -56,13 +55,13 @@ class Steps:
         self._n_ctx, self._on_skip = n_ctx, on_skip
 
     def common_beginning(self, n_batch: int) -> list[int]:
-        """What the shard's first prompts begin with, up to a batch of them: the chat template's own text, mostly.
+        """The tokens that the shard's first prompts (a batch of them) begin with: mostly the chat template's own text.
 
-        The same for every start of a run, so that one that goes on computes what the interrupted one did.
+        They are the same for every start of a run, so that a resumed run computes the same bits.
         """
         common: list[int] | None = None
         n_tokens = 0
-        for _, pair in self._places(0):
+        for _, pair in self._indexed(0):
             try:
                 prompts = self._prompts(pair)
             except PairsError:
@@ -75,15 +74,18 @@ class Steps:
                 break
         return common if common and len(common) >= _MIN_KEPT else []
 
-    def steps(self, first: int, decoder: GroupDecoder, n_batch: int, share: bool) -> Iterator[Step]:
-        """Steps from place `first` on. Where one ends hangs on nothing but the pairs and the settings."""
+    def following(self, first: int, decoder: GroupDecoder, n_batch: int, share: bool) -> Iterator[PairBatch]:
+        """Batches from pair `first` on. Where one ends depends on the pairs and the settings only.
+
+        Raises PairsError for a pair that cannot be counted, unless `on_skip` takes it.
+        """
         builder = GroupBuilder(
             n_rows=n_batch, n_prompts=decoder.n_prompts, n_bins=decoder.n_bins, kept=decoder.kept, share=share
         )
         items: list[Item] = []
         n_skipped = 0
 
-        def step(following: int) -> Step:
+        def batch(following: int) -> PairBatch:
             nonlocal items, n_skipped
             groups: list[tuple[Group, Owners]] = []
             if len(items) == 1 and self._n_ctx and builder.n_rows > max(n_batch, self._n_ctx):
@@ -94,11 +96,11 @@ class Steps:
             elif items:
                 groups.append((builder.build(), [(item, side) for item in range(len(items)) for side in (0, 1)]))
             builder.clear()
-            done = Step(items, groups, n_skipped, following)
+            done = PairBatch(items, groups, n_skipped, following)
             items, n_skipped = [], 0
             return done
 
-        for place, pair in self._places(first):
+        for index, pair in self._indexed(first):
             try:
                 prompts = self._prompts(pair)
             except PairsError as error:
@@ -108,22 +110,22 @@ class Steps:
                 n_skipped += 1
                 continue
             if not builder.add(prompts):
-                yield step(place)
+                yield batch(index)
                 builder.add(prompts)
-            items.append(Item(place, pair, prompts))
+            items.append(Item(index, pair, prompts))
         if items or n_skipped:
-            yield step(len(self._source))
+            yield batch(len(self._source))
 
-    def _places(self, first: int) -> Iterator[tuple[int, Pair]]:
+    def _indexed(self, first: int) -> Iterator[tuple[int, Pair]]:
         number, n_shards = self._shard
-        for place, pair in enumerate(self._source):
-            if place >= first and place % n_shards == number - 1:
-                yield place, pair
+        for index, pair in enumerate(self._source):
+            if index >= first and index % n_shards == number - 1:
+                yield index, pair
 
     def _prompts(self, pair: Pair) -> tuple[Prompt, Prompt]:
-        """Raises PairsError, whose text goes on behind the pair's id."""
+        """Render both sides. Raises PairsError with a message that continues "pair ID"."""
         prompts = []
-        for name, (side, target) in zip(_SIDES, pair.sides(), strict=True):
+        for name, (side, target) in zip(SIDES, pair.sides(), strict=True):
             try:
                 prompts.append(self._renderer.prompt(side, target))
             except PairsError as error:
