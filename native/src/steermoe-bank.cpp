@@ -28,8 +28,7 @@ template <typename T> void write_rows(ggml_tensor * t, int32_t row, const std::v
 steermoe_bank::steermoe_bank(const llama_model & model, const std::vector<steermoe_layer> & model_layers,
                              int32_t n_expert, int32_t n_rows)
     : n_rows(n_rows), n_expert(n_expert), layers(model_layers), tables(layers.size()),
-      written((size_t) n_rows, std::vector<char>(layers.size())), epsilons((size_t) n_rows),
-      tensors(model, 3 * layers.size()) {
+      written((size_t) n_rows, std::vector<char>(layers.size())), tensors(model, 3 * layers.size()) {
     for (int il = 0; il < (int) layers.size(); il++) {
         if (layers[il].steerable) {
             table & t = tables[il];
@@ -71,8 +70,8 @@ void steermoe_bank::write(int32_t row, const steermoe_bias & bias) {
         for (int32_t e = 0; e < n_expert; e++) {
             const float v = steers ? bias.layers[il][e] : 0.0f;
             indices[e]    = !hard || v == 0.0f ? e : v > 0.0f ? n_expert : n_expert + 1;
+            added[e]      = !steers || (hard && v == 0.0f) ? NO_BIAS : hard ? v * bias.epsilon : v;
             ranks[e]      = hard ? v * RANK : NO_BIAS;
-            added[e]      = steers && !hard ? v : NO_BIAS;
         }
         write_rows(t.index, row, indices);
         write_rows(t.bias, row, added);
@@ -81,60 +80,56 @@ void steermoe_bank::write(int32_t row, const steermoe_bias & bias) {
         }
         dirty = steers;
     }
-    epsilons[row] = bias.epsilon;
 }
 
-// z'_e = [z | max z + eps | min z - eps][index_e] + b_e, index and b from the token's row.
+// z'_e = [z | max z | min z][index_e] + bias_e, index and bias from the token's row.
 //
-// Values are copied, not multiplied by 0 and 1 and not selected by a matrix product: 0 * inf is NaN, which would spread
-// an infinite logit over its token, and some backends round the inputs of F32 products (TF32, F16), which could put
-// max + 0.01 below the max.
-ggml_tensor * steermoe_bank::edit_logits(ggml_context * ctx, ggml_tensor * z, int il, steermoe_rules rules,
-                                         const steermoe_token_rows & rows) const {
+// Logits are copied by index, not multiplied by 0 and 1 and not selected by a matrix product: 0 * inf is NaN, which would
+// spread an infinite logit over its token, and some backends round the inputs of F32 products (TF32, F16), which could
+// put max + 0.01 below the max.
+//
+// The biases are fetched before all other nodes but after z, whose memory is free when the sum is computed in theirs:
+// the selection then goes to the place of z, and what follows needs one contiguous block less ([n_expert, n_ubatch]).
+ggml_tensor * steermoe_bank::edit_logits(ggml_context * ctx, ggml_tensor * z, int il, steermoe_edit edit,
+                                         ggml_tensor * rows) const {
     const table & t = tables[il];
-    if (rules == 0 || t.index == nullptr) {
+    if (edit == STEERMOE_EDIT_NONE || t.index == nullptr) {
         return z;
     }
-    const int64_t n_tokens = z->ne[1];
-
     ggml_tensor * out = z; // [n_expert, n_tokens]
-    if (rules & STEERMOE_RULE_HARD) {
-        const int n = n_expert;
+    if (edit == STEERMOE_EDIT_HARD) {
+        const int     n        = n_expert;
+        const int64_t n_tokens = z->ne[1];
 
-        ggml_tensor * max     = ggml_pool_1d(ctx, z, GGML_OP_POOL_MAX, n, n, 0); // [1, n_tokens]
-        ggml_tensor * neg_min = ggml_pool_1d(ctx, ggml_neg(ctx, z), GGML_OP_POOL_MAX, n, n, 0);
-        ggml_tensor * high    = ggml_add(ctx, max, rows.epsilon);
-        ggml_tensor * low     = ggml_neg(ctx, ggml_add(ctx, neg_min, rows.epsilon));
-        ggml_tensor * all     = ggml_concat(ctx, ggml_concat(ctx, z, high, 0), low, 0); // [n_expert + 2, n_tokens]
-        ggml_tensor * index   = ggml_get_rows(ctx, t.index, rows.row);                  // [n_expert, n_tokens]
+        ggml_tensor * max   = ggml_pool_1d(ctx, z, GGML_OP_POOL_MAX, n, n, 0); // [1, n_tokens]
+        ggml_tensor * min   = ggml_neg(ctx, ggml_pool_1d(ctx, ggml_neg(ctx, z), GGML_OP_POOL_MAX, n, n, 0));
+        ggml_tensor * all   = ggml_concat(ctx, z, ggml_concat(ctx, max, min, 0), 0); // [n_expert + 2, n_tokens]
+        ggml_tensor * index = ggml_get_rows(ctx, t.index, rows);                     // [n_expert, n_tokens]
 
         out = ggml_get_rows(ctx, ggml_reshape_3d(ctx, all, 1, n + 2, n_tokens), index); // [1, n_expert, n_tokens]
         out = ggml_reshape_2d(ctx, out, n, n_tokens);
     }
-    if (rules & STEERMOE_RULE_SOFT) {
-        out = ggml_add(ctx, out, ggml_get_rows(ctx, t.bias, rows.row));
-    }
+    out = ggml_add(ctx, ggml_get_rows(ctx, t.bias, rows), out);
     return ggml_format_name(out, "ffn_moe_logits_steered-%d", il);
 }
 
-ggml_tensor * steermoe_bank::edit_selection(ggml_context * ctx, ggml_tensor * scores, int il, steermoe_rules rules,
-                                            const steermoe_token_rows & rows) const {
+ggml_tensor * steermoe_bank::edit_selection(ggml_context * ctx, ggml_tensor * scores, int il, steermoe_edit edit,
+                                            ggml_tensor * rows) const {
     const table & t = tables[il];
-    if (!(rules & STEERMOE_RULE_HARD) || t.rank == nullptr) {
+    if (edit != STEERMOE_EDIT_HARD || t.rank == nullptr) {
         return scores;
     }
     if (layers[il].masked) {
         // in place: nothing but the selection reads these scores. In an unsteered token a masked score stays the lowest.
         scores = ggml_clamp(ctx, scores, MASKED_SCORE, INFINITY);
     }
-    ggml_tensor * rank = ggml_get_rows(ctx, t.rank, rows.row);
-    return ggml_format_name(ggml_add(ctx, scores, rank), "ffn_moe_probs_steered-%d", il);
+    return ggml_format_name(ggml_add(ctx, scores, ggml_get_rows(ctx, t.rank, rows)), "ffn_moe_probs_steered-%d", il);
 }
 
 uint32_t steermoe_bank::n_nodes() const {
-    uint32_t n = 4; // rows and epsilons: of all tokens and of the outputs
+    uint32_t n = 2; // the rows of all tokens and of the outputs
     for (size_t il = 0; il < layers.size(); il++) {
-        n += 14 * (tables[il].index != nullptr) + 2 * (tables[il].rank != nullptr) + layers[il].masked;
+        n += 12 * (tables[il].index != nullptr) + 2 * (tables[il].rank != nullptr) + layers[il].masked;
     }
     return n;
 }

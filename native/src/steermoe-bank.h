@@ -17,16 +17,11 @@ struct steermoe_layer {
     bool masked         = false; // scores of expert groups that are not selected are -inf
 };
 
-// Rules that the rows of a layer use: nodes are built for these only.
-using steermoe_rules = uint8_t;
-
-inline constexpr steermoe_rules STEERMOE_RULE_HARD = 1;
-inline constexpr steermoe_rules STEERMOE_RULE_SOFT = 2;
-
-// Graph inputs: the bank row of each of the n tokens that a router sees, and the epsilon of that row.
-struct steermoe_token_rows {
-    ggml_tensor * row;     // I32 [n]
-    ggml_tensor * epsilon; // F32 [1, n]
+// The edit that the rows of a layer need: nodes are built for no more. Each includes those above it.
+enum steermoe_edit : uint8_t {
+    STEERMOE_EDIT_NONE = 0,
+    STEERMOE_EDIT_SOFT = 1,
+    STEERMOE_EDIT_HARD = 2,
 };
 
 struct steermoe_bank {
@@ -40,17 +35,16 @@ struct steermoe_bank {
     // Write `bias` into a row.
     void write(int32_t row, const steermoe_bias & bias);
 
-    float epsilon(int32_t row) const { return epsilons[row]; }
-
-    // logits [n_expert, n] -> edited logits of the same shape. Logits that a token's row does not edit keep their bits,
-    // infinite and NaN included. Returns `logits` itself if there is nothing to edit.
-    ggml_tensor * edit_logits(ggml_context * ctx, ggml_tensor * logits, int il, steermoe_rules rules,
-                              const steermoe_token_rows & rows) const;
+    // logits [n_expert, n] -> edited logits of the same shape. rows: I32 [n], the bank row of each token. Logits that a
+    // token's row does not edit keep their bits, infinite and NaN included. Returns `logits` itself if there is nothing
+    // to edit. `logits` must already be in the graph.
+    ggml_tensor * edit_logits(ggml_context * ctx, ggml_tensor * logits, int il, steermoe_edit edit,
+                              ggml_tensor * rows) const;
 
     // Selection scores [n_expert, n], whose top-k is selected -> scores with +1 experts above and -1 experts below all
     // others. Returns `scores` itself if the edited logits decide the selection, and under the soft rule.
-    ggml_tensor * edit_selection(ggml_context * ctx, ggml_tensor * scores, int il, steermoe_rules rules,
-                                 const steermoe_token_rows & rows) const;
+    ggml_tensor * edit_selection(ggml_context * ctx, ggml_tensor * scores, int il, steermoe_edit edit,
+                                 ggml_tensor * rows) const;
 
     // Upper bound for the nodes added to a graph.
     uint32_t n_nodes() const;
@@ -60,15 +54,14 @@ struct steermoe_bank {
   private:
     // Each [n_expert, n_rows]; nullptr in layers that cannot be steered.
     struct table {
-        ggml_tensor * index = nullptr; // I32, hard: index of the edited logit in [z | max z + eps | min z - eps]
-        ggml_tensor * bias  = nullptr; // F32, soft: b
-        ggml_tensor * rank  = nullptr; // F32, hard, where the selection is edited: added to the scores
+        ggml_tensor * index = nullptr; // I32, index of the logit in [z | max z | min z]
+        ggml_tensor * bias  = nullptr; // F32, added to that logit: b (soft), eps or -eps (hard)
+        ggml_tensor * rank  = nullptr; // F32, added to the selection score (hard, where the selection is edited)
     };
 
     const int32_t                  n_expert;
-    std::vector<steermoe_layer>    layers;   // [n_layer]
-    std::vector<table>             tables;   // [n_layer]
-    std::vector<std::vector<char>> written;  // [n_rows][n_layer] does the row differ from the unsteered one?
-    std::vector<float>             epsilons; // [n_rows]
+    std::vector<steermoe_layer>    layers;  // [n_layer]
+    std::vector<table>             tables;  // [n_layer]
+    std::vector<std::vector<char>> written; // [n_rows][n_layer] does the row differ from the unsteered one?
     steermoe_tensors               tensors;
 };

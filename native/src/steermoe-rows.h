@@ -3,8 +3,6 @@
 
 #include "llama-graph.h"
 
-#include "steermoe-bank.h"
-
 #include <vector>
 
 struct steermoe_sequences;
@@ -18,10 +16,10 @@ class steermoe_rows_input : public llm_graph_input_i {
     // Graphs of one topology and one ubatch shape have the same inputs.
     bool can_reuse(const llm_graph_params &) override { return true; }
 
-    // The inputs of a router that sees n tokens.
-    steermoe_token_rows token_rows(ggml_context * ctx, int64_t n);
+    // I32 [n]: the rows of the n tokens that a router sees.
+    ggml_tensor * of_tokens(ggml_context * ctx, int64_t n);
 
   private:
-    steermoe_sequences &             sequences;
-    std::vector<steermoe_token_rows> inputs; // one for each n
+    steermoe_sequences &       sequences;
+    std::vector<ggml_tensor *> inputs; // one for each n
 };

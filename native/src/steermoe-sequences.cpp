@@ -35,15 +35,14 @@ bool is_equal(const steermoe_bias & a, const steermoe_bias & b) {
     return true;
 }
 
-// Rules of each layer of a bias.
-std::vector<steermoe_rules> rules_of(const steermoe_bias & bias) {
-    std::vector<steermoe_rules> rules((size_t) bias.n_layer);
+// The edit that each layer of a bias needs.
+std::vector<steermoe_edit> edits_of(const steermoe_bias & bias) {
+    const steermoe_edit        edit = bias.mode == STEERMOE_MODE_HARD ? STEERMOE_EDIT_HARD : STEERMOE_EDIT_SOFT;
+    std::vector<steermoe_edit> edits((size_t) bias.n_layer);
     for (int32_t il = 0; il < bias.n_layer; il++) {
-        if (!bias.layer_is_zero(il)) {
-            rules[il] = bias.mode == STEERMOE_MODE_HARD ? STEERMOE_RULE_HARD : STEERMOE_RULE_SOFT;
-        }
+        edits[il] = bias.layer_is_zero(il) ? STEERMOE_EDIT_NONE : edit;
     }
-    return rules;
+    return edits;
 }
 
 // Rows of a bank that needs n: a power of two, so that it is seldom replaced.
@@ -97,7 +96,7 @@ bool steermoe_sequences::set(attachment & a, bool attached, const steermoe_bias 
 
     const bool                     last  = a.to != nullptr && a.to.use_count() == 1; // nothing else needs its row
     const std::vector<steering *>  stay  = steerings(last ? &a : nullptr);
-    const auto                     next  = std::make_shared<steering>(steering{ *bias, ::rules_of(*bias), 0 });
+    const auto                     next  = std::make_shared<steering>(steering{ *bias, ::edits_of(*bias), 0 });
     const auto                     n_row = (int32_t) stay.size() + 2; // with the unsteered one and the new one
     std::unique_ptr<steermoe_bank> grown;
     if (bank == nullptr || n_row > bank->n_rows) {
@@ -116,7 +115,7 @@ bool steermoe_sequences::set(attachment & a, bool attached, const steermoe_bias 
     next->row = last ? a.to->row : free_row(stay);
     bank->write(next->row, next->bias);
     a = { attached, next };
-    return first; // the graphs reserved with the first bank are the largest that any rules need
+    return first; // the graphs reserved with the first bank are the largest that any steering needs
 }
 
 // The first row of the bank that no steering has.
@@ -155,7 +154,7 @@ std::vector<steermoe_sequences::steering *> steermoe_sequences::steerings(const 
 
 bool steermoe_sequences::steers(int il) const {
     const std::vector<steering *> all = steerings();
-    return std::any_of(all.begin(), all.end(), [&](const steering * s) { return s->rules[il] != 0; });
+    return std::any_of(all.begin(), all.end(), [&](const steering * s) { return s->edits[il] != STEERMOE_EDIT_NONE; });
 }
 
 const steermoe_sequences::steering * steermoe_sequences::steering_of(int32_t seq) const {
@@ -192,8 +191,8 @@ std::vector<int32_t> steermoe_sequences::rows_of(const llama_ubatch & ubatch) co
     return rows;
 }
 
-steermoe_sequences::rules_t steermoe_sequences::rules_of(const llama_ubatch & ubatch) const {
-    rules_t           all;
+steermoe_sequences::edits_t steermoe_sequences::edits_of(const llama_ubatch & ubatch) const {
+    edits_t           all;
     std::vector<bool> seen((size_t) bank->n_rows);
     for (uint32_t i = 0; i < ubatch.n_tokens; i++) {
         const steering * s = steering_of(ubatch.seq_id[i][0]);
@@ -201,49 +200,46 @@ steermoe_sequences::rules_t steermoe_sequences::rules_of(const llama_ubatch & ub
             continue;
         }
         seen[s->row] = true;
-        all.resize(s->rules.size());
+        all.resize(s->edits.size());
         for (size_t il = 0; il < all.size(); il++) {
-            all[il] |= s->rules[il];
+            all[il] = std::max(all[il], s->edits[il]);
         }
     }
     return all;
 }
 
 uint64_t steermoe_sequences::begin_graph(const llama_ubatch * ubatch) {
-    rules_t next;
+    edits_t next;
     if (bank != nullptr && ubatch != nullptr) {
-        next = rules_of(*ubatch);
+        next = edits_of(*ubatch);
     } else if (bank != nullptr) {
-        next.assign(model.hparams.n_layer(), STEERMOE_RULE_HARD | STEERMOE_RULE_SOFT);
+        next.assign(model.hparams.n_layer(), STEERMOE_EDIT_HARD);
     }
-    if (next != rules) {
-        rules = std::move(next);
+    if (next != edits) {
+        edits = std::move(next);
         topology++;
     }
     input = nullptr;
     return topology;
 }
 
-steermoe_token_rows steermoe_sequences::token_rows(ggml_context * ctx, llm_graph_result * res, int64_t n) {
+ggml_tensor * steermoe_sequences::edit_logits(ggml_context * ctx, llm_graph_result * res, ggml_tensor * logits,
+                                              int il) {
+    if (edits.empty() || edits[il] == STEERMOE_EDIT_NONE) {
+        return logits;
+    }
     if (input == nullptr) {
         input = static_cast<steermoe_rows_input *>(res->add_input(std::make_unique<steermoe_rows_input>(*this)));
     }
-    return input->token_rows(ctx, n);
-}
-
-ggml_tensor * steermoe_sequences::edit_logits(ggml_context * ctx, llm_graph_result * res, ggml_tensor * logits,
-                                              int il) {
-    if (rules.empty() || rules[il] == 0) {
-        return logits;
-    }
-    return bank->edit_logits(ctx, logits, il, rules[il], token_rows(ctx, res, logits->ne[1]));
+    ggml_build_forward_expand(res->get_gf(), logits); // before all nodes of the edit, see steermoe_bank::edit_logits
+    return bank->edit_logits(ctx, logits, il, edits[il], input->of_tokens(ctx, logits->ne[1]));
 }
 
 ggml_tensor * steermoe_sequences::edit_selection(ggml_context * ctx, ggml_tensor * scores, int il) {
-    if (rules.empty() || rules[il] == 0) {
+    if (edits.empty() || edits[il] == STEERMOE_EDIT_NONE) {
         return scores;
     }
-    return bank->edit_selection(ctx, scores, il, rules[il], input->token_rows(ctx, scores->ne[1]));
+    return bank->edit_selection(ctx, scores, il, edits[il], input->of_tokens(ctx, scores->ne[1]));
 }
 
 uint32_t steermoe_sequences::n_nodes() const {

@@ -41,7 +41,7 @@ struct steermoe_sequences {
     // graphs
     //
 
-    // Select the rules of the next graph: those of the ubatch's tokens or, with nullptr, all rules in all layers.
+    // Choose the edits of the next graph: what the ubatch's tokens need or, with nullptr, the largest in all layers.
     // Returns a number of the graph's topology; the same number twice in a row means the same nodes.
     uint64_t begin_graph(const llama_ubatch * ubatch);
 
@@ -51,19 +51,18 @@ struct steermoe_sequences {
     // Upper bound for the nodes that steering adds to a graph.
     uint32_t n_nodes() const;
 
-    // Bank row of each token of a ubatch, and the epsilon of a row.
+    // Bank row of each token of a ubatch.
     std::vector<int32_t> rows_of(const llama_ubatch & ubatch) const;
-    float                epsilon_of(int32_t row) const { return bank->epsilon(row); }
 
     std::string failure; // of the graph inputs of the current ubatch, "" if there is none
 
   private:
-    using rules_t = std::vector<steermoe_rules>; // [n_layer]; empty: no layer is steered
+    using edits_t = std::vector<steermoe_edit>; // [n_layer]; empty: no layer is steered
 
     // A bias in the bank. Equal biases share one.
     struct steering {
         steermoe_bias bias;
-        rules_t       rules;
+        edits_t       edits;
         int32_t       row;
     };
 
@@ -79,8 +78,7 @@ struct steermoe_sequences {
     std::vector<steering *>   steerings(const attachment * without = nullptr) const; // each once
     const steering *          steering_of(int32_t seq) const;
     int32_t                   free_row(const std::vector<steering *> & all) const;
-    rules_t                   rules_of(const llama_ubatch & ubatch) const;
-    steermoe_token_rows       token_rows(ggml_context * ctx, llm_graph_result * res, int64_t n);
+    edits_t                   edits_of(const llama_ubatch & ubatch) const;
 
     const llama_model & model;
 
@@ -90,7 +88,7 @@ struct steermoe_sequences {
     std::unique_ptr<steermoe_bank> bank; // from the first steering on, until detach()
 
     // the graph that is being built
-    rules_t               rules;
+    edits_t               edits;
     uint64_t              topology = 0;
     steermoe_rows_input * input    = nullptr;
 };
