@@ -165,7 +165,7 @@ def test_infinite_logits_of_unsteered_tokens_stay(random_model: Any, tmp_path: P
         z, edited = (layer_values(context.seen, f"ffn_moe_logits{end}", 1) for end in ("", "_steered"))
         untouched = hard.rows[1] == 0
         assert not np.isfinite(z[:, untouched]).all()
-        assert edited[:, untouched].tobytes() == z[:, untouched].tobytes(), "the edit of a token changes its other logits"
+        assert edited[:, untouched].tobytes() == z[:, untouched].tobytes(), "the edit changes other logits of its token"
     loaded.close()
 
 
