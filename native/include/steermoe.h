@@ -18,16 +18,17 @@
 //   - A failure changes nothing: output pointers are set to NULL or stay as they are, a context keeps its steering.
 //   - *_init and *_load create objects, *_free destroys them and accepts NULL. Getters on a valid object cannot fail.
 //   - Threads: a context, what is attached to it and the recorder bound to it may be used by one thread at a time;
-//     different contexts, also of one model, are independent. Several threads may read one bias at once (get_info, layer,
-//     check, attach), but not while steermoe_bias_set_layer or steermoe_bias_free runs on it. Functions that take only a
-//     model may be called from any thread while the model exists. The message of a failure is kept per thread.
+//     different contexts, also of one model, are independent. Several threads may read one bias at once (get_info,
+//     layer, check, attach), but not while steermoe_bias_set_layer or steermoe_bias_free runs on it. Functions that
+//     take only a model may be called from any thread while the model exists. The message of a failure is kept per
+//     thread.
 //   - NULL in place of an object is a STEERMOE_ERR_ARGUMENT.
 //
 // Environment variables
-//   llama_init_from_model attaches the bias file STEERMOE_BIAS=FILE to every new context, so that each program built from
-//   this tree (llama-server, llama-cli, llama-bench, llama-perplexity, ...) runs steered without changes. If the file
-//   cannot be used, no context is created. STEERMOE_FORCE=1 has the effect of STEERMOE_FORCE_ROUTER below.
-//   Do not change the environment while another thread creates a context.
+//   llama_init_from_model attaches the bias file STEERMOE_BIAS=FILE to every new context, so that each program built
+//   from this tree (llama-server, llama-cli, llama-bench, llama-perplexity, ...) runs steered without changes. If the
+//   file cannot be used, no context is created. STEERMOE_FORCE=1 has the effect of STEERMOE_FORCE_ROUTER below. Do not
+//   change the environment while another thread creates a context.
 
 #ifndef STEERMOE_H
 #define STEERMOE_H
@@ -166,10 +167,10 @@ STEERMOE_API steermoe_status steermoe_bias_check(const struct steermoe_bias * bi
 //
 // steering of a context
 //
-//   A sequence has the steering that steermoe_attach_seq attached to it, else that of its context (steermoe_attach), else
-//   none. llama_decode steers each token by the sequence that it has in the batch. Steering is not part of the memory (KV
-//   cache): a sequence keeps it when its cells are removed (llama_memory_seq_rm), and llama_memory_seq_cp does not copy
-//   it.
+//   A sequence has the steering that steermoe_attach_seq attached to it, else that of its context (steermoe_attach),
+//   else none. llama_decode steers each token by the sequence that it has in the batch. Steering is not part of the
+//   memory (KV cache): a sequence keeps it when its cells are removed (llama_memory_seq_rm), and llama_memory_seq_cp
+//   does not copy it.
 //
 //   WARNING: the memory (KV cache) contains keys and values computed under the old steering. Clear it
 //   (llama_memory_clear), or remove the sequence (llama_memory_seq_rm), before you continue under another steering. A
@@ -195,8 +196,8 @@ STEERMOE_API steermoe_status steermoe_detach(struct llama_context * ctx);
 // tokens keep their bits. A ubatch in which all tokens have equal steering is computed by the same graph as if that
 // steering were the context's.
 //
-// A change takes microseconds to milliseconds: a few values are written per layer. The context reserves its graphs again
-// only at the first change from unsteered to steered, and at the next one after steermoe_detach.
+// A change takes microseconds to milliseconds: a few values are written per layer. The context reserves its graphs
+// again only at the first change from unsteered to steered, and at the next one after steermoe_detach.
 STEERMOE_API steermoe_status steermoe_attach_seq(struct llama_context * ctx, int32_t seq_id,
                                                  const struct steermoe_bias * bias, int32_t flags);
 
@@ -246,17 +247,17 @@ STEERMOE_API steermoe_status steermoe_recorder_set_mask(struct steermoe_recorder
 
 // With stop = true the part of a graph behind the last router (last experts, output head) is not computed, and no
 // buffer for logits is allocated: llama_get_logits returns NULL, embeddings are undefined, and layers behind the last
-// router do not write their memory (KV cache). Routing is not affected. Clear the memory when you set it to false again.
-// Default: false.
+// router do not write their memory (KV cache). Routing is not affected. Clear the memory when you set it to false
+// again. Default: false.
 STEERMOE_API void steermoe_recorder_set_stop(struct steermoe_recorder * recorder, bool stop);
 
 // Set all counts to zero and clear the mask and any failure.
 STEERMOE_API void steermoe_recorder_reset(struct steermoe_recorder * recorder);
 
 // counts: [n_bins][n_layer][n_expert], number of counted tokens for which the expert was selected.
-// tokens: [n_bins][n_layer], number of counted tokens that the layer routed (0 in layers without a router, and in layers
-// whose experts are not selected by their router).
-// Either may be NULL. Returns STEERMOE_ERR_STATE with the reason if counting failed.
+// tokens: [n_bins][n_layer], number of counted tokens that the layer routed (0 in layers without a router, and in
+// layers whose experts are not selected by their router). Either may be NULL. Returns STEERMOE_ERR_STATE with the
+// reason if counting failed.
 STEERMOE_API steermoe_status steermoe_recorder_counts(const struct steermoe_recorder * recorder, int64_t * counts,
                                                       int64_t * tokens);
 
@@ -273,8 +274,8 @@ STEERMOE_API bool steermoe_recorder_eval(struct ggml_tensor * t, bool ask, void 
 // For programs in languages whose callbacks should not run during a decode.
 STEERMOE_API void steermoe_log_install(bool verbose);
 
-// Copy the first error message since the last call into a buffer of `size` bytes, and clear it. Returns its length, 0 if
-// there was none. With buffer NULL it is not cleared.
+// Copy the first error message since the last call into a buffer of `size` bytes, and clear it. Returns its length, 0
+// if there was none. With buffer NULL it is not cleared.
 STEERMOE_API size_t steermoe_log_take_error(char * buffer, size_t size);
 
 #ifdef __cplusplus

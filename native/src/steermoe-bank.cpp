@@ -84,9 +84,9 @@ void steermoe_bank::write(int32_t row, const steermoe_bias & bias) {
 
 // z'_e = [z | max z | min z][index_e] + bias_e, index and bias from the token's row.
 //
-// Logits are copied by index, not multiplied by 0 and 1 and not selected by a matrix product: 0 * inf is NaN, which would
-// spread an infinite logit over its token, and some backends round the inputs of F32 products (TF32, F16), which could
-// put max + 0.01 below the max.
+// Logits are copied by index, not multiplied by 0 and 1 and not selected by a matrix product: 0 * inf is NaN, which
+// would spread an infinite logit over its token, and some backends round the inputs of F32 products (TF32, F16), which
+// could put max + 0.01 below the max.
 //
 // The biases are fetched before all other nodes but after z, whose memory is free when the sum is computed in theirs:
 // the selection then goes to the place of z, and what follows needs one contiguous block less ([n_expert, n_ubatch]).
@@ -120,7 +120,8 @@ ggml_tensor * steermoe_bank::edit_selection(ggml_context * ctx, ggml_tensor * sc
         return scores;
     }
     if (layers[il].masked) {
-        // in place: nothing but the selection reads these scores. In an unsteered token a masked score stays the lowest.
+        // in place: nothing but the selection reads these scores. In an unsteered token a masked score stays the
+        // lowest.
         scores = ggml_clamp(ctx, scores, MASKED_SCORE, INFINITY);
     }
     return ggml_format_name(ggml_add(ctx, scores, ggml_get_rows(ctx, t.rank, rows)), "ffn_moe_probs_steered-%d", il);

@@ -31,8 +31,8 @@ struct steermoe_router {
     // Why the router cannot be steered, "" if it can.
     const char * obstacle() const;
 
-    // Is the selection the top-k of the logits, so that editing the logits decides it? Not with a selection bias or with
-    // groups, nor with functions other than softmax: far from 0 they round different logits to one value.
+    // Is the selection the top-k of the logits, so that editing the logits decides it? Not with a selection bias or
+    // with groups, nor with functions other than softmax: far from 0 they round different logits to one value.
     bool selects_by_logits() const;
 };
 

@@ -1,4 +1,5 @@
-// Counts the experts that each layer selects for chosen tokens, in the scheduler's eval callback. Does not know steering.
+// Counts the experts that each layer selects for chosen tokens, in the scheduler's eval callback. Does not know
+// steering.
 #pragma once
 
 #include "steermoe.h"
