@@ -107,7 +107,7 @@ results: build
 
 # Exact versions: another one formats differently.
 $(VENV)/.lint: $(VENV)/.setup Makefile
-	@$(PIP) install ruff==0.17.6 mypy==2.4.1 clang-format==21.1.8 "numpy>=1.26" "click>=8.1" "rich>=13.7" "prompt-toolkit>=3.0.40" "platformdirs>=4" "gguf>=0.17" "huggingface-hub>=0.30" "fastapi>=0.115" "uvicorn>=0.30" "pydantic>=2.8" "prometheus-client>=0.20" "httpx>=0.27"
+	@$(PIP) install ruff==0.17.6 mypy==2.4.1 clang-format==21.1.8 "numpy>=1.26" "click>=8.1" "rich>=13.7" "prompt-toolkit>=3.0.40" "platformdirs>=4" "tomlkit>=0.12" "gguf>=0.17" "huggingface-hub>=0.30" "fastapi>=0.115" "uvicorn>=0.30" "pydantic>=2.8" "prometheus-client>=0.20" "httpx>=0.27"
 	@touch $@
 
 lint: $(VENV)/.lint
@@ -193,7 +193,8 @@ $(RPC)/.built: $(VENV)/.setup $(SOURCES)
 test-rpc: build $(RPC)/.built
 	@STEERMOE_LIB_PATH=$(abspath $(RPC)/bin) $(BIN)/pytest -q -p no:cacheprovider -m rpc tests/integration/rpc
 
-# What this CPU cannot run is left out, and said. Arguments of pytest: ISA="-x".
+# Sets that this CPU cannot run are left out, with a line. ISA="--all" also builds the set that the native build covers;
+# further words are arguments of pytest.
 ISA ?=
 test-isa: build tools
 	@$(BIN)/python -m tests.support.instruction_sets $(ISA)

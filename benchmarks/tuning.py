@@ -14,6 +14,7 @@ import json
 import platform
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "seed": given.seed,
         "items": given.items,
-        "budget": BUDGET.to_dict(),
+        "budget": asdict(BUDGET),
         "grid": "all" if given.full else GRID,
         "seconds": round(time.perf_counter() - start),
     }

@@ -14,19 +14,6 @@ SteerMoEError
 
 from __future__ import annotations
 
-__all__ = [
-    "ChoiceError",
-    "FormatError",
-    "ModelError",
-    "ModelMismatchError",
-    "NativeError",
-    "PairsError",
-    "ResourceError",
-    "SteerMoEError",
-    "UsageError",
-    "VersionError",
-]
-
 
 class SteerMoEError(Exception):
     """Base class of all errors that this package raises."""

@@ -9,8 +9,6 @@ from typing import Any
 from ._util.files import is_sha256
 from .errors import FormatError, ModelMismatchError
 
-__all__ = ["UNKNOWN_ROUTER", "ModelIdentity"]
-
 # Router hash of a model that was not hashed, as in imported rankings: no model has it, so --force is needed.
 UNKNOWN_ROUTER = "0" * 64
 

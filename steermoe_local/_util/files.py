@@ -15,21 +15,6 @@ from typing import Any
 
 from ..errors import FormatError, UsageError
 
-__all__ = [
-    "StrPath",
-    "human_size",
-    "is_sha256",
-    "listed",
-    "parse_json",
-    "read_bytes",
-    "replacing",
-    "require_writable",
-    "sha256_file",
-    "temporary_beside",
-    "timestamp",
-    "tool_name",
-]
-
 StrPath = str | os.PathLike[str]
 
 

@@ -16,8 +16,6 @@ import numpy.typing as npt
 from ..errors import FormatError, SteerMoEError
 from .files import StrPath
 
-__all__ = ["Archive", "opened"]
-
 _MAX_BYTES = 1 << 30  # of a member
 _MAX_TEXT_BYTES = 1 << 28
 _HEADERS = {

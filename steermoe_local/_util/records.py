@@ -21,8 +21,6 @@ from typing import Any, BinaryIO
 from ..errors import FormatError, PairsError
 from .files import StrPath, listed
 
-__all__ = ["DELIMITERS", "clean_text", "csv_header", "csv_rows", "lines", "opened", "parse", "rows"]
-
 Row = dict[str, Any]
 
 DELIMITERS = (",", "\t", ";", "|")
@@ -106,6 +104,13 @@ def lines(
 
 
 def clean_text(value: Any) -> str | None:
+    """A text without outer blanks, or a whole number as one; None for any other value, and for a blank one."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value) if abs(value) < 10**15 else None
+    return only_text(value)
+
+
+def only_text(value: Any) -> str | None:
     """A text without outer blanks, which chat templates strip as well; None for another value or an empty text."""
     if not isinstance(value, str):
         return None

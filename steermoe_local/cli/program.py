@@ -1,4 +1,4 @@
-"""The program as a whole: its settings before a command starts, and the one place where errors become messages."""
+"""The root group of commands: it applies settings before a command starts, and turns errors into messages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SteerMoEGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Read the configuration for the command that is about to start. Help is to be had whatever it says."""
+        """Read the configuration for the command that is about to start; help is shown even if the file is broken."""
         found = super().resolve_command(ctx, args)
         command, rest = found[1:]
         needs_none = isinstance(command, settings.WithoutConfig) or any(flag in rest for flag in ctx.help_option_names)
@@ -60,10 +60,10 @@ class SteerMoEGroup(click.Group):
         except click.ClickException as error:
             _fail_by_click(error)
         except BrokenPipeError:
-            # The reader went away (`steermoe map show M | head`); nothing more can be said on stdout.
+            # The reader of stdout is gone (`steermoe map show M | head`).
             _drop_stdout()
             sys.exit(EXIT_ERROR)
-        except OSError as error:  # what nobody nearer could say more about: a full disk behind stdout, a folder gone
+        except OSError as error:  # not handled elsewhere: a full disk behind stdout, a folder that is gone
             _drop_stdout()
             where = error.filename or "the output or a file"
             _fail(f"{where}: {error.strerror or error}; check the path, and the room on the disk", EXIT_ERROR)
@@ -74,13 +74,13 @@ class SteerMoEGroup(click.Group):
 
 
 def _drop_stdout() -> None:
-    """Let what is left in stdout's buffer go nowhere; writing it at exit would fail once more."""
+    """Send the rest of stdout's buffer to the null device; writing it at exit would fail again."""
     with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _fail_by_click(error: click.ClickException) -> NoReturn:
-    """click's own errors in the form of all others: one line, and where the help is."""
+    """Print an error of click like all others, in one line that names the help, and exit."""
     if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
         error.show()
         sys.exit(error.exit_code)

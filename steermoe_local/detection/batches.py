@@ -12,8 +12,6 @@ from ..pairs.pairs import SIDES, Pair
 from .decoding import GroupDecoder
 from .grouping import Group, GroupBuilder
 
-__all__ = ["Item", "Owners", "PairBatch", "PairBatches"]
-
 _MIN_KEPT = 8  # a shorter common beginning is not worth a decode of its own
 
 

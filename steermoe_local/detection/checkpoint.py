@@ -31,8 +31,6 @@ from .._util import npz
 from .._util.files import StrPath, parse_json, replacing, require_writable
 from ..errors import FormatError, UsageError
 
-__all__ = ["Checkpoint", "CheckpointFile", "PairRecords"]
-
 Int64 = npt.NDArray[np.int64]
 
 _FORMAT = "steermoe-partial-counts"

@@ -16,8 +16,6 @@ from ..llama import capi
 from ..llama.loaded_model import can_share, is_causal
 from .grouping import Group
 
-__all__ = ["ContextOptions", "GroupDecoder"]
-
 Int64 = npt.NDArray[np.int64]
 
 _MAX_SEQUENCES = 256  # llama.cpp: LLAMA_MAX_SEQ

@@ -16,8 +16,6 @@ import numpy.typing as npt
 from ..llama.rendering import Prompt
 from ..llama.tokenizing import common_prefix
 
-__all__ = ["Group", "GroupBuilder"]
-
 Int32 = npt.NDArray[np.int32]
 
 

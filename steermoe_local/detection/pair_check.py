@@ -15,8 +15,6 @@ from ..errors import PairsError
 from ..llama.rendering import LocatedTarget, Renderer, vocabulary
 from ..pairs.pairs import SIDES, Pair, parse_pair
 
-__all__ = ["CheckedPair", "CheckedSide", "Checker", "candidates"]
-
 _MAX_LINE = 64 << 20
 
 

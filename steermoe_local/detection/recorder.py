@@ -25,8 +25,6 @@ from .checkpoint import Checkpoint, CheckpointFile, PairRecords
 from .decoding import ContextOptions, GroupDecoder
 from .grouping import Group
 
-__all__ = ["PairSink", "RecordingOptions", "RecordingProgress", "record_counts"]
-
 Int64 = npt.NDArray[np.int64]
 
 

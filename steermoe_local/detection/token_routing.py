@@ -14,8 +14,6 @@ from ..llama.steered_llama import SteeredLlama
 from .decoding import ContextOptions, GroupDecoder
 from .grouping import Group
 
-__all__ = ["selected_experts"]
-
 
 def selected_experts(
     model: SteeredLlama,

@@ -31,8 +31,6 @@ from .tasks.builtin import builtin_task
 from .tasks.scorers import make_scorer
 from .tasks.tasks import Scorer, Task
 
-__all__ = ["BehaviourResult", "DemoResult", "run_demo"]
-
 _MAX_TOKENS = 48
 
 Signs = npt.NDArray[np.int8]

@@ -1,9 +1,9 @@
-"""Answers to many prompts as JSON Lines, kept while they come, so that a run can be interrupted at any moment.
+"""A file of answers as JSON Lines, written while they come, so that a run can be interrupted at any moment.
 
-`<output>.partial`: a first line with `format`, `version` and `settings` (all that must be the same to go on), then one
-answer a line as they were finished. In the end `<output>` gets the answers in the prompts' order, without that first
-line. A last line that was cut off (a killed process) is dropped when the run goes on. The partial file is not meant for
-other versions of the program.
+`<output>.partial`: a first line with `format`, `version` and `settings` (all that must be the same to resume), then one
+answer a line as they were finished. At the end `<output>` gets the answers in the prompts' order, without that first
+line. A last line that was cut off (a killed process) is dropped when the run is resumed. The partial file is not meant
+for other versions of the program.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from typing import Any
 from .._util.files import StrPath, parse_json, replacing, require_writable
 from ..errors import FormatError, UsageError
 
-__all__ = ["AnswerFile", "json_line"]
-
 _FORMAT = "steermoe-partial-answers"
 _VERSION = 1
 _AGAIN = "start over with --restart"
@@ -33,10 +31,10 @@ def json_line(record: Mapping[str, Any]) -> str:
 
 
 class AnswerFile:
-    """The answers of one run on their way to `output`; every answer has an `id`. A context manager."""
+    """The answers of one run until `output` is written; every answer has an `id`. A context manager."""
 
     def __init__(self, output: StrPath) -> None:
-        """`output` is the file that the run makes in the end. Raises UsageError when it cannot be written."""
+        """Raises UsageError when `output` cannot be written."""
         self.output = require_writable(output)
         self.path = Path(f"{os.fspath(output)}.partial")
         self._lines: dict[str, tuple[int, int]] = {}  # of each id: where its line begins in the file, and its length
@@ -44,21 +42,19 @@ class AnswerFile:
         self._file: Any = None
 
     def __enter__(self) -> AnswerFile:
-        """Return itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the partial file. It stays if the run was not finished, and there is an answer in it to go on from."""
-        self.close()
+        self.close()  # the partial file stays, if there is an answer in it to go on from
         if self._begun and not self._lines:
             self.path.unlink(missing_ok=True)
 
     def exists(self) -> bool:
-        """Is there something to go on from?"""
+        """Whether an interrupted run left something to resume."""
         return self.path.exists()
 
     def start(self, settings: Mapping[str, Any]) -> None:
-        """Begin anew; what was kept of an earlier run is gone. Raises UsageError."""
+        """Begin a new run; what an earlier one left is lost. Raises UsageError."""
         head = {"format": _FORMAT, "version": _VERSION, "settings": dict(settings)}
         with replacing(self.path) as temporary:
             temporary.write_text(json_line(head), encoding="utf-8", newline="\n")
@@ -66,7 +62,7 @@ class AnswerFile:
         self._open()
 
     def resume(self, settings: Mapping[str, Any]) -> set[str]:
-        """Go on: ids (as text) of the answers that are there. Raises FormatError, UsageError (other settings)."""
+        """Resume a run; returns the ids (as text) of its answers. Raises FormatError, UsageError (other settings)."""
         lines = self._read()
         _, head = next(lines)
         made = self._settings(head)
@@ -86,14 +82,14 @@ class AnswerFile:
         return set(self._lines)
 
     def records(self) -> Iterator[Record]:
-        """The answers that are kept so far, in the order in which they came."""
+        """The answers so far, in the order in which they came."""
         with open(self.path, "rb") as kept:
             for start, length in self._lines.values():
                 kept.seek(start)
                 yield json.loads(kept.read(length))
 
     def add(self, record: Record) -> None:
-        """Keep an answer. Raises UsageError when there is no room for it."""
+        """Write an answer. Raises UsageError when there is no room for it."""
         line = json_line(record).encode("utf-8")
         try:
             start = self._file.seek(0, os.SEEK_END)
@@ -106,7 +102,7 @@ class AnswerFile:
         self._lines[str(record["id"])] = (start, len(line))
 
     def finish(self, ids: Iterable[str | int]) -> None:
-        """Write the output, the answers in the order of `ids`, and forget the partial file. Raises UsageError."""
+        """Write the output, in the order of `ids`, and remove the partial file. Raises UsageError."""
         self.close()
         with open(self.path, "rb") as kept, replacing(self.output) as temporary, open(temporary, "wb") as out:
             for name in ids:
@@ -116,7 +112,7 @@ class AnswerFile:
         self.path.unlink()
 
     def close(self) -> None:
-        """Close the partial file; it stays."""
+        """Close the partial file, which stays."""
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -1,4 +1,4 @@
-"""What an answer's routing says: which experts it used, and what steering changed about it."""
+"""Reports on the routing of an answer: which experts it used, and what steering changed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import numpy.typing as npt
 
 from ..errors import UsageError
 from ..maps.expert_map import ExpertMap
-
-__all__ = ["AnswerRouting", "ExpertUse", "LayerChange", "LayerUse", "SlotChange", "WhyReport", "answer_routing", "why"]
 
 Int64 = npt.NDArray[np.int64]
 Signs = npt.NDArray[np.int8]
@@ -61,7 +59,7 @@ class AnswerRouting:
     position: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain JSON values."""
+        """As plain JSON values."""
         return asdict(self)
 
 
@@ -98,7 +96,7 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class WhyReport:
-    """What steering changed about the routing of an answer.
+    """How steering changed the routing of an answer.
 
     The same tokens, the answer's own, are read by the model once unsteered (teacher forcing) and compared with the
     routing that produced them. `changed`: slots that hold another expert than unsteered, at the least: half the sum of
@@ -114,7 +112,7 @@ class WhyReport:
     layers: tuple[LayerChange, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain JSON values."""
+        """As plain JSON values."""
         data = asdict(self)
         for part, source in [(data, self), *zip(data["layers"], self.layers, strict=True)]:
             for name in ("promoted", "suppressed"):

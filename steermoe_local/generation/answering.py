@@ -14,8 +14,6 @@ from ..steering.bias_file import BiasFile
 from .engine import Engine, Request, Sampling
 from .reply import Reply
 
-__all__ = ["Event", "answers"]
-
 Event = tuple[int, str, Part | Reply]
 """(index of the prompt, name of the side, what came): parts of the text, at the end the whole reply."""
 

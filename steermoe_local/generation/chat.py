@@ -58,7 +58,7 @@ class Chat:
     renders earlier turns in another way (their reasoning left out), from the first difference on.
 
     `messages` are the user's and the assistant's in turns, each with `role` and `content`, an assistant's also with
-    `reasoning_content` if it reasoned; `system` stands before them. `sampling` and `max_tokens` (of an answer, None: up
+    `reasoning_content` if it reasoned; `system` comes before them. `sampling` and `max_tokens` (of an answer, None: up
     to its end) may be assigned. `last` says how the last answer ended; None: there is none, or it was stopped.
     """
 
@@ -279,7 +279,7 @@ class Chat:
         return answer_routing(counts, self._n_expert_used(), signs, answered.expert_map)
 
     def why(self) -> WhyReport:
-        """What steering changed about the routing of the last answer.
+        """How steering changed the routing of the last answer.
 
         Its tokens are read by the unsteered model, in another slot, and the routing of the two is compared.
 
@@ -332,8 +332,8 @@ class Chat:
     def load(self, source: StrPath | Mapping[str, Any]) -> list[str]:
         """Take up a conversation from a file, or from what `to_dict` gave, in place of this one.
 
-        Returns warnings: the steering whose file is gone, has changed or is of another model is left out, and so is
-        the model if it was another. Raises FormatError for a damaged file; nothing changes then.
+        Returns warnings: a steering whose file is gone, has changed or is of another model is left out, and so is
+        another model. Raises FormatError for a damaged file; nothing changes then.
         """
         self._require_idle()
         if isinstance(source, Mapping):

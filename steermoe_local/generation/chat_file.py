@@ -1,4 +1,4 @@
-"""A conversation as a file: JSON with the messages, the system message, the steering chosen and how tokens are drawn.
+"""Files of conversations: JSON with the messages, the system message, the steering and how tokens are drawn.
 
     {"format": "steermoe-chat", "version": 1, "model": {...identity...} or null, "created": ..., "tool": ...,
      "system": ... or null, "messages": [{"role": ..., "content": ..., "reasoning_content": ...}, ...],
@@ -21,8 +21,6 @@ from ..errors import FormatError, UsageError
 from ..identity import ModelIdentity
 from .engine import Sampling
 
-__all__ = ["ChatState", "read_chat", "write_chat"]
-
 _FORMAT = "steermoe-chat"
 _VERSION = 1
 _MAX_BYTES = 64 << 20
@@ -34,7 +32,7 @@ _INTEGERS = ("top_k", "repeat_last_n", "seed")
 
 @dataclass(frozen=True)
 class ChatState:
-    """What a saved conversation consists of. `steering` is `Steering.to_dict`, not opened yet."""
+    """The content of a saved conversation. `steering` is `Steering.to_dict`, not opened yet."""
 
     model: ModelIdentity | None
     system: str | None
@@ -45,7 +43,6 @@ class ChatState:
     max_tokens: int | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of the file."""
         sampling = asdict(self.sampling)
         # JSON has texts as keys only, and no infinity: null bans a token
         biases = self.sampling.logit_bias.items()
@@ -121,15 +118,15 @@ def read_chat(path: StrPath) -> ChatState:
 def _messages(messages: list[Any], where: str) -> list[dict[str, str]]:
     checked: list[dict[str, str]] = []
     for index, message in enumerate(messages):
-        place = f"{where}: messages[{index}]"
+        what = f"{where}: messages[{index}]"
         role = _ROLES[index % 2]
         if not isinstance(message, dict) or not all(isinstance(text, str) for text in message.values()):
-            raise FormatError(f"{place}: not an object of texts; save the chat again")
+            raise FormatError(f"{what}: not an object of texts; save the chat again")
         optional = {"reasoning_content"} if role == "assistant" else set()
         if not {"role", "content"} <= set(message) <= {"role", "content"} | optional:
-            raise FormatError(f"{place}: has the fields {', '.join(sorted(message))[:80]}; role and content are wanted")
+            raise FormatError(f"{what}: has the fields {', '.join(sorted(message))[:80]}; role and content are wanted")
         if message["role"] != role:
-            raise FormatError(f"{place}: role {_short(message['role'])}, but user and assistant speak in turns")
+            raise FormatError(f"{what}: role {_short(message['role'])}, but user and assistant speak in turns")
         checked.append(dict(message))
     if len(checked) % 2:
         raise FormatError(f"{where}: messages: the last question has no answer; remove it")
@@ -137,20 +134,20 @@ def _messages(messages: list[Any], where: str) -> list[dict[str, str]]:
 
 
 def _sampling(data: dict[str, Any], where: str) -> Sampling:
-    place = f"{where}: sampling"
+    what = f"{where}: sampling"
     if unknown := sorted(set(data) - set(Sampling.__dataclass_fields__)):
-        raise FormatError(f"{place}.{unknown[0]}: unknown field; remove it")
+        raise FormatError(f"{what}.{unknown[0]}: unknown field; remove it")
     values = dict(data)
     biases = values.pop("logit_bias", {})
     for name, value in values.items():
         kinds: tuple[type, ...] = (int,) if name in _INTEGERS else (str,) if name == "grammar" else (int, float)
         if type(value) not in kinds and not (value is None and name in ("seed", "grammar")):
-            raise FormatError(f"{place}.{name}: {_short(value)} is not what stands there; save the chat again")
+            raise FormatError(f"{what}.{name}: {_short(value)} is not what stands there; save the chat again")
     try:
         values["logit_bias"] = {int(token): -float("inf") if b is None else float(b) for token, b in biases.items()}
         return Sampling(**values)
     except (UsageError, AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise FormatError(f"{place}: {error}; save the chat again") from None
+        raise FormatError(f"{what}: {error}; save the chat again") from None
 
 
 def _max_tokens(value: object, where: str) -> int | None:

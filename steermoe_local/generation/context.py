@@ -17,8 +17,6 @@ from ..llama.rendering import token_bytes
 from ..llama.steered_llama import SteeredLlama, native_bias
 from ..steering.bias_file import BiasFile, none_if_empty
 
-__all__ = ["Part", "SlotContext"]
-
 Int64 = npt.NDArray[np.int64]
 
 _MAX_SLOTS = 256  # llama.cpp: LLAMA_MAX_SEQ
@@ -132,7 +130,7 @@ class SlotContext:
             self._stack = stack.pop_all()
 
     def close(self) -> None:
-        """Free the context."""
+        """Free the llama.cpp context."""
         self._stack.close()
 
     def checked(self, bias: BiasFile | None) -> BiasFile | None:
@@ -200,7 +198,7 @@ class SlotContext:
         return np.frombuffer(capi.logits(self._ctx, row, self.n_vocab), np.float32)
 
     def is_end(self, token: int) -> bool:
-        """Does the token end the generation?"""
+        """Whether the token ends the generation."""
         return bool(capi.llama_cpp().llama_vocab_is_eog(self.model.vocab, token))
 
     def token_bytes(self, token: int, special: bool) -> bytes:
@@ -227,7 +225,7 @@ class SlotContext:
         return not n_kept
 
     def _sees_back(self, slot: int, n_kept: int) -> bool:
-        """Is all that the next token looks at in memory? A sliding window's cells are used again when it has passed."""
+        """Whether all that the next token attends to is in memory: cells behind a sliding window are used again."""
         if not self._n_swa or self._has_state:  # a state that lets itself be cut was at its end: nothing was cut
             return True
         oldest = capi.llama_cpp().llama_memory_seq_pos_min(self._memory, slot)

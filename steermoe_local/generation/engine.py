@@ -189,7 +189,6 @@ class Engine:
 
     def _free(self, least: int = 0) -> list[Slot]:
         """The slots that are neither reserved nor busy. Raises UsageError for less than `least` of them."""
-        self._require_open()
         taken = self._reserved | {state.slot for state in self._states.values()}
         free = [slot for slot in self._slots if slot not in taken]
         if len(free) < least:
@@ -271,6 +270,8 @@ class Engine:
             self._events = [event for event in self._events if event[0] not in numbers]
 
     def _assign(self) -> None:
+        if not self.n_waiting:
+            return
         free = self._free()
         for state in self._states.values():
             if not free:
@@ -309,6 +310,7 @@ class Engine:
         the rows of `FinishEvent.routing`. Returns [n_layer, n_expert], None without a recorder. The tokens stay in the
         memory of `slot`, None: of a free one. Raises UsageError, ModelMismatchError, ModelError, NativeError.
         """
+        self._require_open()
         last = len(tokens) if last is None else last
         if not 0 <= first < last <= min(len(tokens), self.n_ctx):
             raise UsageError(f"route: no tokens {first} to {last} in {len(tokens)}, or n_ctx {self.n_ctx} is too small")
@@ -339,6 +341,7 @@ class Engine:
         one but one: those of token i are about token i + 1. Nothing that is in memory is used. Raises UsageError,
         ModelMismatchError, ModelError, NativeError.
         """
+        self._require_open()
         tokens = self._context.checked_tokens(tokens[:-1])
         if not biases or not 0 <= first < len(tokens) <= self.n_ctx:
             raise UsageError(f"logits: no tokens behind {first} of {len(tokens)}, or n_ctx {self.n_ctx} is too small")

@@ -8,8 +8,6 @@ from typing import Any
 from ..llama.reasoning import Kind, Part, ReasoningSplitter, ReasoningStyle
 from .engine import FinishEvent, TokenEvent
 
-__all__ = ["Reply"]
-
 
 @dataclass
 class Reply:

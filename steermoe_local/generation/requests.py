@@ -17,8 +17,6 @@ from ..steering.bias_file import BiasFile
 from .context import Part, SlotContext
 from .slots import Slot
 
-__all__ = ["Event", "FinishEvent", "Request", "RequestState", "TokenEvent"]
-
 Int64 = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
 Reason = Literal["stop", "length", "context", "cancelled"]
@@ -172,9 +170,10 @@ class RequestState:
 
     def part(self, n_tokens: int) -> Part:
         """The next `n_tokens` tokens for a decode."""
-        assert self.slot is not None
-        tokens = self.wanted[self._n_held : self._n_held + n_tokens]
-        return self.slot.part(tokens, n_outputs=int(n_tokens == self.n_missing), scored=self.scores_next)
+        slot, start = self.slot, self._n_held
+        assert slot is not None
+        tokens = self.wanted[start : start + n_tokens]
+        return slot.part(tokens, n_outputs=int(start + n_tokens == len(self.wanted)), scored=self.scores_next)
 
     def score(self, part: Part, scores: Iterator[Logits]) -> None:
         """Take the logits of a part of the prompt; each token's are those for the next one."""

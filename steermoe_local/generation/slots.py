@@ -9,8 +9,6 @@ from ..llama.tokenizing import common_prefix
 from ..steering.bias_file import BiasFile
 from .context import Part, SlotContext
 
-__all__ = ["Slot"]
-
 
 class Owner(Protocol):
     """What a slot asks its engine."""

@@ -21,8 +21,6 @@ from typing import Any
 from ..errors import NativeError, UsageError
 from .library import library_folder, llama_cpp
 
-__all__ = ["FLASH_ATTN", "Placement", "add_rpc_servers", "cpu_moe_patterns", "device_names", "parameters"]
-
 # llama.h: enum llama_flash_attn_type
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable
 
-__all__ = ["TextStream"]
-
 
 class TextStream:
     """Incremental text of an answer.

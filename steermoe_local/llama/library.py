@@ -18,8 +18,6 @@ from typing import Any
 from .._util.package import PACKAGE
 from ..errors import NativeError, VersionError
 
-__all__ = ["ABI_VERSION", "library_folder", "llama_cpp", "pinned_version", "take_log_error"]
-
 ABI_VERSION = 2  # steermoe.h: STEERMOE_ABI_VERSION
 
 

@@ -12,8 +12,6 @@ from ..errors import ModelError
 from ..identity import ModelIdentity
 from . import capi
 
-__all__ = ["can_share", "is_causal", "loaded_identity", "open_model"]
-
 _OWN_SEQUENCES = ("deepseek4",)  # llama.cpp's memory for it takes tokens of one sequence only
 _BOTH_WAYS = ("llada-moe", "rnd1")  # llama.cpp: hparams.causal_attn
 

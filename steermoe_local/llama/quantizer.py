@@ -19,8 +19,6 @@ from .._util.package import PACKAGE
 from ..errors import NativeError
 from .library import llama_cpp, take_log_error
 
-__all__ = ["quantize_file"]
-
 _POLL = 0.2  # seconds between two progress reports
 
 

@@ -7,8 +7,6 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-__all__ = ["Kind", "Part", "ReasoningSplitter", "ReasoningStyle", "reasoning_style", "split_reasoning"]
-
 Kind = Literal["reasoning", "answer"]
 
 

@@ -20,17 +20,6 @@ from .loaded_model import open_model
 from .reasoning import ReasoningStyle, reasoning_style
 from .tokenizing import tokenize
 
-__all__ = [
-    "LocatedTarget",
-    "Prompt",
-    "RenderedPrompt",
-    "Renderer",
-    "thinking_arguments",
-    "token_bytes",
-    "vocabulary",
-    "vocabulary_renderer",
-]
-
 # Variables that Renderer gives to every template.
 _OWN_ARGUMENTS = {"messages", "add_generation_prompt", "bos_token", "eos_token", "raise_exception", "strftime_now"}
 _OWN_ARGUMENTS |= {"functions", "function_call", "tools", "tool_choice"}

@@ -15,8 +15,6 @@ import numpy.typing as npt
 from ..errors import UsageError
 from . import capi
 
-__all__ = ["RANDOM_SEED", "Sampler", "Sampling", "log_softmax"]
-
 Logits = npt.NDArray[np.float32]
 
 RANDOM_SEED = 0xFFFFFFFF

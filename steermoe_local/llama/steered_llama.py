@@ -21,8 +21,6 @@ else:
     Llama = capi.llama_cpp().Llama
     from llama_cpp.llama_cache import BaseLlamaCache
 
-__all__ = ["SteeredLlama", "native_bias"]
-
 Bias = BiasFile | str | os.PathLike[str]
 
 _LLAMA_ARGUMENTS = {
@@ -104,8 +102,8 @@ class SteeredLlama(Llama):
             backends.parameters(self._placement.apply, context_params),
         ):
             super().__init__(path, verbose=verbose, flash_attn=bool(flash_attn), **kwargs)
-        with suppress(SteerMoEError):  # a model without routers: set_bias will say so
-            capi.router_sha256(self._model.model)  # the model keeps it, so that setting a bias is quick
+        with suppress(SteerMoEError):  # a model without routers: set_bias raises
+            capi.router_sha256(self._model.model)  # kept with the model, so that setting a bias is quick
         if loaded is not None:
             try:
                 self.set_bias(loaded)
@@ -115,7 +113,7 @@ class SteeredLlama(Llama):
 
     @property
     def bias(self) -> BiasFile | None:
-        """What steers the model now, None for nothing. Assigning is the same as `set_bias`."""
+        """The bias that steers the model, None for unsteered. Assigning calls `set_bias`."""
         return self._bias
 
     @bias.setter
@@ -125,7 +123,7 @@ class SteeredLlama(Llama):
     def set_bias(self, bias: Bias | None) -> None:
         """Steer by another bias (or its path) from the next token on; None stops steering.
 
-        The KV cache holds what the old steering computed, so it is dropped: the next call computes its whole prompt
+        The KV cache was computed under the old steering, so it is cleared: the next call computes its whole prompt
         again. On an error the old steering stays.
 
         Raises ModelMismatchError, FormatError, ModelError.
@@ -144,7 +142,7 @@ class SteeredLlama(Llama):
         return [capi.layer_info(self._ctx.ctx, layer) for layer in range(n_layer)]
 
     def set_cache(self, cache: BaseLlamaCache | None) -> None:
-        """Set a prompt cache. Its entries are kept apart by steering."""
+        """Set a prompt cache; its entries are only found under the steering that computed them."""
         super().set_cache(None if cache is None else _CacheBySteering(cache, self))
 
     def close(self) -> None:
@@ -160,7 +158,7 @@ class SteeredLlama(Llama):
 
 
 class _CacheBySteering(BaseLlamaCache):
-    """A prompt cache whose keys begin with a number for the steering, so that states are never shared."""
+    """A prompt cache whose keys begin with a number for the steering, so that steerings share no states."""
 
     def __init__(self, inner: BaseLlamaCache, llama: SteeredLlama) -> None:
         super().__init__()
@@ -183,7 +181,7 @@ class _CacheBySteering(BaseLlamaCache):
         return self.inner[self._key(key)]
 
     def __contains__(self, key: Sequence[int]) -> bool:
-        # The inner cache answers by the longest common prefix; the steering's number alone is none.
+        # The inner cache finds the longest common prefix; the steering's number alone does not count as one.
         found = self.inner._find_longest_prefix_key(self._key(key))
         return found is not None and found[0] == self._key(key)[0] and tuple(found[1:2]) == tuple(key[:1])
 

@@ -17,8 +17,6 @@ from typing import Any, TypeVar
 from ..errors import ResourceError, UsageError
 from . import capi
 
-__all__ = ["common_prefix", "longest_run", "tokenize"]
-
 T = TypeVar("T")
 
 _DIRECT = 512  # characters that any thread has stack for

@@ -8,8 +8,6 @@ from ..errors import UsageError
 from ..identity import UNKNOWN_ROUTER
 from .expert_map import ExpertMap
 
-__all__ = ["render_card"]
-
 N_TOP = 10
 
 _TEMPLATE = """\

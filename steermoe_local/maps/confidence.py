@@ -8,8 +8,6 @@ from typing import Any
 
 from ..errors import FormatError
 
-__all__ = ["Confidence", "Control", "SplitHalf"]
-
 SEPARABLE = 0.05  # false positive rate for a map without any difference between the sides
 
 

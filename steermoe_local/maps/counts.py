@@ -21,8 +21,6 @@ from .._util.files import StrPath, is_sha256, parse_json, replacing, timestamp, 
 from ..errors import FormatError, ModelMismatchError, UsageError
 from ..identity import ModelIdentity
 
-__all__ = ["RoutingCounts", "Source", "check_routing", "merge_counts", "read_metadata", "same_behaviour"]
-
 _FORMAT = "steermoe-counts"
 _VERSION = 1
 _WHAT = "a counts file (.npz of steermoe detect)"

@@ -32,8 +32,6 @@ from .confidence import Confidence
 from .counts import RoutingCounts
 from .scores import IntArray, rank, risk_difference, risk_difference_from
 
-__all__ = ["ExpertMap", "parse_layers"]
-
 _FORMAT = "steermoe-expert-map"
 _VERSION = 1
 _MAX_BYTES = 256 << 20

@@ -19,8 +19,6 @@ import numpy.typing as npt
 from ..errors import ChoiceError
 from .expert_map import ExpertMap
 
-__all__ = ["easysteer_config", "plain_ranking", "steermoe_csv"]
-
 
 def easysteer_config(signs: npt.NDArray[np.int8], epsilon: float | None = None) -> str:
     """EasySteer's JSON for a choice of experts, signs [n_layer, n_expert] as `ExpertMap.choose` returns them.

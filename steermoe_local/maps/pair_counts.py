@@ -26,8 +26,6 @@ from ..errors import FormatError, ModelMismatchError, UsageError
 from ..identity import ModelIdentity
 from .counts import METADATA, RoutingCounts, check_routing, read_metadata, same_behaviour
 
-__all__ = ["PairCounts", "PairCountsWriter", "merge_pair_counts"]
-
 _FORMAT = "steermoe-pair-counts"
 _VERSION = 1
 _WHAT = "pair counts (.npz of steermoe detect --per-pair)"

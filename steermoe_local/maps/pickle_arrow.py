@@ -11,8 +11,6 @@ import numpy as np
 
 from .pickle_machine import Refused, StandIn
 
-__all__ = ["ArrowArray", "ArrowChunks", "ArrowType", "buffer"]
-
 _OFFSETS = {"string": "<i4", "large_string": "<i8"}
 
 

@@ -18,8 +18,6 @@ from ..errors import FormatError
 from .pickle_arrow import ArrowArray, ArrowChunks, ArrowType, buffer
 from .pickle_machine import Global, Refused, StandIn, run
 
-__all__ = ["Frame", "read_frame"]
-
 # Bytes that calls may allocate besides views of the file's own bytes. Published rankings need less than 1 MiB.
 MAX_ALLOCATED = 64 << 20
 _NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}

@@ -5,9 +5,10 @@ table of stand-ins that the caller gives. Another name, an opcode that no table 
 unexpected type ends the reading.
 
 Why not a `pickle.Unpickler` whose `find_class` returns the same stand-ins: nothing ran in a trial with the files of
-tests/support/hostile_pickles.py, but memory and time are not bounded (CPython 3.11). Nine bytes that store a value at
-memo index 2^32 - 1 allocate 64 GiB, twelve bytes of BYTEARRAY8 allocate what they declare, and 368 bytes with nested
-shared tuples as a dictionary key hash 2^90 tuples. `find_class` sees none of these opcodes.
+tests/support/hostile_pickles.py, but memory and time have no bound, as `find_class` does not see these opcodes. In
+CPython 3.11, LONG_BINPUT of nine bytes fills 16 bytes for each memo index (1 GiB for index 2^26, 64 GiB for the
+largest), BYTEARRAY8 reserves the size that it declares, and a dictionary key of 368 bytes, tuples that share their
+parts 90 levels deep, takes 2^90 steps to hash.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from ..errors import FormatError
-
-__all__ = ["Global", "MAX_OPCODES", "Refused", "StandIn", "Table", "quoted", "run"]
 
 MAX_OPCODES = 1_000_000
 

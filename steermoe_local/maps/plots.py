@@ -21,8 +21,6 @@ from ..errors import UsageError
 from .expert_map import ExpertMap
 from .significance import compare, half_widths, overlap
 
-__all__ = ["SUFFIXES", "plot_difference", "plot_map", "require_drawable"]
-
 SUFFIXES = (".png", ".svg", ".html")
 # red and blue differ under every common colour blindness; grey is for rows without a router
 _COLOURS, _PLUS, _MINUS, _NOTHING = "RdBu_r", "#b2182b", "#2166ac", "#d9d9d9"

@@ -18,11 +18,10 @@ import numpy.typing as npt
 from .._util.files import StrPath, read_bytes
 from ..errors import FormatError, ModelMismatchError
 from ..identity import MAX_EXPERTS, MAX_LAYERS, ModelIdentity
+from .counts import RoutingCounts
 from .expert_map import ExpertMap
 from .pickle_frames import Frame, read_frame
 from .scores import risk_difference_from
-
-__all__ = ["Rankings", "ranking_name", "read_rankings"]
 
 _MAX_BYTES = 64 << 20
 _COLUMNS = ("layer", "expert", "a1", "a2", "d1", "d2", "risk_diff")
@@ -70,16 +69,11 @@ class Rankings:
                 f"{identity.short}; take the ranking of this model"
             )
         known = _SIDES.get(behaviour, ("", ""))
-        return ExpertMap(
-            identity=identity,
-            behaviour=behaviour,
-            rd=risk_difference_from(self.a1, self.n1, self.a2, self.n2),
+        return ExpertMap.from_counts(
+            RoutingCounts(identity, self.a1, self.a2, self.n1, self.n2, moe_layers=tuple(range(identity.n_layer))),
+            behaviour,
             positive=positive or known[0],
             negative=negative or known[1],
-            n1=self.n1,
-            n2=self.n2,
-            a1=self.a1,
-            a2=self.a2,
             license=license,
             notes=notes,
         )

@@ -10,8 +10,6 @@ import numpy.typing as npt
 from ..errors import UsageError
 from .counts import RoutingCounts
 
-__all__ = ["activation_rates", "rank", "risk_difference", "risk_difference_from"]
-
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 

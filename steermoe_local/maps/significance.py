@@ -21,25 +21,6 @@ from .expert_map import ExpertMap
 from .pair_counts import PairCounts
 from .scores import rank
 
-__all__ = [
-    "CORRECTIONS",
-    "Comparison",
-    "annotate",
-    "benjamini_hochberg",
-    "compare",
-    "corrected_p",
-    "half_widths",
-    "holm",
-    "overlap",
-    "p_values",
-    "pearson",
-    "shuffled_control",
-    "spearman",
-    "split_half",
-    "standard_errors",
-    "t_quantile",
-]
-
 FloatArray = npt.NDArray[np.float64]
 
 TOP_N = 20

@@ -12,8 +12,6 @@ from ..errors import FormatError, ModelError
 from .header import GGUFHeader, n_vocab, read_header
 from .model_info import ModelInfo
 
-__all__ = ["CacheShape", "cache_shape"]
-
 _F32_BYTES = 4
 _BLOCK = re.compile(r"blk\.(\d{1,5})\.(.*)")
 _ATTENTION = re.compile(r"attn_(k|k_b|kv_a_mqa|kv_b|kv|kv_latent)\.(weight|bias)")

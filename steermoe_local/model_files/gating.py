@@ -6,8 +6,6 @@ compares this table with the graphs.
 
 from __future__ import annotations
 
-__all__ = ["ROUTED", "UNKNOWN", "gating"]
-
 UNKNOWN = "architecture default"
 
 # enum llama_expert_gating_func_type

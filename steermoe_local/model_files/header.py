@@ -28,8 +28,6 @@ from gguf.quants import dequantize
 from .._util.files import StrPath
 from ..errors import FormatError
 
-__all__ = ["Fetch", "GGUFField", "GGUFHeader", "GGUFTensor", "n_vocab", "read_header", "read_header_from"]
-
 _SCALARS = {
     GGUFValueType.UINT8: "<B",
     GGUFValueType.INT8: "<b",

@@ -11,8 +11,6 @@ from .._util.files import human_size
 from .cache_shape import cache_shape
 from .model_info import ModelInfo
 
-__all__ = ["MemoryEstimate", "check_memory", "control_group_memory", "free_memory", "system_memory"]
-
 F16, Q8_0 = 1, 8  # enum ggml_type
 _CELLS = 256  # llama_context pads the number of cells to this
 _PROC = Path("/proc/self/cgroup")

@@ -19,8 +19,6 @@ from .gating import gating
 from .header import GGUFHeader, GGUFTensor, n_vocab, read_header
 from .splits import missing_part, part_paths
 
-__all__ = ["ModelInfo", "info_from", "model_info", "router_bytes"]
-
 _ROUTER = re.compile(r"blk\.(\d{1,5})\.ffn_gate_inp\.weight")
 _SELECTION_BIAS = re.compile(r"blk\.\d{1,5}\.exp_probs_b(\.bias)?")
 _HASH_ROUTING = re.compile(r"blk\.(\d{1,5})\.ffn_gate_tid2eid\.weight")

@@ -5,18 +5,22 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-__all__ = ["missing_part", "part_paths", "why_not_loaded"]
+_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})", re.DOTALL)
 
-_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
+
+def split_name(stem: str) -> tuple[str, int, int] | None:
+    """(prefix, number of the part, number of parts) of a name without ".gguf"; None for another name."""
+    match = _NAME.fullmatch(stem)
+    return (match[1], int(match[2]), int(match[3])) if match and 1 <= int(match[2]) <= int(match[3]) else None
 
 
 def part_paths(path: Path) -> tuple[Path, ...]:
     """Paths of all parts, in order, of the split model that `path` is a part of by its name; () for another name."""
-    match = _NAME.fullmatch(path.name)
-    if match is None or not 1 <= int(match[2]) <= int(match[3]):
+    found = split_name(path.stem) if path.suffix == ".gguf" else None
+    if found is None:
         return ()
-    count = int(match[3])
-    return tuple(path.with_name(f"{match[1]}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1))
+    prefix, _, count = found
+    return tuple(path.with_name(f"{prefix}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1))
 
 
 def missing_part(parts: tuple[Path, ...]) -> str:

@@ -1,5 +1,5 @@
 """Models by name: short names, the Hugging Face hub, local models and their facts, the embedded model, shipped maps.
 
 Imports: everything up to maps.
-Public: `resolve_model`, `LocalModels`, `map_path`, and the hub client.
+Public: `resolve_model`, `LocalModels`, `map_path`, `hub`.
 """

@@ -13,8 +13,6 @@ from .._util.package import PACKAGE
 from ..errors import UsageError
 from ..pairs.number_pairs import ONES, TENS
 
-__all__ = ["TINY", "Behaviour", "behaviours", "data_folder", "embedded_model", "score_reply"]
-
 TINY = "tiny"
 
 _WORD = "(" + "|".join((*ONES, *TENS, "hundred")) + ")"

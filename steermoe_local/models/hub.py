@@ -19,18 +19,7 @@ from typing import Any
 
 from .._util.files import listed
 from ..errors import PairsError, SteerMoEError, UsageError
-
-__all__ = [
-    "ROWS",
-    "TABLES",
-    "HubSource",
-    "cache_folder",
-    "choose_files",
-    "hub_cache",
-    "hub_errors",
-    "is_offline",
-    "local_files",
-]
+from .names import is_safe
 
 _PREFIX = "hub:"
 ROWS = (".parquet", ".jsonl", ".ndjson", ".json")
@@ -62,7 +51,7 @@ class HubSource:
         name, revision, part = match["name"], match["revision"] or "main", match["part"] or ""
         for path in (name, revision, part):
             # they become paths in the cache
-            if {"..", "."} & set(path.split("/")) or path.startswith("/") or "\\" in path:
+            if path and not is_safe(path):
                 raise UsageError(f"{text}: {path!r} is no name on the hub; {_HOW}")
         return cls(name, revision, part)
 

@@ -18,8 +18,6 @@ from .._util.files import sha256_file
 from ..errors import ModelError
 from .hub import cache_folder
 
-__all__ = ["download", "download_into", "partial_bytes", "read_range"]
-
 _TRIES = 3
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ETAG = re.compile(r"[A-Za-z0-9_-]{8,128}")
@@ -87,13 +85,13 @@ def _stream(url: str, headers: dict[str, str]) -> contextlib.AbstractContextMana
 def partial_bytes(repo: str, path: str, commit: str, etag: str, folder: Path | None) -> int:
     """Bytes of a file that are on this machine: all of them, or those of an interrupted download."""
     if folder:
-        places = [folder / path, _partial(folder / path, etag)]
+        paths = [folder / path, _partial(folder / path, etag)]
     else:
         root = cache_folder("models", repo)
-        places = [root / "snapshots" / commit / path, root / "blobs" / etag, root / "blobs" / f"{etag}.incomplete"]
-    for place in places:
+        paths = [root / "snapshots" / commit / path, root / "blobs" / etag, root / "blobs" / f"{etag}.incomplete"]
+    for found in paths:
         with contextlib.suppress(OSError):
-            return place.stat().st_size
+            return found.stat().st_size
     return 0
 
 
@@ -111,14 +109,10 @@ def download(repo: str, path: str, commit: str, size: int, token: str | None) ->
     if by_http and not getattr(constants, "HF_XET_HIGH_PERFORMANCE", False):
         etag, size = _metadata(repo, path, commit, size, token)
         blob = root / "blobs" / etag
-        target = blob if are_symlinks_supported(constants.HF_HUB_CACHE) else pointer
-        lock = root.parent / ".locks" / root.name / f"{etag}.lock"  # the client's lock for this file
-        with _locked(lock):
+        with _locked(root.parent / ".locks" / root.name / f"{etag}.lock"):  # the client's lock for this file
             if not blob.exists() and not pointer.exists():
-                partial = blob.with_name(f"{etag}.incomplete")
-                _transfer(repo, path, commit, partial, size, etag, token)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(partial, target)
+                target = blob if are_symlinks_supported(constants.HF_HUB_CACHE) else pointer
+                _transfer(repo, path, commit, blob.with_name(f"{etag}.incomplete"), target, size, etag, token)
     return Path(hub.hf_hub_download(repo, path, revision=commit, token=token))
 
 
@@ -130,13 +124,11 @@ def download_into(folder: Path, repo: str, path: str, commit: str, size: int, to
         if target.stat().st_size == size and (not _SHA256.fullmatch(etag) or sha256_file(target) == etag):
             return target
         raise ModelError(f"{target}: is another file than {repo}/{path}; move it away, or take another --dir")
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(target, etag)
     lock = partial.with_suffix(".lock")
     with _locked(lock):
         if not target.exists():
-            _transfer(repo, path, commit, partial, size, etag, token)
-            os.replace(partial, target)
+            _transfer(repo, path, commit, partial, target, size, etag, token)
     with contextlib.suppress(OSError):
         lock.unlink()
     return target
@@ -163,8 +155,10 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _transfer(repo: str, path: str, commit: str, partial: Path, size: int, etag: str, token: str | None) -> None:
-    """Fill the partial file; bytes of an earlier run are checked by the file's SHA-256, if it is known."""
+def _transfer(
+    repo: str, path: str, commit: str, partial: Path, target: Path, size: int, etag: str, token: str | None
+) -> None:
+    """Fill the partial file and rename it; bytes of an earlier run are checked by the file's SHA-256, if known."""
     import huggingface_hub as hub
     from huggingface_hub.file_download import http_get
 
@@ -189,3 +183,5 @@ def _transfer(repo: str, path: str, commit: str, partial: Path, size: int, etag:
     if damaged:
         partial.unlink()
         raise ModelError(f"{repo}/{path}: what an earlier run left does not fit to it and was removed; run it again")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(partial, target)

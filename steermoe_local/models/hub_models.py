@@ -22,8 +22,6 @@ from .hub import cache_folder, hub_errors, is_offline
 from .hub_files import download, download_into, partial_bytes, read_range
 from .names import ModelName, RepoModel, choose, repo_models
 
-__all__ = ["HubModel", "find_on_hub", "why_not_steerable"]
-
 _FIRST = 4 << 20  # of a header: holds a vocabulary of 50,000 tokens
 _FIRST_OF_PARTS = 1 << 18  # the further parts of a split model have none
 _SPARE = 64 << 20  # what a download leaves on the disk
@@ -95,15 +93,13 @@ class HubModel:
 
     def bytes_here(self, folder: Path | None = None) -> int:
         """Bytes of its files on this machine, in the cache or under `folder`, with those of interrupted downloads."""
-        place = self._place(folder)
+        own = self._folder(folder)
         files = zip(self.model.paths, self.model.sizes, self.etags, strict=True)
-        return sum(
-            min(size, partial_bytes(self.name.repo, path, self.commit, etag, place)) for path, size, etag in files
-        )
+        return sum(min(size, partial_bytes(self.name.repo, path, self.commit, etag, own)) for path, size, etag in files)
 
     def local_path(self, folder: Path | None = None) -> Path | None:
         """Path of its first file if all files of this commit are in the cache or under `folder`, else None."""
-        root = self._place(folder) or cache_folder("models", self.name.repo) / "snapshots" / self.commit
+        root = self._folder(folder) or cache_folder("models", self.name.repo) / "snapshots" / self.commit
         paths = [root / path for path in self.model.paths]
         complete = all(path.is_file() for path in paths) and self.bytes_here(folder) == self.model.size
         return paths[0] if complete else None
@@ -111,11 +107,11 @@ class HubModel:
     def check_space(self, folder: Path | None = None) -> int:
         """Check that the disk has room for the missing bytes. Returns its free bytes. Raises ResourceError."""
         missing = self.model.size - self.bytes_here(folder)
-        place = self._place(folder) or cache_folder("models", self.name.repo)
-        free = shutil.disk_usage(next(parent for parent in (place, *place.parents) if parent.exists())).free
+        target = self._folder(folder) or cache_folder("models", self.name.repo)
+        free = shutil.disk_usage(next(parent for parent in (target, *target.parents) if parent.exists())).free
         if missing and missing + _SPARE > free:
             raise ResourceError(
-                f"{self.name}: {human_size(missing)} are to be fetched, but {human_size(free)} are free in {place}; "
+                f"{self.name}: {human_size(missing)} are to be fetched, but {human_size(free)} are free in {target}; "
                 "free some, take a smaller quantization, or another place (--dir, HF_HOME)"
             )
         return free
@@ -127,20 +123,17 @@ class HubModel:
 
         Raises ModelError, ResourceError (no room).
         """
-        target = Path(folder) if folder is not None else None
-        self.check_space(target)
-        paths = []
+        own = self._folder(Path(folder)) if folder is not None else None
+        self.check_space(Path(folder) if folder is not None else None)
+        get = partial(download_into, own) if own else download
         with self._errors():
-            for path, size in zip(self.model.paths, self.model.sizes, strict=True):
-                if place := self._place(target):
-                    paths.append(download_into(place, self.name.repo, path, self.commit, size, self.token))
-                else:
-                    paths.append(download(self.name.repo, path, self.commit, size, self.token))
-        if target is None:
+            files = zip(self.model.paths, self.model.sizes, strict=True)
+            paths = [get(self.name.repo, path, self.commit, size, self.token) for path, size in files]
+        if own is None:
             self._write_reference()
         return paths
 
-    def _place(self, folder: Path | None) -> Path | None:
+    def _folder(self, folder: Path | None) -> Path | None:
         return folder / self.name.repo if folder else None
 
     def _write_reference(self) -> None:

@@ -19,8 +19,6 @@ from ..identity import ModelIdentity
 from ..model_files.splits import part_paths
 from .local_models import LocalModel
 
-__all__ = ["FactsCache", "LocalMap", "ModelFacts", "facts_cache_path", "maps_in"]
-
 _FORMAT = "steermoe-model-facts"
 _MARK = '"steermoe-expert-map"'
 _MARK_WITHIN = 4096  # characters from a map's beginning

@@ -17,8 +17,6 @@ from .embedded import TINY, embedded_model
 from .hub import hub_cache
 from .names import MAIN, ModelName, RepoModel, choose, looks_like_name, matching, repo_models
 
-__all__ = ["LocalModel", "LocalModels", "llama_cpp_cache", "resolve_model"]
-
 EMBEDDED, HUB, FOLDER, LLAMA_CPP = "embedded", "hub cache", "folder", "llama.cpp cache"
 _DEPTH = 8  # of a models folder
 

@@ -16,11 +16,14 @@ from pathlib import PurePosixPath
 
 from .._util.files import human_size, listed
 from ..errors import FormatError, ModelError, UsageError
+from ..model_files.splits import split_name
 
 __all__ = [
     "ModelName",
     "RepoModel",
     "choose",
+    "human_size",
+    "is_safe",
     "looks_like_name",
     "matching",
     "repo_models",
@@ -35,7 +38,6 @@ _HOW = "write USER/REPO, USER/REPO:QUANT or one of the short names (steermoe mod
 _WORD = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
 _NAME = re.compile(rf"(?P<repo>{_WORD}/{_WORD})(?:@(?P<revision>[^:@\s]+))?(?::(?P<tag>[A-Za-z0-9_.+-]+))?")
 _SHORT = re.compile(r"(?P<short>[A-Za-z0-9_.-]+)(?::(?P<tag>[A-Za-z0-9_.+-]+))?")
-_PART = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _QUANT = r"(?:UD-)?(?:I?Q\d\w*|TQ\d_\d|B?F16|FP16|F32|MXFP4\w*|NVFP4)"
 _TAG = re.compile(rf"(?:^|[-._])(?P<tag>{_QUANT})$", re.IGNORECASE | re.ASCII)
 # GGUF files that are not models: vision and audio parts, importance matrices, draft heads (as llama.cpp), vocabularies
@@ -67,7 +69,7 @@ class ModelName:
         found = revision or given or MAIN
         for part in (*match["repo"].split("/"), *found.split("/")):
             # they become paths in the cache
-            if part in ("", ".", "..") or "\\" in part or not part.isprintable():
+            if not is_safe(part):
                 raise UsageError(f"{text}: {part!r} is no name on the hub; {_HOW}")
         return cls(match["repo"], found, match["tag"] or "")
 
@@ -93,7 +95,7 @@ class RepoModel:
     @property
     def missing(self) -> int:
         """Number of the first missing part, from 1; 0 if there is none."""
-        there = {int(match["number"]) for path in self.paths if (match := _PART.fullmatch(_stem(path)))}
+        there = {part[1] for path in self.paths if (part := split_name(_stem(path)))}
         return next((n for n in range(1, self.n_parts + 1) if n not in there), 0) if self.n_parts > 1 else 0
 
     @property
@@ -125,12 +127,10 @@ def repo_models(files: Mapping[str, int]) -> list[RepoModel]:
     groups: dict[tuple[str, int], list[str]] = {}
     for path in sorted(files):
         name = PurePosixPath(path).name
-        if not path.lower().endswith(".gguf") or _NO_MODEL.search(name) or not _is_safe(path):
+        if not path.lower().endswith(".gguf") or _NO_MODEL.search(name) or not is_safe(path):
             continue
-        match = _PART.fullmatch(_stem(path))
-        is_part = match is not None and 1 <= int(match["number"]) <= int(match["count"])
-        key = (match["prefix"], int(match["count"])) if match and is_part else (_stem(path), 1)
-        groups.setdefault(key, []).append(path)
+        part = split_name(_stem(path))
+        groups.setdefault((part[0], part[2]) if part else (_stem(path), 1), []).append(path)
     return [
         RepoModel(tuple(paths), tuple(files[path] for path in paths), _tag(prefix), count)
         for (prefix, count), paths in groups.items()
@@ -196,7 +196,7 @@ def _tag(prefix: str) -> str:
     return path.name
 
 
-def _is_safe(path: str) -> bool:
+def is_safe(path: str) -> bool:
     """Whether a path stays in its folder and is printable."""
     return path.isprintable() and "\\" not in path and not {"", ".", ".."} & set(path.split("/"))
 

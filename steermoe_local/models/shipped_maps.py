@@ -10,8 +10,6 @@ from .._util.package import PACKAGE
 from ..errors import UsageError
 from .embedded import behaviours
 
-__all__ = ["map_path", "recommended_numbers", "shipped_maps"]
-
 
 def shipped_maps() -> dict[str, Path]:
     """Name and file of each shipped map; all are maps of the embedded model."""

@@ -17,21 +17,9 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from .._util.records import clean_text
+from .._util.records import only_text
 from ..errors import PairsError, UsageError
 from .pairs import Message, Pair
-
-__all__ = [
-    "REFUSALS",
-    "Tally",
-    "chat_pair",
-    "column_pairs",
-    "faithfulness_pairs",
-    "safety_pairs",
-    "select",
-    "squad_rows",
-    "unique_ids",
-]
 
 REFUSALS = (
     "I'm sorry, but I can't help with that.",
@@ -107,7 +95,7 @@ def faithfulness_pairs(
     documents = _Seen()
     for row in rows:
         tally.rows += 1
-        context, question = clean_text(row.get("context")), clean_text(row.get("question"))
+        context, question = only_text(row.get("context")), only_text(row.get("question"))
         if not context or not question:
             tally.skip("no question or no document")
         elif row.get("is_impossible") and not keep_impossible:
@@ -116,7 +104,7 @@ def faithfulness_pairs(
             tally.skip("another question on the document was taken")
         else:
             yield Pair(
-                clean_text(row.get("id")) or f"row-{tally.rows}",
+                only_text(row.get("id")) or f"row-{tally.rows}",
                 (Message("user", f"Document: {context} Question: {question}"),),
                 (Message("user", f"Question: {question}"),),
                 question,
@@ -145,7 +133,7 @@ def safety_pairs(
         missing = [name for name in ("prompt", "response", "is_safe") if name not in row]
         if missing:
             raise PairsError(f"row {tally.rows}: no {', '.join(missing)}; a row needs prompt, response and is_safe")
-        prompt, response, safe = clean_text(row["prompt"]), clean_text(row["response"]), row["is_safe"]
+        prompt, response, safe = only_text(row["prompt"]), only_text(row["response"]), row["is_safe"]
         if safe is not True and safe is not False:
             tally.skip("is_safe is neither true nor false")
         elif safe:
@@ -171,8 +159,8 @@ def column_pairs(
     """Two columns as the replies to a third; without `prompt` as plain texts, which get no chat template."""
     for row in rows:
         tally.rows += 1
-        cells = [clean_text(row.get(name)) for name in (positive, negative, *([prompt] if prompt else []))]
-        name = (clean_text(row.get(id_)) if id_ else None) or f"row-{tally.rows}"
+        cells = [only_text(row.get(name)) for name in (positive, negative, *([prompt] if prompt else []))]
+        name = (only_text(row.get(id_)) if id_ else None) or f"row-{tally.rows}"
         if not row:
             tally.skip("another number of cells than the header")
         elif not all(cells):

@@ -15,8 +15,6 @@ from .builders import Tally
 from .pairs import Message, Pair, Side, load_pairs
 from .prompts import read_prompts
 
-__all__ = ["SURFACES", "prompts_of", "shuffled_pairs", "superficial_pairs"]
-
 _SWAPPED = "~swapped"
 _OPENINGS = ("In other words: ", "To say it once more: ", "Here it is, as asked: ", "As far as this goes: ")
 _ENDINGS = (" That is all.", " Nothing needs to be added.", " That is the whole of it.", " There is no more to it.")

@@ -9,8 +9,6 @@ from ..errors import UsageError
 from .builders import chat_pair
 from .pairs import Pair
 
-__all__ = ["ONES", "TENS", "number_pairs", "number_word"]
-
 _MAX_REPEATS = 2000  # tasks in a row that were there before: no more are to be expected
 _WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "

@@ -5,10 +5,9 @@ One pair a line (JSONL):
     {"id": "...", "positive": [{"role": "user", "content": "..."}, ...], "negative": [...],
      "positive_target": "...", "negative_target": "..."}
 
-`positive` shows the behaviour, `negative` its opposite (x1 and x2 of arXiv 2509.09660). A side is
-a list of chat messages or one string, which is used as it stands, without a chat template. `id` is
-optional. The names `messages_0`, `messages_1`, `messages_0_target` and `messages_1_target` are
-accepted for the two sides and targets.
+`positive` shows the behaviour, `negative` its opposite (x1 and x2 of arXiv 2509.09660). A side is a list of chat
+messages, or one string, which is used unchanged, without a chat template. `id` is optional. The names `messages_0`,
+`messages_1`, `messages_0_target` and `messages_1_target` are accepted for the two sides and targets.
 """
 
 from __future__ import annotations
@@ -23,23 +22,6 @@ from typing import Any
 from .._util.files import StrPath, parse_json, replacing
 from .._util.records import lines
 from ..errors import PairsError
-
-__all__ = [
-    "SIDES",
-    "Message",
-    "Pair",
-    "PairsFile",
-    "Side",
-    "last_exact_run",
-    "load_pairs",
-    "locate_target",
-    "pairs_digest",
-    "parse_messages",
-    "parse_pair",
-    "save_pairs",
-    "target_tokens",
-    "tokens_in_span",
-]
 
 SIDES = ("positive", "negative")
 _FIELDS = (*SIDES, "positive_target", "negative_target")

@@ -24,8 +24,6 @@ from .._util.records import lines
 from ..errors import FormatError
 from .pairs import Message, Side, parse_messages
 
-__all__ = ["PromptItem", "load_prompts", "prompts_digest", "read_prompts"]
-
 _MAX_LINE = 64 << 20
 _FIELDS = ("id", "prompt", "messages", "system")
 _ONE = 'write {"prompt": "..."} or {"messages": [...]}'

@@ -1,4 +1,8 @@
-"""An OpenAI-compatible server with steering per request: `steermoe serve`. Needs the extra `server`."""
+"""An OpenAI-compatible server with steering per request: `steermoe serve`. Needs the extra `server`.
+
+Imports: everything but cli.
+Public: `create_app`, `ServerSettings`, `SteeringRegistry`, `Worker`.
+"""
 
 from __future__ import annotations
 

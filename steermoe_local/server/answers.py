@@ -1,4 +1,4 @@
-"""A reply as the API tells it: tokens with their log probabilities beside the text, and calls of tools."""
+"""Replies in the API's form: with the log probabilities of their tokens, and calls of tools."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from ..generation.engine import FinishEvent, TokenEvent
 from ..generation.reply import Reply
 from ..llama.reasoning import Part, ReasoningStyle
 from .grammar import ForcedCall
-
-__all__ = ["Answer", "Chunk", "Entry", "finish_reason"]
 
 _BEGUN_CALL = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"]*)"\s*,\s*"arguments"\s*:\s*')
 
@@ -35,7 +33,7 @@ class Entry:
 
 @dataclass
 class Chunk:
-    """What an event adds to an answer. `arguments` are those of a forced call, which has no other text."""
+    """The part of an answer that one event added. `arguments` are those of a forced call, which has no other text."""
 
     parts: list[Part]
     entries: list[Entry]
@@ -48,7 +46,7 @@ class Chunk:
 
 
 def finish_reason(finish: FinishEvent) -> FinishReason:
-    """OpenAI's reason: a full context is a length, too."""
+    """OpenAI's finish_reason; a full context counts as a length, too."""
     return "stop" if finish.reason == "stop" else "length"
 
 
@@ -97,7 +95,7 @@ class Answer(Reply):
 
     @property
     def reason(self) -> FinishReason:
-        """How it ended, in OpenAI's words."""
+        """OpenAI's finish_reason."""
         assert self.finish is not None
         reason = finish_reason(self.finish)
         return "tool_calls" if self.call is not None and reason == "stop" else reason

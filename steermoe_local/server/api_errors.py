@@ -1,4 +1,4 @@
-"""What goes wrong with a request, in OpenAI's form, and which of the package's errors is what, by type."""
+"""Errors in OpenAI's form: `ApiError`, the translation of the package's errors, and strict parsing of JSON bodies."""
 
 from __future__ import annotations
 
@@ -25,8 +25,6 @@ from ..errors import (
     VersionError,
 )
 
-__all__ = ["ApiError", "as_api_error", "error_body", "error_response", "install", "status_of", "strict_json"]
-
 log = logging.getLogger("steermoe.server")
 
 _INVALID, _NOT_FOUND, _SERVER = "invalid_request_error", "not_found_error", "server_error"
@@ -34,7 +32,7 @@ _MAX_DEPTH = 64
 _MAX_VALUES = 1_000_000  # of a body; a prompt of tokens, or a large map, has some hundred thousand
 _MAX_KEYS = 10_000  # of an object
 
-# The one table of the package's errors: status, type, code. A subclass that is not named is its nearest base.
+# Status, type and code of each of the package's errors; a subclass that is not listed has those of its nearest base.
 _STATUS: dict[type[SteerMoEError], tuple[int, str, str]] = {
     UsageError: (400, _INVALID, "invalid_value"),
     FormatError: (400, _INVALID, "invalid_file"),
@@ -49,7 +47,7 @@ _STATUS: dict[type[SteerMoEError], tuple[int, str, str]] = {
 
 
 class ApiError(Exception):
-    """An answer other than 2xx: what is wrong, where (`param`) and the cure."""
+    """A response with an error status: what is wrong and how to fix it, and the field at fault (`param`)."""
 
     def __init__(
         self,
@@ -68,17 +66,17 @@ class ApiError(Exception):
 
     @classmethod
     def not_found(cls, message: str, *, param: str | None = None, code: str) -> ApiError:
-        """A name that stands for nothing."""
+        """404, for a name that is not known."""
         return cls(404, message, kind=_NOT_FOUND, param=param, code=code)
 
     @classmethod
     def busy(cls, message: str, *, status: int = 429, code: str, retry_after: int) -> ApiError:
-        """Not now; the client may come again after `retry_after` seconds."""
+        """An error that a retry after `retry_after` seconds may not meet."""
         kind = "rate_limit_error" if status == 429 else _SERVER
         return cls(status, message, kind=kind, code=code, headers={"Retry-After": str(retry_after)})
 
     def body(self) -> dict[str, Any]:
-        """The answer's JSON."""
+        """The JSON of the response."""
         return error_body(str(self), self.kind, self.param, self.code)
 
 
@@ -88,31 +86,32 @@ def error_body(message: str, kind: str, param: str | None = None, code: str | No
 
 
 def error_response(error: ApiError) -> JSONResponse:
-    """The HTTP answer."""
+    """The HTTP response of an error."""
     return JSONResponse(error.body(), error.status, headers=error.headers)
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """The same, as an answer. What is not the package's own is a fault of the server and keeps its text to itself."""
+    """Translate an error. One that is not of the package is logged, and its text is not sent: it may hold secrets."""
     if isinstance(error, ApiError):
         return error
-    for kind in type(error).__mro__:
-        if kind in _STATUS:
-            status, name, code = _STATUS[kind]
-            return ApiError(status, str(error), kind=name, code=code)
+    if known := _status(error):
+        status, kind, code = known
+        return ApiError(status, str(error), kind=kind, code=code)
     log.error("unexpected error", exc_info=error)
     return ApiError(500, "the server failed; its log says why", kind=_SERVER, code="internal_error")
 
 
 def status_of(error: BaseException) -> int:
-    """The status of the answer."""
-    if isinstance(error, ApiError):
-        return error.status
-    return next((_STATUS[kind][0] for kind in type(error).__mro__ if kind in _STATUS), 500)
+    """The HTTP status of an error."""
+    return error.status if isinstance(error, ApiError) else (_status(error) or (500,))[0]
+
+
+def _status(error: BaseException) -> tuple[int, str, str] | None:
+    return next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), None)
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of the application in OpenAI's form."""
+    """Make the application answer every error in OpenAI's form."""
 
     async def own(_: Request, error: Exception) -> JSONResponse:
         return error_response(as_api_error(error))
@@ -135,12 +134,12 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, own)
 
 
-# What pydantic puts into the path of an error of a union: names of types, not of fields.
+# Names of types that pydantic puts into the path of an error of a union, between the names of fields.
 _TYPE_NAMES = {"str", "int", "float", "bool", "list", "dict", "none", "constrained-str"}
 
 
 def _validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """The first of pydantic's errors that says most: of a union's branches the one that came furthest."""
+    """The most telling of pydantic's errors: an unknown field, else, of a union, the branch that got furthest."""
     unknown = next((error for error in errors if error["type"] == "extra_forbidden"), None)
     error = unknown or max(errors, key=lambda error: len(error["loc"]))
     path = _path(error["loc"][1:-1] if unknown else error["loc"][1:])
@@ -170,10 +169,7 @@ def _path(parts: Sequence[Any]) -> str:
 
 
 def strict_json(data: bytes) -> Any:
-    """Parse a request's JSON: UTF-8, no key twice, no NaN or Infinity, no number beyond a float, not too deep or many.
-
-    Raises ApiError.
-    """
+    """Parse a body: UTF-8, no duplicate keys, finite numbers, bounded depth and number of values. Raises ApiError."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -187,7 +183,7 @@ def strict_json(data: bytes) -> Any:
 
 
 def _check_shape(value: Any) -> None:
-    """Raise ValueError for what is too deep, or too much to look at: each value costs far more than its bytes."""
+    """Raise ValueError for too many or too deeply nested values: checking one costs far more than its bytes."""
     level = [value]
     n_values = 1
     for _ in range(_MAX_DEPTH):

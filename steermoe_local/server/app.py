@@ -1,4 +1,4 @@
-"""The application: routes, what stands before them, and the page."""
+"""The ASGI application: routes, middleware, and the page."""
 
 from __future__ import annotations
 
@@ -18,14 +18,12 @@ from .service import Service
 from .settings import ServerSettings
 from .worker import Worker
 
-__all__ = ["create_app"]
-
 _DESCRIPTION = (
     "OpenAI's API for a Mixture-of-Experts model whose experts are promoted or suppressed by request: the field "
     "`steering` is a registered name, a choice {map, activate, deactivate, reverse, layers, mode, scale}, or null."
 )
 _PAGE = Path(__file__).parent / "page"
-# Named here: what a system takes a suffix for may be anything, and a browser runs scripts of the right type only.
+# Not guessed by the system's table, which may be wrong: a browser runs only scripts of the right type.
 _PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 # Nothing from elsewhere, no inline script; a frame of another site cannot show the page.
 _PAGE_HEADERS = {
@@ -43,7 +41,7 @@ _DOCS_HEADERS = _PAGE_HEADERS | {
 
 
 def create_app(worker: Worker, registry: SteeringRegistry, settings: ServerSettings, page: Path = _PAGE) -> FastAPI:
-    """The ASGI application. It starts the worker and stops it; `page` is a folder with index.html, if it exists."""
+    """Make the application, which starts and stops the worker. `page` is a folder with index.html, if it exists."""
     service = Service(worker, registry, settings)
 
     @asynccontextmanager
@@ -76,7 +74,7 @@ def create_app(worker: Worker, registry: SteeringRegistry, settings: ServerSetti
 
     _add_page(app, page)
     app.openapi = lambda: openapi.openapi(app)  # type: ignore[method-assign]
-    # The last one added is the first one asked.
+    # The last one added runs first.
     app.add_middleware(BodyGuard, settings=settings)
     app.add_middleware(KeyGuard, settings=settings)
     if settings.cors_origins:
@@ -92,7 +90,7 @@ def create_app(worker: Worker, registry: SteeringRegistry, settings: ServerSetti
 
 
 def _add_page(app: FastAPI, folder: Path) -> None:
-    """Serve the files of the page that are there now: / and /page/NAME. No request becomes a path."""
+    """Serve the files that the folder holds now, as / and /page/NAME; nothing in a request becomes a path."""
 
     def add(address: str, path: Path) -> None:
         @app.api_route(address, methods=["GET", "HEAD"], include_in_schema=False)

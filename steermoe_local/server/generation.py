@@ -1,39 +1,47 @@
-"""A request and its answer, whole or in chunks: what chat/completions and completions have in common."""
+"""A request for answers, from its arrival to its end: what chat/completions and completions have in common."""
 
 from __future__ import annotations
 
+import json
+import logging
+import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, ClassVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from ..generation.engine import FinishEvent
+from ..generation.engine import FinishEvent, TokenEvent
 from ..generation.engine import Request as EngineRequest
-from .api_errors import ApiError
+from .answers import Answer, Chunk
+from .api_errors import ApiError, status_of
 from .prompting import Prompter
 from .responses import Head, steering_info, timings, usage
 from .schemas import Generation
-from .service import Followed, Service
+from .service import Asked, Service
 from .streaming import Answers, ClientGone, Events, EventStream
-from .worker import Event
+from .worker import Ticket
 
-__all__ = ["Exchange"]
+log = logging.getLogger("steermoe.server")
 
 
-class Exchange(ABC):
-    """One request on its way; the subclass knows the form of its answers."""
+class GenerationCall(ABC):
+    """One request of a client and its answers; the subclasses know the form of their endpoint."""
 
-    endpoint: str
-    prefix: str  # of ids
-    kinds: tuple[str, str]  # `object` of an answer, and of a chunk
+    endpoint: ClassVar[str]
+    prefix: ClassVar[str]  # of ids
+    kinds: ClassVar[tuple[str, str]]  # `object` of an answer, and of a chunk
+    nothing: ClassVar[dict[str, Any]]  # the text of a chunk that adds none
 
-    def __init__(self, service: Service, prompter: Prompter, request: Generation, followed: Followed) -> None:
-        self.service, self.prompter, self.request, self.followed = service, prompter, request, followed
-        self.n = request.n or 1  # answers to each prompt
+    def __init__(
+        self, service: Service, prompter: Prompter, request: Generation, asked: Asked, answers: list[Answer]
+    ) -> None:
+        """`answers`: an empty one for each that is asked for, n of each prompt."""
+        self.service, self.prompter, self.request, self.asked, self.answers = service, prompter, request, asked, answers
         self.finishes: dict[int, FinishEvent] = {}
-        self.head = Head(self.prefix, self.kinds[bool(request.stream)], followed.model)
+        self.head = Head(self.prefix, self.kinds[bool(request.stream)], asked.model)
+        self._has_events = False
 
     #
     # of the subclass
@@ -41,126 +49,155 @@ class Exchange(ABC):
 
     @abstractmethod
     def engine_requests(self) -> list[EngineRequest]:
-        """What is asked for."""
-
-    @abstractmethod
-    def take(self, index: int, event: Event) -> Any:
-        """Add an event to answer `index`; returns what it adds."""
+        """What the engine is asked for, one request for each answer."""
 
     @abstractmethod
     def choice(self, index: int) -> dict[str, Any]:
-        """An answer, at its end."""
+        """A finished answer."""
 
     @abstractmethod
     def first_choices(self) -> Iterator[dict[str, Any]]:
-        """What a stream begins with."""
+        """The choices of the chunks that a stream begins with."""
 
     @abstractmethod
-    def next_choices(self, index: int, added: Any, finish: FinishEvent | None) -> Iterator[dict[str, Any]]:
-        """What `take` gave, as choices of chunks; `finish`: it is the end of the answer."""
-
-    @abstractmethod
-    def last_choice(self, index: int, finish: FinishEvent) -> dict[str, Any]:
-        """The choice of the chunk that says why an answer ended."""
+    def next_choices(self, index: int, added: Chunk, finish: FinishEvent | None) -> Iterator[dict[str, Any]]:
+        """What an event added, as choices of chunks; `finish` if it was the answer's last."""
 
     @abstractmethod
     def texts(self) -> tuple[Any, Any]:
-        """(prompt, answers), for a log that wants them."""
+        """(prompt, answers) for the log."""
+
+    def take(self, index: int, event: TokenEvent | FinishEvent) -> Chunk:
+        """Add an event to an answer; returns what it adds."""
+        if isinstance(event, FinishEvent):
+            self.finishes[index] = event
+        return self.answers[index].take(event)
+
+    def chunk_choice(self, index: int, content: dict[str, Any], logprobs: Any = None) -> dict[str, Any]:
+        """The choice of a chunk that does not end its answer."""
+        return {"index": index, **content, "logprobs": logprobs, "finish_reason": None}
 
     #
     # answering
     #
 
     async def respond(self, request: Request) -> Response:
-        """Ask, and answer."""
-        requests = self.engine_requests()
+        """Ask the engine, and answer."""
+        client = request.client.host if request.client else ""
+        deadline = time.monotonic() + self.service.settings.timeout
+        ticket = Ticket(client, self.engine_requests(), deadline)
         try:
-            answers = Answers(self.service.worker, self.service.ticket(request, requests), request)
+            answers = Answers(self.service.worker, ticket, request)
         except ApiError as error:
-            self.service.metrics.failed(self.endpoint, self.followed.applied.label, str(error.status))
+            self._count_failure(error)
             raise
         try:
-            if not self.request.stream:
-                while len(self.finishes) < len(requests):
-                    for index, event in await self._next(answers):
-                        self._take(index, event)
-                self._end()
-                answers.close()
-                return JSONResponse(self._body(len(requests)))
-            # Wait for the beginning: what fails before it can still be told by a status.
+            # Also for a stream: what fails before it begins can still be told by a status.
             first = await self._next(answers)
+            if self.request.stream:
+                return EventStream(answers, self._first_chunks(), self._chunks(answers, first))
+            async for index, event in self._events(answers, first):
+                self.take(index, event)
+            self._end()
+            answers.close()
+            return JSONResponse(self._body())
         except ClientGone:
             answers.close()
             return Response(status_code=499)
         except BaseException:
             answers.close()
             raise
-        return EventStream(answers, self._first_chunks(), self._chunks(answers, first, len(requests)))
 
     async def _next(self, answers: Answers) -> Events:
-        events: Events = await self.service.follow(self.followed, answers.next())
-        self.service.note_first(self.followed)
+        try:
+            events = await answers.next()
+        except Exception as error:
+            self._count_failure(error)
+            raise
+        if not self._has_events:
+            self._has_events = True
+            seconds = time.monotonic() - self.asked.began
+            self.service.metrics.first_token(self.endpoint, self.asked.applied.label, seconds)
         return events
 
-    def _take(self, index: int, event: Event) -> Any:
-        if isinstance(event, FinishEvent):
-            self.finishes[index] = event
-            self.followed.finishes.append(event)
-        return self.take(index, event)
+    async def _events(self, answers: Answers, first: Events) -> AsyncIterator[tuple[int, TokenEvent | FinishEvent]]:
+        """All events up to the end of the last answer; `first` are those that came already."""
+        events = first
+        while True:
+            for event in events:
+                yield event
+            if len(self.finishes) == len(self.answers):
+                return
+            events = await self._next(answers)
+
+    def _count_failure(self, error: Exception) -> None:
+        status = "gone" if isinstance(error, ClientGone) else str(status_of(error))
+        self.service.metrics.failed(self.endpoint, self.asked.applied.label, status)
 
     def _end(self) -> None:
-        self.service.ended(self.followed, self.texts)
+        """Count the request, and write a line to the log; its texts only if the server was told to."""
+        seconds, label = time.monotonic() - self.asked.began, self.asked.applied.label
+        finishes = list(self.finishes.values())
+        self.service.metrics.answered(self.endpoint, label, finishes, seconds)
+        n_prompt, n_cached, n_generated = (
+            sum(getattr(finish, name) for finish in finishes) for name in ("n_prompt", "n_cached", "n_generated")
+        )
+        counts = f"prompt={n_prompt} cached={n_cached} generated={n_generated}"
+        log.info("%s steering=%s %s %.3fs", self.endpoint, label, counts, seconds)
+        if self.service.settings.log_prompts:
+            prompt, answer = self.texts()
+            log.info("prompt %s answer %s", json.dumps(prompt), json.dumps(answer))  # as JSON: no control characters
+
+    #
+    # what is sent
+    #
 
     @property
     def _usage(self) -> dict[str, Any]:
-        ordered: Sequence[FinishEvent] = [self.finishes[index] for index in sorted(self.finishes)]
-        return usage([ordered[start : start + self.n] for start in range(0, len(ordered), self.n)])
+        ordered, n = [self.finishes[index] for index in sorted(self.finishes)], self.request.n or 1
+        return usage([ordered[start : start + n] for start in range(0, len(ordered), n)])
 
-    def _body(self, n_answers: int) -> dict[str, Any]:
-        finish = self.finishes[0]
-        choices = [self.choice(index) for index in range(n_answers)]
-        if self.request.routing and n_answers > 1:
+    def _body(self) -> dict[str, Any]:
+        choices = [self.choice(index) for index in range(len(self.answers))]
+        if self.request.routing and len(choices) > 1:
             for index, choice in enumerate(choices):
                 choice["routing"] = _routing(self.finishes[index])
-        return self.head.body(choices, usage=self._usage, **self._facts(finish))
+        return self.head.body(choices, usage=self._usage, **self._facts(self.finishes[0]))
 
     def _facts(self, finish: FinishEvent) -> dict[str, Any]:
-        """What stands beside the choices at the end."""
-        facts: dict[str, Any] = {"steering": steering_info(self.followed.applied, finish.n_cached)}
+        """The fields beside the choices at the end."""
+        facts: dict[str, Any] = {"steering": steering_info(self.asked.applied, finish.n_cached)}
         if self.request.routing:
             facts["routing"] = _routing(finish)
         return facts | {"timings": timings(finish)}
 
     def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        """A chunk; where the numbers of tokens are asked for, all but the last say none."""
-        if self._tells_usage:
+        """A chunk; if usage is asked for, all but the last have the field too, as null."""
+        if self._includes_usage:
             more.setdefault("usage", None)
         return self.head.body(choices, **more)
 
     @property
-    def _tells_usage(self) -> bool:
+    def _includes_usage(self) -> bool:
         options = self.request.stream_options
         return options is not None and bool(options.include_usage)
 
     def _first_chunks(self) -> Iterator[dict[str, Any]]:
-        info: dict[str, Any] = {"steering": steering_info(self.followed.applied)}
+        info: dict[str, Any] = {"steering": steering_info(self.asked.applied)}
         for choice in self.first_choices():
             yield self._chunk([choice], **info)
             info = {}  # in the first one only
 
-    async def _chunks(self, answers: Answers, first: Events, n_answers: int) -> AsyncIterator[dict[str, Any]]:
-        events = first
-        while True:
-            for index, event in events:
-                finish = event if isinstance(event, FinishEvent) else None
-                for choice in self.next_choices(index, self._take(index, event), finish):
-                    yield self._chunk([choice])
-                if finish is not None:
-                    yield self._chunk([self.last_choice(index, finish)], **self._facts(finish))
-            if len(self.finishes) == n_answers:
-                break
-            events = await self._next(answers)
-        if self._tells_usage:
+    async def _chunks(self, answers: Answers, first: Events) -> AsyncIterator[dict[str, Any]]:
+        async for index, event in self._events(answers, first):
+            finish = event if isinstance(event, FinishEvent) else None
+            for choice in self.next_choices(index, self.take(index, event), finish):
+                yield self._chunk([choice])
+            if finish is not None:
+                last = self.chunk_choice(index, self.nothing)
+                last |= {"finish_reason": self.answers[index].reason, "seed": finish.seed}
+                yield self._chunk([last], **self._facts(finish))
+        if self._includes_usage:
             yield self._chunk([], usage=self._usage)
         self._end()
 

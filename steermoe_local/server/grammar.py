@@ -1,4 +1,4 @@
-"""Formats of the answer as grammars, by llama-cpp-python's own converter from JSON Schema."""
+"""Response formats and forced tool calls as grammars, by llama-cpp-python's converter from JSON Schema."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 
 from .api_errors import ApiError
 from .schemas_chat import ChatRequest, ResponseFormat, Tool, ToolChoice
-
-__all__ = ["ForcedCall", "forced_call", "grammar_of_format", "grammar_of_schema"]
 
 _MAX_SCHEMA = 64 * 1024  # characters of JSON
 _MAX_DEPTH = 24
@@ -24,7 +22,7 @@ _PATTERN_TOKEN = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{(?P<least>\d*)(?:,(?P<m
 
 
 class ForcedCall:
-    """A call that the answer has to be: of one function, or of one of several."""
+    """A tool call that the answer must be: of one function (`name`), or of any of several (`name` None)."""
 
     def __init__(self, tools: list[Tool]) -> None:
         self._tools = tools
@@ -32,7 +30,7 @@ class ForcedCall:
 
     @property
     def grammar(self) -> str:
-        """Of the arguments, or of {"name", "arguments"} if the function is the model's choice. Raises ApiError."""
+        """The grammar of the arguments, or of {"name", "arguments"} if the model chooses. Raises ApiError."""
         if self.name is not None:
             return grammar_of_schema(self._parameters(self._tools[0]), "tools")
         calls = [
@@ -51,7 +49,7 @@ class ForcedCall:
 
 
 def forced_call(request: ChatRequest) -> ForcedCall | None:
-    """The call that a request's tool_choice forces, if it does."""
+    """The tool call that a request's tool_choice forces, if any."""
     tools = request.tools or []
     if isinstance(request.tool_choice, ToolChoice):
         name = request.tool_choice.function.name
@@ -99,7 +97,7 @@ def _convert(text: str, where: str) -> str:
 
 
 def _repeats(value: Any, where: str, depth: int) -> int:
-    """How many repetitions a schema asks for in all. Raises ApiError for what would make a large or slow grammar."""
+    """The sum of a schema's repetitions. Raises ApiError for a schema whose grammar would be large or slow."""
     if depth > _MAX_DEPTH:
         raise _refused(where, f"nested deeper than {_MAX_DEPTH} levels")
     total = 0
@@ -117,10 +115,10 @@ def _repeats(value: Any, where: str, depth: int) -> int:
 
 
 def _repeats_of_pattern(pattern: str, where: str) -> int:
-    """How many items a regular expression comes to when its repetitions are written out.
+    """The number of items of a regular expression with its repetitions written out.
 
-    Raises ApiError for too many, and for up to n repetitions of what varies in length itself, like (a{0,9}){0,9}: how a
-    text divides into them is open, and following all ways takes llama.cpp minutes a token.
+    Raises ApiError for too many, and for up to n repetitions of something of varying length, like (a{0,9}){0,9}: a text
+    divides into them in many ways, and following all of them takes llama.cpp minutes per token.
     """
     if len(pattern) > _MAX_PATTERN:
         raise _refused(where, f"pattern: longer than {_MAX_PATTERN} characters")

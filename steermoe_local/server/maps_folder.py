@@ -1,6 +1,6 @@
 """The folder of maps: NAME.json (a map), NAME.gguf (a bias file), NAME.choice.json (numbers for a map).
 
-A choice is the JSON object that a request's `steering` takes; without `map` it is about the map of its own name:
+A choice is the JSON object of a request's `steering` field; without `map` it belongs to the map of its own name:
 
     faithful.json, faithful.choice.json: {"activate": 10, "deactivate": 50}
     words.choice.json: {"map": "digits-words", "activate": 2, "deactivate": 2, "reverse": true}
@@ -27,8 +27,6 @@ from ..steering.steering import Steering
 from .api_errors import ApiError
 from .schemas import NAME_PATTERN, SteeringChoice
 
-__all__ = ["MapsFolder", "bias_from_base64", "map_from_json", "name_of_file"]
-
 T = TypeVar("T")
 Kind = Literal["map", "bias", "choice"]
 
@@ -42,7 +40,7 @@ _CHOICE_FIELDS = ("activate", "deactivate", "reverse", "layers", "scale")
 def name_of_file(path: Path) -> str:
     """The name under which a file is registered: its stem in lower case, other characters than a-z 0-9 . _ - as "-".
 
-    Raises UsageError for a name that leaves nothing.
+    Raises UsageError if nothing is left.
     """
     stem = path.name
     for suffix in _SUFFIXES.values():
@@ -68,7 +66,7 @@ def bias_from_base64(text: str, name: str) -> BiasFile:
 
 
 def _read(data: bytes, name: str, reader: Callable[[Path], T]) -> T:
-    """Let a reader of files read bytes; its messages name `name`, not the temporary file."""
+    """Read bytes by a function that reads files; its messages contain `name`, not the path of the temporary file."""
     with tempfile.TemporaryDirectory(prefix="steermoe-") as folder:
         path = Path(folder) / name
         path.write_bytes(data)
@@ -79,11 +77,11 @@ def _read(data: bytes, name: str, reader: Callable[[Path], T]) -> T:
 
 
 class MapsFolder:
-    """Reads the folder, and writes into it where that is allowed. Only files directly in it count."""
+    """Reads the folder, and writes into it if that is allowed. Files in its subfolders are ignored."""
 
     def __init__(self, path: Path, writable: bool) -> None:
         self.path, self.writable = path, writable
-        self._own: set[Path] = set()  # what is registered, or was written here: a request may replace it
+        self._own: set[Path] = set()  # registered or written by this server: a request may replace them
         self._named_otherwise: set[str] = set()
 
     def files(self) -> Iterator[tuple[str, Path, Kind]]:
@@ -95,14 +93,14 @@ class MapsFolder:
             yield name_of_file(path), path, kind
 
     def take(self, path: Path) -> None:
-        """Note that a file is what its name stands for."""
+        """Note that a file is registered under its name."""
         self._own.add(path)
         name = name_of_file(path)
         if path not in (self._file(name, kind) for kind in _SUFFIXES):
             self._named_otherwise.add(name)
 
     def holds(self, name: str) -> bool:
-        """May a request replace or delete what has this name? Not what stands in a file of another name, or a link."""
+        """Whether a request may replace or delete the files of a name: not links, nor files with another spelling."""
         own = [path for kind in _SUFFIXES if (path := self._file(name, kind)) in self._own]
         free = self.writable and name not in self._named_otherwise
         return free and bool(own) and not any(path.is_symlink() for path in own)
@@ -120,9 +118,9 @@ class MapsFolder:
             raise FormatError(f"{path}: not a choice of experts: not JSON ({error})") from None
 
     def write(self, name: str, steering: Steering, of_map: str | None) -> None:
-        """Keep a steering as NAME.*; `of_map` is the registered map whose numbers it changes, if it does.
+        """Write a steering as NAME.*; `of_map` is the registered map whose numbers it changes, if it does.
 
-        Raises ApiError for a file that is not this server's to replace, UsageError when it cannot be written.
+        Raises ApiError for a file that this server may not replace, UsageError when it cannot be written.
         """
         if _DEVICES.fullmatch(name) or name.endswith(".choice"):
             raise ApiError(400, f"name: {name!r} is no name for a file; choose another", param="name")
@@ -152,7 +150,7 @@ class MapsFolder:
             self._own.add(path)
 
     def remove(self, name: str) -> None:
-        """Delete the files of a name that are this server's."""
+        """Delete the files of a name that this server may replace."""
         for kind in _SUFFIXES:
             path = self._file(name, kind)
             if path in self._own and not path.is_symlink():

@@ -1,4 +1,4 @@
-"""What Prometheus reads: requests, tokens, the queue and times, by steering."""
+"""Prometheus metrics: requests, tokens and times by steering, and the queue."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ if TYPE_CHECKING:
     from ..generation.engine import FinishEvent
     from .worker import Worker
 
-__all__ = ["Metrics"]
-
 OTHER = "other"
-_MAX_STEERINGS = 512  # clients may register and delete names without end, and each has counters of its own
+_MAX_STEERINGS = 512  # clients can register and delete names without limit, and each has its own counters
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Metrics:
-    """Counters of one server. A label is never taken from a request as it came: names are registered ones."""
+    """The metrics of one server. Labels are registered names, never texts of a request."""
 
     def __init__(self, worker: Worker) -> None:
         self._registry = registry = CollectorRegistry()
@@ -59,7 +57,7 @@ class Metrics:
             Gauge(f"steermoe_{name}", what, registry=registry).set_function(read)
 
     def answered(self, endpoint: str, steering: str, finishes: list[FinishEvent], seconds: float) -> None:
-        """A request came to its end."""
+        """Count a request that was answered."""
         steering = self._bounded(steering)
         self._requests.labels(endpoint, steering, "ok").inc()
         self._seconds.labels(endpoint, steering).observe(seconds)
@@ -69,11 +67,11 @@ class Metrics:
             self._generated.labels(endpoint, steering).inc(finish.n_generated)
 
     def first_token(self, endpoint: str, steering: str, seconds: float) -> None:
-        """A request got its first token."""
+        """Count the time to a request's first token."""
         self._first.labels(endpoint, self._bounded(steering)).observe(seconds)
 
     def failed(self, endpoint: str, steering: str, status: str) -> None:
-        """A request ended otherwise: by an error's status, or "gone"."""
+        """Count a request that was not answered; `status` is an error's, or "gone"."""
         self._requests.labels(endpoint, self._bounded(steering), status).inc()
 
     def _bounded(self, steering: str) -> str:
@@ -83,5 +81,5 @@ class Metrics:
         return steering
 
     def text(self) -> bytes:
-        """The exposition format."""
+        """All metrics in the exposition format."""
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""What OpenAPI says beside the requests: errors, streams; and /docs, a page without outside resources."""
+"""The OpenAPI document with its errors and streams, and /docs, a page without external resources."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from .._util.files import tool_name
-
-__all__ = ["ERRORS", "STREAMS", "docs_page", "openapi"]
 
 _ERROR = {
     "type": "object",
@@ -56,7 +54,7 @@ STREAMS: dict[str, Any] = {
 
 
 def openapi(app: FastAPI) -> dict[str, Any]:
-    """The document, without the answers that FastAPI adds and this server does not give."""
+    """The OpenAPI document, without FastAPI's own validation errors, which this server never sends."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title,
@@ -84,7 +82,7 @@ _STYLE = (
 
 
 def docs_page(app: FastAPI) -> str:
-    """The OpenAPI document to read: each address, its fields and what they mean."""
+    """The OpenAPI document as an HTML page: each address, its fields and their meaning."""
     document = openapi(app)
     parts = [f"<h1>{html.escape(app.title)}</h1><p>{html.escape(app.description)}</p>"]
     parts.append('<p>For programs: <a href="openapi.json">openapi.json</a> (OpenAPI 3.1).</p>')
@@ -115,7 +113,7 @@ def _fields(document: dict[str, Any], reference: str) -> str:
 
 
 def _type(facts: dict[str, Any]) -> str:
-    """A type in short."""
+    """A short name of a type."""
     if "$ref" in facts:
         return str(facts["$ref"]).rpartition("/")[2]
     for word in ("anyOf", "oneOf"):

@@ -1,4 +1,4 @@
-"""Running the server: its socket, its signals, its first line."""
+"""Running the server: its socket, its signals, and the line that it prints when it is ready."""
 
 from __future__ import annotations
 
@@ -20,16 +20,14 @@ from .registry import SteeringRegistry
 from .settings import ServerSettings
 from .worker import Worker
 
-__all__ = ["listen", "run_server"]
-
 _GRACE = 30  # seconds for answers that are being decoded when the server is told to stop
-_CONNECTIONS = 512  # beside those that wait; more get 503
+_CONNECTIONS = 512  # besides the waiting ones; more get 503
 
 Say = Callable[[str], None]
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 takes a free one. Raises UsageError."""
+    """Open a listening socket; port 0 takes a free port. Raises UsageError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -51,7 +49,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url_of(listening: socket.socket) -> str:
-    """What a browser is given."""
+    """The address for a browser."""
     host, port = listening.getsockname()[:2]
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1" if host == "0.0.0.0" else "::1"
@@ -59,7 +57,7 @@ def url_of(listening: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    """Stops on the first signal when the answers are given, on the second, or while the model is loaded, at once."""
+    """Stops after the running answers on the first signal; at once on a second, or while the model is loading."""
 
     def __init__(self, config: uvicorn.Config, worker: Worker, say: Say) -> None:
         super().__init__(config)
@@ -80,7 +78,7 @@ def run_server(
     load: Callable[[], AbstractContextManager[Engine]],
     say: Say,
 ) -> None:
-    """Serve until a signal comes. `say` prints a line for the person who started it.
+    """Serve until a signal comes. `say` prints a line on the terminal.
 
     Raises UsageError (the address cannot be used), and what `load` raises.
     """
@@ -105,7 +103,7 @@ def run_server(
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # nobody says on behalf of whom
+        proxy_headers=False,  # a client could claim any address
         timeout_graceful_shutdown=_GRACE,
         limit_concurrency=_CONNECTIONS + settings.queue_limit,
     )

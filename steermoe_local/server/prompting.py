@@ -1,4 +1,4 @@
-"""Requests as prompts: the chat template, tokens, and what marks reasoning."""
+"""From requests to prompts: chat templates, tokens, and grammars that bind the answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FINAL_CHANNEL = "<|channel|>final<|message|>"
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """A conversation ready to be answered: `grammar` binds the answer, which is a call of a tool if `call` says so."""
+    """A rendered conversation. `grammar` binds the answer; with `call` the answer is a tool call."""
 
     rendered: RenderedPrompt
     grammar: str | None
@@ -38,7 +38,7 @@ class ChatPrompt:
 
 @dataclass(frozen=True)
 class TextPrompt:
-    """A text to continue; `offsets` are where the tokens begin in it, in characters."""
+    """A text to continue; `offsets` are the characters at which its tokens begin."""
 
     text: str
     tokens: list[int]
@@ -46,7 +46,7 @@ class TextPrompt:
 
 
 class Prompter:
-    """Renders and tokenizes for a loaded model, in a thread of its own, so that a long text holds up nobody."""
+    """Renders and tokenizes for a loaded model, in its own thread, so that a long text delays no other request."""
 
     def __init__(self, engine: Engine, *, thinking: bool, template_arguments: dict[str, Any]) -> None:
         self._engine = engine
@@ -63,7 +63,7 @@ class Prompter:
         return await asyncio.get_running_loop().run_in_executor(self._pool, functools.partial(function, *arguments))
 
     def tokens_of(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
-        """Tokens of a text. In the prompter's thread only. Raises UsageError for one that no tokenizer takes."""
+        """Tokens of a text; call it in the prompter's thread. Raises UsageError for a text that cannot be tokenized."""
         return self._renderer.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def _require_short(self, text: str) -> str:
@@ -81,7 +81,7 @@ class Prompter:
         return self._engine.token_bytes(token, special=special)
 
     def check_tokens(self, tokens: Sequence[int], where: str) -> None:
-        """Raise ApiError for a number that is no token: llama.cpp does not check."""
+        """Raise ApiError for a number that is not a token, which llama.cpp does not check."""
         n_vocab = self.n_vocab
         bad = next((token for token in tokens if not 0 <= token < n_vocab), None)
         if bad is not None:
@@ -89,17 +89,17 @@ class Prompter:
 
     @functools.cached_property
     def n_vocab(self) -> int:
-        """How many tokens there are."""
+        """The size of the vocabulary."""
         return int(self._engine.model.n_vocab())
 
     @property
     def n_ctx(self) -> int:
-        """How many tokens a prompt and its answer may have."""
+        """The most tokens that a prompt and its answer can have together."""
         return self._engine.n_ctx
 
     @functools.cached_property
     def tokenizer_info(self) -> dict[str, Any]:
-        """The tokenizer's special tokens by their texts, and the chat template, under the names of transformers."""
+        """Special tokens, chat template and sizes, under the names that transformers uses."""
         model = self._engine.model
         ids = {"bos_token": model.token_bos(), "eos_token": model.token_eos()}
         names = {name: None if token == -1 else decode_token(self.piece(token)) for name, token in ids.items()}
@@ -132,7 +132,7 @@ class Prompter:
         return TextPrompt(data.decode("utf-8", "replace"), tokens, self._offsets(tokens, len(data)))
 
     def _offsets(self, tokens: Sequence[int], n_bytes: int) -> list[int]:
-        """Where tokens begin in a text of so many bytes; what the tokenizer put before it takes no room."""
+        """Where the tokens begin in a text of `n_bytes` bytes; tokens that the tokenizer added have no length."""
         added = max(0, sum(len(self.piece(token)) for token in tokens) - n_bytes)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         offsets, place = [], 0
@@ -176,7 +176,7 @@ class Prompter:
         raise ApiError(400, reasons[0], param="messages", code="invalid_messages")
 
     def _configured(self, request: ChatRequest, bound: bool) -> Renderer:
-        """With variables for the template: its switch for thinking, those of the server, and those of the request."""
+        """A renderer with the template's variables: the thinking switch, the server's, and the request's."""
         thinking = self._thinking and not bound
         asked = dict(request.chat_template_kwargs or {})
         if request.reasoning_effort is not None:
@@ -209,7 +209,7 @@ class Prompter:
 
 
 def decode_token(data: bytes) -> str:
-    """A token's text; bytes that are no UTF-8 alone are written as OpenAI writes them."""
+    """A token's text; bytes that are not UTF-8 are escaped as OpenAI does."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:

@@ -19,8 +19,6 @@ from .api_errors import ApiError
 from .maps_folder import MapsFolder, bias_from_base64, map_from_json, name_of_file
 from .schemas import RegisterRequest, SteeringChoice
 
-__all__ = ["NONE", "NUMBERS", "Applied", "Registered", "SteeringRegistry"]
-
 NONE = "none"
 """The name that stands for no steering."""
 

@@ -1,7 +1,7 @@
 """Answers in OpenAI's JSON, whole and as chunks of a stream, in the form of llama_cpp.llama_types.
 
-Beyond OpenAI: `steering` says what was applied, `routing` what it did, `timings` what the answer took, and `seed` in
-each choice the seed that was drawn.
+Fields beyond OpenAI's: `steering` (what was applied), `routing` (the experts that were selected), `timings`, and `seed`
+of each choice.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._util.files import tool_name
 from ..generation.engine import FinishEvent
-from .answers import Answer, Entry
+from .answers import Entry
 from .prompting import decode_token
 from .registry import Applied
 
@@ -28,14 +28,12 @@ if TYPE_CHECKING:
         CompletionLogprobs,
     )
 
-__all__ = ["Head", "chat_logprobs", "completion_logprobs", "steering_info", "timings", "tool_call", "usage"]
-
 FINGERPRINT = tool_name().replace(" ", "-")
 
 
 @dataclass(frozen=True)
 class Head:
-    """What stands at the beginning of an answer and of each of its chunks."""
+    """The fields that an answer and all its chunks begin with."""
 
     prefix: str  # of the id
     kind: str  # object
@@ -57,7 +55,7 @@ class Head:
 
 
 def usage(prompts: Sequence[Sequence[FinishEvent]]) -> dict[str, Any]:
-    """Tokens of all answers, by prompt: a prompt counts once, also if it was answered n times."""
+    """The usage field. `prompts` holds the answers of each prompt; a prompt answered n times counts once."""
     n_prompt = sum(answers[0].n_prompt for answers in prompts)
     n_answer = sum(finish.n_generated for answers in prompts for finish in answers)
     return {
@@ -69,14 +67,14 @@ def usage(prompts: Sequence[Sequence[FinishEvent]]) -> dict[str, Any]:
 
 
 def steering_info(applied: Applied, n_cached: int | None = None) -> dict[str, Any] | None:
-    """What was applied, None for nothing; `n_cached` prompt tokens had been computed under it before."""
+    """The steering field: what was applied, None for nothing; `n_cached` prompt tokens were in memory under it."""
     if applied.info is None:
         return None
     return dict(applied.info) | ({} if n_cached is None else {"n_cached": n_cached})
 
 
 def timings(finish: FinishEvent) -> dict[str, Any]:
-    """What an answer took, in llama-server's words."""
+    """The timings field, with the names of llama-server."""
     return {
         "cache_n": finish.n_cached,
         "prompt_n": finish.n_prompt - finish.n_cached,
@@ -86,14 +84,8 @@ def timings(finish: FinishEvent) -> dict[str, Any]:
     }
 
 
-def tool_call(answer: Answer, id_: str) -> dict[str, Any]:
-    """The forced call of an answer."""
-    name, arguments = answer.function()
-    return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
-
-
 def chat_logprobs(entries: Sequence[Entry], piece: Callable[[int], bytes]) -> ChatCompletionLogprobs:
-    """logprobs of a chat."""
+    """The logprobs field of a chat's choice."""
 
     def token(id_: int, logprob: float) -> ChatCompletionTopLogprobToken:
         data = piece(id_)
@@ -107,7 +99,7 @@ def chat_logprobs(entries: Sequence[Entry], piece: Callable[[int], bytes]) -> Ch
 
 
 def completion_logprobs(entries: Sequence[Entry], piece: Callable[[int], bytes]) -> CompletionLogprobs:
-    """logprobs of a completion."""
+    """The logprobs field of a completion's choice."""
     return {
         "tokens": [decode_token(piece(entry.token)) for entry in entries],
         "token_logprobs": [None if entry.logprob is None else _finite(entry.logprob) for entry in entries],
@@ -117,7 +109,7 @@ def completion_logprobs(entries: Sequence[Entry], piece: Callable[[int], bytes])
 
 
 def _top(entry: Entry, piece: Callable[[int], bytes]) -> dict[str, float] | None:
-    """The likeliest tokens and the one that was drawn, by their texts; of two with one text, the likelier."""
+    """Log-probabilities of the likeliest tokens and the drawn one by their texts; of two equal texts, the likelier."""
     if entry.logprob is None:
         return None
     top: dict[str, float] = {}
@@ -127,5 +119,5 @@ def _top(entry: Entry, piece: Callable[[int], bytes]) -> dict[str, float] | None
 
 
 def _finite(logprob: float) -> float:
-    """JSON has no infinity; OpenAI writes -9999 for what is impossible."""
+    """At least -9999: JSON has no infinity, and OpenAI writes this for impossible tokens."""
     return max(logprob, -9999.0)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -12,35 +13,31 @@ from fastapi.responses import Response
 from ..generation.engine import FinishEvent
 from ..generation.engine import Request as EngineRequest
 from .answers import Answer, Chunk, Entry
-from .generation import Exchange
+from .generation import GenerationCall
 from .openapi import ERRORS, STREAMS
 from .prompting import ChatPrompt, Prompter
-from .responses import chat_logprobs, tool_call
+from .responses import chat_logprobs
 from .schemas_chat import ChatRequest
-from .service import Followed, Service
-from .worker import Event
-
-__all__ = ["router"]
+from .service import Asked, Service
 
 
-class _Chat(Exchange):
+class _ChatCall(GenerationCall):
     endpoint = "chat/completions"
     prefix = "chatcmpl"
     kinds = ("chat.completion", "chat.completion.chunk")
+    nothing: ClassVar = {"delta": {}}
     request: ChatRequest
 
     def __init__(
-        self, service: Service, prompter: Prompter, request: ChatRequest, followed: Followed, prompt: ChatPrompt
+        self, service: Service, prompter: Prompter, request: ChatRequest, asked: Asked, prompt: ChatPrompt
     ) -> None:
-        super().__init__(service, prompter, request, followed)
         self.prompt = prompt
-        self.answers = [
-            Answer(self._token_bytes, bool(request.logprobs), prompt.rendered.style, prompt.call) for _ in range(self.n)
+        piece = functools.partial(prompter.piece, special=prompt.rendered.has_control_markers)
+        answers = [
+            Answer(piece, bool(request.logprobs), prompt.rendered.style, prompt.call) for _ in range(request.n or 1)
         ]
-        self.call_ids = [f"call_{secrets.token_hex(12)}" for _ in self.answers]
-
-    def _token_bytes(self, token: int) -> bytes:
-        return self.prompter.piece(token, special=self.prompt.rendered.has_control_markers)
+        super().__init__(service, prompter, request, asked, answers)
+        self.call_ids = [f"call_{secrets.token_hex(12)}" for _ in answers]
 
     def engine_requests(self) -> list[EngineRequest]:
         request, prompt = self.request, self.prompt
@@ -51,13 +48,9 @@ class _Chat(Exchange):
             stop=request.stops,
             n_probs=request.top_logprobs or 0 if request.logprobs else None,
             special=prompt.rendered.has_control_markers,
-            bias=self.followed.applied.bias,
+            bias=self.asked.applied.bias,
         )
         return self.service.engine_requests(request, first, [prompt.rendered.tokens])
-
-    def take(self, index: int, event: Event) -> Chunk:
-        assert not isinstance(event, Exception)
-        return self.answers[index].take(event)
 
     def choice(self, index: int) -> dict[str, Any]:
         answer = self.answers[index]
@@ -66,7 +59,7 @@ class _Chat(Exchange):
             message["reasoning_content"] = answer.reasoning
         if answer.call is not None:
             message["content"] = None
-            message["tool_calls"] = [tool_call(answer, self.call_ids[index])]
+            message["tool_calls"] = [self._tool_call(index)]
         choice: dict[str, Any] = {"index": index, "message": message, "finish_reason": answer.reason}
         return choice | {"logprobs": self._logprobs(answer.entries), "seed": self.finishes[index].seed}
 
@@ -74,10 +67,8 @@ class _Chat(Exchange):
         for index, answer in enumerate(self.answers):
             delta: dict[str, Any] = {"role": "assistant", "content": "" if answer.call is None else None}
             if answer.call is not None and answer.call.name is not None:
-                function = {"name": answer.call.name, "arguments": ""}
-                call = {"index": 0, "id": self.call_ids[index], "type": "function", "function": function}
-                delta["tool_calls"] = [call]
-            yield _choice(index, delta)
+                delta["tool_calls"] = [{"index": 0, **self._tool_call(index)}]
+            yield self.chunk_choice(index, {"delta": delta})
 
     def next_choices(self, index: int, added: Chunk, finish: FinishEvent | None) -> Iterator[dict[str, Any]]:
         answer = self.answers[index]
@@ -87,15 +78,13 @@ class _Chat(Exchange):
         if added.arguments:
             deltas.append({"tool_calls": [{"index": 0, "function": {"arguments": added.arguments}}]})
         if finish is not None and answer.call is not None and answer.call.name is None:
-            deltas.append({"tool_calls": [{"index": 0, **tool_call(answer, self.call_ids[index])}]})
+            deltas.append({"tool_calls": [{"index": 0, **self._tool_call(index)}]})
         if added.entries and not deltas:
             deltas.append({} if answer.call else {"content": ""})
-        for place, delta in enumerate(deltas):
-            # tokens go with the first part of their text
-            yield _choice(index, delta, self._logprobs(added.entries if place == 0 else []))
-
-    def last_choice(self, index: int, finish: FinishEvent) -> dict[str, Any]:
-        return _choice(index, {}, finish_reason=self.answers[index].reason) | {"seed": finish.seed}
+        entries = added.entries
+        for delta in deltas:
+            yield self.chunk_choice(index, {"delta": delta}, self._logprobs(entries))
+            entries = []  # tokens go with the first part of their text
 
     def texts(self) -> tuple[Any, Any]:
         return self.prompt.rendered.text, [answer.raw for answer in self.answers]
@@ -103,11 +92,10 @@ class _Chat(Exchange):
     def _logprobs(self, entries: Sequence[Entry]) -> Any:
         return chat_logprobs(entries, self.prompter.piece) if self.request.logprobs else None
 
-
-def _choice(
-    index: int, delta: dict[str, Any], logprobs: Any = None, finish_reason: str | None = None
-) -> dict[str, Any]:
-    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+    def _tool_call(self, index: int) -> dict[str, Any]:
+        """The forced call of an answer, with the arguments that came so far."""
+        name, arguments = self.answers[index].function()
+        return {"id": self.call_ids[index], "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def router(service: Service) -> APIRouter:
@@ -118,8 +106,8 @@ def router(service: Service) -> APIRouter:
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation through the model's chat template, steered as the request says."""
         prompter = service.prompter()
-        followed = await service.followed(_Chat.endpoint, body)
+        asked = await service.asked(body)
         prompt = await prompter.run(prompter.chat, body)
-        return await _Chat(service, prompter, body, followed, prompt).respond(request)
+        return await _ChatCall(service, prompter, body, asked, prompt).respond(request)
 
     return routes

@@ -1,4 +1,4 @@
-"""The model, its health, metrics and tokens."""
+"""/v1/models, /health, /metrics, and the tokenizer's addresses."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from .openapi import ERRORS
 from .prompting import decode_token
 from .schemas import DetokenizeRequest, TokenizeRequest
 from .service import Service
-
-__all__ = ["router"]
 
 _TEXT = {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
 

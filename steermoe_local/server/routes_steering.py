@@ -1,4 +1,4 @@
-"""The registered steerings: list, add, delete, and what the page draws."""
+"""/v1/steering: list, register and delete steerings, and the table that the page draws."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from .api_errors import ApiError
 from .openapi import ERRORS
 from .schemas import RegisterRequest, SteeringChoice
 from .service import Service
-
-__all__ = ["router"]
 
 NameInPath = Annotated[str, Path(max_length=64, description="A registered name.")]
 Count = Annotated[int | None, Query(ge=0, le=1_000_000)]

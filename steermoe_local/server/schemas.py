@@ -1,7 +1,7 @@
-"""What requests may hold: fields, types and bounds. A field that is not named here is refused.
+"""The bodies of requests: fields, types and bounds. Unknown fields are refused.
 
-llama_cpp.server has request models too, but they drop unknown fields in silence and bound little, so these are our own;
-what serves of it are the TypedDicts of llama_cpp.llama_types, in whose form the answers are built (responses.py).
+The request models of llama_cpp.server are not used: they ignore unknown fields and bound little. Answers do follow the
+TypedDicts of llama_cpp.llama_types (responses.py).
 """
 
 from __future__ import annotations
@@ -10,33 +10,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-__all__ = [
-    "MAX_TEXT",
-    "Body",
-    "CompletionRequest",
-    "DetokenizeRequest",
-    "Generation",
-    "Name",
-    "RegisterRequest",
-    "SteeringChoice",
-    "StreamOptions",
-    "Text",
-    "TokenizeRequest",
-]
-
 MAX_TEXT = 4_000_000  # characters; the context is what really bounds a prompt
 MAX_PROMPTS = 256
 MAX_TOKENS = 2**31 - 1
 MAX_TOKEN_ID = 2**31 - 1
 
-NAME_PATTERN = r"^[a-z0-9_-][a-z0-9._-]{0,63}$"  # never begins with a dot: it becomes a file's name
+NAME_PATTERN = r"^[a-z0-9_-][a-z0-9._-]{0,63}$"  # never begins with a dot: it becomes a file name
 
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Short = Annotated[str, StringConstraints(max_length=512)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
-# fail_fast, here and elsewhere: one error is told; a list of millions of wrong ones must not take gigabytes for them
+# fail_fast, here and elsewhere: only one error is reported, and those of a list of millions would take gigabytes
 Tokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 

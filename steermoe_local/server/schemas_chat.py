@@ -1,4 +1,4 @@
-"""The request of chat/completions: messages, tools, formats of the answer."""
+"""The body of chat/completions: messages, tools, response formats."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from .schemas import Body, Generation, Short, Text
-
-__all__ = ["ChatRequest", "Message", "Tool", "ToolChoice"]
 
 _KNOWN_PARTS = ("text",)
 FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
@@ -150,7 +148,7 @@ class ChatRequest(Generation):
     verbosity: Short | None = Field(None, description="Accepted, without effect.")
     prediction: dict[str, Any] | None = Field(None, max_length=16, description="Accepted, without effect.")
     modalities: list[Literal["text"]] | None = Field(None, max_length=1)
-    # What would change the answer is refused, and not ignored; clients that know it send null for nothing.
+    # Fields that would change the answer are refused, not ignored; null is accepted, as clients send it.
     functions: None = Field(None, description="Not offered: send tools.")
     function_call: None = Field(None, description="Not offered: send tool_choice.")
     audio: None = Field(None, description="Not offered.")

@@ -1,4 +1,4 @@
-"""What stands before the application: who may ask, under which host name, and what a body may be. Pure ASGI."""
+"""ASGI middleware that checks host names, the API key and request bodies before the application sees them."""
 
 from __future__ import annotations
 
@@ -14,25 +14,23 @@ from typing import Any
 from .api_errors import ApiError, strict_json
 from .settings import ServerSettings
 
-__all__ = ["BodyGuard", "HostGuard", "KeyGuard", "host_allowed"]
-
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-# The page, which asks for the key, and what tells nothing about the model or its users.
+# The page, which asks for the key, and addresses that reveal nothing about the model or its users.
 _PUBLIC = frozenset({"/", "/favicon.ico", "/health", "/docs", "/openapi.json"})
 _PAGE = "/page/"
-_PARSED_HERE = 64 * 1024  # a larger body is parsed in a thread, so that it holds up nobody
+_PARSED_HERE = 64 * 1024  # a larger body is parsed in a thread, so that other requests do not wait for it
 _DRAINED_SECONDS = 1.0
 
 
 class HostGuard:
-    """Refuses host names that are not this server's: a web page can point a name of its own at this machine.
+    """Refuses host names that are not this server's, against DNS rebinding: a page can point its own name here.
 
-    An address is no name and cannot be pointed elsewhere, so addresses are taken.
+    Addresses cannot be rebound, so they are accepted.
     """
 
     def __init__(self, app: App, settings: ServerSettings) -> None:
@@ -43,7 +41,6 @@ class HostGuard:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check the Host header."""
         if scope["type"] == "http":
             hosts = [value for name, value in scope["headers"] if name == b"host"]
             host = hosts[0].decode("latin-1") if len(hosts) == 1 else ""
@@ -57,7 +54,7 @@ class HostGuard:
 
 
 def host_allowed(header: str, names: frozenset[str]) -> bool:
-    """Is a Host header one of the names, or an address?"""
+    """Whether a Host header is one of the names, or an address."""
     if header.startswith("["):
         host, bracket, port = header[1:].partition("]")
         if not bracket or (port and not port.startswith(":")):
@@ -83,18 +80,17 @@ def _own_names() -> tuple[str, ...]:
 
 
 class KeyGuard:
-    """Asks for the API key, if there is one."""
+    """Requires the API key, if the server has one."""
 
     def __init__(self, app: App, settings: ServerSettings) -> None:
         self._app = app
         self._digest = None if settings.api_key is None else _digest(settings.api_key.encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check the key."""
         if self._digest is not None and scope["type"] == "http" and not self._is_public(scope):
             given = [value for name, value in scope["headers"] if name == b"authorization"]
             scheme, _, key = (given[0] if len(given) == 1 else b"").partition(b" ")
-            # Digests have one length: the comparison tells neither the key's length nor how much of it was right.
+            # Digests have one length: the time of the comparison reveals neither the key's length nor a right prefix.
             right = hmac.compare_digest(_digest(key.strip()), self._digest)
             if scheme.lower() != b"bearer" or not right:
                 message = "no valid API key; send the header Authorization: Bearer KEY"
@@ -114,14 +110,13 @@ def _digest(key: bytes) -> bytes:
 
 
 class BodyGuard:
-    """Reads bodies whole, within limits of size and time, and lets through nothing but strict JSON."""
+    """Reads bodies whole, within limits of size and time, and passes on only strict JSON."""
 
     def __init__(self, app: App, settings: ServerSettings) -> None:
         self._app = app
         self._limit, self._seconds = settings.body_limit, settings.body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Read and check the body."""
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return await self._app(scope, receive, send)
         headers = dict(scope["headers"])
@@ -173,14 +168,14 @@ class BodyGuard:
 
 
 def _require_json_type(headers: dict[bytes, bytes]) -> None:
-    """A page of another origin can send anything but this type without asking first."""
+    """Raise ApiError for another type: a page of another origin can send those without a preflight request."""
     kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != b"application/json":
         raise ApiError(415, "the body is JSON; send the header Content-Type: application/json", code="content_type")
 
 
 async def _drain(receive: Receive) -> None:
-    """Take what a client goes on sending for a moment: it reads the answer only when it is done."""
+    """Read for a moment what the client still sends: it reads the answer only after that."""
     try:
         async with asyncio.timeout(_DRAINED_SECONDS):
             while (message := await receive())["type"] == "http.request" and message.get("more_body"):

@@ -1,32 +1,21 @@
-"""What the routes share: the model's name, what steers, the worker, and how a request is followed to its end."""
+"""What the routes share: the worker, the names of model and steerings, and how requests become those of the engine."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import json
-import logging
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-from fastapi import Request
-
-from ..generation.engine import FinishEvent, Sampling
 from ..generation.engine import Request as EngineRequest
-from .api_errors import ApiError, status_of
+from ..generation.engine import Sampling
+from .api_errors import ApiError
 from .metrics import Metrics
 from .prompting import Prompter
 from .registry import NONE, Applied, SteeringRegistry
 from .schemas import Generation, SteeringChoice
 from .settings import ServerSettings
-from .streaming import ClientGone
-from .worker import Ticket, Worker
-
-__all__ = ["Followed", "Service"]
-
-log = logging.getLogger("steermoe.server")
+from .worker import Worker
 
 _MAX_ANSWERS = 256
 _SAMPLING = (
@@ -41,20 +30,17 @@ _SAMPLING = (
 )
 
 
-@dataclass
-class Followed:
-    """A request on its way: what the log and the metrics say at its end."""
+@dataclass(frozen=True)
+class Asked:
+    """What a request for answers names: the model's id, and what steers; `began` is when it came (time.monotonic)."""
 
-    endpoint: str
     model: str
     applied: Applied
-    began: float = field(default_factory=time.monotonic)
-    finishes: list[FinishEvent] = field(default_factory=list)
-    first: float | None = None
+    began: float
 
 
 class Service:
-    """One served model."""
+    """One served model, for the routes."""
 
     def __init__(self, worker: Worker, registry: SteeringRegistry, settings: ServerSettings) -> None:
         self.worker, self.registry, self.settings = worker, registry, settings
@@ -71,7 +57,7 @@ class Service:
         )
 
     def prompter(self) -> Prompter:
-        """Renders and tokenizes. Raises ApiError (503) while there is no model."""
+        """The renderer and tokenizer of prompts. Raises ApiError (503) while there is no model."""
         self.worker.require_ready()
         return self._prompter
 
@@ -91,17 +77,13 @@ class Service:
         return (self.settings.model, *self.settings.aliases)
 
     def models(self) -> list[tuple[str, str | None]]:
-        """(id, steering) of /v1/models: the model, and MODEL:NAME for each steering that its name is enough for."""
-        names = [entry.name for entry in self.registry.entries() if entry.has_numbers]
-        own: list[tuple[str, str | None]] = [(name, self.registry.default) for name in self.model_names]
-        return (
-            own
-            + [(f"{self.settings.model}:{name}", name) for name in names]
-            + [(f"{self.settings.model}:{NONE}", None)]
-        )
+        """(id, steering) of /v1/models: the model, and MODEL:NAME for each steering that needs no numbers."""
+        own = [(name, self.registry.default) for name in self.model_names]
+        names = [(entry.name, entry.name) for entry in self.registry.entries() if entry.has_numbers]
+        return own + [(f"{self.settings.model}:{name}", steering) for name, steering in (*names, (NONE, None))]
 
     def steering_of_model(self, asked: str) -> str | None:
-        """The steering that a model's id stands for, by its name. Raises ApiError (404)."""
+        """The name of the steering that a model's id stands for. Raises ApiError (404)."""
         if asked in self.model_names:
             return self.registry.default
         base, colon, suffix = asked.rpartition(":")
@@ -112,7 +94,7 @@ class Service:
             )
         return None if suffix == NONE else self.registry.entry(suffix).name
 
-    def _asked(self, request: Generation) -> tuple[str, str | SteeringChoice | None]:
+    def _named(self, request: Generation) -> tuple[str, str | SteeringChoice | None]:
         """(the model's id, the steering) that a request asks for. Raises ApiError."""
         asked = request.model or self.settings.model
         named = self.steering_of_model(asked)
@@ -132,7 +114,7 @@ class Service:
     #
 
     def sampling_of(self, request: Generation, grammar: str | None = None) -> Sampling:
-        """How tokens are drawn; where the request is silent, by the server's defaults. Raises ApiError, UsageError."""
+        """The request's sampling, with the server's defaults for what it leaves out. Raises ApiError, UsageError."""
         given = {name: value for name in _SAMPLING if (value := getattr(request, name)) is not None}
         biases = {int(token): bias for token, bias in (request.logit_bias or {}).items()}
         self.prompter().check_tokens(list(biases), "logit_bias")
@@ -144,7 +126,7 @@ class Service:
     def engine_requests(
         self, request: Generation, first: EngineRequest, prompts: list[list[int]]
     ) -> list[EngineRequest]:
-        """The answers that a request asks for, n of each prompt. Raises ApiError."""
+        """The engine requests of all answers, n of each prompt, like `first`. Raises ApiError."""
         n = request.n or 1
         if n * len(prompts) > _MAX_ANSWERS:
             raise ApiError(400, f"{n * len(prompts)} answers are asked for; at most {_MAX_ANSWERS} at once", param="n")
@@ -171,54 +153,10 @@ class Service:
             for i in range(n)
         ]
 
-    async def followed(self, endpoint: str, request: Generation) -> Followed:
-        """A request on its way, with what steers it. Raises ApiError, UsageError, ChoiceError."""
-        model, wanted = self._asked(request)
+    async def asked(self, request: Generation) -> Asked:
+        """What a request names, with its bias built. Raises ApiError, UsageError, ChoiceError."""
+        model, wanted = self._named(request)
         applied = self.registry.ready(wanted)
         if applied is None:
             applied = await asyncio.to_thread(self.registry.resolve, wanted)
-        return Followed(endpoint, model, applied)
-
-    def ticket(self, request: Request, requests: list[EngineRequest]) -> Ticket:
-        """A ticket with the server's deadline."""
-        client = request.client.host if request.client else ""
-        return Ticket(client, requests, time.monotonic() + self.settings.timeout)
-
-    def note_first(self, followed: Followed) -> None:
-        """Something came; the first time it is the first token."""
-        if followed.first is None:
-            followed.first = time.monotonic() - followed.began
-            self.metrics.first_token(followed.endpoint, followed.applied.label, followed.first)
-
-    #
-    # the end of a request
-    #
-
-    async def follow(self, followed: Followed, work: Awaitable[Any]) -> Any:
-        """Await what answers a request; if it fails, that is counted."""
-        try:
-            return await work
-        except ClientGone:
-            self.metrics.failed(followed.endpoint, followed.applied.label, "gone")
-            raise
-        except Exception as error:
-            self.metrics.failed(followed.endpoint, followed.applied.label, str(status_of(error)))
-            raise
-
-    def ended(self, followed: Followed, texts: Callable[[], tuple[Any, Any]]) -> None:
-        """A request was answered: count it, and write a line to the log; its texts only if asked for."""
-        seconds = time.monotonic() - followed.began
-        self.metrics.answered(followed.endpoint, followed.applied.label, followed.finishes, seconds)
-        counts = usage_of(followed.finishes)
-        log.info("%s steering=%s %s %.3fs", followed.endpoint, followed.applied.label, counts, seconds)
-        if self.settings.log_prompts:
-            prompt, answer = texts()
-            log.info("prompt %s answer %s", json.dumps(prompt), json.dumps(answer))  # as JSON: no control characters
-
-
-def usage_of(finishes: list[FinishEvent]) -> str:
-    """Tokens, for the log."""
-    n_prompt, n_cached, n_generated = (
-        sum(getattr(finish, name) for finish in finishes) for name in ("n_prompt", "n_cached", "n_generated")
-    )
-    return f"prompt={n_prompt} cached={n_cached} generated={n_generated}"
+        return Asked(model, applied, time.monotonic())

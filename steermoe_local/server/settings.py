@@ -1,4 +1,4 @@
-"""How the server runs, as its command line says it."""
+"""The settings of `steermoe serve`, checked for what would not be safe."""
 
 from __future__ import annotations
 
@@ -12,21 +12,18 @@ from typing import Any
 from ..errors import UsageError
 from ..generation.engine import Sampling
 
-__all__ = ["ServerSettings", "is_loopback"]
-
 MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """The choices of `steermoe serve`. Raises UsageError for what would not be safe, or does not go together.
+    """The settings of one server. Raises UsageError for what would not be safe, and for contradictions.
 
-    `model` is the name by which clients know the model, `aliases` are further ones. `queue_limit` requests may wait for
-    a sequence; `timeout` seconds is what one may take in all, waiting included. `body_limit` bytes and `body_seconds`
-    bound what a client may send and how slowly. `maps_folder` holds maps and bias files, into which POST /v1/steering
-    writes if `maps_writable`. `sampling` and `max_tokens` (None: until the model ends) are the defaults of requests,
-    `thinking` and `template_arguments` those of the chat template, `steering` the name that steers unless a request
-    says otherwise.
+    `model` is the model's name for clients, `aliases` are further names. At most `queue_limit` requests wait for a
+    slot; a request may take `timeout` seconds, waiting included. A body has at most `body_limit` bytes and must arrive
+    within `body_seconds`. POST /v1/steering writes into `maps_folder`, a folder of maps and bias files, if
+    `maps_writable`. Requests take their defaults from `sampling`, `max_tokens` (None: until the model ends), `thinking`
+    and `template_arguments` (of the chat template), and `steering` (a registered name).
     """
 
     model: str
@@ -70,12 +67,12 @@ class ServerSettings:
 
     @property
     def local(self) -> bool:
-        """Can only programs on this machine reach the address?"""
+        """Whether only programs on this machine can reach the address."""
         return is_loopback(self.host)
 
     @property
     def warnings(self) -> list[str]:
-        """What a careful person should read when the server starts."""
+        """Warnings to print when the server starts."""
         if self.local:
             return []
         if self.no_auth:
@@ -86,7 +83,7 @@ class ServerSettings:
 
 
 def is_loopback(host: str) -> bool:
-    """Do all addresses of a host lead back to this machine?"""
+    """Whether all addresses of a host are loopback addresses."""
     try:
         return ipaddress.ip_address(host.strip("[]").partition("%")[0]).is_loopback
     except ValueError:

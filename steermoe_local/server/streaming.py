@@ -1,4 +1,4 @@
-"""Waiting for answers while the client may go away, and server-sent events."""
+"""Waiting for events of the engine while the client may disconnect, and server-sent events."""
 
 from __future__ import annotations
 
@@ -15,24 +15,19 @@ from ..generation.engine import FinishEvent, TokenEvent
 from .api_errors import as_api_error
 from .worker import Ticket, Worker
 
-__all__ = ["Answers", "ClientGone", "EventStream", "Events", "sse"]
-
 Events = list[tuple[int, TokenEvent | FinishEvent]]
 
-_SEND_SECONDS = 60  # for a client to take what it was sent
+_SEND_SECONDS = 60  # for a client to read what it was sent
 
 DONE = b"data: [DONE]\n\n"
 
 
 class ClientGone(Exception):
-    """The client closed its connection; there is nobody to answer."""
+    """The client closed its connection."""
 
 
 class Answers:
-    """The events of a ticket, for as long as its client listens.
-
-    Who makes it closes it: what still runs or waits is cancelled then.
-    """
+    """The events of a ticket while its client is connected. Whoever makes it closes it, which cancels the rest."""
 
     def __init__(self, worker: Worker, ticket: Ticket, request: Request) -> None:
         """Raises ApiError when the ticket cannot be queued."""
@@ -41,12 +36,12 @@ class Answers:
         self._watching = asyncio.ensure_future(self._watch(request))
 
     def close(self) -> None:
-        """Cancel what is not at its end."""
+        """Cancel what has not finished."""
         self._watching.cancel()
         self._worker.cancel(self.ticket)
 
     async def next(self) -> Events:
-        """What came since the last call. Raises ClientGone, and what ended an answer in an error."""
+        """Wait for the events since the last call. Raises ClientGone, and the error that ended an answer."""
         events: Events = []
         for index, event in await self.ticket.next():
             if isinstance(event, Exception):
@@ -57,7 +52,7 @@ class Answers:
     async def _watch(self, request: Request) -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        self.ticket.events.put_nowait([(0, ClientGone())])  # among the events: nothing else is waited for
+        self.ticket.events.put_nowait([(0, ClientGone())])  # among the events, the only thing that is waited for
 
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # json.dumps would make one each time
@@ -69,18 +64,17 @@ def sse(data: dict[str, Any]) -> bytes:
 
 
 class EventStream(Response):
-    """Sends server-sent events as they come; `answers` is closed at the end, however that comes."""
+    """Sends server-sent events as they come, and closes `answers` in the end, also after an error."""
 
     media_type = "text/event-stream"
 
     def __init__(self, answers: Answers, first: Iterator[dict[str, Any]], rest: AsyncIterator[dict[str, Any]]) -> None:
-        """`first` is what can be sent at once; errors in `rest` become an event, since the status is out by then."""
+        """`first` is sent at once; an error in `rest` becomes an event, since the status was sent before."""
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._answers, self._first, self._rest = answers, first, rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send everything."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
 
         async def body(data: bytes, more: bool = True) -> None:
@@ -93,7 +87,7 @@ class EventStream(Response):
             async for data in self._rest:
                 await body(sse(data))
             await body(DONE, more=False)
-        except (ClientGone, TimeoutError, OSError):  # it is gone, does not read, or the server says so by an error
+        except (ClientGone, TimeoutError, OSError):  # disconnected, or does not read
             pass
         except Exception as error:
             await body(sse(as_api_error(error).body()), more=False)

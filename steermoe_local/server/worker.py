@@ -17,8 +17,6 @@ from ..generation.engine import Engine, FinishEvent, Request, TokenEvent
 from .api_errors import ApiError
 from .fair_queue import FairQueue
 
-__all__ = ["Event", "Ticket", "Worker"]
-
 log = logging.getLogger("steermoe.server")
 
 Event = TokenEvent | FinishEvent | Exception
@@ -52,7 +50,7 @@ State = Literal["loading", "ok", "failed", "stopping", "stopped"]
 
 @dataclass(eq=False)
 class _Entry:
-    """A request of a ticket, waiting for its turn or handed to the engine; `error` is told instead of its end."""
+    """A request of a ticket, waiting for its turn or handed to the engine; `error` is sent instead of its end."""
 
     ticket: Ticket
     index: int
@@ -89,11 +87,11 @@ class Worker:
         self.error: BaseException | None = None
 
     def start(self) -> None:
-        """Begin to load."""
+        """Start the thread, which loads the model."""
         self._thread.start()
 
     def stop(self, timeout: float | None = None) -> None:
-        """End everything that runs or waits, free the engine and end the thread."""
+        """End all requests, free the engine and end the thread."""
         with self._wake:
             if self.state not in ("failed", "stopped"):
                 self._set("stopping")
@@ -118,7 +116,7 @@ class Worker:
             self._wake.notify_all()
 
     def cancel(self, ticket: Ticket) -> None:
-        """End a ticket: nobody hears of it any more. What runs ends with the next step."""
+        """End a ticket; no more of its events are sent. What runs ends with the next step."""
         with self._wake:
             if not ticket.cancelled:
                 ticket.cancelled = True
@@ -158,7 +156,7 @@ class Worker:
         try:
             with self._load() as engine:
                 self._serve(engine)
-        except BaseException as error:  # the thread that started us tells it
+        except BaseException as error:  # reported by the thread that started this one
             if self.engine is not None:
                 log.error("the engine's thread failed", exc_info=error)
             self.error = error
@@ -178,14 +176,14 @@ class Worker:
         self._end_all(ApiError.busy("the server is stopping", status=503, code="stopping", retry_after=5))
 
     def _wait(self) -> bool:
-        """Sleep until there is something to do; False: stop."""
+        """Sleep until there is something to do. False: the worker stops."""
         with self._wake:
             while self.state == "ok" and not self._queue.n_groups and not self._cancels and not self.n_running:
                 self._wake.wait()
             return self.state == "ok"
 
     def _round(self, engine: Engine) -> None:
-        """Take in, decode one step, give out."""
+        """Take requests, compute one step, send its events."""
         self._take_cancels(engine)
         self._end_late(engine)
         self._fill(engine)
@@ -219,7 +217,7 @@ class Worker:
             self._outgoing.setdefault(entry.ticket, []).append((entry.index, event))
 
     def _send(self) -> None:
-        """Hand over what a step brought, in one call: each wakes the event loop, for which it needs Python's lock."""
+        """Send what a step brought, in one call: each wakes the event loop, for which it needs Python's lock."""
         outgoing, self._outgoing = self._outgoing, {}
         loops: dict[asyncio.AbstractEventLoop, Outgoing] = {}
         for ticket, events in outgoing.items():
@@ -275,7 +273,7 @@ class Worker:
                 self._running[request] = entry
 
     def _end_all(self, error: Exception) -> None:
-        """Tell everyone who waits or is being answered."""
+        """Send an error to everyone who waits or is being answered."""
         with self._wake:
             waiting = list(iter(self._queue.get, None))
         for entry in (*waiting, *self._running.values()):

@@ -1,11 +1,10 @@
 """Bias files: a choice of experts as a small GGUF that the native library loads.
 
-After llama.cpp's control vectors: `general.architecture` is "expertbias", and the metadata are
-`expertbias.version` (u32, 1), `.model_hint` (the model's architecture), `.layer_count`,
-`.expert_count`, `.expert_used_count` (u32), `.mode` ("hard" or "soft"), `.epsilon` (f32),
-`.router_sha256`, and any further string keys as provenance. The tensors are `bias.<layer>`, F32
-[expert_count]: signs for hard, logits for soft. Layers without a tensor are untouched; a file
-without tensors steers nothing and is legal.
+The format follows llama.cpp's control vectors: `general.architecture` is "expertbias", and the metadata are
+`expertbias.version` (u32, 1), `.model_hint` (the model's architecture), `.layer_count`, `.expert_count`,
+`.expert_used_count` (u32), `.mode` ("hard" or "soft"), `.epsilon` (f32), `.router_sha256`, and any further string keys
+as provenance. The tensors are `bias.<layer>`, F32 [expert_count]: signs for hard, logits for soft. Layers without a
+tensor are untouched; a file without tensors is valid and steers nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +26,6 @@ from .._util.files import StrPath, replacing
 from ..errors import FormatError, UsageError
 from ..identity import MAX_LAYERS, ModelIdentity
 from ..model_files.header import GGUFHeader, read_header
-
-__all__ = ["BiasFile", "none_if_empty", "read_bias", "write_bias"]
 
 Mode = Literal["hard", "soft"]
 DEFAULT_EPSILON = 0.01
@@ -52,17 +49,24 @@ _KEYS = {
     "epsilon": GGUFValueType.FLOAT32,
     "router_sha256": _STR,
 }
+# The keys that hold the fields of the model's identity.
+_MODEL_KEYS = {
+    "model_hint": "architecture",
+    "layer_count": "n_layer",
+    "expert_count": "n_expert",
+    "expert_used_count": "n_expert_used",
+    "router_sha256": "router_sha256",
+}
 
 
 @dataclass(frozen=True, eq=False)
 class BiasFile:
     """What the native library adds to the routers of one model; an immutable value.
 
-    `values` holds, for each touched layer, float32 [n_expert]: in mode "hard" the signs -1, 0 and
-    +1 (z' = max z + epsilon for +1, min z - epsilon for -1), in mode "soft" logits that are added
-    (z' = z + b). `epsilon` is in logits, rounded to float32; the soft rule does not use it.
-    `provenance` are texts such as `map_sha256`, `behaviour`, `choice` (JSON) and `tool`; empty
-    ones are left out. Arrays and mappings are copied and read-only.
+    `values` holds, for each touched layer, float32 [n_expert]: in mode "hard" the signs -1, 0 and +1 (z' = max z +
+    epsilon for +1, min z - epsilon for -1), in mode "soft" logits that are added (z' = z + b). `epsilon` is in logits,
+    rounded to float32; the soft rule does not use it. `provenance` are texts such as `map_sha256`, `behaviour`,
+    `choice` (JSON) and `tool`; empty ones are left out. Arrays and mappings are copied and read-only.
 
     Raises FormatError when the values break a rule of the format.
     """
@@ -126,8 +130,7 @@ class BiasFile:
     ) -> BiasFile:
         """Make a hard bias of signs [n_layer, n_expert], as `ExpertMap.choose` returns them.
 
-        Layers without a sign get no tensor. Raises UsageError for another shape, FormatError for
-        impossible values.
+        Layers of zeros get no tensor. Raises UsageError for another shape, FormatError for impossible values.
         """
         return cls(identity, "hard", _touched(signs, identity), epsilon, provenance or {})
 
@@ -139,9 +142,9 @@ class BiasFile:
         scale: float = 1.0,
         provenance: Mapping[str, str] | None = None,
     ) -> BiasFile:
-        """Make a soft bias of `scale` times `bias` [n_layer, n_expert], logits; layers of 0 left out.
+        """Make a soft bias of `scale` times `bias` [n_layer, n_expert], logits. Layers of zeros get no tensor.
 
-        With the signs of `ExpertMap.choose` as `bias`, `scale` is what promoted experts get and suppressed ones lose.
+        With the signs of `ExpertMap.choose` as `bias`, promoted experts gain `scale` and suppressed ones lose it.
         Raises UsageError for another shape, FormatError for impossible values.
         """
         values = np.float32(scale) * np.asarray(bias, dtype=np.float32)
@@ -218,22 +221,13 @@ def none_if_empty(bias: BiasFile | None) -> BiasFile | None:
 
 def write_bias(bias: BiasFile, path: StrPath) -> None:
     """Write a bias file; the same bias gives the same bytes. Raises UsageError."""
-    model = bias.identity
-    metadata: dict[str, Any] = {
-        "version": _VERSION,
-        "model_hint": model.architecture,
-        "layer_count": model.n_layer,
-        "expert_count": model.n_expert,
-        "expert_used_count": model.n_expert_used,
-        "mode": bias.mode,
-        "epsilon": bias.epsilon,
-        "router_sha256": model.router_sha256,
-    }
+    metadata = {key: getattr(bias.identity, name) for key, name in _MODEL_KEYS.items()}
+    metadata |= {"version": _VERSION, "mode": bias.mode, "epsilon": bias.epsilon}
     with replacing(path) as temporary:
         writer = GGUFWriter(temporary, _ARCHITECTURE)
         try:
-            for key, value in metadata.items():
-                writer.add_key_value(f"{_ARCHITECTURE}.{key}", value, _KEYS[key])
+            for key, kind in _KEYS.items():
+                writer.add_key_value(f"{_ARCHITECTURE}.{key}", metadata[key], kind)
             for key in sorted(bias.provenance):
                 writer.add_string(f"{_ARCHITECTURE}.{key}", bias.provenance[key])
             for layer, row in bias.values.items():
@@ -248,53 +242,47 @@ def write_bias(bias: BiasFile, path: StrPath) -> None:
 def read_bias(path: StrPath) -> BiasFile:
     """Read and validate a bias file. Raises FormatError, which names the file and the field."""
     header = read_header(path, max_size=_MAX_BYTES, max_tensors=MAX_LAYERS, max_fields=_MAX_FIELDS, arrays=False)
-    text, provenance = _read_fields(header)
-    if header.size > header.data_end:
-        raise FormatError(f"{path}: bytes after the last tensor; make the bias file again")
-    try:
-        identity = ModelIdentity(
-            text["model_hint"],
-            text["layer_count"],
-            text["expert_count"],
-            text["expert_used_count"],
-            text["router_sha256"],
+    architecture, version = (
+        item.value if (item := header.fields.get(name)) else None
+        for name in ("general.architecture", f"{_ARCHITECTURE}.version")
+    )
+    if architecture != _ARCHITECTURE:
+        found = "nothing" if architecture is None else repr(architecture)
+        raise FormatError(
+            f"{path}: not a bias file: general.architecture is {found}, not {_ARCHITECTURE!r}; "
+            "make one from an expert map"
         )
+    if version != _VERSION:
+        raise FormatError(
+            f"{path}: a bias file of version {version!r}, this program reads {_VERSION}; upgrade steermoe-local"
+        )
+    try:
+        metadata, provenance = _read_fields(header)
+        if header.size > header.data_end:
+            raise FormatError("bytes after the last tensor")
+        identity = ModelIdentity(**{name: metadata[key] for key, name in _MODEL_KEYS.items()})
         values = _read_tensors(header, identity)
-        return BiasFile(identity, cast("Mode", text["mode"]), values, text["epsilon"], provenance)
+        return BiasFile(identity, metadata["mode"], values, metadata["epsilon"], provenance)
     except FormatError as error:
         raise FormatError(f"{path}: {error}; make the bias file again") from None
 
 
 def _read_fields(header: GGUFHeader) -> tuple[dict[str, Any], dict[str, str]]:
-    path = header.path
-    fields = dict(header.fields)
-    architecture = fields.pop("general.architecture", None)
-    if architecture is None or architecture.value != _ARCHITECTURE:
-        found = "nothing" if architecture is None else repr(architecture.value)
-        raise FormatError(
-            f"{path}: not a bias file: general.architecture is {found}, not {_ARCHITECTURE!r}; "
-            "make one from an expert map"
-        )
-    version = fields.get(f"{_ARCHITECTURE}.version")
-    if version is None or version.value != _VERSION:
-        raise FormatError(
-            f"{path}: a bias file of version {version.value if version else None!r}, this program "
-            f"reads {_VERSION}; upgrade steermoe-local"
-        )
-    values: dict[str, Any] = {}
+    fields = {name: field for name, field in header.fields.items() if name != "general.architecture"}
+    metadata: dict[str, Any] = {}
     for key, kind in _KEYS.items():
-        found_field = fields.pop(f"{_ARCHITECTURE}.{key}", None)
-        if found_field is None or found_field.type != kind:
-            state = "missing" if found_field is None else f"a {found_field.type.name}"
-            raise FormatError(f"{path}: {_ARCHITECTURE}.{key}: {state}, must be {kind.name}; make the bias file again")
-        values[key] = found_field.value
+        found = fields.pop(f"{_ARCHITECTURE}.{key}", None)
+        if found is None or found.type != kind:
+            state = "missing" if found is None else f"a {found.type.name}"
+            raise FormatError(f"{_ARCHITECTURE}.{key}: {state}, must be {kind.name}")
+        metadata[key] = found.value
     provenance: dict[str, str] = {}
     for name, item in fields.items():
         key = name.removeprefix(f"{_ARCHITECTURE}.")
         if key == name or item.type != _STR or not _PROVENANCE.fullmatch(key):
-            raise FormatError(f"{path}: {name}: unknown field; make the bias file again")
+            raise FormatError(f"{name}: unknown field")
         provenance[key] = item.value
-    return values, provenance
+    return metadata, provenance
 
 
 def _read_tensors(header: GGUFHeader, identity: ModelIdentity) -> dict[int, npt.NDArray[np.float32]]:

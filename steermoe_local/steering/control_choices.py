@@ -17,16 +17,6 @@ import numpy.typing as npt
 from ..errors import ChoiceError
 from ..identity import ModelIdentity
 
-__all__ = [
-    "NEAREST",
-    "TOLERANCE",
-    "Relabelling",
-    "activation_frequency",
-    "bottom_signs",
-    "draw_experts",
-    "random_signs",
-]
-
 NEAREST = 4
 """A matched draw takes one of this many experts of nearest frequency."""
 TOLERANCE = 0.05

@@ -11,8 +11,6 @@ import json
 
 from .bias_file import BiasFile
 
-__all__ = ["chat_digest", "record_name"]
-
 
 def chat_digest(bias: BiasFile) -> str:
     """`bias_digest` of a saved chat (64 hex digits): over values, rule, model, layers and provenance."""

@@ -15,8 +15,6 @@ from typing import Any
 from ..errors import UsageError
 from ..identity import ModelIdentity
 
-__all__ = ["PAPER_MODELS", "PRESETS", "PaperModel", "Preset", "check_sides", "preset_for"]
-
 PRESETS = ("faithful", "safe")
 
 

@@ -1,4 +1,4 @@
-"""A choice of steering as a person makes it, and the bias that it comes to."""
+"""Steering: a choice of experts from an expert map, or a ready bias file, and the bias that is built from it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from .._util.files import StrPath, is_sha256
@@ -18,22 +19,29 @@ from .bias_file import DEFAULT_EPSILON, BiasFile, none_if_empty, read_bias
 from .old_digests import chat_digest
 from .presets import check_sides, preset_for
 
-__all__ = ["Steering"]
-
-# What says which experts of a map are taken, and how; a ready bias file has made these choices.
-_CHOICE = ("activate", "deactivate", "reverse", "layers", "scale", "epsilon", "preset", "preset_model")
+# The fields that choose experts of a map and the rule, with their types in JSON; in a bias file the choice is made.
+_CHOICE: dict[str, tuple[type, ...]] = {
+    "activate": (int,),
+    "deactivate": (int,),
+    "reverse": (bool,),
+    "layers": (str, NoneType),
+    "scale": (int, float, NoneType),
+    "epsilon": (int, float),
+    "preset": (str, NoneType),
+    "preset_model": (str, NoneType),
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Steering:
-    """A choice of experts from a map, or a ready bias file; immutable, `changed` gives another.
+    """A choice of experts from a map and a rule, or a ready bias file. Immutable; `changed` makes another.
 
-    `name` is what is shown. `activate` and `deactivate` are numbers of experts, `layers` is written like "3-7,9" (None:
-    all), `reverse` flips the sign of RD first (`ExpertMap.choose`). `scale` None is the hard rule with `epsilon`; a
-    number is the soft rule, logits that promoted experts get and suppressed ones lose. `preset` and `preset_model` say
-    that the numbers are the paper's. `path` is the file that map or bias was read from, if any.
+    `name` is shown to users. `activate` and `deactivate` are numbers of experts, `layers` is written like "3-7,9"
+    (None: all), `reverse` flips the sign of RD first (`ExpertMap.choose`). With `scale` None the rule is hard, with
+    `epsilon`; a number makes it soft: the logits that promoted experts gain and suppressed ones lose. `preset` and
+    `preset_model` are set if the numbers are the paper's. `path` is the file of the map or bias, if it has one.
 
-    Raises UsageError for a map together with a bias file, for choices made on a bias file, and for a reversed preset.
+    Raises UsageError for a map together with a bias file, for a choice on a bias file, and for a reversed preset.
     """
 
     name: str
@@ -56,7 +64,8 @@ class Steering:
         if self.bias is not None:
             if self.expert_map is not None:
                 raise UsageError(f"{self.name}: a bias file and a map both steer; give one of them")
-            if changed := [name for name in _CHOICE if getattr(self, name) != self._default(name)]:
+            fields = self.__dataclass_fields__
+            if changed := [name for name in _CHOICE if getattr(self, name) != fields[name].default]:
                 raise UsageError(
                     f"{changed[0]}: {self.name} is a bias file, whose choice of experts is made; "
                     "give the map that it was built from (--map MAP) to change it"
@@ -76,7 +85,7 @@ class Steering:
         name: str | None = None,
         **choice: Any,
     ) -> Steering:
-        """Read a map or a bias file; `choice` are fields of Steering. The name defaults to the behaviour or file stem.
+        """Read a map or a bias file; `choice` are fields of Steering. `name` defaults to the behaviour or file stem.
 
         Raises FormatError, UsageError (both or no file).
         """
@@ -90,7 +99,7 @@ class Steering:
         return cls(name or path.stem, bias=read_bias(path), path=path, **choice)
 
     def with_preset(self, preset: str) -> tuple[Steering, list[str]]:
-        """Take the paper's numbers of experts for the map's model; also returns warnings, see `presets.check_sides`.
+        """The same with the paper's numbers of experts for the map's model, and warnings of `presets.check_sides`.
 
         Raises UsageError when the paper has no numbers for the model, the map's sides are the other way round, or this
         is a bias file.
@@ -111,7 +120,7 @@ class Steering:
 
     @property
     def identity(self) -> ModelIdentity | None:
-        """The model that map or bias were made for."""
+        """The model that the map or bias was made for; None without either."""
         made = self.expert_map or self.bias
         return None if made is None else made.identity
 
@@ -124,13 +133,13 @@ class Steering:
 
     @property
     def side(self) -> str:
-        """Name of the side that is steered to, "" where it is not known."""
+        """Name of the side that is steered towards; "" for a bias file or a map without names."""
         if self.expert_map is None:
             return ""
         return self.expert_map.negative if self.reverse else self.expert_map.positive
 
     def check(self, identity: ModelIdentity, where: str, force: bool = False) -> list[str]:
-        """Check that map or bias belong to the model `identity` in `where`.
+        """Check that the map or bias was made for the model `identity`, whose file is `where`.
 
         Returns warnings, as `ModelIdentity.require_same`. Raises ModelMismatchError.
         """
@@ -170,7 +179,7 @@ class Steering:
 
     @property
     def choice(self) -> dict[str, Any]:
-        """The choice as it stands in a bias file's provenance."""
+        """The choice as written into the provenance of a bias file."""
         choice: dict[str, Any] = {name: getattr(self, name) for name in ("activate", "deactivate", "reverse", "layers")}
         if self.preset:
             choice |= {"preset": self.preset, "preset_model": self.preset_model}
@@ -179,7 +188,7 @@ class Steering:
         return choice
 
     def changed(self, **fields: Any) -> Steering:
-        """This choice with other fields. Other numbers of experts are no longer those of a preset.
+        """A copy with other fields. With other numbers of experts it is no preset any more.
 
         Raises UsageError for a bias file, whose choice cannot be changed, and for an unknown field.
         """
@@ -190,19 +199,17 @@ class Steering:
         return dataclasses.replace(self, **fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """The choice as plain JSON values: file and digest, numbers, rule, and how many experts it steers.
+        """The choice as plain JSON values: file and digest, numbers, rule, and how many experts are steered.
 
-        `map_sha256` is `ExpertMap.sha256`, `bias_digest` is `BiasFile.key`.
-        Raises as `build`.
+        `map_sha256` is `ExpertMap.sha256`, `bias_digest` is `BiasFile.key`. Raises as `build`.
         """
-        built = self.build()
+        built, bias, expert_map = self.build(), self.bias, self.expert_map
         counts = {"n_active": built.n_active if built else 0, "n_inactive": built.n_inactive if built else 0}
         path = None if self.path is None else str(self.path)
-        if self.expert_map is None:
-            source = {"bias": path, "bias_digest": None if self.bias is None else self.bias.key, "mode": self.mode}
-            provenance = {} if self.bias is None else {"provenance": dict(self.bias.provenance)}
+        if expert_map is None:
+            source = {"bias": path, "bias_digest": None if bias is None else bias.key, "mode": self.mode}
+            provenance = {} if bias is None else {"provenance": dict(bias.provenance)}
             return {"name": self.name, **source, **counts, **provenance}
-        expert_map = self.expert_map
         return {
             "name": self.name,
             "map": path,
@@ -216,9 +223,9 @@ class Steering:
 
     @classmethod
     def from_dict(cls, data: object, where: str = "steering") -> Steering:
-        """Open what `to_dict` describes; the file must be the one that it was, by its digest.
+        """Open the file that `to_dict` describes and take its choice; the digest must be that of the file.
 
-        `where` starts the messages. Raises FormatError, also for a file that is gone or has changed.
+        `where` starts the messages. Raises FormatError, also for a file that is missing or has changed.
         """
         if not isinstance(data, Mapping):
             raise FormatError(f"{where}: not an object with a choice of steering")
@@ -233,33 +240,17 @@ class Steering:
             raise FormatError(f"{where}.{kind}: {path}: no such file; bring it back or choose another steering")
         choice = {key: data[key] for key in _CHOICE if key in data} if kind == "map" else {}
         for key, value in choice.items():
-            if not _fits(key, value):
+            if type(value) not in _CHOICE[key] or (_CHOICE[key] == (int,) and value < 0):
                 raise FormatError(f"{where}.{key}: {value!r} is not what stands there; choose the steering again")
         try:
             opened = cls.open(name=name, **{"map_file" if kind == "map" else "bias": path}, **choice)
         except UsageError as error:
             raise FormatError(f"{where}: {error}") from None
-        found = opened.expert_map.sha256 if opened.expert_map else opened.bias.key if opened.bias else ""
-        if digest != found and not (opened.bias and digest == chat_digest(opened.bias)):
+        known = [made.sha256] if (made := opened.expert_map) else []
+        known += [opened.bias.key, chat_digest(opened.bias)] if opened.bias else []
+        if digest not in known:
             raise FormatError(
-                f"{where}.{kind}: {path}: not the file that it was ({found[:8]}, then {str(digest)[:8]}); "
+                f"{where}.{kind}: {path}: not the file that it was ({known[0][:8]}, then {str(digest)[:8]}); "
                 "bring the old one back or choose the steering again"
             )
         return opened
-
-    @classmethod
-    def _default(cls, name: str) -> Any:
-        return cls.__dataclass_fields__[name].default
-
-
-def _fits(name: str, value: object) -> bool:
-    """Is the value of the field's type? Numbers are checked further when the bias is built."""
-    if name in ("activate", "deactivate"):
-        return type(value) is int and value >= 0
-    if name == "reverse":
-        return isinstance(value, bool)
-    if name == "scale" and value is None:
-        return True
-    if name in ("scale", "epsilon"):
-        return type(value) in (int, float)
-    return value is None or isinstance(value, str)

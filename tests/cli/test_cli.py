@@ -72,11 +72,19 @@ def test_bias_build_writes_what_choose_chooses(digits_map: Path, tmp_path: Path)
     assert json.loads(shown["provenance"]["choice"])["reverse"] is True
 
 
-def test_soft_bias_has_the_scale(digits_map: Path, tmp_path: Path) -> None:
+def test_soft_bias_has_the_strength(digits_map: Path, tmp_path: Path) -> None:
     out = tmp_path / "b.gguf"
-    run("bias", "build", digits_map, "-o", out, "--deactivate", 4, "--mode", "soft", "--scale", "2.5")
-    assert read_bias(out).mode == "soft"
-    assert sorted({float(v) for v in read_bias(out).dense().ravel()}) == [-2.5, 0.0]
+    choice = ("bias", "build", digits_map, "-o", out, "--deactivate", 4)
+    for flags in (("--strength", "2.5"), ("--scale", "2.5")):  # the second is the name of older releases
+        assert run(*choice, "--mode", "soft", *flags).exit_code == 0
+        assert read_bias(out).mode == "soft"
+        assert sorted({float(v) for v in read_bias(out).dense().ravel()}) == [-2.5, 0.0]
+    for name in ("STEERMOE_STRENGTH", "STEERMOE_SCALE", "STEERMOE_BIAS_BUILD_SCALE"):
+        assert run(*choice, "--mode", "soft", env={name: "3"}).exit_code == 0
+        assert float(read_bias(out).dense().min()) == -3
+        # a default of `run` and `chat` is no wish for the soft rule here
+        assert run(*choice, env={name: "3"}).exit_code == 0
+        assert read_bias(out).mode == "hard"
 
 
 def test_run_is_steered_by_option_and_by_environment(digits_map: Path, tmp_path: Path) -> None:
@@ -129,7 +137,7 @@ def test_bias_build_refuses_what_makes_no_sense(digits_map: Path, tmp_path: Path
     out = tmp_path / "b.gguf"
     for flags, words in (
         ([], "--activate"),
-        (["--deactivate", 1, "--scale", 2], "--scale"),
+        (["--deactivate", 1, "--strength", 2], "--strength"),
         (["--deactivate", 1, "--mode", "soft", "--epsilon", 1], "--epsilon"),
         (["--deactivate", 1, "--layers", "7-3"], "layers"),
     ):

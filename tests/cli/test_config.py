@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import stat
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,19 @@ from hypothesis import strategies as st
 
 from steermoe_local import UsageError
 from steermoe_local.cli import main
-from steermoe_local.cli.options import settings, toml_edit
-from steermoe_local.cli.options.config_file import Commands, ConfigFile, OptionKind, config_path, is_secret, parse_value
+from steermoe_local.cli.options import settings
+from steermoe_local.cli.options.config_file import (
+    Commands,
+    ConfigFile,
+    EditError,
+    OptionKind,
+    config_path,
+    parse,
+    parse_value,
+    set_value,
+    unset_value,
+)
 from steermoe_local.cli.program import SteerMoEGroup
-from tests.support.paths import ROOT
 
 #
 # a small program: what is found in the click tree, not in a list of ours
@@ -137,6 +144,23 @@ def test_names_are_those_of_the_options(file: Path) -> None:
         assert values("chat", **{f"STEERMOE_{name}": "7"})["n_gpu_layers"] == 7
     file.write_text("n-gpu-layers = 5\n")
     assert values("chat")["n_gpu_layers"] == 5
+
+
+def test_of_two_names_the_nearer_counts(file: Path) -> None:
+    """Whatever the option is called there; and `config show` says so."""
+    for text, value in (
+        ("gpu-layers = 1\nn-gpu-layers = 2\n", "2"),
+        ("n-gpu-layers = 2\ngpu-layers = 1\n", "1"),
+        ("n-gpu-layers = 2\n[run]\ngpu-layers = 1\n", "1"),
+        ("gpu-layers = 1\nn-gpu-layers = 2\n[run]\ngpu-layers = 3\n", "3"),
+    ):
+        file.write_text(text)
+        assert settings.default_map(main)["run"]["n_gpu_layers"] == value, text
+        shown = settings.settings(main, ConfigFile.read(file), ("run",))
+        (setting,) = [setting for setting in shown if setting.option == "gpu-layers"]
+        assert str(setting.value) == value, text
+        line = next(n for n, line in enumerate(text.splitlines(), 1) if line.endswith(f"gpu-layers = {value}"))
+        assert setting.where == f"{file}, line {line}"
 
 
 def test_an_option_that_means_something_else_is_not_shared(file: Path) -> None:
@@ -277,235 +301,6 @@ def test_the_platform_s_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 #
-# steermoe config
-#
-
-
-def config(*args: Any, **env: str) -> Result:
-    return CliRunner().invoke(main, ["config", *(str(arg) for arg in args)], env=env)
-
-
-def test_show_says_where_each_value_comes_from(file: Path) -> None:
-    file.write_text('# mine\nthreads = 3\n[run]\ntemp = 0\nmodel = "tiny"\n')
-    data = json.loads(config("show", "--json", "run", "--top-k", "7", STEERMOE_TOP_P="0.5").stdout)
-    found = {row["option"]: row for row in data["settings"]}
-    assert data["file"] == str(file)
-    assert data["exists"] is True
-    assert (found["top-k"]["value"], found["top-k"]["source"]) == (7, "flag")
-    assert (found["top-p"]["value"], found["top-p"]["source"], found["top-p"]["where"]) == (
-        0.5,
-        "environment",
-        "STEERMOE_TOP_P",
-    )
-    assert (found["temp"]["value"], found["temp"]["source"], found["temp"]["where"]) == (0, "file", f"{file}, line 4")
-    assert (found["min-p"]["value"], found["min-p"]["source"], found["min-p"]["where"]) == (0.05, "default", None)
-    assert {row["command"] for row in data["settings"]} == {"run"}
-
-    text = config("show", "run", "--top-k", "7").stdout
-    assert f"file: {file}\n" in text
-    assert any(line.split() == ["top-k", "7", "flag"] for line in text.splitlines())
-
-
-def test_what_show_says_is_what_the_command_gets(file: Path) -> None:
-    """Every option of every command, with a file and an environment that set some."""
-    file.write_text("threads = 3\nverbose = true\nseed = 5\n[pairs]\nskip = 2\n")
-    for path, command in settings.commands(main):
-        data = json.loads(config("show", "--json", *path, STEERMOE_BATCH_SIZE="64").stdout)
-        with click.Context(main, info_name="steermoe") as root:
-            root.default_map = settings.default_map(main)
-            parent = root
-            group: Any = main
-            for name in path[:-1]:
-                group = group.commands[name]
-                parent = click.Context(group, info_name=name, parent=parent)
-            os.environ["STEERMOE_BATCH_SIZE"] = "64"
-            try:
-                ctx = command.make_context(path[-1], [], parent=parent, resilient_parsing=True)
-            finally:
-                del os.environ["STEERMOE_BATCH_SIZE"]
-        options = settings.options(command)
-        for row in data["settings"]:
-            option = options[row["option"]]
-            source = ctx.get_parameter_source(option.name or "")
-            names = {"ENVIRONMENT": "environment", "DEFAULT_MAP": "file", "DEFAULT": "default"}
-            assert source is not None
-            assert row["source"] == names[source.name], (path, row)
-            if row["source"] != "default":
-                assert ctx.params[option.name or ""] == row["value"], (path, row)
-
-
-def test_show_without_a_command(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("STEERMOE_REQUIRE_TOOLS", "STEERMOE_REQUIRE_BROWSER"):  # the tests' own, of make test and .ci/run
-        monkeypatch.delenv(name, raising=False)
-    assert "nothing is set" in config().stdout
-    assert "(not there)" in config("show").stdout
-    file.write_text("threads = 3\n")
-    (line,) = [line for line in config().stdout.splitlines() if line.startswith("threads")]
-    assert {"detect", "eval", "run", "serve"} <= set(line.replace(",", " ").split())
-    assert f"{file}, line 1" in line
-    result = config("show", STEERMOE_TEMPP="1")
-    assert result.stderr == "warning: STEERMOE_TEMPP is set, but no option reads it\n"
-    assert json.loads(config("show", "--json", STEERMOE_TEMPP="1").stdout)["unknown"] == ["STEERMOE_TEMPP"]
-
-
-def test_show_of_something_else(file: Path) -> None:
-    assert config("show", "nothing").exit_code == 2
-    assert "no such command" in config("show", "pairs", "nothing").stderr
-    assert "a group of commands" in config("show", "pairs").stderr
-    assert config("show", "run", "--no-such").exit_code == 2
-
-
-def test_secrets_are_masked(file: Path) -> None:
-    assert [is_secret(name) for name in ("hf-token", "api-key", "token", "cache-type-k", "n-tokens", "keys")] == [
-        True,
-        True,
-        True,
-        False,
-        False,
-        False,
-    ]
-    secret = "hf_abcdef"
-    done = config("set", "hf-token", secret)
-    assert secret in file.read_text()
-    env = {"STEERMOE_RUN_HF_TOKEN": "hf_fromenv"}
-    shown = [
-        config("show", "--json").stdout,
-        config("show").stdout,
-        config("show", "run").stdout,
-        config("show", "run", "--hf-token", "hf_typed").stdout,
-        config("show", "run", **env).stdout,
-        done.stdout,
-    ]
-    for text in shown:
-        assert "********" in text
-        assert "hf_" not in text
-
-
-def test_set_keeps_comments_and_order(file: Path) -> None:
-    file.write_text(
-        "# top\nthreads = 1   # few\n\n[run]  # one command\n# cold\ntemp = 0.5\n\n[bias.build]\njson = true\n"
-    )
-    assert config("set", "threads", "8").exit_code == 0
-    assert config("set", "run.temp", "0").stdout == f"{file}: run.temp = 0\n"
-    assert config("set", "run.top-k", "5").exit_code == 0
-    assert config("set", "seed", "7").exit_code == 0
-    assert config("set", "detect.ctx-size", "99").exit_code == 0
-    assert file.read_text() == (
-        "# top\nthreads = 8   # few\nseed = 7\n\n[run]  # one command\n# cold\ntemp = 0\ntop-k = 5\n\n"
-        "[bias.build]\njson = true\n\n[detect]\nctx-size = 99\n"
-    )
-    assert config("unset", "run.temp").exit_code == 0
-    assert "temp" not in file.read_text()
-    assert "# cold" in file.read_text()
-
-
-def test_set_takes_what_stands_on_a_command_line(file: Path) -> None:
-    for key, value, found in (
-        ("mmap", "false", False),
-        ("threads", "2", 2),
-        ("temp", "1", 1),
-        ("run.prompt", 'say "x" # no', 'say "x" # no'),
-        ("run.model", "tiny", "tiny"),
-        ("override-tensor", "exps=CPU", ["exps=CPU"]),
-        ("gpu-layers", "all", "all"),
-        ("gpu-layers", "-1", -1),
-        ("run.chat-template-kwargs", '{"a": true}', '{"a": true}'),
-    ):
-        result = config("set", key, value)
-        assert result.exit_code == 0, (key, result.output)
-        data = tomllib.loads(file.read_text())
-        for name in key.split("."):
-            data = data[name]
-        assert data == found, key
-    result = config("show", "--json", "run")
-    assert result.exit_code == 0
-    assert stat.S_IMODE(file.stat().st_mode) & 0o077 == 0 or os.name == "nt"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("set", "tempp", "1"), "tempp: no such option; is it temp?"),
-        (("set", "run.limit", "1"), "steermoe run has no --limit"),
-        (("set", "nothing.temp", "1"), "no such command"),
-        (("set", "run.", "1"), "not a key"),
-        (("set", "temp", "hot"), "temp: 'hot' is not a number"),
-        (("set", "temp", "-1"), "not in the range"),
-        (("set", "threads", "0"), "not in the range"),
-        (("set", "run.cache-type-k", "f17"), "is not one of"),
-        (("set", "mmap", "maybe"), "not true or false"),
-        (("set", "temp"), "missing argument"),
-        (("unset", "temp"), "temp is not set there"),
-        (("unset", "run.temp.deep"), "is not set there"),
-    ],
-)
-def test_what_config_refuses(arguments: tuple[str, ...], words: str, file: Path) -> None:
-    file.write_text("threads = 1\n")
-    result = config(*arguments)
-    assert result.exit_code == 2
-    assert words in result.stderr
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert file.read_text() == "threads = 1\n"
-    assert [path.name for path in file.parent.iterdir()] == ["config.toml"]
-
-
-def test_a_broken_file_can_be_mended(file: Path) -> None:
-    file.write_text("tempp = 1\nthreads = 2\n")
-    assert CliRunner().invoke(main, ["presets"]).exit_code == 2
-    assert config("path").stdout == f"{file}\n"
-    assert config("show").exit_code == 2
-    assert config("set", "threads", "3").exit_code == 2
-    assert config("unset", "tempp").exit_code == 0
-    assert config("set", "threads", "3").exit_code == 0
-    assert CliRunner().invoke(main, ["presets"]).exit_code == 0
-
-
-def test_what_is_written_in_an_unusual_way_is_left(file: Path) -> None:
-    text = 'prompt = """\none\ntemp = 1\n"""\nrun = { temp = 0 }\n'
-    file.write_text(text)
-    for arguments in (("set", "prompt", "two"), ("set", "run.temp", "1"), ("unset", "run.temp"), ("unset", "prompt")):
-        result = config(*arguments)
-        assert result.exit_code == 2, arguments
-        assert "edit the file by hand" in result.stderr
-    assert file.read_text() == text
-
-
-def test_a_device_is_not_replaced(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def replace(*_: Any) -> None:
-        raise AssertionError("the machine's own device would be gone")
-
-    monkeypatch.setattr(os, "replace", replace)
-    result = config("set", "threads", "2", STEERMOE_CONFIG=os.devnull)
-    assert result.exit_code == 2
-    assert "not a regular file" in result.stderr
-    assert not Path(os.devnull).is_file()
-
-
-def test_a_link_stays_a_link(file: Path, tmp_path: Path) -> None:
-    real = tmp_path / "real.toml"
-    real.write_text("threads = 1\n")
-    real.chmod(0o640)
-    file.symlink_to(real)
-    assert config("set", "threads", "2").exit_code == 0
-    assert file.is_symlink()
-    assert real.read_text() == "threads = 2\n"
-    assert os.name == "nt" or stat.S_IMODE(real.stat().st_mode) == 0o640
-
-
-def test_the_file_of_the_documentation(file: Path) -> None:
-    page = (ROOT / "docs" / "configuration.md").read_text("utf-8")
-    (example,) = re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    file.write_text(example)
-    data = json.loads(config("show", "--json").stdout)
-    found = {(row["command"], row["option"]): row["value"] for row in data["settings"]}
-    assert (found["chat", "temp"], found["run", "temp"], found["run", "stop"]) == (0.7, 0, ["END", "STOP"])
-    for name in re.findall(r"`(STEERMOE_[A-Z_]+)(?:=[^`]*)?`", page):
-        others = {f"STEERMOE_{other}" for other in ("FORCE", "LIB_PATH", "CONFIG", "JUDGE_API_KEY")}
-        assert name in settings.option_variables(main) | others, name
-
-
-#
 # properties
 #
 
@@ -526,8 +321,8 @@ def test_edits_change_one_value_and_nothing_else(edits: list[tuple[tuple[str, ..
     data: dict[str, Any] = {}
     for keys, value in edits:
         try:
-            text = toml_edit.set_value(text, keys, value)
-        except toml_edit.EditError:
+            text = set_value(text, keys, value)
+        except EditError:
             continue
         here = data
         for name in keys[:-1]:
@@ -537,11 +332,11 @@ def test_edits_change_one_value_and_nothing_else(edits: list[tuple[tuple[str, ..
         assert text.startswith("# a comment = stays\n")
     for keys, _ in edits:
         try:
-            text = toml_edit.unset_value(text, keys)
-        except (KeyError, toml_edit.EditError):
+            text = unset_value(text, keys)
+        except (KeyError, EditError):
             continue
         with pytest.raises(KeyError):
-            toml_edit.unset_value(text, keys)
+            unset_value(text, keys)
 
 
 COMMANDS: Commands = {
@@ -552,8 +347,6 @@ COMMANDS: Commands = {
 
 @given(st.text(max_size=80) | st.binary(max_size=80).map(lambda data: data.decode("latin-1")))
 def test_any_text_is_read_or_refused_with_one_line(text: str) -> None:
-    from steermoe_local.cli.options.config_file import parse
-
     path = Path("c.toml")
     try:
         ConfigFile(path, text, True, parse(text, path)).options(COMMANDS)
@@ -592,5 +385,5 @@ def test_values_typed_by_a_person(text: str) -> None:
             except ValueError:
                 continue
             assert kind.accepts(value)
-            written = toml_edit.set_value("", ("a",), value)
+            written = set_value("", ("a",), value)
             assert tomllib.loads(written)["a"] == value or value != value

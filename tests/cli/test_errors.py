@@ -326,7 +326,8 @@ def test_values_of_another_type(path: tuple[str, ...], command: click.Command, w
         takes_words = settings.kind(option).what not in ("integer", "number")
         if option.is_flag or (takes_words and not isinstance(option.type, click.Choice)):
             continue
-        message = is_refused(start([*words, f"--{name}", "seven"]), {2}, f"--{name}")
+        shown = f"--{name}" if f"--{name}" in option.opts else option.opts[0]  # an old name stands for the new one
+        message = is_refused(start([*words, f"--{name}", "seven"]), {2}, shown)
         assert "'seven'" in message
     assert files(work) == []
 
@@ -414,7 +415,7 @@ def test_an_error_of_the_system_names_its_file(work: Path, monkeypatch: pytest.M
 
 def test_the_page_of_errors_names_every_class_and_status() -> None:
     page = (ROOT / "docs" / "errors.md").read_text("utf-8")
-    for name in errors.__all__:
+    for name in (name for name, kind in vars(errors).items() if isinstance(kind, type)):
         assert f"`{name}`" in page, name
     from steermoe_local.cli import program
 

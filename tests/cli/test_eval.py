@@ -18,8 +18,7 @@ from click.testing import CliRunner
 
 from steermoe_local import BiasFile, SteeredLlama, write_bias
 from steermoe_local.cli import main
-from steermoe_local.cli.options.evaluation import evaluation_options
-from steermoe_local.cli.options.evaluation_setup import EvaluationSetup
+from steermoe_local.cli.options.evaluation_setup import EvaluationSetup, evaluation_options
 from steermoe_local.evaluation.measuring.evaluator import Evaluator
 from steermoe_local.models.shipped_maps import map_path
 from steermoe_local.steering.steering import Steering
@@ -318,7 +317,7 @@ def test_a_command_with_options_of_its_own() -> None:
     assert setup.guards[0] is None
     assert setup.command.endswith("--threads 1 --activate 0,5")
     with setup.evaluator() as evaluator:
-        assert evaluator.about == setup.about
+        assert evaluator.metadata == setup.metadata
         assert len(evaluator.measure([None])[0].answers) == 4
 
 

@@ -85,7 +85,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr(experiments, "swing_figures", stop)  # when all is measured
+        patched.setattr(experiments, "ahead", stop)  # when all is measured
         done = run("random10", *FAST, "-o", out)
         assert done.exit_code == 130
         assert "--resume" in done.stderr

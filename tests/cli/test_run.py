@@ -449,7 +449,7 @@ def test_memory_is_looked_at_before_loading(monkeypatch: pytest.MonkeyPatch, tmp
         seen.append((n_ctx, n_sequences))
         raise ResourceError("too much")
 
-    monkeypatch.setattr("steermoe_local.cli.run.setup.check_memory", refuse)
+    monkeypatch.setattr("steermoe_local.cli.options.opening.check_memory", refuse)
     (tmp_path / "q.txt").write_text("one\n" * 9)
     steering = ("--map", "digits-words", "--compare")
     for more in (

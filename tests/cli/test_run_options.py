@@ -14,9 +14,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from steermoe_local import ExpertMap, UsageError, write_bias
-from steermoe_local.cli.options.common import SteerMoEGroup, model_option
+from steermoe_local.cli.options.model import model_option
 from steermoe_local.cli.options.sampling import sampling_options
 from steermoe_local.cli.options.steering import SteeringFlags, steering_options
+from steermoe_local.cli.program import SteerMoEGroup
 from steermoe_local.generation.engine import Sampling
 from steermoe_local.model_files.model_info import model_info
 from steermoe_local.models.embedded import behaviours
@@ -92,9 +93,26 @@ def test_a_map_with_numbers() -> None:
     signs = ExpertMap.load(DIGITS).choose(3, 4, reverse=True, layers=(1, 2, 4))
     assert (steering["n_active"], steering["n_inactive"]) == ((signs > 0).sum(), (signs < 0).sum())
     assert (steering["mode"], steering["scale"], steering["side"]) == ("hard", None, "words")
-    for name in ("--strength", "--scale"):
-        soft = steering_of(*flags, name, 2.5)
-        assert (soft["mode"], soft["scale"]) == ("soft", 2.5)
+    soft = steering_of(*flags, "--strength", 2.5)
+    assert (soft["mode"], soft["scale"]) == ("soft", 2.5)
+
+
+def test_the_old_name_of_the_strength(tmp_path: Path) -> None:
+    """--scale works for one release more: as a flag, in the environment, in the configuration; nothing shows it."""
+    flags = ("--map", DIGITS, "--activate", 3)
+    soft = steering_of(*flags, "--strength", 2.5)
+    assert steering_of(*flags, "--scale", 2.5) == soft
+    for variable in ("STEERMOE_STRENGTH", "STEERMOE_SCALE", "STEERMOE_STEER_STRENGTH", "STEERMOE_STEER_SCALE"):
+        assert steering_of(*flags, env={variable: "2.5"}) == soft
+    assert steering_of(*flags, env={"STEERMOE_SCALE": "7", "STEERMOE_STRENGTH": "2.5"}) == soft
+    assert steering_of(*flags, env={"STEERMOE_STEER_SCALE": "2.5", "STEERMOE_STRENGTH": "7"}) == soft
+    config = tmp_path / "config.toml"
+    nearer = "\n[steer]\nscale = 2.5"
+    for text in ("strength = 2.5", "scale = 2.5", f"strength = 7{nearer}", f"scale = 7{nearer}"):
+        config.write_text(f"{text}\n")
+        assert steering_of(*flags, env={"STEERMOE_CONFIG": str(config)}) == soft, text
+    assert "--scale" not in steer_by("--help").stdout
+    assert "scale" not in steer_by(*flags, "--strength", "x").stderr
 
 
 def test_a_shipped_map_has_numbers_of_its_own() -> None:

@@ -15,11 +15,12 @@ from huggingface_hub import constants
 
 from steermoe_local.cli import main
 from steermoe_local.cli.commands.tasks import build
-from steermoe_local.evaluation.datasets.builders import ANSWER_AS, HOPS, LAYOUTS, MATCH
+from steermoe_local.evaluation.datasets.builders import ADAPTERS, ANSWER_AS, HOPS, MATCH
 from steermoe_local.evaluation.tasks.builtin import builtin_names
 from steermoe_local.evaluation.tasks.scorers import SCORERS
 from steermoe_local.evaluation.tasks.tasks import load_task
-from tests.evaluation.test_task_builders import (
+from tests.pairs.test_pair_builders import write_lines
+from tests.support.dataset_samples import (
     ADVBENCH,
     COUNTERFACTUAL,
     CRANES,
@@ -32,7 +33,6 @@ from tests.evaluation.test_task_builders import (
     write_json,
     write_mctest,
 )
-from tests.pairs.test_pair_builders import write_lines
 from tests.support.hub_stand_in import Hub, running
 from tests.support.paths import ROOT
 
@@ -214,8 +214,8 @@ def client(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 @pytest.mark.parametrize(
     ("layout", "source", "n"),
     [
-        ("faitheval-counterfactual", LAYOUTS["faitheval-counterfactual"].source, 4),
-        ("mctest", LAYOUTS["mctest"].source.rpartition(" ")[2], 4),
+        ("faitheval-counterfactual", ADAPTERS["faitheval-counterfactual"].source, 4),
+        ("mctest", ADAPTERS["mctest"].source.rpartition(" ")[2], 4),
         ("advbench", "hub:lab/advbench", 4),
     ],
 )
@@ -281,10 +281,10 @@ def test_check_warns_of_prompts_beyond_the_training_context(tmp_path: Path) -> N
 def test_list_names_everything() -> None:
     data = json.loads(ok("list", "--json").stdout)
     assert [entry["name"] for entry in data["builtin"]] == [f"builtin:{name}" for name in builtin_names()]
-    assert [entry["name"] for entry in data["layouts"]] == list(LAYOUTS)
+    assert [entry["name"] for entry in data["layouts"]] == list(ADAPTERS)
     assert [entry["name"] for entry in data["scorers"]] == list(SCORERS)
     shown = ok("list").stdout
-    for name in (*builtin_names(), *LAYOUTS, *SCORERS):
+    for name in (*builtin_names(), *ADAPTERS, *SCORERS):
         assert name in shown
 
 
@@ -306,7 +306,7 @@ def test_help_loads_no_evaluation() -> None:
 
 def test_the_page_names_what_there_is() -> None:
     page = (ROOT / "docs" / "task-builders.md").read_text("utf-8")
-    for name, layout in LAYOUTS.items():
+    for name, layout in ADAPTERS.items():
         assert f"`{name}`" in page
         for columns in layout.columns[:1]:
             for column in columns:

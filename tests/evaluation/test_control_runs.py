@@ -342,8 +342,8 @@ def test_a_reverse_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"kinds": ["randon"]}, "randon: no kind of control; take some of random"),
-        ({"n_draws": 0}, "n_draws: 0 is not from 1 up"),
+        ({"kinds": ["randon"]}, "randon: .*random, matched"),
+        ({"n_draws": 0}, "n_draws: 0"),
         ({"n_maps": 0}, "n_maps: 0"),
     ],
 )
@@ -354,7 +354,7 @@ def test_refused(options: dict[str, Any], words: str) -> None:
 
 def test_nothing_to_control_for() -> None:
     for choice in (steering(activate=0, deactivate=0), Steering("none")):
-        with pytest.raises(UsageError, match="chooses no experts"):
+        with pytest.raises(UsageError, match=f"{choice.name}: "):
             run(MadeUpEvaluator(worth()), choice, real_effect=0)
     with pytest.raises(ChoiceError):  # the reverse of many promoted experts cannot be carried out
         run(MadeUpEvaluator(worth()), steering(activate=0, deactivate=99), real_effect=0)
@@ -425,7 +425,7 @@ def test_superficial_maps(tiny: SteeredLlama, pairs: list[Pair]) -> None:
     assert np.array_equal(
         made["all kinds"].a1, sum(np.asarray(made[kind].a1) for kind in ("length", "casing", "format"))
     )
-    with pytest.raises(PairsError, match="no superficial pairs"):
+    with pytest.raises(PairsError, match="superficial pairs"):
         superficial_maps(tiny, [], recording=ONE_THREAD)
 
 

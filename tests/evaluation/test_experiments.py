@@ -52,7 +52,7 @@ def setup() -> Iterator[ExperimentSetup]:
         benign=(benign.first(4), scorer),
         neutral=neutral,
         settings=SETTINGS,
-        about={"model": {"file": "tiny-moe.gguf"}},
+        metadata={"model": {"file": "tiny-moe.gguf"}},
     ) as evaluator:
         yield ExperimentSetup(
             evaluator,
@@ -177,20 +177,20 @@ def test_routing_kinds(found: dict[str, ExperimentResult]) -> None:
 def test_a_setup_needs_a_map_and_both_ways(setup: ExperimentSetup) -> None:
     bias = setup.steering.build()
     assert isinstance(bias, BiasFile)
-    with pytest.raises(UsageError, match="experiments choose experts from a map"):
+    with pytest.raises(UsageError, match=r"file: .*--map"):
         replace(setup, steering=Steering("file", bias=bias))
-    with pytest.raises(UsageError, match="leave out reverse and preset"):
+    with pytest.raises(UsageError, match="reverse and preset"):
         replace(setup, steering=setup.steering.changed(reverse=True))
 
 
 def test_what_an_experiment_lacks(setup: ExperimentSetup) -> None:
-    with pytest.raises(UsageError, match="'top21' is no experiment; take one of random10, top20"):
+    with pytest.raises(UsageError, match=r"'top21'.*random10, top20"):
         run_experiment("top21", setup)
-    with pytest.raises(UsageError, match="superficial: needs the pairs"):
+    with pytest.raises(UsageError, match=r"superficial: .*--pairs"):
         run_experiment("superficial", replace(setup, pairs=None))
-    with pytest.raises(UsageError, match="give --activate N"):
+    with pytest.raises(UsageError, match=r"activate-benign .*--activate"):
         run_experiment("activate-benign", replace(setup, steering=setup.steering.changed(activate=0)))
-    with pytest.raises(UsageError, match="chooses no experts"):
+    with pytest.raises(UsageError, match=r"digits-words: .*--activate N, --deactivate N"):
         run_experiment("random-matched", replace(setup, steering=setup.steering.changed(activate=0, deactivate=0)))
 
 

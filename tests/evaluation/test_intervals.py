@@ -1,14 +1,19 @@
-"""Intervals against the figures of the papers that they come from, and what must hold of all."""
+"""Intervals against the papers that they come from, against statsmodels and scipy, and what must hold of all."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from scipy.stats import bootstrap as scipy_bootstrap
+from scipy.stats import pearsonr
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from steermoe_local.errors import UsageError
 from steermoe_local.evaluation.metrics.intervals import Interval, bootstrap, difference, margin, newcombe, rate, wilson
@@ -53,6 +58,13 @@ def test_wilson_inverts_the_score_test(n: int, data: st.DataObject) -> None:
     assert (1 - mirrored.high, 1 - mirrored.low) == pytest.approx((found.low, found.high), abs=1e-12)
 
 
+@given(st.integers(1, 2000), st.data())
+def test_wilson_of_statsmodels(n: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(0, n))
+    found = wilson(k, n)
+    assert (found.low, found.high) == pytest.approx(proportion_confint(k, n, method="wilson"), abs=1e-12)
+
+
 def test_wilson_at_the_ends() -> None:
     assert wilson(0, 7).low == 0
     assert wilson(7, 7).high == 1
@@ -95,6 +107,33 @@ def test_newcombe_as_published(cells: tuple[int, int, int, int], low: float, hig
     assert (found.low, found.high) == pytest.approx((low, high), abs=1.1e-4)
 
 
+def correlation(one: Sequence[int], two: Sequence[int]) -> float:
+    """Newcombe's: the phi coefficient, its numerator lowered by n / 2 where it is positive; 0 where a margin is."""
+    if len(set(one)) < 2 or len(set(two)) < 2:
+        return 0.0
+    n = len(one)
+    scale = n * n * float(np.std(one) * np.std(two))
+    phi = pearsonr(one, two).statistic
+    return float(phi if phi <= 0 else max(phi - n / 2 / scale, 0.0))
+
+
+@given(PAIRS)
+def test_newcombe_of_scipy_and_statsmodels(pairs: list[tuple[int, int]]) -> None:
+    """Wilson's intervals of statsmodels combined with scipy's correlation; without one, statsmodels' own interval."""
+    one, two = zip(*pairs, strict=True)
+    found, phi, n = newcombe(one, two), correlation(one, two), len(pairs)
+    (low1, high1), (low2, high2) = (proportion_confint(sum(side), n, method="wilson") for side in (one, two))
+    p1, p2 = sum(one) / n, sum(two) / n
+    below = [p1 - low1, high2 - p2]
+    above = [high1 - p1, p2 - low2]
+    widths = [math.sqrt(max(0.0, x * x - 2 * phi * x * y + y * y)) for x, y in (below, above)]
+    bounds = (max(-1.0, p1 - p2 - widths[0]), min(1.0, p1 - p2 + widths[1]))
+    assert (found.low, found.high) == pytest.approx(bounds, abs=1e-7)
+    if phi == 0:
+        independent = confint_proportions_2indep(sum(one), n, sum(two), n, method="newcomb", compare="diff")
+        assert (found.low, found.high) == pytest.approx(independent, abs=1e-9)
+
+
 @given(PAIRS)
 def test_newcombe_holds_its_value_and_turns_round(pairs: list[tuple[int, int]]) -> None:
     one, two = zip(*pairs, strict=True)
@@ -112,6 +151,37 @@ def test_bootstrap(values: list[float], seed: int) -> None:
     assert found == bootstrap(values, seed, draws=200)
     assert min(values) - 1e-12 <= found.low <= found.high <= max(values) + 1e-12
     assert (found.value, found.n) == (pytest.approx(np.mean(values)), len(values))
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=30), st.integers(0, 3))
+def test_bootstrap_of_scipy(values: list[float], seed: int) -> None:
+    """The same draws give the same bounds."""
+    assume(np.ptp(values) > 0)
+    found = bootstrap(values, seed, draws=200)
+    theirs = scipy_bootstrap((values,), np.mean, n_resamples=200, method="percentile", rng=np.random.default_rng(seed))
+    interval = theirs.confidence_interval
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=1e-12)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=30), st.integers(0, 3))
+def test_a_difference_is_scipys_paired_bootstrap(pairs: list[tuple[float, float]], seed: int) -> None:
+    one, two = (np.array(side) for side in zip(*pairs, strict=True))
+    assume(np.ptp(one - two) > 1e-6 and not np.isin([one, two], (0.0, 1.0)).all())
+    found = difference(one, two, seed, draws=200)
+
+    def statistic(first: Any, second: Any, axis: int) -> Any:
+        return first.mean(axis=axis) - second.mean(axis=axis)
+
+    theirs = scipy_bootstrap(
+        (one, two),
+        statistic,
+        n_resamples=200,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
 
 
 def test_bootstrap_against_the_normal_distribution() -> None:
@@ -142,8 +212,8 @@ def test_items_that_are_all_alike_prove_little() -> None:
     found = difference([0.1, 0.5, 0.9], [0.0, 0.4, 0.8])
     assert (found.low, found.high) == pytest.approx((0.1 - unseen * 1.1, 0.1 + unseen * 0.9))
     assert rate([0.6]).low < 0.3 < 0.9 < rate([0.6]).high
-    swings = difference([1.0] * 4, [-0.5] * 4)  # each from -1 to 1
-    assert swings.high == pytest.approx(1.5 + wilson(0, 4).high * 0.5)
+    effects = difference([1.0] * 4, [-0.5] * 4)  # each from -1 to 1
+    assert effects.high == pytest.approx(1.5 + wilson(0, 4).high * 0.5)
     assert difference([0.5] * 40, [0.1] * 40).low > 0, "forty are proof"
 
 

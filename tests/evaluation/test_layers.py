@@ -177,7 +177,7 @@ def test_dense_and_few_layers() -> None:
 def test_nothing_to_steer() -> None:
     made = wide_map()
     for steering in (Steering("x", expert_map=made), Steering("x", expert_map=made, layers="0", activate=0)):
-        with pytest.raises(UsageError, match="steers nothing"):
+        with pytest.raises(UsageError, match="activate, deactivate"):
             by_layer(LayerEvaluator(made, {}), steering)  # type: ignore[arg-type]
 
 

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steermoe_local.errors import FormatError, UsageError
-from steermoe_local.evaluation.tasks.refusal_rules import RULE_NAMES
-from steermoe_local.evaluation.tasks.refusals import error_rates, is_refusal, labelled_replies, refusal_rule
+from steermoe_local.evaluation.tasks.refusals import RULE_NAMES, error_rates, is_refusal, labelled_replies, refusal_rule
 from steermoe_local.models.embedded import data_folder, score_reply
 from steermoe_local.pairs.prompts import load_prompts
 from tests.support.paths import ROOT

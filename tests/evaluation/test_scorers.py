@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +19,7 @@ from steermoe_local import SteeredLlama
 from steermoe_local.errors import FormatError, UsageError
 from steermoe_local.evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
 from steermoe_local.evaluation.tasks import safe_regex
-from steermoe_local.evaluation.tasks.forms import numbers_in
-from steermoe_local.evaluation.tasks.scorers import SCORERS, make_scorer, option_names, parse_options
+from steermoe_local.evaluation.tasks.scorers import SCORERS, make_scorer, numbers_in, option_names, parse_options
 from steermoe_local.evaluation.tasks.tasks import Choice, Task
 from steermoe_local.llama.rendering import Renderer
 from steermoe_local.pairs.prompts import PromptItem
@@ -47,28 +48,34 @@ def label(name: str, text: str, options: dict[str, Any] | None = None, **extra: 
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "words"),
+    ("name", "options", "facts"),
     [
-        ("exactly", {}, "take one of exact, contains, regex, choice, digits-or-words, sides, refusal, judge"),
-        ("exact", {"case": True}, "'case' is no option; it has ignore_case, normalize, other"),
-        ("refusal", {"case": True}, "'case' is no option; it has none"),
-        ("exact", {"ignore_case": 1}, "ignore_case: 1 is not true or false"),
-        ("exact", {"ignore_case": None}, "ignore_case: None is not true or false"),
-        ("exact", {"normalize": "lower"}, "normalize: 'lower' is not one of none, strip, squad"),
-        ("contains", {"normalize": "strip"}, "normalize: 'strip' is not one of none, squad"),
-        ("choice", {"normalize": "words"}, "is not one of none, tokens, characters, bytes"),
-        ("sides", {"behaviour": "kind"}, "is not one of , digits-words, document-memory, refuse-comply"),
-        ("regex", {"pattern": "("}, "is no regular expression"),
-        ("regex", {"pattern": "a{99999999999}"}, "is no regular expression"),
-        ("regex", {"pattern": "(" * 5000 + ")" * 5000}, "is no regular expression"),
+        ("exactly", {}, ["'exactly'", *SCORERS]),
+        ("exact", {"case": True}, ["exact", "'case'", "ignore_case", "normalize", "other"]),
+        ("refusal", {"case": True}, ["refusal", "'case'"]),
+        ("exact", {"ignore_case": 1}, ["exact", "ignore_case: 1"]),
+        ("exact", {"ignore_case": None}, ["exact", "ignore_case: None"]),
+        ("exact", {"normalize": "lower"}, ["exact", "normalize: 'lower'", "none", "strip", "squad"]),
+        ("contains", {"normalize": "strip"}, ["contains", "normalize: 'strip'", "none", "squad"]),
+        ("choice", {"normalize": "words"}, ["choice", "normalize: 'words'", "none", "tokens", "characters", "bytes"]),
+        ("sides", {"behaviour": "kind"}, ["sides", "behaviour: 'kind'", "digits-words", "document-memory"]),
+        ("regex", {"pattern": "("}, ["regex", "pattern: '('"]),
+        ("regex", {"pattern": "a{99999999999}"}, ["regex", "pattern: 'a{99999999999}'"]),
+        ("regex", {"pattern": "(" * 5000 + ")" * 5000}, ["regex", "pattern: '(((("]),
     ],
 )
-def test_what_is_refused(name: str, options: dict[str, Any], words: str) -> None:
+def test_what_is_refused(name: str, options: dict[str, Any], facts: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
         make_scorer(name, options)
-    assert words in str(caught.value)
+    assert all(fact in str(caught.value) for fact in facts)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+def test_the_message_of_an_impossible_option() -> None:
+    with pytest.raises(UsageError) as caught:
+        make_scorer("exact", {"normalize": "lower"})
+    assert str(caught.value) == "scorer exact: normalize: 'lower' is not one of none, strip, squad"
 
 
 def test_options_from_texts() -> None:
@@ -77,13 +84,13 @@ def test_options_from_texts() -> None:
     for texts, words in (
         (["ignore_case"], "write KEY=VALUE"),
         (["ignore_case=yes"], "'yes' is not true or false"),
-        (["ignore_case=1"], "'1' is not true or false"),
+        (["ignore_case=1"], "1 is not true or false"),
         (["other=a", "other=b"], "given twice"),
         (["case=true"], "is no option"),
     ):
         with pytest.raises(UsageError, match=words):
             parse_options("exact", texts)
-    with pytest.raises(UsageError, match=r"'2\.5' is not a whole number"):
+    with pytest.raises(UsageError, match=r"2\.5 is not a whole number"):
         parse_options("judge", ["retries=2.5"])
 
 
@@ -217,6 +224,36 @@ def test_a_pattern_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert label("regex", "aab", {"pattern": "(a+)+b"}) == "right"  # a new process
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    ["(?:(?:(?:a?){1000}){1000}){1000}b", "(?:a??){4000000000}b"],  # the package regex compiles them into gigabytes
+)
+def test_a_pattern_that_needs_gigabytes(pattern: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    begin = time.perf_counter()
+    assert label("regex", "a" * safe_regex.MAX_TEXT, {"pattern": pattern}) == "too-slow"
+    assert time.perf_counter() - begin < 60
+    if sys.platform == "linux":
+        assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <= max(before, 1 << 20)  # KiB
+    assert label("regex", "ab", {"pattern": "a(b)"}) == "right"
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern", "found"),
+    [
+        # where the package regex differs from re
+        ("b", "a{e}", "wrong"),
+        ("a{e}", "a{e}", "right"),
+        ("\u00b2", r"\w", "right"),
+        ("\u203f", r"\w", "wrong"),
+        ("\x1c", r"\s", "right"),
+        ("foo\u0301", r"\bfoo\b", "right"),
+    ],
+)
+def test_patterns_are_those_of_re(text: str, pattern: str, found: str) -> None:
+    assert label("regex", text, {"pattern": pattern}) == found
+
+
 def test_only_the_beginning_is_searched() -> None:
     text = "x" * safe_regex.MAX_TEXT
     assert label("regex", text[1:] + "y", {"pattern": "y"}) == "right"
@@ -232,43 +269,48 @@ def test_a_search_is_pythons(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "extra", "words"),
+    ("name", "extra", "facts"),
     [
-        ("exact", {}, "answer: missing"),
-        ("exact", {"answer": None}, "answer: missing"),
-        ("exact", {"answer": 3}, "answer: neither a text nor a list"),
-        ("exact", {"answer": []}, "answer: neither a text nor a list"),
-        ("exact", {"answer": ["a", 3]}, "answer: neither a text nor a list"),
-        ("exact", {"answer": " "}, "answer: neither a text nor a list"),
-        ("exact", {"answer": "a", "negative": 3}, "negative: neither a text nor a list"),
-        ("contains", {"answer": {}}, "answer: neither a text nor a list"),
-        ("regex", {}, "pattern: missing"),
-        ("regex", {"pattern": 3}, "pattern: missing"),
-        ("regex", {"pattern": "("}, "is no regular expression"),
-        ("regex", {"pattern": "x", "negative": "y"}, "answer: missing beside negative"),
-        ("sides", {"positive": "1"}, "negative: missing"),
-        ("sides", {"positive": ["1", "2"], "negative": "x"}, "positive: a list"),
-        ("choice", {}, "choices: missing"),
-        ("choice", {"choices": ["a"], "answer": 0}, "choices: not a list of two texts"),
-        ("choice", {"choices": "ab", "answer": 0}, "choices: not a list of two texts"),
-        ("choice", {"choices": ["a", ""], "answer": 0}, "choices: not a list of two texts"),
-        ("choice", {"choices": ["a", "a"], "answer": 0}, "one stands twice"),
-        ("choice", {"choices": ["a", "b"]}, "answer: missing"),
-        ("choice", {"choices": ["a", "b"], "answer": []}, "answer: missing"),
-        ("choice", {"choices": ["a", "b"], "answer": 2}, "2 is none of the 2 choices"),
-        ("choice", {"choices": ["a", "b"], "answer": -1}, "-1 is none of the 2 choices"),
-        ("choice", {"choices": ["a", "b"], "answer": True}, "True is none of the 2 choices"),
-        ("choice", {"choices": ["a", "b"], "answer": "C"}, "'C' is none of the 2 choices"),
-        ("choice", {"choices": ["a", "b"], "answer": ""}, "'' is none of the 2 choices"),
-        ("choice", {"choices": ["a", "b"], "answer": "AB"}, "'AB' is none of the 2 choices"),
-        ("choice", {"choices": ["a", "b"], "answer": 0, "negative": "A"}, "negative: names a choice that is right"),
+        ("exact", {}, "answer: "),
+        ("exact", {"answer": None}, "answer: "),
+        ("exact", {"answer": 3}, "answer: "),
+        ("exact", {"answer": []}, "answer: "),
+        ("exact", {"answer": ["a", 3]}, "answer: "),
+        ("exact", {"answer": " "}, "answer: "),
+        ("exact", {"answer": "a", "negative": 3}, "negative: "),
+        ("contains", {"answer": {}}, "answer: "),
+        ("regex", {}, "pattern: "),
+        ("regex", {"pattern": 3}, "pattern: "),
+        ("regex", {"pattern": "("}, "pattern: '(' "),
+        ("regex", {"pattern": "x", "negative": "y"}, "answer: "),
+        ("sides", {"positive": "1"}, "negative: "),
+        ("sides", {"positive": ["1", "2"], "negative": "x"}, "positive: "),
+        ("choice", {}, "choices: "),
+        ("choice", {"choices": ["a"], "answer": 0}, "choices: "),
+        ("choice", {"choices": "ab", "answer": 0}, "choices: "),
+        ("choice", {"choices": ["a", ""], "answer": 0}, "choices: "),
+        ("choice", {"choices": ["a", "a"], "answer": 0}, "choices: "),
+        ("choice", {"choices": ["a", "b"]}, "answer: "),
+        ("choice", {"choices": ["a", "b"], "answer": []}, "answer: "),
+        ("choice", {"choices": ["a", "b"], "answer": 2}, "answer: 2 "),
+        ("choice", {"choices": ["a", "b"], "answer": -1}, "answer: -1 "),
+        ("choice", {"choices": ["a", "b"], "answer": True}, "answer: True "),
+        ("choice", {"choices": ["a", "b"], "answer": "C"}, "answer: 'C' "),
+        ("choice", {"choices": ["a", "b"], "answer": ""}, "answer: '' "),
+        ("choice", {"choices": ["a", "b"], "answer": "AB"}, "answer: 'AB' "),
+        ("choice", {"choices": ["a", "b"], "answer": 0, "negative": "A"}, "negative: "),
     ],
 )
-def test_items_that_cannot_be_scored(name: str, extra: dict[str, Any], words: str) -> None:
+def test_items_that_cannot_be_scored(name: str, extra: dict[str, Any], facts: str) -> None:
     with pytest.raises(FormatError) as caught:
         make_scorer(name).check(PromptItem("q7", "x", line=3, extra=extra))
-    assert str(caught.value).startswith("item q7 (line 3): ")
-    assert words in str(caught.value)
+    assert str(caught.value).startswith(f"item q7 (line 3): {facts}")
+
+
+def test_the_message_of_an_item_without_an_answer() -> None:
+    with pytest.raises(FormatError) as caught:
+        make_scorer("exact").check(PromptItem("q7", "x", line=3))
+    assert str(caught.value) == 'item q7 (line 3): answer: missing; write "answer": "Paris", or ["Paris", "paris"]'
 
 
 def test_an_answer_of_which_nothing_is_left() -> None:

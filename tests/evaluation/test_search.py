@@ -222,10 +222,10 @@ def test_space_needs_a_map_and_layers_that_are_there(tmp_path: Path) -> None:
         search_space(Steering("x", expert_map=made, layers="2")).n_choices
         < search_space(Steering("x", expert_map=made)).n_choices
     )
-    with pytest.raises(ChoiceError, match="no layer 9"):
+    with pytest.raises(ChoiceError, match="layer 9"):
         search_space(Steering("x", expert_map=made, layers="9"))
     bias = Steering("x", expert_map=made, activate=1).build()
-    with pytest.raises(UsageError, match=r"give the map with --map MAP"):
+    with pytest.raises(UsageError, match=r"x: .*--map"):
         search_space(Steering("x", bias=bias))
 
 
@@ -241,7 +241,7 @@ def test_split() -> None:
     for bad in ({"share": 0.0}, {"share": 1.0}, {"share": float("nan")}):
         with pytest.raises(UsageError, match="share"):
             split(ids, **bad)
-    with pytest.raises(UsageError, match="7 items are too few"):
+    with pytest.raises(UsageError, match="7 items"):
         split(ids[:7])
     split(ids[:8])
 
@@ -266,9 +266,9 @@ def test_broken_answers_are_on_no_side() -> None:
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
-        ({}, "a fluency budget is needed"),
-        ({"max_refusal_increase": 0.1}, "a fluency budget is needed"),
-        ({"max_kl": -1.0}, "max_kl: -1.0 is not a limit"),
+        ({}, "--max-ppl-increase, --max-kl"),
+        ({"max_refusal_increase": 0.1}, "--max-ppl-increase, --max-kl"),
+        ({"max_kl": -1.0}, "max_kl: -1.0"),
         ({"max_ppl_increase": float("nan")}, "max_ppl_increase: nan"),
         ({"max_ppl_increase": float("inf")}, "max_ppl_increase: inf"),
     ],

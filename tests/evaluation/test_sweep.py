@@ -133,9 +133,9 @@ def test_grid() -> None:
     grid = Grid((0, 1, 1), (0, 2), (None, "0-2"), (None, 2.0), both_ways=True)
     assert grid.n == 2 * 2 * 2 * 2 * 2
     assert grid.activate == (0, 1), "each once"
-    with pytest.raises(UsageError, match="layers: nothing given"):
+    with pytest.raises(UsageError, match="layers"):
         Grid(layers=())
-    with pytest.raises(UsageError, match="more than 100000"):
+    with pytest.raises(UsageError, match="100000"):
         Grid(tuple(range(1000)), tuple(range(1000)))
     json.dumps(grid.to_dict())
 
@@ -165,7 +165,7 @@ def test_plan() -> None:
 def test_impossible_layers_are_listed_too() -> None:
     found = planned(Grid((1,), (0,), (None, "7", "0,9")))
     assert [item.choice.layers for item in found.impossible] == ["7", "0,9"]
-    with pytest.raises(ChoiceError, match=r"no choice of the grid is possible; the first: layers: there is no layer 7"):
+    with pytest.raises(ChoiceError, match="layer 7"):
         planned(Grid((1,), (0,), ("7",)))
 
 
@@ -299,7 +299,7 @@ def test_table_as_csv() -> None:
 def test_report_is_escaped_and_cut() -> None:
     made = wide_map(behaviour="<b>|x|</b>\n# h", positive="*yes*")
     evaluator = FakeEvaluator(made, lambda i, j: 0.001 * i)
-    evaluator.about = {"model": {"file": "a|b.gguf"}}
+    evaluator.metadata = {"model": {"file": "a|b.gguf"}}
     result = sweep(evaluator, Steering("<b>|x|", expert_map=made), Grid(tuple(range(40)), tuple(range(10))))  # type: ignore[arg-type]
     text = sweep_markdown(result, "steermoe sweep -o OUT", ["pareto.png"])
     assert "<b>" not in text

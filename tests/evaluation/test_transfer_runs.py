@@ -202,15 +202,15 @@ def test_refused_before_anything_is_made(
         transfer(tiny_path, choice, evaluators, **{"folder": tmp_path / "models", "quants": ["Q8_0"]} | options)
 
     monkeypatch.setattr(module.Quantizer, "make", lambda *_: pytest.fail("quantized"))
-    with pytest.raises(UsageError, match="'Q9' is no quantization"):
+    with pytest.raises(UsageError, match="'Q9'"):
         attempt(quants=["Q8_0", "Q9"])
-    with pytest.raises(UsageError, match="needs an importance matrix"):
+    with pytest.raises(UsageError, match="IQ1_S"):
         attempt(quants=["IQ1_S"])
-    with pytest.raises(UsageError, match="no quantizations; name one at least"):
+    with pytest.raises(UsageError, match="quantizations"):
         attempt(quants=[])
-    with pytest.raises(UsageError, match="n_agreement and top_n must be at least 1"):
+    with pytest.raises(UsageError, match="n_agreement"):
         attempt(n_agreement=0)
-    with pytest.raises(UsageError, match="is no map"):
+    with pytest.raises(UsageError, match=r"ready: .*--map"):
         attempt(Steering("ready", bias=steering.build()))
     assert steering.expert_map is not None
     for sign in (-1, 1):  # one cannot be carried out as it is, the other not in reverse
@@ -218,7 +218,7 @@ def test_refused_before_anything_is_made(
         with pytest.raises(ChoiceError, match="would leave fewer than the 4 experts"):
             attempt(steering.changed(expert_map=flat, deactivate=120))
     monkeypatch.setattr(quantize.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
-    with pytest.raises(ResourceError, match="Q8_0 takes about"):
+    with pytest.raises(ResourceError, match="Q8_0"):
         attempt()
     assert not (tmp_path / "models").exists()
 

@@ -301,7 +301,11 @@ def test_slots_are_reserved_and_given_back(open_engine: Make, biases: Any, promp
     for refused in (engine.slot, lambda: engine.add(greedy(prompts[0]))):
         with pytest.raises(UsageError, match="the engine is closed"):
             refused()
+    for refused in (lambda: next(engine.logits([None], [1, 2])), lambda: engine.route([1, 2], None, 0)):
+        with pytest.raises(UsageError, match="the engine is closed"):
+            refused()
     assert engine.n_unfinished == 0
+    assert engine.step() == []
 
 
 def test_a_reserved_slot_is_nobody_elses(open_engine: Make, prompts: Any) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,8 @@ import pytest
 
 from steermoe_local import BiasFile, ModelError, ModelMismatchError, SteeredLlama, read_bias, write_bias
 from steermoe_local.errors import FormatError
+from steermoe_local.llama import steered_llama
+from steermoe_local.llama.steered_llama import native_bias
 from tests.support.low_level import identity_of, lib, random_signs
 from tests.support.random_models import OLMOE
 
@@ -253,3 +259,32 @@ def test_a_bad_file_in_the_environment(tiny_path: Path, tmp_path: Path) -> None:
         done = in_subprocess(tiny_path, "plain", STEERMOE_BIAS=str(tmp_path / name))
         assert done.returncode == 1, "ran unsteered"
         assert "ValueError" in done.stderr
+
+
+def test_a_native_bias_is_built_once(biases: list[BiasFile], monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all biases of a key and all threads; it lives as long as one of these biases."""
+    built: list[str] = []
+    real = steered_llama._build
+
+    def build(bias: BiasFile) -> Any:
+        built.append(bias.key)
+        return real(bias)
+
+    monkeypatch.setattr(steered_llama, "_build", build)
+    ours = [replace(biases[0], epsilon=0.3, provenance={"n": str(i)}) for i in range(32)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(native_bias, ours * 4))
+    assert len({id(native) for native in found}) == 1
+    assert built == [ours[0].key]
+    assert native_bias(replace(biases[0], epsilon=0.25)) is not found[0]
+    gone = weakref.ref(found[0])
+    last = ours.pop()
+    del found
+    ours.clear()
+    gc.collect()
+    assert gone() is not None
+    assert native_bias(last) is gone()
+    del last
+    gc.collect()
+    assert gone() is None
+    assert len(built) == 2

@@ -11,7 +11,16 @@ import pytest
 
 from steermoe_local import UsageError, load_pairs, model_info
 from steermoe_local.models.embedded import behaviour, behaviours, card, data_folder, embedded_model
+from steermoe_local.models.local_models import resolve_model
 from tests.support.paths import ROOT
+
+
+def test_tiny_is_the_embedded_model_and_paths_stay_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_model("tiny") == data_folder() / "tiny-moe.gguf"
+    assert resolve_model("some/model.gguf") == Path("some/model.gguf")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").touch()
+    assert resolve_model("tiny") == Path("tiny"), "a file of that name goes first"
 
 
 def test_it_is_what_the_card_says() -> None:

@@ -17,7 +17,7 @@ from steermoe_local import BiasFile, ModelError, SteeredLlama, model_info
 from steermoe_local.llama import capi
 from steermoe_local.llama.library import llama_cpp, take_log_error
 from steermoe_local.llama.steered_llama import native_bias
-from steermoe_local.models.embedded import embedded_model
+from steermoe_local.models.local_models import resolve_model
 
 LOAD = """
 import sys
@@ -32,7 +32,7 @@ def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
 
 
 def test_verbose_prints_and_quiet_does_not() -> None:
-    loud, quiet = run(embedded_model(), "loud"), run(embedded_model(), "quiet")
+    loud, quiet = run(resolve_model("tiny"), "loud"), run(resolve_model("tiny"), "quiet")
     assert "llama_context: n_ctx" in loud.stderr, loud.stderr
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
 

@@ -31,7 +31,7 @@ HELD = """
 import sys, time
 from pathlib import Path
 from steermoe_local.cli import main
-from steermoe_local.engine import Engine
+from steermoe_local.generation.engine import Engine
 
 step, go, n_steps = Engine.step, Path(sys.argv.pop()), 0
 

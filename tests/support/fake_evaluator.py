@@ -75,7 +75,7 @@ class FakeEvaluator:
         self.benign_task = None if refusals is None else object()
         items = tuple(SimpleNamespace(id=f"q{i}") for i in range(n_items))
         self.task = SimpleNamespace(items=items, positive="yes", negative="no", name="made-up")
-        self.about: dict[str, Any] = {}
+        self.metadata: dict[str, Any] = {}
         self.settings: dict[str, Any] = {"task": "made-up", "task_sha256": "0" * 64, "seeds": [0]}
         self.latent = np.random.default_rng(seed).permutation(n_items) / n_items
         self.calls: list[dict[str, Any]] = []

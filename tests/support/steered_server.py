@@ -8,11 +8,16 @@ from steermoe_local import BiasFile, ExpertMap
 from steermoe_local.models.shipped_maps import shipped_maps
 from tests.support.running_server import Running
 
-__all__ = ["DIGITS", "DOCUMENT", "WORDS", "bias_of", "post", "text_of"]
+__all__ = ["DIGITS", "DOCUMENT", "WORDS", "bias_of", "messages", "post", "text_of"]
 
 DIGITS = {"map": "digits-words", "activate": 2, "deactivate": 2}
 WORDS = DIGITS | {"reverse": True}
 DOCUMENT = {"map": "document-memory", "activate": 4, "deactivate": 4}
+
+
+def messages(text: str) -> list[dict[str, str]]:
+    """A conversation of one message."""
+    return [{"role": "user", "content": text}]
 
 
 def text_of(response: Any) -> str:

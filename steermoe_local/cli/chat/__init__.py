@@ -1,5 +1,5 @@
-"""The terminal chat: screen, prompt line, slash commands, loop.
+"""`steermoe chat` behind its command: screen, prompt line, slash commands, loop.
 
-Imports: cli.options and the package's stages.
-Public: `ChatSession`, `run_loop`.
+Imports: cli.options, cli.program and the package's stages.
+Public: `run_chat`, `TerminalKind`, `ChatFlags`; `harmless` of cli.chat.text.
 """

@@ -14,8 +14,6 @@ from rich.text import Text
 from .printer import REASONING, Printer
 from .text import WordWrap, harmless
 
-__all__ = ["SIDES", "Columns", "Side", "Stacked"]
-
 Side = Literal["unsteered", "steered"]
 SIDES: tuple[Side, Side] = ("unsteered", "steered")
 _MARGIN = 3  # rows of the terminal that the part which still changes leaves free
@@ -75,18 +73,15 @@ class Columns:
         console.print(self._row(*((side, "bold") for side in SIDES)))
 
     def add(self, side: Side, kind: str, text: str) -> None:
-        """Show a piece of one side."""
         if text and (kind != "reasoning" or self._show_reasoning):
             self._answers[side].add(kind, text)
             self._draw()
 
     def finish(self, side: Side) -> None:
-        """A side is complete."""
         self._answers[side].finish()
         self._draw()
 
     def end(self) -> None:
-        """Both are complete, or were stopped."""
         for answer in self._answers.values():
             answer.finish()
         self._draw()
@@ -141,12 +136,10 @@ class Stacked:
             self._waiting.append((kind, text))
 
     def finish(self, side: Side) -> None:
-        """A side is complete."""
         if side == "unsteered":
             self._turn()
 
     def end(self) -> None:
-        """Both are complete, or were stopped."""
         if self._now == "unsteered":
             self._turn()
         self._printers["steered"].end()

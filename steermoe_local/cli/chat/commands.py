@@ -13,12 +13,10 @@ from rich.table import Table
 
 from ...errors import UsageError
 from ...maps.expert_map import parse_layers
-from ..options.common import ModelPath
+from ..options.model import ModelPath
 from .reports import experts_report, why_report
 from .screen import speed
 from .session import Session
-
-__all__ = ["COMMANDS", "Leave", "completions", "perform"]
 
 
 class Leave(Exception):
@@ -33,7 +31,7 @@ class Command:
     """
 
     arguments: str
-    about: str
+    help: str
     run: Callable[[Session, str], None]
     words: Callable[[Session], Iterable[str]] | None = lambda session: ()
 
@@ -225,7 +223,7 @@ def _help(session: Session, argument: str) -> None:
     table.add_column(style="bold", overflow="fold")
     table.add_column(overflow="fold")
     for name, command in COMMANDS.items():
-        table.add_row(f"/{name} {command.arguments}".rstrip(), command.about)
+        table.add_row(f"/{name} {command.arguments}".rstrip(), command.help)
     session.screen.table(table)
     session.screen.note(_KEYS)
 

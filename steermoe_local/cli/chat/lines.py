@@ -8,18 +8,6 @@ from typing import Protocol
 
 from ...errors import FormatError
 
-__all__ = [
-    "CONTINUATION",
-    "PROMPT",
-    "BasicReader",
-    "PipeReader",
-    "Reader",
-    "encodable",
-    "is_block",
-    "is_unfinished",
-    "joined",
-]
-
 PROMPT, CONTINUATION = "> ", ". "
 QUOTES = '"""'
 _MAX_LINE = 16 << 20  # characters of one message from a pipe
@@ -64,7 +52,6 @@ class BasicReader:
         self._prompt = prompt
 
     def read(self) -> str:
-        """One message."""
         text = ""
         while True:
             self._prompt(CONTINUATION if text else PROMPT)

@@ -19,10 +19,8 @@ from .screen import PlainScreen, Screen, TerminalScreen
 from .session import ChatFlags, Loaded, Session
 from .terminal_state import TerminalState
 
-__all__ = ["Place", "run_chat"]
 
-
-class Place(Enum):
+class TerminalKind(Enum):
     """Where a chat runs: a terminal, one that can only print (TERM=dumb), or none."""
 
     TERMINAL = "terminal"
@@ -30,7 +28,7 @@ class Place(Enum):
     PIPE = "pipe"
 
     @classmethod
-    def here(cls) -> Place:
+    def here(cls) -> TerminalKind:
         """What this process has: both ends must be a terminal."""
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
             return cls.PIPE
@@ -40,7 +38,7 @@ class Place(Enum):
 def run_chat(
     flags: ChatFlags,
     model: Path,
-    place: Place,
+    kind: TerminalKind,
     *,
     system: str | None,
     steering: Steering | None,
@@ -52,12 +50,12 @@ def run_chat(
     """Chat until there is nothing more to read. `show_reasoning` None: on a terminal. Raises SteerMoEError."""
     with contextlib.ExitStack() as stack:
         screen: Screen
-        if place is Place.PIPE:
+        if kind is TerminalKind.PIPE:
             screen = PlainScreen(bool(show_reasoning))
             session = Session(flags, screen, lambda load: load(), show_speed=show_speed)
         else:
             sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that lacks a character
-            state = stack.enter_context(TerminalState(quiet=place is Place.TERMINAL))
+            state = stack.enter_context(TerminalState(quiet=kind is TerminalKind.TERMINAL))
             terminal_screen = screen = TerminalScreen(show_reasoning is not False)
 
             def load(work: Callable[[], Loaded]) -> Loaded:
@@ -67,24 +65,24 @@ def run_chat(
             session = Session(flags, screen, load, show_speed=show_speed)
         stack.callback(session.close)
         session.open(model, system, steering)
-        reader = _reader(session, place, keep_history)
-        if place is not Place.PIPE:
+        reader = _reader(session, kind, keep_history)
+        if kind is not TerminalKind.PIPE:
             _greet(session)
         if prompt is not None:
-            if place is not Place.PIPE:
+            if kind is not TerminalKind.PIPE:
                 screen.note(f"{PROMPT}{prompt}")
             session.say(prompt)
-        _converse(session, reader, place)
+        _converse(session, reader, kind)
 
 
-def _converse(session: Session, reader: Reader, place: Place) -> None:
+def _converse(session: Session, reader: Reader, kind: TerminalKind) -> None:
     typed = not isinstance(reader, PipeReader)
     while True:
         try:
             try:
                 line = reader.read()
             except KeyboardInterrupt:
-                if place is Place.PIPE:
+                if kind is TerminalKind.PIPE:
                     raise
                 session.screen.note("Ctrl-D or /quit leaves")
                 continue
@@ -98,7 +96,7 @@ def _converse(session: Session, reader: Reader, place: Place) -> None:
         except click.ClickException as error:  # /model: what the option's type says
             session.screen.error(error.format_message())
         except KeyboardInterrupt:
-            if place is Place.PIPE or not session.is_open:
+            if kind is TerminalKind.PIPE or not session.is_open:
                 raise
             session.screen.note("interrupted")
 
@@ -116,17 +114,17 @@ def _take(session: Session, line: str, *, typed: bool) -> None:
     session.say(text)
 
 
-def _reader(session: Session, place: Place, keep_history: bool) -> Reader:
-    if place is Place.PIPE:
+def _reader(session: Session, kind: TerminalKind, keep_history: bool) -> Reader:
+    if kind is TerminalKind.PIPE:
         if sys.stdin.isatty():  # only the output is none: someone types, and has to see that it is their turn
             return BasicReader(_prompt_on_stderr)
         return PipeReader()
-    if place is Place.DUMB:
+    if kind is TerminalKind.DUMB:
         return BasicReader(_prompt_on_stdout)
     from .prompt import CommandCompleter, PromptReader, history_file, open_history
 
-    about = {name: command.about for name, command in COMMANDS.items()}
-    completer = CommandCompleter(about, lambda name: completions(session, name))
+    helps = {name: command.help for name, command in COMMANDS.items()}
+    completer = CommandCompleter(helps, lambda name: completions(session, name))
     history = open_history(history_file() if keep_history else None, session.screen.note)
     return PromptReader(completer, history)
 

@@ -13,8 +13,6 @@ from ...identity import ModelIdentity
 from ...models.shipped_maps import recommended_numbers, shipped_maps
 from ...steering.steering import Steering
 
-__all__ = ["MapFinder"]
-
 _HEAD = 1 << 16  # bytes
 
 

@@ -1,4 +1,4 @@
-"""One answer on a terminal, piece by piece."""
+"""Prints an answer on a terminal while it is generated."""
 
 from __future__ import annotations
 
@@ -9,25 +9,23 @@ from rich.text import Text
 
 from .text import WordWrap, harmless
 
-__all__ = ["ERASE_LINE", "REASONING", "Printer"]
-
 REASONING = "dim italic"
 ERASE_LINE = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
 
 
 class Printer:
-    """One answer on a terminal, piece by piece."""
+    """Prints one answer on a terminal, part by part; reasoning dim, or hidden."""
 
     def __init__(self, console: Console, show_reasoning: bool) -> None:
         self._console = console
         self._show_reasoning = show_reasoning
         self._wrap = self._new_wrap()
         self._kind = ""
-        self._thinking = False  # the line "thinking ..." stands there, for reasoning that is hidden
+        self._thinking = False  # the line "thinking ..." is shown in place of hidden reasoning
         self._at_start = True  # of a line
 
     def add(self, kind: str, text: str) -> None:
-        """Show a piece."""
+        """Show a part of the answer."""
         if not text:
             return
         if kind == "reasoning" and not self._show_reasoning:
@@ -48,7 +46,7 @@ class Printer:
             self._print("\n", "")
 
     def _change(self, kind: str) -> None:
-        """Begin with reasoning or answer; an empty line stands between them."""
+        """Begin with the reasoning or the answer, with an empty line between them."""
         self._clear_thinking()
         if self._kind:
             self._finish_part()

@@ -1,4 +1,4 @@
-"""The line that a person edits, with prompt_toolkit: several lines, history, completion."""
+"""Editing of a message with prompt_toolkit: several lines, history, completion."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.styles import Style
 
 from .lines import CONTINUATION, PROMPT, encodable, is_unfinished
-
-__all__ = ["CommandCompleter", "PromptReader", "history_file", "open_history"]
 
 # A command's name -> the words or paths that may follow it; PATHS stands for any file.
 Words = Callable[[str], Iterable[str] | None]
@@ -40,9 +38,9 @@ class CommandCompleter(Completer):
             return
         name, blank, rest = text[1:].partition(" ")
         if not blank:
-            for command, about in self._names.items():
+            for command, text in self._names.items():
                 if command.startswith(name):
-                    yield Completion(command, -len(name), display=f"/{command}", display_meta=about)
+                    yield Completion(command, -len(name), display=f"/{command}", display_meta=text)
             return
         words = self._words(name)
         for word in words or ():
@@ -74,7 +72,7 @@ class PromptReader:
         @bindings.add("c-c")
         @bindings.add("<sigint>")
         def _interrupt(event: KeyPressEvent) -> None:
-            # Raised from `read`; what stands in the line stays on the screen, as in a shell.
+            # Raised from `read`; the line stays on the screen, as in a shell.
             event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
 
         self._session: PromptSession[str] = PromptSession(
@@ -105,7 +103,7 @@ class PromptReader:
 
 
 def history_file() -> Path:
-    """Where what was typed is kept: chat_history in the platform's folder for a program's state."""
+    """The file of the history: chat_history in the platform's folder for a program's state."""
     import platformdirs
 
     return platformdirs.user_state_path("steermoe", appauthor=False) / "chat_history"
@@ -128,6 +126,5 @@ class _History(FileHistory):
     """A history file; what cannot be written to it (a full disk, say) is no reason to end the chat."""
 
     def store_string(self, string: str) -> None:
-        """Append what was typed."""
         with contextlib.suppress(OSError):
             super().store_string(encodable(string))

@@ -15,8 +15,6 @@ from ...steering.steering import Steering
 if TYPE_CHECKING:
     from ...generation.answer_routing import AnswerRouting, ExpertUse, SlotChange, WhyReport
 
-__all__ = ["describe", "experts_report", "why_report"]
-
 _MARKS = {1: "+", -1: "-", 0: ""}
 
 

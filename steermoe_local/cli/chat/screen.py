@@ -16,6 +16,7 @@ import click
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from ...generation.engine import FinishEvent
 from .columns import SIDES, Columns, Side, Stacked
 from .printer import ERASE_LINE, Printer
 from .text import harmless
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from ...generation.chat import Part
-    from ...generation.engine import FinishEvent
-
-__all__ = ["PlainScreen", "Screen", "TerminalScreen", "speed"]
 
 T = TypeVar("T")
 SIDE_BY_SIDE_WIDTH = 80  # narrower terminals get one answer below the other
@@ -89,20 +87,16 @@ class TerminalScreen:
         self.console = console
 
     def note(self, text: str) -> None:
-        """Say what happened, dim."""
         self.console.print(Text(harmless(text), style="dim"))
 
     def error(self, text: str) -> None:
-        """Say what went wrong, red."""
         line = Text("error: ", style="bold red")
         self.console.print(line.append(harmless(text), style="not bold"))
 
     def table(self, *parts: RenderableType) -> None:
-        """Show what was asked for."""
         self.console.print(*parts, sep="\n")
 
     def gap(self) -> None:
-        """Leave a line empty."""
         self.console.print()
 
     @contextlib.contextmanager
@@ -119,8 +113,6 @@ class TerminalScreen:
 
     def answer(self, stream: Generator[Part | FinishEvent]) -> FinishEvent | None:
         """Show an answer while it is made, reasoning dim or hidden."""
-        from ...generation.engine import FinishEvent
-
         finish: FinishEvent | None = None
         printer = Printer(self.console, self.show_reasoning)
         with _interruptible(stream):
@@ -134,8 +126,6 @@ class TerminalScreen:
 
     def compare(self, stream: Generator[tuple[Side, Part | FinishEvent]]) -> dict[Side, FinishEvent]:
         """Show two answers in two columns, or on a narrow or dumb terminal one below the other."""
-        from ...generation.engine import FinishEvent
-
         ends: dict[Side, FinishEvent] = {}
         if self.console.width < SIDE_BY_SIDE_WIDTH or self.console.is_dumb_terminal:
             view: Columns | Stacked = Stacked(self.console, self.show_reasoning)
@@ -163,15 +153,12 @@ class PlainScreen:
         )
 
     def note(self, text: str) -> None:
-        """Say what happened, on stderr."""
         click.echo(text, err=True)
 
     def error(self, text: str) -> None:
-        """Say what went wrong, on stderr."""
         click.echo(f"error: {text}", err=True)
 
     def table(self, *parts: RenderableType) -> None:
-        """Show what was asked for."""
         with self._console.capture() as text:
             self._console.print(*parts, sep="\n")
         self._write("".join(f"{line.rstrip()}\n" for line in text.get().splitlines()))
@@ -181,8 +168,6 @@ class PlainScreen:
 
     def answer(self, stream: Generator[Part | FinishEvent]) -> FinishEvent | None:
         """Write an answer while it is made; reasoning only if it is to be shown."""
-        from ...generation.engine import FinishEvent
-
         finish: FinishEvent | None = None
         kind = ""
         with contextlib.closing(stream):
@@ -198,8 +183,6 @@ class PlainScreen:
 
     def compare(self, stream: Generator[tuple[Side, Part | FinishEvent]]) -> dict[Side, FinishEvent]:
         """Write two answers, one after the other."""
-        from ...generation.engine import FinishEvent
-
         ends: dict[Side, FinishEvent] = {}
         texts: dict[Side, str] = dict.fromkeys(SIDES, "")
         with contextlib.closing(stream):

@@ -1,19 +1,19 @@
-"""A chat as the program runs it: a loaded model, a conversation, what is shown of it, and what the commands change."""
+"""The state of a running chat: a loaded model, a conversation, and what the commands change."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ModelMismatchError, SteerMoEError, UsageError
 from ...generation.chat import Chat
-from ...generation.engine import Engine, FinishEvent, Sampling
-from ...llama.steered_llama import SteeredLlama
+from ...generation.engine import FinishEvent, Sampling
 from ...model_files.model_info import ModelInfo, model_info
 from ...steering.steering import Steering
-from ..options.memory_check import check_memory
+from ..options.opening import context_size, open_engine
 from .columns import SIDES
 from .maps import MapFinder
 from .reports import describe
@@ -21,11 +21,7 @@ from .screen import Screen, speed
 from .terminal_state import one_interrupt
 
 if TYPE_CHECKING:
-    from ..options.common import LlamaFlags
-
-__all__ = ["ChatFlags", "Loaded", "Session"]
-
-DEFAULT_CONTEXT = 4096
+    from ..options.llama import LlamaFlags
 
 
 @dataclass(frozen=True)
@@ -34,17 +30,12 @@ class ChatFlags:
 
     flags: LlamaFlags
     sampling: Sampling
-    max_tokens: int | None
+    n_predict: int | None
     ctx_size: int | None
     thinking: bool
     template_arguments: Mapping[str, Any] | None
     maps: tuple[Path, ...]
     force: bool
-
-    def n_ctx(self, facts: ModelInfo) -> int:
-        """Tokens of context: -c, by default the model's, but not more than DEFAULT_CONTEXT."""
-        trained = facts.context_length or DEFAULT_CONTEXT
-        return min(DEFAULT_CONTEXT, trained) if self.ctx_size is None else self.ctx_size or trained
 
 
 class Loaded:
@@ -53,29 +44,18 @@ class Loaded:
     def __init__(self, facts: ModelInfo, flags: ChatFlags) -> None:
         """Load the model. Raises ModelError, ResourceError, NativeError."""
         n_slots = 2 if facts.is_moe else 1  # the second one is for the unsteered side of a comparison
-        n_ctx = flags.n_ctx(facts)
-        check_memory(facts, flags.flags, n_ctx, n_slots)
+        n_ctx = context_size(facts, flags.ctx_size)
         self.facts = facts
         self.path = facts.paths[0]
-        # Its own context stays small: the engine has one of its own on the same weights.
-        self._llama = SteeredLlama(self.path, n_ctx=64, n_batch=64, **flags.flags.model_arguments())
-        arguments = flags.flags.context_arguments()
-        del arguments["n_threads_batch"]  # one number of threads for both
-        arguments["n_batch"] = max(arguments["n_batch"], n_slots)
-        try:
-            self.engine = Engine(self._llama, n_ctx=n_ctx, n_slots=n_slots, force=flags.force, **arguments)
-        except BaseException:
-            self._llama.close()
-            raise
+        self._stack = ExitStack()
+        self.engine = self._stack.enter_context(open_engine(facts, flags.flags, n_ctx, n_slots, force=flags.force))
 
     def close(self) -> None:
-        """Free the memory."""
-        self.engine.close()
-        self._llama.close()
+        self._stack.close()
 
 
 class Session:
-    """The chat: what was said, the model that answers, and what is switched on.
+    """A chat: the conversation, the loaded model, and the switches that commands change.
 
     `run_load` runs the loading of a model and gives its result; a terminal lets Ctrl-C through meanwhile.
     """
@@ -109,19 +89,16 @@ class Session:
         self.chat.steer(steering)
 
     def close(self) -> None:
-        """Free the model's memory."""
         if self._loaded is not None:
             self._loaded.close()
             self._loaded = None
 
     @property
     def is_open(self) -> bool:
-        """Is there a model that answers?"""
         return self._loaded is not None
 
     @property
     def loaded(self) -> Loaded:
-        """The model that answers."""
         assert self._loaded is not None, "a session is opened before it is used"
         return self._loaded
 
@@ -165,7 +142,7 @@ class Session:
             self.loaded.engine,
             system=system,
             sampling=self.flags.sampling,
-            max_tokens=self.flags.max_tokens,
+            max_tokens=self.flags.n_predict,
             thinking=self.flags.thinking,
             template_arguments=self.flags.template_arguments,
         )

@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 
 from ..program import EXIT_INTERRUPTED
 
-__all__ = ["TerminalState", "one_interrupt"]
-
 T = TypeVar("T")
 _END_SIGNALS = ("SIGTERM", "SIGHUP")
 
@@ -32,14 +30,12 @@ class TerminalState:
         self._in_chat = False
 
     def __enter__(self) -> TerminalState:
-        """Change the terminal."""
         if self._quiet:
             self._stack.callback(_quiet_input())
         self._stack.enter_context(_handling(_END_SIGNALS, _leave))
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the terminal its old state back."""
         self._stack.close()
 
     def load(self, work: Callable[[], T]) -> T:
@@ -68,7 +64,7 @@ class TerminalState:
         def end(number: int, frame: Any) -> None:
             self._end_at_once(descriptor, "", 128 + number)
 
-        # llama_cpp silences the streams while it loads; what is said here goes to the terminal itself
+        # llama_cpp silences the streams while it loads; messages go to the terminal itself
         descriptor = os.dup(sys.stderr.fileno())
         thread = threading.Thread(target=run, daemon=True)
         with contextlib.ExitStack() as stack:

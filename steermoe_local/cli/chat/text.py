@@ -7,8 +7,6 @@ from collections.abc import Callable
 
 from rich.cells import cell_len, get_character_cell_size
 
-__all__ = ["WordWrap", "harmless"]
-
 _FENCE = "```"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,9 @@ from ...model_files.model_info import model_info
 from ...steering.bias_file import DEFAULT_EPSILON, BiasFile, read_bias, write_bias
 from ...steering.presets import PRESETS
 from ...steering.steering import Steering
-from ..options.common import F, ModelPath, console, facts_table, json_option, print_json
+from ..options.common import json_option, other_model_option, output_option, strength_option
+from ..options.groups import is_given
+from ..output import console, facts_table, print_json, warn
 
 
 @click.group()
@@ -21,35 +22,26 @@ def bias() -> None:
     """Build and look at bias files."""
 
 
-def preset_option(command: F) -> F:
-    """--preset."""
-    return click.option(
-        "--preset", type=click.Choice(PRESETS), help="Numbers of experts that the paper took for the map's model."
-    )(command)
-
-
-def _check_option(command: F) -> F:
-    return click.option(
-        "-m",
-        "--model",
-        type=ModelPath(),
-        allow_from_autoenv=False,  # not the model that is run
-        metavar="MODEL",
-        help="GGUF file to check against: fail if made for another.",
-    )(command)
+preset_option = click.option(
+    "--preset", type=click.Choice(PRESETS), help="Numbers of experts that the paper took for the map's model."
+)
+_check_option = other_model_option("GGUF file to check against: fail if made for another.")
 
 
 @bias.command()
 @click.argument("map_file", metavar="MAP", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bias file to write, GGUF.")
+@output_option("Bias file to write, GGUF.")
 @click.option("--activate", type=click.IntRange(0), help="Experts with RD > 0 to promote.  [default: 0]")
 @click.option("--deactivate", type=click.IntRange(0), help="Experts with RD < 0 to suppress.  [default: 0]")
 @preset_option
 @click.option("--reverse", is_flag=True, help="Steer to the negative side: flip the sign of RD first.")
 @click.option("--layers", metavar="A-B", help="Only these layers, like 3-7,9.  [default: all]")
 @click.option("--mode", type=click.Choice(["hard", "soft"]), default="hard", show_default=True, help="Steering rule.")
-@click.option(
-    "--scale", type=float, help="Soft rule: logits added to promoted, taken from suppressed experts.  [default: 1]"
+@strength_option(
+    "strength",
+    type=float,
+    metavar="X",
+    help="Soft rule: logits added to promoted, taken from suppressed experts.  [default: 1]",
 )
 @click.option("--epsilon", type=float, help=f"Hard rule: distance to the extreme logit.  [default: {DEFAULT_EPSILON}]")
 @_check_option
@@ -68,7 +60,7 @@ def build(
     reverse: bool,
     layers: str | None,
     mode: str,
-    scale: float | None,
+    strength: float | None,
     epsilon: float | None,
     model: Path | None,
     force: bool,
@@ -83,16 +75,13 @@ def build(
     Examples:
       steermoe bias build map.json -o bias.gguf --activate 8 --deactivate 8
       steermoe bias build map.json -o bias.gguf --preset faithful
-      steermoe bias build map.json -o soft.gguf --deactivate 8 --mode soft --scale 2.5
+      steermoe bias build map.json -o soft.gguf --deactivate 8 --mode soft --strength 2.5
     """
-    if preset and (reverse or activate is not None or deactivate is not None):
-        raise UsageError(
-            "--preset gives the numbers and the side; leave out --activate, --deactivate and --reverse, or --preset"
-        )
+    check_preset(preset, activate, deactivate, reverse)
     if not preset and not activate and not deactivate:
         raise UsageError("nothing to steer; give --activate N, --deactivate N or both, or a --preset")
-    if mode == "hard" and scale is not None:
-        raise UsageError("--scale belongs to --mode soft; the hard rule has no strength")
+    if mode == "hard" and is_given("strength"):  # another command's default in the configuration is left aside
+        raise UsageError("--strength belongs to --mode soft; the hard rule has none")
     if mode == "soft" and epsilon is not None:
         raise UsageError("--epsilon belongs to --mode hard; the soft rule does not use it")
     if force and not model:
@@ -103,13 +92,13 @@ def build(
         deactivate=deactivate or 0,
         reverse=reverse,
         layers=layers,
-        scale=(1.0 if scale is None else scale) if mode == "soft" else None,
+        scale=(1.0 if strength is None else strength) if mode == "soft" else None,
         epsilon=epsilon or DEFAULT_EPSILON,
     )
     identity = None
     if model:
         identity = model_info(model).require_moe()
-        _warn(steering.check(identity, str(model), force))
+        warn(*steering.check(identity, str(model), force))
     if preset:
         steering = with_preset(steering, preset)
     made = steering.bias_file(identity)
@@ -122,16 +111,19 @@ def build(
     click.echo(f"\nwritten: {output}")
 
 
+def check_preset(preset: str | None, activate: int | None, deactivate: int | None, reverse: bool) -> None:
+    """Raise UsageError for a preset with numbers or a side of its own."""
+    if preset and (reverse or activate is not None or deactivate is not None):
+        raise UsageError(
+            "--preset gives the numbers and the side; leave out --activate, --deactivate and --reverse, or --preset"
+        )
+
+
 def with_preset(steering: Steering, preset: str) -> Steering:
     """The paper's numbers of experts; warns on stderr when the map looks like another behaviour's."""
     changed, warnings = steering.with_preset(preset)
-    _warn(warnings)
+    warn(*warnings)
     return changed
-
-
-def _warn(warnings: Iterable[str]) -> None:
-    for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
 
 
 @bias.command()

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from ..options.common import LlamaFlags, llama_options, model_option, template_options
+from ..options.common import reasoning_option, template_options
+from ..options.llama import llama_options
+from ..options.model import model_option
 from ..options.sampling import sampling_options
 from ..options.steering import SteeringFlags, steering_options
-
-if TYPE_CHECKING:
-    from ...generation.engine import Sampling
-
-REASONING = ("auto", "show", "hide")
 
 
 @click.command()
@@ -39,13 +35,7 @@ REASONING = ("auto", "show", "hide")
     help="Context in tokens, 0: the model's.  [default: at most 4096]",
 )
 @template_options
-@click.option(
-    "--reasoning",
-    type=click.Choice(REASONING),
-    default="auto",
-    show_default=True,
-    help="What the model thinks before it answers: dim, or not at all; auto shows it on a terminal.",
-)
+@reasoning_option("What the model thinks before it answers: dim, or not at all; auto shows it on a terminal.")
 @click.option("--show-speed", is_flag=True, help="Tokens per second after every answer, as /speed on.")
 @click.option(
     "--history/--no-history", default=True, help="Keep what is typed, for the arrow keys.  [default: history]"
@@ -54,18 +44,12 @@ REASONING = ("auto", "show", "hide")
 def chat(
     model: Path,
     steering_flags: SteeringFlags,
-    maps: tuple[Path, ...],
     prompt: str | None,
     system_prompt: str | None,
-    sampling: Sampling,
-    n_predict: int | None,
-    ctx_size: int | None,
-    thinking: bool,
-    template_arguments: Mapping[str, Any] | None,
     reasoning: str,
     show_speed: bool,
     history: bool,
-    flags: LlamaFlags,
+    **options: Any,
 ) -> None:
     """Chat with a model, steered or not, and change the steering as you go.
 
@@ -83,16 +67,16 @@ def chat(
       printf 'Hello.\\nWho are you?\\n' | steermoe chat -m olmoe.gguf
     """
     from ...model_files.model_info import model_info
-    from ..chat.loop import Place, run_chat
+    from ..chat.loop import TerminalKind, run_chat
     from ..chat.session import ChatFlags
 
     # A map that does not fit is refused before the model is loaded; only then are the routers hashed here.
     facts = model_info(model, routers=steering_flags.wanted)
     steering = steering_flags.open(facts.require_moe(), model) if steering_flags.wanted else None
     run_chat(
-        ChatFlags(flags, sampling, n_predict, ctx_size, thinking, template_arguments, maps, force=steering_flags.force),
+        ChatFlags(**options, force=steering_flags.force),
         model,
-        Place.here(),
+        TerminalKind.here(),
         system=system_prompt,
         steering=steering,
         prompt=prompt,

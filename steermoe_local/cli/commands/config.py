@@ -6,7 +6,7 @@ import os
 import stat
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -15,13 +15,25 @@ from rich.text import Text
 
 from ..._util.files import replacing
 from ...errors import UsageError
-from ..options import settings, toml_edit
-from ..options.common import console, json_option, print_json
+from ..options import settings
+from ..options.common import json_option
 from ..options.completion import starting
-from ..options.config_file import ConfigFile, OptionKind, config_path, is_secret, parse, parse_value
+from ..options.config_file import (
+    ConfigFile,
+    EditError,
+    Keys,
+    config_path,
+    format_value,
+    is_secret,
+    owners_of,
+    parse,
+    parse_value,
+    set_value,
+    unset_value,
+)
+from ..output import console, print_json, warn
 
 MASK = "********"
-Keys = tuple[str, ...]
 
 
 def _complete_key(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
@@ -96,7 +108,7 @@ def show(ctx: click.Context, command: tuple[str, ...], as_json: bool) -> None:
         click.echo(f"file: {file.path}{'' if file.exists else ' (not there)'}")
         _print(found, whole=bool(path))
     for name in unknown:
-        click.echo(f"warning: {name} is set, but no option reads it", err=True)
+        warn(f"{name} is set, but no option reads it")
 
 
 @config.command("path")
@@ -131,13 +143,17 @@ def set_(ctx: click.Context, key: str, value: str) -> None:
     kinds = settings.kinds(_root(ctx))
     keys = _keys(key)
     file = ConfigFile.read(config_path())
-    kind = _kind(keys, kinds)
-    if kind is None:
-        _unknown(file, keys, kinds)
+    owners = owners_of(keys, kinds)
+    if not owners:  # refused as in a file that has this key alone
+        alone: Any = ""
+        for name in reversed(keys):
+            alone = {name: alone}
+        ConfigFile(file.path, "", True, alone).options(kinds)
+    kind = kinds[owners[0]][keys[-1]]
     try:
         parsed = parse_value(value, kind)
-        text = toml_edit.set_value(file.text, keys, parsed)
-    except toml_edit.EditError as error:
+        text = set_value(file.text, keys, parsed)
+    except EditError as error:
         raise UsageError(f"{file.path}: {key} cannot be set: {error}; edit the file by hand") from None
     except ValueError as error:
         raise UsageError(f"{key}: {'not ' + kind.words if is_secret(keys[-1]) else error}") from None
@@ -145,7 +161,7 @@ def set_(ctx: click.Context, key: str, value: str) -> None:
     changed.options(kinds)  # an unknown key, or an older mistake in the file
     _check(_root(ctx), keys, parsed)
     _write(file.path, text)
-    click.echo(f"{file.path}: {key} = {MASK if is_secret(keys[-1]) else toml_edit.format_value(parsed)}")
+    click.echo(f"{file.path}: {key} = {MASK if is_secret(keys[-1]) else format_value(parsed)}")
 
 
 @config.command()
@@ -159,10 +175,10 @@ def unset(key: str) -> None:
     """
     file = ConfigFile.read(config_path())
     try:
-        text = toml_edit.unset_value(file.text, _keys(key))
+        text = unset_value(file.text, _keys(key))
     except KeyError:
         raise UsageError(f"{file.path}: {key} is not set there; `steermoe config show` tells what is") from None
-    except toml_edit.EditError as error:
+    except EditError as error:
         raise UsageError(f"{file.path}: {key} cannot be taken out: {error}; edit the file by hand") from None
     _write(file.path, text)
     click.echo(f"{file.path}: {key} is not set any more")
@@ -197,37 +213,13 @@ def _keys(key: str) -> Keys:
     return keys
 
 
-def _owners(keys: Keys, kinds: dict[Keys, dict[str, OptionKind]]) -> list[Keys]:
-    at, name = keys[:-1], keys[-1]
-    return [
-        path
-        for path, options in kinds.items()
-        if path[: len(at)] == at and name in options and (options[name].shared or path == at)
-    ]
-
-
-def _kind(keys: Keys, kinds: dict[Keys, dict[str, OptionKind]]) -> OptionKind | None:
-    """What the option takes; None for an unknown one."""
-    owners = _owners(keys, kinds)
-    return kinds[owners[0]][keys[-1]] if owners else None
-
-
-def _unknown(file: ConfigFile, keys: Keys, kinds: dict[Keys, dict[str, OptionKind]]) -> NoReturn:
-    """Say it as of a file that has this key alone."""
-    data: dict[str, Any] = {keys[-1]: ""}
-    for name in reversed(keys[:-1]):
-        data = {name: data}
-    ConfigFile(file.path, "", True, data).options(kinds)
-    raise UsageError(f"{'.'.join(keys)}: no such option")
-
-
 def _check(root: click.Group, keys: Keys, value: Any) -> None:
     """Let the option's type judge a value, as far as that touches nothing. Raises click.BadParameter."""
     commands = dict(settings.commands(root))
-    for path in _owners(keys, settings.kinds(root)):
+    for path in owners_of(keys, settings.kinds(root)):
         option = settings.options(commands[path])[keys[-1]]
         if type(option.type).__module__.startswith("click."):
-            with click.Context(commands[path], info_name=" ".join(("steermoe", *path))) as ctx:
+            with settings.context(root, path, commands[path]) as ctx:
                 try:
                     option.type_cast_value(ctx, settings.for_click(option, value))
                 except click.BadParameter as error:
@@ -242,8 +234,8 @@ def _write(path: Path, text: str) -> None:
         raise UsageError(f"{path}: its folder cannot be made: {error.strerror or error}") from error
     with replacing(path) as temporary:
         mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o600
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(text.encode("utf-8"))  # line ends as they are
 
 
 def _rows(found: list[settings.Setting]) -> list[dict[str, Any]]:
@@ -264,13 +256,13 @@ def _masked(setting: settings.Setting) -> Any:
 
 
 def _print(found: list[settings.Setting], whole: bool) -> None:
-    """A table; settings that several commands share stand once."""
+    """Print a table, with one row for a setting that several commands share."""
     lines: dict[tuple[str, str, str], list[str]] = {}
     for setting in found:
         value = _masked(setting)
         if isinstance(value, tuple):
             value = list(value)
-        written = "" if value is None else value if isinstance(value, str) else toml_edit.format_value(value)
+        written = "" if value is None else value if isinstance(value, str) else format_value(value)
         where = setting.where or setting.source
         lines.setdefault((setting.option, written, where), []).append(" ".join(setting.command))
     if not lines:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
-from ..options.common import console, json_option, print_json, progress_bar
+from ..options.common import json_option
+from ..output import console, print_json, progress_bar
 
 if TYPE_CHECKING:
     from ...evaluation.demo import BehaviourResult, DemoResult

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..._util.files import require_writable
 from ...detection.checkpoint import CheckpointFile
-from ...errors import UsageError
 from ...identity import ModelIdentity
 from ...maps.expert_map import ExpertMap
 from ...maps.pair_counts import PairCounts, PairCountsWriter
@@ -25,55 +23,51 @@ from ...maps.significance import annotate
 from ...model_files.model_info import model_info
 from ...pairs.pairs import Pair, PairsFile
 from ..options.common import (
-    LlamaFlags,
-    console,
+    FILE,
+    Parsed,
+    check_resume,
+    check_unfinished,
     json_option,
-    llama_options,
     meaning_options,
-    model_option,
-    print_json,
+    output_option,
+    resume_options,
     template_options,
 )
-from ..options.memory_check import check_memory
-from .map import print_map, warn_unless_separable
+from ..options.llama import LlamaFlags, llama_options
+from ..options.model import model_option
+from ..options.opening import open_model
+from ..output import console, print_json, say
+from .map import print_map, top_experts, warn_unless_separable
 
 if TYPE_CHECKING:
     from ...detection.recorder import RecordingProgress
 
 
-class Shard(click.ParamType):  # type: ignore[type-arg, unused-ignore] # generic only in newer click
-    """i/n."""
-
-    name = "shard"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """(i, n) with 1 <= i <= n."""
-        if isinstance(value, tuple):
-            return value
-        number, _, total = value.partition("/")
-        if not (number.isdecimal() and total.isdecimal() and len(total) < 10 and 1 <= int(number) <= int(total)):
-            self.fail(f"{value!r} is not like 2/4: the second of four parts.", param, ctx)
-        return int(number), int(total)
+def _shard(text: str) -> tuple[int, int]:
+    """(i, n) with 1 <= i <= n."""
+    number, _, total = text.partition("/")
+    if not (number.isdecimal() and total.isdecimal() and len(total) < 10 and 1 <= int(number) <= int(total)):
+        raise ValueError(f"{text!r} is not like 2/4: the second of four parts.")
+    return int(number), int(total)
 
 
 @click.command()
 @model_option
-@click.option("--pairs", "pairs_file", type=click.Path(path_type=Path), required=True, help="Contrastive pairs, JSONL.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Expert map to write, JSON.")
-@click.option("--counts", "counts_file", type=click.Path(path_type=Path), help="Also write the routing counts, .npz.")
+@click.option("--pairs", "pairs_file", type=FILE, required=True, help="Contrastive pairs, JSONL.")
+@output_option("Expert map to write, JSON.")
+@click.option("--counts", "counts_file", type=FILE, help="Also write the routing counts, .npz.")
 @click.option(
     "--per-pair",
     "per_pair_file",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Also write each pair's counts, .npz; the map gets standard errors and stability.",
 )
 @click.option("--behaviour", help="Name of the behaviour.  [default: the pairs file's name]")
-@meaning_options
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run, from the last batch that was counted.")
-@click.option("--restart", is_flag=True, help="Forget an interrupted run.")
+@meaning_options()
+@resume_options("Go on with an interrupted run, from the last batch that was counted.")
 @click.option(
     "--shard",
-    type=Shard(),
+    type=Parsed[tuple[int, int]]("shard", tuple, _shard),
     default=(1, 1),
     metavar="I/N",
     help="Only every N-th pair from the I-th on; put the counts together with steermoe map merge.",
@@ -101,9 +95,7 @@ def detect(
     counts_file: Path | None,
     per_pair_file: Path | None,
     behaviour: str | None,
-    positive: str,
-    negative: str,
-    license_: str,
+    meaning: dict[str, str],
     resume: bool,
     restart: bool,
     shard: tuple[int, int],
@@ -125,44 +117,33 @@ def detect(
       steermoe detect -m tiny --pairs pairs.jsonl -o map.json
     """
     from ...detection.recorder import record_counts
-    from ...llama.steered_llama import SteeredLlama
 
     checkpoint = CheckpointFile(output)
     for path in filter(None, (output, counts_file, per_pair_file, checkpoint.path)):
         require_writable(path)
-    if resume and restart:
-        raise UsageError("--resume and --restart exclude each other")
+    check_resume(resume, restart)
     pairs = PairsFile(pairs_file)
-    if checkpoint.exists() and not resume:
-        if not restart:
-            raise UsageError(
-                f"{checkpoint.path}: an interrupted run; go on with --resume, or start over with --restart"
-            )
+    check_unfinished(checkpoint, resume, restart)
+    if restart:
         checkpoint.remove()
-    # the recorder's context holds a batch, or the longest prompt; how long the pairs are is not known yet
-    check_memory(model_info(model), flags, max(ctx_size, flags.batch_size))
-    context = flags.context_arguments()
-    del context["n_threads_batch"]  # the recorder's context has one number of threads
-    with contextlib.ExitStack() as stack:
-        # a small context: the recorder makes one of its own over the same weights
-        llama = stack.enter_context(
-            contextlib.closing(SteeredLlama(model, n_ctx=64, n_batch=64, **flags.model_arguments()))
-        )
+    name = behaviour or pairs_file.name.split(".")[0]
+    display = _Display()
+    with ExitStack() as stack:
+        # the recorder's context holds a batch, or the longest prompt; how long the pairs are is not known yet
+        llama = stack.enter_context(open_model(model_info(model), flags, max(ctx_size, flags.batch_size)))
 
         def sidecar(identity: ModelIdentity, digest: str) -> PairCountsWriter:
             assert per_pair_file is not None
-            name = behaviour or pairs_file.name.split(".")[0]
             return stack.enter_context(PairCountsWriter(per_pair_file, identity, behaviour=name, pairs_digest=digest))
 
-        display = _Display()
         try:
             with display.shown():
                 counts = record_counts(
                     llama,
                     pairs,
-                    behaviour=behaviour or pairs_file.name.split(".")[0],
+                    behaviour=name,
                     n_ctx=ctx_size,
-                    **context,
+                    **flags.context_arguments(),
                     thinking=thinking,
                     template_arguments=template_arguments,
                     share_prefixes=share_prefixes,
@@ -174,9 +155,9 @@ def detect(
                 )
         except KeyboardInterrupt:
             if checkpoint.exists():
-                click.echo(f"{display.summary()}; go on with the same command and --resume", err=True)
+                say(f"{display.summary()}; go on with the same command and --resume")
             raise
-    expert_map = ExpertMap.from_counts(counts, positive=positive, negative=negative, license=license_)
+    expert_map = ExpertMap.from_counts(counts, **meaning)
     if per_pair_file and counts.n_pairs > 1:
         expert_map = annotate(expert_map, PairCounts.load(per_pair_file))
     if counts_file:
@@ -186,7 +167,6 @@ def detect(
     warn_unless_separable(expert_map, output)
     files = [path for path in (output, counts_file, per_pair_file) if path]
     if as_json:
-        top = [{"layer": layer, "expert": expert, "rd": rd} for layer, expert, rd in expert_map.top(10)]
         print_json(
             {
                 "map": str(output),
@@ -198,7 +178,7 @@ def detect(
                 "shard": f"{shard[0]}/{shard[1]}",
                 "n1": counts.n1,
                 "n2": counts.n2,
-                "top": top,
+                "top": top_experts(expert_map),
                 **display.figures(),
             }
         )
@@ -255,7 +235,6 @@ class _Display:
                 signal.signal(signal.SIGINT, before)
 
     def update(self, progress: RecordingProgress) -> None:
-        """After a batch."""
         self._last = progress
         self._seconds = time.monotonic() - self._start
         if self._interrupted:
@@ -265,13 +244,11 @@ class _Display:
         )
 
     def skipped(self, pair: Pair, reason: str) -> None:
-        """Report a pair that is left out."""
-        write: Callable[[str], None] = (
-            (lambda line: self._bar.console.print(line, markup=False, soft_wrap=True))
-            if sys.stderr.isatty()
-            else (lambda line: click.echo(line, err=True))
-        )
-        write(f"skipped: pair {pair.id!r}: {reason}")
+        line = f"skipped: pair {pair.id!r}: {reason}"
+        if sys.stderr.isatty():
+            self._bar.console.print(line, markup=False, soft_wrap=True)
+        else:
+            say(line)
 
     def _rate(self) -> float:
         return self._last.n_tokens / self._seconds if self._last and self._seconds else 0.0
@@ -288,7 +265,6 @@ class _Display:
         }
 
     def summary(self) -> str:
-        """One line."""
         last = self._last
         if last is None:
             return "no pair was counted yet"

@@ -9,14 +9,12 @@ import click
 
 from ...errors import UsageError
 from ...pairs.pairs import load_pairs
-from ..options.common import console
-from ..options.evaluation import evaluation_options, is_given
-from ..options.evaluation_setup import RECORDS, EvaluationSetup
+from ..options.common import FILE
+from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
+from ..options.groups import is_given
+from ..output import console, print_json, print_reports
 
 if TYPE_CHECKING:
-    from rich.table import Table as RichTable
-
-    from ...evaluation.reports.document import Table
     from ...evaluation.studies.evaluate import Controls, Evaluation
 
 _PICTURES = ("effect.png", "effect.svg")
@@ -39,7 +37,7 @@ _PICTURES = ("effect.png", "effect.svg")
 @click.option(
     "--pairs",
     "pairs_file",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="Pairs that the map was made from, for control maps.  [default: a shipped map's]",
 )
@@ -59,11 +57,10 @@ def eval_(setup: EvaluationSetup, no_away: bool, controls: bool, control_draws: 
       steermoe eval -m olmoe.gguf --bias bias.gguf --task questions.jsonl --scorer contains --no-controls -o out
     """
     from ...evaluation.reports.evaluation import draw_effect, markdown, verdict
-    from ...evaluation.reports.figure import missing_matplotlib
     from ...evaluation.studies.evaluate import evaluate
     from ...evaluation.studies.steerings import has_reverse
 
-    steering = setup.steering  # what cannot be used is told before anything is loaded, or a folder made
+    steering = setup.steering  # wrong input fails before anything is written or loaded
     _ = setup.task, setup.scorer, setup.guards
     wanted = _controls(setup, control_draws, pairs_file) if controls else None
     for option, given in (("--pairs", pairs_file is not None), ("--control-draws", is_given("control_draws"))):
@@ -74,15 +71,11 @@ def eval_(setup: EvaluationSetup, no_away: bool, controls: bool, control_draws: 
     with setup.evaluator() as evaluator:
         evaluation = evaluate(evaluator, steering, away=away, controls=wanted, seed=setup.seed)
         # inside: should the disk be full now, --resume finds all answers
-        problem = missing_matplotlib()
-        if problem:
-            click.echo(problem, err=True)
-        else:
-            draw_effect(evaluation, [setup.path(name) for name in _PICTURES])
+        drawn = setup.draw(lambda paths: draw_effect(evaluation, paths), _PICTURES)
         data = setup.write_summary(evaluation.to_dict())
-        setup.write("report.md", markdown(evaluation, setup.command, () if problem else _PICTURES[:1]))
+        setup.write("report.md", markdown(evaluation, setup.command, drawn))
     if setup.as_json:
-        setup.print_json(data)
+        print_json(data)
         return
     _print(evaluation)
     click.echo(f"\n{verdict(evaluation)}\nwritten: {setup.path('report.md')}")
@@ -99,21 +92,8 @@ def _controls(setup: EvaluationSetup, n_draws: int, pairs_file: Path | None) -> 
 def _print(evaluation: Evaluation) -> None:
     from ...evaluation.reports.evaluation import tables
 
-    out = console()
-    for number, table in enumerate(tables(evaluation)):
-        out.print(*([""] if number else []), rich_table(table), sep="\n")
+    print_reports(tables(evaluation))
     for signature in evaluation.signatures:
-        out.print(f"\n{signature.name} ({signature.side}): {signature.found}\n  rule: {signature.rule}", markup=False)
-
-
-def rich_table(table: Table) -> RichTable:
-    """The table for a terminal."""
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    rich = RichTable(title=Text(table.title), title_justify="left", box=None, pad_edge=False, caption_justify="left")
-    for place, name in enumerate(table.header):
-        rich.add_column(Text(name), justify="left" if place == 0 or name == "note" else "right", overflow="fold")
-    for row in table.rows:
-        rich.add_row(*map(Text, row))
-    return rich
+        console().print(
+            f"\n{signature.name} ({signature.side}): {signature.found}\n  rule: {signature.rule}", markup=False
+        )

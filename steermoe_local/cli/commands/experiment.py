@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from ...errors import UsageError
 from ...models.embedded import TINY
 from ...pairs.pairs import load_pairs
-from ..options.common import console
-from ..options.evaluation import evaluation_options
-from ..options.evaluation_setup import RECORDS, EvaluationSetup
-from .eval import rich_table
+from ..options.common import FILE
+from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
+from ..options.groups import is_default
+from ..output import print_json, print_reports, say
 
 if TYPE_CHECKING:
     from ...evaluation.experiments.experiments import ExperimentResult
@@ -35,7 +34,7 @@ _ABSENT = ("output", "reverse", "preset")
     "-o",
     "--output",
     "folder",
-    type=click.Path(path_type=Path),
+    type=FILE,
     allow_from_autoenv=False,
     metavar="DIR",
     help="Folder of the results; it is made.  [default: experiment-NAME]",
@@ -46,7 +45,7 @@ _ABSENT = ("output", "reverse", "preset")
 @click.option(
     "--pairs",
     "pairs_file",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="Pairs that the map was made from, for `superficial`.  [default: a shipped map's]",
 )
@@ -84,7 +83,7 @@ def experiment(
 
     _check(name, setup, ability)
     setup = dataclasses.replace(setup, output=folder or Path(f"experiment-{name}"))
-    steering = setup.steering  # what cannot be used is told before anything is loaded, or a folder made
+    steering = setup.steering  # wrong input fails before anything is written or loaded
     _ = setup.task, setup.scorer, setup.guards
     pairs = load_pairs(pairs_file) if pairs_file is not None else pairs_of(steering)
     harmless = _ability(setup, ability) if name == "activate-benign" else None
@@ -100,27 +99,26 @@ def experiment(
                 settings=setup.settings,
                 n_draws=draws,
                 seed=setup.seed,
-                log=lambda line: click.echo(line, err=True),
+                log=say,
             ),
         )
         # inside: should the disk be full now, --resume finds all answers
         data = setup.write_summary(found.to_dict())
         setup.write("report.md", found.markdown(setup.command, _draw(found, setup)))
     if setup.as_json:
-        setup.print_json(data)
+        print_json(data)
         return
-    _print(found)
+    print_reports(found.tables)
     click.echo(f"\n{found.finding}\nwritten: {setup.path('report.md')}")
 
 
 def _check(name: str, setup: EvaluationSetup, ability: str | None) -> None:
-    """Refuse what would be ignored, and the default map on a model that it was not made on. Raises UsageError."""
+    """Raise UsageError for an option without effect, and for the default map on another model."""
     from ...evaluation.tasks.builtin import is_embedded
 
     if ability is not None and name != "activate-benign":
         raise UsageError(f"--ability is for activate-benign; leave it out of {name}")
-    source = click.get_current_context().get_parameter_source("map_file")
-    if source == ParameterSource.DEFAULT and "map" in setup.steering_flags.source and not is_embedded(setup.identity):
+    if is_default("map_file") and "map" in setup.steering_flags.source and not is_embedded(setup.identity):
         raise UsageError(
             f"{setup.model}: which map? {_DEFAULTS['map_file']} is of the embedded model alone; give --map MAP, with "
             "--activate and --deactivate, and --task"
@@ -143,25 +141,15 @@ def _draw(found: ExperimentResult, setup: EvaluationSetup) -> tuple[str, ...]:
     if "divided" not in found.figures:
         return ()
     from ...evaluation.measuring.json_values import from_plain
-    from ...evaluation.reports.figure import missing_matplotlib
     from ...evaluation.reports.layers import draw_layers
     from ...evaluation.studies.layers import LayerEffects
 
-    if problem := missing_matplotlib():
-        click.echo(problem, err=True)
-        return ()
-    draw_layers(from_plain(LayerEffects, found.figures["divided"]), [setup.path(name) for name in _PICTURES])
-    return _PICTURES[:1]
-
-
-def _print(found: ExperimentResult) -> None:
-    out = console()
-    for number, table in enumerate(found.tables):
-        out.print(*([""] if number else []), rich_table(table), sep="\n")
+    effects = from_plain(LayerEffects, found.figures["divided"])
+    return setup.draw(lambda paths: draw_layers(effects, paths), _PICTURES)
 
 
 def _with_defaults(command: Any) -> None:
-    """Run on the embedded model where nothing else is said."""
+    """Make the embedded model and its map the defaults."""
     for param in command.params:
         if param.name in _DEFAULTS:
             param.required, param.default, param.show_default = False, _DEFAULTS[param.name], True

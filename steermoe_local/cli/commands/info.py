@@ -8,8 +8,9 @@ import click
 
 from ...model_files.gating import UNKNOWN
 from ...model_files.model_info import ModelInfo, model_info
-from ..options.common import console, facts_table, json_option, print_json
+from ..options.common import json_option
 from ..options.model import ModelText, models_dir_option
+from ..output import console, facts_table, print_json
 
 
 @click.command()

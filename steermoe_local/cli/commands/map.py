@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,16 @@ import click
 from rich.table import Table
 
 from ..._util.files import require_writable
+from ...errors import UsageError
 from ...maps import significance
-from ...maps.expert_map import ExpertMap
+from ...maps.expert_map import ExpertMap, parse_layers
 from ...maps.pair_counts import PairCounts
-from ..options.common import F, console, facts_table, json_option, print_json
-from .map_plot import diff, plot
+from ...maps.plots import plot_difference, plot_map, require_drawable
+from ..options.common import FILE, json_option, output_option
+from ..options.groups import together
+from ..output import console, facts_table, print_json, say, warn
+
+_OUTPUT = "Picture to write: .png, .svg, or .html, which names the expert under the pointer."
 
 
 @click.group("map")
@@ -21,34 +27,31 @@ def map_() -> None:
     """Look at expert maps: scores, how sure they are, pictures, comparisons."""
 
 
-for command in (plot, diff):
-    map_.add_command(command)
-
-
-def _intervals(command: F) -> F:
-    command = click.option(
-        "--correction",
-        type=click.Choice(list(significance.CORRECTIONS)),
-        default="holm",
-        show_default=True,
-        help="Correction of p for the number of experts: holm (any error), bh (false discovery rate).",
-    )(command)
-    return click.option(
+_intervals = together(
+    click.option(
         "--level",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
         default=0.95,
         show_default=True,
         help="Level of the confidence intervals.",
-    )(command)
+    ),
+    click.option(
+        "--correction",
+        type=click.Choice(list(significance.CORRECTIONS)),
+        default="holm",
+        show_default=True,
+        help="Correction of p for the number of experts: holm (any error), bh (false discovery rate).",
+    ),
+)
 
 
 @map_.command()
-@click.argument("map_file", metavar="MAP", type=click.Path(path_type=Path))
+@click.argument("map_file", metavar="MAP", type=FILE)
 @click.option("-n", "--top", type=click.IntRange(1), default=20, show_default=True, help="Experts to show.")
 @click.option(
     "--per-pair",
     "per_pair",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Per-pair counts of the map's run (.pairs.npz), where the map has no intervals yet.",
 )
 @_intervals
@@ -74,15 +77,15 @@ def show(map_file: Path, top: int, per_pair: Path | None, level: float, correcti
 
 
 @map_.command()
-@click.argument("map_file", metavar="MAP", type=click.Path(path_type=Path))
+@click.argument("map_file", metavar="MAP", type=FILE)
 @click.option(
     "--per-pair",
     "per_pair",
-    type=click.Path(path_type=Path),
+    type=FILE,
     required=True,
     help="Per-pair counts of the map's run (.pairs.npz of steermoe detect --per-pair).",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Map to write; may be MAP itself.")
+@output_option("Map to write; may be MAP itself.")
 @click.option(
     "--draws", type=click.IntRange(19, 99_999), default=significance.DRAWS, show_default=True, help="Shuffled maps."
 )
@@ -110,17 +113,104 @@ def stats(map_file: Path, per_pair: Path, output: Path, draws: int, halves: int,
     warn_unless_separable(expert_map, map_file)
 
 
+@map_.command()
+@click.argument("map_file", metavar="MAP", type=FILE)
+@output_option(_OUTPUT)
+@click.option(
+    "-n", "--top", type=click.IntRange(1, 60), default=20, show_default=True, help="Experts in the bar chart."
+)
+@click.option("--activate", type=click.IntRange(0), default=0, help="Mark the experts that this would promote.")
+@click.option("--deactivate", type=click.IntRange(0), default=0, help="Mark the experts that this would suppress.")
+@click.option("--reverse", is_flag=True, help="Flip the sign of RD for the choice, as in `bias build`.")
+@click.option("--layers", metavar="A-B", help="Choose in these layers only, like 3-7,9.")
+def plot(
+    map_file: Path, output: Path, top: int, activate: int, deactivate: int, reverse: bool, layers: str | None
+) -> None:
+    """Draw a map: layers x experts, RD by depth, first experts with their intervals.
+
+    --activate, --deactivate, --reverse and --layers mark what `steermoe bias build` would choose. Needs matplotlib:
+    pip install 'steermoe-local[plot]'.
+
+    \b
+    Example:
+      steermoe map plot map.json -o map.png --activate 8 --deactivate 8
+    """
+    require_drawable(output)
+    require_writable(output)
+    if (reverse or layers) and not activate and not deactivate:
+        raise UsageError("--reverse and --layers belong to a choice; give --activate N, --deactivate N or both")
+    expert_map = ExpertMap.load(map_file)
+    signs = None
+    if activate or deactivate:
+        chosen = None if layers is None else parse_layers(layers)
+        signs = expert_map.choose(activate, deactivate, reverse=reverse, layers=chosen)
+    plot_map(expert_map, output, signs, top)
+    click.echo(f"written: {output}")
+
+
+@map_.command()
+@click.argument("first", metavar="A", type=FILE)
+@click.argument("second", metavar="B", type=FILE)
+@output_option(_OUTPUT, required=False)
+@click.option("-n", "--top", type=click.IntRange(1), default=20, show_default=True, help="First experts to compare.")
+@json_option
+def diff(first: Path, second: Path, output: Path | None, top: int, as_json: bool) -> None:
+    """Compare two maps: two behaviours, two quantizations, two runs.
+
+    Overlap counts experts that both maps have among their first by |RD|, with the same sign.
+
+    \b
+    Example:
+      steermoe map diff q8_0.json q4_0.json -o diff.png
+    """
+    if output:
+        require_drawable(output)
+        require_writable(output)
+    one, two = ExpertMap.load(first), ExpertMap.load(second)
+    result = significance.compare(one, two, top)
+    same_model = one.identity == two.identity
+    if not same_model:
+        say(
+            f"note: {first} is of {one.identity.short}, {second} of {two.identity.short}: other models, "
+            "so expert numbers may mean other things"
+        )
+    if output:
+        names = (first.name, second.name) if first.name != second.name else (str(first), str(second))
+        plot_difference(one, two, output, names, top)
+    if as_json:
+        print_json(
+            {"first": str(first), "second": str(second), "same_model": same_model, "plot": output, **asdict(result)}
+        )
+        return
+    worst = min(range(len(result.layers)), key=lambda i: result.by_layer[i])
+    rows = [
+        ("first", f"{first}: {one.behaviour}"),
+        ("second", f"{second}: {two.behaviour}"),
+        ("Pearson of RD", f"{result.pearson:+.4f}"),
+        ("Spearman of RD", f"{result.spearman:+.4f}"),
+        ("overlap", f"{result.overlap:.0%} of the first {result.top_n} experts (by chance {result.chance:.1%})"),
+        ("lowest layer", f"layer {result.layers[worst]}, Pearson {result.by_layer[worst]:+.4f}"),
+    ]
+    console().print(facts_table(rows))
+    if output:
+        click.echo(f"\nwritten: {output}")
+
+
 def warn_unless_separable(expert_map: ExpertMap, where: Path) -> None:
-    """Say on stderr that a map looks like noise, or that its pairs cannot tell."""
+    """Warn that a map cannot be told from maps of shuffled pairs."""
     confidence = expert_map.confidence
     if confidence is None or confidence.separable:
         return
     p = min(confidence.max_rd.p, confidence.sum_top.p)
-    click.echo(
-        f"warning: {where}: not separable from maps of shuffled pairs (p = {min(2 * p, 1):.2g}, {confidence.n_pairs} "
-        "pairs): its experts may be chance; record more pairs",
-        err=True,
+    warn(
+        f"{where}: not separable from maps of shuffled pairs (p = {min(2 * p, 1):.2g}, {confidence.n_pairs} "
+        "pairs): its experts may be chance; record more pairs"
     )
+
+
+def top_experts(expert_map: ExpertMap) -> list[dict[str, Any]]:
+    """The first ten experts of a new map, for --json."""
+    return [{"layer": layer, "expert": expert, "rd": rd} for layer, expert, rd in expert_map.top(10)]
 
 
 def print_map(expert_map: ExpertMap, top: int, level: float = 0.95, correction: str = "holm") -> None:

@@ -16,30 +16,22 @@ from ...maps.rankings import Rankings, ranking_name, read_rankings
 from ...model_files.model_info import model_info
 from ...steering.presets import PAPER_MODELS
 from ...steering.steering import Steering
-from ..options.common import ModelPath, json_option, print_json
-from .bias import preset_option, with_preset
-from .map import print_map
+from ..options.common import FILE, json_option, meaning_options, other_model_option, output_option
+from ..output import print_json, warn
+from .bias import check_preset, preset_option, with_preset
+from .map import print_map, top_experts
 
 FORMATS = ("easysteer", "steermoe-csv", "json")
 
 
 @click.command("import")
-@click.argument("ranking", metavar="FILE.pkl", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Expert map to write, JSON.")
+@click.argument("ranking", metavar="FILE.pkl", type=FILE)
+@output_option("Expert map to write, JSON.")
 @click.option("--model-id", metavar="ORG/NAME", help="The ranked model.  [default: by the file's name]")
-@click.option(
-    "-m",
-    "--model",
-    type=ModelPath(),
-    allow_from_autoenv=False,  # not the model that is run
-    metavar="MODEL",
-    help="GGUF file of that model: takes its router hash.",
-)
+@other_model_option("GGUF file of that model: takes its router hash.")
 @click.option("--arch", help="Its architecture as GGUF names it.  [default: MODEL's, or by --model-id]")
 @click.option("--behaviour", help="Name of the behaviour.  [default: by the file's name]")
-@click.option("--positive", default="", help="What RD > 0 means, in words.")
-@click.option("--negative", default="", help="What RD < 0 means, in words.")
-@click.option("--license", "license_", default="", help="Licence of the ranking.")
+@meaning_options("What RD > 0 means, in words.", "What RD < 0 means, in words.", "Licence of the ranking.")
 @json_option
 def import_(
     ranking: Path,
@@ -48,9 +40,7 @@ def import_(
     model: Path | None,
     arch: str | None,
     behaviour: str | None,
-    positive: str,
-    negative: str,
-    license_: str,
+    meaning: dict[str, str],
     as_json: bool,
 ) -> None:
     """Make an expert map of a SteerMoE ranking, a pickled pandas frame.
@@ -74,26 +64,22 @@ def import_(
     if not behaviour:
         raise UsageError(f"{ranking}: its name does not tell the behaviour; give --behaviour NAME")
     if named_model and model_id != named_model:
-        click.echo(f"warning: {ranking}: by its name a ranking of {named_model}, not of {model_id}", err=True)
+        warn(f"{ranking}: by its name a ranking of {named_model}, not of {model_id}")
     identity = model_info(model).require_moe() if model else _declared(rankings, model_id, arch)
     expert_map = rankings.to_map(
         identity,
         behaviour,
         where=str(ranking),
-        positive=positive,
-        negative=negative,
-        license=license_,
+        **meaning,
         notes=f"imported from {ranking.name}, a ranking of {model_id}; the licence of that file holds",
     )
     expert_map.save(output)
     if not model:
-        click.echo(
-            "warning: the router hash is not known, so this map fits any model of its shape and needs --force; "
-            "to bind it, import with -m MODEL",
-            err=True,
+        warn(
+            "the router hash is not known, so this map fits any model of its shape and needs --force; "
+            "to bind it, import with -m MODEL"
         )
     if as_json:
-        top = [{"layer": layer, "expert": expert, "rd": rd} for layer, expert, rd in expert_map.top(10)]
         print_json(
             {
                 "map": str(output),
@@ -104,7 +90,7 @@ def import_(
                 "n2": expert_map.n2,
                 "n_positive": int((expert_map.rd > 0).sum()),
                 "n_negative": int((expert_map.rd < 0).sum()),
-                "top": top,
+                "top": top_experts(expert_map),
             }
         )
         return
@@ -122,9 +108,9 @@ def _declared(rankings: Rankings, model_id: str, arch: str | None) -> ModelIdent
 
 
 @click.command()
-@click.argument("map_file", metavar="MAP", type=click.Path(path_type=Path))
+@click.argument("map_file", metavar="MAP", type=FILE)
 @click.option("--format", "format_", type=click.Choice(FORMATS), required=True, help="What to write.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File to write.")
+@output_option("File to write.")
 @click.option("--activate", type=click.IntRange(0), help="easysteer: experts with RD > 0 to promote.  [default: 0]")
 @click.option("--deactivate", type=click.IntRange(0), help="easysteer: experts with RD < 0 to suppress.  [default: 0]")
 @preset_option
@@ -158,10 +144,7 @@ def export(
             raise UsageError(f"--format {format_} writes all experts; choosing some belongs to --format easysteer")
     elif not chosen:
         raise UsageError("no experts chosen; give --activate N, --deactivate N or both, or a --preset")
-    elif preset and (reverse or activate is not None or deactivate is not None):
-        raise UsageError(
-            "--preset gives the numbers and the side; leave out --activate, --deactivate and --reverse, or --preset"
-        )
+    check_preset(preset, activate, deactivate, reverse)
     require_writable(output)
     expert_map = ExpertMap.load(map_file)
     if format_ == "steermoe-csv":
@@ -185,9 +168,9 @@ def export(
 
 
 @click.command()
-@click.argument("map_file", metavar="MAP", type=click.Path(path_type=Path))
+@click.argument("map_file", metavar="MAP", type=FILE)
 @click.option("--base-model", metavar="ORG/NAME", required=True, help="The model's name on the hub.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Card to write, like README.md.")
+@output_option("Card to write, like README.md.")
 @click.option("--license", "license_", default="", help="Licence of the map.  [default: what stands in the map]")
 def card(map_file: Path, base_model: str, output: Path, license_: str) -> None:
     """Write the card (README.md) with which to publish MAP on the Hugging Face hub.

@@ -12,24 +12,23 @@ from ...maps.counts import RoutingCounts, merge_counts
 from ...maps.expert_map import ExpertMap
 from ...maps.pair_counts import PairCounts, merge_pair_counts
 from ...maps.significance import annotate
-from ..options.common import json_option, meaning_options, print_json
+from ..options.common import FILE, json_option, meaning_options, output_option
+from ..output import print_json
 from .map import print_map, warn_unless_separable
 
 
 @click.command()
-@click.argument("files", metavar="FILES...", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Expert map to write, JSON.")
-@click.option(
-    "--counts", "counts_file", type=click.Path(path_type=Path), help="Also write the sum of the counts, .npz."
-)
+@click.argument("files", metavar="FILES...", type=FILE, nargs=-1, required=True)
+@output_option("Expert map to write, JSON.")
+@click.option("--counts", "counts_file", type=FILE, help="Also write the sum of the counts, .npz.")
 @click.option(
     "--per-pair",
     "per_pair_file",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Also write all per-pair counts; name those of each run beside its counts.",
 )
 @click.option("--behaviour", help="Name of the behaviour.  [default: the counts']")
-@meaning_options
+@meaning_options()
 @json_option
 def merge(
     files: tuple[Path, ...],
@@ -37,9 +36,7 @@ def merge(
     counts_file: Path | None,
     per_pair_file: Path | None,
     behaviour: str | None,
-    positive: str,
-    negative: str,
-    license_: str,
+    meaning: dict[str, str],
     as_json: bool,
 ) -> None:
     """Add up the counts of several runs or machines (detect --counts), and write the map of all of them.
@@ -70,7 +67,7 @@ def merge(
     if per_pair_file and not sidecars:
         raise UsageError(f"--per-pair {per_pair_file}: no per-pair counts among the files; name those of each run")
     counts = merge_counts(counted)
-    expert_map = ExpertMap.from_counts(counts, behaviour or "", positive=positive, negative=negative, license=license_)
+    expert_map = ExpertMap.from_counts(counts, behaviour or "", **meaning)
     if sidecars:
         target = per_pair_file or output.with_name(f".{output.name}.pairs.npz")
         try:

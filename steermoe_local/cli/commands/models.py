@@ -9,8 +9,10 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from ..options.common import console, json_option, print_json, progress_bar
+from ...models.names import human_size, short_names
+from ..options.common import json_option, maps_folders_option
 from ..options.model import models_dir_option
+from ..output import console, print_json, progress_bar, warn
 
 if TYPE_CHECKING:
     from ...models.local_facts import LocalMap, ModelFacts
@@ -19,14 +21,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @models_dir_option
-@click.option(
-    "--maps",
-    "maps_dirs",
-    type=click.Path(file_okay=False, exists=True, path_type=Path),
-    multiple=True,
-    metavar="DIR",
-    help="Folder of expert maps to compare with the models. Can be given again.",
-)
+@maps_folders_option("models")
 @click.option("--short-names", is_flag=True, help="List the short names that -m, -hf and `steermoe pull` know instead.")
 @json_option
 def models(models_dirs: tuple[Path, ...], maps_dirs: tuple[Path, ...], short_names: bool, as_json: bool) -> None:
@@ -48,7 +43,7 @@ def models(models_dirs: tuple[Path, ...], maps_dirs: tuple[Path, ...], short_nam
     from ...models.local_models import LocalModels
 
     local = LocalModels.scan(models_dirs)
-    maps = maps_in(maps_dirs, lambda text: click.echo(f"warning: {text}", err=True))
+    maps = maps_in(maps_dirs, warn)
     rows = _facts(local)
     if as_json:
         print_json([_to_dict(local, model, facts, maps) for model, facts in rows])
@@ -83,7 +78,6 @@ def _facts(local: LocalModels) -> list[tuple[LocalModel, ModelFacts]]:
 
 
 def _row(local: LocalModels, model: LocalModel, facts: ModelFacts, maps: list[LocalMap]) -> tuple[str, ...]:
-    from ..._util.files import human_size
     from ...models.local_facts import fitting
 
     name, size = local.name_of(model), human_size(model.size)
@@ -123,8 +117,6 @@ def _to_dict(local: LocalModels, model: LocalModel, facts: ModelFacts, maps: lis
 
 
 def _print_short_names(as_json: bool) -> None:
-    from ...models.names import short_names
-
     table = dict(short_names())
     if as_json:
         print_json(table)

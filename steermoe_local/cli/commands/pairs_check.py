@@ -14,17 +14,18 @@ from rich.console import Console
 from rich.text import Text
 
 from ...detection.pair_check import CheckedPair, CheckedSide, Checker, candidates
-from ..options.common import EXIT_ERROR, console, facts_table, json_option, model_option, print_json, template_options
+from ..options.common import FILE, json_option, template_options
+from ..options.model import model_option
+from ..output import console, facts_table, print_json, visible
+from ..program import EXIT_ERROR
 
 _AROUND = 160  # characters shown before and behind a target
+_visible = functools.partial(visible, lines=True)
 _STYLES = {"positive": "bold green", "negative": "bold red"}
-# a rendered prompt is somebody else's text: its control characters must not reach the terminal
-_VISIBLE = {code: 0x2400 + code for code in range(32) if code != 10} | {127: 0x2421}
-_VISIBLE |= dict.fromkeys(range(128, 160), 65533)
 
 
 @click.command()
-@click.argument("pairs_file", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("pairs_file", metavar="FILE", type=FILE)
 @model_option
 @click.option(
     "--limit", type=click.IntRange(0), default=5, show_default=True, help="Pairs to show; all of them are checked."
@@ -167,7 +168,3 @@ def _shown(side: CheckedSide, full: bool, *, colour: bool) -> Text:
     text.append(_visible(target) if colour else f"«{_visible(target)}»", style=_STYLES[side.name])
     text.append(_visible(behind), style="dim")
     return text
-
-
-def _visible(text: str) -> str:
-    return text.translate(_VISIBLE)

@@ -6,7 +6,8 @@ import click
 from rich.table import Table
 
 from ...steering.presets import PAPER_MODELS, PRESETS
-from ..options.common import console, json_option, print_json
+from ..options.common import json_option
+from ..output import console, print_json
 
 
 @click.command()

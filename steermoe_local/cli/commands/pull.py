@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,11 @@ from ...errors import UsageError
 from ...identity import UNKNOWN_ROUTER
 from ...model_files.gating import ROUTED
 from ...models.embedded import TINY
-from ..options.common import json_option, print_json, progress_bar
-from ..options.model import OFFLINE, candidates, check, describe, fetch, folders_from_environment, offline_option
+from ...models.hub import is_offline
+from ...models.names import ModelName, human_size, short_names
+from ..options.common import json_option, maps_folders_option
+from ..options.model import OFFLINE, check, describe, fetch, folders_from_environment, offline_option
+from ..output import print_json, progress_bar, say, warn
 
 if TYPE_CHECKING:
     from ...model_files.model_info import ModelInfo
@@ -21,8 +25,6 @@ if TYPE_CHECKING:
 
 
 def _complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    from ...models.names import short_names
-
     return [name for name in short_names() if name.startswith(incomplete)]
 
 
@@ -48,14 +50,7 @@ def _complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -
     allow_from_autoenv=False,
     help="Fetch into DIR/USER/REPO, a models folder, instead of the hub's cache.",
 )
-@click.option(
-    "--maps",
-    "maps_dirs",
-    type=click.Path(file_okay=False, exists=True, path_type=Path),
-    multiple=True,
-    metavar="DIR",
-    help="Folder of expert maps to compare with the model. Can be given again.",
-)
+@maps_folders_option("model")
 @click.option("-hft", "--hf-token", "--token", "token", metavar="TOKEN", help="Access token.  [default: HF_TOKEN]")
 @offline_option
 @click.option(
@@ -95,9 +90,6 @@ def pull(
       steermoe pull olmoe-1b-7b
       steermoe pull allenai/OLMoE-1B-7B-0125-Instruct-GGUF:Q8_0 --dry-run
     """
-    from ...models.hub import is_offline
-    from ...models.names import ModelName
-
     if name == TINY:
         raise UsageError(f"{TINY}: ships with the program, there is nothing to fetch; use it with -m {TINY}")
     wanted = ModelName.parse(name, revision)
@@ -108,16 +100,16 @@ def pull(
     from ...models.local_facts import maps_in
 
     model = find_on_hub(wanted, file=file, token=token)
-    _say(describe(model))
+    say(describe(model))
     info = check(model, folder, force)
     architecture = info.architecture if info.architecture in ROUTED else repr(info.architecture)
-    _say(f"{architecture}, {experts(info)}" if info.is_moe else f"{architecture}, no experts")
-    maps = _fitting(model, info, maps_in(maps_dirs, _warn))
+    say(f"{architecture}, {experts(info)}" if info.is_moe else f"{architecture}, no experts")
+    maps = _fitting(model, info, maps_in(maps_dirs, warn))
     if maps:
-        _say(f"maps that fit: {', '.join(item.name for item in maps)}")
+        say(f"maps that fit: {', '.join(item.name for item in maps)}")
     here = model.bytes_here(folder)
     if 0 < here < model.model.size:
-        _say(f"{human(here)} of {human(model.model.size)} are here already")
+        say(f"{human_size(here)} of {human_size(model.model.size)} are here already")
     free = model.check_space(folder)
     paths = [] if dry_run else fetch(model, folder)
     if not dry_run:
@@ -125,7 +117,7 @@ def pull(
     if as_json:
         print_json(_result(model, info, maps, here, free, paths))
     elif dry_run:
-        click.echo(f"would fetch {human(model.model.size - here)} of {human(model.model.size)}")
+        click.echo(f"would fetch {human_size(model.model.size - here)} of {human_size(model.model.size)}")
     else:
         click.echo(str(paths[0]))
 
@@ -133,13 +125,6 @@ def pull(
 def experts(info: Any) -> str:
     """Experts in a phrase: "64 experts, top-8, 16 layers"."""
     return f"{info.n_expert} experts, top-{info.n_expert_used}, {info.n_layer} layers"
-
-
-def human(n_bytes: int) -> str:
-    """A size."""
-    from ..._util.files import human_size
-
-    return human_size(n_bytes)
 
 
 def _local(wanted: Any, file: str | None, folder: Path | None, dry_run: bool, as_json: bool) -> None:
@@ -160,9 +145,11 @@ def _local(wanted: Any, file: str | None, folder: Path | None, dry_run: bool, as
 
 def _fitting(model: HubModel, info: ModelInfo, maps: list[LocalMap]) -> list[LocalMap]:
     """The maps that were made for the model: its routers are read from the hub if any has its shape."""
-    possible = candidates(info, maps)
     identity = info.identity
-    if possible and identity and identity.router_sha256 == UNKNOWN_ROUTER:
+    if identity is None:
+        return []
+    possible = [item for item in maps if replace(item.identity, router_sha256=identity.router_sha256) == identity]
+    if possible and identity.router_sha256 == UNKNOWN_ROUTER:
         with progress_bar() as show:
             identity = model.info(routers=True, progress=show).identity
     return [item for item in possible if item.identity == identity]
@@ -176,7 +163,7 @@ def _hint(path: Path, folder: Path | None) -> None:
     named = next((model for model in local.models() if model.path == path), None)
     name = local.name_of(named) if named else str(path)
     where = f" --models-dir {folder}" if folder and name != str(path) else ""
-    _say(f'try it: steermoe run -m {name}{where} -p "..."')
+    say(f'try it: steermoe run -m {name}{where} -p "..."')
 
 
 def _result(
@@ -203,11 +190,3 @@ def _result(
         "paths": [str(path) for path in paths],
         "fetched": bool(paths),
     }
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
-
-
-def _warn(text: str) -> None:
-    click.echo(f"warning: {text}", err=True)

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from ..._util.files import read_bytes
 from ...errors import FormatError, UsageError
-from ..options.common import json_option, llama_options, model_option, template_options
+from ..options.common import FILE, json_option, output_option, reasoning_option, resume_options, template_options
+from ..options.groups import is_given
+from ..options.llama import llama_options
+from ..options.model import model_option
 from ..options.sampling import sampling_options
 from ..options.steering import steering_options
-from ..run.setup import REASONING, BatchFlags, RunFlags
+from ..run.setup import BatchFlags, RunFlags
 
 _MAX_PROMPT = 64 << 20  # bytes
 
@@ -26,7 +28,7 @@ _MAX_PROMPT = 64 << 20  # bytes
     "-f",
     "--file",
     "prompt_file",
-    type=click.Path(path_type=Path),
+    type=FILE,
     allow_from_autoenv=False,  # `pull` has another --file
     metavar="FILE",
     help="Read what the user says from a file.",
@@ -41,15 +43,12 @@ _MAX_PROMPT = 64 << 20  # bytes
     metavar="FILE",
     help="Answer many prompts: JSON Lines with `prompt` or `messages`, or lines of text; - for stdin.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
+@output_option(
+    "With --n-prompts: JSON Lines to write.  [default: stdout]",
+    required=False,
     allow_from_autoenv=False,  # no other command's output
-    help="With --n-prompts: JSON Lines to write.  [default: stdout]",
 )
-@click.option("--resume", is_flag=True, help="With -o: go on with an interrupted run.")
-@click.option("--restart", is_flag=True, help="With -o: forget an interrupted run.")
+@resume_options("With -o: go on with an interrupted run.", "With -o: forget an interrupted run.")
 @click.option(
     "-np",
     "--parallel",
@@ -70,13 +69,7 @@ _MAX_PROMPT = 64 << 20  # bytes
 )
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
 @template_options
-@click.option(
-    "--reasoning",
-    type=click.Choice(REASONING),
-    default="auto",
-    show_default=True,
-    help="What the model thinks before it answers; auto shows it on a terminal.",
-)
+@reasoning_option("What the model thinks before it answers; auto shows it on a terminal.")
 @click.option("--show-timings", is_flag=True, help="Tell tokens and tokens per second on stderr.")
 @llama_options
 @json_option
@@ -108,29 +101,23 @@ def run(
       steermoe run -m olmoe.gguf --n-prompts questions.jsonl -n 200 -o answers.jsonl
     """
     flags = RunFlags(model=model, **options)
-    typed = _typed()
     if prompts_file is not None:
-        if {"prompt", "prompt_file"} & typed:
+        if is_given("prompt") or is_given("prompt_file"):
             raise UsageError("--n-prompts has the prompts; leave out -p and -f")
         from ..run.batch import run_batch
 
         run_batch(flags, BatchFlags(prompts_file, output, resume, restart, parallel), as_json)
         return
+    # what comes from the environment or the configuration, and does not fit, is left aside
     for option, name in (("output", "-o"), ("resume", "--resume"), ("restart", "--restart"), ("parallel", "-np")):
-        if option in typed:
+        if is_given(option):
             raise UsageError(f"{name} belongs to --n-prompts FILE; a single answer goes to stdout")
-    if {"prompt", "prompt_file"} <= typed:
+    if is_given("prompt") and is_given("prompt_file"):
         raise UsageError("-p and -f both give the prompt; to ask about a file, pipe it in: steermoe run -p ... < FILE")
-    said = _prompt(prompt, None if "prompt" in typed else prompt_file)
+    said = _prompt(prompt, None if is_given("prompt") else prompt_file)
     from ..run.one import run_one
 
     run_one(flags, said, as_json)
-
-
-def _typed() -> set[str]:
-    """The options that stand on the command line; of those from elsewhere, what does not fit is left aside."""
-    context = click.get_current_context()
-    return {n for n in context.params if context.get_parameter_source(n) == ParameterSource.COMMANDLINE}
 
 
 def _prompt(prompt: str | None, prompt_file: Path | None) -> str:

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +16,16 @@ import click
 
 from ...errors import SteerMoEError, UsageError
 from ...models.embedded import TINY, data_folder
-from ..options.common import LlamaFlags, llama_options, model_option, template_options
-from ..options.memory_check import check_memory
+from ..options.common import FILE, template_options
+from ..options.llama import LlamaFlags, llama_options
+from ..options.model import model_option
+from ..options.opening import check_memory, context_size, open_engine
 from ..options.sampling import sampling_options
+from ..output import say, warn
 
 if TYPE_CHECKING:
-    from ...generation.engine import Engine, Sampling
-    from ...model_files.model_info import ModelInfo
+    from ...generation.engine import Engine
     from ...server import SteeringRegistry
-
-DEFAULT_CONTEXT = 4096
 
 
 @click.command()
@@ -32,7 +33,8 @@ DEFAULT_CONTEXT = 4096
 @click.option("-a", "--alias", "aliases", multiple=True, metavar="NAME", help="Further name of the model for clients.")
 @click.option(
     "--maps",
-    type=click.Path(path_type=Path),
+    "maps_folder",
+    type=FILE,
     metavar="DIR",
     help="Folder of maps and bias files that requests can name.",
 )
@@ -48,9 +50,11 @@ DEFAULT_CONTEXT = 4096
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port, 0: a free one.")
 @click.option("--api-key", metavar="KEY", help="Key that clients must send; STEERMOE_API_KEY keeps it out of `ps`.")
-@click.option("--api-key-file", type=click.Path(path_type=Path), metavar="FILE", help="Read the key from a file.")
+@click.option("--api-key-file", type=FILE, metavar="FILE", help="Read the key from a file.")
 @click.option("--no-auth", is_flag=True, help="Serve everyone who can reach an address that is not this machine's own.")
-@click.option("--cors", multiple=True, metavar="ORIGIN", help="Let web pages of this origin use the server.")
+@click.option(
+    "--cors", "cors_origins", multiple=True, metavar="ORIGIN", help="Let web pages of this origin use the server."
+)
 @click.option(
     "--allowed-host", "allowed_hosts", multiple=True, metavar="NAME", help="Host name that clients may use for it."
 )
@@ -93,30 +97,20 @@ DEFAULT_CONTEXT = 4096
 @llama_options
 def serve(
     model: Path,
-    aliases: tuple[str, ...],
-    maps: Path | None,
+    maps_folder: Path | None,
     maps_writable: bool,
     steering: str | None,
     activate: int,
     deactivate: int,
     force: bool,
-    host: str,
-    port: int,
     api_key: str | None,
     api_key_file: Path | None,
-    no_auth: bool,
-    cors: tuple[str, ...],
-    allowed_hosts: tuple[str, ...],
     parallel: int,
     ctx_size: int | None,
-    queue_limit: int,
-    timeout: float,
-    log_prompts: bool,
-    sampling: Sampling,
     n_predict: int | None,
-    thinking: bool,
     template_arguments: Mapping[str, Any] | None,
     flags: LlamaFlags,
+    **options: Any,
 ) -> None:
     """Serve a model under OpenAI's API, steered differently by each request, with a page at /.
 
@@ -136,48 +130,33 @@ def serve(
     from ...server.program import run_server
 
     facts = model_info(model, routers=False)
-    if ctx_size is None:
-        ctx_size = min(DEFAULT_CONTEXT, facts.context_length or DEFAULT_CONTEXT)
     settings = ServerSettings(
         model=_name(model),
-        aliases=aliases,
-        host=host,
-        port=port,
         api_key=_key(api_key, api_key_file),
-        no_auth=no_auth,
-        cors_origins=cors,
-        allowed_hosts=allowed_hosts,
-        queue_limit=queue_limit,
-        timeout=timeout,
-        log_prompts=log_prompts,
-        maps_folder=maps,
+        maps_folder=maps_folder,
         maps_writable=maps_writable,
-        sampling=sampling,
         max_tokens=n_predict,
-        thinking=thinking,
         template_arguments=template_arguments or {},
+        **options,
     )
     if not facts.chat_template:
-        _say(f"warning: {model}: no chat template, so only /v1/completions can answer")
-    check_memory(facts, flags, ctx_size, parallel)
-    registry = SteeringRegistry(folder=maps, writable=maps_writable, force=force)
+        warn(f"{model}: no chat template, so only /v1/completions can answer")
+    n_ctx = context_size(facts, ctx_size)
+    check_memory(facts, flags, n_ctx, parallel)  # before it listens, so that nobody connects to what cannot run
+    flags = replace(flags, memory_check=False)
+    registry = SteeringRegistry(folder=maps_folder, writable=maps_writable, force=force)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("steermoe.server").setLevel(logging.INFO)
 
     @contextmanager
     def load() -> Iterator[Engine]:
-        with _engine(facts, flags, ctx_size, parallel, force) as engine:
-            for warning in registry.open(engine.identity):
-                _say(f"warning: {warning}")
+        with open_engine(facts, flags, n_ctx, parallel, force=force) as engine:
+            warn(*registry.open(engine.identity))
             if steering is not None:
                 _choose_default(registry, steering, activate, deactivate)
             yield engine
 
-    run_server(settings, registry, load, _say)
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)
+    run_server(settings, registry, load, say)
 
 
 def _require_extra() -> None:
@@ -207,23 +186,6 @@ def _key(key: str | None, file: Path | None) -> str | None:
     return found
 
 
-@contextmanager
-def _engine(facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_parallel: int, force: bool) -> Iterator[Engine]:
-    from ...generation.engine import Engine
-    from ...llama.steered_llama import SteeredLlama
-
-    # a small context: the engine makes one of its own over the same weights
-    llama = SteeredLlama(facts.paths[0], n_ctx=64, n_batch=64, **flags.model_arguments())
-    try:
-        arguments = flags.context_arguments()
-        del arguments["n_threads_batch"]  # one number of threads
-        arguments["n_batch"] = max(arguments["n_batch"], n_parallel)
-        with Engine(llama, n_ctx=n_ctx, n_slots=n_parallel, force=force, **arguments) as engine:
-            yield engine
-    finally:
-        llama.close()
-
-
 def _choose_default(registry: SteeringRegistry, wanted: str, activate: int, deactivate: int) -> None:
     """Steer by a registered name, or by a file, which is registered then. Raises SteerMoEError."""
     from ...server.api_errors import ApiError
@@ -232,8 +194,7 @@ def _choose_default(registry: SteeringRegistry, wanted: str, activate: int, deac
     name = wanted
     if path.suffix in (".json", ".gguf") or path.exists():
         name, warnings = registry.add_file(path, activate, deactivate)
-        for warning in warnings:
-            _say(f"warning: {warning}")
+        warn(*warnings)
     try:
         registry.resolve(name)
     except ApiError as error:

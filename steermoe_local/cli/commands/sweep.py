@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 import click
 
 from ...errors import UsageError
-from ..options.common import console
-from ..options.evaluation import evaluation_options
-from ..options.evaluation_setup import RECORDS, EvaluationSetup
-from .eval import rich_table
+from ..options.common import strength_option
+from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
+from ..output import console, print_json, rich_table, say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from ...evaluation.studies.search.grid import Grid, Plan
+    from ...evaluation.studies.search.sweep import Sweep
 
 _PICTURES = ("pareto.png", "pareto.svg")
 _ALL = "all"
@@ -44,9 +47,7 @@ _MOST_ROWS = 60  # of a table on the terminal; the files have all
     metavar="A-B",
     help="Steer only these layers, like 3-7,9, or `all`; may be given again.  [default: all]",
 )
-@click.option(
-    "--strength",
-    "--scale",
+@strength_option(
     "strengths",
     allow_from_autoenv=False,
     default="hard",
@@ -83,12 +84,11 @@ def sweep(
       steermoe sweep -m olmoe.gguf --map map.json --activate 0,5,10 --deactivate 0..200:20 --layers all \\
         --layers 4-11 --strength hard,2,4 --task questions.jsonl -o out
     """
-    from ...evaluation.reports.figure import missing_matplotlib
-    from ...evaluation.reports.sweep import draw_sweep, sweep_csv, sweep_markdown, sweep_tables
+    from ...evaluation.reports.sweep import sweep_csv, sweep_markdown, sweep_tables
     from ...evaluation.studies.search.grid import plan
     from ...evaluation.studies.search.sweep import sweep as run
 
-    # mistakes are told before anything is made or loaded
+    # wrong input fails before anything is written or loaded
     grid = _grid(activates, deactivates, layer_ranges, strengths, both_ways)
     steering = setup.map_steering
     planned = plan(steering, grid, setup.identity)
@@ -100,18 +100,12 @@ def sweep(
         _announce(planned, n_items, 0 if guards[0] is None else len(guards[0][0].items))
         result = run(evaluator, steering, grid, cost="kl" if cost == "kl" else "ppl", seed=setup.seed)
         # inside: should the disk be full now, --resume finds all answers
-        drawn: tuple[str, ...] = ()
-        if problem := missing_matplotlib():
-            click.echo(problem, err=True)
-        elif draw_sweep(result, [setup.path(name) for name in _PICTURES]):
-            drawn = _PICTURES[:1]
-        else:
-            click.echo("no picture: without a neutral text there is no price to draw the effect against", err=True)
+        drawn = setup.draw(lambda paths: _draw(result, paths), _PICTURES)
         data = setup.write_summary(result.to_dict())
         setup.write("table.csv", sweep_csv(result))
         setup.write("report.md", sweep_markdown(result, setup.command, drawn))
     if setup.as_json:
-        setup.print_json(data)
+        print_json(data)
         return
     for table in sweep_tables(result):
         if len(table.rows) <= _MOST_ROWS:
@@ -139,7 +133,16 @@ def _grid(
     )
 
 
+def _draw(result: Sweep, paths: Sequence[Path]) -> bool:
+    from ...evaluation.reports.sweep import draw_sweep
+
+    drawn = draw_sweep(result, paths)
+    if not drawn:
+        say("no picture: without a neutral text there is no price to draw the effect against")
+    return drawn
+
+
 def _announce(planned: Plan, n_items: int, n_benign: int) -> None:
     """How much work there is."""
     benign = f" and {n_benign} benign prompts" if n_benign else ""
-    click.echo(f"{planned}; each, and the unsteered model, answers {n_items} items{benign}", err=True)
+    say(f"{planned}; each, and the unsteered model, answers {n_items} items{benign}")

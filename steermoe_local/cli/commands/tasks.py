@@ -2,52 +2,36 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.text import Text
 
 from ..._util.files import require_writable
-from ...errors import UsageError
-from ..options.common import EXIT_ERROR, F, ModelPath, console, facts_table, json_option, print_json, template_options
+from ..options.common import (
+    FILE,
+    hub_offline_option,
+    json_option,
+    other_model_option,
+    output_option,
+    selection_options,
+    template_options,
+)
+from ..output import console, facts_table, print_json, print_left_out, say, visible
+from ..program import EXIT_ERROR
 
 if TYPE_CHECKING:
     from ...evaluation.measuring.task_check import TaskCheck
 
 _SHOWN = 20  # problems that are printed; --json has them all
-# an id or a message may quote somebody else's file: nothing in it may move the cursor
-_VISIBLE = {code: 0x2400 + code for code in range(32)} | {127: 0x2421} | dict.fromkeys(range(128, 160), 65533)
 
 
 @click.group("tasks")
 def tasks() -> None:
     """Make tasks for `eval` from data sets, check them, list what there is."""
-
-
-def _selection(command: F) -> F:
-    """--skip, --limit, --sample and --seed; the command gets them as one argument, `wanted`."""
-
-    @functools.wraps(command)
-    def with_selection(**arguments: Any) -> Any:
-        wanted = {name: arguments.pop(name) for name in ("skip", "limit", "sample", "seed")}
-        if wanted["limit"] is not None and wanted["sample"] is not None:
-            raise UsageError("--limit takes the first items, --sample draws some of all; give one of them")
-        return command(**arguments, wanted=wanted)
-
-    options = (
-        click.option("--skip", type=click.IntRange(0), default=0, help="Leave out the first items.", metavar="N"),
-        click.option("--limit", type=click.IntRange(1), metavar="N", help="Take the first items.  [default: all]"),
-        click.option("--sample", type=click.IntRange(1), metavar="N", help="Draw items at random instead."),
-        click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything that is drawn."),
-    )
-    wrapped: Any = with_selection
-    for option in reversed(options):
-        wrapped = option(wrapped)
-    return cast(F, wrapped)
 
 
 @tasks.command()
@@ -72,7 +56,7 @@ def _selection(command: F) -> F:
 )
 @click.option("--all-questions", is_flag=True, help="MQuAKE: all three wordings of a multi-hop question.")
 @click.option("--column", metavar="NAME", help="Column of the prompts in a list of prompts.")
-@click.option("--answers", type=click.Path(path_type=Path), metavar="FILE", help="MCTest: the .ans of a .tsv.")
+@click.option("--answers", type=FILE, metavar="FILE", help="MCTest: the .ans of a .tsv.")
 @click.option("--system", default="", metavar="TEXT", help="System prompt of the task.")
 @click.option(
     "--max-tokens", type=click.IntRange(1), metavar="N", help="Longest answer.  [default: 64; 128 for lists of prompts]"
@@ -87,11 +71,9 @@ def _selection(command: F) -> F:
 )
 @click.option("--name", "task_name", default="", metavar="TEXT", help="Name of the task.  [default: the layout's]")
 @click.option("--license", "license_", default="", metavar="TEXT", help="Licence of the data, kept in the file.")
-@_selection
-@click.option("--offline", is_flag=True, help="Take hub data from the cache alone, as with HF_HUB_OFFLINE=1.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Task file to write, JSONL.", metavar="FILE"
-)
+@selection_options("items")
+@hub_offline_option
+@output_option("Task file to write, JSONL.", metavar="FILE")
 @json_option
 def build(
     layout: str,
@@ -121,7 +103,7 @@ def build(
     from ...evaluation.datasets.builders import (
         BuildOptions,
         Tally,
-        layout_rows,
+        dataset_rows,
         select,
         task_head,
         task_items,
@@ -135,7 +117,7 @@ def build(
     formats = hub.ROWS + hub.TABLES
     paths = (path for name in sources for path in hub.local_files(name, offline=offline, formats=formats))
     tally = Tally()
-    items = task_items(layout, layout_rows(layout, paths, column=column, answers=answers), tally, options)
+    items = task_items(layout, dataset_rows(layout, paths, column=column, answers=answers), tally, options)
     write_task(select(items, tally, **wanted), output, head, tally)
     skipped = dict(sorted(tally.skipped.items()))
     if as_json:
@@ -150,9 +132,8 @@ def build(
             }
         )
         return
-    click.echo(f"{tally.items:,} items from {tally.rows:,} rows of {', '.join(sources)}: {output}", err=True)
-    for reason, n in skipped.items():
-        click.echo(f"  {n:,} left out: {reason.translate(_VISIBLE)}", err=True)
+    say(f"{tally.items:,} items from {tally.rows:,} rows of {', '.join(sources)}: {output}")
+    print_left_out(skipped)
 
 
 @tasks.command("list")
@@ -164,7 +145,7 @@ def list_(as_json: bool) -> None:
     Example:
       steermoe tasks list
     """
-    from ...evaluation.datasets.builders import LAYOUTS
+    from ...evaluation.datasets.builders import ADAPTERS
     from ...evaluation.tasks.builtin import BUILTIN, builtin_names, builtin_task
     from ...evaluation.tasks.scorers import SCORERS, option_names
 
@@ -178,7 +159,7 @@ def list_(as_json: bool) -> None:
                 ],
                 "layouts": [
                     {"name": name, "what": layout.what, "source": layout.source, "columns": layout.columns}
-                    for name, layout in LAYOUTS.items()
+                    for name, layout in ADAPTERS.items()
                 ],
                 "scorers": [{"name": name, "options": option_names(name)} for name in SCORERS],
             }
@@ -191,7 +172,7 @@ def list_(as_json: bool) -> None:
             for name, task in shipped.items()
         ],
         "layouts of data sets that you bring": [
-            (name, f"{layout.what}; {layout.source}") for name, layout in LAYOUTS.items()
+            (name, f"{layout.what}; {layout.source}") for name, layout in ADAPTERS.items()
         ],
         "scorers": [(name, ", ".join(option_names(name)) or "no options") for name in SCORERS],
     }
@@ -203,14 +184,7 @@ def list_(as_json: bool) -> None:
 
 @tasks.command()
 @click.argument("task_name", metavar="TASK")
-@click.option(
-    "-m",
-    "--model",
-    type=ModelPath(),
-    allow_from_autoenv=False,  # not the model that is run
-    metavar="MODEL",
-    help="Count the prompts' tokens with this model's vocabulary and chat template.",
-)
+@other_model_option("Count the prompts' tokens with this model's vocabulary and chat template.")
 @click.option("--scorer", metavar="NAME", help="Check for this scorer.  [default: the task's]")
 @template_options
 @json_option
@@ -248,15 +222,15 @@ def _print(found: TaskCheck) -> None:
     task, out = found.task, console()
     options = ", ".join(f"{key}={json.dumps(value)}" for key, value in task.options.items())
     rows = [
-        ("task", task.name.translate(_VISIBLE)),
+        ("task", visible(task.name)),
         (
             "items",
             f"{len(task.items):,}" + (f", usable {len(task.items) - len(found.problems):,}" * bool(found.problems)),
         ),
         ("scorer", task.scorer + (f" ({options})" if options else "")),
-        ("sides", f"{task.positive or 'right'} / {task.negative or 'wrong'}".translate(_VISIBLE)),
+        ("sides", visible(f"{task.positive or 'right'} / {task.negative or 'wrong'}")),
         ("longest answer", f"{task.max_tokens} tokens"),
-        ("licence", task.license.translate(_VISIBLE) or "not told"),
+        ("licence", visible(task.license) or "not told"),
         ("sha256", task.sha256),
     ]
     if (n := found.lengths) is not None:
@@ -272,6 +246,6 @@ def _print(found: TaskCheck) -> None:
         out.print(Text(f"\n{kind}: {len(entries)}", style="bold"))
         for name, reason in entries[:_SHOWN]:
             text = reason if kind == "problems" else f"{name}: {reason}"
-            out.print(Text(f"  {text.translate(_VISIBLE)}"), soft_wrap=True)
+            out.print(Text(f"  {visible(text)}"), soft_wrap=True)
         if len(entries) > _SHOWN:
             out.print(f"  and {len(entries) - _SHOWN} more (--json has them all)")

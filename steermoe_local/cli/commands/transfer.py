@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...errors import UsageError
 from ...pairs.pairs import Pair, PairsFile, pairs_digest
-from ..options.common import Words, console, progress_bar
-from ..options.evaluation import evaluation_options
-from ..options.evaluation_setup import NONE, EvaluationSetup
-from ..options.steering import warn
-from .eval import rich_table
+from ..options.common import WORDS, check_unfinished
+from ..options.evaluation_setup import NONE, EvaluationSetup, evaluation_options
+from ..output import console, print_json, print_reports, progress_bar, say, warn
 
 if TYPE_CHECKING:
     from ...evaluation.studies.transfer.results import Transfer
@@ -35,7 +32,7 @@ _QUANTS = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0,Q3_K_M,Q2_K,IQ4_XS"
 )
 @click.option(
     "--quants",
-    type=Words(),
+    type=WORDS,
     default=_QUANTS,
     show_default=True,
     metavar="TYPE,...",
@@ -71,21 +68,20 @@ def transfer(
       steermoe transfer -m olmoe-f16.gguf --map map.json --pairs pairs.jsonl --task questions.jsonl \\
         --activate 10 --deactivate 50 --quants Q8_0,Q4_K_M --keep -o out
     """
-    from ...evaluation.reports.figure import missing_matplotlib
     from ...evaluation.reports.transfer import draw_transfer, markdown
     from ...evaluation.studies.transfer.quantize import Quantizer, file_type
     from ...evaluation.studies.transfer.results import Column
     from ...evaluation.studies.transfer.transfer import transfer as measure
     from ...generation.answer_file import AnswerFile
 
-    kinds = [file_type(name) for name in quants]  # an unknown name is told before anything is read
-    steering = setup.steering  # what cannot be used is told before a folder is made
+    kinds = [file_type(name) for name in quants]  # an unknown name fails before anything is read
+    steering = setup.steering  # wrong input fails before anything is written
     _ = setup.task, setup.scorer, setup.guards
     pairs = _pairs(setup, pairs_file)
     setup.check_output("summary.json", "report.md", _COLUMNS, *_PICTURES)
     folder = setup.path("models")
     quantizer = Quantizer(setup.facts, folder)
-    warn(filter(None, [quantizer.warning]))
+    warn(*filter(None, [quantizer.warning]))
     with ExitStack() as stack:
         kept = stack.enter_context(AnswerFile(setup.path(_COLUMNS)))
         done = _done(setup, kept, {**_settings(setup, pairs, top_n, n_agreement), "base_sha256": quantizer.sha256})
@@ -117,16 +113,12 @@ def transfer(
             on_map=lambda name, expert_map: expert_map.save(setup.path(f"{name}.map.json")),
             progress=bar,
         )
-        problem = missing_matplotlib()
-        if problem:
-            click.echo(problem, err=True)
-        else:
-            draw_transfer(found, [setup.path(name) for name in _PICTURES])
+        drawn = setup.draw(lambda paths: draw_transfer(found, paths), _PICTURES)
         data = setup.write_summary(found.to_dict())
-        setup.write("report.md", markdown(found, setup.command, () if problem else _PICTURES[:1]))
+        setup.write("report.md", markdown(found, setup.command, drawn))
         kept.finish([found.base.name, *(column.name for column in found.columns)])
     if setup.as_json:
-        setup.print_json(data)
+        print_json(data)
         return
     _print(found)
     click.echo(f"\nwritten: {setup.path('report.md')}")
@@ -142,11 +134,11 @@ def _pairs(setup: EvaluationSetup, name: str | None) -> Collection[Pair] | None:
 
 
 def _settings(setup: EvaluationSetup, pairs: Collection[Pair] | None, top_n: int, n_agreement: int) -> dict[str, Any]:
-    """All that a column hangs on: what must be the same to go on with an interrupted run."""
+    """What must be the same to go on with an interrupted run."""
     neutral = setup.guards[1]
     steering = {key: value for key, value in setup.steering.to_dict().items() if key not in ("map", "name")}
     return {
-        **setup.about,
+        **setup.metadata,
         "steering": steering,
         "task_sha256": setup.task.sha256,
         "neutral_sha256": None if neutral is None else neutral.sha256,
@@ -160,8 +152,7 @@ def _settings(setup: EvaluationSetup, pairs: Collection[Pair] | None, top_n: int
 
 def _done(setup: EvaluationSetup, kept: AnswerFile, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Columns of an interrupted run. Raises UsageError without --resume or --restart, or with other settings."""
-    if kept.exists() and not setup.resume and not setup.restart:
-        raise UsageError(f"{kept.path}: an interrupted run; go on with --resume, or start over with --restart")
+    check_unfinished(kept, setup.resume, setup.restart)
     if kept.exists() and setup.resume:
         kept.resume(settings)
         return list(kept.records())
@@ -173,10 +164,10 @@ def _done(setup: EvaluationSetup, kept: AnswerFile, settings: dict[str, Any]) ->
 
 
 def _tell(kept: AnswerFile, n_kept: int) -> None:
-    """What an interrupted run leaves."""
+    """Say how much of an interrupted run is kept."""
     if n_kept:
         what = "1 model is" if n_kept == 1 else f"{n_kept} models are"
-        click.echo(f"{what} done and kept in {kept.path}; go on with the same command and --resume", err=True)
+        say(f"{what} done and kept in {kept.path}; go on with the same command and --resume")
 
 
 class _QuantizerBar:
@@ -187,7 +178,6 @@ class _QuantizerBar:
         self._show: Callable[[str, int, int], None] | None = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Show how far it is."""
         if self._show is None:
             self._show = self._open.enter_context(progress_bar())
         self._show(what, done, total)
@@ -195,7 +185,6 @@ class _QuantizerBar:
             self.close()
 
     def close(self) -> None:
-        """Take it away."""
         self._show = None
         self._open.close()
 
@@ -203,8 +192,6 @@ class _QuantizerBar:
 def _print(found: Transfer) -> None:
     from ...evaluation.reports.transfer import conclusions, rates, table, types
 
-    out = console()
-    for number, part in enumerate((table(found), rates(found), types(found))):
-        out.print(*([""] if number else []), rich_table(part), sep="\n")
+    print_reports((table(found), rates(found), types(found)))
     for line in (*conclusions(found), *(f"note: {warning}" for warning in found.warnings)):
-        out.print(f"\n{line}", markup=False, soft_wrap=True)
+        console().print(f"\n{line}", markup=False, soft_wrap=True)

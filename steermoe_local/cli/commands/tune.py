@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,46 +10,28 @@ import click
 from ..._util.files import require_writable
 from ...errors import UsageError
 from ...steering.bias_file import write_bias
-from ..options.common import EXIT_ERROR, console
-from ..options.evaluation import evaluation_options, is_given
-from ..options.evaluation_setup import RECORDS, EvaluationSetup
-from .eval import rich_table
+from ..options.common import FILE, SHARE
+from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
+from ..options.groups import is_given
+from ..output import console, print_json, rich_table, say
+from ..program import EXIT_ERROR
 
 _PICTURES = ("tuning.png", "tuning.svg")
 
 
-class Share(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """A share: 5% or 0.05."""
-
-    name = "share"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The share as a number; below 0 or not finite is a mistake."""
-        if isinstance(value, float):
-            return value
-        text = str(value).strip()
-        try:
-            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        except ValueError:
-            share = math.nan
-        if not 0 <= share < math.inf:
-            self.fail(f"{value!r} is no share, like 5% or 0.05.", param, ctx)
-        return share
-
-
 @click.command()
 @evaluation_options(without=("activate", "deactivate", "preset"))
-@click.option("--max-ppl-increase", type=Share(), metavar="SHARE", help="Most increase of the perplexity, like 5%.")
+@click.option("--max-ppl-increase", type=SHARE, metavar="SHARE", help="Most increase of the perplexity, like 5%.")
 @click.option("--max-kl", type=click.FloatRange(0), metavar="X", help="Most KL from the unsteered model, in nats.")
 @click.option(
     "--max-refusal-increase",
-    type=Share(),
+    type=SHARE,
     metavar="SHARE",
     help="Most benign prompts refused beyond the unsteered model's, like 5%.",
 )
 @click.option(
     "--max-looping-increase",
-    type=Share(),
+    type=SHARE,
     metavar="SHARE",
     help="Most looping answers beyond the unsteered model's, like 5%.",
 )
@@ -66,7 +47,7 @@ class Share(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 )
 @click.option(
     "--choosing-share",
-    type=Share(),
+    type=SHARE,
     default="50%",
     show_default=True,
     metavar="SHARE",
@@ -78,7 +59,7 @@ class Share(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 @click.option(
     "--write",
     "bias_output",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="BIAS",
     help="Bias file to write.  [default: bias.gguf in the folder of the results]",
 )
@@ -109,7 +90,6 @@ def tune(
       steermoe tune -m tiny --map digits-words --max-ppl-increase 5% -o out
       steermoe tune -m olmoe.gguf --map map.json --task questions.jsonl --max-kl 0.05 --max-refusal-increase 5% -o out
     """
-    from ...evaluation.reports.figure import missing_matplotlib
     from ...evaluation.reports.tuning import draw_tuning, tuning_markdown, tuning_tables, tuning_verdict
     from ...evaluation.studies.search import tune as search
     from ...evaluation.studies.search.candidate_evaluator import split
@@ -118,7 +98,7 @@ def tune(
     if exhaustive and is_given("max_choices"):
         raise UsageError("--max-choices is for the search, and --exhaustive looks at every choice; give one of them")
     budget = Budget(max_ppl_increase, max_kl, max_refusal_increase, max_looping_increase)
-    # mistakes are told before anything is made or loaded
+    # wrong input fails before anything is written or loaded
     steering = setup.map_steering
     whole = search_space(steering)
     split([str(item.id) for item in setup.task.items], setup.seed, choosing_share)
@@ -129,9 +109,7 @@ def tune(
     n = len(setup.task.items)
     words = "every choice is looked at" if exhaustive else f"at most {max_choices} choices are looked at"
     with setup.evaluator() as evaluator:
-        click.echo(
-            f"{whole.n_choices} choices there are; {words}, on {round(choosing_share * n)} of {n} items", err=True
-        )
+        say(f"{whole.n_choices} choices there are; {words}, on {round(choosing_share * n)} of {n} items")
         if exhaustive:
             only = [None if most is None else range(most + 1) for most in (max_activate, max_deactivate)]
             result = search.exhaustive(evaluator, steering, budget, activate=only[0], deactivate=only[1], **common)
@@ -143,12 +121,7 @@ def tune(
             }
             result = search.tune(evaluator, steering, budget, **limits, **common)
         # inside: should the disk be full now, --resume finds all answers
-        drawn: tuple[str, ...] = ()
-        if problem := missing_matplotlib():
-            click.echo(problem, err=True)
-        else:
-            draw_tuning(result, [setup.path(name) for name in _PICTURES])
-            drawn = _PICTURES[:1]
+        drawn = setup.draw(lambda paths: draw_tuning(result, paths), _PICTURES)
         if result.bias is not None:
             write_bias(result.bias, target)
         else:  # the result of an earlier search would pass for this one's
@@ -156,7 +129,7 @@ def tune(
         data = setup.write_summary({**result.to_dict(), "bias": str(target) if result.bias else None})
         setup.write("report.md", tuning_markdown(result, setup.command, drawn))
     if setup.as_json:
-        setup.print_json(data)
+        print_json(data)
     else:
         for table in tuning_tables(result):
             console().print(rich_table(table), "")
@@ -165,5 +138,5 @@ def tune(
         )
     if result.bias is None:
         if setup.as_json:
-            click.echo(tuning_verdict(result), err=True)
+            say(tuning_verdict(result))
         raise SystemExit(EXIT_ERROR)

@@ -1,5 +1,5 @@
-"""Option groups that commands share, and where their defaults come from.
+"""Groups of options that commands share, the configuration of their defaults, and what they open.
 
-Imports: the package's stages; no command.
-Public: one decorator a group.
+Imports: cli.output and the package's stages; no command.
+Public: `option_group`, a decorator for each group (`llama_options`, ...), `open_model`, `open_engine`.
 """

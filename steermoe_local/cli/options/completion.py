@@ -1,4 +1,4 @@
-"""What a shell completes where an option or argument takes a model, a map, a bias or pairs."""
+"""Shell completion of options and arguments that take a model, a map, a bias file or pairs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOST = 200  # entries of a folder that are offered
 
 
 def attach(root: click.Group) -> None:
-    """Let the parameters of all commands complete what they take, by their types and names."""
+    """Add completion to the parameters of all commands, by their types and names."""
     for _, command in settings.commands(root):
         for parameter in command.params:
             if parameter._custom_shell_complete is None and (complete := _completer(parameter)) is not None:

@@ -1,25 +1,23 @@
 """The configuration file: defaults for the command line's options, in TOML.
 
 Keys are long names of options. At the top they hold for every command that has them, in a table like `[chat]` or
-`[pairs.check]` for that command; the nearer one counts. Which commands and options there are is the caller's to say.
+`[pairs.check]` for that command, which overrides the top. The caller says which commands and options there are.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from ..._util.files import read_bytes
 from ...errors import FormatError, UsageError
-from .toml_edit import table_and_key
-
-__all__ = ["Commands", "ConfigFile", "Entry", "OptionKind", "config_path", "is_secret", "parse_value"]
 
 ENVIRONMENT = "STEERMOE_CONFIG"
 _LIMIT = 1 << 20
@@ -64,17 +62,18 @@ class OptionKind:
         return isinstance(value, types[self.what]) and (self.what == "flag") == isinstance(value, bool)
 
 
-Path_ = tuple[str, ...]
-Commands = Mapping[Path_, Mapping[str, OptionKind]]
+Keys = tuple[str, ...]
+"""Names of tables and of a key in the last of them: ("pairs", "check", "limit")."""
+Commands = Mapping[Keys, Mapping[str, OptionKind]]
 """The options of every command by its path, like ("pairs", "check"), and their long names without the dashes."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A value and the line of the file that it stands in, None if that is not known."""
+    """A value of the file, and its keys there."""
 
     value: Any
-    line: int | None
+    keys: Keys
 
 
 def config_path() -> Path:
@@ -113,34 +112,49 @@ class ConfigFile:
             raise UsageError(f"{path}: byte {error.start} is not UTF-8; save the configuration as UTF-8") from None
         return cls(path, text, True, parse(text, path))
 
-    def options(self, commands: Commands) -> dict[Path_, dict[str, Entry]]:
+    def options(self, commands: Commands) -> dict[Keys, dict[str, Entry]]:
         """What the file says for each command. Raises UsageError for what no command knows, and for wrong types."""
-        found: dict[Path_, dict[str, Entry]] = {path: {} for path in commands}
+        found: dict[Keys, dict[str, Entry]] = {path: {} for path in commands}
         self._read_table(self.data, (), commands, found)
         return {path: entries for path, entries in found.items() if entries}
 
-    def line(self, keys: Path_) -> int | None:
-        """The number of the line where a key stands."""
-        lines = list(table_and_key(self.text))
-        for number, table, key in lines:
-            if table + key == keys:
-                return number
-        return next((number for number, table, key in lines if not key and table[: len(keys)] == keys), None)
+    def line(self, keys: Keys) -> int | None:
+        """The line number of a key, or of a table's header; None if it is not found."""
+        return _line(self.text, keys)
 
-    def _read_table(self, table: Mapping[str, Any], at: Path_, commands: Commands, found: Any) -> None:
+    def where(self, keys: Keys) -> str:
+        """The file and the line of a key, for messages."""
+        line = self.line(keys)
+        return f"{self.path}, line {line}" if line else str(self.path)
+
+    def _refuse(self, keys: Keys, value: Any, commands: Commands) -> NoReturn:
+        """Raise UsageError for a key that no command knows."""
+        *at, key = keys
+        if key.startswith("-"):
+            self._fail(keys, f"{_name(keys)}: options stand without their dashes here; write {key.lstrip('-')}")
+        elsewhere = sorted(".".join(path) for path, options in commands.items() if key in options)
+        if elsewhere and at:
+            self._fail(
+                keys, f"{_name(keys)}: {_command(tuple(at))} has no --{key}; it belongs to {', '.join(elsewhere)}"
+            )
+        if elsewhere:
+            self._fail(keys, f"{key}: means different things; put it into a table, like [{elsewhere[0]}]")
+        below = [path for path in commands if path[: len(at)] == tuple(at)]
+        if isinstance(value, dict):
+            names = {path[len(at)] for path in below if len(path) > len(at)}
+            self._fail(keys, f"[{'.'.join(keys)}]: no such command{_nearest(key, names)}")
+        self._fail(keys, f"{_name(keys)}: no such option{_nearest(key, {n for path in below for n in commands[path]})}")
+
+    def _read_table(self, table: Mapping[str, Any], at: Keys, commands: Commands, found: Any) -> None:
         below: list[tuple[str, Any]] = []
         for key, value in table.items():
             here = (*at, key)
             if isinstance(value, dict) and any(path[: len(here)] == here for path in commands):
                 below.append((key, value))
                 continue
-            owners = [
-                path
-                for path, options in commands.items()
-                if path[: len(at)] == at and key in options and (options[key].shared or path == at)
-            ]
+            owners = owners_of(here, commands)
             if not owners:
-                self._unknown(here, value, commands)
+                self._refuse(here, value, commands)
             for path in owners:
                 kind = commands[path][key]
                 if not kind.accepts(value):
@@ -148,31 +162,23 @@ class ConfigFile:
                     self._fail(
                         here, f"{_name(here)} = {shown} is not {kind.words}, as --{key} of {_command(path)} needs"
                     )
-                found[path][key] = Entry(value, self.line(here))
-        for key, value in below:  # behind the keys, as what stands nearer to a command counts
+                found[path].pop(key, None)  # the entry that overrides the others comes last
+                found[path][key] = Entry(value, here)
+        for key, value in below:  # after the keys: the table of a command overrides those above it
             self._read_table(value, (*at, key), commands, found)
 
-    def _unknown(self, here: Path_, value: Any, commands: Commands) -> NoReturn:
-        *at, key = here
-        if key.startswith("-"):
-            self._fail(here, f"{_name(here)}: options stand without their dashes here; write {key.lstrip('-')}")
-        elsewhere = sorted(".".join(path) for path, options in commands.items() if key in options)
-        if elsewhere and at:
-            self._fail(
-                here, f"{_name(here)}: {_command(tuple(at))} has no --{key}; it belongs to {', '.join(elsewhere)}"
-            )
-        if elsewhere:
-            self._fail(here, f"{key}: means different things; put it into a table, like [{elsewhere[0]}]")
-        if isinstance(value, dict):
-            names = {path[len(at)] for path in commands if path[: len(at)] == tuple(at) and len(path) > len(at)}
-            self._fail(here, f"[{'.'.join(here)}]: no such command{_nearest(key, names)}")
-        known = {name for path, options in commands.items() if path[: len(at)] == tuple(at) for name in options}
-        self._fail(here, f"{_name(here)}: no such option{_nearest(key, known)}")
+    def _fail(self, keys: Keys, message: str) -> NoReturn:
+        raise UsageError(f"{self.where(keys)}: {message}")
 
-    def _fail(self, keys: Path_, message: str) -> NoReturn:
-        line = self.line(keys)
-        where = f"{self.path}, line {line}" if line else str(self.path)
-        raise UsageError(f"{where}: {message}")
+
+def owners_of(keys: Keys, commands: Commands) -> list[Keys]:
+    """The commands that a key of the file holds for."""
+    at, name = keys[:-1], keys[-1]
+    return [
+        path
+        for path, options in commands.items()
+        if path[: len(at)] == at and name in options and (options[name].shared or path == at)
+    ]
 
 
 def parse(text: str, path: Path) -> dict[str, Any]:
@@ -189,7 +195,7 @@ def parse(text: str, path: Path) -> dict[str, Any]:
 
 
 def parse_value(text: str, kind: OptionKind) -> Any:
-    """The value that a person wrote on the command line for an option. Raises ValueError if it cannot be one."""
+    """The value of an option from its text on the command line. Raises ValueError if it cannot be one."""
     if kind.what == "text" and not kind.many:
         return text
     try:
@@ -203,11 +209,113 @@ def parse_value(text: str, kind: OptionKind) -> Any:
     return value
 
 
-def _name(keys: Path_) -> str:
+#
+# changing a file: tomlkit, which leaves comments and the rest of the text as they are
+#
+
+
+class EditError(ValueError):
+    """The text is written in a way that is not changed here."""
+
+
+def set_value(text: str, keys: Keys, value: Any) -> str:
+    """The text with `keys` set to `value`. Raises EditError."""
+
+    def change(document: Any, new_table: Callable[[bool], Any]) -> None:
+        table = document
+        for depth, name in enumerate(keys[:-1], 1):
+            if name not in table:
+                table[name] = new_table(depth < len(keys) - 1)
+            table = table[name]
+            if not isinstance(table, dict):
+                raise EditError(f"{name} is a value, not a table")
+        if isinstance(table.get(keys[-1]), dict):
+            raise EditError(f"{keys[-1]} is a table, not a value")
+        table[keys[-1]] = value
+
+    import tomlkit
+
+    return _edited(text, lambda data: change(data, lambda _: {}), lambda d: change(d, lambda s: tomlkit.table(s)))
+
+
+def unset_value(text: str, keys: Keys) -> str:
+    """The text without `keys`. Raises KeyError if they are not there, EditError."""
+
+    def change(document: Any) -> None:
+        table = document
+        for name in keys[:-1]:
+            table = table[name]
+            if not isinstance(table, dict):
+                raise KeyError(name)
+        del table[keys[-1]]
+
+    return _edited(text, change, change)
+
+
+def format_value(value: Any) -> str:
+    """A value as TOML."""
+    import tomlkit
+
+    if isinstance(value, dict):
+        table = tomlkit.inline_table()
+        table.update(value)
+        return table.as_string()
+    return str(tomlkit.item(value).as_string())
+
+
+def _edited(text: str, change_data: Callable[[Any], None], change_document: Callable[[Any], None]) -> str:
+    """The text after a change, checked against the changed data. Raises EditError, and what the changes raise."""
+    import tomlkit
+
+    wanted = tomllib.loads(text)
+    change_data(wanted)
+    try:
+        document = tomlkit.parse(text if text.endswith("\n") else f"{text}\n" * bool(text))
+        change_document(document)
+        changed = tomlkit.dumps(document)
+        same = tomllib.loads(changed) == wanted
+    except EditError:
+        raise
+    except Exception as error:  # whatever tomlkit cannot do with an unusual text
+        raise EditError(f"it is written in a way of its own ({type(error).__name__})") from error
+    if not same:
+        raise EditError("it is written in a way of its own")
+    return changed
+
+
+@functools.lru_cache(maxsize=256)
+def _line(text: str, keys: Keys) -> int | None:
+    """The line number of a key, or of a table's header: the line of a mark that is put there."""
+    import tomlkit
+    from tomlkit.items import AoT, InlineTable, Table
+
+    mark = "steermoe-looks-for-this-line"
+    try:
+        document: Any = tomlkit.parse(text)
+        table = functools.reduce(lambda found, name: found[name], keys[:-1], document)
+        item = table[keys[-1]]
+        while isinstance(item, Table) and item.is_super_table():  # it has no header of its own
+            item = next(iter(item.values()))
+        if isinstance(item, Table):
+            item.trivia.comment = f"#{mark}"
+        elif isinstance(item, InlineTable) or not isinstance(item, (dict, AoT)):
+            table[keys[-1]] = mark
+        before, found, _ = tomlkit.dumps(document).partition(mark)
+    except Exception:  # a message without a line is better than none
+        return None
+    return before.count("\n") + 1 if found else None
+
+
+#
+# words
+#
+
+
+def _name(keys: Keys) -> str:
     return f"[{'.'.join(keys[:-1])}] {keys[-1]}" if len(keys) > 1 else keys[0]
 
 
-def _command(path: Path_) -> str:
+def _command(path: Keys) -> str:
     return " ".join(("steermoe", *path))
 
 

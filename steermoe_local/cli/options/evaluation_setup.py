@@ -1,14 +1,14 @@
-"""What the commands that measure share (eval, sweep, tune, experiment, transfer): what their options come to."""
+"""The options of the commands that measure (eval, sweep, tune, experiment, transfer), and what they open with them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import click
 
@@ -17,9 +17,14 @@ from ...errors import UsageError
 from ...identity import ModelIdentity
 from ...model_files.model_info import ModelInfo, model_info
 from ...models.shipped_maps import shipped_maps
-from .common import LlamaFlags, print_json, progress_bar
-from .memory_check import check_memory
-from .steering import SteeringFlags, warn
+from ..output import progress_bar, say, warn
+from .common import Parsed, check_resume, check_unfinished, json_option, template_options
+from .groups import F, command_line, field_options, option, option_group, together
+from .llama import LlamaFlags, llama_options
+from .model import model_option
+from .opening import check_memory
+from .sampling import MIN_P, TOP_P
+from .steering import SteeringFlags, steering_options
 
 if TYPE_CHECKING:
     from ...evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
@@ -27,15 +32,26 @@ if TYPE_CHECKING:
     from ...evaluation.tasks.tasks import Scorer, Task
     from ...steering.steering import Steering
 
-__all__ = ["NONE", "RECORDS", "EvaluationSetup"]
-
 RECORDS = "records.jsonl"
 NONE = "none"
 
 
+def _seeds(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between them, or ranges like 0-4, in their order."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        last = last if dash else first
+        fits = all(end.isdecimal() and len(end) < 10 for end in (first, last)) and int(first) <= int(last)
+        if not fits or int(last) - int(first) >= 1000:
+            raise ValueError(f"{text!r} is no list of seeds, like 0,1,2 or 0-4.")
+        seeds += range(int(first), int(last) + 1)
+    return tuple(seeds)
+
+
 @dataclass(frozen=True)
 class EvaluationSetup:
-    """The options of `evaluation_options`, and what they come to. Everything is read when it is first asked for.
+    """The options of a measurement, and what they name: model, steering, task. Each is read when it is first used.
 
     `seed` is that of random draws (bootstrap, controls), `seeds` are those of sampled answers. `output` is the folder
     of the results, None for a command without one. `command` is a line that does the same again.
@@ -44,34 +60,113 @@ class EvaluationSetup:
     model: Path
     steering_flags: SteeringFlags
     flags: LlamaFlags
-    task_name: str | None = None
-    scorer_name: str | None = None
-    scorer_options: tuple[str, ...] = ()
-    max_tokens: int | None = None
-    n_items: int | None = None
-    temperature: float = 0.0
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    seeds: tuple[int, ...] = (0,)
-    seed: int = 0
-    parallel: int = 16
-    ctx_size: int | None = None
+    task_name: str | None = option(
+        "--task", metavar="TASK", help="Task file (docs/tasks.md), or builtin:NAME.  [default: the shipped map's own]"
+    )
+    scorer_name: str | None = option(
+        "--scorer", metavar="NAME", help="How answers are scored.  [default: as the task says]"
+    )
+    scorer_options: tuple[str, ...] = option(
+        "--scorer-option", multiple=True, metavar="KEY=VALUE", help="Option of the scorer; may be given again."
+    )
+    max_tokens: int | None = option(
+        "--max-tokens", type=click.IntRange(1), metavar="N", help="Longest answer.  [default: as the task says]"
+    )
+    n_items: int | None = option(
+        "-n", "--n-items", type=click.IntRange(1), metavar="N", help="Take the first N items.  [default: all]"
+    )
+    temperature: float = option(
+        "--temp",
+        type=click.FloatRange(0),
+        default=0.0,
+        show_default=True,
+        allow_from_autoenv=False,  # `run` samples by default
+        metavar="T",
+        help="Temperature of sampling, 0: greedy.",
+    )
+    top_k: int = option(
+        "--top-k",
+        type=click.IntRange(0),
+        default=40,
+        show_default=True,
+        metavar="K",
+        help="Sample from the k likeliest.",
+    )
+    top_p: float = option("--top-p", **TOP_P)
+    min_p: float = option("--min-p", **MIN_P)
+    seeds: tuple[int, ...] = option(
+        "--seeds",
+        type=Parsed[tuple[int, ...]]("seeds", tuple, _seeds),
+        default="0",
+        value=(0,),
+        show_default=True,
+        metavar="LIST",
+        help="With --temp: answer each item once for each seed, like 0,1,2 or 0-4.",
+    )
+    seed: int = option(
+        "--seed",
+        type=click.IntRange(0, 2**32 - 1),
+        default=0,
+        show_default=True,
+        allow_from_autoenv=False,  # not the seed of sampling
+        metavar="SEED",
+        help="Seed of random draws: bootstrap, controls, splits.",
+    )
+    parallel: int = option(
+        "-np",
+        "--parallel",
+        type=click.IntRange(1, 256),
+        default=16,
+        show_default=True,
+        allow_from_autoenv=False,  # `serve` has fewer
+        metavar="N",
+        help="Answers decoded at once.",
+    )
+    ctx_size: int | None = option(
+        "-c",
+        "--ctx-size",
+        type=click.IntRange(0),
+        allow_from_autoenv=False,  # as needed, whatever a chat takes
+        metavar="N",
+        help="Context of each answer in tokens, 0: the model's.  [default: as needed]",
+    )
+    neutral_name: str | None = option(
+        "--neutral",
+        metavar="FILE",
+        help="Neutral text for perplexity and KL, `none` for none.  [default: a shipped one]",
+    )
+    n_text: int = option(
+        "--n-text",
+        type=click.IntRange(0),
+        default=2000,
+        show_default=True,
+        metavar="N",
+        help="Tokens of it that count, 0: all.",
+    )
+    benign_name: str | None = option(
+        "--benign",
+        metavar="FILE",
+        help="Benign prompts, to count over-refusal, `none` for none.  [default: shipped ones]",
+    )
+    output: Path | None = option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        required=True,
+        allow_from_autoenv=False,  # no other command's output
+        metavar="DIR",
+        help="Folder of the results; it is made.",
+    )
+    resume: bool = option("--resume", is_flag=True, help="Go on with an interrupted run.")
+    restart: bool = option("--restart", is_flag=True, help="Forget an interrupted run.")
     thinking: bool = False
     template_arguments: Mapping[str, Any] | None = None
-    neutral_name: str | None = None
-    benign_name: str | None = None
-    n_text: int = 2000
-    output: Path | None = None
-    resume: bool = False
-    restart: bool = False
     as_json: bool = False
     command: str = ""
 
     def __post_init__(self) -> None:
         """Raise UsageError for options that exclude each other."""
-        if self.resume and self.restart:
-            raise UsageError("--resume and --restart exclude each other")
+        check_resume(self.resume, self.restart)
         if self.temperature == 0 and len(self.seeds) > 1:
             raise UsageError("--seeds: a greedy answer is the same for every seed; add --temp 0.8, say")
         if len(set(self.seeds)) < len(self.seeds):
@@ -95,7 +190,7 @@ class EvaluationSetup:
         found = self.steering_flags.open(self.identity, self.model)
         if found is None:
             raise UsageError("nothing to steer by; give --map MAP, or --bias FILE")
-        found.build(self.identity)  # what the model cannot carry out is told now
+        found.build(self.identity)  # fails now if the model cannot be steered so
         return found
 
     @cached_property
@@ -117,7 +212,7 @@ class EvaluationSetup:
             layers=flags.layers,
             strength=flags.strength,
         )
-        warn(steering.check(self.identity, str(self.model), flags.force))
+        warn(*steering.check(self.identity, str(self.model), flags.force))
         return steering
 
     @cached_property
@@ -154,12 +249,9 @@ class EvaluationSetup:
 
     @cached_property
     def settings(self) -> EvaluatorSettings:
-        """How the evaluator measures."""
         from ...evaluation.measuring.evaluator import EvaluatorSettings
         from ...generation.engine import Sampling
 
-        context = self.flags.context_arguments()
-        del context["n_threads_batch"]  # one number of threads
         n_ctx = self.ctx_size
         return EvaluatorSettings(
             sampling=Sampling(
@@ -172,15 +264,15 @@ class EvaluationSetup:
             thinking=self.thinking,
             template_arguments=self.template_arguments or {},
             force=self.steering_flags.force,
-            context=context,
+            context=self.flags.context_arguments(),
         )
 
     @property
-    def about(self) -> dict[str, Any]:
-        """Facts of model and context that results hang on, as plain JSON values; the same in every run."""
-        return self._about(self.facts)
+    def metadata(self) -> dict[str, Any]:
+        """Metadata of the results: facts of the model and the context that they depend on, as JSON values."""
+        return self._metadata(self.facts)
 
-    def _about(self, facts: ModelInfo) -> dict[str, Any]:
+    def _metadata(self, facts: ModelInfo) -> dict[str, Any]:
         from ...evaluation.measuring.opening import model_facts
 
         flags = self.flags
@@ -194,7 +286,6 @@ class EvaluationSetup:
         }
 
     def path(self, name: str) -> Path:
-        """A file of the output folder."""
         assert self.output is not None
         return self.output / name
 
@@ -210,9 +301,14 @@ class EvaluationSetup:
         self.write("summary.json", json.dumps(whole, ensure_ascii=False, indent=1) + "\n")
         return whole
 
-    def print_json(self, data: Any) -> None:
-        """Print the result of --json."""
-        print_json(data)
+    def draw(self, draw: Callable[[Sequence[Path]], Any], names: Sequence[str]) -> tuple[str, ...]:
+        """Draw pictures into the output folder; returns the one for the report. Without matplotlib, says so."""
+        from ...evaluation.reports.figure import missing_matplotlib
+
+        if problem := missing_matplotlib():
+            say(problem)
+            return ()
+        return () if draw([self.path(name) for name in names]) is False else tuple(names[:1])
 
     def check_output(self, *names: str) -> None:
         """Make the output folder, and check that these files can be written in it. Raises UsageError."""
@@ -246,10 +342,7 @@ class EvaluationSetup:
             self.check_output(kept)
             records = self.path(kept)
             partial = AnswerFile(records)
-            if partial.exists() and not self.resume and not self.restart:
-                raise UsageError(
-                    f"{partial.path}: an interrupted run; go on with --resume, or start over with --restart"
-                )
+            check_unfinished(partial, self.resume, self.restart)
         benign, neutral = self.guards
         settings = self.settings
         n_ctx = plan(path, self.task, self.scorer, benign=benign, neutral=neutral, settings=settings)
@@ -265,7 +358,7 @@ class EvaluationSetup:
                 settings=settings,
                 records=records,
                 resume=self.resume,
-                metadata=self._about(facts),
+                metadata=self._metadata(facts),
                 progress=show,
                 **self.flags.model_arguments(),
             ) as evaluator,
@@ -274,11 +367,8 @@ class EvaluationSetup:
                 yield evaluator
             except BaseException:
                 if records and evaluator.n_kept:
-                    click.echo(
-                        f"{evaluator.n_kept} results are kept in {partial.path}; "
-                        "go on with the same command and --resume",
-                        err=True,
-                    )
+                    n = evaluator.n_kept
+                    say(f"{n} results are kept in {partial.path}; go on with the same command and --resume")
                 raise
 
     @property
@@ -286,3 +376,38 @@ class EvaluationSetup:
         """Name of the shipped map that steers, for its own task."""
         name = self.steering_flags.source.get("map", "").removeprefix("tiny/")
         return name if name in shipped_maps() else None
+
+
+def _setup(**values: Any) -> EvaluationSetup:
+    values.setdefault("benign_name", NONE)  # a command without --benign has no such prompts
+    return EvaluationSetup(**values, command=command_line())
+
+
+_ALL = together(
+    model_option,
+    steering_options,
+    option_group(
+        _setup,
+        "setup",
+        (*field_options(EvaluationSetup), template_options, llama_options, json_option),
+        takes=("model", "steering_flags", "flags"),
+    ),
+)
+
+
+@overload
+def evaluation_options(command: F, *, without: tuple[str, ...] = ()) -> F: ...
+@overload
+def evaluation_options(command: None = None, *, without: tuple[str, ...] = ()) -> Callable[[F], F]: ...
+def evaluation_options(command: F | None = None, *, without: tuple[str, ...] = ()) -> Any:
+    """All options of a measurement; the command gets them as one argument, `setup` (EvaluationSetup).
+
+    `without` names parameters (as in EvaluationSetup or SteeringFlags: "activate", "layers", "output", ...) that the
+    command does not have; the setup holds their defaults. A command that has such an option in a form of its own must
+    give its parameter another name: @click.option("--activate", "activate_counts", ...).
+    """
+    if command is None:
+        return lambda wanted: evaluation_options(wanted, without=without)
+    wrapped: Any = _ALL(command)
+    wrapped.__click_params__ = [p for p in wrapped.__click_params__ if p.name not in without]
+    return cast(F, wrapped)

@@ -1,40 +1,37 @@
-"""The options that name a model, the same for every command that takes one, and fetching it."""
+"""The options that name a model, and fetching a model that is not on this machine."""
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from ...errors import ModelError, UsageError
+from ...models.hub import is_offline
+from ...models.names import ModelName, human_size
+from ..output import say, warn
+from .groups import is_given, option_group, rank
 
 if TYPE_CHECKING:
     from ...model_files.model_info import ModelInfo
     from ...models.hub_models import HubModel
-    from ...models.local_facts import LocalMap
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 MODELS_VARIABLE = "STEERMOE_MODELS"
-_RANK = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
 
 
 class ModelText(click.ParamType):  # type: ignore[type-arg, unused-ignore] # generic only in newer click
-    """A model as a person names it: `tiny`, a GGUF file, a short name, USER/REPO[:QUANT] of the hub's cache."""
+    """The name of a model: `tiny`, a GGUF file, a short name, or USER/REPO[:QUANT] of the hub's cache."""
 
     name = "model"
 
 
 class ModelPath(ModelText):
-    """The same, resolved to its file. Models folders are those of STEERMOE_MODELS."""
+    """The name of a model, resolved to its file; the models folders are those of STEERMOE_MODELS."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Resolve the name; whether the file is a model is the command's to find out."""
+        """Resolve the name. The file is not read, so that it may turn out to be no model later."""
         if isinstance(value, Path):
             return value
         from ...models.local_models import resolve_model
@@ -48,25 +45,18 @@ def folders_from_environment() -> tuple[Path, ...]:
     return tuple(Path(folder) for folder in text.split(os.pathsep) if folder)
 
 
-def models_dir_option(command: F) -> F:
-    """--models-dir."""
-    return click.option(
-        "--models-dir",
-        "models_dirs",
-        type=click.Path(file_okay=False, path_type=Path),
-        multiple=True,
-        envvar=MODELS_VARIABLE,
-        metavar="DIR",
-        help="Folder of GGUF files; -m takes their names. Can be given again.",
-    )(command)
-
-
-def offline_option(command: F) -> F:
-    """--offline."""
-    return click.option(
-        "--offline", is_flag=True, help="Use no network: take what is on this machine, as with HF_HUB_OFFLINE=1."
-    )(command)
-
+models_dir_option = click.option(
+    "--models-dir",
+    "models_dirs",
+    type=click.Path(file_okay=False, path_type=Path),
+    multiple=True,
+    envvar=MODELS_VARIABLE,
+    metavar="DIR",
+    help="Folder of GGUF files; -m takes their names. Can be given again.",
+)
+offline_option = click.option(
+    "--offline", is_flag=True, help="Use no network: take what is on this machine, as with HF_HUB_OFFLINE=1."
+)
 
 _OPTIONS = (
     click.option(
@@ -91,21 +81,6 @@ _OPTIONS = (
 )
 
 
-def model_option(command: F) -> F:
-    """-m and -hf, as llama.cpp names them; the command gets the model's path as `model`."""
-
-    @functools.wraps(command)
-    def with_model(**arguments: Any) -> Any:
-        names = ("model", "hf_repo", "hf_file", "hf_token", "offline", "models_dirs")
-        model = _resolve(**{name: arguments.pop(name) for name in names})
-        return command(**arguments, model=model)
-
-    wrapped: Any = with_model
-    for option in reversed(_OPTIONS):
-        wrapped = option(wrapped)
-    return cast(F, wrapped)
-
-
 def _resolve(
     model: str | None,
     hf_repo: str | None,
@@ -115,32 +90,29 @@ def _resolve(
     models_dirs: tuple[Path, ...],
 ) -> Path:
     """The path of the model that is named nearest: on the command line, in the environment, in the configuration."""
-    source = click.get_current_context().get_parameter_source
-    ranks = {
-        name: _RANK.index(found) if (found := source(name)) in _RANK else len(_RANK)
-        for name, value in (("model", model), ("hf_repo", hf_repo))
-        if value is not None
-    }
-    if not ranks:
+    if model is None and hf_repo is None:
         raise UsageError("which model? give -m MODEL (a GGUF file, tiny) or -hf USER/REPO[:QUANT]")
-    if len(set(ranks.values())) < len(ranks):
+    if model is not None and hf_repo is not None and rank("model") == rank("hf_repo"):
         raise UsageError(f"-m {model} and -hf {hf_repo} both name a model; give one of them")
-    if min(ranks, key=ranks.__getitem__) == "hf_repo" and hf_repo is not None:
+    if hf_repo is not None and (model is None or rank("hf_repo") < rank("model")):
         return fetch_if_missing(hf_repo, hf_file, hf_token, offline, models_dirs)
-    if hf_file and source("hf_file") == ParameterSource.COMMANDLINE:
+    if hf_file and is_given("hf_file"):
         raise UsageError("-hff goes with -hf USER/REPO")
+    assert model is not None
     from ...models.local_models import resolve_model
 
-    return resolve_model(cast(str, model), models_dirs)
+    return resolve_model(model, models_dirs)
+
+
+model_option = option_group(_resolve, "model", _OPTIONS)
+"""-m and -hf, as llama.cpp names them; the command gets the path of the model as `model`."""
 
 
 def fetch_if_missing(
     text: str, file: str | None, token: str | None, offline: bool, models_dirs: tuple[Path, ...]
 ) -> Path:
     """Path of a model of the hub: on this machine, else fetched. Raises ModelError, UsageError, ResourceError."""
-    from ...models.hub import is_offline
     from ...models.local_models import LocalModels
-    from ...models.names import ModelName
 
     local = LocalModels.scan(models_dirs)
     if found := local.find(text, file):
@@ -151,7 +123,7 @@ def fetch_if_missing(
 
     model = find_on_hub(ModelName.parse(text), file=file, token=token)
     check(model)
-    click.echo(f"fetching {describe(model)}", err=True)
+    say(f"fetching {describe(model)}")
     return fetch(model)[0]
 
 
@@ -175,14 +147,12 @@ def check(model: HubModel, folder: Path | None = None, force: bool = False) -> M
                 f"{message}; nothing was fetched; take a Mixture-of-Experts model (steermoe models --short-names), "
                 "or fetch it all the same with steermoe pull --force"
             )
-        click.echo(f"warning: {message}", err=True)
+        warn(message)
     return info
 
 
 def describe(model: HubModel) -> str:
     """One line on a model of the hub: name, files, size."""
-    from ..._util.files import human_size
-
     n_files = len(model.model.paths)
     files = f"{n_files} files" if n_files > 1 else model.model.paths[0]
     return f"{model.full_name} ({files}, {human_size(model.model.size)})"
@@ -190,20 +160,9 @@ def describe(model: HubModel) -> str:
 
 def fetch(model: HubModel, folder: Path | None = None) -> list[Path]:
     """Fetch it; when that is interrupted or fails, say what is kept and how to go on."""
-    from ..._util.files import human_size
-
     try:
         return model.fetch(folder)
     except (KeyboardInterrupt, ModelError):
         kept, size = human_size(model.bytes_here(folder)), human_size(model.model.size)
-        click.echo(f"{kept} of {size} are kept; the same command goes on from there", err=True)
+        say(f"{kept} of {size} are kept; the same command goes on from there")
         raise
-
-
-def candidates(info: ModelInfo, maps: list[LocalMap]) -> list[LocalMap]:
-    """Maps of a model of this shape, whatever its routers."""
-    from dataclasses import replace
-
-    if info.identity is None:
-        return []
-    return [m for m in maps if replace(m.identity, router_sha256=info.identity.router_sha256) == info.identity]

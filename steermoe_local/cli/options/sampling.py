@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any, cast
+from typing import Any
 
 import click
 
-from .common import F
+from .groups import option_group
 
-__all__ = ["TRUNCATION", "sampling_options"]
-
-_FIELDS = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repeat_penalty",
-    "repeat_last_n",
-    "presence_penalty",
-    "frequency_penalty",
-)
-
-TRUNCATION = (
-    click.option(
-        "--top-p", type=click.FloatRange(0, 1), default=0.95, show_default=True, metavar="P", help="Nucleus sampling."
-    ),
-    click.option(
-        "--min-p",
-        type=click.FloatRange(0, 1),
-        default=0.05,
-        show_default=True,
-        metavar="P",
-        help="Least probability, as a share of the likeliest token's.",
-    ),
-)
-"""--top-p and --min-p."""
+# also of the commands that measure
+TOP_P: dict[str, Any] = {
+    "type": click.FloatRange(0, 1),
+    "default": 0.95,
+    "show_default": True,
+    "metavar": "P",
+    "help": "Nucleus sampling.",
+}
+MIN_P: dict[str, Any] = {
+    "type": click.FloatRange(0, 1),
+    "default": 0.05,
+    "show_default": True,
+    "metavar": "P",
+    "help": "Least probability, as a share of the likeliest token's.",
+}
 
 _OPTIONS = (
     click.option(
@@ -75,7 +62,8 @@ _OPTIONS = (
         metavar="K",
         help="Sample from the k likeliest tokens, 0: from all.",
     ),
-    *TRUNCATION,
+    click.option("--top-p", **TOP_P),
+    click.option("--min-p", **MIN_P),
     click.option(
         "--repeat-penalty",
         type=click.FloatRange(0, min_open=True),
@@ -111,25 +99,17 @@ _OPTIONS = (
 )
 
 
-def sampling_options(command: F) -> F:
-    """How tokens are sampled; the command gets `sampling` (engine.Sampling) and `n_predict`.
+def _sampling(seed: int, n_predict: int, **values: Any) -> dict[str, Any]:
+    from ...generation.engine import Sampling
 
-    `n_predict` is None when there is no limit, and the sampling's seed is None when it is random.
-    """
+    return {
+        "sampling": Sampling(**values, seed=None if seed < 0 else seed),
+        "n_predict": None if n_predict < 0 else n_predict,
+    }
 
-    @functools.wraps(command)
-    def with_sampling(**arguments: Any) -> Any:
-        from ...generation.engine import Sampling
 
-        values = {name: arguments.pop(name) for name in _FIELDS}
-        seed, n_predict = arguments.pop("seed"), arguments.pop("n_predict")
-        return command(
-            **arguments,
-            sampling=Sampling(**values, seed=None if seed < 0 else seed),
-            n_predict=None if n_predict < 0 else n_predict,
-        )
+sampling_options = option_group(_sampling, options=_OPTIONS)
+"""How tokens are sampled; the command gets `sampling` (engine.Sampling) and `n_predict`.
 
-    wrapped: Any = with_sampling
-    for option in reversed(_OPTIONS):
-        wrapped = option(wrapped)
-    return cast(F, wrapped)
+`n_predict` is None when there is no limit, and the sampling's seed is None when it is random.
+"""

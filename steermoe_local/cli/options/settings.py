@@ -1,4 +1,4 @@
-"""Defaults of options from the environment and the configuration file, for whatever commands there are."""
+"""Defaults of options from the environment and the configuration file, for any tree of commands."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import click
 from click.core import ParameterSource
 
 from ...errors import UsageError
-from .config_file import ConfigFile, Entry, OptionKind, config_path
-
-Path_ = tuple[str, ...]
+from .config_file import ConfigFile, Entry, Keys, OptionKind, config_path
+from .groups import long_names
 
 PREFIX = "STEERMOE"
 # read by the library, or by this program before its options: never names of options of all commands
@@ -21,21 +20,21 @@ _TAKEN = {"STEERMOE_LIB_PATH", "STEERMOE_FORCE", "STEERMOE_CONFIG", "STEERMOE_JU
 
 
 class WithoutConfig:
-    """Beside click's class in a command's bases: it runs whatever the configuration file says, like what mends it."""
+    """Mixin of commands that run even if the configuration file is broken, like those that repair it."""
 
 
 @dataclass(frozen=True)
 class Setting:
     """The value of an option, and where it comes from: "flag", "environment", "file" or "default"."""
 
-    command: Path_
+    command: Keys
     option: str
     value: Any
     source: str
     where: str = ""
 
 
-def commands(group: click.Group, at: Path_ = ()) -> Iterator[tuple[Path_, click.Command]]:
+def commands(group: click.Group, at: Keys = ()) -> Iterator[tuple[Keys, click.Command]]:
     """All commands below a group that can be started, and their paths."""
     for name, command in sorted(group.commands.items()):
         if isinstance(command, click.Group):
@@ -49,12 +48,12 @@ def options(command: click.Command) -> dict[str, click.Option]:
     found: dict[str, click.Option] = {}
     for parameter in command.params:
         if isinstance(parameter, click.Option) and parameter.expose_value and not parameter.is_eager:
-            found |= {name.removeprefix("--"): parameter for name in parameter.opts if name.startswith("--")}
+            found |= dict.fromkeys(long_names(parameter), parameter)
     return found
 
 
 def kind(option: click.Option) -> OptionKind:
-    """What an option takes, told to `config`."""
+    """What values an option takes."""
     many = option.multiple or option.nargs != 1
     shared = option.allow_from_autoenv
 
@@ -72,7 +71,7 @@ def kind(option: click.Option) -> OptionKind:
     return of("table" if option.type.name == "json" else "any")
 
 
-def kinds(root: click.Group) -> dict[Path_, dict[str, OptionKind]]:
+def kinds(root: click.Group) -> dict[Keys, dict[str, OptionKind]]:
     """The options of all commands that the configuration file may set."""
     return {path: {name: kind(option) for name, option in options(command).items()} for path, command in commands(root)}
 
@@ -88,15 +87,15 @@ def name_variables(root: click.Group) -> None:
             option.envvar = _variables(path, option)
 
 
-def _variables(path: Path_, option: click.Option) -> list[str]:
+def _variables(path: Keys, option: click.Option) -> list[str]:
     given = [option.envvar] if isinstance(option.envvar, str) else list(option.envvar or ())
-    names = [name.removeprefix("--") for name in option.opts if name.startswith("--")]
+    names = long_names(option)
     own = [_variable((*path, name)) for name in names]
     of_all = [_variable((name,)) for name in names if option.allow_from_autoenv]
     return list(dict.fromkeys([*own, *given, *(name for name in of_all if name not in _TAKEN)]))
 
 
-def _variable(parts: Path_) -> str:
+def _variable(parts: Keys) -> str:
     return "_".join((PREFIX, *parts)).replace("-", "_").upper()
 
 
@@ -140,7 +139,7 @@ def variable_of(option: click.Parameter) -> str | None:
 
 
 def provenance(ctx: click.Context, parameter: click.Parameter) -> str:
-    """For messages about a value that nobody typed: where it was found."""
+    """Where a value that was not typed comes from, for messages about it."""
     source = ctx.get_parameter_source(parameter.name) if parameter.name else None
     if source == ParameterSource.ENVIRONMENT:
         return f" (from the environment: {variable_of(parameter)})"
@@ -149,17 +148,16 @@ def provenance(ctx: click.Context, parameter: click.Parameter) -> str:
         path = tuple(ctx.command_path.split()[len(ctx.find_root().command_path.split()) :])
         config = read_config()
         entry = _entry(parameter, config.options(kinds(root)).get(path, {}))
-        line = f", line {entry.line}" if entry and entry.line else ""
-        return f" (from {config.path}{line})"
+        return f" (from {config.where(entry.keys) if entry else config.path})"
     return ""
 
 
 def _entry(option: click.Parameter, entries: dict[str, Entry]) -> Entry | None:
-    names = [name.removeprefix("--") for name in option.opts if name.startswith("--")]
-    return next((entries[name] for name in reversed(names) if name in entries), None)
+    names = long_names(option)
+    return next((entries[name] for name in reversed(entries) if name in names), None)  # as click takes them: the last
 
 
-def settings(root: click.Group, config: ConfigFile, path: Path_ = (), args: Sequence[str] = ()) -> list[Setting]:
+def settings(root: click.Group, config: ConfigFile, path: Keys = (), args: Sequence[str] = ()) -> list[Setting]:
     """All options of a command with their values, were it started with `args`; without a path, of all commands.
 
     Raises UsageError, click.UsageError.
@@ -168,31 +166,35 @@ def settings(root: click.Group, config: ConfigFile, path: Path_ = (), args: Sequ
     found: list[Setting] = []
     for at, command in commands(root):
         if path in ((), at):
-            found += _command_settings(at, command, config, entries.get(at, {}), args)
+            with context(root, at, command) as ctx:
+                found += _command_settings(at, ctx, config, entries.get(at, {}), args)
     return found
 
 
+def context(root: click.Group, path: Keys, command: click.Command) -> click.Context:
+    """A context to look at a command's options in; nothing is started."""
+    return click.Context(command, info_name=" ".join((PREFIX.lower(), *path)), **root.context_settings)
+
+
 def _command_settings(
-    path: Path_, command: click.Command, config: ConfigFile, entries: dict[str, Entry], args: Sequence[str]
+    path: Keys, ctx: click.Context, config: ConfigFile, entries: dict[str, Entry], args: Sequence[str]
 ) -> Iterator[Setting]:
-    by_name = options(command)
+    by_name = options(ctx.command)
     names = {option: name for name, option in reversed(by_name.items())}  # the first of an option's names
-    with click.Context(command, info_name=" ".join((PREFIX.lower(), *path))) as ctx:
-        typed = command.make_parser(ctx).parse_args(args=list(args))[0] if args else {}
-        for option in dict.fromkeys(by_name.values()):
-            name = names[option]
-            entry = _entry(option, entries)
-            if option.name in typed:
-                yield Setting(path, name, _typed(ctx, option, typed[option.name]), "flag")
-            elif variable := variable_of(option):
-                value = _typed(ctx, option, option.value_from_envvar(ctx))
-                yield Setting(path, name, value, "environment", variable)
-            elif entry is not None:
-                line = f", line {entry.line}" if entry.line else ""
-                yield Setting(path, name, entry.value, "file", f"{config.path}{line}")
-            else:
-                default = option.to_info_dict()["default"]
-                yield Setting(path, name, None if callable(default) else default, "default")
+    typed = ctx.command.make_parser(ctx).parse_args(args=list(args))[0] if args else {}
+    for option in dict.fromkeys(by_name.values()):
+        name = names[option]
+        entry = _entry(option, entries)
+        if option.name in typed:
+            yield Setting(path, name, _typed(ctx, option, typed[option.name]), "flag")
+        elif variable := variable_of(option):
+            value = _typed(ctx, option, option.value_from_envvar(ctx))
+            yield Setting(path, name, value, "environment", variable)
+        elif entry is not None:
+            yield Setting(path, name, entry.value, "file", config.where(entry.keys))
+        else:
+            default = option.to_info_dict()["default"]
+            yield Setting(path, name, None if callable(default) else default, "default")
 
 
 def _typed(ctx: click.Context, option: click.Option, value: Any) -> Any:

@@ -1,28 +1,24 @@
-"""The options that say how a model is steered, the same for every command that runs one."""
+"""The options that choose how a model is steered."""
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from ...errors import UsageError
 from ...identity import ModelIdentity
 from ...model_files.model_info import model_info
 from ...models.shipped_maps import map_path, recommended_numbers
 from ...steering.presets import PRESETS
-from .common import F
+from ..output import warn
+from .groups import RenamedOption, field_options, is_given, option, option_group, rank
 
 if TYPE_CHECKING:
     from ...steering.steering import Steering
-
-__all__ = ["SteeringFlags", "steering_options", "warn"]
 
 # What only goes with a map, by the option's name.
 _NUMBERS = ("activate", "deactivate", "preset", "reverse", "layers", "strength")
@@ -30,21 +26,49 @@ _NUMBERS = ("activate", "deactivate", "preset", "reverse", "layers", "strength")
 
 @dataclass(frozen=True)
 class SteeringFlags:
-    """The flags of `steering_options`.
+    """The options that choose a steering.
 
-    `given` names those that stand on the command line. `bias_is_nearer` tells which of a map and a bias file counts,
-    where both are there: the bias file was said nearer to the command line.
+    `given` are the names of those on the command line. `bias_is_nearer`: where there is a map, too, the bias counts.
     """
 
-    map_file: str | None = None
-    activate: int | None = None
-    deactivate: int | None = None
-    reverse: bool = False
-    layers: str | None = None
-    strength: float | None = None
-    preset: str | None = None
-    bias: Path | None = None
-    force: bool = False
+    map_file: str | None = option(
+        "--map",
+        metavar="MAP",
+        help="Expert map to steer by: a file, or the name of a map that ships with the embedded model, like "
+        "digits-words.",
+    )
+    activate: int | None = option(
+        "--activate", type=click.IntRange(0), metavar="N", help="Experts with RD > 0 to promote."
+    )
+    deactivate: int | None = option(
+        "--deactivate", type=click.IntRange(0), metavar="N", help="Experts with RD < 0 to suppress."
+    )
+    preset: str | None = option(
+        "--preset", type=click.Choice(PRESETS), help="Numbers of experts that the paper took for this model."
+    )
+    reverse: bool = option(
+        "--reverse", is_flag=True, help="Steer to the map's negative side: flip the sign of RD first."
+    )
+    layers: str | None = option("--layers", metavar="A-B", help="Steer only these layers, like 3-7,9.  [default: all]")
+    strength: float | None = option(
+        "--strength",
+        cls=RenamedOption,
+        old_names=("--scale",),
+        type=float,
+        metavar="X",
+        help="Soft rule: add X to the router's logits of promoted experts, take it from suppressed ones.  "
+        "[default: the hard rule]",
+    )
+    bias: Path | None = option(
+        "--bias",
+        type=click.Path(path_type=Path),
+        envvar="STEERMOE_BIAS",
+        show_envvar=True,
+        help="Bias file to steer by, instead of a map.",
+    )
+    force: bool = option(
+        "--force", is_flag=True, help="Accept a map or bias whose router hash is another one, if the shape fits."
+    )
     given: frozenset[str] = frozenset()
     bias_is_nearer: bool = False
 
@@ -66,7 +90,7 @@ class SteeringFlags:
 
     @property
     def wanted(self) -> bool:
-        """Is anything to be steered?"""
+        """Whether there is a map or a bias file to steer by."""
         return self._map is not None or self._bias is not None
 
     @property
@@ -103,7 +127,7 @@ class SteeringFlags:
         else:
             return None
         if identity is not None:
-            warn(steering.check(identity, str(model_path), self.force))
+            warn(*steering.check(identity, str(model_path), self.force))
         return steering
 
     def _choice(self, steering: Steering, path: Path) -> Steering:
@@ -111,7 +135,7 @@ class SteeringFlags:
         choice: dict[str, Any] = {"layers": self.layers, "scale": self.strength}
         if self.preset and not self.given & {"activate", "deactivate"}:
             steering, warnings = steering.changed(**choice).with_preset(self.preset)
-            warn(warnings)
+            warn(*warnings)
             return steering
         numbers: tuple[int | None, int | None] = (self.activate, self.deactivate)
         if numbers == (None, None):
@@ -124,71 +148,13 @@ class SteeringFlags:
         return steering.changed(**choice, activate=numbers[0] or 0, deactivate=numbers[1] or 0, reverse=self.reverse)
 
 
-_NEAREST_FIRST = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
+def _flags(**values: Any) -> SteeringFlags:
+    return SteeringFlags(
+        **values,
+        given=frozenset(filter(is_given, values)),
+        bias_is_nearer="map_file" in values and "bias" in values and rank("bias") < rank("map_file"),
+    )
 
 
-def _rank(source: ParameterSource | None) -> int:
-    return _NEAREST_FIRST.index(source) if source in _NEAREST_FIRST else len(_NEAREST_FIRST)
-
-
-def warn(warnings: Iterable[str]) -> None:
-    """Print warnings on stderr, a line each."""
-    for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
-
-
-_OPTIONS = (
-    click.option(
-        "--map",
-        "map_file",
-        metavar="MAP",
-        help="Expert map to steer by: a file, or the name of a map that ships with the embedded model, like "
-        "digits-words.",
-    ),
-    click.option("--activate", type=click.IntRange(0), metavar="N", help="Experts with RD > 0 to promote."),
-    click.option("--deactivate", type=click.IntRange(0), metavar="N", help="Experts with RD < 0 to suppress."),
-    click.option("--preset", type=click.Choice(PRESETS), help="Numbers of experts that the paper took for this model."),
-    click.option("--reverse", is_flag=True, help="Steer to the map's negative side: flip the sign of RD first."),
-    click.option("--layers", metavar="A-B", help="Steer only these layers, like 3-7,9.  [default: all]"),
-    click.option(
-        "--strength",
-        "--scale",
-        "strength",
-        type=float,
-        metavar="X",
-        help="Soft rule: add X to the router's logits of promoted experts, take it from suppressed ones.  "
-        "[default: the hard rule]",
-    ),
-    click.option(
-        "--bias",
-        type=click.Path(path_type=Path),
-        envvar="STEERMOE_BIAS",
-        show_envvar=True,
-        help="Bias file to steer by, instead of a map.",
-    ),
-    click.option(
-        "--force", is_flag=True, help="Accept a map or bias whose router hash is another one, if the shape fits."
-    ),
-)
-
-
-def steering_options(command: F) -> F:
-    """Say how to steer; the command gets the flags as one argument, `steering_flags` (SteeringFlags)."""
-
-    @functools.wraps(command)
-    def with_flags(**arguments: Any) -> Any:
-        context = click.get_current_context()
-        names = [name for name in SteeringFlags.__dataclass_fields__ if name in arguments]
-        values = {name: arguments.pop(name) for name in names}
-        sources = {name: context.get_parameter_source(name) for name in names}
-        flags = SteeringFlags(
-            **values,
-            given=frozenset(name for name in names if sources[name] == ParameterSource.COMMANDLINE),
-            bias_is_nearer=_rank(sources.get("bias")) < _rank(sources.get("map_file")),
-        )
-        return command(**arguments, steering_flags=flags)
-
-    wrapped: Any = with_flags
-    for option in reversed(_OPTIONS):
-        wrapped = option(wrapped)
-    return cast(F, wrapped)
+steering_options = option_group(_flags, "steering_flags", field_options(SteeringFlags))
+"""How to steer; the command gets the flags as `steering_flags` (SteeringFlags)."""

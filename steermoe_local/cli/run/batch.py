@@ -18,7 +18,8 @@ from ...generation.answering import answers
 from ...generation.reply import Reply
 from ...llama.rendering import RenderedPrompt, vocabulary_renderer
 from ...pairs.prompts import PromptItem, load_prompts, prompts_digest, read_prompts
-from ..options.common import print_json, progress_bar
+from ..options.common import check_unfinished
+from ..output import print_json, progress_bar, say
 from .setup import STEERED, BatchFlags, RunFlags, Steered
 
 DEFAULT_PARALLEL = 4
@@ -30,8 +31,8 @@ def run_batch(flags: RunFlags, batch: BatchFlags, as_json: bool) -> None:
     """Answer all prompts of a file: onto stdout in their order, or into a file that keeps what is done."""
     assert batch.prompts_file is not None
     kept = AnswerFile(batch.output) if batch.output else None
-    if kept and kept.exists() and not batch.resume and not batch.restart:
-        raise UsageError(f"{kept.path}: an interrupted run; go on with --resume, or start over with --restart")
+    if kept:
+        check_unfinished(kept, batch.resume, batch.restart)
     name, items = _items(batch.prompts_file)
     steered = Steered(flags)
     steered.warn_without_template()
@@ -48,18 +49,19 @@ def run_batch(flags: RunFlags, batch: BatchFlags, as_json: bool) -> None:
                 done = kept.resume(settings)
             else:
                 kept.start(settings)
-        places = [place for place, item in enumerate(items) if str(item.id) not in done]
-        run = _Batch(steered, [items[i] for i in places], [prompts[i] for i in places], n_ctx)
+        left = [index for index, item in enumerate(items) if str(item.id) not in done]
+        run = _Batch(steered, [items[i] for i in left], [prompts[i] for i in left], n_ctx)
         write = kept.add if kept else _to_stdout()
         try:
-            with _bar(hidden=kept is None and sys.stdout.isatty()) as show:
+            # not between answers that are printed to a terminal
+            with progress_bar(hidden=kept is None and sys.stdout.isatty()) as show:
                 show("run", len(done), len(items))
-                for record in run.records(min(batch.parallel or DEFAULT_PARALLEL, len(places)), ordered=kept is None):
+                for record in run.records(min(batch.parallel or DEFAULT_PARALLEL, len(left)), ordered=kept is None):
                     write(record)
                     show("run", len(done) + run.n_done, len(items))
         except KeyboardInterrupt:
             if kept and (n := len(done) + run.n_done):
-                click.echo(f"{n} of {len(items)} answers are kept; go on with the same command and --resume", err=True)
+                say(f"{n} of {len(items)} answers are kept; go on with the same command and --resume")
             raise
         if kept:
             kept.finish(item.id for item in items)
@@ -68,11 +70,11 @@ def run_batch(flags: RunFlags, batch: BatchFlags, as_json: bool) -> None:
     elif batch.output:
         click.echo(f"{run.summary()}\nwritten: {batch.output}")
     elif flags.show_timings:
-        click.echo(run.summary(), err=True)
+        say(run.summary())
 
 
 def _items(path: Path) -> tuple[str, list[PromptItem]]:
-    """The prompts, and the name that stands in messages."""
+    """The prompts, and the name of their file for messages."""
     if str(path) == "-":
         if sys.stdin is None:
             raise UsageError("stdin is closed; give the prompts in a file")
@@ -81,7 +83,7 @@ def _items(path: Path) -> tuple[str, list[PromptItem]]:
 
 
 def _prepared(name: str, items: Sequence[PromptItem], steered: Steered) -> list[RenderedPrompt]:
-    """All prompts as tokens; by the vocabulary alone, so that what cannot be used is told before the model is loaded.
+    """Tokens of all prompts, by the vocabulary alone: prompts that cannot be used fail before the model is loaded.
 
     Raises UsageError and ModelError, which name the line.
     """
@@ -112,7 +114,7 @@ def _said(item: PromptItem, steered: Steered) -> Any:
 
 
 def _settings(steered: Steered, items: Sequence[PromptItem], n_ctx: int) -> dict[str, Any]:
-    """All that must be the same for two parts of a run to be one."""
+    """What must be the same to go on with an interrupted run."""
     flags, facts = steered.flags, steered.facts
     return {
         "prompts": prompts_digest(items),
@@ -131,7 +133,7 @@ def _settings(steered: Steered, items: Sequence[PromptItem], n_ctx: int) -> dict
 
 
 def _to_stdout() -> Callable[[Record], None]:
-    """Write records to what is stdout now: a progress bar puts something else in its place."""
+    """A function that writes records to the real stdout, which a progress bar replaces while it runs."""
     stdout = sys.stdout.buffer
 
     def write(record: Record) -> None:
@@ -139,16 +141,6 @@ def _to_stdout() -> Callable[[Record], None]:
         stdout.flush()
 
     return write
-
-
-@contextlib.contextmanager
-def _bar(hidden: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """The progress bar; hidden where it would stand between the answers."""
-    if hidden:
-        yield lambda what, done, total: None
-        return
-    with progress_bar() as show:
-        yield show
 
 
 class _Batch:
@@ -216,7 +208,6 @@ class _Batch:
         }
 
     def summary(self) -> str:
-        """One line."""
         facts = self.figures()
         rate = f" ({facts['tokens_per_second']} tokens/s)" if facts["tokens_per_second"] else ""
         return f"{self.n_done} prompts answered, {self._n_tokens} tokens in {self._seconds:.1f} s{rate}"

@@ -12,7 +12,7 @@ from ...generation.answering import Event, answers
 from ...generation.reply import Reply
 from ...pairs.pairs import Message
 from ..chat.text import harmless
-from ..options.common import print_json
+from ..output import print_json, say, warn
 from .setup import STEERED, UNSTEERED, RunFlags, Steered
 
 
@@ -61,16 +61,16 @@ def _result(replies: dict[str, Reply], steered: Steered) -> dict[str, Any]:
 
 
 def _notes(replies: dict[str, Reply], steered: Steered, n_ctx: int) -> None:
-    """On stderr: what cut an answer off where nobody asked for it, and the timings."""
+    """Print on stderr why an answer was cut off, if not by -n, and the timings."""
     for side, reply in replies.items():
         name = f"{side}: " if steered.flags.compare else ""
         reason = reply.finish.reason if reply.finish else ""
         if reason == "context":
-            click.echo(f"warning: {name}the context of {n_ctx} tokens is full; raise -c", err=True)
+            warn(f"{name}the context of {n_ctx} tokens is full; raise -c")
         elif reason == "length" and reply.reasoning and not reply.text:
-            click.echo(f"warning: {name}-n ended the answer while the model was thinking; raise it", err=True)
+            warn(f"{name}-n ended the answer while the model was thinking; raise it")
         if steered.flags.show_timings:
-            click.echo(f"{name}{_timings(reply)}", err=True)
+            say(f"{name}{_timings(reply)}")
 
 
 def _timings(reply: Reply) -> str:
@@ -85,7 +85,7 @@ def _timings(reply: Reply) -> str:
 
 
 class _Printer:
-    """Prints answers while they come. Of two sides, the second waits until the first is through."""
+    """Prints answers while they are generated; of two sides, the second after the first."""
 
     def __init__(self, steered: Steered) -> None:
         self._terminal = sys.stdout.isatty()

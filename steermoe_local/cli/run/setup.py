@@ -1,29 +1,27 @@
-"""What one answer and many of them share: the flags of `steermoe run`, the model, and what is told of its steering."""
+"""The flags of `steermoe run`, and the model and steering that they name, for one prompt and for many."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from ...errors import UsageError
 from ...identity import ModelIdentity
 from ...model_files.model_info import ModelInfo, model_info
 from ...steering.bias_file import BiasFile, none_if_empty
-from ..options.common import LlamaFlags
-from ..options.memory_check import check_memory
-from ..options.steering import SteeringFlags, warn
+from ..options.common import check_resume
+from ..options.llama import LlamaFlags
+from ..options.opening import context_size, open_engine
+from ..options.steering import SteeringFlags
+from ..output import warn
 
 if TYPE_CHECKING:
     from ...generation.engine import Engine, Sampling
     from ...steering.steering import Steering
 
-DEFAULT_CONTEXT = 4096
-REASONING = ("auto", "show", "hide")
 UNSTEERED, STEERED = "unsteered", "steered"
 
 
@@ -59,13 +57,10 @@ class RunFlags:
 
     def context(self, facts: ModelInfo, longest: int | None = None) -> int:
         """Tokens of context: -c, or what a prompt of `longest` tokens needs, at most DEFAULT_CONTEXT."""
-        trained = facts.context_length or DEFAULT_CONTEXT
-        if self.ctx_size is not None:
-            return self.ctx_size or trained
-        limit = min(DEFAULT_CONTEXT, trained)
-        if longest is None or self.n_predict is None:
-            return limit
-        return min(limit, longest + self.n_predict)
+        size = context_size(facts, self.ctx_size)
+        if self.ctx_size is not None or longest is None or self.n_predict is None:
+            return size
+        return min(size, longest + self.n_predict)
 
 
 @dataclass(frozen=True)
@@ -80,19 +75,18 @@ class BatchFlags:
 
     def __post_init__(self) -> None:
         """Raise UsageError for options that exclude each other."""
-        if self.resume and self.restart:
-            raise UsageError("--resume and --restart exclude each other")
+        check_resume(self.resume, self.restart)
         if (self.resume or self.restart) and self.output is None:
             raise UsageError("--resume and --restart are about an output file; name it with -o OUTPUT")
 
 
 class Steered:
-    """A model that was looked at but not loaded, and how it is to be steered."""
+    """A model whose header was read, and its steering; `load` loads the model."""
 
     def __init__(self, flags: RunFlags) -> None:
         """Read the headers of model and bias, or the map. Raises ModelError, FormatError, ModelMismatchError."""
         self.flags = flags
-        # the routers are hashed to check a map, not otherwise: of a bias file, loading will tell
+        # the routers are hashed to check a map; a bias file is checked when the model is loaded
         maps = "map" in flags.steering_flags.source
         self.facts = model_info(flags.model, routers=maps)
         identity: ModelIdentity | None = self.facts.require_moe() if maps else None
@@ -109,18 +103,16 @@ class Steered:
 
     @property
     def chats(self) -> bool:
-        """Does the prompt go through a chat template?"""
+        """Whether prompts go through a chat template."""
         return not self.flags.raw and bool(self.facts.chat_template)
 
     def warn_without_template(self) -> None:
-        """Say that a prompt is continued, where nobody asked for it."""
+        """Warn that a prompt is continued although --raw was not given."""
         if not self.flags.raw and not self.chats:
-            click.echo(
-                f"warning: {self.flags.model}: no chat template, so the prompt is continued as it is (--raw)", err=True
-            )
+            warn(f"{self.flags.model}: no chat template, so the prompt is continued as it is (--raw)")
 
     def describe(self) -> dict[str, Any] | None:
-        """What steers, for --json: name, file, rule, numbers of experts, and where the bias says to come from."""
+        """The steering for --json: name, file, rule, numbers of experts, and the provenance of the bias."""
         if self.steering is None or self._file is None:
             return None
         return {
@@ -138,30 +130,9 @@ class Steered:
 
         Raises ResourceError (no memory for it), ModelError, ModelMismatchError (bias of another model), NativeError.
         """
-        from ...generation.engine import Engine
-        from ...llama.steered_llama import SteeredLlama
-
-        flags = self.flags.flags
         n_slots = n_parallel * len(self.sides)
-        check_memory(self.facts, flags, n_ctx, n_slots)
-        with ExitStack() as stack:
-            # a small context: the engine makes one of its own over the same weights
-            llama = SteeredLlama(self.flags.model, n_ctx=64, n_batch=64, **flags.model_arguments())
-            stack.callback(llama.close)
-            arguments = flags.context_arguments()
-            del arguments["n_threads_batch"]  # one number of threads
-            arguments["n_batch"] = max(arguments["n_batch"], n_slots)
-            engine = stack.enter_context(
-                Engine(
-                    llama,
-                    n_ctx=n_ctx,
-                    n_slots=n_slots,
-                    record=False,
-                    force=self.flags.steering_flags.force,
-                    **arguments,
-                )
-            )
+        force = self.flags.steering_flags.force
+        with open_engine(self.facts, self.flags.flags, n_ctx, n_slots, record=False, force=force) as engine:
             if self.steering is not None and self.steering.bias is not None and engine.identity is not None:
-                where, force = str(self.flags.model), self.flags.steering_flags.force
-                warn(self.steering.check(engine.identity, where, force))
+                warn(*self.steering.check(engine.identity, str(self.flags.model), force))
             yield engine

@@ -1,5 +1,5 @@
-"""Builds task files from known data sets: one adapter a data set.
+"""Builds task files from known data sets, by an adapter for each.
 
 Imports: metrics, tasks.
-Public: `layout_rows`, `select`, `write_task`.
+Public: `ADAPTERS`, `BuildOptions`, `dataset_rows`, `task_items`, `select`, `task_head`, `write_task` (in `builders`).
 """

@@ -1,7 +1,6 @@
-"""Task files from data sets: which rows become which items, and how they are written.
+"""Builds task files from data sets: rows to items by the data set's adapter, selection of items, writing.
 
-`LAYOUTS` says for each data set what its rows look like, how a prompt is made of one (`_drafts`) and how answers are
-scored. The same rows, seed and limits give the same file.
+The same rows, seed and limits give the same file.
 """
 
 from __future__ import annotations
@@ -21,19 +20,17 @@ from ..._util.files import StrPath, replacing
 from ...errors import FormatError, UsageError
 from ...pairs.prompts import PromptItem
 from ..tasks.scorers import make_scorer
-from .adapter_parts import ANSWER_AS, HOPS, MATCH, BuildOptions, LeftOut
-from .formats import LAYOUTS, Layout
-from .sources import mctest_rows, source_rows
+from .adapter import ANSWER_AS, HOPS, MATCH, BuildOptions, DatasetAdapter, Row, Skipped
+from .adapters import ADAPTERS
 
 __all__ = [
+    "ADAPTERS",
     "ANSWER_AS",
     "HOPS",
-    "LAYOUTS",
     "MATCH",
     "BuildOptions",
-    "Layout",
     "Tally",
-    "layout_rows",
+    "dataset_rows",
     "select",
     "task_head",
     "task_items",
@@ -43,7 +40,7 @@ __all__ = [
 
 @dataclass
 class Tally:
-    """What became of the rows: how many were read, how many items they gave, and what was left out, by reason."""
+    """Counts of a build: rows read, items made, and what was left out, by reason."""
 
     rows: int = 0
     items: int = 0
@@ -54,62 +51,52 @@ class Tally:
         self.skipped[reason] += 1
 
 
-def layout_rows(
+def dataset_rows(
     name: str, paths: Iterable[Path], *, column: str | None = None, answers: Path | None = None
-) -> Iterator[dict[str, Any]]:
-    """The rows of files in a layout. `column` names the one with the prompt in a list of prompts, `answers` MCTest's
+) -> Iterator[Row]:
+    """The rows of files of a data set. `column` names the one with the prompt in a list of prompts, `answers` MCTest's
     file of answers.
 
-    Raises UsageError (a layout that there is not, an argument that it does not take), FormatError.
+    Raises UsageError (no such adapter, an argument that does not apply), FormatError.
     """
-    layout = _layout(name)
-    if column is not None and not layout.requests:
-        raise UsageError(f"layout {name}: takes no --column; its columns are {', '.join(layout.columns[0])}")
-    wanted = layout.columns if column is None else ((column,),)
+    adapter = _adapter(name)
+    if column is not None and not adapter.requests:
+        raise UsageError(f"layout {name}: takes no --column; its columns are {', '.join(adapter.columns[0])}")
     for path in paths:
-        if name == "mctest" and path.suffix == ".tsv":
-            yield from mctest_rows(path, answers)
-            continue
-        if answers is not None:
-            raise UsageError(f"{path}: --answers is for MCTest's .tsv; other files hold their answers")
-        for row in source_rows(path, wanted, texts=layout.texts):
-            yield {**row, layout.columns[0][0]: row.get(column)} if column and row else row
+        yield from adapter.rows(path, column, answers)
 
 
 def task_items(
-    name: str, rows: Iterable[dict[str, Any]], tally: Tally, options: BuildOptions | None = None
+    name: str, rows: Iterable[Row], tally: Tally, options: BuildOptions | None = None
 ) -> Iterator[PromptItem]:
-    """Items of a task, made of rows in a layout; what gives none is counted.
+    """Items of a task, made of a data set's rows; rows that give none are counted in `tally`.
 
-    Raises UsageError for a layout that there is not, or options that it does not take.
+    Raises UsageError (no such adapter, options that do not apply).
     """
-    layout, options = _layout(name), options or BuildOptions()
-    layout.check(options)
-    scorer = make_scorer(*layout.scoring(options))
+    adapter, options = _adapter(name), options or BuildOptions()
+    adapter.check(options)
+    scorer = make_scorer(*adapter.scoring(options))
     for row in rows:
         tally.rows += 1
         try:
             if not row:
-                raise LeftOut("another number of cells than the header")
-            drafts = list(layout.drafts(row, options))
-        except LeftOut as reason:
+                raise Skipped("another number of cells than the header")
+            found = list(adapter.items(row, options))
+        except Skipped as reason:
             tally.skip(str(reason))
             continue
-        for draft in drafts:
-            if isinstance(draft, LeftOut):
-                tally.skip(str(draft))
-                continue
-            size = len(draft.prompt) + len(json.dumps(draft.extra))
-            if size > options.max_chars:
+        for item in found:
+            if isinstance(item, Skipped):
+                tally.skip(str(item))
+            elif len(item.content) + len(json.dumps(item.extra)) > options.max_chars:
                 tally.skip(f"more than {options.max_chars:,} characters")
-                continue
-            item = PromptItem(draft.id or f"row-{tally.rows}", draft.prompt, extra=draft.extra)
-            try:
-                scorer.check(replace(item, id=""))
-            except FormatError as error:  # without the item's name the reasons can be counted
-                tally.skip(str(error).removeprefix("item : ").split(";")[0][:120])
-                continue
-            yield item
+            else:
+                try:
+                    scorer.check(replace(item, id=""))
+                except FormatError as error:  # without the item's name the reasons can be counted
+                    tally.skip(str(error).removeprefix("item : ").split(";")[0][:120])
+                else:
+                    yield item if item.id else replace(item, id=f"row-{tally.rows}")
 
 
 def select(
@@ -121,10 +108,10 @@ def select(
     sample: int | None = None,
     seed: int = 0,
 ) -> Iterator[PromptItem]:
-    """The items that are wanted, each content once, each id once.
+    """A selection of the items, each content once, each id once.
 
     After the first `skip` items: the first `limit`, or `sample` of them drawn at random over all (kept in the data's
-    order), or all. A second item of the same id gets "-2" to it. Raises UsageError for `limit` with `sample`.
+    order), or all. A second item of the same id gets "-2" appended. Raises UsageError for `limit` with `sample`.
     """
     if limit is not None and sample is not None:
         raise UsageError("--limit takes the first items, --sample draws some of all; give one of them")
@@ -155,18 +142,18 @@ def task_head(
     system: str = "",
     license: str = "",
 ) -> dict[str, Any]:
-    """The head of a task file in a layout; what is empty is left out. Raises UsageError."""
-    layout, options = _layout(name), options or BuildOptions()
-    layout.check(options)
-    scorer, scorer_options = layout.scoring(options)
+    """The head of the task file of a data set; what is empty is left out. Raises UsageError."""
+    adapter, options = _adapter(name), options or BuildOptions()
+    adapter.check(options)
+    scorer, scorer_options = adapter.scoring(options)
     head: dict[str, Any] = {
         "name": task_name or name + ("-closed-book" if options.closed_book else ""),
         "scorer": scorer,
         "options": scorer_options,
-        "max_tokens": max_tokens or layout.max_tokens,
+        "max_tokens": max_tokens or adapter.max_tokens,
         "system": system,
-        "positive": layout.positive,
-        "negative": layout.negative,
+        "positive": adapter.positive,
+        "negative": adapter.negative,
         "license": license,
     }
     try:
@@ -177,10 +164,10 @@ def task_head(
 
 
 def write_task(items: Iterable[PromptItem], path: StrPath, head: dict[str, Any], tally: Tally | None = None) -> int:
-    """Write a task file through a temporary one that takes `path`'s place when all went well; the number of items.
+    """Write a task file (a temporary one, renamed to `path` at the end) and return the number of items.
 
-    Raises FormatError when there are none, which says what `tally` counted most; UsageError when the file cannot be
-    written.
+    Raises FormatError when there are no items, with the most frequent reasons in `tally`; UsageError when the file
+    cannot be written.
     """
     n = 0
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
@@ -199,10 +186,10 @@ def write_task(items: Iterable[PromptItem], path: StrPath, head: dict[str, Any],
     return n
 
 
-def _layout(name: str) -> Layout:
-    if name not in LAYOUTS:
-        raise UsageError(f"{name!r} is no layout; take one of {', '.join(LAYOUTS)}")
-    return LAYOUTS[name]
+def _adapter(name: str) -> DatasetAdapter:
+    if name not in ADAPTERS:
+        raise UsageError(f"{name!r} is no layout; take one of {', '.join(ADAPTERS)}")
+    return ADAPTERS[name]
 
 
 def _unique(items: Iterable[PromptItem], tally: Tally) -> Iterator[PromptItem]:

@@ -1,26 +1,20 @@
-"""Rows of files that tasks are built from: tables in any of the usual formats, lists of texts, MCTest's files."""
+"""Rows of files that tasks are built from: tables in any of the usual formats, and lists of texts."""
 
 from __future__ import annotations
 
-import csv
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..._util.records import csv_rows, opened, rows
+from ..._util.files import listed
+from ..._util.records import DELIMITERS, csv_header, csv_rows, lines, opened, parse, rows
 from ...errors import FormatError
-
-__all__ = ["mctest_rows", "source_rows"]
 
 Row = dict[str, Any]
 
 _MAX_TEXTS = 256 << 20  # bytes of a JSON list of texts
 _MAX_LINE = 1 << 20  # bytes of a text on a line of its own, and of a header
-_DELIMITERS = (",", "\t", ";", "|")
-_MCTEST_CELLS = 3 + 4 * 5  # id, properties, story; four questions with four choices each
-_LETTERS = "ABCD"
 
 
 def source_rows(path: Path, columns: Sequence[Sequence[str]], *, texts: bool = False) -> Iterator[Row]:
@@ -39,49 +33,14 @@ def source_rows(path: Path, columns: Sequence[Sequence[str]], *, texts: bool = F
         yield from _with_columns(found, columns, path)
         return
     header = _header(path)
-    for delimiter, wanted in itertools.product(_DELIMITERS, columns):
+    for delimiter, wanted in itertools.product(DELIMITERS, columns):
         if set(wanted) <= set(header[delimiter]):
             yield from csv_rows(path, wanted, delimiter)
             return
     if not texts:
         raise _wrong_columns(path, columns, max(header.values(), key=len))
-    for line in _lines(path):
+    for line in text_lines(path):
         yield {columns[0][0]: line}
-
-
-def mctest_rows(path: Path, answers: Path | None = None) -> Iterator[Row]:
-    """Yield a row for each question of an MCTest .tsv: id, story, question, choices and answer (a letter).
-
-    Its answers are in a file of their own, by default the one beside it that ends in .ans. A line with another number
-    of cells is yielded as {}. Raises FormatError.
-    """
-    place = answers or path.with_suffix(".ans")
-    if answers is None and not place.exists():
-        raise FormatError(f"{path}: {place.name}, its answers, is not there; name the file with --answers")
-    letters = [line.split("\t") for line in _lines(place)]
-    stories = list(_lines(path))
-    if len(letters) != len(stories):
-        raise FormatError(
-            f"{place}: answers to {len(letters)} stories, {path} has {len(stories)}; take the file that belongs to it"
-        )
-    for number, (line, right) in enumerate(zip(stories, letters, strict=True), 1):
-        cells = line.split("\t")
-        if len(right) != 4 or not set(right) <= set(_LETTERS):
-            raise FormatError(f"{place}:{number}: not four letters from A to D with tabs between them")
-        if len(cells) != _MCTEST_CELLS:
-            yield {}
-            continue
-        # tabs and newlines of a story are written out, as they would end a cell or a line
-        story = cells[2].replace("\\newline", "\n").replace("\\tab", "\t")
-        for n in range(4):
-            question, *choices = cells[3 + 5 * n : 8 + 5 * n]
-            yield {
-                "id": f"{cells[0]}.{n + 1}",
-                "story": story,
-                "question": question,
-                "answer_options": dict(zip(_LETTERS, choices, strict=True)),
-                "answer": right[n],
-            }
 
 
 def _start(path: Path) -> bytes:
@@ -107,28 +66,22 @@ def _wrong_columns(path: Path, columns: Sequence[Sequence[str]], names: Sequence
     missing = " or ".join(
         ", ".join(repr(name) for name in wanted if name not in names) for wanted in dict.fromkeys(map(tuple, columns))
     )
-    shown = ", ".join(repr(name[:40]) for name in names[:20]) + (", ..." if len(names) > 20 else "")
+    shown = listed((repr(name[:40]) for name in names), 20)
     return FormatError(f"{path}: no column {missing}; its columns are {shown or 'none'}")
 
 
 def _header(path: Path) -> dict[str, list[str]]:
     """The first line's cells, by delimiter."""
-    line = next(_lines(path), None)
+    line = next(text_lines(path), None)
     if line is None:  # blanks to a text, though not to bytes: \x1c, say
         raise FormatError(f"{path}: empty; check the path")
-    try:
-        return {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in _DELIMITERS}
-    except csv.Error as error:
-        raise FormatError(f"{path}:1: no header of a table ({error}); check the file") from None
+    return csv_header(line, path)
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """The lines that are not blank, without outer blanks of their ends. Raises FormatError."""
+def text_lines(path: Path) -> Iterator[str]:
+    """The lines of a text file that are not blank, without their ends. Raises FormatError."""
     with opened(path) as file:
-        for number, raw in enumerate(iter(lambda: file.readline(_MAX_LINE + 1), b""), 1):
-            if len(raw) > _MAX_LINE:
-                raise FormatError(f"{path}:{number}: a line of more than {_MAX_LINE >> 10} KiB; check the file")
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        for number, line in lines(file, path, _MAX_LINE):
             if "\0" in line:
                 raise FormatError(f"{path}:{number}: not text; check the file")
             if line.strip():
@@ -142,10 +95,7 @@ def _listed_texts(path: Path) -> list[Any] | None:
     if len(data) > _MAX_TEXTS:
         raise FormatError(f"{path}: more than {_MAX_TEXTS >> 20} MiB in one document; save it as JSON Lines")
     try:
-        entries = json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise FormatError(f"{path}: not UTF-8; save the file as UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise FormatError(f"{path}: not JSON ({reason}); check the file") from None
+        entries = parse(data.removeprefix(b"\xef\xbb\xbf"))
+    except ValueError as error:
+        raise FormatError(f"{path}: not JSON ({error}); check the file") from None
     return entries if isinstance(entries, list) and entries and isinstance(entries[0], str) else None

@@ -20,18 +20,6 @@ from ..reports.document import Table, escape, sections
 from ..studies.controls.controls import ControlResult, Controls, run_controls
 from ..tasks.tasks import Scorer, Task
 
-__all__ = [
-    "GUARDS",
-    "Biases",
-    "ExperimentResult",
-    "ExperimentSetup",
-    "Found",
-    "Sides",
-    "Verdict",
-    "side_row",
-    "text_cells",
-]
-
 Verdict = Literal["for", "against", "open"]
 Found = tuple[str, Verdict, Sequence[Table], Mapping[str, Any]]
 """What the function of an experiment returns: finding, verdict, tables, figures."""
@@ -132,7 +120,7 @@ class ExperimentSetup:
     ) -> tuple[Sides, dict[str, ControlResult]]:
         """Measure one choice and its controls by kind. Raises UsageError for one without experts."""
         biases = self.biases(steering, reverse)
-        if biases[0] is None or not biases[0].layers:
+        if biases[0] is None:
             raise UsageError(f"{steering.name}: chooses no experts; give --activate N, --deactivate N or both")
         sides = self.measure({"": biases}, "steering", benign=True)[""]
         found = run_controls(
@@ -164,8 +152,7 @@ class ExperimentResult:
     metadata: Mapping[str, Any] = field(metadata={"json": "about"})
 
     def to_dict(self) -> dict[str, Any]:
-        data: dict[str, Any] = plain(self)
-        return data
+        return plain(self)
 
     def markdown(self, command: str = "", pictures: Sequence[str] = ()) -> str:
         """A short report; `command` makes it again, `pictures` are names of files in the same folder."""

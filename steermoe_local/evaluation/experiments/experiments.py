@@ -66,7 +66,7 @@ def run_experiment(name: str, setup: ExperimentSetup) -> ExperimentResult:
     evaluator = setup.evaluator
     facts = {**setup.steering.to_dict(), "map": None}  # no path of this machine: the digest identifies the map
     metadata = {
-        **evaluator.about,
+        **evaluator.metadata,
         "steering": facts,
         "map_sha256": facts["map_sha256"],
         "task_sha256": evaluator.task.sha256,

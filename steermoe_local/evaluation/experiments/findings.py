@@ -17,24 +17,6 @@ from ..reports.evaluation import control_rows
 from ..studies.controls.controls import ControlResult
 from .experiment import Sides, Verdict
 
-__all__ = [
-    "HARM",
-    "LEAST",
-    "SCALES",
-    "ahead",
-    "compared",
-    "controls_table",
-    "depth_finding",
-    "guard_harms",
-    "layer_names",
-    "map_rows",
-    "require",
-    "router_kinds",
-    "rules_finding",
-    "size",
-    "works",
-]
-
 AHEAD = 0.95
 """Share of the draws that a map must be ahead of to be more than random."""
 ENOUGH = 19

@@ -1,5 +1,5 @@
-"""The evaluator: answers a task under steerings, scores and keeps the results.
+"""The evaluator: answers a task under steerings, scores the answers and keeps the results.
 
 Imports: metrics, tasks.
-Public: `Evaluator`, `EvaluatorSettings`, `Measurement`.
+Public: `Evaluator`, `EvaluatorSettings`, `Measurement`, `open_evaluator`.
 """

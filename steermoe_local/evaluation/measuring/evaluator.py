@@ -1,35 +1,110 @@
-"""Measures steerings of one model on one task: all answers, their scores, and how a neutral text is predicted.
+"""Measures steerings of one model on one task: all answers, their scores, and how well a neutral text is predicted.
 
-Everything above it (evaluate, sweep, tune, transfer, recipes) asks an `Evaluator` for `Measurement`s and does
-arithmetic on them. What was measured once is not measured again, also over an interruption: results are kept by what
-steers, item and seed.
+The studies (evaluate, sweep, tune, transfer, experiments) ask an `Evaluator` for `Measurement`s and do arithmetic on
+them. Results are kept by steering, item and seed, so nothing is measured twice, also after an interruption.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
 from ...generation.answer_file import AnswerFile
-from ...generation.engine import Engine
+from ...generation.engine import Engine, Sampling
 from ...identity import ModelIdentity
-from ...llama.rendering import Renderer
+from ...llama.rendering import Renderer, vocabulary_renderer
 from ...llama.steered_llama import SteeredLlama
+from ...model_files.model_info import model_info
 from ...pairs.prompts import PromptItem
 from ...steering.bias_file import BiasFile, none_if_empty
 from ...steering.old_digests import record_name
 from ..tasks.neutral_text import NeutralText, TextScore, score_text
 from ..tasks.tasks import Score, Scorer, Task
-from .measurements import UNSTEERED, Answer, Measurement, bias_key
-from .rendered_tasks import Source, context_size, plan, source
-from .replies import Job, Reply, replies
-from .scoring import Scoring, record_of
-from .settings import EvaluatorSettings, Progress
+from .measurements import UNSTEERED, Answer, Measurement, bias_key, record_of
+from .rendered_tasks import Source, context_size, source
+from .replies import GREEDY, Job, Reply, replies
 
-__all__ = ["Evaluator", "EvaluatorSettings", "Progress", "plan"]
+Progress = Callable[[str, int, int], None]
+"""Called with (what is measured, answers and texts that are done, how many are wanted)."""
+
+
+@dataclass(frozen=True)
+class EvaluatorSettings:
+    """How an `Evaluator` measures.
+
+    `sampling`: temperature 0 is greedy; else every item is answered once for each of `seeds`. `n_parallel`: how many
+    answers are decoded at once. `n_ctx` None: as the task needs. `n_text`: most tokens of the neutral text that count.
+    `thinking`, `template_arguments`: as in `Renderer`. `context`: further arguments of `Engine`
+    (n_threads, type_k, ...). Raises UsageError.
+    """
+
+    sampling: Sampling = GREEDY
+    seeds: tuple[int, ...] = (0,)
+    n_parallel: int = 16
+    n_ctx: int | None = None
+    n_text: int | None = 2000
+    thinking: bool = False
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    force: bool = False
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise UsageError("seeds: give at least one, and none twice")
+        if self.sampling.temperature == 0 and len(self.seeds) > 1:
+            raise UsageError("several seeds need a temperature above 0: a greedy answer is the same for all")
+        if not 1 <= self.n_parallel <= 256:
+            raise UsageError(f"n_parallel: {self.n_parallel} is not from 1 to 256")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings that results depend on, as plain JSON values."""
+        names = [name for name in self.sampling.__dataclass_fields__ if name != "seed"]
+        sampling = {name: getattr(self.sampling, name) for name in names}
+        return {
+            "sampling": {"temperature": 0} if self.sampling.temperature == 0 else sampling,
+            "seeds": list(self.seeds),
+            "n_text": self.n_text,
+            "thinking": self.thinking,
+            "template_arguments": dict(self.template_arguments),
+        }
+
+
+def plan(
+    path: Path,
+    task: Task,
+    scorer: Scorer,
+    *,
+    benign: tuple[Task, Scorer] | None = None,
+    neutral: NeutralText | None = None,
+    settings: EvaluatorSettings | None = None,
+) -> int:
+    """Tokens of context of each sequence of an `Evaluator`, by the model's vocabulary alone: before its weights are
+    loaded.
+
+    Raises UsageError (a prompt that does not fit), FormatError (an item that cannot be scored), ModelError.
+    """
+    settings = settings or EvaluatorSettings()
+    with vocabulary_renderer(
+        path, thinking=settings.thinking, template_arguments=settings.template_arguments
+    ) as renderer:
+        sources = _sources(renderer, (task, scorer), benign, settings.seeds)
+        trained = model_info(path, routers=False).context_length
+        n_ctx = context_size(sources, neutral, renderer, trained, settings.n_ctx)
+        if neutral is not None:
+            neutral.documents(renderer, n_ctx, settings.n_text)
+        return n_ctx
+
+
+def _sources(
+    renderer: Renderer, task: tuple[Task, Scorer], benign: tuple[Task, Scorer] | None, seeds: tuple[int, ...]
+) -> list[Source]:
+    """The rendered task, and the benign prompts, to which one answer each is enough: they are a guard, not a result."""
+    return [source(renderer, *task, seeds), *([source(renderer, *benign, seeds[:1])] if benign else [])]
 
 
 class Evaluator:
@@ -46,20 +121,20 @@ class Evaluator:
         settings: EvaluatorSettings | None = None,
         kept: AnswerFile | None = None,
         resume: bool = False,
-        about: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Render all prompts and make the context.
 
         `benign` is a task whose positive side is a refusal, `neutral` a text to predict; None: not measured. Results
         are kept in `kept`, where it is given: a new file, or with `resume` what an interrupted run left, if the
-        settings and `about` (facts of the caller that results hang on, such as the model's file) are the same.
+        settings and `metadata` (facts of the caller that results depend on, such as the model's file) are the same.
 
         Raises UsageError (a prompt that does not fit, other settings), FormatError (an item that cannot be scored),
         ModelError.
         """
         self.model, self.task, self.scorer = model, task, scorer
-        self.about = dict(about or {})
+        self.metadata = dict(metadata or {})
         self.benign_task = benign[0] if benign else None
         self.neutral = neutral
         self.n_computed = 0
@@ -67,13 +142,12 @@ class Evaluator:
         self._settings = settings or EvaluatorSettings()
         self._kept = kept
         self.progress: Progress = progress or (lambda *_: None)
-        """Called while something is measured; whoever works long on the evaluator's model shows it by this, too."""
+        """Called while something is measured; studies call it for other long work on the model."""
         self.renderer = Renderer(
             model._model, thinking=self._settings.thinking, template_arguments=self._settings.template_arguments
         )
-        self._task = source(self.renderer, task, scorer, self._settings.seeds)
-        # benign prompts are a guard, not the result: one answer to each is enough
-        self._benign = source(self.renderer, *benign, self._settings.seeds[:1]) if benign else None
+        sources = _sources(self.renderer, (task, scorer), benign, self._settings.seeds)
+        self._task, self._benign = sources[0], sources[1] if benign else None
         context = dict(self._settings.context)
         # text is predicted beside the unsteered model
         n_slots = max(self._settings.n_parallel, 1 if neutral is None else 2)
@@ -83,11 +157,7 @@ class Evaluator:
                 Engine(
                     model,
                     n_ctx=context_size(
-                        [found for found in (self._task, self._benign) if found],
-                        neutral,
-                        self.renderer,
-                        int(model._model.n_ctx_train()),
-                        self._settings.n_ctx,
+                        sources, neutral, self.renderer, int(model._model.n_ctx_train()), self._settings.n_ctx
                     ),
                     n_slots=n_slots,
                     record=False,
@@ -104,21 +174,19 @@ class Evaluator:
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Evaluator:
-        """Return itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Free the context."""
         self._stack.close()
 
     @property
     def n_kept(self) -> int:
-        """Results that are there, of this run and of the one it goes on with."""
+        """Number of results, of this run and of the one that it resumes."""
         return len(self._records)
 
     @property
     def identity(self) -> ModelIdentity:
-        """The model's. Raises UsageError for one without experts."""
+        """The model's identity. Raises UsageError for a model without experts."""
         if self.engine.identity is None:
             raise UsageError("the model has no experts to steer; choose a Mixture-of-Experts model")
         return self.engine.identity
@@ -139,7 +207,7 @@ class Evaluator:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that results hang on besides the model and the biases, as plain JSON values."""
+        """All that results depend on besides the model and the biases, as plain JSON values."""
         return {
             "task": self.task.name,
             "task_sha256": self.task.sha256,
@@ -171,32 +239,42 @@ class Evaluator:
         if not chosen:
             raise UsageError("no items to measure; give at least one")
         with_benign, with_text = self._benign if benign else None, text and bool(self._documents)
-        answers = {key: self._jobs(key, bias, self._task, chosen) for key, bias in by_key.items()}
-        others = {
-            key: self._jobs(key, bias, with_benign, with_benign.task.items, "benign/") if with_benign else []
+        jobs = {
+            key: (
+                self._jobs(key, bias, self._task, chosen),
+                self._jobs(key, bias, with_benign, with_benign.task.items, "benign/") if with_benign else [],
+            )
             for key, bias in by_key.items()
         }
         texts = {key: bias for key, bias in by_key.items() if with_text and _text_id(key) not in self._records}
-        for key in by_key:
-            ids = [job.id for job in (*answers[key], *others[key])]
+        missing: list[Job] = []
+        for key, (answers, benigns) in jobs.items():
+            ids = [job.id for job in (*answers, *benigns)]
             self._wanted |= dict.fromkeys([*ids, _text_id(key)] if with_text else ids)
-        jobs = [job for key in by_key for job in (*answers[key], *others[key]) if job.id not in self._records]
-        total = len(jobs) + len(texts)
+            missing += [job for job in (*answers, *benigns) if job.id not in self._records]
+        done, total = 0, len(missing) + len(texts)
         if total:
             self.progress(what, 0, total)
-        self._answer(jobs, lambda done: self.progress(what, done, total))
-        self._predict(texts, lambda done: self.progress(what, len(jobs) + done, total))
+
+        def keep(record: dict[str, Any]) -> None:
+            nonlocal done
+            self._keep(record)
+            done += 1
+            self.progress(what, done, total)
+
+        if missing:
+            self._answer(missing, keep)
+        if texts:
+            self._predict(texts, keep)
         found = {}
-        for key, bias in by_key.items():
-            ours, benigns = (
-                tuple(Answer.from_record(self._records[job.id]) for job in side[key]) for side in (answers, others)
-            )
+        for key, sides in jobs.items():
+            answered, refused = (tuple(Answer.from_record(self._records[job.id]) for job in side) for side in sides)
             score = TextScore.from_record(self._records[_text_id(key)]) if with_text else None
-            found[key] = Measurement(bias, key, ours, benigns, score)
+            found[key] = Measurement(by_key[key], key, answered, refused, score)
         return [replace(found[key], bias=bias) for key, bias in zip(keys, biases, strict=True)]
 
     def _check(self, biases: Iterable[BiasFile | None]) -> None:
-        """Refuse what cannot steer this model before long work. Raises as `measure`."""
+        """Refuse biases that cannot steer this model, before long work. Raises as `measure`."""
         steered = [bias for bias in biases if bias is not None]
         if steered:
             _ = self.identity
@@ -204,11 +282,11 @@ class Evaluator:
                 self.engine.check(bias)
 
     def _begin(self, resume: bool) -> dict[str, dict[str, Any]]:
-        """The results that are there already, by id."""
+        """The results of an earlier run, by id."""
         if self._kept is None:
             return {}
-        # plain neutral text is cut to the context, so its scores hang on that
-        settings = {**self.about, **self.settings, "n_ctx": self.engine.n_ctx}
+        # plain neutral text is cut to the context, so its scores depend on it
+        settings = {**self.metadata, **self.settings, "n_ctx": self.engine.n_ctx}
         if not resume:
             self._kept.start(settings)
             return {}
@@ -241,49 +319,28 @@ class Evaluator:
             for item in items
         ]
 
-    def _answer(self, jobs: Sequence[Job], show: Callable[[int], None]) -> None:
+    def _answer(self, jobs: Sequence[Job], keep: Callable[[dict[str, Any]], None]) -> None:
         """Answer jobs; each is scored and kept when it is finished."""
-        if not jobs:
-            return
-        done = 0
-
-        def keep(job: Job, reply: Reply, score: Score) -> None:
-            nonlocal done
-            self._keep(record_of(job, reply, score))
-            done += 1
-            show(done)
-
-        s = self._settings
+        settings = self._settings
         with ExitStack() as stack:
-            waiting = stack.enter_context(Scoring(max(job.scorer.n_parallel for job in jobs), keep))
+            n_threads = max(job.scorer.n_parallel for job in jobs)
+            scoring = stack.enter_context(Scoring(n_threads, lambda *scored: keep(record_of(*scored))))
+            found = replies(self.engine, self.renderer, jobs, settings.sampling, settings.n_parallel)
             # closed here, whatever fails: its slots are free again then
-            found = stack.enter_context(closing(replies(self.engine, self.renderer, jobs, s.sampling, s.n_parallel)))
-            for job, reply in found:
-                if reply.choices:
-                    keep(job, reply, job.scorer.score_choices(job.item, reply.choices))
-                elif job.scorer.n_parallel:
-                    waiting.add(job, reply)
-                else:
-                    keep(job, reply, job.scorer.score(job.item, reply.text))
-            waiting.finish()
+            for job, reply in stack.enter_context(closing(found)):
+                scoring.add(job, reply)
+            scoring.finish()
 
-    def _predict(self, biases: Mapping[str, BiasFile | None], show: Callable[[int], None]) -> None:
+    def _predict(self, biases: Mapping[str, BiasFile | None], keep: Callable[[dict[str, Any]], None]) -> None:
         """Predict the neutral text under each steering, beside the unsteered model."""
-        if not biases:
-            return
         keys = [key for key in biases if key != UNSTEERED]
         size = max(1, self._settings.n_parallel - 1)
-        groups = [keys[i : i + size] for i in range(0, len(keys), size)] or [[]]
-        done = 0
-        for number, group in enumerate(groups):
+        for start in range(0, max(1, len(keys)), size):
+            group = keys[start : start + size]
             scores = score_text(self.engine, [None, *(biases[key] for key in group)], self._documents)
-            first = number == 0 and UNSTEERED in biases
             for key, score in zip([UNSTEERED, *group], scores, strict=True):
-                if key == UNSTEERED and not first:
-                    continue
-                self._keep({"id": _text_id(key), "bias": key, "kind": "text", **score.to_dict()})
-                done += 1
-                show(done)
+                if key in biases and _text_id(key) not in self._records:
+                    keep({"id": _text_id(key), "bias": key, "kind": "text", **score.to_dict()})
 
     def _keep(self, record: dict[str, Any]) -> None:
         self.n_computed += 1
@@ -299,3 +356,44 @@ class Evaluator:
 
 def _text_id(key: str) -> str:
     return f"{key}/text"
+
+
+class Scoring:
+    """Scores replies, in threads where their scorer waits; each is kept when it is scored. A context manager."""
+
+    def __init__(self, n_threads: int, keep: Callable[[Job, Reply, Score], None]) -> None:
+        self._keep = keep
+        self._pool = ThreadPoolExecutor(n_threads) if n_threads else None
+        self._waiting: dict[Future[Score], tuple[Job, Reply]] = {}
+
+    def __enter__(self) -> Scoring:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Keep what is scored already; what has not begun is cancelled."""
+        if self._pool is None:
+            return
+        self._pool.shutdown(cancel_futures=True)
+        for future, (job, reply) in self._waiting.items():
+            if not future.cancelled() and future.exception() is None:
+                self._keep(job, reply, future.result())
+
+    def add(self, job: Job, reply: Reply) -> None:
+        """Score a reply, and keep those that are ready. Raises what the scorer raised."""
+        if reply.choices:
+            self._keep(job, reply, job.scorer.score_choices(job.item, reply.choices))
+        elif self._pool is None or not job.scorer.n_parallel:
+            self._keep(job, reply, job.scorer.score(job.item, reply.text))
+        else:
+            self._waiting[self._pool.submit(job.scorer.score, job.item, reply.text)] = job, reply
+            self._take([future for future in self._waiting if future.done()])
+
+    def finish(self) -> None:
+        """Wait for all. Raises what the scorer raised."""
+        while self._waiting:
+            self._take(wait(self._waiting, return_when=FIRST_COMPLETED).done)
+
+    def _take(self, futures: Iterable[Future[Score]]) -> None:
+        for future in futures:
+            score = future.result()
+            self._keep(*self._waiting.pop(future), score)

@@ -7,23 +7,28 @@ import typing
 from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["from_plain", "plain"]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
-def plain(value: Any, without: Collection[str] = ()) -> Any:
+def plain(value: DataclassInstance, without: Collection[str] = ()) -> dict[str, Any]:
     """A dataclass as a dictionary, in the order of its fields, `without` some; all in it, too.
 
     Tuples become lists, paths the names of their files. A field's metadata may name another key as "json".
     """
-    if is_dataclass(value):
-        found = {field.metadata.get("json", field.name): getattr(value, field.name) for field in fields(value)}
-        return {name: plain(part) for name, part in found.items() if name not in without}
+    found = {field.metadata.get("json", field.name): getattr(value, field.name) for field in fields(value)}
+    return {name: _plain(part) for name, part in found.items() if name not in without}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(value)
     if isinstance(value, Mapping):
-        return {name: plain(part) for name, part in value.items()}
+        return {name: _plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
+        return [_plain(part) for part in value]
     return value.name if isinstance(value, Path) else value
 
 

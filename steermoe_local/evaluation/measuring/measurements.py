@@ -1,4 +1,4 @@
-"""What was measured of one steering."""
+"""What was measured of one steering, and its records."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ...steering.bias_file import BiasFile, none_if_empty
+from ..metrics.repetition import repetition
 from ..tasks.neutral_text import TextScore
-
-__all__ = ["UNSTEERED", "Answer", "Measurement", "bias_key", "by_item"]
+from ..tasks.tasks import Score
+from .replies import Job, Reply
 
 UNSTEERED = "unsteered"
 
@@ -26,10 +27,9 @@ def bias_key(bias: BiasFile | None) -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    """An item's answer under one steering. `finish`: "stop", "length" (cut at max_tokens) or "context" (cut, too).
+    """An item's answer under one steering. `finish`: "stop", "length" (cut at max_tokens) or "context" (also cut).
 
-    `distinct_2` is the share of different pairs among the tokens' neighbours, `loop` the share of the tokens in the
-    longest stretch that repeats itself; see `repetition`. For choices, `text` is the chosen one.
+    `distinct_2` and `loop` measure how much it repeats itself; see `repetition`. For choices, `text` is the chosen one.
     """
 
     item: str
@@ -44,23 +44,23 @@ class Answer:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Answer:
-        """Of a line of records.jsonl."""
+        """The answer in a line of records.jsonl."""
         return cls(**{name: record[name] for name in cls.__dataclass_fields__})
 
     @property
     def empty(self) -> bool:
-        """Is there nothing but white space?"""
+        """Whether there is nothing but white space."""
         return not self.text.strip()
 
     @property
     def cut(self) -> bool:
-        """Did it end because there was no more room?"""
+        """Whether it ended at max_tokens or the end of the context."""
         return self.finish in ("length", "context")
 
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """What one steering does: the task's answers in the order of items and seeds, benign prompts, neutral text."""
+    """What was measured under one steering: answers in the order of items and seeds, benign prompts, neutral text."""
 
     bias: BiasFile | None
     key: str
@@ -75,7 +75,7 @@ class Measurement:
 
     @property
     def benign_values(self) -> npt.NDArray[np.float64]:
-        """The same of the benign prompts: how far each was refused."""
+        """Value of each benign prompt, [n_items]: how far it was refused."""
         return by_item(self.benign, attrgetter("value"))
 
     @property
@@ -91,6 +91,27 @@ class Measurement:
     def label_share(self, label: str) -> float:
         """Share of the answers with this label."""
         return float(np.mean([answer.label == label for answer in self.answers]))
+
+
+def record_of(job: Job, reply: Reply, score: Score) -> dict[str, Any]:
+    """A line of records.jsonl, from which `Answer.from_record` reads."""
+    found = repetition(reply.tokens)
+    text = max(reply.choices, key=lambda choice: choice.logprob).text if reply.choices else reply.text
+    return {
+        "id": job.id,
+        "bias": job.id.partition("/")[0],
+        "kind": "benign" if job.benign else "answer",
+        "item": str(job.item.id),
+        "seed": job.seed,
+        "text": text,
+        "value": score.value,
+        "label": score.label,
+        "finish": "stop" if reply.choices or reply.finish is None else reply.finish.reason,
+        "n_tokens": len(reply.tokens),
+        "distinct_2": found.distinct_2,
+        "loop": found.loop,
+        **({"choices": [[c.text, c.logprob, c.n_tokens] for c in reply.choices]} if reply.choices else {}),
+    }
 
 
 def by_item(answers: Sequence[Answer], value: Callable[[Answer], float]) -> npt.NDArray[np.float64]:

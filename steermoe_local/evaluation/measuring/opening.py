@@ -23,8 +23,6 @@ from ..tasks.scorers import make_scorer
 from ..tasks.tasks import Scorer, Task
 from .evaluator import Evaluator, EvaluatorSettings, Progress
 
-__all__ = ["Benign", "Neutral", "model_facts", "open_evaluator", "open_guards", "open_steering", "pairs_of"]
-
 Benign = tuple[Task, Scorer] | StrPath | None
 """Benign prompts: a task with its scorer or a file, "default" for those that fit the model, None for none."""
 Neutral = NeutralText | StrPath | None
@@ -115,7 +113,7 @@ def open_evaluator(
                 settings=settings,
                 kept=kept,
                 resume=resume and kept is not None and kept.exists(),
-                about={"model": model_facts(facts), **(metadata or {})},
+                metadata={"model": model_facts(facts), **(metadata or {})},
                 progress=progress,
             )
         )

@@ -1,21 +1,16 @@
-"""A task as the model sees it: its prompts, and how much context they need."""
+"""Renders the prompts of a task, and says how much context they need."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import UsageError
-from ...llama.rendering import RenderedPrompt, Renderer, vocabulary_renderer
-from ...model_files.model_info import model_info
+from ...llama.rendering import RenderedPrompt, Renderer
 from ...pairs.prompts import PromptItem
 from ..tasks.neutral_text import NeutralText
 from ..tasks.tasks import Scorer, Task
 from .replies import render
-from .settings import EvaluatorSettings
-
-__all__ = ["Source", "context_size", "plan", "source"]
 
 _TEXT_CONTEXT = 512  # tokens of a piece of plain neutral text, unless the task needs more
 
@@ -52,7 +47,7 @@ def source(renderer: Renderer, task: Task, scorer: Scorer, seeds: tuple[int, ...
 
 
 def choices(task: Task, scorer: Scorer, item: PromptItem) -> tuple[str, ...]:
-    """Texts to choose from. Raises UsageError for none, and for an empty one."""
+    """The choices of an item. Raises UsageError for none, and for an empty one."""
     texts = scorer.choices(item)
     if not texts or not all(texts):
         raise UsageError(f"task {task.name}, {item.id}: a choice without text; give each of the choices one")
@@ -78,29 +73,3 @@ def context_size(
     if n_ctx < most.n_tokens:
         raise UsageError(f"{where}, but n_ctx is {n_ctx}; raise it (-c {most.n_tokens}) or {shorter}")
     return n_ctx
-
-
-def plan(
-    path: Path,
-    task: Task,
-    scorer: Scorer,
-    *,
-    benign: tuple[Task, Scorer] | None = None,
-    neutral: NeutralText | None = None,
-    settings: EvaluatorSettings | None = None,
-) -> int:
-    """Tokens of context of each sequence of an `Evaluator`, by the model's vocabulary alone: before its weights are
-    loaded.
-
-    Raises UsageError (a prompt that does not fit), FormatError (an item that cannot be scored), ModelError.
-    """
-    settings = settings or EvaluatorSettings()
-    with vocabulary_renderer(
-        path, thinking=settings.thinking, template_arguments=settings.template_arguments
-    ) as renderer:
-        sources = [source(renderer, *pair, settings.seeds) for pair in ((task, scorer), benign) if pair]
-        trained = model_info(path, routers=False).context_length
-        n_ctx = context_size(sources, neutral, renderer, trained, settings.n_ctx)
-        if neutral is not None:
-            neutral.documents(renderer, n_ctx, settings.n_text)
-        return n_ctx

@@ -15,8 +15,6 @@ from ...pairs.prompts import PromptItem
 from ...steering.bias_file import BiasFile
 from ..tasks.tasks import Choice, Scorer, Task
 
-__all__ = ["GREEDY", "Job", "Reply", "render", "replies"]
-
 GREEDY = Sampling(temperature=0)
 
 
@@ -31,7 +29,7 @@ def render(renderer: Renderer, task: Task, item: PromptItem) -> RenderedPrompt:
 
 @dataclass(frozen=True)
 class Job:
-    """A reply that is still to come; `id` is where it is kept."""
+    """One reply that is wanted; `id` names its record."""
 
     id: str
     bias: BiasFile | None
@@ -57,7 +55,7 @@ def replies(
     """Replies as they are finished, `n_parallel` at once; closing the generator aborts the others.
 
     What the engine holds in memory is forgotten first, so replies do not depend on earlier ones. Jobs of one steering
-    should stand together: a batch of one steering is faster than a mixed one. Raises ModelMismatchError, NativeError.
+    should be neighbours: a batch of one steering is faster than a mixed one. Raises ModelMismatchError, NativeError.
     """
     engine.forget()
     waiting = deque(jobs)

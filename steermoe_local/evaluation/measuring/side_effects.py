@@ -1,4 +1,4 @@
-"""The price of a steering: what it does to text that it should leave alone, and to the shape of answers."""
+"""Side effects of a steering: what it does to text that it should leave alone, and to the form of answers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..metrics.intervals import Interval, rate
-from .measurements import Answer, Measurement
-
-__all__ = ["LOOPING", "Fluency", "fluency"]
+from .measurements import Measurement
 
 LOOPING = 0.5
 """An answer loops when at least this share of its tokens is one stretch that repeats itself."""
@@ -19,12 +17,12 @@ LOOPING = 0.5
 
 @dataclass(frozen=True)
 class Fluency:
-    """Guards of one steering, beside its rate.
+    """Side effects of one steering.
 
     On the neutral text, None where there is none: `perplexity`, `perplexity_ratio` to the unsteered model, `kl` (mean
     KL(unsteered || steered) in nats), `same_top` (share of tokens with the same likeliest token). Of the task's
     answers: mean `distinct_2`, `longest_loop` (largest share of an answer that repeats itself), and the shares that are
-    `looping`, `empty`, `cut` at the end of their room, or `ill_formed` (none of the task's sides). `refused`: the share
+    `looping`, `empty`, `cut` (at max_tokens), or `ill_formed` (on neither side). `refused`: the share
     of benign prompts that were refused, None where there are none.
     """
 
@@ -46,7 +44,7 @@ class Fluency:
 
 
 def fluency(measured: Measurement, unsteered: Measurement) -> Fluency:
-    """The guards of a measurement, compared with the unsteered model's."""
+    """Side effects of a measured steering, compared with the unsteered model."""
     text, base = measured.text, unsteered.text
     return Fluency(
         perplexity=None if text is None else text.perplexity,
@@ -55,13 +53,13 @@ def fluency(measured: Measurement, unsteered: Measurement) -> Fluency:
         same_top=None if text is None else text.same_top,
         distinct_2=float(np.mean([answer.distinct_2 for answer in measured.answers])),
         longest_loop=max(answer.loop for answer in measured.answers),
-        looping=_share(measured.answers, [answer.loop >= LOOPING for answer in measured.answers]),
-        empty=_share(measured.answers, [answer.empty for answer in measured.answers]),
-        cut=_share(measured.answers, [answer.cut for answer in measured.answers]),
+        looping=_share([answer.loop >= LOOPING for answer in measured.answers]),
+        empty=_share([answer.empty for answer in measured.answers]),
+        cut=_share([answer.cut for answer in measured.answers]),
         ill_formed=measured.label_share("ill-formed"),
         refused=rate(measured.benign_values) if measured.benign else None,
     )
 
 
-def _share(answers: Sequence[Answer], found: Sequence[bool]) -> float:
-    return sum(found) / len(answers)
+def _share(found: Sequence[bool]) -> float:
+    return sum(found) / len(found)

@@ -1,9 +1,9 @@
-"""Whether a task can be measured: its items against their scorer, and its prompts against a model's vocabulary."""
+"""Checks whether a task can be measured: its items by their scorer, its prompts by a model's vocabulary."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -16,12 +16,10 @@ from ..tasks.scorers import make_scorer
 from ..tasks.tasks import Task
 from .rendered_tasks import source
 
-__all__ = ["Lengths", "TaskCheck", "check_task"]
-
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the prompts as the model sees them. `needed`: prompt and answer of the longest item, at most."""
+    """Tokens of the rendered prompts. `needed`: at most this many for prompt and answer of the longest item."""
 
     shortest: int
     median: float
@@ -34,7 +32,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class TaskCheck:
-    """What was found: (id of an item, why it cannot be used), and lengths where a model was named."""
+    """The result of `check_task`: pairs (id of an item, problem or warning); lengths if a model was given."""
 
     task: Task
     problems: tuple[tuple[str, str], ...] = ()
@@ -90,9 +88,8 @@ def check_task(
     with vocabulary_renderer(model, thinking=thinking, template_arguments=template_arguments) as renderer:
         for item in good:
             name = str(item.id)
-            one = Task(task.name, (item,), task.scorer, task.options, task.max_tokens, task.stop, task.system, task.raw)
             try:
-                found = source(renderer, one, scorer, (0,))
+                found = source(renderer, replace(task, items=(item,)), scorer, (0,))
             except (UsageError, FormatError, ModelError) as error:
                 problems.append((name, str(error)))
                 continue

@@ -1,4 +1,4 @@
-"""Arithmetic on results: confidence intervals, repetition, formatting of figures.
+"""Confidence intervals of results, repetition of an answer, formatting of figures.
 
 Imports: nothing else of evaluation.
 Public: `intervals`, `repetition`, `formatting`.

@@ -1,12 +1,10 @@
-"""Figures as they stand in sentences and tables."""
+"""Formats figures for sentences and tables."""
 
 from __future__ import annotations
 
 import math
 
 from .intervals import Interval
-
-__all__ = ["draws_below", "in_points", "number", "percent", "points", "signed"]
 
 
 def percent(share: float | None) -> str:
@@ -35,5 +33,5 @@ def points(effect: Interval) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
-    """With so many digits behind the point, "-" for None."""
+    """With `digits` digits after the point, "-" for None."""
     return "-" if value is None else f"{value:.{digits}f}"

@@ -1,4 +1,4 @@
-"""Intervals of rates and of their differences over the items of a task."""
+"""Confidence intervals of rates and of differences of rates over the items of a task."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import numpy.typing as npt
 
 from ...errors import UsageError
 
-__all__ = ["Interval", "bootstrap", "difference", "margin", "newcombe", "rate", "wilson"]
-
-_Z = 1.959963984540054  # of 95%, two-sided
+_Z = 1.959963984540054  # the standard normal quantile of a two-sided 95% interval
 _DRAWS = 2000
 _EQUAL = 1e-12  # values that differ by less are the same up to rounding
 
@@ -52,9 +50,11 @@ def bootstrap(
 ) -> Interval:
     """Percentile bootstrap of the mean of items' values [n] (Efron and Tibshirani, 1993, ch. 13).
 
-    Where all items are alike there is no spread to draw from, and the interval is a point: right for "nothing changed",
-    but no proof of anything else. So with the lowest and the highest `possible` value an effect other than 0 gets what
-    Wilson's bound leaves room for: as many items as may have been missed, at either end.
+    Where all items have the same value the interval is a point: right for "nothing changed", but too narrow for any
+    other effect. So with `possible`, the lowest and the highest value of an item, such an effect gets the interval that
+    Wilson's bound for 0 of n allows: that share of items may lie at either end.
+
+    Raises UsageError for no values, or values that are not finite.
     """
     items = np.asarray(values, dtype=np.float64)
     if items.ndim != 1 or not items.size or not np.isfinite(items).all():
@@ -72,9 +72,9 @@ def bootstrap(
 def newcombe(one: npt.ArrayLike, two: npt.ArrayLike) -> Interval:
     """Interval of the difference of two shares of the same items, values 0 or 1, [n] each.
 
-    Newcombe's method 10 (Statistics in Medicine 17 (1998) 2635): Wilson's intervals put together, with the correlation
-    of the two. It stays honest where all items agree, and where a bootstrap has no spread to draw from. Raises
-    UsageError for values that are no pairs of 0 and 1.
+    Newcombe's method 10 (Statistics in Medicine 17 (1998) 2635): Wilson's intervals of both shares combined, with their
+    correlation. Its width is above 0 where all items agree, unlike the bootstrap's. Raises UsageError for values that
+    are not pairs of 0 and 1.
     """
     a, b = _pairs(one, two)
     n = a.size
@@ -112,10 +112,10 @@ def rate(values: Sequence[float] | Values, seed: int = 0) -> Interval:
 
 
 def margin(more: npt.ArrayLike, one: Interval, two: Interval, seed: int = 0) -> Interval:
-    """How much larger one effect is than another over the same items, `more` by item [n].
+    """How much larger one effect is than another over the same items; `more` is the difference by item [n].
 
-    A bootstrap over the items; where all items are alike and it has no spread to draw from, the intervals of the two
-    effects put together as in Newcombe's method, without the correlation. Raises UsageError.
+    A bootstrap over the items; where all items are alike and it is a point, the intervals of the two effects combined
+    as in Newcombe's method, without the correlation. Raises UsageError.
     """
     found = bootstrap(more, seed)
     if found.low < found.high:
@@ -126,7 +126,7 @@ def margin(more: npt.ArrayLike, one: Interval, two: Interval, seed: int = 0) -> 
 
 
 def _possible(differences: Values) -> tuple[float, float]:
-    """The ends of the scale of differences: of rates -1 and 1, of swings twice that."""
+    """The lowest and highest possible difference: -1 and 1 of rates, twice that of effects."""
     widest = max(1.0, float(np.ceil(np.abs(differences).max(initial=0.0))))
     return -widest, widest
 

@@ -1,4 +1,4 @@
-"""How much an answer repeats itself: the sign by which a model that was steered too hard is known."""
+"""Measures how much an answer repeats itself, as models do that are steered too hard."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-__all__ = ["Repetition", "repetition"]
-
-_LONGEST_PERIOD = 64  # tokens; a loop over more is as good as a text of its own
+_LONGEST_PERIOD = 64  # tokens; a longer loop is not counted as one
 _REPEATS = 3  # a phrase said twice is no loop yet
 
 

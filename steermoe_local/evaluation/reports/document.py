@@ -11,8 +11,6 @@ from typing import Any
 from ..measuring.side_effects import Fluency
 from ..metrics.formatting import number, percent
 
-__all__ = ["FLUENCY", "Table", "escape", "fluency_cells", "how_to_repeat", "markdown_table", "one_line", "sections"]
-
 FLUENCY = ("perplexity ratio", "KL", "looping", "ill-formed", "benign refused")
 """Header of `fluency_cells`."""
 

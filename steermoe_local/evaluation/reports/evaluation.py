@@ -18,8 +18,6 @@ from ..studies.steerings import EFFECT, NEGATIVE, POSITIVE
 from .document import Table, escape, how_to_repeat, markdown_table, one_line, sections
 from .figure import BLUE, GREY, RED, error_bars, new_figure, plain, save
 
-__all__ = ["control_rows", "draw_effect", "examples", "markdown", "tables", "verdict"]
-
 _LONGEST = 100  # characters of an answer that is shown
 _EXAMPLES = 4
 _METHODS = {"wilson": "Wilson's intervals", "newcombe": "Newcombe's paired intervals", "bootstrap": "bootstrap"}

@@ -12,8 +12,6 @@ from ..._util.files import StrPath, replacing
 from ...errors import UsageError
 from ..metrics.intervals import Interval
 
-__all__ = ["BLUE", "GREY", "RED", "error_bars", "missing_matplotlib", "new_figure", "plain", "save"]
-
 RED, BLUE, GREY = "#b2182b", "#2166ac", "#777777"  # as in pictures of maps
 
 

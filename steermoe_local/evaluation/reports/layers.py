@@ -10,8 +10,6 @@ from ..studies.layers import LayerEffects, LayerPart
 from .figure import BLUE, RED, error_bars, new_figure, save
 from .sweep import study_title
 
-__all__ = ["draw_layers"]
-
 
 def draw_layers(result: LayerEffects, paths: Sequence[StrPath]) -> None:
     """Draw effects of the parts, with their intervals, to each of the paths (.png or .svg).

@@ -16,8 +16,6 @@ from ..studies.search.sweep import Point, Sweep
 from .document import FLUENCY, Table, escape, fluency_cells, how_to_repeat, sections
 from .figure import RED, new_figure, plain, save
 
-__all__ = ["draw_sweep", "study_markdown", "study_title", "sweep_csv", "sweep_markdown", "sweep_tables"]
-
 _COSTS = {"ppl": "perplexity of the neutral text, increase in %", "kl": "KL from the unsteered model, nats"}
 _NAMED = 8  # points of a picture with their numbers; more would cover each other
 

@@ -13,8 +13,6 @@ from ..studies.transfer.results import Column, MapEffect, Transfer
 from .document import Table, escape, how_to_repeat, sections
 from .figure import BLUE, GREY, RED, error_bars, new_figure, plain, save
 
-__all__ = ["conclusions", "draw_transfer", "markdown", "rates", "table", "types"]
-
 _CEILING = 0.98  # of 1: there is no room to see a difference
 
 

@@ -12,8 +12,6 @@ from .document import FLUENCY, Table, escape, fluency_cells, sections
 from .figure import RED, new_figure, save
 from .sweep import study_markdown, study_title
 
-__all__ = ["draw_tuning", "tuning_markdown", "tuning_tables", "tuning_verdict"]
-
 
 def tuning_verdict(result: Tuning) -> str:
     """The outcome in one sentence."""

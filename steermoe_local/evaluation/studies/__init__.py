@@ -1,5 +1,5 @@
-"""Questions asked of an evaluator: evaluation, controls, sweep, tune, layers, transfer over quantizations.
+"""Studies of a steering on an evaluator: effect with controls, search of its numbers, depth, transfer to quantizations.
 
 Imports: metrics, tasks, measuring.
-Public: `evaluate`, `sweep`, `tune`, `transfer`, `effect_by_depth`.
+Public: `evaluate`, `run_evaluation`, `by_layer`; in its folders `run_controls`, `sweep`, `tune`, `transfer`.
 """

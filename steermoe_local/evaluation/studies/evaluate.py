@@ -75,8 +75,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values, without the answers."""
-        data: dict[str, Any] = plain(self, without=["measurements"])
-        return data
+        return plain(self, without=["measurements"])
 
 
 _DEFAULT = Controls()
@@ -142,7 +141,7 @@ def evaluate(
         signatures=tuple(signatures),
         steering=steering_facts(steering),
         provenance={
-            **evaluator.about,
+            **evaluator.metadata,
             "settings": evaluator.settings,
             "seed": seed,
             "controls": None if controls is None else {"n_draws": controls.n_draws, "kinds": list(controls.kinds)},

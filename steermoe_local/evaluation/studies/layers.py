@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from ...steering.steering import Steering
     from ..measuring.evaluator import Evaluator
 
-__all__ = ["THIRDS", "LayerEffects", "LayerPart", "by_layer", "only_layers", "thirds"]
-
 THIRDS = ("early", "middle", "late")
 WHOLE = "all layers"
 

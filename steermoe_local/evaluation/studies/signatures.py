@@ -15,8 +15,6 @@ from .steerings import mirrored
 if TYPE_CHECKING:
     from .controls.controls import ControlResult
 
-__all__ = ["NAMES", "Signature", "Thresholds", "effect_signatures", "guard_signatures"]
-
 NAMES = ("fluency collapse", "over-refusal", "ill-formed answers", "wrong way", "no room", "no effect")
 
 

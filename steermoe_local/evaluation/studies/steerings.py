@@ -18,20 +18,6 @@ from ..metrics.intervals import Interval, difference
 if TYPE_CHECKING:
     from ..measuring.evaluator import Evaluator
 
-__all__ = [
-    "EFFECT",
-    "NEGATIVE",
-    "POSITIVE",
-    "STEERED",
-    "both_ways",
-    "effects_of",
-    "has_reverse",
-    "mirrored",
-    "side_biases",
-    "steering_facts",
-    "study_metadata",
-]
-
 POSITIVE, NEGATIVE, STEERED, EFFECT = "towards", "away", "steered", "swing"
 """Names of sides and of the effect in files and reports: steering to the map's positive side, to its negative side, by
 a bias file; and the rate of the first minus that of the second."""
@@ -47,13 +33,13 @@ def both_ways(steering: Steering, identity: ModelIdentity, reverse: bool = True)
 
     Raises UsageError for a steering that changes nothing, ChoiceError for what the model cannot carry out.
     """
-    bias = steering.build(identity)
-    if bias is None:
+    steered = steering.build(identity)
+    if steered is None:
         raise UsageError(f"{steering.name}: steers nothing; choose experts with activate, deactivate or both")
-    if not (reverse and has_reverse(steering)):
-        return (bias,)
+    if not reverse or not has_reverse(steering):
+        return (steered,)
     other = steering.changed(reverse=not steering.reverse).bias_file(identity)
-    return (bias,) if other is None else (bias, other)
+    return (steered,) if other is None else (steered, other)
 
 
 def side_biases(steering: Steering, identity: ModelIdentity, reverse: bool = True) -> dict[str, BiasFile | None]:
@@ -98,7 +84,7 @@ def study_metadata(evaluator: Evaluator, steering: Steering) -> dict[str, Any]:
     source = {} if expert_map is None else {"map_sha256": expert_map.sha256, "behaviour": expert_map.behaviour}
     return {
         "model": evaluator.identity.to_dict(),
-        **evaluator.about,
+        **evaluator.metadata,
         "steering": {
             "name": steering.name,
             **source,

@@ -1,4 +1,4 @@
-"""The tasks and guards that ship with the package."""
+"""The tasks that ship with the package, and the guards against side effects."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from ...models.local_models import resolve_model
 from ...pairs.prompts import load_prompts
 from .neutral_text import NeutralText, load_neutral_text
 from .scorers import make_scorer
-from .tasks import Scorer, Task, load_task
-
-__all__ = ["BUILTIN", "builtin_names", "builtin_task", "default_guards", "is_embedded", "open_task"]
+from .tasks import Scorer, Task, load_task, overridden
 
 BUILTIN = "builtin:"
 _MAX_TOKENS = 24  # the embedded model's longest reply has 20
@@ -31,41 +29,23 @@ def builtin_names() -> tuple[str, ...]:
 
 
 def builtin_task(name: str) -> Task:
-    """A task by name; "builtin:" before it is understood.
+    """A task by name, with or without "builtin:" before it.
 
     `digits-words`, `document-memory`, `refuse-comply`: the embedded model's held-out prompts, scored by side.
     `neutral`: its tasks that no behaviour touches, scored by their answer. `benign`: harmless requests for any model,
     scored as refusals. Raises UsageError.
     """
     name = name.removeprefix(BUILTIN)
-    source = f"{BUILTIN}{name}"
+    common: dict[str, Any] = {"max_tokens": _MAX_TOKENS, "license": "MIT", "source": f"{BUILTIN}{name}"}
     for behaviour in behaviours():
         if behaviour.name == name:
-            return Task(
-                name,
-                tuple(load_prompts(behaviour.heldout)),
-                "sides",
-                {"behaviour": name},
-                max_tokens=_MAX_TOKENS,
-                positive=behaviour.positive,
-                negative=behaviour.negative,
-                license="MIT",
-                source=source,
-            )
+            common |= {"positive": behaviour.positive, "negative": behaviour.negative}
+            return Task(name, tuple(load_prompts(behaviour.heldout)), "sides", {"behaviour": name}, **common)
     if name == "neutral":
         items = tuple(load_prompts(data_folder() / "neutral.heldout.jsonl"))
-        return Task(
-            name,
-            items,
-            "exact",
-            max_tokens=_MAX_TOKENS,
-            positive="right",
-            negative="wrong",
-            license="MIT",
-            source=source,
-        )
+        return Task(name, items, "exact", positive="right", negative="wrong", **common)
     if name == "benign":
-        return replace(load_task(data_folder() / "benign.jsonl"), source=source)
+        return replace(load_task(data_folder() / "benign.jsonl"), source=common["source"])
     raise UsageError(f"{name!r} is no builtin task; take one of {', '.join(builtin_names())}")
 
 
@@ -78,7 +58,7 @@ def open_task(
 ) -> Task:
     """A task as the command line names it: "builtin:NAME", or a file (`load_task`).
 
-    `scorer` with its `options`, and `max_tokens`, stand for what the task says. Raises UsageError, FormatError.
+    `scorer` with its `options`, and `max_tokens`, override those of the task. Raises UsageError, FormatError.
     """
     text = os.fspath(task)
     if not text.startswith(BUILTIN):
@@ -86,15 +66,11 @@ def open_task(
             raise UsageError(f"{text}: no such file; the task that ships is called {BUILTIN}{text}")
         return load_task(task, scorer=scorer, options=options, max_tokens=max_tokens)
     found = builtin_task(text)
-    if scorer is not None:
-        found = replace(found, scorer=scorer, options=dict(options or {}))
-    elif options:
-        found = replace(found, options={**found.options, **options})
-    return found if max_tokens is None else replace(found, max_tokens=max_tokens)
+    return replace(found, **overridden({"options": found.options}, scorer, options, max_tokens))
 
 
 def is_embedded(model: StrPath | ModelIdentity | None) -> bool:
-    """Is it the embedded model, in whatever quantization? Told by its routers. None is not."""
+    """Whether it is the embedded model, in any quantization, by its routers. False for None."""
     if model is None:
         return False
     if not isinstance(model, ModelIdentity):
@@ -109,9 +85,9 @@ def _embedded_router() -> str:
 
 
 def default_guards(model: StrPath | ModelIdentity | None) -> tuple[tuple[Task, Scorer], NeutralText]:
-    """What a steering should leave alone: (benign prompts with the scorer of refusals, neutral text) for a model.
+    """Guards against side effects for a model: (benign prompts with the scorer of refusals, neutral text).
 
-    The embedded model knows nothing but its own tasks, so it gets those that no behaviour touches; any other gets
+    The embedded model knows only its own tasks, so it gets those that no behaviour touches; any other model gets
     harmless requests and plain prose that ship with the package. Raises ModelError for a file that is no model.
     """
     if is_embedded(model):

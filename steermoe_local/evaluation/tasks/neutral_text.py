@@ -1,4 +1,4 @@
-"""Neutral text: what a model should go on predicting as well as before, whatever it is steered to."""
+"""Neutral text, which a steered model should predict as well as the unsteered one, and its scores."""
 
 from __future__ import annotations
 
@@ -25,24 +25,15 @@ if TYPE_CHECKING:
     from ...generation.engine import Engine
     from ...steering.bias_file import BiasFile
 
-__all__ = [
-    "Document",
-    "NeutralText",
-    "TextScore",
-    "load_neutral_text",
-    "log_probabilities",
-    "score_text",
-]
-
 _MAX_BYTES = 64 << 20
-_LEAST = -700.0  # log-probability of the impossible, and of what is no number: finite, and its exponential is, too
+_LEAST = -700.0  # stands for -inf and NaN as a log-probability; finite, and so is its exponential
 
 Passage = tuple[tuple[Message, ...] | None, str]
 
 
 @dataclass(frozen=True)
 class NeutralText:
-    """Passages as (prompt, text): a text behind a chat prompt, whose tokens alone count; or (None, text), plain."""
+    """Passages as (prompt, text): a text after a chat prompt, of which only the text counts; or (None, text), plain."""
 
     name: str
     passages: tuple[Passage, ...]
@@ -54,7 +45,7 @@ class NeutralText:
         return hashlib.sha256(json.dumps(data, ensure_ascii=False).encode("utf-8")).hexdigest()
 
     def longest(self, renderer: Renderer) -> int:
-        """Tokens of context that the longest passage behind a prompt needs; plain text can be cut, and needs none."""
+        """Tokens of context that the longest passage after a prompt needs; plain text can be cut, and needs none."""
         texts = (renderer.chat_text([m.to_dict() for m in prompt]) + text for prompt, text in self.passages if prompt)
         return max((len(renderer.tokenize(text, add_special=False)) for text in texts), default=0)
 
@@ -70,7 +61,7 @@ class NeutralText:
                 break
             if prompt is None:
                 tokens = renderer.tokenize(text, add_special=True)
-                # each piece begins without a past, so its first token is nobody's prediction
+                # each piece begins without context, so its first token is not predicted
                 pieces = [(tokens[i : i + n_ctx], 0) for i in range(0, len(tokens), n_ctx)]
             else:
                 before = renderer.chat_text([m.to_dict() for m in prompt])
@@ -91,14 +82,14 @@ class NeutralText:
 
 @dataclass(frozen=True)
 class Document:
-    """Tokens of which those behind index `first` count, each predicted from all before it."""
+    """Tokens of which those after index `first` count, each predicted from all before it."""
 
     tokens: tuple[int, ...]
     first: int
 
     @property
     def n(self) -> int:
-        """How many tokens count."""
+        """Number of tokens that count."""
         return len(self.tokens) - 1 - self.first
 
 
@@ -120,7 +111,7 @@ class TextScore:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> TextScore:
-        """Of a line of records.jsonl."""
+        """The score in a line of records.jsonl."""
         return cls(**{name: record[name] for name in cls.__dataclass_fields__})
 
     @property

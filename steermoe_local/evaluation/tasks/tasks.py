@@ -1,7 +1,7 @@
-"""Tasks: prompts, and how an answer to each of them is scored.
+"""Tasks: prompts and how their answers are scored.
 
-A task file is a file of prompts (`steermoe_local.pairs.prompts`) whose fields besides the prompt say what the scorer
-needs to know of each item. Its first line may be a head:
+A task file is a file of prompts (`steermoe_local.pairs.prompts`) whose further fields are what the scorer
+needs of each item. Its first line may be a head:
 
     {"task": {"name": "capitals", "scorer": "contains", "max_tokens": 16, "positive": "right", "negative": "wrong"}}
     {"id": "1", "prompt": "What is the capital of France?", "answer": "Paris"}
@@ -22,8 +22,6 @@ from ..._util.files import StrPath, parse_json, read_bytes
 from ...errors import FormatError, UsageError
 from ...pairs.prompts import PromptItem, prompts_digest, read_prompts
 
-__all__ = ["Choice", "Score", "Scorer", "Task", "load_task"]
-
 _MAX_BYTES = 1 << 30
 _MAX_HEAD = 1 << 20
 _HEAD = ("name", "scorer", "options", "max_tokens", "stop", "system", "raw", "positive", "negative", "license")
@@ -39,17 +37,16 @@ _KIND_WORDS = {
 
 @dataclass(frozen=True)
 class Score:
-    """What an answer is worth: 1 shows the task's positive side, 0 does not; anything between is a grade.
+    """The score of an answer: 1 shows the task's positive side, 0 does not; values between are grades.
 
-    `label` names what was seen ("positive", "negative", "ill-formed", "right", ...). An answer whose label is
-    "ill-formed" is none of the sides, which is counted as 0 and told apart in reports.
+    `label` says what was found ("positive", "negative", "ill-formed", "right", ...). An "ill-formed" answer is on
+    neither side: it counts as 0, and reports list it separately. Raises UsageError for a value outside 0 to 1.
     """
 
     value: float
     label: str
 
     def __post_init__(self) -> None:
-        """Check the range."""
         if not 0 <= self.value <= 1:
             raise UsageError(f"score {self.value} is not from 0 to 1")
 
@@ -64,11 +61,11 @@ class Choice:
 
 
 class Scorer(Protocol):
-    """Scores the answers of a task; made by `scorers.make_scorer`."""
+    """Scores the answers of a task; made by `scorers.make_scorer`. Subclasses define the methods of their kind."""
 
-    kind: Literal["text", "choices"]
+    kind: Literal["text", "choices"] = "text"
     """What is scored: a generated text, or the log-probabilities of the item's choices."""
-    n_parallel: int
+    n_parallel: int = 0
     """How many answers may be scored at once in threads of their own, for scorers that wait; 0: in the caller's."""
 
     def check(self, item: PromptItem) -> None:
@@ -76,12 +73,15 @@ class Scorer(Protocol):
 
     def score(self, item: PromptItem, text: str) -> Score:
         """Score a generated answer (kind "text")."""
+        raise NotImplementedError
 
     def choices(self, item: PromptItem) -> tuple[str, ...]:
-        """Texts whose probability behind the prompt is wanted (kind "choices")."""
+        """Texts whose log-probability after the prompt is needed (kind "choices")."""
+        raise NotImplementedError
 
     def score_choices(self, item: PromptItem, choices: tuple[Choice, ...]) -> Score:
-        """Score them (kind "choices")."""
+        """Score the choices by their log-probabilities (kind "choices")."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Task:
 
     `scorer` is a name that `scorers.make_scorer` knows and `options` are its arguments. `positive` and `negative` say
     in words what the values 1 and 0 mean. `raw`: prompts are continued as they are, without the chat template.
-    `max_tokens` and `stop` end an answer. `source` is where it was read from.
+    `max_tokens` and `stop` limit an answer. `source`: the file it was read from, or its builtin name.
 
     Raises UsageError for a task without items, with an id twice, or impossible numbers.
     """
@@ -109,7 +109,6 @@ class Task:
     source: str = ""
 
     def __post_init__(self) -> None:
-        """Bring the fields into their final form and check them."""
         object.__setattr__(self, "items", tuple(self.items))
         object.__setattr__(self, "stop", tuple(self.stop))
         if not self.items:
@@ -124,7 +123,7 @@ class Task:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 (hex) of items, scorer and settings; name, source and layout of the file do not count."""
+        """SHA-256 (hex) of items, scorer and settings; name, source and formatting of the file do not count."""
         head = [self.scorer, dict(self.options), self.max_tokens, list(self.stop), self.system, self.raw]
         text = json.dumps(head, sort_keys=True, ensure_ascii=False) + prompts_digest(self.items)
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
@@ -139,7 +138,7 @@ class Task:
 def load_task(
     path: StrPath, *, scorer: str | None = None, options: Mapping[str, Any] | None = None, max_tokens: int | None = None
 ) -> Task:
-    """Read a task file. `scorer` with its `options`, and `max_tokens`, stand for what the head says.
+    """Read a task file. `scorer` with its `options`, and `max_tokens`, override the head.
 
     Raises FormatError, which names file and line; UsageError when neither head nor `scorer` names a scorer.
     """
@@ -150,19 +149,13 @@ def load_task(
     number = 1 + data[:begin].count(b"\n")
     head = _head(data[begin : min(end, begin + _MAX_HEAD)], f"{path}:{number}")
     if head is not None:
-        data = data[:begin] + data[end:]  # an empty line in its place: the others keep their numbers
+        data = data[:begin] + data[end:]  # an empty line instead: the others keep their numbers
         if not data.strip():
             raise FormatError(f"{path}: a head and no items; write one a line below it")
     # a text file has no answers, so there is nothing to score by but the text itself (a refusal, say)
     as_json = {".jsonl": True, ".txt": False}.get(Path(path).suffix.lower())
     items = read_prompts(io.BytesIO(data), str(path), as_json)
-    fields = dict(head or {})
-    if scorer is not None:
-        fields |= {"scorer": scorer, "options": dict(options or {})}
-    elif options:
-        fields["options"] = fields.get("options", {}) | dict(options)
-    if max_tokens is not None:
-        fields["max_tokens"] = max_tokens
+    fields = overridden(head or {}, scorer, options, max_tokens)
     if "scorer" not in fields:
         raise UsageError(
             f"{path}: how are the answers scored? give --scorer NAME, or begin the file with "
@@ -172,13 +165,27 @@ def load_task(
     return Task(**fields, items=tuple(items), source=str(path))
 
 
+def overridden(
+    fields: Mapping[str, Any], scorer: str | None, options: Mapping[str, Any] | None, max_tokens: int | None
+) -> dict[str, Any]:
+    """Fields of a task with another scorer and its options, further options, or another limit; None keeps them."""
+    changed = dict(fields)
+    if scorer is not None:
+        changed |= {"scorer": scorer, "options": dict(options or {})}
+    elif options:
+        changed["options"] = {**changed.get("options", {}), **options}
+    if max_tokens is not None:
+        changed["max_tokens"] = max_tokens
+    return changed
+
+
 def _head(line: bytes, where: str) -> dict[str, Any] | None:
     """The fields of a task file's head; None if the line is no head. Raises FormatError, which begins with `where`."""
     try:
         data = parse_json(line.decode("utf-8"))
         json.dumps(data, allow_nan=False)  # a number that is too large was read as infinity
     except ValueError:
-        return None  # whoever reads the items says what is wrong with it
+        return None  # reading it as an item gives the error
     if not isinstance(data, dict) or "task" not in data or "prompt" in data or "messages" in data:
         return None
     head = data["task"]

@@ -79,8 +79,7 @@ class ControlResult:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        data: dict[str, Any] = plain(self)
-        return data
+        return plain(self)
 
 
 def run_controls(

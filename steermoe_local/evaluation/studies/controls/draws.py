@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,6 @@ from ....steering.control_choices import activation_frequency, bottom_signs, dra
 from ....steering.steering import Steering
 from ...measuring.evaluator import Evaluator
 from .maps import HalvedMaps, halved_maps, superficial_maps
-
-__all__ = ["ALL", "ControlPlan", "Controls", "Draw", "Kind"]
 
 ALL = ("random", "matched", "bottom", "superficial", "shuffled", "same-side")
 """Kinds of control: random experts, random experts of matched activation frequency, those with the smallest |RD|, maps
@@ -99,7 +98,6 @@ class ControlPlan:
             self.real.append(self._reversed())
         self.tables = [bias.dense() for bias in self.real]
         self.layers = self._scope()
-        self._halves: HalvedMaps | None = None
 
     def draws(self, kind: str) -> Kind:
         """The draws of one of `ALL`. Raises ChoiceError, FormatError, PairsError, UsageError where it has none."""
@@ -203,7 +201,7 @@ class ControlPlan:
     def _shuffled(self) -> Kind:
         if not self.controls.pairs:
             return Kind(note="left out: no pairs to shuffle; give those of the map")
-        found = self._of_maps(self._halved(self.controls.pairs).shuffled)
+        found = self._of_maps(self._halves.shuffled)
         either = [max(fact["shared"], fact["shared_reversed"]) for fact in found.details["maps"]]
         if either and max(either) > 0.5:
             note = "shuffled sides hide the direction, not the experts, and the rule does not see how small RD is"
@@ -213,7 +211,7 @@ class ControlPlan:
     def _same_side(self) -> Kind:
         if not self.controls.pairs:
             return Kind(note="left out: no pairs whose sides could be divided; give those of the map")
-        return self._of_maps(self._halved(self.controls.pairs).same_side)
+        return self._of_maps(self._halves.same_side)
 
     def _of_maps(self, maps: Mapping[str, ExpertMap]) -> Kind:
         """Draws of other maps, chosen from with the same numbers, layers and rule as the real one."""
@@ -261,17 +259,13 @@ class ControlPlan:
             choices.append(choices[0].changed(reverse=other.reverse, **numbers))
         return [choice.bias_file(self.identity) for choice in choices]
 
-    def _halved(self, pairs: Sequence[Pair]) -> HalvedMaps:
-        if self._halves is None:
-            self.log(f"counting {len(pairs)} pairs")
-            self._halves = halved_maps(
-                self.evaluator.model,
-                pairs,
-                self.controls.n_maps,
-                seed=self.seed,
-                recording=self._recording("pairs"),
-            )
-        return self._halves
+    @cached_property
+    def _halves(self) -> HalvedMaps:
+        """Maps of the pairs in halves; they are counted once for all kinds."""
+        pairs = self.controls.pairs or ()
+        self.log(f"counting {len(pairs)} pairs")
+        recording = self._recording("pairs")
+        return halved_maps(self.evaluator.model, pairs, self.controls.n_maps, seed=self.seed, recording=recording)
 
     def _recording(self, what: str) -> dict[str, Any]:
         """Arguments of `record_counts`: as the evaluator computes its prompts, unless the caller differs."""
@@ -281,7 +275,7 @@ class ControlPlan:
         """Activation frequency of all experts: of the counts given, else of the map's, else of the pairs."""
         source: Any = self.controls.counts or self.steering.expert_map
         if (source is None or source.a1 is None) and self.controls.pairs:
-            source = self._halved(self.controls.pairs).real
+            source = self._halves.real
         if source is None or source.a1 is None:
             return None
         if source.identity.shape != self.identity.shape:

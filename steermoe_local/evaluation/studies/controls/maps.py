@@ -19,8 +19,6 @@ from ....pairs.builders import Tally
 from ....pairs.control_pairs import SURFACES, superficial_pairs
 from ....pairs.pairs import Pair
 
-__all__ = ["HalvedMaps", "halved_maps", "superficial_maps"]
-
 Int64 = npt.NDArray[np.int64]
 
 

@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from ...metrics.intervals import Values
 from .objective import standard_error
 
-__all__ = ["Candidate", "Search", "SearchLog", "Trial", "pick", "strongest", "within_error"]
-
 Candidate = tuple[int, int]
 """How many experts are promoted and suppressed."""
 

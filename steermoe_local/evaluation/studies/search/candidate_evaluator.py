@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ....steering.steering import Steering
     from ...measuring.evaluator import Evaluator
 
-__all__ = ["CandidateEvaluator", "split"]
-
 _LEAST = 4  # items of each part
 
 

@@ -16,8 +16,6 @@ from ...measuring.json_values import plain
 from ...measuring.measurements import UNSTEERED, bias_key
 from .objective import map_of
 
-__all__ = ["MOST", "Choice", "Grid", "Impossible", "Plan", "parse_numbers", "parse_strengths", "plan"]
-
 _MOST_CHOICES = 100_000  # a grid of more is a typing error
 MOST = 10_000
 """Most numbers that a list may come to."""
@@ -101,8 +99,7 @@ class Grid:
         return 2 * n if self.both_ways else n
 
     def to_dict(self) -> dict[str, Any]:
-        data: dict[str, Any] = plain(self)
-        return data
+        return plain(self)
 
 
 @dataclass(frozen=True)

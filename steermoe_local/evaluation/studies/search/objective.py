@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ....errors import UsageError
 from ....maps.expert_map import ExpertMap, parse_layers
@@ -13,17 +13,6 @@ from ...measuring.measurements import Answer, Measurement, by_item
 from ...measuring.side_effects import Fluency, fluency
 from ...metrics.intervals import Values
 from ...tasks.neutral_text import TextScore
-
-__all__ = [
-    "Budget",
-    "SearchSpace",
-    "cost_of",
-    "map_of",
-    "objective_values",
-    "search_space",
-    "standard_error",
-    "text_costs",
-]
 
 
 def objective_values(measured: Measurement, reverse: bool = False) -> Values:
@@ -100,9 +89,6 @@ class Budget:
             return f"{more:+.0%} of the answers loop"
         return ""
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     def __str__(self) -> str:
         """Like "perplexity at most +5%, KL at most 0.1 nats"."""
         parts = (
@@ -151,5 +137,5 @@ def search_space(steering: Steering) -> SearchSpace:
     A number to activate changes nothing where it would only add an expert to a layer that has top-k promoted ones; see
     `ExpertMap.choose`. Raises UsageError for a bias file, ChoiceError for layers that are not there.
     """
-    layers = None if steering.layers is None else list(parse_layers(steering.layers))
+    layers = None if steering.layers is None else parse_layers(steering.layers)
     return SearchSpace(*map_of(steering).numbers(reverse=steering.reverse, layers=layers))

@@ -7,11 +7,12 @@ search never saw.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ....errors import UsageError
 from ....steering.bias_file import BiasFile
+from ...measuring.json_values import plain
 from ...measuring.measurements import Measurement
 from ...measuring.side_effects import Fluency, fluency
 from ...metrics.intervals import Interval, difference, rate
@@ -23,8 +24,6 @@ from .objective import Budget, standard_error
 if TYPE_CHECKING:
     from ....steering.steering import Steering
     from ...measuring.evaluator import Evaluator
-
-__all__ = ["Evaluated", "Gain", "Outcome", "Tuning", "exhaustive", "tune"]
 
 Outcome = Literal["found", "nothing inside the budget", "no effect", "not confirmed"]
 
@@ -73,12 +72,12 @@ class Tuning:
 
     `chosen` is the pick (None if nothing inside the budget has an effect), `strongest` the candidate with the largest
     gain on the choosing part. `choosing`, `heldout` and `fluency` are the pick's; `heldout_strongest` is the other's.
-    `bias` is None unless the outcome is "found". `trials` are all candidates in the order in which they were measured,
-    `n_measured` of them with answers, and `n_grid` is how many different choices there are; `n_answers` counts the
-    answers to items that were needed. `why` has a line for each part of the search.
+    `bias` is None unless the outcome is "found". `trials` are all `n_tried` candidates in the order in which they were
+    measured, `n_measured` of them with answers. `n_grid` is how many different choices there are, `n_answers` counts
+    the answers to items that were needed. `why` has a line for each part of the search.
     """
 
-    metadata: dict[str, Any]
+    metadata: dict[str, Any] = field(metadata={"json": "about"})
     budget: Budget
     method: Literal["ladder", "grid"]
     outcome: Outcome
@@ -93,37 +92,16 @@ class Tuning:
     bias: BiasFile | None = None
     trials: tuple[Evaluated, ...]
     why: tuple[str, ...]
+    n_tried: int
+    n_measured: int
     n_grid: int
     n_answers: int
     choosing_items: tuple[str, ...]
     heldout_items: tuple[str, ...]
 
-    @property
-    def n_measured(self) -> int:
-        """Candidates whose answers were measured, without the unsteered model."""
-        return sum(trial.answered for trial in self.trials)
-
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values, without the bias."""
-        names = ("chosen", "strongest", "choosing", "heldout", "heldout_strongest", "fluency")
-        parts = {name: getattr(self, name) for name in names}
-        return {
-            "about": self.metadata,
-            "budget": self.budget.to_dict(),
-            "method": self.method,
-            "outcome": self.outcome,
-            "reason": self.reason,
-            **{name: None if part is None else asdict(part) for name, part in parts.items()},
-            "unsteered_fluency": asdict(self.unsteered_fluency),
-            "trials": [asdict(trial) for trial in self.trials],
-            "why": list(self.why),
-            "n_tried": len(self.trials),
-            "n_measured": self.n_measured,
-            "n_grid": self.n_grid,
-            "n_answers": self.n_answers,
-            "choosing_items": list(self.choosing_items),
-            "heldout_items": list(self.heldout_items),
-        }
+        return plain(self, without=["bias"])
 
 
 def tune(
@@ -220,6 +198,8 @@ def _result(candidates: CandidateEvaluator, method: Literal["ladder", "grid"], l
         unsteered_fluency=fluency(candidates.base, candidates.base),
         trials=tuple(_evaluated(candidates, trial) for trial in others),
         why=log.steps,
+        n_tried=len(others),
+        n_measured=sum(trial.answered for trial in others),
         n_grid=candidates.n_choices,
         n_answers=n_items * n_seeds,
         choosing_items=candidates.choosing,

@@ -17,8 +17,6 @@ from ...measuring.evaluator import Evaluator
 from ...measuring.replies import render
 from ...tasks.neutral_text import Document, TextScore, log_probabilities
 
-__all__ = ["Reference", "RoutingAgreement", "compare_text", "routing_agreement", "take_reference"]
-
 _MAX_FLOATS = 1 << 26  # of the reference's predictions: 256 MiB
 
 

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,6 @@ from ....errors import FormatError, ModelError, ModelMismatchError, NativeError,
 from ....llama.quantizer import quantize_file
 from ....model_files.header import GGUFTensor, read_header
 from ....model_files.model_info import ModelInfo, model_info
-
-__all__ = ["FILE_TYPES", "QUANTS", "FileType", "ModelFile", "Quantizer", "TypeShare", "estimate", "file_type"]
 
 _FORMAT = "steermoe-quantization"
 _MIXTURE = 1.2  # a mixture gives some tensors more bits than its name says
@@ -204,16 +203,12 @@ class Quantizer:
         self.folder = Path(folder)
         self._n_threads = n_threads
         self._progress = progress or (lambda *_: None)
-        self._sha256 = ""
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """SHA-256 (hex) of the model's file; of a split one, of its parts' digests. It takes reading all of it."""
-        if not self._sha256:
-            digests = [sha256_file(path) for path in self.base.paths]
-            several = len(digests) > 1
-            self._sha256 = hashlib.sha256("".join(digests).encode()).hexdigest() if several else digests[0]
-        return self._sha256
+        digests = [sha256_file(path) for path in self.base.paths]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
     @property
     def warning(self) -> str | None:

@@ -17,8 +17,6 @@ from ..steerings import EFFECT, NEGATIVE, POSITIVE
 from .agreement import RoutingAgreement
 from .quantize import ModelFile
 
-__all__ = ["Column", "MapEffect", "Transfer"]
-
 
 @dataclass(frozen=True)
 class MapEffect:

@@ -23,8 +23,6 @@ from .agreement import Reference, compare_text, take_reference
 from .quantize import QUANTS, ModelFile, Quantizer, file_type
 from .results import Column, MapEffect, Transfer
 
-__all__ = ["BASE", "N_AGREEMENT", "OpenEvaluator", "transfer"]
-
 BASE = "base"
 N_AGREEMENT = 500
 
@@ -90,7 +88,7 @@ def transfer(
                 on_column(finished[BASE])
         task = evaluator.task
         provenance = {
-            **evaluator.about,
+            **evaluator.metadata,
             "base_sha256": quantizer.sha256,
             "steering": steering_facts(steering),
             "pairs_sha256": digest,

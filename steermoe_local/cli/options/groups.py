@@ -1,0 +1,158 @@
+"""Groups of options that commands share, and where the value of an option comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import shlex
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
+
+import click
+from click.core import ParameterSource
+
+F = TypeVar("F", bound=Callable[..., Any])
+Decorator = Callable[[Any], Any]
+
+_NEAREST_FIRST = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
+# Options that change nothing about a result, or are secret.
+_NOT_REPEATED = {"output", "resume", "restart", "as_json", "hf_token", "verbose"}
+
+
+#
+# groups
+#
+
+
+def option(*names: str, value: Any = None, **attributes: Any) -> Any:
+    """A field of a dataclass that is an option of the command line; the arguments are those of `click.option`.
+
+    The field has the option's default, or `value` where that is a text to be parsed. `option_group` makes the options
+    of a dataclass from such fields.
+    """
+    empty = False if attributes.get("is_flag") else () if attributes.get("multiple") else None
+    default = attributes.get("default", empty) if value is None else value
+    return dataclasses.field(default=default, metadata={"option": (names, attributes)})
+
+
+def field_options(kind: Any) -> list[Decorator]:
+    """The options of a dataclass's fields, in their order."""
+    found = ((field.name, field.metadata.get("option")) for field in dataclasses.fields(kind))
+    return [click.option(*given[0], name, **given[1]) for name, given in found if given]
+
+
+def together(*options: Decorator) -> Callable[[F], F]:
+    """A decorator that gives a command several options, in this order."""
+
+    def decorate(command: F) -> F:
+        wrapped: Any = command
+        for give in reversed(options):
+            wrapped = give(wrapped)
+        return cast(F, wrapped)
+
+    return decorate
+
+
+def option_group(
+    make: Callable[..., Any],
+    argument: str | None = None,
+    options: Iterable[Decorator] | None = None,
+    takes: Iterable[str] = (),
+) -> Callable[[F], F]:
+    """A decorator that gives a command some options, and passes it what `make` makes of their values.
+
+    `make` is a dataclass whose fields are options, or a function with `options`. It is called with the values of the
+    options, and with the arguments `takes`, which other groups give to the command. Its result becomes the command's
+    `argument`; without one, it is a dict of arguments.
+    """
+    given = list(field_options(make) if options is None else options)
+
+    def decorate(command: F) -> F:
+        names = set(takes)
+
+        @functools.wraps(command)
+        def with_group(**arguments: Any) -> Any:
+            made = make(**{name: arguments.pop(name) for name in names & set(arguments)})
+            return command(**arguments, **(made if argument is None else {argument: made}))
+
+        n_before = len(getattr(command, "__click_params__", ()))
+        wrapped: Any = together(*given)(with_group)
+        names.update(parameter.name for parameter in wrapped.__click_params__[n_before:])
+        return cast(F, wrapped)
+
+    return decorate
+
+
+class RenamedOption(click.Option):
+    """An option with `old_names`, which still work but are not shown in help, messages and completions."""
+
+    def __init__(self, *arguments: Any, old_names: tuple[str, ...], **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self.old_names = old_names
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Let the parser of the command line take the old names, too."""
+        names = self.opts
+        self.opts = [*names, *self.old_names]
+        try:
+            super().add_to_parser(parser, ctx)
+        finally:
+            self.opts = names
+
+
+def long_names(parameter: click.Parameter) -> list[str]:
+    """The long names of an option without their dashes, old ones last."""
+    names = [*parameter.opts, *getattr(parameter, "old_names", ())]
+    return [name.removeprefix("--") for name in names if name.startswith("--")]
+
+
+#
+# sources
+#
+
+
+def rank(name: str) -> int:
+    """How near the value of a parameter was given: 0 on the command line, then environment, configuration, default."""
+    source = click.get_current_context().get_parameter_source(name)
+    return _NEAREST_FIRST.index(source) if source in _NEAREST_FIRST else len(_NEAREST_FIRST)
+
+
+def is_given(name: str) -> bool:
+    """Whether a parameter was given on the command line."""
+    return rank(name) == 0
+
+
+def is_default(name: str) -> bool:
+    """Whether a parameter has its default value."""
+    return rank(name) == len(_NEAREST_FIRST)
+
+
+def command_line() -> str:
+    """The command line that repeats this run: all options that differ from their defaults, but no secret."""
+    context = click.get_current_context()
+    words = ["steermoe", *context.command_path.split()[1:]]
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if not isinstance(parameter, click.Option) or name in _NOT_REPEATED or is_default(name):
+            continue
+        value = context.params.get(name)
+        if value is None or value == ():
+            continue
+        shown = next((text for text in parameter.opts if text.startswith("--")), parameter.opts[0])
+        if parameter.is_flag:
+            if value or parameter.secondary_opts:
+                words.append(shown if value else parameter.secondary_opts[0])
+            continue
+        for part in value if parameter.multiple else (value,):
+            words += [shown, _typed(part)]
+    return shlex.join([*words, "-o", "OUT"] if any(p.name == "output" for p in context.command.params) else words)
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed."""
+    if isinstance(value, dict):
+        return json.dumps(value)
+    if isinstance(value, tuple):
+        return ",".join("=".join(part) if isinstance(part, tuple) else str(part) for part in value)
+    return str(value)

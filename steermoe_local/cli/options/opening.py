@@ -1,0 +1,86 @@
+"""Opening a model with the flags of the command line, for every command that runs one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ...errors import ResourceError
+from ..output import warn
+from .llama import CACHE_TYPES, LlamaFlags
+
+if TYPE_CHECKING:
+    from ...generation.engine import Engine
+    from ...llama.steered_llama import SteeredLlama
+    from ...model_files.memory import MemoryEstimate
+    from ...model_files.model_info import ModelInfo
+
+DEFAULT_CONTEXT = 4096
+
+
+def context_size(facts: ModelInfo, ctx_size: int | None) -> int:
+    """Tokens of context for -c: 0 is the model's own, None (not given) as well, but at most DEFAULT_CONTEXT."""
+    trained = facts.context_length or DEFAULT_CONTEXT
+    return min(DEFAULT_CONTEXT, trained) if ctx_size is None else ctx_size or trained
+
+
+def check_memory(facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_sequences: int = 1) -> MemoryEstimate | None:
+    """Warn on stderr, or raise ResourceError, when a model does not fit into free memory; nothing is loaded.
+
+    `n_ctx` are the tokens of context of each of `n_sequences` sequences, 0 for the model's own. An error is raised when
+    KV cache and buffers (or weights that are not mapped) do not fit. With --no-memory-check nothing is looked at and
+    None returned.
+    """
+    if not flags.memory_check:
+        return None
+    from ...model_files import memory
+
+    estimate = memory.check_memory(
+        facts,
+        n_ctx,
+        n_sequences,
+        CACHE_TYPES[flags.cache_type_k],
+        CACHE_TYPES[flags.cache_type_v],
+        flash_attn=flags.flash_attn != "off",  # auto: the CPU has it, and an error should be sure
+        n_ubatch=min(flags.ubatch_size, flags.batch_size),
+        mapped=flags.mmap and not flags.mlock,
+        elsewhere=flags.n_gpu_layers != 0 or bool(flags.rpc),
+    )
+    if problem := estimate.problem():
+        raise ResourceError(f"{problem}; --no-memory-check tries it all the same")
+    if warning := estimate.warning():
+        warn(warning)
+    return estimate
+
+
+@contextmanager
+def open_model(facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_sequences: int = 1) -> Iterator[SteeredLlama]:
+    """Load a model, after `check_memory`. Its own context is small; engines and recorders make theirs.
+
+    Raises ResourceError (no memory for `n_sequences` sequences of `n_ctx` tokens), ModelError, NativeError.
+    """
+    from ...llama.steered_llama import SteeredLlama
+
+    check_memory(facts, flags, n_ctx, n_sequences)
+    with closing(SteeredLlama(facts.paths[0], n_ctx=64, n_batch=64, **flags.model_arguments())) as llama:
+        yield llama
+
+
+@contextmanager
+def open_engine(
+    facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_slots: int, **engine_arguments: Any
+) -> Iterator[Engine]:
+    """Load a model and make an engine of `n_slots` slots of `n_ctx` tokens each.
+
+    `engine_arguments` are further ones of `Engine`. Raises as `open_model`.
+    """
+    from ...generation.engine import Engine
+
+    context = flags.context_arguments()
+    context["n_batch"] = max(context["n_batch"], n_slots)
+    with (
+        open_model(facts, flags, n_ctx, n_slots) as llama,
+        Engine(llama, n_ctx=n_ctx, n_slots=n_slots, **context, **engine_arguments) as engine,
+    ):
+        yield engine
