@@ -62,7 +62,9 @@ def compare(n_items: int | None, full: bool, seed: int, only: str | None = None)
                     made = (
                         tune(evaluator, steering, BUDGET, seed=seed)
                         if method == "search"
-                        else exhaustive(evaluator, steering, BUDGET, seed=seed, activate=numbers_of, deactivate=numbers_of)
+                        else exhaustive(
+                            evaluator, steering, BUDGET, seed=seed, activate=numbers_of, deactivate=numbers_of
+                        )
                     )
                     found[method] = summary(made) | {"seconds": round(time.perf_counter() - start, 1)}
             rows.append(found)
