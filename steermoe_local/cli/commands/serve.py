@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from ...models.embedded import TINY, data_folder
 from ..options.common import FILE, template_options
 from ..options.llama import LlamaFlags, llama_options
 from ..options.model import model_option
-from ..options.opening import context_size, open_engine
+from ..options.opening import check_memory, context_size, open_engine
 from ..options.sampling import sampling_options
 from ..output import say, warn
 
@@ -140,13 +141,16 @@ def serve(
     )
     if not facts.chat_template:
         warn(f"{model}: no chat template, so only /v1/completions can answer")
+    n_ctx = context_size(facts, ctx_size)
+    check_memory(facts, flags, n_ctx, parallel)  # before it listens, so that nobody connects to what cannot run
+    flags = replace(flags, memory_check=False)
     registry = SteeringRegistry(folder=maps_folder, writable=maps_writable, force=force)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("steermoe.server").setLevel(logging.INFO)
 
     @contextmanager
     def load() -> Iterator[Engine]:
-        with open_engine(facts, flags, context_size(facts, ctx_size), parallel, force=force) as engine:
+        with open_engine(facts, flags, n_ctx, parallel, force=force) as engine:
             warn(*registry.open(engine.identity))
             if steering is not None:
                 _choose_default(registry, steering, activate, deactivate)
