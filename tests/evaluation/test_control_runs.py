@@ -227,7 +227,7 @@ def test_matched_draws_are_as_busy() -> None:
     assert matched.percentile == 1
 
 
-def test_matched_draws_that_are_the_behaviours_own_are_told() -> None:
+def test_matched_draws_that_are_the_behaviours_own_are_reported() -> None:
     expert_map = counted_map()
     assert expert_map.a1 is not None
     assert expert_map.a2 is not None
@@ -360,7 +360,7 @@ def test_nothing_to_control_for() -> None:
         run(MadeUpEvaluator(worth()), steering(activate=0, deactivate=99), real_effect=0)
 
 
-def test_maps_that_agree_with_the_real_one_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_that_agree_with_the_real_one_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     real = made_map()
     other = made_map(rd=-real.rd)
     halves = HalvedMaps(real, {"1": real, "2": other}, {"3": other})
