@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -311,9 +312,9 @@ def test_shards_add_up(tiny_path: Path, chat_pairs: list[Pair]) -> None:
     assert np.abs(total.a1 - whole.a1).sum() <= 0.001 * whole.a1.sum()
     first = record_counts(tiny_path, chat_pairs[::5], n_threads=1)
     assert same(first, parts[0]), "shard 1/5 is pairs 1, 6, 11, ..."
-    with pytest.raises(UsageError, match=r"shard 5/5: empty"):
+    with pytest.raises(UsageError, match="shard 5/5"):
         record_counts(tiny_path, chat_pairs[:3], shard=(5, 5))
-    with pytest.raises(UsageError, match=r"shard 0/5"):
+    with pytest.raises(UsageError, match="shard 0/5"):
         record_counts(tiny_path, chat_pairs, shard=(0, 5))
 
 
@@ -341,7 +342,7 @@ def test_sources_of_counts(tmp_path: Path) -> None:
     total.save(tmp_path / "a.npz")
     again = RoutingCounts.load(tmp_path / "a.npz")
     assert again.sources == total.sources
-    with pytest.raises(UsageError, match="shard 1/2 of pairs 00000000 and pairs 00000000: some pairs"):
+    with pytest.raises(UsageError, match="shard 1/2 of pairs 00000000 and pairs 00000000: "):
         total + counts_with(Source("0" * 64, (1, 1), 9))
     assert (total + random_counts(1)).sources == (), "what the other holds is not known"
     for changes, words in (
@@ -355,12 +356,12 @@ def test_sources_of_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"shard": [2, 1]}, "2/1 is none"),
-        ({"shard": [0, 1]}, "0/1 is none"),
-        ({"shard": [1]}, "shard: not two"),
-        ({"shard": [True, 1]}, "shard: not two"),
-        ({"n_pairs": -1}, "not counts"),
-        ({"n_skipped": 1.5}, "not counts"),
+        ({"shard": [2, 1]}, "shard: 2/1"),
+        ({"shard": [0, 1]}, "shard: 0/1"),
+        ({"shard": [1]}, "shard: "),
+        ({"shard": [True, 1]}, "shard: "),
+        ({"n_pairs": -1}, "n_pairs, n_skipped: "),
+        ({"n_skipped": 1.5}, "n_pairs, n_skipped: "),
         ({"pairs_sha256": "x"}, "64 lowercase hex"),
         ({"colour": 1}, "not an object with"),
     ],
@@ -404,9 +405,9 @@ def test_skipped_pairs(tiny_path: Path) -> None:
     assert "(-c " in skipped[0][1]
     assert (counts.n_pairs, counts.n_skipped) == (6, 1)
     assert same(counts, record_counts(tiny_path, text_pairs(6), n_threads=1))
-    with pytest.raises(PairsError, match=r"^pair 'long' needs \d+ tokens of context, but n_ctx is 40"):
+    with pytest.raises(PairsError, match=r"^pair 'long' .* n_ctx is 40"):
         record_counts(tiny_path, pairs, n_threads=1, n_ctx=40)
-    with pytest.raises(PairsError, match="none of the 10 pairs"):
+    with pytest.raises(PairsError, match="10 pairs"):
         record_counts(tiny_path, text_pairs(10), n_threads=1, n_ctx=2, on_skip=lambda pair, reason: None)
 
 
@@ -462,7 +463,8 @@ def test_another_run_is_refused_and_named(tmp_path: Path, name: str) -> None:
     file.save(checkpoint_of(1), SETTINGS)
     with pytest.raises(UsageError) as caught:
         file.load(SETTINGS | {name: "other"}, SHAPE)
-    assert f"{name} was {SETTINGS[name]!r}, now it is 'other'" in str(caught.value)
+    assert f"{name} was {SETTINGS[name]!r}" in str(caught.value)
+    assert "'other'" in str(caught.value)
     assert "--restart" in str(caught.value)
 
 
@@ -557,7 +559,7 @@ def test_resume_refuses_other_settings(tiny_path: Path, tmp_path: Path) -> None:
     before = file.path.read_bytes()
     for pairs, options, words in (
         (text_pairs(39), {}, "pairs was"),
-        (text_pairs(40), {"n_batch": 48}, "n_batch was 40, now it is 48"),
+        (text_pairs(40), {"n_batch": 48}, "n_batch was 40.* 48"),
         (text_pairs(40), {"behaviour": "x"}, "behaviour was"),
         (text_pairs(40), {"shard": (1, 2)}, "shard was"),
         (text_pairs(40), {"share_prefixes": False}, "share_prefixes was"),
@@ -741,14 +743,15 @@ def test_shards_and_merge(tmp_path: Path, pairs_file: Path) -> None:
         ([names["1/1"][0], merged[0]], "would count twice"),
         ([names["1/2"][0], names["2/2"][0], names["2/2"][1]], "n_pairs is 24, but 48"),
         ([names["1/2"][1]], "name the counts"),
-        ([pairs_file], "not a counts file"),
+        ([pairs_file], str(pairs_file)),
     ):
         refused = run("map", "merge", *files, "-o", tmp_path / "no.json")
         assert refused.exit_code != 0
         assert words in refused.stderr, refused.stderr
         assert refused.stderr.count("\n") == 1
     refused = run("map", "merge", names["1/2"][0], "--per-pair", merged[1], "-o", tmp_path / "no.json")
-    assert "no per-pair counts among the files" in refused.stderr
+    assert refused.exit_code == 2
+    assert f"--per-pair {merged[1]}" in refused.stderr
     assert PairCounts.load(merged[1]).n_pairs == 48
     assert not (tmp_path / "no.json").exists()
     assert not list(tmp_path.glob(".*"))
@@ -783,7 +786,7 @@ def test_a_map_of_shuffled_pairs_is_warned_of(tmp_path: Path, tiny_path: Path) -
         merged = run("map", "merge", name[1], name[2], "-o", name[3])
         for done, output in ((detected, name[0]), (merged, name[3])):
             assert done.exit_code == 0, done.stderr
-            warning = f"warning: {output}: not separable from maps of shuffled pairs"
+            warning = f"warning: {output}: not separable"
             assert done.stderr.startswith(warning) if shuffled else not done.stderr, done.stderr
 
 
@@ -794,14 +797,14 @@ def test_skipped_pairs_of_the_command(tmp_path: Path) -> None:
     done = run(*flags, "-c", 40, "--json", "--counts", tmp_path / "c.npz")
     assert done.exit_code == 0
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("skipped: pair 'too long': needs 6")
+    assert done.stderr.startswith("skipped: pair 'too long': ")
     assert json.loads(done.stdout)["n_skipped"] == 1
     assert RoutingCounts.load(tmp_path / "c.npz").n_skipped == 1
     assert ExpertMap.load(tmp_path / "m.json").n_pairs == 4
     none = run(*flags[:-1], tmp_path / "n.json", "-c", 3)
     assert none.exit_code == 1
     assert none.stderr.count("skipped: ") == 5
-    assert none.stderr.splitlines()[-1].startswith("error: none of the 5 pairs could be counted")
+    assert none.stderr.splitlines()[-1].startswith("error: none of the 5 pairs")
     assert not (tmp_path / "n.json").exists()
     assert not list(tmp_path.glob("*.partial.*"))
 
@@ -890,7 +893,7 @@ def test_pairs_file_is_read_as_it_is_asked_for(tmp_path: Path) -> None:
     assert text_pairs(5)[3] in pairs
     assert pairs.digest == pairs_digest(text_pairs(5))
     save_pairs(text_pairs(6), path)
-    with pytest.raises(PairsError, match="was changed while it was read"):
+    with pytest.raises(PairsError, match=re.escape(f"{path}: was changed")):
         list(pairs)
     path.write_text("")
     with pytest.raises(PairsError, match="no pairs"):
