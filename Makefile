@@ -193,7 +193,8 @@ $(RPC)/.built: $(VENV)/.setup $(SOURCES)
 test-rpc: build $(RPC)/.built
 	@STEERMOE_LIB_PATH=$(abspath $(RPC)/bin) $(BIN)/pytest -q -p no:cacheprovider -m rpc tests/integration/rpc
 
-# What this CPU cannot run is left out, and said. Arguments of pytest: ISA="-x".
+# Sets that this CPU cannot run are left out, with a line. ISA="--all" also builds the set that the native build covers;
+# further words are arguments of pytest.
 ISA ?=
 test-isa: build tools
 	@$(BIN)/python -m tests.support.instruction_sets $(ISA)

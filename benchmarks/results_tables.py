@@ -106,7 +106,7 @@ def fluency(found: Mapping[str, Summary]) -> str:
                 ]
             )
     header = ["behaviour", "side", "perplexity", "ratio", "KL", "distinct-2", "looping", "empty", "cut"]
-    return "### Price\n\n" + table([*header, "ill-formed", "benign refused"], rows)
+    return "### Side effects\n\n" + table([*header, "ill-formed", "benign refused"], rows)
 
 
 def signatures(found: Mapping[str, Summary]) -> str:
@@ -158,7 +158,7 @@ def tuning(found: Summary) -> str:
     """The search against a grid."""
     rows = "\n".join(line(row) for row in found["rows"])
     tried, answers = (
-        [sum(row[method][what] for row in found["rows"]) for method in ("ladder", "grid")]
+        [sum(row[method][what] for row in found["rows"]) for method in ("search", "grid")]
         for what in ("n_tried", "n_answers")
     )
     n = len(found["grid"])

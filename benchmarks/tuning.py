@@ -52,17 +52,19 @@ def compare(n_items: int | None, full: bool, seed: int, only: str | None = None)
                 "side": steering.side,
                 "n_choices": search_space(steering).n_choices,
             }
-            for method in ("ladder", "grid"):
+            for method in ("search", "grid"):
                 # an evaluator of its own for each: what the other measured must not make it faster
                 with Evaluator(
                     llama, task, make_scorer(task.scorer, task.options), neutral=neutral, settings=settings
-                ) as b:
+                ) as evaluator:
                     start = time.perf_counter()
                     numbers_of = None if full else GRID
                     made = (
-                        tune(b, steering, BUDGET, seed=seed)
-                        if method == "ladder"
-                        else exhaustive(b, steering, BUDGET, seed=seed, activate=numbers_of, deactivate=numbers_of)
+                        tune(evaluator, steering, BUDGET, seed=seed)
+                        if method == "search"
+                        else exhaustive(
+                            evaluator, steering, BUDGET, seed=seed, activate=numbers_of, deactivate=numbers_of
+                        )
                     )
                     found[method] = summary(made) | {"seconds": round(time.perf_counter() - start, 1)}
             rows.append(found)
@@ -94,17 +96,17 @@ HEADER = (
 
 def line(row: dict[str, Any]) -> str:
     """A row of the table."""
-    ladder, grid = row["ladder"], row["grid"]
+    search, grid = row["search"], row["grid"]
     cells: Sequence[str] = (
         f"{row['behaviour']}, {row['side']}",
-        numbers(ladder["chosen"], ladder["outcome"]),
-        gain(ladder["heldout"]),
+        numbers(search["chosen"], search["outcome"]),
+        gain(search["heldout"]),
         numbers(grid["chosen"], grid["outcome"]),
         gain(grid["heldout"]),
         numbers(grid["strongest"], ""),
         gain(grid["heldout_strongest"]),
-        f"{ladder['n_tried']} against {grid['n_tried']}, of {row['n_choices']}",
-        f"{ladder['n_answers']} against {grid['n_answers']}",
+        f"{search['n_tried']} against {grid['n_tried']}, of {row['n_choices']}",
+        f"{search['n_answers']} against {grid['n_answers']}",
     )
     return f"| {' | '.join(cells)} |"
 
@@ -139,8 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "grid": "all" if given.full else GRID,
         "seconds": round(time.perf_counter() - start),
     }
-    tried = [sum(row[method]["n_tried"] for row in rows) for method in ("ladder", "grid")]
-    answers = [sum(row[method]["n_answers"] for row in rows) for method in ("ladder", "grid")]
+    tried = [sum(row[method]["n_tried"] for row in rows) for method in ("search", "grid")]
+    answers = [sum(row[method]["n_answers"] for row in rows) for method in ("search", "grid")]
     print(
         f"\n{tried[0]} choices tried against {tried[1]} ({1 - tried[0] / tried[1]:.0%} saved), {answers[0]} answers "
         f"against {answers[1]} ({1 - answers[0] / answers[1]:.0%} saved); {BUDGET}; seed {given.seed}; "

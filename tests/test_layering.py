@@ -183,15 +183,13 @@ def test_native_parts() -> None:
     source = ROOT / "native" / "src"
 
     def includes(name: str) -> str:
-        return "\n".join(
-            line
-            for path in source.glob(f"{name}.*")
-            for line in path.read_text("utf-8").splitlines()
-            if "#include" in line
-        )
+        lines = [line for path in source.glob(f"{name}.*") for line in path.read_text("utf-8").splitlines()]
+        assert lines, f"no file {name}"
+        return "\n".join(line for line in lines if "#include" in line)
 
-    assert "recorder" not in includes("steermoe-steering")
-    assert "steering" not in includes("steermoe-recorder")
+    for name in ("steermoe-bank", "steermoe-sequences", "steermoe-rows"):
+        assert "recorder" not in includes(name)
+        assert name not in includes("steermoe-recorder")
     assert "llama" not in includes("steermoe-bias")
     assert "llama" not in includes("steermoe-error")
     everything = "\n".join(path.read_text("utf-8") for path in source.iterdir())

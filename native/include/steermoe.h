@@ -1,32 +1,34 @@
 // steermoe.h - steering and recording of Mixture-of-Experts routing in llama.cpp
 //
-// This header is the documentation of the C interface that the patched libllama exports beside llama.h.
+// This header documents the C interface that the patched libllama exports in addition to llama.h.
 //
 // What it does
-//   Steering  For chosen layers the router's logits z of every token are edited before anything else uses them, so
-//             selection and mixing weights both follow (arXiv 2509.09660, section 3.2; llama.cpp: build_moe_ffn):
+//   Steering  In the steered layers, the router logits z of every token are edited before anything else uses them, so
+//             both the selection of experts and their mixing weights are computed from the edited logits
+//             (arXiv 2509.09660, section 3.2; llama.cpp: build_moe_ffn):
 //               hard rule   z'_e = max(z) + epsilon  where the sign of expert e is +1
 //                           z'_e = min(z) - epsilon  where it is -1,  z'_e = z_e otherwise
 //               soft rule   z'_e = z_e + b_e
-//             Each sequence of a context may be under a steering of its own; one batch may hold them all.
-//   Recording The experts that each chosen token selects are counted per layer, without keeping anything per token.
+//             Each sequence of a context can have its own steering; one batch can contain all of them.
+//   Recording For the tokens of a mask, the selected experts are counted per layer. Nothing is kept per token.
 //
 // Rules of the interface
-//   - Every function that can fail returns a steermoe_status. After a failure, steermoe_last_error() has one line that
-//     says what is wrong and how to mend it. Bad files and wrong models are failures, never aborts.
-//   - On failure nothing changes: output pointers are set to NULL or left alone, a context keeps its steering.
-//   - Objects come from *_init/*_load and go to *_free, which take NULL. Getters on a valid object cannot fail.
-//   - Threads: a context, what is attached to it and the recorder bound to it belong to one thread at a time; different
-//     contexts, also of one model, are independent. Many threads may read one bias at once (get_info, layer, check,
-//     attach), but not while steermoe_bias_set_layer or steermoe_bias_free runs on it. Functions that take only a model
-//     may be called from any thread while the model lives. The text of a failure is its thread's own.
-//   - Passing NULL where an object is wanted is a STEERMOE_ERR_ARGUMENT.
+//   - Every function that can fail returns a steermoe_status. After a failure, steermoe_last_error() returns one line
+//     that says what is wrong and how to fix it. Bad files and wrong models are failures, never aborts.
+//   - A failure changes nothing: output pointers are set to NULL or stay as they are, a context keeps its steering.
+//   - *_init and *_load create objects, *_free destroys them and accepts NULL. Getters on a valid object cannot fail.
+//   - Threads: a context, what is attached to it and the recorder bound to it may be used by one thread at a time;
+//     different contexts, also of one model, are independent. Several threads may read one bias at once (get_info,
+//     layer, check, attach), but not while steermoe_bias_set_layer or steermoe_bias_free runs on it. Functions that
+//     take only a model may be called from any thread while the model exists. The message of a failure is kept per
+//     thread.
+//   - NULL in place of an object is a STEERMOE_ERR_ARGUMENT.
 //
-// From the environment
-//   STEERMOE_BIAS=FILE attaches the bias file to every context that is created, so that each program built from this
-//   tree (llama-server, llama-cli, llama-bench, llama-perplexity, ...) runs steered unchanged. A file that cannot be
-//   used makes the creation of the context fail. STEERMOE_FORCE=1 is the same as STEERMOE_FORCE_ROUTER below.
-//   It is read when a context is made: do not change the environment while another thread makes one.
+// Environment variables
+//   llama_init_from_model attaches the bias file STEERMOE_BIAS=FILE to every new context, so that each program built
+//   from this tree (llama-server, llama-cli, llama-bench, llama-perplexity, ...) runs steered without changes. If the
+//   file cannot be used, no context is created. STEERMOE_FORCE=1 has the effect of STEERMOE_FORCE_ROUTER below. Do not
+//   change the environment while another thread creates a context.
 
 #ifndef STEERMOE_H
 #define STEERMOE_H
@@ -49,13 +51,13 @@
 #    define STEERMOE_API
 #endif
 
-// Raised by one whenever a signature, a struct or the meaning of a value below changes.
+// Incremented whenever a signature, a struct or the meaning of a value below changes.
 #define STEERMOE_ABI_VERSION 2
 
 // Version of the bias file format (`expertbias.version`).
 #define STEERMOE_BIAS_VERSION 1
 
-// Largest bias file that is read, in bytes.
+// Maximum size of a bias file, in bytes.
 #define STEERMOE_BIAS_MAX_BYTES (256u * 1024u * 1024u)
 
 #ifdef __cplusplus
@@ -75,9 +77,9 @@ typedef enum steermoe_status {
     STEERMOE_ERR_FORMAT      = 2, // the contents of a bias file, or of an equivalent struct, are not valid
     STEERMOE_ERR_MISMATCH    = 3, // made for another model
     STEERMOE_ERR_UNSUPPORTED = 4, // the model routes in a way that cannot be steered
-    STEERMOE_ERR_ARGUMENT    = 5, // a bad argument
-    STEERMOE_ERR_STATE       = 6, // called at the wrong time, for example counts after a failed recording
-    STEERMOE_ERR_INTERNAL    = 7, // out of memory, a device that fails
+    STEERMOE_ERR_ARGUMENT    = 5, // an invalid argument
+    STEERMOE_ERR_STATE       = 6, // called in the wrong state, for example counts after a failed recording
+    STEERMOE_ERR_INTERNAL    = 7, // out of memory, device failure
 } steermoe_status;
 
 typedef enum steermoe_mode {
@@ -95,7 +97,7 @@ typedef enum steermoe_gating {
 
 // Flags for steermoe_bias_check, steermoe_attach and steermoe_attach_seq.
 enum {
-    // Accept another router as long as architecture, layers, experts and top-k match (files of unusual converters).
+    // Accept another router hash if architecture, layers, experts and top-k match (files of unusual converters).
     STEERMOE_FORCE_ROUTER = 1,
 };
 
@@ -103,37 +105,37 @@ enum {
 // library
 //
 
-// STEERMOE_ABI_VERSION of the library; compare it with the one of the header that you compiled against.
+// STEERMOE_ABI_VERSION of the library; compare it with that of the header that you compiled with.
 STEERMOE_API int32_t steermoe_abi_version(void);
 
-// Text of the last failure in this thread, "" if there was none. Valid until the next call from this thread.
+// Message of the last failure in this thread, "" if there was none. Valid until the next call from this thread.
 STEERMOE_API const char * steermoe_last_error(void);
 
 //
-// bias: which experts to promote or suppress
+// bias: the values that steer a model
 //
 
 struct steermoe_bias_info {
-    const char * architecture;  // general.architecture of the model it was made for, e.g. "olmoe"
+    const char * architecture;  // general.architecture of the model, e.g. "olmoe"
     const char * router_sha256; // 64 lower-case hex digits, see steermoe_model_router_sha256
     int32_t      mode;          // steermoe_mode
     float        epsilon;       // distance to the extreme logit under the hard rule, > 0; logits
     int32_t      n_layer;       // layers of the model
-    int32_t      n_expert;      // experts of a layer
+    int32_t      n_expert;      // experts per layer
     int32_t      n_expert_used; // top-k
     int32_t      n_steered;     // layers with at least one value that is not zero (init: ignored)
-    int64_t      n_active;      // values > 0 over all layers (init: ignored)
-    int64_t      n_inactive;    // values < 0 over all layers (init: ignored)
+    int64_t      n_active;      // values > 0 in all layers (init: ignored)
+    int64_t      n_inactive;    // values < 0 in all layers (init: ignored)
 };
 
 // Read and validate a bias file (GGUF, architecture "expertbias"; docs/formats.md).
 STEERMOE_API steermoe_status steermoe_bias_load(const char * path, struct steermoe_bias ** bias);
 
-// The same from memory. `name` is used in messages.
+// The same from memory. `name` appears in messages.
 STEERMOE_API steermoe_status steermoe_bias_load_buffer(const void * data, size_t size, const char * name,
                                                        struct steermoe_bias ** bias);
 
-// Make one without a file: no layer is steered until steermoe_bias_set_layer is called. Strings are copied.
+// Create a bias without a file: no layer is steered until steermoe_bias_set_layer is called. Strings are copied.
 STEERMOE_API steermoe_status steermoe_bias_init(const struct steermoe_bias_info * info, struct steermoe_bias ** bias);
 
 // Set the values of layer il: [n_expert] signs -1, 0, +1 (hard) or finite logits (soft).
@@ -143,7 +145,7 @@ STEERMOE_API steermoe_status steermoe_bias_set_layer(struct steermoe_bias * bias
 
 STEERMOE_API void steermoe_bias_get_info(const struct steermoe_bias * bias, struct steermoe_bias_info * info);
 
-// Values of layer il, [n_expert]; NULL where the layer is left alone.
+// Values of layer il, [n_expert]; NULL if the layer has none.
 STEERMOE_API const float * steermoe_bias_layer(const struct steermoe_bias * bias, int32_t il);
 
 STEERMOE_API void steermoe_bias_free(struct steermoe_bias * bias);
@@ -153,66 +155,67 @@ STEERMOE_API void steermoe_bias_free(struct steermoe_bias * bias);
 //
 
 // SHA-256 over all blk.*.ffn_gate_inp.weight tensors as little-endian F32, in layer order, as 64 hex digits plus NUL.
-// No quantization of a model changes it. The first call reads the routers back from their device and hashes them, which
-// takes milliseconds (4 bytes a router weight); the model keeps the result. steermoe_attach needs it, too: call this
-// once when the model is loaded if the first attach must be quick.
+// It is the same for all quantizations of a model. The first call reads the routers from their device and hashes them,
+// which takes milliseconds (4 bytes per router weight); the model keeps the result. steermoe_attach needs it, too: call
+// this function when the model is loaded if the first attach must be fast.
 STEERMOE_API steermoe_status steermoe_model_router_sha256(const struct llama_model * model, char sha256[65]);
 
-// Does the bias belong to the model? STEERMOE_OK or STEERMOE_ERR_MISMATCH.
+// Was the bias made for the model? STEERMOE_OK or STEERMOE_ERR_MISMATCH.
 STEERMOE_API steermoe_status steermoe_bias_check(const struct steermoe_bias * bias, const struct llama_model * model,
                                                  int32_t flags);
 
 //
 // steering of a context
 //
-//   A sequence is under the steering that steermoe_attach_seq gave it, else under that of its context (steermoe_attach),
-//   else unsteered. What counts is the sequence of a token in the batch, at the time of llama_decode: the steering of a
-//   sequence stays when the sequence is emptied (llama_memory_seq_rm), and llama_memory_seq_cp does not copy it.
+//   A sequence has the steering that steermoe_attach_seq attached to it, else that of its context (steermoe_attach),
+//   else none. llama_decode steers each token by the sequence that it has in the batch. Steering is not part of the
+//   memory (KV cache): a sequence keeps it when its cells are removed (llama_memory_seq_rm), and llama_memory_seq_cp
+//   does not copy it.
 //
-//   DANGER: the memory (KV cache) holds what the old steering computed. Empty it (llama_memory_clear) or the sequence
-//   (llama_memory_seq_rm) before you go on under another steering. A token that belongs to several sequences is computed
-//   once, so they must be under one steering: else llama_decode returns -1, steermoe_last_error() names the token, and
-//   nothing has changed.
+//   WARNING: the memory (KV cache) contains keys and values computed under the old steering. Clear it
+//   (llama_memory_clear), or remove the sequence (llama_memory_seq_rm), before you continue under another steering. A
+//   token that belongs to several sequences is computed once, so all of them must have the same steering; else
+//   llama_decode returns -1, steermoe_last_error() names the token, and nothing has changed.
 //
 
 // Steer the sequences of ctx that have no steering of their own, from the next decode on; replaces what was attached to
-// the context before. The bias is copied: free it when you like. A bias without values: they run unsteered.
+// the context before. The bias is copied and may be freed. With a bias without values they run unsteered.
 STEERMOE_API steermoe_status steermoe_attach(struct llama_context * ctx, const struct steermoe_bias * bias,
                                              int32_t flags);
 
-// Stop steering ctx and all its sequences. The graph is then node for node that of an unpatched library.
+// Stop steering ctx and all its sequences. The graph then has the same nodes as that of an unpatched library.
 STEERMOE_API steermoe_status steermoe_detach(struct llama_context * ctx);
 
-// Steer sequence seq_id alone, whatever the context is steered by; replaces what was attached to the sequence before.
-// bias NULL, or one without values: the sequence runs unsteered. The bias is copied.
-// seq_id is what llama_decode takes in this context: from 0 to n_seq_max - 1, with kv_unified to 255. Anything else is
-// a STEERMOE_ERR_ARGUMENT.
+// Steer sequence seq_id, regardless of the steering of the context; replaces what was attached to the sequence before.
+// bias NULL, or a bias without values: the sequence runs unsteered. The bias is copied.
+// seq_id is any sequence that llama_decode accepts in this context: 0 to n_seq_max - 1, with kv_unified 0 to 255.
+// Anything else is a STEERMOE_ERR_ARGUMENT.
 //
-// Sequences in one batch may be under hard and soft rules, of different epsilon and layers, and unsteered. What becomes
-// of a token's router logits does not hang on the other sequences: bit for bit, as far as they are finite (the sign of a
-// zero is not promised), and those of unsteered tokens stay as they are. A ubatch whose tokens all are under equal
-// steering takes the same graph as if that were the context's.
+// The sequences of one batch may have hard and soft rules, different epsilons and layers, or no steering. The edited
+// router logits of a token do not depend on the steering of other sequences, bit for bit, and the logits of unsteered
+// tokens keep their bits. A ubatch in which all tokens have equal steering is computed by the same graph as if that
+// steering were the context's.
 //
-// It takes microseconds to milliseconds: a few values are written in each layer. Only the first time that sequences
-// differ, and that again after steermoe_detach, the context reserves its graphs anew.
+// A change takes microseconds to milliseconds: a few values are written per layer. The context reserves its graphs
+// again only at the first change from unsteered to steered, and at the next one after steermoe_detach.
 STEERMOE_API steermoe_status steermoe_attach_seq(struct llama_context * ctx, int32_t seq_id,
                                                  const struct steermoe_bias * bias, int32_t flags);
 
-// Put sequence seq_id under the steering of the context again.
+// Let sequence seq_id have the steering of the context again.
 STEERMOE_API steermoe_status steermoe_detach_seq(struct llama_context * ctx, int32_t seq_id);
 
 struct steermoe_layer_info {
     int32_t      gating; // steermoe_gating; STEERMOE_GATING_NONE: no router, the other fields are 0
     int32_t      n_expert;
     int32_t      n_expert_used;
-    bool         selection_bias; // the selection adds a bias to the probabilities (DeepSeek-V3 and relatives)
-    bool         expert_groups;  // experts are first selected by group
+    bool         selection_bias; // a bias is added to the probabilities for the selection (DeepSeek-V3 and others)
+    bool         expert_groups;  // groups of experts are selected first
     bool         steerable;
-    bool         steered; // by what is attached now, to the context or to any sequence
+    bool         steered; // by the bias of the context or of any sequence
     const char * reason;  // why it is not steerable, "" if it is; static text
 };
 
-// How layer il of this context routes, as seen when its graph was built.
+// How layer il of this context routes, noted when its graph was built.
 STEERMOE_API steermoe_status steermoe_get_layer_info(const struct llama_context * ctx, int32_t il,
                                                      struct steermoe_layer_info * info);
 
@@ -228,51 +231,51 @@ STEERMOE_API steermoe_status steermoe_get_layer_info(const struct llama_context 
 //   llama_free(ctx); steermoe_recorder_free(rec); // in this order
 //
 
-// n_bins >= 1 kinds of tokens are counted apart, for example 0: shows the behaviour, 1: its opposite.
+// Tokens are counted in n_bins >= 1 bins, for example 0: tokens that show the behaviour, 1: tokens of its opposite.
 STEERMOE_API steermoe_status steermoe_recorder_init(const struct llama_model * model, int32_t n_bins,
                                                     struct steermoe_recorder ** recorder);
 
-// Tell which context calls the recorder. Nothing is counted before, so a warm-up run never is.
+// Bind the recorder to the context that calls it. Nothing is counted before, so a warm-up run is not counted.
 STEERMOE_API steermoe_status steermoe_recorder_bind(struct steermoe_recorder * recorder, struct llama_context * ctx);
 
-// Which tokens of the next llama_decode count: bins[i] is the bin of token i of the batch, or -1 for "not counted".
-// However llama.cpp splits or reorders the batch, tokens are found by their place in it.
+// The tokens of the next llama_decode to count: bins[i] is the bin of token i of the batch, -1: not counted.
+// Tokens are identified by their index in the batch, so llama.cpp may split and reorder the batch.
 // The last layer routes only tokens whose batch.logits[i] is set: set it for every counted token.
-// A mask serves one llama_decode. Until the next mask nothing more is counted; n_tokens = 0 switches counting off.
+// A mask is valid for one llama_decode. Nothing is counted after it until the next mask. n_tokens = 0: count nothing.
 STEERMOE_API steermoe_status steermoe_recorder_set_mask(struct steermoe_recorder * recorder, const int32_t * bins,
                                                         int32_t n_tokens);
 
-// With stop = true the rest of a graph behind the last router (last experts, output head) is not computed, and no
-// buffer for logits is kept: llama_get_logits gives NULL, embeddings are garbage, and layers behind the last router do
-// not write their memory (KV cache). Routing is right all the same. Clear the memory when you switch it off.
-// Default: false.
+// With stop = true the part of a graph behind the last router (last experts, output head) is not computed, and no
+// buffer for logits is allocated: llama_get_logits returns NULL, embeddings are undefined, and layers behind the last
+// router do not write their memory (KV cache). Routing is not affected. Clear the memory when you set it to false
+// again. Default: false.
 STEERMOE_API void steermoe_recorder_set_stop(struct steermoe_recorder * recorder, bool stop);
 
-// Set all counts to zero and forget the mask and any failure.
+// Set all counts to zero and clear the mask and any failure.
 STEERMOE_API void steermoe_recorder_reset(struct steermoe_recorder * recorder);
 
-// counts: [n_bins][n_layer][n_expert], how many counted tokens selected the expert.
-// tokens: [n_bins][n_layer], how many tokens of the bin were seen in the layer (0 in layers without a router, and in
-// layers whose experts are not chosen by their router).
-// Either may be NULL. Fails with STEERMOE_ERR_STATE and the reason if something went wrong while counting.
+// counts: [n_bins][n_layer][n_expert], number of counted tokens for which the expert was selected.
+// tokens: [n_bins][n_layer], number of counted tokens that the layer routed (0 in layers without a router, and in
+// layers whose experts are not selected by their router). Either may be NULL. Returns STEERMOE_ERR_STATE with the
+// reason if counting failed.
 STEERMOE_API steermoe_status steermoe_recorder_counts(const struct steermoe_recorder * recorder, int64_t * counts,
                                                       int64_t * tokens);
 
 STEERMOE_API void steermoe_recorder_free(struct steermoe_recorder * recorder);
 
-// The eval callback itself: goes to llama_context_params.cb_eval, with the recorder as user data. Do not call it.
+// The eval callback, for llama_context_params.cb_eval with the recorder as user data. Do not call it yourself.
 STEERMOE_API bool steermoe_recorder_eval(struct ggml_tensor * t, bool ask, void * user_data);
 
 //
 // log
 //
 
-// Take llama.cpp's log (llama_log_set): all of it goes to stderr if verbose, else only what is said of failures is kept.
-// For programs in languages whose callbacks should not run in the middle of a decode.
+// Receive llama.cpp's log (llama_log_set). verbose: print all of it to stderr; else keep only the first error message.
+// For programs in languages whose callbacks should not run during a decode.
 STEERMOE_API void steermoe_log_install(bool verbose);
 
-// Copy the first line of failure since the last call into a buffer of `size` bytes, and forget it. Returns its length, 0
-// if there was none. With buffer NULL nothing is forgotten.
+// Copy the first error message since the last call into a buffer of `size` bytes, and clear it. Returns its length, 0
+// if there was none. With buffer NULL it is not cleared.
 STEERMOE_API size_t steermoe_log_take_error(char * buffer, size_t size);
 
 #ifdef __cplusplus

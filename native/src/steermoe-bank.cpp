@@ -7,8 +7,16 @@
 
 namespace {
 
-// x + NOTHING has the bits of x; 0 would turn -0 into 0.
-constexpr float NOTHING = -0.0f;
+// x + NO_BIAS has the bits of x; x + 0 would turn -0 into +0.
+constexpr float NO_BIAS = -0.0f;
+
+// Added to the selection score of a +1 expert and subtracted from that of a -1 expert. Larger than any score, so it
+// decides alone. Mixing weights are not computed from the selection scores.
+constexpr float RANK = 1e30f;
+
+// Replaces -inf in the scores of expert groups that are not selected: below any score and above -RANK. -inf + RANK
+// would stay -inf, and no -1 expert could be below it.
+constexpr float MASKED_SCORE = -1e20f;
 
 template <typename T> void write_rows(ggml_tensor * t, int32_t row, const std::vector<T> & values) {
     static_assert(sizeof(T) == 4, "I32 or F32");
@@ -24,48 +32,48 @@ steermoe_bank::steermoe_bank(const llama_model & model, const std::vector<steerm
     for (int il = 0; il < (int) layers.size(); il++) {
         if (layers[il].steerable) {
             table & t = tables[il];
-            t.place   = tensors.make(GGML_TYPE_I32, n_expert, n_rows, il, "bank_place");
-            t.bias    = tensors.make(GGML_TYPE_F32, n_expert, n_rows, il, "bank_bias");
-            t.rank    = layers[il].edited ? tensors.make(GGML_TYPE_F32, n_expert, n_rows, il, "bank_rank") : nullptr;
+            t.index   = tensors.make(GGML_TYPE_I32, n_expert, n_rows, il, "index");
+            t.bias    = tensors.make(GGML_TYPE_F32, n_expert, n_rows, il, "bias");
+            t.rank    = layers[il].edit_selection ? tensors.make(GGML_TYPE_F32, n_expert, n_rows, il, "rank") : nullptr;
         }
     }
     tensors.allocate();
 
-    std::vector<int32_t>     places((size_t) n_rows * n_expert);
-    const std::vector<float> nothing(places.size(), NOTHING);
-    for (size_t i = 0; i < places.size(); i++) {
-        places[i] = (int32_t) (i % n_expert);
+    std::vector<int32_t>     indices((size_t) n_rows * n_expert);
+    const std::vector<float> no_bias(indices.size(), NO_BIAS);
+    for (size_t i = 0; i < indices.size(); i++) {
+        indices[i] = (int32_t) (i % n_expert);
     }
     for (const table & t : tables) {
-        if (t.place != nullptr) {
-            write_rows(t.place, 0, places);
-            write_rows(t.bias, 0, nothing);
+        if (t.index != nullptr) {
+            write_rows(t.index, 0, indices);
+            write_rows(t.bias, 0, no_bias);
         }
         if (t.rank != nullptr) {
-            write_rows(t.rank, 0, nothing);
+            write_rows(t.rank, 0, no_bias);
         }
     }
 }
 
 void steermoe_bank::write(int32_t row, const steermoe_bias & bias) {
-    std::vector<int32_t> places(n_expert);
+    std::vector<int32_t> indices(n_expert);
     std::vector<float>   added(n_expert);
     std::vector<float>   ranks(n_expert);
     for (int il = 0; il < bias.n_layer; il++) {
         const bool    steers = !bias.layer_is_zero(il);
         char &        dirty  = written[row][il];
         const table & t      = tables[il];
-        if (t.place == nullptr || (!steers && !dirty)) {
+        if (t.index == nullptr || (!steers && !dirty)) {
             continue;
         }
         const bool hard = steers && bias.mode == STEERMOE_MODE_HARD;
         for (int32_t e = 0; e < n_expert; e++) {
             const float v = steers ? bias.layers[il][e] : 0.0f;
-            places[e]     = !hard || v == 0.0f ? e : v > 0.0f ? n_expert : n_expert + 1;
-            ranks[e]      = hard ? v * STEERMOE_RANK : NOTHING;
-            added[e]      = steers && !hard ? v : NOTHING;
+            indices[e]    = !hard || v == 0.0f ? e : v > 0.0f ? n_expert : n_expert + 1;
+            added[e]      = !steers || (hard && v == 0.0f) ? NO_BIAS : hard ? v * bias.epsilon : v;
+            ranks[e]      = hard ? v * RANK : NO_BIAS;
         }
-        write_rows(t.place, row, places);
+        write_rows(t.index, row, indices);
         write_rows(t.bias, row, added);
         if (t.rank != nullptr) {
             write_rows(t.rank, row, ranks);
@@ -74,56 +82,55 @@ void steermoe_bank::write(int32_t row, const steermoe_bias & bias) {
     }
 }
 
-// z'_e = [z | max z + eps | min z - eps] at the place that the token's row names for expert e, plus the row's b_e.
+// z'_e = [z | max z | min z][index_e] + bias_e, index and bias from the token's row.
 //
-// Copied, not multiplied by 0 and 1: an infinite or undefined logit of a token must not spread in it, for it may be an
-// unsteered token. Extremes are computed with the same rounding as in steermoe_steering.
-ggml_tensor * steermoe_bank::edit_logits(ggml_context * ctx, ggml_tensor * z, int il, rules r,
-                                         const steermoe_columns & columns) const {
+// Logits are copied by index, not multiplied by 0 and 1 and not selected by a matrix product: 0 * inf is NaN, which
+// would spread an infinite logit over its token, and some backends round the inputs of F32 products (TF32, F16), which
+// could put max + 0.01 below the max.
+//
+// The biases are fetched before all other nodes but after z, whose memory is free when the sum is computed in theirs:
+// the selection then goes to the place of z, and what follows needs one contiguous block less ([n_expert, n_ubatch]).
+ggml_tensor * steermoe_bank::edit_logits(ggml_context * ctx, ggml_tensor * z, int il, steermoe_edit edit,
+                                         ggml_tensor * rows) const {
     const table & t = tables[il];
-    if (!r.any() || t.place == nullptr) {
+    if (edit == STEERMOE_EDIT_NONE || t.index == nullptr) {
         return z;
     }
-    const int64_t n_columns = z->ne[1];
+    ggml_tensor * out = z; // [n_expert, n_tokens]
+    if (edit == STEERMOE_EDIT_HARD) {
+        const int     n        = n_expert;
+        const int64_t n_tokens = z->ne[1];
 
-    ggml_tensor * out = z; // [n_expert, n_columns]
-    if (r.hard) {
-        const int n = n_expert;
+        ggml_tensor * max   = ggml_pool_1d(ctx, z, GGML_OP_POOL_MAX, n, n, 0); // [1, n_tokens]
+        ggml_tensor * min   = ggml_neg(ctx, ggml_pool_1d(ctx, ggml_neg(ctx, z), GGML_OP_POOL_MAX, n, n, 0));
+        ggml_tensor * all   = ggml_concat(ctx, z, ggml_concat(ctx, max, min, 0), 0); // [n_expert + 2, n_tokens]
+        ggml_tensor * index = ggml_get_rows(ctx, t.index, rows);                     // [n_expert, n_tokens]
 
-        ggml_tensor * max     = ggml_pool_1d(ctx, z, GGML_OP_POOL_MAX, n, n, 0); // [1, n_columns]
-        ggml_tensor * neg_min = ggml_pool_1d(ctx, ggml_neg(ctx, z), GGML_OP_POOL_MAX, n, n, 0);
-        ggml_tensor * high    = ggml_add(ctx, max, columns.epsilon);
-        ggml_tensor * low     = ggml_neg(ctx, ggml_add(ctx, neg_min, columns.epsilon));
-        ggml_tensor * all     = ggml_concat(ctx, ggml_concat(ctx, z, high, 0), low, 0); // [n_expert + 2, n_columns]
-        ggml_tensor * places  = ggml_get_rows(ctx, t.place, columns.row);               // [n_expert, n_columns]
-
-        out = ggml_get_rows(ctx, ggml_reshape_3d(ctx, all, 1, n + 2, n_columns), places); // [1, n_expert, n_columns]
-        out = ggml_reshape_2d(ctx, out, n, n_columns);
+        out = ggml_get_rows(ctx, ggml_reshape_3d(ctx, all, 1, n + 2, n_tokens), index); // [1, n_expert, n_tokens]
+        out = ggml_reshape_2d(ctx, out, n, n_tokens);
     }
-    if (r.soft) {
-        out = ggml_add(ctx, out, ggml_get_rows(ctx, t.bias, columns.row));
-    }
+    out = ggml_add(ctx, ggml_get_rows(ctx, t.bias, rows), out);
     return ggml_format_name(out, "ffn_moe_logits_steered-%d", il);
 }
 
-ggml_tensor * steermoe_bank::edit_selection(ggml_context * ctx, ggml_tensor * scores, int il, rules r,
-                                            const steermoe_columns & columns) const {
+ggml_tensor * steermoe_bank::edit_selection(ggml_context * ctx, ggml_tensor * scores, int il, steermoe_edit edit,
+                                            ggml_tensor * rows) const {
     const table & t = tables[il];
-    if (!r.hard || t.rank == nullptr) {
+    if (edit != STEERMOE_EDIT_HARD || t.rank == nullptr) {
         return scores;
     }
     if (layers[il].masked) {
-        // also of tokens that are not steered: what was last in the choice stays last
-        scores = ggml_clamp(ctx, scores, STEERMOE_MASKED, INFINITY);
+        // in place: nothing but the selection reads these scores. In an unsteered token a masked score stays the
+        // lowest.
+        scores = ggml_clamp(ctx, scores, MASKED_SCORE, INFINITY);
     }
-    ggml_tensor * ranks = ggml_get_rows(ctx, t.rank, columns.row);
-    return ggml_format_name(ggml_add(ctx, scores, ranks), "ffn_moe_probs_steered-%d", il);
+    return ggml_format_name(ggml_add(ctx, scores, ggml_get_rows(ctx, t.rank, rows)), "ffn_moe_probs_steered-%d", il);
 }
 
 uint32_t steermoe_bank::n_nodes() const {
-    uint32_t n = 4; // rows and epsilons, of all tokens and of the outputs
+    uint32_t n = 2; // the rows of all tokens and of the outputs
     for (size_t il = 0; il < layers.size(); il++) {
-        n += 14 * (tables[il].place != nullptr) + 2 * (tables[il].rank != nullptr) + layers[il].masked;
+        n += 12 * (tables[il].index != nullptr) + 2 * (tables[il].rank != nullptr) + layers[il].masked;
     }
     return n;
 }

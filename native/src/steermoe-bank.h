@@ -1,9 +1,8 @@
-// The edit of the routers' logits where tokens are under different steering: a bank of rows per layer, one for each
-// steering, of which every token takes its own. Knows ggml, nothing of sequences and of recording.
+// The edit of router logits. A bank holds one row per steering in tables on each layer's device; every token takes the
+// row of its sequence. Knows ggml, not sequences and not recording.
 #pragma once
 
 #include "steermoe-bias.h"
-#include "steermoe-steering.h"
 #include "steermoe-tensors.h"
 
 #include <cstdint>
@@ -11,54 +10,58 @@
 
 struct llama_model;
 
-// Inputs of a graph: what each of n columns of logits takes.
-struct steermoe_columns {
-    ggml_tensor * row;     // I32 [n], row of the bank
-    ggml_tensor * epsilon; // F32 [1, n]
+// How a layer selects its experts.
+struct steermoe_layer {
+    bool steerable      = false; // the selection follows from router logits
+    bool edit_selection = false; // the logits alone do not decide it: the hard rule edits the selection scores, too
+    bool masked         = false; // scores of expert groups that are not selected are -inf
+};
+
+// The edit that the rows of a layer need: nodes are built for no more. Each includes those above it.
+enum steermoe_edit : uint8_t {
+    STEERMOE_EDIT_NONE = 0,
+    STEERMOE_EDIT_SOFT = 1,
+    STEERMOE_EDIT_HARD = 2,
 };
 
 struct steermoe_bank {
-    // Which rules the rows of a layer follow: nodes are made for these alone.
-    struct rules {
-        bool hard = false;
-        bool soft = false;
-
-        bool any() const { return hard || soft; }
-    };
-
-    // Row 0 is that of unsteered tokens. It stays as it is made here, with all others.
+    // The row of unsteered tokens. It is never written.
     static constexpr int32_t UNSTEERED = 0;
 
-    // Has tensors for every steerable layer. layers: [n_layer]. Throws steermoe_error.
+    // Allocates tables for every steerable layer, all rows unsteered. layers: [n_layer]. Throws steermoe_error.
     steermoe_bank(const llama_model & model, const std::vector<steermoe_layer> & layers, int32_t n_expert,
                   int32_t n_rows);
 
-    // Let a row steer by `bias`.
+    // Write `bias` into a row.
     void write(int32_t row, const steermoe_bias & bias);
 
-    // As those of steermoe_steering, each column under its row's steering: untouched logits keep their bits, whatever
-    // they are. The same tensor where there are no rules.
-    ggml_tensor * edit_logits(ggml_context * ctx, ggml_tensor * logits, int il, rules r,
-                              const steermoe_columns & columns) const;
-    ggml_tensor * edit_selection(ggml_context * ctx, ggml_tensor * scores, int il, rules r,
-                                 const steermoe_columns & columns) const;
+    // logits [n_expert, n] -> edited logits of the same shape. rows: I32 [n], the bank row of each token. Logits that a
+    // token's row does not edit keep their bits, infinite and NaN included. Returns `logits` itself if there is nothing
+    // to edit. `logits` must already be in the graph.
+    ggml_tensor * edit_logits(ggml_context * ctx, ggml_tensor * logits, int il, steermoe_edit edit,
+                              ggml_tensor * rows) const;
 
-    // What it adds to a graph at most, which is more than any steermoe_steering adds.
+    // Selection scores [n_expert, n], whose top-k is selected -> scores with +1 experts above and -1 experts below all
+    // others. Returns `scores` itself if the edited logits decide the selection, and under the soft rule.
+    ggml_tensor * edit_selection(ggml_context * ctx, ggml_tensor * scores, int il, steermoe_edit edit,
+                                 ggml_tensor * rows) const;
+
+    // Upper bound for the nodes added to a graph.
     uint32_t n_nodes() const;
 
     const int32_t n_rows;
 
   private:
-    // Each [n_expert, n_rows], nullptr in layers that cannot be steered.
+    // Each [n_expert, n_rows]; nullptr in layers that cannot be steered.
     struct table {
-        ggml_tensor * place = nullptr; // I32, where in [z | max + eps | min - eps] the edited logit stands
-        ggml_tensor * bias  = nullptr; // F32, soft: b
-        ggml_tensor * rank  = nullptr; // F32, where the selection is edited: sign * STEERMOE_RANK
+        ggml_tensor * index = nullptr; // I32, index of the logit in [z | max z | min z]
+        ggml_tensor * bias  = nullptr; // F32, added to that logit: b (soft), eps or -eps (hard)
+        ggml_tensor * rank  = nullptr; // F32, added to the selection score (hard, where the selection is edited)
     };
 
     const int32_t                  n_expert;
     std::vector<steermoe_layer>    layers;  // [n_layer]
     std::vector<table>             tables;  // [n_layer]
-    std::vector<std::vector<char>> written; // [n_rows][n_layer] is the row other than that of unsteered tokens
+    std::vector<std::vector<char>> written; // [n_rows][n_layer] does the row differ from the unsteered one?
     steermoe_tensors               tensors;
 };

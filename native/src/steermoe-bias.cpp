@@ -26,14 +26,15 @@ constexpr const char * KEY_EPSILON       = "expertbias.epsilon";
 constexpr const char * KEY_ROUTER_SHA256 = "expertbias.router_sha256";
 constexpr const char * TENSOR_PREFIX     = "bias.";
 
-// Bounds far above any model: they keep the products and allocations of a hostile header small. The Python reader
-// (steermoe_local/identity.py, bias_file.py) has the same ones.
+// Far above any model. They bound products and allocations when a header is hostile. The Python reader has the same
+// bounds.
 constexpr int32_t MAX_LAYERS  = 4096;
 constexpr int32_t MAX_EXPERTS = 16384;
 
-// Logits. Far beyond it the softmax of the other experts underflows to zero, and ties decide the rest of the choice.
+// In logits. With a far larger epsilon the softmax of all other experts underflows to zero, and ties decide which of
+// them are selected.
 constexpr float MAX_EPSILON = 20.0f;
-constexpr float MAX_SOFT    = 1e6f; // logits are tens; more would only bring F32 close to overflow
+constexpr float MAX_SOFT    = 1e6f; // logits are in the tens; this keeps sums far from F32 overflow
 
 struct gguf_deleter {
     void operator()(gguf_context * ctx) const { gguf_free(ctx); }
@@ -65,15 +66,27 @@ uint32_t get_u32(const gguf_context * ctx, const std::string & name, const char 
     return gguf_get_val_u32(ctx, find(ctx, name, key, GGUF_TYPE_UINT32));
 }
 
-int32_t get_count(const gguf_context * ctx, const std::string & name, const char * key, int32_t max) {
-    const uint32_t value = get_u32(ctx, name, key);
-    if (value < 1 || value > (uint32_t) max) {
+int32_t require_count(const std::string & name, const char * key, int64_t value, int32_t max) {
+    if (value < 1 || value > max) {
         bad(name, std::string(key) + " is " + std::to_string(value) + ", outside 1 to " + std::to_string(max));
     }
     return (int32_t) value;
 }
 
-// "bias.<layer>" in plain decimal, or -1
+// What the hard rule allows in a layer: the router must be able to select all +1 experts, and there must be enough
+// experts that are not -1 for it to select.
+void require_hard_counts(const steermoe_bias & bias, const std::string & where, int32_t n_plus, int32_t n_minus) {
+    if (n_plus > bias.n_expert_used) {
+        bad(bias.name, where + " activates " + std::to_string(n_plus) + " experts, its router selects only " +
+                           std::to_string(bias.n_expert_used));
+    }
+    if (bias.n_expert - n_minus < bias.n_expert_used) {
+        bad(bias.name, where + " deactivates " + std::to_string(n_minus) + " of " + std::to_string(bias.n_expert) +
+                           " experts; " + std::to_string(bias.n_expert_used) + " must remain, deactivate fewer");
+    }
+}
+
+// The layer of a tensor named "bias.<layer>", in decimal without leading zeros; else -1.
 int32_t layer_of(const char * tensor_name, int32_t n_layer) {
     const size_t n_prefix = strlen(TENSOR_PREFIX);
     if (strncmp(tensor_name, TENSOR_PREFIX, n_prefix) != 0) {
@@ -97,7 +110,7 @@ steermoe_bias steermoe_bias::from_file(const std::string & path) {
     }
     const std::streamoff size = file.tellg();
     if (size < 0 || size > (std::streamoff) STEERMOE_BIAS_MAX_BYTES) {
-        // a folder reports an absurd size on some systems, a model file is simply too large
+        // some systems report a huge size for a folder
         throw steermoe_error(STEERMOE_ERR_IO, path + ": not a bias file (folder, device, or larger than " +
                                                   std::to_string(STEERMOE_BIAS_MAX_BYTES >> 20) + " MiB)");
     }
@@ -131,10 +144,9 @@ steermoe_bias steermoe_bias::from_buffer(const void * data, size_t size, const s
     bias.name          = name;
     bias.architecture  = get_str(ctx.get(), name, KEY_MODEL_HINT);
     bias.router_sha256 = get_str(ctx.get(), name, KEY_ROUTER_SHA256);
-    bias.n_layer       = get_count(ctx.get(), name, KEY_LAYER_COUNT, MAX_LAYERS);
-    bias.n_expert      = get_count(ctx.get(), name, KEY_EXPERT_COUNT, MAX_EXPERTS);
-    bias.n_expert_used = get_count(ctx.get(), name, KEY_EXPERT_USED, bias.n_expert);
-    bias.epsilon       = gguf_get_val_f32(ctx.get(), find(ctx.get(), name, KEY_EPSILON, GGUF_TYPE_FLOAT32));
+    bias.set_shape(get_u32(ctx.get(), name, KEY_LAYER_COUNT), get_u32(ctx.get(), name, KEY_EXPERT_COUNT),
+                   get_u32(ctx.get(), name, KEY_EXPERT_USED));
+    bias.epsilon = gguf_get_val_f32(ctx.get(), find(ctx.get(), name, KEY_EPSILON, GGUF_TYPE_FLOAT32));
 
     const std::string mode = get_str(ctx.get(), name, KEY_MODE);
     if (mode == "hard") {
@@ -145,7 +157,6 @@ steermoe_bias steermoe_bias::from_buffer(const void * data, size_t size, const s
         bad(name, std::string(KEY_MODE) + " is \"" + mode + "\", neither \"hard\" nor \"soft\"");
     }
     bias.check_header();
-    bias.layers.resize(bias.n_layer);
 
     const size_t       data_offset = gguf_get_data_offset(ctx.get());
     const int64_t      n_tensors   = gguf_get_n_tensors(ctx.get());
@@ -182,25 +193,24 @@ steermoe_bias steermoe_bias::from_info(const steermoe_bias_info & info) {
     bias.architecture  = info.architecture ? info.architecture : "";
     bias.router_sha256 = info.router_sha256 ? info.router_sha256 : "";
     bias.epsilon       = info.epsilon;
-    bias.n_layer       = info.n_layer;
-    bias.n_expert      = info.n_expert;
-    bias.n_expert_used = info.n_expert_used;
+    bias.set_shape(info.n_layer, info.n_expert, info.n_expert_used);
     if (info.mode != STEERMOE_MODE_HARD && info.mode != STEERMOE_MODE_SOFT) {
         bad(bias.name, "mode " + std::to_string(info.mode) + " is neither hard nor soft");
     }
     bias.mode = (steermoe_mode) info.mode;
     bias.check_header();
-    bias.layers.resize(bias.n_layer);
     return bias;
 }
 
+void steermoe_bias::set_shape(int64_t layer_count, int64_t expert_count, int64_t expert_used_count) {
+    n_layer       = require_count(name, KEY_LAYER_COUNT, layer_count, MAX_LAYERS);
+    n_expert      = require_count(name, KEY_EXPERT_COUNT, expert_count, MAX_EXPERTS);
+    n_expert_used = require_count(name, KEY_EXPERT_USED, expert_used_count, n_expert);
+    layers.resize((size_t) n_layer);
+}
+
 void steermoe_bias::check_header() const {
-    if (n_layer < 1 || n_layer > MAX_LAYERS || n_expert < 1 || n_expert > MAX_EXPERTS || n_expert_used < 1 ||
-        n_expert_used > n_expert) {
-        bad(name, "impossible shape: " + std::to_string(n_layer) + " layers, top-" + std::to_string(n_expert_used) +
-                      " of " + std::to_string(n_expert) + " experts");
-    }
-    if (!(epsilon > 0.0f) || epsilon > MAX_EPSILON) { // written so that NaN fails too
+    if (!(epsilon > 0.0f) || epsilon > MAX_EPSILON) { // this form refuses NaN, too
         bad(name, std::string(KEY_EPSILON) + " must be above 0 and at most " + std::to_string((int) MAX_EPSILON));
     }
     if (architecture.empty()) {
@@ -240,14 +250,7 @@ void steermoe_bias::set_layer(int32_t il, const float * values, int32_t n) {
         n_minus += v < 0.0f;
     }
     if (mode == STEERMOE_MODE_HARD) {
-        if (n_plus > n_expert_used) {
-            bad(name, where + " activates " + std::to_string(n_plus) + " experts, its router selects only " +
-                          std::to_string(n_expert_used));
-        }
-        if (n_expert - n_minus < n_expert_used) {
-            bad(name, where + " deactivates " + std::to_string(n_minus) + " of " + std::to_string(n_expert) +
-                          " experts; " + std::to_string(n_expert_used) + " must remain, deactivate fewer");
-        }
+        require_hard_counts(*this, where, n_plus, n_minus);
     }
     layers[il].assign(values, values + n);
 }

@@ -1,4 +1,4 @@
-// A bias: what a bias file says, checked. Knows ggml's GGUF reader, no model and no context.
+// The validated contents of a bias file. Knows ggml's GGUF reader, not models and contexts.
 #pragma once
 
 #include "steermoe.h"
@@ -8,7 +8,7 @@
 #include <vector>
 
 struct steermoe_bias {
-    std::string   name; // for messages: the path it came from
+    std::string   name; // in messages: the path of the file
     std::string   architecture;
     std::string   router_sha256;
     steermoe_mode mode          = STEERMOE_MODE_HARD;
@@ -17,7 +17,7 @@ struct steermoe_bias {
     int32_t       n_expert      = 0;
     int32_t       n_expert_used = 0;
 
-    std::vector<std::vector<float>> layers; // [n_layer], empty: layer is left alone, else [n_expert]
+    std::vector<std::vector<float>> layers; // [n_layer], each [n_expert], or empty: the layer is not steered
 
     // All of these throw steermoe_error.
     static steermoe_bias from_file(const std::string & path);
@@ -28,10 +28,11 @@ struct steermoe_bias {
 
     bool layer_is_zero(int32_t il) const;
 
-    // Same architecture and shape, and unless `force` the same router.
+    // Requires the same architecture and shape and, unless `force`, the same router hash.
     void require_model(const std::string & architecture, int32_t n_layer, int32_t n_expert, int32_t n_expert_used,
                        const std::string & router_sha256, bool force) const;
 
   private:
+    void set_shape(int64_t layer_count, int64_t expert_count, int64_t expert_used_count);
     void check_header() const;
 };

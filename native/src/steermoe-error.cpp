@@ -4,7 +4,7 @@
 
 namespace {
 
-// A fixed buffer: reporting a failure must not fail for want of memory.
+// A fixed buffer, so that reporting a failure needs no memory.
 thread_local char last_error[2048] = "";
 
 } // namespace
@@ -13,7 +13,7 @@ std::string steermoe_printable(std::string text) {
     unsigned char last = 0;
     for (char & c : text) {
         const auto byte = (unsigned char) c;
-        // U+0080 to U+009F, C2 80 to C2 9F in UTF-8, are control characters, too
+        // U+0080 to U+009F, in UTF-8 C2 80 to C2 9F, are control characters, too
         if (byte < 0x20 || byte == 0x7f || (last == 0xc2 && byte >= 0x80 && byte < 0xa0)) {
             c = '?';
         }

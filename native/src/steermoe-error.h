@@ -1,4 +1,4 @@
-// One way to fail: inside, functions throw steermoe_error; the C functions turn it into a status and a message.
+// Errors: internal functions throw steermoe_error; the C functions turn it into a status and a message.
 #pragma once
 
 #include "steermoe.h"
@@ -7,8 +7,8 @@
 #include <stdexcept>
 #include <string>
 
-// `text` with '?' for every control character: a message quotes texts of a file, which must neither forge further lines
-// nor send commands to a terminal.
+// `text` with '?' for every control character: messages quote text from files, which must neither add lines nor send
+// commands to a terminal.
 std::string steermoe_printable(std::string text);
 
 struct steermoe_error : std::runtime_error {
@@ -18,10 +18,10 @@ struct steermoe_error : std::runtime_error {
         : std::runtime_error(steermoe_printable(message)), status(status) {}
 };
 
-// message of steermoe_last_error, per thread
+// Set the message that steermoe_last_error returns in this thread.
 void steermoe_set_last_error(const char * message) noexcept;
 
-// Run a body at the C boundary. No exception may leave it: the callers are C and Python.
+// Run the body of a C function. No exception may leave it: the callers are C and Python.
 template <typename F> steermoe_status steermoe_guard(F && body) noexcept {
     try {
         body();

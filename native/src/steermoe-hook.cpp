@@ -5,20 +5,18 @@
 #include "llama-impl.h"
 #include "llama-model.h"
 
+#include "steermoe-bank.h"
 #include "steermoe-bias.h"
 #include "steermoe-error.h"
 #include "steermoe-model.h"
 #include "steermoe-sequences.h"
 
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <utility>
 
 namespace {
 
-// True if there is no obstacle; else it goes where the messages of both libraries are looked for.
+// Reports an obstacle in llama.cpp's log and in steermoe_last_error. Returns true if there is none.
 bool passes(const std::string & obstacle) {
     if (obstacle.empty()) {
         return true;
@@ -48,11 +46,11 @@ steermoe_hook::~steermoe_hook() = default;
 ggml_tensor * steermoe_hook::edit_router(ggml_context * ctx, llm_graph_result * res, ggml_tensor * logits, int il,
                                          const steermoe_router & router) {
     if (il < 0 || il >= n_layer()) {
-        return logits; // layers for multi-token prediction lie behind the last one
+        return logits; // a layer for multi-token prediction, behind the last one
     }
     if (routers[il] == nullptr) {
         routers[il]                = std::make_unique<steermoe_router>(router);
-        // a warm-up graph uses all experts; the model's own number is the fact
+        // a warm-up graph uses all experts: take the model's number
         routers[il]->n_expert_used = std::min<int64_t>(router.n_expert_used, model.hparams.n_expert_used(il));
     }
     if (router.external || logits->ne[1] == 0) {
@@ -107,9 +105,9 @@ std::vector<steermoe_layer> steermoe_hook::layers() const {
     std::vector<steermoe_layer> all(routers.size());
     for (size_t il = 0; il < all.size(); il++) {
         if (const steermoe_router * r = routers[il].get()) {
-            all[il].steerable = *r->obstacle() == '\0';
-            all[il].edited    = !r->selects_by_logits();
-            all[il].masked    = r->expert_groups;
+            all[il].steerable      = *r->obstacle() == '\0';
+            all[il].edit_selection = !r->selects_by_logits();
+            all[il].masked         = r->expert_groups;
         }
     }
     return all;
@@ -149,25 +147,4 @@ bool steermoe_hook::detach_seq(int32_t seq) {
 
 bool steermoe_hook::detach() {
     return sequences->detach();
-}
-
-bool steermoe_hook::attach_env() {
-    const char * path = getenv("STEERMOE_BIAS");
-    if (path == nullptr || *path == '\0') {
-        return false;
-    }
-    if (model.hparams.no_alloc) {
-        return false; // a model without weights, loaded only to measure memory
-    }
-    const char * force = getenv("STEERMOE_FORCE");
-    try {
-        const steermoe_bias bias    = steermoe_bias::from_file(path);
-        const bool          changed = attach(bias, force != nullptr && strcmp(force, "1") == 0);
-        LLAMA_LOG_INFO("%s: STEERMOE_BIAS: steering with %s\n", __func__, path);
-        return changed;
-    } catch (const steermoe_error & e) {
-        // also here: the programs' own log is written by another thread, and lost when they exit at once
-        fprintf(stderr, "error: STEERMOE_BIAS: %s\n", e.what());
-        throw steermoe_error(e.status, std::string("STEERMOE_BIAS: ") + e.what());
-    }
 }

@@ -1,5 +1,5 @@
-// The patch's pointer: what a llama_context knows of steering and recording. Included by the patched upstream files,
-// so it declares as little as it can.
+// What a llama_context knows of steering and recording. The patched llama.cpp files include this header, so it declares
+// as little as possible.
 #pragma once
 
 #include <cstdint>
@@ -11,27 +11,28 @@ class llm_graph_result;
 struct ggml_context;
 struct ggml_tensor;
 struct llama_batch;
+struct llama_context;
 struct llama_model;
 struct llama_ubatch;
 struct steermoe_bias;
 struct steermoe_layer;
 struct steermoe_sequences;
 
-// How a layer routes, as build_moe_ffn was called for it.
+// How a layer routes: the arguments of build_moe_ffn.
 struct steermoe_router {
     int64_t n_expert;
     int64_t n_expert_used;
     int     gating;         // llama_expert_gating_func_type
     bool    selection_bias; // a bias is added to the probabilities for the selection only
     bool    expert_groups;  // groups of experts are selected first
-    bool    own_selection;  // the architecture selects by another function than the one its weights come from
-    bool    external;       // the choice comes from outside the router, for example from a table by token
+    bool    own_selection;  // the architecture selects by another function than the one that gives the mixing weights
+    bool    external;       // the selection does not come from the router, but for example from a table by token
 
     // Why the router cannot be steered, "" if it can.
     const char * obstacle() const;
 
-    // Is the choice the top-k of the logits themselves, so that editing the logits decides it? A selection bias or
-    // groups come in between; functions other than softmax round neighbouring logits to one value far from 0.
+    // Is the selection the top-k of the logits, so that editing the logits decides it? Not with a selection bias or
+    // with groups, nor with functions other than softmax: far from 0 they round different logits to one value.
     bool selects_by_logits() const;
 };
 
@@ -46,59 +47,55 @@ struct steermoe_hook {
     // called by the patch
     //
 
-    // While a graph is built: note how layer il routes, and return its edited logits [n_expert, n_tokens],
-    // or `logits` itself where the layer is not steered. `res` gets the inputs that this takes.
+    // While a graph is built: notes how layer il routes and returns its edited logits [n_expert, n_tokens], or `logits`
+    // itself if the layer is not steered. Adds the graph inputs that this needs to `res`.
     ggml_tensor * edit_router(ggml_context * ctx, llm_graph_result * res, ggml_tensor * logits, int il,
                               const steermoe_router & router);
 
-    // Before the top-k of the same layer: the scores [n_expert, n_tokens] that decide the choice, edited where the
-    // logits alone do not decide it.
+    // Before the top-k of the same layer: returns the selection scores [n_expert, n_tokens], edited if the logits alone
+    // do not decide the selection.
     ggml_tensor * edit_selection(ggml_context * ctx, ggml_tensor * scores, int il);
 
-    // Before a batch is split: false, with a message, if a token of it is under two steerings.
+    // Before a batch is split: false, with a message, if one of its tokens has two steerings.
     bool accepts(const llama_batch & batch) const;
 
-    // Before a graph is built or reused for a ubatch, nullptr: before memory is reserved for the largest. Returns what
-    // stands for the nodes that steering makes for it: a graph of another topology must not be reused.
+    // Before a graph is built or reused: for a ubatch or, with nullptr, the largest one, to reserve memory. Returns a
+    // number of the nodes that steering adds: a graph may be reused only under the same number.
     uint64_t begin_graph(const llama_ubatch * ubatch);
 
-    // Before a graph is computed, its inputs are set: remember the tokens behind its rows. False, with a message, if
-    // they do not fit.
+    // Before a graph is computed, when its inputs are set. False, with a message, if the inputs do not fit the ubatch.
     bool begin_ubatch(const llama_ubatch & ubatch);
 
     // Upper bound for the nodes that steering adds to a graph.
     uint32_t n_nodes() const;
 
-    // Attach what STEERMOE_BIAS names. Returns true if it steers. Throws steermoe_error.
-    bool attach_env();
-
     //
     // called by the C interface and by the recorder
     //
 
-    // Steer all sequences that have no steering of their own; one sequence (nullptr: it runs unsteered); let it have
-    // that of the others again; end all steering. Return true if the context must reserve again. The context must be
-    // synchronized. Throw steermoe_error, change nothing then.
+    // Attach a bias to the context or to one sequence (nullptr: unsteered), detach one sequence, or detach all. They
+    // return true if the context must reserve its graphs again. The context must be synchronized. They throw
+    // steermoe_error and change nothing then.
     bool attach(const steermoe_bias & bias, bool force);
     bool attach_seq(int32_t seq, const steermoe_bias * bias, bool force);
     bool detach_seq(int32_t seq);
     bool detach();
 
-    bool is_steered(int il) const; // in any sequence
+    bool is_steered(int il) const; // by the context's bias or by that of any sequence
 
-    const steermoe_router * router(int il) const; // nullptr: no router seen in this layer
+    const steermoe_router * router(int il) const; // nullptr: the layer has no router
     int                     last_router() const;  // the last layer with a router, -1: none
     int                     n_layer() const { return (int) routers.size(); }
 
     const llama_model & model;
 
-    bool has_logits = true; // false while a recorder stops the graphs behind the last router: there are none to keep
+    bool has_logits = true; // false while a recorder stops the graphs behind the last router
 
     const llama_ubatch * ubatch   = nullptr; // valid while a graph is computed
     uint64_t             n_ubatch = 0;       // counts graph computations
 
   private:
-    // Throws steermoe_error if the bias is not for this model, or steers a layer that cannot be.
+    // Throws steermoe_error if the bias is not for this model or steers a layer that cannot be steered.
     void require_steerable(const steermoe_bias & bias, bool force) const;
 
     std::vector<steermoe_layer> layers() const;
@@ -106,3 +103,6 @@ struct steermoe_hook {
     std::vector<std::unique_ptr<steermoe_router>> routers; // [n_layer]
     std::unique_ptr<steermoe_sequences>           sequences;
 };
+
+// Attach the bias file that STEERMOE_BIAS names, if any, to a new context. Throws steermoe_error.
+void steermoe_attach_env(llama_context & ctx);

@@ -1,5 +1,5 @@
-// Where llama.cpp's log goes. In C, because a host language may not run in the middle of a decode: Python, for one, loses
-// the Ctrl-C that arrives while a callback of its runs.
+// A sink for llama.cpp's log. In C++, because some host languages must not run during a decode: Python, for example,
+// loses a Ctrl-C that arrives while a callback runs.
 #include "llama.h"
 #include "steermoe.h"
 
@@ -14,10 +14,10 @@ struct log_state {
     std::mutex     mutex;
     bool           verbose     = false;
     ggml_log_level last_level  = GGML_LOG_LEVEL_NONE;
-    char           error[1024] = ""; // the first since it was last taken
+    char           error[1024] = ""; // the first since the last steermoe_log_take_error
 };
 
-// never destroyed: threads of the library may log while the process ends
+// Never destroyed: threads of the library may log while the process ends.
 log_state & state() {
     static log_state * s = new log_state();
     return *s;

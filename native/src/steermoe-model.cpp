@@ -20,14 +20,14 @@ extern "C" {
 
 namespace {
 
-// The values of a tensor as F32, wherever it lives.
+// The values of a tensor as F32, read from its device.
 std::vector<float> read_f32(const ggml_tensor * t) {
     const auto * buffer = t->view_src ? t->view_src->buffer : t->buffer;
     if (buffer == nullptr || t->data == nullptr) {
         throw steermoe_error(STEERMOE_ERR_STATE, std::string(t->name) + ": the model was loaded without its weights");
     }
     if (!ggml_is_contiguous(t) || buffer->iface.get_tensor == nullptr) {
-        // a backend that repacks the tensor cannot give its values back
+        // a backend that repacks tensors may not be able to read them back
         throw steermoe_error(STEERMOE_ERR_UNSUPPORTED, std::string(t->name) + ": " +
                                                            ggml_backend_buffer_name(t->buffer) +
                                                            " cannot be read back to identify the model; force it");
@@ -47,10 +47,6 @@ std::vector<float> read_f32(const ggml_tensor * t) {
     traits->to_float(raw.data(), values.data(), (int64_t) values.size());
     return values;
 }
-
-} // namespace
-
-namespace {
 
 std::string compute_router_sha256(const llama_model & model) {
     sha256_t state;

@@ -6,6 +6,7 @@
 
 #include "steermoe-error.h"
 #include "steermoe-hook.h"
+#include "steermoe-ubatch.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -66,8 +67,8 @@ void steermoe_recorder::fail(const std::string & what) {
     }
 }
 
-// Find the bins of the ubatch's tokens by their place in the batch, and take them off the mask: a token is computed
-// once in a decode, so whatever comes later under the same index belongs to a decode without a mask.
+// Looks up the bins of the ubatch's tokens by their index in the batch and clears them in the mask: each token is
+// computed once in a decode, so a later token of the same index belongs to a decode without a mask.
 void steermoe_recorder::begin_ubatch() {
     cur_ubatch = hook->n_ubatch;
     finished   = false;
@@ -89,27 +90,21 @@ void steermoe_recorder::begin_ubatch() {
     }
 }
 
-// A layer routes all tokens of the ubatch in order or, behind the last attention, only those that are outputs
-// (llama.cpp: build_inp_out_ids).
-bool steermoe_recorder::rows_of(int64_t n_rows) {
-    const llama_ubatch & ubatch = *hook->ubatch;
-    if (n_rows == (int64_t) ubatch.n_tokens) {
-        row_bins = token_bins;
-        return true;
-    }
-    row_bins.clear();
-    int64_t n_lost = 0;
-    for (uint32_t i = 0; i < ubatch.n_tokens; i++) {
-        if (ubatch.output[i]) {
-            row_bins.push_back(token_bins[i]);
-        } else {
-            n_lost += token_bins[i] >= 0;
-        }
-    }
-    if ((int64_t) row_bins.size() != n_rows) {
-        fail("a router saw " + std::to_string(n_rows) + " rows for " + std::to_string(ubatch.n_tokens) + " tokens");
+bool steermoe_recorder::find_routed(int64_t n) {
+    const llama_ubatch &        ubatch = *hook->ubatch;
+    const std::vector<uint32_t> routed = steermoe_routed_tokens(ubatch, n);
+    if ((int64_t) routed.size() != n) {
+        fail("a router saw " + std::to_string(n) + " columns for " + std::to_string(ubatch.n_tokens) + " tokens");
         return false;
     }
+    routed_bins.clear();
+    for (const uint32_t i : routed) {
+        routed_bins.push_back(token_bins[i]);
+    }
+    const auto n_counted = [](const std::vector<int32_t> & bins) {
+        return std::count_if(bins.begin(), bins.end(), [](int32_t bin) { return bin >= 0; });
+    };
+    const auto n_lost = n_counted(token_bins) - n_counted(routed_bins);
     if (n_lost > 0) {
         fail(std::to_string(n_lost) + " counted tokens are not outputs, so the last layer does not route them; set "
                                       "batch.logits for every counted token");
@@ -119,25 +114,25 @@ bool steermoe_recorder::rows_of(int64_t n_rows) {
 }
 
 void steermoe_recorder::count(const ggml_tensor * topk, int il) {
-    const int64_t n_used = topk->ne[0];
-    const int64_t n_rows = topk->ne[1];
+    const int64_t n_used   = topk->ne[0];
+    const int64_t n_routed = topk->ne[1];
     if (topk->type != GGML_TYPE_I32 || topk->nb[0] != sizeof(int32_t) || topk->ne[2] != 1 || topk->ne[3] != 1) {
         fail(std::string(topk->name) + ": unexpected layout");
         return;
     }
     const steermoe_router * router = hook->router(il);
     if (router != nullptr && router->external) {
-        return; // no router chose these, and none can be steered to choose others
+        return; // no router selected these
     }
     if (router != nullptr && n_used != router->n_expert_used) {
         return; // a warm-up graph routes every token through all experts
     }
-    if (!rows_of(n_rows) || n_rows == 0) {
+    if (!find_routed(n_routed) || n_routed == 0) {
         return;
     }
 
-    // a strided view of the argsort: its rows are n_expert wide, of which only the first n_used are the choice
-    const size_t n_bytes = (size_t) (n_rows - 1) * topk->nb[1] + (size_t) n_used * topk->nb[0];
+    // a strided view of the argsort: n_expert values for each token, of which the first n_used are selected
+    const size_t n_bytes = (size_t) (n_routed - 1) * topk->nb[1] + (size_t) n_used * topk->nb[0];
     const char * data    = (const char *) topk->data;
     const auto * buffer  = topk->view_src ? topk->view_src->buffer : topk->buffer;
     if (!ggml_backend_buffer_is_host(const_cast<ggml_backend_buffer *>(buffer))) {
@@ -146,20 +141,20 @@ void steermoe_recorder::count(const ggml_tensor * topk, int il) {
         data = scratch.data();
     }
 
-    for (int64_t r = 0; r < n_rows; r++) {
-        const int32_t bin = row_bins[r];
+    for (int64_t r = 0; r < n_routed; r++) {
+        const int32_t bin = routed_bins[r];
         if (bin < 0) {
             continue;
         }
-        const auto * chosen = (const int32_t *) (data + r * topk->nb[1]);
-        int64_t *    row    = counts.data() + ((size_t) bin * n_layer + il) * n_expert;
+        const auto * selected = (const int32_t *) (data + r * topk->nb[1]);
+        int64_t *    sums     = counts.data() + ((size_t) bin * n_layer + il) * n_expert;
         for (int64_t k = 0; k < n_used; k++) {
-            if (chosen[k] < 0 || chosen[k] >= n_expert) {
-                fail(std::string(topk->name) + ": selected expert " + std::to_string(chosen[k]) + " of " +
+            if (selected[k] < 0 || selected[k] >= n_expert) {
+                fail(std::string(topk->name) + ": selected expert " + std::to_string(selected[k]) + " of " +
                      std::to_string(n_expert));
                 return;
             }
-            row[chosen[k]]++;
+            sums[selected[k]]++;
         }
         tokens[(size_t) bin * n_layer + il]++;
     }
@@ -167,14 +162,14 @@ void steermoe_recorder::count(const ggml_tensor * topk, int il) {
 
 bool steermoe_recorder::eval(const ggml_tensor * t, bool ask) {
     if (hook == nullptr) {
-        return !ask; // not bound yet: want nothing, stop nothing
+        return !ask; // not bound yet: ask for no tensor, do not stop the graph
     }
     if (hook->n_ubatch != cur_ubatch) {
         begin_ubatch();
     }
     if (finished) {
-        // Other backends have graph splits of their own behind the last router. Asking for the first node of each and
-        // then refusing to go on leaves all but that node uncomputed.
+        // Other backends may have graph splits behind the last router. Asking for the first node of each split and then
+        // returning false leaves all other nodes uncomputed.
         return ask;
     }
     const int  il   = topk_layer(t);

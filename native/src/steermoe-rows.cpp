@@ -5,49 +5,45 @@
 #include "llama-batch.h"
 
 #include "steermoe-sequences.h"
+#include "steermoe-ubatch.h"
 
-steermoe_columns steermoe_rows::columns(ggml_context * ctx, int64_t n) {
-    for (const steermoe_columns & c : all) {
-        if (c.row->ne[0] == n) {
-            return c;
+#include <algorithm>
+#include <string>
+
+ggml_tensor * steermoe_rows_input::of_tokens(ggml_context * ctx, int64_t n) {
+    for (ggml_tensor * t : inputs) {
+        if (t->ne[0] == n) {
+            return t;
         }
     }
-    const steermoe_columns c = {
-        /*.row     =*/ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n),
-        /*.epsilon =*/ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 1, n),
-    };
-    for (ggml_tensor * t : { c.row, c.epsilon }) {
-        ggml_set_input(t);
-        ggml_format_name(t, "steermoe.%s", t == c.row ? "row" : "epsilon");
-    }
-    all.push_back(c);
-    return c;
+    ggml_tensor * t = ggml_set_name(ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n), "steermoe.rows");
+    ggml_set_input(t);
+    inputs.push_back(t);
+    return t;
 }
 
-void steermoe_rows::set_input(const llama_ubatch * ubatch) {
-    for (const steermoe_columns & c : all) {
-        const auto           n          = (size_t) c.row->ne[0];
-        const bool           all_tokens = n == ubatch->n_tokens;
-        std::vector<int32_t> row;
-        std::vector<float>   epsilon;
-        for (uint32_t i = 0; i < ubatch->n_tokens; i++) {
-            if (all_tokens || ubatch->output[i]) {
-                row.push_back(sequences.row_of(*ubatch, i));
-                epsilon.push_back(sequences.epsilon_of(*ubatch, i));
+void steermoe_rows_input::set_input(const llama_ubatch * ubatch) {
+    const std::vector<int32_t> all = sequences.rows_of(*ubatch);
+
+    const bool uniform = std::all_of(all.begin(), all.end(), [&](int32_t row) { return row == all.front(); });
+    for (ggml_tensor * t : inputs) {
+        const int64_t        n = t->ne[0];
+        std::vector<int32_t> rows;
+        if (uniform) {
+            rows.assign((size_t) n, all.front());
+        } else {
+            for (const uint32_t i : steermoe_routed_tokens(*ubatch, n)) {
+                rows.push_back(all[i]);
             }
         }
-        if (row.size() != n) {
+        if ((int64_t) rows.size() != n) {
             sequences.failure = "steering: a router has " + std::to_string(n) + " columns for " +
-                                std::to_string(ubatch->n_tokens) + " tokens, " + std::to_string(row.size()) +
-                                " of them outputs; decode differently steered sequences one after the other";
+                                std::to_string(ubatch->n_tokens) +
+                                " tokens; decode differently steered sequences one after the other";
             return;
         }
-        // what no node reads has no memory
-        if (c.row->buffer != nullptr) {
-            ggml_backend_tensor_set(c.row, row.data(), 0, ggml_nbytes(c.row));
-        }
-        if (c.epsilon->buffer != nullptr) {
-            ggml_backend_tensor_set(c.epsilon, epsilon.data(), 0, ggml_nbytes(c.epsilon));
+        if (t->buffer != nullptr) { // else no node reads it
+            ggml_backend_tensor_set(t, rows.data(), 0, ggml_nbytes(t));
         }
     }
 }

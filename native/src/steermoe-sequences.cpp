@@ -22,8 +22,7 @@ bool is_empty(const steermoe_bias & bias) {
     return true;
 }
 
-// Do they steer alike?
-bool same_values(const steermoe_bias & a, const steermoe_bias & b) {
+bool is_equal(const steermoe_bias & a, const steermoe_bias & b) {
     if (a.mode != b.mode || (a.mode == STEERMOE_MODE_HARD && a.epsilon != b.epsilon) || a.n_layer != b.n_layer) {
         return false;
     }
@@ -36,9 +35,19 @@ bool same_values(const steermoe_bias & a, const steermoe_bias & b) {
     return true;
 }
 
-// Rows of a bank that is to have at least n.
+// The edit that each layer of a bias needs.
+std::vector<steermoe_edit> edits_of(const steermoe_bias & bias) {
+    const steermoe_edit        edit = bias.mode == STEERMOE_MODE_HARD ? STEERMOE_EDIT_HARD : STEERMOE_EDIT_SOFT;
+    std::vector<steermoe_edit> edits((size_t) bias.n_layer);
+    for (int32_t il = 0; il < bias.n_layer; il++) {
+        edits[il] = bias.layer_is_zero(il) ? STEERMOE_EDIT_NONE : edit;
+    }
+    return edits;
+}
+
+// Rows of a bank that needs n: a power of two, so that it is seldom replaced.
 int32_t capacity(int32_t n) {
-    int32_t rows = 4;
+    int32_t rows = 2;
     while (rows < n) {
         rows *= 2;
     }
@@ -52,11 +61,11 @@ steermoe_sequences::steermoe_sequences(const llama_model & model) : model(model)
 steermoe_sequences::~steermoe_sequences() = default;
 
 //
-// who is under what
+// changes
 //
 
 bool steermoe_sequences::attach(const steermoe_bias & bias, const layers_t & layers) {
-    return set(own, true, &bias, layers);
+    return set(context, true, &bias, layers);
 }
 
 bool steermoe_sequences::attach_seq(int32_t seq, const steermoe_bias * bias, const layers_t & layers) {
@@ -68,149 +77,96 @@ bool steermoe_sequences::detach_seq(int32_t seq) {
 }
 
 bool steermoe_sequences::detach() {
-    const bool any = bank != nullptr || own.under != nullptr;
-    std::fill(seqs.begin(), seqs.end(), slot());
-    own = slot();
+    const bool reserved = bank != nullptr;
+    std::fill(seqs.begin(), seqs.end(), attachment());
+    context = attachment();
     bank.reset();
-    refresh();
-    return any;
+    return reserved;
 }
 
-bool steermoe_sequences::set(slot & s, bool given, const steermoe_bias * bias, const layers_t & layers) {
-    if (bias != nullptr && is_empty(*bias)) {
-        bias = nullptr;
+bool steermoe_sequences::set(attachment & a, bool attached, const steermoe_bias * bias, const layers_t & layers) {
+    if (bias == nullptr || is_empty(*bias)) {
+        a = { attached, nullptr };
+        return false;
     }
-    const uint64_t         old_topology = own.under ? own.under->topology : 0;
-    const bool             goes         = s.under != nullptr && s.under.use_count() == 1; // what s is under now
-    std::shared_ptr<entry> next         = bias != nullptr ? find(*bias) : nullptr;
-    const bool             found        = next != nullptr;
-    if (bias != nullptr && !found) {
-        // new values in the same tensors keep the graphs
-        const bool refill = goes && s.under->plain.same_topology(*bias);
-        next              = refill ? s.under : std::make_shared<entry>(*bias, model, layers, ++n_topologies);
+    if (std::shared_ptr<steering> equal = find(*bias)) {
+        a = { attached, equal };
+        return false;
     }
 
-    std::vector<entry *> after = entries(goes ? &s : nullptr);
-    if (next != nullptr && std::find(after.begin(), after.end(), next.get()) == after.end()) {
-        after.push_back(next.get());
-    }
-    const bool several =
-        std::any_of(seqs.begin(), seqs.end(), [&](const slot & q) { return &q == &s ? given : q.given; });
-    const auto                     n_rows = (int32_t) after.size() + 1;
+    const bool                     last  = a.to != nullptr && a.to.use_count() == 1; // nothing else needs its row
+    const std::vector<steering *>  stay  = steerings(last ? &a : nullptr);
+    const auto                     next  = std::make_shared<steering>(steering{ *bias, ::edits_of(*bias), 0 });
+    const auto                     n_row = (int32_t) stay.size() + 2; // with the unsteered one and the new one
     std::unique_ptr<steermoe_bank> grown;
-    if (bank != nullptr ? n_rows > bank->n_rows : several && !after.empty()) {
-        grown = std::make_unique<steermoe_bank>(model, layers, (int32_t) model.hparams.n_expert, capacity(n_rows));
+    if (bank == nullptr || n_row > bank->n_rows) {
+        grown = std::make_unique<steermoe_bank>(model, layers, (int32_t) model.hparams.n_expert, capacity(n_row));
     }
 
     // from here on nothing fails
-    const bool created = bank == nullptr && grown != nullptr;
-    if (next != nullptr && next == s.under && !found) {
-        next->bias = *bias;
-        next->plain.update(*bias);
-    }
-    s = { given, next };
+    const bool first = bank == nullptr;
     if (grown != nullptr) {
         bank = std::move(grown);
-        for (size_t i = 0; i < after.size(); i++) {
-            after[i]->row = (int32_t) i + 1;
-            bank->write(after[i]->row, after[i]->bias);
+        topology++; // graphs of the old bank read its tables
+        for (steering * s : stay) {
+            bank->write(s->row, s->bias);
         }
-        bank_topology = 0;
-    } else if (bank != nullptr && next != nullptr && !found) {
-        if (next->row == steermoe_bank::UNSTEERED) {
-            next->row = free_row(after);
-        }
-        bank->write(next->row, next->bias);
     }
-    refresh();
-    if (bank != nullptr) {
-        return created; // its graphs hold all others
-    }
-    return old_topology != (own.under ? own.under->topology : 0);
+    next->row = last ? a.to->row : free_row(stay);
+    bank->write(next->row, next->bias);
+    a = { attached, next };
+    return first; // the graphs reserved with the first bank are the largest that any steering needs
 }
 
-// The first row of the bank that no entry has.
-int32_t steermoe_sequences::free_row(const std::vector<entry *> & all) const {
+// The first row of the bank that no steering has.
+int32_t steermoe_sequences::free_row(const std::vector<steering *> & all) const {
     std::vector<bool> taken((size_t) bank->n_rows);
     taken[steermoe_bank::UNSTEERED] = true;
-    for (const entry * e : all) {
-        taken[e->row] = true;
+    for (const steering * s : all) {
+        taken[s->row] = true;
     }
     return (int32_t) (std::find(taken.begin(), taken.end(), false) - taken.begin());
 }
 
-std::shared_ptr<steermoe_sequences::entry> steermoe_sequences::find(const steermoe_bias & bias) const {
-    if (own.under != nullptr && same_values(own.under->bias, bias)) {
-        return own.under;
+std::shared_ptr<steermoe_sequences::steering> steermoe_sequences::find(const steermoe_bias & bias) const {
+    if (context.to != nullptr && is_equal(context.to->bias, bias)) {
+        return context.to;
     }
-    for (const slot & s : seqs) {
-        if (s.under != nullptr && same_values(s.under->bias, bias)) {
-            return s.under;
+    for (const attachment & a : seqs) {
+        if (a.to != nullptr && is_equal(a.to->bias, bias)) {
+            return a.to;
         }
     }
     return nullptr;
 }
 
-std::vector<steermoe_sequences::entry *> steermoe_sequences::entries(const slot * without) const {
-    std::vector<entry *> all;
-    const auto           add = [&](const slot & s) {
-        if (&s != without && s.under != nullptr && std::find(all.begin(), all.end(), s.under.get()) == all.end()) {
-            all.push_back(s.under.get());
+std::vector<steermoe_sequences::steering *> steermoe_sequences::steerings(const attachment * without) const {
+    std::vector<steering *> all;
+    const auto              add = [&](const attachment & a) {
+        if (&a != without && a.to != nullptr && std::find(all.begin(), all.end(), a.to.get()) == all.end()) {
+            all.push_back(a.to.get());
         }
     };
-    add(own);
+    add(context);
     std::for_each(seqs.begin(), seqs.end(), add);
     return all;
 }
 
-// Note which rules the rows follow; other rules give other graphs.
-void steermoe_sequences::refresh() {
-    std::vector<steermoe_bank::rules> now(model.hparams.n_layer());
-    for (const entry * e : entries()) {
-        for (int il = 0; il < (int) now.size(); il++) {
-            const bool steers = e->plain.has(il);
-            now[il].hard      = now[il].hard || (steers && e->bias.mode == STEERMOE_MODE_HARD);
-            now[il].soft      = now[il].soft || (steers && e->bias.mode == STEERMOE_MODE_SOFT);
-        }
-    }
-    const auto same = [](const steermoe_bank::rules & a, const steermoe_bank::rules & b) {
-        return a.hard == b.hard && a.soft == b.soft;
-    };
-    if (bank_topology == 0 || !std::equal(now.begin(), now.end(), rules.begin(), rules.end(), same)) {
-        bank_topology = ++n_topologies;
-        rules         = std::move(now);
-    }
-}
-
 bool steermoe_sequences::steers(int il) const {
-    return il >= 0 && (size_t) il < rules.size() && rules[il].any();
+    const std::vector<steering *> all = steerings();
+    return std::any_of(all.begin(), all.end(), [&](const steering * s) { return s->edits[il] != STEERMOE_EDIT_NONE; });
 }
 
-const steermoe_sequences::entry * steermoe_sequences::entry_of(int32_t seq) const {
-    const slot & s = seqs[seq];
-    return s.given ? s.under.get() : own.under.get();
-}
-
-// All sequences of a token are under one steering, see obstacle().
-const steermoe_sequences::entry * steermoe_sequences::entry_of(const llama_ubatch & ubatch, uint32_t i) const {
-    return entry_of(ubatch.seq_id[i][0]);
-}
-
-int32_t steermoe_sequences::row_of(const llama_ubatch & ubatch, uint32_t i) const {
-    const entry * e = entry_of(ubatch, i);
-    return e != nullptr ? e->row : steermoe_bank::UNSTEERED;
-}
-
-float steermoe_sequences::epsilon_of(const llama_ubatch & ubatch, uint32_t i) const {
-    const entry * e = entry_of(ubatch, i);
-    return e != nullptr ? e->bias.epsilon : 0.0f;
+const steermoe_sequences::steering * steermoe_sequences::steering_of(int32_t seq) const {
+    const attachment & a = seqs[seq];
+    return a.attached ? a.to.get() : context.to.get();
 }
 
 std::string steermoe_sequences::obstacle(const llama_batch & batch) const {
     for (int32_t i = 0; bank != nullptr && i < batch.n_tokens; i++) {
         for (int32_t s = 1; s < batch.n_seq_id[i]; s++) {
             const auto [a, b] = std::minmax(batch.seq_id[i][0], batch.seq_id[i][s]);
-            if (entry_of(a) != entry_of(b)) {
+            if (steering_of(a) != steering_of(b)) {
                 return "steering: token " + std::to_string(i) + " of the batch belongs to the sequences " +
                        std::to_string(a) + " and " + std::to_string(b) +
                        ", which are steered differently; give each a token of its own";
@@ -221,49 +177,71 @@ std::string steermoe_sequences::obstacle(const llama_batch & batch) const {
 }
 
 //
-// a graph
+// graphs
 //
 
-uint64_t steermoe_sequences::begin_graph(const llama_ubatch * ubatch) {
-    rows  = nullptr;
-    mixed = full = bank != nullptr && ubatch == nullptr;
-    plain        = mixed ? nullptr : own.under.get();
-    if (bank != nullptr && ubatch != nullptr) {
-        plain = ubatch->n_tokens > 0 ? entry_of(*ubatch, 0) : nullptr;
-        for (uint32_t i = 1; i < ubatch->n_tokens && !mixed; i++) {
-            mixed = entry_of(*ubatch, i) != plain;
+// The sequences of a token have one steering, see obstacle(): the first sequence tells it.
+std::vector<int32_t> steermoe_sequences::rows_of(const llama_ubatch & ubatch) const {
+    std::vector<int32_t> rows(ubatch.n_tokens, steermoe_bank::UNSTEERED);
+    for (uint32_t i = 0; i < ubatch.n_tokens; i++) {
+        if (const steering * s = steering_of(ubatch.seq_id[i][0])) {
+            rows[i] = s->row;
         }
     }
-    return mixed ? bank_topology : plain != nullptr ? plain->topology : 0;
+    return rows;
 }
 
-steermoe_columns steermoe_sequences::columns(ggml_context * ctx, llm_graph_result * res, int64_t n) {
-    if (rows == nullptr) {
-        rows = static_cast<steermoe_rows *>(res->add_input(std::make_unique<steermoe_rows>(*this)));
+steermoe_sequences::edits_t steermoe_sequences::edits_of(const llama_ubatch & ubatch) const {
+    edits_t           all;
+    std::vector<bool> seen((size_t) bank->n_rows);
+    for (uint32_t i = 0; i < ubatch.n_tokens; i++) {
+        const steering * s = steering_of(ubatch.seq_id[i][0]);
+        if (s == nullptr || seen[s->row]) {
+            continue;
+        }
+        seen[s->row] = true;
+        all.resize(s->edits.size());
+        for (size_t il = 0; il < all.size(); il++) {
+            all[il] = std::max(all[il], s->edits[il]);
+        }
     }
-    return rows->columns(ctx, n);
+    return all;
+}
+
+uint64_t steermoe_sequences::begin_graph(const llama_ubatch * ubatch) {
+    edits_t next;
+    if (bank != nullptr && ubatch != nullptr) {
+        next = edits_of(*ubatch);
+    } else if (bank != nullptr) {
+        next.assign(model.hparams.n_layer(), STEERMOE_EDIT_HARD);
+    }
+    if (next != edits) {
+        edits = std::move(next);
+        topology++;
+    }
+    input = nullptr;
+    return topology;
 }
 
 ggml_tensor * steermoe_sequences::edit_logits(ggml_context * ctx, llm_graph_result * res, ggml_tensor * logits,
                                               int il) {
-    if (!mixed) {
-        return plain != nullptr ? plain->plain.edit_logits(ctx, logits, il) : logits;
+    if (edits.empty() || edits[il] == STEERMOE_EDIT_NONE) {
+        return logits;
     }
-    const steermoe_bank::rules r = full ? steermoe_bank::rules{ true, true } : rules[il];
-    return r.any() ? bank->edit_logits(ctx, logits, il, r, columns(ctx, res, logits->ne[1])) : logits;
+    if (input == nullptr) {
+        input = static_cast<steermoe_rows_input *>(res->add_input(std::make_unique<steermoe_rows_input>(*this)));
+    }
+    ggml_build_forward_expand(res->get_gf(), logits); // before all nodes of the edit, see steermoe_bank::edit_logits
+    return bank->edit_logits(ctx, logits, il, edits[il], input->of_tokens(ctx, logits->ne[1]));
 }
 
 ggml_tensor * steermoe_sequences::edit_selection(ggml_context * ctx, ggml_tensor * scores, int il) {
-    if (!mixed) {
-        return plain != nullptr ? plain->plain.edit_selection(ctx, scores, il) : scores;
+    if (edits.empty() || edits[il] == STEERMOE_EDIT_NONE) {
+        return scores;
     }
-    const steermoe_bank::rules r = full ? steermoe_bank::rules{ true, true } : rules[il];
-    return r.hard ? bank->edit_selection(ctx, scores, il, r, rows->columns(ctx, scores->ne[1])) : scores;
+    return bank->edit_selection(ctx, scores, il, edits[il], input->of_tokens(ctx, scores->ne[1]));
 }
 
 uint32_t steermoe_sequences::n_nodes() const {
-    if (bank != nullptr) {
-        return bank->n_nodes();
-    }
-    return own.under != nullptr ? own.under->plain.n_nodes() : 0;
+    return bank != nullptr ? bank->n_nodes() : 0;
 }

@@ -1,10 +1,9 @@
-// Which sequence of a context is under which steering, and what follows for the graph of a ubatch. Knows llama.cpp's
-// batches and graphs, nothing of recording.
+// Which steering each sequence of a context has, and what follows for the graph of a ubatch. Knows llama.cpp's batches
+// and graphs, not recording.
 #pragma once
 
 #include "steermoe-bank.h"
 #include "steermoe-bias.h"
-#include "steermoe-steering.h"
 
 #include <cstdint>
 #include <memory>
@@ -12,7 +11,7 @@
 #include <vector>
 
 class llm_graph_result;
-class steermoe_rows;
+class steermoe_rows_input;
 struct llama_batch;
 struct llama_model;
 struct llama_ubatch;
@@ -24,25 +23,26 @@ struct steermoe_sequences {
     ~steermoe_sequences();
 
     //
-    // who is under what; nullptr and a bias without values: unsteered. The context must be synchronized. These throw
+    // Changes. nullptr and a bias without values: unsteered. The context must be synchronized. They throw
     // steermoe_error and change nothing then. They return true if the context must reserve its graphs again.
     //
 
-    bool attach(const steermoe_bias & bias, const layers_t & layers); // all sequences without steering of their own
+    bool attach(const steermoe_bias & bias, const layers_t & layers); // to the context
     bool attach_seq(int32_t seq, const steermoe_bias * bias, const layers_t & layers);
-    bool detach_seq(int32_t seq); // back to the context's own
-    bool detach();                // all
+    bool detach_seq(int32_t seq); // the sequence uses the context's steering again
+    bool detach();                // the context and all sequences
 
-    bool steers(int il) const; // any sequence
+    bool steers(int il) const; // does the context or any sequence steer the layer?
 
     // Why a batch cannot be computed, "" if it can.
     std::string obstacle(const llama_batch & batch) const;
 
     //
-    // a graph
+    // graphs
     //
 
-    // Choose the path of the next graph; nullptr: the largest there may be. Returns its topology.
+    // Choose the edits of the next graph: what the ubatch's tokens need or, with nullptr, the largest in all layers.
+    // Returns a number of the graph's topology; the same number twice in a row means the same nodes.
     uint64_t begin_graph(const llama_ubatch * ubatch);
 
     ggml_tensor * edit_logits(ggml_context * ctx, llm_graph_result * res, ggml_tensor * logits, int il);
@@ -51,52 +51,44 @@ struct steermoe_sequences {
     // Upper bound for the nodes that steering adds to a graph.
     uint32_t n_nodes() const;
 
-    // Bank row and epsilon for token i of a ubatch.
-    int32_t row_of(const llama_ubatch & ubatch, uint32_t i) const;
-    float   epsilon_of(const llama_ubatch & ubatch, uint32_t i) const;
+    // Bank row of each token of a ubatch.
+    std::vector<int32_t> rows_of(const llama_ubatch & ubatch) const;
 
-    std::string failure; // of the inputs of the current ubatch, "" if there is none
+    std::string failure; // of the graph inputs of the current ubatch, "" if there is none
 
   private:
-    // A steering that at least one sequence, or the context itself, is under. Equal ones are one.
-    struct entry {
-        entry(const steermoe_bias & bias, const llama_model & model, const layers_t & layers, uint64_t topology)
-            : bias(bias), plain(bias, model, layers), topology(topology) {}
+    using edits_t = std::vector<steermoe_edit>; // [n_layer]; empty: no layer is steered
 
-        steermoe_bias     bias;
-        steermoe_steering plain;
-        const uint64_t    topology; // of graphs for this steering alone
-        int32_t           row = steermoe_bank::UNSTEERED;
+    // A bias in the bank. Equal biases share one.
+    struct steering {
+        steermoe_bias bias;
+        edits_t       edits;
+        int32_t       row;
     };
 
-    struct slot {
-        bool                   given = false; // false: as the context
-        std::shared_ptr<entry> under;         // nullptr: unsteered
+    // What is attached to the context or to a sequence.
+    struct attachment {
+        bool                      attached = false; // of a sequence; false: it uses the context's steering
+        std::shared_ptr<steering> to;               // nullptr: unsteered
     };
 
-    bool                   set(slot & s, bool given, const steermoe_bias * bias, const layers_t & layers);
-    std::shared_ptr<entry> find(const steermoe_bias & bias) const;
-    std::vector<entry *>   entries(const slot * without = nullptr) const; // each once
-    int32_t                free_row(const std::vector<entry *> & all) const;
-    const entry *          entry_of(const llama_ubatch & ubatch, uint32_t i) const;
-    const entry *          entry_of(int32_t seq) const;
-    void                   refresh();
-    steermoe_columns       columns(ggml_context * ctx, llm_graph_result * res, int64_t n);
+    bool set(attachment & a, bool attached, const steermoe_bias * bias, const layers_t & layers);
+
+    std::shared_ptr<steering> find(const steermoe_bias & bias) const;
+    std::vector<steering *>   steerings(const attachment * without = nullptr) const; // each once
+    const steering *          steering_of(int32_t seq) const;
+    int32_t                   free_row(const std::vector<steering *> & all) const;
+    edits_t                   edits_of(const llama_ubatch & ubatch) const;
 
     const llama_model & model;
 
-    std::vector<slot> seqs; // [LLAMA_MAX_SEQ]
-    slot              own;  // the context's
+    std::vector<attachment> seqs; // [LLAMA_MAX_SEQ]
+    attachment              context;
 
-    // Only once a sequence is under another steering than the context, and until detach().
-    std::unique_ptr<steermoe_bank>    bank;
-    std::vector<steermoe_bank::rules> rules;             // [n_layer] that the rows follow
-    uint64_t                          bank_topology = 0; // of graphs for several steerings
-    uint64_t                          n_topologies  = 0; // 0: unsteered
+    std::unique_ptr<steermoe_bank> bank; // from the first steering on, until detach()
 
     // the graph that is being built
-    const entry *   plain = nullptr; // for all its tokens
-    bool            mixed = false;   // or by the bank
-    bool            full  = false;   // with all rules in all layers
-    steermoe_rows * rows  = nullptr; // its inputs
+    edits_t               edits;
+    uint64_t              topology = 0;
+    steermoe_rows_input * input    = nullptr;
 };

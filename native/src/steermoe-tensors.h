@@ -1,4 +1,4 @@
-// Tensors of one kind per layer, each on the buffer type of its layer. Knows ggml and where a model's layers lie.
+// Tensors that belong to layers, each in the buffer type of its layer. Knows ggml and the devices of a model's layers.
 #pragma once
 
 #include "ggml-cpp.h"
@@ -12,13 +12,13 @@ struct llama_model;
 
 class steermoe_tensors {
   public:
-    // n_max: how many tensors there may be at most.
+    // n_max: upper bound for the number of tensors.
     steermoe_tensors(const llama_model & model, size_t n_max) : model(model), n_max(n_max) {}
 
-    // A tensor [ne0, ne1] named steermoe.<what>.<il>, without memory until allocate(). Throws steermoe_error.
+    // A new tensor [ne0, ne1] named steermoe.<what>.<il>, without memory until allocate(). Throws steermoe_error.
     ggml_tensor * make(ggml_type type, int64_t ne0, int64_t ne1, int il, const char * what);
 
-    // Give memory to all of them. Throws steermoe_error.
+    // Allocates all of them. Throws steermoe_error.
     void allocate();
 
   private:

@@ -1,4 +1,4 @@
-// The C interface (steermoe.h) over the classes beside it.
+// The C interface of steermoe.h.
 #include "steermoe.h"
 
 #include "llama-context.h"
@@ -26,18 +26,18 @@ void require(const void * p, const char * what) {
     }
 }
 
-// Run a change of what ctx is steered by. change: hook -> must the context reserve again?
+// Run a change of the steering of ctx. change: hook -> must the context reserve its graphs again?
 template <typename F> steermoe_status steer(llama_context * ctx, F && change) {
     return steermoe_guard([&] {
         require(ctx, "ctx");
-        ctx->synchronize(); // a graph that is still being computed reads the tensors that change now
+        ctx->synchronize(); // a graph that is still being computed reads the tensors that change
         if (change(*ctx->get_steermoe())) {
             ctx->steermoe_reserve();
         }
     });
 }
 
-// What llama_decode takes as a sequence of ctx.
+// Sequence ids that llama_decode accepts in ctx.
 void require_seq(const llama_context * ctx, int32_t seq_id) {
     const auto & cparams = ctx->get_cparams();
     const int    n       = cparams.kv_unified ? LLAMA_MAX_SEQ : (int) cparams.n_seq_max;

@@ -23,8 +23,8 @@ def start(tmp_path: Path, state: dict[str, str]) -> Iterator[Any]:
 
     running: list[Terminal] = []
 
-    def start(*arguments: Any, env: dict[str, str] | None = None, **size: int) -> Terminal:
-        running.append(Terminal(*arguments, env=state | (env or {}), cwd=tmp_path, **size))
+    def start(*arguments: Any, env: dict[str, str] | None = None, **options: Any) -> Terminal:
+        running.append(Terminal(*arguments, env=state | (env or {}), cwd=tmp_path, **options))
         return running[-1]
 
     yield start

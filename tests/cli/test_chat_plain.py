@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from tests.support import random_models
 from tests.support.gguf_copy import copy_model
+from tests.support.held import HELD, hold
 from tests.support.paths import ROOT
 from tests.support.random_models import RandomModel, write_random_model
 
@@ -173,9 +175,10 @@ def test_errors_keep_the_chat(tmp_path: Path) -> None:
 
 def test_ctrl_c_without_a_terminal(tmp_path: Path) -> None:
     """The answer comes while it is made, also through a pipe; Ctrl-C ends the program."""
-    command = [*PROGRAM, *map(str, ENDLESS), "-p", COUNT]
+    command = [*HELD, *map(str, ENDLESS), "-p", COUNT]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]
+    env = os.environ | hold(tokens=60)
+    with subprocess.Popen(command, env=env, **pipes) as process:  # type: ignore[call-overload]
         assert process.stdout.read(30).startswith(b"3, 4, 5, 6,,,,")
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=PATIENCE)

@@ -7,7 +7,6 @@ import signal
 import stat
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 from steermoe_local import BiasFile, write_bias
 from steermoe_local.steering.steering import Steering
 from tests.support.gguf_copy import copy_model
+from tests.support.held import HELD, hold
 from tests.support.paths import ROOT
 from tests.support.random_models import RandomModel, write_random_model
 
@@ -188,23 +188,20 @@ def test_a_bias_file_has_no_numbers_to_change(start: Start, tmp_path: Path) -> N
 
 
 def test_an_answer_streams_and_ctrl_c_stops_it(start: Start, tmp_path: Path) -> None:
-    terminal = start(*ENDLESS)
+    terminal = start(*ENDLESS, program=HELD, env=hold(tokens=60))
     terminal.prompt()
-    begin = len(terminal.raw)
-    arrivals: list[float] = []
 
-    def stream(message: str, n_chunks: int) -> None:
-        """Read as many pieces of the answer; at its end there would be another prompt."""
-        n_prompts = terminal.n_prompts
+    def stream(message: str) -> None:
+        """Read some pieces of the answer; at its end there would be another prompt."""
+        begin, n_prompts = len(terminal.raw), terminal.n_prompts
         terminal.child.send(message + "\r")
         terminal.until(lambda: "," * 40 in plain(terminal.raw[begin:]))
-        while len(arrivals) < n_chunks:
-            terminal.read()
-            arrivals.append(time.monotonic())
+        for n_commas in (61, 62, 63):  # piece by piece
+            terminal.until(lambda n=n_commas: plain(terminal.raw[begin:]).count(",") >= n)
         assert terminal.n_prompts == n_prompts, "the answer ended before it was stopped"
 
-    stream(COUNT, 8)
-    assert arrivals[-1] - arrivals[0] > 0.005, "all at once"
+    begin = len(terminal.raw)
+    stream(COUNT)
     n = terminal.n_prompts
     terminal.child.sendintr()
     terminal.prompt(n + 1)
@@ -228,9 +225,7 @@ def test_an_answer_streams_and_ctrl_c_stops_it(start: Start, tmp_path: Path) -> 
     said = "".join(shown.split("stopped")[0].split())
     assert "".join(first[1]["content"].split()) in said
     assert first[1]["content"].startswith("3, 4, 5, 6")
-    begin = len(terminal.raw)
-    arrivals.clear()
-    stream(COUNT, 2)
+    stream(COUNT)
     n = terminal.n_prompts
     terminal.child.sendintr()
     terminal.prompt(n + 1)
@@ -242,12 +237,13 @@ def test_an_answer_streams_and_ctrl_c_stops_it(start: Start, tmp_path: Path) -> 
     assert "Traceback" not in terminal.raw
 
 
-def test_what_is_typed_ahead_waits_for_its_turn(start: Start) -> None:
-    terminal = start(*ENDLESS, "-n", 400)
+def test_what_is_typed_ahead_waits_for_its_turn(start: Start, tmp_path: Path) -> None:
+    terminal = start(*ENDLESS, "-n", 400, program=HELD, env=hold(tokens=60, until=tmp_path / "typed"))
     terminal.prompt()
     terminal.child.send(COUNT + "\r")
     terminal.until(lambda: ",,,," in plain(terminal.raw))
     terminal.child.send("Add 4 and 6.\r/help")
+    (tmp_path / "typed").touch()
     terminal.until(lambda: terminal.n_prompts == 3 and terminal.line == "> /help")
     answer = plain(terminal.raw).split(",,,,", 1)[1]
     assert "Add" not in answer.split("stopped after -n 400 tokens")[0]
@@ -419,7 +415,7 @@ def test_ctrl_c_as_early_as_can_be(start: Start) -> None:
 
 @pytest.mark.parametrize("busy", [False, True], ids=["at the prompt", "in an answer"])
 def test_sigterm_restores_the_terminal(start: Start, busy: bool) -> None:
-    terminal = start(*ENDLESS)
+    terminal = start(*ENDLESS, program=HELD, env=hold(tokens=60))
     before = terminal_state(terminal)
     terminal.prompt()
     assert terminal_state(terminal) != before

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from steermoe_local import ExpertMap, RoutingCounts, read_bias
 from steermoe_local.cli import main
 from steermoe_local.models.embedded import behaviours
+from tests.support.held import HELD, hold, patience
 from tests.support.paths import ROOT
 
 PAIRS = ROOT / "examples" / "pairs" / "numbers.jsonl"
@@ -190,13 +191,10 @@ def test_the_generated_page_is_up_to_date() -> None:
 
 
 def test_ctrl_c_ends_long_work_with_one_line(tmp_path: Path) -> None:
-    program = Path(sys.executable).with_name("steermoe")
-    command = [str(program), "demo", "--full", "-o", str(tmp_path / "out")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        for _ in range(600):  # until it is at work
-            if list(tmp_path.glob("out/*.map.json")):
-                break
-            time.sleep(0.1)
+    command = [*HELD, "demo", "--full", "-o", str(tmp_path / "out")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=os.environ | hold(answers=1), **pipes) as process:  # type: ignore[call-overload]
+        patience(process, lambda: list(tmp_path.glob("out/*.map.json")))  # it is at work
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -415,7 +415,7 @@ def test_an_error_of_the_system_names_its_file(work: Path, monkeypatch: pytest.M
 
 def test_the_page_of_errors_names_every_class_and_status() -> None:
     page = (ROOT / "docs" / "errors.md").read_text("utf-8")
-    for name in errors.__all__:
+    for name in (name for name, kind in vars(errors).items() if isinstance(kind, type)):
         assert f"`{name}`" in page, name
     from steermoe_local.cli import program
 

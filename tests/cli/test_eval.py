@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from steermoe_local.cli.options.evaluation_setup import EvaluationSetup, evaluat
 from steermoe_local.evaluation.measuring.evaluator import Evaluator
 from steermoe_local.models.shipped_maps import map_path
 from steermoe_local.steering.steering import Steering
+from tests.support.held import HELD, hold, patience
 
 FEW = ("-t", "1", "-n", "4", "--benign", "none", "--n-text", "20")
 
@@ -183,15 +184,12 @@ def test_ctrl_c_and_resumed(tmp_path: Path) -> None:
     def lines_kept() -> int:
         return partial.read_bytes().count(b"\n") if partial.exists() else 0
 
-    def start() -> subprocess.Popen[str]:
-        # as a terminal starts it: a background shell's children ignore SIGINT
-        program = "import signal; signal.signal(2, signal.default_int_handler)\n"
-        command = [sys.executable, "-c", f"{program}from steermoe_local.cli import main; main()", *words]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def start(held: dict[str, str]) -> subprocess.Popen[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen([*HELD, *words], env=os.environ | held, text=True, **pipes)
 
-    with start() as process:
-        while lines_kept() < 5 and process.poll() is None:
-            time.sleep(0.005)
+    with start(hold(answers=12)) as process:
+        patience(process, lambda: lines_kept() >= 5)
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
@@ -200,7 +198,7 @@ def test_ctrl_c_and_resumed(tmp_path: Path) -> None:
     assert told == f"{lines_kept() - 1} results are kept in {partial}; go on with the same command and --resume"
     assert last == "error: interrupted"
     words.append("--resume")
-    with start() as process:
+    with start(hold()) as process:
         stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
     records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text("utf-8").splitlines()]

@@ -22,6 +22,7 @@ from steermoe_local.model_files.model_info import model_info
 from steermoe_local.models.embedded import behaviours
 from steermoe_local.steering.steering import Steering
 from tests.support.gguf_copy import copy_model
+from tests.support.held import HELD, hold
 from tests.support.paths import ROOT
 from tests.support.run_models import ASK, PROGRAM, QUESTION, invoke, start, talker
 
@@ -292,7 +293,7 @@ def test_a_pipeline() -> None:
 
 
 def test_the_answer_streams(endless: Path) -> None:
-    with start("-m", endless, *ASK, "-p", "one two", "-c", 8192) as process:
+    with start("-m", endless, *ASK, "-p", "one two", "-c", 8192, held=hold(tokens=40)) as process:
         assert process.stdout is not None
         assert process.stdout.read1(64), "nothing came before the end"
         assert process.poll() is None, "the answer was over before it could be seen to stream"
@@ -300,7 +301,7 @@ def test_the_answer_streams(endless: Path) -> None:
 
 
 def test_ctrl_c_ends_with_one_line(endless: Path) -> None:
-    with start("-m", endless, *ASK, "-p", "one two", "-c", 8192) as process:
+    with start("-m", endless, *ASK, "-p", "one two", "-c", 8192, held=hold(tokens=40)) as process:
         assert process.stdout is not None
         process.stdout.read1(64)
         process.send_signal(signal.SIGINT)
@@ -315,7 +316,8 @@ def test_ctrl_c_on_a_terminal(endless: Path) -> None:
     arguments = ["run", "-m", str(endless), *ASK, "-p", "one two", "-c", "8192"]
     # Ctrl-C makes the terminal drop what it has not shown yet, also in the middle of a character
     options = {"timeout": 60, "encoding": "utf-8", "codec_errors": "replace", "echo": False}
-    with pexpect.spawn(str(PROGRAM), arguments, **options) as process:
+    environment = os.environ | hold(tokens=40)
+    with pexpect.spawn(HELD[0], [*HELD[1:], *arguments], env=environment, **options) as process:
         process.expect(r"\w{8}")
         process.sendintr()
         process.expect(pexpect.EOF)
@@ -323,12 +325,14 @@ def test_ctrl_c_on_a_terminal(endless: Path) -> None:
     assert process.exitstatus == 130
 
 
-def test_a_reader_that_goes_away(endless: Path) -> None:
-    with start("-m", endless, *ASK, "-p", "one two", "-c", 8192) as process:
+def test_a_reader_that_goes_away(endless: Path, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    with start("-m", endless, *ASK, "-p", "one two", "-c", 8192, held=hold(tokens=40, until=closed)) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.read1(64)
         process.stdout.close()
+        closed.touch()
         assert process.wait(timeout=60) == 1
         assert process.stderr.read() == b""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from steermoe_local.cli.run.batch import _in_order
 from steermoe_local.generation.answer_file import AnswerFile
 from steermoe_local.models.embedded import behaviours, score_reply
 from tests.support.gguf_copy import copy_model
+from tests.support.held import hold, patience
 from tests.support.run_models import ASK, QUESTION, invoke, start, talker
 
 TINY = ("-m", "tiny", *ASK)
@@ -319,10 +319,8 @@ def test_the_program_is_stopped(how: signal.Signals, endless: Path, tmp_path: Pa
     questions.write_text("".join(f"one {n}\n" for n in range(100)))
     ask = ("-m", endless, *ASK, "-n", 30, "--n-prompts", questions, "-o", out)
     partial = Path(f"{out}.partial")
-    with start(*ask) as process:
-        end = time.monotonic() + 60
-        while time.monotonic() < end and (not partial.exists() or partial.read_bytes().count(b"\n") < 4):
-            time.sleep(0.02)
+    with start(*ask, held=hold(answers=10)) as process:
+        patience(process, lambda: partial.exists() and partial.read_bytes().count(b"\n") >= 4)
         process.send_signal(how)
         _, err = process.communicate(timeout=60)
     assert process.returncode == (130 if how == signal.SIGINT else -9)
@@ -340,11 +338,14 @@ def test_the_program_is_stopped(how: signal.Signals, endless: Path, tmp_path: Pa
 
 def test_a_reader_that_goes_away(endless: Path, tmp_path: Path) -> None:
     (tmp_path / "q.txt").write_text("one two\n" * 200)
-    with start("-m", endless, *ASK, "-n", 40, "--n-prompts", tmp_path / "q.txt") as process:
+    closed = tmp_path / "closed"
+    ask = ("-m", endless, *ASK, "-n", 40, "--n-prompts", tmp_path / "q.txt")
+    with start(*ask, held=hold(answers=10, until=closed)) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert json.loads(process.stdout.readline())["id"] == "line-1"
         process.stdout.close()
+        closed.touch()
         assert process.wait(timeout=60) == 1
         assert process.stderr.read() == b""
 

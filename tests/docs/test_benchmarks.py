@@ -382,7 +382,7 @@ def test_tables_of_the_results() -> None:
     row = {"behaviour": "b", "side": "one", "n_choices": 99}
     chosen = {"activate": 1, "deactivate": 0}
     gain = {"gain": interval(0.47)}
-    for method, tried in (("ladder", 7), ("grid", 63)):
+    for method, tried in (("search", 7), ("grid", 63)):
         row[method] = {"chosen": chosen, "strongest": chosen, "outcome": "found", "heldout": gain}
         row[method] |= {"heldout_strongest": gain, "n_tried": tried, "n_answers": 10 * tried}
     text = results_tables.render(

@@ -1,4 +1,4 @@
-"""The steered graph against the NumPy oracle: edited logits bit for bit, choice and order exactly, weights to 1e-6."""
+"""The steered graph against a NumPy oracle: edited logits bit for bit, choice and order exactly, weights as rounded."""
 
 from __future__ import annotations
 
@@ -98,7 +98,10 @@ def check_layer(
     gating = "softmax-weight" if gpt_oss else "softmax"
     last = "ffn_moe_weights_softmax" if gpt_oss else "ffn_moe_weights_norm" if model.norm else "ffn_moe_weights"
     weights = weight_rows(seen, last, layer, model.k)
-    np.testing.assert_allclose(weights, oracle.weights(expected, topk, gating, model.norm), rtol=0, atol=1e-6)
+    np.testing.assert_array_less(
+        np.abs(weights - oracle.weights(expected, topk, gating, model.norm)),
+        oracle.weight_allowance(expected, topk, gating.replace("-", "_"), model.norm),
+    )
 
 
 def run(model: RandomModel, path: Any, loaded: Any, rows: Rows, mode: str, epsilon: float = 0.01) -> None:

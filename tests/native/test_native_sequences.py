@@ -143,7 +143,10 @@ def check_layer(
     gating = "softmax-weight" if gpt_oss else "softmax"
     last = "ffn_moe_weights_softmax" if gpt_oss else "ffn_moe_weights_norm" if model.norm else "ffn_moe_weights"
     weights = weight_rows(seen, last, layer, model.k)
-    np.testing.assert_allclose(weights, oracle.weights(expected, topk, gating, model.norm), rtol=0, atol=1e-6)
+    np.testing.assert_array_less(
+        np.abs(weights - oracle.weights(expected, topk, gating, model.norm)),
+        oracle.weight_allowance(expected, topk, gating.replace("-", "_"), model.norm),
+    )
 
 
 def test_infinite_logits_of_unsteered_tokens_stay(random_model: Any, tmp_path: Path) -> None:
@@ -166,6 +169,13 @@ def test_infinite_logits_of_unsteered_tokens_stay(random_model: Any, tmp_path: P
             z = layer_values(context.seen, "ffn_moe_logits", 1)[mine]
             assert {np.inf, -np.inf} <= set(z.ravel().tolist())
             assert layer_values(context.seen, "ffn_moe_logits_steered", 1)[mine].tobytes() == z.tobytes()
+    with Context(loaded, capture=True) as context:
+        attach(context, identity, [hard])
+        context.decode_rows(turns(1, 0, 8))
+        z, edited = (layer_values(context.seen, f"ffn_moe_logits{end}", 1) for end in ("", "_steered"))
+        untouched = hard.rows[1] == 0
+        assert not np.isfinite(z[:, untouched]).all()
+        assert edited[:, untouched].tobytes() == z[:, untouched].tobytes(), "the edit changes other logits of its token"
     loaded.close()
 
 
@@ -265,10 +275,10 @@ def test_greedy_text_of_the_embedded_model(tiny_path: Path, tiny_model: Any) -> 
             assert np.array_equal(np.sort(mine, axis=1), np.sort(theirs, axis=1)), f"sequence {s}, layer {layer}"
 
 
-def test_equal_steering_takes_the_plain_graph(olmoe: Loaded) -> None:
-    """Sixteen sequences under equal biases, made one by one: the graph and the bits of a steered context."""
+def test_equal_steering_has_the_graph_of_the_context(olmoe: Loaded) -> None:
+    """Sixteen sequences with equal biases, each created separately: the graph and the bits of a steered context."""
     identity, model = olmoe
-    one, other = steerings(identity)[0], steerings(identity)[6]
+    one, soft = steerings(identity)[:2]
     batch = turns(16, 0, 2)
     name = "ffn_moe_logits_steered-0"
     with Context(model, capture=True, n_seq_max=16) as context:
@@ -279,10 +289,10 @@ def test_equal_steering_takes_the_plain_graph(olmoe: Loaded) -> None:
         attach(context, identity, [one] * 16)
         assert context.decode_rows(batch).tobytes() == plain.tobytes()
         assert context.ops[name] == plain_ops
-        capi.attach_sequence(context.ctx, 3, other.native(identity))
+        capi.attach_sequence(context.ctx, 3, soft.native(identity))
         context.clear()
         context.decode_rows(batch)
-        assert context.ops[name][-1] != plain_ops[0], "a mixed ubatch takes the bank"
+        assert context.ops[name][-1] == plain_ops[0], "the soft rule needs no nodes that the hard rule does not have"
         attach(context, identity, [None] * 3 + [one])
         context.clear()
         assert context.decode_rows(batch).tobytes() == plain.tobytes()
@@ -368,6 +378,21 @@ def test_new_values_of_one_sequence_alone_keep_the_graph(olmoe: Loaded) -> None:
             attach(context, identity, [None, steerings(identity, step)[0]])
             context.decode_rows([(5, 2 + step, 1, True)])
         assert n_reused(context) - before == 5
+
+
+def test_sequences_of_the_same_rules_share_a_graph(olmoe: Loaded) -> None:
+    """Single tokens of sequences with other values and epsilons: only other rules in a layer build a new graph."""
+    identity, model = olmoe
+    rng = np.random.default_rng(29)
+    under = [Steering({0: random_signs(rng, 16, 4, 1, 5)}, epsilon=1 + s / 4) for s in range(3)]
+    under += [Steering({0: np.ones(16, np.float32)}, "soft"), Steering({0: under[0].rows[0], 1: under[0].rows[0]})]
+    with Context(model) as context:
+        attach(context, identity, under)
+        context.decode_rows([(5, 0, 0, True)])
+        for sequence, reused in enumerate((1, 1, 1, 0, 0)):
+            before = n_reused(context)
+            context.decode_rows([(6, 1 if sequence == 0 else 0, sequence, True)])
+            assert n_reused(context) - before == reused, f"sequence {sequence}"
 
 
 def test_equal_rows_of_different_epsilon(olmoe: Loaded) -> None:

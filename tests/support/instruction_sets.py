@@ -75,27 +75,34 @@ def build(isa: InstructionSet) -> Path:
 
 def features(env: dict[str, str]) -> set[str]:
     """What the library that is loaded was built for, by its own account."""
-    code = "from steermoe_local import _native; print(capi.llama_cpp().llama_print_system_info().decode())"
+    code = "from steermoe_local.llama import capi; print(capi.llama_cpp().llama_print_system_info().decode())"
     done = subprocess.run([sys.executable, "-P", "-c", code], env=env, capture_output=True, text=True, check=True)
     facts = (fact.split("=") for fact in done.stdout.replace("CPU :", "").split("|") if "=" in fact)
     return {name.strip() for name, value in facts if value.strip() == "1"}
 
 
-def main() -> int:
-    """Build and test every set that this CPU can run."""
-    found = cpu_flags() if platform.machine() in ("x86_64", "AMD64") else set()
-    failed = []
+def main(arguments: list[str]) -> int:
+    """Build and test every set that this CPU can run, but the best one: the native build has at least its kernels.
+
+    `--all` takes the best one, too. Further arguments are pytest's.
+    """
+    flags = cpu_flags() if platform.machine() in ("x86_64", "AMD64") else set()
+    runnable = [isa for isa in SETS if flags.issuperset(isa.flags)]
     for isa in SETS:
-        missing = [flag for flag in isa.flags if flag not in found]
-        if missing:
-            print(f"== {isa.name}: LEFT OUT, this CPU cannot run it ({', '.join(missing)})", flush=True)
-            continue
+        if isa not in runnable:
+            print(f"== {isa.name}: LEFT OUT, this CPU cannot run it", flush=True)
+    if "--all" not in arguments and runnable:
+        print(f"== {runnable[-1].name}: left to the native build (make test); --all builds it", flush=True)
+        runnable.pop()
+    failed = []
+    for isa in runnable:
         print(f"== {isa.name}: building libggml-cpu", flush=True)
         env = os.environ | {"STEERMOE_LIB_PATH": str(build(isa)), "STEERMOE_REQUIRE_TOOLS": "1"}
         loaded = features(env)
         for name in ("AVX", "AVX2", "FMA", "F16C", "AVX512"):
             assert (name in loaded) == (name in isa.options), f"{isa.name}: the loaded library says {sorted(loaded)}"
-        command = [str(PROGRAMS / "pytest"), "-q", "-p", "no:cacheprovider", "-m", "numeric", *sys.argv[1:]]
+        options = [argument for argument in arguments if argument != "--all"]
+        command = [str(PROGRAMS / "pytest"), "-q", "-p", "no:cacheprovider", "-m", "numeric", *options]
         if subprocess.run(command, cwd=ROOT, env=env, check=False).returncode:
             failed.append(isa.name)
     if failed:
@@ -104,4 +111,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

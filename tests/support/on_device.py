@@ -84,9 +84,12 @@ def rows_of(seen: Seen, name: str, layer: int, width: int) -> npt.NDArray[Any]:
 
 
 def check_promise(
-    seen: Seen, layer: int, info: capi.LayerInfo, row: Any, mode: str, epsilon: float = 0.01, atol: float = 1e-5
+    seen: Seen, layer: int, info: capi.LayerInfo, row: Any, mode: str, epsilon: float = 0.01, exp: float = oracle.EXP
 ) -> None:
-    """The edit of a steered layer against the NumPy oracle, the choice and the weights that follow, as captured."""
+    """The edit of a steered layer against the NumPy oracle, the choice and the weights that follow, as captured.
+
+    `exp` is the relative error of the device's exponential function.
+    """
     n, k = info.n_expert, info.n_expert_used
     biased = f"ffn_moe_logits_biased-{layer}" in seen
     z = rows_of(seen, "ffn_moe_logits_biased" if biased else "ffn_moe_logits", layer, n)
@@ -117,10 +120,14 @@ def check_promise(
     # normalised on both sides, as far as the model has not done it
     for values in (weights, from_logits):
         values /= values.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(weights, from_logits, rtol=0, atol=atol)
+    off = oracle.weight_allowance(expected, topk, info.gating, norm=True, exp=exp)
+    # weights that the model left as they are we divide in float64: their own error counts, that of their sum less
+    assert (np.abs(weights - from_logits) <= off).all(), f"weights: {np.abs(weights - from_logits).max()}"
 
 
-def check_sequences(context: DeviceContext, identity: ModelIdentity, layers: Sequence[int]) -> None:
+def check_sequences(
+    context: DeviceContext, identity: ModelIdentity, layers: Sequence[int], exp: float = oracle.EXP
+) -> None:
     """Sequences under hard rules, soft ones and none in one batch: each token's edit is that of its own steering."""
     rng = np.random.default_rng(19)
     n, k = identity.n_expert, identity.n_expert_used
@@ -150,4 +157,4 @@ def check_sequences(context: DeviceContext, identity: ModelIdentity, layers: Seq
     for (rows, mode, epsilon), mine in zip(under, seen, strict=True):
         for layer in layers:
             info = capi.layer_info(context.ctx, layer)
-            check_promise(mine, layer, info, rows.get(layer, zeros), mode, epsilon)
+            check_promise(mine, layer, info, rows.get(layer, zeros), mode, epsilon, exp)

@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tests.support import rounding
+
 Logits = npt.NDArray[np.float32]
+
+_TINIEST = 2.0**-126
 
 
 def steer(z: Logits, mode: str, values: npt.ArrayLike, epsilon: float = 0.01) -> Logits:
@@ -74,6 +78,59 @@ def selected_weights(z: Logits, experts: npt.NDArray[Any], gating: str) -> npt.N
     if gating == "softmax_weight":
         return _softmax(np.take_along_axis(wide, experts, axis=1))
     return np.take_along_axis(_scores(wide, gating), experts, axis=1)
+
+
+EXP = 4 * rounding.F32  # relative error of exp in F32: ggml's own is off by at most 2 units in the last place
+
+
+def score_allowance(z: Logits, function: str, exp: float = EXP) -> npt.NDArray[np.float64]:
+    """How far F32 scores of the same F32 logits may lie from those of the oracle, [tokens, experts].
+
+    `exp` is the relative error of the exponential function that computes them. With u the unit roundoff of F32:
+
+    - softmax of n: exp's argument, the distance x to the largest logit, is rounded by u |x|, and so is exp(x) as a
+      share of itself. The mean of |x| under the softmax itself is at most log n, which moves the sum by as much; the
+      sum rounds n - 1 times, its inverse and the product once each.
+    - sigmoid: exp, a sum and a quotient.
+    - sqrt_softplus: 1 + exp(z) rounds by u of itself, which moves its logarithm by u; logarithm and root round by 2 u
+      and u. An error d of the softplus s moves its root by d / (sqrt(s) + sqrt(s - d)), at most sqrt(d).
+
+    F32 has no full precision below 2^-126.
+    """
+    wide, u = z.astype(np.float64), rounding.F32
+    if function == "logits":
+        return np.zeros(z.shape)
+    score = _scores(wide, "softmax" if function == "softmax_weight" else function)
+    if function in ("softmax", "softmax_weight"):
+        n = z.shape[1]
+        share = u * (wide.max(axis=1, keepdims=True) - wide + np.log(n) + n + 1) + 2 * exp
+        return share * score + n * _TINIEST
+    if function == "sigmoid":
+        return (exp + 2 * u) * score + _TINIEST
+    assert function == "sqrt_softplus", function
+    off = (exp + u) * (1 + np.tanh(wide / 2)) / 2 + u + 2 * u * score**2 + _TINIEST
+    return off / np.maximum(score + np.sqrt(np.maximum(score**2 - off, 0)), np.sqrt(off)) + u * score
+
+
+def weight_allowance(
+    z: Logits, experts: npt.NDArray[Any], gating: str, norm: bool = False, exp: float = EXP
+) -> npt.NDArray[np.float64]:
+    """The same for the mixing weights of the chosen experts, [tokens, k]; `norm`: each a share of their sum.
+
+    The sum is off as far as its parts are, and rounds k - 1 times; the quotient rounds once.
+    """
+    if gating == "softmax_weight":
+        chosen_logits = np.take_along_axis(z, experts, axis=1)
+        off, values = score_allowance(chosen_logits, gating, exp), _softmax(chosen_logits.astype(np.float64))
+    else:
+        off = np.take_along_axis(score_allowance(z, gating, exp), experts, axis=1)
+        values = np.take_along_axis(_scores(z.astype(np.float64), gating), experts, axis=1)
+    if not norm:
+        return off
+    total = np.maximum(values.sum(axis=1, keepdims=True), 2.0**-14)  # at which llama.cpp keeps it
+    share = values / total
+    rounded = experts.shape[1] * rounding.F32 * share
+    return (off + share * off.sum(axis=1, keepdims=True)) / total + rounded  # type: ignore[no-any-return]
 
 
 def _scores(z: npt.NDArray[np.float64], function: str) -> npt.NDArray[np.float64]:

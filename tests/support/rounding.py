@@ -33,14 +33,15 @@ SIGMAS = 6.0
 TINY = {"n_layer": 5, "n_sum": 256}  # the embedded model
 
 
-def logits(values: Any, n_layer: int, n_sum: int, stored: float = F32) -> float:
+def logits(values: Any, n_layer: int, n_sum: int, stored: float = F32, summed: float = F32) -> float:
     """Largest difference of two computations of these logits (or log-probabilities), [..., vocabulary].
 
     `n_sum` is the largest number of products in one sum. `stored` is the unit roundoff of what the graph keeps or
-    rounds factors to: F16 with weights or a cache in F16.
+    rounds factors to: F16 with weights or a cache in F16. `summed` is that of partial sums: a device may keep them in
+    F16, too.
     """
     variance = np.asarray(values, np.float64).var(axis=-1).mean()
-    step = F32 * math.sqrt(n_sum / 6)
+    step = summed * math.sqrt(n_sum / 6)
     if stored > F32:
         step = math.hypot(step, stored / math.sqrt(3))
     return float(SIGMAS * step * math.sqrt(2 * (STEPS * n_layer + 1) * variance))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,6 +15,7 @@ from click.testing import CliRunner, Result
 from steermoe_local.cli import main
 from tests.support import random_models
 from tests.support.gguf_copy import copy_model
+from tests.support.held import HELD
 from tests.support.random_models import RandomModel, write_random_model
 
 PROGRAM = Path(sys.executable).with_name("steermoe")
@@ -26,11 +28,13 @@ def invoke(*args: Any, **kwargs: Any) -> Result:
     return CliRunner().invoke(main, ["run", *map(str, args)], **kwargs)
 
 
-def start(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
-    """The installed program, its stdout and stderr as pipes."""
+def start(*args: Any, held: Mapping[str, str] | None = None, **kwargs: Any) -> subprocess.Popen[bytes]:
+    """The installed program, its stdout and stderr as pipes; `held`: an environment of `hold`."""
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     environment = {name: text for name, text in os.environ.items() if not name.startswith("STEERMOE_BIAS")}
-    return subprocess.Popen([str(PROGRAM), "run", *map(str, args)], **(pipes | {"env": environment} | kwargs))
+    program = [str(PROGRAM)] if held is None else HELD
+    options: dict[str, Any] = pipes | {"env": environment | dict(held or {})} | kwargs
+    return subprocess.Popen([*program, "run", *map(str, args)], **options)
 
 
 def talker(folder: Path, tiny_path: Path) -> Path:

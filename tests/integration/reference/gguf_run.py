@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf import GGUFReader
 
 from steermoe_local.llama import capi
-from tests.support import low_level
+from tests.support import low_level, rounding
 
 N_CTX = 64
 
@@ -27,6 +28,7 @@ class Runner:
         self.model = low_level.open_model(path)
         self.identity = low_level.identity_of(path)
         self.architecture = self.identity.architecture
+        self._longest_sum = max(int(t.shape[0]) for t in GGUFReader(path).tensors if len(t.shape) > 1)
         self.plain = float32_context(self.model)
         self.captured = float32_context(self.model, capture=True)
 
@@ -35,6 +37,10 @@ class Runner:
         self.plain.close()
         self.captured.close()
         self.model.close()
+
+    def allowance(self, logits: np.ndarray) -> float:
+        """Largest difference of two computations of these logits in F32, [T, vocabulary]."""
+        return rounding.logits(logits, self.identity.n_layer, max(self._longest_sum, len(logits)))
 
     def steer(self, layers: dict[int, Any] | None, mode: str = "hard", epsilon: float = 0.01) -> None:
         """Steer both contexts with rows by layer, or stop steering."""

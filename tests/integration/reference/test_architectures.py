@@ -22,7 +22,23 @@ from tests.integration.reference.hf_olmoe import Steering
 
 pytestmark = pytest.mark.reference
 
-TOLERANCE = 1e-4  # of the largest logit
+# Of the largest logit. transformers unhooked computes as the reference does, but GELU by another formula than the table
+# in half precision of gemma4 (architectures_table.SMALL_DIFFERENCES): an F16 value is off by 2^-11 of itself.
+ORIGINAL = 2.0**-11
+# Not derived: what was seen, of the largest logit, where a step magnifies the error of its input. A state that goes
+# from token to token carries the errors of all tokens before; Granite multiplies embeddings, scores and residuals; a
+# GELU out of a table in half precision (gemma4) rounds near ties to neighbours.
+CARRIED = {
+    "qwen3next",
+    "qwen3.5-moe",
+    "jamba",
+    "kimi-linear",
+    "granite-hybrid",
+    "granite-swa",
+    "granitemoe-shared",
+    "gemma4",
+}
+TOLERANCE = 1e-4
 MARGIN = 1e-4  # of the scores that decide a choice; rounding moves them by about 1e-6
 TOKENS = np.random.default_rng(5).integers(0, VOCAB, 20).tolist()
 BY_NAME = {case.name: case for case in CASES}
@@ -86,6 +102,11 @@ def relative(ours: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(ours - reference).max() / np.abs(reference).max())
 
 
+def tolerance(case: Case, runner: Runner, logits: np.ndarray) -> float:
+    """Of these logits computed twice in F32, in terms of the largest."""
+    return TOLERANCE if case.name in CARRIED else runner.allowance(logits) / float(np.abs(logits).max())
+
+
 def assert_same(case: Case, reference: hooks.Trace, runner: Runner) -> float:
     """Same logits, same best token, same experts of every token and layer; no choice hangs on rounding."""
     ours = runner.logits(TOKENS)
@@ -96,7 +117,7 @@ def assert_same(case: Case, reference: hooks.Trace, runner: Runner) -> float:
         assert expected.margin > max(MARGIN, 20 * error), f"layer {layer}: choose another seed"
         assert np.array_equal(selected[layer], expected.selected.numpy()), f"layer {layer}"
     difference = relative(ours, reference.logits)
-    assert difference <= TOLERANCE
+    assert difference <= tolerance(case, runner, reference.logits)
     assert np.array_equal(ours.argmax(axis=1), reference.logits.argmax(axis=1))
     return difference
 
@@ -112,7 +133,7 @@ def test_unsteered(compared: tuple[Case, Any, Runner], name: str) -> None:
     if name in DIFFERS:
         assert original > 1e-2  # or the note is out of date
     else:
-        assert original <= TOLERANCE
+        assert original <= ORIGINAL
 
 
 @pytest.mark.parametrize(
@@ -134,7 +155,7 @@ def test_steered(compared: tuple[Case, Any, Runner], name: str, kind: str) -> No
     difference = assert_same(case, reference, runner)
     effect = relative(reference.logits, unsteered.logits)
     print(f"{name}, {kind}: difference {difference:.1e}, effect of steering {effect:.2f}")
-    assert effect > 100 * TOLERANCE  # or nothing was compared
+    assert effect > 1e-2  # or nothing was compared
 
 
 @pytest.mark.parametrize("name", ["olmoe", "deepseek-v3", "qwen3next"], scope="module")
@@ -148,10 +169,12 @@ def test_one_token_at_a_time(compared: tuple[Case, Any, Runner], kind: str) -> N
         runner.steer(None)
     else:
         runner.steer({layer: steering.values[layer] for layer in moe_layers}, steering.mode, steering.epsilon)
-    assert relative(runner.logits_one_by_one(TOKENS), reference.logits) <= TOLERANCE
+    found = runner.logits_one_by_one(TOKENS)
+    assert relative(found, reference.logits) <= tolerance(case, runner, reference.logits)
 
 
 def test_table() -> None:
+    assert set(BY_NAME) >= CARRIED
     assert len(BY_NAME) == len(CASES)
     assert {*DIFFERS, *SMALL_DIFFERENCES} <= set(BY_NAME)
     assert not set(REFERENCES) & set(LEFT_OUT)
@@ -203,5 +226,6 @@ def test_gpt_oss_yarn_range_is_rounded(compared: tuple[Case, Any, Runner]) -> No
     published = convert.make_model(replace(case, config=case.config | {"rope_parameters": rope}))
     runner.steer(None)
     ours, reference = runner.logits(TOKENS), hooks.run_original(published, TOKENS)
-    assert relative(ours[:1], reference[:1]) <= TOLERANCE  # the first position is not rotated
-    assert relative(ours, reference) > 10 * TOLERANCE
+    # the first position is not rotated
+    assert relative(ours[:1], reference[:1]) <= tolerance(case, runner, reference[:1])
+    assert relative(ours, reference) > 10 * tolerance(case, runner, reference)
