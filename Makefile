@@ -85,9 +85,11 @@ demo: build
 	@echo "== steermoe demo"
 	@$(BIN)/steermoe demo
 
+# Two processes share the tests by file. More need more memory: several load llama.cpp's models.
+TEST_PROCESSES ?= 2
 test: build tools
 	@echo "== tests"
-	@STEERMOE_REQUIRE_TOOLS=1 $(BIN)/pytest -q -p no:cacheprovider
+	@STEERMOE_REQUIRE_TOOLS=1 $(BIN)/pytest -q -p no:cacheprovider -n $(TEST_PROCESSES) --dist loadfile
 
 # BENCH="--write-docs" also writes the measured part of docs/performance.md, --check fails on a missed criterion.
 BENCH ?=

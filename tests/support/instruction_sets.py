@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(sys.executable).parent
+TWO_PROCESSES = ("-n", "2", "--dist", "loadfile")
 
 _OPTIONS = ("SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2", "AVX512")
 
@@ -102,7 +103,7 @@ def main(arguments: list[str]) -> int:
         for name in ("AVX", "AVX2", "FMA", "F16C", "AVX512"):
             assert (name in loaded) == (name in isa.options), f"{isa.name}: the loaded library says {sorted(loaded)}"
         options = [argument for argument in arguments if argument != "--all"]
-        command = [str(PROGRAMS / "pytest"), "-q", "-p", "no:cacheprovider", "-m", "numeric", *options]
+        command = [str(PROGRAMS / "pytest"), "-q", "-p", "no:cacheprovider", *TWO_PROCESSES, "-m", "numeric", *options]
         if subprocess.run(command, cwd=ROOT, env=env, check=False).returncode:
             failed.append(isa.name)
     if failed:

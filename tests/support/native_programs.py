@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from steermoe_local import BiasFile, write_bias
 from steermoe_local.identity import ModelIdentity
@@ -65,10 +66,12 @@ def cmake(source: Path, folder: Path, targets: Sequence[str], variables: Mapping
     ]
     configure += [f"-D{name}={value}" for name, value in variables.items()]
     build = [find("cmake"), "--build", str(folder), "--target", *targets]
-    for command in (configure, build):
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-        if done.returncode != 0:
-            raise BuildError(done.stdout[-3000:] + done.stderr[-3000:])
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # tests run in several processes
+        for command in (configure, build):
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+            if done.returncode != 0:
+                raise BuildError(done.stdout[-3000:] + done.stderr[-3000:])
 
 
 def programs(folder: Path, *targets: str, **variables: Any) -> Path:
