@@ -138,7 +138,7 @@ def test_without_a_terminal(tmp_path: Path) -> None:
     damaged = piped(*TINY, stdin=b"hello\n\xff\xfe\nhello\n/save a\0b\n")
     assert damaged.returncode == 0
     assert b"error: stdin:2: not UTF-8" in damaged.stderr
-    assert b"error: a command with the control character" in damaged.stderr
+    assert b"control character" in damaged.stderr
     assert len(damaged.stdout.splitlines()) == 2
     assert b"Traceback" not in damaged.stderr
 
@@ -230,5 +230,5 @@ def test_a_map_of_another_model_is_refused_before_it_is_loaded(tmp_path: Path, r
     other = random_model(random_models.OLMOE)
     done = piped("chat", "-m", other, *TO_DIGITS)
     assert done.returncode == 1
-    assert b"run steermoe detect on this model" in done.stderr
+    assert b"steermoe detect" in done.stderr
     assert done.stderr.count(b"\n") == 1

@@ -239,7 +239,7 @@ def test_maps_are_found_by_name_and_offered_if_they_fit(tmp_path: Path) -> None:
     kept, _ = finder.open("mine", shipped.changed(activate=7, layers="1-3", scale=2.0))
     assert (kept.activate, kept.deactivate, kept.layers, kept.scale) == (7, 2, "1-3", 2.0)
     assert finder.open(str(tmp_path / "mine.json"))[0].path == tmp_path / "mine.json"
-    with pytest.raises(UsageError, match="did you mean mine"):
+    with pytest.raises(UsageError, match="mean mine"):
         finder.open("mines")
     with pytest.raises(UsageError, match="give the path"):
         finder.open("xyzzy")

@@ -76,7 +76,7 @@ def test_activate_benign_and_its_ability(tmp_path: Path) -> None:
     nothing = ("--ability", "none", "--neutral", "none")
     done = run("activate-benign", *FAST, *nothing, "-o", tmp_path / "other")
     assert done.exit_code != 0
-    assert "needs something benign" in done.stderr
+    assert "something benign" in done.stderr
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (("top20", "--preset", "safe"), "--preset"),
         (("superficial", "--pairs", "missing.jsonl"), "missing.jsonl"),
         (("top20", "--draws", "0"), "--draws"),
-        (("top20", "--ability", "builtin:neutral"), "--ability is for activate-benign"),
+        (("top20", "--ability", "builtin:neutral"), "--ability is for"),
         (("top20", "-m", "missing.gguf"), "missing.gguf"),
         (("top20", "--layers", "7-9"), "layer"),
     ],
@@ -128,7 +128,7 @@ def test_another_model_needs_a_map_of_its_own(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(builtin, "is_embedded", lambda _: False)
     done = run("random10", "-m", "tiny", "-o", tmp_path / "out")
     assert done.exit_code == 2
-    assert "which map? digits-words is of the embedded model alone; give --map MAP" in done.stderr
+    assert "give --map MAP" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -158,4 +158,4 @@ def test_a_bias_file_is_no_map(tmp_path: Path) -> None:
     write_bias(bias, tmp_path / "b.gguf")
     done = run("top20", "--bias", tmp_path / "b.gguf", "--task", "builtin:digits-words", *FAST, "-o", tmp_path / "out")
     assert done.exit_code != 0
-    assert "experiments choose experts from a map" in done.stderr
+    assert "from a map" in done.stderr

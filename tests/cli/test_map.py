@@ -61,7 +61,7 @@ def test_show_with_per_pair_counts(files: tuple[Path, Path]) -> None:
     header = next(line for line in result.stdout.splitlines() if line.startswith("layer"))
     assert header.split() == ["layer", "expert", "RD", "95%", "CI", "p", "(holm)", "a1/N1", "a2/N2"]
     assert "separable    NO: looks like shuffled pairs" in result.stdout
-    assert result.stderr.startswith(f"warning: {files[0]}: not separable from maps of shuffled pairs (p = ")
+    assert result.stderr.startswith(f"warning: {files[0]}: not separable")
     assert result.stderr.count("\n") == 1
     assert ExpertMap.load(files[0]).confidence is None, "show writes nothing"
 
@@ -116,7 +116,7 @@ def test_stats_writes_what_show_shows(clear: tuple[Path, Path], tmp_path: Path) 
 def test_stats_refuses_other_pairs(files: tuple[Path, Path], clear: tuple[Path, Path], tmp_path: Path) -> None:
     result = run("map", "stats", files[0], "--per-pair", clear[1], "-o", tmp_path / "x.json")
     assert result.exit_code == 1
-    assert "take the two files of one run" in result.stderr
+    assert "one run" in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "x.json").exists()
     result = run("map", "show", files[0], "--per-pair", files[0])
@@ -155,10 +155,10 @@ def test_plot(files: tuple[Path, Path], tmp_path: Path, suffix: str) -> None:
 
 def test_plot_refuses(files: tuple[Path, Path], tmp_path: Path) -> None:
     for arguments, words in (
-        (["-o", tmp_path / "a.gif"], "a picture is .png, .svg, .html"),
-        (["-o", tmp_path / "no" / "a.png"], "create it first"),
-        (["-o", tmp_path / "a.png", "--reverse"], "--reverse and --layers belong to a choice"),
-        (["-o", tmp_path / "a.png", "--deactivate", 2, "--layers", "9"], "no layer 9"),
+        (["-o", tmp_path / "a.gif"], "a.gif: "),
+        (["-o", tmp_path / "no" / "a.png"], f"{tmp_path / 'no'}"),
+        (["-o", tmp_path / "a.png", "--reverse"], "--reverse and --layers"),
+        (["-o", tmp_path / "a.png", "--deactivate", 2, "--layers", "9"], "layer 9"),
     ):
         result = run("map", "plot", files[0], *arguments)
         assert result.exit_code != 0
@@ -193,4 +193,4 @@ def test_diff_of_other_models(files: tuple[Path, Path], tmp_path: Path) -> None:
     table_map(np.eye(2)).save(tmp_path / "small.json")
     result = run("map", "diff", files[0], tmp_path / "small.json")
     assert result.exit_code == 1
-    assert "their experts do not correspond" in result.stderr
+    assert "do not correspond" in result.stderr

@@ -149,7 +149,9 @@ def test_from_csv(tmp_path: Path) -> None:
     ok("from-csv", tabs, *columns, "--delimiter", "\\t", "-o", out)
     assert load_pairs(out)[0].positive == "yes, please"
     assert run("from-csv", tabs, *columns, "--delimiter", ",", "-o", out).exit_code == 1
-    assert "not one character" in run("from-csv", tabs, *columns, "--delimiter", ";;", "-o", out).stderr
+    result = run("from-csv", tabs, *columns, "--delimiter", ";;", "-o", out)
+    assert result.exit_code == 2
+    assert "';;'" in result.stderr
 
 
 def test_controls(tmp_path: Path) -> None:
@@ -181,17 +183,17 @@ def test_a_swap_whose_name_is_taken(tmp_path: Path) -> None:
     ("arguments", "status", "words"),
     [
         (["faithfulness", "--squad", "none.json"], 1, "none.json"),
-        (["faithfulness", "--squad", "bad.json"], 1, "not SQuAD's layout"),
-        (["faithfulness", "--squad", "bad.json", "--limit", "1", "--sample", "1"], 2, "give one of them"),
+        (["faithfulness", "--squad", "bad.json"], 1, "SQuAD"),
+        (["faithfulness", "--squad", "bad.json", "--limit", "1", "--sample", "1"], 2, "--limit"),
         (["faithfulness", "--squad", "bad.json", "--skip", "-1"], 2, "--skip"),
-        (["faithfulness", "--squad", "hub:a b"], 2, "not the name of a data set"),
+        (["faithfulness", "--squad", "hub:a b"], 2, "hub:a b: "),
         (["safety", "--data", "bad.json"], 1, "no prompt, response, is_safe"),
-        (["safety", "--data", "safe.json"], 1, "no pair to write"),
-        (["safety", "--data", "safe.json", "--refusals", "empty.txt"], 1, "no prompts in it"),
+        (["safety", "--data", "safe.json"], 1, "no pair"),
+        (["safety", "--data", "safe.json", "--refusals", "empty.txt"], 1, "empty.txt: "),
         (["from-csv", "bad.json", "--positive-column", "a", "--negative-column", "b"], 1, "no column 'a', 'b'"),
         (["numbers", "--largest", "3"], 2, "--largest"),
         (["superficial", "none.jsonl"], 1, "none.jsonl"),
-        (["superficial", "safe.json"], 1, "unknown field"),
+        (["superficial", "safe.json"], 1, "safe.json:1: "),
         (["shuffle", "bad.json"], 1, "bad.json:1"),
     ],
 )
@@ -222,7 +224,7 @@ def test_the_output_is_tried_first(tmp_path: Path) -> None:
         ["shuffle", "none"],
     ):
         result = run(*arguments, "-o", tmp_path / "no" / "folder.jsonl")
-        assert (result.exit_code, "create it first" in result.stderr) == (2, True), arguments
+        assert (result.exit_code, str(tmp_path / "no") in result.stderr) == (2, True), arguments
 
 
 #
@@ -368,10 +370,10 @@ def test_the_rule_of_the_paper_finds_another_place(tmp_path: Path, templates: An
 
 def test_what_is_not_a_model_or_not_pairs(one: Path, tmp_path: Path) -> None:
     for arguments, words in (
-        ([one, "-m", tmp_path / "none.gguf"], "no such file"),
-        ([one, "-m", one], "llama.cpp cannot load it"),
-        ([tmp_path / "none.jsonl", "-m", "tiny"], "cannot be read as a pairs file"),
-        ([tmp_path, "-m", "tiny"], "cannot be read as a pairs file"),
+        ([one, "-m", tmp_path / "none.gguf"], "none.gguf: "),
+        ([one, "-m", one], f"{one}: llama.cpp"),
+        ([tmp_path / "none.jsonl", "-m", "tiny"], "none.jsonl: "),
+        ([tmp_path, "-m", "tiny"], f"{tmp_path}: "),
     ):
         result = run("check", *arguments)
         assert result.exit_code == 1, arguments
@@ -379,7 +381,9 @@ def test_what_is_not_a_model_or_not_pairs(one: Path, tmp_path: Path) -> None:
         assert result.stderr.count("\n") == 1
         assert result.stdout == ""
     (tmp_path / "empty").write_text("\n")
-    assert "no pairs in it" in run("check", tmp_path / "empty", "-m", "tiny").stderr
+    result = run("check", tmp_path / "empty", "-m", "tiny")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert f"{tmp_path / 'empty'}: no pairs" in result.stderr
 
 
 def test_only_the_vocabulary_is_loaded(tiny_path: Path, templates: Any) -> None:
@@ -387,7 +391,7 @@ def test_only_the_vocabulary_is_loaded(tiny_path: Path, templates: Any) -> None:
     with vocabulary(templates("bare", USER)) as model:
         assert model.n_vocab() > 100
         assert capi.llama_cpp().llama_model_n_params(model.model) == 0
-    with pytest.raises(ModelError, match="no such file"), vocabulary(tiny_path / "none"):
+    with pytest.raises(ModelError, match="none: "), vocabulary(tiny_path / "none"):
         pass
 
 
@@ -435,7 +439,7 @@ def test_further_variables(one: Path, templates: Any) -> None:
         assert run("check", one, "-m", model, "--chat-template-kwargs", value).exit_code == 2
     result = run("check", one, "-m", model, "--chat-template-kwargs", '{"messages": []}')
     assert result.exit_code == 2
-    assert "messages: given by the program" in result.stderr
+    assert "messages: " in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -475,5 +479,5 @@ def test_the_checker_is_a_library_too(one: Path, tiny_path: Path) -> None:
         (pair,) = [checker.check(pair) for pair in load_pairs(one)]
     assert [side.parts[1] for side in pair.sides] == ["1, 2, 3", "one, two, three"]
     assert list(pair.problems()) == list(pair.warnings()) == []
-    with pytest.raises(UsageError, match="tools: given by the program"):
+    with pytest.raises(UsageError, match="tools: "):
         Checker(tiny_path, template_arguments={"tools": []})

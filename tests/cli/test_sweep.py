@@ -98,14 +98,14 @@ def test_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ("", "which numbers of experts? give --activate LIST"),
+        ("", "give --activate LIST"),
         ("--activate 0", "nothing to measure"),
-        ("--activate 1-5", "--activate: '1-5' in '1-5' is not like 5 or 0..200:20"),
-        ("--deactivate 5..0", "--deactivate: '5..0' is empty"),
+        ("--activate 1-5", "--activate: '1-5'"),
+        ("--deactivate 5..0", "--deactivate: '5..0'"),
         ("--activate 1 --strength 1,x", "--strength: 'x' in '1,x'"),
         ("--activate 1 --layers 3-", "layers: '3-'"),
-        ("--activate 1 --layers 7", "no choice of the grid is possible"),
-        ("--activate 0..9999 --deactivate 0..9999", "choices are more than"),
+        ("--activate 1 --layers 7", "layer 7"),
+        ("--activate 0..9999 --deactivate 0..9999", "more than 100000"),
         ("--activate 1 --preset safe", "'--preset'"),
         ("--activate 1 --bias x.gguf", "'--bias'"),
         ("--activate 1 --cost loss", "'loss'"),
@@ -123,7 +123,7 @@ def test_without_map_or_task(tmp_path: Path) -> None:
     result = start("sweep -m tiny --activate 1 --task builtin:neutral", "-o", str(tmp_path / "out"))
     assert "give --map MAP" in result.stderr
     result = start("sweep -m tiny --activate 1", "-o", str(tmp_path / "out"))
-    assert "which task?" in result.stderr
+    assert "--task" in result.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -132,4 +132,4 @@ def test_settings_of_other_commands_do_not_reach_the_grid(tmp_path: Path, monkey
     monkeypatch.setenv("STEERMOE_ACTIVATE", "5")
     monkeypatch.setenv("STEERMOE_LAYERS", "1")
     result = start(MAP, "-o", str(tmp_path / "out"))
-    assert "which numbers of experts?" in result.stderr
+    assert "--activate LIST" in result.stderr

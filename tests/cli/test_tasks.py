@@ -129,7 +129,8 @@ def test_mctest_with_answers_elsewhere(tmp_path: Path, out: Path) -> None:
 def test_a_column_of_ones_own(tmp_path: Path, out: Path) -> None:
     path = write_csv(tmp_path / "t.csv", [{"ask": text, "n": 1} for text in CRANES])
     message = fails(1, "build", "advbench", path, "-o", out)
-    assert "no column 'goal' or 'prompt'; its columns are 'ask', 'n'" in message
+    assert "'goal' or 'prompt'" in message
+    assert "'ask', 'n'" in message
     ok("build", "advbench", path, "--column", "ask", "-o", out)
     assert [item.content for item in load_task(out).items] == CRANES
     assert "no column 'x'; its columns are 'ask', 'n'" in fails(

@@ -124,17 +124,20 @@ def test_interrupted_and_resumed(
     out = tmp_path / "out"
     done = interrupted(options, out, monkeypatch)
     assert done.exit_code == 130
-    assert "Q4_0.records.jsonl.partial; go on with the same command and --resume" in done.stderr
-    assert "2 models are done and kept in " in done.stderr
+    assert "Q4_0.records.jsonl.partial; " in done.stderr
+    assert "--resume" in done.stderr
+    assert "2 models " in done.stderr
     assert {"columns.jsonl.partial", "Q4_0.records.jsonl.partial", "models"} <= names(out)
     assert not {"report.md", "summary.json"} & names(out)
 
     done = run(*options, "--quants", "Q8_0,Q4_0", "-o", out)
     assert done.exit_code == 2
-    assert "columns.jsonl.partial: an interrupted run; go on with --resume, or start over with --restart" in done.stderr
+    assert "columns.jsonl.partial: " in done.stderr
+    assert "--resume" in done.stderr
+    assert "--restart" in done.stderr
     done = run(*options, "--quants", "Q8_0,Q4_0", "-o", out, "--resume", "--top-n", 5)
     assert done.exit_code == 2
-    assert "begun with top_n 20, now it is 5" in done.stderr
+    assert "top_n 20, now it is 5" in done.stderr
 
     measured: list[str] = []
     real = module._Study.column
@@ -176,11 +179,11 @@ def test_restart(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["--quants", "Q8_0,Q9"], 2, "'Q9' is no quantization that can be made here; take some of F32"),
-        (["--quants", "IQ2_XS"], 2, "IQ2_XS needs an importance matrix, which is not made here"),
-        (["--quants", ""], 2, "has an empty part"),
+        (["--quants", "Q8_0,Q9"], 2, "'Q9'"),
+        (["--quants", "IQ2_XS"], 2, "IQ2_XS needs an importance matrix"),
+        (["--quants", ""], 2, "--quants"),
         (["--pairs", "not-there.jsonl"], 1, "not-there.jsonl"),
-        (["--map", "not-there", "--task", "builtin:neutral"], 2, "not-there: neither a file nor a map that ships"),
+        (["--map", "not-there", "--task", "builtin:neutral"], 2, "not-there: "),
         (["--bias", "b.gguf"], 2, "no such option '--bias'"),
         (["--reverse"], 2, "no such option '--reverse'"),
     ],
@@ -196,7 +199,8 @@ def test_no_room_on_the_disk(options: list[str], tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(quantize.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     done = run(*options, "--quants", "Q8_0", "-o", tmp_path / "out")
     assert done.exit_code == 1
-    assert "Q8_0 takes about 5.4 MB, but 0.0 MB of the disk are free" in done.stderr
+    assert "Q8_0 " in done.stderr
+    assert "5.4 MB, but 0.0 MB" in done.stderr
     assert names(tmp_path / "out") == set(), "nothing to go on from"
 
 
@@ -206,7 +210,7 @@ def test_a_quantized_base(finished: tuple[Result, Path], options: list[str], tmp
     done = run("-m", base, *rest, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert "warning: " in done.stderr
-    assert "quantized already (Q4_0); what is made from it has lost twice" in done.stderr
+    assert "quantized already (Q4_0)" in done.stderr
     assert "quantized already" in (tmp_path / "out" / "report.md").read_text("utf-8")
 
 

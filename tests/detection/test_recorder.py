@@ -173,7 +173,7 @@ def test_counted_tokens_must_be_outputs(olmoe: Any) -> None:
         context.clear()
         recorder.set_mask([0] * 6)
         context.decode_rows(rows)
-        with pytest.raises(NativeError, match=r"3 counted tokens are not outputs.*set batch.logits"):
+        with pytest.raises(NativeError, match=r"3 counted tokens .*batch\.logits"):
             recorder.counts()
         with pytest.raises(NativeError):
             recorder.counts()
@@ -185,7 +185,7 @@ def test_counted_tokens_without_any_output(olmoe: Any) -> None:
     with recording(olmoe, SHAPE) as (context, recorder):
         recorder.set_mask([0] * 4)
         context.decode_rows([(*row[:3], False) for row in rows_of([4])])
-        with pytest.raises(NativeError, match="4 counted tokens are not outputs"):
+        with pytest.raises(NativeError, match="4 counted tokens"):
             recorder.counts()
 
 
@@ -295,11 +295,11 @@ def test_memory_does_not_grow(olmoe: Any) -> None:
 
 
 def test_bad_arguments(olmoe: Any) -> None:
-    with pytest.raises(NativeError, match="n_bins must be at least 1"):
+    with pytest.raises(NativeError, match="n_bins"):
         capi.NativeRecorder(olmoe.model, 0, SHAPE)
     with recording(olmoe, SHAPE) as (_, recorder):
         for bins in ([0, -2], [0, 0, BINS]):
-            with pytest.raises(NativeError, match=r"bin .* is neither -1 nor one of the 3 bins"):
+            with pytest.raises(NativeError, match=rf"bin {bins[-1]} .*\b{BINS} bins"):
                 recorder.set_mask(bins)
 
 

@@ -45,9 +45,9 @@ def test_sides(name: str) -> None:
 
 
 def test_names() -> None:
-    with pytest.raises(UsageError, match="take one of digits-words, document-memory, refuse-comply, neutral, benign"):
+    with pytest.raises(UsageError, match=r"'digits'.* digits-words, document-memory, refuse-comply, neutral, benign"):
         builtin_task("digits")
-    with pytest.raises(UsageError, match="no builtin task"):
+    with pytest.raises(UsageError, match=r"'\.\./benign'"):
         open_task("builtin:../benign")
 
 
@@ -61,7 +61,7 @@ def test_open_task(tmp_path: Path) -> None:
     assert open_task(path, scorer="refusal").items[0].content == "Hello?"
     with pytest.raises(FormatError):
         open_task(tmp_path / "nothing.jsonl")
-    with pytest.raises(UsageError, match="no such file; the task that ships is called builtin:digits-words"):
+    with pytest.raises(UsageError, match=r"digits-words: .*builtin:digits-words"):
         open_task("digits-words")
 
 

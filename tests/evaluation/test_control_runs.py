@@ -425,7 +425,7 @@ def test_superficial_maps(tiny: SteeredLlama, pairs: list[Pair]) -> None:
     assert np.array_equal(
         made["all kinds"].a1, sum(np.asarray(made[kind].a1) for kind in ("length", "casing", "format"))
     )
-    with pytest.raises(PairsError, match="superficial pairs"):
+    with pytest.raises(PairsError, match="superficial"):
         superficial_maps(tiny, [], recording=ONE_THREAD)
 
 

@@ -252,21 +252,21 @@ def test_mctest_of_the_hub_and_of_its_files(tmp_path: Path) -> None:
 def test_mctest_files_that_do_not_fit(tmp_path: Path) -> None:
     path = write_mctest(tmp_path)
     answers = path.with_suffix(".ans").rename(tmp_path / "elsewhere.ans")
-    with pytest.raises(FormatError, match=r"mc160\.x\.ans, its answers, is not there; name the file with --answers"):
+    with pytest.raises(FormatError, match=r"mc160\.x\.ans, .*--answers"):
         from_file("mctest", path)
     assert len(from_file("mctest", path, answers=answers)) == 8
     answers.write_text("A\tB\tC\tD\n")
-    with pytest.raises(FormatError, match=r"answers to 1 stories, .* has 2"):
+    with pytest.raises(FormatError, match=r"elsewhere\.ans: .* 1 stories, .* 2"):
         from_file("mctest", path, answers=answers)
     answers.write_text("A\tB\tC\tD\nA\tB\tC\tE\n")
-    with pytest.raises(FormatError, match=r"elsewhere\.ans:2: not four letters"):
+    with pytest.raises(FormatError, match=r"elsewhere\.ans:2: "):
         from_file("mctest", path, answers=answers)
     answers.write_text("A\tB\tC\tD\n" * 2)
     path.write_text("too\tshort\n" + "\t".join(STORY + QUESTION * 4) + "\n")
     tally = Tally()
     assert len(list(task_items("mctest", dataset_rows("mctest", [path], answers=answers), tally))) == 4
     assert tally.skipped == {"another number of cells than the header": 1}
-    with pytest.raises(UsageError, match=r"--answers is for MCTest's \.tsv"):
+    with pytest.raises(UsageError, match=r"a\.json: --answers "):
         from_file("mctest", write_json(tmp_path / "a.json", HUB_MCTEST), answers=answers)
 
 
@@ -288,7 +288,7 @@ def test_lists_of_requests(tmp_path: Path) -> None:
     assert [item.content for item in from_file("advbench", csv_file, column="target")] == [
         "Sure, take a sheet of paper"
     ] * 4
-    with pytest.raises(UsageError, match="layout mquake: takes no --column"):
+    with pytest.raises(UsageError, match=r"mquake: .*--column"):
         from_file("mquake", own, column="ask")
 
 
@@ -310,7 +310,7 @@ def test_what_the_scorer_cannot_use_is_left_out(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_wrong_header_is_no_prompt(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "t.csv", [{"goals": text, "target": "x"} for text in CRANES])
-    with pytest.raises(FormatError, match=r"t\.csv: no column 'goal' or 'prompt'; its columns are 'goals', 'target'"):
+    with pytest.raises(FormatError, match=r"t\.csv: .*'goal' or 'prompt'; .*'goals', 'target'"):
         from_file("advbench", path)
 
 
@@ -349,9 +349,9 @@ def test_options_that_do_not_apply(name: str) -> None:
         if option in ADAPTERS[name].takes:
             task_head(name, options)
         else:
-            with pytest.raises(UsageError, match=f"layout {name}: takes no --"):
+            with pytest.raises(UsageError, match=rf"layout {name}: .*--"):
                 task_head(name, options)
-            with pytest.raises(UsageError, match="takes no --"):
+            with pytest.raises(UsageError, match=rf"layout {name}: .*--"):
                 list(task_items(name, [], Tally(), options))
 
 
@@ -364,7 +364,7 @@ def test_options_that_are_none() -> None:
         lambda: list(task_items("x", [], Tally())),
         lambda: list(dataset_rows("x", [])),
     ):
-        with pytest.raises(UsageError, match="'x' is no layout; take one of faitheval-counterfactual"):
+        with pytest.raises(UsageError, match=r"'x'.* faitheval-counterfactual"):
             call()
 
 

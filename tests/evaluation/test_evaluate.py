@@ -161,12 +161,12 @@ def test_sampled_answers_are_bootstrapped() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({}, UsageError, "needs a map or a bias file"),
+        ({}, UsageError, "a map or a bias file"),
         ({"map": "digits-words", "activate": 0, "deactivate": 0}, UsageError, "steers nothing"),
         ({"bias": "x.gguf", "activate": 3}, UsageError, "chosen from a map"),
         ({"map": "digits-words", "bias": "x.gguf"}, UsageError, "not both"),
-        ({"map": "no-such"}, UsageError, "neither a file nor a map that ships"),
-        ({"map": "digits-words", "task": "builtin:no-such"}, UsageError, "no builtin task"),
+        ({"map": "no-such"}, UsageError, "no-such: "),
+        ({"map": "digits-words", "task": "builtin:no-such"}, UsageError, "'no-such'"),
         ({"map": "digits-words", "activate": 1, "deactivate": 1, "task": None}, None, ""),
     ],
 )
@@ -181,9 +181,9 @@ def test_what_is_refused(options: dict[str, Any], error: type[Exception] | None,
 def test_models_that_do_not_fit(random_model: Callable[..., Path]) -> None:
     from tests.support.random_models import OLMOE
 
-    with pytest.raises(ModelMismatchError, match=r"digits-words\.json: made for"):
+    with pytest.raises(ModelMismatchError, match=r"digits-words\.json: "):
         run_evaluation(random_model(OLMOE), map="digits-words", **FEW)
-    with pytest.raises(ModelError, match="check the path"):
+    with pytest.raises(ModelError, match=r"nowhere\.gguf: "):
         run_evaluation("nowhere.gguf", map="digits-words", **FEW)
 
 

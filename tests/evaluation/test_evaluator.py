@@ -55,7 +55,7 @@ def test_what_was_measured_is_not_measured_again(
     again = evaluator.measure([biases[1], None])
     assert evaluator.n_computed == 2 * (N + 2 + 1)
     assert texts(again[1]) == texts(full[1])
-    with pytest.raises(UsageError, match="no items to measure"):
+    with pytest.raises(UsageError, match="no items"):
         evaluator.measure([None], items=[])
 
 
@@ -164,11 +164,11 @@ def test_other_settings_are_no_continuation(
         open_evaluator(kept=kept, metadata={"model": "one"}).measure([None])
         before = kept.path.read_bytes()
         for options, words in (
-            ({"metadata": {"model": "two"}}, 'begun with model "one", now it is "two"'),
-            ({"task": task.first(3)}, "begun with task_sha256"),
-            ({"settings": replace(SETTINGS, n_text=5)}, "begun with n_text 2000, now it is 5"),
+            ({"metadata": {"model": "two"}}, 'model "one", now it is "two"'),
+            ({"task": task.first(3)}, "with task_sha256 "),
+            ({"settings": replace(SETTINGS, n_text=5)}, "n_text 2000, now it is 5"),
             # a plain neutral text is cut to the context
-            ({"settings": replace(SETTINGS, n_ctx=300)}, "begun with n_ctx .*, now it is 300"),
+            ({"settings": replace(SETTINGS, n_ctx=300)}, "with n_ctx .* 300"),
         ):
             with pytest.raises(UsageError, match=words):
                 open_evaluator(**{"kept": kept, "resume": True, "metadata": {"model": "one"}} | options)
@@ -312,17 +312,17 @@ def test_a_prompt_that_does_not_fit(
     needed = plan(tiny_path, task, scorer)
     assert open_evaluator().engine.n_ctx == needed
     small = replace(SETTINGS, n_ctx=needed - 1)
-    words = rf"task digits-words, .*: prompt and answer need {needed} tokens of context, but n_ctx is {needed - 1}"
+    words = rf"task digits-words, .* {needed} tokens .* n_ctx is {needed - 1}"
     with pytest.raises(UsageError, match=words):
         plan(tiny_path, task, scorer, settings=small)
     with pytest.raises(UsageError, match=words):
         open_evaluator(settings=small)
     long = replace(task, items=(PromptItem("long", "three " * 3000, extra={"positive": "3", "negative": "three"}),))
-    with pytest.raises(UsageError, match=r"long: .* but the model was trained with .*; shorten the prompt"):
+    with pytest.raises(UsageError, match=r"long: .* trained with "):
         plan(tiny_path, long, scorer)
     behind = replace(neutral, passages=((neutral.passages[0][0], "three " * 400),))
     assert plan(tiny_path, task, scorer, neutral=behind) > 400
-    with pytest.raises(UsageError, match=f"a passage of .* tokens, but n_ctx is {needed}"):
+    with pytest.raises(UsageError, match=rf"a passage of .* n_ctx is {needed}"):
         plan(tiny_path, task, scorer, neutral=behind, settings=replace(SETTINGS, n_ctx=needed))
 
 
@@ -331,7 +331,7 @@ def test_an_item_that_cannot_be_scored(open_evaluator: Callable[..., Evaluator],
     with pytest.raises(FormatError):
         open_evaluator(task=bad)
     raw = replace(task, raw=True, items=(PromptItem("x", task.items[0].messages(), extra=task.items[0].extra),))
-    with pytest.raises(UsageError, match="x: messages need a chat template"):
+    with pytest.raises(UsageError, match=r"x: .*chat template"):
         open_evaluator(task=raw)
 
 
@@ -340,9 +340,9 @@ def test_an_item_that_cannot_be_scored(open_evaluator: Callable[..., Evaluator],
     [
         ({"seeds": ()}, "at least one"),
         ({"seeds": (1, 1)}, "none twice"),
-        ({"seeds": (1, 2)}, "need a temperature above 0"),
-        ({"n_parallel": 0}, "is not from 1 to 256"),
-        ({"n_parallel": 257}, "is not from 1 to 256"),
+        ({"seeds": (1, 2)}, "temperature"),
+        ({"n_parallel": 0}, "n_parallel: 0 "),
+        ({"n_parallel": 257}, "n_parallel: 257 "),
     ],
 )
 def test_impossible_settings(fields: dict[str, Any], words: str) -> None:

@@ -106,13 +106,13 @@ def test_behind_a_prompt_the_answer_alone_counts(renderer: Any) -> None:
     longest = text.longest(renderer)
     assert longest == max(len(d.tokens) for d in text.documents(renderer, 64))
     assert len(text.documents(renderer, longest)) == 3
-    with pytest.raises(UsageError, match=f"a passage of {longest} tokens, but n_ctx is {longest - 1}; raise it"):
+    with pytest.raises(UsageError, match=f"{longest} tokens, but n_ctx is {longest - 1}"):
         text.documents(renderer, longest - 1)
     assert NeutralText("prose", ((None, PROSE),)).longest(renderer) == 0
 
 
 def test_nothing_to_predict(renderer: Any) -> None:
-    with pytest.raises(UsageError, match="no text whose tokens could be predicted"):
+    with pytest.raises(UsageError, match=r"^x: no text"):
         NeutralText("x", ((None, PROSE),)).documents(renderer, 1)
 
 
@@ -125,15 +125,15 @@ def test_files(tmp_path: Path) -> None:
     assert load_neutral_text(chat).passages == (((Message("user", "Hi"),), "Ho"),)
     assert load_neutral_text(chat).sha256 != load_neutral_text(path).sha256
     for name, data, words in (
-        ("b.txt", b"\xff\xfe", "not UTF-8"),
-        ("b.txt", b" \n", "empty; give a text"),
-        ("b.jsonl", b'{"prompt": "Hi"}\n', r"b.jsonl:1: answer: not a text"),
-        ("b.jsonl", b'{"prompt": "Hi", "answer": ""}\n', r"b.jsonl:1: answer: not a text"),
+        ("b.txt", b"\xff\xfe", r"b\.txt: not UTF-8"),
+        ("b.txt", b" \n", r"b\.txt: empty"),
+        ("b.jsonl", b'{"prompt": "Hi"}\n', r"b\.jsonl:1: answer: "),
+        ("b.jsonl", b'{"prompt": "Hi", "answer": ""}\n', r"b\.jsonl:1: answer: "),
     ):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(FormatError, match=words):
             load_neutral_text(tmp_path / name)
-    with pytest.raises(FormatError, match="check the path"):
+    with pytest.raises(FormatError, match=r"missing\.txt: "):
         load_neutral_text(tmp_path / "missing.txt")
 
 
@@ -166,18 +166,18 @@ def test_logits_are_those_of_llama(
 def test_logits_refuses(llama: SteeredLlama) -> None:
     with Engine(llama, n_ctx=8, n_slots=2, n_batch=2, n_threads=1) as engine:
         for n_biases, tokens, first, words in (
-            (0, [1, 2, 3], 0, "no tokens behind 0 of 2"),
-            (1, [1], 0, "no tokens behind 0 of 0"),
-            (1, [1, 2, 3], 2, "no tokens behind 2 of 2"),
-            (1, [1, 2, 3], -1, "no tokens behind -1"),
-            (1, [1] * 10, 0, "n_ctx 8 is too small"),
+            (0, [1, 2, 3], 0, "behind 0 of 2"),
+            (1, [1], 0, "behind 0 of 0"),
+            (1, [1, 2, 3], 2, "behind 2 of 2"),
+            (1, [1, 2, 3], -1, "behind -1 "),
+            (1, [1] * 10, 0, "n_ctx 8 "),
             (2, [1, 10**6, 3], 0, "the vocabulary has"),
             (3, [1, 2, 3], 0, "n_batch 2 is below 3"),
         ):
             with pytest.raises(UsageError, match=words):
                 list(engine.logits([None] * n_biases, tokens, first))
         assert len(list(engine.logits([None, None], [1] * 9))) == 8
-        with engine.slot(), pytest.raises(UsageError, match="2 free slots are needed"):
+        with engine.slot(), pytest.raises(UsageError, match="2 free slots"):
             list(engine.logits([None, None], [1, 2, 3]))
 
 
@@ -205,7 +205,7 @@ def test_probabilities_from_a_token_on(llama: SteeredLlama, renderer: Any, promp
                 assert piece.logprob is None or piece.logprob == pytest.approx(wanted.logprob, rel=0, abs=allowance)
             engine.forget()
         for wrong in (-1, 30):
-            with pytest.raises(UsageError, match=f"prompt_from: {wrong} is not from 0 to 29"):
+            with pytest.raises(UsageError, match=f"prompt_from: {wrong} "):
                 end(wrong)
 
 

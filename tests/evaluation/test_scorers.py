@@ -82,15 +82,15 @@ def test_options_from_texts() -> None:
     assert parse_options("exact", ["ignore_case=true", "other=a=b"]) == {"ignore_case": True, "other": "a=b"}
     assert parse_options("judge", ["timeout=3", "retries=2", "model=3"]) == {"timeout": 3.0, "retries": 2, "model": "3"}
     for texts, words in (
-        (["ignore_case"], "write KEY=VALUE"),
-        (["ignore_case=yes"], "'yes' is not true or false"),
-        (["ignore_case=1"], "1 is not true or false"),
+        (["ignore_case"], "KEY=VALUE"),
+        (["ignore_case=yes"], "ignore_case: 'yes'"),
+        (["ignore_case=1"], "ignore_case: 1 "),
         (["other=a", "other=b"], "given twice"),
-        (["case=true"], "is no option"),
+        (["case=true"], "'case'"),
     ):
         with pytest.raises(UsageError, match=words):
             parse_options("exact", texts)
-    with pytest.raises(UsageError, match=r"2\.5 is not a whole number"):
+    with pytest.raises(UsageError, match=r"retries: 2\.5 "):
         parse_options("judge", ["retries=2.5"])
 
 
@@ -315,7 +315,7 @@ def test_the_message_of_an_item_without_an_answer() -> None:
 
 def test_an_answer_of_which_nothing_is_left() -> None:
     for name in ("exact", "contains"):
-        with pytest.raises(FormatError, match="empty when it is normalized"):
+        with pytest.raises(FormatError, match="normalized"):
             make_scorer(name, {"normalize": "squad"}).check(item(answer="The"))
 
 

@@ -50,9 +50,9 @@ def test_numbers(text: str, numbers: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "--x: '' in '' is not like 5 or 0..200:20"),
+        ("", "--x: '' in '' "),
         ("1,,2", "'' in '1,,2'"),
-        ("-1", "'-1' in '-1' is not like"),
+        ("-1", "'-1' in '-1' "),
         ("1.5", "'1.5'"),
         ("a", "'a'"),
         ("1..", "'1..'"),
@@ -62,11 +62,11 @@ def test_numbers(text: str, numbers: tuple[int, ...]) -> None:
         ("5:2", "'5:2'"),
         ("1..9:-1", "'1..9:-1'"),
         ("٣", "'٣'"),
-        ("9..1", "'9..1' is empty; write the smaller number first"),
-        ("0..9:0", "a step of 0 never ends"),
+        ("9..1", "'9..1' is empty"),
+        ("0..9:0", "a step of 0"),
         ("0..10000", f"more than {MOST} numbers"),
         ("0..999999999", f"more than {MOST} numbers"),
-        ("9999999999", "is not like"),
+        ("9999999999", "'9999999999'"),
     ],
 )
 def test_no_numbers(text: str, words: str) -> None:
@@ -96,13 +96,13 @@ def test_any_text_is_numbers_or_a_usage_error(text: str) -> None:
 def test_strengths() -> None:
     assert parse_strengths("hard,2, 4.5,-1,2,hard") == (None, 2, 4.5, -1)
     for text, words in (
-        ("", "neither `hard` nor a number"),
+        ("", "--strength: "),
         ("hard,", "''"),
         ("Hard", "'Hard'"),
         ("nan", "'nan'"),
         ("inf", "'inf'"),
         ("1_0", "'1_0'"),
-        ("0", "a strength of 0 steers nothing"),
+        ("0", "a strength of 0"),
     ):
         with pytest.raises(UsageError) as caught:
             parse_strengths(text, "--strength")

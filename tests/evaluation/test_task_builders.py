@@ -6,6 +6,7 @@ import bz2
 import contextlib
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def test_select() -> None:
     assert len(indices) == 20
     assert max(indices) > 150 > 50 > min(indices)
     assert list(select(items, Tally(), sample=500)) == items
-    with pytest.raises(UsageError, match="give one of them"):
+    with pytest.raises(UsageError, match="limit"):
         list(select(items, Tally(), limit=1, sample=1))
 
 
@@ -138,11 +139,11 @@ def test_nothing_to_write_leaves_what_was_there(tmp_path: Path) -> None:
     out.write_text("before")
     tally = Tally()
     items = task_items("cf-triviaqa", [{"question_text": ""}] * 2, tally)
-    with pytest.raises(FormatError, match=r"no item to write \(2 left out: no document\)"):
+    with pytest.raises(FormatError, match=r"t\.jsonl: .*2 left out: no document"):
         write_task(items, out, task_head("cf-triviaqa"), tally)
     assert out.read_text() == "before"
     assert list(tmp_path.iterdir()) == [out]
-    with pytest.raises(UsageError, match="does not exist"):
+    with pytest.raises(UsageError, match=re.escape(str(tmp_path / "no"))):
         write_task(plain(1), tmp_path / "no" / "t.jsonl", {})
 
 
@@ -172,7 +173,7 @@ def test_parquet(name: str, tmp_path: Path) -> None:
     rows = json.loads(json.dumps(SAMPLES[name]).replace('"properties": {}, ', "").replace('"triples": []', '"x": 1'))
     path = write_parquet(tmp_path / "t.parquet", rows)
     assert [item.content for item in from_file(name, path)] == [item.content for item in made(name, SAMPLES[name])]
-    with pytest.raises(FormatError, match=r"t\.parquet: no column .*; its columns are "):
+    with pytest.raises(FormatError, match=r"t\.parquet: no column "):
         from_file("faitheval-unanswerable", path) if name != "faitheval-counterfactual" else from_file("mquake", path)
 
 
@@ -240,13 +241,13 @@ def test_a_list_of_texts_with_something_else_in_it(tmp_path: Path) -> None:
 
 def test_a_missing_file(tmp_path: Path) -> None:
     for path in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(FormatError, match=r"cannot be read: .*; check the path"):
+        with pytest.raises(FormatError, match=re.escape(f"{path}: cannot be read")):
             from_file("prompts", path)
 
 
 def test_many_columns_are_not_all_listed(tmp_path: Path) -> None:
     path = write_json(tmp_path / "w.json", [{f"column {n} {'x' * 500}": 1 for n in range(1000)}])
-    with pytest.raises(FormatError, match="no column 'requested_rewrite'") as caught:
+    with pytest.raises(FormatError, match="'requested_rewrite'") as caught:
         from_file("mquake", path)
     assert len(str(caught.value)) < 2000
 

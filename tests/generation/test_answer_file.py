@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,11 @@ def test_a_file_that_was_cut_anywhere(tmp_path_factory: pytest.TempPathFactory, 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"temperature": 0.5}, "begun with temperature 0.8, now it is 0.5"),
-        ({"model": {"name": "m", "size": 4}}, "begun with model"),
-        ({"new": 1}, "begun with new null, now it is 1"),
-        ({"stop": ()}, 'begun with stop ["a"], now it is []'),
-        ({"seed": 1}, "begun with seed null, now it is 1"),
+        ({"temperature": 0.5}, "temperature 0.8, now it is 0.5"),
+        ({"model": {"name": "m", "size": 4}}, "with model {"),
+        ({"new": 1}, "new null, now it is 1"),
+        ({"stop": ()}, 'stop ["a"], now it is []'),
+        ({"seed": 1}, "seed null, now it is 1"),
     ],
 )
 def test_other_settings_are_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
@@ -104,14 +105,14 @@ def test_other_settings_are_refused(tmp_path: Path, change: dict[str, Any], word
 def test_what_is_no_partial_file(tmp_path: Path, content: bytes) -> None:
     answers = AnswerFile(tmp_path / "out.jsonl")
     answers.path.write_bytes(content)
-    with pytest.raises(FormatError, match="start over with --restart"):
+    with pytest.raises(FormatError, match="--restart"):
         answers.resume({})
 
 
 def test_where_it_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="create it first"):
+    with pytest.raises(UsageError, match=re.escape(str(tmp_path / "no"))):
         AnswerFile(tmp_path / "no" / "out.jsonl")
-    with pytest.raises(UsageError, match="is a folder"):
+    with pytest.raises(UsageError, match=re.escape(f"{tmp_path}: ")):
         AnswerFile(tmp_path)
 
 

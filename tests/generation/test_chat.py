@@ -115,7 +115,7 @@ def test_a_choice_without_experts_steers_nothing(new: Any) -> None:
     chat.steer(None)
     assert chat.steering is None
     assert not chat.steering_on
-    with pytest.raises(UsageError, match="no steering to switch on"):
+    with pytest.raises(UsageError, match="no steering"):
         chat.switch(True)
 
 
@@ -124,7 +124,7 @@ def test_a_steering_that_does_not_fit(new: Any, engine: Engine) -> None:
     say(chat, QUESTIONS[0])
     n_tokens = chat.n_tokens
     foreign = Steering("foreign", FOREIGN, activate=2)
-    with pytest.raises(ModelMismatchError, match="foreign: made for olmoe"):
+    with pytest.raises(ModelMismatchError, match="foreign: "):
         chat.steer(foreign)
     with pytest.raises(UsageError, match="layers"):
         chat.steer(TO_DIGITS.changed(layers="x"))
@@ -230,7 +230,7 @@ def test_an_error_leaves_the_conversation(new: Any, engine: Engine, monkeypatch:
     chat = new(TO_WORDS)
     say(chat, QUESTIONS[0])
     before, last, steering = [dict(message) for message in chat.messages], chat.last, chat.steering
-    with pytest.raises(UsageError, match=r"has .* tokens, and the context 256; .*/reset.*larger -c"):
+    with pytest.raises(UsageError, match=r"tokens, and the context 256; .*/reset.* -c"):
         list(chat.ask("one " * 400))
     steps = iter(range(1, 100))
     real = engine._context.decode
@@ -263,7 +263,7 @@ def test_one_answer_at_a_time(new: Any) -> None:
         chat.to_dict,
         lambda: chat.load({}),
     ):
-        with pytest.raises(UsageError, match="an answer is still coming"):
+        with pytest.raises(UsageError, match="still coming"):
             call()
     rest = list(answer)
     assert isinstance(rest[-1], FinishEvent)
@@ -276,7 +276,7 @@ def test_one_answer_at_a_time(new: Any) -> None:
     other = chat.ask(QUESTIONS[1])
     next(other)
     answer.close()
-    with pytest.raises(UsageError, match="an answer is still coming"):
+    with pytest.raises(UsageError, match="still coming"):
         chat.reset()
     list(other)
     assert len(chat.messages) == 6
@@ -298,9 +298,7 @@ def test_the_context_is_full(llama: SteeredLlama) -> None:
         assert finish.reason == "context"
         assert finish.n_prompt + finish.n_generated == 16
         before = [dict(message) for message in chat.messages]
-        with pytest.raises(
-            UsageError, match=r"has 2\d tokens, and the context 16; begin a new one with /reset"
-        ) as info:
+        with pytest.raises(UsageError, match=r"2\d tokens, and the context 16; .*/reset") as info:
             list(chat.ask("Add 1."))
         assert "-c" in str(info.value)
         assert chat.messages == before
@@ -350,14 +348,14 @@ def engine_with(llama: SteeredLlama, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 def test_no_template(engine_with: Any) -> None:
     engine = engine_with(None)
-    with pytest.raises(ModelError, match=r"no chat template.* steermoe run --raw"):
+    with pytest.raises(ModelError, match=r"no chat template.*--raw"):
         Chat(engine)
     assert engine.n_free == 2, "none was taken"
 
 
 def test_the_template_refuses(engine_with: Any) -> None:
     chat = Chat(engine_with(STRICT), system="x", sampling=GREEDY, max_tokens=2)
-    with pytest.raises(UsageError, match="template refuses this conversation: no system role"):
+    with pytest.raises(UsageError, match=r"template refuses .*: no system role"):
         list(chat.ask("y"))
     assert chat.messages == []
     chat.set_system(None)

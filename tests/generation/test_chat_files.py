@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def test_saved_and_loaded(new: Any, tmp_path: Path) -> None:
     text = (tmp_path / "chat.json").read_text("utf-8")
     assert "Infinity" not in text
     assert json.loads(text)["steering"]["map"] == str(MAP)
-    with pytest.raises(UsageError, match="does not exist"):
+    with pytest.raises(UsageError, match=re.escape(str(tmp_path / "no"))):
         chat.save(tmp_path / "no" / "chat.json")
 
 
@@ -112,27 +113,27 @@ def test_a_chat_of_another_model(new: Any, tmp_path: Path) -> None:
 QUESTION = {"role": "user", "content": "x"}
 DAMAGE: list[tuple[dict[str, Any], str]] = [
     ({"format": "steermoe-expert-map"}, 'no "format": "steermoe-chat"'),
-    ({"version": 2}, "version 2, this program reads 1"),
-    ({"more": 1}, "more: unknown field"),
-    ({"system": 3}, "system: 3 is not what stands there"),
+    ({"version": 2}, "version 2"),
+    ({"more": 1}, "more: "),
+    ({"system": 3}, "system: 3"),
     ({"steering": "x"}, "steering: 'x'"),
     ({"steering_on": 1}, "steering_on: 1"),
     ({"messages": {}}, "messages: {}"),
-    ({"messages": [QUESTION]}, "the last question has no answer"),
-    ({"messages": [QUESTION, QUESTION]}, r"messages\[1\]: role 'user', but"),
+    ({"messages": [QUESTION]}, "no answer"),
+    ({"messages": [QUESTION, QUESTION]}, r"messages\[1\]: role 'user'"),
     ({"messages": [{"role": "system", "content": "x"}] * 2}, r"messages\[0\]: role 'system'"),
-    ({"messages": [QUESTION, {"role": "assistant", "content": None}]}, r"messages\[1\]: not an object of texts"),
-    ({"messages": [QUESTION | {"reasoning_content": "x"}, QUESTION]}, r"messages\[0\]: has the fields"),
-    ({"messages": [QUESTION, {"role": "assistant"}]}, r"messages\[1\]: has the fields role;"),
+    ({"messages": [QUESTION, {"role": "assistant", "content": None}]}, r"messages\[1\]: not an object"),
+    ({"messages": [QUESTION | {"reasoning_content": "x"}, QUESTION]}, r"messages\[0\]: .*reasoning_content"),
+    ({"messages": [QUESTION, {"role": "assistant"}]}, r"messages\[1\]: .*\brole;"),
     ({"messages": ["x", "y"]}, r"messages\[0\]: not an object"),
     ({"sampling": {"temperature": "hot"}}, "sampling.temperature: 'hot'"),
     ({"sampling": {"temperature": -1}}, "sampling: temperature: -1"),
     ({"sampling": {"top_k": 1.5}}, "sampling.top_k: 1.5"),
     ({"sampling": {"seed": 1 << 80}}, "sampling: seed"),
-    ({"sampling": {"heat": 1}}, "sampling.heat: unknown field"),
+    ({"sampling": {"heat": 1}}, "sampling.heat: "),
     ({"sampling": {"logit_bias": {"x": 1}}}, "sampling: "),
     ({"sampling": {"logit_bias": [1]}}, "sampling: "),
-    ({"max_tokens": -2}, "max_tokens: -2 is not a number of tokens"),
+    ({"max_tokens": -2}, "max_tokens: -2"),
     ({"max_tokens": True}, "max_tokens: True"),
     ({"model": {"architecture": 3}}, "chat: model"),
 ]
@@ -159,7 +160,7 @@ def test_damaged_files(new: Any, changes: dict[str, Any], words: str) -> None:
 def test_files_that_are_none(new: Any, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "chat.json"
     path.write_bytes(content)
-    with pytest.raises(FormatError, match=r"chat\.json: not a saved chat"):
+    with pytest.raises(FormatError, match=r"chat\.json: "):
         new().load(path)
 
 

@@ -135,7 +135,7 @@ def test_a_comparison_closed_when_one_side_is_done(new: Any, monkeypatch: pytest
     items = chat.compare(COUNT)
     ends = (side for side, item in items if isinstance(item, FinishEvent))
     assert next(ends) == first
-    with pytest.raises(UsageError, match="an answer is still coming"):
+    with pytest.raises(UsageError, match="still coming"):
         chat.reset()
     assert len(chat.messages) == (2 if first == "steered" else 0)
     items.close()
@@ -148,11 +148,11 @@ def test_nothing_to_compare(new: Any, llama: SteeredLlama) -> None:
     chat = new()
     for steering in (None, TO_WORDS.changed(activate=0, deactivate=0)):
         chat.steer(steering)
-        with pytest.raises(UsageError, match="choose a steering first: /steer NAME"):
+        with pytest.raises(UsageError, match="/steer NAME"):
             list(chat.compare(COUNT))
     chat.steer(TO_WORDS)
     chat.switch(False)
-    with pytest.raises(UsageError, match="choose a steering first"):
+    with pytest.raises(UsageError, match="/steer NAME"):
         list(chat.compare(COUNT))
     with Engine(llama, n_ctx=64, n_threads=1) as engine:
         chat = Chat(engine, sampling=GREEDY, steering=TO_WORDS)
@@ -233,7 +233,7 @@ def test_routing_of_an_unsteered_answer(new: Any) -> None:
     report = chat.routing()
     assert (report.promoted, report.suppressed, report.mean_rd, report.position) == (0, 0, None, None)
     assert all(use.rd is None and use.sign == 0 for layer in report.layers for use in layer.experts)
-    with pytest.raises(UsageError, match="nothing steered the last answer"):
+    with pytest.raises(UsageError, match="nothing steered"):
         chat.why()
     # a map that is chosen but switched off is still there to compare with
     chat.steer(TO_WORDS)
@@ -316,7 +316,7 @@ def test_a_stopped_answer_after_another_steering(new: Any) -> None:
     next(answer)
     answer.close()
     chat.steer(None)
-    with pytest.raises(UsageError, match="was stopped, and the steering has changed since"):
+    with pytest.raises(UsageError, match="was stopped"):
         chat.routing()
 
 
@@ -325,5 +325,5 @@ def test_without_a_recorder(llama: SteeredLlama) -> None:
         chat = Chat(engine, sampling=GREEDY, steering=TO_WORDS)
         assert say(chat, COUNT)[0] == WORDS
         for call in (chat.routing, chat.why):
-            with pytest.raises(UsageError, match="the routing was not counted"):
+            with pytest.raises(UsageError, match="not counted"):
                 call()

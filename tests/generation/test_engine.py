@@ -89,7 +89,7 @@ def test_a_full_context(llama: SteeredLlama, open_engine: Any, prompts: Any) -> 
         exact = replace(requests[0], max_tokens=40 - len(prompts[0]))
         assert answer(engine, exact)[0][2].reason == "length"
         full = (prompts[0] * 9)[:40]
-        with pytest.raises(UsageError, match=r"the prompt has 40 tokens, but n_ctx is 40; raise it \(-c 296\)"):
+        with pytest.raises(UsageError, match=r"40 tokens, but n_ctx is 40; .*-c 296"):
             engine.add(Request(full))
         assert answer(engine, Request(full[1:], sampling=unending))[0][2].n_generated == 1
 
@@ -248,15 +248,15 @@ def test_route_of_no_tokens(open_engine: Any, prompts: Any, first: int, last: in
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"tokens": []}, "the prompt has no tokens"),
-        ({"tokens": [1, -1]}, "token -1: the vocabulary has 0 to "),
-        ({"tokens": [10**6]}, "token 1000000: the vocabulary has 0 to "),
-        ({"tokens": range(256)}, "the prompt has 256 tokens, but n_ctx is 256"),
-        ({"max_tokens": -1}, "max_tokens: -1 is not at least 0"),
-        ({"stop": ("a", "")}, "stop: a stop string is empty"),
-        ({"n_probs": -1}, "n_probs: -1 is not from 0 to "),
-        ({"n_probs": 10**6}, "n_probs: 1000000 is not from 0 to "),
-        ({"sampling": Sampling(grammar="nonsense")}, "grammar: llama.cpp refuses it"),
+        ({"tokens": []}, "no tokens"),
+        ({"tokens": [1, -1]}, "token -1: "),
+        ({"tokens": [10**6]}, "token 1000000: "),
+        ({"tokens": range(256)}, "256 tokens, but n_ctx is 256"),
+        ({"max_tokens": -1}, "max_tokens: -1"),
+        ({"stop": ("a", "")}, "stop: "),
+        ({"n_probs": -1}, "n_probs: -1"),
+        ({"n_probs": 10**6}, "n_probs: 1000000"),
+        ({"sampling": Sampling(grammar="nonsense")}, "grammar: "),
     ],
 )
 def test_requests_that_are_refused(open_engine: Any, prompts: Any, fields: dict[str, Any], words: str) -> None:
@@ -274,14 +274,14 @@ def test_requests_that_are_refused(open_engine: Any, prompts: Any, fields: dict[
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"n_ctx": -1}, "n_ctx at least 0"),
-        ({"n_ctx": 2**31}, "more than llama.cpp can count"),
-        ({"n_batch": 0}, "n_batch, n_ubatch and n_threads must be at least 1"),
-        ({"n_ubatch": 0}, "at least 1"),
-        ({"n_threads": 0}, "at least 1"),
-        ({"n_slots": 0}, "n_slots: 0 is not from 1 to 256"),
-        ({"n_slots": 300}, "n_slots: 300 is not from 1 to 256"),
-        ({"n_slots": 9, "n_batch": 8}, r"n_slots: 9 is not from 1 to 8 (n_batch"),
+        ({"n_ctx": -1}, "n_ctx"),
+        ({"n_ctx": 2**31}, "2147483648"),
+        ({"n_batch": 0}, "n_batch"),
+        ({"n_ubatch": 0}, "n_ubatch"),
+        ({"n_threads": 0}, "n_threads"),
+        ({"n_slots": 0}, "n_slots: 0 "),
+        ({"n_slots": 300}, "n_slots: 300 "),
+        ({"n_slots": 9, "n_batch": 8}, "n_slots: 9 is not from 1 to 8 (n_batch"),
     ],
 )
 def test_engines_that_are_refused(llama: SteeredLlama, options: dict[str, Any], words: str) -> None:

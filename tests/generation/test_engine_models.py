@@ -107,9 +107,9 @@ def test_a_state_and_a_window(tool: Any, tmp_path: Path) -> None:
 def test_models_that_do_not_write(tool: Any, tmp_path: Path, llama: SteeredLlama, monkeypatch: Any) -> None:
     lib = capi.llama_cpp()
     for name, value, words in (
-        ("llama_model_has_encoder", True, "model has an encoder"),
-        ("llama_model_has_decoder", False, "does not write from left to right"),
-        ("llama_get_memory", None, "keeps no memory of a text"),
+        ("llama_model_has_encoder", True, "encoder"),
+        ("llama_model_has_decoder", False, "left to right"),
+        ("llama_get_memory", None, "no memory"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(lib, name, lambda *_, value=value: value)
@@ -118,6 +118,6 @@ def test_models_that_do_not_write(tool: Any, tmp_path: Path, llama: SteeredLlama
     tool("test-llama-archs", "-h")
     upstream = write_upstream(BUILD / "bin" / "test-llama-archs", tmp_path, "llada-moe")
     diffusion = SteeredLlama(upstream[0], n_ctx=32, n_threads=1)
-    with pytest.raises(ModelError, match="this llada-moe model does not write from left to right"):
+    with pytest.raises(ModelError, match=r"llada-moe model .* left to right"):
         Engine(diffusion, n_ctx=64)
     diffusion.close()

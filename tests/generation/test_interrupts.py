@@ -62,7 +62,7 @@ def test_a_closed_iterator_cancels(open_engine: Any, prompts: Any) -> None:
             events = engine.generate(greedy(prompts[3], None, slot=slot))
             for _ in range(n):
                 next(events)
-            with pytest.raises(UsageError, match="this slot is answering"):
+            with pytest.raises(UsageError, match="slot is answering"):
                 engine.add(greedy(prompts[0], slot=slot))
             events.close()
             assert engine.n_unfinished == 0
@@ -180,7 +180,7 @@ def test_a_failed_decode(open_engine: Any, prompts: Any, monkeypatch: pytest.Mon
         engine.add(requests[1])
         with monkeypatch.context() as patch:
             patch.setattr(capi.llama_cpp(), "llama_decode", lambda *_: -3)
-            with pytest.raises(capi.NativeError, match="llama_decode failed with -3"):
+            with pytest.raises(capi.NativeError, match=r"llama_decode .*-3"):
                 engine.step()
         ends = [(request, event.reason) for request, event in engine.step() if isinstance(event, FinishEvent)]
         assert ends == [(requests[0], "cancelled"), (requests[1], "cancelled")]

@@ -58,7 +58,7 @@ def test_no_context_is_longer_than_the_positions(tmp_path: Path, arch: str) -> N
     llama = SteeredLlama(write(tmp_path / "m.gguf", arch), n_ctx=16, n_batch=16, n_threads=1)
     with closing(llama):
         for n_ctx in (N_POSITIONS + 1, 4096):
-            with pytest.raises(UsageError, match=f"n_ctx: {n_ctx}, but this {arch} model has 40 positions; lower it"):
+            with pytest.raises(UsageError, match=rf"n_ctx: {n_ctx}, .*{arch} .*{N_POSITIONS} positions"):
                 Engine(llama, n_ctx=n_ctx, n_threads=1)
         with Engine(llama, n_ctx=0, n_threads=1) as engine:  # as many as the model has
             assert engine.n_ctx == N_POSITIONS

@@ -275,13 +275,13 @@ def test_slots_are_reserved_and_given_back(open_engine: Make, biases: Any, promp
         one, two = engine.slot(), engine.slot()
         assert (engine.n_slots, engine.n_free) == (2, 0)
         for refused in (engine.slot, lambda: engine.add(greedy(prompts[0]))):
-            with pytest.raises(UsageError, match="all 2 slots are taken"):
+            with pytest.raises(UsageError, match="all 2 slots"):
                 refused()
         running = greedy(prompts[3], None, biases[1], slot=one)
         engine.add(running)
         engine.step()
         for refused in (one.forget, lambda: one.steer(None), lambda: engine.route(prompts[0], None, 1, slot=one)):
-            with pytest.raises(UsageError, match="this slot is answering; abort the request"):
+            with pytest.raises(UsageError, match="slot is answering"):
                 refused()
         one.close()
         one.close()
@@ -299,10 +299,10 @@ def test_slots_are_reserved_and_given_back(open_engine: Make, biases: Any, promp
     with pytest.raises(UsageError, match="closed"):
         two.forget()
     for refused in (engine.slot, lambda: engine.add(greedy(prompts[0]))):
-        with pytest.raises(UsageError, match="the engine is closed"):
+        with pytest.raises(UsageError, match="engine is closed"):
             refused()
     for refused in (lambda: next(engine.logits([None], [1, 2])), lambda: engine.route([1, 2], None, 0)):
-        with pytest.raises(UsageError, match="the engine is closed"):
+        with pytest.raises(UsageError, match="engine is closed"):
             refused()
     assert engine.n_unfinished == 0
     assert engine.step() == []
@@ -329,7 +329,7 @@ def test_its_owner_does_not_wait(open_engine: Make, llama: SteeredLlama, prompts
 def test_what_waits_keeps_a_slot_to_wait_for(open_engine: Make, prompts: Any) -> None:
     with open_engine(n_slots=2) as engine, engine.slot():
         engine.add(greedy(prompts[0], 1))
-        with pytest.raises(UsageError, match="slots are taken"):
+        with pytest.raises(UsageError, match="all 2 slots"):
             engine.slot()
         engine.step()
         engine.slot().close()
@@ -342,7 +342,7 @@ def test_given_tokens_need_free_slots(open_engine: Make, prompts: Any) -> None:
         assert engine.n_free == 0, "the slots are in use between two items"
         items.close()
         assert engine.n_free == 2
-        with pytest.raises(UsageError, match="3 free slots are needed"):
+        with pytest.raises(UsageError, match="3 free slots"):
             next(engine.logits([None] * 3, prompts[0]))
-        with engine.slot(), engine.slot(), pytest.raises(UsageError, match="1 free slots are needed"):
+        with engine.slot(), engine.slot(), pytest.raises(UsageError, match="1 free slots"):
             engine.route(prompts[0], None, 1)

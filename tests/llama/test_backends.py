@@ -149,24 +149,24 @@ def test_threads_of_both_kinds(seen: Seen) -> None:
 @pytest.mark.parametrize(
     ("flags", "status", "words"),
     [
-        (["-ngl", "many"], 2, "neither a number of layers nor 'all'"),
-        (["-ts", "a,b"], 2, "no list of proportions"),
-        (["-ts", "0,0"], 2, "no list of proportions"),
-        (["-ts", "1,-1"], 2, "no list of proportions"),
-        (["-sm", "columns"], 2, "not one of"),
+        (["-ngl", "many"], 2, "'many'"),
+        (["-ts", "a,b"], 2, "'a,b'"),
+        (["-ts", "0,0"], 2, "'0,0'"),
+        (["-ts", "1,-1"], 2, "'1,-1'"),
+        (["-sm", "columns"], 2, "'columns'"),
         (["-mg", "-1"], 2, "-mg"),
         (["-ncmoe", "-1"], 2, "-ncmoe"),
         (["-ot", "exps"], 2, "PATTERN=BUFFER"),
-        (["-ot", "exps=Moon"], 2, "unknown buffer type 'Moon' (-ot); this library has CPU"),
+        (["-ot", "exps=Moon"], 2, "'Moon' (-ot)"),
         (["-ot", "(=CPU"], 1, "regular expression"),
-        (["-dev", "Moon0"], 2, "unknown device 'Moon0' (-dev)"),
-        (["-dev", "a,,b"], 2, "empty part"),
-        (["-fa", "perhaps"], 2, "not one of"),
-        (["-ctk", "q3_k"], 2, "not one of"),
-        (["-ctv", "q8_0"], 2, "-ctv q8_0 needs flash attention; add -fa on"),
-        (["--rpc", "somewhere"], 2, "'somewhere' is no RPC server; give HOST:PORT"),
-        (["--rpc", "127.0.0.1:99999"], 2, "is no RPC server"),
-        (["--rpc", "127.0.0.1:0"], 2, "is no RPC server"),
+        (["-dev", "Moon0"], 2, "'Moon0' (-dev)"),
+        (["-dev", "a,,b"], 2, "-dev"),
+        (["-fa", "perhaps"], 2, "'perhaps'"),
+        (["-ctk", "q3_k"], 2, "'q3_k'"),
+        (["-ctv", "q8_0"], 2, "-fa on"),
+        (["--rpc", "somewhere"], 2, "'somewhere'"),
+        (["--rpc", "127.0.0.1:99999"], 2, "'127.0.0.1:99999'"),
+        (["--rpc", "127.0.0.1:0"], 2, "'127.0.0.1:0'"),
     ],
 )
 def test_nonsense_is_one_line(flags: list[str], status: int, words: str) -> None:
@@ -267,16 +267,14 @@ def server(answer: Callable[[socket.socket], None]) -> Iterator[int]:
 def test_a_library_without_rpc(tiny_path: Path) -> None:
     if lib().llama_supports_rpc():
         pytest.skip("this library has RPC")
-    with pytest.raises(NativeError, match=r"built without RPC; build it with CMAKE_ARGS=-DGGML_RPC=on pip install"):
+    with pytest.raises(NativeError, match="CMAKE_ARGS=-DGGML_RPC=on"):
         SteeredLlama(tiny_path, rpc_servers=["127.0.0.1:50052"])
 
 
 def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-    with pytest.raises(
-        NativeError, match=rf"RPC server 127.0.0.1:{port} cannot be reached \(.*is ggml-rpc-server running"
-    ):
+    with pytest.raises(NativeError, match=rf"127\.0\.0\.1:{port} cannot be reached"):
         backends._greet("127.0.0.1", port)
 
 
@@ -284,7 +282,7 @@ def test_a_busy_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_RPC_TIMEOUT", 0.1)
     with (
         socket.create_server(("127.0.0.1", 0)) as listening,  # nobody accepts
-        pytest.raises(NativeError, match=r"does not answer.*is it busy"),
+        pytest.raises(NativeError, match="does not answer"),
     ):
         backends._greet("127.0.0.1", listening.getsockname()[1])
 
@@ -296,10 +294,10 @@ def hello(major: int, size: int = 4 + backends.RPC_CONN_CAPS_SIZE) -> bytes:
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n" + bytes(64), "does not speak llama.cpp's RPC"),
-        (b"", "does not speak llama.cpp's RPC"),
-        (hello(backends.RPC_PROTO_MAJOR + 1), "speaks version 8 of llama.cpp's RPC, this library 7"),
-        (hello(backends.RPC_PROTO_MAJOR, size=4), "another version of it"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n" + bytes(64), "does not speak"),
+        (b"", "does not speak"),
+        (hello(backends.RPC_PROTO_MAJOR + 1), f"version {backends.RPC_PROTO_MAJOR + 1} "),
+        (hello(backends.RPC_PROTO_MAJOR, size=4), "another version"),
     ],
 )
 def test_another_server(answer: bytes, words: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -100,10 +101,10 @@ def test_names() -> None:
         "F16",
     ]
     assert [file_type(name).name for name in QUANTS] == list(QUANTS)
-    with pytest.raises(UsageError, match=r"'Q4_K_X' is no quantization that can be made here; take some of F32, F16"):
+    with pytest.raises(UsageError, match=r"'Q4_K_X'.* F32, F16"):
         file_type("Q4_K_X")
     for name in ("IQ2_XXS", "iq1_s", "Q2_K_S"):
-        with pytest.raises(UsageError, match=f"{name.upper()} needs an importance matrix, which is not made here"):
+        with pytest.raises(UsageError, match=f"{name.upper()} needs an importance matrix"):
             file_type(name)
 
 
@@ -195,7 +196,7 @@ def test_a_quantized_base(made: Any, tmp_path: Path) -> None:
 
 def test_a_model_without_experts(info: ModelInfo, tmp_path: Path) -> None:
     dense = replace(info, identity=None, obstacle="no layer has experts")
-    with pytest.raises(ModelError, match="no layer has experts; use a Mixture-of-Experts model"):
+    with pytest.raises(ModelError, match="no layer has experts"):
         Quantizer(dense, tmp_path)
 
 
@@ -275,13 +276,11 @@ def test_no_room(info: ModelInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     free = sizes[0] + 1
     monkeypatch.setattr(quantize.shutil, "disk_usage", lambda _: Usage(0, 0, free))
     quantizer.check_room(kinds, keep=False)
-    with pytest.raises(
-        ResourceError, match=r"2 quantizations take about .* MB, but .* MB of the disk are free; .*keep"
-    ):
+    with pytest.raises(ResourceError, match=r"2 quantizations .* MB, .* MB .*keep"):
         quantizer.check_room(kinds, keep=True)
     quantizer.check_room(kinds[:1], keep=True)
     free = sizes[0] - 1
-    with pytest.raises(ResourceError, match=r"Q8_0 takes about 5\.\d MB"):
+    with pytest.raises(ResourceError, match=r"Q8_0 .* 5\.\d MB"):
         quantizer.check_room(kinds, keep=False)
     assert not (tmp_path / "not").exists()
 
@@ -294,9 +293,7 @@ def test_a_disk_that_fills_up(info: ModelInfo, tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
     try:
-        with pytest.raises(
-            ResourceError, match=r"Q8_0 \(about 5\.\d MB\) could not be written, .* are free .*iostream"
-        ):
+        with pytest.raises(ResourceError, match=r"Q8_0 \(about 5\.\d MB\) .*iostream"):
             Quantizer(info, tmp_path, n_threads=1).make(file_type("Q8_0"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -347,9 +344,7 @@ def test_what_llama_cpp_refuses(info: ModelInfo, made: Any, tmp_path: Path, monk
     gone.write_bytes(gone.read_bytes()[:1000])
     monkeypatch.setattr(quantize, "estimate", lambda *_: 1)
     monkeypatch.setattr(Quantizer, "warning", None)
-    with pytest.raises(
-        NativeError, match=r"gone\.gguf: llama\.cpp cannot quantize it to Q8_0: .*; leave it out"
-    ) as error:
+    with pytest.raises(NativeError, match=r"gone\.gguf: .*Q8_0: ") as error:
         quantizer.make(file_type("Q8_0"))
     assert "\n" not in str(error.value)
     assert error.value.code == 1
@@ -358,11 +353,9 @@ def test_what_llama_cpp_refuses(info: ModelInfo, made: Any, tmp_path: Path, monk
 
 def test_reasons_of_the_child(tiny_path: Path, made: Any, tmp_path: Path) -> None:
     target = tmp_path / "q.gguf"
-    with pytest.raises(
-        NativeError, match=r"this quantization requires an importance matrix!; - offending tensor: blk\.0"
-    ):
+    with pytest.raises(NativeError, match=r"importance matrix.*blk\.0"):
         quantizer.quantize_file(tiny_path, target, FILE_TYPES["IQ2_XXS"].number, n_threads=1)
-    with pytest.raises(NativeError, match="requantizing from type q4_K is disabled"):
+    with pytest.raises(NativeError, match="requantizing from type q4_K"):
         quantizer.quantize_file(made[1]["Q4_K_M"].path, target, FILE_TYPES["Q2_K"].number, n_threads=1)
 
 
@@ -371,7 +364,7 @@ def test_a_type_that_needs_a_matrix_after_all(info: ModelInfo, tmp_path: Path, m
         raise NativeError("ERROR: this quantization requires an importance matrix!", 1)
 
     monkeypatch.setattr(quantize, "quantize_file", refuse)
-    with pytest.raises(UsageError, match="Q8_0 of this model needs an importance matrix"):
+    with pytest.raises(UsageError, match=r"Q8_0 .*importance matrix"):
         Quantizer(info, tmp_path).make(file_type("Q8_0"))
 
 
@@ -382,10 +375,10 @@ def test_a_child_that_dies(info: ModelInfo, tmp_path: Path, monkeypatch: pytest.
     program.write_text("#!/bin/sh\necho 'GGML_ASSERT(x) failed' >&2\nkill -9 $$\n")
     program.chmod(0o755)
     monkeypatch.setattr(quantizer.sys, "executable", str(program))
-    with pytest.raises(NativeError, match=r"^ended by signal 9; GGML_ASSERT\(x\) failed$"):
+    with pytest.raises(NativeError, match=r"signal 9; GGML_ASSERT\(x\) failed$"):
         quantizer.quantize_file(info.paths[0], tmp_path / "q.gguf", 7)
     monkeypatch.setattr(quantizer.sys, "executable", "")
-    with pytest.raises(NativeError, match="no Python to run the quantizer in"):
+    with pytest.raises(NativeError, match="no Python"):
         quantizer.quantize_file(info.paths[0], tmp_path / "q.gguf", 7)
 
 
@@ -399,12 +392,12 @@ def test_other_routers(info: ModelInfo, made: Any, tmp_path: Path, monkeypatch: 
         target.write_bytes(data)
 
     monkeypatch.setattr(quantize, "quantize_file", forge)
-    with pytest.raises(ModelMismatchError, match=r"its routers are not those of .*tiny-moe\.gguf"):
+    with pytest.raises(ModelMismatchError, match=r"routers .*tiny-moe\.gguf"):
         Quantizer(info, tmp_path).make(file_type("Q8_0"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made(info: ModelInfo, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="cannot be made: Not a directory; name another"):
+    with pytest.raises(UsageError, match=re.escape(str(tmp_path / "file" / "models"))):
         Quantizer(info, tmp_path / "file" / "models").make(file_type("Q8_0"))

@@ -78,18 +78,18 @@ def test_text_and_chat(renderer: Renderer) -> None:
 
 
 def test_a_target_that_the_template_drops(renderer: Renderer) -> None:
-    with pytest.raises(PairsError, match="is not in the rendered prompt"):
+    with pytest.raises(PairsError, match="'zzz'"):
         renderer.prompt(chat("a", "b"), "zzz")
 
 
 def test_a_template_that_refuses(tiny_model: Any) -> None:
     renderer = Renderer(tiny_model)
     renderer._metadata = {"tokenizer.chat_template": "{{ raise_exception('no such role') }}"}
-    with pytest.raises(PairsError, match=r"template refuses these messages: .*no such role"):
+    with pytest.raises(PairsError, match=r"template refuses .*no such role"):
         renderer.text(chat("a", "b"))
     renderer = Renderer(tiny_model)
     renderer._metadata = {}
-    with pytest.raises(PairsError, match="no chat template; write the pairs' sides as plain texts"):
+    with pytest.raises(PairsError, match="no chat template"):
         renderer.text(chat("a", "b"))
 
 
@@ -98,5 +98,5 @@ def test_the_error_names_the_pair(tiny_path: Path, monkeypatch: pytest.MonkeyPat
         raise PairsError("no")
 
     monkeypatch.setattr(Renderer, "prompt", refuse)
-    with pytest.raises(PairsError, match="pair 'first', positive: no"):
+    with pytest.raises(PairsError, match="pair 'first', positive: "):
         record_counts(tiny_path, [Pair("first", "a", "b", "a", "b")])

@@ -182,19 +182,19 @@ def test_a_bad_grammar(vocab: Any, grammar: str) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"temperature": -0.1}, "temperature: -0.1 is not >= 0"),
+        ({"temperature": -0.1}, "temperature: -0.1"),
         ({"temperature": math.nan}, "temperature: nan"),
         ({"temperature": math.inf}, "temperature: inf"),
-        ({"top_k": -1}, "top_k: -1 is not >= 0"),
-        ({"top_p": 1.5}, "top_p: 1.5 is not from 0 to 1"),
-        ({"min_p": -1}, "min_p: -1 is not from 0 to 1"),
-        ({"repeat_penalty": 0}, "repeat_penalty: 0 is not above 0"),
+        ({"top_k": -1}, "top_k: -1"),
+        ({"top_p": 1.5}, "top_p: 1.5"),
+        ({"min_p": -1}, "min_p: -1"),
+        ({"repeat_penalty": 0}, "repeat_penalty: 0"),
         ({"repeat_penalty": math.inf}, "repeat_penalty: inf"),
-        ({"repeat_last_n": -2}, "repeat_last_n: -2 is not >= -1"),
-        ({"presence_penalty": math.nan}, "presence_penalty: nan is not a number"),
-        ({"frequency_penalty": -math.inf}, "frequency_penalty: -inf is not a number"),
-        ({"seed": -1}, "seed: -1 is not from 0"),
-        ({"seed": RANDOM_SEED}, "seed: 4294967295 is not from 0"),
+        ({"repeat_last_n": -2}, "repeat_last_n: -2"),
+        ({"presence_penalty": math.nan}, "presence_penalty: nan"),
+        ({"frequency_penalty": -math.inf}, "frequency_penalty: -inf"),
+        ({"seed": -1}, "seed: -1"),
+        ({"seed": RANDOM_SEED}, "seed: 4294967295"),
         ({"grammar": " "}, "grammar: empty"),
         ({"logit_bias": {1: math.nan}}, "logit_bias: nan for token 1"),
         ({"logit_bias": {1: math.inf}}, "logit_bias: inf for token 1"),
@@ -208,7 +208,7 @@ def test_values_outside_their_ranges(options: dict[str, Any], words: str) -> Non
 
 @pytest.mark.parametrize("token", [-1, 10**6])
 def test_a_bias_for_no_token(vocab: Any, token: int) -> None:
-    with pytest.raises(UsageError, match=f"logit_bias: token {token}, but the vocabulary has 0 to "):
+    with pytest.raises(UsageError, match=f"logit_bias: token {token}, "):
         Sampler(vocab, Sampling(logit_bias={token: 1.0}), [1], 64)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 import weakref
@@ -170,13 +171,13 @@ def test_a_path_as_bias(llama: SteeredLlama, tmp_path: Path, tiny_path: Path, bi
 def test_errors(
     llama: SteeredLlama, tmp_path: Path, tiny_path: Path, biases: list[BiasFile], random_model: Any
 ) -> None:
-    with pytest.raises(TypeError, match="unknown argument 'n_ctxx'"):
+    with pytest.raises(TypeError, match="'n_ctxx'"):
         SteeredLlama(tiny_path, n_ctxx=1)
-    with pytest.raises(ModelError, match="no such file"):
+    with pytest.raises(ModelError, match=r"missing\.gguf: "):
         SteeredLlama(tmp_path / "missing.gguf")
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(tiny_path.read_bytes()[:5000])
-    with pytest.raises(ModelError, match="cannot load it"):
+    with pytest.raises(ModelError, match=re.escape(f"{damaged}: ")):
         SteeredLlama(damaged)
     damaged.write_bytes(b"GGUF")
     llama.bias = biases[0]
@@ -184,7 +185,7 @@ def test_errors(
     with pytest.raises(FormatError):
         llama.bias = damaged
     foreign = BiasFile.from_signs(np.eye(4, 16, dtype=np.float32), identity_of(random_model(OLMOE)))
-    with pytest.raises(ModelMismatchError, match="run steermoe detect"):
+    with pytest.raises(ModelMismatchError, match="steermoe detect"):
         llama.bias = foreign
     assert llama.bias is biases[0], "the old steering stays after an error"
     assert np.array_equal(logits(llama), steered)

@@ -97,7 +97,7 @@ def test_ordinary_texts_start_no_thread(bloom: Path, monkeypatch: pytest.MonkeyP
 def test_words_that_are_too_long(bloom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with vocabulary(bloom) as model:
         renderer = Renderer(model)
-        with pytest.raises(UsageError, match=r"a word, or blank space, of more than .* characters; shorten it"):
+        with pytest.raises(UsageError, match=r"a word.* of more than \S+ characters"):
             renderer.tokenize("x" * 600_000, add_special=False)
         sizes: list[int] = []
         real = threading.stack_size
@@ -112,7 +112,7 @@ def test_words_that_are_too_long(bloom: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(threading, "stack_size", stack_size)
         assert renderer.tokenize("x" * 3000, add_special=False)
         monkeypatch.setattr(threading.Thread, "start", no_thread)
-        with pytest.raises(ResourceError, match="no memory to tokenize a text with a word of 3"):
+        with pytest.raises(ResourceError, match="word of 3"):
             renderer.tokenize("x" * 3000, add_special=False)
     assert sizes[0] > 3000 * 320
     assert sizes[1] == sizes[3] == 0, "threads of others are as before"

@@ -359,30 +359,30 @@ def test_a_streamed_completion_joins_to_the_whole(server: Running, fields: dict[
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "code", "words"),
     [
-        ({"suffix": "end"}, "suffix: text between a prompt and a suffix is not offered"),
-        ({"best_of": 2}, "best_of:"),
-        ({"prompt": []}, "prompt"),
-        ({"prompt": [[]]}, "prompt"),
-        ({"prompt": [1, "a"]}, "prompt"),
-        ({"prompt": [1280]}, "prompt: token 1280, but the vocabulary has 0 to 1279"),
-        ({"prompt": [-1]}, "prompt"),
-        ({"prompt": ["a"] * 257}, "prompt"),
-        ({"prompt": ["a"] * 200, "n": 2}, "400 answers are asked for; at most 256"),
-        ({"prompt": "one, " * 600}, "tokens, but the context of an answer is 512"),
-        ({"prompt": "x" * 200_000}, "200000 characters, which cannot fit a context of 512"),
-        ({"logit_bias": {"1280": 1}}, "logit_bias: token 1280"),
-        ({"logit_bias": {"x": 1}}, "logit_bias: 'x' is not the number of a token"),
-        ({"logprobs": 21}, "logprobs"),
+        ({"suffix": "end"}, "invalid_value", "suffix: "),
+        ({"best_of": 2}, "invalid_value", "best_of: "),
+        ({"prompt": []}, "invalid_value", "prompt: "),
+        ({"prompt": [[]]}, "invalid_value", "prompt[0]: "),
+        ({"prompt": [1, "a"]}, "invalid_value", "prompt[0]: "),
+        ({"prompt": [1280]}, None, "prompt: token 1280"),
+        ({"prompt": [-1]}, "invalid_value", "prompt[0]: "),
+        ({"prompt": ["a"] * 257}, "invalid_value", "prompt[0]: "),
+        ({"prompt": ["a"] * 200, "n": 2}, None, "400 answers"),
+        ({"prompt": "one, " * 600}, "context_length_exceeded", " 512"),
+        ({"prompt": "x" * 200_000}, "context_length_exceeded", "200000 characters"),
+        ({"logit_bias": {"1280": 1}}, None, "logit_bias: token 1280"),
+        ({"logit_bias": {"x": 1}}, "invalid_value", "logit_bias: 'x'"),
+        ({"logprobs": 21}, "invalid_value", "logprobs: "),
     ],
 )
-def test_what_a_completion_refuses(server: Running, fields: dict[str, Any], words: str) -> None:
+def test_what_a_completion_refuses(server: Running, fields: dict[str, Any], code: str | None, words: str) -> None:
     response = server.client.post("/v1/completions", json={"prompt": "one", "max_tokens": 1} | fields)
     assert response.status_code == 400
     error = response.json()["error"]
     assert words in error["message"]
-    assert error["type"] == "invalid_request_error"
+    assert (error["type"], error["code"]) == ("invalid_request_error", code)
 
 
 def test_a_prompt_that_is_too_long_has_openais_code(server: Running) -> None:

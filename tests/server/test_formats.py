@@ -111,23 +111,32 @@ def test_tools_that_are_not_forced(server: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "code", "words"),
     [
-        ({"tool_choice": "required"}, "there are no tools"),
-        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "no"}}}, "none of the tools"),
-        ({"response_format": {"type": "json_schema"}}, "json_schema goes with"),
-        ({"response_format": {"type": "json_object", "schema": {"type": "nonsense"}}}, "cannot be made a grammar"),
-        ({"response_format": {"type": "json_object", "schema": {"$ref": "#/no"}}}, "cannot be made a grammar"),
-        ({"response_format": {"type": "json_object", "schema": {"$ref": "https://a.b/c"}}}, "not allowed"),
-        ({"response_format": {"type": "xml"}}, "response_format.type"),
-        ({"functions": []}, "functions: not offered; send tools"),
-        ({"function_call": "auto"}, "function_call: not offered; send tool_choice"),
-        ({"tools": [{"type": "web"}]}, "tools[0]"),
+        ({"tool_choice": "required"}, "invalid_value", "tool_choice: "),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "no"}}},
+            "invalid_value",
+            "tool_choice: 'no'",
+        ),
+        ({"response_format": {"type": "json_schema"}}, "invalid_value", "response_format: json_schema"),
+        ({"response_format": {"type": "json_object", "schema": {"type": "nonsense"}}}, "invalid_schema", "'nonsense'"),
+        ({"response_format": {"type": "json_object", "schema": {"$ref": "#/no"}}}, "invalid_schema", "#/no"),
+        (
+            {"response_format": {"type": "json_object", "schema": {"$ref": "https://a.b/c"}}},
+            "invalid_schema",
+            "not allowed",
+        ),
+        ({"response_format": {"type": "xml"}}, "invalid_value", "response_format.type: "),
+        ({"functions": []}, "invalid_value", "functions: "),
+        ({"function_call": "auto"}, "invalid_value", "function_call: "),
+        ({"tools": [{"type": "web"}]}, "invalid_value", "tools[0].type: "),
     ],
 )
-def test_formats_and_tools_that_are_refused(server: Running, fields: dict[str, Any], words: str) -> None:
+def test_formats_and_tools_that_are_refused(server: Running, fields: dict[str, Any], code: str, words: str) -> None:
     response = server.chat(**fields)
     assert response.status_code == 400, response.text
+    assert response.json()["error"]["code"] == code
     assert words in response.json()["error"]["message"]
 
 
@@ -202,5 +211,6 @@ def test_a_template_that_refuses(tmp_path_factory: pytest.TempPathFactory) -> No
     copy_model(TINY, path, template="{{ raise_exception('only one message') if messages | length > 1 }}x")
     with running(model=path, parallel=1) as picky:
         assert picky.chat().status_code == 200
-        error = picky.chat(messages=messages("a") + messages("b")).json()["error"]
-        assert error["message"] == "the model's chat template refuses this conversation: only one message"
+        response = picky.chat(messages=messages("a") + messages("b"))
+        assert response.status_code == 400
+        assert response.json()["error"]["message"].endswith(": only one message")

@@ -85,7 +85,7 @@ def test_register_a_choice_a_map_and_a_bias(server: Running, digits: ExpertMap, 
     assert text_of(server.chat(steering={"map": "words", "reverse": False})) == "4"
     response = server.chat(steering={"map": "own-bias", "activate": 3})
     assert response.status_code == 400
-    assert "own-bias: a bias file" in response.json()["error"]["message"]
+    assert "own-bias: " in response.json()["error"]["message"]
     table = server.client.get("/v1/steering/own-bias/map").json()
     assert table["rd"] is None
     assert np.array_equal(table["signs"], bias_of(WORDS).signs)
@@ -109,7 +109,7 @@ def test_a_map_without_numbers(server: Running, digits: ExpertMap) -> None:
     assert server.client.delete("/v1/steering/bare").status_code == 204
 
 
-def damaged(digits: ExpertMap, tmp_path: Path) -> dict[str, tuple[dict[str, Any], str]]:
+def damaged(digits: ExpertMap, tmp_path: Path) -> dict[str, tuple[dict[str, Any], int, str | None, str]]:
     data = json.loads(digits.to_json())
     foreign = replace(digits.identity, router_sha256="0" * 63 + "1")
     lonely = {key: data[key] for key in ("format", "version", "model", "behaviour")} | {"rd": [[-0.5] * 24] * 5}
@@ -117,37 +117,43 @@ def damaged(digits: ExpertMap, tmp_path: Path) -> dict[str, tuple[dict[str, Any]
     write_bias(BiasFile.from_signs(digits.choose(2, 2), foreign), path)
     foreign_bias = base64.b64encode(path.read_bytes()).decode()
     return {
-        "no source": ({}, "give one of map and bias"),
-        "two sources": ({"map": "digits-words", "bias": ""}, "give one of map and bias"),
-        "no map": ({"map": {"format": "x"}}, "x.json: not an expert map"),
-        "no json of a map": ({"map": data | {"rd": [[1]]}}, "rd: not a table"),
-        "too large numbers": ({"map": data | {"rd": [[2] * 24] * 5}}, "rd: values that are not within -1 to 1"),
-        "unknown field": ({"map": data | {"evil": 1}}, "evil: unknown field"),
-        "foreign map": ({"map": data | {"model": foreign.to_dict()}}, "made for olmoe"),
-        "foreign bias": ({"bias": foreign_bias}, "made for olmoe"),
-        "no base64": ({"bias": "%%%"}, "bias: not base64"),
-        "no bias": ({"bias": base64.b64encode(b"GGUF" + bytes(40)).decode()}, "x.gguf: "),
-        "numbers for a bias": ({"bias": foreign_bias, "activate": 1}, "a bias file's choice of experts is made"),
-        "impossible": ({"map": lonely, "deactivate": 21}, "would leave fewer than the 4 experts"),
-        "unknown map": ({"map": "nothing"}, "steering 'nothing' is not registered"),
-        "shipped name": ({"name": "digits-words", "map": "document-memory", "replace": True}, "taken (source: ships)"),
-        "none": ({"name": "none", "map": "digits-words"}, "stands for no steering"),
-        "path": ({"name": "../x", "map": "digits-words"}, "name: "),
-        "dots": ({"name": "..", "map": "digits-words"}, "name: "),
-        "capitals": ({"name": "X", "map": "digits-words"}, "name: "),
-        "long": ({"name": "x" * 65, "map": "digits-words"}, "name: "),
-        "unknown": ({"map": "digits-words", "path": "/etc"}, "path: unknown field"),
+        "no source": ({}, 400, "invalid_value", "map and bias"),
+        "two sources": ({"map": "digits-words", "bias": ""}, 400, "invalid_value", "map and bias"),
+        "no map": ({"map": {"format": "x"}}, 400, "invalid_file", "x.json: "),
+        "no json of a map": ({"map": data | {"rd": [[1]]}}, 400, "invalid_file", "rd: not a table"),
+        "too large numbers": ({"map": data | {"rd": [[2] * 24] * 5}}, 400, "invalid_file", "rd: values"),
+        "unknown field": ({"map": data | {"evil": 1}}, 400, "invalid_file", "evil: "),
+        "foreign map": ({"map": data | {"model": foreign.to_dict()}}, 400, "model_mismatch", "router 00000000"),
+        "foreign bias": ({"bias": foreign_bias}, 400, "model_mismatch", "router 00000000"),
+        "no base64": ({"bias": "%%%"}, 400, "invalid_file", "bias: "),
+        "no bias": ({"bias": base64.b64encode(b"GGUF" + bytes(40)).decode()}, 400, "invalid_file", "x.gguf: "),
+        "numbers for a bias": ({"bias": foreign_bias, "activate": 1}, 400, "invalid_value", "a bias file"),
+        "impossible": ({"map": lonely, "deactivate": 21}, 400, "impossible_choice", "deactivating 21 "),
+        "unknown map": ({"map": "nothing"}, 404, "steering_not_found", "steering 'nothing'"),
+        "shipped name": (
+            {"name": "digits-words", "map": "document-memory", "replace": True},
+            409,
+            "name_taken",
+            "digits-words: ",
+        ),
+        "none": ({"name": "none", "map": "digits-words"}, 400, None, "name: 'none'"),
+        "path": ({"name": "../x", "map": "digits-words"}, 400, "invalid_value", "name: "),
+        "dots": ({"name": "..", "map": "digits-words"}, 400, "invalid_value", "name: "),
+        "capitals": ({"name": "X", "map": "digits-words"}, 400, "invalid_value", "name: "),
+        "long": ({"name": "x" * 65, "map": "digits-words"}, 400, "invalid_value", "name: "),
+        "unknown": ({"map": "digits-words", "path": "/etc"}, 400, "unknown_field", "path: "),
     }
 
 
 def test_what_cannot_be_registered(server: Running, digits: ExpertMap, tmp_path: Path) -> None:
     before = server.client.get("/v1/steering").json()
-    for case, (body, words) in damaged(digits, tmp_path).items():
+    for case, (body, status, code, words) in damaged(digits, tmp_path).items():
         response = post(server, **({"name": "x"} | body))
-        assert response.status_code in (400, 404, 409), (case, response.text)
-        message = response.json()["error"]["message"]
-        assert words in message, case
-        assert "/tmp" not in message, "a path of this machine is told"
+        assert response.status_code == status, (case, response.text)
+        error = response.json()["error"]
+        assert error["code"] == code, case
+        assert words in error["message"], case
+        assert "/tmp" not in error["message"], "the message contains a path of this machine"
     assert server.client.get("/v1/steering").json() == before
 
 

@@ -71,7 +71,9 @@ def test_tokens_under_vllms_names(server: Running, llama: SteeredLlama) -> None:
     tokens = llama.tokenize(b"one two<|end|>", add_bos=True, special=True)
     assert found == {"tokens": tokens, "count": len(tokens), "max_model_len": 512}
     for body in ({}, {"content": "a", "prompt": "a"}):
-        assert "one of content and prompt" in post("/tokenize", json=body).json()["error"]["message"]
+        response = post("/tokenize", json=body)
+        assert response.status_code == 400
+        assert "content and prompt" in response.json()["error"]["message"]
 
 
 def test_words_that_no_tokenizer_takes(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -158,8 +160,8 @@ def test_fields_that_ask_for_what_there_is_not(server: Running) -> None:
         response = server.chat(max_tokens=1, **{field: value})
         assert response.status_code == 400
         error = response.json()["error"]
-        assert error["param"] == field
-        assert error["message"].startswith(f"{field}: not offered")
+        assert (error["param"], error["code"]) == (field, "invalid_value")
+        assert error["message"].startswith(f"{field}: ")
         assert server.chat(max_tokens=1, **{field: None}).status_code == 200
 
 

@@ -62,7 +62,7 @@ def test_loopback(host: str) -> None:
 )
 def test_elsewhere_a_key_is_needed(host: str) -> None:
     assert not is_loopback(host)
-    with pytest.raises(UsageError, match="a key is needed: --api-key KEY"):
+    with pytest.raises(UsageError, match="--api-key KEY"):
         ServerSettings("tiny", host=host)
     assert "not encrypted" in ServerSettings("tiny", host=host, api_key=KEY).warnings[0]
     assert "everyone who can reach" in ServerSettings("tiny", host=host, no_auth=True).warnings[0]
@@ -71,13 +71,13 @@ def test_elsewhere_a_key_is_needed(host: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"api_key": "a", "no_auth": True}, "exclude each other"),
-        ({"api_key": ""}, "--api-key: empty"),
-        ({"api_key": "a\nb"}, "no HTTP header can hold"),
-        ({"api_key": "é"}, "no HTTP header can hold"),
-        ({"cors_origins": ("*",)}, "every web page could use this server"),
-        ({"maps_writable": True}, "there is no folder"),
-        ({"maps_folder": Path("/nowhere/at/all")}, "no such folder"),
+        ({"api_key": "a", "no_auth": True}, "--api-key and --no-auth"),
+        ({"api_key": ""}, "--api-key: "),
+        ({"api_key": "a\nb"}, "--api-key: "),
+        ({"api_key": "é"}, "--api-key: "),
+        ({"cors_origins": ("*",)}, "--cors"),
+        ({"maps_writable": True}, "--maps-writable: "),
+        ({"maps_folder": Path("/nowhere/at/all")}, "/nowhere/at/all: "),
     ],
 )
 def test_settings_that_are_refused(fields: dict[str, Any], words: str) -> None:
@@ -191,39 +191,45 @@ def raw(server: Running, body: bytes, path: str = "/v1/chat/completions", **head
 
 
 DEEP = 100_000
-BODIES: dict[str, tuple[bytes, int, str]] = {
-    "empty": (b"", 400, "the request has no body"),
-    "no json": (b"{", 400, "not valid JSON"),
-    "text": (b"hello", 400, "not valid JSON"),
-    "no object": (b"[]", 400, ""),
-    "null": (b"null", 400, ""),
-    "number": (b"5", 400, ""),
-    "latin-1": ('{"prompt": "\xe9"}'.encode("latin-1"), 400, "not UTF-8"),
-    "utf-16": ('{"a": 1}'.encode("utf-16"), 400, "not UTF-8"),
-    "surrogate": (b'{"prompt": "\\ud800"}', 400, "surrogate"),
-    "deep arrays": (b"[" * DEEP + b"]" * DEEP, 400, "nested too deep"),
-    "deep objects": (b'{"a":' * DEEP + b"1" + b"}" * DEEP, 400, "nested too deep"),
-    "rather deep": (b'{"metadata":' + b"[" * 70 + b"]" * 70 + b"}", 400, "nested deeper than 64"),
-    "unclosed": (b'{"messages": ' + b"[" * DEEP, 400, ""),
-    "NaN": (b'{"temperature": NaN}', 400, "NaN is not a JSON number"),
-    "Infinity": (b'{"temperature": -Infinity}', 400, "-Infinity is not a JSON number"),
-    "beyond a float": (b'{"temperature": 1e999}', 400, "too large"),
-    "many digits": (b'{"n": ' + b"9" * 5000 + b"}", 400, "not valid JSON"),
-    "large integer": (b'{"messages": [{"role": "user", "content": "a"}], "n": 99999999999999999999}', 400, "n: "),
-    "twice": (b'{"model": "a", "model": "tiny"}', 400, "stands twice"),
-    "byte order mark": (b"\xef\xbb\xbf{}", 400, "not valid JSON"),
-    "zero bytes": (b"\0" * 100, 400, "not valid JSON"),
-    "too large": (b" " * (1 << 20) + b"{}", 413, "larger than 1 MiB"),
+BODIES: dict[str, tuple[bytes, int, str, str]] = {
+    "empty": (b"", 400, "missing_body", ""),
+    "no json": (b"{", 400, "invalid_json", ""),
+    "text": (b"hello", 400, "invalid_json", ""),
+    "no object": (b"[]", 400, "invalid_value", ""),
+    "null": (b"null", 400, "invalid_value", ""),
+    "number": (b"5", 400, "invalid_value", ""),
+    "latin-1": ('{"prompt": "\xe9"}'.encode("latin-1"), 400, "invalid_encoding", "byte 12"),
+    "utf-16": ('{"a": 1}'.encode("utf-16"), 400, "invalid_encoding", "byte 0"),
+    "surrogate": (b'{"prompt": "\\ud800"}', 400, "invalid_json", "surrogate"),
+    "deep arrays": (b"[" * DEEP + b"]" * DEEP, 400, "invalid_json", "nested"),
+    "deep objects": (b'{"a":' * DEEP + b"1" + b"}" * DEEP, 400, "invalid_json", "nested"),
+    "rather deep": (b'{"metadata":' + b"[" * 70 + b"]" * 70 + b"}", 400, "invalid_json", "nested deeper than 64"),
+    "unclosed": (b'{"messages": ' + b"[" * DEEP, 400, "invalid_json", ""),
+    "NaN": (b'{"temperature": NaN}', 400, "invalid_json", "NaN"),
+    "Infinity": (b'{"temperature": -Infinity}', 400, "invalid_json", "-Infinity"),
+    "beyond a float": (b'{"temperature": 1e999}', 400, "invalid_json", "too large"),
+    "many digits": (b'{"n": ' + b"9" * 5000 + b"}", 400, "invalid_json", ""),
+    "large integer": (
+        b'{"messages": [{"role": "user", "content": "a"}], "n": 99999999999999999999}',
+        400,
+        "invalid_value",
+        "n: ",
+    ),
+    "twice": (b'{"model": "a", "model": "tiny"}', 400, "invalid_json", "'model'"),
+    "byte order mark": (b"\xef\xbb\xbf{}", 400, "invalid_json", ""),
+    "zero bytes": (b"\0" * 100, 400, "invalid_json", ""),
+    "too large": (b" " * (1 << 20) + b"{}", 413, "body_too_large", "1 MiB"),
 }
 
 
 @pytest.mark.parametrize("case", BODIES)
 def test_bodies_that_are_refused(server: Running, case: str) -> None:
-    body, status, words = BODIES[case]
+    body, status, code, words = BODIES[case]
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/steering", "/tokenize"):
         response = raw(server, body, path)
         assert response.status_code == status, response.text
         if path == "/v1/chat/completions":
+            assert response.json()["error"]["code"] == code
             assert words in response.json()["error"]["message"]
     assert server.chat(max_tokens=1).status_code == 200, "the server lives"
 
@@ -381,7 +387,7 @@ def test_prompts_are_logged_when_asked(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_no_traces_in_answers(server: Running) -> None:
-    texts = [raw(server, body).text for body, _, _ in BODIES.values()]
+    texts = [raw(server, body).text for body, *_ in BODIES.values()]
     texts += [server.client.get(path).text for path in ("/v1/models/x", "/nothing", "/v1/steering/x")]
     for text in texts:
         assert "Traceback" not in text

@@ -87,7 +87,8 @@ def test_the_ways_to_name_a_steering(server: Running) -> None:
     for other in ("document-memory", None, DIGITS):
         response = server.chat(model="tiny:digits-words", steering=other)
         assert response.status_code == 400
-        assert "both choose" in response.json()["error"]["message"]
+        assert response.json()["error"]["param"] == "steering"
+        assert "'tiny:digits-words'" in response.json()["error"]["message"]
 
 
 def test_the_servers_default() -> None:
@@ -117,33 +118,34 @@ def test_the_default_stays(digits: ExpertMap, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("steering", "status", "words"),
+    ("steering", "status", "code", "words"),
     [
-        ("faithful", 404, "there are: digits-words, document-memory, none"),
-        ({"map": "faithful"}, 404, "steering 'faithful' is not registered"),
-        ({"map": "../tiny/digits-words"}, 400, "steering"),
-        ({"map": "/etc/passwd"}, 400, "steering"),
-        ("../digits-words", 400, "steering"),
-        ("", 400, "steering"),
-        ("x" * 65, 400, "steering"),
-        ({}, 400, "steering.map"),
-        ({"map": "digits-words", "strength": 2}, 400, "steering.strength: unknown field"),
-        ({"map": "digits-words", "activate": -1}, 400, "activate"),
-        ({"map": "digits-words", "activate": 1e99}, 400, "activate"),
-        ({"map": "digits-words", "activate": 0, "deactivate": 0}, 400, "has no numbers of experts"),
-        ({"map": "digits-words", "layers": "7"}, 400, "there is no layer 7"),
-        ({"map": "digits-words", "layers": "x"}, 400, "layers: 'x'"),
-        ({"map": "digits-words", "mode": "soft"}, 400, "how strong?"),
-        ({"map": "digits-words", "scale": 2, "mode": "hard"}, 400, "scale goes with mode soft"),
-        ({"map": "digits-words", "scale": 1e9}, 400, "scale"),
-        ({"map": "digits-words", "mode": "medium"}, 400, "mode"),
-        (["digits-words"], 400, "steering"),
-        (5, 400, "steering"),
+        ("faithful", 404, "steering_not_found", "digits-words, document-memory, none"),
+        ({"map": "faithful"}, 404, "steering_not_found", "steering 'faithful'"),
+        ({"map": "../tiny/digits-words"}, 400, "invalid_value", "steering.map: "),
+        ({"map": "/etc/passwd"}, 400, "invalid_value", "steering.map: "),
+        ("../digits-words", 400, "invalid_value", "steering: "),
+        ("", 400, "invalid_value", "steering: "),
+        ("x" * 65, 400, "invalid_value", "steering: "),
+        ({}, 400, "missing_field", "steering.map: "),
+        ({"map": "digits-words", "strength": 2}, 400, "unknown_field", "steering.strength: "),
+        ({"map": "digits-words", "activate": -1}, 400, "invalid_value", "steering.activate: "),
+        ({"map": "digits-words", "activate": 1e99}, 400, "invalid_value", "steering.activate: "),
+        ({"map": "digits-words", "activate": 0, "deactivate": 0}, 400, "no_numbers", "steering 'digits-words'"),
+        ({"map": "digits-words", "layers": "7"}, 400, "impossible_choice", "layer 7"),
+        ({"map": "digits-words", "layers": "x"}, 400, "invalid_value", "layers: 'x'"),
+        ({"map": "digits-words", "mode": "soft"}, 400, "invalid_value", "mode soft: "),
+        ({"map": "digits-words", "scale": 2, "mode": "hard"}, 400, "invalid_value", "mode soft; "),
+        ({"map": "digits-words", "scale": 1e9}, 400, "invalid_value", "steering.scale: "),
+        ({"map": "digits-words", "mode": "medium"}, 400, "invalid_value", "steering.mode: "),
+        (["digits-words"], 400, "invalid_value", "steering: "),
+        (5, 400, "invalid_value", "steering: "),
     ],
 )
-def test_steerings_that_are_refused(server: Running, steering: Any, status: int, words: str) -> None:
+def test_steerings_that_are_refused(server: Running, steering: Any, status: int, code: str, words: str) -> None:
     response = server.chat(steering=steering)
     assert response.status_code == status, response.text
+    assert response.json()["error"]["code"] == code
     assert words in response.json()["error"]["message"]
 
 

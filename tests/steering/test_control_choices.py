@@ -94,7 +94,7 @@ def test_the_real_set_is_never_drawn() -> None:
 
 
 def test_nothing_chosen() -> None:
-    with pytest.raises(ChoiceError, match="nothing to draw others for"):
+    with pytest.raises(ChoiceError, match="nothing to draw"):
         draw_experts([np.zeros((4, 12))], identity(), (0, 1), np.random.default_rng(0))
 
 
@@ -152,7 +152,7 @@ def test_a_matched_expert_is_of_the_own_layer_where_possible() -> None:
 def test_matched_draws_need_experts_that_were_not_chosen() -> None:
     model = identity(1, 4, 2)
     table = np.array([[1, 1, -1, -1]], np.float32)
-    with pytest.raises(ChoiceError, match="4 other experts that were not chosen do not fit"):
+    with pytest.raises(ChoiceError, match="4 other experts"):
         draw_experts([table], model, (0,), np.random.default_rng(0), frequency=np.zeros((1, 4)))
 
 
@@ -185,7 +185,7 @@ def test_bottom_signs() -> None:
     assert np.argwhere(signs < 0).tolist() == [[0, 4], [1, 4]]
     turned = bottom_signs(-rd, 2, 2, model, (0, 1))
     assert np.array_equal(turned, -signs)
-    with pytest.raises(ChoiceError, match="only 2 experts with RD > 0, but 3 are wanted"):
+    with pytest.raises(ChoiceError, match=r"only 2 .*RD > 0, but 3 "):
         bottom_signs(rd, 3, 0, model, (1,))  # top-2 of a layer
-    with pytest.raises(ChoiceError, match="only 2 experts with RD < 0"):
+    with pytest.raises(ChoiceError, match=r"only 2 .*RD < 0"):
         bottom_signs(rd, 0, 3, model, (1,))  # an RD of 0 has no side

@@ -95,13 +95,13 @@ def test_a_model_is_known_by_its_routing(model: PaperModel, preset: str) -> None
     for change in ({"architecture": "dots1"}, {"n_layer": 47}, {"n_expert": 127}, {"n_expert_used": 1}):
         with pytest.raises(UsageError) as caught:
             preset_for(preset, identity(model, **change))
-        assert str(caught.value).endswith(f"give --activate and --deactivate, or take a map of {', '.join(NAMES)}")
+        assert str(caught.value).endswith(f" {', '.join(NAMES)}")
         assert identity(model, **change).short in str(caught.value)
 
 
 def test_unknown_preset() -> None:
     for name in ("unsafe", "Safe", ""):
-        with pytest.raises(UsageError, match=r"is no preset; take one of faithful, safe"):
+        with pytest.raises(UsageError, match=rf"^'{name}'.* faithful, safe$"):
             preset_for(name, identity(PAPER_MODELS[0]))
 
 
@@ -123,7 +123,7 @@ def test_unknown_preset() -> None:
     ],
 )
 def test_sides_the_other_way_round(preset: str, positive: str, negative: str) -> None:
-    with pytest.raises(UsageError, match=rf"m\.json: .* the other way round than preset {preset} needs; run steermoe"):
+    with pytest.raises(UsageError, match=rf"m\.json: .* other way round than preset {preset} "):
         check_sides(preset, "test", positive, negative, "m.json")
 
 
@@ -183,11 +183,11 @@ def test_layers_and_the_soft_rule_go_with_a_preset(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "status", "words"),
     [
-        (["--preset", "safe", "--activate", "3"], 2, "--preset gives the numbers and the side; leave out --activate"),
-        (["--preset", "safe", "--activate", "0"], 2, "--preset gives the numbers"),
-        (["--preset", "safe", "--deactivate", "3"], 2, "--preset gives the numbers"),
-        (["--preset", "safe", "--reverse"], 2, "--preset gives the numbers"),
-        (["--preset", "unsafe"], 2, "'unsafe' is not one of 'faithful', 'safe'"),
+        (["--preset", "safe", "--activate", "3"], 2, "--preset gives"),
+        (["--preset", "safe", "--activate", "0"], 2, "--preset gives"),
+        (["--preset", "safe", "--deactivate", "3"], 2, "--preset gives"),
+        (["--preset", "safe", "--reverse"], 2, "--preset gives"),
+        (["--preset", "unsafe"], 2, "'unsafe'"),
         ([], 2, "or a --preset"),
     ],
 )
@@ -203,7 +203,7 @@ def test_maps_that_a_preset_refuses(tmp_path: Path) -> None:
     model = PAPER_MODELS[1]
     save_map(tmp_path / "turned.json", identity(model), "safe", positive="comply", negative="refuse")
     save_map(tmp_path / "unknown.json", identity(model, n_layer=5), "safe")
-    for name, words in (("turned", "the other way round"), ("unknown", "the paper has no numbers for olmoe (5 layers")):
+    for name, words in (("turned", "other way round"), ("unknown", "no numbers for olmoe (5 layers")):
         done = run("bias", "build", tmp_path / f"{name}.json", "-o", tmp_path / "b.gguf", "--preset", "safe")
         assert done.exit_code == 2
         assert words in done.stderr
@@ -213,7 +213,7 @@ def test_maps_that_a_preset_refuses(tmp_path: Path) -> None:
     done = run("bias", "build", tmp_path / "other.json", "-o", tmp_path / "b.gguf", "--preset", "safe", "--json")
     assert done.exit_code == 0
     assert done.stderr.startswith("warning: ")
-    assert "looks like a map for preset faithful" in done.stderr
+    assert "preset faithful" in done.stderr
     assert json.loads(done.stdout)["n_active"] == read_bias(tmp_path / "b.gguf").n_active
 
 
@@ -255,10 +255,10 @@ def test_run_says_what_is_wrong(small_olmoe: Path, tmp_path: Path) -> None:
         (
             ["--map", found],
             2,
-            "say how many experts: --activate N (RD > 0), --deactivate N (RD < 0) or both, or --preset",
+            "--activate N (RD > 0), --deactivate N (RD < 0) or both, or --preset",
         ),
-        (["--preset", "safe"], 2, "give the map with --map MAP"),
-        (["--map", found, "--preset", "safe", "--bias", "b.gguf"], 2, "--bias and --map both steer"),
+        (["--preset", "safe"], 2, "--map MAP"),
+        (["--map", found, "--preset", "safe", "--bias", "b.gguf"], 2, "--bias and --map"),
         (["--map", foreign, "--preset", "faithful"], 1, f"{foreign}: made for olmoe"),
         (["--map", tmp_path / "none.json", "--preset", "faithful"], 1, "none.json"),
     ):
@@ -277,7 +277,7 @@ def test_build_and_show_can_check_the_model(small_olmoe: Path, tmp_path: Path) -
     done = run("bias", "build", found, "-o", bias, "--preset", "safe", "-m", small_olmoe)
     assert done.exit_code == 1
     assert f"{found}: made for olmoe" in done.stderr
-    assert "run steermoe detect on this model" in done.stderr
+    assert "steermoe detect" in done.stderr
     assert not bias.exists()
     assert run("bias", "build", found, "-o", bias, "--preset", "safe").exit_code == 0
     assert run("bias", "show", bias).exit_code == 0

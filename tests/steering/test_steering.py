@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -148,7 +149,7 @@ def test_for_another_router() -> None:
     other = ModelIdentity("olmoe", *IDENTITY.shape, IDENTITY.n_expert_used, HEX)
     steering = opened(activate=2)
     assert steering.identity == IDENTITY
-    with pytest.raises(ModelMismatchError, match=r"digits-words\.json: made for olmoe .* but here is another olmoe"):
+    with pytest.raises(ModelMismatchError, match=r"digits-words\.json: .* here "):
         steering.check(other, "here")
     assert "used because it was forced" in steering.check(other, "here", force=True)[0]
     bias = steering.build(other)
@@ -172,24 +173,24 @@ def test_changed() -> None:
     assert changed.changed(scale=None).mode == "hard"
     assert steering.changed(reverse=True).side == "words"
     assert steering.side == "digits"
-    with pytest.raises(UsageError, match=r"^strength: not a part of steering"):
+    with pytest.raises(UsageError, match=r"^strength: "):
         steering.changed(strength=1)
 
 
 def test_a_preset_stays_on_its_side() -> None:
     preset, _ = Steering("m", olmoe_map()).with_preset("faithful")
     assert (preset.activate, preset.deactivate, preset.preset_model) == (0, 50, "allenai/OLMoE-1B-7B-0125-Instruct")
-    with pytest.raises(UsageError, match="preset faithful: never steers away"):
+    with pytest.raises(UsageError, match="preset faithful: "):
         preset.changed(reverse=True)
     own = preset.changed(deactivate=20)
     assert own.preset is None
     assert "preset" not in own.choice
     assert own.changed(reverse=True).reverse
-    with pytest.raises(UsageError, match="the other way round than preset safe needs"):
+    with pytest.raises(UsageError, match=r"^m: .* preset safe"):
         Steering("m", olmoe_map("comply", "refuse")).with_preset("safe")
     _, warnings = Steering("m", olmoe_map("refuse", "comply")).with_preset("faithful")
     assert warnings == ["m: looks like a map for preset safe, and the numbers are those of faithful"]
-    with pytest.raises(UsageError, match="the paper has no numbers"):
+    with pytest.raises(UsageError, match="no numbers"):
         opened().with_preset("safe")
 
 
@@ -199,11 +200,11 @@ def test_a_bias_file_is_taken_as_it_is(bias_path: Path) -> None:
     assert steering.mode == "hard"
     assert steering.side == ""
     assert np.array_equal(built(steering).dense(), read_bias(bias_path).dense())
-    with pytest.raises(UsageError, match=r"activate: digits is a bias file, .*--map MAP"):
+    with pytest.raises(UsageError, match=r"activate: digits .*--map MAP"):
         steering.changed(activate=3)
-    with pytest.raises(UsageError, match="scale: digits is a bias file"):
+    with pytest.raises(UsageError, match="scale: digits "):
         steering.changed(scale=2.0)
-    with pytest.raises(UsageError, match="preset safe: digits is no map"):
+    with pytest.raises(UsageError, match="preset safe: digits "):
         steering.with_preset("safe")
     assert steering.changed(name="other").name == "other"
     with pytest.raises(UsageError, match="both steer"):
@@ -217,11 +218,11 @@ def test_open() -> None:
     for nothing in (opened(), Steering("nothing")):
         assert nothing.build() is None
         assert nothing.bias_file() is None
-    with pytest.raises(UsageError, match="a map or a bias file, and not both"):
+    with pytest.raises(UsageError, match="not both"):
         Steering.open()
-    with pytest.raises(UsageError, match="a map or a bias file, and not both"):
+    with pytest.raises(UsageError, match="not both"):
         Steering.open(map_file=MAP, bias=MAP)
-    with pytest.raises(FormatError, match="not an expert map"):
+    with pytest.raises(FormatError, match=re.escape(f"{__file__}: ")):
         Steering.open(map_file=__file__)
 
 
@@ -262,7 +263,7 @@ def test_a_saved_bias_of_an_earlier_version(tmp_path: Path, bias_path: Path) -> 
     assert Steering.from_dict(old).to_dict() == data
     write_bias(replace(bias, provenance={"tool": "another"}), bias_path)
     assert Steering.from_dict(data).bias is not None
-    with pytest.raises(FormatError, match="not the file that it was"):
+    with pytest.raises(FormatError, match="not the file"):
         Steering.from_dict(old)
 
 
@@ -289,18 +290,18 @@ def test_the_file_is_gone_or_another(tmp_path: Path, bias_path: Path) -> None:
     from_map = Steering.open(map_file=path, activate=2).to_dict()
     from_bias = Steering.open(bias=bias_path).to_dict()
     path.write_bytes((MAP.parent / "document-memory.json").read_bytes())
-    with pytest.raises(FormatError, match=r"^chat: steering.map: .*m\.json: not the file that it was"):
+    with pytest.raises(FormatError, match=r"^chat: steering\.map: .*m\.json: not the file"):
         Steering.from_dict(from_map, "chat: steering")
     write_bias(built(opened(activate=1)), bias_path)
-    with pytest.raises(FormatError, match="not the file that it was"):
+    with pytest.raises(FormatError, match="not the file"):
         Steering.from_dict(from_bias)
     before = built(opened(activate=8, deactivate=8))
     write_bias(BiasFile.from_signs(-before.signs, before.identity, before.epsilon, before.provenance), bias_path)
-    with pytest.raises(FormatError, match="not the file that it was"):  # though it says to come from the same choice
+    with pytest.raises(FormatError, match="not the file"):  # though it says to come from the same choice
         Steering.from_dict(from_bias)
     path.unlink()
     bias_path.unlink()
-    with pytest.raises(FormatError, match=r"m\.json: no such file; bring it back or choose another steering"):
+    with pytest.raises(FormatError, match=r"m\.json: no such file"):
         Steering.from_dict(from_map)
     with pytest.raises(FormatError, match="no such file"):
         Steering.from_dict(from_bias)
@@ -309,7 +310,7 @@ def test_the_file_is_gone_or_another(tmp_path: Path, bias_path: Path) -> None:
 def test_made_in_memory_cannot_be_opened_again() -> None:
     data = Steering("m", EXPERT_MAP, activate=2).to_dict()
     assert data["map"] is None
-    with pytest.raises(FormatError, match="'m' did not come from a file"):
+    with pytest.raises(FormatError, match="'m'"):
         Steering.from_dict(data)
 
 

@@ -1,0 +1,22 @@
+"""Pairs to record, and the comparison of what was recorded."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from steermoe_local import Pair, RoutingCounts
+from tests.support.low_level import F32
+from tests.support.paths import ROOT
+
+PROGRAM = "from steermoe_local.cli import main; main()"
+CACHE = {"type_k": F32, "type_v": F32}  # F32: keys and values are not rounded again
+DATA = ROOT / "steermoe_local" / "data"
+
+
+def text_pairs(n: int) -> list[Pair]:
+    return [Pair(f"p{i}", f"Count up: {i}, {i + 1}", f"Count down: {i + 1}, {i}", f"{i}", f"{i}") for i in range(n)]
+
+
+def same(one: RoutingCounts, two: RoutingCounts) -> bool:
+    numbers = one.n1 == two.n1 and one.n2 == two.n2 and one.n_pairs == two.n_pairs
+    return numbers and np.array_equal(one.a1, two.a1) and np.array_equal(one.a2, two.a2)
