@@ -108,7 +108,7 @@ class CheckpointFile:
             np.savez(file, a=checkpoint.a, n=checkpoint.n, meta=np.asarray(json.dumps(meta)))
 
     def append(self, records: PairRecords, at: int) -> int:
-        """Write a frame at byte `at` of the journal, over whatever stands there; returns where it ends.
+        """Write a frame at byte `at` of the journal, replacing any later content; returns where it ends.
 
         Raises UsageError.
         """

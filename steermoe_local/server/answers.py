@@ -51,7 +51,7 @@ def finish_reason(finish: FinishEvent) -> FinishReason:
 
 
 class Answer(Reply):
-    """A reply with the tokens behind its text, whose reasoning is told from its content, or that is a forced call.
+    """A reply with the tokens of its text and with reasoning separated from content, or a forced tool call.
 
     Tokens come out with their text: one whose text is held back, because it may belong to a stop string, waits with it,
     and is left out if it does. So chunks join to the same answer however they are cut.
@@ -64,7 +64,7 @@ class Answer(Reply):
         style: ReasoningStyle | None = None,
         call: ForcedCall | None = None,
     ) -> None:
-        """`token_bytes` gives a token's bytes as they stand in the text."""
+        """`token_bytes` gives a token's bytes as they are in the text."""
         super().__init__(style)
         self.call = call
         self.entries: list[Entry] = []

@@ -20,7 +20,7 @@ from .registry import SteeringRegistry
 from .settings import ServerSettings
 from .worker import Worker
 
-_GRACE = 30  # seconds for answers that are being decoded when the server is told to stop
+_GRACE = 30  # seconds for answers that are being decoded when the server is asked to stop
 _CONNECTIONS = 512  # besides the waiting ones; more get 503
 
 Say = Callable[[str], None]

@@ -40,7 +40,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/v1/steering/{name}", responses={k: ERRORS[k] for k in (400, 401, 404, 503)})
     async def one(name: NameInPath) -> dict[str, Any]:
-        """What a name stands for."""
+        """The steering of a name."""
         service.worker.require_ready()
         return registry.entry(name).to_dict()
 

@@ -36,7 +36,7 @@ def test_it_runs(tmp_path: Path) -> None:
 
 
 def test_it_is_kept_without_outputs() -> None:
-    """What a machine of somebody's showed does not belong into the repository."""
+    """Outputs of a person's machine do not belong in the repository."""
     for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"]:
         if cell["cell_type"] == "code":
             assert cell["outputs"] == []

@@ -1,8 +1,8 @@
 """The tutorial and the page on `steermoe run`: commands for the embedded model run and print what the pages say.
 
-A block stands behind a comment: `<!-- tiny -->` is run, all of them in order in one folder, and an `<!-- output -->`
-behind it is the end of what it printed; `<!-- olmoe -->` goes through the options' parser: that model is not at hand.
-`<!-- not run: ... -->` is left alone.
+A comment before each block says what is tested: `<!-- tiny -->` blocks are run, in order, in one folder; an
+`<!-- output -->` block after one must be the end of its output; `<!-- olmoe -->` blocks only go through the options'
+parser, because that model is not available; `<!-- not run: ... -->` blocks are skipped.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def test_every_command_line_is_well_formed(block: Block) -> None:
 
 @pytest.mark.usefixtures("fetched")
 def test_each_step_stands_twice() -> None:
-    """What is done with OLMoE is done with the embedded model, too."""
+    """Every step with OLMoE is also done with the embedded model."""
     for section in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]:
         blocks = blocks_of(section)
         calls = {
@@ -157,7 +157,7 @@ def test_the_short_name_is_known() -> None:
 
 
 def test_the_parser_is_strict() -> None:
-    """What the tests above would let pass, they could not find."""
+    """A lenient parser would hide mistakes in the pages from the tests above."""
     for wrong in (["run", "-m", "x", "--activat"], ["map", "show"], ["run", "--top-p", "2"], ["chat", "--compare"]):
         with pytest.raises(click.ClickException):
             parse(wrong)

@@ -1,4 +1,4 @@
-"""Steering per sequence: what each token of a batch computes hangs on its own sequence's steering, and on no other."""
+"""Steering per sequence: the result of each token of a batch depends only on its own sequence's steering."""
 
 from __future__ import annotations
 

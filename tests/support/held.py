@@ -1,6 +1,6 @@
 """The program `steermoe`, made to stop at a place of its work until it is signalled, or a file exists.
 
-A test that signals a running program must not hang on which of the two is faster: the program is held before it can
+A test that signals a running program must not depend on which of the two is faster: the program is held before it can
 end, however fast the machine is. This module is that program, `python -P held.py ARGUMENTS`; tests start it by `HELD`
 and the environment of `hold`. Nothing of it is in the package.
 """

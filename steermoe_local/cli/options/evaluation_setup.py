@@ -296,7 +296,7 @@ class EvaluationSetup:
         return self.path(name)
 
     def write_summary(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Write summary.json, with the command; returns all that stands in it. Raises UsageError."""
+        """Write summary.json, with the command; returns its content. Raises UsageError."""
         whole = {**data, "command": self.command}
         self.write("summary.json", json.dumps(whole, ensure_ascii=False, indent=1) + "\n")
         return whole

@@ -102,7 +102,7 @@ function drawUse(pen, { counts, tokens }, cell, look) {
   pen.fillStyle = look.ink;
   pen.strokeStyle = look.none;
   pen.lineWidth = 1;
-  if (cell >= 10) pen.stroke(dots); // so that a dot is told from a dark cell
+  if (cell >= 10) pen.stroke(dots); // so that a dot is visible on a dark cell
   pen.fill(dots);
 }
 
