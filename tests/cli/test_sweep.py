@@ -112,8 +112,10 @@ def test_refused(more: str, words: str, tmp_path: Path) -> None:
 
 def test_without_map_or_task(tmp_path: Path) -> None:
     result = start("sweep -m tiny --activate 1 --task builtin:neutral", "-o", str(tmp_path / "out"))
+    assert result.exit_code == 2
     assert "give --map MAP" in result.stderr
     result = start("sweep -m tiny --activate 1", "-o", str(tmp_path / "out"))
+    assert result.exit_code == 2
     assert "--task" in result.stderr
     assert not list(tmp_path.iterdir())
 
@@ -123,4 +125,5 @@ def test_settings_of_other_commands_do_not_reach_the_grid(tmp_path: Path, monkey
     monkeypatch.setenv("STEERMOE_ACTIVATE", "5")
     monkeypatch.setenv("STEERMOE_LAYERS", "1")
     result = start(MAP, "-o", str(tmp_path / "out"))
+    assert result.exit_code == 2
     assert "--activate LIST" in result.stderr
