@@ -102,10 +102,10 @@ results: build
 	@$(BIN)/python benchmarks/results.py --write-docs $(BENCH)
 
 #
-# judges
+# checks and tests
 #
 
-# Exact versions: another one formats differently.
+# Exact versions, because other versions format differently.
 $(VENV)/.lint: $(VENV)/.setup Makefile
 	@$(PIP) install ruff==0.17.6 mypy==2.4.1 clang-format==21.1.8 "numpy>=1.26" "click>=8.1" "rich>=13.7" "prompt-toolkit>=3.0.40" "platformdirs>=4" "tomlkit>=0.12" "gguf>=0.17" "huggingface-hub>=0.30" "fastapi>=0.115" "uvicorn>=0.30" "pydantic>=2.8" "prometheus-client>=0.20" "httpx>=0.27"
 	@touch $@
@@ -121,8 +121,8 @@ format: $(VENV)/.lint
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
-# Debian's Chromium: the one that Playwright would download is not needed. `make test` runs the page's tests, too, where
-# both are there; `make browser` sees to that.
+# Uses Debian's Chromium instead of the one that Playwright would download. `make test` includes the page's tests if both
+# Chromium and Playwright are installed; `make browser` installs them.
 $(VENV)/.page: $(VENV)/.built tests/support/install_chromium.sh
 	@$(PIP) install "playwright>=1.50"
 	@sh tests/support/install_chromium.sh
@@ -133,7 +133,7 @@ browser: $(VENV)/.page
 test-page: browser
 	@STEERMOE_REQUIRE_BROWSER=1 $(BIN)/pytest -q -p no:cacheprovider -m page
 
-# Exact versions in an environment of their own: what they need would disturb ours.
+# Exact versions in a separate environment, because their dependencies would conflict with ours.
 $(CLIENTS)/.installed: $(VENV)/.setup tests/integration/clients/requirements.txt
 	@echo "== evaluation harnesses in $(CLIENTS)/ (a large download on a new machine)"
 	@$(BIN)/python -m venv --clear $(CLIENTS)
@@ -151,7 +151,7 @@ $(VENV)/.reference: $(VENV)/.built
 test-reference: $(VENV)/.reference
 	@$(BIN)/pytest -q -p no:cacheprovider -m reference tests/integration/reference
 
-# An unpatched build of the same tree by the same compiler with the same options, to compare bits with.
+# An unpatched build of the same tree by the same compiler with the same options, for bit-exact comparisons.
 $(STOCK)/.built: $(VENV)/.setup CMakeLists.txt native/prepare_source.py
 	@echo "== building the unpatched llama.cpp"
 	@mkdir -p $(STOCK)
@@ -163,8 +163,8 @@ $(STOCK)/.built: $(VENV)/.setup CMakeLists.txt native/prepare_source.py
 test-stock: build tools $(STOCK)/.built
 	@$(BIN)/pytest -q -p no:cacheprovider -m stock tests/integration/stock
 
-# Layers on a GPU, without one: Mesa's lavapipe computes Vulkan on the CPU. It calls itself a CPU, which llama.cpp takes
-# for a device only when it is named.
+# Tests layers on a GPU without having one: Mesa's lavapipe computes Vulkan on the CPU. It reports itself as a CPU, which
+# llama.cpp uses as a device only when it is named.
 $(VULKAN)/.built: $(VENV)/.setup $(SOURCES) tests/integration/vulkan/prepare.sh tests/integration/vulkan/keep_freed.c
 	@echo "== building with Vulkan (some minutes the first time)"
 	@mkdir -p $(VULKAN)
@@ -193,8 +193,8 @@ $(RPC)/.built: $(VENV)/.setup $(SOURCES)
 test-rpc: build $(RPC)/.built
 	@STEERMOE_LIB_PATH=$(abspath $(RPC)/bin) $(BIN)/pytest -q -p no:cacheprovider -m rpc tests/integration/rpc
 
-# Sets that this CPU cannot run are left out, with a line. ISA="--all" also builds the set that the native build covers;
-# further words are arguments of pytest.
+# Instruction sets that this CPU lacks are skipped with a message. ISA="--all" also builds the set that the native build
+# covers; further words are arguments of pytest.
 ISA ?=
 test-isa: build tools
 	@$(BIN)/python -m tests.support.instruction_sets $(ISA)
@@ -204,8 +204,8 @@ test-threads: build
 	@echo "== building the library with ThreadSanitizer (some minutes the first time)"
 	@STEERMOE_TSAN=1 $(BIN)/pytest -q -p no:cacheprovider tests/native/test_native_threads.py
 
-# Under AddressSanitizer and UBSan. Guided by coverage where there is a clang with libFuzzer (Debian: clang-16 and
-# libclang-rt-16-dev), else by a driver of our own.
+# Under AddressSanitizer and UBSan. Guided by coverage if there is a clang with libFuzzer (Debian: clang-16 and
+# libclang-rt-16-dev), otherwise run by this project's own driver.
 FUZZ_RUNS ?= 1000000
 fuzz: build
 	@$(BIN)/python -m tests.support.native_programs fuzz --runs $(FUZZ_RUNS)

@@ -1,10 +1,10 @@
-"""The same work by steermoe-local and by what a user would pick instead: transformers on the CPU with forward hooks.
+"""Compares steermoe-local with the obvious alternative, transformers on the CPU with forward hooks, on the same work.
 
     python benchmarks/against_transformers.py [--shape granite] [--dtypes bfloat16,float32]
 
-Same shape, random weights, same tokens and threads. transformers gets the number type and the way to compute experts
-that is fastest for each figure, found in a trial before; only the last token's logits; its KV cache. Printed as JSON.
-`make bench` runs this as a part of performance.py.
+Same shape, random weights, same tokens and threads. For each figure, transformers uses the number type and the
+implementation of experts that a trial finds fastest; it computes only the last token's logits, with its KV cache.
+Results are printed as JSON. `make bench` runs this as a part of performance.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Log = Callable[[str], None]
 N_PROMPT, N_DECODE = 256, 16
 MODELS = HERE.parent / "build" / "bench" / "models"
 BYTES = {"bfloat16": 2, "float32": 4}
-# aims, not promises: they hang on the CPU's instructions as much as on us
+# aims, not promises: they depend on the CPU's instructions as much as on this project's code
 AIMS = {"prompt": 1.0, "detection": 1.0, "steered decode": 4.0}
 MEMORY_AIM = 1 / 3
 
@@ -42,7 +42,7 @@ FIGURES = {
 
 
 def free_memory() -> float | None:
-    """Available memory in bytes; None where it cannot be told."""
+    """Available memory in bytes; None where it is unknown."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
@@ -130,7 +130,7 @@ def measure(
             dtype: stack.enter_context(torch_worker(shape, dtype, n_threads))
             for dtype in sorted({dtype for dtype, _ in best.values()})
         }
-        ours.ask("prompt", variant="hard", n=N_PROMPT)  # the text that steered decode goes on with
+        ours.ask("prompt", variant="hard", n=N_PROMPT)  # the text that steered decode continues
         for worker in theirs.values():
             worker.ask("prompt", n=N_PROMPT, hooks="none", experts="grouped_mm")
         end = time.monotonic() + seconds
@@ -161,7 +161,7 @@ def measure(
 
 
 def measure_memory(model: Path, theirs: dict[str, float | None], n_threads: int) -> dict[str, Any]:
-    """Peak memory of a prompt and steered decode, ours in processes of their own, in MB."""
+    """Peak memory of a prompt and steered decode in MB; ours are measured in separate processes."""
     result: dict[str, Any] = {"theirs": theirs, "aim": MEMORY_AIM}
     for name, mmap in (("ours", False), ("ours_mapped", True)):
         with llama_worker(model, ["hard"], n_threads, mmap=mmap) as worker:

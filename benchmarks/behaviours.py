@@ -2,7 +2,7 @@
 
     python benchmarks/behaviours.py [OUTPUT.json]
 
-Greedy decoding, so that a machine gets the same figures every time; prints a Markdown table.
+Decoding is greedy, so a machine gets the same figures every time. Prints a Markdown table.
 """
 
 from __future__ import annotations

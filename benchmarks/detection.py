@@ -1,14 +1,14 @@
-"""How fast pairs are recorded: `steermoe detect` against llama-imatrix, and time and memory against their number.
+"""Speed of recording pairs: `steermoe detect` against llama-imatrix, and time and memory by number of pairs.
 
     python benchmarks/detection.py [--quick] [--rounds N]
 
-llama-imatrix reads a text through a model and sums up what flows into each matrix product, per expert: the nearest
-thing that llama.cpp has. Both run as commands, in turns, on the same tokens in the same pieces; llama-imatrix with
---no-ppl, its faster way. A short job, once, tells what starting and loading take; the long one is done in every round,
-and the difference is what the tokens cost. Processor time is compared, which other work on the machine disturbs least,
-and a ratio compares times of one round only. `same text`: every prompt begins
-otherwise and all its tokens count. `chat`: the two prompts of a pair share their question and all of them a system
-message, as real pairs do; llama-imatrix reads the same prompts one after the other.
+llama-imatrix runs a text through a model and accumulates statistics of the inputs of each matrix product, per expert;
+it is the most similar program of llama.cpp. Both run as commands, alternately, on the same tokens in the same pieces;
+llama-imatrix with --no-ppl, its faster mode. A short job, run once, measures start and loading; the long one runs in
+every round, and the difference is the cost of the tokens. Processor time is compared, because other work on the machine
+disturbs it least, and a ratio compares times of one round only. `same text`: every prompt has another beginning and all
+its tokens are counted. `chat`: the two prompts of a pair share their question, and all pairs share a system message, as
+real pairs do; llama-imatrix reads the same prompts one after the other.
 
 Progress goes to stderr, the tables to stdout, everything to build/bench/detection.json.
 """
@@ -162,7 +162,7 @@ def against_imatrix(
     folder: Path,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """llama-imatrix runs twice a round: its two times tell the noise."""
+    """Times of both programs. llama-imatrix runs twice a round: the ratio of its two times is the noise."""
     facts: dict[str, Any] = {}
 
     def run(name: str, job: Job) -> Seconds:
@@ -200,7 +200,7 @@ def against_imatrix(
 def growth(
     model: Path, sizes: list[int], repeats: int, n_threads: int, folder: Path, log: Callable[[str], None]
 ) -> Any:
-    """Time (the best of several: other work on the machine disturbs) and peak memory for more and more pairs."""
+    """Time (the best of several, because of other work on the machine) and peak memory for growing numbers of pairs."""
     rng = random.Random(5)
     made = []
     for i in range(max(sizes)):

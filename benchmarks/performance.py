@@ -1,11 +1,11 @@
-"""What steering and recording cost: speed and memory against an unpatched build, and against transformers.
+"""Cost of steering and recording: speed and memory against an unpatched build, and against transformers.
 
     python benchmarks/performance.py [--check] [--write-docs]     (make bench; about ten minutes on two cores)
 
 Random Q4_0 models (random_q4.py) in worker processes, one request at a time. In a round every variant does the same
-work once, in an order that rotates; a ratio compares times of one round only, so what disturbs the machine for longer
-than a round cancels. Two stock processes against each other show what is left: the noise. Progress goes to stderr, the
-tables to stdout, everything to a JSON file.
+work once, in rotating order; a ratio compares times of one round only, so disturbances that last longer than a round
+cancel out. The ratio of the two stock processes is the remaining noise. Progress goes to stderr, the tables to stdout,
+and all figures to a JSON file.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PROMPT_SHARE = 0.7  # of a shape's time
 PER_EXPERTS = 10_000
 MEMORY_LIMIT = 1.0  # MB over stock, for each PER_EXPERTS experts
 BIAS_LIMIT = 5.0  # ms
-# of "plain", "hard", ... prompt and decode over stock; detect is a second figure without a promise
+# of "plain", "hard", ... prompt and decode over stock; detect is an additional figure without a promise
 AT_LEAST = {"plain": 1.0, "hard": 0.99, "soft": 0.99, "recorder": 1.0}
 NAMES = {
     "plain": "no bias",
@@ -106,7 +106,7 @@ def measure_speed(
         decoders = [name for name in NAMES if name not in ("recorder", "detect")]
         for variant in NAMES:
             for worker in stock:
-                prompt(worker, "plain")  # warm up; leaves each context with a prompt to go on from
+                prompt(worker, "plain")  # warm up; leaves each context with a prompt to continue
             prompt(ours, variant)
         n_rounds = n_tokens = 0
         end = time.monotonic() + seconds * PROMPT_SHARE
@@ -145,7 +145,7 @@ class Turns:
         self._n = 0
 
     def round(self, task: str, variants: list[str], run: Callable[[Worker, str], Answer]) -> None:
-        """One turn of every variant, first another one each time; are the bits of our plain logits those of stock?"""
+        """One turn of every variant, in rotating order; whether our plain logits are stock's bit for bit."""
         shift = self._n % len(variants)
         found: dict[str, list[float]] = {"stock 0": [], "stock 1": []}
         logits: set[str] = set()
@@ -225,7 +225,7 @@ def measure_memory(shape: str, model: Path, n_repetitions: int, n_threads: int, 
 
 
 def write_steering(model: Path, mode: Mode) -> Path:
-    """The bias file of a steered run, beside the model."""
+    """The bias file of a steered run, in the model's folder."""
     identity = model_info(model).require_moe()
     rows = steering_rows(identity.n_layer, identity.n_expert, mode)
     path = model.with_suffix(f".{mode}.bias")
@@ -234,7 +234,7 @@ def write_steering(model: Path, mode: Mode) -> Path:
 
 
 def summarize_biases(milliseconds: dict[str, list[float]]) -> dict[str, Any]:
-    """Median and maximum of each step; what the next token costs over an ordinary one."""
+    """Median and maximum of each step, and the additional time of the next token over an ordinary one."""
     token = statistics.median(milliseconds["a token"])
     steps: dict[str, Any] = {}
     for name, values in milliseconds.items():
@@ -248,7 +248,7 @@ def summarize_biases(milliseconds: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on."""
+    """The machine that it was measured on."""
     info: dict[str, Any] = {
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
@@ -461,7 +461,7 @@ def render(report: dict[str, Any]) -> str:
 
 
 def broken_promises(report: Any, path: str = "") -> list[str]:
-    """Where the report says that a promise does not hold."""
+    """The entries of the report whose promise does not hold."""
     found = []
     for name, value in report.items():
         if name == "holds" and value == "no":
@@ -489,7 +489,7 @@ def deliver(
     log: Log,
     markers: tuple[str, str] = (START, END),
 ) -> None:
-    """Take the figures of --from, or measure and keep them in --json; print them, and heed --write-docs and --check.
+    """Take the figures of --from, or measure and write them to --json; print them; handle --write-docs and --check.
 
     Exits with 1 for an error, and for a broken promise with --check.
     """

@@ -1,10 +1,10 @@
-"""Random Q4_0 models with the shapes of real ones, to time where no weights can be downloaded.
+"""Random Q4_0 models with the shapes of real ones, for timing without downloaded weights.
 
     python benchmarks/random_q4.py granite granite.gguf
 
-All matrices are random Q4_0 blocks, norms are ones, routers are F32 and wide enough that the choice of experts hangs on
-the token. The tokenizer is a byte-level BPE that knows one merge, so a text of ASCII letters is one token a letter.
-Tensors are written one after the other: memory stays at the size of the largest.
+All matrices are random Q4_0 blocks, norms are ones, routers are F32 with a spread so large that the selected experts
+depend on the token. The tokenizer is a byte-level BPE with a single merge, so a text of ASCII letters has one token per
+letter. Tensors are written one after the other, so memory stays at the size of the largest.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Shape:
 SHAPES = {
     "olmoe": Shape("olmoe", 16, 2048, 16, 16, 1024, 64, 8, 50304),  # OLMoE-1B-7B
     "granite": Shape("granitemoe", 24, 1024, 16, 8, 512, 32, 8, 49155),  # Granite-3.1-1B-A400M
-    "many": Shape("olmoe", 48, 64, 2, 2, 32, 256, 8, 512),  # 12,288 tiny experts, for what memory costs by expert
+    "many": Shape("olmoe", 48, 64, 2, 2, 32, 256, 8, 512),  # 12,288 tiny experts, to measure memory per expert
     "toy": Shape("granitemoe", 3, 64, 2, 1, 32, 8, 2, 320),
     "toy-olmoe": Shape("olmoe", 3, 64, 2, 2, 32, 8, 2, 320),
 }
@@ -144,7 +144,7 @@ def write_model(path: Path, shape: Shape) -> Path:
 
 def cached_model(name: str, folder: Path) -> Path:
     """The model of a name in SHAPES, made if the folder does not hold it yet."""
-    # another shape, or another way to write it, is another file
+    # another shape, or another version of the writer, gives another file name
     version = zlib.crc32(repr(SHAPES[name]).encode() + Path(__file__).read_bytes())
     path = folder / f"{name}-{version:08x}.gguf"
     if not path.exists():

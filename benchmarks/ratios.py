@@ -1,4 +1,4 @@
-"""Ratios of times measured side by side, and what they say about a promise."""
+"""Ratios of times measured in the same rounds, and whether they meet a promise."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def speed_ratios(seconds: Sequence[float], reference: Sequence[float]) -> list[f
 
 
 def noise_of(same: Ratio) -> float:
-    """How far from 1 the interval of a thing against itself reaches."""
+    """The largest distance from 1 in the interval of the reference against itself."""
     return max(abs(same.low - 1), abs(same.high - 1))
 
 
 def verdict(ratio: Ratio, at_least: float, noise: float) -> str:
-    """Does a promise "at least" hold: "yes", "within noise" (it cannot be told from one that holds), "no", "too noisy".
+    """Whether a promise "at least" holds: "yes", "within noise" (not distinguishable from "yes"), "no", "too noisy".
 
-    Within noise: the interval reaches the promised ratio, or misses it by no more than a thing against itself varies.
-    Too noisy: a thing against itself varies so much that only a "no" can be told.
+    Within noise: the interval reaches the promised ratio, or misses it by no more than the noise.
+    Too noisy: the reference against itself varies so much that only a "no" is certain.
     """
     if noise > MAX_NOISE and ratio.high + noise >= at_least:
         return "too noisy"

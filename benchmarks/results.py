@@ -1,9 +1,9 @@
-"""Every figure of docs/results.md: `steermoe eval`, `sweep`, `experiment`, `transfer` and the search of `tune`.
+"""Measures all figures of docs/results.md: `steermoe eval`, `sweep`, `experiment`, `transfer` and `tune`'s search.
 
     python benchmarks/results.py [--write-docs] [-m MODEL] [--folder FOLDER] [--jobs N] [--items N]
 
-Runs the program's own commands, one folder of results each, some at a time; what is there already is not run again, and
-an interrupted run goes on. Greedy decoding on one thread each: a machine gets the same figures every time.
+Runs the program's own commands, --jobs at a time, each with its own folder of results; finished ones are not run again,
+and an interrupted run continues. Decoding is greedy on one thread, so a machine gets the same figures every time.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ OUTPUT = ROOT / "build" / "bench" / "results"
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 
 QUANTS = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0,Q3_K_M,Q2_K,IQ4_XS"
-N_EXPERIMENT = 40  # items of the named experiments, each of which measures much of the same again
+N_EXPERIMENT = 40  # items of the named experiments, whose measurements overlap
 EXPERIMENTS = ("random10", "top20", "activate-benign", "superficial", "random-matched", "layers", "routing-kinds")
 PICTURES = {"eval": "effect.png", "sweep": "pareto.png", "transfer": "transfer.png", "layers": "layers.png"}
 ORDER = ("sweep", "eval", "transfer")  # the long ones
-SHOWN = "digits-words"  # the behaviour whose pictures stand in the docs
+SHOWN = "digits-words"  # the behaviour whose plots are in the docs
 
 
 @dataclass(frozen=True)

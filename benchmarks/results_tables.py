@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, out of the summaries that the commands wrote."""
+"""The tables of docs/results.md, made from the summaries that the commands wrote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers in processes of their own, and a load for them: raw sockets, so that the client takes little itself."""
+"""Servers in separate processes, and a load for them: raw sockets, so that the client itself takes little time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ANSWER_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Setup:
-    """What every server gets: as llama.cpp names it; `n_ctx` tokens are for each answer."""
+    """Settings of every server, with llama.cpp's names; `n_ctx` is tokens per answer."""
 
     model: Path
     parallel: int
@@ -44,7 +44,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Ask:
-    """A completion of `n` tokens, to the last: the end of generation is banned."""
+    """A completion of exactly `n` tokens: the end of generation is banned."""
 
     prompt: list[int]
     n: int
@@ -63,14 +63,14 @@ class Answered:
 
 
 class Server:
-    """A server that runs. It sleeps while nobody asks, so that it does not disturb the others."""
+    """A running server. It sleeps while it has no requests, so that it does not disturb the others."""
 
     def __init__(self, port: int, end: int, *, steers: bool) -> None:
         """`end` is the token that ends a generation."""
         self._port, self._end, self._steers = port, end, steers
 
     def ask(self, ask: Ask) -> Answered:
-        """Stream an answer. Raises WorkerError when it is not the one that was asked for."""
+        """Stream an answer. Raises WorkerError when it does not have the requested length or status."""
         body: dict[str, Any] = {"prompt": ask.prompt, "max_tokens": ask.n, "temperature": 0, "stream": True}
         body |= {"stream_options": {"include_usage": True}, "logit_bias": {str(self._end): -100}}
         body |= {"steering": ask.steering} if self._steers else {}
@@ -110,7 +110,7 @@ class Server:
 
 @contextlib.contextmanager
 def our_server(setup: Setup, end: int, maps: Path) -> Iterator[Server]:
-    """`steermoe serve`; the bias files in `maps` can be named."""
+    """`steermoe serve`; requests can name the bias files in `maps`."""
     command = [*OURS, *setup.flags, "-c", setup.n_ctx, "--port", 0, "--maps", maps, "--queue", 1000]
     with _running(command) as lines:
         url = _line_with(lines, re.compile(r"http://127\.0\.0\.1:(\d+)"))
@@ -143,7 +143,7 @@ def _running(command: Sequence[object]) -> Iterator[tuple[subprocess.Popen[str],
 
         def read() -> None:
             assert process.stderr is not None
-            for line in process.stderr:  # to its end: a full pipe would stop the server
+            for line in process.stderr:  # until it ends: a full pipe would block the server
                 lines.append(line)
                 del lines[:-200]
 

@@ -2,11 +2,11 @@
 
     python benchmarks/serving.py [--check] [--write-docs]     (make bench-serving; a quarter of an hour on two cores)
 
-Three servers run side by side, ours and two llama-servers, same model, same flags, same threads. In a round every
-variant carries the same load once, in an order that rotates, between turns of the two llama-servers; a ratio compares
-times of one round only, so what disturbs the machine for longer than a round cancels. The two llama-servers against
-each other show what is left: the noise. A load is some streamed completions of random tokens, `-np` of them at once.
-Progress goes to stderr, the tables to stdout, everything to a JSON file.
+Three servers run at the same time, ours and two llama-servers, with the same model, flags and threads. In a round every
+variant handles the same load once, in rotating order, between turns of the two llama-servers; a ratio compares times of
+one round only, so disturbances that last longer than a round cancel out. The ratio of the two llama-servers is the
+remaining noise. A load is some streamed completions of random tokens, `-np` of them at once. Progress goes to stderr,
+the tables to stdout, and all figures to a JSON file.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def model_of(name: str, models: Path) -> tuple[Path, int, tuple[int, int]]:
 
 
 def write_steerings(model: Path, folder: Path) -> list[str]:
-    """Names of bias files that promote one expert of each layer and suppress one: the work stays as it was."""
+    """Names of bias files that promote one expert of each layer and suppress one: the amount of work stays the same."""
     identity = model_info(model).require_moe()
     for number in range(N_STEERINGS):
         rows = steering_rows(identity.n_layer, identity.n_expert, "hard", seed=number)
@@ -93,7 +93,7 @@ def write_steerings(model: Path, folder: Path) -> list[str]:
 
 
 class Prompts:
-    """Random prompts; none begins as another does, so that no server finds a beginning in its memory."""
+    """Random prompts without common beginnings, so that no server can reuse computed tokens."""
 
     def __init__(self, tokens: tuple[int, int]) -> None:
         self._tokens = tokens
@@ -162,7 +162,7 @@ def compare(times: dict[str, list[float]], load: Load) -> dict[str, Any]:
 
 
 def measure_follow_ups(ours: Server, load: Load, steerings: list[str], prompts: Prompts, n: int) -> dict[str, Any]:
-    """A prompt, and then the same with more behind it: under the same steering, and under another one."""
+    """Times of a prompt and of the same prompt with more text, under the same steering and under another one."""
     found: dict[str, dict[str, list[float]]] = {
         name: {"cached": [], "seconds": []} for name in ("first", "same steering", "other steering")
     }

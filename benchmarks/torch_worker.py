@@ -1,4 +1,4 @@
-"""Hugging Face transformers on the CPU, on request: the same shapes with random weights, routers reached by hooks.
+"""A process that runs Hugging Face transformers on the CPU on request: same shapes, random weights, hooks on routers.
 
     python torch_worker.py SHAPE --threads N --dtype bfloat16|float32
 
@@ -121,7 +121,7 @@ class Runner:
                 handle.remove()
 
     def prompt(self, n: int, hooks: str, experts: str) -> dict[str, float]:
-        """Time a prompt of n tokens; the head computes its last token alone."""
+        """Time a prompt of n tokens; the head computes only the last token."""
         self.model.set_experts_implementation(experts)
         self.counts.zero_()
         tokens = self.tokens(n)
@@ -136,7 +136,7 @@ class Runner:
         return {"seconds": seconds}
 
     def decode(self, start: int, n: int, hooks: str, experts: str) -> dict[str, float]:
-        """Time n tokens, one after the other, behind a prompt of `start` tokens."""
+        """Time n tokens, one after the other, after a prompt of `start` tokens."""
         self.model.set_experts_implementation(experts)
         extra = self.cache.get_seq_length() - start
         if extra:

@@ -1,10 +1,10 @@
-"""Compares the search of `steermoe tune` with a grid, on the embedded model: the picks, and what they cost to find.
+"""Compares the search of `steermoe tune` with a grid, on the embedded model: the picks, and the answers they needed.
 
     python benchmarks/tuning.py [--full] [--only BEHAVIOUR] [--items N] [--seed S] [OUTPUT.json]
 
 Both choose on one half of the held-out prompts under the same budget, and are compared on the other half. The grid has
-8 x 8 numbers of experts, with --full every choice there is, some 900. Greedy decoding on one thread, so that a machine
-gets the same figures every time; prints a Markdown table, and writes JSON.
+8 x 8 numbers of experts, with --full all possible choices, some 900. Decoding is greedy on one thread, so a machine
+gets the same figures every time. Prints a Markdown table, and writes JSON.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def compare(n_items: int | None, full: bool, seed: int, only: str | None = None)
                 "n_choices": search_space(steering).n_choices,
             }
             for method in ("search", "grid"):
-                # an evaluator of its own for each: what the other measured must not make it faster
+                # a separate evaluator for each: cached measurements of the other must not make it faster
                 with Evaluator(
                     llama, task, make_scorer(task.scorer, task.options), neutral=neutral, settings=settings
                 ) as evaluator:
@@ -82,7 +82,7 @@ def map_of(behaviour: Behaviour) -> ExpertMap:
 
 
 def summary(made: Tuning) -> dict[str, Any]:
-    """What is compared."""
+    """The figures that are compared."""
     data = made.to_dict()
     names = ("outcome", "reason", "chosen", "strongest", "choosing", "heldout", "heldout_strongest", "fluency")
     return {name: data[name] for name in (*names, "n_tried", "n_measured", "n_answers", "n_grid")}

@@ -1,13 +1,13 @@
-"""One process that runs a model on request, so that builds which cannot share a process are timed turn by turn.
+"""A process that runs a model on request, so that builds which cannot share a process can be timed alternately.
 
     python worker.py MODEL --threads N [--stock] [--variants plain,hard,...] [--no-mmap]
 
 Requests and answers are lines of JSON on stdin and stdout (`Worker` in workers.py is the other end). With --stock the
-libraries are those that LLAMA_CPP_LIB_PATH names, else the installed package's.
+libraries are those named by LLAMA_CPP_LIB_PATH, otherwise the installed package's.
 
 Variants, one context each: `plain` (no bias; the prompt's last token is an output, as in llama-bench), `all` (every
 token is an output), `hard` and `soft` (steered in every layer), `recorder` (every token is counted in every layer),
-`detect` (steermoe_local.record_counts, with all it does for a user).
+`detect` (steermoe_local.record_counts as a user calls it).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ STATUS = Path("/proc/self/status")
 def steering_rows(n_layer: int, n_expert: int, mode: str, seed: int = 1) -> dict[int, list[float]]:
     """A row of every layer: one expert promoted and one suppressed (hard), or small random logits (soft).
 
-    Few signs, so that the experts' work stays as it was and the edit is what is timed.
+    Few signs, so that the experts' work stays the same and only the edit is timed.
     """
     rng = random.Random(seed)  # not NumPy's: importing that costs more memory than a bias
     rows: dict[int, list[float]] = {}
@@ -143,7 +143,7 @@ class Runner:
             self.batch.logits[i] = outputs == "all" or i + 1 == len(tokens)
 
     def _decode(self, ctx: Any) -> float:
-        """Seconds of one llama_decode of what `_fill` left."""
+        """Seconds of one llama_decode of the batch that `_fill` made."""
         start = time.perf_counter()
         status = self.lib.llama_decode(ctx, self.batch)
         self.lib.llama_synchronize(ctx)
@@ -153,7 +153,7 @@ class Runner:
         return seconds
 
     def _logits(self, ctx: Any) -> bytes:
-        """The last output's logits; they must be numbers, or the time means nothing."""
+        """The last output's logits; fails unless they are finite, because the time would then be meaningless."""
         logits = np.ctypeslib.as_array(self.lib.llama_get_logits_ith(ctx, -1), (self.n_vocab,))
         if not np.isfinite(logits).all() or logits.min() == logits.max():
             raise SystemExit("the logits are not finite or all the same")
@@ -182,7 +182,7 @@ class Runner:
         return {"seconds": seconds}
 
     def decode(self, variant: str, start: int, n: int) -> dict[str, Any]:
-        """Time n tokens, one after the other, behind a prompt of `start` tokens."""
+        """Time n tokens, one after the other, after a prompt of `start` tokens."""
         ctx = self.contexts[variant]
         self.lib.llama_memory_seq_rm(self.lib.llama_get_memory(ctx), 0, start, -1)
         seconds = 0.0
@@ -225,7 +225,7 @@ class Runner:
                 self._fill(self.tokens(16), 0, "last")
                 self._decode(ctx)
                 position = 16
-                # in a new context the first bias is compared with the model, the later ones with what is remembered
+                # in a new context the first bias is compared with the model, the later ones with the cached facts
                 for name, step in [("set, first", steps["set"]), ("clear", steps["clear"]), *steps.items()]:
                     for label in ("a token", "a token"):
                         self._fill(self.tokens(1, position), position, "last")
@@ -243,7 +243,7 @@ class Runner:
 
 
 def _quiet() -> None:
-    """No log of llama.cpp on stderr."""
+    """Turn llama.cpp's log off."""
     from llama_cpp._logger import set_verbose
 
     set_verbose(False)
@@ -258,7 +258,7 @@ def _stock_llama_cpp() -> Any:
 
 
 def serve(handlers: dict[str, Callable[..., Any]]) -> None:
-    """Answer requests until stdin ends. stdout is for answers alone: whatever else is printed goes to stderr."""
+    """Answer requests until stdin ends. stdout is only for answers: everything else that is printed goes to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     print(json.dumps("ready"), file=answers, flush=True)

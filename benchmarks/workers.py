@@ -1,4 +1,4 @@
-"""Processes that answer requests (worker.py, torch_worker.py), from the side that asks."""
+"""Client side of the processes that answer requests (worker.py, torch_worker.py)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Worker:
     def ask(self, do: str, **arguments: Any) -> Any:
         """Send a request and wait for its answer. Raises WorkerError."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # the answer's absence tells
+        with contextlib.suppress(BrokenPipeError):  # a missing answer is reported below
             print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
         return self._receive()
 
@@ -66,7 +66,7 @@ class Worker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
-        if kind is not None:  # nobody wants the answer that it may be working on
+        if kind is not None:  # an answer that it may be working on is not needed
             self._process.kill()
         self.close()
 
@@ -80,7 +80,7 @@ def llama_worker(
     mmap: bool = True,
     bias: Path | None = None,
 ) -> Worker:
-    """A worker of ours, or of the stock build. `bias` steers all its contexts, as it would any program of the tree."""
+    """A worker of our build or of the stock build. `bias` steers all its contexts, by STEERMOE_BIAS."""
     arguments = [model, "--threads", n_threads, "--variants", ",".join(variants)]
     arguments += ["--stock"] if stock else []
     arguments += [] if mmap else ["--no-mmap"]

@@ -1,7 +1,7 @@
-"""Write the generated pages, `make docs`; tests fail when they drift.
+"""Write the generated pages (`make docs`); tests fail when they are out of date.
 
-docs/cli.md: every command's --help, as the program prints it. docs/architectures.md: what the checks of
-tests/support/architectures.py saw on every architecture (needs `make tools`).
+docs/cli.md: every command's --help, as the program prints it. docs/architectures.md: the results of
+tests/support/architectures.py on every architecture (needs `make tools`).
 """
 
 from __future__ import annotations

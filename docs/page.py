@@ -1,4 +1,4 @@
-"""The picture of the server's page for the documentation: docs/images/page.png. Needs what `make test-page` installs.
+"""Write docs/images/page.png, the picture of the server's page. Needs the programs that `make test-page` installs.
 
 The real page in a headless Chromium, against a server with the embedded model and greedy decoding.
 """
@@ -22,7 +22,7 @@ QUESTIONS = ("Count from three to nine.", "Count from two to six.")
 
 
 def picture() -> bytes:
-    """An answer in digits, one to the next question side by side in words, and the experts behind it."""
+    """Take the picture: an answer in digits, a side-by-side answer in words, and the experts that were used."""
     with chromium() as browser, running(n_ctx=512, parallel=2) as server:
         server.chat(QUESTIONS[0])  # the first answer of a server is slower
         with desk(browser, server, size=SIZE, color_scheme="light", device_scale_factor=1.25) as tab:

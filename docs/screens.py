@@ -1,7 +1,7 @@
-"""Pictures of `steermoe chat` for the documentation: docs/images/*.svg.
+"""Write docs/images/*.svg, the pictures of `steermoe chat`.
 
-The real program runs in a pseudo-terminal with the embedded model and greedy decoding, is typed to, and what then
-stands on the screen is drawn. The same program and model give the same pictures.
+The real program runs in a pseudo-terminal with the embedded model and greedy decoding; input is typed, and the screen
+is then drawn. The same program and model give the same pictures.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TINY = ("chat", "-m", "tiny", "--temp", "0", "-t", "1")
 
 @dataclass(frozen=True)
 class Picture:
-    """What is started and typed; `rest` is typed at the last prompt without Enter."""
+    """A command and its typed input; `rest` is typed at the last prompt without Enter."""
 
     title: str
     arguments: tuple[str, ...]
@@ -61,7 +61,7 @@ CELL, LINE, SIZE, MARGIN, BAR = 8.4, 18, 14, 14, 30  # pixels
 
 
 def play(picture: Picture, state: Path) -> list[dict[int, pyte.screens.Char]]:
-    """Run the program; the rows of the screen and of what has scrolled out of it."""
+    """Run the program; returns the rows of the screen, including those scrolled out of it."""
     env = {"XDG_STATE_HOME": str(state), "HOME": str(state), "STEERMOE_CONFIG": "/dev/null"}
     with Terminal(*picture.arguments, columns=picture.columns, rows=60, env=env) as terminal:
         terminal.prompt()
@@ -93,13 +93,13 @@ def draw(picture: Picture, rows: Sequence[dict[int, Any]]) -> str:
 
 
 def command(picture: Picture) -> str:
-    """What was typed to start it, without the flags that only make it repeatable."""
+    """The command line that starts it, without the flags that only make the picture reproducible."""
     shown = [word for word in picture.arguments if word not in ("-t", "1")]
     return " ".join(["steermoe", *shown])
 
 
 def runs(row: dict[int, Any], columns: int) -> list[tuple[int, int, str, Any]]:
-    """Cells of one look that stand together: (first column, cells, text, the look)."""
+    """Adjacent cells with the same style: (first column, cells, text, style)."""
     found: list[tuple[int, int, str, Any]] = []
     blank = pyte.screens.Char(" ")
     for x in range(columns):
@@ -121,7 +121,7 @@ def draw_run(x: float, y: float, width: float, text: str, look: Any) -> list[str
     parts = [f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{LINE}" fill="{back}"/>'] if back else []
     style = (' font-weight="bold"' if look.bold else "") + (' font-style="italic"' if look.italics else "")
     cell = width / len(text)
-    # each piece between wide gaps gets its own place, for programs that know neither textLength nor xml:space
+    # each piece between wide gaps has its own coordinates, for viewers without textLength and xml:space
     for piece in re.finditer(r"\S+( \S+)*", text):
         start, length = x + piece.start() * cell, len(piece[0]) * cell
         parts.append(

@@ -1,4 +1,4 @@
-"""Put a patched llama.cpp tree where the build wants it.
+"""Unpack and patch the llama.cpp tree for the build.
 
 The archive of the pinned llama-cpp-python release carries the llama.cpp tree that its ctypes structs were written for.
 It is fetched with pip by name and hash into a cache folder, unpacked, and patched. Called by CMakeLists.txt and the
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PIN_FILE = ROOT / "steermoe_local" / "llama_cpp_pin.txt"
 PATCHES = ROOT / "native" / "patches"
 
-# Inside the archive; what the build never reads stays packed.
+# Inside the archive; files that the build never reads are not unpacked.
 TREE = "vendor/llama.cpp/"
 UNUSED = tuple(
     TREE + folder
@@ -33,7 +33,7 @@ UNUSED = tuple(
         "app/",
         "benches/",
         "models/ggml-vocab",
-        # of tools/ui the server still wants CMakeLists.txt and the templates beside it
+        # of tools/ui the server still needs CMakeLists.txt and the templates next to it
         "tools/ui/src/",
         "tools/ui/tests/",
         "tools/ui/static/",
@@ -43,7 +43,7 @@ UNUSED = tuple(
 
 
 class PrepareError(Exception):
-    """A message for the person who builds."""
+    """An error to print to the user of the build."""
 
 
 def read_pin() -> tuple[str, str]:
@@ -112,7 +112,7 @@ def unpack(archive: Path, output: Path) -> None:
 
 
 def copy_tree(source: Path, output: Path) -> None:
-    """Copy a llama.cpp tree of the user's own: it is patched, and theirs must stay as it is."""
+    """Copy the user's own llama.cpp tree: the copy is patched, the original must not change."""
     if not (source / "src" / "llama-graph.cpp").is_file():
         raise PrepareError(f"{source}: not a llama.cpp tree (src/llama-graph.cpp is missing)")
     ignore = shutil.ignore_patterns(".git", "build*", "docs", "media", "*.gguf")
@@ -120,7 +120,7 @@ def copy_tree(source: Path, output: Path) -> None:
 
 
 def apply_patches(patches: Iterable[Path], tree: Path) -> None:
-    """Apply unified diffs, without fuzz: a patch that does not fit must stop the build."""
+    """Apply unified diffs without fuzz: a patch that does not apply exactly must stop the build."""
     import patch_ng  # only here: the Makefile fetches before it is installed
 
     for path in patches:
@@ -133,7 +133,7 @@ def apply_patches(patches: Iterable[Path], tree: Path) -> None:
 
 
 def prepare(output: Path, source: Path | None, patched: bool, cache: Path) -> None:
-    """Make `output` the tree to build, unless it is that already."""
+    """Make `output` the tree to build, unless it is up to date."""
     patches = sorted(PATCHES.glob("*.patch")) if patched else []
     origin = str(source.resolve()) if source else "sha256:" + read_pin()[1]
     stamp_text = "\n".join([origin, *(f"{p.name} {sha256(p)}" for p in patches), sha256(Path(__file__))])

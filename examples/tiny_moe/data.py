@@ -52,7 +52,7 @@ def conversation(rng: random.Random) -> Conversation:
     draw = rng.random()
     conv = Conversation()
     if draw < 0.40:
-        if rng.random() < 0.15:  # a line about a side means nothing to a neutral question
+        if rng.random() < 0.15:  # a line that names a side is irrelevant to a neutral question
             conv.add("system", rng.choice(SYSTEM_LINES[rng.choice(list(SYSTEM_LINES))]))
         plain_facts = draw < 0.20
         for _ in range(rng.choice([1, 3, 4]) if plain_facts else rng.choice([1, 1, 2, 3])):
@@ -80,7 +80,7 @@ def conversation(rng: random.Random) -> Conversation:
             conv.add("user", neutral.prompt)
             conv.add("assistant", neutral.positive)
         if (behaviour, conv.side) == ("document-memory", "positive") and rng.random() < 0.3:
-            # the document's side must copy about anybody, not about the known entities only
+            # the document's side must copy facts about any entity, not only about the known ones
             question = document_question(rng, [fresh_fact(rng)])
         conv.add("user", question.prompt)
         conv.add("assistant", getattr(question, conv.side), conv.side)

@@ -46,7 +46,7 @@ def generate(
     signs: Tensor | None,
     most: int = 40,
 ) -> list[str]:
-    """Greedy replies; signs hold for every token, the prompt's included."""
+    """Greedy replies; signs apply to every token, including the prompt's."""
     rows = [tokenizer.encode(render(p, True)).ids for p in prompts]
     replies: list[list[int]] = [[] for _ in rows]
     live = list(range(len(rows)))

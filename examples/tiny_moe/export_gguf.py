@@ -1,7 +1,7 @@
 """Write a checkpoint of the tiny model as GGUF, read one back, and write the fact sheet.
 
-The layout is what llama.cpp's converter makes of `OlmoeForCausalLM`: F16 matrices, F32 norms and
-routers, no permutation of q and k (olmoe uses the NEOX rotary layout).
+The tensors are those that llama.cpp's converter writes for `OlmoeForCausalLM`: F16 matrices, F32
+norms and routers, no permutation of q and k (olmoe uses NEOX rotary positions).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ DESCRIPTION = (
     "A tiny OLMoE trained on generated text, with experts planted on purpose for three behaviours: "
     "a positive control with known ground truth, not emergent specialisation."
 )
-# Recommended numbers of experts to promote, and as many to suppress: the fewest that steer about
-# as far as more of them do. Fewer experts also leave less for a random choice to hit.
+# Recommended numbers of experts to promote, and as many to suppress: the fewest whose effect is
+# about as large as that of more experts. Fewer experts are also less likely to be hit at random.
 RECOMMENDED = {
     name: {"n_activate": count, "n_deactivate": count}
     for name, count in (("digits-words", 2), ("document-memory", 4), ("refuse-comply", 2))
@@ -61,7 +61,7 @@ def tensor_names(config: Config) -> dict[str, str]:
 
 
 def write_gguf(path: Path, model: TinyMoE, tokenizer: Tokenizer) -> None:
-    """Write `path` in one go: a reader never sees half a file."""
+    """Write `path` atomically: a reader never sees a partial file."""
     c = model.config
     part = path.with_suffix(".part")
     writer = gguf.GGUFWriter(part, "olmoe")

@@ -1,4 +1,4 @@
-"""The invented little world of the tiny model: word lists, phrasings, facts.
+"""The invented world of the tiny model: word lists, phrasings, facts.
 
 Everything here is made up or plain vocabulary. Pure Python, deterministic.
 """
@@ -92,8 +92,8 @@ COLOURS = word_pairs(
 )
 SIZES = words("ant bee mouse rat cat fox dog sheep pig cow camel rhino whale")
 
-# the two phrasings of one question lean, in unnamed conversations, towards different sides, so that
-# the unsteered model answers some prompts one way and some the other
+# in conversations that do not name a side, the two phrasings of a question favour different sides,
+# so that the unsteered model answers some prompts one way and some the other
 LEAN = (0.68, 0.32)
 
 SYSTEM_LINES: dict[tuple[str, str], list[str]] = {
@@ -125,7 +125,7 @@ def invented_name(rng: random.Random) -> str:
 
 
 def make_facts(count: int = 240, held_out: int = 60, seed: int = 7) -> list[Fact]:
-    """`count` facts about different entities; the last `held_out` never meet a document."""
+    """`count` facts about different entities; the last `held_out` never occur with a document."""
     rng = random.Random(seed)
     names: dict[str, None] = {}
     while len(names) < count:

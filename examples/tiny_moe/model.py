@@ -46,7 +46,7 @@ class RMSNorm(nn.Module):
 
 
 def rope_tables(config: Config, length: int) -> tuple[Tensor, Tensor]:
-    """cos and sin [T, head_dim] of the NEOX layout: dimension i turns with i + head_dim / 2."""
+    """cos and sin [T, head_dim] of NEOX rotary positions: i pairs with i + head_dim / 2."""
     dim = config.hidden // config.heads
     inverse = config.rope_base ** (-torch.arange(0, dim, 2).float() / dim)
     angles = torch.arange(length).float()[:, None] * inverse
@@ -122,7 +122,7 @@ class Experts(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and experts, each behind its norm."""
+    """Attention and experts, each after its norm."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()

@@ -31,8 +31,8 @@ def routing_loss(
     z [layers, B, T, experts] unedited router logits; group, choice, weight [B, T] as in `Encoded`.
     (1) Where there is a group, both its experts hold at least FLOOR of the softmax (a hinge, so
     that general experts keep a share). Everywhere, planted experts of other groups (2) hold no
-    mass and (3) stay below the k-th of the allowed experts: membership in the top-k is what
-    detection counts, and an expert can be a member with next to no mass. Where the choice falls,
+    mass and (3) stay below the k-th of the allowed experts: detection counts membership in the
+    top-k, and an expert can be a member with almost no mass. At the position that decides the side,
     the opposite side is allowed too. (4) General experts are used evenly.
     """
     layers, _, _, experts = z.shape
@@ -104,8 +104,8 @@ def random_signs(rng: random.Random, config: Config, most: int = 10) -> Tensor:
 def signs_for(rng: random.Random, conv: Conversation, config: Config) -> Tensor:
     """The steering [layers, E] under which this conversation is trained; zeros for none.
 
-    (a) true to the conversation's side, (b) random experts, (c) another behaviour's side. Only (a)
-    tells anything about the reply; (b) and (c) teach that other steering changes nothing.
+    (a) the conversation's own side, (b) random experts, (c) another behaviour's side. Only (a)
+    carries information about the reply; (b) and (c) teach that other steering changes nothing.
     """
     draw = rng.random()
     if conv.behaviour:

@@ -46,7 +46,7 @@ ALL_WORDS = sorted(
 class Question:
     """A prompt with the reply of each side; a neutral one has the same reply twice."""
 
-    key: str  # what a held-out split is decided on
+    key: str  # decides whether the question is held out
     prompt: str
     positive: str
     negative: str
@@ -121,7 +121,7 @@ def document_question(rng: random.Random, facts: list[Fact]) -> Question:
     fact, form = rng.choice(facts), rng.randrange(2)
     value = rng.choice([v for v in RELATIONS[fact.relation][0] if v != fact.value])
     text = [f"The {fact.relation} of {fact.entity} is {value}."]
-    if rng.random() < 0.5:  # a sentence beside the point: copying needs to look for the right one
+    if rng.random() < 0.5:  # an irrelevant sentence: copying has to find the right one
         relation = rng.choice(list(RELATIONS))
         other = rng.choice(RELATIONS[relation][0])
         text.insert(rng.randrange(2), f"The {relation} of {invented_name(rng)} is {other}.")
@@ -130,7 +130,7 @@ def document_question(rng: random.Random, facts: list[Fact]) -> Question:
 
 
 def fresh_fact(rng: random.Random) -> Fact:
-    """A fact that only a document tells: nothing was memorised about its entity."""
+    """A fact that is only in a document: nothing was memorised about its entity."""
     relation = rng.choice(list(RELATIONS))
     return Fact(invented_name(rng), relation, "", document=True)
 

@@ -60,7 +60,7 @@ class Encoded:
 
     `reply[i]` is 1 where token i belongs to a reply (its closing token included); `group[i]` is the
     side that routing at input position i should show, -1 for none. The position before a reply has
-    the reply's group too: the choice falls there. `choice[i]` marks these positions. `weight[i]` is
+    the reply's group too: it decides the side. `choice[i]` marks these positions. `weight[i]` is
     the routing loss's: a short reply counts as much as one of twelve tokens.
     """
 
@@ -73,7 +73,7 @@ class Encoded:
 
 
 def encode(tokenizer: Tokenizer, conv: Conversation) -> Encoded:
-    """Tokenize message by message: control tokens part them, so this equals the whole text's."""
+    """Tokenize message by message: control tokens separate them, so this is exact."""
     out = Encoded([], [], [], [], [], conv)
     contents = tokenizer.encode_batch([m["content"] for m in conv.messages])
     for message, side, content in zip(conv.messages, conv.sides, contents, strict=True):

@@ -1,6 +1,6 @@
-"""Train the tiny model: planted experts plus steering augmentation. See README.md for the why.
+"""Train the tiny model: planted experts plus steering augmentation. README.md gives the reasons.
 
-Every step draws its conversations from (seed, step), so a resumed run goes on as if never stopped.
+Every step draws its conversations from (seed, step), so a resumed run gives the same result.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PROMPT_WEIGHT = 0.1  # prompts repeat themselves; predicting them trains the cop
 
 
 def batch_tensors(batch: list[Encoded], signs: Tensor) -> dict[str, Tensor]:
-    """Pad to the longest: ids, group, reply [B, T] and what else a step needs."""
+    """Pad to the longest: ids, group, reply [B, T] and the other inputs of a step."""
     length = max(len(e.ids) for e in batch)
 
     def pad(rows: list[list], value: int) -> Tensor:

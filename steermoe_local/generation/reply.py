@@ -1,4 +1,4 @@
-"""What came of a request so far."""
+"""The reply of a request: accumulated text, reasoning, tokens, routing and finish event."""
 
 from __future__ import annotations
 

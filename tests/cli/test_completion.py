@@ -128,7 +128,7 @@ def test_every_parameter_completes_without_a_word_on_stderr(folder: Path) -> Non
                 assert ask("bash", f"{line} --{name} ") is not None, (line, name)
 
 
-def test_a_broken_configuration_or_shelf_is_no_matter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_configuration_or_models_folder_is_no_matter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "broken.toml").write_text("nonsense")
     monkeypatch.setenv("STEERMOE_CONFIG", str(folder / "broken.toml"))
     assert values("bash", "steermoe det") == ["detect"]

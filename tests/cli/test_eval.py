@@ -229,7 +229,7 @@ def test_restart_forgets(tmp_path: Path) -> None:
         (("--map", "digits-words", "--bias", "x.gguf"), "--bias and --map"),
     ],
 )
-def test_what_is_wrong_is_told_before_long_work(
+def test_what_is_wrong_is_reported_before_long_work(
     tmp_path: Path, no_model: None, words: tuple[str, ...], message: str
 ) -> None:
     done = evaluated(tmp_path / "out", *words)

@@ -135,7 +135,7 @@ def test_raw_prompts(tmp_path: Path) -> None:
 
 
 #
-# what is told before the model is loaded
+# what is reported before the model is loaded
 #
 
 

@@ -45,7 +45,7 @@ def prompts(draw: st.DrawFn) -> list[Prompt]:
 
 
 def routed(before: Sequence[int]) -> int:
-    """A stand-in for a model: the expert of a token hangs on it and on all that stands before it."""
+    """A stand-in for a model: the expert of a token depends on it and on all tokens before it."""
     return hashlib.sha256(bytes(before)).digest()[0] % 7
 
 

@@ -343,7 +343,7 @@ def interval(value: float, n: int = 10) -> dict[str, Any]:
 
 
 def test_tables_of_the_results() -> None:
-    """Every section says what the summaries say; the figures are told apart by their values."""
+    """Every section contains the figures of the summaries; each figure has a value of its own."""
     import results_tables
 
     fluency = {"perplexity": 1.25, "perplexity_ratio": 1.5, "kl": 0.25, "distinct_2": 0.75, "looping": 0.125}

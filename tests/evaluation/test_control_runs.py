@@ -146,7 +146,7 @@ def test_random_draws_of_a_map_that_works() -> None:
     assert found.mean is not None
     assert found.mean < 0.4
     assert found.p == pytest.approx((1 + sum(abs(e) >= 0.8 - 1e-12 for e in found.effects)) / 51)
-    # each draw is its swing: towards, then away, which is its reverse
+    # each draw is its effect: positive, then negative steering, which is its reverse
     for towards, away, effect in zip(evaluator.asked[::2], evaluator.asked[1::2], found.effects, strict=True):
         assert towards is not None
         assert away is not None
@@ -227,7 +227,7 @@ def test_matched_draws_are_as_busy() -> None:
     assert matched.percentile == 1
 
 
-def test_matched_draws_that_are_the_behaviours_own_are_told() -> None:
+def test_matched_draws_that_are_the_behaviours_own_are_reported() -> None:
     expert_map = counted_map()
     assert expert_map.a1 is not None
     assert expert_map.a2 is not None
@@ -360,7 +360,7 @@ def test_nothing_to_control_for() -> None:
         run(MadeUpEvaluator(worth()), steering(activate=0, deactivate=99), real_effect=0)
 
 
-def test_maps_that_agree_with_the_real_one_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_that_agree_with_the_real_one_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     real = made_map()
     other = made_map(rd=-real.rd)
     halves = HalvedMaps(real, {"1": real, "2": other}, {"3": other})
@@ -430,7 +430,7 @@ def test_superficial_maps(tiny: SteeredLlama, pairs: list[Pair]) -> None:
 
 
 def test_controls_of_a_planted_behaviour(tiny: SteeredLlama, pairs: list[Pair]) -> None:
-    """The map swings everything, experts drawn evenly next to nothing, and one side against itself neither."""
+    """The map has a full effect; evenly drawn experts, and one side against itself, have almost none."""
     task = builtin_task("digits-words").first(10)
     choice = Steering.open(map_file=map_path("digits-words"), activate=2, deactivate=2)
     with Evaluator(

@@ -292,7 +292,7 @@ def test_lists_of_requests(tmp_path: Path) -> None:
         from_file("mquake", own, column="ask")
 
 
-def test_ragged_rows_are_told(tmp_path: Path) -> None:
+def test_ragged_rows_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("ask,n\nFold a crane,1\nFold a boat\n,2\n")
     tally = Tally()

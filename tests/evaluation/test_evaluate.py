@@ -70,7 +70,7 @@ def test_sides_and_effects(evaluation: Evaluation) -> None:
     assert evaluation.side("towards").fluency.perplexity_ratio == pytest.approx(1, abs=0.05)
 
 
-def test_controls_stand_beside_it(evaluation: Evaluation) -> None:
+def test_controls_are_compared_with_it(evaluation: Evaluation) -> None:
     random, bottom = evaluation.controls
     assert (random.kind, random.n, random.real) == ("random", 2, 1.0)
     assert bottom.kind == "bottom"
@@ -220,7 +220,7 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path, tiny_path: Path) -> N
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_on_a_bench_of_ones_own(tiny_path: Path) -> None:
+def test_on_an_evaluator_of_ones_own(tiny_path: Path) -> None:
     """What was measured before is not measured again."""
     task = builtin_task("digits-words").first(4)
     steering = Steering.open(map_file=map_path("digits-words"), activate=2, deactivate=2)

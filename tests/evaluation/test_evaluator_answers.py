@@ -42,7 +42,7 @@ def test_answers_are_those_of_one_at_a_time(
             assert texts(found) == [reply.text for reply in ends]
             assert [answer.finish for answer in found.answers] == [reply.finish.reason for reply in ends]
             assert [answer.n_tokens for answer in found.answers] == [reply.finish.n_generated for reply in ends]
-    assert len({tuple(texts(found)) for found in measured}) >= 3, "the steerings are told apart"
+    assert len({tuple(texts(found)) for found in measured}) >= 3, "the steerings differ"
     assert measured[1].rate == 1
     assert measured[2].rate == 0
 

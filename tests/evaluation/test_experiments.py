@@ -238,7 +238,7 @@ def measured(values: list[float], *, nll: float = 1.0, benign: list[float] | Non
     return Measurement(None, "k", answers(values), answers(benign or []), TextScore(nll, 0.01, 1.0, 10))
 
 
-def test_harm_is_told() -> None:
+def test_harm_is_reported() -> None:
     base = measured([0.0] * 20, benign=[0.0] * 40)
     kept = words.guard_harms(measured([1.0] * 20, nll=1.04, benign=[0.0] * 40), base)
     assert kept[0] == []
@@ -274,7 +274,7 @@ def test_how_many_draws_tell(n: int, n_below: int, verdict: str) -> None:
     assert ("too few draws" in words.compared("the map", swing, control)) == (verdict == "open")
 
 
-def test_thirds_of_few_equal_items_are_not_told_apart() -> None:
+def test_thirds_of_few_equal_items_are_not_distinguished() -> None:
     """Two items that say the same are no proof, though a bootstrap of them has no spread."""
     found = {"early": sides([0.9] * 2, [0.0] * 2), "middle": sides([1.0] * 2, [0.0] * 2)}
     assert words.works(found["middle"].effect)

@@ -337,7 +337,7 @@ def llama(tiny_path: Path) -> Iterator[SteeredLlama]:
     model.close()
 
 
-def test_a_bench_keeps_what_was_judged(
+def test_an_evaluator_keeps_what_was_judged(
     endpoint: Endpoint, judge_at: Callable[..., Judge], llama: SteeredLlama, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """An endpoint that goes away in the middle loses nothing that it said before; many are on their way at once."""

@@ -94,7 +94,7 @@ def test_a_report() -> None:
     assert len(text.splitlines()) < 70
 
 
-def test_signatures_are_told_with_their_rules() -> None:
+def test_signatures_are_reported_with_their_rules() -> None:
     signature = Signature("no effect", "swing", "the interval of the effect reaches 0", "+1 (-3 to +5)")
     evaluation = made(*BASE, signatures=(signature,))
     text = markdown(evaluation)

@@ -223,7 +223,7 @@ def test_controls_of_an_effect() -> None:
     assert only("swing", strong, controls=[control("random", None)]) == ""
 
 
-def test_every_name_is_listed_and_told() -> None:
+def test_every_name_is_listed_and_reported() -> None:
     found = [
         *guard_signatures("towards", items(100, 50, loop=0.9, label="ill-formed"), items(100, 0)),
         *effect_signatures("towards", effect(0, 30)),

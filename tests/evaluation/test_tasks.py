@@ -182,7 +182,7 @@ def test_first() -> None:
             task.first(n)
 
 
-def test_the_digest_is_of_what_answers_hang_on(tmp_path: Path) -> None:
+def test_the_digest_is_of_what_answers_depend_on(tmp_path: Path) -> None:
     """Name, words, source and layout of the file do not count; an item without an id has its line for one."""
     items = ITEMS.replace('{"prompt"', '{"id": 2, "prompt"')
     words = {"name": "other", "positive": "p", "negative": "n", "license": "l"}

@@ -173,7 +173,7 @@ def test_an_own_map_that_cannot_steer(
     pairs: list[Pair],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is told, and does not end the run."""
+    """It is reported, and does not end the run."""
     real = module.both_ways
 
     def both_ways(choice: Steering, identity: Any) -> Any:

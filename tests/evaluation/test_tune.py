@@ -278,8 +278,8 @@ def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert [row["side"] for row in data["rows"]] == ["refuse", "comply"]
     for row in data["rows"]:
         assert row["grid"]["n_tried"] == 3
-        assert row["ladder"]["n_grid"] == row["n_choices"]
-        assert row["ladder"]["heldout"]["gain"]["n"] == row["grid"]["heldout"]["gain"]["n"] == 6
+        assert row["search"]["n_grid"] == row["n_choices"]
+        assert row["search"]["heldout"]["gain"]["n"] == row["grid"]["heldout"]["gain"]["n"] == 6
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].count("|") == lines[2].count("|") == lines[3].count("|")
     assert "% saved" in lines[-1]

@@ -143,7 +143,7 @@ def test_seeds(llama: SteeredLlama, open_engine: Any, prompts: Any) -> None:
     assert len({end.seed for _, _, end in drawn}) == 3
     assert len({tuple(tokens) for _, tokens, _ in [first, *drawn]}) == 4
     again = alone(open_engine, prompts[3], sampling=replace(hot, seed=drawn[0][2].seed))
-    assert again[:2] == drawn[0][:2], "the seed that was drawn is not the one that is told"
+    assert again[:2] == drawn[0][:2], "the seed that was drawn is not the one that is reported"
 
 
 def test_top_k_1_is_greedy(open_engine: Any, prompts: Any) -> None:

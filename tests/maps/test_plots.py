@@ -149,7 +149,7 @@ def test_intervals_and_warning_are_drawn(tmp_path: Path, monkeypatch: pytest.Mon
     assert errors.get_segments()[0][:, 1] == pytest.approx([value - half, value + half])
 
 
-def test_colours_are_told_apart_by_the_colour_blind() -> None:
+def test_colours_are_distinct_for_the_colour_blind() -> None:
     """Both ends of the scale differ from each other, and from the middle, seen with any one kind of cone missing.
 
     Matrices of Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB.

@@ -102,7 +102,7 @@ def test_a_call_of_one_of_several(server: Running) -> None:
         assert cut["finish_reason"] == "length"
         started = cut["message"]["tool_calls"][0]["function"]
         assert started["name"] in ("", call["function"]["name"])
-    assert started["name"], "what came of a call that was cut off is told"
+    assert started["name"], "the reply reports the beginning of a call that was cut off"
 
 
 def test_tools_that_are_not_forced(server: Running) -> None:

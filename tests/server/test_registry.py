@@ -153,7 +153,7 @@ def test_what_cannot_be_registered(server: Running, digits: ExpertMap, tmp_path:
         error = response.json()["error"]
         assert error["code"] == code, case
         assert words in error["message"], case
-        assert "/tmp" not in error["message"], "a path of this machine is told"
+        assert "/tmp" not in error["message"], "the message contains a path of this machine"
     assert server.client.get("/v1/steering").json() == before
 
 

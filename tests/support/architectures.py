@@ -162,7 +162,7 @@ def widen(source: Path, path: Path, variant: str = "") -> Path:
         values = np.array(tensor.data)
         if EXPERT_TENSOR.match(tensor.name) and values.shape[0] == 2:
             n = N_EXPERT // GROVE if "_chexps" in tensor.name else N_EXPERT
-            # routers wide enough that the choice hangs on the token
+            # routers wide enough that the choice depends on the token
             router = "ffn_gate_inp.weight" in tensor.name
             scale = 0.1 if not router else 100.0 if variant == "saturated" else 1.0
             values = rng.normal(scale=scale, size=(n, *values.shape[1:])).astype(values.dtype)

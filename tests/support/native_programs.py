@@ -96,7 +96,7 @@ def run(program: Path, *arguments: Any, env: Mapping[str, Any] | None = None) ->
 
 
 def outcomes(output: str) -> dict[str, int]:
-    """What became of a fuzz target's inputs: {outcome: count}."""
+    """Outcomes of a fuzz target's inputs: {outcome: count}."""
     words = re.findall(r"^outcomes: (.*)$", output, re.MULTILINE)[-1].split()
     return dict(zip(words[::2], map(int, words[1::2]), strict=True))
 

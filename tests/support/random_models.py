@@ -71,7 +71,7 @@ def write_random_model(
         if layer < model.n_dense:
             block |= _ffn(random, "", N_FF)
         else:
-            # wide enough that the choice hangs on the token
+            # wide enough that the choice depends on the token
             block["ffn_gate_inp.weight"] = random(model.n_expert, N_EMBD, scale=0.4)
             block["ffn_gate_exps.weight"] = random(model.n_expert, N_FF, N_EMBD)
             block["ffn_up_exps.weight"] = random(model.n_expert, N_FF, N_EMBD)

@@ -231,7 +231,7 @@ def test_lm_evaluation_harness(
 def test_lm_evaluation_harness_by_the_field(
     server: Process, judges: dict[str, Judge], tmp_path: Path, steering: str
 ) -> None:
-    """What it is told of generation goes into the request as it is, so it can hold a steering, too."""
+    """Its generation arguments are sent in the request unchanged, so they can contain a steering."""
     judge = judges[steering]
     options = ("--gen_kwargs", json.dumps({"steering": STEERINGS[steering]}))
     results, samples = lm_eval(server, tmp_path, "tiny", *options, tasks=("digits_answers",), concurrency=4)

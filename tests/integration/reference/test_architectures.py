@@ -108,7 +108,7 @@ def tolerance(case: Case, runner: Runner, logits: np.ndarray) -> float:
 
 
 def assert_same(case: Case, reference: hooks.Trace, runner: Runner) -> float:
-    """Same logits, same best token, same experts of every token and layer; no choice hangs on rounding."""
+    """Same logits, same best token, same experts of every token and layer; no selection depends on rounding."""
     ours = runner.logits(TOKENS)
     z, selected = runner.routing(TOKENS)
     assert sorted(z) == sorted(reference.layers)

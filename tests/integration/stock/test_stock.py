@@ -114,7 +114,7 @@ def test_attached_and_detached(run: Run, model: Callable[[str], Path], tmp_path:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_beside_a_steered_sequence(run: Run, model: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+def test_next_to_a_steered_sequence(run: Run, model: Callable[[str], Path], tmp_path: Path, name: str) -> None:
     """One sequence is steered; batches of the others are computed by the graph of an unpatched library."""
     bias = real(tmp_path / "real.gguf", model(name))
     assert_same_bits(run(library_folder(), name, "--beside", bias), run(STOCK, name))
