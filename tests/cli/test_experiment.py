@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from steermoe_local.cli import main
-from steermoe_local.cli.commands.experiment import _NAMES
 from steermoe_local.cli.options.evaluation_setup import EvaluationSetup
 from steermoe_local.errors import UsageError
 from steermoe_local.evaluation.experiments import experiments
@@ -29,9 +29,11 @@ def run(*args: Any, **kwargs: Any) -> Result:
 
 
 def test_the_names_are_the_experiments() -> None:
-    assert tuple(EXPERIMENTS) == _NAMES
+    name = next(param for param in main.commands["experiment"].params if param.name == "name")
+    assert isinstance(name.type, click.Choice)
+    assert list(name.type.choices) == list(EXPERIMENTS)
     shown = run("-h").output
-    assert all(f"\n  {name}  " in shown for name in _NAMES)
+    assert all(f"\n  {name}  " in shown for name in EXPERIMENTS)
 
 
 def test_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

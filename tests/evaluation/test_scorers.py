@@ -21,6 +21,7 @@ from steermoe_local.evaluation.measuring.evaluator import Evaluator, EvaluatorSe
 from steermoe_local.evaluation.tasks import safe_regex
 from steermoe_local.evaluation.tasks.scorers import SCORERS, make_scorer, numbers_in, option_names, parse_options
 from steermoe_local.evaluation.tasks.tasks import Choice, Task
+from steermoe_local.generation.answer_file import AnswerFile
 from steermoe_local.llama.rendering import Renderer
 from steermoe_local.pairs.prompts import PromptItem
 from tests.support import rounding
@@ -451,14 +452,23 @@ def logprob(llama: SteeredLlama, tokens: list[int], first: int) -> float:
     ],
 )
 def test_log_probabilities_are_the_models(
-    llama: SteeredLlama, raw: bool, prompt: str, options: dict[str, Any], texts: list[str], merges: bool
+    llama: SteeredLlama,
+    tmp_path: Path,
+    raw: bool,
+    prompt: str,
+    options: dict[str, Any],
+    texts: list[str],
+    merges: bool,
 ) -> None:
     one = PromptItem("q", prompt, extra={"choices": texts, "answer": 0})
     task, scorer = Task("t", (one,), "choice", options, raw=raw), make_scorer("choice", options)
     settings = EvaluatorSettings(n_parallel=2, context={"n_threads": 1, "type_k": F32, "type_v": F32})
-    with Evaluator(llama, task, scorer, settings=settings) as evaluator:
+    with (
+        AnswerFile(tmp_path / "records.jsonl") as file,
+        Evaluator(llama, task, scorer, settings=settings, kept=file) as evaluator,
+    ):
         answer = evaluator.measure([None])[0].answers[0]
-        kept = [record for record in evaluator._records.values() if "choices" in record]
+        kept = [record for record in file.records() if "choices" in record]
     renderer = Renderer(llama._model)
     before = prompt if raw else renderer.chat_text([{"role": "user", "content": prompt}])
     head = renderer.tokenize(before, add_special=raw)

@@ -365,7 +365,8 @@ def test_the_template_refuses(engine_with: Any) -> None:
 @pytest.mark.parametrize(("template", "opening"), [(THINKING, '"<think>"'), (OPENED, "")])
 def test_reasoning(engine_with: Any, template: str, opening: str) -> None:
     grammar = f'root ::= {opening} "\\nplus one\\n</think>\\n\\n4"'
-    chat = Chat(engine_with(template), sampling=Sampling(temperature=0, grammar=grammar), thinking=True)
+    engine = engine_with(template)
+    chat = Chat(engine, sampling=Sampling(temperature=0, grammar=grammar), thinking=True)
     items = list(chat.ask(QUESTIONS[0]))
     kinds = [item.kind for item in items if isinstance(item, Part)]
     assert kinds == sorted(kinds, reverse=True), "first the reasoning"
@@ -377,7 +378,7 @@ def test_reasoning(engine_with: Any, template: str, opening: str) -> None:
     chat.max_tokens = 1
     *_, second = chat.ask("Add 4 and 6.")
     assert isinstance(second, FinishEvent)
-    n_opening = len(chat._renderer.tokenize("<think>\n", add_special=False)) if not opening else 0
+    n_opening = len(engine.renderer.tokenize("<think>\n", add_special=False)) if not opening else 0
     assert second.n_cached == finish.n_prompt - n_opening
 
 

@@ -82,13 +82,14 @@ def test_a_target_that_the_template_drops(renderer: Renderer) -> None:
         renderer.prompt(chat("a", "b"), "zzz")
 
 
-def test_a_template_that_refuses(tiny_model: Any) -> None:
+def test_a_template_that_refuses(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = "{{ raise_exception('no such role') }}"
+    monkeypatch.setattr(tiny_model, "metadata", lambda: {"tokenizer.chat_template": template})
     renderer = Renderer(tiny_model)
-    renderer._metadata = {"tokenizer.chat_template": "{{ raise_exception('no such role') }}"}
     with pytest.raises(PairsError, match=r"template refuses .*no such role"):
         renderer.text(chat("a", "b"))
+    monkeypatch.setattr(tiny_model, "metadata", dict)
     renderer = Renderer(tiny_model)
-    renderer._metadata = {}
     with pytest.raises(PairsError, match="no chat template"):
         renderer.text(chat("a", "b"))
 
