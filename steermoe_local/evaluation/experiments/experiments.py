@@ -316,7 +316,7 @@ _EXPERIMENTS = (
     Experiment("superficial", "Would a map of mere form steer the behaviour as well?", superficial, needs_pairs=True),
     Experiment("random-matched", "Is it these experts, or any that are used as often?", random_matched),
     Experiment("layers", "Where in the depth of the model does the steering work?", layers),
-    Experiment("routing-kinds", "Does the effect hang on the rule by which the routers are steered?", routing_kinds),
+    Experiment("routing-kinds", "Does the effect depend on the rule by which the routers are steered?", routing_kinds),
 )
 EXPERIMENTS: Mapping[str, Experiment] = {experiment.name: experiment for experiment in _EXPERIMENTS}
 """The experiments by name, in the order in which one would run them."""
