@@ -89,7 +89,8 @@ demo: build
 TEST_PROCESSES ?= 2
 test: build tools
 	@echo "== tests"
-	@STEERMOE_REQUIRE_TOOLS=1 $(BIN)/pytest -q -p no:cacheprovider -n $(TEST_PROCESSES) --dist loadfile
+	@STEERMOE_REQUIRE_TOOLS=1 $(BIN)/pytest -q -p no:cacheprovider -n $(TEST_PROCESSES) --dist loadfile -m "not alone"
+	@STEERMOE_REQUIRE_TOOLS=1 $(BIN)/pytest -q -p no:cacheprovider -m alone
 
 # BENCH="--write-docs" also writes the measured part of docs/performance.md, --check fails on a missed criterion.
 BENCH ?=

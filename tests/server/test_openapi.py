@@ -21,6 +21,8 @@ from schemathesis.specs.openapi.checks import (
 from steermoe_local.server import ServerSettings, SteeringRegistry, Worker, create_app
 from tests.support.running_server import Load, Running, running
 
+pytestmark = pytest.mark.alone  # its tests have one name
+
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, negative_data_rejection]
 
 

@@ -130,7 +130,7 @@ def detect(
     display = _Display()
     with ExitStack() as stack:
         # the recorder's context holds a batch, or the longest prompt; how long the pairs are is not known yet
-        llama = stack.enter_context(open_model(model_info(model), flags, max(ctx_size, flags.batch_size)))
+        llama = stack.enter_context(open_model(model_info(model), flags, max(ctx_size, flags.batch_size), path=model))
 
         def sidecar(identity: ModelIdentity, digest: str) -> PairCountsWriter:
             assert per_pair_file is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ResourceError
@@ -55,32 +56,35 @@ def check_memory(facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_sequences: i
 
 
 @contextmanager
-def open_model(facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_sequences: int = 1) -> Iterator[SteeredLlama]:
+def open_model(
+    facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_sequences: int = 1, *, path: Path | None = None
+) -> Iterator[SteeredLlama]:
     """Load a model, after `check_memory`. Its own context is small; engines and recorders make theirs.
 
-    Raises ResourceError (no memory for `n_sequences` sequences of `n_ctx` tokens), ModelError, NativeError.
+    `path` is the file as the user named it, which is refused if it is a later part of a split model; None takes the first
+    part. Raises ResourceError (no memory for `n_sequences` sequences of `n_ctx` tokens), ModelError, NativeError.
     """
     from ...llama.steered_llama import SteeredLlama
 
     check_memory(facts, flags, n_ctx, n_sequences)
-    with closing(SteeredLlama(facts.paths[0], n_ctx=64, n_batch=64, **flags.model_arguments())) as llama:
+    with closing(SteeredLlama(path or facts.paths[0], n_ctx=64, n_batch=64, **flags.model_arguments())) as llama:
         yield llama
 
 
 @contextmanager
 def open_engine(
-    facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_slots: int, **engine_arguments: Any
+    facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_slots: int, *, path: Path | None = None, **engine_arguments: Any
 ) -> Iterator[Engine]:
     """Load a model and make an engine of `n_slots` slots of `n_ctx` tokens each.
 
-    `engine_arguments` are further ones of `Engine`. Raises as `open_model`.
+    `path` as in `open_model`. `engine_arguments` are further ones of `Engine`. Raises as `open_model`.
     """
     from ...generation.engine import Engine
 
     context = flags.context_arguments()
     context["n_batch"] = max(context["n_batch"], n_slots)
     with (
-        open_model(facts, flags, n_ctx, n_slots) as llama,
+        open_model(facts, flags, n_ctx, n_slots, path=path) as llama,
         Engine(llama, n_ctx=n_ctx, n_slots=n_slots, **context, **engine_arguments) as engine,
     ):
         yield engine

@@ -132,7 +132,9 @@ class Steered:
         """
         n_slots = n_parallel * len(self.sides)
         force = self.flags.steering_flags.force
-        with open_engine(self.facts, self.flags.flags, n_ctx, n_slots, record=False, force=force) as engine:
+        with open_engine(
+            self.facts, self.flags.flags, n_ctx, n_slots, path=self.flags.model, record=False, force=force
+        ) as engine:
             if self.steering is not None and self.steering.bias is not None and engine.identity is not None:
                 warn(*self.steering.check(engine.identity, str(self.flags.model), force))
             yield engine
