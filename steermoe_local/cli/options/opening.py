@@ -61,8 +61,8 @@ def open_model(
 ) -> Iterator[SteeredLlama]:
     """Load a model, after `check_memory`. Its own context is small; engines and recorders make theirs.
 
-    `path` is the file as the user named it, which is refused if it is a later part of a split model; None takes the first
-    part. Raises ResourceError (no memory for `n_sequences` sequences of `n_ctx` tokens), ModelError, NativeError.
+    `path` is the file as the user named it; a later part of a split model is refused. None takes the first part. Raises
+    ResourceError (no memory for `n_sequences` sequences of `n_ctx` tokens), ModelError, NativeError.
     """
     from ...llama.steered_llama import SteeredLlama
 
