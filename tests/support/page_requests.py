@@ -1,0 +1,53 @@
+"""Texts, models and helpers of the tests of the page."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tests.support.running_server import Running
+
+QUESTION = "Which number comes after three?"
+COUNT = "Count from three to nine."
+REFUSED = "the server responded with a status of"  # what a browser says of an answer that is not 2xx
+OFF = "net::ERR_"
+MARKUP = "<img src=x onerror=\"alert(1)\"><script>alert(2)</script><b onclick='alert(3)'>b</b>"
+
+
+def slow(server: Running, seconds: float) -> None:
+    """Make every step take longer."""
+    engine = server.worker.engine
+    assert engine is not None
+    step = engine.step
+
+    def slowly() -> Any:
+        time.sleep(seconds)
+        return step()
+
+    engine.step = slowly  # type: ignore[method-assign]
+
+
+def table(server: Running, name: str = "digits-words", **choice: Any) -> Any:
+    response = server.client.get(f"/v1/steering/{name}/map", params=choice)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+@contextmanager
+def registered(server: Running, *bodies: dict[str, Any]) -> Iterator[None]:
+    """Names that are there while the block lasts; within it they may go."""
+    for body in bodies:
+        response = server.client.post("/v1/steering", json=body)
+        assert response.status_code == 201, response.text
+    try:
+        yield
+    finally:
+        for body in bodies:
+            server.client.delete(f"/v1/steering/{body['name']}")
+
+
+def sse(*chunks: dict[str, Any], end: str = "") -> str:
+    return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + end
