@@ -135,11 +135,11 @@ class Prompter:
         """Where the tokens begin in a text of `n_bytes` bytes; tokens that the tokenizer added have no length."""
         added = max(0, sum(len(self.piece(token)) for token in tokens) - n_bytes)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        offsets, place = [], 0
+        offsets, offset = [], 0
         for token in tokens:
-            offsets.append(place)
+            offsets.append(offset)
             data = self.piece(token)
-            place += len(decoder.decode(data[added:]))
+            offset += len(decoder.decode(data[added:]))
             added = max(0, added - len(data))
         return offsets
 

@@ -193,12 +193,12 @@ def _root(ctx: click.Context) -> click.Group:
 def _split(root: click.Group, words: tuple[str, ...]) -> tuple[Keys, list[str]]:
     """(path of a command, what follows it). Raises UsageError for words that lead to none."""
     command: click.Command = root
-    for place, word in enumerate(words):
+    for index, word in enumerate(words):
         if not isinstance(command, click.Group):
-            return words[:place], list(words[place:])
+            return words[:index], list(words[index:])
         if word not in command.commands:
             known = ", ".join(sorted(command.commands))
-            raise UsageError(f"{' '.join(('steermoe', *words[: place + 1]))}: no such command; there are {known}")
+            raise UsageError(f"{' '.join(('steermoe', *words[: index + 1]))}: no such command; there are {known}")
         command = command.commands[word]
     if words and isinstance(command, click.Group) and not command.invoke_without_command:
         known = ", ".join(sorted(command.commands))

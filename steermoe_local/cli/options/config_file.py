@@ -21,7 +21,7 @@ from ...errors import FormatError, UsageError
 
 ENVIRONMENT = "STEERMOE_CONFIG"
 _LIMIT = 1 << 20
-_PLACE = re.compile(r" \(at line (\d+), column \d+\)| \(at end of document\)")
+_POSITION = re.compile(r" \(at line (\d+), column \d+\)| \(at end of document\)")
 _SECRET = re.compile(r"(^|-)(token|key|secret|password)$")
 
 
@@ -186,9 +186,9 @@ def parse(text: str, path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        place = _PLACE.search(str(error))
-        line = place[1] if place and place[1] else str(text.count("\n") + 1)
-        what = _PLACE.sub("", str(error)).rstrip(".")
+        position = _POSITION.search(str(error))
+        line = position[1] if position and position[1] else str(text.count("\n") + 1)
+        what = _POSITION.sub("", str(error)).rstrip(".")
         raise UsageError(f"{path}, line {line}: not TOML: {what}; a line is KEY = VALUE or [COMMAND]") from None
     except RecursionError:
         raise UsageError(f"{path}: nested too deeply") from None
