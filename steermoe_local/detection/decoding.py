@@ -18,7 +18,6 @@ from .grouping import Group
 
 Int64 = npt.NDArray[np.int64]
 
-_MAX_SEQUENCES = 256  # llama.cpp: LLAMA_MAX_SEQ
 _ROWS_A_PROMPT = 8  # expected tokens of a prompt; shorter prompts leave a batch partly empty
 _STATES = 16  # sequences for a recurrent model, which keeps a state for each
 
@@ -45,7 +44,7 @@ class GroupDecoder:
     def __init__(self, model: Any, shape: tuple[int, int], options: ContextOptions) -> None:
         """`model` is llama_cpp's `LlamaModel`, `shape` its (n_layer, n_expert). Raises ModelError."""
         self._model, self._shape, self._options = model, shape, options
-        parallel = min(_MAX_SEQUENCES - 1, max(2, options.n_batch // _ROWS_A_PROMPT))
+        parallel = min(capi.MAX_SEQUENCES - 1, max(2, options.n_batch // _ROWS_A_PROMPT))
         self.n_prompts = parallel if can_share(model) else min(parallel, _STATES)
         self.n_bins = 2 * self.n_prompts
         self.kept: Sequence[int] = ()
@@ -97,11 +96,7 @@ class GroupDecoder:
         )
         # bidirectional attention needs the whole prompt in one ubatch
         params.n_ubatch = min(options.n_ubatch, options.n_batch) if self._causal else params.n_batch
-        params.flash_attn_type = -1 if options.flash_attn == "auto" else int(options.flash_attn)
-        if options.type_k is not None:
-            params.type_k = options.type_k
-        if options.type_v is not None:
-            params.type_v = options.type_v
+        capi.set_cache_options(params, options.type_k, options.type_v, options.flash_attn)
         self._recorder.install(params)
         self._ctx = capi.new_context(self._model.model, params)
         self._stack.callback(capi.llama_cpp().llama_free, self._ctx)

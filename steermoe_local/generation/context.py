@@ -19,7 +19,6 @@ from ..steering.bias_file import BiasFile, none_if_empty
 
 Int64 = npt.NDArray[np.int64]
 
-_MAX_SLOTS = 256  # llama.cpp: LLAMA_MAX_SEQ
 _CELLS = 256  # llama.cpp rounds a slot's cells up to a multiple of these
 _ONE_STREAM = ("kimi-linear",)  # llama.cpp cannot build its graph over several streams of cells
 _ONE_AT_A_TIME = ("plamo2",)  # llama.cpp's graph mixes up the sequences of one batch
@@ -69,10 +68,9 @@ class SlotContext:
         self._one_at_a_time = architecture in _ONE_AT_A_TIME
         if n_ctx < 0 or n_batch < 1 or n_ubatch < 1 or (n_threads is not None and n_threads < 1):
             raise UsageError("n_batch, n_ubatch and n_threads must be at least 1, n_ctx at least 0")
-        if not 1 <= n_slots <= min(n_batch, _MAX_SLOTS):
-            raise UsageError(
-                f"n_slots: {n_slots} is not from 1 to {min(n_batch, _MAX_SLOTS)} (n_batch, at most {_MAX_SLOTS})"
-            )
+        most = min(n_batch, capi.MAX_SEQUENCES)
+        if not 1 <= n_slots <= most:
+            raise UsageError(f"n_slots: {n_slots} is not from 1 to {most} (n_batch, at most {capi.MAX_SEQUENCES})")
         if n_ctx * n_slots >= 2**31:
             raise UsageError(f"n_ctx: {n_ctx} for {n_slots} slots is more than llama.cpp can count; lower it")
         self.n_vocab = int(self.model.n_vocab())
@@ -104,12 +102,7 @@ class SlotContext:
         params.embeddings = False
         if n_threads is not None:
             params.n_threads = params.n_threads_batch = n_threads
-        if flash_attn is not None:
-            params.flash_attn_type = -1 if flash_attn == "auto" else int(flash_attn)
-        if type_k is not None:
-            params.type_k = type_k
-        if type_v is not None:
-            params.type_v = type_v
+        capi.set_cache_options(params, type_k, type_v, flash_attn)
 
         with contextlib.ExitStack() as stack:
             self._recorder: capi.NativeRecorder | None = None

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import FormatError, ModelError, ModelMismatchError, NativeError, SteerMoEError
 from ..model_files.splits import why_not_loaded
@@ -31,11 +31,13 @@ __all__ = [
     "new_context",
     "parallel_context_params",
     "router_sha256",
+    "set_cache_options",
     "take_log_error",
     "unsteered_environment",
 ]
 
 FORCE_ROUTER = 1
+MAX_SEQUENCES = 256  # llama.cpp: LLAMA_MAX_SEQ
 INVALID_BATCH = -1  # llama.h: llama_decode
 GATING = ("none", "softmax", "sigmoid", "softmax_weight", "sqrt_softplus")
 
@@ -224,6 +226,18 @@ def parallel_context_params(n_ctx: int, n_batch: int, n_seq_max: int, n_threads:
     params.flash_attn_type = 0
     params.no_perf = True
     return params
+
+
+def set_cache_options(
+    params: Any, type_k: int | None, type_v: int | None, flash_attn: bool | Literal["auto"] | None
+) -> None:
+    """Set the KV cache's types and flash attention in `llama_context_params`; None leaves a field as it is."""
+    if flash_attn is not None:
+        params.flash_attn_type = -1 if flash_attn == "auto" else int(flash_attn)  # llama.h: enum llama_flash_attn_type
+    if type_k is not None:
+        params.type_k = type_k
+    if type_v is not None:
+        params.type_v = type_v
 
 
 def decode(ctx: Any, batch: Any, rows: Sequence[tuple[int, int, int, bool]]) -> None:
