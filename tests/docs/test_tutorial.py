@@ -66,7 +66,7 @@ def commands(script: str) -> list[list[str]]:
 def parse(arguments: list[str]) -> list[str]:
     """Let click take the arguments without running anything; returns the names of the commands on the way."""
     command: click.Command = main
-    context = click.Context(main, info_name="steermoe")
+    context = click.Context(main, info_name="steermoe", **main.context_settings)
     path = []
     while isinstance(command, click.Group):
         name, *arguments = arguments
