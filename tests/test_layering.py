@@ -72,12 +72,14 @@ INSIDE: dict[str, dict[str, set[str]]] = {
 
 # Third-party modules that only these folders may import.
 RESERVED = {
-    "llama_cpp": {"llama", "detection", "server"},
-    "ctypes": {"llama", "detection", "generation"},
+    "llama_cpp": {"llama", "server"},
+    "ctypes": {"llama", "detection"},
     "gguf": {"model_files", "steering"},
     "psutil": {"model_files"},
     "platformdirs": {"models", "cli"},
     "click": {"cli"},
+    "tomlkit": {"cli"},
+    "matplotlib": {"maps", "evaluation"},
     "rich": {"cli"},
     "prompt_toolkit": {"cli"},
     "tomlkit": {"cli"},

@@ -1,4 +1,4 @@
-"""The only folder that talks to llama.cpp: ctypes, `SteeredLlama`, rendering, tokens, sampling, quantizer.
+"""The bindings to llama.cpp: ctypes, `SteeredLlama`, rendering, tokens, sampling, quantizer.
 
 Imports: everything up to steering and models. Loads the native library on first use.
 Public: `SteeredLlama`, `Renderer`, `Sampling`, `ReasoningSplitter`.
