@@ -78,7 +78,6 @@ RESERVED = {
     "psutil": {"model_files"},
     "platformdirs": {"models", "cli"},
     "click": {"cli"},
-    "tomlkit": {"cli"},
     "matplotlib": {"maps", "evaluation"},
     "rich": {"cli"},
     "prompt_toolkit": {"cli"},
