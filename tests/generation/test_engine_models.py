@@ -17,6 +17,8 @@ from tests.support.low_level import identity_of
 from tests.support.paths import BUILD
 from tests.support.random_models import GPT_OSS, OLMOE, RandomModel
 
+pytestmark = pytest.mark.numeric
+
 DENSE = RandomModel("qwen3", n_layer=2, n_dense=2, n_expert=0, k=0)
 
 

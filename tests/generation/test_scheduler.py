@@ -18,6 +18,8 @@ from tests.support.generation import GREEDY, alone, answer, endless, greedy
 from tests.support.low_level import identity_of
 from tests.support.random_models import OLMOE
 
+pytestmark = pytest.mark.numeric
+
 Make = Callable[..., Engine]
 
 

@@ -17,6 +17,8 @@ from tests.support.generation import alone, answer, endless, greedy
 from tests.support.low_level import identity_of
 from tests.support.random_models import OLMOE
 
+pytestmark = pytest.mark.numeric
+
 Make = Callable[..., Engine]
 
 
