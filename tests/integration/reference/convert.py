@@ -14,12 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.support.paths import BUILD
-
 if TYPE_CHECKING:
     from tests.integration.reference.architectures import Case
 
-TREE = BUILD / "llama.cpp"
+TREE = Path(__file__).resolve().parents[3] / "build" / "native" / "llama.cpp"
 
 
 def make_model(case: Case) -> Any:
