@@ -18,18 +18,6 @@ from .._util.files import human_size, listed
 from ..errors import FormatError, ModelError, UsageError
 from ..model_files.splits import split_name
 
-__all__ = [
-    "ModelName",
-    "RepoModel",
-    "choose",
-    "human_size",
-    "is_safe",
-    "looks_like_name",
-    "matching",
-    "repo_models",
-    "short_names",
-]
-
 MAIN = "main"
 PREFERRED = ("Q4_K_M", "Q8_0")
 """Quantizations that llama.cpp takes when none is named; then SENSIBLE, where llama.cpp takes the first file."""

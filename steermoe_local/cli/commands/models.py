@@ -9,7 +9,8 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from ...models.names import human_size, short_names
+from ..._util.files import human_size
+from ...models.names import short_names
 from ..options.common import json_option, maps_folders_option
 from ..options.model import models_dir_option
 from ..output import console, print_json, progress_bar, warn

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..._util.files import human_size
 from ...errors import UsageError
 from ...identity import UNKNOWN_ROUTER
 from ...model_files.gating import ROUTED
 from ...models.embedded import TINY
 from ...models.hub import is_offline
-from ...models.names import ModelName, human_size, short_names
+from ...models.names import ModelName, short_names
 from ..options.common import json_option, maps_folders_option
 from ..options.model import OFFLINE, check, describe, fetch, folders_from_environment, offline_option
 from ..output import print_json, progress_bar, say, warn

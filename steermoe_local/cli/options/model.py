@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..._util.files import human_size
 from ...errors import ModelError, UsageError
 from ...models.hub import is_offline
-from ...models.names import ModelName, human_size
+from ...models.names import ModelName
 from ..output import say, warn
 from .groups import is_given, option_group, rank
 

@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ...._util.files import StrPath, parse_json, read_bytes, replacing, sha256_file, tool_name
+from ...._util.files import StrPath, human_size, parse_json, read_bytes, replacing, sha256_file, tool_name
 from ....errors import FormatError, ModelError, ModelMismatchError, NativeError, ResourceError, UsageError
 from ....llama.quantizer import quantize_file
 from ....model_files.header import GGUFTensor, read_header
@@ -240,7 +240,7 @@ class Quantizer:
             what = f"{len(sizes)} quantizations take" if keep and len(sizes) > 1 else f"{largest} takes"
             cure = " (without --keep one at a time is there)" if keep and len(sizes) > 1 else ""
             raise ResourceError(
-                f"{self.folder}: {what} about {_size(needed)}, but {_size(free)} of the disk are free; "
+                f"{self.folder}: {what} about {human_size(needed)}, but {human_size(free)} of the disk are free; "
                 f"free some, leave some out{cure}, or take a folder on another disk"
             )
 
@@ -324,8 +324,8 @@ class Quantizer:
             )
         if "iostream" in str(error) or free < min(expected, _MIB):
             return ResourceError(
-                f"{self.folder}: {kind.name} (about {_size(expected)}) could not be written, {_size(free)} of the disk "
-                f"are free ({error}); free some, or take a folder on another disk"
+                f"{self.folder}: {kind.name} (about {human_size(expected)}) could not be written, {human_size(free)} "
+                f"of the disk are free ({error}); free some, or take a folder on another disk"
             )
         return NativeError(
             f"{self.base.paths[0]}: llama.cpp cannot quantize it to {kind.name}: {error}; leave it out, or see "
@@ -336,7 +336,3 @@ class Quantizer:
 
 def _note(path: Path) -> Path:
     return path.with_name(path.name + ".json")
-
-
-def _size(n: int) -> str:
-    return f"{n / 1e9:,.1f} GB" if n >= 1e9 else f"{n / 1e6:,.1f} MB"
