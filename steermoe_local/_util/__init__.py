@@ -1,5 +1,5 @@
-"""Files, records of foreign data sets and `.npz` archives: helpers that know nothing of the domain.
+"""Files, records of foreign data sets, `.npz` archives, control groups: helpers that know nothing of the domain.
 
 Imports: errors.
-Public: `files`, `npz`, `package`, `records`.
+Public: `control_groups`, `files`, `npz`, `package`, `records`.
 """

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import ModelError, SteerMoEError, UsageError
 from ..steering.bias_file import BiasFile, none_if_empty, read_bias
 from . import backends, capi
+from .cpu import default_threads
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -50,6 +51,7 @@ class SteeredLlama(Llama):
         cpu_moe: bool = False,
         n_cpu_moe: int = 0,
         tensor_buft_overrides: Mapping[str, str] | Sequence[tuple[str, str]] = (),
+        repack: bool = True,
         **kwargs: Any,
     ) -> None:
         """Load a model and steer it.
@@ -66,7 +68,9 @@ class SteeredLlama(Llama):
             cpu_moe, n_cpu_moe: keep the experts' weights of all, or of the first n, layers on the CPU.
             tensor_buft_overrides: buffer types, like "CPU", by regular expressions of tensor names (-ot); they come
                 before cpu_moe.
-            kwargs: arguments of `llama_cpp.Llama`.
+            repack: keep a second copy of quantized weights in a layout that the CPU multiplies faster (llama.cpp:
+                --repack). Without it, a Q4_0, Q4_K, IQ4_NL or MXFP4 model takes about half the memory.
+            kwargs: arguments of `llama_cpp.Llama`. Without `n_threads`, it is the number of physical cores.
 
         Raises ModelError (the model cannot be loaded or steered), ModelMismatchError (bias of another model),
         FormatError (not a valid bias file), UsageError (an unknown device or buffer type), NativeError (an RPC server
@@ -92,6 +96,13 @@ class SteeredLlama(Llama):
             overrides += backends.cpu_moe_patterns(None if cpu_moe else n_cpu_moe)
         self._placement = backends.Placement.of(devices, overrides, rpc_servers)
 
+        kwargs["n_threads"] = kwargs.get("n_threads") or default_threads()
+        kwargs["n_threads_batch"] = kwargs.get("n_threads_batch") or kwargs["n_threads"]
+
+        def model_params(params: Any) -> None:
+            self._placement.apply(params)
+            params.use_extra_bufts = repack
+
         def context_params(params: Any) -> None:
             if flash_attn == "auto":
                 params.flash_attn_type = backends.FLASH_ATTN["auto"]
@@ -99,7 +110,7 @@ class SteeredLlama(Llama):
         with (
             capi.loading(path),
             capi.unsteered_environment(),
-            backends.parameters(self._placement.apply, context_params),
+            backends.parameters(model_params, context_params),
         ):
             super().__init__(path, verbose=verbose, flash_attn=bool(flash_attn), **kwargs)
         with suppress(SteerMoEError):  # a model without routers: set_bias raises

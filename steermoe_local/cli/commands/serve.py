@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,8 +141,7 @@ def serve(
     if not facts.chat_template:
         warn(f"{model}: no chat template, so only /v1/completions can answer")
     n_ctx = context_size(facts, ctx_size)
-    check_memory(facts, flags, n_ctx, parallel)  # before it listens, so that nobody connects to what cannot run
-    flags = replace(flags, memory_check=False)
+    flags = check_memory(facts, flags, n_ctx, parallel)  # before it listens: nobody connects to what cannot run
     registry = SteeringRegistry(folder=maps_folder, writable=maps_writable, force=force)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("steermoe.server").setLevel(logging.INFO)

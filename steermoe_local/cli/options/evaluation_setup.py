@@ -346,7 +346,7 @@ class EvaluationSetup:
         benign, neutral = self.guards
         settings = self.settings
         n_ctx = plan(path, self.task, self.scorer, benign=benign, neutral=neutral, settings=settings)
-        check_memory(facts, self.flags, n_ctx, max(2, settings.n_parallel))
+        flags = check_memory(facts, self.flags, n_ctx, max(2, settings.n_parallel))
         with (
             progress_bar() as show,
             open_evaluator(
@@ -360,7 +360,7 @@ class EvaluationSetup:
                 resume=self.resume,
                 metadata=self._metadata(facts),
                 progress=show,
-                **self.flags.model_arguments(),
+                **flags.model_arguments(),
             ) as evaluator,
         ):
             try:
