@@ -72,7 +72,13 @@ class CheckedPair:
         for side in self.sides:
             if context and side.n_tokens > context:
                 yield side.name, f"{side.n_tokens} tokens are more than the context of {context}"
-            if side.located and side.located.as_paper is False:
+            if side.located is None:
+                continue
+            for loss in side.located.losses:
+                yield side.name, f"{loss}; detect skips this pair"
+            for note in side.located.notes:
+                yield side.name, note
+            if side.located.as_paper is False:
                 yield side.name, "the paper's rule (last exact run of the target's tokens) finds other tokens"
         texts = [side.located.text for side in self.sides if side.located]
         if len(texts) == 2 and texts[0] == texts[1]:

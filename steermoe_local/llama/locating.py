@@ -64,11 +64,11 @@ def place_target(render: Render, messages: Messages, target: str, special: Colle
     if found is not None:
         (start, end), rest = found[:2], found[2:]
         ok = [
-            at is not None and _is_verbatim(messages, text, _middle(messages, index), at)
+            at is not None and _is_there(messages, text, _middle(messages, index), at)
             for index, at in zip(others, rest, strict=True)
         ]
         doubtful = [index for index, is_found in zip(others, ok, strict=True) if not is_found]
-        if start is None or not _is_verbatim(messages, text, (carrier, first), start):
+        if start is None or not _is_there(messages, text, (carrier, first), start):
             doubtful.append(carrier)
     else:
         doubtful = [*others, carrier]
@@ -88,9 +88,7 @@ def find_losses(render: Render, messages: Messages, text: str) -> list[Loss]:
     marks = [_middle(messages, index) for index in indices]
     found = _positions(render, messages, text, marks) or [None] * len(marks)
     doubtful = [
-        mark[0]
-        for mark, at in zip(marks, found, strict=True)
-        if at is None or not _is_verbatim(messages, text, mark, at)
+        mark[0] for mark, at in zip(marks, found, strict=True) if at is None or not _is_there(messages, text, mark, at)
     ]
     losses = (_loss(render, messages, text, index) for index in doubtful)
     return [loss for loss in losses if loss is not None]
@@ -156,37 +154,60 @@ def _positions(render: Render, messages: Messages, text: str, marks: Sequence[_O
 
     None in the list: the mark is not rendered. None instead of it: the template renders other things with the marks.
     """
-    contents = [_content(message) for message in messages]
-    fence = "Zqx"
-    while any(fence in known for known in (text, *contents)):
-        fence += "q"
+    known = [text, *map(_content, messages)]
+    # A template may escape the ones and replace the others.
+    for names in (_private_names, _letter_names):
+        found = _positions_of(names(len(marks), known), render, messages, text, marks)
+        if found is not None:
+            return found
+    return None
+
+
+def _positions_of(
+    names: Sequence[str], render: Render, messages: Messages, text: str, marks: Sequence[_Offset]
+) -> list[int | None] | None:
     marked = [dict(message) for message in messages]
     for number, (index, offset) in sorted(enumerate(marks), key=lambda mark: mark[1], reverse=True):
         content = marked[index]["content"]
-        marked[index]["content"] = f"{content[:offset]}{fence}{str(number).translate(_DIGITS)}{fence}{content[offset:]}"
+        marked[index]["content"] = content[:offset] + names[number] + content[offset:]
     try:
         rendered = render(marked)
     except Exception:  # a template is foreign code and may raise anything
         return None
-    positions: list[int | None] = [None] * len(marks)
-    numbers = {str(number).translate(_DIGITS): number for number in range(len(marks))}
-    pieces = re.split(f"{fence}([a-j]+?){fence}", rendered)
+    pieces = re.split(f"({'|'.join(names)})", rendered) if names else [rendered]
     if "".join(pieces[::2]) != text:
         return None
+    positions: dict[str, int] = {}
     at = 0
     for piece, name in zip(pieces[::2], pieces[1::2], strict=False):
         at += len(piece)
-        positions[numbers[name]] = at
-    return positions
+        positions[name] = at
+    return [positions.get(name) for name in names]
 
 
-def _is_verbatim(messages: Messages, text: str, mark: _Offset, at: int) -> bool:
-    """Is the whole text of the message around the mark's position, but for outer white space?"""
+def _private_names(n: int, known: Sequence[str]) -> list[str]:
+    """Marks of one character each that Unicode leaves to private use, and that none of the texts has."""
+    characters = (chr(point) for point in range(0x100000, 0x10FFFE))
+    return [c for c, _ in zip((c for c in characters if not any(c in text for text in known)), range(n), strict=False)]
+
+
+def _letter_names(n: int, known: Sequence[str]) -> list[str]:
+    """Marks of ASCII letters with a beginning that none of the texts has."""
+    fence = "Zqx"
+    while any(fence in text for text in known):
+        fence += "q"
+    return [f"{fence}{str(number).translate(_DIGITS)}{fence}" for number in range(n)]
+
+
+def _is_there(messages: Messages, text: str, mark: _Offset, at: int) -> bool:
+    """Is the whole text of the message around the mark's position, but for white space?"""
     index, offset = mark
     content = _content(messages[index])
-    stripped = content.strip()
-    start = at - offset + len(content) - len(content.lstrip())
-    return start >= 0 and text.startswith(stripped, start)
+    begin = at - offset + len(content) - len(content.lstrip())
+    if begin >= 0 and text.startswith(content.strip(), begin):
+        return True
+    before, behind = ("".join(part.split()) for part in (content[:offset], content[offset:]))
+    return "".join(text[:at].split()).endswith(before) and "".join(text[at:].split()).startswith(behind)
 
 
 def _edges(render: Render, messages: Messages, text: str, first: _Offset, target: str) -> tuple[int | None, int | None]:
@@ -219,7 +240,7 @@ def _loss(render: Render, messages: Messages, text: str, index: int) -> Loss | N
         at = found[0]
         if at is None:
             whole = whole is None or whole
-        elif _is_verbatim(messages, text, mark, at):
+        elif _is_there(messages, text, mark, at):
             return None
         else:
             whole = False

@@ -186,10 +186,7 @@ class Prompter:
         return self._renderer.configured(thinking=thinking, template_arguments=arguments)
 
     def _message(self, message: Message, parse_arguments: bool) -> dict[str, Any]:
-        role = message.role
-        if role == "developer" and "developer" not in self._renderer.template:
-            role = "system"
-        data: dict[str, Any] = {"role": role, "content": message.text}
+        data: dict[str, Any] = {"role": message.role, "content": message.text}
         for name in ("name", "tool_call_id", "reasoning_content"):
             if (value := getattr(message, name)) is not None:
                 data[name] = value
