@@ -18,6 +18,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import MAX_RANGE, ImmutableSandboxedEnvironment
 
 from ..errors import ModelError
+from .template_date import TemplateDate, template_date
 from .template_messages import MessageForms, Messages
 
 # Variables by which llama.cpp gives a template today's date, and how it writes it (common_chat_extra_context).
@@ -127,17 +128,14 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool,
         variables: Mapping[str, Any],
-        date: datetime.date | None = None,
+        date: TemplateDate,
     ) -> str:
-        """The text of messages.
+        """The text of messages. The template's clock stands at the beginning of `date`.
 
-        `date` is what the template's clock shows, at midnight; None: the time that it is. Raises whatever the template
-        does.
+        Raises whatever the template does.
         """
-        now = None if date is None else datetime.datetime.combine(date, datetime.time())
-
-        def strftime_now(form: str) -> str:
-            return (now or datetime.datetime.now()).strftime(form)
+        strftime_now = datetime.datetime.combine(date.day, datetime.time()).strftime
+        variables = {**self._dates(date), **variables}
 
         values = {**self._tokens, _CLOCK: strftime_now, **variables, "add_generation_prompt": add_generation_prompt}
         try:
@@ -151,30 +149,30 @@ class ChatTemplate:
     @functools.cached_property
     def forms(self) -> MessageForms:
         """In which form the template takes messages."""
-        dates = self.date_variables(datetime.date.today(), given=False)
+        today = template_date(None)
 
         def render(messages: Messages, tools: list[dict[str, Any]] | None) -> str:
-            variables = dates | ({"tools": tools} if tools else {})
-            return self.render(messages, add_generation_prompt=True, variables=variables)
+            variables = {"tools": tools} if tools else {}
+            return self.render(messages, add_generation_prompt=True, variables=variables, date=today)
 
         return MessageForms(render)
 
-    def date_variables(self, date: datetime.date, *, given: bool) -> dict[str, str]:
+    def reads(self, date: TemplateDate) -> bool:
+        """Does the date come into what this template renders, at least of some messages?"""
+        return _CLOCK in template_variables(self.source) or bool(self._dates(date))
+
+    def _dates(self, date: TemplateDate) -> dict[str, str]:
         """The variables besides the clock that tell this template the date.
 
         transformers gives a template the clock alone, llama.cpp also `date_string` and `datetime`. They are left out,
-        as in transformers, where the template does without (the fixed date of Llama 3.1), unless the user has `given`
-        a date and the template does not read the clock.
+        as in transformers, where the template does without (the fixed date of Llama 3.1), unless a user gave the
+        date and the template does not read the clock.
         """
         read = template_variables(self.source)
         wanted = read - _guarded(self.source)
-        if given and _CLOCK not in read:
+        if date.given and _CLOCK not in read:
             wanted = read
-        return {name: date.strftime(form) for name, form in _DATES.items() if name in wanted}
-
-    def reads_clock(self) -> bool:
-        """Does the template ask for the date by itself?"""
-        return _CLOCK in template_variables(self.source)
+        return {name: date.day.strftime(form) for name, form in _DATES.items() if name in wanted}
 
 
 def _parsed(source: str) -> nodes.Template | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
-import datetime
 import logging
 import os
 import re
@@ -20,6 +19,7 @@ from . import capi
 from .chat_template import ChatTemplate, one_line, template_variables
 from .loaded_model import open_model
 from .reasoning import ReasoningStyle, reasoning_style
+from .template_date import AnyDate, TemplateDate, template_date
 from .template_messages import merged_system
 from .tokenizing import tokenize
 
@@ -78,8 +78,8 @@ class Renderer:
     """Renders and tokenizes for one loaded model (llama_cpp's `LlamaModel`).
 
     `thinking` sets the template's switch for thinking, if it has one; `template_arguments` are further variables for
-    the template and win over the switch. `date` is the date for templates that print one; None: today's, which stays as
-    it was when the renderer was made.
+    the template and win over the switch. `date` is for templates that print one; None: that of today, which stays as it
+    was when the renderer was made.
 
     What is changed for the template's sake is said once, as a warning of the logger "steermoe.prompts".
 
@@ -92,13 +92,12 @@ class Renderer:
         *,
         thinking: bool = False,
         template_arguments: Mapping[str, Any] | None = None,
-        date: datetime.date | None = None,
+        date: AnyDate = None,
     ) -> None:
         lib = capi.llama_cpp()
         if lib.llama_vocab_type(model.vocab) == lib.LLAMA_VOCAB_TYPE_NONE:  # llama.cpp aborts on a text
             raise ModelError("the model has no tokenizer; only a model with a vocabulary reads texts")
-        self._date, self._date_given = datetime.date.today(), False
-        self._configure(thinking, template_arguments, date)
+        self._configure(thinking, template_arguments, template_date(date))
         self._model = model
         self._metadata: dict[str, str] = model.metadata()
         self._control: list[str] | None = None
@@ -198,12 +197,10 @@ class Renderer:
 
     def _apply(self, messages: list[dict[str, Any]], generation_prompt: bool, variables: Mapping[str, Any]) -> str:
         """Messages as the template gets them. Raises whatever the template does."""
-        template = self._chat_template
-        dates = template.date_variables(self._date, given=self._date_given)
-        return template.render(
+        return self._chat_template.render(
             messages,
             add_generation_prompt=generation_prompt,
-            variables={**dates, **variables, **self.template_arguments},
+            variables={**variables, **self.template_arguments},
             date=self._date,
         )
 
@@ -219,33 +216,33 @@ class Renderer:
     @property
     def date(self) -> str | None:
         """The date that the template may print, as YYYY-MM-DD; None for a template that reads none."""
-        if not self.has_template or template_variables(self.template) == frozenset():
-            return None
-        template = self._chat_template
-        reads = template.reads_clock() or template.date_variables(self._date, given=self._date_given)
-        return self._date.isoformat() if reads else None
+        # one that cannot be read prints nothing
+        reads = bool(template_variables(self.template)) and self._chat_template.reads(self._date)
+        return self._date.day.isoformat() if reads else None
+
+    @property
+    def date_given(self) -> bool:
+        """Did a user name the date?"""
+        return self._date.given
 
     def configured(
         self,
         *,
         thinking: bool,
         template_arguments: Mapping[str, Any] | None = None,
-        date: datetime.date | None = None,
+        date: AnyDate = None,
     ) -> Renderer:
-        """Another renderer of the same model; `date` None: of the same date. Raises UsageError, as the constructor."""
+        """Another renderer of the same model; `date` None: that of today. Raises UsageError, as the constructor."""
         other = copy.copy(self)
-        other._configure(thinking, template_arguments, date)
+        other._configure(thinking, template_arguments, template_date(date))
         return other
 
-    def _configure(
-        self, thinking: bool, template_arguments: Mapping[str, Any] | None, date: datetime.date | None
-    ) -> None:
+    def _configure(self, thinking: bool, template_arguments: Mapping[str, Any] | None, date: TemplateDate) -> None:
         if taken := sorted(_OWN_ARGUMENTS & set(template_arguments or {})):
             raise UsageError(f"template variables: {', '.join(taken)}: given by the program; leave them out")
         self._thinking = thinking
         self._template_arguments = dict(template_arguments or {})
-        if date is not None:
-            self._date, self._date_given = date, True
+        self._date = date
 
     @property
     def has_template(self) -> bool:
@@ -401,7 +398,7 @@ def vocabulary_renderer(
     *,
     thinking: bool = False,
     template_arguments: Mapping[str, Any] | None = None,
-    date: datetime.date | None = None,
+    date: AnyDate = None,
     verbose: bool = False,
 ) -> Iterator[Renderer]:
     """A renderer for a model of which only the vocabulary is loaded. Raises ModelError, UsageError."""

@@ -15,6 +15,7 @@ from ..errors import ModelError, UsageError
 from ..generation.engine import Engine
 from ..llama.reasoning import reasoning_style
 from ..llama.rendering import RenderedPrompt, Renderer
+from ..llama.template_date import AnyDate
 from .api_errors import ApiError
 from .grammar import ForcedCall, forced_call, grammar_of_format
 from .schemas_chat import ChatRequest, Message
@@ -48,10 +49,12 @@ class TextPrompt:
 class Prompter:
     """Renders and tokenizes for a loaded model, in its own thread, so that a long text delays no other request."""
 
-    def __init__(self, engine: Engine, *, thinking: bool, template_arguments: dict[str, Any]) -> None:
+    def __init__(
+        self, engine: Engine, *, thinking: bool, template_arguments: dict[str, Any], date: AnyDate = None
+    ) -> None:
         self._engine = engine
         self._renderer: Renderer = engine.renderer
-        self._thinking, self._template_arguments = thinking, template_arguments
+        self._thinking, self._template_arguments, self._date = thinking, template_arguments, date
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="steermoe-prompts")
 
     def close(self) -> None:
@@ -183,7 +186,7 @@ class Prompter:
             thinking = request.reasoning_effort != "none" and not bound
             asked.setdefault("reasoning_effort", request.reasoning_effort)
         arguments = self._template_arguments | asked
-        return self._renderer.configured(thinking=thinking, template_arguments=arguments)
+        return self._renderer.configured(thinking=thinking, template_arguments=arguments, date=self._date)
 
     def _message(self, message: Message, parse_arguments: bool) -> dict[str, Any]:
         role = message.role
