@@ -7,6 +7,7 @@ import copy
 import datetime
 import functools
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,9 @@ from jinja2.sandbox import MAX_RANGE, ImmutableSandboxedEnvironment
 
 from ..errors import ModelError
 from .template_date import TemplateDate, template_date
-from .template_messages import MessageForms, Messages
+from .template_messages import MessageForms, Messages, merged_system
+
+_log = logging.getLogger("steermoe.prompts")
 
 # Variables by which llama.cpp gives a template today's date, and how it writes it (common_chat_extra_context).
 _DATES = {"date_string": "%d %b %Y", "datetime": "%b %d %Y"}
@@ -108,12 +111,15 @@ def _environment(lenient: bool = False) -> _Sandbox:
 class ChatTemplate:
     """A compiled chat template. `tokens` are variables such as `bos_token`.
 
+    What it changes in messages it says once, as a warning of the logger "steermoe.prompts".
+
     Raises ModelError for a text that is no template.
     """
 
     def __init__(self, source: str, tokens: Mapping[str, Any]) -> None:
         self.source = source
         self._tokens = dict(tokens)
+        self._said: set[str] = set()
         try:
             self._compiled = _environment().from_string(source)
         except Exception as error:  # a template is foreign code, and may bring Python's compiler to any error
@@ -121,6 +127,45 @@ class ChatTemplate:
                 f"the model's chat template cannot be read: {one_line(error)}; without a template it continues texts: "
                 "steermoe run --raw"
             ) from error
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
+        date: TemplateDate,
+    ) -> str:
+        """The text of messages, which are first brought into the form that the template takes.
+
+        System messages that it refuses go in front of the user's next one, as in llama.cpp. Raises whatever the
+        template does.
+        """
+
+        def rendered(attempt: Sequence[Mapping[str, Any]], other_arguments: bool = False) -> str:
+            fitted = self.forms.fitted(attempt, other_arguments=other_arguments)
+            return self.render(fitted, add_generation_prompt=add_generation_prompt, variables=variables, date=date)
+
+        merged = merged_system(messages)
+        if merged is not None and self.forms.refuses_system:
+            messages = merged
+            self._say(
+                "the model's chat template takes no system message; it is put in front of the user's next message, as "
+                "llama-server does"
+            )
+        try:
+            return rendered(messages)
+        except Exception:
+            # the probe of calls does not see all that a template may do with arguments
+            if any(message.get("tool_calls") for message in messages):
+                with contextlib.suppress(Exception):
+                    return rendered(messages, other_arguments=True)
+            raise
+
+    def _say(self, warning: str) -> None:
+        if warning not in self._said:
+            self._said.add(warning)
+            _log.warning(warning)
 
     def render(
         self,
@@ -130,7 +175,7 @@ class ChatTemplate:
         variables: Mapping[str, Any],
         date: TemplateDate,
     ) -> str:
-        """The text of messages. The template's clock stands at the beginning of `date`.
+        """The text of messages as they are. The template's clock stands at the beginning of `date`.
 
         Raises whatever the template does.
         """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
-import logging
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,10 +19,7 @@ from .chat_template import ChatTemplate, one_line, template_variables
 from .loaded_model import open_model
 from .reasoning import ReasoningStyle, reasoning_style
 from .template_date import AnyDate, TemplateDate, template_date
-from .template_messages import merged_system
 from .tokenizing import tokenize
-
-_log = logging.getLogger("steermoe.prompts")
 
 # Variables that Renderer gives to every template.
 _OWN_ARGUMENTS = {"messages", "add_generation_prompt", "bos_token", "eos_token", "raise_exception", "strftime_now"}
@@ -103,7 +99,6 @@ class Renderer:
         self._control: list[str] | None = None
         self._bytes: dict[int, bytes] = {}  # of the tokens seen so far
         self._compiled: list[ChatTemplate] = []  # the template, once it is needed; shared with `configured` ones
-        self._said: set[str] = set()  # shared as well
 
     def text(self, side: Side, *, generation_prompt: bool = False) -> str:
         """Text of the prompt: a plain text unchanged, messages through the model's chat template.
@@ -160,54 +155,12 @@ class Renderer:
 
     def _render(self, messages: list[dict[str, Any]], generation_prompt: bool, **variables: Any) -> str:
         given = {name: value for name, value in variables.items() if value is not None}
-
-        def rendered(attempt: list[dict[str, Any]]) -> str:
-            return self._render_messages(attempt, generation_prompt, given)
-
-        if (
-            not any(message.get("role") == "system" for message in messages)
-            or not self._chat_template.forms.refuses_system()
-        ):
-            return rendered(messages)
-        merged = merged_system(messages)
-        if merged is None:
-            return rendered(messages)  # which raises the template's own words
-        text = rendered(merged)
-        self._say(
-            "the model's chat template takes no system message; it is put in front of the user's first message, as "
-            "llama-server does"
-        )
-        return text
-
-    def _render_messages(
-        self, messages: list[dict[str, Any]], generation_prompt: bool, variables: Mapping[str, Any]
-    ) -> str:
-        def rendered(other_arguments: bool) -> str:
-            fitted = self._chat_template.forms.fitted(messages, other_arguments=other_arguments)
-            return self._apply(fitted, generation_prompt, variables)
-
-        try:
-            return rendered(False)
-        except Exception:
-            # the probe of calls does not see all that a template may do with arguments
-            if any(message.get("tool_calls") for message in messages):
-                with contextlib.suppress(Exception):
-                    return rendered(True)
-            raise
-
-    def _apply(self, messages: list[dict[str, Any]], generation_prompt: bool, variables: Mapping[str, Any]) -> str:
-        """Messages as the template gets them. Raises whatever the template does."""
-        return self._chat_template.render(
+        return self._chat_template.chat(
             messages,
             add_generation_prompt=generation_prompt,
-            variables={**variables, **self.template_arguments},
+            variables={**given, **self.template_arguments},
             date=self._date,
         )
-
-    def _say(self, warning: str) -> None:
-        if warning not in self._said:
-            self._said.add(warning)
-            _log.warning(warning)
 
     def check_template(self) -> None:
         """Raise ModelError for a chat template that is no template."""

@@ -39,12 +39,9 @@ class MessageForms:
         self._render = render
         self._takes: dict[tuple[str, bool], bool] = {}
 
-    def refuses_system(self) -> bool:
-        """Does the template raise an error for a system message, and for none without it?"""
-        return self._refuses_system
-
     @functools.cached_property
-    def _refuses_system(self) -> bool:
+    def refuses_system(self) -> bool:
+        """Does the template raise an error for a system message, and none without it?"""
         user = _message("user", _TEXT)
         return self._rendered([user]) is not None and self._rendered([_message("system", _TEXT), user]) is None
 
