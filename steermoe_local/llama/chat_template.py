@@ -220,25 +220,29 @@ class ChatTemplate:
         return {name: date.day.strftime(form) for name, form in _DATES.items() if name in wanted}
 
 
-def _parsed(source: str) -> nodes.Template | None:
+def template_problem(source: str) -> str | None:
+    """Why a text is no chat template, in one line; None: it is one."""
     try:
-        return _environment().parse(source)
-    except Exception:  # whoever renders it reports the error
-        return None
+        ChatTemplate(source, {})
+    except ModelError as error:
+        return str(error)
+    return None
 
 
 @functools.lru_cache(maxsize=64)
 def template_variables(source: str) -> frozenset[str]:
-    """Variables that a template reads and does not set; none for one that cannot be parsed."""
-    tree = _parsed(source)
-    return frozenset() if tree is None else frozenset(meta.find_undeclared_variables(tree))
+    """Variables that a template reads and does not set; none for one that cannot be read."""
+    try:
+        return frozenset(meta.find_undeclared_variables(_environment().parse(source)))
+    except Exception:  # whoever renders it reports the error
+        return frozenset()
 
 
 @functools.lru_cache(maxsize=64)
 def _guarded(source: str) -> frozenset[str]:
     """Variables that a template can do without: it asks whether they are defined, or gives them a default."""
-    tree = _parsed(source)
-    asked = [] if tree is None else [*tree.find_all(nodes.Test), *tree.find_all(nodes.Filter)]
+    tree = _environment().parse(source)
+    asked = [*tree.find_all(nodes.Test), *tree.find_all(nodes.Filter)]
     names = ("defined", "undefined", "default", "d")
     return frozenset(node.node.name for node in asked if node.name in names and isinstance(node.node, nodes.Name))
 

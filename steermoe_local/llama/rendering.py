@@ -167,6 +167,11 @@ class Renderer:
         _ = self._chat_template
 
     @property
+    def reasoning_field(self) -> str | None:
+        """Field of a message in which the template wants its reasoning, where that is not `reasoning_content`."""
+        return self._chat_template.forms.reasoning_field
+
+    @property
     def date(self) -> str | None:
         """The date that the template may print, as YYYY-MM-DD; None for a template that reads none."""
         # one that cannot be read prints nothing

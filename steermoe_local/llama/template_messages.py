@@ -76,6 +76,21 @@ class MessageForms:
         ]
         return next((form for form in forms if self._renders_calls(form)), CallForm())
 
+    @functools.cached_property
+    def reasoning_field(self) -> str | None:
+        """Field of a message in which the template reads its reasoning, if it is not `reasoning_content`.
+
+        It is looked for in a message that calls a tool: of others many templates leave it out.
+        """
+        form = self.calls
+        identifier = _SHORT_ID if form.short_ids else _LONG_ID
+        result = _message("tool", "x") | {"tool_call_id": identifier, "name": _NAME}
+        for name in ("reasoning_content", "thinking", "reasoning"):
+            rendered = self._rendered([_message("user", "x"), _calling(form, identifier) | {name: _TEXT}, result])
+            if rendered is not None and _TEXT in rendered:
+                return None if name == "reasoning_content" else name
+        return None
+
     def _renders_calls(self, form: CallForm) -> bool:
         identifier = _SHORT_ID if form.short_ids else _LONG_ID
         tool = {"type": "function", "function": {"name": "zqother", "description": "x", "parameters": _PARAMETERS}}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import codecs
 import functools
-import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -169,14 +168,10 @@ class Prompter:
             choice = request.tool_choice
             values["tool_choice"] = choice if isinstance(choice, str) else choice.model_dump()
         renderer = self._configured(request, bound)
-        # Templates for models that call tools want arguments as objects; a few join them to texts.
-        reasons = []
-        for parsed in (True, False):
-            try:
-                return renderer.chat_text([self._message(message, parsed) for message in request.messages], **values)
-            except UsageError as error:
-                reasons.append(str(error))
-        raise ApiError(400, reasons[0], param="messages", code="invalid_messages")
+        try:
+            return renderer.chat_text([self._message(message) for message in request.messages], **values)
+        except UsageError as error:
+            raise ApiError(400, str(error), param="messages", code="invalid_messages") from None
 
     def _configured(self, request: ChatRequest, bound: bool) -> Renderer:
         """A renderer with the template's variables: the thinking switch, the server's, and the request's."""
@@ -188,23 +183,25 @@ class Prompter:
         arguments = self._template_arguments | asked
         return self._renderer.configured(thinking=thinking, template_arguments=arguments, date=self._date)
 
-    def _message(self, message: Message, parse_arguments: bool) -> dict[str, Any]:
+    def _message(self, message: Message) -> dict[str, Any]:
         role = message.role
         if role == "developer" and "developer" not in self._renderer.template:
             role = "system"
-        data: dict[str, Any] = {"role": role, "content": message.text}
+        content: Any = message.text
+        if isinstance(message.content, list):
+            content = [{"type": part.type, "text": part.text} for part in message.content]
+        data: dict[str, Any] = {"role": role, "content": content}
         for name in ("name", "tool_call_id", "reasoning_content"):
             if (value := getattr(message, name)) is not None:
                 data[name] = value
+        if message.reasoning_content is not None and (field := self._renderer.reasoning_field):
+            data[field] = message.reasoning_content  # as llama-server does for gpt-oss and LFM2.5
         if message.tool_calls:
             data["tool_calls"] = [
                 {
                     "id": call.id,
                     "type": call.type,
-                    "function": {
-                        "name": call.function.name,
-                        "arguments": _parsed(call.function.arguments) if parse_arguments else call.function.arguments,
-                    },
+                    "function": {"name": call.function.name, "arguments": call.function.arguments},
                 }
                 for call in message.tool_calls
             ]
@@ -217,11 +214,3 @@ def decode_token(data: bytes) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-
-
-def _parsed(arguments: str) -> Any:
-    try:
-        value = json.loads(arguments)
-    except ValueError:
-        return arguments
-    return value if isinstance(value, dict) else arguments

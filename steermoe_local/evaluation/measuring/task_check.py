@@ -88,6 +88,8 @@ def check_task(
     needed = 0
     warnings: list[tuple[str, str]] = []
     with vocabulary_renderer(model, thinking=thinking, template_arguments=template_arguments, date=date) as renderer:
+        if renderer.has_template:
+            renderer.check_template()
         for item in good:
             name = str(item.id)
             try:
