@@ -118,9 +118,9 @@ class MessageForms:
                 function = call.get("function") if isinstance(call, dict) else None
                 if isinstance(function, dict) and "arguments" in function:
                     function["arguments"] = _arguments(function["arguments"], as_text)
-            if message.get("tool_calls") and not message.get("content"):
-                message["content"] = form.empty
-            if "content" in message:
+            if message.get("content") is None:
+                message["content"] = form.empty if message.get("tool_calls") else ""
+            else:
                 message["content"] = self._content(str(message.get("role", "")), message["content"])
         if form.short_ids:
             _shorten_ids(fitted)

@@ -187,7 +187,7 @@ class Prompter:
         role = message.role
         if role == "developer" and "developer" not in self._renderer.template:
             role = "system"
-        content: Any = message.text
+        content: Any = message.content
         if isinstance(message.content, list):
             content = [{"type": part.type, "text": part.text} for part in message.content]
         data: dict[str, Any] = {"role": role, "content": content}
