@@ -179,6 +179,8 @@ class _Recording:
         self, on_skip: Callable[[Pair, str], None] | None, report: Callable[[RecordingProgress], None]
     ) -> RoutingCounts:
         options, counted = self._options, self._counted
+        if not isinstance(next(iter(self._source)).positive, str) and self._renderer.has_template:
+            self._renderer.check_template()  # one line, not one for each pair
         batches = PairBatches(self._source, options.shard, self._renderer, options.n_ctx, on_skip)
         if counted.next:
             report(self._progress())

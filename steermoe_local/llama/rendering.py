@@ -104,13 +104,12 @@ class Renderer:
         """Text of the prompt: a plain text unchanged, messages through the model's chat template.
 
         `generation_prompt` adds the header of the assistant's turn. Raises PairsError when the model has no template,
-        or the template refuses the messages, ModelError for a template that is none.
+        or the template refuses the messages, or cannot be read.
         """
         if isinstance(side, str):
             return side
         if not self.has_template:
             raise PairsError("the model has no chat template; write the pairs' sides as plain texts")
-        self.check_template()
         try:
             return self._render([message.to_dict() for message in side], generation_prompt)
         except Exception as error:  # a template is foreign code and may raise anything
