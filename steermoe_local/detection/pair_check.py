@@ -13,6 +13,7 @@ from typing import Any
 from .._util.files import StrPath, parse_json
 from ..errors import PairsError
 from ..llama.rendering import LocatedTarget, Renderer, vocabulary
+from ..llama.template_date import AnyDate
 from ..pairs.pairs import SIDES, Pair, parse_pair
 
 _MAX_LINE = 64 << 20
@@ -135,7 +136,7 @@ def _lines(path: StrPath) -> Iterator[bytes]:
 class Checker:
     """Checks pairs against one model's template and tokenizer; a context manager.
 
-    `thinking` and `template_arguments` as in recording. Raises ModelError, UsageError.
+    `thinking`, `template_arguments` and `date` as in recording. Raises ModelError, UsageError.
     """
 
     def __init__(
@@ -144,12 +145,13 @@ class Checker:
         *,
         thinking: bool = False,
         template_arguments: Mapping[str, Any] | None = None,
+        date: AnyDate = None,
         verbose: bool = False,
     ) -> None:
         self._opened = vocabulary(model, verbose=verbose)
         opened = self._opened.__enter__()
         try:
-            self._renderer = Renderer(opened, thinking=thinking, template_arguments=template_arguments)
+            self._renderer = Renderer(opened, thinking=thinking, template_arguments=template_arguments, date=date)
             metadata = opened.metadata()
         except BaseException:
             self.close()
@@ -173,6 +175,11 @@ class Checker:
     def template_arguments(self) -> dict[str, Any]:
         """Variables that the chat template gets, the switches for thinking among them."""
         return self._renderer.template_arguments
+
+    @property
+    def date(self) -> str | None:
+        """The date that the chat template may print, as YYYY-MM-DD; None for a template that reads none."""
+        return self._renderer.date
 
     def check(self, candidate: Pair | tuple[str, str]) -> CheckedPair:
         """Render and locate both sides."""

@@ -83,7 +83,7 @@ def place_target(render: Render, messages: Messages, target: str, special: Colle
 
 
 def find_losses(render: Render, messages: Messages, text: str) -> list[Loss]:
-    """The messages whose text is not in `text`, their rendering. Contents that are no texts are not looked at."""
+    """The messages whose text is not in `text`, their rendering. Contents without text are not looked at."""
     indices = [index for index, message in enumerate(messages) if _content(message).strip()]
     marks = [_middle(messages, index) for index in indices]
     found = _positions(render, messages, text, marks) or [None] * len(marks)
@@ -139,8 +139,29 @@ def _last(text: str, target: str, special: Collection[str]) -> int:
 
 
 def _content(message: Mapping[str, Any]) -> str:
+    """The text of a message; of one in parts the first text that is not blank."""
     content = message.get("content")
+    if isinstance(content, list):
+        number = _text_part(content)
+        content = None if number is None else content[number]["text"]
     return content if isinstance(content, str) else ""
+
+
+def _set_content(message: dict[str, Any], text: str) -> None:
+    content = message["content"]
+    if isinstance(content, list):
+        number = _text_part(content)
+        message["content"] = [part | {"text": text} if i == number else part for i, part in enumerate(content)]
+    else:
+        message["content"] = text
+
+
+def _text_part(parts: Sequence[Any]) -> int | None:
+    for number, part in enumerate(parts):
+        text = part.get("text") if isinstance(part, dict) else None
+        if isinstance(text, str) and text.strip():
+            return number
+    return None
 
 
 def _middle(messages: Messages, index: int) -> _Offset:
@@ -168,8 +189,8 @@ def _positions_of(
 ) -> list[int | None] | None:
     marked = [dict(message) for message in messages]
     for number, (index, offset) in sorted(enumerate(marks), key=lambda mark: mark[1], reverse=True):
-        content = marked[index]["content"]
-        marked[index]["content"] = content[:offset] + names[number] + content[offset:]
+        content = _content(marked[index])
+        _set_content(marked[index], content[:offset] + names[number] + content[offset:])
     try:
         rendered = render(marked)
     except Exception:  # a template is foreign code and may raise anything

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import logging
 import os
 import re
@@ -17,10 +16,12 @@ from ..errors import ModelError, PairsError, UsageError
 from ..pairs.pairs import Message, Side, last_exact_run
 from . import capi
 from .aligning import Aligner, tokens_in_span
+from .chat_template import ChatTemplate, one_line, template_variables
 from .loaded_model import open_model
 from .locating import Render, find_in_text, find_losses, place_target, with_known_roles
 from .reasoning import ReasoningStyle, reasoning_style
 from .special_tokens import SpecialTokens
+from .template_date import AnyDate, TemplateDate, template_date
 from .tokenizing import tokenize
 
 _log = logging.getLogger("steermoe.prompts")
@@ -82,29 +83,38 @@ class Renderer:
     """Renders and tokenizes for one loaded model (llama_cpp's `LlamaModel`).
 
     `thinking` sets the template's switch for thinking, if it has one; `template_arguments` are further variables for
-    the template and win over the switch. Raises UsageError for variables that the renderer sets itself, ModelError for
-    a model without a tokenizer.
+    the template and win over the switch. `date` is for templates that print one; None: that of today, which stays as it
+    was when the renderer was made.
+
+    What is changed for the template's sake is said once, as a warning of the logger "steermoe.prompts".
+
+    Raises UsageError for variables that the renderer sets itself, ModelError for a model without a tokenizer.
     """
 
     def __init__(
-        self, model: Any, *, thinking: bool = False, template_arguments: Mapping[str, Any] | None = None
+        self,
+        model: Any,
+        *,
+        thinking: bool = False,
+        template_arguments: Mapping[str, Any] | None = None,
+        date: AnyDate = None,
     ) -> None:
         lib = capi.llama_cpp()
         if lib.llama_vocab_type(model.vocab) == lib.LLAMA_VOCAB_TYPE_NONE:  # llama.cpp aborts on a text
             raise ModelError("the model has no tokenizer; only a model with a vocabulary reads texts")
-        self._configure(thinking, template_arguments)
+        self._configure(thinking, template_arguments, template_date(date))
         self._model = model
         self._metadata: dict[str, str] = model.metadata()
-        self._formatter: Any = None
         self._special = SpecialTokens(model)
         self._aligner = Aligner(model, self._metadata)
         self._said: set[str] = set()  # shared with `configured` ones
+        self._compiled: list[ChatTemplate] = []  # the template, once it is needed; shared with `configured` ones
 
     def text(self, side: Side, *, generation_prompt: bool = False) -> str:
         """Text of the prompt: a plain text unchanged, messages through the model's chat template.
 
         `generation_prompt` adds the header of the assistant's turn. Raises PairsError when the model has no template,
-        or the template refuses the messages.
+        or the template refuses the messages, or cannot be read.
         """
         if isinstance(side, str):
             return side
@@ -115,12 +125,13 @@ class Renderer:
         """Gives the text of a side's messages. Raises PairsError, as does what it returns."""
         if not self.has_template:
             raise PairsError("the model has no chat template; write the pairs' sides as plain texts")
+        self.check_template()
 
         def render(messages: list[dict[str, Any]]) -> str:
             try:
                 return self._render(messages, generation_prompt)
             except Exception as error:  # a template is foreign code and may raise anything
-                raise PairsError(f"the model's chat template refuses these messages: {error}") from error
+                raise PairsError(f"the model's chat template refuses these messages: {one_line(error)}") from error
 
         return render
 
@@ -142,12 +153,16 @@ class Renderer:
     def chat_text(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
         """Text of a conversation; each message has `role`, `content` and other fields that the template reads.
 
-        `variables` (such as `tools`) go to the template besides `template_arguments`. A developer's message becomes a
-        system message where the template does not know the role. What text the template leaves out is said once.
+        Content is a text or a list of parts; arguments of calls are a text or an object. The template gets them in the
+        form that it takes. `variables` (such as `tools`) go to the template besides `template_arguments`, None is left
+        out. A developer's message becomes a system message where the template does not know the role. What text the
+        template leaves out is said once.
 
-        Raises ModelError when the model has no template, UsageError when the template refuses the messages.
+        Raises ModelError when the model has no template, or one that is none, UsageError when the template refuses the
+        messages.
         """
         self.require_template()
+        self.check_template()
 
         def render(messages: list[dict[str, Any]]) -> str:
             return self._render(messages, True, **variables)
@@ -161,7 +176,7 @@ class Renderer:
                     self._say(str(loss))
             return text
         except Exception as error:  # as above
-            raise UsageError(f"the model's chat template refuses this conversation: {_one_line(error)}") from error
+            raise UsageError(f"the model's chat template refuses this conversation: {one_line(error)}") from error
 
     def require_template(self) -> None:
         """Raise ModelError when the model has no chat template."""
@@ -171,8 +186,13 @@ class Renderer:
             )
 
     def _render(self, messages: list[dict[str, Any]], generation_prompt: bool, **variables: Any) -> str:
-        formatter = self._chat_formatter(generation_prompt)
-        return str(formatter(messages=messages, **variables, **self.template_arguments).prompt)
+        given = {name: value for name, value in variables.items() if value is not None}
+        return self._chat_template.chat(
+            messages,
+            add_generation_prompt=generation_prompt,
+            variables={**given, **self.template_arguments},
+            date=self._date,
+        )
 
     def _say(self, warning: str) -> None:
         """Log a warning once."""
@@ -182,19 +202,43 @@ class Renderer:
 
     def check_template(self) -> None:
         """Raise ModelError for a chat template that is no template."""
-        self._chat_formatter(True)
+        _ = self._chat_template
 
-    def configured(self, *, thinking: bool, template_arguments: Mapping[str, Any] | None = None) -> Renderer:
-        """Another renderer of the same model. Raises UsageError, as the constructor."""
+    @property
+    def reasoning_field(self) -> str | None:
+        """Field of a message in which the template wants its reasoning, where that is not `reasoning_content`."""
+        return self._chat_template.forms.reasoning_field
+
+    @property
+    def date(self) -> str | None:
+        """The date that the template may print, as YYYY-MM-DD; None for a template that reads none."""
+        # one that cannot be read prints nothing
+        reads = bool(template_variables(self.template)) and self._chat_template.reads(self._date)
+        return self._date.day.isoformat() if reads else None
+
+    @property
+    def date_given(self) -> bool:
+        """Did a user name the date?"""
+        return self._date.given
+
+    def configured(
+        self,
+        *,
+        thinking: bool,
+        template_arguments: Mapping[str, Any] | None = None,
+        date: AnyDate = None,
+    ) -> Renderer:
+        """Another renderer of the same model; `date` None: that of today. Raises UsageError, as the constructor."""
         other = copy.copy(self)
-        other._configure(thinking, template_arguments)
+        other._configure(thinking, template_arguments, template_date(date))
         return other
 
-    def _configure(self, thinking: bool, template_arguments: Mapping[str, Any] | None) -> None:
+    def _configure(self, thinking: bool, template_arguments: Mapping[str, Any] | None, date: TemplateDate) -> None:
         if taken := sorted(_OWN_ARGUMENTS & set(template_arguments or {})):
             raise UsageError(f"template variables: {', '.join(taken)}: given by the program; leave them out")
         self._thinking = thinking
         self._template_arguments = dict(template_arguments or {})
+        self._date = date
 
     @property
     def has_template(self) -> bool:
@@ -276,25 +320,33 @@ class Renderer:
         """Texts of the vocabulary's control tokens, such as "<|im_end|>"."""
         return list(self._special.control)
 
-    def _chat_formatter(self, generation_prompt: bool) -> Any:
-        if self._formatter is None:
-            from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+    @property
+    def _chat_template(self) -> ChatTemplate:
+        if not self._compiled:
+            tokens = self._special_tokens()
+            if "additional_special_tokens" in template_variables(self.template):
+                # in the order of the vocabulary: a GGUF file does not hold transformers' list
+                named = set(tokens.values())
+                tokens["additional_special_tokens"] = [name for name in self._control_tokens() if name not in named]
+            self._compiled.append(ChatTemplate(self.template, tokens))
+        return self._compiled[0]
 
-            eos, bos = self._model.token_eos(), self._model.token_bos()
-            try:
-                self._formatter = Jinja2ChatFormatter(
-                    template=self.template,
-                    eos_token=self._model.token_get_text(eos) if eos != -1 else "",
-                    bos_token=self._model.token_get_text(bos) if bos != -1 else "",
-                )
-            except Exception as error:
-                raise ModelError(f"the model's chat template cannot be read: {_one_line(error)}") from error
-        self._formatter.add_generation_prompt = generation_prompt
-        return self._formatter
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    def _special_tokens(self) -> dict[str, Any]:
+        """Texts of the model's special tokens by the names that transformers gives them."""
+        lib, vocab = capi.llama_cpp(), self._model.vocab
+        tokens: dict[str, Any] = {"bos_token": "", "eos_token": ""}
+        for name, function in (
+            ("bos_token", lib.llama_vocab_bos),
+            ("eos_token", lib.llama_vocab_eos),
+            ("pad_token", lib.llama_vocab_pad),
+            ("sep_token", lib.llama_vocab_sep),
+            ("mask_token", lib.llama_vocab_mask),
+        ):
+            if (token := function(vocab)) != -1:
+                tokens[name] = lib.llama_vocab_get_text(vocab, token).decode("utf-8", "replace")
+        if (unknown := self._metadata.get("tokenizer.ggml.unknown_token_id", "")).isdecimal():
+            tokens["unk_token"] = lib.llama_vocab_get_text(vocab, int(unknown)).decode("utf-8", "replace")
+        return tokens
 
 
 def thinking_arguments(template: str, thinking: bool) -> dict[str, Any]:
@@ -304,28 +356,13 @@ def thinking_arguments(template: str, thinking: bool) -> dict[str, Any]:
     `reasoning_effort`. gpt-oss cannot be told not to reason: "low" is the least. On leaves budget and effort to the
     template's own defaults.
     """
-    read = _variables(template)
+    read = template_variables(template)
     arguments: dict[str, Any] = {name: thinking for name in ("enable_thinking", "thinking") if name in read}
     if not thinking and "thinking_budget" in read:
         arguments["thinking_budget"] = 0
     if not thinking and "reasoning_effort" in read:
         arguments["reasoning_effort"] = "none" if re.search("['\"]none['\"]", template) else "low"
     return arguments
-
-
-@functools.cache
-def _variables(template: str) -> frozenset[str]:
-    """Undeclared variables of a template; none for one that cannot be parsed."""
-    capi.llama_cpp()  # sets the library path, so it comes before other imports of llama_cpp
-    import jinja2
-    from jinja2 import meta
-    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-    extensions = [Jinja2ChatFormatter.IgnoreGenerationTags, "jinja2.ext.loopcontrols"]
-    try:
-        return frozenset(meta.find_undeclared_variables(jinja2.Environment(extensions=extensions).parse(template)))
-    except (jinja2.TemplateSyntaxError, RecursionError):
-        return frozenset()  # rendering reports the error
 
 
 def vocabulary(path: str | os.PathLike[str], *, verbose: bool = False) -> AbstractContextManager[Any]:
@@ -342,8 +379,9 @@ def vocabulary_renderer(
     *,
     thinking: bool = False,
     template_arguments: Mapping[str, Any] | None = None,
+    date: AnyDate = None,
     verbose: bool = False,
 ) -> Iterator[Renderer]:
     """A renderer for a model of which only the vocabulary is loaded. Raises ModelError, UsageError."""
     with vocabulary(path, verbose=verbose) as model:
-        yield Renderer(model, thinking=thinking, template_arguments=template_arguments)
+        yield Renderer(model, thinking=thinking, template_arguments=template_arguments, date=date)
