@@ -14,6 +14,7 @@ from ..errors import ModelError, SteerMoEError, UsageError
 from ..steering.bias_file import BiasFile, none_if_empty, read_bias
 from . import backends, capi
 from .cpu import default_threads
+from .template_date import AnyDate, template_date
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 else:
     Llama = capi.llama_cpp().Llama
     from llama_cpp.llama_cache import BaseLlamaCache
+from .completion_formatter import own_rendering
 
 Bias = BiasFile | str | os.PathLike[str]
 
@@ -52,6 +54,7 @@ class SteeredLlama(Llama):
         n_cpu_moe: int = 0,
         tensor_buft_overrides: Mapping[str, str] | Sequence[tuple[str, str]] = (),
         repack: bool = True,
+        date: AnyDate = None,
         **kwargs: Any,
     ) -> None:
         """Load a model and steer it.
@@ -70,6 +73,7 @@ class SteeredLlama(Llama):
                 before cpu_moe.
             repack: keep a second copy of quantized weights in a layout that the CPU multiplies faster (llama.cpp:
                 --repack). Without it, a Q4_0, Q4_K, IQ4_NL or MXFP4 model takes about half the memory.
+            date: for chat templates that print one, a `datetime.date` or YYYY-MM-DD; None: the day of each request.
             kwargs: arguments of `llama_cpp.Llama`. Without `n_threads`, it is the number of physical cores.
 
         Raises ModelError (the model cannot be loaded or steered), ModelMismatchError (bias of another model),
@@ -111,6 +115,7 @@ class SteeredLlama(Llama):
             capi.loading(path),
             capi.unsteered_environment(),
             backends.parameters(model_params, context_params),
+            own_rendering(None if date is None else template_date(date)),
         ):
             super().__init__(path, verbose=verbose, flash_attn=bool(flash_attn), **kwargs)
         with suppress(SteerMoEError):  # a model without routers: set_bias raises

@@ -124,6 +124,7 @@ def serve(
       steermoe serve -m tiny --host 0.0.0.0 --api-key-file key.txt
     """
     _require_extra()
+    from ...llama.chat_template import template_problem
     from ...model_files.model_info import model_info
     from ...server import ServerSettings, SteeringRegistry
     from ...server.program import run_server
@@ -140,6 +141,8 @@ def serve(
     )
     if not facts.chat_template:
         warn(f"{model}: no chat template, so only /v1/completions can answer")
+    elif problem := template_problem(facts.chat_template):
+        warn(f"{problem}; only /v1/completions can answer")
     n_ctx = context_size(facts, ctx_size)
     flags = check_memory(facts, flags, n_ctx, parallel)  # before it listens: nobody connects to what cannot run
     registry = SteeringRegistry(folder=maps_folder, writable=maps_writable, force=force)
