@@ -118,7 +118,7 @@ def install(app: FastAPI) -> None:
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return error_response(_validation_error(error.errors()))
+        return error_response(validation_error(error.errors()))
 
     async def http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -138,7 +138,7 @@ def install(app: FastAPI) -> None:
 _TYPE_NAMES = {"str", "int", "float", "bool", "list", "dict", "none", "constrained-str"}
 
 
-def _validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """The most telling of pydantic's errors: an unknown field, else, of a union, the branch that got furthest."""
     unknown = next((error for error in errors if error["type"] == "extra_forbidden"), None)
     error = unknown or max(errors, key=lambda error: len(error["loc"]))

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from starlette.middleware.cors import CORSMiddleware
 
-from . import api_errors, openapi, routes_chat, routes_completions, routes_model, routes_steering
+from . import api_errors, openapi, routes_chat, routes_completions, routes_model, routes_responses, routes_steering
 from .registry import SteeringRegistry
 from .security import BodyGuard, HostGuard, KeyGuard
 from .service import Service
@@ -61,7 +61,7 @@ def create_app(worker: Worker, registry: SteeringRegistry, settings: ServerSetti
         openapi_url=None,
     )
     api_errors.install(app)
-    for module in (routes_chat, routes_completions, routes_model, routes_steering):
+    for module in (routes_chat, routes_responses, routes_completions, routes_model, routes_steering):
         app.include_router(module.router(service))
 
     @app.get("/docs", include_in_schema=False)

@@ -95,7 +95,7 @@ class GenerationCall(ABC):
             # Also for a stream: what fails before it begins can still be told by a status.
             first = await self._next(answers)
             if self.request.stream:
-                return EventStream(answers, self._first_chunks(), self._chunks(answers, first))
+                return self._stream(answers, first)
             async for index, event in self._events(answers, first):
                 self.take(index, event)
             self._end()
@@ -107,6 +107,10 @@ class GenerationCall(ABC):
         except BaseException:
             answers.close()
             raise
+
+    def _stream(self, answers: Answers, first: Events) -> EventStream:
+        """The answer to a request for a stream."""
+        return EventStream(answers, self._first_chunks(), self._chunks(answers, first))
 
     async def _next(self, answers: Answers) -> Events:
         try:

@@ -21,7 +21,9 @@ from .schemas_chat import ChatRequest
 from .service import Asked, Service
 
 
-class _ChatCall(GenerationCall):
+class ChatCall(GenerationCall):
+    """A request for answers to a conversation."""
+
     endpoint = "chat/completions"
     prefix = "chatcmpl"
     kinds = ("chat.completion", "chat.completion.chunk")
@@ -108,6 +110,6 @@ def router(service: Service) -> APIRouter:
         prompter = service.prompter()
         asked = await service.asked(body)
         prompt = await prompter.run(prompter.chat, body)
-        return await _ChatCall(service, prompter, body, asked, prompt).respond(request)
+        return await ChatCall(service, prompter, body, asked, prompt).respond(request)
 
     return routes
