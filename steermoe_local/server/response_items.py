@@ -38,8 +38,8 @@ _ITEM: TypeAdapter[Any] = TypeAdapter(Item)
 
 
 def as_items(output: Sequence[dict[str, Any]]) -> list[Any]:
-    """Items of a response's output, as a request may have them."""
-    return [_ITEM.validate_python(item) for item in output]
+    """Items of a response's output, as a request may have them; without a call that was cut off before its name."""
+    return [_ITEM.validate_python(item) for item in output if item.get("name") != ""]
 
 
 def own_items(request: ResponsesRequest) -> list[Any]:

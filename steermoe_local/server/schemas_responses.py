@@ -28,9 +28,10 @@ Status = Literal["in_progress", "completed", "incomplete"]
 Id = Annotated[str, StringConstraints(max_length=128)]
 
 
-def _kind(value: Any) -> Any:
-    """The field `type` of JSON, or of what was made of it."""
-    return value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+def _kind(value: Any) -> str:
+    """The field `type` of JSON, or of what was made of it; "" if it is no text."""
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return kind if isinstance(kind, str) else ""
 
 
 #
@@ -64,7 +65,7 @@ class RefusalPart(Body):
 
 
 def _only_text(value: Any) -> Any:
-    if isinstance(kind := _kind(value), str) and kind not in (*_TEXT_PARTS, "refusal"):
+    if (kind := _kind(value)) and kind not in (*_TEXT_PARTS, "refusal"):
         raise ValueError(f"parts of type {kind[:40]!r} are not offered; this server reads text")
     return value
 
@@ -157,7 +158,7 @@ _ITEMS = {
 
 
 def _known_item(value: Any) -> Any:
-    if isinstance(kind := _kind(value), str) and kind not in _ITEMS:
+    if (kind := _kind(value)) and kind not in _ITEMS:
         raise ValueError(f"items of type {kind[:40]!r} are not offered; there are {', '.join(_ITEMS)}")
     return value
 
@@ -168,7 +169,7 @@ Item = Annotated[
     | Annotated[OutputItem, Tag("OutputItem")]
     | Annotated[ReasoningItem, Tag("ReasoningItem")]
     | Annotated[ReferenceItem, Tag("ReferenceItem")],
-    Discriminator(lambda value: _ITEMS.get(_kind(value) or "message", "MessageItem")),
+    Discriminator(lambda value: _ITEMS.get(_kind(value), "MessageItem")),
     BeforeValidator(_known_item),
 ]
 
@@ -247,7 +248,7 @@ Tool = Annotated[
     Annotated[FunctionTool, Tag("FunctionTool")]
     | Annotated[NamespaceTool, Tag("NamespaceTool")]
     | Annotated[HostedTool, Tag("HostedTool")],
-    Discriminator(lambda value: _TOOLS.get(str(_kind(value)), "HostedTool")),
+    Discriminator(lambda value: _TOOLS.get(_kind(value), "HostedTool")),
 ]
 
 

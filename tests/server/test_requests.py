@@ -119,6 +119,7 @@ def test_the_document(server: Running) -> None:
     document = server.client.get("/openapi.json").json()
     assert document["openapi"].startswith("3.1")
     paths = {"/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/steering", "/v1/steering/{name}"}
+    paths |= {"/v1/responses", "/v1/responses/input_tokens", "/v1/responses/{response_id}"}
     paths |= {
         "/tokenize",
         "/detokenize",
