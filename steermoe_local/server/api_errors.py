@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from .._util.files import parse_json
@@ -118,7 +119,7 @@ def install(app: FastAPI) -> None:
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return error_response(validation_error(error.errors()))
+        return error_response(_validation_error(error.errors()))
 
     async def http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -138,7 +139,7 @@ def install(app: FastAPI) -> None:
 _TYPE_NAMES = {"str", "int", "float", "bool", "list", "dict", "none", "constrained-str"}
 
 
-def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+def _validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """The most telling of pydantic's errors: an unknown field, else, of a union, the branch that got furthest."""
     unknown = next((error for error in errors if error["type"] == "extra_forbidden"), None)
     error = unknown or max(errors, key=lambda error: len(error["loc"]))
@@ -155,6 +156,11 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         if error["type"] == "missing":
             code = "missing_field"
     return ApiError(400, message, param=path or None, code=code)
+
+
+def request_error(error: ValidationError) -> ApiError:
+    """The ApiError of a request that is made of another one."""
+    return _validation_error([{**one, "loc": ("body", *one["loc"])} for one in error.errors()])
 
 
 def _path(parts: Sequence[Any]) -> str:

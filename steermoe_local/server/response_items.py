@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from .api_errors import ApiError, validation_error
+from .api_errors import ApiError, request_error
 from .schemas import Generation
 from .schemas_chat import ChatRequest
 from .schemas_responses import (
@@ -19,7 +19,6 @@ from .schemas_responses import (
     MessageItem,
     OutputItem,
     ReasoningItem,
-    ReferenceItem,
     ResponsesRequest,
 )
 
@@ -72,7 +71,7 @@ def chat_request(request: ResponsesRequest, items: Sequence[Any]) -> ChatRequest
     try:
         return ChatRequest.model_validate(fields | _tools(request))
     except ValidationError as error:
-        raise renamed(validation_error([{**one, "loc": ("body", *one["loc"])} for one in error.errors()])) from None
+        raise renamed(request_error(error)) from None
 
 
 def renamed(error: ApiError) -> ApiError:
@@ -150,11 +149,6 @@ def _content(content: Content) -> Any:
 
 def _text(content: Any) -> str:
     return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
-
-
-def references(items: Sequence[Any]) -> list[str]:
-    """The ids of the items that are named only."""
-    return [item.id for item in items if isinstance(item, ReferenceItem)]
 
 
 #

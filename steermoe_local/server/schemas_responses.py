@@ -333,6 +333,10 @@ class ResponsesRequest(Generation):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     store: bool | None = Field(None, description="false: not kept in memory for previous_response_id.")
     metadata: Annotated[dict[str, Short], Field(max_length=16)] | None = Field(None, description="Given back.")
+    user: Short | None = Field(None, description="Given back.")
+    prompt_cache_key: Short | None = Field(None, description="Given back; beginnings of prompts are found without it.")
+    safety_identifier: Short | None = Field(None, description="Given back.")
+    service_tier: Short | None = Field(None, description=_WITHOUT_EFFECT)
     truncation: Literal["auto", "disabled"] | None = Field(
         None, description="Accepted, without effect: a prompt that is too long is refused."
     )
