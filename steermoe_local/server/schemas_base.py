@@ -1,0 +1,75 @@
+"""What all bodies of requests are made of: `Body`, and bounded texts, names and tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from .known_fields import Place, asks_for_nothing, document, ignored, not_offered
+
+MAX_TEXT = 4_000_000  # characters; the context is what really bounds a prompt
+MAX_PROMPTS = 256
+MAX_TOKENS = 2**31 - 1
+MAX_TOKEN_ID = 2**31 - 1
+
+NAME_PATTERN = r"^[a-z0-9_-][a-z0-9._-]{0,63}$"  # never begins with a dot: it becomes a file name
+
+Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Short = Annotated[str, StringConstraints(max_length=512)]
+StopString = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+# fail_fast, here and elsewhere: only one error is reported, and those of a list of millions would take gigabytes
+Tokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+
+
+class Body(BaseModel):
+    """A JSON object: unknown fields are refused, nothing is converted, numbers are finite.
+
+    `place` names the object in the tables of `known_fields`, whose harmless fields are dropped.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    place: ClassVar[Place | None] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, value: Any) -> Any:
+        if cls.place is None or not isinstance(value, dict):
+            return value
+        own = {field.alias or name for name, field in cls.model_fields.items()}
+        for name, row in not_offered(cls.place).items():
+            if name in value and name not in own and not asks_for_nothing(value[name], row):
+                error = PydanticCustomError("not_offered", f"not offered; {row.cure}")
+                raise ValidationError.from_exception_data(
+                    cls.__name__, [{"type": error, "loc": (name,), "input": value[name]}]
+                )
+        known = (ignored(cls.place).keys() | not_offered(cls.place).keys()) - own
+        return {name: item for name, item in value.items() if name not in known}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        schema = handler(core_schema)
+        if cls.place is not None:
+            document(handler.resolve_ref_schema(schema), cls.place, {f.alias or n for n, f in cls.model_fields.items()})
+        return schema
+
+
+T = TypeVar("T")
+
+
+def same(name: str, value: T | None, other_name: str, other: T | None) -> T | None:
+    """The value that one of two names of a field gives. Raises ValueError if they differ."""
+    if value is not None and other is not None and value != other:
+        raise ValueError(f"{name} and {other_name} differ; give one of them")
+    return other if value is None else value
