@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
@@ -15,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from .known_fields import Place, asks_for_nothing, document, ignored, not_offered
+from .known_fields import NotOffered, Place, asks_for_nothing, document, ignored, not_offered
 
 MAX_TEXT = 4_000_000  # characters; the context is what really bounds a prompt
 MAX_PROMPTS = 256
@@ -47,22 +48,34 @@ class Body(BaseModel):
     def _known_fields(cls, value: Any) -> Any:
         if cls.place is None or not isinstance(value, dict):
             return value
-        own = {field.alias or name for name, field in cls.model_fields.items()}
-        for name, row in not_offered(cls.place).items():
-            if name in value and name not in own and not asks_for_nothing(value[name], row):
-                error = PydanticCustomError("not_offered", f"not offered; {row.cure}")
+        dropped, refused = _tables_of(cls)
+        for name in refused.keys() & value.keys():
+            if not asks_for_nothing(value[name], refused[name]):
+                error = PydanticCustomError("not_offered", f"not offered; {refused[name].cure}")
                 raise ValidationError.from_exception_data(
                     cls.__name__, [{"type": error, "loc": (name,), "input": value[name]}]
                 )
-        known = (ignored(cls.place).keys() | not_offered(cls.place).keys()) - own
-        return {name: item for name, item in value.items() if name not in known}
+        return {name: item for name, item in value.items() if name not in dropped and name not in refused}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         schema = handler(core_schema)
         if cls.place is not None:
-            document(handler.resolve_ref_schema(schema), cls.place, {f.alias or n for n, f in cls.model_fields.items()})
+            document(handler.resolve_ref_schema(schema), cls.place, _own(cls))
         return schema
+
+
+def _own(body: type[Body]) -> set[str]:
+    return {field.alias or name for name, field in body.model_fields.items()}
+
+
+@functools.cache
+def _tables_of(body: type[Body]) -> tuple[frozenset[str], dict[str, NotOffered]]:
+    """(harmless fields, refused fields) of an object, without those that it has."""
+    assert body.place is not None
+    own = _own(body)
+    refused = {name: row for name, row in not_offered(body.place).items() if name not in own}
+    return frozenset(ignored(body.place).keys() - own), refused
 
 
 T = TypeVar("T")
