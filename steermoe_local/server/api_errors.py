@@ -144,10 +144,13 @@ def install(app: FastAPI) -> None:
 _TYPE_NAMES = {"str", "int", "float", "bool", "list", "dict", "none", "constrained-str"}
 
 
+_SAID_HERE = ("value_error", "not_offered")  # by this package's own validators, which say what to change
+
+
 def _validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """The most telling of pydantic's errors: an unknown field, else, of a union, the branch that got furthest."""
     unknown = next((error for error in errors if error["type"] == "extra_forbidden"), None)
-    error = unknown or max(errors, key=lambda error: len(error["loc"]))
+    error = unknown or max(errors, key=lambda error: (len(error["loc"]), error["type"] in _SAID_HERE))
     path = _path(error["loc"][1:-1] if unknown else error["loc"][1:])
     if unknown:
         name = "".join(c if c.isprintable() else "?" for c in str(error["loc"][-1])[:100])
