@@ -12,7 +12,8 @@ from ..llama.sampling import Sampling
 from .schemas_base import MAX_TOKENS, Body, Short, TokenId
 
 _LARGEST = 1e6
-Bias = Annotated[float, Field(ge=-100, le=100)]
+_MAX_BIAS = 100
+Bias = Annotated[float, Field(ge=-_MAX_BIAS, le=_MAX_BIAS)]
 BiasPair = Annotated[list[TokenId | Bias | Literal[False]], Field(min_length=2, max_length=2, fail_fast=True)]
 Breaker = Annotated[str, StringConstraints(min_length=1, max_length=MAX_BREAKER)]
 
@@ -72,6 +73,8 @@ class SamplingFields(Body):
         for token, bias in value:
             if isinstance(token, bool) or not isinstance(token, int):
                 raise ValueError(f"{token!r} is not the number of a token")
+            if bias is not False and not -_MAX_BIAS <= bias <= _MAX_BIAS:
+                raise ValueError(f"{bias} is not from {-_MAX_BIAS} to {_MAX_BIAS}; false bans a token")
             biases[str(token)] = -float("inf") if bias is False else float(bias)
         return biases
 
