@@ -163,6 +163,9 @@ class GenerationCall(ABC):
 
     def _body(self) -> dict[str, Any]:
         choices = [self.choice(index) for index in range(len(self.answers))]
+        if self.request.return_tokens:
+            for choice, answer in zip(choices, self.answers, strict=True):
+                choice["tokens"] = answer.tokens
         if self.request.routing and len(choices) > 1:
             for index, choice in enumerate(choices):
                 choice["routing"] = _routing(self.finishes[index])
@@ -200,6 +203,8 @@ class GenerationCall(ABC):
             if finish is not None:
                 last = self.chunk_choice(index, self.nothing)
                 last |= {"finish_reason": self.answers[index].reason, "seed": finish.seed}
+                if self.request.return_tokens:
+                    last["tokens"] = self.answers[index].tokens
                 yield self._chunk([last], **self._facts(finish))
         if self._includes_usage:
             yield self._chunk([], usage=self._usage)

@@ -10,20 +10,11 @@ from pydantic import TypeAdapter, ValidationError
 from .api_errors import ApiError, request_error
 from .schemas import Generation
 from .schemas_chat import ChatRequest
-from .schemas_responses import (
-    AllowedTools,
-    CallItem,
-    Content,
-    FunctionChoice,
-    Item,
-    MessageItem,
-    OutputItem,
-    ReasoningItem,
-    ResponsesRequest,
-)
+from .schemas_items import CallItem, Content, Item, MessageItem, OutputItem, ReasoningItem
+from .schemas_responses import AllowedTools, FunctionChoice, ResponsesRequest
 
 # Fields of both requests that this one means itself.
-_OWN = {"n", "max_tokens", "metadata", "store", "stream_options"}
+_OWN = {"n", "n_cmpl", "n_predict", "n_probs", "max_tokens", "return_tokens", "stream_options"}
 # What a chat request calls its fields, and what they are here, for messages of errors.
 _NAMES = {
     "response_format.json_schema.schema": "text.format.schema",
@@ -53,32 +44,31 @@ def chat_request(request: ResponsesRequest, items: Sequence[Any]) -> ChatRequest
 
     Raises ApiError, with the field's name in the responses request.
     """
-    shared = (set(Generation.model_fields) & request.model_fields_set) - _OWN
-    fields: dict[str, Any] = {name: getattr(request, name) for name in shared}
-    fields |= {
+    fields: dict[str, Any] = {
         "messages": messages_of(request.instructions, items),
         "max_completion_tokens": request.max_output_tokens,
         "chat_template_kwargs": request.chat_template_kwargs,
+        "continue_final_message": request.continue_final_message,
         "parallel_tool_calls": request.parallel_tool_calls,
         "response_format": _format(request),
     }
     if request.reasoning is not None:
         fields["reasoning_effort"] = request.reasoning.effort
-    if request.text is not None:
-        fields["verbosity"] = request.text.verbosity
     if request.wants_logprobs:
         fields |= {"logprobs": True, "top_logprobs": request.top_logprobs}
     try:
-        return ChatRequest.model_validate(fields | _tools(request))
+        chat = ChatRequest.model_validate(fields | _tools(request))
     except ValidationError as error:
         raise renamed(request_error(error)) from None
+    shared = (set(Generation.model_fields) & request.model_fields_set) - _OWN
+    return chat.model_copy(update={name: getattr(request, name) for name in shared})  # they were validated
 
 
 def renamed(error: ApiError) -> ApiError:
     """The error of a chat request with the names that its fields have in a responses request."""
     for name, here in _NAMES.items():
-        if error.param is not None and error.param.startswith(name):
-            param = here + error.param[len(name) :]
+        if (error.param or str(error)).startswith(name):
+            param = None if error.param is None else here + error.param[len(name) :]
             message = str(error).replace(name, here, 1)
             return ApiError(error.status, message, kind=error.kind, param=param, code=error.code, headers=error.headers)
     return error
@@ -100,9 +90,9 @@ def messages_of(instructions: str | None, items: Sequence[Any]) -> list[dict[str
         messages.append({"role": "system", "content": instructions})
     for item in items:
         if isinstance(item, OutputItem):
-            messages.append({"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)})
+            messages.append({"role": "tool", "tool_call_id": item.call_id, "content": item.output})
         elif isinstance(item, MessageItem) and item.role != "assistant":
-            message = {"role": item.role, "content": _content(item.content)}
+            message = {"role": item.role, "content": item.content}
             if item.role != "user" and len(messages) == 1 and messages[0]["role"] in ("system", "developer"):
                 _join(messages[0], message)
             else:
@@ -135,7 +125,7 @@ def _add_to_assistant(messages: list[dict[str, Any]], item: Any) -> None:
         if texts:
             message("reasoning_content", "content", "tool_calls")["reasoning_content"] = "\n".join(texts)
     elif isinstance(item, MessageItem):
-        message("content", "tool_calls")["content"] = _content(item.content)
+        message("content", "tool_calls")["content"] = item.content
     else:
         assert isinstance(item, CallItem), f"{type(item).__name__} has no place in a chat"
         function = {"name": item.name, "arguments": item.arguments}
@@ -143,12 +133,8 @@ def _add_to_assistant(messages: list[dict[str, Any]], item: Any) -> None:
         message().setdefault("tool_calls", []).append(call)
 
 
-def _content(content: Content) -> Any:
-    return content if isinstance(content, str) else [{"type": "text", "text": part.text} for part in content]
-
-
-def _text(content: Any) -> str:
-    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+def _text(content: Content) -> str:
+    return content if isinstance(content, str) else "\n".join(part.value for part in content)
 
 
 #

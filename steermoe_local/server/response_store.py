@@ -10,7 +10,7 @@ from typing import Any
 
 from .api_errors import ApiError
 from .response_items import as_items
-from .schemas_responses import ReferenceItem
+from .schemas_items import ReferenceItem
 
 _MAX_RESPONSES = 256
 _MAX_CHARACTERS = 64 * 1024 * 1024  # of the JSON of all

@@ -139,7 +139,6 @@ class _ResponseCall(ChatCall):
             "background": False,
             "instructions": wanted.instructions,
             "max_output_tokens": wanted.max_output_tokens,
-            "max_tool_calls": wanted.max_tool_calls,
             "model": self.head.model,
             "output": list(self.events.output),
             "parallel_tool_calls": wanted.parallel_tool_calls is not False,

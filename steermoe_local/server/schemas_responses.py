@@ -1,12 +1,11 @@
-"""The body of responses: items, tools in their flat form, formats of the text."""
+"""The body of responses: tools in their flat form, formats of the text, and what else a request has."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -17,161 +16,14 @@ from pydantic import (
     model_validator,
 )
 
-from .schemas import Body, Generation, Short, Text
-from .schemas_chat import FunctionName
+from .known_fields import Place
+from .schemas import Generation
+from .schemas_base import Body, Short, Text
+from .schemas_items import Id, Item, kind_of
+from .schemas_messages import FunctionName
 
 _WITHOUT_EFFECT = "Accepted, without effect."
-_TEXT_PARTS = ("input_text", "output_text", "text")
 _TOOLS_NAMED = 8  # in a message
-
-Status = Literal["in_progress", "completed", "incomplete"]
-Id = Annotated[str, StringConstraints(max_length=128)]
-
-
-def _kind(value: Any) -> str:
-    """The field `type` of JSON, or of what was made of it; "" if it is no text."""
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return kind if isinstance(kind, str) else ""
-
-
-#
-# items
-#
-
-
-class TextPart(Body):
-    """A part of a message or of a tool's output."""
-
-    type: Literal["input_text", "output_text", "text"]
-    text: Text
-    # An answer may be sent back as it came.
-    annotations: list[Any] | None = Field(None, max_length=1024, description=_WITHOUT_EFFECT)
-    logprobs: list[Any] | None = Field(None, description=_WITHOUT_EFFECT)
-    parsed: Any = Field(None, description="Accepted, without effect: what an SDK made of the text.")
-    prompt_cache_breakpoint: dict[str, Any] | None = Field(None, max_length=16, description=_WITHOUT_EFFECT)
-    cache_control: dict[str, Any] | None = Field(None, max_length=16, description=_WITHOUT_EFFECT)
-
-
-class RefusalPart(Body):
-    """A refusal of another server's model."""
-
-    type: Literal["refusal"]
-    refusal: Text
-
-    @property
-    def text(self) -> str:
-        """Its text."""
-        return self.refusal
-
-
-def _only_text(value: Any) -> Any:
-    if (kind := _kind(value)) and kind not in (*_TEXT_PARTS, "refusal"):
-        raise ValueError(f"parts of type {kind[:40]!r} are not offered; this server reads text")
-    return value
-
-
-Part = Annotated[
-    Annotated[TextPart, Tag("TextPart")] | Annotated[RefusalPart, Tag("RefusalPart")],
-    Discriminator(lambda value: "RefusalPart" if _kind(value) == "refusal" else "TextPart"),
-    BeforeValidator(_only_text),
-]
-Content = Text | Annotated[list[Part], Field(max_length=4096, fail_fast=True)]
-
-
-class MessageItem(Body):
-    """A message of the conversation."""
-
-    type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
-    id: Id | None = None
-    status: Status | None = Field(None, description=_WITHOUT_EFFECT)
-    phase: Short | None = Field(None, description=_WITHOUT_EFFECT)
-
-
-class CallItem(Body):
-    """A call that the model made."""
-
-    type: Literal["function_call"]
-    call_id: Short
-    name: FunctionName
-    arguments: Text
-    id: Id | None = None
-    status: Status | None = Field(None, description=_WITHOUT_EFFECT)
-    namespace: Short | None = Field(None, description=_WITHOUT_EFFECT)
-    caller: dict[str, Any] | None = Field(None, max_length=16, description=_WITHOUT_EFFECT)
-    parsed_arguments: Any = Field(None, description="Accepted, without effect: what an SDK made of the arguments.")
-
-
-class OutputItem(Body):
-    """What a called function gave."""
-
-    type: Literal["function_call_output"]
-    call_id: Short
-    output: Content
-    id: Id | None = None
-    status: Status | None = Field(None, description=_WITHOUT_EFFECT)
-    name: Short | None = Field(None, description=_WITHOUT_EFFECT)
-    namespace: Short | None = Field(None, description=_WITHOUT_EFFECT)
-    caller: dict[str, Any] | None = Field(None, max_length=16, description=_WITHOUT_EFFECT)
-
-
-class ReasoningText(Body):
-    """A text of the reasoning."""
-
-    type: Literal["reasoning_text", "text"]
-    text: Text
-
-
-class SummaryText(Body):
-    """A text of a summary of the reasoning."""
-
-    type: Literal["summary_text"]
-    text: Text
-
-
-class ReasoningItem(Body):
-    """Reasoning that came before an answer or a call."""
-
-    type: Literal["reasoning"]
-    summary: Annotated[list[SummaryText], Field(max_length=1024, fail_fast=True)] | None = None
-    content: Annotated[list[ReasoningText], Field(max_length=1024, fail_fast=True)] | None = None
-    encrypted_content: Text | None = Field(None, description="Accepted, without effect: nothing is encrypted here.")
-    id: Id | None = None
-    status: Status | None = Field(None, description=_WITHOUT_EFFECT)
-
-
-class ReferenceItem(Body):
-    """An item of a response that the server keeps."""
-
-    type: Literal["item_reference"]
-    id: Id
-
-
-_ITEMS = {
-    "message": "MessageItem",
-    "function_call": "CallItem",
-    "function_call_output": "OutputItem",
-    "reasoning": "ReasoningItem",
-    "item_reference": "ReferenceItem",
-}
-
-
-def _known_item(value: Any) -> Any:
-    if (kind := _kind(value)) and kind not in _ITEMS:
-        raise ValueError(f"items of type {kind[:40]!r} are not offered; there are {', '.join(_ITEMS)}")
-    return value
-
-
-Item = Annotated[
-    Annotated[MessageItem, Tag("MessageItem")]
-    | Annotated[CallItem, Tag("CallItem")]
-    | Annotated[OutputItem, Tag("OutputItem")]
-    | Annotated[ReasoningItem, Tag("ReasoningItem")]
-    | Annotated[ReferenceItem, Tag("ReferenceItem")],
-    Discriminator(lambda value: _ITEMS.get(_kind(value), "MessageItem")),
-    BeforeValidator(_known_item),
-]
 
 
 #
@@ -182,14 +34,13 @@ Item = Annotated[
 class FunctionTool(Body):
     """A function that may be called."""
 
+    place: ClassVar[Place | None] = "responses tool"
+
     type: Literal["function"]
     name: FunctionName
     description: Annotated[str, StringConstraints(max_length=20_000)] | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
-    defer_loading: bool | None = Field(None, description=_WITHOUT_EFFECT)
-    allowed_callers: list[Short] | None = Field(None, max_length=16, description=_WITHOUT_EFFECT)
-    output_schema: dict[str, Any] | None = Field(None, description=_WITHOUT_EFFECT)
 
 
 # What OpenAI's own machines do, or what needs a model made for it. Clients send these to any server.
@@ -230,7 +81,7 @@ class HostedTool(Body):
 
 PlainTool = Annotated[
     Annotated[FunctionTool, Tag("FunctionTool")] | Annotated[HostedTool, Tag("HostedTool")],
-    Discriminator(lambda value: "FunctionTool" if _kind(value) == "function" else "HostedTool"),
+    Discriminator(lambda value: "FunctionTool" if kind_of(value) == "function" else "HostedTool"),
 ]
 
 
@@ -248,7 +99,7 @@ Tool = Annotated[
     Annotated[FunctionTool, Tag("FunctionTool")]
     | Annotated[NamespaceTool, Tag("NamespaceTool")]
     | Annotated[HostedTool, Tag("HostedTool")],
-    Discriminator(lambda value: _TOOLS.get(_kind(value), "HostedTool")),
+    Discriminator(lambda value: _TOOLS.get(kind_of(value), "HostedTool")),
 ]
 
 
@@ -307,17 +158,18 @@ class Reasoning(Body):
 
 _INSTEAD = {
     "n": "a response is one answer; send several requests",
+    "n_cmpl": "a response is one answer; send several requests",
     "max_tokens": "not offered; send max_output_tokens",
-    "background": "not offered; send stream: true, or wait for the answer",
-    "conversation": "not offered; send the items, or previous_response_id",
-    "prompt": "not offered; send instructions and input",
-    "context_management": "not offered; leave it out",
-    "moderation": "not offered; leave it out",
+    "n_predict": "not offered; send max_output_tokens",
+    "n_probs": "not offered; send top_logprobs",
+    "return_tokens": "not offered; leave it out",
 }
 
 
 class ResponsesRequest(Generation):
     """POST /v1/responses: answer a conversation of items through the model's chat template."""
+
+    place: ClassVar[Place | None] = "responses request"
 
     input: Text | Annotated[list[Item], Field(min_length=1, max_length=4096, fail_fast=True)]
     instructions: Text | None = Field(None, description="A system message before the input; not kept for later.")
@@ -344,24 +196,22 @@ class ResponsesRequest(Generation):
         None, max_length=64, description="Variables for the chat template, as in llama.cpp."
     )
     parallel_tool_calls: bool | None = Field(None, description=_WITHOUT_EFFECT)
-    max_tool_calls: int | None = Field(None, ge=0, le=2**31 - 1, description=_WITHOUT_EFFECT)
-    client_metadata: dict[str, Any] | None = Field(None, max_length=64, description=_WITHOUT_EFFECT)
-    access_programs: dict[str, Any] | None = Field(None, max_length=16, description=_WITHOUT_EFFECT)
-    image: dict[str, Any] | None = Field(None, max_length=16, description=_WITHOUT_EFFECT)
-    # Fields that would change the answer are refused, not ignored; null is accepted, as clients send it.
-    background: Literal[False] | None = Field(None, description="Not offered.")
+    continue_final_message: bool | Literal["content", "reasoning_content"] | None = Field(
+        None, description="Whether a last message of the assistant is continued; it is, unless this is false."
+    )
+    # Of chat completions, and not here; null is accepted.
     n: Literal[1] | None = Field(None, description="Only 1.")
+    n_cmpl: Literal[1] | None = Field(None, description="Only 1.")
     max_tokens: None = Field(None, description="Not offered: send max_output_tokens.")
-    conversation: None = Field(None, description="Not offered: send the items.")
-    prompt: None = Field(None, description="Not offered: send instructions and input.")
-    context_management: None = Field(None, description="Not offered.")
-    moderation: None = Field(None, description="Not offered.")
+    n_predict: None = Field(None, description="Not offered: send max_output_tokens.")
+    n_probs: None = Field(None, description="Not offered: send top_logprobs.")
+    return_tokens: Literal[False] | None = Field(None, description="Not offered.")
 
     @field_validator(*_INSTEAD, mode="before")
     @classmethod
     def _not_offered(cls, value: Any, info: ValidationInfo) -> Any:
         field = info.field_name or ""
-        if value is None or (field == "background" and value is False) or (field == "n" and value == 1):
+        if value is None or value is False or (field in ("n", "n_cmpl") and value == 1):
             return value
         raise ValueError(_INSTEAD[field])
 

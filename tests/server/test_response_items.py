@@ -7,14 +7,20 @@ from typing import Any
 import pytest
 
 from steermoe_local.server.api_errors import ApiError
-from steermoe_local.server.response_items import chat_request, own_items
+from steermoe_local.server.response_items import chat_request, messages_of, own_items
 from steermoe_local.server.response_store import ResponseStore
 from steermoe_local.server.schemas_responses import ResponsesRequest
 
 
 def messages(input_: Any, **fields: Any) -> list[dict[str, Any]]:
-    """The messages of the chat request."""
-    return [message.model_dump(exclude_unset=True) for message in chat(input=input_, **fields).messages]
+    """The messages of the chat request, as JSON."""
+    request = ResponsesRequest.model_validate({"input": input_, **fields})
+    return [
+        message | {"content": [part.model_dump(exclude_none=True) for part in message["content"]]}
+        if isinstance(message.get("content"), list)
+        else message
+        for message in messages_of(request.instructions, own_items(request))
+    ]
 
 
 def chat(**fields: Any) -> Any:
@@ -46,7 +52,10 @@ ASSISTANT = {"role": "assistant"}
     ("items", "expected"),
     [
         ([USER], [USER]),
-        ([USER | {"type": "message"}, said("a")], [USER, ASSISTANT | {"content": [{"type": "text", "text": "a"}]}]),
+        (
+            [USER | {"type": "message"}, said("a")],
+            [USER, ASSISTANT | {"content": [{"type": "output_text", "text": "a"}]}],
+        ),
         ([USER, thought("t")], [USER, ASSISTANT | {"content": "", "reasoning_content": "t"}]),
         (
             [USER, thought("t", "u"), said("a"), called("f"), called("g", "c2")],
@@ -55,7 +64,7 @@ ASSISTANT = {"role": "assistant"}
                 ASSISTANT
                 | {
                     "reasoning_content": "t\nu",
-                    "content": [{"type": "text", "text": "a"}],
+                    "content": [{"type": "output_text", "text": "a"}],
                     "tool_calls": [call_of("f"), call_of("g", "c2")],
                 },
             ],
@@ -80,8 +89,8 @@ ASSISTANT = {"role": "assistant"}
                 USER,
                 ASSISTANT | {"tool_calls": [call_of("f")]},
                 {"role": "tool", "tool_call_id": "c1", "content": "o"},
-                ASSISTANT | {"content": [{"type": "text", "text": "a"}]},
-                ASSISTANT | {"content": [{"type": "text", "text": "b"}]},
+                ASSISTANT | {"content": [{"type": "output_text", "text": "a"}]},
+                ASSISTANT | {"content": [{"type": "output_text", "text": "b"}]},
             ],
         ),
     ],
@@ -124,8 +133,8 @@ def test_items_as_sdks_send_them_back() -> None:
     ]
     found = messages([USER, *items])
     assert [message["role"] for message in found] == ["user", "assistant", "tool", "assistant"]
-    assert found[2]["content"] == [{"type": "text", "text": "o"}]
-    assert found[3]["content"] == [{"type": "text", "text": "no"}]
+    assert found[2]["content"] == [{"type": "input_text", "text": "o"}]
+    assert chat(input=[USER, *items, USER]).messages[3].text == "no"
 
 
 #

@@ -27,6 +27,7 @@ SCHEMA = {
 }
 TOOL: Any = {"type": "function", "name": "put", "parameters": SCHEMA, "strict": True}
 OTHER: Any = {"type": "function", "name": "stop", "parameters": {"type": "object", "properties": {}}, "strict": False}
+CALL: Any = {"type": "function_call", "call_id": "c", "name": "put", "arguments": "{}"}
 PUT: Any = {"type": "function", "name": "put"}
 
 
@@ -135,6 +136,21 @@ def test_sampling_fields_are_those_of_a_chat(server: Running, client: OpenAI) ->
     assert (response.temperature, response.top_p) == (1.5, pytest.approx(0.9))
 
 
+def test_sampling_fields_of_other_servers(server: Running, client: OpenAI) -> None:
+    first = server.client.post("/tokenize", json={"content": text_of(server.chat(LONG))}).json()["tokens"][0]
+    for extra in ({"logit_bias": [[first, False]]}, {"repetition_penalty": 10.0}, {"repeat_penalty": 10.0}):
+        expected = text_of(server.chat(LONG, **extra, max_tokens=64))
+        assert client.responses.create(**asked(), extra_body=extra).output_text == expected
+        assert expected != text_of(server.chat(LONG, max_tokens=64))
+
+
+def test_a_last_message_of_the_assistant_is_continued(server: Running, client: OpenAI) -> None:
+    turns: Any = [{"role": "user", "content": LONG}, {"role": "assistant", "content": "eleven, twelve"}]
+    for again in ({}, {"continue_final_message": False}):
+        expected = text_of(server.chat(messages=turns, max_tokens=64, **again))
+        assert client.responses.create(**asked(turns), extra_body=again).output_text == expected
+
+
 def test_what_was_asked_for_is_given_back(client: OpenAI) -> None:
     fields: dict[str, Any] = {
         "metadata": {"a": "b"},
@@ -153,7 +169,7 @@ def test_what_was_asked_for_is_given_back(client: OpenAI) -> None:
     response = client.responses.create(**asked(), **fields, extra_body={"client_metadata": {"x": "y"}})
     assert response.metadata == {"a": "b"}
     assert (response.user, response.prompt_cache_key, response.safety_identifier) == ("me", "k", "s")
-    assert (response.parallel_tool_calls, response.max_output_tokens, response.max_tool_calls) == (False, 64, 3)
+    assert (response.parallel_tool_calls, response.max_output_tokens) == (False, 64)
     assert response.reasoning is not None
     assert response.text is not None
     assert (response.reasoning.effort, response.text.verbosity) == ("low", "low")
@@ -452,7 +468,11 @@ def test_reasoning_is_an_item(thinker: Running) -> None:
         ({"conversation": "conv_1"}, "conversation", "invalid_value"),
         ({"prompt": {"id": "p"}}, "prompt", "invalid_value"),
         ({"n": 2}, "n", "invalid_value"),
+        ({"n_cmpl": 2}, "n_cmpl", "invalid_value"),
         ({"max_tokens": 5}, "max_tokens", "invalid_value"),
+        ({"n_predict": 5}, "n_predict", "invalid_value"),
+        ({"return_tokens": True}, "return_tokens", "invalid_value"),
+        ({"input": [{"role": "user", "content": "x"}, CALL]}, None, "invalid_value"),
         ({"max_output_tokens": 0}, "max_output_tokens", "invalid_value"),
         ({"temperature": 99}, "temperature", "invalid_value"),
         ({"tools": [{"type": "nonsense"}]}, "tools[0].type", "invalid_value"),
