@@ -153,6 +153,11 @@ class Prompter:
         call = forced_call(request)
         grammar = call.grammar if call else grammar_of_format(request.response_format)
         text = self._render(request, bound=grammar is not None)
+        if (last := request.continues) is not None:
+            in_answer = request.continue_final_message == "content"
+            self._require_short(text + last.text)
+            rendered = self._renderer.continued(text, last.reasoning_content or "", last.text, in_answer=in_answer)
+            return ChatPrompt(rendered, grammar, call)
         style = reasoning_style(self._renderer.template, text)
         if style is not None and style.tags is None and grammar is not None:
             text += _FINAL_CHANNEL  # what is bound to a grammar cannot open its channel itself
@@ -168,18 +173,19 @@ class Prompter:
             choice = request.tool_choice
             values["tool_choice"] = choice if isinstance(choice, str) else choice.model_dump()
         renderer = self._configured(request, bound)
+        messages = request.messages[:-1] if request.continues is not None else request.messages
         try:
-            return renderer.chat_text([self._message(message) for message in request.messages], **values)
+            return renderer.chat_text([self._message(message) for message in messages], **values)
         except UsageError as error:
             raise ApiError(400, str(error), param="messages", code="invalid_messages") from None
 
     def _configured(self, request: ChatRequest, bound: bool) -> Renderer:
         """A renderer with the template's variables: the thinking switch, the server's, and the request's."""
-        thinking = self._thinking and not bound
+        thinking = (self._thinking if request.thinks is None else request.thinks) and not bound
         asked = dict(request.chat_template_kwargs or {})
-        if request.reasoning_effort is not None:
-            thinking = request.reasoning_effort != "none" and not bound
-            asked.setdefault("reasoning_effort", request.reasoning_effort)
+        if request.effort is not None:
+            thinking = request.effort != "none" and not bound
+            asked.setdefault("reasoning_effort", request.effort)
         arguments = self._template_arguments | asked
         return self._renderer.configured(thinking=thinking, template_arguments=arguments, date=self._date)
 

@@ -312,7 +312,7 @@ def test_errors(client: OpenAI, fields: Any, kind: Any, code: str | None, param:
 def test_what_is_not_offered(client: OpenAI) -> None:
     for ask in (
         lambda: client.embeddings.create(model="tiny", input="a"),
-        lambda: client.responses.create(model="tiny", input="a"),
+        lambda: client.images.generate(model="tiny", prompt="a"),
         lambda: client.moderations.create(input="a"),
     ):
         with pytest.raises(openai.NotFoundError) as caught:
