@@ -13,7 +13,8 @@ from typing import Literal
 
 from ..generation.engine import FinishEvent, TokenEvent
 from ..generation.reply import Reply
-from ..llama.reasoning import Part, ReasoningStyle
+from ..llama.reasoning import Part
+from ..llama.reasoning_styles import ReasoningStyle
 from .grammar import ForcedCall
 
 _BEGUN_CALL = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"]*)"\s*,\s*"arguments"\s*:\s*')

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from ..errors import ModelError, UsageError
 from ..generation.engine import Engine
-from ..llama.reasoning import reasoning_style
+from ..llama.reasoning_styles import reasoning_style
 from ..llama.rendering import RenderedPrompt, Renderer
 from .api_errors import ApiError
 from .grammar import ForcedCall, forced_call, grammar_of_format

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steermoe_local.llama.reasoning import Part, ReasoningSplitter, ReasoningStyle, reasoning_style, split_reasoning
+from steermoe_local.llama.reasoning import Part, ReasoningSplitter, split_reasoning
+from steermoe_local.llama.reasoning_styles import ReasoningStyle, reasoning_style
 
 QWEN = "{{ '<think>\n' + reasoning_content.strip('\n') + '\n</think>\n\n' }}"
 HARMONY = "{{ '<|start|>assistant<|channel|>final<|message|>' + message.content + '<|end|>' }}"
