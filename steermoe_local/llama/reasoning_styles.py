@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -10,7 +11,8 @@ class Tags:
     """Markers around the reasoning at the beginning of a reply and, optionally, around the answer after it.
 
     `always`: the answer has its markers also in a reply without reasoning. `header` may stand before each part and
-    `ending` behind the answer. `where` is what tells a template with these tags, None: one of the reasoning's markers.
+    `ending` behind the answer. The regular expression `where` tells a template with these tags; "": one of the
+    reasoning's markers does.
     """
 
     opening: str
@@ -20,21 +22,23 @@ class Tags:
     always: bool = False
     header: str = ""
     ending: str = ""
-    where: str | None = None
+    where: str = ""
 
     def of(self, template: str) -> bool:
         """Has the template these tags?"""
-        if self.where is not None:
-            return self.where in template
+        if self.where:
+            return re.search(self.where, template) is not None
         known = self.opening in template or self.closing in template
         return known and (not self.answer_opening or self.answer_opening in template)
 
 
 # Tags of chat templates of models in GGUF form; where several are in a template, the longer entry comes first.
 TAGS = (
-    Tags("<think>", "</think>", "<answer>", "</answer>"),  # Hunyuan
-    Tags("<think>", "</think>", "<response>", "</response>"),  # ERNIE, Granite 3.3
+    # <answer> and <response> must follow closely: templates have them for the results of tools, too.
+    Tags("<think>", "</think>", "<answer>", "</answer>", where="</think>[^<]{0,120}<answer>"),  # Hunyuan
+    Tags("<think>", "</think>", "<response>", "</response>", where="</think>[^<]{0,120}<response>"),  # ERNIE, Granite
     Tags("<think>", "</think>"),  # Qwen3, DeepSeek, GLM, MiniMax-M2, ...
+    Tags("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]", answer_closing="[END FINAL RESPONSE]"),  # Apriel
     Tags("<thinking>", "</thinking>"),
     Tags("<thought>", "</thought>"),  # EXAONE Deep
     Tags("<seed:think>", "</seed:think>"),
@@ -43,7 +47,6 @@ TAGS = (
     Tags("[THINK]", "[/THINK]"),  # Magistral, Ministral
     Tags("<|channel>thought", "<channel|>"),  # Gemma 4
     Tags("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
-    Tags("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]", answer_closing="[END FINAL RESPONSE]"),  # Apriel
     Tags("<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>", always=True),  # Cohere
     Tags("<|START_THINKING|>", "<|END_THINKING|>", "<|START_TEXT|>", "<|END_TEXT|>", always=True),  # Cohere 2
     Tags("<|think|>", "<|end|>", "<|content|>", "<|end|>", always=True, header="<|begin|>assistant"),  # Solar
@@ -54,7 +57,7 @@ TAGS = (
         "<|close|>response<|sep|>",
         always=True,
         ending="<|close|>message<|sep|>",
-        where="open_tag('think'",
+        where=r"open_tag\('think'",
     ),
 )
 

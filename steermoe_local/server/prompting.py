@@ -8,13 +8,13 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ..errors import ModelError, UsageError
 from ..generation.engine import Engine
-from ..llama.reasoning_styles import reasoning_style
 from ..llama.rendering import RenderedPrompt, Renderer
+from ..llama.thinking import effort_arguments
 from .api_errors import ApiError
 from .grammar import ForcedCall, forced_call, grammar_of_format
 from .schemas_chat import ChatRequest, Message
@@ -24,7 +24,6 @@ __all__ = ["ChatPrompt", "Prompter", "TextPrompt", "decode_token"]
 T = TypeVar("T")
 
 _CHARACTERS_OF_TOKEN = 256  # more than the longest tokens have: a text beyond that cannot fit the context
-_FINAL_CHANNEL = "<|channel|>final<|message|>"
 
 
 @dataclass(frozen=True)
@@ -151,10 +150,14 @@ class Prompter:
         call = forced_call(request)
         grammar = call.grammar if call else grammar_of_format(request.response_format)
         text = self._render(request, bound=grammar is not None)
-        style = reasoning_style(self._renderer.template, text)
-        if style is not None and style.tags is None and grammar is not None:
-            text += _FINAL_CHANNEL  # what is bound to a grammar cannot open its channel itself
-        return ChatPrompt(self._renderer.rendered(self._require_short(text)), grammar, call)
+        rendered = self._renderer.rendered(self._require_short(text))
+        if grammar is not None:
+            # The grammar is of the answer alone, so the prompt ends where the answer begins, also with a template that
+            # opens the reasoning in any case. All text is then answer, control tokens that a schema asks for included.
+            if rendered.style is not None:
+                rendered = self._renderer.rendered(self._require_short(text + rendered.style.answer_opening(text)))
+            rendered = replace(rendered, style=None, has_control_markers=True)
+        return ChatPrompt(rendered, grammar, call)
 
     def _render(self, request: ChatRequest, bound: bool) -> str:
         if not self._renderer.has_template:
@@ -181,7 +184,8 @@ class Prompter:
         asked = dict(request.chat_template_kwargs or {})
         if request.reasoning_effort is not None:
             thinking = request.reasoning_effort != "none" and not bound
-            asked.setdefault("reasoning_effort", request.reasoning_effort)
+            if thinking:
+                asked = effort_arguments(self._renderer.template, request.reasoning_effort) | asked
         arguments = self._template_arguments | asked
         return self._renderer.configured(thinking=thinking, template_arguments=arguments)
 
