@@ -58,27 +58,35 @@ def split_reasoning(text: str, style: ReasoningStyle | None) -> tuple[str, str]:
     return reasoning, answer
 
 
+_State = Literal["start", "reasoning", "between", "answer"]
+
+
 class _Tagged:
     """Parser of: blank space, [reasoning, blank space], answer."""
 
     def __init__(self, tags: Tags) -> None:
         self.held = ""
         self._tags = tags
-        self._state: Literal["start", "reasoning", "between", "answer"] = "start"
+        self._state: _State = "start"
         self._fresh = True  # no text of the current part was yielded yet
         # Markers before a part, and the state behind them; None: the state stays. A reply without reasoning may begin
         # with its end.
-        states = {tags.header: None, tags.opening: "reasoning", tags.closing: "between", tags.answer_opening: "answer"}
+        states: dict[str, _State | None] = {
+            tags.header: None,
+            tags.opening: "reasoning",
+            tags.closing: "between",
+            tags.answer_opening: "answer",
+        }
         self._states = {marker: state for marker, state in states.items() if marker}
-        self._ends = {  # markers that end a part, and the state behind them
-            "reasoning": {tags.closing: "between"},
-            "answer": {marker: "answer" for marker in (tags.answer_closing, tags.ending) if marker},
+        self._ends: dict[Kind, tuple[str, ...]] = {
+            "reasoning": (tags.closing,),
+            "answer": tuple(filter(None, (tags.answer_closing, tags.ending))),
         }
 
     def run(self, last: bool) -> Iterator[tuple[Kind, str]]:
         going = True
         while going:
-            if self._state in ("start", "between"):
+            if self._state == "start" or self._state == "between":
                 going = self._before(last)
             else:
                 going = yield from self._inside(self._state, last)
@@ -104,11 +112,11 @@ class _Tagged:
         if self._fresh:
             self.held = self.held.lstrip()
         closings = self._ends[kind]
-        found = _first(self.held, tuple(closings)) if closings else None
+        found = _first(self.held, closings)
         if found is not None:
             end, closing = found
             yield kind, self.held[:end].rstrip()
-            self._enter(closings[closing], self.held[end + len(closing) :])
+            self._enter("between" if kind == "reasoning" else "answer", self.held[end + len(closing) :])
             self._fresh = kind == "reasoning"
             return True
         if not closings:
@@ -116,13 +124,13 @@ class _Tagged:
         elif last:
             certain = self.held.rstrip() if kind == "reasoning" else self.held
         else:
-            certain = self.held[: len(self.held) - _partial(self.held, tuple(closings))].rstrip()
+            certain = self.held[: len(self.held) - _partial(self.held, closings)].rstrip()
         yield kind, certain
         self._fresh = self._fresh and not certain
         self.held = "" if last else self.held[len(certain) :]
         return False
 
-    def _enter(self, state: Literal["reasoning", "between", "answer"], rest: str) -> None:
+    def _enter(self, state: _State, rest: str) -> None:
         self._state, self.held, self._fresh = state, rest, True
 
 

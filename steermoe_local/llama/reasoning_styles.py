@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from .thinking import mentions_reasoning
+
 
 @dataclass(frozen=True)
 class Tags:
@@ -163,3 +165,13 @@ def reasoning_style(template: str, prompt: str = "") -> ReasoningStyle | None:
             opened = prompt.rstrip().endswith(tags.opening)
             return ReasoningStyle(tags, prompt[prompt.rfind(tags.opening) :] if opened else "")
     return None
+
+
+def unknown_reasoning(template: str) -> str | None:
+    """A warning for a chat template that knows of reasoning, but marks it in a way that is not known here."""
+    if reasoning_style(template) is not None or not mentions_reasoning(template):
+        return None
+    return (
+        "the markers of this chat template's reasoning are not known, so reasoning stays in the answers; "
+        "turn it off by the template's own variable (--chat-template-kwargs)"
+    )

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 from ..errors import ModelError, UsageError
 from ..generation.engine import Engine
+from ..llama.reasoning_styles import reasoning_style, unknown_reasoning
 from ..llama.rendering import RenderedPrompt, Renderer
-from ..llama.thinking import effort_arguments
+from ..llama.thinking import effort_arguments, thinking_arguments
 from .api_errors import ApiError
 from .grammar import ForcedCall, forced_call, grammar_of_format
 from .schemas_chat import ChatRequest, Message
@@ -78,6 +79,14 @@ class Prompter:
     def piece(self, token: int, *, special: bool = True) -> bytes:
         """Bytes of a token's text."""
         return self._engine.token_bytes(token, special=special)
+
+    @property
+    def reasoning(self) -> str | None:
+        """What becomes of reasoning: "separated", "unknown" (it stays in the content), or None (there is none)."""
+        template = self._renderer.template
+        if reasoning_style(template) is not None:
+            return "separated"
+        return None if unknown_reasoning(template) is None else "unknown"
 
     def check_tokens(self, tokens: Sequence[int], where: str) -> None:
         """Raise ApiError for a number that is not a token, which llama.cpp does not check."""
@@ -184,8 +193,9 @@ class Prompter:
         asked = dict(request.chat_template_kwargs or {})
         if request.reasoning_effort is not None:
             thinking = request.reasoning_effort != "none" and not bound
-            if thinking:
-                asked = effort_arguments(self._renderer.template, request.reasoning_effort) | asked
+            template = self._renderer.template
+            own = thinking_arguments(template, thinking)  # they win over the server's
+            asked = own | (effort_arguments(template, request.reasoning_effort) if thinking else {}) | asked
         arguments = self._template_arguments | asked
         return self._renderer.configured(thinking=thinking, template_arguments=arguments)
 
