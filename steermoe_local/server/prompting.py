@@ -19,6 +19,7 @@ from ..llama.thinking import effort_arguments, thinking_arguments
 from .api_errors import ApiError
 from .grammar import ForcedCall, forced_call, grammar_of_format
 from .schemas_chat import ChatRequest, Message
+from .tool_calls import OfferedTools, offered_tools
 
 __all__ = ["ChatPrompt", "Prompter", "TextPrompt", "decode_token"]
 
@@ -29,11 +30,15 @@ _CHARACTERS_OF_TOKEN = 256  # more than the longest tokens have: a text beyond t
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """A rendered conversation. `grammar` binds the answer; with `call` the answer is a tool call."""
+    """A rendered conversation. `grammar` binds the answer; with `call` the answer is a tool call.
+
+    `tools` are those that the model may call, None also if the format of its calls is not known.
+    """
 
     rendered: RenderedPrompt
     grammar: str | None
     call: ForcedCall | None
+    tools: OfferedTools | None = None
 
 
 @dataclass(frozen=True)
@@ -159,14 +164,19 @@ class Prompter:
         call = forced_call(request)
         grammar = call.grammar if call else grammar_of_format(request.response_format)
         text = self._render(request, bound=grammar is not None)
-        rendered = self._renderer.rendered(self._require_short(text))
         if grammar is not None:
             # The grammar is of the answer alone, so the prompt ends where the answer begins, also with a template that
             # opens the reasoning in any case. All text is then answer, control tokens that a schema asks for included.
-            if rendered.style is not None:
-                rendered = self._renderer.rendered(self._require_short(text + rendered.style.answer_opening(text)))
-            rendered = replace(rendered, style=None, has_control_markers=True)
-        return ChatPrompt(rendered, grammar, call)
+            style = reasoning_style(self._renderer.template, text)
+            text += "" if style is None else style.answer_opening(text)
+        rendered = self._renderer.rendered(self._require_short(text))
+        if grammar is not None:
+            return ChatPrompt(replace(rendered, style=None, has_control_markers=True), grammar, call)
+        tools = offered_tools(request, self._renderer.template)
+        if tools is not None:  # the markers of calls may be control tokens
+            style = rendered.style and replace(rendered.style, keeps_calls=True)
+            rendered = replace(rendered, style=style, has_control_markers=True)
+        return ChatPrompt(rendered, None, None, tools)
 
     def _render(self, request: ChatRequest, bound: bool) -> str:
         if not self._renderer.has_template:

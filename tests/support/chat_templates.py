@@ -33,7 +33,8 @@ class _Generation(Extension):
 
 
 def _tojson(value: Any, **options: Any) -> str:
-    return json.dumps(value, **{"ensure_ascii": False, **options})
+    # llama.cpp's filter takes generators
+    return json.dumps(value, default=list, **{"ensure_ascii": False, **options})
 
 
 def _refuse(message: str) -> None:
