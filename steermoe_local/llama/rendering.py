@@ -29,7 +29,7 @@ class RenderedPrompt:
     """A prompt as the model reads it, to be answered.
 
     `add_special`: the tokenizer puts its own tokens around the text. `style`: how the answer marks its reasoning, None:
-    not at all. `has_control_markers`: by control tokens, so these must be part of the answer's text.
+    not at all. `has_control_markers`: control tokens are part of the answer's text, since markers in it are some.
     """
 
     text: str

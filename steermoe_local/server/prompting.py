@@ -20,6 +20,7 @@ from .api_errors import ApiError
 from .grammar import ForcedCall, forced_call, grammar_of_format
 from .schemas_chat import ChatRequest, Message
 from .tool_calls import OfferedTools, offered_tools
+from .tool_formats import tool_format
 
 __all__ = ["ChatPrompt", "Prompter", "TextPrompt", "decode_token"]
 
@@ -92,6 +93,12 @@ class Prompter:
         if reasoning_style(template) is not None:
             return "separated"
         return None if unknown_reasoning(template) is None else "unknown"
+
+    @property
+    def tool_calls(self) -> str | None:
+        """The name of the format in which the model calls tools, None if it is not known: calls stay in the content."""
+        found = tool_format(self._renderer.template)
+        return None if found is None else found.name
 
     def check_tokens(self, tokens: Sequence[int], where: str) -> None:
         """Raise ApiError for a number that is not a token, which llama.cpp does not check."""
@@ -166,10 +173,15 @@ class Prompter:
         text = self._render(request, bound=grammar is not None)
         if grammar is not None:
             # The grammar is of the answer alone, so the prompt ends where the answer begins, also with a template that
-            # opens the reasoning in any case. All text is then answer, control tokens that a schema asks for included.
+            # opens the reasoning in any case. All text is answer then, control tokens that a schema asks for included.
             style = reasoning_style(self._renderer.template, text)
             text += "" if style is None else style.answer_opening(text)
-        rendered = self._renderer.rendered(self._require_short(text))
+        return self._chat_prompt(request, self._renderer.rendered(self._require_short(text)), grammar, call)
+
+    def _chat_prompt(
+        self, request: ChatRequest, rendered: RenderedPrompt, grammar: str | None, call: ForcedCall | None
+    ) -> ChatPrompt:
+        """The prompt with what becomes of the answer's text."""
         if grammar is not None:
             return ChatPrompt(replace(rendered, style=None, has_control_markers=True), grammar, call)
         tools = offered_tools(request, self._renderer.template)

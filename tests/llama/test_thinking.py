@@ -50,7 +50,7 @@ SWITCHED = {
     "tencent-Hy3": ("<think:opensource></think:opensource>|", "<think:opensource>|"),
     "upstage-Solar-Open-100B": ("<|think|><|end|><|begin|>assistant|", "2?<|end|><|begin|>assistant|"),
 }
-# Their reasoning cannot be switched off by a variable (docs/run.md).
+# Their reasoning cannot be switched off by a variable (docs/pairs.md).
 ALWAYS = {
     "Apriel-1.6-15b-Thinker-fixed",
     "Kimi-K2-Thinking",

@@ -134,6 +134,7 @@ def test_what_is_no_call_is_content(tmp_path: Path) -> None:
     """Without tools, with tool_choice none, cut off, or in a format that is not known."""
     template = source("Qwen-Qwen2.5-7B-Instruct")
     with saying(HERMES, template, tmp_path) as server:
+        assert server.client.get("/v1/models").json()["data"][0]["meta"]["tool_calls"] == "hermes"
         for fields in ({"tools": []}, {"tools": None}, {"tool_choice": "none"}):
             choice = server.client.post("/v1/chat/completions", json=asked(**fields)).json()["choices"][0]
             assert choice["message"]["content"] == HERMES
@@ -149,6 +150,7 @@ def test_what_is_no_call_is_content(tmp_path: Path) -> None:
         assert json.loads(bound["message"]["content"]) == {"name": "stop", "arguments": {}}
     unknown = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{{ tools | tojson if tools }}"
     with saying(HERMES, unknown, tmp_path) as server:
+        assert server.client.get("/v1/models").json()["data"][0]["meta"]["tool_calls"] is None
         choice = server.client.post("/v1/chat/completions", json=asked()).json()["choices"][0]
         assert choice["message"]["content"] == HERMES
         assert choice["finish_reason"] == "stop"
