@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import UsageError
-from .reasoning import ReasoningStyle
+from .reasoning_styles import ReasoningStyle
 
 _ANALYSIS, _FINAL = "<|channel|>analysis<|message|>", "<|channel|>final<|message|>"
 _NEXT = "<|end|><|start|>assistant"

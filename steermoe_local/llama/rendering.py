@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import logging
 import os
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,9 +19,10 @@ from .aligning import Aligner, tokens_in_span
 from .chat_template import ChatTemplate, one_line, template_variables
 from .loaded_model import open_model
 from .locating import Render, find_in_text, find_losses, place_target, with_known_roles
-from .reasoning import ReasoningStyle, reasoning_style
+from .reasoning_styles import ReasoningStyle, reasoning_style
 from .special_tokens import SpecialTokens
 from .template_date import AnyDate, TemplateDate, template_date
+from .thinking import thinking_arguments
 from .tokenizing import tokenize
 
 _log = logging.getLogger("steermoe.prompts")
@@ -37,7 +37,7 @@ class RenderedPrompt:
     """A prompt as the model reads it, to be answered.
 
     `add_special`: the tokenizer puts its own tokens around the text. `style`: how the answer marks its reasoning, None:
-    not at all. `has_control_markers`: by control tokens, so these must be part of the answer's text.
+    not at all. `has_control_markers`: control tokens are part of the answer's text, since markers in it are some.
     """
 
     text: str
@@ -331,8 +331,8 @@ class Renderer:
         return self._special.once(tokens) if add_special else (tokens, [])
 
     def any_control(self, texts: Collection[str]) -> bool:
-        """Is one of the texts a control token? Those are detokenized only on request."""
-        return not set(texts).isdisjoint(self._control_tokens())
+        """Is a control token in one of the texts? Those are detokenized only on request."""
+        return any(name and name in text for text in texts for name in self._control_tokens())
 
     def _control_tokens(self) -> list[str]:
         """Texts of the vocabulary's control tokens, such as "<|im_end|>"."""
@@ -365,22 +365,6 @@ class Renderer:
         if (unknown := self._metadata.get("tokenizer.ggml.unknown_token_id", "")).isdecimal():
             tokens["unk_token"] = lib.llama_vocab_get_text(vocab, int(unknown)).decode("utf-8", "replace")
         return tokens
-
-
-def thinking_arguments(template: str, thinking: bool) -> dict[str, Any]:
-    """The variables by which a chat template turns thinking on or off; {} when it reads none of those known.
-
-    `enable_thinking` (Qwen3, GLM, SmolLM3, ...), `thinking` (DeepSeek, Granite), `thinking_budget` (Seed-OSS) and
-    `reasoning_effort`. gpt-oss cannot be told not to reason: "low" is the least. On leaves budget and effort to the
-    template's own defaults.
-    """
-    read = template_variables(template)
-    arguments: dict[str, Any] = {name: thinking for name in ("enable_thinking", "thinking") if name in read}
-    if not thinking and "thinking_budget" in read:
-        arguments["thinking_budget"] = 0
-    if not thinking and "reasoning_effort" in read:
-        arguments["reasoning_effort"] = "none" if re.search("['\"]none['\"]", template) else "low"
-    return arguments
 
 
 def vocabulary(path: str | os.PathLike[str], *, verbose: bool = False) -> AbstractContextManager[Any]:

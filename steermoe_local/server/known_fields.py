@@ -75,7 +75,6 @@ IGNORED = (
         "it would only make the same answer faster",
     ),
     Ignored("request", _names("verbosity"), "a wish that no local model knows"),
-    Ignored("request", _names("parallel_tool_calls"), "how many calls an answer has is the model's choice"),
     Ignored(
         "request",
         _names("id_slot n_cache_reuse n_keep n_discard backend_sampling keep_alive ttl priority cache_salt slot_id"),

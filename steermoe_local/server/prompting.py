@@ -7,33 +7,39 @@ import codecs
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ..errors import ModelError, UsageError
 from ..generation.engine import Engine
-from ..llama.reasoning import reasoning_style
+from ..llama.reasoning_styles import reasoning_style, unknown_reasoning
 from ..llama.rendering import RenderedPrompt, Renderer
 from ..llama.template_date import AnyDate
+from ..llama.thinking import effort_arguments, thinking_arguments
 from .api_errors import ApiError
 from .grammar import ForcedCall, forced_call, grammar_of_format
 from .schemas_chat import ChatRequest, Message
+from .tool_calls import OfferedTools, offered_tools
+from .tool_formats import tool_format
 
 __all__ = ["ChatPrompt", "Prompter", "TextPrompt", "decode_token"]
 
 T = TypeVar("T")
 
 _CHARACTERS_OF_TOKEN = 256  # more than the longest tokens have: a text beyond that cannot fit the context
-_FINAL_CHANNEL = "<|channel|>final<|message|>"
 
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """A rendered conversation. `grammar` binds the answer; with `call` the answer is a tool call."""
+    """A rendered conversation. `grammar` binds the answer; with `call` the answer is a tool call.
+
+    `tools` are those that the model may call, None also if the format of its calls is not known.
+    """
 
     rendered: RenderedPrompt
     grammar: str | None
     call: ForcedCall | None
+    tools: OfferedTools | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,20 @@ class Prompter:
     def piece(self, token: int, *, special: bool = True) -> bytes:
         """Bytes of a token's text."""
         return self._engine.token_bytes(token, special=special)
+
+    @property
+    def reasoning(self) -> str | None:
+        """What becomes of reasoning: "separated", "unknown" (it stays in the content), or None (there is none)."""
+        template = self._renderer.template
+        if reasoning_style(template) is not None:
+            return "separated"
+        return None if unknown_reasoning(template) is None else "unknown"
+
+    @property
+    def tool_calls(self) -> str | None:
+        """The name of the format in which the model calls tools, None if it is not known: calls stay in the content."""
+        found = tool_format(self._renderer.template)
+        return None if found is None else found.name
 
     def check_tokens(self, tokens: Sequence[int], where: str) -> None:
         """Raise ApiError for a number that is not a token, which llama.cpp does not check."""
@@ -154,14 +174,28 @@ class Prompter:
         grammar = call.grammar if call else grammar_of_format(request.response_format)
         text = self._render(request, bound=grammar is not None)
         if (last := request.continues) is not None:
-            in_answer = request.continue_final_message == "content"
+            in_answer = grammar is not None or request.continue_final_message == "content"
             self._require_short(text + last.text)
             rendered = self._renderer.continued(text, last.reasoning_content or "", last.text, in_answer=in_answer)
-            return ChatPrompt(rendered, grammar, call)
-        style = reasoning_style(self._renderer.template, text)
-        if style is not None and style.tags is None and grammar is not None:
-            text += _FINAL_CHANNEL  # what is bound to a grammar cannot open its channel itself
-        return ChatPrompt(self._renderer.rendered(self._require_short(text)), grammar, call)
+            return self._chat_prompt(request, rendered, grammar, call)
+        if grammar is not None:
+            # The grammar is of the answer alone, so the prompt ends where the answer begins, also with a template that
+            # opens the reasoning in any case. All text is answer then, control tokens that a schema asks for included.
+            style = reasoning_style(self._renderer.template, text)
+            text += "" if style is None else style.answer_opening(text)
+        return self._chat_prompt(request, self._renderer.rendered(self._require_short(text)), grammar, call)
+
+    def _chat_prompt(
+        self, request: ChatRequest, rendered: RenderedPrompt, grammar: str | None, call: ForcedCall | None
+    ) -> ChatPrompt:
+        """The prompt with what becomes of the answer's text."""
+        if grammar is not None:
+            return ChatPrompt(replace(rendered, style=None, has_control_markers=True), grammar, call)
+        tools = offered_tools(request, self._renderer.template)
+        if tools is not None:  # the markers of calls may be control tokens
+            style = rendered.style and replace(rendered.style, keeps_calls=True)
+            rendered = replace(rendered, style=style, has_control_markers=True)
+        return ChatPrompt(rendered, None, None, tools)
 
     def _render(self, request: ChatRequest, bound: bool) -> str:
         if not self._renderer.has_template:
@@ -181,11 +215,13 @@ class Prompter:
 
     def _configured(self, request: ChatRequest, bound: bool) -> Renderer:
         """A renderer with the template's variables: the thinking switch, the server's, and the request's."""
-        thinking = (self._thinking if request.thinks is None else request.thinks) and not bound
         asked = dict(request.chat_template_kwargs or {})
-        if request.effort is not None:
-            thinking = request.effort != "none" and not bound
-            asked.setdefault("reasoning_effort", request.effort)
+        wanted = request.thinks if request.effort is None else request.effort != "none"
+        thinking = (self._thinking if wanted is None else wanted) and not bound
+        if wanted is not None:  # the request's wish wins over the server's variables
+            template = self._renderer.template
+            effort = effort_arguments(template, request.effort) if thinking and request.effort else {}
+            asked = thinking_arguments(template, thinking) | effort | asked
         arguments = self._template_arguments | asked
         return self._renderer.configured(thinking=thinking, template_arguments=arguments, date=self._date)
 

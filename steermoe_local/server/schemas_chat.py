@@ -129,6 +129,7 @@ class ChatRequest(Generation):
     )
     add_generation_prompt: bool | None = Field(None, description="Goes with continue_final_message, as in vLLM.")
     echo: bool | None = Field(None, description="Give a continued message's beginning before its continuation.")
+    parallel_tool_calls: bool | None = Field(None, description="false: of several calls the first one is given.")
     modalities: list[Literal["text"]] | None = Field(None, max_length=1)
 
     @field_validator("tool_choice", mode="before")

@@ -9,7 +9,8 @@ import pytest
 
 from steermoe_local import Message, UsageError
 from steermoe_local.llama.prefill import continued
-from steermoe_local.llama.reasoning import reasoning_style, split_reasoning
+from steermoe_local.llama.reasoning import split_reasoning
+from steermoe_local.llama.reasoning_styles import reasoning_style
 from steermoe_local.llama.rendering import Renderer, vocabulary
 from tests.support.gguf_copy import copy_model
 from tests.support.running_server import TINY

@@ -20,7 +20,7 @@ from ..options.common import FILE, template_options
 from ..options.groups import is_given
 from ..options.llama import LlamaFlags, llama_options
 from ..options.model import model_option
-from ..options.opening import check_memory, context_size, open_engine
+from ..options.opening import check_memory, context_size, open_engine, warn_of_unknown_reasoning
 from ..options.sampling import sampling_options
 from ..output import say, warn
 
@@ -155,6 +155,7 @@ def serve(
         warn(f"{model}: no chat template, so only /v1/completions can answer")
     elif problem := template_problem(facts.chat_template):
         warn(f"{problem}; only /v1/completions can answer")
+    warn_of_unknown_reasoning(facts)
     n_ctx = context_size(facts, ctx_size)
     flags = check_memory(facts, flags, n_ctx, parallel)  # before it listens: nobody connects to what cannot run
     registry = SteeringRegistry(folder=maps_folder, writable=maps_writable, force=force)
