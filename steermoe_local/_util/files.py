@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, UsageError
-
-StrPath = str | os.PathLike[str]
+from .file_kinds import StrPath as StrPath
+from .file_kinds import refuse_pointer
 
 
 @contextlib.contextmanager
@@ -72,6 +72,7 @@ def read_bytes(path: StrPath, what: str, limit: int) -> bytes:
         raise FormatError(f"{path}: cannot be read as {what}: {error.strerror or error}; check the path") from error
     if len(data) > limit:
         raise FormatError(f"{path}: larger than {limit >> 20} MiB, so it is not {what}; check the path")
+    refuse_pointer(data, path)
     return data
 
 

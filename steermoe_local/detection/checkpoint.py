@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util import npz
+from .._util.file_kinds import CHECKPOINT
 from .._util.files import StrPath, parse_json, replacing, require_writable
 from ..errors import FormatError, UsageError
 
@@ -90,7 +91,7 @@ class CheckpointFile:
 
         Raises UsageError, which names the first of `settings` that was another one, and FormatError.
         """
-        with npz.opened(self.path, _WHAT, _AGAIN) as archive:
+        with npz.opened(self.path, _WHAT, _AGAIN, CHECKPOINT) as archive:
             meta = _read_meta(archive.text("meta"), self.path)
             _require_same(meta["settings"], settings, self.path)
             a = archive.array("a", "i", (2, *shape)).astype(np.int64)

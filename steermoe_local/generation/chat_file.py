@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .._util.file_kinds import CHAT, require_kind
 from .._util.files import StrPath, parse_json, read_bytes, replacing, timestamp, tool_name
 from ..errors import FormatError, UsageError
 from ..identity import ModelIdentity
@@ -108,6 +109,7 @@ def read_chat(path: StrPath) -> ChatState:
     """Read and check a conversation. Raises FormatError, which names the file and the field."""
     if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
         raise FormatError(f"{path}: not a file; check the path")
+    require_kind(path, "a saved chat", CHAT)
     try:
         data = parse_json(read_bytes(path, "a saved chat", _MAX_BYTES).decode("utf-8"))
     except ValueError as error:

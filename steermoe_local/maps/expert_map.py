@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._util.file_kinds import MAP, require_kind
 from .._util.files import StrPath, is_sha256, parse_json, read_bytes, replacing, timestamp, tool_name
 from ..errors import ChoiceError, FormatError, UsageError
 from ..identity import MAX_LAYERS, ModelIdentity
@@ -243,6 +244,7 @@ class ExpertMap:
     @classmethod
     def load(cls, path: StrPath) -> ExpertMap:
         """Read and validate a map. Raises FormatError, which names the file and the field."""
+        require_kind(path, "an expert map", MAP)
         try:
             data = parse_json(read_bytes(path, "an expert map", _MAX_BYTES).decode("utf-8"))
         except ValueError as error:

@@ -15,6 +15,7 @@ from pathlib import PurePath
 import numpy as np
 import numpy.typing as npt
 
+from .._util.file_kinds import RANKING, require_kind
 from .._util.files import StrPath, read_bytes
 from ..errors import FormatError, ModelMismatchError
 from ..identity import MAX_EXPERTS, MAX_LAYERS, ModelIdentity
@@ -93,6 +94,7 @@ def read_rankings(path: StrPath) -> Rankings:
 
     Raises FormatError.
     """
+    require_kind(path, "a pickled ranking", RANKING)
     frame = read_frame(read_bytes(path, "a pickled ranking", _MAX_BYTES), str(path))
     try:
         return _rankings(frame)
