@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,18 +20,26 @@ if TYPE_CHECKING:
 
 # Pictures of control characters: a text of somebody else's file must not move the cursor of a terminal.
 _VISIBLE = {code: 0x2400 + code for code in range(32)} | {127: 0x2421} | dict.fromkeys(range(128, 160), 65533)
+_VISIBLE |= dict.fromkeys(range(0xD800, 0xE000), 65533)  # bytes of a name that are not UTF-8
 _VISIBLE_LINES = {code: picture for code, picture in _VISIBLE.items() if code != 10}
 
 
 def say(text: str) -> None:
     """Print a message on stderr."""
-    click.echo(text, err=True)
+    click.echo(visible(text, lines=True), err=True)
 
 
 def warn(*warnings: str) -> None:
     """Print warnings on stderr, a line each."""
     for warning in warnings:
-        say(f"warning: {warning}")
+        say(f"warning: {visible(warning)}")
+
+
+def settle_streams() -> None:
+    """Let stdout and stderr show a character that their encoding does not have as an escape, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def visible(text: str, *, lines: bool = False) -> str:
@@ -39,8 +48,9 @@ def visible(text: str, *, lines: bool = False) -> str:
 
 
 def print_json(data: Any) -> None:
-    """Print one JSON document to stdout."""
-    click.echo(json.dumps(data, ensure_ascii=False, indent=1, default=str))
+    """Print one JSON document to stdout, in ASCII where that is not UTF-8."""
+    unicode = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
+    click.echo(json.dumps(data, ensure_ascii=not unicode, indent=1, default=str))
 
 
 def console(stderr: bool = False) -> Console:

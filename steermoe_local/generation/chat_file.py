@@ -100,9 +100,14 @@ class ChatState:
 
 def write_chat(state: ChatState, path: StrPath) -> None:
     """Write a conversation. Raises UsageError when the file cannot be written."""
-    text = json.dumps(state.to_dict(), ensure_ascii=False, indent=1, allow_nan=False)
+    text = json.dumps(state.to_dict(), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError:
+        cure = "start the chat in a folder whose name is"
+        raise UsageError(f"{path}: cannot be written: the path of its map or bias is not UTF-8; {cure}") from None
     with replacing(path) as temporary:
-        temporary.write_bytes((text + "\n").encode("utf-8"))
+        temporary.write_bytes(data)
 
 
 def read_chat(path: StrPath) -> ChatState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -190,7 +191,7 @@ def _choose_default(registry: SteeringRegistry, wanted: str, activate: int, deac
     """Steer by a registered name, or by a file, which is registered then. Raises SteerMoEError."""
     from ...server.api_errors import ApiError
 
-    path = Path(wanted)
+    path = Path(os.path.expanduser(wanted))
     name = wanted
     if path.suffix in (".json", ".gguf") or path.exists():
         name, warnings = registry.add_file(path, activate, deactivate)

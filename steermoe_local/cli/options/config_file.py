@@ -80,7 +80,7 @@ class Entry:
 def config_path() -> Path:
     """Path of the configuration file: STEERMOE_CONFIG, or config.toml in the platform's configuration folder."""
     if named := os.environ.get(ENVIRONMENT):
-        return Path(named)
+        return Path(os.path.expanduser(named))
     from platformdirs import user_config_dir
 
     return Path(user_config_dir("steermoe", appauthor=False)) / "config.toml"

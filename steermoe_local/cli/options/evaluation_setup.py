@@ -25,6 +25,7 @@ from .model import model_option
 from .opening import check_memory
 from .sampling import MIN_P, TOP_P
 from .steering import SteeringFlags, steering_options
+from .system_text import UserPath
 
 if TYPE_CHECKING:
     from ...evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
@@ -151,7 +152,7 @@ class EvaluationSetup:
     output: Path | None = option(
         "-o",
         "--output",
-        type=click.Path(path_type=Path),
+        type=UserPath(path_type=Path),
         required=True,
         allow_from_autoenv=False,  # no other command's output
         metavar="DIR",
