@@ -76,7 +76,7 @@ class MapFinder:
                 found = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".gguf"))
                 files = [
                     path for path in found if is_text(path.name)
-                ]  # others cannot be typed, nor kept in a saved chat
+                ]  # others cannot be kept in a saved chat
                 named |= {path.stem: path for path in files}
         return named
 
