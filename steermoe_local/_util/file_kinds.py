@@ -64,6 +64,8 @@ UTF16 = FileKind("text that is not UTF-8 but UTF-16", "save it as UTF-8")
 PDF = FileKind("a PDF", "name the file that is meant")
 PICTURE = FileKind("a picture", "name the file that is meant")
 
+NO_MODELS = (BIAS, CONTROL_VECTOR, IMATRIX, ADAPTER, PROJECTOR)
+"""Kinds of GGUF files that are no models."""
 DATA = (PAIRS, PROMPTS, TASK, ANSWERS, SQUAD, SAFETY, EXPORTED, PARQUET, COMPRESSED)
 """Kinds of files that are rows of data for those who read rows."""
 

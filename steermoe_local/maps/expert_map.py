@@ -316,6 +316,17 @@ def parse_layers(text: str) -> tuple[int, ...]:
     return tuple(sorted(chosen))
 
 
+def format_layers(layers: Iterable[int]) -> str:
+    """Ascending layers in the notation of `parse_layers`: (3, 4, 5, 9) is "3-5,9"."""
+    parts: list[list[int]] = []
+    for layer in layers:
+        if parts and parts[-1][1] == layer - 1:
+            parts[-1][1] = layer
+        else:
+            parts.append([layer, layer])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)
+
+
 def _require_count(name: str, value: int) -> None:
     if type(value) is not int or value < 0:
         raise UsageError(f"{name}: {value!r} is not a whole number from 0 up")

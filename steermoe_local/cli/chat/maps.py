@@ -74,9 +74,7 @@ class MapFinder:
         for folder in reversed(self._folders):
             with contextlib.suppress(OSError):  # gone, or not to be read: its names are not there
                 found = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".gguf"))
-                files = [
-                    path for path in found if is_text(path.name)
-                ]  # others cannot be kept in a saved chat
+                files = [path for path in found if is_text(path.name)]  # others cannot be kept in a saved chat
                 named |= {path.stem: path for path in files}
         return named
 

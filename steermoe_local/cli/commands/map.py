@@ -221,7 +221,7 @@ def print_map(expert_map: ExpertMap, top: int, level: float = 0.95, correction: 
     rows = [
         ("behaviour", expert_map.behaviour + sides),
         ("model", expert_map.identity.short),
-        ("pairs", f"{expert_map.n_pairs}, target tokens {expert_map.n1:,} / {expert_map.n2:,}"),
+        ("pairs", _counted(expert_map)),
         ("experts", f"RD > 0: {int((rd > 0).sum())}, RD < 0: {int((rd < 0).sum())}"),
         *_trust_rows(expert_map, correction),
     ]
@@ -245,6 +245,12 @@ def print_map(expert_map: ExpertMap, top: int, level: float = 0.95, correction: 
             row += [f"{entry['p1']:.4f}", f"{entry['p2']:.4f}"]
         table.add_row(*row)
     out.print(table)
+
+
+def _counted(expert_map: ExpertMap) -> str:
+    """Pairs and tokens; an imported ranking does not tell its pairs."""
+    tokens = f"{expert_map.n1:,} / {expert_map.n2:,}" if expert_map.n1 and expert_map.n2 else "unknown"
+    return f"{expert_map.n_pairs or 'unknown'}, target tokens {tokens}"
 
 
 def _facts(expert_map: ExpertMap, top: int, level: float, correction: str) -> dict[str, Any]:

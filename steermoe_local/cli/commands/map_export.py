@@ -10,9 +10,9 @@ from ..._util.files import replacing, require_writable
 from ...errors import UsageError
 from ...identity import UNKNOWN_ROUTER, ModelIdentity
 from ...maps.cards import render_card
-from ...maps.expert_map import ExpertMap
+from ...maps.expert_map import ExpertMap, parse_layers
 from ...maps.export import easysteer_config, plain_ranking, steermoe_csv
-from ...maps.rankings import Rankings, ranking_name, read_rankings
+from ...maps.rankings import LEADING_DENSE, Rankings, ranking_name, read_rankings
 from ...model_files.model_info import model_info
 from ...steering.presets import PAPER_MODELS
 from ...steering.steering import Steering
@@ -30,6 +30,11 @@ FORMATS = ("easysteer", "steermoe-csv", "json")
 @click.option("--model-id", metavar="ORG/NAME", help="The ranked model.  [default: by the file's name]")
 @other_model_option("GGUF file of that model: takes its router hash.")
 @click.option("--arch", help="Its architecture as GGUF names it.  [default: MODEL's, or by --model-id]")
+@click.option(
+    "--moe-layers",
+    metavar="A-B",
+    help="The model's numbers of the ranked layers, like 1-26, if the ranking leaves out layers without experts.",
+)
 @click.option("--behaviour", help="Name of the behaviour.  [default: by the file's name]")
 @meaning_options("What RD > 0 means, in words.", "What RD < 0 means, in words.", "Licence of the ranking.")
 @json_option
@@ -39,6 +44,7 @@ def import_(
     model_id: str | None,
     model: Path | None,
     arch: str | None,
+    moe_layers: str | None,
     behaviour: str | None,
     meaning: dict[str, str],
     as_json: bool,
@@ -46,7 +52,8 @@ def import_(
     """Make an expert map of a SteerMoE ranking, a pickled pandas frame.
 
     The pickle is read without being run; whatever is not a table of numbers is refused. A ranking does not tell its
-    model's router hash: give -m MODEL, or use the map with --force.
+    model's router hash: give -m MODEL, or use the map with --force. Where a model has layers without experts, as
+    DeepSeek's and GLM's first ones, a ranking may number only the others: say which they are with --moe-layers.
 
     \b
     Examples:
@@ -57,6 +64,7 @@ def import_(
     if model and arch:
         raise UsageError("-m MODEL tells the architecture; leave out --arch")
     rankings = read_rankings(ranking)
+    given = None if moe_layers is None else parse_layers(moe_layers)
     named_model, named_behaviour = ranking_name(ranking)
     model_id, behaviour = model_id or named_model, behaviour or named_behaviour
     if not model_id:
@@ -65,11 +73,14 @@ def import_(
         raise UsageError(f"{ranking}: its name does not tell the behaviour; give --behaviour NAME")
     if named_model and model_id != named_model:
         warn(f"{ranking}: by its name a ranking of {named_model}, not of {model_id}")
-    identity = model_info(model).require_moe() if model else _declared(rankings, model_id, arch)
+    facts = model_info(model) if model else None
+    identity = facts.require_moe() if facts else _declared(rankings, model_id, arch, given, str(ranking))
     expert_map = rankings.to_map(
         identity,
         behaviour,
         where=str(ranking),
+        moe_layers=given,
+        model_layers=facts.moe_layers if facts else None,
         **meaning,
         notes=f"imported from {ranking.name}, a ranking of {model_id}; the licence of that file holds",
     )
@@ -98,13 +109,22 @@ def import_(
     click.echo(f"\nwritten: {output}")
 
 
-def _declared(rankings: Rankings, model_id: str, arch: str | None) -> ModelIdentity:
-    """The identity of a model that is not at hand: the shape is the ranking's own."""
+def _declared(
+    rankings: Rankings, model_id: str, arch: str | None, moe_layers: tuple[int, ...] | None, where: str
+) -> ModelIdentity:
+    """The identity of a model that is not at hand: the shape is the ranking's own, up to its last layer."""
     known = {paper.name.lower(): paper.architecture for paper in PAPER_MODELS}
     arch = arch or known.get(model_id.lower())
     if not arch:
         raise UsageError(f"{model_id}: its architecture is not known; give -m MODEL.gguf, or --arch as GGUF names it")
-    return ModelIdentity(arch, *rankings.shape, rankings.n_expert_used, UNKNOWN_ROUTER)
+    layers = rankings.layers_by(moe_layers, where)
+    if arch in LEADING_DENSE and moe_layers is None and not rankings.layers:
+        n = rankings.shape[0]
+        raise UsageError(
+            f"{where}: numbers its layers from 0, and models of the architecture {arch} may begin with layers without "
+            f"experts; give -m MODEL, or --moe-layers: 0-{n - 1} if they have none, 1-{n} if the first is one, ..."
+        )
+    return ModelIdentity(arch, layers[-1] + 1, rankings.shape[1], rankings.n_expert_used, UNKNOWN_ROUTER)
 
 
 @click.command()
