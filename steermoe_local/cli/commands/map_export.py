@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -11,7 +12,7 @@ from ...errors import UsageError
 from ...identity import UNKNOWN_ROUTER, ModelIdentity
 from ...maps.cards import render_card
 from ...maps.expert_map import ExpertMap, parse_layers
-from ...maps.export import easysteer_config, plain_ranking, steermoe_csv
+from ...maps.export import easysteer_config, easysteer_spec, plain_ranking, steermoe_csv
 from ...maps.rankings import LEADING_DENSE, Rankings, ranking_name, read_rankings
 from ...model_files.model_info import model_info
 from ...steering.presets import PAPER_MODELS
@@ -137,6 +138,12 @@ def _declared(
 @click.option("--reverse", is_flag=True, help="easysteer: steer to the negative side: flip the sign of RD first.")
 @click.option("--layers", metavar="A-B", help="easysteer: only these layers, like 3-7,9.  [default: all]")
 @click.option("--epsilon", type=click.FloatRange(0, min_open=True), help="easysteer: distance to the extreme logit.")
+@click.option(
+    "--spec",
+    type=FILE,
+    help="easysteer: also write a SteeringSpec that names OUTPUT, as requests and servers of August 2026 take it.",
+)
+@click.option("--source", metavar="PATH", help="Path of OUTPUT for the server, in --spec.  [default: its path here]")
 def export(
     map_file: Path,
     format_: str,
@@ -147,25 +154,34 @@ def export(
     reverse: bool,
     layers: str | None,
     epsilon: float | None,
+    spec: Path | None,
+    source: str | None,
 ) -> None:
     """Write MAP for another tool.
 
-    easysteer: a choice of experts for EasySteer's moe_router under vLLM, chosen as `steermoe bias build` does.
+    easysteer: a choice of experts for EasySteer's moe_router under vLLM, chosen as `steermoe bias build` does; with
+    --spec also the SteeringSpec (VectorSpec, ApplySpec) to send with a request or to start the server with.
     steermoe-csv: all experts, with the columns of SteerMoE's rankings. json: all experts in order, for scripts.
 
     \b
     Examples:
-      steermoe map export map.json --format easysteer -o easysteer.json --activate 8 --deactivate 8
+      steermoe map export map.json --format easysteer -o experts.json --spec spec.json --activate 8 --deactivate 8
       steermoe map export map.json --format steermoe-csv -o ranking.csv
     """
     chosen = preset or activate or deactivate
     if format_ != "easysteer":
-        if chosen or reverse or layers or epsilon:
+        if chosen or reverse or layers or epsilon or spec:
             raise UsageError(f"--format {format_} writes all experts; choosing some belongs to --format easysteer")
     elif not chosen:
         raise UsageError("no experts chosen; give --activate N, --deactivate N or both, or a --preset")
+    if source is not None and spec is None:
+        raise UsageError("--source is written into the file of --spec; give --spec FILE")
     check_preset(preset, activate, deactivate, reverse)
-    require_writable(output)
+    spec_text = easysteer_spec(source or os.path.abspath(output)) if spec else ""
+    for path in filter(None, (output, spec)):
+        require_writable(path)
+    if spec and os.path.realpath(spec) == os.path.realpath(output):
+        raise UsageError(f"--spec {spec}: is the output too; name another file")
     expert_map = ExpertMap.load(map_file)
     if format_ == "steermoe-csv":
         text = steermoe_csv(expert_map)
@@ -185,6 +201,8 @@ def export(
         assert made is not None  # experts are chosen
         text = easysteer_config(made.signs, epsilon)
     _write(output, text)
+    if spec:
+        _write(spec, spec_text)
 
 
 @click.command()
