@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from .._util.file_kinds import StrPath
+
 if TYPE_CHECKING:
     from ..evaluation.reports.document import Table as ReportTable
 
@@ -33,6 +35,11 @@ def warn(*warnings: str) -> None:
     """Print warnings on stderr, a line each."""
     for warning in warnings:
         say(f"warning: {visible(warning)}")
+
+
+def say_written(*paths: StrPath, before: str = "") -> None:
+    """Print on stdout which files were written, below the text `before`."""
+    click.echo(f"{before}written: {visible(', '.join(map(str, paths)))}")
 
 
 def settle_streams() -> None:

@@ -15,7 +15,7 @@ from ...steering.steering import Steering
 from ..options.common import json_option, other_model_option, output_option, strength_option
 from ..options.groups import is_given
 from ..options.system_text import UserPath
-from ..output import console, facts_table, print_json, warn
+from ..output import console, facts_table, print_json, say_written, warn
 
 
 @click.group()
@@ -109,7 +109,7 @@ def build(
         print_json({"bias": str(output), **_facts(made)})
         return
     _print(made)
-    click.echo(f"\nwritten: {output}")
+    say_written(output, before="\n")
 
 
 def check_preset(preset: str | None, activate: int | None, deactivate: int | None, reverse: bool) -> None:

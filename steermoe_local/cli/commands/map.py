@@ -17,7 +17,7 @@ from ...maps.pair_counts import PairCounts
 from ...maps.plots import plot_difference, plot_map, require_drawable
 from ..options.common import FILE, json_option, output_option
 from ..options.groups import together
-from ..output import console, facts_table, print_json, say, warn
+from ..output import console, facts_table, print_json, say, say_written, warn
 
 _OUTPUT = "Picture to write: .png, .svg, or .html, which names the expert under the pointer."
 
@@ -109,7 +109,7 @@ def stats(map_file: Path, per_pair: Path, output: Path, draws: int, halves: int,
         print_json({"map": str(output), **_trust(expert_map, "holm")})
     else:
         console().print(facts_table(_trust_rows(expert_map, "holm")))
-        click.echo(f"\nwritten: {output}")
+        say_written(output, before="\n")
     warn_unless_separable(expert_map, map_file)
 
 
@@ -145,7 +145,7 @@ def plot(
         chosen = None if layers is None else parse_layers(layers)
         signs = expert_map.choose(activate, deactivate, reverse=reverse, layers=chosen)
     plot_map(expert_map, output, signs, top)
-    click.echo(f"written: {output}")
+    say_written(output)
 
 
 @map_.command()
@@ -193,7 +193,7 @@ def diff(first: Path, second: Path, output: Path | None, top: int, as_json: bool
     ]
     console().print(facts_table(rows))
     if output:
-        click.echo(f"\nwritten: {output}")
+        say_written(output, before="\n")
 
 
 def warn_unless_separable(expert_map: ExpertMap, where: Path) -> None:

@@ -18,7 +18,7 @@ from ...model_files.model_info import model_info
 from ...steering.presets import PAPER_MODELS
 from ...steering.steering import Steering
 from ..options.common import FILE, json_option, meaning_options, other_model_option, output_option
-from ..output import print_json, warn
+from ..output import print_json, say_written, warn
 from .bias import check_preset, preset_option, with_preset
 from .map import print_map, top_experts
 
@@ -107,7 +107,7 @@ def import_(
         )
         return
     print_map(expert_map, 10)
-    click.echo(f"\nwritten: {output}")
+    say_written(output, before="\n")
 
 
 def _declared(
@@ -224,4 +224,4 @@ def card(map_file: Path, base_model: str, output: Path, license_: str) -> None:
 def _write(output: Path, text: str) -> None:
     with replacing(output) as temporary:
         temporary.write_bytes(text.encode("utf-8"))
-    click.echo(f"written: {output}")
+    say_written(output)

@@ -77,6 +77,10 @@ def locale_cure() -> str:
 
 
 def _shown(text: str) -> str:
-    """The text with the bytes that are not UTF-8 as escapes like \\xff, shortened."""
-    shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") if os.name != "nt" else text
-    return repr(shown if len(shown) <= 60 else shown[:57] + "...").replace("\\\\", "\\")
+    """The text around its first half of a surrogate pair, with bytes that are not UTF-8 as escapes like \\xff."""
+    first = next((index for index, letter in enumerate(text) if "\ud800" <= letter <= "\udfff"), 0)
+    start, end = max(first - 40, 0), first + 20
+    part = text[start:end]
+    if os.name != "nt":
+        part = part.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return f"'{'...' * (start > 0)}{part}{'...' * (end < len(text))}'"
