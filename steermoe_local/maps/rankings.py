@@ -96,8 +96,9 @@ class Rankings:
                 f"{format_layers(own)} of the {identity.n_layer} of {identity.short}; if it numbers only those, give "
                 f"--moe-layers {format_layers(own)}"
             )
-        fits = layers == own if model_layers is not None or not (moe_layers or self.layers) else True
-        if not same or not fits or layers[-1] >= identity.n_layer:
+        # without the model's own layers, those that the ranking or the caller names are taken as they are
+        named = model_layers is None and (moe_layers is not None or self.layers) and layers[-1] < identity.n_layer
+        if not same or not (layers == own or named):
             raise ModelMismatchError(
                 f"{where}: ranks {ranked[0]} layers of {ranked[1]} experts, top-{ranked[2]}, but the model is "
                 f"{identity.short}{_with_experts(own, identity.n_layer)}; take the ranking of this model"

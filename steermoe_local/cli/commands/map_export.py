@@ -177,7 +177,7 @@ def export(
     if source is not None and spec is None:
         raise UsageError("--source is written into the file of --spec; give --spec FILE")
     check_preset(preset, activate, deactivate, reverse)
-    spec_text = easysteer_spec(source or os.path.abspath(output)) if spec else ""
+    spec_text = easysteer_spec(os.path.abspath(output) if source is None else source) if spec else ""
     for path in filter(None, (output, spec)):
         require_writable(path)
     if spec and os.path.realpath(spec) == os.path.realpath(output):
