@@ -1,5 +1,5 @@
-"""Files, records of foreign data sets, `.npz` archives, control groups: helpers that know nothing of the domain.
+"""Files and their kinds, records of foreign data sets, `.npz` archives, control groups: helpers below all stages.
 
 Imports: errors.
-Public: `control_groups`, `files`, `npz`, `package`, `records`.
+Public: `control_groups`, `file_kinds`, `files`, `npz`, `package`, `records`.
 """

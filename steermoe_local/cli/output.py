@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
@@ -18,11 +19,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from .._util.file_kinds import StrPath
+
 if TYPE_CHECKING:
     from ..evaluation.reports.document import Table as ReportTable
 
 # Pictures of control characters: a text of somebody else's file must not move the cursor of a terminal.
 _VISIBLE = {code: 0x2400 + code for code in range(32)} | {127: 0x2421} | dict.fromkeys(range(128, 160), 65533)
+_VISIBLE |= dict.fromkeys(range(0xD800, 0xE000), 65533)  # bytes of a name that are not UTF-8
 _VISIBLE_LINES = {code: picture for code, picture in _VISIBLE.items() if code != 10}
 
 # what differs between messages of one kind: texts in quotes (as repr writes them), numbers
@@ -31,13 +35,25 @@ _VALUES = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d[\d,.]*")
 
 def say(text: str) -> None:
     """Print a message on stderr."""
-    click.echo(text, err=True)
+    click.echo(visible(text, lines=True), err=True)
 
 
 def warn(*warnings: str) -> None:
     """Print warnings on stderr, a line each."""
     for warning in warnings:
-        say(f"warning: {warning}")
+        say(f"warning: {visible(warning)}")
+
+
+def say_written(*paths: StrPath, before: str = "") -> None:
+    """Print on stdout which files were written, below the text `before`."""
+    click.echo(f"{before}written: {visible(', '.join(map(str, paths)))}")
+
+
+def settle_streams() -> None:
+    """Let stdout and stderr show a character that their encoding does not have as an escape, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class _PromptWarnings(logging.Handler):
@@ -73,8 +89,9 @@ def visible(text: str, *, lines: bool = False) -> str:
 
 
 def print_json(data: Any) -> None:
-    """Print one JSON document to stdout."""
-    click.echo(json.dumps(data, ensure_ascii=False, indent=1, default=str))
+    """Print one JSON document to stdout, in ASCII where that is not UTF-8."""
+    unicode = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
+    click.echo(json.dumps(data, ensure_ascii=not unicode, indent=1, default=str))
 
 
 def console(stderr: bool = False) -> Console:

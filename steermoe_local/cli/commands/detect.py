@@ -37,7 +37,7 @@ from ..options.common import (
 from ..options.llama import LlamaFlags, llama_options
 from ..options.model import model_option
 from ..options.opening import open_model
-from ..output import ProgressLines, SummedLines, console, print_json, say
+from ..output import ProgressLines, SummedLines, console, print_json, say, say_written
 from .map import print_map, top_experts, warn_unless_separable
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def detect(
         )
         return
     print_map(expert_map, 10)
-    click.echo(f"\n{display.summary()}\nwritten: {', '.join(map(str, files))}")
+    say_written(*files, before=f"\n{display.summary()}\n")
 
 
 class _Display:

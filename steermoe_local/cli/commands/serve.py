@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -205,7 +206,7 @@ def _choose_default(registry: SteeringRegistry, wanted: str, numbers: Mapping[st
     from ...server.api_errors import ApiError
     from ...server.schemas import SteeringChoice
 
-    path = Path(wanted)
+    path = Path(os.path.expanduser(wanted))
     name = wanted
     if path.suffix in (".json", ".gguf") or path.exists():
         name, warnings = registry.add_file(path)

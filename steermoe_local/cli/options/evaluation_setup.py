@@ -26,6 +26,7 @@ from .model import model_option
 from .opening import check_memory, warn_of_unknown_reasoning
 from .sampling import MIN_P, TOP_P
 from .steering import SteeringFlags, steering_options
+from .system_text import UserPath
 
 if TYPE_CHECKING:
     from ...evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
@@ -152,7 +153,7 @@ class EvaluationSetup:
     output: Path | None = option(
         "-o",
         "--output",
-        type=click.Path(path_type=Path),
+        type=UserPath(path_type=Path),
         required=True,
         allow_from_autoenv=False,  # no other command's output
         metavar="DIR",

@@ -167,7 +167,7 @@ export class Panel {
     const facts = [];
     if (entry.kind !== "map") facts.push(`a bias file: ${entry.n_active} promoted, ${entry.n_inactive} suppressed, ${entry.mode} rule`);
     else if (entry.positive && entry.negative) facts.push(`${entry.positive} \u2194 ${entry.negative}`);
-    if (entry.n_pairs) facts.push(plural(entry.n_pairs, "pair"));
+    if (entry.kind === "map") facts.push(entry.n_pairs ? plural(entry.n_pairs, "pair") : "unknown number of pairs");
     facts.push(SOURCES[entry.source] ?? entry.source);
     return facts.join(" \u00b7 ");
   }
