@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from steermoe_local import ExpertMap, Message, Pair, PairsError, record_counts
 from steermoe_local.llama.aligning import token_bytes, tokens_in_span
+from steermoe_local.llama.locating import find_in_text
 from steermoe_local.llama.rendering import Renderer, vocabulary
+from steermoe_local.pairs.pairs import last_exact_run
 from tests.support.sentencepiece_models import BLANK, write_sentencepiece_model
 
 MIXTRAL = (
@@ -99,6 +101,20 @@ def test_every_target_is_located(renderer: Renderer, pair: Pair) -> None:
 def test_digits_are_one_token_each(renderer: Renderer, text: str) -> None:
     found = renderer.located(text, "13")
     assert [piece(renderer, found.tokens[index]) for index in found.target] == [b"1", b"3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "as_paper"),
+    [
+        ("say 13", True),  # alone the target is a blank and two digits: that blank is not the target's
+        ("13", True),
+        ("ä13", None),  # no blank before it
+        ("say three", True),
+        (" three and\nthree", False),
+    ],
+)
+def test_the_rule_of_the_paper(mixtral: Renderer, text: str, as_paper: bool | None) -> None:
+    assert mixtral.located(text, "three" if "three" in text else "13").as_paper is as_paper
 
 
 def test_a_blank_behind_every_special_token(mixtral: Renderer) -> None:
@@ -190,3 +206,42 @@ def test_recording_and_the_map(models: dict[str, Path]) -> None:
             n = [sum(len(renderer.located(*pair.sides()[side]).target) for pair in PAIRS) for side in (0, 1)]
         assert [counts.n1, counts.n2] == n
         assert ExpertMap.from_counts(counts).rd.shape == (2, 4)
+
+
+def spans_of(pieces: list[bytes]) -> list[tuple[int, int]]:
+    ends = [len(b"".join(pieces[: index + 1])) for index in range(len(pieces))]
+    return [(end - len(part), end) for end, part in zip(ends, pieces, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "target", "chosen"),
+    [
+        ([b"ab", b"cd", b"ef"], b"cd", [1]),
+        ([b"ab", b" cd", b"ef"], b"cd", [1]),  # the blank belongs to the first target token
+        ([b"ab", b" ", b"cd", b"ef"], b"cd", [2]),  # a blank of its own is outside
+        ([b"ab", b"cde", b"f"], b"cd", [1]),  # merged across the end
+        ([b"", b"cd", b"", b"e", b""], b"cde", [1, 3]),  # what the tokenizer added has no bytes
+        ([b"x\xc3", b"\xa4y"], "ä".encode(), [0, 1]),  # halves of one character
+    ],
+)
+def test_tokens_in_span(pieces: list[bytes], target: bytes, chosen: list[int]) -> None:
+    start = b"".join(pieces).rindex(target)
+    assert tokens_in_span(spans_of(pieces), start, start + len(target)) == chosen
+
+
+@given(st.lists(st.binary(max_size=3), max_size=12), st.integers(0, 20), st.integers(1, 20))
+def test_tokens_in_span_against_bytes(pieces: list[bytes], start: int, length: int) -> None:
+    owner = [i for i, part in enumerate(pieces) for _ in part]
+    assert tokens_in_span(spans_of(pieces), start, start + length) == sorted(set(owner[start : start + length]))
+
+
+@given(st.lists(st.sampled_from(["a", "b", " c"]), min_size=1, max_size=10), st.data())
+def test_bytes_and_exact_run_agree(pieces: list[str], data: Any) -> None:
+    """With one token per piece of text, both rules find the same last span."""
+    size = data.draw(st.integers(1, len(pieces)))
+    at = data.draw(st.integers(0, len(pieces) - size))
+    ids = [ord(part[-1]) for part in pieces]
+    start, end = find_in_text("".join(pieces), "".join(pieces[at : at + size]))
+    run = last_exact_run(ids, ids[at : at + size])
+    assert run is not None
+    assert tokens_in_span(spans_of([part.encode() for part in pieces]), start, end) == list(run)
