@@ -126,7 +126,6 @@ class Renderer:
         """Gives the text of a side's messages. Raises PairsError, as does what it returns."""
         if not self.has_template:
             raise PairsError("the model has no chat template; write the pairs' sides as plain texts")
-        self.check_template()
 
         def render(messages: list[dict[str, Any]]) -> str:
             try:
