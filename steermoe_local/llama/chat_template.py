@@ -229,7 +229,7 @@ def template_problem(source: str) -> str | None:
     return None
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=128)
 def template_variables(source: str) -> frozenset[str]:
     """Variables that a template reads and does not set; none for one that cannot be read."""
     try:
@@ -238,7 +238,7 @@ def template_variables(source: str) -> frozenset[str]:
         return frozenset()
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=128)
 def _guarded(source: str) -> frozenset[str]:
     """Variables that a template can do without: it asks whether they are defined, or gives them a default."""
     tree = _environment().parse(source)
