@@ -84,6 +84,6 @@ def test_llama_cpps_chat_completions(tiny_path: Path, tmp_path: Path) -> None:
         text = llama.detokenize(llama.input_ids[: llama.n_tokens].tolist(), special=True)
         assert f"Today is {ONE}.".encode() in text
     with closing(SteeredLlama(model(BROKEN), n_ctx=128, n_threads=1)) as llama:
-        assert llama.create_completion("one, two,", max_tokens=1)["usage"]["completion_tokens"] == 1
+        assert llama.create_completion("one, two,", max_tokens=1)["usage"]["prompt_tokens"] > 1
         with pytest.raises(ModelError, match="cannot be read"):
             llama.create_chat_completion([{"role": "user", "content": "Hi."}], max_tokens=1)
