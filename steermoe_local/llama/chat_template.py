@@ -250,7 +250,7 @@ def template_variables(source: str) -> frozenset[str]:
     return template_names(source)[0]
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=128)
 def _guarded(source: str) -> frozenset[str]:
     """Variables that a template can do without: it asks whether they are defined, or gives them a default."""
     tree = _environment().parse(source)
