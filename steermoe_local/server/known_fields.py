@@ -155,6 +155,13 @@ NOT_OFFERED = (
 )
 
 
+CURES = {
+    # a grammar of strangers can take llama.cpp minutes per token, which those made of a JSON Schema are checked for
+    "grammar": "send response_format with a JSON Schema",
+}
+"""What to send instead of some fields that stay unknown."""
+
+
 def ignored(place: Place) -> dict[str, str]:
     """The harmless fields of an object, with why."""
     return {name: row.why for row in IGNORED if row.place == place for name in row.names}
