@@ -26,6 +26,7 @@ from ..errors import (
     VersionError,
 )
 from . import addresses
+from .known_fields import CURES
 
 log = logging.getLogger("steermoe.server")
 
@@ -156,7 +157,7 @@ def _validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     if unknown:
         name = "".join(c if c.isprintable() else "?" for c in str(error["loc"][-1])[:100])
         path = f"{path}.{name}" if path else name
-        message, code = f"{path}: unknown field; /docs lists the known ones", "unknown_field"
+        message, code = f"{path}: unknown field; {CURES.get(name, '/docs lists the known ones')}", "unknown_field"
     elif error["type"] == "missing" and len(error["loc"]) == 1:
         message, code = "the request has no body; send a JSON object", "missing_body"
     else:

@@ -100,6 +100,7 @@ IGNORED = (
         _names(
             "id object type model created created_at createdAt timestamp updated_at status index usage finish_reason "
             "stop_reason logprobs metadata response_metadata parsed annotations citations images is_error tool_name "
+            "message_id messageId conversation_id trace_id traceId agent sender source opts injected extra_fields "
             f"cache_control prompt_cache_breakpoint thinking_blocks reasoning_details reasoning_signature {_PROVIDERS}"
         ),
         "what came with an answer that is sent back, besides its text, reasoning and calls",
@@ -187,6 +188,13 @@ NOT_OFFERED = (
     NotOffered("message", ("audio",), (), "send its transcript as content"),
     NotOffered("message", ("function_call",), (), "send tool_calls"),
 )
+
+
+CURES = {
+    # a grammar of strangers can take llama.cpp minutes per token, which those made of a JSON Schema are checked for
+    "grammar": "send response_format with a JSON Schema",
+}
+"""What to send instead of some fields that stay unknown."""
 
 
 def ignored(place: Place) -> dict[str, str]:

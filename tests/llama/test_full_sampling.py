@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from steermoe_local import UsageError
 from steermoe_local.llama import capi
@@ -185,3 +187,56 @@ def test_values_outside_their_ranges(options: dict[str, Any], words: str) -> Non
     with pytest.raises(UsageError) as caught:
         FullSampling(**options)
     assert words in str(caught.value)
+
+
+NUMBERS = st.sampled_from([0.0, 1e-9, 0.1, 0.5, 1.0])
+LARGE = st.sampled_from([0.0, 1e-9, 0.5, 1.0, 3.0, 1e6])
+ANY: dict[str, st.SearchStrategy[Any]] = {
+    "temperature": st.sampled_from([0.0, 1e-6, 1.0, 10.0]),
+    "top_k": st.sampled_from([0, 1, 40, 10**6]),
+    "top_p": NUMBERS,
+    "min_p": NUMBERS,
+    "typical_p": NUMBERS,
+    "xtc_probability": NUMBERS,
+    "xtc_threshold": NUMBERS,
+    "top_n_sigma": LARGE,
+    "dynatemp_range": LARGE,
+    "dynatemp_exponent": LARGE,
+    "dry_multiplier": LARGE,
+    "dry_base": LARGE,
+    "dry_allowed_length": st.sampled_from([0, 2, 2**31 - 1]),
+    "dry_penalty_last_n": st.sampled_from([-1, 0, 3, 2**31 - 1]),
+    "dry_sequence_breakers": st.lists(st.sampled_from(["\n", ":", "three", "é" * 20]), max_size=3).map(tuple),
+    "mirostat": st.sampled_from([0, 0, 1, 2]),
+    "mirostat_tau": LARGE,
+    "mirostat_eta": LARGE,
+    "adaptive_target": st.sampled_from([-1.0, 0.0, 0.5, 1.0]),
+    "adaptive_decay": st.sampled_from([0.0, 0.5, 0.99]),
+    "min_keep": st.sampled_from([0, 1, 5, 2**31 - 1]),
+    "ignore_eos": st.booleans(),
+    "repeat_penalty": st.sampled_from([1.0, 0.001, 10.0]),
+    "samplers": st.none() | st.lists(st.sampled_from(list(SAMPLERS)), max_size=12).map(tuple),
+    "grammar": st.sampled_from([None, 'root ::= "7" | "one"', "root ::= [a-z ]+"]),
+}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.fixed_dictionaries({}, optional=ANY), st.sampled_from(["spread", "peak", "flat", "banned"]))
+def test_any_values_within_their_ranges(vocab: Any, tiny_model: Any, options: dict[str, Any], kind: str) -> None:
+    """Each draw is a token or None: what llama.cpp computes of extreme values stays inside its arrays."""
+    n_vocab = tiny_model.n_vocab()
+    values = np.random.default_rng(1).normal(0, 4, n_vocab).astype(np.float32)
+    if kind == "peak":
+        values[7] = 1e4
+    elif kind == "flat":
+        values[:] = 0
+    elif kind == "banned":
+        values[:] = -np.inf
+    sampler = Sampler(vocab, FullSampling(**options, seed=3), (1, 2, 3, 1, 2), 64)
+    for _ in range(4):
+        token = sampler.sample(values)
+        if token is None or capi.llama_cpp().llama_vocab_is_eog(vocab, token):
+            break
+        assert 0 <= token < n_vocab
+        sampler.accept(token)
+    sampler.close()

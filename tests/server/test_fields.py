@@ -85,6 +85,12 @@ def test_zero_is_not_false(server: Running) -> None:
     assert server.chat(min_tokens=False, max_tokens=1).status_code == 400
 
 
+def test_a_field_that_stays_unknown_names_its_cure(server: Running) -> None:
+    error = server.chat(grammar='root ::= "a"').json()["error"]
+    assert (error["param"], error["code"]) == ("grammar", "unknown_field")
+    assert "response_format" in error["message"]
+
+
 def test_the_tables_are_in_the_docs() -> None:
     text = DOCS.read_text("utf-8")
     assert ignored_table() in text

@@ -214,7 +214,9 @@ def _choose_default(registry: SteeringRegistry, wanted: str, numbers: Mapping[st
             registry.choose(SteeringChoice(map=name, **numbers))
         registry.resolve(name)
     except ApiError as error:
-        raise UsageError(f"--steering {wanted}: {error}") from None
+        cure = "; give --activate N, --deactivate N or --preset" if error.code == "no_numbers" else ""
+        reason = str(error).partition("; ")[0] if cure else str(error)
+        raise UsageError(f"--steering {wanted}: {reason}{cure}") from None
     except SteerMoEError as error:
         raise type(error)(f"--steering {wanted}: {error}") from None
     registry.default = name
