@@ -42,7 +42,7 @@ _MAX_PROMPT = 64 << 20  # bytes
     type=UserPath(path_type=Path, allow_dash=True),
     allow_from_autoenv=False,  # `demo` has other --prompts
     metavar="FILE",
-    help="Answer many prompts: JSON Lines with `prompt` or `messages`, or lines of text; - for stdin.",
+    help="Answer many prompts: JSON (lines or array) with `prompt` or `messages`, CSV, or lines of text; - for stdin.",
 )
 @output_option(
     "With --n-prompts: JSON Lines to write.  [default: stdout]",
