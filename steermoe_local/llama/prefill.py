@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from ..errors import UsageError
-from .reasoning_styles import ReasoningStyle
-
-_ANALYSIS, _FINAL = "<|channel|>analysis<|message|>", "<|channel|>final<|message|>"
-_NEXT = "<|end|><|start|>assistant"
+from .reasoning_styles import MESSAGE, START, ReasoningStyle
 
 
 def continued(
@@ -29,11 +26,15 @@ def continued(
             )
         return text + content, None
     if style.tags is None:
-        text += _ANALYSIS + reasoning if reasoning else ""
+        channels = style.channels
+        assert channels is not None
+        text += channels.analysis + MESSAGE + reasoning if reasoning else ""
         if not in_answer:
             return text, None
-        return text + (_NEXT if reasoning else "") + _FINAL + content, None
+        following = channels.ends[0] + START + "assistant" if reasoning else ""
+        return text + following + channels.final + MESSAGE + content, None
     opening, closing = style.tags.opening, style.tags.closing
+    opened = text.rstrip().endswith(opening)
     line = "" if "|" in opening or opening.startswith("[") else "\n"  # as these models write them
     if reasoning:
         if text.rstrip().endswith(closing) and opening in text:  # an empty block: the template turns thinking off
@@ -43,10 +44,11 @@ def continued(
         text = text.rstrip() + line + reasoning
         if not in_answer:
             return text, opening + reasoning.rstrip()
-        text += line + closing + line * 2
+        text += line + closing + line * 2 + style.tags.header
     elif in_answer and text.rstrip().endswith(opening):
-        text = text.rstrip() + line * 2 + closing + line * 2
-    if not (in_answer and style.tags.answer_opening):
+        text = text.rstrip() + line * 2 + closing + line * 2 + style.tags.header
+    marked = style.tags.answer_opening and (style.tags.always or opened or reasoning)
+    if not (in_answer and marked):
         return text + content, None
     answer_opening = style.tags.answer_opening
     if not text.rstrip().endswith(answer_opening):

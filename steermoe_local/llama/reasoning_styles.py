@@ -71,13 +71,15 @@ START, MESSAGE = "<|start|>", "<|message|>"
 class Channels:
     """A format of replies that consist of messages: <|start|>HEADER<|message|>TEXT, then one of `ends`.
 
-    In HEADER, behind the role, `markers` may stand. `final` is the header of the answer, without the role; the regular
+    In HEADER, behind the role, `markers` may stand. `analysis` is the header of reasoning, `final` that of the answer,
+    without the role; a message that another one follows ends with the first of `ends`. The regular
     expression `is_answer` finds an answer's header, `is_call` that of a call of a tool, all others are reasoning.
     `known` finds a header that says which kind it is; a message without one is an answer.
     """
 
     ends: tuple[str, ...]
     markers: tuple[str, ...]
+    analysis: str
     final: str
     known: str
     is_answer: str
@@ -94,6 +96,7 @@ CHANNELS = (
     Channels(  # OpenAI's harmony (gpt-oss): <|start|>ROLE to=RECIPIENT<|channel|>CHANNEL<|message|>TEXT<|end|>
         ends=("<|end|>", "<|return|>", "<|call|>"),
         markers=("<|channel|>", "<|constrain|>"),
+        analysis="<|channel|>analysis",
         final="<|channel|>final",
         known=r"<\|channel\|>",
         is_answer=r"<\|channel\|>\s*final\b",
@@ -103,6 +106,7 @@ CHANNELS = (
     Channels(  # Muse: <|start|>ROLE to=RECIPIENT<|message|>TEXT<|eom|>, the last one <|eot|>
         ends=("<|eom|>", "<|eot|>"),
         markers=(),
+        analysis=" to=self",
         final=" to=user",
         known=r"\bto=",
         is_answer=r"\bto=user\b",

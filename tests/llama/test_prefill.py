@@ -12,6 +12,7 @@ from steermoe_local.llama.prefill import continued
 from steermoe_local.llama.reasoning import split_reasoning
 from steermoe_local.llama.reasoning_styles import reasoning_style
 from steermoe_local.llama.rendering import Renderer, vocabulary
+from tests.support.chat_templates import render, source
 from tests.support.gguf_copy import copy_model
 from tests.support.running_server import TINY
 
@@ -86,3 +87,22 @@ def test_a_conversation_that_ends_with_the_assistants_turn(tmp_path: Path, tiny_
         assert thinks.text == "a|<think>\n\n</think>\n\nb"
         assert thinks.style is not None
         assert not thinks.style.prefix
+
+
+@pytest.mark.parametrize(
+    ("name", "reasoning", "behind"),
+    [
+        ("muse-glimmer", "", " to=user<|message|>one"),
+        ("muse-glimmer", "so", " to=self<|message|>so<|eom|><|start|>assistant to=user<|message|>one"),
+        ("openai-gpt-oss-120b", "", "<|channel|>final<|message|>one"),
+        ("upstage-Solar-Open-100B", "", "<|content|>one"),
+        ("upstage-Solar-Open-100B", "so", "<|think|>so<|end|><|begin|>assistant<|content|>one"),
+        ("ibm-granite-granite-3.3-2B-Instruct", "", "one"),
+        ("ibm-granite-granite-3.3-2B-Instruct", "so", "<think>\nso\n</think>\n\n<response>\none"),
+        ("Kimi-K3", "so", "so<|close|>think<|sep|><|open|>response<|sep|>one"),
+        ("MiniMax-M2", "", "\n</think>\n\none"),
+    ],
+)
+def test_templates_of_the_archive(name: str, reasoning: str, behind: str) -> None:
+    header = render(name, [{"role": "user", "content": "Count."}], answer=True)
+    assert continued(header, reasoning_style(source(name), header), reasoning, "one")[0] == header + behind
