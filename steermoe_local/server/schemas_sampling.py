@@ -20,6 +20,11 @@ Breaker = Annotated[str, StringConstraints(min_length=1, max_length=MAX_BREAKER)
 # The names of further samplers, which only `FullSampling` has.
 _FURTHER = tuple(name for name in FullSampling.__dataclass_fields__ if name not in Sampling.__dataclass_fields__)
 
+# The fields that hold whole numbers, also those of the subclasses.
+_WHOLE = frozenset({"max_tokens", "max_completion_tokens", "n_predict", "n", "n_cmpl", "n_probs", "logprobs"})
+_WHOLE |= {"top_logprobs", "seed", "top_k", "repeat_last_n", "min_keep", "mirostat"}
+_WHOLE |= {"dry_allowed_length", "dry_penalty_last_n"}
+
 
 class SamplingFields(Body):
     """How tokens are drawn; what is left out is as the server was started."""
@@ -58,6 +63,15 @@ class SamplingFields(Body):
     samplers: Short | Annotated[list[Short], Field(max_length=MAX_SAMPLERS, fail_fast=True)] | None = Field(
         None, description="Which samplers, in which order; names, or a text of llama.cpp's letters."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_numbers(cls, value: Any) -> Any:
+        """40.0 is 40, as in JSON Schema: clients whose sliders give floats send it."""
+        if not isinstance(value, dict):
+            return value
+        whole = {name: int(n) for name, n in value.items() if name in _WHOLE and type(n) is float and n.is_integer()}
+        return value | whole
 
     @field_validator("logit_bias")
     @classmethod

@@ -181,6 +181,14 @@ def test_the_servers_defaults_stay() -> None:
     assert (full.temperature, full.top_p, full.typical_p) == (0.5, 0.7, 0.9)
 
 
+def test_whole_numbers_that_are_written_as_floats(server: Running) -> None:
+    for fields in ({"max_tokens": 4.0}, {"top_k": 40.0}, {"n": 1.0}, {"seed": 7.0}, {"mirostat": 0.0}):
+        assert server.chat(**{"max_tokens": 2} | fields).status_code == 200
+    assert sampling(top_k=40.0) == sampling(top_k=40)
+    for fields in ({"max_tokens": 4.5}, {"top_k": 1e300}, {"n": "1"}):
+        assert server.chat(**fields).status_code == 400
+
+
 FURTHER: dict[str, Any] = {"typical_p": 0.9, "top_n_sigma": 1.5, "xtc_probability": 0.5, "xtc_threshold": 0.2}
 FURTHER |= {"dynatemp_range": 0.3, "dynatemp_exponent": 2.0, "dry_multiplier": 0.8, "dry_base": 1.5}
 FURTHER |= {"dry_allowed_length": 3, "dry_penalty_last_n": -1, "mirostat": 2, "mirostat_tau": 4.0, "mirostat_eta": 0.2}
