@@ -15,7 +15,7 @@ _SHOWN = 120  # characters of an address in a message
 
 
 class PlainAddresses:
-    """Rewrites an address that is not there to the one that is meant, before anything else reads it.
+    """Rewrites an address that is not there to the one that is meant.
 
     Slashes count once, and not at the end. /v1/v1/... is /v1/...; with or without /v1, the one that exists is taken.
     """

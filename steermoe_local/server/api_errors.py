@@ -126,14 +126,14 @@ def install(app: FastAPI) -> None:
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         kind = _NOT_FOUND if error.status_code == 404 else _INVALID if error.status_code < 500 else _SERVER
-        message, code, headers = str(error.detail), None, dict(error.headers or {})
+        message, headers = str(error.detail), dict(error.headers or {})
         path = request.scope["path"]
         if error.status_code == 404:
-            message, code = addresses.not_there(app, path), "unknown_address"
+            message = addresses.not_there(app, path)
         elif error.status_code == 405:
-            message, code = addresses.wrong_method(app, request.method, path), "wrong_method"
+            message = addresses.wrong_method(app, request.method, path)
             headers["Allow"] = ", ".join(addresses.methods_at(app, path))
-        return JSONResponse(error_body(message, kind, code=code), error.status_code, headers=headers)
+        return JSONResponse(error_body(message, kind), error.status_code, headers=headers)
 
     app.add_exception_handler(ApiError, own)
     app.add_exception_handler(SteerMoEError, own)

@@ -77,6 +77,7 @@ def create_app(worker: Worker, registry: SteeringRegistry, settings: ServerSetti
     _add_page(app, page)
     app.openapi = lambda: openapi.openapi(app)  # type: ignore[method-assign]
     # The last one added runs first.
+    app.add_middleware(PlainAddresses, api=app)  # behind the key, which only the plain public addresses do without
     app.add_middleware(BodyGuard, settings=settings)
     app.add_middleware(KeyGuard, settings=settings)
     if settings.cors_origins:
@@ -87,7 +88,6 @@ def create_app(worker: Worker, registry: SteeringRegistry, settings: ServerSetti
             allow_headers=["Authorization", "Content-Type"],
             expose_headers=["Retry-After"],
         )
-    app.add_middleware(PlainAddresses, api=app)
     app.add_middleware(HostGuard, settings=settings)
     return app
 

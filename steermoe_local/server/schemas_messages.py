@@ -78,8 +78,14 @@ class ToolCall(Body):
     place: ClassVar[Place | None] = "tool call"
 
     id: Short
-    type: Literal["function"] | None = "function"
+    type: Literal["function"] = "function"
     function: FunctionCall
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _null_is_the_only_type(cls, value: Any) -> Any:
+        """Clients that join the chunks of a stream may leave it null."""
+        return "function" if value is None else value
 
 
 class Message(Body):

@@ -25,7 +25,8 @@ ASKED = {"role": "user", "content": LONG}
 SHOWS = (
     "{%- for m in messages -%}{{ m.role }}:{{ m.content }}"
     "{%- if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif -%}"
-    "{%- for c in m.tool_calls or [] %} {{ c.function.name }}({{ c.function.arguments | tojson }}){% endfor -%}"
+    "{%- for c in m.tool_calls or [] if c.type == 'function' %} {{ c.function.name }}"
+    "({{ c.function.arguments | tojson }}){% endfor -%}"
     "<|end|>{%- endfor -%}<|assistant|>"
 )
 

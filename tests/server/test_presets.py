@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from steermoe_local import BiasFile, ExpertMap, model_info
 from steermoe_local.server import SteeringRegistry
-from steermoe_local.server.schemas import SteeringChoice
+from steermoe_local.server.schemas import Preset, SteeringChoice
+from steermoe_local.steering.presets import PRESETS
 from tests.support.paper_models import paper_model, ranking
 from tests.support.running_server import Running, running
 
@@ -53,6 +54,10 @@ def wanted(expert_map: ExpertMap, preset: str) -> str:
 
 def ask(server: Running, steering: Any) -> Any:
     return server.complete([1, 2, 3], max_tokens=1, steering=steering)
+
+
+def test_every_preset_can_be_named() -> None:
+    assert get_args(Preset) == PRESETS
 
 
 def test_a_request_names_a_preset(server: Running, faithful: ExpertMap) -> None:
