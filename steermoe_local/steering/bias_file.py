@@ -242,7 +242,7 @@ def write_bias(bias: BiasFile, path: StrPath) -> None:
 
 def read_bias(path: StrPath) -> BiasFile:
     """Read and validate a bias file. Raises FormatError, which names the file and the field."""
-    require_kind(path, "a bias file", BIAS)
+    require_kind(path, "a bias file (GGUF)", BIAS)
     header = read_header(path, max_size=_MAX_BYTES, max_tensors=MAX_LAYERS, max_fields=_MAX_FIELDS, arrays=False)
     architecture, version = (
         item.value if (item := header.fields.get(name)) else None

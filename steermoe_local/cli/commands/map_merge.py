@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
+from ..._util.file_kinds import PAIR_COUNTS, kind_of
 from ..._util.files import require_writable
-from ...errors import FormatError, UsageError
+from ...errors import UsageError
 from ...maps.counts import RoutingCounts, merge_counts
 from ...maps.expert_map import ExpertMap
 from ...maps.pair_counts import PairCounts, merge_pair_counts
@@ -54,14 +55,11 @@ def merge(
     counted: list[tuple[str, RoutingCounts]] = []
     sidecars: list[Path] = []
     for path in files:
-        try:
-            counted.append((str(path), RoutingCounts.load(path)))
-        except FormatError as error:
-            try:
-                PairCounts.load(path)
-            except FormatError:
-                raise error from None
+        if kind_of(path) == PAIR_COUNTS:
+            PairCounts.load(path)
             sidecars.append(path)
+        else:
+            counted.append((str(path), RoutingCounts.load(path)))
     if not counted:
         raise UsageError("only per-pair counts; name the counts (detect --counts) of the runs too")
     if per_pair_file and not sidecars:
