@@ -8,6 +8,7 @@ import datetime
 import functools
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ _log = logging.getLogger("steermoe.prompts")
 # Variables by which llama.cpp gives a template today's date, and how it writes it (common_chat_extra_context).
 _DATES = {"date_string": "%d %b %Y", "datetime": "%b %d %Y"}
 _CLOCK = "strftime_now"
+_MOST = 1 << 24  # elements or characters that an operator may make at once
 
 
 class _GenerationBlocks(jinja2.ext.Extension):
@@ -44,8 +46,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     """transformers' environment, in which `append` and `pop` of lists work, as in llama.cpp (templates of Kimi-K2).
 
     What is appended to is the template's own, or a copy. A list gets no longer than a `range` may be, so that no loop
-    over a list that it extends runs for ever.
+    over a list that it extends runs for ever. No operator makes a value that fills the memory.
     """
+
+    intercepted_binops = frozenset(("*", "**", "%"))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """May a template read this attribute?"""
@@ -58,15 +62,31 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise SecurityError(f"a list of more than {MAX_RANGE} elements")
         return super().call(context, obj, *args, **kwargs)
 
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """The result of an intercepted operator. Raises SecurityError for one that would be too large."""
+        for one, other in ((left, right), (right, left)):
+            if operator == "*" and isinstance(one, int) and isinstance(other, (str, list, tuple)):
+                _require_small(one * len(other))
+        if operator == "**" and isinstance(left, int) and isinstance(right, int):
+            _require_small(abs(left).bit_length() * right)
+        if operator == "%" and isinstance(left, str):
+            _require_small(max(map(int, re.findall(r"\d{1,18}", left)), default=0))  # widths
+        return super().call_binop(context, operator, left, right)
+
+
+def _require_small(size: int) -> None:
+    if size > _MOST:
+        raise SecurityError(f"a value of {size} elements or bits")
+
 
 class _Lenient(_Sandbox):
     """The sandbox with llama.cpp's view of what is undefined or none: nothing, in a sum with a text."""
 
-    intercepted_binops = frozenset("+")
+    intercepted_binops = _Sandbox.intercepted_binops | {"+"}
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """The sum of two values."""
-        for one, other in ((left, right), (right, left)):
+        for one, other in ((left, right), (right, left)) if operator == "+" else ():
             if (one is None or isinstance(one, jinja2.Undefined)) and isinstance(other, str):
                 return other
         return super().call_binop(context, operator, left, right)
@@ -101,6 +121,7 @@ def _environment(lenient: bool = False) -> _Sandbox:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.ChainableUndefined if lenient else jinja2.Undefined,
+        optimized=False,  # nothing of a template runs while it is only looked at
         extensions=[_GenerationBlocks, jinja2.ext.loopcontrols],
     )
     environment.filters["tojson"] = _tojson
@@ -229,7 +250,7 @@ def template_problem(source: str) -> str | None:
     return None
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=128)
 def template_variables(source: str) -> frozenset[str]:
     """Variables that a template reads and does not set; none for one that cannot be read."""
     try:
@@ -238,7 +259,7 @@ def template_variables(source: str) -> frozenset[str]:
         return frozenset()
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=128)
 def _guarded(source: str) -> frozenset[str]:
     """Variables that a template can do without: it asks whether they are defined, or gives them a default."""
     tree = _environment().parse(source)

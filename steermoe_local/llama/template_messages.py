@@ -41,9 +41,12 @@ class MessageForms:
 
     @functools.cached_property
     def refuses_system(self) -> bool:
-        """Does the template raise an error for a system message, and none without it?"""
-        user = _message("user", _TEXT)
-        return self._rendered([user]) is not None and self._rendered([_message("system", _TEXT), user]) is None
+        """Does the template raise an error for a system message, and render the user's text without it?"""
+        for parts in (False, True):
+            if self.takes("user", parts=parts):
+                content = [_part(_TEXT)] if parts else _TEXT
+                return self._rendered([_message("system", content), _message("user", content)]) is None
+        return False
 
     def takes(self, role: str, *, parts: bool) -> bool:
         """Does content of this role, as a text or as parts, come into the rendering?"""

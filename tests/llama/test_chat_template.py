@@ -81,6 +81,11 @@ def test_lists_can_be_changed() -> None:
         "{% set l = [1] %}{% for x in l %}{% set _ = l.append(x) %}{% endfor %}",
         "{% for i in range(10 ** 9) %}{% endfor %}",
         "{% include 'x' %}",
+        "{{ 'x' * 10 ** 11 }}",
+        "{{ 10 ** 11 * [0] }}",
+        "{{ 9 ** 999999999 }}",
+        "{{ '%99999999999d' % 1 }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{% import 'os' as os %}",
     ],
 )
@@ -88,9 +93,19 @@ def test_hostile_templates(source: str) -> None:
     """Nothing of Python comes out, nothing is changed outside, no loop runs for ever."""
     try:
         text = rendered(source)
-    except (jinja2.TemplateError, OverflowError, TypeError):
+    except (jinja2.TemplateError, OverflowError, TypeError, RecursionError):
         return
     assert text == ""
+
+
+def test_nothing_runs_while_a_template_is_only_read() -> None:
+    """`steermoe info` compiles templates of any file."""
+    assert template_problem("{{ 'x' | center(10 ** 12) }}{{ 'x' * 10 ** 12 }}") is None
+
+
+def test_operators() -> None:
+    assert rendered("{{ 'ab' * 3 }}{{ 2 * 'c' }} {{ 2 ** 10 }} {{ 7 % 4 }} {{ 3 * 4 }}") == "abababcc 1024 3 12"
+    assert rendered("{{ '%05d|%s' % (42, 'x') }}") == "00042|x"
 
 
 def test_json_of_a_generator() -> None:
@@ -144,7 +159,8 @@ CLOCK = "{{ strftime_now('%d %B %Y, %H:%M') }}"
 LLAMA_31 = "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}{{ date_string }}"
 LLAMA_32 = (
     "{% if not date_string is defined %}{% if strftime_now is defined %}"
-    "{% set date_string = strftime_now('%d/%m/%y') %}{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}{{ date_string }}"
+    "{% set date_string = strftime_now('%d/%m/%y') %}"
+    "{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}{{ date_string }}"
 )
 FIREFUNCTION = "{{ 'Today is ' + datetime }}"
 NONE = "{{ messages[0].content }}"
