@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import ModelError, PairsError, UsageError
 from ..pairs.pairs import Message, Side, last_exact_run
 from . import capi, prefill
-from .aligning import Aligner, tokens_in_span
+from .aligning import Aligner, Span, tokens_in_span
 from .chat_template import ChatTemplate, one_line, template_variables
 from .loaded_model import open_model
 from .locating import Render, find_in_text, find_losses, place_target, with_known_roles
@@ -302,7 +302,7 @@ class Renderer:
         # A chat template writes the beginning-of-text token itself, a plain text does not.
         add_special = isinstance(side, str)
         tokens, doubled = self._tokens(text, add_special=add_special)
-        spans = self._aligner.spans(text.encode("utf-8"), tokens, add_special=add_special)
+        spans = self.spans(text, tokens, add_special=add_special)
         chosen = tokens_in_span(spans, start, end)
         if not chosen:
             raise PairsError(f"target {target!r}: the tokenizer leaves nothing of it")
@@ -322,6 +322,14 @@ class Renderer:
         for note in doubled:
             self._say(note)
         return tokens
+
+    def spans(self, text: str, tokens: Sequence[int], *, add_special: bool) -> list[Span]:
+        """The bytes [start, end) of a text that each of its tokens covers; start == end for one that was added.
+
+        `tokens` are those of `tokenize`, with special tokens parsed. Raises PairsError for a text that the tokenizer
+        changes.
+        """
+        return self._aligner.spans(text.encode("utf-8"), tokens, add_special=add_special)
 
     def _tokens(self, text: str, *, add_special: bool, parse_special: bool = True) -> tuple[list[int], list[str]]:
         """The tokens of `tokenize`, and warnings of what stood there twice."""

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from ..errors import ModelError, UsageError
+from ..errors import ModelError, PairsError, UsageError
 from ..generation.engine import Engine
 from ..llama.reasoning_styles import reasoning_style, unknown_reasoning
 from ..llama.rendering import RenderedPrompt, Renderer
@@ -146,7 +146,16 @@ class Prompter:
         bos = self._engine.model.token_bos()
         if not tokens and bos != -1:
             tokens = [bos]  # so that an empty text can be continued, as in llama-cpp-python
-        return TextPrompt(text, tokens, self._offsets(tokens, len(text.encode("utf-8"))))
+        return TextPrompt(text, tokens, self._text_offsets(text, tokens))
+
+    def _text_offsets(self, text: str, tokens: Sequence[int]) -> list[int]:
+        """Characters of the text at which its tokens begin."""
+        try:
+            spans = self._renderer.spans(text, tokens, add_special=True)
+        except PairsError:  # a tokenizer that changes texts
+            return self._offsets(tokens, len(text.encode("utf-8")))
+        character_of = [index for index, character in enumerate(text) for _ in character.encode("utf-8")]
+        return [(character_of[start] if start < len(character_of) else len(text)) for start, _ in spans]
 
     def _token_prompt(self, tokens: list[int]) -> TextPrompt:
         self.check_tokens(tokens, "prompt")

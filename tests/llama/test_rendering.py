@@ -102,3 +102,23 @@ def test_the_error_names_the_pair(tiny_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Renderer, "prompt", refuse)
     with pytest.raises(PairsError, match="pair 'first', positive: "):
         record_counts(tiny_path, [Pair("first", "a", "b", "a", "b")])
+
+
+@pytest.mark.parametrize(
+    ("template", "kept"),
+    [
+        ("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}", "[system]be brief"),
+        # the word is in the template, the message is not in what it renders
+        (
+            "{% for m in messages if m.role != 'developer' %}[{{ m.role }}]{{ m.content }}{% endfor %}",
+            "[system]be brief",
+        ),
+        ("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{# developer #}", "[developer]be brief"),
+    ],
+)
+def test_the_role_of_developers(tiny_model: Any, monkeypatch: pytest.MonkeyPatch, template: str, kept: str) -> None:
+    monkeypatch.setattr(tiny_model, "metadata", lambda: {"tokenizer.chat_template": template})
+    renderer = Renderer(tiny_model)
+    messages = (Message("developer", "be brief"), Message("user", "hi"))
+    assert renderer.text(messages) == renderer.chat_text([m.to_dict() for m in messages]) == kept + "[user]hi"
+    assert not renderer.located((*messages, Message("assistant", "a")), "a").losses
