@@ -73,6 +73,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
 # Third-party modules that only these folders may import.
 RESERVED = {
     "llama_cpp": {"llama", "server"},
+    "llguidance": {"llama"},
     "ctypes": {"llama", "detection"},
     "gguf": {"model_files", "steering"},
     "psutil": {"model_files"},
