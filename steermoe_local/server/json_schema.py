@@ -15,8 +15,10 @@ from typing import Any
 
 from ..llama.grammars import GUIDED, why_refused
 from .patterns import PatternError, portable_pattern
+from .schema_choices import exclusive_choices
 from .schema_paths import (
     COMBINING,
+    KNOWN,
     Path,
     Schema,
     SchemaError,
@@ -106,6 +108,11 @@ class _Prepared:
     def __init__(self, schema: dict[str, Any]) -> None:
         self._source, self._n_references = schema, 0
         self._alone = {path: alone for path, _, alone in walk(schema, shared_targets(schema))}
+        self._exclusive = exclusive_choices(schema)
+        self._tags: dict[Path, set[str]] = {}
+        for tags in self._exclusive.values():
+            for path, name in tags.items():
+                self._tags.setdefault(path, set()).add(name)
         self._n_multiples = self._n_pattern_pairs = self._n_shared_patterns = 0
         self.root: dict[str, Any] = self._schema(schema, ())
 
@@ -114,10 +121,11 @@ class _Prepared:
             return schema
         if not isinstance(schema, dict):
             raise SchemaError(path, f"a schema is an object or a boolean, not {json.dumps(schema)[:40]}")
-        result = dict(schema)
-        for keyword, value in schema.items():
+        # beside a reference, llguidance takes a keyword that it does not know for a condition
+        result = {keyword: value for keyword, value in schema.items() if keyword in KNOWN}
+        for keyword, value in list(result.items()):
             _check_shape(keyword, value, (*path, keyword))
-            if (keyword, value) in _NO_EFFECT or keyword == "x-guidance":
+            if (keyword, value) in _NO_EFFECT:
                 del result[keyword]
             elif keyword in _COUNTS:
                 result[keyword] = _count(value, (*path, keyword))
@@ -132,7 +140,7 @@ class _Prepared:
             elif keyword == "patternProperties":
                 self._add_pattern_pairs(len(value), (*path, keyword))
             elif keyword == "$ref":
-                self._check_reference(value, (*path, keyword))
+                result[keyword] = self._reference(value, (*path, keyword))
             elif keyword in ("$id", "$dynamicRef", "$recursiveRef") and path:
                 raise SchemaError((*path, keyword), "not supported; refer by #/...")
         for steps, inner in children(schema):
@@ -142,6 +150,10 @@ class _Prepared:
         if self._n_shared_patterns > _MAX_SHARED_PATTERNS:
             raise SchemaError((*path, "pattern"), f"more than {_MAX_SHARED_PATTERNS} patterns hold together")
         self._complete(result, path)
+        if path in self._tags:
+            result["required"] = list(dict.fromkeys([*result.get("required", []), *sorted(self._tags[path])]))
+        if path in self._exclusive:
+            return {"anyOf" if keyword == "oneOf" else keyword: value for keyword, value in result.items()}
         return result
 
     @staticmethod
@@ -157,14 +169,23 @@ class _Prepared:
             name = _pattern(str(name), path)
         holder[name] = inner
 
-    def _check_reference(self, reference: str, path: Path) -> None:
+    def _reference(self, reference: str, path: Path) -> str:
+        """The reference as a URI, to where its target is in `root`."""
         self._n_references += 1
         if self._n_references > _MAX_REFERENCES:
             raise SchemaError(path, f"more than {_MAX_REFERENCES} references")
         if not reference.startswith("#"):
             raise SchemaError(path, f"{json.dumps(reference)[:80]}: only references inside the schema (#/...)")
-        if reference.startswith("#/") and target_of(self._source, reference) is None:
-            raise SchemaError(path, f"{json.dumps(reference)[:80]} is not in the schema")
+        target = target_of(self._source, reference)
+        if target is None:
+            if reference.startswith("#/"):
+                raise SchemaError(path, f"{json.dumps(reference)[:80]} is not in the schema")
+            return reference  # an anchor
+        moved = [
+            "anyOf" if step == "oneOf" and target[:index] in self._exclusive else step
+            for index, step in enumerate(target)
+        ]
+        return "#" + pointer_of(tuple(moved))
 
     def _add_multiples(self, value: Any, path: Path) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
@@ -228,10 +249,19 @@ def _bound(keyword: str, value: Any, path: Path) -> Any:
     if not isinstance(value, int | float):
         raise SchemaError(path, "not a number")
     if -_EXACT <= value <= _EXACT:
-        return value
+        return _exact(value, path)
     if (value > 0) == (keyword in ("maximum", "exclusiveMaximum")):
         return _EXACT if value > 0 else -_EXACT
-    raise SchemaError(path, f"{value} is not from {-_EXACT} to {_EXACT}")
+    return _exact(value, path)
+
+
+def _exact(value: Any, path: Path) -> Any:
+    """The number, if llguidance writes exactly this one."""
+    if not -_EXACT <= value <= _EXACT:
+        raise SchemaError(path, f"{value} is not from {-_EXACT} to {_EXACT}")
+    if isinstance(value, float) and float(f"{value:.15g}") != value:
+        raise SchemaError(path, f"{value} has more than 15 digits")
+    return value
 
 
 def _check_value(value: Any, path: Path) -> None:
@@ -239,8 +269,8 @@ def _check_value(value: Any, path: Path) -> None:
     if isinstance(value, str):
         if found := _CONTROL.search(value):
             raise SchemaError(path, f"the character U+{ord(found[0]):04X} is not supported")
-    elif isinstance(value, int | float) and not -_EXACT <= value <= _EXACT:
-        raise SchemaError(path, f"{value} is not from {-_EXACT} to {_EXACT}")
+    elif isinstance(value, int | float):
+        _exact(value, path)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             _check_value(inner, (*path, index))
@@ -282,7 +312,7 @@ def _translate_format(schema: dict[str, Any], path: Path) -> None:
 def _refusal(schema: dict[str, Any]) -> str | None:
     """Why llguidance refuses a schema; None if it does not."""
     reason = why_refused(json.dumps({"grammars": [{"json_schema": schema | {"x-guidance": _OPTIONS}}]}))
-    return None if reason is None else " ".join(reason.split())
+    return None if reason is None else " ".join(reason.partition(" while processing json-schema:")[0].split())
 
 
 def _culprit(root: dict[str, Any], reason: str) -> SchemaError:

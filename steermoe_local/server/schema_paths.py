@@ -31,6 +31,12 @@ _ASSERTING = {
 _ASSERTING |= {f"{end}{what}" for end in ("min", "max") for what in ("Items", "Length", "Properties", "imum")}
 _ASSERTING |= {"exclusiveMinimum", "exclusiveMaximum", "multipleOf", "pattern", "format"}
 
+_UNIMPLEMENTED = {"not", "if", "then", "else", "contains", "minContains", "maxContains", "propertyNames", "uniqueItems"}
+_UNIMPLEMENTED |= {"dependencies", "dependentRequired", "dependentSchemas", "unevaluatedItems", "unevaluatedProperties"}
+_UNIMPLEMENTED |= {"$dynamicRef", "$dynamicAnchor", "$recursiveRef", "$recursiveAnchor"}
+KNOWN = _ASSERTING | _UNIMPLEMENTED | {*_DEFINITIONS, "$schema", "$id", "$anchor"}
+"""Keywords that say something about values, or where schemas are; all others are notes."""
+
 
 class SchemaError(ValueError):
     """A schema that cannot be used: `path` says where, the text why."""
@@ -57,13 +63,15 @@ def json_path(path: Path) -> str:
 
 
 def pointer_of(path: Path) -> str:
-    """A path as JSON Pointer."""
-    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
+    """A path as JSON Pointer in a reference."""
+    return "".join(
+        "/" + urllib.parse.quote(str(step).replace("~", "~0").replace("/", "~1"), safe="$~") for step in path
+    )
 
 
 def children(schema: Schema) -> Iterator[tuple[Path, Any]]:
     """The schemas directly inside one (of the keywords that are supported), with the steps to them."""
-    if isinstance(schema, bool):
+    if not isinstance(schema, dict):
         return
     for keyword, value in schema.items():
         if keyword in _BY_NAME and isinstance(value, dict):
