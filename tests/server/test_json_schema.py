@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -203,7 +202,7 @@ class Node(pydantic.BaseModel):
     left: Node | None
     items: Annotated[list[Annotated[Node | Leaf, pydantic.Field(discriminator="kind")]], pydantic.Field(max_length=2)]
     id: UUID
-    amount: Decimal | None = None
+    amount: int | None = None
     scores: dict[str, int] = {}
     pair: tuple[int, Literal["x"]]
 
