@@ -150,6 +150,7 @@ class _Prepared:
         if self._n_shared_patterns > _MAX_SHARED_PATTERNS:
             raise SchemaError((*path, "pattern"), f"more than {_MAX_SHARED_PATTERNS} patterns hold together")
         self._complete(result, path)
+        _bound_integers(result)
         if path in self._tags:
             result["required"] = list(dict.fromkeys([*result.get("required", []), *sorted(self._tags[path])]))
         if path in self._exclusive:
@@ -253,6 +254,17 @@ def _bound(keyword: str, value: Any, path: Path) -> Any:
     if (value > 0) == (keyword in ("maximum", "exclusiveMaximum")):
         return _EXACT if value > 0 else -_EXACT
     return _exact(value, path)
+
+
+def _bound_integers(schema: dict[str, Any]) -> None:
+    """Integers have 16 digits at most, as in llama.cpp, which every program reads exactly; weak models find no end."""
+    types = schema.get("type", ())
+    types = types if isinstance(types, list) else [types]
+    if "integer" in types and "number" not in types and not {"enum", "const", "multipleOf"} & schema.keys():
+        if not {"minimum", "exclusiveMinimum"} & schema.keys():
+            schema["minimum"] = -_EXACT
+        if not {"maximum", "exclusiveMaximum"} & schema.keys():
+            schema["maximum"] = _EXACT
 
 
 def _exact(value: Any, path: Path) -> Any:

@@ -20,7 +20,10 @@ _WIDE = {
     "w": r"\p{L}\p{N}\p{M}_",
     "s": r"\s\x{feff}\x1c-\x1f",
 }
-_NOT_A_LINE_END = r"[^\n\r\x{2028}\x{2029}]"
+# What a string of a grammar can spell; llguidance takes a class that holds all control characters for one that holds
+# the quote and the backslash, too.
+_SPELLABLE = r"[^\x00-\x07\x0b\x0e-\x1f\x7f]"
+_NOT_A_LINE_END = rf"[[^\n\r\x{{2028}}\x{{2029}}]&&{_SPELLABLE}]"
 _ESCAPES = re.compile(r"\\(?:[nrtfv]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]{1,6}\}|[pP]\{[\w=]+\}|[^\w\s]|_)")
 _GROUP = re.compile(r"\((?:\?(?::|P?<[A-Za-z_]\w*>))?(?!\?)")
 
@@ -55,7 +58,7 @@ def _escape(pattern: str, index: int) -> tuple[str, int]:
     if letter and letter in "dws":
         return f"[{_NARROW[letter]}]", index + 2
     if letter and letter in "DWS":
-        return f"[^{_WIDE[letter.lower()]}]", index + 2
+        return f"[[^{_WIDE[letter.lower()]}]&&{_SPELLABLE}]", index + 2
     return _character(pattern, index)
 
 
@@ -91,4 +94,4 @@ def _class(pattern: str, index: int) -> tuple[str, int]:
         else:
             text, index = _character(pattern, index)
         out.append(text)
-    return "".join(out) + "]", index + 1
+    return f"[{''.join(out)}]&&{_SPELLABLE}]", index + 1

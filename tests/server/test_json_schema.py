@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -72,6 +73,9 @@ TAGGED = {
         ({"type": "string", "pattern": r"^[^\s\"]+$"}, ['"a\\\\"'], ['"a b"', '"a\\"b"', '"\\u0061"']),
         ({"type": "string", "pattern": "^.$"}, ['"é"', '"😀"', '"\\""'], ['"\\n"', '"""', '"ab"']),
         ({"type": "string", "pattern": r"^\D\W$"}, ['"a-"'], ['"٣-"', '"aé"', '"1-"']),
+        ({"type": "string", "pattern": '^[^"]*$'}, ['"a\\\\"', '"\\n"', '"é"'], ['"\\""', '"a\\"b"']),
+        ({"type": "string", "pattern": r"^[\x00-!#-~]*$"}, ['"a\\\\\\n"'], ['"\\""', '"é"']),
+        ({"type": "string", "pattern": r"^[^\\]$"}, ['"\\""', '"é"'], ['"\\\\"', '"ab"']),
         ({"type": "string", "pattern": "^[[&~]$"}, ['"["', '"&"', '"~"'], ['"a"', '""']),
         ({"type": "string", "pattern": "^a", "minLength": 2, "maxLength": 3}, ['"ab"'], ['"a"', '"abcd"', '"ba"']),
         ({"type": "string", "maxLength": 1}, ['"😀"', '"\\n"', '""'], ['"ab"', '"\\ud83d\\ude00"']),
@@ -82,6 +86,7 @@ TAGGED = {
         ({"type": "string", "format": "password"}, ['"x y"'], ["1"]),
         ({"type": "integer", "minimum": 3, "exclusiveMaximum": 12}, ["3", "11"], ["2", "12", "3.0", "03"]),
         ({"type": "integer", "exclusiveMinimum": -2, "maximum": 2**63}, ["-1", "0", "99999"], ["-2", "1e9"]),
+        ({"type": ["integer", "null"]}, ["-5", "9007199254740992", "null"], ["9" * 17, "1.5"]),
         ({"type": "number", "minimum": 0, "maximum": 1}, ["0", "0.25", "1.0"], ["1.01", "-0.1", "1e0", "2"]),
         ({"type": "number", "multipleOf": 0.25}, ["1.75", "-3"], ["0.3"]),
         ({"type": "integer", "minimum": 3, "exclusiveMinimum": True}, ["4"], ["3"]),
@@ -221,3 +226,28 @@ def test_models_of_pydantic(model: type[pydantic.BaseModel], strict: bool) -> No
         text = walk(schema, rng, n_free=150)
         model.model_validate_json(text)
         jsonschema.validate(json.loads(text), schema)
+
+
+CHARACTERS = '"\\\n\t\r\fa &]~é'
+CLASSES = [
+    "[^{}]",
+    "[{}]",
+    "{}",
+    "[^{}b]",
+    "[^{}\\n]",
+    "[^{}\\\\]",
+    "[^{}\\s]",
+    "(?:[^{}]|z)",
+    "[^!-&{}]",
+    "[#-\\[{}\\]-~]",
+]
+
+
+@pytest.mark.parametrize("character", CHARACTERS)
+def test_patterns_agree_with_python(character: str) -> None:
+    """Each class of one character with each character, as they are in JSON."""
+    for form in CLASSES:
+        pattern = f"^{form.format(re.escape(character))}$"
+        for text in CHARACTERS:
+            wanted = re.fullmatch(pattern, text) is not None
+            assert accepts({"type": "string", "pattern": pattern}, compact(text)) == wanted, (pattern, text)
