@@ -24,7 +24,7 @@ _WIDE = {
 # the quote and the backslash, too.
 _SPELLABLE = r"[^\x00-\x07\x0b\x0e-\x1f\x7f]"
 _NOT_A_LINE_END = rf"[[^\n\r\x{{2028}}\x{{2029}}]&&{_SPELLABLE}]"
-_ESCAPES = re.compile(r"\\(?:[nrtfv]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]{1,6}\}|[pP]\{[\w=]+\}|[^\w\s]|_)")
+_ESCAPES = re.compile(r"\\(?:[nrtfv]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]{1,6}\}|[pP]\{[\w=]+\}|\W|_)")
 _GROUP = re.compile(r"\((?:\?(?::|P?<[A-Za-z_]\w*>))?(?!\?)")
 
 
@@ -69,7 +69,7 @@ def _character(pattern: str, index: int) -> tuple[str, int]:
     text = found[0]
     if text.startswith("\\u") and text[2] != "{":
         text = f"\\x{{{text[2:]}}}"
-    return (text if text != "\\_" else "_"), found.end()
+    return (text[1] if text[1].isspace() or text[1] == "_" else text), found.end()
 
 
 def _class(pattern: str, index: int) -> tuple[str, int]:
