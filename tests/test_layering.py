@@ -74,6 +74,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
 RESERVED = {
     "llama_cpp": {"llama", "server"},
     "jinja2": {"llama", "maps"},
+    "llguidance": {"llama"},
     "ctypes": {"llama", "detection"},
     "gguf": {"model_files", "steering"},
     "psutil": {"llama", "model_files"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from ..errors import ModelError, SteerMoEError, UsageError
 from ..llama import capi
 from ..llama.aligning import token_bytes
+from ..llama.grammars import guided_tokenizer
 from ..llama.loaded_model import is_causal, loaded_identity
 from ..llama.steered_llama import SteeredLlama, native_bias
 from ..steering.bias_file import BiasFile, none_if_empty
@@ -189,6 +191,11 @@ class SlotContext:
 
     def _logits(self, row: int) -> npt.NDArray[np.float32]:
         return np.frombuffer(capi.logits(self._ctx, row, self.n_vocab), np.float32)
+
+    @functools.cached_property
+    def guided_tokenizer(self) -> Any:
+        """The vocabulary for grammars of llguidance, made when it is first asked for."""
+        return guided_tokenizer(self.model.vocab)
 
     def is_end(self, token: int) -> bool:
         """Whether the token ends the generation."""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..errors import UsageError
 from ..llama.detokenizer import TextStream
+from ..llama.grammars import GrammarLimitError
 from ..llama.sampling import Sampler, Sampling, log_softmax
 from ..steering.bias_file import BiasFile
 from .context import Part, SlotContext
@@ -19,7 +20,7 @@ from .slots import Slot
 
 Int64 = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
-Reason = Literal["stop", "length", "context", "cancelled"]
+Reason = Literal["stop", "length", "context", "grammar", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,10 @@ class FinishEvent:
     """How an answer ended.
 
     `reason`: "stop" (an end-of-generation token, a stop string, the end of the grammar), "length" (max_tokens),
-    "context" (n_ctx is full) or "cancelled". `n_cached` of the `n_prompt` tokens were in memory already. `n_generated`
-    counts the answer's tokens without the one that ends the generation. `prompt_seconds` run from the first decode to
-    the first token, `seconds` from there on. `stop` is the stop string that was found.
+    "context" (n_ctx is full), "grammar" (it cannot be followed further) or "cancelled". `n_cached` of the `n_prompt`
+    tokens were in memory already. `n_generated` counts the answer's tokens without the one that ends the generation.
+    `prompt_seconds` run from the first decode to the first token, `seconds` from there on. `stop` is the stop string
+    that was found.
 
     `routing` [n_layer, n_expert] counts the selections of the `n_rows` rows whose logits were drawn from: the prompt's
     last token and the answer's, up to the one before the last draw. None without a recorder.
@@ -137,7 +139,8 @@ class RequestState:
 
     def _new_sampler(self) -> Sampler:
         context = self._context
-        return Sampler(context.model.vocab, self.request.sampling, self.wanted, context.n_ctx)
+        sampling = self.request.sampling
+        return Sampler(context.model.vocab, sampling, self.wanted, context.n_ctx, lambda: context.guided_tokenizer)
 
     @property
     def n_missing(self) -> int:
@@ -206,11 +209,14 @@ class RequestState:
         self._n_rows += 1
         if request.max_tokens == 0:
             return self.finish("length")
-        token = sampler.sample(logits)
-        if token is None or self._context.is_end(token):
-            self._end = None if token is None else _token_event("", token, logits, request.n_probs)
-            return self.finish("stop")
-        sampler.accept(token)
+        try:
+            token = sampler.sample(logits)
+            if token is None or self._context.is_end(token):
+                self._end = None if token is None else _token_event("", token, logits, request.n_probs)
+                return self.finish("stop")
+            sampler.accept(token)
+        except GrammarLimitError:  # of this request alone
+            return self.finish("grammar")
         self.wanted.append(token)
         self._n_generated += 1
         reason: Reason | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ..errors import UsageError
 from . import capi
+from .grammars import GbnfGrammar, GuidedGrammar, guided_tokenizer, open_grammar
 
 Logits = npt.NDArray[np.float32]
 
@@ -29,7 +30,8 @@ class Sampling:
 
     `top_k` 0, `top_p` 1, `min_p` 0, `repeat_penalty` 1 and penalties of 0 switch these samplers off.
     `repeat_last_n` is how many tokens, the prompt's included, the penalties look back; -1: as many as n_ctx. `seed`
-    None draws one. `grammar` is in GBNF, with a rule "root". `logit_bias` is added to logits by token; -inf bans one.
+    None draws one. `grammar` is in GBNF, with a rule "root", or, beginning with `%llguidance`, in Lark (`grammars.py`).
+    `logit_bias` is added to logits by token; -inf bans one.
 
     Raises UsageError for values outside their ranges.
     """
@@ -99,12 +101,22 @@ class Sampling:
 class Sampler:
     """Samples the tokens of one answer. The same seed and the same logits give the same tokens."""
 
-    def __init__(self, vocab: Any, sampling: Sampling, prompt: Sequence[int], n_ctx: int) -> None:
-        """The penalties look back on `prompt`. Raises UsageError (an invalid grammar or token)."""
+    def __init__(
+        self,
+        vocab: Any,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        n_ctx: int,
+        tokenizer: Callable[[], Any] | None = None,
+    ) -> None:
+        """The penalties look back on `prompt`. `tokenizer` gives the `guided_tokenizer` of `vocab`; None: one is made.
+
+        Raises UsageError (an invalid grammar or token).
+        """
         lib = capi.llama_cpp()
         self._free = lib.llama_sampler_free  # kept: modules are gone when the interpreter ends
         self._chain: Any = None
-        self._grammar: Any = None
+        self._grammar: GbnfGrammar | GuidedGrammar | None = None
         n_vocab = lib.llama_vocab_n_tokens(vocab)
         self.seed = secrets.randbelow(RANDOM_SEED) if sampling.seed is None else sampling.seed
         self._ids = np.arange(n_vocab, dtype=np.int32)
@@ -113,11 +125,7 @@ class Sampler:
         self._data = ctypes.cast(self._candidates.ctypes.data, lib.llama_token_data_p)
         self._array = lib.llama_token_data_array()
         if sampling.grammar is not None:
-            capi.take_log_error()  # older failures are not this grammar's
-            self._grammar = lib.llama_sampler_init_grammar(vocab, sampling.grammar.encode(), b"root")
-            if not self._grammar:
-                reason = capi.take_log_error() or "no reason given"
-                raise UsageError(f"grammar: llama.cpp refuses it ({reason}); give rules in GBNF, one of them root")
+            self._grammar = open_grammar(sampling.grammar, vocab, tokenizer or (lambda: guided_tokenizer(vocab)))
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         for sampler in self._samplers(lib, vocab, n_vocab, sampling, n_ctx):
             lib.llama_sampler_chain_add(self._chain, sampler)
@@ -134,31 +142,34 @@ class Sampler:
         return samplers + chain
 
     def sample(self, logits: Logits) -> int | None:
-        """Draw a token by its logits, [n_vocab]; None: no token is allowed, as at the end of a grammar."""
+        """Draw a token by its logits, [n_vocab]; None: no token is allowed, as at the end of a grammar.
+
+        Raises GrammarLimitError for a grammar that cannot be followed further.
+        """
         lib = capi.llama_cpp()
         token, logit = self._draw(lib, self._fill(logits), self._chain)
-        if self._grammar and not self._allows(lib, token):
+        if self._grammar is not None and not self._grammar.allows(token):
             # a grammar is slow to apply to all tokens: done only where the first choice breaks it, as in llama.cpp
             array = self._fill(logits)
-            lib.llama_sampler_apply(self._grammar, ctypes.byref(array))
+            self._grammar.restrict(array, self._fields[1])
             token, logit = self._draw(lib, array, self._chain)
         return None if logit == -math.inf else token
 
     def accept(self, token: int) -> None:
-        """Advance penalties and grammar by the token that `sample` returned (not an end of generation)."""
+        """Advance penalties and grammar by the token that `sample` returned (not an end of generation).
+
+        Raises GrammarLimitError.
+        """
         lib = capi.llama_cpp()
-        if self._grammar:
-            lib.llama_sampler_accept(self._grammar, token)
+        if self._grammar is not None:
+            self._grammar.accept(token)
         lib.llama_sampler_accept(self._chain, token)
 
     def _fill(self, logits: Logits) -> Any:
         ids, values = self._fields
         ids[:], values[:] = self._ids, logits
-        return self._struct(self._data, len(self._candidates))
-
-    def _struct(self, data: Any, size: int) -> Any:
-        self._array.data = data
-        self._array.size, self._array.selected, self._array.sorted = size, -1, False
+        self._array.data = self._data
+        self._array.size, self._array.selected, self._array.sorted = len(self._candidates), -1, False
         return self._array
 
     @staticmethod
@@ -167,17 +178,13 @@ class Sampler:
         chosen = array.data[array.selected]
         return int(chosen.id), float(chosen.logit)
 
-    def _allows(self, lib: Any, token: int) -> bool:
-        single = lib.llama_token_data(token, 1, 0)
-        lib.llama_sampler_apply(self._grammar, ctypes.byref(self._struct(ctypes.pointer(single), 1)))
-        return bool(single.logit != -math.inf)
-
     def close(self) -> None:
         """Free the samplers."""
-        grammar, self._grammar = self._grammar, None
+        if self._grammar is not None:
+            self._grammar.close()
         chain, self._chain = self._chain, None
-        for sampler in filter(None, (grammar, chain)):
-            self._free(sampler)
+        if chain:
+            self._free(chain)
 
     def __del__(self) -> None:
         if hasattr(self, "_grammar"):

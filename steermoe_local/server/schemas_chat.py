@@ -66,7 +66,7 @@ class JsonSchema(Body):
 
     name: Short | None = None
     description: Text | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: dict[str, Any] | bool = Field(alias="schema")
     strict: bool | None = None
 
 
@@ -75,7 +75,7 @@ class ResponseFormat(Body):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema", description="Of json_object, as llama-cpp-python.")
+    schema_: dict[str, Any] | bool | None = Field(None, alias="schema", description="Of json_object.")
 
     @model_validator(mode="after")
     def _schema_where_it_belongs(self) -> ResponseFormat:

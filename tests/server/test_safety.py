@@ -300,11 +300,12 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "many items": {"type": "array", "items": {"type": "integer"}, "minItems": 10**9},
     "long text": {"type": "string", "maxLength": 10**9},
     "itself": {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
-    "long pattern": {"type": "string", "pattern": "^" + "a" * 200 + "$"},
-    "long repeats": {"type": "string", "pattern": "^" + "a{0,900}" * 20 + "$"},
-    "open repeats": {"type": "string", "pattern": "^(a?a?a?b?){0,30}$"},
     "bad pattern": {"type": "string", "pattern": "(((("},
-    "nested repeats": {"type": "string", "pattern": "^(((a{0,99}){0,99}){0,99}){0,99}$"},
+    "deep pattern": {"type": "string", "pattern": "(" * 5000 + ")" * 5000},
+    "many patterns": {"allOf": [{"type": "string", "pattern": f"a.{{{i}}}b"} for i in range(60)]},
+    "multiples": {"type": "integer", "multipleOf": 10**9 + 7},
+    "exponential": {"allOf": [{"anyOf": [{"required": [f"{i}{j}"]} for j in range(9)]} for i in range(9)]},
+    "chain": {"$ref": "#/$defs/0", "$defs": {str(i): {"$ref": f"#/$defs/{i + 1}"} for i in range(1500)}},
     "wide": {"type": "object", "properties": {f"p{i}": {"enum": ["x" * 500]} for i in range(200)}},
     "deep": {},
     "no types": {"type": ["nothing"]},
@@ -324,6 +325,26 @@ def test_schemas_of_strangers(server: Running, case: str) -> None:
     assert response.status_code == 400, response.text
     assert time.process_time() - began < 5
     assert server.chat(max_tokens=1).status_code == 200
+
+
+PATTERNS = {
+    "long": "^" + "a" * 200 + "$",
+    "long repeats": "^" + "a{0,900}" * 20 + "$",
+    "open repeats": "^(a?a?a?b?){0,30}$",
+    "nested repeats": "^(((a{0,99}){0,99}){0,99}){0,99}$",
+    "ambiguous": "(a|b)*a(a|b){300}",
+}
+
+
+@pytest.mark.parametrize("case", PATTERNS)
+def test_patterns_of_strangers(server: Running, case: str) -> None:
+    """Patterns that a matcher which tries all ways would follow for hours."""
+    format_ = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"pattern": PATTERNS[case]}}}
+    began = time.process_time()
+    response = server.chat(response_format=format_, max_tokens=40)
+    assert response.status_code == 200, response.text
+    assert response.json()["choices"][0]["message"]["content"].startswith('"')
+    assert time.process_time() - began < 5
 
 
 JSON = st.recursive(
