@@ -41,10 +41,12 @@ class Desk:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, name: str, folder: Path, vocab: str = "", template: str | None = None) -> Iterator[Desk]:
+    def open(
+        cls, name: str, folder: Path, vocab: str | Vocabulary = "", template: str | None = None
+    ) -> Iterator[Desk]:
         """Write and load the file; by default the archive's template on the vocabulary of its family."""
         template = templates()[name] if template is None else template
-        found = fitted(vocab or family(name), template)
+        found = vocab if isinstance(vocab, Vocabulary) else fitted(vocab or family(name), template)
         path = write_vocabulary(folder / f"{name}-{found.name}.gguf", found, template)
         with vocabulary_renderer(path) as renderer:
             yield cls(name, template, found, path, renderer)
@@ -97,6 +99,17 @@ class Desk:
         if found[0]["role"] == "system" and self.refuses_system():
             return oracles.merged(found) or found
         return found
+
+    def refuses_tools(self) -> bool:
+        """Does the template refuse a round of calls, with arguments as objects and as texts?"""
+        messages, tools = RENDERINGS["a tool round"]
+        for form in (_parsed(messages), messages):
+            try:
+                self.expected(form, add_generation_prompt=True, tools=tools)
+            except Refused:
+                continue
+            return False
+        return True
 
     #
     # checks; each raises AssertionError with what differs

@@ -1,0 +1,83 @@
+"""Requests over HTTP that any chat model must answer, whatever its template."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+
+from tests.integration.rehearsal.conversations import SCHEMA, TOOL, tool_round
+from tests.support.running_server import Running
+
+QUESTION = "Which number comes after three?"
+FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}}
+
+
+def _choice(response: Any) -> Any:
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]
+
+
+def check_answer(server: Running) -> None:
+    """A plain answer, and the same as a stream."""
+    choice = _choice(server.chat(QUESTION, max_tokens=12))
+    message = choice["message"]
+    body = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 12}
+    deltas = [event["choices"][0]["delta"] for event in server.events("/v1/chat/completions", body) if event["choices"]]
+    for field in ("content", "reasoning_content"):
+        assert "".join(delta.get(field) or "" for delta in deltas) == (message.get(field) or ""), field
+
+
+def check_schema(server: Running, **fields: Any) -> None:
+    """JSON that a schema binds is the answer's content."""
+    choice = _choice(server.chat(QUESTION, response_format=FORMAT, max_tokens=100, **fields))
+    message = choice["message"]
+    assert message["content"], f"no content; reasoning: {(message.get('reasoning_content') or '')[:80]!r}"
+    jsonschema.validate(json.loads(message["content"]), SCHEMA)
+
+
+def check_forced_call(server: Running) -> None:
+    """A tool that must be called gets its arguments."""
+    for wanted in ("required", {"type": "function", "function": {"name": "put"}}):
+        choice = _choice(server.chat(QUESTION, tools=[TOOL], tool_choice=wanted, max_tokens=100))
+        (call,) = choice["message"]["tool_calls"]
+        assert call["function"]["name"] == "put"
+        jsonschema.validate(json.loads(call["function"]["arguments"]), SCHEMA)
+        assert choice["finish_reason"] == "tool_calls"
+
+
+def check_tool_round(server: Running, refused: bool = False) -> None:
+    """A round of calls in the history, with arguments and without, under ids of any length."""
+    for arguments, id_ in (('{"word": "one", "sure": true}', "abc123def"), ("", "abc123def"), ("{}", "call_0123456789")):
+        body = {"model": "tiny", "messages": tool_round(arguments, id_), "tools": [TOOL], "max_tokens": 4}
+        response = server.client.post("/v1/chat/completions", json=body)
+        if refused:
+            assert response.status_code == 400
+        else:
+            _choice(response)
+
+
+def check_reasoning(server: Running) -> None:
+    """Thinking asked for and not, by OpenAI's field and by the template's variable."""
+    for effort in ("none", "low", "high"):
+        choice = _choice(server.chat(QUESTION, reasoning_effort=effort, max_tokens=8))
+        assert choice["finish_reason"] in ("length", "stop")
+    check_schema(server, reasoning_effort="high")
+
+
+def check_system(server: Running) -> None:
+    """System and developer messages are taken."""
+    for role in ("system", "developer"):
+        messages = [{"role": role, "content": "You like plums."}, {"role": "user", "content": "Hi."}]
+        _choice(server.client.post("/v1/chat/completions", json={"model": "tiny", "messages": messages, "max_tokens": 2}))
+
+
+def check_server(server: Running) -> None:
+    """All of them."""
+    check_answer(server)
+    check_schema(server)
+    check_forced_call(server)
+    check_tool_round(server)
+    check_reasoning(server)
+    check_system(server)
