@@ -44,18 +44,23 @@ SCHEMA = {
 TOOL = {"type": "function", "function": {"name": "put", "description": "Puts a word.", "parameters": SCHEMA}}
 
 
-def _call(arguments: str, id_: str) -> Message:
+def _call(arguments: str, id_: str) -> list[Message]:
     call = {"id": id_, "type": "function", "function": {"name": "put", "arguments": arguments}}
-    return {"role": "assistant", "content": "", "tool_calls": [call]}
+    return [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": id_, "name": "put", "content": '{"done": true}'},
+    ]
 
 
 def tool_round(arguments: str = '{"word": "one", "sure": true}', id_: str = "abc123def") -> list[Message]:
-    """A question, a call with its result, and the next question's turn."""
-    return [
-        {"role": "user", "content": "Put a word."},
-        _call(arguments, id_),
-        {"role": "tool", "tool_call_id": id_, "name": "put", "content": '{"done": true}'},
-    ]
+    """A question, a call with its result, and the answer's turn."""
+    return [{"role": "user", "content": "Put a word."}, *_call(arguments, id_)]
+
+
+def tool_rounds() -> list[Message]:
+    """Two rounds of calls, and the answer's turn."""
+    second = [{"role": "assistant", "content": "It is put."}, {"role": "user", "content": "And another one!"}]
+    return [*tool_round(), *second, *_call('{"word": "two", "sure": false}', "xyz987uvw")]
 
 
 # what is answered: messages and tools
@@ -66,4 +71,5 @@ RENDERINGS: dict[str, tuple[list[Message], list[Message] | None]] = {
     "a developer message": ([{"role": "developer", "content": "You like figs."}, *_chat("Hi.")], None),
     "tools": (_chat("Put a word."), [TOOL]),
     "a tool round": (tool_round(), [TOOL]),
+    "two tool rounds": (tool_rounds(), [TOOL]),
 }

@@ -200,23 +200,27 @@ def write_model(
         if value != []:
             writer.add_key_value(key, value, entry.types[0], entry.types[-1] if len(entry.types) > 1 else None)
     _add_vocabulary(writer, vocab, template)
+    wide = int(np.max(reader.fields[f"{arch}.feed_forward_length"].contents()))
+    narrowed = {wide: N_FF, 2 * wide: 2 * N_FF}  # the latter where gate and up are one tensor
     rng = np.random.default_rng(11)
     for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, _values(tensor, len(vocab.tokens), n_expert, rng))
+        writer.add_tensor(tensor.name, _values(tensor, len(vocab.tokens), n_expert, narrowed, rng))
     _finish(writer)
     return path
 
 
-def _values(tensor: Any, n_vocab: int, n_expert: int, rng: np.random.Generator) -> Any:
+def _values(
+    tensor: Any, n_vocab: int, n_expert: int, narrowed: Mapping[int, int], rng: np.random.Generator
+) -> Any:
     values = np.array(tensor.data)
     name = tensor.name
     shape = list(values.shape)
     if name in ("token_embd.weight", "output.weight", "output.bias"):
         shape[0] = n_vocab
     elif ".ffn_" in name or ".exp_probs_b" in name:
-        if "exp" in name.split(".")[2].replace("shexp", "") or "ffn_gate_inp." in name:
-            shape[0] = n_expert if shape[0] == 2 else shape[0]
-        shape = [N_FF if size == 384 else size for size in shape]
+        shape = [narrowed.get(size, size) for size in shape]
+        if ("exp" in name.split(".")[2].replace("shexp", "") or "ffn_gate_inp." in name) and shape[0] == 2:
+            shape[0] = n_expert
     if shape == list(values.shape):
         return values
     scale = {"ffn_gate_inp": 1.0, "token_embd": 1.0}.get(name.split(".")[-2], 0.1)

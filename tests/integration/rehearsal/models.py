@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.rehearsal.archive import templates
+from tests.integration.rehearsal.commands import refused, write_pairs
 from tests.integration.rehearsal.families import fitted
 from tests.integration.rehearsal.gguf_files import Vocabulary, write_model
 from tests.support.architectures import write_upstream
@@ -83,3 +84,17 @@ MODELS = {
     "Ling-3": Model("bailingmoe2", "baichuan", "inclusionai-ling-3.0-flash", 256, 8, _GROUPS),
     "Hy3": Model("hy_v3", "aquila", "tencent-Hy3", 192, 8),
 }
+
+
+def check_refused(vocab: str, folder: Path) -> None:
+    """A tokenizer of no causal chat model: one line that says so, from every command that reads texts."""
+    (source,) = write_upstream(PROGRAM, folder, "olmoe")
+    model = write_model(folder / "model.gguf", source, fitted(vocab, ""), OLMOE, n_expert=8, k=2)
+    pairs, output = write_pairs(folder / "pairs.jsonl"), folder / "map.json"
+    for command in (
+        ("pairs", "check", pairs, "-m", model),
+        ("detect", "-m", model, "--pairs", pairs, "-o", output),
+        ("run", "-m", model, "-p", "Hello"),
+    ):
+        assert len(refused(*command).strip().splitlines()) == 1
+    assert not output.exists()

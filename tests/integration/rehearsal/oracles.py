@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
@@ -10,7 +11,8 @@ from functools import cache
 from typing import Any
 from unittest import mock
 
-from jinja2.exceptions import SecurityError, UndefinedError
+from jinja2.exceptions import SecurityError, TemplateError, UndefinedError
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
 
 from tests.support.low_level import lib
 
@@ -22,9 +24,23 @@ class Refused(Exception):
     """The template refuses the conversation."""
 
 
+def _refuse(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
 @cache
-def _compiled(template: str, mutable: bool) -> Any:
-    from jinja2.sandbox import SandboxedEnvironment
+def _compiled(template: str, mutable: bool, plain: bool) -> Any:
+    if plain:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _json
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": datetime.now().strftime}
+        return environment.from_string(template)
     from transformers.utils import chat_template_utils
 
     if not mutable:
@@ -34,21 +50,23 @@ def _compiled(template: str, mutable: bool) -> Any:
         return getattr(compile_, "__wrapped__", compile_)(template)
 
 
-def rendered(template: str, messages: Messages, *, on: date | None = None, **variables: Any) -> str:
-    """A conversation through transformers' Jinja environment.
+def rendered(
+    template: str, messages: Messages, *, on: date | None = None, plain: bool = False, **variables: Any
+) -> str:
+    """A conversation through transformers' Jinja environment; `plain`: through one with its settings, for `make test`.
 
     Two kinds of templates are refused there that llama.cpp renders: those that change their lists (Kimi-K2's tool
     rounds), and those that need `tools` undefined, not None, when there are none. They are rendered as llama.cpp does.
     `on`: the day that `strftime_now` tells. Raises Refused.
     """
     values = {"add_generation_prompt": False} | {name: v for name, v in variables.items() if v is not None}
-    with _today(on):
+    with _today(None if plain else on):
         try:
             try:
                 absent = {"tools": None, "documents": None}
-                return str(_compiled(template, False).render(messages=_copied(messages), **(absent | values)))
+                return str(_compiled(template, False, plain).render(messages=_copied(messages), **(absent | values)))
             except (SecurityError, TypeError, UndefinedError):
-                return str(_compiled(template, True).render(messages=_copied(messages), **values))
+                return str(_compiled(template, True, plain).render(messages=_copied(messages), **values))
         except Exception as error:  # a template is foreign code and may raise anything
             raise Refused(str(error)) from error
 

@@ -38,18 +38,24 @@ class Desk:
     vocab: Vocabulary
     path: Path
     renderer: Renderer
+    plain: bool = False  # the right renderings without transformers
 
     @classmethod
     @contextlib.contextmanager
     def open(
-        cls, name: str, folder: Path, vocab: str | Vocabulary = "", template: str | None = None
+        cls,
+        name: str,
+        folder: Path,
+        vocab: str | Vocabulary = "",
+        template: str | None = None,
+        plain: bool = False,
     ) -> Iterator[Desk]:
         """Write and load the file; by default the archive's template on the vocabulary of its family."""
         template = templates()[name] if template is None else template
         found = vocab if isinstance(vocab, Vocabulary) else fitted(vocab or family(name), template)
         path = write_vocabulary(folder / f"{name}-{found.name}.gguf", found, template)
         with vocabulary_renderer(path) as renderer:
-            yield cls(name, template, found, path, renderer)
+            yield cls(name, template, found, path, renderer, plain)
         path.unlink()
 
     @property
@@ -66,7 +72,7 @@ class Desk:
         texts = {f"{kind}_token": self.vocab.text(kind) for kind in ("bos", "eos")}
         day = self.today()
         return oracles.rendered(
-            self.template, messages, on=day, **texts, **self.renderer.template_arguments, **variables
+            self.template, messages, on=day, plain=self.plain, **texts, **self.renderer.template_arguments, **variables
         )
 
     def today(self) -> date:

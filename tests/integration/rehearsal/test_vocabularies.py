@@ -10,10 +10,9 @@ import pytest
 from steermoe_local.errors import PairsError
 from steermoe_local.pairs.pairs import Message
 from tests.integration.rehearsal.archive import tokenized, vocabularies
-from tests.integration.rehearsal.commands import refused, write_pairs
 from tests.integration.rehearsal.conversations import PLAIN, TARGETS
 from tests.integration.rehearsal.families import REFUSED
-from tests.integration.rehearsal.gguf_files import vocabulary, write_vocabulary
+from tests.integration.rehearsal.models import check_refused
 from tests.integration.rehearsal.rendering import Desk
 
 pytestmark = pytest.mark.rehearsal
@@ -79,10 +78,4 @@ def test_a_plain_text_that_spells_a_marker(chatml: Desk) -> None:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str, tmp_path: Path) -> None:
-    """Tokenizers of no causal chat model: one line that says so."""
-    model = write_vocabulary(tmp_path / "model.gguf", vocabulary(name), CHATML)
-    pairs = write_pairs(tmp_path / "pairs.jsonl")
-    refused("pairs", "check", pairs, "-m", model)
-    refused("detect", "-m", model, "--pairs", pairs, "-o", tmp_path / "map.json")
-    refused("run", "-m", model, "Hello")
-    assert not (tmp_path / "map.json").exists()
+    check_refused(name, tmp_path)
