@@ -37,7 +37,10 @@ PLAIN: dict[str, tuple[str, str]] = {
 
 SCHEMA = {
     "type": "object",
-    "properties": {"word": {"enum": ["one", "two"]}, "sure": {"type": "boolean"}},
+    "properties": {
+        "word": {"type": "string", "enum": ["one", "two"], "description": "The word."},
+        "sure": {"type": "boolean", "description": "No doubt."},
+    },
     "required": ["word", "sure"],
     "additionalProperties": False,
 }

@@ -209,9 +209,7 @@ def write_model(
     return path
 
 
-def _values(
-    tensor: Any, n_vocab: int, n_expert: int, narrowed: Mapping[int, int], rng: np.random.Generator
-) -> Any:
+def _values(tensor: Any, n_vocab: int, n_expert: int, narrowed: Mapping[int, int], rng: np.random.Generator) -> Any:
     values = np.array(tensor.data)
     name = tensor.name
     shape = list(values.shape)

@@ -45,9 +45,8 @@ def _compiled(template: str, mutable: bool, plain: bool) -> Any:
 
     if not mutable:
         return chat_template_utils._compile_jinja_template(template)
-    with mock.patch("jinja2.sandbox.ImmutableSandboxedEnvironment", SandboxedEnvironment):
-        compile_ = chat_template_utils._compile_jinja_template
-        return getattr(compile_, "__wrapped__", compile_)(template)
+    with mock.patch.object(chat_template_utils, "ImmutableSandboxedEnvironment", SandboxedEnvironment):
+        return chat_template_utils._compile_jinja_template.__wrapped__(template)  # not the one that is kept
 
 
 def rendered(

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx
 import jsonschema
 
 from tests.integration.rehearsal.conversations import SCHEMA, TOOL, tool_round
-from tests.support.running_server import Running
+from tests.support.paths import BUILD
+from tests.support.running_server import Running, until
 
 QUESTION = "Which number comes after three?"
 FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}}
@@ -47,15 +54,15 @@ def check_forced_call(server: Running) -> None:
         assert choice["finish_reason"] == "tool_calls"
 
 
-def check_tool_round(server: Running, refused: bool = False) -> None:
+def check_tool_round(server: Running) -> None:
     """A round of calls in the history, with arguments and without, under ids of any length."""
-    for arguments, id_ in (('{"word": "one", "sure": true}', "abc123def"), ("", "abc123def"), ("{}", "call_0123456789")):
+    for arguments, id_ in (
+        ('{"word": "one", "sure": true}', "abc123def"),
+        ("", "abc123def"),
+        ("{}", "call_0123456789"),
+    ):
         body = {"model": "tiny", "messages": tool_round(arguments, id_), "tools": [TOOL], "max_tokens": 4}
-        response = server.client.post("/v1/chat/completions", json=body)
-        if refused:
-            assert response.status_code == 400
-        else:
-            _choice(response)
+        _choice(server.client.post("/v1/chat/completions", json=body))
 
 
 def check_reasoning(server: Running) -> None:
@@ -70,7 +77,9 @@ def check_system(server: Running) -> None:
     """System and developer messages are taken."""
     for role in ("system", "developer"):
         messages = [{"role": role, "content": "You like plums."}, {"role": "user", "content": "Hi."}]
-        _choice(server.client.post("/v1/chat/completions", json={"model": "tiny", "messages": messages, "max_tokens": 2}))
+        _choice(
+            server.client.post("/v1/chat/completions", json={"model": "tiny", "messages": messages, "max_tokens": 2})
+        )
 
 
 def check_server(server: Running) -> None:
@@ -81,3 +90,27 @@ def check_server(server: Running) -> None:
     check_tool_round(server)
     check_reasoning(server)
     check_system(server)
+
+
+@contextlib.contextmanager
+def llama_server(model: Path, *options: Any) -> Iterator[httpx.Client]:
+    """llama.cpp's own server with a model."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    command = [BUILD / "bin" / "llama-server", "-m", model, "--jinja", "-c", 512, "-t", 1, "-np", 1, "--no-warmup"]
+    command += ["--no-webui", "--host", "127.0.0.1", "--port", port, *options]
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+                until(lambda: process.poll() is not None or _healthy(client), seconds=120)
+                assert process.poll() is None, "llama-server does not start"
+                yield client
+        finally:
+            process.terminate()
+
+
+def _healthy(client: httpx.Client) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return client.get("/health").status_code == 200
+    return False

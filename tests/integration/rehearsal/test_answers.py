@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from steermoe_local.server.api_errors import ApiError
 from tests.integration.rehearsal import serving
 from tests.integration.rehearsal.conversations import RENDERINGS
 from tests.integration.rehearsal.families import fitted
-from tests.integration.rehearsal.gguf_files import write_model
+from tests.integration.rehearsal.gguf_files import TINY, write_model
 from tests.integration.rehearsal.models import PROGRAM
+from tests.integration.rehearsal.oracles import Refused
 from tests.integration.rehearsal.rendering import Desk, names
 from tests.support.architectures import write_upstream
 from tests.support.running_server import Running, running
@@ -45,43 +48,60 @@ def server(desk: Desk, source: Path, tmp_path_factory: pytest.TempPathFactory) -
     path.unlink()
 
 
-def refuses_all(desk: Desk) -> bool:
-    """A template that needs variables of its own."""
-    return desk.refuses(RENDERINGS["one question"][0])
+@each_template
+def test_an_answer(server: Running) -> None:
+    serving.check_answer(server)
 
 
 @each_template
-def test_an_answer(desk: Desk, server: Running) -> None:
-    if refuses_all(desk):
-        assert server.chat().status_code == 400
-    else:
-        serving.check_answer(server)
+def test_a_schema(server: Running) -> None:
+    serving.check_schema(server)
 
 
 @each_template
-def test_a_schema(desk: Desk, server: Running) -> None:
-    if not refuses_all(desk):
-        serving.check_schema(server)
+def test_a_forced_call(server: Running) -> None:
+    serving.check_forced_call(server)
 
 
 @each_template
-def test_a_forced_call(desk: Desk, server: Running) -> None:
-    if not refuses_all(desk):
-        serving.check_forced_call(server)
+def test_a_tool_round(server: Running) -> None:
+    serving.check_tool_round(server)
 
 
 @each_template
-def test_a_tool_round(desk: Desk, server: Running) -> None:
-    serving.check_tool_round(server, refused=desk.refuses_tools())
+def test_what_transformers_refuses(desk: Desk, tool: Any, tmp_path: Path) -> None:
+    """It is rendered as llama.cpp's server does, or refused like there."""
+    cases = [case for case in RENDERINGS if transformers_refuses(desk, case)]
+    if not cases:
+        return
+    tool("llama-server", "--version")
+    template = tmp_path / "template.jinja"
+    template.write_text(desk.template, "utf-8")
+    with serving.llama_server(TINY, "--chat-template-file", template) as client:
+        for case in cases:
+            messages, tools = RENDERINGS[case]
+            body = {"messages": desk.right_messages(messages), "chat_template_kwargs": desk.renderer.template_arguments}
+            response = client.post("/apply-template", json=body | ({"tools": tools} if tools else {}))
+            if response.status_code == 200:
+                assert desk.prompt(messages, tools).text == response.json()["prompt"], case
+            else:
+                with pytest.raises(ApiError):
+                    desk.prompt(messages, tools)
+
+
+def transformers_refuses(desk: Desk, case: str) -> bool:
+    try:
+        desk.right_prompt(case)
+    except Refused:
+        return True
+    return False
 
 
 @each_template
-def test_reasoning(desk: Desk, server: Running) -> None:
-    if not refuses_all(desk):
-        serving.check_reasoning(server)
+def test_reasoning(server: Running) -> None:
+    serving.check_reasoning(server)
 
 
 @each_template
-def test_system_messages(desk: Desk, server: Running) -> None:
-    if not refuses_all(desk):
-        serving.check_system(server)
+def test_system_messages(server: Running) -> None:
+    serving.check_system(server)

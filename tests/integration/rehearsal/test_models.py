@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +16,8 @@ from tests.integration.rehearsal.commands import PAIRS, as_json, ok, write_pairs
 from tests.integration.rehearsal.conversations import TARGETS, TOOL, tool_round
 from tests.integration.rehearsal.models import MODELS, Model
 from tests.integration.rehearsal.rendering import Desk
-from tests.integration.rehearsal.serving import QUESTION, check_server
-from tests.support.paths import BUILD
-from tests.support.running_server import Running, running, until
+from tests.integration.rehearsal.serving import QUESTION, check_server, llama_server
+from tests.support.running_server import Running, running
 
 pytestmark = pytest.mark.rehearsal
 
@@ -108,36 +104,17 @@ def test_server(server: Running) -> None:
 
 
 @pytest.fixture(scope="module")
-def llama_server(path: Path, tool: Any) -> Iterator[httpx.Client]:
+def reference(path: Path, tool: Any) -> Iterator[httpx.Client]:
     """llama.cpp's own server with the model."""
-    program = BUILD / "bin" / "llama-server"
-    if not program.exists():
-        tool("llama-server", "--version")  # fails or skips
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port = held.getsockname()[1]
-    command = [program, "-m", path, "--jinja", "-c", "512", "-t", "1", "--host", "127.0.0.1", "--port", port]
-    command += ["--no-warmup", "-np", "1", "--no-webui"]
-    with subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
-                until(lambda: process.poll() is not None or _healthy(client), seconds=120)
-                assert process.poll() is None, "llama-server does not start"
-                yield client
-        finally:
-            process.terminate()
-
-
-def _healthy(client: httpx.Client) -> bool:
-    with contextlib.suppress(httpx.TransportError):
-        return client.get("/health").status_code == 200
-    return False
+    tool("llama-server", "--version")  # fails or skips
+    with llama_server(path) as client:
+        yield client
 
 
 @each_model
-def test_tokens_are_llama_servers(desk: Desk, llama_server: httpx.Client) -> None:
+def test_tokens_are_llama_servers(desk: Desk, reference: httpx.Client) -> None:
     """Tokens of a rendered conversation with tools."""
     for messages in (tool_round()[:1], TARGETS["other scripts"][0]):
         rendered = desk.prompt(messages, [TOOL])
         body = {"content": rendered.text, "add_special": False, "parse_special": True}
-        assert llama_server.post("/tokenize", json=body).json()["tokens"] == rendered.tokens
+        assert reference.post("/tokenize", json=body).json()["tokens"] == rendered.tokens

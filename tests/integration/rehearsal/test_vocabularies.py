@@ -37,9 +37,7 @@ def test_tokens_are_those_of_the_models_own_tokenizer(chatml: Desk, name: str) -
     """The archive keeps texts and the tokens that the original tokenizers made of them."""
     texts = tokenized(name)
     assert len(texts) > 30
-    wrong = [
-        text for text, tokens in texts if chatml.renderer.tokenize(text, add_special=False) != tokens
-    ]
+    wrong = [text for text, tokens in texts if chatml.renderer.tokenize(text, add_special=False) != tokens]
     assert not wrong
 
 
