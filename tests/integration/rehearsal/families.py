@@ -61,7 +61,7 @@ REFUSED = ("bert-bge", "nomic-bert-moe")
 
 # Markers as the real models have them. A word of the text may look like one ("<|CHATBOT|>"): that makes no difference.
 _CONTROL = re.compile(
-    r"<\|[^|<>\s'\"{}%]{1,40}\|>|<｜[^｜<>'\"{}%]{1,40}｜>|<\|[a-z_]{2,20}>|<[a-z_]{2,20}\|>|\[/?[A-Z][A-Z_]{2,}\]"
+    r"<\|[^|<>\s'\"{}%]{1,40}\|>|<\uff5c[^\uff5c<>'\"{}%]{1,40}\uff5c>|<\|[a-z_]{2,20}>|<[a-z_]{2,20}\|>|\[/?[A-Z][A-Z_]{2,}\]"
     r"|</?s>|<(?:start|end)_of_turn>|<(?:bos|eos|sop)>|\[gMASK\]|</?seed:[a-z_]+>|<SPECIAL_\d+>"
     r"|\]~!?b[\]\[]|\[e~\[|\]<\][a-z]+\[>\["
 )

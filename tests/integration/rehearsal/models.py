@@ -1,4 +1,4 @@
-"""Whole models with random weights: architectures, numbers of experts, vocabularies and templates of well-known ones."""
+"""Whole models with random weights: architecture, experts, vocabulary and template of well-known ones."""
 
 from __future__ import annotations
 
