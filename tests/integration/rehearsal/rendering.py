@@ -86,7 +86,7 @@ class Desk:
 
     def refuses_system(self) -> bool:
         """Does the template refuse a system message?"""
-        return self.refuses(RENDERINGS["a system message"][0])
+        return not self.refuses_all and self.refuses(RENDERINGS["a system message"][0])
 
     def refuses(self, messages: oracles.Messages) -> bool:
         """Does the template refuse a conversation?"""
