@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from .._util.files import StrPath
 from ..errors import SteerMoEError, UsageError
-from ..llama.reasoning import Part, ReasoningStyle
+from ..llama.reasoning import Part
+from ..llama.reasoning_styles import ReasoningStyle
 from ..llama.sampling import RANDOM_SEED
 from ..maps.expert_map import ExpertMap
 from ..steering.bias_file import BiasFile

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..llama.reasoning import Kind, Part, ReasoningSplitter, ReasoningStyle
+from ..llama.reasoning import Kind, Part, ReasoningSplitter
+from ..llama.reasoning_styles import ReasoningStyle
 from .engine import FinishEvent, TokenEvent
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from .reasoning_styles import MESSAGE, START, Channels, ReasoningStyle, Tags
+
 Kind = Literal["reasoning", "answer"]
+
+_ROLE = "assistant"
+_LONGEST_HEADER = 200  # characters; a longer one is text of a model that left the format
 
 
 class Part(NamedTuple):
@@ -15,69 +19,6 @@ class Part(NamedTuple):
 
     kind: Kind
     text: str
-
-
-@dataclass(frozen=True)
-class Tags:
-    """Markers around the reasoning at the beginning of a reply and, optionally, around the answer after it."""
-
-    opening: str
-    closing: str
-    answer_opening: str = ""
-    answer_closing: str = ""
-
-
-# The pairs that chat templates of models in GGUF form use; where both have a "<think>", the longer entry comes first.
-_TAGS = (
-    Tags("<think>", "</think>", "<answer>", "</answer>"),  # Hunyuan
-    Tags("<think>", "</think>", "<response>", "</response>"),  # ERNIE
-    Tags("<think>", "</think>"),  # Qwen3, DeepSeek, GLM, MiniMax, ...
-    Tags("<thinking>", "</thinking>"),
-    Tags("<seed:think>", "</seed:think>"),
-    Tags("[THINK]", "[/THINK]"),  # Magistral
-    Tags("<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>"),  # Cohere
-)
-
-# OpenAI's harmony format (gpt-oss): <|start|>ROLE<|channel|>CHANNEL<|message|>TEXT<|end|>, the last one <|return|>.
-_START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
-_ENDS = ("<|end|>", "<|return|>", "<|call|>")
-_HARMONY = (_START, _CHANNEL, _MESSAGE, *_ENDS, "<|constrain|>")
-_ROLE = "assistant"
-_LONGEST_HEADER = 200  # characters; a longer one is text of a model that left the format
-
-
-@dataclass(frozen=True)
-class ReasoningStyle:
-    """How a model marks its reasoning: by `tags`, or by harmony's channels if that is None.
-
-    `prefix` is the part of the reply that the prompt already ends with: a template may open the reasoning itself.
-    """
-
-    tags: Tags | None
-    prefix: str = ""
-
-    @property
-    def markers(self) -> tuple[str, ...]:
-        """All marker texts. Those that are control tokens must be detokenized (`Request.special`)."""
-        if self.tags is None:
-            return _HARMONY
-        tags = self.tags
-        return tuple(filter(None, (tags.opening, tags.closing, tags.answer_opening, tags.answer_closing)))
-
-
-def reasoning_style(template: str, prompt: str = "") -> ReasoningStyle | None:
-    """The reasoning style of a chat template, None if no known markers are in it; `prompt` is the rendered prompt.
-
-    A reply to a prompt that ends with the opening marker begins inside the reasoning.
-    """
-    if _CHANNEL in template and _MESSAGE in template:
-        start = prompt.rfind(_START)
-        return ReasoningStyle(None, prompt[start:] if start >= 0 else "")
-    for tags in _TAGS:
-        known = tags.opening in template or tags.closing in template
-        if known and (not tags.answer_opening or tags.answer_opening in template):
-            return ReasoningStyle(tags, tags.opening if prompt.rstrip().endswith(tags.opening) else "")
-    return None
 
 
 class ReasoningSplitter:
@@ -89,7 +30,11 @@ class ReasoningSplitter:
 
     def __init__(self, style: ReasoningStyle | None) -> None:
         """`style` None: everything is answer."""
-        self._machine = None if style is None else (_Harmony() if style.tags is None else _Tagged(style.tags))
+        self._machine: _Tagged | _Channelled | None = None
+        if style is not None and style.channels is not None:
+            self._machine = _Channelled(style.channels, style.keeps_calls)
+        elif style is not None and style.tags is not None:
+            self._machine = _Tagged(style.tags)
         if style is not None and style.prefix:
             self.feed(style.prefix)
 
@@ -113,85 +58,105 @@ def split_reasoning(text: str, style: ReasoningStyle | None) -> tuple[str, str]:
     return reasoning, answer
 
 
+_State = Literal["start", "reasoning", "between", "answer"]
+
+
 class _Tagged:
     """Parser of: blank space, [reasoning, blank space], answer."""
 
     def __init__(self, tags: Tags) -> None:
         self.held = ""
         self._tags = tags
-        self._state: Literal["start", "reasoning", "between", "answer"] = "start"
+        self._state: _State = "start"
         self._fresh = True  # no text of the current part was yielded yet
+        # Markers before a part, and the state behind them; None: the state stays. A reply without reasoning may begin
+        # with its end.
+        states: dict[str, _State | None] = {
+            tags.header: None,
+            tags.opening: "reasoning",
+            tags.closing: "between",
+            tags.answer_opening: "answer",
+        }
+        self._states = {marker: state for marker, state in states.items() if marker}
+        self._ends: dict[Kind, tuple[str, ...]] = {
+            "reasoning": (tags.closing,),
+            "answer": tuple(filter(None, (tags.answer_closing, tags.ending))),
+        }
 
     def run(self, last: bool) -> Iterator[tuple[Kind, str]]:
         going = True
         while going:
-            if self._state in ("start", "between"):
+            if self._state == "start" or self._state == "between":
                 going = self._before(last)
-            elif self._state == "reasoning":
-                going = yield from self._inside("reasoning", self._tags.closing, last)
             else:
-                going = yield from self._inside("answer", self._tags.answer_closing, last)
+                going = yield from self._inside(self._state, last)
 
     def _before(self, last: bool) -> bool:
         """Look for a marker that opens a part; False: more text is needed."""
         text = self.held.lstrip()
-        states = {self._tags.opening: "reasoning", self._tags.answer_opening: "answer"}
-        for marker in filter(None, states):
+        for marker, state in self._states.items():
+            if marker == self._tags.closing and self._state == "between":
+                continue
             if text.startswith(marker):
-                self._enter("reasoning" if states[marker] == "reasoning" else "answer", text[len(marker) :])
+                self._enter(state or self._state, text[len(marker) :])
                 return True
-        if not last and any(marker.startswith(text) for marker in states if marker):
+        if not last and any(marker.startswith(text) for marker in self._states):
             return False
         blank_is_text = self._state == "start"
         self._enter("answer", self.held if blank_is_text else text)
         self._fresh = False
         return True
 
-    def _inside(self, kind: Kind, closing: str, last: bool) -> Generator[tuple[Kind, str], None, bool]:
+    def _inside(self, kind: Kind, last: bool) -> Generator[tuple[Kind, str], None, bool]:
         """Yield the text of a part up to its closing marker; return whether more can be parsed."""
         if self._fresh:
             self.held = self.held.lstrip()
-        end = self.held.find(closing) if closing else -1
-        if end >= 0:
+        closings = self._ends[kind]
+        found = _first(self.held, closings)
+        if found is not None:
+            end, closing = found
             yield kind, self.held[:end].rstrip()
             self._enter("between" if kind == "reasoning" else "answer", self.held[end + len(closing) :])
             self._fresh = kind == "reasoning"
             return True
-        if not closing:
+        if not closings:
             certain = self.held
         elif last:
             certain = self.held.rstrip() if kind == "reasoning" else self.held
         else:
-            certain = self.held[: len(self.held) - _partial(self.held, (closing,))].rstrip()
+            certain = self.held[: len(self.held) - _partial(self.held, closings)].rstrip()
         yield kind, certain
         self._fresh = self._fresh and not certain
         self.held = "" if last else self.held[len(certain) :]
         return False
 
-    def _enter(self, state: Literal["reasoning", "between", "answer"], rest: str) -> None:
+    def _enter(self, state: _State, rest: str) -> None:
         self._state, self.held, self._fresh = state, rest, True
 
 
-class _Harmony:
-    """Parser of harmony: header up to <|message|>, text up to an end marker; the header's channel gives its kind."""
+class _Channelled:
+    """Parser of messages with headers up to <|message|> and text up to an end marker; the header gives the kind."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: Channels, keeps_calls: bool) -> None:
         self.held = ""
+        self._channels, self._keeps_calls = channels, keeps_calls
         self._header: str | None = ""  # None: inside a text
         self._kind: Kind = "answer"
+        self._in_call = False
         self._given: set[Kind] = set()
         self._parted = True  # the current text needs no blank line before it
 
     def run(self, last: bool) -> Iterator[tuple[Kind, str]]:
+        markers = self._channels.all_markers
         while True:
-            found = _first(self.held, _HARMONY)
+            found = _first(self.held, markers)
             if found is None:
                 break
             start, marker = found
             yield from self._text(self.held[:start])
             self.held = self.held[start + len(marker) :]
             yield from self._marker(marker)
-        keep = 0 if last else _partial(self.held, _HARMONY)
+        keep = 0 if last else _partial(self.held, markers)
         certain = self.held[: len(self.held) - keep]
         self.held = self.held[len(certain) :]
         yield from self._text(certain)
@@ -211,21 +176,29 @@ class _Harmony:
             self._parted = True
 
     def _marker(self, marker: str) -> Iterator[tuple[Kind, str]]:
-        if marker == _MESSAGE:
+        channels = self._channels
+        if marker == MESSAGE:
             if self._header is not None:
-                channel = re.search(r"<\|channel\|>\s*(\w+)", self._header)
-                self._header = None
-                self._begin("answer" if channel is None or channel[1] == "final" else "reasoning")
-        elif marker in (_START, *_ENDS):
+                header, self._header = self._header, None
+                self._in_call = self._keeps_calls and re.search(channels.is_call, header) is not None
+                is_answer = not re.search(channels.known, header) or re.search(channels.is_answer, header)
+                self._begin("answer" if is_answer or self._in_call else "reasoning")
+                if self._in_call:
+                    self._parted = True
+                    yield self._kind, START + header + MESSAGE
+        elif marker == START or marker in channels.ends:
+            if self._in_call and marker != START:
+                yield self._kind, marker
+            self._in_call = False
             yield from self._leave_header()
             self._header = ""
         else:  # <|channel|>, also of a model that forgot the <|start|>, and <|constrain|>
             self._header = (self._header or "") + marker
 
     def _leave_header(self) -> Iterator[tuple[Kind, str]]:
-        """End a header without <|message|>: without a channel it is an answer of a model that left the format."""
+        """End a header without <|message|>: if it says no kind it is an answer of a model that left the format."""
         header, self._header = self._header, None
-        if header and _CHANNEL not in header and header.removeprefix(_ROLE).strip():
+        if header and not re.search(self._channels.known, header) and header.removeprefix(_ROLE).strip():
             self._begin("answer")
             yield from self._text(header.removeprefix(_ROLE))
 

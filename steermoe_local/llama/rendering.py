@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
-import functools
 import os
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,7 +15,8 @@ from ..errors import ModelError, PairsError, UsageError
 from ..pairs.pairs import Message, Side, last_exact_run, locate_target, target_tokens
 from . import capi
 from .loaded_model import open_model
-from .reasoning import ReasoningStyle, reasoning_style
+from .reasoning_styles import ReasoningStyle, reasoning_style
+from .thinking import thinking_arguments
 from .tokenizing import tokenize
 
 # Variables that Renderer gives to every template.
@@ -30,7 +29,7 @@ class RenderedPrompt:
     """A prompt as the model reads it, to be answered.
 
     `add_special`: the tokenizer puts its own tokens around the text. `style`: how the answer marks its reasoning, None:
-    not at all. `has_control_markers`: by control tokens, so these must be part of the answer's text.
+    not at all. `has_control_markers`: control tokens are part of the answer's text, since markers in it are some.
     """
 
     text: str
@@ -209,8 +208,8 @@ class Renderer:
         return tokenize(self._model, text, pre=pre, add_special=add_special, parse_special=parse_special)
 
     def any_control(self, texts: Collection[str]) -> bool:
-        """Is one of the texts a control token? Those are detokenized only on request."""
-        return not set(texts).isdisjoint(self._control_tokens())
+        """Is a control token in one of the texts? Those are detokenized only on request."""
+        return any(name and name in text for text in texts for name in self._control_tokens())
 
     def _control_tokens(self) -> list[str]:
         """Texts of the vocabulary's control tokens, such as "<|im_end|>"."""
@@ -273,37 +272,6 @@ def token_bytes(model: Any, token: int, special: bool) -> bytes:
         if n >= 0:
             return buffer.raw[:n]
         size = -n
-
-
-def thinking_arguments(template: str, thinking: bool) -> dict[str, Any]:
-    """The variables by which a chat template turns thinking on or off; {} when it reads none of those known.
-
-    `enable_thinking` (Qwen3, GLM, SmolLM3, ...), `thinking` (DeepSeek, Granite), `thinking_budget` (Seed-OSS) and
-    `reasoning_effort`. gpt-oss cannot be told not to reason: "low" is the least. On leaves budget and effort to the
-    template's own defaults.
-    """
-    read = _variables(template)
-    arguments: dict[str, Any] = {name: thinking for name in ("enable_thinking", "thinking") if name in read}
-    if not thinking and "thinking_budget" in read:
-        arguments["thinking_budget"] = 0
-    if not thinking and "reasoning_effort" in read:
-        arguments["reasoning_effort"] = "none" if re.search("['\"]none['\"]", template) else "low"
-    return arguments
-
-
-@functools.cache
-def _variables(template: str) -> frozenset[str]:
-    """Undeclared variables of a template; none for one that cannot be parsed."""
-    capi.llama_cpp()  # sets the library path, so it comes before other imports of llama_cpp
-    import jinja2
-    from jinja2 import meta
-    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-    extensions = [Jinja2ChatFormatter.IgnoreGenerationTags, "jinja2.ext.loopcontrols"]
-    try:
-        return frozenset(meta.find_undeclared_variables(jinja2.Environment(extensions=extensions).parse(template)))
-    except (jinja2.TemplateSyntaxError, RecursionError):
-        return frozenset()  # rendering reports the error
 
 
 def vocabulary(path: str | os.PathLike[str], *, verbose: bool = False) -> AbstractContextManager[Any]:

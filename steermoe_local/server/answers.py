@@ -13,8 +13,11 @@ from typing import Literal
 
 from ..generation.engine import FinishEvent, TokenEvent
 from ..generation.reply import Reply
-from ..llama.reasoning import Part, ReasoningStyle
+from ..llama.reasoning import Part
+from ..llama.reasoning_styles import ReasoningStyle
 from .grammar import ForcedCall
+from .tool_calls import CallSplitter, OfferedTools
+from .tool_readers import Call
 
 _BEGUN_CALL = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"]*)"\s*,\s*"arguments"\s*:\s*')
 
@@ -51,7 +54,9 @@ def finish_reason(finish: FinishEvent) -> FinishReason:
 
 
 class Answer(Reply):
-    """A reply with the tokens of its text and with reasoning separated from content, or a forced tool call.
+    """A reply with the tokens of its text, and with reasoning and calls of tools separated from content.
+
+    `call` is a tool call that the answer was forced to be; `calls` are those that the model chose to make.
 
     Tokens come out with their text: one whose text is held back, because it may belong to a stop string, waits with it,
     and is left out if it does. So chunks join to the same answer however they are cut.
@@ -63,15 +68,30 @@ class Answer(Reply):
         with_tokens: bool,
         style: ReasoningStyle | None = None,
         call: ForcedCall | None = None,
+        tools: OfferedTools | None = None,
     ) -> None:
-        """`token_bytes` gives a token's bytes as they are in the text."""
+        """`token_bytes` gives a token's bytes as they are in the text; `tools` are those that may be called."""
         super().__init__(style)
         self.call = call
+        self._call_splitter = None if tools is None else CallSplitter(tools)
         self.entries: list[Entry] = []
         self._token_bytes, self._with_tokens = token_bytes, with_tokens
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # as the engine's own
         self._n_read = 0  # characters of all tokens so far
         self._waiting: deque[Entry] = deque()
+
+    @property
+    def calls(self) -> list[Call]:
+        """The calls that the model chose to make; none before the end of the answer."""
+        return [] if self._call_splitter is None else self._call_splitter.calls
+
+    def _keep(self, parts: list[Part]) -> list[Part]:
+        return super()._keep(parts if self._call_splitter is None else self._call_splitter.feed(parts))
+
+    def flush(self) -> list[Part]:
+        """Take what was held back because a marker or a call might come: nothing follows."""
+        parts = super().flush()
+        return parts if self._call_splitter is None else parts + super()._keep(self._call_splitter.finish())
 
     def take(self, event: TokenEvent | FinishEvent) -> Chunk:
         """Add an event; returns what became certain by it."""
@@ -98,7 +118,7 @@ class Answer(Reply):
         """OpenAI's finish_reason."""
         assert self.finish is not None
         reason = finish_reason(self.finish)
-        return "tool_calls" if self.call is not None and reason == "stop" else reason
+        return "tool_calls" if (self.call is not None or self.calls) and reason == "stop" else reason
 
     def function(self) -> tuple[str, str]:
         """(name, arguments) of the forced call, as far as it came."""

@@ -8,32 +8,38 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ..errors import ModelError, UsageError
 from ..generation.engine import Engine
-from ..llama.reasoning import reasoning_style
+from ..llama.reasoning_styles import reasoning_style, unknown_reasoning
 from ..llama.rendering import RenderedPrompt, Renderer
+from ..llama.thinking import effort_arguments, thinking_arguments
 from .api_errors import ApiError
 from .grammar import ForcedCall, forced_call, grammar_of_format
 from .schemas_chat import ChatRequest, Message
+from .tool_calls import OfferedTools, offered_tools
+from .tool_formats import tool_format
 
 __all__ = ["ChatPrompt", "Prompter", "TextPrompt", "decode_token"]
 
 T = TypeVar("T")
 
 _CHARACTERS_OF_TOKEN = 256  # more than the longest tokens have: a text beyond that cannot fit the context
-_FINAL_CHANNEL = "<|channel|>final<|message|>"
 
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """A rendered conversation. `grammar` binds the answer; with `call` the answer is a tool call."""
+    """A rendered conversation. `grammar` binds the answer; with `call` the answer is a tool call.
+
+    `tools` are those that the model may call, None also if the format of its calls is not known.
+    """
 
     rendered: RenderedPrompt
     grammar: str | None
     call: ForcedCall | None
+    tools: OfferedTools | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,20 @@ class Prompter:
     def piece(self, token: int, *, special: bool = True) -> bytes:
         """Bytes of a token's text."""
         return self._engine.token_bytes(token, special=special)
+
+    @property
+    def reasoning(self) -> str | None:
+        """What becomes of reasoning: "separated", "unknown" (it stays in the content), or None (there is none)."""
+        template = self._renderer.template
+        if reasoning_style(template) is not None:
+            return "separated"
+        return None if unknown_reasoning(template) is None else "unknown"
+
+    @property
+    def tool_calls(self) -> str | None:
+        """The name of the format in which the model calls tools, None if it is not known: calls stay in the content."""
+        found = tool_format(self._renderer.template)
+        return None if found is None else found.name
 
     def check_tokens(self, tokens: Sequence[int], where: str) -> None:
         """Raise ApiError for a number that is not a token, which llama.cpp does not check."""
@@ -151,10 +171,24 @@ class Prompter:
         call = forced_call(request)
         grammar = call.grammar if call else grammar_of_format(request.response_format)
         text = self._render(request, bound=grammar is not None)
-        style = reasoning_style(self._renderer.template, text)
-        if style is not None and style.tags is None and grammar is not None:
-            text += _FINAL_CHANNEL  # what is bound to a grammar cannot open its channel itself
-        return ChatPrompt(self._renderer.rendered(self._require_short(text)), grammar, call)
+        if grammar is not None:
+            # The grammar is of the answer alone, so the prompt ends where the answer begins, also with a template that
+            # opens the reasoning in any case. All text is answer then, control tokens that a schema asks for included.
+            style = reasoning_style(self._renderer.template, text)
+            text += "" if style is None else style.answer_opening(text)
+        return self._chat_prompt(request, self._renderer.rendered(self._require_short(text)), grammar, call)
+
+    def _chat_prompt(
+        self, request: ChatRequest, rendered: RenderedPrompt, grammar: str | None, call: ForcedCall | None
+    ) -> ChatPrompt:
+        """The prompt with what becomes of the answer's text."""
+        if grammar is not None:
+            return ChatPrompt(replace(rendered, style=None, has_control_markers=True), grammar, call)
+        tools = offered_tools(request, self._renderer.template)
+        if tools is not None:  # the markers of calls may be control tokens
+            style = rendered.style and replace(rendered.style, keeps_calls=True)
+            rendered = replace(rendered, style=style, has_control_markers=True)
+        return ChatPrompt(rendered, None, None, tools)
 
     def _render(self, request: ChatRequest, bound: bool) -> str:
         if not self._renderer.has_template:
@@ -181,7 +215,9 @@ class Prompter:
         asked = dict(request.chat_template_kwargs or {})
         if request.reasoning_effort is not None:
             thinking = request.reasoning_effort != "none" and not bound
-            asked.setdefault("reasoning_effort", request.reasoning_effort)
+            template = self._renderer.template
+            own = thinking_arguments(template, thinking)  # they win over the server's
+            asked = own | (effort_arguments(template, request.reasoning_effort) if thinking else {}) | asked
         arguments = self._template_arguments | asked
         return self._renderer.configured(thinking=thinking, template_arguments=arguments)
 

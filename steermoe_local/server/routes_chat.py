@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import secrets
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -34,10 +35,11 @@ class _ChatCall(GenerationCall):
         self.prompt = prompt
         piece = functools.partial(prompter.piece, special=prompt.rendered.has_control_markers)
         answers = [
-            Answer(piece, bool(request.logprobs), prompt.rendered.style, prompt.call) for _ in range(request.n or 1)
+            Answer(piece, bool(request.logprobs), prompt.rendered.style, prompt.call, prompt.tools)
+            for _ in range(request.n or 1)
         ]
         super().__init__(service, prompter, request, asked, answers)
-        self.call_ids = [f"call_{secrets.token_hex(12)}" for _ in answers]
+        self.call_ids = [defaultdict[int, str](lambda: f"call_{secrets.token_hex(12)}") for _ in answers]
 
     def engine_requests(self) -> list[EngineRequest]:
         request, prompt = self.request, self.prompt
@@ -60,6 +62,9 @@ class _ChatCall(GenerationCall):
         if answer.call is not None:
             message["content"] = None
             message["tool_calls"] = [self._tool_call(index)]
+        elif answer.calls:
+            message["content"] = answer.text or None
+            message["tool_calls"] = [self._call(index, n, *call) for n, call in enumerate(answer.calls)]
         choice: dict[str, Any] = {"index": index, "message": message, "finish_reason": answer.reason}
         return choice | {"logprobs": self._logprobs(answer.entries), "seed": self.finishes[index].seed}
 
@@ -79,6 +84,10 @@ class _ChatCall(GenerationCall):
             deltas.append({"tool_calls": [{"index": 0, "function": {"arguments": added.arguments}}]})
         if finish is not None and answer.call is not None and answer.call.name is None:
             deltas.append({"tool_calls": [{"index": 0, **self._tool_call(index)}]})
+        if finish is not None:
+            for n, call in enumerate(answer.calls):
+                deltas.append({"tool_calls": [{"index": n, **self._call(index, n, call.name, "")}]})
+                deltas.append({"tool_calls": [{"index": n, "function": {"arguments": call.arguments}}]})
         if added.entries and not deltas:
             deltas.append({} if answer.call else {"content": ""})
         entries = added.entries
@@ -94,8 +103,11 @@ class _ChatCall(GenerationCall):
 
     def _tool_call(self, index: int) -> dict[str, Any]:
         """The forced call of an answer, with the arguments that came so far."""
-        name, arguments = self.answers[index].function()
-        return {"id": self.call_ids[index], "type": "function", "function": {"name": name, "arguments": arguments}}
+        return self._call(index, 0, *self.answers[index].function())
+
+    def _call(self, index: int, n: int, name: str, arguments: str) -> dict[str, Any]:
+        """The n-th call of an answer."""
+        return {"id": self.call_ids[index][n], "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def router(service: Service) -> APIRouter:

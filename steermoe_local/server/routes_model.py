@@ -37,6 +37,7 @@ def router(service: Service) -> APIRouter:
         meta: dict[str, Any] = {"n_ctx": engine.n_ctx, "n_vocab": engine.model.n_vocab()}
         if engine.identity is not None:
             meta |= engine.identity.to_dict()
+        meta |= {"reasoning": service.prompter().reasoning, "tool_calls": service.prompter().tool_calls}
         return {
             "id": id_,
             "object": "model",

@@ -144,7 +144,7 @@ class ChatRequest(Generation):
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, max_length=64, description="Variables for the chat template, as in llama.cpp."
     )
-    parallel_tool_calls: bool | None = Field(None, description="Accepted, without effect.")
+    parallel_tool_calls: bool | None = Field(None, description="false: of several calls the first one is given.")
     verbosity: Short | None = Field(None, description="Accepted, without effect.")
     prediction: dict[str, Any] | None = Field(None, max_length=16, description="Accepted, without effect.")
     modalities: list[Literal["text"]] | None = Field(None, max_length=1)

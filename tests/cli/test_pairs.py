@@ -17,7 +17,7 @@ from steermoe_local.cli import main
 from steermoe_local.detection.pair_check import Checker
 from steermoe_local.errors import ModelError, UsageError
 from steermoe_local.llama import capi
-from steermoe_local.llama.rendering import Renderer, thinking_arguments, vocabulary
+from steermoe_local.llama.rendering import Renderer, vocabulary
 from steermoe_local.models.embedded import behaviours
 from steermoe_local.pairs.builders import REFUSALS
 from steermoe_local.pairs.pairs import Message, Pair, load_pairs, save_pairs
@@ -440,38 +440,6 @@ def test_further_variables(one: Path, templates: Any) -> None:
     result = run("check", one, "-m", model, "--chat-template-kwargs", '{"messages": []}')
     assert result.exit_code == 2
     assert "messages: " in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("template", "off", "on"),
-    [
-        ("{{ enable_thinking }}", {"enable_thinking": False}, {"enable_thinking": True}),
-        (
-            "{%- set enable_thinking = enable_thinking | default(true) %}",
-            {"enable_thinking": False},
-            {"enable_thinking": True},
-        ),
-        (
-            "{% if not thinking is defined %}{% set thinking = true %}{% endif %}",
-            {"thinking": False},
-            {"thinking": True},
-        ),
-        ("{{ thinking_budget }}", {"thinking_budget": 0}, {}),
-        ("{{ reasoning_effort }}", {"reasoning_effort": "low"}, {}),
-        ("{% if reasoning_effort == 'none' %}x{% endif %}", {"reasoning_effort": "none"}, {}),
-        ("Stop thinking {{ 'enable_thinking' }} {{ m.thinking }}", {}, {}),
-        (
-            "{% generation %}{{ thinking }}{% endgeneration %}{% for a in b %}{% break %}{% endfor %}",
-            {"thinking": False},
-            {"thinking": True},
-        ),
-        ("{% broken", {}, {}),
-        ("", {}, {}),
-    ],
-)
-def test_switches_are_those_that_the_template_reads(template: str, off: dict[str, Any], on: dict[str, Any]) -> None:
-    assert thinking_arguments(template, False) == off
-    assert thinking_arguments(template, True) == on
 
 
 def test_the_checker_is_a_library_too(one: Path, tiny_path: Path) -> None:

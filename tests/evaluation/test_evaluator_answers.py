@@ -21,7 +21,7 @@ from steermoe_local.generation import reply as generation_reply
 from steermoe_local.generation.answer_file import AnswerFile
 from steermoe_local.generation.answering import answers
 from steermoe_local.generation.engine import Engine, FinishEvent, Sampling, TokenEvent
-from steermoe_local.llama.reasoning import reasoning_style
+from steermoe_local.llama.reasoning_styles import reasoning_style
 from steermoe_local.pairs.prompts import PromptItem
 from tests.support import rounding
 from tests.support.evaluators import SETTINGS, N, texts

@@ -14,7 +14,7 @@ from steermoe_local import BiasFile, Message
 from steermoe_local.generation.answering import answers
 from steermoe_local.generation.engine import FinishEvent, Request, Sampling, TokenEvent
 from steermoe_local.generation.reply import Reply
-from steermoe_local.llama.reasoning import reasoning_style
+from steermoe_local.llama.reasoning_styles import reasoning_style
 from steermoe_local.llama.rendering import RenderedPrompt, Renderer
 from tests.support.generation import GREEDY
 from tests.support.low_level import identity_of

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steermoe_local.llama.reasoning import Part, ReasoningSplitter, ReasoningStyle, reasoning_style, split_reasoning
+from steermoe_local.llama.reasoning import Part, ReasoningSplitter, split_reasoning
+from steermoe_local.llama.reasoning_styles import ReasoningStyle, reasoning_style
 
 QWEN = "{{ '<think>\n' + reasoning_content.strip('\n') + '\n</think>\n\n' }}"
 HARMONY = "{{ '<|start|>assistant<|channel|>final<|message|>' + message.content + '<|end|>' }}"
 COHERE = "{{ '<|START_THINKING|>' }} {{ '<|START_RESPONSE|>' + message.content + '<|END_RESPONSE|>' }}"
 HUNYUAN = "{{ '<think>\n\n</think>\n<answer>\n' }}"
+KIMI = "{{ open_tag('think' if thinking else 'response') }}"
+SOLAR = "{{ '<|begin|>assistant<|think|>' }} {{ '<|begin|>assistant<|content|>' }}"
+MUSE = "{{ '<|start|>assistant to=self<|message|>' }}"
 PROMPT = "<|im_start|>assistant\n"
 
 
@@ -30,6 +36,9 @@ STYLES = {
     "cohere": style(COHERE),
     "cohere, begun": style(COHERE, "<|CHATBOT_TOKEN|><|START_THINKING|>"),
     "hunyuan": style(HUNYUAN),
+    "kimi": style(KIMI),
+    "solar": style(SOLAR, "<|end|><|begin|>assistant"),
+    "muse": style(MUSE, "<|start|>assistant"),
     "harmony": style(HARMONY, "<|start|>assistant"),
     "harmony, final": style(HARMONY, "<|start|>assistant<|channel|>final<|message|>"),
     "harmony, bare": style(HARMONY, ""),
@@ -63,6 +72,21 @@ STYLES = {
         ("cohere", "<|START_RESPONSE|>b <|END", "", "b <|END"),
         ("cohere, begun", "a<|END_THINKING|><|START_RESPONSE|>b", "a", "b"),
         ("hunyuan", "<think>\na\n</think>\n<answer>\nb\n</answer>", "a", "b"),
+        ("think", "</think>b", "", "b"),
+        ("think", " \n</think>\n\nb</think>", "", "b</think>"),
+        ("think", "<think>a</think></think>b", "a", "</think>b"),
+        (
+            "kimi",
+            "<|open|>think<|sep|>a<|close|>think<|sep|><|open|>response<|sep|>b<|close|>response<|sep|><|close|>message<|sep|>",
+            "a",
+            "b",
+        ),
+        ("kimi", "b<|close|>response<|sep|><|close|>message<|sep|>", "", "b"),
+        ("solar", "<|think|>a<|end|><|begin|>assistant<|content|>b<|end|>", "a", "b"),
+        ("solar", "<|content|>b", "", "b"),
+        ("muse", " to=self<|message|>a<|eom|><|start|>assistant to=user<|message|>b<|eot|>", "a", "b"),
+        ("muse", " to=user<|message|>b", "", "b"),
+        ("muse", " to=self<|message|>a<|eom|><|start|>assistant to=add<|message|>{}<|eot|>", "a\n\n{}", ""),
         ("harmony", "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b", "a", "b"),
         ("harmony", "<|channel|>final<|message|>b<|return|>", "", "b"),
         ("harmony", "<|message|>b", "", "b"),
@@ -153,12 +177,26 @@ def test_a_text_without_markers_is_kept(name: str, text: str) -> None:
     reasoning, answer = split_reasoning(text, STYLES[name])
     if "begun" in name:
         assert (reasoning, answer) == (text.strip(), "")
-    elif name in ("harmony", "harmony, bare"):
+    elif name in ("harmony", "harmony, bare", "muse"):
         # before a first marker an answer without format and a header look alike; blank space alone is a header
         assert reasoning == ""
         assert answer == (text.removeprefix("assistant") if text.removeprefix("assistant").strip() else "")
     else:
         assert (reasoning, answer) == ("", text)
+
+
+def test_calls_are_kept_with_their_markers() -> None:
+    """For whoever looks for calls in the answer; otherwise they are something that the model thought."""
+    call = "<|start|>assistant<|channel|>commentary to=functions.add <|constrain|>json<|message|>{}<|call|>"
+    reply = "<|channel|>analysis<|message|>a<|end|>" + call
+    harmony = STYLES["harmony"]
+    assert harmony is not None
+    assert split_reasoning(reply, replace(harmony, keeps_calls=True)) == ("a", call)
+    assert split_reasoning(reply, harmony) == ("a\n\n{}", "")
+    muse = STYLES["muse"]
+    assert muse is not None
+    call = "<|start|>assistant to=add<|message|>{}"
+    assert split_reasoning(call.removeprefix(muse.prefix), replace(muse, keeps_calls=True)) == ("", call)
 
 
 def test_text_is_given_as_soon_as_it_is_certain() -> None:

@@ -22,6 +22,7 @@ from click.testing import CliRunner
 from steermoe_local import BiasFile, ExpertMap, write_bias
 from steermoe_local.cli import main
 from steermoe_local.models.shipped_maps import shipped_maps
+from tests.support.gguf_copy import copy_model
 from tests.support.paths import BUILD
 from tests.support.running_server import TINY, until
 
@@ -251,3 +252,12 @@ def test_the_configuration_masks_the_key(tmp_path: Path) -> None:
     shown = {row["option"]: row["value"] for row in json.loads(done.stdout)["settings"]}
     assert shown["api-key"] == "********"
     assert shown["port"] == 0
+
+
+def test_reasoning_that_is_not_known_is_said(tmp_path: Path) -> None:
+    (model,) = copy_model(TINY, tmp_path / "m.gguf", template="{{ messages[0].content }}{{ reasoning_effort }}")
+    log = tmp_path / "log"
+    with program("-m", str(model), log=log):
+        lines = [line for line in log.read_text().splitlines() if "reasoning" in line]
+    assert len(lines) == 1
+    assert "m.gguf" in lines[0]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import ModelMismatchError, SteerMoEError, UsageError
 from ...generation.chat import Chat
 from ...generation.engine import FinishEvent, Sampling
+from ...llama.reasoning_styles import unknown_reasoning
 from ...model_files.model_info import ModelInfo, model_info
 from ...steering.steering import Steering
 from ..options.opening import context_size, open_engine
@@ -134,6 +135,8 @@ class Session:
         self.comparing = comparing and self.chat.steered
 
     def _open(self, facts: ModelInfo) -> None:
+        if warning := unknown_reasoning(facts.chat_template or ""):
+            self.screen.note(f"warning: {warning}")
         self._loaded = self._run_load(lambda: Loaded(facts, self.flags))
         self._maps = None
 

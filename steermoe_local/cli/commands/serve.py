@@ -19,7 +19,7 @@ from ...models.embedded import TINY, data_folder
 from ..options.common import FILE, template_options
 from ..options.llama import LlamaFlags, llama_options
 from ..options.model import model_option
-from ..options.opening import check_memory, context_size, open_engine
+from ..options.opening import check_memory, context_size, open_engine, warn_of_unknown_reasoning
 from ..options.sampling import sampling_options
 from ..output import say, warn
 
@@ -141,6 +141,7 @@ def serve(
     )
     if not facts.chat_template:
         warn(f"{model}: no chat template, so only /v1/completions can answer")
+    warn_of_unknown_reasoning(facts)
     n_ctx = context_size(facts, ctx_size)
     check_memory(facts, flags, n_ctx, parallel)  # before it listens, so that nobody connects to what cannot run
     flags = replace(flags, memory_check=False)

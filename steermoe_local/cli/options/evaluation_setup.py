@@ -22,7 +22,7 @@ from .common import Parsed, check_resume, check_unfinished, json_option, templat
 from .groups import F, command_line, field_options, option, option_group, together
 from .llama import LlamaFlags, llama_options
 from .model import model_option
-from .opening import check_memory
+from .opening import check_memory, warn_of_unknown_reasoning
 from .sampling import MIN_P, TOP_P
 from .steering import SteeringFlags, steering_options
 
@@ -337,6 +337,8 @@ class EvaluationSetup:
 
         path = model or self.model
         facts = model_info(path) if model else self.facts
+        if model in (None, self.model):
+            warn_of_unknown_reasoning(facts)
         records: Path | None = None
         if kept is not None and self.output is not None:
             self.check_output(kept)

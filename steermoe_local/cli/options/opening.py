@@ -55,6 +55,14 @@ def check_memory(facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_sequences: i
     return estimate
 
 
+def warn_of_unknown_reasoning(facts: ModelInfo) -> None:
+    """Warn when a model may reason in a way that cannot be told from its answers."""
+    from ...llama.reasoning_styles import unknown_reasoning
+
+    if warning := unknown_reasoning(facts.chat_template or ""):
+        warn(f"{facts.paths[0]}: {warning}")
+
+
 @contextmanager
 def open_model(
     facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_sequences: int = 1, *, path: Path | None = None

@@ -14,7 +14,7 @@ from ...model_files.model_info import ModelInfo, model_info
 from ...steering.bias_file import BiasFile, none_if_empty
 from ..options.common import check_resume
 from ..options.llama import LlamaFlags
-from ..options.opening import context_size, open_engine
+from ..options.opening import context_size, open_engine, warn_of_unknown_reasoning
 from ..options.steering import SteeringFlags
 from ..output import warn
 
@@ -130,6 +130,8 @@ class Steered:
 
         Raises ResourceError (no memory for it), ModelError, ModelMismatchError (bias of another model), NativeError.
         """
+        if self.chats:
+            warn_of_unknown_reasoning(self.facts)
         n_slots = n_parallel * len(self.sides)
         force = self.flags.steering_flags.force
         with open_engine(
