@@ -62,7 +62,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
     "cli": {
         "output": set(),
         "options": {"output"},
-        "program": {"options"},
+        "program": {"output", "options"},
         "chat": {"output", "options", "program"},
         "run": {"output", "options", "chat"},
         "commands": {"output", "options", "program", "chat", "run"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,33 @@ def warn(*warnings: str) -> None:
     """Print warnings on stderr, a line each."""
     for warning in warnings:
         say(f"warning: {warning}")
+
+
+class _PromptWarnings(logging.Handler):
+    """Prints what rendering warns of, each warning once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message not in self._said:
+            self._said.add(message)
+            warn(message)
+
+
+@contextmanager
+def prompt_warnings() -> Iterator[None]:
+    """Meanwhile, warnings of what is changed in prompts for a chat template's sake go to stderr, each once."""
+    log, handler = logging.getLogger("steermoe.prompts"), _PromptWarnings()
+    log.addHandler(handler)
+    before, log.propagate = log.propagate, False  # a server logs to the root, too
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = before
 
 
 def visible(text: str, *, lines: bool = False) -> str:

@@ -12,6 +12,7 @@ import click
 
 from ..errors import SteerMoEError, UsageError
 from .options import settings
+from .output import prompt_warnings
 
 _DID_YOU_MEAN = re.compile(r"\.? \(?Did you mean (?:one of: )?(.*?)\?\)?$")
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -52,7 +53,8 @@ class SteerMoEGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; translate errors into a message and an exit status."""
         try:
-            return super().invoke(ctx)
+            with prompt_warnings() if ctx.parent is None else contextlib.nullcontext():
+                return super().invoke(ctx)
         except UsageError as error:
             _fail(str(error), EXIT_USAGE)
         except SteerMoEError as error:

@@ -19,7 +19,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ import numpy.typing as npt
 from .._util import npz
 from .._util.files import StrPath, parse_json, replacing, require_writable
 from ..errors import FormatError, UsageError
+from ..llama.template_date import other_date
 
 Int64 = npt.NDArray[np.int64]
 
@@ -85,14 +86,15 @@ class CheckpointFile:
             for left in path.parent.glob(f".{_escaped(path.name)}.*.tmp"):
                 left.unlink(missing_ok=True)
 
-    def load(self, settings: Mapping[str, Any], shape: tuple[int, int]) -> Checkpoint:
-        """Read the checkpoint of a model of `shape` (n_layer, n_expert).
+    def load(self, settings: Mapping[str, Any], shape: tuple[int, int], may_lack: Collection[str] = ()) -> Checkpoint:
+        """Read the checkpoint of a model of `shape` (n_layer, n_expert); it may lack the settings `may_lack`.
 
         Raises UsageError, which names the first of `settings` that was another one, and FormatError.
         """
         with npz.opened(self.path, _WHAT, _AGAIN) as archive:
             meta = _read_meta(archive.text("meta"), self.path)
-            _require_same(meta["settings"], settings, self.path)
+            lacks = set(may_lack) - set(meta["settings"])
+            _require_same(meta["settings"], {n: v for n, v in settings.items() if n not in lacks}, self.path)
             a = archive.array("a", "i", (2, *shape)).astype(np.int64)
             n = archive.array("n", "i", (2, shape[0])).astype(np.int64)
         numbers = {name: meta[name] for name in ("next", "n_pairs", "n_skipped", "journal")}
@@ -161,6 +163,8 @@ def _read_meta(text: str, path: Path) -> dict[str, Any]:
 
 
 def _require_same(old: dict[str, Any], new: Mapping[str, Any], path: Path) -> None:
+    if old.get("date") != new.get("date"):
+        raise UsageError(f"{path}: cannot go on: {other_date(old.get('date'), new.get('date'))}, or {_AGAIN}")
     for name in [*new, *old]:
         if old.get(name) != new.get(name):
             raise UsageError(

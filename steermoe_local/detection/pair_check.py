@@ -13,6 +13,7 @@ from typing import Any
 from .._util.files import StrPath, parse_json
 from ..errors import PairsError
 from ..llama.rendering import LocatedTarget, Renderer, vocabulary
+from ..llama.template_date import AnyDate
 from ..pairs.pairs import SIDES, Pair, parse_pair
 
 _MAX_LINE = 64 << 20
@@ -72,7 +73,13 @@ class CheckedPair:
         for side in self.sides:
             if context and side.n_tokens > context:
                 yield side.name, f"{side.n_tokens} tokens are more than the context of {context}"
-            if side.located and side.located.as_paper is False:
+            if side.located is None:
+                continue
+            for loss in side.located.losses:
+                yield side.name, f"{loss}; detect skips this pair"
+            for note in side.located.notes:
+                yield side.name, note
+            if side.located.as_paper is False:
                 yield side.name, "the paper's rule (last exact run of the target's tokens) finds other tokens"
         texts = [side.located.text for side in self.sides if side.located]
         if len(texts) == 2 and texts[0] == texts[1]:
@@ -129,7 +136,7 @@ def _lines(path: StrPath) -> Iterator[bytes]:
 class Checker:
     """Checks pairs against one model's template and tokenizer; a context manager.
 
-    `thinking` and `template_arguments` as in recording. Raises ModelError, UsageError.
+    `thinking`, `template_arguments` and `date` as in recording. Raises ModelError, UsageError.
     """
 
     def __init__(
@@ -138,12 +145,13 @@ class Checker:
         *,
         thinking: bool = False,
         template_arguments: Mapping[str, Any] | None = None,
+        date: AnyDate = None,
         verbose: bool = False,
     ) -> None:
         self._opened = vocabulary(model, verbose=verbose)
         opened = self._opened.__enter__()
         try:
-            self._renderer = Renderer(opened, thinking=thinking, template_arguments=template_arguments)
+            self._renderer = Renderer(opened, thinking=thinking, template_arguments=template_arguments, date=date)
             metadata = opened.metadata()
         except BaseException:
             self.close()
@@ -167,6 +175,11 @@ class Checker:
     def template_arguments(self) -> dict[str, Any]:
         """Variables that the chat template gets, the switches for thinking among them."""
         return self._renderer.template_arguments
+
+    @property
+    def date(self) -> str | None:
+        """The date that the chat template may print, as YYYY-MM-DD; None for a template that reads none."""
+        return self._renderer.date
 
     def check(self, candidate: Pair | tuple[str, str]) -> CheckedPair:
         """Render and locate both sides."""

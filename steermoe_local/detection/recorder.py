@@ -18,6 +18,7 @@ from ..identity import ModelIdentity
 from ..llama import capi
 from ..llama.loaded_model import can_share, loaded_identity, open_model
 from ..llama.rendering import Renderer
+from ..llama.template_date import AnyDate
 from ..maps.counts import RoutingCounts, Source
 from ..pairs.pairs import Pair, PairsFile, pairs_digest
 from .batches import Owners, PairBatch, PairBatches
@@ -56,6 +57,7 @@ class RecordingOptions:
         n_batch: tokens of one llama_decode. Short prompts share one as parallel sequences.
         n_ubatch, n_threads, n_gpu_layers, type_k, type_v, flash_attn: as in `llama_cpp.Llama`.
         thinking, template_arguments: the chat template's switch for thinking, and further variables for it.
+        date: for templates that print one (a `datetime.date`, or YYYY-MM-DD). None: that of the run's start.
         share_prefixes: compute what prompts begin with once. The mathematics is the same; float rounding may differ, as
             it does between any two batch sizes. Models with recurrent layers never share.
         shard: (i, n): only pairs i, i + n, i + 2n, ... of the file, counted from 1.
@@ -75,6 +77,7 @@ class RecordingOptions:
     flash_attn: bool | Literal["auto"] = False
     thinking: bool = False
     template_arguments: Mapping[str, Any] | None = None
+    date: AnyDate = None
     share_prefixes: bool = True
     shard: tuple[int, int] = (1, 1)
     verbose: bool = False
@@ -158,13 +161,17 @@ class _Recording:
         self._model, self._source, self._options, self._checkpoint = model, source, options, checkpoint
         self._digest = source.digest if isinstance(source, PairsFile) else pairs_digest(source)
         self._identity = loaded_identity(model)
-        self._renderer = Renderer(model, thinking=options.thinking, template_arguments=options.template_arguments)
+        self._renderer = Renderer(
+            model, thinking=options.thinking, template_arguments=options.template_arguments, date=options.date
+        )
         self._share = options.share_prefixes and can_share(model)
         self._settings = self._all_settings(per_pair is not None)
         shape = self._identity.shape
         self._counted = Checkpoint(np.zeros((2, *shape), np.int64), np.zeros((2, shape[0]), np.int64))
         if checkpoint is not None and checkpoint.exists():
-            self._counted = checkpoint.load(self._settings, shape)
+            # an earlier version kept no date: who gives one says what it was
+            may_lack = {"date"} if self._renderer.date_given else set()
+            self._counted = checkpoint.load(self._settings, shape, may_lack)
         self._sink = per_pair(self._identity, self._digest) if per_pair else None
         self._n_tokens = self._n_decoded = 0
 
@@ -172,6 +179,8 @@ class _Recording:
         self, on_skip: Callable[[Pair, str], None] | None, report: Callable[[RecordingProgress], None]
     ) -> RoutingCounts:
         options, counted = self._options, self._counted
+        if not isinstance(next(iter(self._source)).positive, str) and self._renderer.has_template:
+            self._renderer.check_template()  # one line, not one for each pair
         batches = PairBatches(self._source, options.shard, self._renderer, options.n_ctx, on_skip)
         if counted.next:
             report(self._progress())
@@ -206,6 +215,7 @@ class _Recording:
             "template_arguments": self._renderer.template_arguments,
             "share_prefixes": self._share,
             "per_pair": has_sink,
+            **({} if self._renderer.date is None else {"date": self._renderer.date}),
         }
 
     def _progress(self) -> RecordingProgress:
@@ -278,6 +288,7 @@ class _Recording:
             n_pairs=counted.n_pairs,
             behaviour=self._options.behaviour,
             sources=(source,),
+            dates=() if self._renderer.date is None else (self._renderer.date,),
         )
         result.validate("recorded counts")
         return result

@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .._util.files import StrPath, parse_json, replacing, require_writable
 from ..errors import FormatError, UsageError
+from ..llama.template_date import other_date
 
 _FORMAT = "steermoe-partial-answers"
 _VERSION = 1
@@ -61,12 +62,19 @@ class AnswerFile:
         self._lines = {}
         self._open()
 
-    def resume(self, settings: Mapping[str, Any]) -> set[str]:
-        """Resume a run; returns the ids (as text) of its answers. Raises FormatError, UsageError (other settings)."""
+    def resume(self, settings: Mapping[str, Any], *, may_lack: Collection[str] = ()) -> set[str]:
+        """Resume a run; returns the ids (as text) of its answers. It may lack the settings `may_lack`.
+
+        Raises FormatError, UsageError (other settings).
+        """
         lines = self._read()
         _, head = next(lines)
         made = self._settings(head)
         wanted = json.loads(json.dumps(dict(settings)))  # tuples become lists, as in the file
+        for name in set(may_lack) - set(made):
+            wanted.pop(name, None)
+        if made.get("date") != wanted.get("date"):
+            raise UsageError(f"{self.path}: {other_date(made.get('date'), wanted.get('date'))}, or {_AGAIN}")
         for name in dict.fromkeys([*wanted, *made]):  # in the caller's order: the cause before what follows from it
             if made.get(name) != wanted.get(name):
                 raise UsageError(

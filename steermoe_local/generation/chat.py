@@ -18,6 +18,7 @@ from ..errors import SteerMoEError, UsageError
 from ..llama.reasoning import Part
 from ..llama.reasoning_styles import ReasoningStyle
 from ..llama.sampling import RANDOM_SEED
+from ..llama.template_date import AnyDate
 from ..maps.expert_map import ExpertMap
 from ..steering.bias_file import BiasFile
 from ..steering.steering import Steering
@@ -72,17 +73,20 @@ class Chat:
         max_tokens: int | None = None,
         thinking: bool = False,
         template_arguments: Mapping[str, Any] | None = None,
+        date: AnyDate = None,
         steering: Steering | None = None,
     ) -> None:
         """Reserve a slot of the engine; with another free one, `compare` and `why` work.
 
-        `thinking` is the chat template's switch for it, `template_arguments` are further variables for the template;
-        `steering` is what to begin with.
+        `thinking` is the chat template's switch for it, `template_arguments` are further variables for the template,
+        `date` is for templates that print one (None: that of today, which the whole conversation keeps); `steering` is
+        what to begin with.
 
         Raises ModelError (no chat template), UsageError (all slots taken), and what `steer` raises.
         """
         self._engine = engine
-        self._renderer = engine.renderer.configured(thinking=thinking, template_arguments=template_arguments)
+        self._template: dict[str, Any] = {"thinking": thinking, "template_arguments": template_arguments}
+        self._renderer = engine.renderer.configured(**self._template, date=date)
         self._renderer.require_template()
         self.system = system
         self.sampling = sampling or Sampling()
@@ -127,6 +131,11 @@ class Chat:
     def n_tokens(self) -> int:
         """Tokens in memory; `Engine.n_ctx` fit."""
         return len(self._slot.tokens)
+
+    @property
+    def date(self) -> str | None:
+        """The date that the chat template may print, as YYYY-MM-DD; None for a template that reads none."""
+        return self._renderer.date
 
     def steer(self, steering: Steering | None) -> int:
         """Steer by another choice from the next token on, None for nothing; it is switched on.
@@ -355,6 +364,11 @@ class Chat:
             warnings.append(f"{error}; the chat goes on unsteered")
             self._steer(None, False)
         self.reset()
+        if state.date is not None and self.date not in (None, state.date):
+            if self._renderer.date_given:
+                warnings.append(f"{where}: of {state.date}, which its prompts said; the chat goes on under {self.date}")
+            else:
+                self._renderer = self._engine.renderer.configured(**self._template, date=state.date)
         self.messages, self.system = state.messages, state.system
         self.sampling, self.max_tokens = state.sampling, state.max_tokens
         return warnings
@@ -373,4 +387,5 @@ class Chat:
             steering_on=self._on,
             sampling=self.sampling,
             max_tokens=self.max_tokens,
+            date=self.date,
         )

@@ -19,6 +19,7 @@ from typing import Any
 from .._util.files import StrPath, parse_json, read_bytes, replacing, timestamp, tool_name
 from ..errors import FormatError, UsageError
 from ..identity import ModelIdentity
+from ..llama.template_date import template_date
 from .engine import Sampling
 
 _FORMAT = "steermoe-chat"
@@ -27,12 +28,17 @@ _MAX_BYTES = 64 << 20
 _ROLES = ("user", "assistant")
 _FIELDS = {"format", "version", "model", "created", "tool", "system", "messages"}
 _FIELDS |= {"steering", "steering_on", "sampling", "max_tokens"}
+_OPTIONAL = {"date"}
 _INTEGERS = ("top_k", "repeat_last_n", "seed")
 
 
 @dataclass(frozen=True)
 class ChatState:
-    """The content of a saved conversation. `steering` is `Steering.to_dict`, not opened yet."""
+    """The content of a saved conversation.
+
+    `steering` is `Steering.to_dict`, not opened yet. `date` (YYYY-MM-DD) is the one that the chat template printed, if
+    it prints one.
+    """
 
     model: ModelIdentity | None
     system: str | None
@@ -41,6 +47,7 @@ class ChatState:
     steering_on: bool
     sampling: Sampling
     max_tokens: int | None
+    date: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         sampling = asdict(self.sampling)
@@ -59,6 +66,7 @@ class ChatState:
             "steering_on": self.steering_on,
             "sampling": sampling,
             "max_tokens": self.max_tokens,
+            **({} if self.date is None else {"date": self.date}),
         }
 
     @classmethod
@@ -73,7 +81,7 @@ class ChatState:
             )
         if missing := sorted(_FIELDS - set(data)):
             raise FormatError(f"{where}: {missing[0]}: missing; save the chat again")
-        if unknown := sorted(str(key) for key in set(data) - _FIELDS):
+        if unknown := sorted(str(key) for key in set(data) - _FIELDS - _OPTIONAL):
             raise FormatError(f"{where}: {unknown[0]}: unknown field; remove it")
         for name, kinds in (
             ("system", (str, type(None))),
@@ -86,6 +94,11 @@ class ChatState:
                 raise FormatError(
                     f"{where}: {name}: {_short(data[name])} is not what stands there; save the chat again"
                 )
+        if (date := data.get("date")) is not None:
+            try:
+                template_date(date if isinstance(date, str) else str(date))
+            except UsageError as error:
+                raise FormatError(f"{where}: {error}; save the chat again") from None
         return cls(
             model=None if data["model"] is None else ModelIdentity.from_dict(data["model"], f"{where}: model"),
             system=data["system"],
@@ -94,6 +107,7 @@ class ChatState:
             steering_on=data["steering_on"],
             sampling=_sampling(data["sampling"], where),
             max_tokens=_max_tokens(data["max_tokens"], where),
+            date=date,
         )
 
 

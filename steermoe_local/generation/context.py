@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from ..errors import ModelError, SteerMoEError, UsageError
 from ..llama import capi
+from ..llama.aligning import token_bytes
 from ..llama.loaded_model import is_causal, loaded_identity
-from ..llama.rendering import token_bytes
 from ..llama.steered_llama import SteeredLlama, native_bias
 from ..steering.bias_file import BiasFile, none_if_empty
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import ctypes
+import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -12,12 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ModelError, PairsError, UsageError
-from ..pairs.pairs import Message, Side, last_exact_run, locate_target, target_tokens
+from ..pairs.pairs import Message, Side, last_exact_run
 from . import capi
+from .aligning import Aligner, tokens_in_span
+from .chat_template import ChatTemplate, one_line, template_variables
 from .loaded_model import open_model
+from .locating import Render, find_in_text, find_losses, place_target, with_known_roles
 from .reasoning_styles import ReasoningStyle, reasoning_style
+from .special_tokens import SpecialTokens
+from .template_date import AnyDate, TemplateDate, template_date
 from .thinking import thinking_arguments
 from .tokenizing import tokenize
+
+_log = logging.getLogger("steermoe.prompts")
 
 # Variables that Renderer gives to every template.
 _OWN_ARGUMENTS = {"messages", "add_generation_prompt", "bos_token", "eos_token", "raise_exception", "strftime_now"}
@@ -53,6 +60,8 @@ class LocatedTarget:
 
     `tokens` are those of the whole text, `target` the indices of the target's. `as_paper`: whether the rule of
     the paper's code (the last exact run of the target's own tokens) finds the same tokens; None: it finds none.
+    `losses` says what texts of messages the chat template leaves out: recording refuses such a side. `notes` are
+    further warnings.
     """
 
     text: str
@@ -61,6 +70,8 @@ class LocatedTarget:
     tokens: list[int]
     target: list[int]
     as_paper: bool | None
+    losses: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def n_needed(self) -> int:
@@ -72,37 +83,57 @@ class Renderer:
     """Renders and tokenizes for one loaded model (llama_cpp's `LlamaModel`).
 
     `thinking` sets the template's switch for thinking, if it has one; `template_arguments` are further variables for
-    the template and win over the switch. Raises UsageError for variables that the renderer sets itself, ModelError for
-    a model without a tokenizer.
+    the template and win over the switch. `date` is for templates that print one; None: that of today, which stays as it
+    was when the renderer was made.
+
+    What is changed for the template's sake is said once, as a warning of the logger "steermoe.prompts".
+
+    Raises UsageError for variables that the renderer sets itself, ModelError for a model without a tokenizer.
     """
 
     def __init__(
-        self, model: Any, *, thinking: bool = False, template_arguments: Mapping[str, Any] | None = None
+        self,
+        model: Any,
+        *,
+        thinking: bool = False,
+        template_arguments: Mapping[str, Any] | None = None,
+        date: AnyDate = None,
     ) -> None:
         lib = capi.llama_cpp()
         if lib.llama_vocab_type(model.vocab) == lib.LLAMA_VOCAB_TYPE_NONE:  # llama.cpp aborts on a text
             raise ModelError("the model has no tokenizer; only a model with a vocabulary reads texts")
-        self._configure(thinking, template_arguments)
+        self._configure(thinking, template_arguments, template_date(date))
         self._model = model
         self._metadata: dict[str, str] = model.metadata()
-        self._formatter: Any = None
-        self._control: list[str] | None = None
-        self._bytes: dict[int, bytes] = {}  # of the tokens seen so far
+        self._special = SpecialTokens(model)
+        self._aligner = Aligner(model, self._metadata)
+        self._said: set[str] = set()  # shared with `configured` ones
+        self._compiled: list[ChatTemplate] = []  # the template, once it is needed; shared with `configured` ones
 
     def text(self, side: Side, *, generation_prompt: bool = False) -> str:
         """Text of the prompt: a plain text unchanged, messages through the model's chat template.
 
         `generation_prompt` adds the header of the assistant's turn. Raises PairsError when the model has no template,
-        or the template refuses the messages.
+        or the template refuses the messages, or cannot be read.
         """
         if isinstance(side, str):
             return side
+        render = self._side_rendering(generation_prompt)
+        return render(with_known_roles(render, [message.to_dict() for message in side], self.template))
+
+    def _side_rendering(self, generation_prompt: bool) -> Render:
+        """Gives the text of a side's messages. Raises PairsError, as does what it returns."""
         if not self.has_template:
             raise PairsError("the model has no chat template; write the pairs' sides as plain texts")
-        try:
-            return self._render([message.to_dict() for message in side], generation_prompt)
-        except Exception as error:  # a template is foreign code and may raise anything
-            raise PairsError(f"the model's chat template refuses these messages: {error}") from error
+        self.check_template()
+
+        def render(messages: list[dict[str, Any]]) -> str:
+            try:
+                return self._render(messages, generation_prompt)
+            except Exception as error:  # a template is foreign code and may raise anything
+                raise PairsError(f"the model's chat template refuses these messages: {one_line(error)}") from error
+
+        return render
 
     def render(self, prompt: str | Sequence[Message]) -> RenderedPrompt:
         """A text that is continued as it is, or a conversation that is answered.
@@ -122,14 +153,30 @@ class Renderer:
     def chat_text(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
         """Text of a conversation; each message has `role`, `content` and other fields that the template reads.
 
-        `variables` (such as `tools`) go to the template besides `template_arguments`. Raises ModelError when the model
-        has no template, UsageError when the template refuses the messages.
+        Content is a text or a list of parts; arguments of calls are a text or an object. The template gets them in the
+        form that it takes. `variables` (such as `tools`) go to the template besides `template_arguments`, None is left
+        out. A developer's message becomes a system message where the template does not know the role. What text the
+        template leaves out is said once.
+
+        Raises ModelError when the model has no template, or one that is none, UsageError when the template refuses the
+        messages.
         """
         self.require_template()
+        self.check_template()
+
+        def render(messages: list[dict[str, Any]]) -> str:
+            return self._render(messages, True, **variables)
+
         try:
-            return self._render([dict(message) for message in messages], True, **variables)
+            known = with_known_roles(render, messages, self.template)
+            text = render(known)
+            for loss in find_losses(render, known, text):
+                # templates drop an earlier reply's reasoning by design, and write a tool's result as they need it
+                if loss.whole or loss.role in ("system", "user"):
+                    self._say(str(loss))
+            return text
         except Exception as error:  # as above
-            raise UsageError(f"the model's chat template refuses this conversation: {_one_line(error)}") from error
+            raise UsageError(f"the model's chat template refuses this conversation: {one_line(error)}") from error
 
     def require_template(self) -> None:
         """Raise ModelError when the model has no chat template."""
@@ -139,24 +186,59 @@ class Renderer:
             )
 
     def _render(self, messages: list[dict[str, Any]], generation_prompt: bool, **variables: Any) -> str:
-        formatter = self._chat_formatter(generation_prompt)
-        return str(formatter(messages=messages, **variables, **self.template_arguments).prompt)
+        given = {name: value for name, value in variables.items() if value is not None}
+        return self._chat_template.chat(
+            messages,
+            add_generation_prompt=generation_prompt,
+            variables={**given, **self.template_arguments},
+            date=self._date,
+        )
+
+    def _say(self, warning: str) -> None:
+        """Log a warning once."""
+        if warning not in self._said:
+            self._said.add(warning)
+            _log.warning(warning)
 
     def check_template(self) -> None:
         """Raise ModelError for a chat template that is no template."""
-        self._chat_formatter(True)
+        _ = self._chat_template
 
-    def configured(self, *, thinking: bool, template_arguments: Mapping[str, Any] | None = None) -> Renderer:
-        """Another renderer of the same model. Raises UsageError, as the constructor."""
+    @property
+    def reasoning_field(self) -> str | None:
+        """Field of a message in which the template wants its reasoning, where that is not `reasoning_content`."""
+        return self._chat_template.forms.reasoning_field
+
+    @property
+    def date(self) -> str | None:
+        """The date that the template may print, as YYYY-MM-DD; None for a template that reads none."""
+        # one that cannot be read prints nothing
+        reads = bool(template_variables(self.template)) and self._chat_template.reads(self._date)
+        return self._date.day.isoformat() if reads else None
+
+    @property
+    def date_given(self) -> bool:
+        """Did a user name the date?"""
+        return self._date.given
+
+    def configured(
+        self,
+        *,
+        thinking: bool,
+        template_arguments: Mapping[str, Any] | None = None,
+        date: AnyDate = None,
+    ) -> Renderer:
+        """Another renderer of the same model; `date` None: that of today. Raises UsageError, as the constructor."""
         other = copy.copy(self)
-        other._configure(thinking, template_arguments)
+        other._configure(thinking, template_arguments, template_date(date))
         return other
 
-    def _configure(self, thinking: bool, template_arguments: Mapping[str, Any] | None) -> None:
+    def _configure(self, thinking: bool, template_arguments: Mapping[str, Any] | None, date: TemplateDate) -> None:
         if taken := sorted(_OWN_ARGUMENTS & set(template_arguments or {})):
             raise UsageError(f"template variables: {', '.join(taken)}: given by the program; leave them out")
         self._thinking = thinking
         self._template_arguments = dict(template_arguments or {})
+        self._date = date
 
     @property
     def has_template(self) -> bool:
@@ -172,9 +254,13 @@ class Renderer:
         """Tokens up to the target's last one, and the indices of the target's tokens.
 
         Attention is causal: later tokens cannot change the target's routing, so they are cut off.
-        Raises PairsError when the target cannot be located.
+        Raises PairsError when the target cannot be located, or the template leaves out text of a message.
         """
         found = self.located(side, target)
+        if found.losses:
+            raise PairsError(f"{'; '.join(found.losses)}: write a pair whose text it keeps, or a pair of plain texts")
+        for note in found.notes:
+            self._say(note)
         return Prompt(found.tokens[: found.n_needed], found.target)
 
     @property
@@ -185,27 +271,46 @@ class Renderer:
 
     def located(self, side: Side, target: str) -> LocatedTarget:
         """Render one side and find its target. Raises PairsError when it cannot be located."""
-        text = self.text(side)
+        losses: tuple[str, ...] = ()
+        notes = self._special.spelled(side)
+        special = self._control_tokens()
+        if isinstance(side, str):
+            text, (start, end) = side, find_in_text(side, target, special)
+        else:
+            render = self._side_rendering(False)
+            messages = with_known_roles(render, [message.to_dict() for message in side], self.template)
+            placed = place_target(render, messages, target, special)
+            text, start, end = placed.text, placed.start, placed.end
+            losses = tuple(map(str, placed.losses))
         # A chat template writes the beginning-of-text token itself, a plain text does not.
-        tokens = self.tokenize(text, add_special=isinstance(side, str))
-        pieces = self._pieces(tokens, text.encode("utf-8"))
-        # "end" must not be found inside "<|im_end|>", unless the target names that token itself
-        special = [name for name in self._control_tokens() if name not in target]
-        start, end = locate_target(text, side, target, special)
-        alone = self.tokenize(target, add_special=False)
-        chosen = target_tokens(pieces, start, end, tokens, alone)
+        add_special = isinstance(side, str)
+        tokens, doubled = self._tokens(text, add_special=add_special)
+        spans = self._aligner.spans(text.encode("utf-8"), tokens, add_special=add_special)
+        chosen = tokens_in_span(spans, start, end)
         if not chosen:
             raise PairsError(f"target {target!r}: the tokenizer leaves nothing of it")
-        run = last_exact_run(tokens, alone)
-        return LocatedTarget(text, start, end, tokens, chosen, None if run is None else list(run) == chosen)
+        run = last_exact_run(tokens, self.tokenize(target, add_special=False))
+        # the blank that some tokenizers put before every text is not the target's
+        as_paper = None if run is None else chosen in (list(run), list(run)[1:])
+        return LocatedTarget(text, start, end, tokens, chosen, as_paper, losses, (*notes, *doubled))
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         """Tokens of a text; with `parse_special` the names of special tokens in it become those tokens.
 
+        Where a text itself begins or ends with the tokens that the tokenizer puts around it, they stand there once.
+
         Raises UsageError for a word of hundreds of thousands of characters, ResourceError (no memory for a long one).
         """
+        tokens, doubled = self._tokens(text, add_special=add_special, parse_special=parse_special)
+        for note in doubled:
+            self._say(note)
+        return tokens
+
+    def _tokens(self, text: str, *, add_special: bool, parse_special: bool = True) -> tuple[list[int], list[str]]:
+        """The tokens of `tokenize`, and warnings of what stood there twice."""
         pre = self._metadata.get("tokenizer.ggml.pre", "")
-        return tokenize(self._model, text, pre=pre, add_special=add_special, parse_special=parse_special)
+        tokens = tokenize(self._model, text, pre=pre, add_special=add_special, parse_special=parse_special)
+        return self._special.once(tokens) if add_special else (tokens, [])
 
     def any_control(self, texts: Collection[str]) -> bool:
         """Is a control token in one of the texts? Those are detokenized only on request."""
@@ -213,65 +318,35 @@ class Renderer:
 
     def _control_tokens(self) -> list[str]:
         """Texts of the vocabulary's control tokens, such as "<|im_end|>"."""
-        if self._control is None:
-            lib, vocab = capi.llama_cpp(), self._model.vocab
-            self._control = [
-                lib.llama_vocab_get_text(vocab, token).decode("utf-8", "replace")
-                for token in range(lib.llama_vocab_n_tokens(vocab))
-                if lib.llama_vocab_get_attr(vocab, token) & lib.LLAMA_TOKEN_ATTR_CONTROL
-            ]
-        return self._control
+        return list(self._special.control)
 
-    def _pieces(self, tokens: list[int], text: bytes) -> list[bytes]:
-        """Bytes of each token, so that they join to the text."""
-        for token in set(tokens) - self._bytes.keys():
-            self._bytes[token] = token_bytes(self._model, token, special=True)
-        pieces = [self._bytes[token] for token in tokens]
-        added = b"".join(pieces).find(text) if text else 0
-        if added > 0:  # a BOS token or a blank that the tokenizer put before the text
-            for index, piece in enumerate(pieces):
-                cut = min(added, len(piece))
-                pieces[index] = piece[cut:]
-                added -= cut
-                if not added:
-                    break
-        if not b"".join(pieces).startswith(text):
-            raise PairsError(
-                "the tokenizer changes this text, so the target cannot be located by its bytes; "
-                "use another wording, without unusual blanks or characters"
-            )
-        return pieces
+    @property
+    def _chat_template(self) -> ChatTemplate:
+        if not self._compiled:
+            tokens = self._special_tokens()
+            if "additional_special_tokens" in template_variables(self.template):
+                # in the order of the vocabulary: a GGUF file does not hold transformers' list
+                named = set(tokens.values())
+                tokens["additional_special_tokens"] = [name for name in self._control_tokens() if name not in named]
+            self._compiled.append(ChatTemplate(self.template, tokens))
+        return self._compiled[0]
 
-    def _chat_formatter(self, generation_prompt: bool) -> Any:
-        if self._formatter is None:
-            from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-            eos, bos = self._model.token_eos(), self._model.token_bos()
-            try:
-                self._formatter = Jinja2ChatFormatter(
-                    template=self.template,
-                    eos_token=self._model.token_get_text(eos) if eos != -1 else "",
-                    bos_token=self._model.token_get_text(bos) if bos != -1 else "",
-                )
-            except Exception as error:
-                raise ModelError(f"the model's chat template cannot be read: {_one_line(error)}") from error
-        self._formatter.add_generation_prompt = generation_prompt
-        return self._formatter
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-def token_bytes(model: Any, token: int, special: bool) -> bytes:
-    """Bytes of a token of a `LlamaModel`; a control token has some only if `special`."""
-    size = 64
-    while True:
-        buffer = ctypes.create_string_buffer(size)
-        n = capi.llama_cpp().llama_token_to_piece(model.vocab, token, buffer, size, 0, special)
-        if n >= 0:
-            return buffer.raw[:n]
-        size = -n
+    def _special_tokens(self) -> dict[str, Any]:
+        """Texts of the model's special tokens by the names that transformers gives them."""
+        lib, vocab = capi.llama_cpp(), self._model.vocab
+        tokens: dict[str, Any] = {"bos_token": "", "eos_token": ""}
+        for name, function in (
+            ("bos_token", lib.llama_vocab_bos),
+            ("eos_token", lib.llama_vocab_eos),
+            ("pad_token", lib.llama_vocab_pad),
+            ("sep_token", lib.llama_vocab_sep),
+            ("mask_token", lib.llama_vocab_mask),
+        ):
+            if (token := function(vocab)) != -1:
+                tokens[name] = lib.llama_vocab_get_text(vocab, token).decode("utf-8", "replace")
+        if (unknown := self._metadata.get("tokenizer.ggml.unknown_token_id", "")).isdecimal():
+            tokens["unk_token"] = lib.llama_vocab_get_text(vocab, int(unknown)).decode("utf-8", "replace")
+        return tokens
 
 
 def vocabulary(path: str | os.PathLike[str], *, verbose: bool = False) -> AbstractContextManager[Any]:
@@ -288,8 +363,9 @@ def vocabulary_renderer(
     *,
     thinking: bool = False,
     template_arguments: Mapping[str, Any] | None = None,
+    date: AnyDate = None,
     verbose: bool = False,
 ) -> Iterator[Renderer]:
     """A renderer for a model of which only the vocabulary is loaded. Raises ModelError, UsageError."""
     with vocabulary(path, verbose=verbose) as model:
-        yield Renderer(model, thinking=thinking, template_arguments=template_arguments)
+        yield Renderer(model, thinking=thinking, template_arguments=template_arguments, date=date)

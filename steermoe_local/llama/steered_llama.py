@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import ModelError, SteerMoEError, UsageError
 from ..steering.bias_file import BiasFile, none_if_empty, read_bias
 from . import backends, capi
+from .template_date import AnyDate, template_date
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 else:
     Llama = capi.llama_cpp().Llama
     from llama_cpp.llama_cache import BaseLlamaCache
+from .completion_formatter import own_rendering
 
 Bias = BiasFile | str | os.PathLike[str]
 
@@ -50,6 +52,7 @@ class SteeredLlama(Llama):
         cpu_moe: bool = False,
         n_cpu_moe: int = 0,
         tensor_buft_overrides: Mapping[str, str] | Sequence[tuple[str, str]] = (),
+        date: AnyDate = None,
         **kwargs: Any,
     ) -> None:
         """Load a model and steer it.
@@ -66,6 +69,7 @@ class SteeredLlama(Llama):
             cpu_moe, n_cpu_moe: keep the experts' weights of all, or of the first n, layers on the CPU.
             tensor_buft_overrides: buffer types, like "CPU", by regular expressions of tensor names (-ot); they come
                 before cpu_moe.
+            date: for chat templates that print one, a `datetime.date` or YYYY-MM-DD; None: the day of each request.
             kwargs: arguments of `llama_cpp.Llama`.
 
         Raises ModelError (the model cannot be loaded or steered), ModelMismatchError (bias of another model),
@@ -100,6 +104,7 @@ class SteeredLlama(Llama):
             capi.loading(path),
             capi.unsteered_environment(),
             backends.parameters(self._placement.apply, context_params),
+            own_rendering(None if date is None else template_date(date)),
         ):
             super().__init__(path, verbose=verbose, flash_attn=bool(flash_attn), **kwargs)
         with suppress(SteerMoEError):  # a model without routers: set_bias raises

@@ -2,15 +2,17 @@
 
 The file is an uncompressed NumPy `.npz` without pickles: `a1` and `a2` (int64 [n_layer, n_expert]), `n1` and `n2`
 (int64), `moe_layers` (int64 [n]) and `meta` (a JSON text: format, version, model, behaviour, n_pairs, pairs_sha256,
-created, tool, and `sources` where it is known which pairs of which file were counted).
+created, tool; `sources` where it is known which pairs of which file were counted, and `dates` where the chat template
+printed the date).
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -76,7 +78,8 @@ class RoutingCounts:
     `a1` and `a2` are int64 [n_layer, n_expert] for the positive and the negative sides, with rows
     of zeros for dense layers; `n1` and `n2` count the target tokens. `pairs_digest` holds the
     digest of every pairs file that was counted, sorted (a single string is accepted too).
-    `sources` says which pairs these were, where that is known; their `n_pairs` then add up to `n_pairs`.
+    `sources` says which pairs these were, where that is known; their `n_pairs` then add up to `n_pairs`. `dates` are
+    those (YYYY-MM-DD, sorted) that the chat template printed, if it prints one.
     Counts of the same model and behaviour add up with `+`.
 
     The arrays are copied and read-only. `validate` checks what they must satisfy.
@@ -94,6 +97,7 @@ class RoutingCounts:
     created: str = field(default_factory=timestamp)
     tool: str = field(default_factory=tool_name)
     sources: tuple[Source, ...] = ()
+    dates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("a1", "a2"):
@@ -107,6 +111,7 @@ class RoutingCounts:
         object.__setattr__(self, "pairs_digest", tuple(sorted(digests)))
         object.__setattr__(self, "moe_layers", tuple(int(layer) for layer in self.moe_layers))
         object.__setattr__(self, "sources", tuple(sorted(self.sources)))
+        object.__setattr__(self, "dates", tuple(sorted(set(self.dates))))
         object.__setattr__(self, "n1", int(self.n1))
         object.__setattr__(self, "n2", int(self.n2))
 
@@ -134,6 +139,8 @@ class RoutingCounts:
             raise FormatError(f"{where}: pairs_sha256: not 64 lowercase hex digits; {_AGAIN}")
         if type(self.n_pairs) is not int or self.n_pairs < 0:
             raise FormatError(f"{where}: n_pairs: {self.n_pairs!r} is not a count; {_AGAIN}")
+        if problem := dates_problem(self.dates):
+            raise FormatError(f"{where}: {problem}; {_AGAIN}")
         if self.sources:
             if sum(source.n_pairs for source in self.sources) != self.n_pairs:
                 raise FormatError(f"{where}: sources: their pairs are not {self.n_pairs} together; {_AGAIN}")
@@ -175,6 +182,7 @@ class RoutingCounts:
             tool=max(self.tool, other.tool),
             # sources that cover only a part would not add up to n_pairs
             sources=self.sources + other.sources if self.sources and other.sources else (),
+            dates=self.dates + other.dates,
         )
 
     def save(self, path: StrPath) -> None:
@@ -195,6 +203,8 @@ class RoutingCounts:
         }
         if self.sources:
             metadata["sources"] = [asdict(source) for source in self.sources]
+        if self.dates:
+            metadata["dates"] = list(self.dates)
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(
                 file,
@@ -212,13 +222,15 @@ class RoutingCounts:
         with npz.opened(path, _WHAT, _AGAIN) as archive:
             if sorted(archive.names()) != _MEMBERS:
                 raise FormatError(f"{path}: not a counts file: its arrays are {sorted(archive.names())}")
-            data = read_metadata(archive.text("meta"), str(path), _FORMAT, _VERSION, METADATA, optional="sources")
+            data = read_metadata(archive.text("meta"), str(path), _FORMAT, _VERSION, METADATA, ("sources", "dates"))
             identity = ModelIdentity.from_dict(data["model"], f"{path}: model")
             shapes = {"a1": identity.shape, "a2": identity.shape, "n1": (), "n2": (), "moe_layers": None}
             tables: dict[str, Any] = {name: archive.array(name, "<i8", shape) for name, shape in shapes.items()}
         sources = data.get("sources", [])
         if not isinstance(sources, list):
             raise FormatError(f"{path}: meta.sources: not a list; {_AGAIN}")
+        if problem := dates_problem(data.get("dates", [])):
+            raise FormatError(f"{path}: meta.{problem}; {_AGAIN}")
         counts = cls(
             identity=identity,
             **tables,
@@ -228,6 +240,7 @@ class RoutingCounts:
             created=data["created"],
             tool=data["tool"],
             sources=tuple(Source.from_dict(item, f"{path}: sources[{i}]") for i, item in enumerate(sources)),
+            dates=tuple(data.get("dates", ())),
         )
         counts.validate(str(path))
         return counts
@@ -302,8 +315,17 @@ def check_routing(
     return routed
 
 
+def dates_problem(dates: Any) -> str | None:
+    """What is wrong with the dates in a file, which are texts like 2026-01-31; None: nothing."""
+    try:
+        good = isinstance(dates, (list, tuple)) and all(date.fromisoformat(day).isoformat() == day for day in dates)
+    except (TypeError, ValueError):
+        good = False
+    return None if good else f"dates: {str(dates)[:60]!r} is no list of dates like 2026-01-31"
+
+
 def read_metadata(
-    text: str, where: str, format_: str, version: int, fields: set[str], optional: str = ""
+    text: str, where: str, format_: str, version: int, fields: set[str], optional: Collection[str] = ()
 ) -> dict[str, Any]:
     """Parse and check the metadata of a counts file, which has `fields` and may have `optional`. Raises FormatError."""
     try:
@@ -317,7 +339,7 @@ def read_metadata(
             f"{where}: {format_} of format version {data.get('version')!r}, this program reads {version}; "
             "upgrade steermoe-local"
         )
-    if odd := sorted((set(data) - {optional}) ^ fields):
+    if odd := sorted((set(data) - set(optional)) ^ fields):
         raise FormatError(f"{where}: meta.{odd[0]}: missing or unknown; {_AGAIN}")
     for name in ("behaviour", "created", "tool"):
         if not isinstance(data[name], str):

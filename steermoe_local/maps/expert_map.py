@@ -4,12 +4,13 @@ The file is JSON with one row of scores a line, so that it can be read, compared
 
     {"format": "steermoe-expert-map", "version": 1, "model": {...},
      "behaviour": {"name": ..., "positive": ..., "negative": ...},
-     "n1": ..., "n2": ..., "n_pairs": ..., "pairs_sha256": [...], "tool": ..., "created": ...,
+     "n1": ..., "n2": ..., "n_pairs": ..., "pairs_sha256": [...], "dates": [...], "tool": ..., "created": ...,
      "license": ..., "notes": ..., "confidence": {...},
      "rd": [[...], ...], "a1": [[...], ...], "a2": [[...], ...], "se": [[...], ...]}
 
 `rd` is [n_layer, n_expert]; the counts `a1` and `a2` are optional, and so are the standard errors `se` with their
-`confidence`. Numbers are written so that they read back as the same float64.
+`confidence`. `dates` are those that the chat template printed, left out where it prints none. Numbers are written so
+that they read back as the same float64.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from .._util.files import StrPath, is_sha256, parse_json, read_bytes, replacing,
 from ..errors import ChoiceError, FormatError, UsageError
 from ..identity import MAX_LAYERS, ModelIdentity
 from .confidence import Confidence
-from .counts import RoutingCounts
+from .counts import RoutingCounts, dates_problem
 from .scores import IntArray, rank, risk_difference, risk_difference_from
 
 _FORMAT = "steermoe-expert-map"
@@ -50,7 +51,8 @@ class ExpertMap:
     `rd` is float64 [n_layer, n_expert], within [-1, 1], 0 in dense layers. `positive` and `negative` describe the two
     sides. `n1` and `n2` are the counted target tokens, 0 when they are unknown; `a1` and `a2` the counts themselves
     (int64, shaped like `rd`), or None. `se` are standard errors of `rd` (float64, shaped like it) and `confidence` says
-    how stable the scores are, both or None: see `significance.annotate`. The arrays are copied and read-only.
+    how stable the scores are, both or None: see `significance.annotate`. `dates` (YYYY-MM-DD) were printed by the chat
+    template, none if it prints none. The arrays are copied and read-only.
 
     Raises FormatError when a field does not fit the others.
     """
@@ -72,6 +74,7 @@ class ExpertMap:
     notes: str = ""
     created: str = field(default_factory=timestamp)
     tool: str = field(default_factory=tool_name)
+    dates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rd", _table(self.rd, "rd", self.identity, np.float64))
@@ -80,6 +83,9 @@ class ExpertMap:
         object.__setattr__(self, "pairs_sha256", tuple(self.pairs_sha256))
         if not all(is_sha256(digest) for digest in self.pairs_sha256):
             raise FormatError(f"pairs_sha256: not SHA-256 digests; {_AGAIN}")
+        if problem := dates_problem(self.dates):
+            raise FormatError(f"{problem}; {_AGAIN}")
+        object.__setattr__(self, "dates", tuple(self.dates))
         for name in _NUMBERS:
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value <= 1 << 53:
@@ -135,6 +141,7 @@ class ExpertMap:
             license=license,
             notes=notes,
             created=timestamp(created),
+            dates=counts.dates,
         )
 
     def top(self, n: int) -> list[tuple[int, int, float]]:
@@ -219,6 +226,7 @@ class ExpertMap:
             },
             **{name: getattr(self, name) for name in _NUMBERS},
             "pairs_sha256": list(self.pairs_sha256),
+            **({"dates": list(self.dates)} if self.dates else {}),
             **{name: getattr(self, name) for name in _TEXTS if getattr(self, name)},
             **({"confidence": self.confidence.to_dict()} if self.confidence else {}),
         }
@@ -262,6 +270,7 @@ class ExpertMap:
                 positive=data["behaviour"].get("positive", ""),
                 negative=data["behaviour"].get("negative", ""),
                 pairs_sha256=tuple(data.get("pairs_sha256", ())),
+                dates=data.get("dates", ()),
                 **{name: data.get(name, 0) for name in _NUMBERS},
                 **{name: data.get(name, "") for name in _TEXTS},
                 **{name: data[name] for name in _TABLES if name in data},
@@ -333,7 +342,7 @@ def _table(value: Any, name: str, identity: ModelIdentity, dtype: type[np.generi
 
 
 def _check_fields(data: dict[str, Any], path: StrPath) -> None:
-    known = _REQUIRED | {*_NUMBERS, *_TEXTS, *_TABLES, "pairs_sha256", "confidence"}
+    known = _REQUIRED | {*_NUMBERS, *_TEXTS, *_TABLES, "pairs_sha256", "dates", "confidence"}
     if missing := sorted(_REQUIRED - set(data)):
         raise FormatError(f"{path}: {missing[0]}: missing; {_AGAIN}")
     if unknown := sorted(set(data) - known):

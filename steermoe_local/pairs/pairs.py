@@ -169,58 +169,6 @@ def pairs_digest(pairs: Iterable[Pair]) -> str:
     return digest.hexdigest()
 
 
-def locate_target(rendered: str | bytes, side: Side, target: str, special: Iterable[str] = ()) -> tuple[int, int]:
-    """Find the target in a rendered prompt: byte offsets [start, end) into its UTF-8 form.
-
-    This is the last occurrence inside the last message that contains the target. Where a template strips or rewrites
-    that message's text, it is the last occurrence before the messages that follow. `special` lists the texts of
-    special tokens (such as "<|im_end|>"), in which nothing is found.
-
-    Raises PairsError when the rendered prompt does not hold the target.
-    """
-    text = rendered.encode("utf-8") if isinstance(rendered, str) else rendered
-    for mark in filter(None, special):
-        # 0xFF is in no UTF-8 text, so a masked byte matches nothing; offsets stay as they were.
-        text = text.replace(mark.encode("utf-8"), b"\xff" * len(mark.encode("utf-8")))
-    wanted = target.encode("utf-8")
-    end = len(text)
-    start = -1
-    if not isinstance(side, str):
-        carrier = _carrier(side, target)
-        following = side if carrier is None else side[carrier + 1 :]
-        for message in reversed(following):
-            end = _region(text, message.content, end)[0]
-        if carrier is not None:
-            low, high = _region(text, side[carrier].content, end)
-            if low < high:
-                start = text.rfind(wanted, low, high)
-    if start < 0:
-        start = text.rfind(wanted, 0, end)
-    if not wanted or start < 0:
-        raise PairsError(
-            f"target {_quote(target)} is not in the rendered prompt; the chat template changes "
-            "this text: use a target without outer blanks, or a pair of plain texts"
-        )
-    return start, start + len(wanted)
-
-
-def tokens_in_span(token_pieces: Sequence[bytes], start: int, end: int) -> list[int]:
-    """Indices of the tokens that overlap the bytes [start, end) of their joined pieces.
-
-    Sharing one byte is enough, as a tokenizer may merge across the span's edges (a leading blank, half of a
-    character): the token with the target's first letter is the target's first token. A piece without bytes (a special
-    token) never counts, nor does a token that is only the blank before the span; see `target_tokens` for the latter.
-    """
-    chosen: list[int] = []
-    at = 0
-    for index, piece in enumerate(token_pieces):
-        following = at + len(piece)
-        if piece and at < end and following > start:
-            chosen.append(index)
-        at = following
-    return chosen
-
-
 def last_exact_run(token_ids: Sequence[int], target_ids: Sequence[int]) -> range | None:
     """Positions of the last exact run of `target_ids`, as the paper's own code finds the target.
 
@@ -232,26 +180,6 @@ def last_exact_run(token_ids: Sequence[int], target_ids: Sequence[int]) -> range
             if ids[start : start + len(wanted)] == wanted:
                 return range(start, start + len(wanted))
     return None
-
-
-def target_tokens(
-    token_pieces: Sequence[bytes],
-    start: int,
-    end: int,
-    token_ids: Sequence[int] = (),
-    target_ids: Sequence[int] = (),
-) -> list[int]:
-    """Indices of the target's tokens: the exact run that the paper's code finds, else those that overlap its bytes.
-
-    `token_ids` are the prompt's tokens, `target_ids` the target tokenized on its own. Some tokenizers put a blank
-    before every text, at times as a token of its own; the exact run then starts one token before the bytes. A run that
-    does not touch the bytes is ignored.
-    """
-    by_bytes = tokens_in_span(token_pieces, start, end)
-    run = last_exact_run(token_ids, target_ids)
-    if run is not None and set(by_bytes) & set(run):
-        return list(run)
-    return by_bytes
 
 
 def _read_pairs(path: StrPath) -> Iterator[tuple[int, Pair]]:
@@ -305,15 +233,6 @@ def _content(pair: Pair) -> dict[str, Any]:
 def _carrier(side: Side, target: str) -> int | None:
     contents = (side,) if isinstance(side, str) else tuple(m.content for m in side)
     return next((i for i in reversed(range(len(contents))) if target in contents[i]), None)
-
-
-def _region(text: bytes, content: str, end: int) -> tuple[int, int]:
-    """Span of the last `content` before `end`; (end, end) without one."""
-    for form in (content, content.strip()):
-        start = text.rfind(form.encode("utf-8"), 0, end) if form else -1
-        if start >= 0:
-            return start, start + len(form.encode("utf-8"))
-    return end, end
 
 
 def parse_pair(data: Any, default_id: str) -> Pair:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import codecs
 import functools
-import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from ..errors import ModelError, UsageError
 from ..generation.engine import Engine
 from ..llama.reasoning_styles import reasoning_style, unknown_reasoning
 from ..llama.rendering import RenderedPrompt, Renderer
+from ..llama.template_date import AnyDate
 from ..llama.thinking import effort_arguments, thinking_arguments
 from .api_errors import ApiError
 from .grammar import ForcedCall, forced_call, grammar_of_format
@@ -54,10 +54,12 @@ class TextPrompt:
 class Prompter:
     """Renders and tokenizes for a loaded model, in its own thread, so that a long text delays no other request."""
 
-    def __init__(self, engine: Engine, *, thinking: bool, template_arguments: dict[str, Any]) -> None:
+    def __init__(
+        self, engine: Engine, *, thinking: bool, template_arguments: dict[str, Any], date: AnyDate = None
+    ) -> None:
         self._engine = engine
         self._renderer: Renderer = engine.renderer
-        self._thinking, self._template_arguments = thinking, template_arguments
+        self._thinking, self._template_arguments, self._date = thinking, template_arguments, date
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="steermoe-prompts")
 
     def close(self) -> None:
@@ -200,14 +202,10 @@ class Prompter:
             choice = request.tool_choice
             values["tool_choice"] = choice if isinstance(choice, str) else choice.model_dump()
         renderer = self._configured(request, bound)
-        # Templates for models that call tools want arguments as objects; a few join them to texts.
-        reasons = []
-        for parsed in (True, False):
-            try:
-                return renderer.chat_text([self._message(message, parsed) for message in request.messages], **values)
-            except UsageError as error:
-                reasons.append(str(error))
-        raise ApiError(400, reasons[0], param="messages", code="invalid_messages")
+        try:
+            return renderer.chat_text([self._message(message) for message in request.messages], **values)
+        except UsageError as error:
+            raise ApiError(400, str(error), param="messages", code="invalid_messages") from None
 
     def _configured(self, request: ChatRequest, bound: bool) -> Renderer:
         """A renderer with the template's variables: the thinking switch, the server's, and the request's."""
@@ -219,25 +217,24 @@ class Prompter:
             own = thinking_arguments(template, thinking)  # they win over the server's
             asked = own | (effort_arguments(template, request.reasoning_effort) if thinking else {}) | asked
         arguments = self._template_arguments | asked
-        return self._renderer.configured(thinking=thinking, template_arguments=arguments)
+        return self._renderer.configured(thinking=thinking, template_arguments=arguments, date=self._date)
 
-    def _message(self, message: Message, parse_arguments: bool) -> dict[str, Any]:
-        role = message.role
-        if role == "developer" and "developer" not in self._renderer.template:
-            role = "system"
-        data: dict[str, Any] = {"role": role, "content": message.text}
+    def _message(self, message: Message) -> dict[str, Any]:
+        content: Any = message.content
+        if isinstance(message.content, list):
+            content = [{"type": part.type, "text": part.text} for part in message.content]
+        data: dict[str, Any] = {"role": message.role, "content": content}
         for name in ("name", "tool_call_id", "reasoning_content"):
             if (value := getattr(message, name)) is not None:
                 data[name] = value
+        if message.reasoning_content is not None and (field := self._renderer.reasoning_field):
+            data[field] = message.reasoning_content  # as llama-server does for gpt-oss and LFM2.5
         if message.tool_calls:
             data["tool_calls"] = [
                 {
                     "id": call.id,
                     "type": call.type,
-                    "function": {
-                        "name": call.function.name,
-                        "arguments": _parsed(call.function.arguments) if parse_arguments else call.function.arguments,
-                    },
+                    "function": {"name": call.function.name, "arguments": call.function.arguments},
                 }
                 for call in message.tool_calls
             ]
@@ -250,11 +247,3 @@ def decode_token(data: bytes) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-
-
-def _parsed(arguments: str) -> Any:
-    try:
-        value = json.loads(arguments)
-    except ValueError:
-        return arguments
-    return value if isinstance(value, dict) else arguments

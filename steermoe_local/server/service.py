@@ -54,6 +54,7 @@ class Service:
             self.worker.require_ready(),
             thinking=settings.thinking,
             template_arguments=dict(settings.template_arguments),
+            date=settings.date,
         )
 
     def prompter(self) -> Prompter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import ipaddress
 import socket
 from collections.abc import Mapping
@@ -23,7 +24,8 @@ class ServerSettings:
     slot; a request may take `timeout` seconds, waiting included. A body has at most `body_limit` bytes and must arrive
     within `body_seconds`. POST /v1/steering writes into `maps_folder`, a folder of maps and bias files, if
     `maps_writable`. Requests take their defaults from `sampling`, `max_tokens` (None: until the model ends), `thinking`
-    and `template_arguments` (of the chat template), and `steering` (a registered name).
+    and `template_arguments` (of the chat template), and `steering` (a registered name). `date` is for chat templates
+    that print one; None: the day of the request.
     """
 
     model: str
@@ -45,6 +47,7 @@ class ServerSettings:
     max_tokens: int | None = None
     thinking: bool = False
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    date: datetime.date | None = None
     steering: str | None = None
 
     def __post_init__(self) -> None:

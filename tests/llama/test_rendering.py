@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from steermoe_local import Message, Pair, PairsError, record_counts
-from steermoe_local.llama.rendering import Renderer, token_bytes
+from steermoe_local.llama.aligning import token_bytes
+from steermoe_local.llama.rendering import Renderer
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from ...errors import ModelMismatchError, SteerMoEError, UsageError
 from ...generation.chat import Chat
 from ...generation.engine import FinishEvent, Sampling
 from ...llama.reasoning_styles import unknown_reasoning
+from ...llama.template_date import AnyDate
 from ...model_files.model_info import ModelInfo, model_info
 from ...steering.steering import Steering
 from ..options.opening import context_size, open_engine
@@ -35,6 +37,7 @@ class ChatFlags:
     ctx_size: int | None
     thinking: bool
     template_arguments: Mapping[str, Any] | None
+    date: datetime.date | None
     maps: tuple[Path, ...]
     force: bool
 
@@ -114,7 +117,7 @@ class Session:
         self.close()  # first: there may not be memory for both
         try:
             self._open(facts)
-            self.chat = self._new_chat(state.system)
+            self.chat = self._new_chat(state.system, state.date)
         except BaseException:
             self.close()
             self._open(old.facts)
@@ -140,7 +143,7 @@ class Session:
         self._loaded = self._run_load(lambda: Loaded(facts, self.flags))
         self._maps = None
 
-    def _new_chat(self, system: str | None) -> Chat:
+    def _new_chat(self, system: str | None, date: AnyDate = None) -> Chat:
         return Chat(
             self.loaded.engine,
             system=system,
@@ -148,6 +151,7 @@ class Session:
             max_tokens=self.flags.n_predict,
             thinking=self.flags.thinking,
             template_arguments=self.flags.template_arguments,
+            date=date or self.flags.date,
         )
 
     def _take_over(self, state: Chat, steering: Steering | None, on: bool) -> None:

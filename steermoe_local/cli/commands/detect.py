@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import signal
 import sys
 import threading
@@ -102,6 +103,7 @@ def detect(
     ctx_size: int,
     thinking: bool,
     template_arguments: dict[str, Any] | None,
+    date: datetime.date | None,
     share_prefixes: bool,
     flags: LlamaFlags,
     as_json: bool,
@@ -146,6 +148,7 @@ def detect(
                     **flags.context_arguments(),
                     thinking=thinking,
                     template_arguments=template_arguments,
+                    date=date,
                     share_prefixes=share_prefixes,
                     shard=shard,
                     checkpoint=checkpoint,

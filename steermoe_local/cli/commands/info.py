@@ -10,7 +10,7 @@ from ...model_files.gating import UNKNOWN
 from ...model_files.model_info import ModelInfo, model_info
 from ..options.common import json_option
 from ..options.model import ModelText, models_dir_option
-from ..output import console, facts_table, print_json
+from ..output import console, facts_table, print_json, visible
 
 
 @click.command()
@@ -41,7 +41,7 @@ def _rows(facts: ModelInfo) -> list[tuple[str, str]]:
         ("architecture", facts.architecture),
         ("file type", f"{facts.file_type}, {size}"),
         ("context", f"{facts.context_length:,} tokens trained"),
-        ("chat template", "yes" if facts.chat_template else "no"),
+        ("chat template", _template(facts)),
     ]
     if not facts.is_moe:
         return [*rows, ("steerable", f"no: {facts.obstacle}")]
@@ -64,6 +64,15 @@ def _rows(facts: ModelInfo) -> list[tuple[str, str]]:
         if facts.gating == UNKNOWN:
             answer += ", if its graph routes as the file looks; loading it tells"
     return [*rows, ("steerable", answer)]
+
+
+def _template(facts: ModelInfo) -> str:
+    if not facts.chat_template:
+        return "no"
+    from ...llama.chat_template import template_problem
+
+    problem = template_problem(facts.chat_template)
+    return f"yes, but: {visible(problem)}" if problem else "yes"
 
 
 def _ranges(layers: tuple[int, ...]) -> str:

@@ -222,6 +222,7 @@ def print_map(expert_map: ExpertMap, top: int, level: float = 0.95, correction: 
         ("behaviour", expert_map.behaviour + sides),
         ("model", expert_map.identity.short),
         ("pairs", f"{expert_map.n_pairs}, target tokens {expert_map.n1:,} / {expert_map.n2:,}"),
+        *([("date in prompts", ", ".join(expert_map.dates))] if expert_map.dates else []),
         ("experts", f"RD > 0: {int((rd > 0).sum())}, RD < 0: {int((rd < 0).sum())}"),
         *_trust_rows(expert_map, correction),
     ]
@@ -257,6 +258,7 @@ def _facts(expert_map: ExpertMap, top: int, level: float, correction: str) -> di
         "n1": expert_map.n1,
         "n2": expert_map.n2,
         "sha256": expert_map.sha256,
+        "dates": list(expert_map.dates),
         "created": expert_map.created,
         "tool": expert_map.tool,
         "license": expert_map.license,

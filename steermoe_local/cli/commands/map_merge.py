@@ -13,7 +13,7 @@ from ...maps.expert_map import ExpertMap
 from ...maps.pair_counts import PairCounts, merge_pair_counts
 from ...maps.significance import annotate
 from ..options.common import FILE, json_option, meaning_options, output_option
-from ..output import print_json
+from ..output import print_json, warn
 from .map import print_map, warn_unless_separable
 
 
@@ -78,6 +78,10 @@ def merge(
         finally:
             if not per_pair_file:
                 target.unlink(missing_ok=True)
+    if len(counts.dates) > 1:
+        warn(
+            f"the chat template printed other dates in some runs ({', '.join(counts.dates)}), which may change routing"
+        )
     if counts_file:
         counts.save(counts_file)
     expert_map.save(output)

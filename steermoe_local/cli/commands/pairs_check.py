@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import json
 import sys
@@ -48,6 +49,7 @@ def check(
     ctx_size: int,
     thinking: bool,
     template_arguments: dict[str, Any] | None,
+    date: datetime.date | None,
     as_json: bool,
 ) -> None:
     """Render pairs with a model's chat template and find the targets, as recording will.
@@ -61,7 +63,7 @@ def check(
     """
     tally = _Tally()
     shown: list[CheckedPair] = []
-    with Checker(model, thinking=thinking, template_arguments=template_arguments) as checker:
+    with Checker(model, thinking=thinking, template_arguments=template_arguments, date=date) as checker:
         context = ctx_size or checker.training_context
         for candidate in candidates(pairs_file):
             pair = checker.check(candidate)
@@ -69,6 +71,7 @@ def check(
             if len(shown) < limit:
                 shown.append(pair)
         summary = tally.summary() | {"context": context, "template_arguments": checker.template_arguments}
+        summary["date"] = checker.date
     if as_json:
         print_json({"file": str(pairs_file), "model": str(model), **summary})
     else:
@@ -139,6 +142,7 @@ def _print(out: Console, shown: list[CheckedPair], summary: dict[str, Any], full
     rows = [
         ("pairs", f"{summary['pairs']}, located {summary['located']}"),
         ("template", switches or "no switch for thinking"),
+        *([("date in prompts", summary["date"])] if summary["date"] else []),
     ]
     for name, lengths in summary["sides"].items():
         rows += [(name, "; ".join(f"{what.split('_')[0]} {_figures(lengths[what])}" for what in lengths))]

@@ -101,6 +101,8 @@ def run(
       steermoe run -m olmoe.gguf --n-prompts questions.jsonl -n 200 -o answers.jsonl
     """
     flags = RunFlags(model=model, **options)
+    if flags.raw and is_given("date"):
+        raise UsageError("--raw uses no chat template, so no date; leave out --date")
     if prompts_file is not None:
         if is_given("prompt") or is_given("prompt_file"):
             raise UsageError("--n-prompts has the prompts; leave out -p and -f")

@@ -125,6 +125,7 @@ def serve(
       steermoe serve -m tiny --host 0.0.0.0 --api-key-file key.txt
     """
     _require_extra()
+    from ...llama.chat_template import template_problem
     from ...model_files.model_info import model_info
     from ...server import ServerSettings, SteeringRegistry
     from ...server.program import run_server
@@ -141,6 +142,8 @@ def serve(
     )
     if not facts.chat_template:
         warn(f"{model}: no chat template, so only /v1/completions can answer")
+    elif problem := template_problem(facts.chat_template):
+        warn(f"{problem}; only /v1/completions can answer")
     warn_of_unknown_reasoning(facts)
     n_ctx = context_size(facts, ctx_size)
     check_memory(facts, flags, n_ctx, parallel)  # before it listens, so that nobody connects to what cannot run

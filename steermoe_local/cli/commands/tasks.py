@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
 from pathlib import Path
@@ -194,6 +195,7 @@ def check(
     scorer: str | None,
     thinking: bool,
     template_arguments: dict[str, Any] | None,
+    date: datetime.date | None,
     as_json: bool,
 ) -> None:
     """Read TASK (a file, or builtin:NAME) and check that every item has what its scorer needs.
@@ -209,7 +211,7 @@ def check(
     from ...evaluation.tasks.builtin import open_task
 
     task = open_task(task_name, scorer=scorer)
-    found = check_task(task, model, thinking=thinking, template_arguments=template_arguments)
+    found = check_task(task, model, thinking=thinking, template_arguments=template_arguments, date=date)
     if as_json:
         print_json({**found.to_dict(), "model": None if model is None else str(model)})
     else:

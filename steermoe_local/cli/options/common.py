@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 
 from ..._util.files import parse_json
 from ...errors import UsageError
+from ...llama.template_date import template_date
 from .groups import Decorator, RenamedOption, option_group, together
 from .model import ModelPath
 
@@ -66,6 +68,13 @@ def _json_object(text: str) -> dict[str, Any]:
     return data
 
 
+def _date(text: str) -> datetime.date:
+    try:
+        return template_date(text).day
+    except UsageError as error:
+        raise ValueError(f"{error}.") from None
+
+
 WORDS = Parsed[tuple[str, ...]]("words", tuple, _words)
 """Words with commas between them."""
 SHARE = Parsed("share", float, _share)
@@ -88,8 +97,14 @@ template_options = together(
         metavar="JSON",
         help="Further variables for the chat template, as in llama.cpp.",
     ),
+    click.option(
+        "--date",
+        type=Parsed("date", datetime.date, _date),
+        metavar="YYYY-MM-DD",
+        help="Date for chat templates that print one.  [default: today]",
+    ),
 )
-"""--thinking and --chat-template-kwargs."""
+"""--thinking, --chat-template-kwargs and --date."""
 
 hub_offline_option = click.option(
     "--offline", is_flag=True, help="Take hub data from the cache alone, as with HF_HUB_OFFLINE=1."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -161,6 +162,7 @@ class EvaluationSetup:
     restart: bool = option("--restart", is_flag=True, help="Forget an interrupted run.")
     thinking: bool = False
     template_arguments: Mapping[str, Any] | None = None
+    date: datetime.date | None = None
     as_json: bool = False
     command: str = ""
 
@@ -263,6 +265,7 @@ class EvaluationSetup:
             n_text=self.n_text or None,
             thinking=self.thinking,
             template_arguments=self.template_arguments or {},
+            date=self.date,
             force=self.steering_flags.force,
             context=self.flags.context_arguments(),
         )

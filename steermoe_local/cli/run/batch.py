@@ -36,7 +36,7 @@ def run_batch(flags: RunFlags, batch: BatchFlags, as_json: bool) -> None:
     name, items = _items(batch.prompts_file)
     steered = Steered(flags)
     steered.warn_without_template()
-    prompts = _prepared(name, items, steered)
+    prompts, date = _prepared(name, items, steered)
     n_ctx = flags.context(steered.facts, max(len(prompt.tokens) for prompt in prompts))
     for item, prompt in zip(items, prompts, strict=True):
         if (n := len(prompt.tokens)) >= n_ctx:
@@ -44,9 +44,10 @@ def run_batch(flags: RunFlags, batch: BatchFlags, as_json: bool) -> None:
     with kept or contextlib.nullcontext():
         done: set[str] = set()
         if kept:
-            settings = _settings(steered, items, n_ctx)
+            settings = _settings(steered, items, n_ctx) | ({"date": date} if date else {})
             if batch.resume and kept.exists():
-                done = kept.resume(settings)
+                # an earlier version kept no date: who gives one says what it was
+                done = kept.resume(settings, may_lack={"date"} if flags.date else set())
             else:
                 kept.start(settings)
         left = [index for index, item in enumerate(items) if str(item.id) not in done]
@@ -66,7 +67,8 @@ def run_batch(flags: RunFlags, batch: BatchFlags, as_json: bool) -> None:
         if kept:
             kept.finish(item.id for item in items)
     if batch.output and as_json:
-        print_json({"output": str(batch.output), "n_prompts": len(items), **run.figures()})
+        facts = {"output": str(batch.output), "n_prompts": len(items), **({"date": date} if date else {})}
+        print_json(facts | run.figures())
     elif batch.output:
         click.echo(f"{run.summary()}\nwritten: {batch.output}")
     elif flags.show_timings:
@@ -82,8 +84,10 @@ def _items(path: Path) -> tuple[str, list[PromptItem]]:
     return str(path), load_prompts(path)
 
 
-def _prepared(name: str, items: Sequence[PromptItem], steered: Steered) -> list[RenderedPrompt]:
-    """Tokens of all prompts, by the vocabulary alone: prompts that cannot be used fail before the model is loaded.
+def _prepared(name: str, items: Sequence[PromptItem], steered: Steered) -> tuple[list[RenderedPrompt], str | None]:
+    """Tokens of all prompts, and the date that the template prints, if it prints one.
+
+    They are made by the vocabulary alone: prompts that cannot be used fail before the model is loaded.
 
     Raises UsageError and ModelError, which name the line.
     """
@@ -93,6 +97,7 @@ def _prepared(name: str, items: Sequence[PromptItem], steered: Steered) -> list[
         flags.model,
         thinking=flags.thinking,
         template_arguments=flags.template_arguments,
+        date=flags.date,
         verbose=flags.flags.verbose,
     ) as renderer:
         for item in items:
@@ -100,7 +105,7 @@ def _prepared(name: str, items: Sequence[PromptItem], steered: Steered) -> list[
                 prepared.append(renderer.render(_said(item, steered)))
             except (UsageError, ModelError) as error:
                 raise type(error)(f"{name}:{item.line}: {error}") from None
-    return prepared
+        return prepared, renderer.date if steered.chats else None
 
 
 def _said(item: PromptItem, steered: Steered) -> Any:

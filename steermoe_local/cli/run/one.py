@@ -27,7 +27,9 @@ def run_one(flags: RunFlags, prompt: str, as_json: bool) -> None:
     replies: dict[str, Reply] = {}
     printer: _Printer | None = None
     with steered.load(steered.flags.context(steered.facts)) as engine:
-        renderer = engine.renderer.configured(thinking=flags.thinking, template_arguments=flags.template_arguments)
+        renderer = engine.renderer.configured(
+            thinking=flags.thinking, template_arguments=flags.template_arguments, date=flags.date
+        )
         events = answers(
             engine,
             [renderer.render(said)],
@@ -48,7 +50,7 @@ def run_one(flags: RunFlags, prompt: str, as_json: bool) -> None:
                 printer.break_off()
             raise
     if as_json:
-        print_json(_result(replies, steered))
+        print_json(_result(replies, steered) | ({"date": renderer.date} if steered.chats and renderer.date else {}))
     _notes(replies, steered, engine.n_ctx)
 
 

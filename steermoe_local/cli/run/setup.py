@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class RunFlags:
     raw: bool
     thinking: bool
     template_arguments: Mapping[str, Any] | None
+    date: datetime.date | None
     reasoning: str
     show_timings: bool
     flags: LlamaFlags

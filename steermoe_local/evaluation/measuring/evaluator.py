@@ -19,6 +19,7 @@ from ...generation.engine import Engine, Sampling
 from ...identity import ModelIdentity
 from ...llama.rendering import Renderer, vocabulary_renderer
 from ...llama.steered_llama import SteeredLlama
+from ...llama.template_date import AnyDate, template_date
 from ...model_files.model_info import model_info
 from ...pairs.prompts import PromptItem
 from ...steering.bias_file import BiasFile, none_if_empty
@@ -39,7 +40,8 @@ class EvaluatorSettings:
 
     `sampling`: temperature 0 is greedy; else every item is answered once for each of `seeds`. `n_parallel`: how many
     answers are decoded at once. `n_ctx` None: as the task needs. `n_text`: most tokens of the neutral text that count.
-    `thinking`, `template_arguments`: as in `Renderer`. `context`: further arguments of `Engine`
+    `thinking`, `template_arguments`, `date`: as in `Renderer`; with None the date is that on which these settings were
+    made. `context`: further arguments of `Engine`
     (n_threads, type_k, ...). Raises UsageError.
     """
 
@@ -50,10 +52,12 @@ class EvaluatorSettings:
     n_text: int | None = 2000
     thinking: bool = False
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    date: AnyDate = None
     force: bool = False
     context: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "date", template_date(self.date))
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UsageError("seeds: give at least one, and none twice")
         if self.sampling.temperature == 0 and len(self.seeds) > 1:
@@ -90,7 +94,7 @@ def plan(
     """
     settings = settings or EvaluatorSettings()
     with vocabulary_renderer(
-        path, thinking=settings.thinking, template_arguments=settings.template_arguments
+        path, thinking=settings.thinking, template_arguments=settings.template_arguments, date=settings.date
     ) as renderer:
         sources = _sources(renderer, (task, scorer), benign, settings.seeds)
         trained = model_info(path, routers=False).context_length
@@ -144,7 +148,10 @@ class Evaluator:
         self.progress: Progress = progress or (lambda *_: None)
         """Called while something is measured; studies call it for other long work on the model."""
         self.renderer = Renderer(
-            model._model, thinking=self._settings.thinking, template_arguments=self._settings.template_arguments
+            model._model,
+            thinking=self._settings.thinking,
+            template_arguments=self._settings.template_arguments,
+            date=self._settings.date,
         )
         sources = _sources(self.renderer, (task, scorer), benign, self._settings.seeds)
         self._task, self._benign = sources[0], sources[1] if benign else None
@@ -202,6 +209,7 @@ class Evaluator:
             **self.context_arguments,
             "thinking": self._settings.thinking,
             "template_arguments": dict(self._settings.template_arguments),
+            "date": self._settings.date,
             "progress": lambda done, total: self.progress(what, done, total),
         }
 
@@ -214,6 +222,7 @@ class Evaluator:
             "benign_sha256": None if self.benign_task is None else self.benign_task.sha256,
             "neutral_sha256": None if self.neutral is None else self.neutral.sha256,
             **self._settings.to_dict(),
+            **({} if self.renderer.date is None else {"date": self.renderer.date}),
         }
 
     def measure(
@@ -290,7 +299,8 @@ class Evaluator:
         if not resume:
             self._kept.start(settings)
             return {}
-        self._kept.resume(settings)
+        # an earlier version kept no date: who gives one says what it was
+        self._kept.resume(settings, may_lack={"date"} if self.renderer.date_given else set())
         return {str(record["id"]): record for record in self._kept.records()}
 
     def _name(self, bias: BiasFile | None) -> str:

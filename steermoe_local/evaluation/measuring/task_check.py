@@ -10,6 +10,7 @@ from typing import Any
 
 from ...errors import FormatError, ModelError, UsageError
 from ...llama.rendering import vocabulary_renderer
+from ...llama.template_date import AnyDate
 from ...model_files.model_info import model_info
 from ...pairs.prompts import PromptItem
 from ..tasks.scorers import make_scorer
@@ -65,6 +66,7 @@ def check_task(
     *,
     thinking: bool = False,
     template_arguments: Mapping[str, Any] | None = None,
+    date: AnyDate = None,
 ) -> TaskCheck:
     """Check every item against the task's scorer; with a model, render and count them all as measuring will.
 
@@ -85,7 +87,9 @@ def check_task(
     counts: list[int] = []
     needed = 0
     warnings: list[tuple[str, str]] = []
-    with vocabulary_renderer(model, thinking=thinking, template_arguments=template_arguments) as renderer:
+    with vocabulary_renderer(model, thinking=thinking, template_arguments=template_arguments, date=date) as renderer:
+        if renderer.has_template:
+            renderer.check_template()
         for item in good:
             name = str(item.id)
             try:

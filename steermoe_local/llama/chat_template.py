@@ -1,0 +1,252 @@
+"""A chat template compiled with the settings that transformers gives Jinja, in a sandbox, and what dates it prints."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import datetime
+import functools
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jinja2
+import jinja2.ext
+from jinja2 import meta, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.parser import Parser
+from jinja2.sandbox import MAX_RANGE, ImmutableSandboxedEnvironment
+
+from ..errors import ModelError
+from .template_date import TemplateDate, template_date
+from .template_messages import MessageForms, Messages, merged_system
+
+_log = logging.getLogger("steermoe.prompts")
+
+# Variables by which llama.cpp gives a template today's date, and how it writes it (common_chat_extra_context).
+_DATES = {"date_string": "%d %b %Y", "datetime": "%b %d %Y"}
+_CLOCK = "strftime_now"
+
+
+class _GenerationBlocks(jinja2.ext.Extension):
+    """`{% generation %}`, by which transformers marks what an assistant says; here its text alone counts."""
+
+    tags = {"generation"}  # noqa: RUF012 # jinja2 declares it so
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The statements of the block."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """transformers' environment, in which `append` and `pop` of lists work, as in llama.cpp (templates of Kimi-K2).
+
+    What is appended to is the template's own, or a copy. A list gets no longer than a `range` may be, so that no loop
+    over a list that it extends runs for ever.
+    """
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """May a template read this attribute?"""
+        return (isinstance(obj, list) and attr in ("append", "pop")) or super().is_safe_attribute(obj, attr, value)
+
+    def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call what a template calls. Raises SecurityError for a list that gets too long."""
+        own = getattr(obj, "__self__", None)
+        if isinstance(own, list) and getattr(obj, "__name__", "") == "append" and len(own) >= MAX_RANGE:
+            raise SecurityError(f"a list of more than {MAX_RANGE} elements")
+        return super().call(context, obj, *args, **kwargs)
+
+
+class _Lenient(_Sandbox):
+    """The sandbox with llama.cpp's view of what is undefined or none: nothing, in a sum with a text."""
+
+    intercepted_binops = frozenset("+")
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """The sum of two values."""
+        for one, other in ((left, right), (right, left)):
+            if (one is None or isinstance(one, jinja2.Undefined)) and isinstance(other, str):
+                return other
+        return super().call_binop(context, operator, left, right)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as transformers writes it, without escapes for HTML; a generator (of `map`, `select`) becomes a list."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys, default=_as_list
+    )
+
+
+def _as_list(value: Any) -> list[Any]:
+    if isinstance(value, Iterable) and not isinstance(value, (jinja2.Undefined, bytes)):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} is not JSON serializable")
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+@functools.cache
+def _environment(lenient: bool = False) -> _Sandbox:
+    environment = (_Lenient if lenient else _Sandbox)(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.ChainableUndefined if lenient else jinja2.Undefined,
+        extensions=[_GenerationBlocks, jinja2.ext.loopcontrols],
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    return environment
+
+
+class ChatTemplate:
+    """A compiled chat template. `tokens` are variables such as `bos_token`.
+
+    What it changes in messages it says once, as a warning of the logger "steermoe.prompts".
+
+    Raises ModelError for a text that is no template.
+    """
+
+    def __init__(self, source: str, tokens: Mapping[str, Any]) -> None:
+        self.source = source
+        self._tokens = dict(tokens)
+        self._said: set[str] = set()
+        try:
+            self._compiled = _environment().from_string(source)
+        except Exception as error:  # a template is foreign code, and may bring Python's compiler to any error
+            raise ModelError(
+                f"the model's chat template cannot be read: {one_line(error)}; without a template it continues texts: "
+                "steermoe run --raw"
+            ) from error
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
+        date: TemplateDate,
+    ) -> str:
+        """The text of messages, which are first brought into the form that the template takes.
+
+        System messages that it refuses go in front of the user's next one, as in llama.cpp. Raises whatever the
+        template does.
+        """
+
+        def rendered(attempt: Sequence[Mapping[str, Any]], other_arguments: bool = False) -> str:
+            fitted = self.forms.fitted(attempt, other_arguments=other_arguments)
+            return self.render(fitted, add_generation_prompt=add_generation_prompt, variables=variables, date=date)
+
+        merged = merged_system(messages)
+        if merged is not None and self.forms.refuses_system:
+            messages = merged
+            self._say(
+                "the model's chat template takes no system message; it is put in front of the user's next message, as "
+                "llama-server does"
+            )
+        try:
+            return rendered(messages)
+        except Exception:
+            # the probe of calls does not see all that a template may do with arguments
+            if any(message.get("tool_calls") for message in messages):
+                with contextlib.suppress(Exception):
+                    return rendered(messages, other_arguments=True)
+            raise
+
+    def _say(self, warning: str) -> None:
+        if warning not in self._said:
+            self._said.add(warning)
+            _log.warning(warning)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
+        date: TemplateDate,
+    ) -> str:
+        """The text of messages as they are. The template's clock stands at the beginning of `date`.
+
+        Raises whatever the template does.
+        """
+        strftime_now = datetime.datetime.combine(date.day, datetime.time()).strftime
+        variables = {**self._dates(date), **variables}
+
+        values = {**self._tokens, _CLOCK: strftime_now, **variables, "add_generation_prompt": add_generation_prompt}
+        try:
+            return self._compiled.render(values, messages=copy.deepcopy(messages))
+        except (jinja2.UndefinedError, TypeError):
+            # where transformers gives up, as llama.cpp does it
+            with contextlib.suppress(Exception):
+                return _environment(lenient=True).from_string(self.source).render(values, messages=messages)
+            raise
+
+    @functools.cached_property
+    def forms(self) -> MessageForms:
+        """In which form the template takes messages."""
+        today = template_date(None)
+
+        def render(messages: Messages, tools: list[dict[str, Any]] | None) -> str:
+            variables = {"tools": tools} if tools else {}
+            return self.render(messages, add_generation_prompt=True, variables=variables, date=today)
+
+        return MessageForms(render)
+
+    def reads(self, date: TemplateDate) -> bool:
+        """Does the date come into what this template renders, at least of some messages?"""
+        return _CLOCK in template_variables(self.source) or bool(self._dates(date))
+
+    def _dates(self, date: TemplateDate) -> dict[str, str]:
+        """The variables besides the clock that tell this template the date.
+
+        transformers gives a template the clock alone, llama.cpp also `date_string` and `datetime`. They are left out,
+        as in transformers, where the template does without (the fixed date of Llama 3.1), unless a user gave the
+        date and the template does not read the clock.
+        """
+        read = template_variables(self.source)
+        wanted = read - _guarded(self.source)
+        if date.given and _CLOCK not in read:
+            wanted = read
+        return {name: date.day.strftime(form) for name, form in _DATES.items() if name in wanted}
+
+
+def template_problem(source: str) -> str | None:
+    """Why a text is no chat template, in one line; None: it is one."""
+    try:
+        ChatTemplate(source, {})
+    except ModelError as error:
+        return str(error)
+    return None
+
+
+@functools.lru_cache(maxsize=64)
+def template_variables(source: str) -> frozenset[str]:
+    """Variables that a template reads and does not set; none for one that cannot be read."""
+    try:
+        return frozenset(meta.find_undeclared_variables(_environment().parse(source)))
+    except Exception:  # whoever renders it reports the error
+        return frozenset()
+
+
+@functools.lru_cache(maxsize=64)
+def _guarded(source: str) -> frozenset[str]:
+    """Variables that a template can do without: it asks whether they are defined, or gives them a default."""
+    tree = _environment().parse(source)
+    asked = [*tree.find_all(nodes.Test), *tree.find_all(nodes.Filter)]
+    names = ("defined", "undefined", "default", "d")
+    return frozenset(node.node.name for node in asked if node.name in names and isinstance(node.node, nodes.Name))
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error of a template, shortened to one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,51 @@
+"""The date that chat templates print: fixed when a run begins, and kept with what it makes."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UsageError
+
+
+@dataclass(frozen=True)
+class TemplateDate:
+    """The date for templates that print one; `given`: a user named it, it is not just the day of the run's start."""
+
+    day: datetime.date
+    given: bool = True
+
+
+AnyDate = TemplateDate | datetime.date | str | None
+"""A date, also as YYYY-MM-DD; None: today's."""
+
+
+def template_date(date: AnyDate) -> TemplateDate:
+    """The date for templates. Raises UsageError for a text that is none."""
+    if isinstance(date, TemplateDate):
+        return date
+    if date is None:
+        return TemplateDate(datetime.date.today(), given=False)
+    if isinstance(date, datetime.datetime):
+        return TemplateDate(date.date())
+    if isinstance(date, datetime.date):
+        return TemplateDate(date)
+    try:
+        if not re.fullmatch(r"\d{4}-\d\d-\d\d", date, re.ASCII):  # other forms of ISO 8601 are read as well
+            raise ValueError
+        return TemplateDate(datetime.date.fromisoformat(date))
+    except ValueError:
+        raise UsageError(f"date: {date!r} is no day of the calendar, like 2026-01-31") from None
+
+
+def other_date(old: Any, new: Any) -> str:
+    """Why a run that began under another date (YYYY-MM-DD, None: it kept none) cannot be resumed, and the cure."""
+    if old is None:
+        return (
+            f"an earlier version kept no date, and the chat template prints one, now {new}; give that day's by --date"
+        )
+    if new is None:
+        return f"begun under the date {old}, and now there is none; give --date {old}"
+    return f"begun under the date {old}, which the chat template prints, and now it is {new}; give --date {old}"
