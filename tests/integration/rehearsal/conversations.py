@@ -24,6 +24,9 @@ TARGETS: dict[str, tuple[list[Message], str]] = {
     "a question": (_chat("The word is cucumber.", "Fine."), "cucumber"),
     "the last question": (_chat("one", "two", "three zebras run"), "three zebras"),
     "a system message": (_chat("Hi.", "Hello.", system="You like sour plums."), "sour plums"),
+    "thoughts": (_chat("Is a pear good?", "<think>A pear, hm.</think>Yes, it is."), "pear"),
+    "earlier thoughts": (_chat("Is a fig good?", "<think>A fig, hm.</think>Yes.", "And a pear?"), "fig"),
+    "behind thoughts": (_chat("Which fruit?", "<think>Let me see.</think>A plum."), "plum"),
     "other scripts": (_chat("日本語で答えて。", "猫は🐈です。naïve"), "猫は🐈です"),
     "lines": (_chat("Write a poem.", "first line\n\nsecond  line\n\tthird"), "line\n\nsecond  line"),
 }

@@ -179,6 +179,10 @@ class Desk:
         except PairsError as error:
             raise Refused(str(error)) from error
 
+    def own_text(self) -> str:
+        """The product's rendering of a question."""
+        return self.renderer.chat_text(RENDERINGS["one question"][0])
+
     def check_plain(self, case: str) -> None:
         """The same for a plain text."""
         text, target = PLAIN[case]

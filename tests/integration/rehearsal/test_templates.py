@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.integration.rehearsal import page
 from tests.integration.rehearsal.conversations import RENDERINGS, TARGETS
 from tests.integration.rehearsal.families import SENTENCEPIECE, family
 from tests.integration.rehearsal.rendering import Desk, names
@@ -53,3 +54,8 @@ def test_thinking(desk: Desk) -> None:
 @each_template
 def test_dates(desk: Desk) -> None:
     desk.check_date()
+
+
+@each_template
+def test_the_page_is_current(desk: Desk) -> None:
+    assert page.template_row(desk) in page.PAGE.read_text("utf-8").splitlines(), "make docs"

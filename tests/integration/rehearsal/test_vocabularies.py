@@ -9,6 +9,7 @@ import pytest
 
 from steermoe_local.errors import PairsError
 from steermoe_local.pairs.pairs import Message
+from tests.integration.rehearsal import page
 from tests.integration.rehearsal.archive import tokenized, vocabularies
 from tests.integration.rehearsal.conversations import PLAIN, TARGETS
 from tests.integration.rehearsal.families import REFUSED
@@ -77,3 +78,8 @@ def test_a_plain_text_that_spells_a_marker(chatml: Desk) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str, tmp_path: Path) -> None:
     check_refused(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", list(vocabularies()))
+def test_the_page_is_current(name: str) -> None:
+    assert page.vocabulary_row(name) in page.PAGE.read_text("utf-8").splitlines(), "make docs"
