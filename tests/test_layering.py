@@ -75,7 +75,7 @@ RESERVED = {
     "llama_cpp": {"llama", "server"},
     "ctypes": {"llama", "detection"},
     "gguf": {"model_files", "steering"},
-    "psutil": {"model_files"},
+    "psutil": {"llama", "model_files"},
     "platformdirs": {"models", "cli"},
     "click": {"cli"},
     "matplotlib": {"maps", "evaluation"},

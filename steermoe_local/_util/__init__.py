@@ -1,5 +1,5 @@
-"""Files, records of foreign data sets and `.npz` archives: helpers that know nothing of the domain.
+"""Files and their kinds, records of foreign data sets, `.npz` archives, control groups: helpers below all stages.
 
 Imports: errors.
-Public: `files`, `npz`, `package`, `records`.
+Public: `control_groups`, `file_kinds`, `files`, `npz`, `package`, `records`.
 """

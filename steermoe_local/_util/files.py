@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, UsageError
-
-StrPath = str | os.PathLike[str]
+from .file_kinds import StrPath as StrPath
+from .file_kinds import refuse_pointer
 
 
 @contextlib.contextmanager
@@ -68,10 +68,12 @@ def read_bytes(path: StrPath, what: str, limit: int) -> bytes:
     try:
         with open(path, "rb") as file:
             data = file.read(limit + 1)
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be read as {what}: {error.strerror or error}; check the path") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that the system cannot have
+        reason = getattr(error, "strerror", None) or error
+        raise FormatError(f"{path}: cannot be read as {what}: {reason}; check the path") from error
     if len(data) > limit:
         raise FormatError(f"{path}: larger than {limit >> 20} MiB, so it is not {what}; check the path")
+    refuse_pointer(data, path)
     return data
 
 

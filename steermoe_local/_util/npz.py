@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import FormatError, SteerMoEError
-from .files import StrPath
+from .file_kinds import FileKind, StrPath, require_kind
 
 _MAX_BYTES = 1 << 30  # of a member
 _MAX_TEXT_BYTES = 1 << 28
@@ -65,11 +65,12 @@ class Archive:
 
 
 @contextlib.contextmanager
-def opened(path: StrPath, what: str, again: str) -> Iterator[Archive]:
+def opened(path: StrPath, what: str, again: str, kind: FileKind) -> Iterator[Archive]:
     """Open an archive; errors of zipfile and NumPy in the block become FormatError.
 
-    `what` names the kind of file in messages, `again` is the cure.
+    `what` names the kind of file in messages, `again` is the cure. A file of another kind than `kind` is refused.
     """
+    require_kind(path, what, kind)
     try:
         with Path(path).open("rb") as file:
             source = file if file.seekable() else io.BytesIO(file.read(_MAX_BYTES))

@@ -16,10 +16,11 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from ..errors import FormatError, PairsError
-from .files import StrPath, listed
+from .file_kinds import DATA, StrPath, refuse_pointer, require_kind
+from .files import listed
 
 Row = dict[str, Any]
 
@@ -27,6 +28,9 @@ DELIMITERS = (",", "\t", ";", "|")
 
 _MAX_LINE = 64 << 20  # bytes of a row
 _MAX_DOCUMENT = 256 << 20  # bytes of a JSON file that has to be read as a whole
+_WORDS = dict.fromkeys(("true", "yes", "1", "1.0", "t", "y"), True) | dict.fromkeys(
+    ("false", "no", "0", "0.0", "f", "n"), False
+)
 _BATCH = 1024  # rows of a Parquet file in memory at a time
 _COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open, b"BZh": bz2.open}
 _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
@@ -54,28 +58,66 @@ def csv_rows(path: Path, columns: Sequence[str], delimiter: str | None = None) -
     without a byte order mark. A row with another number of cells is yielded as {}. Raises PairsError.
     """
     with opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-        read = csv_header(text.readline(_MAX_LINE), path, delimiter)
-        for choice, names in read.items():
-            if not set(columns) <= set(names):
-                continue
-            for name in columns:
-                if names.count(name) > 1:
-                    raise PairsError(f"{path}: the column {name!r} stands twice in the header; rename one")
-            reader = csv.reader(text, delimiter=choice)
-            try:
-                for cells in reader:
-                    if cells:
-                        yield dict(zip(names, cells, strict=True)) if len(cells) == len(names) else {}
-            except csv.Error as error:
-                raise PairsError(f"{path}:{reader.line_num + 1}: not CSV ({error}); check the quotes") from None
-            return
-        names = max(read.values(), key=len)
-        missing = ", ".join(repr(name) for name in columns if name not in names)
-        raise PairsError(f"{path}: no column {missing or columns}; its columns are {_names(names)}")
+        for _, row in csv_table(text, path, columns, delimiter):
+            yield row
 
 
-def csv_header(line: str, path: Path, delimiter: str | None = None) -> dict[str, list[str]]:
+def csv_table(
+    text: TextIO, path: StrPath, columns: Sequence[str], delimiter: str | None = None
+) -> Iterator[tuple[int, Row]]:
+    """(line, row) of each row of an open CSV text, as of `csv_rows`; lines count from 1, and the header is the first.
+
+    Raises PairsError, which begins with `path`.
+    """
+    read = csv_header(text.readline(_MAX_LINE), path, delimiter)
+    for choice, names in read.items():
+        if not set(columns) <= set(names):
+            continue
+        for name in columns:
+            if names.count(name) > 1:
+                raise PairsError(f"{path}: the column {name!r} stands twice in the header; rename one")
+        for line, cells in _csv_cells(text, path, choice):
+            yield line, dict(zip(names, cells, strict=True)) if len(cells) == len(names) else {}
+        return
+    names = max(read.values(), key=len)
+    missing = ", ".join(repr(name) for name in columns if name not in names)
+    raise PairsError(f"{path}: no column {missing or columns}; its columns are {_names(names)}")
+
+
+def _csv_cells(text: TextIO, path: StrPath, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) of the rows below the header that are not blank. Raises PairsError."""
+    _lift_csv_limit()
+    raw: list[str] = []  # the lines of the present row
+
+    def noted() -> Iterator[str]:
+        for line in text:
+            raw.append(line)
+            yield line
+
+    reader = csv.reader(noted(), delimiter=delimiter)
+    begin, last = 2, (2, [""])
+    try:
+        for cells in reader:
+            if cells:
+                yield begin, cells
+            begin, last, raw[:] = reader.line_num + 2, (begin, raw[:]), []
+    except csv.Error as error:
+        raise PairsError(f"{path}:{begin}: not CSV ({error}); check the quotes") from None
+    try:  # csv takes the end of the file as the end of an open quote, unless it is strict
+        list(csv.reader(last[1], delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        if "end of data" in str(error):
+            raise PairsError(f"{path}:{last[0]}: a quote is opened and never closed; check the quotes") from None
+
+
+def _lift_csv_limit() -> None:
+    """Let a cell be as long as a document may; Python's limit of 128 KiB is one number for the whole process."""
+    csv.field_size_limit(max(csv.field_size_limit(), _MAX_DOCUMENT))
+
+
+def csv_header(line: str, path: StrPath, delimiter: str | None = None) -> dict[str, list[str]]:
     """The cells of a header line by each delimiter (or the given one alone). Raises PairsError."""
+    _lift_csv_limit()
     try:
         choices = [delimiter] if delimiter else DELIMITERS
         return {choice: next(csv.reader([line], delimiter=choice), []) for choice in choices}
@@ -93,6 +135,8 @@ def lines(
     """
     # lines as bytes: str.splitlines would cut at U+2028, which JSON allows in a string
     for number, raw in enumerate(iter(lambda: file.readline(limit + 1), b""), first):
+        if number == 1:
+            refuse_pointer(raw, name, error)
         if len(raw) > limit:
             raise error(f"{name}:{number}: a line of more than {limit >> 20} MiB; check the file")
         data = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
@@ -101,6 +145,13 @@ def lines(
                 yield number, data.decode("utf-8")
         except UnicodeDecodeError:
             raise error(f"{name}:{number}: not UTF-8; save the file as UTF-8") from None
+
+
+def truth(value: Any) -> bool | None:
+    """Whether a value means true or false: JSON's, 0 and 1, and the usual words for them; None for any other."""
+    if isinstance(value, str):
+        return _WORDS.get(value.strip().lower())
+    return bool(value) if isinstance(value, (bool, int, float)) and value in (0, 1) else None
 
 
 def clean_text(value: Any) -> str | None:
@@ -124,6 +175,7 @@ def only_text(value: Any) -> str | None:
 @contextmanager
 def opened(path: Path) -> Iterator[io.BufferedReader]:
     """Open a file and decompress it; errors of reading inside the block become PairsErrors."""
+    require_kind(path, "data", *DATA, error=PairsError)
     try:
         with open(path, "rb") as plain:
             start = plain.peek(6)[:6]

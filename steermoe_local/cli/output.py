@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import re
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,23 +19,41 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from .._util.file_kinds import StrPath
+
 if TYPE_CHECKING:
     from ..evaluation.reports.document import Table as ReportTable
 
 # Pictures of control characters: a text of somebody else's file must not move the cursor of a terminal.
 _VISIBLE = {code: 0x2400 + code for code in range(32)} | {127: 0x2421} | dict.fromkeys(range(128, 160), 65533)
+_VISIBLE |= dict.fromkeys(range(0xD800, 0xE000), 65533)  # bytes of a name that are not UTF-8
 _VISIBLE_LINES = {code: picture for code, picture in _VISIBLE.items() if code != 10}
+
+# what differs between messages of one kind: texts in quotes (as repr writes them), numbers
+_VALUES = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d[\d,.]*")
 
 
 def say(text: str) -> None:
     """Print a message on stderr."""
-    click.echo(text, err=True)
+    click.echo(visible(text, lines=True), err=True)
 
 
 def warn(*warnings: str) -> None:
     """Print warnings on stderr, a line each."""
     for warning in warnings:
-        say(f"warning: {warning}")
+        say(f"warning: {visible(warning)}")
+
+
+def say_written(*paths: StrPath, before: str = "") -> None:
+    """Print on stdout which files were written, below the text `before`."""
+    click.echo(f"{before}written: {visible(', '.join(map(str, paths)))}")
+
+
+def settle_streams() -> None:
+    """Let stdout and stderr show a character that their encoding does not have as an escape, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class _PromptWarnings(logging.Handler):
@@ -67,8 +89,9 @@ def visible(text: str, *, lines: bool = False) -> str:
 
 
 def print_json(data: Any) -> None:
-    """Print one JSON document to stdout."""
-    click.echo(json.dumps(data, ensure_ascii=False, indent=1, default=str))
+    """Print one JSON document to stdout, in ASCII where that is not UTF-8."""
+    unicode = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
+    click.echo(json.dumps(data, ensure_ascii=not unicode, indent=1, default=str))
 
 
 def console(stderr: bool = False) -> Console:
@@ -112,13 +135,18 @@ def print_left_out(skipped: Mapping[str, int]) -> None:
 
 @contextmanager
 def progress_bar(*, hidden: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield show(what, done, total), a bar on stderr if that is a terminal, else nothing."""
+    """Yield show(what, done, total): a bar on stderr if that is a terminal, else a line now and then."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    disable = hidden or not sys.stderr.isatty()
-    with Progress(*columns, console=console(stderr=True), transient=True, disable=disable) as bar:
+    terminal = sys.stderr.isatty()
+    with Progress(*columns, console=console(stderr=True), transient=True, disable=hidden or not terminal) as bar:
         tasks: dict[str, Any] = {}
+        lines = ProgressLines()
 
         def show(what: str, done: int, total: int) -> None:
+            if hidden or not terminal:
+                if not hidden:
+                    lines.show(what, done, total)
+                return
             if what not in tasks:
                 for task in tasks.values():
                     bar.update(task, visible=False)
@@ -126,3 +154,70 @@ def progress_bar(*, hidden: bool = False) -> Iterator[Callable[[str, int, int], 
             bar.update(tasks[what], completed=done, total=total)
 
         yield show
+
+
+class ProgressLines:
+    """Progress on a stderr that is no terminal: a line after `first` seconds of a work, then one every `every` seconds.
+
+    A line has what is done, how fast and how long the rest takes at that speed. Work that is done sooner has none.
+    """
+
+    def __init__(
+        self, *, first: float = 10.0, every: float = 60.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._first, self._every, self._clock = first, every, clock
+        self._what: str | None = None
+        self._start = self._next = 0.0
+        self._done = 0
+
+    def show(self, what: str, done: int, total: int, rate: str = "") -> None:
+        """Count `done` of `total`; `rate` replaces the speed that is computed from them, like "500 tokens/s"."""
+        now = self._clock()
+        if what != self._what:  # what an earlier process did, or what came with the first batch, tells no speed
+            self._what, self._start, self._done, self._next = what, now, done, now + self._first
+        elif now >= self._next and done < total:
+            self._next = now + self._every
+            speed = (done - self._done) / (now - self._start)
+            left = f", about {_duration((total - done) / speed)} left" if speed else ""
+            share = f" ({100 * done // total}%)" if total else ""
+            say(f"{what}: {done:,} of {total:,}{share}, {rate or _speed(speed)}{left}")
+
+
+def _speed(per_second: float) -> str:
+    for unit, seconds in (("s", 1), ("min", 60), ("h", 3600)):
+        if per_second * seconds >= 1 or unit == "h":
+            break
+    return f"{per_second * seconds:,.1f}/{unit}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
+
+
+class SummedLines:
+    """Messages of which many may be alike: the first `shown` of a kind are printed, the others counted.
+
+    Two messages are of one kind if they differ only in what stands in quotes, and in numbers.
+    """
+
+    def __init__(self, say: Callable[[str], None], *, shown: int = 3) -> None:
+        self._say, self._shown = say, shown
+        self._seen: Counter[str] = Counter()
+
+    def add(self, line: str, reason: str) -> None:
+        """Print `line`, unless there were `shown` lines with a reason of the same kind before it."""
+        kind = _VALUES.sub("…", reason)
+        self._seen[kind] += 1
+        if self._seen[kind] <= self._shown:
+            self._say(line)
+        elif self._seen[kind] == self._shown + 1:
+            self._say("further ones of this kind are counted")
+
+    def close(self) -> None:
+        """Print how many messages of each kind there were, if not all were printed."""
+        for kind, n in self._seen.most_common():
+            if n > self._shown:
+                self._say(f"{n:,} in all: {kind}")
+        self._seen.clear()

@@ -12,7 +12,8 @@ import click
 
 from ..errors import SteerMoEError, UsageError
 from .options import settings
-from .output import prompt_warnings
+from .options.system_text import locale_cure, require_text
+from .output import prompt_warnings, say, settle_streams, visible
 
 _DID_YOU_MEAN = re.compile(r"\.? \(?Did you mean (?:one of: )?(.*?)\?\)?$")
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -29,11 +30,17 @@ class SteerMoEGroup(click.Group):
     ) -> click.Context:
         """Give every option its environment variables before anything is read."""
         if parent is None:
+            settle_streams()
             settings.name_variables(self)
         if extra.get("resilient_parsing"):  # click completes for a shell
             from .options import completion
 
             completion.attach(self)
+        elif parent is None:
+            try:
+                require_text(args, os.environ)
+            except UsageError as error:
+                _fail(str(error), EXIT_USAGE)
         try:
             return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
@@ -69,6 +76,11 @@ class SteerMoEGroup(click.Group):
             _drop_stdout()
             where = error.filename or "the output or a file"
             _fail(f"{where}: {error.strerror or error}; check the path, and the room on the disk", EXIT_ERROR)
+        except (
+            UnicodeEncodeError
+        ) as error:  # a name in a file, or a folder's, in a locale that does not have its letters
+            what = f"{error.object[error.start : error.end]!r} in a name or text cannot be written as"
+            _fail(f"{what} {locale_cure() or f'{error.encoding}; rename the file or folder'}", EXIT_ERROR)
         except MemoryError:
             _fail("out of memory; close other programs, or take a smaller model or context (-c)", EXIT_ERROR)
         except (KeyboardInterrupt, click.Abort):
@@ -101,5 +113,5 @@ def _fail_by_click(error: click.ClickException) -> NoReturn:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    click.echo(f"error: {message}", err=True)
+    say(f"error: {visible(message)}")
     sys.exit(status)

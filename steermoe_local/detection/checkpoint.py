@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util import npz
+from .._util.file_kinds import CHECKPOINT
 from .._util.files import StrPath, parse_json, replacing, require_writable
 from ..errors import FormatError, UsageError
 from ..llama.template_date import other_date
@@ -91,7 +92,7 @@ class CheckpointFile:
 
         Raises UsageError, which names the first of `settings` that was another one, and FormatError.
         """
-        with npz.opened(self.path, _WHAT, _AGAIN) as archive:
+        with npz.opened(self.path, _WHAT, _AGAIN, CHECKPOINT) as archive:
             meta = _read_meta(archive.text("meta"), self.path)
             lacks = set(may_lack) - set(meta["settings"])
             _require_same(meta["settings"], {n: v for n, v in settings.items() if n not in lacks}, self.path)

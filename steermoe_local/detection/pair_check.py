@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .._util.file_kinds import PAIRS, require_kind
 from .._util.files import StrPath, parse_json
 from ..errors import PairsError
 from ..llama.rendering import LocatedTarget, Renderer, vocabulary
@@ -124,6 +125,7 @@ def candidates(path: StrPath) -> Iterator[Pair | tuple[str, str]]:
 
 
 def _lines(path: StrPath) -> Iterator[bytes]:
+    require_kind(path, "a pairs file", PAIRS, error=PairsError)
     try:
         with open(path, "rb") as file:
             yield from iter(lambda: file.readline(_MAX_LINE + 1), b"")

@@ -62,6 +62,7 @@ class RecordingOptions:
             it does between any two batch sizes. Models with recurrent layers never share.
         shard: (i, n): only pairs i, i + n, i + 2n, ... of the file, counted from 1.
         verbose: let llama.cpp log to stderr.
+        repack: as in `SteeredLlama`, for a model that is given by its path.
 
     Raises UsageError for values outside their ranges.
     """
@@ -81,6 +82,7 @@ class RecordingOptions:
     share_prefixes: bool = True
     shard: tuple[int, int] = (1, 1)
     verbose: bool = False
+    repack: bool = True
 
     def __post_init__(self) -> None:
         if self.n_batch < 1 or self.n_ubatch < 1 or self.n_ctx < 0:
@@ -301,7 +303,8 @@ def _llama_model(model: Any, options: RecordingOptions) -> Iterator[Any]:
         yield model._model
         return
     n_gpu_layers = 0x7FFFFFFF if options.n_gpu_layers == -1 else options.n_gpu_layers
-    with open_model(model, verbose=options.verbose, n_gpu_layers=n_gpu_layers) as opened:
+    placed = {"n_gpu_layers": n_gpu_layers, "use_extra_bufts": options.repack}
+    with open_model(model, verbose=options.verbose, **placed) as opened:
         yield opened
 
 

@@ -82,12 +82,14 @@ class Chat:
         `date` is for templates that print one (None: that of today, which the whole conversation keeps); `steering` is
         what to begin with.
 
-        Raises ModelError (no chat template), UsageError (all slots taken), and what `steer` raises.
+        Raises ModelError (no chat template, or one that cannot be read), UsageError (all slots taken), and what `steer`
+        raises.
         """
         self._engine = engine
         self._template: dict[str, Any] = {"thinking": thinking, "template_arguments": template_arguments}
         self._renderer = engine.renderer.configured(**self._template, date=date)
         self._renderer.require_template()
+        self._renderer.check_template()
         self.system = system
         self.sampling = sampling or Sampling()
         self.max_tokens = max_tokens

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .._util.file_kinds import CHAT, require_kind
 from .._util.files import StrPath, parse_json, read_bytes, replacing, timestamp, tool_name
 from ..errors import FormatError, UsageError
 from ..identity import ModelIdentity
@@ -113,15 +114,21 @@ class ChatState:
 
 def write_chat(state: ChatState, path: StrPath) -> None:
     """Write a conversation. Raises UsageError when the file cannot be written."""
-    text = json.dumps(state.to_dict(), ensure_ascii=False, indent=1, allow_nan=False)
+    text = json.dumps(state.to_dict(), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError:
+        cure = "start the chat in a folder whose name is"
+        raise UsageError(f"{path}: cannot be written: the path of its map or bias is not UTF-8; {cure}") from None
     with replacing(path) as temporary:
-        temporary.write_bytes((text + "\n").encode("utf-8"))
+        temporary.write_bytes(data)
 
 
 def read_chat(path: StrPath) -> ChatState:
     """Read and check a conversation. Raises FormatError, which names the file and the field."""
     if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
         raise FormatError(f"{path}: not a file; check the path")
+    require_kind(path, "a saved chat", CHAT)
     try:
         data = parse_json(read_bytes(path, "a saved chat", _MAX_BYTES).decode("utf-8"))
     except ValueError as error:

@@ -76,7 +76,8 @@ class Request:
     are left out of it. `n_probs`: how many of the likeliest tokens are named with their log probabilities, the drawn
     token's besides; None: no log probabilities. `prompt_probs`: the same for the prompt's tokens from index
     `prompt_from` on; what the slot holds is used for those before them alone. `special`: control tokens are part of the
-    text. `slot`: a slot of the caller's own (`Engine.slot`); None: the engine takes one.
+    text. `slot`: a slot of the caller's own (`Engine.slot`); None: the engine takes one. Without `reuse` the whole
+    prompt is computed, whatever the slot holds.
     """
 
     tokens: Sequence[int]
@@ -89,6 +90,7 @@ class Request:
     prompt_probs: int | None = None
     prompt_from: int = 0
     slot: Slot | None = None
+    reuse: bool = True
 
 
 Event = TokenEvent | FinishEvent
@@ -189,7 +191,8 @@ class RequestState:
         self._start = time.perf_counter()
         self._sampler = self._sampler or self._new_sampler()
         slot.attach(self.bias)
-        slot.keep_common(self.wanted, self._first_scored if self._scores_prompt else self._n_prompt - 1)
+        most = self._first_scored if self._scores_prompt else self._n_prompt - 1
+        slot.keep_common(self.wanted, most if self.request.reuse else 0)
         self._counts_before = self._context.counts(slot.index)
         self._n_cached = len(slot.tokens)
         self.begun = True

@@ -27,6 +27,7 @@ Span = tuple[int, int]
 
 _SPACES = b" \t\n\v\f\r"  # C's isspace
 _ESCAPED = "\u2581".encode()
+_OWN_BLANK = b"\xff"  # a U+2581 of the text, which is a blank to the tokenizer, but no white space; in no UTF-8 text
 _SHOWN = 16
 
 
@@ -71,7 +72,7 @@ class Aligner:
             if not any(_ESCAPED in data for data in (text, *(piece.data for piece in pieces))):
                 raise
         unescaped = [replace(piece, data=piece.data.replace(_ESCAPED, b" ")) for piece in pieces]
-        spans = self._walk(text.replace(_ESCAPED, b" "), unescaped, add_special)
+        spans = self._walk(text.replace(_ESCAPED, _OWN_BLANK), unescaped, add_special)
         parts = text.split(_ESCAPED)
         starts = [0]  # in the text, of each byte of the unescaped one
         for part in parts:
@@ -109,11 +110,11 @@ class Aligner:
 
     def _special_start(self, text: bytes, at: int, piece: _Piece, stripped: bool) -> int:
         """Where the text has the special token, at `at` or behind swallowed white space; -1: not there."""
-        if text.startswith(piece.data, at):
+        if _has(text, piece.data, at):
             return at
         if stripped or piece.strips_left or self._is_unigram:
             start = _behind_spaces(text, at)
-            if text.startswith(piece.data, start):
+            if _has(text, piece.data, start):
                 return start
         return -1
 
@@ -123,7 +124,7 @@ class Aligner:
         if self._is_unigram:
             for index, word in enumerate(data.split(b" ")):
                 start = _behind_spaces(text, at) if index else at
-                if piece.unknown or not text.startswith(word, start):
+                if piece.unknown or not _has(text, word, start):
                     return -1
                 at = start + len(word)
             return at
@@ -133,7 +134,7 @@ class Aligner:
             if not data.startswith(b" "):
                 return -1
             data = data[1:]
-        return at + len(data) if text.startswith(data, at) else -1
+        return at + len(data) if _has(text, data, at) else -1
 
     def _piece(self, token: int) -> _Piece:
         lib = capi.llama_cpp()
@@ -175,6 +176,14 @@ def tokens_in_span(spans: Sequence[Span], start: int, end: int) -> list[int]:
     return [index for index, (first, last) in enumerate(spans) if first < last and first < end and last > start]
 
 
+def _has(text: bytes, data: bytes, at: int) -> bool:
+    """Does the text have the bytes there?"""
+    if text.startswith(data, at):
+        return True
+    there = text[at : at + len(data)]
+    return _OWN_BLANK in there and there.replace(_OWN_BLANK, b" ") == data
+
+
 def _behind_spaces(text: bytes, at: int) -> int:
     while at < len(text) and text[at] in _SPACES:
         at += 1
@@ -182,7 +191,7 @@ def _behind_spaces(text: bytes, at: int) -> int:
 
 
 def _changed(text: bytes, at: int, data: bytes) -> PairsError:
-    there = text[at:].decode("utf-8", "replace")[:_SHOWN] or "its end"
+    there = text[at:].replace(_OWN_BLANK, _ESCAPED).decode("utf-8", "replace")[:_SHOWN] or "its end"
     instead = data.decode("utf-8", "replace")
     what = f"reads {instead!r} instead" if instead else "leaves it out"
     return PairsError(

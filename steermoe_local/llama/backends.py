@@ -147,9 +147,9 @@ def add_rpc_servers(servers: Sequence[str]) -> None:
         raise NativeError(
             "this library was built without RPC; build it with CMAKE_ARGS=-DGGML_RPC=on pip install . (docs: backends)"
         )
-    lookup = _function("ggml_backend_reg_get_proc_address", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
-    by_name = _function("ggml_backend_reg_by_name", ctypes.c_void_p, ctypes.c_char_p)
-    register = _function("ggml_backend_register", None, ctypes.c_void_p)
+    lookup = function("ggml_backend_reg_get_proc_address", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
+    by_name = function("ggml_backend_reg_by_name", ctypes.c_void_p, ctypes.c_char_p)
+    register = function("ggml_backend_register", None, ctypes.c_void_p)
     add = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)(lookup(by_name(b"RPC"), b"ggml_backend_rpc_add_server"))
     for host, port in addresses:
         endpoint = f"{host}:{port}"
@@ -211,7 +211,7 @@ def _greet(host: str, port: int, known: bool = False) -> None:
 
 
 @cache
-def _function(name: str, result: Any, *arguments: Any) -> Any:
+def function(name: str, result: Any, *arguments: Any) -> Any:
     """Look up a function of libllama or of a library that it links to."""
     for library in _libraries():
         if hasattr(library, name):
@@ -225,31 +225,32 @@ def _function(name: str, result: Any, *arguments: Any) -> Any:
 def _libraries() -> list[Any]:
     libraries = [llama_cpp().llama_cpp._lib]
     if sys.platform == "win32":  # a DLL does not export the functions of the DLLs that it links to
-        libraries += [ctypes.CDLL(str(library_folder() / name)) for name in ("ggml.dll", "ggml-base.dll")]
+        names = ("ggml.dll", "ggml-base.dll", "ggml-cpu.dll")
+        libraries += [ctypes.CDLL(str(path)) for path in map(library_folder().joinpath, names) if path.exists()]
     return libraries
 
 
 def _every_device(rpc_servers: Sequence[str]) -> Iterator[Any]:
     """Devices of this machine and of the given servers. Asking a server that is gone can end the process."""
-    count = _function("ggml_backend_dev_count", ctypes.c_size_t)
-    get = _function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    count = function("ggml_backend_dev_count", ctypes.c_size_t)
+    get = function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
     for device in map(get, range(count())):
         if not _is_rpc(device) or _text("ggml_backend_dev_description", device) in rpc_servers:
             yield device
 
 
 def _is_rpc(device: Any) -> bool:
-    registry = _function("ggml_backend_dev_backend_reg", ctypes.c_void_p, ctypes.c_void_p)(device)
+    registry = function("ggml_backend_dev_backend_reg", ctypes.c_void_p, ctypes.c_void_p)(device)
     return _text("ggml_backend_reg_name", registry) == "RPC"
 
 
-def _text(function: str, handle: Any) -> str:
-    text: bytes = _function(function, ctypes.c_char_p, ctypes.c_void_p)(handle)
+def _text(name: str, handle: Any) -> str:
+    text: bytes = function(name, ctypes.c_char_p, ctypes.c_void_p)(handle)
     return text.decode()
 
 
 def _kind(device: Any) -> int:
-    return int(_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)(device))
+    return int(function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)(device))
 
 
 def _devices(rpc_servers: Sequence[str]) -> dict[str, Any]:
@@ -266,7 +267,7 @@ def _all_of(devices: Mapping[str, Any]) -> list[Any]:
 
 
 def _buffer_types(rpc_servers: Sequence[str]) -> dict[str, Any]:
-    of = _function("ggml_backend_dev_buffer_type", ctypes.c_void_p, ctypes.c_void_p)
+    of = function("ggml_backend_dev_buffer_type", ctypes.c_void_p, ctypes.c_void_p)
     return {_text("ggml_backend_buft_name", buft): buft for buft in map(of, _every_device(rpc_servers)) if buft}
 
 

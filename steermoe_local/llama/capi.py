@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from ..errors import FormatError, ModelError, ModelMismatchError, NativeError, SteerMoEError
 from ..model_files.splits import why_not_loaded
+from .cpu import default_threads
 from .library import llama_cpp, take_log_error
 
 __all__ = [
@@ -216,13 +217,16 @@ def loading(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def parallel_context_params(n_ctx: int, n_batch: int, n_seq_max: int, n_threads: int | None) -> Any:
-    """`llama_context_params` for up to `n_seq_max` sequences that share `n_ctx` tokens; n_threads None: all cores."""
+    """`llama_context_params` for up to `n_seq_max` sequences that share `n_ctx` tokens.
+
+    n_threads None: all physical cores.
+    """
     params = llama_cpp().llama_context_default_params()
     params.n_ctx = n_ctx
     params.n_batch = params.n_ubatch = n_batch
     params.n_seq_max = n_seq_max
     params.kv_unified = True
-    params.n_threads = params.n_threads_batch = n_threads or os.cpu_count() or 1
+    params.n_threads = params.n_threads_batch = n_threads or default_threads()
     params.flash_attn_type = 0
     params.no_perf = True
     return params

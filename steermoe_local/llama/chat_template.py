@@ -230,15 +230,27 @@ def template_problem(source: str) -> str | None:
 
 
 @functools.lru_cache(maxsize=64)
+def template_names(source: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Variables that a template reads and does not set, and the attributes and keys that it reads of any value.
+
+    None of either for a template that cannot be read.
+    """
+    try:
+        tree = _environment().parse(source)
+        variables = frozenset(meta.find_undeclared_variables(tree))
+    except Exception:  # whoever renders it reports the error
+        return frozenset(), frozenset()
+    fields: set[Any] = {node.attr for node in tree.find_all(nodes.Getattr)}
+    fields |= {node.arg.value for node in tree.find_all(nodes.Getitem) if isinstance(node.arg, nodes.Const)}
+    return variables, frozenset(field for field in fields if isinstance(field, str))
+
+
 def template_variables(source: str) -> frozenset[str]:
     """Variables that a template reads and does not set; none for one that cannot be read."""
-    try:
-        return frozenset(meta.find_undeclared_variables(_environment().parse(source)))
-    except Exception:  # whoever renders it reports the error
-        return frozenset()
+    return template_names(source)[0]
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=128)
 def _guarded(source: str) -> frozenset[str]:
     """Variables that a template can do without: it asks whether they are defined, or gives them a default."""
     tree = _environment().parse(source)

@@ -35,7 +35,7 @@ def library_folder() -> Path:
 
     STEERMOE_LIB_PATH names another folder, for example of a build with other backends.
     """
-    if named := os.environ.get("STEERMOE_LIB_PATH"):
+    if named := os.path.expanduser(os.environ.get("STEERMOE_LIB_PATH", "")):
         return Path(named)
     beside = PACKAGE / "lib"
     if beside.is_dir():

@@ -253,18 +253,18 @@ def _loss(render: Render, messages: Messages, text: str, index: int) -> Loss | N
     if begin >= end:
         return None
     whole: bool | None = None
-    for part in (4, 0, 8, 1, 2, 3, 5, 6, 7):  # in eighths
-        mark = (index, begin + (end - begin) * part // 8)
+    length = end - begin
+    offsets = [length * part // 8 for part in (4, 0, 8, 1, 2, 3, 5, 6, 7)]
+    for offset in dict.fromkeys((*offsets, length - 1, min(1, length))):
+        mark = (index, begin + offset)
         found = _positions(render, messages, text, [mark])
         if found is None:
             continue
         at = found[0]
-        if at is None:
-            whole = whole is None or whole
-        elif _is_there(messages, text, mark, at):
+        if at is not None and _is_there(messages, text, mark, at):
             return None
-        else:
-            whole = False
+        has_part = at is not None and 0 < offset < length  # beside a mark at an edge no text need be
+        whole = not has_part and whole is not False
     if whole is None:  # no mark can be rendered without other changes
         return None if content.strip() in text else Loss(index, str(messages[index].get("role")), True)
     return Loss(index, str(messages[index].get("role")), whole)

@@ -41,6 +41,7 @@ TAGS = (
     Tags("<think>", "</think>", "<response>", "</response>", where="</think>[^<]{0,120}<response>"),  # ERNIE, Granite
     Tags("<think>", "</think>"),  # Qwen3, DeepSeek, GLM, MiniMax-M2, ...
     Tags("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]", answer_closing="[END FINAL RESPONSE]"),  # Apriel
+    Tags("Here is my thought process:", "Here is my response:"),  # Granite 3.2
     Tags("<thinking>", "</thinking>"),
     Tags("<thought>", "</thought>"),  # EXAONE Deep
     Tags("<seed:think>", "</seed:think>"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 from ..errors import ModelError, PairsError, UsageError
 from ..pairs.pairs import Message, Side, last_exact_run
-from . import capi
+from . import capi, prefill
 from .aligning import Aligner, tokens_in_span
 from .chat_template import ChatTemplate, one_line, template_variables
 from .loaded_model import open_model
@@ -125,7 +126,6 @@ class Renderer:
         """Gives the text of a side's messages. Raises PairsError, as does what it returns."""
         if not self.has_template:
             raise PairsError("the model has no chat template; write the pairs' sides as plain texts")
-        self.check_template()
 
         def render(messages: list[dict[str, Any]]) -> str:
             try:
@@ -136,13 +136,30 @@ class Renderer:
         return render
 
     def render(self, prompt: str | Sequence[Message]) -> RenderedPrompt:
-        """A text that is continued as it is, or a conversation that is answered.
+        """A text that is continued as it is, or a conversation that is answered; the assistant's message at its end,
+        if it ends so, is continued.
 
         Raises ModelError (no template), UsageError (the template refuses the messages).
         """
         if isinstance(prompt, str):
             return RenderedPrompt(prompt, self.tokenize(prompt, add_special=True), add_special=True)
-        return self.rendered(self.chat_text([message.to_dict() for message in prompt]))
+        messages = [message.to_dict() for message in prompt]
+        if not messages or messages[-1]["role"] != "assistant":
+            return self.rendered(self.chat_text(messages))
+        last = messages.pop()
+        return self.continued(self.chat_text(messages), last.get("reasoning_content") or "", last["content"])
+
+    def continued(self, text: str, reasoning: str, content: str, *, in_answer: bool = False) -> RenderedPrompt:
+        """A conversation whose text `chat_text` made, and the beginning of its answer, to be continued (`prefill`).
+
+        Raises UsageError for reasoning alone if its markers are not known.
+        """
+        style = reasoning_style(self.template, text)
+        text, prefix = prefill.continued(text, style, reasoning, content, in_answer=in_answer)
+        found = self.rendered(text)
+        if prefix is None or found.style is None:
+            return found
+        return dataclasses.replace(found, style=dataclasses.replace(found.style, prefix=prefix))
 
     def rendered(self, text: str) -> RenderedPrompt:
         """A conversation whose text `chat_text` made, to be answered."""

@@ -71,6 +71,30 @@ class Sampling:
             if math.isnan(bias) or bias == math.inf:
                 raise UsageError(f"logit_bias: {bias} for token {token} is not a number or -inf")
 
+    def chain(self, lib: Any, vocab: Any, n_ctx: int, seed: int) -> tuple[list[Any], int]:
+        """The native samplers behind the logit biases, the last of which draws, and how many tokens they look back."""
+        penalties, n_look_back = self.penalties(lib, vocab, n_ctx)
+        if self.temperature == 0:
+            return [*penalties, lib.llama_sampler_init_greedy()], n_look_back
+        return [
+            *penalties,
+            lib.llama_sampler_init_top_k(self.top_k),
+            lib.llama_sampler_init_top_p(self.top_p, 1),
+            lib.llama_sampler_init_min_p(self.min_p, 1),
+            lib.llama_sampler_init_temp(self.temperature),
+            lib.llama_sampler_init_dist(seed),
+        ], n_look_back
+
+    def penalties(self, lib: Any, vocab: Any, n_ctx: int) -> tuple[list[Any], int]:
+        """The native sampler of the penalties, none if they are off, and how many tokens it looks back."""
+        penalties = (self.repeat_penalty, self.frequency_penalty, self.presence_penalty)
+        # no text is longer than n_ctx, and llama.cpp makes room for all of them
+        last_n = n_ctx if self.repeat_last_n == -1 else min(self.repeat_last_n, n_ctx)
+        if penalties == (1, 0, 0) or not last_n:
+            return [], 0
+        n_vocab = lib.llama_vocab_n_tokens(vocab)
+        return [lib.llama_sampler_init_penalties(n_vocab, last_n, *penalties)], last_n
+
 
 class Sampler:
     """Samples the tokens of one answer. The same seed and the same logits give the same tokens."""
@@ -105,26 +129,9 @@ class Sampler:
         """In the order of llama.cpp's common_sampler_init."""
         samplers = []
         if biases := _biases(lib, vocab, n_vocab, sampling):
-            entries = (lib.llama_logit_bias * len(biases))()
-            for entry, (token, bias) in zip(entries, biases.items(), strict=True):
-                entry.token, entry.bias = token, bias
-            samplers.append(lib.llama_sampler_init_logit_bias(n_vocab, len(biases), entries))
-        penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
-        # no text is longer than n_ctx, and llama.cpp makes room for all of them
-        last_n = n_ctx if sampling.repeat_last_n == -1 else min(sampling.repeat_last_n, n_ctx)
-        self._n_look_back = last_n if penalties != (1, 0, 0) else 0
-        if self._n_look_back:
-            samplers.append(lib.llama_sampler_init_penalties(n_vocab, last_n, *penalties))
-        if sampling.temperature == 0:
-            return [*samplers, lib.llama_sampler_init_greedy()]
-        return [
-            *samplers,
-            lib.llama_sampler_init_top_k(sampling.top_k),
-            lib.llama_sampler_init_top_p(sampling.top_p, 1),
-            lib.llama_sampler_init_min_p(sampling.min_p, 1),
-            lib.llama_sampler_init_temp(sampling.temperature),
-            lib.llama_sampler_init_dist(self.seed),
-        ]
+            samplers.append(bias_sampler(lib, n_vocab, biases))
+        chain, self._n_look_back = sampling.chain(lib, vocab, n_ctx, self.seed)
+        return samplers + chain
 
     def sample(self, logits: Logits) -> int | None:
         """Draw a token by its logits, [n_vocab]; None: no token is allowed, as at the end of a grammar."""
@@ -175,6 +182,14 @@ class Sampler:
     def __del__(self) -> None:
         if hasattr(self, "_grammar"):
             self.close()
+
+
+def bias_sampler(lib: Any, n_vocab: int, biases: Mapping[int, float]) -> Any:
+    """The native sampler that adds `biases`, by token, to the logits."""
+    entries = (lib.llama_logit_bias * len(biases))()
+    for entry, (token, bias) in zip(entries, biases.items(), strict=True):
+        entry.token, entry.bias = token, bias
+    return lib.llama_sampler_init_logit_bias(n_vocab, len(biases), entries)
 
 
 def _biases(lib: Any, vocab: Any, n_vocab: int, sampling: Sampling) -> dict[int, float]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from . import capi
+from .chat_template import template_names
 
 
 @dataclass(frozen=True)
@@ -36,25 +35,10 @@ SWITCHES = (
 )
 
 
-@dataclass(frozen=True)
-class Effort:
-    """A variable that says how much a model thinks, and the values it takes, from little to much; () takes any."""
-
-    variable: str
-    levels: tuple[str, ...] = ()
-    where: str = ""
-
-
-EFFORTS = (
-    Effort("reasoning_effort", ("low", "high"), where="['\"]no_think['\"]"),  # Hy3
-    Effort("reasoning_effort"),
-    Effort("reasoning_strength"),
-    Effort("thinking_effort", ("low", "high", "max")),  # Kimi-K3
-)
+# Variables that say how much a model thinks.
+EFFORTS = ("reasoning_effort", "reasoning_strength", "thinking_effort")
 
 _SCALE = ("minimal", "low", "medium", "high", "xhigh", "max")  # OpenAI's names, and max
-
-E = TypeVar("E", Switch, Effort)
 
 # Fields of an assistant's message that hold reasoning.
 _FIELDS = {"reasoning_content", "reasoning", "thinking", "thoughts"}
@@ -62,58 +46,42 @@ _FIELDS = {"reasoning_content", "reasoning", "thinking", "thoughts"}
 
 def thinking_arguments(template: str, thinking: bool) -> dict[str, Any]:
     """The variables by which a chat template turns thinking on or off; {} when it reads none of those known."""
+    variables, _ = template_names(template)
+    read: set[str] = set()
     arguments = {}
-    for entry in _of_template(template, SWITCHES):
-        value = entry.on if thinking else entry.off
-        if value is not None:
-            arguments[entry.variable] = value
+    for switch in SWITCHES:
+        if switch.variable in variables - read and re.search(switch.where, template):
+            read.add(switch.variable)
+            value = switch.on if thinking else switch.off
+            if value is not None:
+                arguments[switch.variable] = value
     return arguments
 
 
 def effort_arguments(template: str, effort: str) -> dict[str, Any]:
-    """The variables by which a chat template is told how much to think, in the values that it takes.
+    """The variables by which a chat template is told how much to think.
 
-    Of fixed values the one nearest to `effort` is taken, of two the greater one.
+    Of a template that takes certain values alone the one nearest to `effort` is chosen, of two the greater one.
     """
-    return {entry.variable: _nearest(effort, entry.levels) for entry in _of_template(template, EFFORTS)}
+    variables, _ = template_names(template)
+    return {name: _nearest(effort, _levels(template, name)) for name in EFFORTS if name in variables}
 
 
 def mentions_reasoning(template: str) -> bool:
     """Whether a chat template has a switch for thinking, or reads the reasoning of an assistant's message."""
-    variables, fields = _names(template)
-    return bool(_FIELDS & fields or {entry.variable for entry in (*SWITCHES, *EFFORTS)} & variables)
+    variables, fields = template_names(template)
+    return bool(_FIELDS & fields or {*EFFORTS, *(switch.variable for switch in SWITCHES)} & variables)
 
 
-def _of_template(template: str, table: tuple[E, ...]) -> list[E]:
-    variables, _ = _names(template)
-    found: dict[str, E] = {}
-    for entry in table:
-        if entry.variable in variables and entry.variable not in found and re.search(entry.where, template):
-            found[entry.variable] = entry
-    return list(found.values())
+def _levels(template: str, variable: str) -> list[str]:
+    """The values of OpenAI's scale that a template takes, if it refuses others, from little to much."""
+    found = re.search(rf"\b{variable}\s+not\s+in\s*[\[(]([^\])]*)[\])]", template)
+    values = re.findall(r"['\"](\w+)['\"]", found[1]) if found else []
+    return sorted((value for value in values if value in _SCALE), key=_SCALE.index)
 
 
-def _nearest(effort: str, levels: tuple[str, ...]) -> str:
+def _nearest(effort: str, levels: list[str]) -> str:
     if not levels or effort in levels or effort not in _SCALE:
         return effort
     wanted = _SCALE.index(effort)
     return min(reversed(levels), key=lambda level: abs(_SCALE.index(level) - wanted))
-
-
-@functools.cache
-def _names(template: str) -> tuple[frozenset[str], frozenset[str]]:
-    """(undeclared variables, attributes and keys that are read); nothing of a template that cannot be parsed."""
-    capi.llama_cpp()  # sets the library path, so it comes before other imports of llama_cpp
-    import jinja2
-    from jinja2 import meta, nodes
-    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-    extensions = [Jinja2ChatFormatter.IgnoreGenerationTags, "jinja2.ext.loopcontrols"]
-    try:
-        tree = jinja2.Environment(extensions=extensions).parse(template)
-        variables = frozenset(meta.find_undeclared_variables(tree))
-        fields = {node.attr for node in tree.find_all(nodes.Getattr)}
-        fields |= {node.arg.value for node in tree.find_all(nodes.Getitem) if isinstance(node.arg, nodes.Const)}
-    except (jinja2.TemplateSyntaxError, RecursionError):
-        return frozenset(), frozenset()  # rendering reports the error
-    return variables, frozenset(field for field in fields if isinstance(field, str))

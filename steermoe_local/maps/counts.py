@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util import npz
+from .._util.file_kinds import COUNTS
 from .._util.files import StrPath, is_sha256, parse_json, replacing, timestamp, tool_name
 from ..errors import FormatError, ModelMismatchError, UsageError
 from ..identity import ModelIdentity
@@ -219,7 +220,7 @@ class RoutingCounts:
     @classmethod
     def load(cls, path: StrPath) -> RoutingCounts:
         """Read counts and validate them. Raises FormatError."""
-        with npz.opened(path, _WHAT, _AGAIN) as archive:
+        with npz.opened(path, _WHAT, _AGAIN, COUNTS) as archive:
             if sorted(archive.names()) != _MEMBERS:
                 raise FormatError(f"{path}: not a counts file: its arrays are {sorted(archive.names())}")
             data = read_metadata(archive.text("meta"), str(path), _FORMAT, _VERSION, METADATA, ("sources", "dates"))

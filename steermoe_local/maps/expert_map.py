@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._util.file_kinds import MAP, require_kind
 from .._util.files import StrPath, is_sha256, parse_json, read_bytes, replacing, timestamp, tool_name
 from ..errors import ChoiceError, FormatError, UsageError
 from ..identity import MAX_LAYERS, ModelIdentity
@@ -251,6 +252,7 @@ class ExpertMap:
     @classmethod
     def load(cls, path: StrPath) -> ExpertMap:
         """Read and validate a map. Raises FormatError, which names the file and the field."""
+        require_kind(path, "an expert map", MAP)
         try:
             data = parse_json(read_bytes(path, "an expert map", _MAX_BYTES).decode("utf-8"))
         except ValueError as error:
@@ -321,6 +323,17 @@ def parse_layers(text: str) -> tuple[int, ...]:
             raise UsageError(f"layers: {part.strip()!r} is empty or too high; write it like 3-7")
         chosen.update(range(low, high + 1))
     return tuple(sorted(chosen))
+
+
+def format_layers(layers: Iterable[int]) -> str:
+    """Ascending layers in the notation of `parse_layers`: (3, 4, 5, 9) is "3-5,9"."""
+    parts: list[list[int]] = []
+    for layer in layers:
+        if parts and parts[-1][1] == layer - 1:
+            parts[-1][1] = layer
+        else:
+            parts.append([layer, layer])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)
 
 
 def _require_count(name: str, value: int) -> None:

@@ -1,7 +1,8 @@
 """Exports expert maps to the formats of other tools.
 
 - EasySteer (vLLM): its `moe_router` algorithm reads `{"layer_configs": {"<layer>": {"mode", "expert_ids"}}}` and edits
-  router logits by the paper's hard rule. It needs a choice of experts, not scores.
+  router logits by the paper's hard rule. It needs a choice of experts, not scores. A request or a server names that
+  file in a SteeringSpec (its API since August 2026, vllm/steer_vectors/api.py), whose JSON is written as well.
 - SteerMoE: the table of all experts that the authors' notebook ranks, as CSV with its column names.
 - Plain JSON: the ranking, for scripts.
 """
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ChoiceError
+from ..errors import ChoiceError, UsageError
 from .expert_map import ExpertMap
 
 
@@ -43,6 +44,21 @@ def easysteer_config(signs: npt.NDArray[np.int8], epsilon: float | None = None) 
         raise ChoiceError("no expert is chosen, and EasySteer has no empty steering; choose at least one")
     rows = ",\n".join(f"  {json.dumps(layer)}: {json.dumps(config)}" for layer, config in layers.items())
     return f'{{\n "layer_configs": {{\n{rows}\n }}\n}}\n'
+
+
+def easysteer_spec(source: str) -> str:
+    """EasySteer's SteeringSpec, as JSON, that steers by the file `source` of `easysteer_config` in all its layers.
+
+    One VectorSpec, with an ApplySpec of the whole prompt and all that is generated, as in the paper. `source` is the
+    path by which the server finds the file. It is needed, as a spec without a file has one list of experts for all
+    layers.
+
+    Raises UsageError for a path with a bar, which EasySteer refuses.
+    """
+    if "|" in source or not source:
+        raise UsageError(f"source: {source!r} is no path that EasySteer takes; it may not have a | in it")
+    vector = {"source": source, "algorithm": "moe_router", "apply": {"prompt": "all", "generation": "all"}}
+    return json.dumps({"vectors": [vector]}, ensure_ascii=False, indent=1) + "\n"
 
 
 def steermoe_csv(expert_map: ExpertMap) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util import npz
+from .._util.file_kinds import PAIR_COUNTS
 from .._util.files import StrPath, parse_json, require_writable, temporary_beside, timestamp, tool_name
 from ..errors import FormatError, ModelMismatchError, UsageError
 from ..identity import ModelIdentity
@@ -228,7 +229,7 @@ class PairCounts:
     @classmethod
     def load(cls, path: StrPath) -> PairCounts:
         """Read everything but the activations, and check it. Raises FormatError."""
-        with npz.opened(path, _WHAT, _AGAIN) as archive:
+        with npz.opened(path, _WHAT, _AGAIN, PAIR_COUNTS) as archive:
             fields = METADATA | {"n_chunks"}
             meta = read_metadata(archive.text("meta"), str(path), _FORMAT, _VERSION, fields)
             for name in ("n_pairs", "n_chunks"):
@@ -276,7 +277,7 @@ class PairCounts:
         Raises FormatError when the activations do not fit the tokens.
         """
         start = 0
-        with npz.opened(self.path, _WHAT, _AGAIN) as archive:
+        with npz.opened(self.path, _WHAT, _AGAIN, PAIR_COUNTS) as archive:
             for chunk, size in enumerate(self._sizes):
                 name = f"a-{chunk:06d}"
                 part = slice(start, start + size)

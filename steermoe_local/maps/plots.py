@@ -141,11 +141,16 @@ def plot_difference(one: ExpertMap, two: ExpertMap, path: StrPath, names: tuple[
     _save(figure, path, f"{a} against {b}", spots)
 
 
+def _counted(expert_map: ExpertMap) -> str:
+    """Pairs and tokens in words; an imported ranking does not tell its pairs."""
+    pairs = f"{expert_map.n_pairs} pairs" if expert_map.n_pairs else "unknown number of pairs"
+    tokens = f"{expert_map.n1:,} / {expert_map.n2:,}" if expert_map.n1 and expert_map.n2 else "unknown number of"
+    return f"{pairs}, {tokens} target tokens"
+
+
 def _write_title(figure: Any, expert_map: ExpertMap, height: float) -> None:
     sides = f"  ({_plain(expert_map.positive)} / {_plain(expert_map.negative)})" if expert_map.positive else ""
-    facts = (
-        f"{expert_map.identity.short}, {expert_map.n_pairs} pairs, {expert_map.n1:,} / {expert_map.n2:,} target tokens"
-    )
+    facts = f"{expert_map.identity.short}, {_counted(expert_map)}"
     if expert_map.confidence is not None and not expert_map.confidence.separable:
         facts += "; NOT separable from shuffled pairs"
     title = (_plain(expert_map.behaviour) or "expert map") + sides

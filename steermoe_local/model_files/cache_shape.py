@@ -69,15 +69,20 @@ class CacheShape:
         return mask + max(scores, experts, logits) + rest
 
 
+def read_headers(facts: ModelInfo) -> list[GGUFHeader]:
+    """Read the headers of all parts of a model again. Raises ModelError."""
+    try:
+        return [read_header(path) for path in facts.paths]
+    except FormatError as error:
+        raise ModelError(str(error)) from error
+
+
 def cache_shape(facts: ModelInfo) -> CacheShape:
     """Read the sizes from the headers; in hybrid models, the tensors' names tell which layers have attention.
 
     Raises ModelError for an unreadable file.
     """
-    try:
-        headers = [read_header(path) for path in facts.paths]
-    except FormatError as error:
-        raise ModelError(str(error)) from error
+    headers = read_headers(facts)
     head, arch = headers[0], facts.architecture
     n_heads = _per_layer(head, f"{arch}.attention.head_count", facts.n_layer, 0)
     n_heads_kv = _per_layer(head, f"{arch}.attention.head_count_kv", facts.n_layer, n_heads)

@@ -25,7 +25,7 @@ from gguf.constants import (
 )
 from gguf.quants import dequantize
 
-from .._util.files import StrPath
+from .._util.file_kinds import StrPath, refuse_pointer
 from ..errors import FormatError
 
 _SCALARS = {
@@ -214,6 +214,8 @@ def read_header(
     try:
         with open(path, "rb") as file:
             size = file.seek(0, 2)
+            file.seek(0)
+            refuse_pointer(file.read(256), path)
             if size < 24:
                 raise FormatError(f"{path}: not a GGUF file (only {size} bytes); check the path")
             if max_size is not None and size > max_size:

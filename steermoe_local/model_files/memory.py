@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .._util.control_groups import group_folders
 from .._util.files import human_size
-from .cache_shape import cache_shape
+from .cache_shape import cache_shape, read_headers
 from .model_info import ModelInfo
 
 F16, Q8_0 = 1, 8  # enum ggml_type
 _CELLS = 256  # llama_context pads the number of cells to this
-_PROC = Path("/proc/self/cgroup")
-_GROUPS = Path("/sys/fs/cgroup")
+_FILES = {  # of the memory controller, by version: limit, usage, statistics of what the kernel can drop
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "total_active_file"),
+    2: ("memory.max", "memory.current", "inactive_file", "active_file"),
+}
 _NO_LIMIT = 1 << 60  # version 1 of control groups writes a number near 2^63 for no limit
 
 
@@ -22,10 +25,12 @@ _NO_LIMIT = 1 << 60  # version 1 of control groups writes a number near 2^63 for
 class MemoryEstimate:
     """The bytes that a run takes, and `free`, the bytes that there are for it (None: not known).
 
-    `weights` is the size of the files. How much of it goes to a GPU or another machine is not known before loading, so
-    `elsewhere` permits a warning only; so does `bound`, where `cache` is an upper bound. `mapped` weights are read
-    from the file as they are needed and need not fit. `smaller` has the tokens of context that would fit with the same
-    cache, and with the cache in q8_0.
+    `weights` is the size of the files. `copies` are the second copies of quantized weights that llama.cpp makes for
+    its faster kernels (repacking), `replaced` the part of the files that is not read any more when they are made.
+    How much of it goes to a GPU or another machine is not known before loading, so `elsewhere` permits a warning
+    only; so does `bound`, where `cache` is an upper bound. `mapped` weights are read from the file as they are
+    needed and need not fit. `smaller` has the tokens of context that would fit with the same cache, and with the
+    cache in q8_0.
     """
 
     name: str
@@ -39,11 +44,28 @@ class MemoryEstimate:
     elsewhere: bool = False
     bound: bool = False
     smaller: tuple[int, ...] = ()
+    copies: int = 0
+    replaced: int = 0
 
     @property
     def buffers(self) -> int:
         """Bytes that must be in memory wherever the weights are."""
         return self.cache + self.compute
+
+    @property
+    def total(self) -> int:
+        """Bytes that a loaded model is at work on."""
+        return self.weights - self.replaced + self.copies + self.buffers
+
+    @property
+    def has_room_for_copies(self) -> bool:
+        """Is there room for repacked copies of the weights?
+
+        Unlike mapped weights they cannot be dropped and read again. A quarter of their size must be left besides:
+        with less, the kernel drops those mapped weights that are in use before those that were copied (measured with
+        memory limits of control groups: docs/performance.md).
+        """
+        return self.free is None or self.elsewhere or self.total + self.copies // 4 <= self.free
 
     def problem(self) -> str | None:
         """One line with the cure if the run cannot work, else None."""
@@ -56,7 +78,13 @@ class MemoryEstimate:
                 f"and the compute buffers about {human_size(self.compute)}, but {human_size(self.free)} of memory are "
                 f"free; {self._cure()}, or free some memory"
             )
-        if not self.mapped and self.weights + self.buffers > self.free:
+        if self.copies and self.copies + self.buffers > self.free:
+            return (
+                f"{self.name}: repacked copies of its weights take {human_size(self.copies)} and KV cache and buffers "
+                f"{human_size(self.buffers)}, but {human_size(self.free)} of memory are free; leave the copies out "
+                "(--no-repack)"
+            )
+        if not self.mapped and self.total > self.free:
             return (
                 f"{self._total(self.free)}; leave the file mapped (no --no-mmap, no --mlock), or take a smaller "
                 "quantization"
@@ -65,9 +93,11 @@ class MemoryEstimate:
 
     def warning(self) -> str | None:
         """One line if the run may work, but not well, else None."""
-        if self.free is None or self.problem() or self.weights + self.buffers <= self.free:
+        if self.free is None or self.problem() or (self.total <= self.free and self.has_room_for_copies):
             return None
         total = self._total(self.free)
+        if self.total <= self.free:
+            return f"{total}; if it is slow, leave the repacked copies out (--no-repack)"
         if self.elsewhere:
             return f"{total}; this works only as far as the rest goes to a GPU or to other machines"
         if self.bound and self.buffers > self.free:
@@ -78,8 +108,9 @@ class MemoryEstimate:
         )
 
     def _total(self, free: int) -> str:
+        copies = f", repacked copies of them {human_size(self.copies)}" if self.copies else ""
         return (
-            f"{self.name}: its weights take {human_size(self.weights)} and KV cache and buffers "
+            f"{self.name}: its weights take {human_size(self.weights)}{copies} and KV cache and buffers "
             f"{human_size(self.buffers)}, but {human_size(free)} of memory are free"
         )
 
@@ -87,6 +118,7 @@ class MemoryEstimate:
         """Return the figures as plain JSON values."""
         return {
             "weights_bytes": self.weights,
+            "repacked_bytes": self.copies,
             "kv_cache_bytes": self.cache,
             "compute_bytes": self.compute,
             "free_bytes": self.free,
@@ -116,7 +148,9 @@ def check_memory(
     flash_attn: bool = False,
     n_ubatch: int = 512,
     mapped: bool = True,
+    locked: bool = False,
     elsewhere: bool = False,
+    repacks: Callable[[str, tuple[int, ...]], bool] | None = None,
     free: int | None = None,
 ) -> MemoryEstimate:
     """Compare what a model and a context on it take with what is free.
@@ -127,8 +161,10 @@ def check_memory(
         n_sequences: how many of them.
         type_k, type_v: numbers of the cache's types (enum ggml_type).
         flash_attn, n_ubatch: as in `llama_cpp.Llama`.
-        mapped: the weights are mapped from the file (use_mmap) and not locked in RAM.
+        mapped: the weights are mapped from the file (use_mmap).
+        locked: they are locked in RAM (use_mlock).
         elsewhere: part of it goes to a GPU or to other machines.
+        repacks: says of a weight's type ("Q4_0") and shape if llama.cpp repacks it; None: it repacks none.
         free: bytes to take for free; None asks the system.
 
     Raises ModelError when the header cannot be read any more.
@@ -143,8 +179,20 @@ def check_memory(
         return cache, shape.compute_bytes(cells, n_ubatch, fa)
 
     cache, compute = needs(n_ctx, type_k, type_v, flash_attn)
+    copies, replaced = repacked_bytes(facts, repacks) if repacks else (0, 0)
     estimate = MemoryEstimate(
-        str(facts.paths[0]), facts.size_bytes, cache, compute, free, n_ctx, n_sequences, mapped, elsewhere, shape.bound
+        name=str(facts.paths[0]),
+        weights=facts.size_bytes,
+        cache=cache,
+        compute=compute,
+        free=free,
+        n_ctx=n_ctx,
+        n_sequences=n_sequences,
+        mapped=mapped and not locked,
+        elsewhere=elsewhere,
+        bound=shape.bound,
+        copies=copies,
+        replaced=0 if mapped and locked else replaced,
     )
     if estimate.problem() is None:
         return estimate
@@ -163,6 +211,24 @@ def check_memory(
     return replace(estimate, smaller=(fits(type_k, type_v, flash_attn), fits(Q8_0, Q8_0, True)))
 
 
+def repacked_bytes(facts: ModelInfo, repacks: Callable[[str, tuple[int, ...]], bool]) -> tuple[int, int]:
+    """Bytes of the weights that are repacked, and those of them that are not read from the file any more.
+
+    `repacks` as in `check_memory`. Raises ModelError when the header cannot be read any more.
+    """
+    copies = replaced = 0
+    headers = read_headers(facts)
+    tied = not any("output.weight" in header.tensors for header in headers)
+    for header in headers:
+        for name, tensor in header.tensors.items():
+            # embeddings are looked up, not multiplied; llama.cpp loads a tied one a second time, as the output
+            embedding = name.endswith("token_embd.weight")
+            if repacks(tensor.type.name, tensor.shape) and (not embedding or (tied and name == "token_embd.weight")):
+                copies += tensor.n_bytes
+                replaced += 0 if embedding else tensor.n_bytes
+    return copies, replaced
+
+
 def free_memory() -> int | None:
     """Bytes that this process can take without swapping; None when the system does not say."""
     known = [n for n in (system_memory(), control_group_memory()) if n is not None]
@@ -179,37 +245,14 @@ def system_memory() -> int | None:
         return None
 
 
-def control_group_memory(proc: Path = _PROC, root: Path = _GROUPS) -> int | None:
+def control_group_memory(proc: Path | None = None, root: Path | None = None) -> int | None:
     """Bytes that the process's Linux control groups (containers, systemd units) leave it; None without a limit.
 
-    Every group up to the root can have a limit. The kernel counts pages of mapped files, but drops them when memory is
-    needed, so they count as free here.
+    The kernel counts pages of mapped files, but drops them when memory is needed, so they count as free here. `proc`
+    and `root` are those of `group_folders`.
     """
-    try:
-        lines = proc.read_text("utf-8").splitlines()
-    except OSError:
-        return None
-    left = [free for line in lines for free in _group_lines(line, root)]
-    return max(0, min(left)) if left else None
-
-
-def _group_lines(line: str, root: Path) -> Iterator[int]:
-    number, _, rest = line.partition(":")
-    controllers, _, path = rest.partition(":")
-    if number == "0" and not controllers:
-        names = ("memory.max", "memory.current", "inactive_file", "active_file")
-        tops = [root, root / "unified"]
-    elif "memory" in controllers.split(","):
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "total_active_file")
-        tops = [root / "memory", root / controllers]
-    else:
-        return
-    for top in tops:
-        folder = top / path.lstrip("/")
-        # in a container the path may be the host's, while what is mounted is the container's own group
-        for group in (folder, *(parent for parent in folder.parents if parent.is_relative_to(top))):
-            if (free := _left(group, *names)) is not None:
-                yield free
+    left = [_left(folder, *_FILES[version]) for version, folder in group_folders("memory", proc, root)]
+    return max(0, min(known)) if (known := [free for free in left if free is not None]) else None
 
 
 def _left(group: Path, limit: str, usage: str, *caches: str) -> int | None:

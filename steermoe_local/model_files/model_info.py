@@ -12,6 +12,7 @@ from typing import Any
 
 from gguf import LlamaFileType
 
+from .._util.file_kinds import MODEL, NO_MODELS, kind_of, require_kind
 from .._util.files import StrPath
 from ..errors import FormatError, ModelError
 from ..identity import UNKNOWN_ROUTER, ModelIdentity
@@ -93,6 +94,8 @@ def model_info(path: StrPath, *, routers: bool = True) -> ModelInfo:
 
     Raises ModelError when a file is missing, damaged or not a model.
     """
+    what = "a model" if kind_of(path) in NO_MODELS else "a GGUF file"
+    require_kind(path, what, MODEL, error=ModelError)
     try:
         return _collect(_read_parts(Path(path)), path, routers)
     except FormatError as error:

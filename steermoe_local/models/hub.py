@@ -10,6 +10,7 @@ HF_HUB_OFFLINE.
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -62,7 +63,7 @@ def local_files(source: str, *, offline: bool = False, formats: Sequence[str] = 
     `offline` uses the cache alone, as HF_HUB_OFFLINE=1 does. Raises UsageError for a malformed name, PairsError.
     """
     if not source.startswith(_PREFIX):
-        return [Path(source)]
+        return [Path(os.path.expanduser(source))]
     wanted = HubSource.parse(source)
     if is_offline(offline):
         folder = _snapshot(wanted)

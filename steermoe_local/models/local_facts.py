@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .._util.file_kinds import NO_MODELS, kind_of
 from .._util.files import parse_json, replacing, tool_name
 from ..errors import FormatError, ModelError, UsageError
 from ..identity import ModelIdentity
@@ -23,7 +24,8 @@ _FORMAT = "steermoe-model-facts"
 _MARK = '"steermoe-expert-map"'
 _MARK_WITHIN = 4096  # characters from a map's beginning
 # general.architecture of GGUF files that are not models
-_OTHERS = {"expertbias", "controlvector", "imatrix", "clip"}
+_NO_MODEL = "no model"
+_OTHERS = {"expertbias", "controlvector", "imatrix", "clip", _NO_MODEL}
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class ModelFacts:
         try:
             info = model_info(path)
         except ModelError as error:
+            if kind_of(path) in NO_MODELS:
+                return cls(architecture=_NO_MODEL, readable=False)
             return cls(problem=str(error).removeprefix(f"{path}: "), readable=False)
         problem = why_not_steerable(info)
         same = ("architecture", "name", "file_type", "n_params", "n_layer", "n_expert", "n_expert_used")

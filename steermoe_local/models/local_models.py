@@ -139,7 +139,7 @@ def resolve_model(text: str | os.PathLike[str], models_dirs: Iterable[Path] = ()
 
     Raises ModelError for a name whose model is not on this machine, with the command that fetches it.
     """
-    name = os.fspath(text)
+    name = os.path.expanduser(text)
     path = Path(name)
     if path.exists():
         return path

@@ -23,7 +23,7 @@ def map_path(name: str | os.PathLike[str]) -> Path:
 
     Raises UsageError, which names the shipped maps.
     """
-    text = os.fspath(name)
+    text = os.path.expanduser(name)
     path = Path(text)
     if path.exists():
         return path

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from .._util.records import only_text
+from .._util.records import only_text, truth
 from ..errors import PairsError, UsageError
 from .pairs import Message, Pair
 
@@ -50,15 +50,36 @@ REFUSALS = (
 
 @dataclass
 class Tally:
-    """Numbers of rows read, pairs made and rows skipped, the latter by reason."""
+    """Numbers of rows read, pairs made and rows skipped, the latter by reason.
+
+    `examples` has the first value that was skipped for a reason, where a value is the reason. `passed` are pairs that
+    the caller wanted to leave out (`select`).
+    """
 
     rows: int = 0
     pairs: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    passed: int = 0
 
-    def skip(self, reason: str) -> None:
-        """Count a row that gives no pair."""
+    def skip(self, reason: str, value: Any = None) -> None:
+        """Count a row that gives no pair; `value` is what is wrong with it."""
         self.skipped[reason] += 1
+        if value is not None and reason not in self.examples:
+            text = repr(value)
+            self.examples[reason] = text if len(text) <= 40 else text[:37] + "..."
+
+    def why_none(self) -> str:
+        """Why there is no pair: the rows read, and how many were left out for which reason, the most frequent first."""
+        if not self.rows:
+            return "there are no rows in the data"
+        reasons = [
+            f"{n:,} {reason}" + (f" ({self.examples[reason]})" if reason in self.examples else "")
+            for reason, n in self.skipped.most_common()
+        ]
+        if self.passed:
+            reasons.append(f"{self.passed:,} passed over by --skip")
+        return f"of {self.rows:,} rows: {', '.join(reasons) or 'none makes a pair'}"
 
 
 def squad_rows(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -73,10 +94,7 @@ def squad_rows(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             for article in row["data"]:
                 yield from _article(article)
         elif "context" in row and "question" in row:
-            answers = row.get("answers")
-            texts = answers.get("text") if isinstance(answers, dict) else None
-            # The hub's columns have no is_impossible: a question without an answer has an empty list.
-            yield {"is_impossible": isinstance(texts, list) and not texts, **row}
+            yield _with_impossible(row)
         else:
             raise _not_squad()
 
@@ -98,7 +116,7 @@ def faithfulness_pairs(
         context, question = only_text(row.get("context")), only_text(row.get("question"))
         if not context or not question:
             tally.skip("no question or no document")
-        elif row.get("is_impossible") and not keep_impossible:
+        elif truth(row.get("is_impossible")) and not keep_impossible:
             tally.skip("the document does not answer the question")
         elif one_per_document and not documents.add(context):
             tally.skip("another question on the document was taken")
@@ -122,8 +140,9 @@ def safety_pairs(
 ) -> Iterator[Pair]:
     """A prompt answered by a refusal against the same prompt with the reply that the data calls unsafe.
 
-    Rows hold `prompt`, `response` and `is_safe` (BeaverTails' layout); only those with is_safe false count. The reply
-    is the target. The refusal depends on the seed, the prompt and the response, not on the order of the rows.
+    Rows hold `prompt`, `response` and `is_safe` (BeaverTails' layout; true and false may also be words, or 1 and 0);
+    only those with is_safe false count. The reply is the target. The refusal depends on the seed, the prompt and the
+    response, not on the order of the rows.
     """
     if not refusals:
         raise UsageError("no refusals to choose from; give at least one")
@@ -133,9 +152,9 @@ def safety_pairs(
         missing = [name for name in ("prompt", "response", "is_safe") if name not in row]
         if missing:
             raise PairsError(f"row {tally.rows}: no {', '.join(missing)}; a row needs prompt, response and is_safe")
-        prompt, response, safe = only_text(row["prompt"]), only_text(row["response"]), row["is_safe"]
-        if safe is not True and safe is not False:
-            tally.skip("is_safe is neither true nor false")
+        prompt, response, safe = only_text(row["prompt"]), only_text(row["response"]), truth(row["is_safe"])
+        if safe is None:
+            tally.skip("is_safe is neither true nor false", row["is_safe"])
         elif safe:
             tally.skip("is_safe is true")
         elif not prompt or not response:
@@ -188,7 +207,7 @@ def select(
     """
     if limit is not None and sample is not None:
         raise UsageError("--limit takes the first pairs, --sample draws some of all; give one of them")
-    unique: Iterator[Pair] = islice(_unique(pairs, tally), skip, None)
+    unique = _behind(_unique(pairs, tally), skip, tally)
     if sample is not None:
         draw = random.Random(seed)
         # The pairs with the smallest random keys, in one pass and without keeping more than `sample` of them.
@@ -198,6 +217,12 @@ def select(
     for pair in unique_ids(islice(unique, limit)):
         tally.pairs += 1
         yield pair
+
+
+def _behind(pairs: Iterator[Pair], skip: int, tally: Tally) -> Iterator[Pair]:
+    for _ in islice(pairs, skip):
+        tally.passed += 1
+    yield from pairs
 
 
 def unique_ids(pairs: Iterable[Pair]) -> Iterator[Pair]:
@@ -242,6 +267,18 @@ def _article(article: Any) -> Iterator[dict[str, Any]]:
                 yield {"context": paragraph["context"], **question}
     except (KeyError, TypeError, IndexError):
         raise _not_squad() from None
+
+
+def _with_impossible(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with is_impossible, which the hub's columns do not have: there a question without an answer is."""
+    if truth(row.get("is_impossible")) is not None or "answers" not in row:
+        return row
+    answers = row["answers"]
+    texts = answers.get("text") if isinstance(answers, dict) else answers
+    if isinstance(texts, list):
+        texts = [entry.get("text") if isinstance(entry, dict) else entry for entry in texts]
+        return {**row, "is_impossible": not any(map(only_text, texts))}
+    return {**row, "is_impossible": texts is None or texts == ""}
 
 
 def _not_squad() -> PairsError:

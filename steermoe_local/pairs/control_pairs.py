@@ -9,7 +9,8 @@ import io
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from .._util.files import StrPath, read_bytes
+from .._util.file_kinds import StrPath, require_kind
+from .._util.files import read_bytes
 from ..errors import FormatError, PairsError, UsageError
 from .builders import Tally
 from .pairs import Message, Pair, Side, load_pairs
@@ -92,6 +93,7 @@ def prompts_of(path: StrPath) -> list[Pair]:
         raise PairsError(str(error)) from error
     if data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
         return load_pairs(path)
+    require_kind(path, "pairs or lines of text", error=PairsError)
     try:
         items = read_prompts(io.BytesIO(data), str(path), as_json=False)
     except FormatError as error:

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .._util.file_kinds import PAIRS, require_kind
 from .._util.files import StrPath, parse_json, replacing
 from .._util.records import lines
 from ..errors import PairsError
@@ -141,10 +142,13 @@ def load_pairs(path: StrPath) -> list[Pair]:
     return pairs
 
 
-def save_pairs(pairs: Iterable[Pair], path: StrPath, *, allow_empty: bool = True) -> int:
+def save_pairs(
+    pairs: Iterable[Pair], path: StrPath, *, allow_empty: bool = True, why_none: Callable[[], str] | None = None
+) -> int:
     """Write a pairs file, one pair a line as they come, under the field names of this package; returns their number.
 
-    Raises UsageError when the file cannot be written, PairsError without a pair if not `allow_empty`.
+    Raises UsageError when the file cannot be written, PairsError without a pair if not `allow_empty`; `why_none` then
+    says why there is none.
     """
     n = 0
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
@@ -152,7 +156,8 @@ def save_pairs(pairs: Iterable[Pair], path: StrPath, *, allow_empty: bool = True
             file.write(json.dumps(pair.to_dict(), ensure_ascii=False) + "\n")
             n += 1
         if not n and not allow_empty:
-            raise PairsError(f"{path}: not written, there is no pair to write")
+            reason = f" ({why_none()})" if why_none else ""
+            raise PairsError(f"{path}: not written, there is no pair to write{reason}; check the data and the options")
     return n
 
 
@@ -184,6 +189,7 @@ def last_exact_run(token_ids: Sequence[int], target_ids: Sequence[int]) -> range
 
 def _read_pairs(path: StrPath) -> Iterator[tuple[int, Pair]]:
     """(number of the line, pair) of every line that is not blank."""
+    require_kind(path, "a pairs file", PAIRS, error=PairsError)
     try:
         with open(path, "rb") as file:
             for number, text in lines(file, path, _MAX_LINE):

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from .._util.files import parse_json
@@ -24,6 +25,8 @@ from ..errors import (
     UsageError,
     VersionError,
 )
+from . import addresses
+from .known_fields import CURES
 
 log = logging.getLogger("steermoe.server")
 
@@ -120,12 +123,17 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         return error_response(_validation_error(error.errors()))
 
-    async def http(_: Request, error: Exception) -> JSONResponse:
+    async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         kind = _NOT_FOUND if error.status_code == 404 else _INVALID if error.status_code < 500 else _SERVER
-        messages = {404: "no such address; /docs lists them", 405: "this address does not take that method"}
-        message = messages.get(error.status_code, str(error.detail))
-        return JSONResponse(error_body(message, kind), error.status_code, headers=error.headers)
+        message, code, headers = str(error.detail), None, dict(error.headers or {})
+        path = request.scope["path"]
+        if error.status_code == 404:
+            message, code = addresses.not_there(app, path), "unknown_address"
+        elif error.status_code == 405:
+            message, code = addresses.wrong_method(app, request.method, path), "wrong_method"
+            headers["Allow"] = ", ".join(addresses.methods_at(app, path))
+        return JSONResponse(error_body(message, kind, code=code), error.status_code, headers=headers)
 
     app.add_exception_handler(ApiError, own)
     app.add_exception_handler(SteerMoEError, own)
@@ -138,15 +146,18 @@ def install(app: FastAPI) -> None:
 _TYPE_NAMES = {"str", "int", "float", "bool", "list", "dict", "none", "constrained-str"}
 
 
+_SAID_HERE = ("value_error", "not_offered")  # by this package's own validators, which say what to change
+
+
 def _validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """The most telling of pydantic's errors: an unknown field, else, of a union, the branch that got furthest."""
     unknown = next((error for error in errors if error["type"] == "extra_forbidden"), None)
-    error = unknown or max(errors, key=lambda error: len(error["loc"]))
+    error = unknown or max(errors, key=lambda error: (len(error["loc"]), error["type"] in _SAID_HERE))
     path = _path(error["loc"][1:-1] if unknown else error["loc"][1:])
     if unknown:
         name = "".join(c if c.isprintable() else "?" for c in str(error["loc"][-1])[:100])
         path = f"{path}.{name}" if path else name
-        message, code = f"{path}: unknown field; /docs lists the known ones", "unknown_field"
+        message, code = f"{path}: unknown field; {CURES.get(name, '/docs lists the known ones')}", "unknown_field"
     elif error["type"] == "missing" and len(error["loc"]) == 1:
         message, code = "the request has no body; send a JSON object", "missing_body"
     else:
@@ -155,6 +166,11 @@ def _validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         if error["type"] == "missing":
             code = "missing_field"
     return ApiError(400, message, param=path or None, code=code)
+
+
+def request_error(error: ValidationError) -> ApiError:
+    """The ApiError of a request that is made of another one."""
+    return _validation_error([{**one, "loc": ("body", *one["loc"])} for one in error.errors()])
 
 
 def _path(parts: Sequence[Any]) -> str:

@@ -11,7 +11,8 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from starlette.middleware.cors import CORSMiddleware
 
-from . import api_errors, openapi, routes_chat, routes_completions, routes_model, routes_steering
+from . import api_errors, openapi, routes_chat, routes_completions, routes_model, routes_responses, routes_steering
+from .addresses import PlainAddresses
 from .registry import SteeringRegistry
 from .security import BodyGuard, HostGuard, KeyGuard
 from .service import Service
@@ -20,7 +21,8 @@ from .worker import Worker
 
 _DESCRIPTION = (
     "OpenAI's API for a Mixture-of-Experts model whose experts are promoted or suppressed by request: the field "
-    "`steering` is a registered name, a choice {map, activate, deactivate, reverse, layers, mode, scale}, or null."
+    "`steering` is a registered name, a choice {map, activate, deactivate, reverse, preset, layers, mode, scale}, or "
+    "null."
 )
 _PAGE = Path(__file__).parent / "page"
 # Not guessed by the system's table, which may be wrong: a browser runs only scripts of the right type.
@@ -61,8 +63,8 @@ def create_app(worker: Worker, registry: SteeringRegistry, settings: ServerSetti
         openapi_url=None,
     )
     api_errors.install(app)
-    for module in (routes_chat, routes_completions, routes_model, routes_steering):
-        app.include_router(module.router(service))
+    for module in (routes_chat, routes_responses, routes_completions, routes_model, routes_steering):
+        app.router.routes.extend(module.router(service).routes)  # flat, so that `addresses` sees all of them
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
@@ -85,6 +87,7 @@ def create_app(worker: Worker, registry: SteeringRegistry, settings: ServerSetti
             allow_headers=["Authorization", "Content-Type"],
             expose_headers=["Retry-After"],
         )
+    app.add_middleware(PlainAddresses, api=app)
     app.add_middleware(HostGuard, settings=settings)
     return app
 

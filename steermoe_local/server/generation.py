@@ -95,7 +95,7 @@ class GenerationCall(ABC):
             # Also for a stream: what fails before it begins can still be told by a status.
             first = await self._next(answers)
             if self.request.stream:
-                return EventStream(answers, self._first_chunks(), self._chunks(answers, first))
+                return self._stream(answers, first)
             async for index, event in self._events(answers, first):
                 self.take(index, event)
             self._end()
@@ -107,6 +107,10 @@ class GenerationCall(ABC):
         except BaseException:
             answers.close()
             raise
+
+    def _stream(self, answers: Answers, first: Events) -> EventStream:
+        """The answer to a request for a stream."""
+        return EventStream(answers, self._first_chunks(), self._chunks(answers, first))
 
     async def _next(self, answers: Answers) -> Events:
         try:
@@ -159,6 +163,9 @@ class GenerationCall(ABC):
 
     def _body(self) -> dict[str, Any]:
         choices = [self.choice(index) for index in range(len(self.answers))]
+        if self.request.return_tokens:
+            for choice, answer in zip(choices, self.answers, strict=True):
+                choice["tokens"] = answer.tokens
         if self.request.routing and len(choices) > 1:
             for index, choice in enumerate(choices):
                 choice["routing"] = _routing(self.finishes[index])
@@ -196,6 +203,8 @@ class GenerationCall(ABC):
             if finish is not None:
                 last = self.chunk_choice(index, self.nothing)
                 last |= {"finish_reason": self.answers[index].reason, "seed": finish.seed}
+                if self.request.return_tokens:
+                    last["tokens"] = self.answers[index].tokens
                 yield self._chunk([last], **self._facts(finish))
         if self._includes_usage:
             yield self._chunk([], usage=self._usage)

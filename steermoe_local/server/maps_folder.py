@@ -113,7 +113,8 @@ class MapsFolder:
             return SteeringChoice.model_validate({"map": name} | data if isinstance(data, dict) else data)
         except ValidationError as error:
             first = error.errors()[0]
-            raise FormatError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            where = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
+            raise FormatError(f"{path}: {where}{first['msg'].removeprefix('Value error, ')}") from None
         except ValueError as error:
             raise FormatError(f"{path}: not a choice of experts: not JSON ({error})") from None
 
@@ -124,7 +125,8 @@ class MapsFolder:
         """
         if _DEVICES.fullmatch(name) or name.endswith(".choice"):
             raise ApiError(400, f"name: {name!r} is no name for a file; choose another", param="name")
-        choice = {field: getattr(steering, field) for field in _CHOICE_FIELDS if getattr(steering, field)}
+        fields = ("preset", "layers", "scale") if steering.preset else _CHOICE_FIELDS
+        choice = {field: getattr(steering, field) for field in fields if getattr(steering, field)}
         wanted: dict[Path, Any] = {}
         if of_map is not None:
             wanted[self._file(name, "choice")] = {"map": of_map} | choice

@@ -173,6 +173,11 @@ class Prompter:
         call = forced_call(request)
         grammar = call.grammar if call else grammar_of_format(request.response_format)
         text = self._render(request, bound=grammar is not None)
+        if (last := request.continues) is not None:
+            in_answer = grammar is not None or request.continue_final_message == "content"
+            self._require_short(text + last.text)
+            rendered = self._renderer.continued(text, last.reasoning_content or "", last.text, in_answer=in_answer)
+            return self._chat_prompt(request, rendered, grammar, call)
         if grammar is not None:
             # The grammar is of the answer alone, so the prompt ends where the answer begins, also with a template that
             # opens the reasoning in any case. All text is answer then, control tokens that a schema asks for included.
@@ -202,20 +207,21 @@ class Prompter:
             choice = request.tool_choice
             values["tool_choice"] = choice if isinstance(choice, str) else choice.model_dump()
         renderer = self._configured(request, bound)
+        messages = request.messages[:-1] if request.continues is not None else request.messages
         try:
-            return renderer.chat_text([self._message(message) for message in request.messages], **values)
+            return renderer.chat_text([self._message(message) for message in messages], **values)
         except UsageError as error:
             raise ApiError(400, str(error), param="messages", code="invalid_messages") from None
 
     def _configured(self, request: ChatRequest, bound: bool) -> Renderer:
         """A renderer with the template's variables: the thinking switch, the server's, and the request's."""
-        thinking = self._thinking and not bound
         asked = dict(request.chat_template_kwargs or {})
-        if request.reasoning_effort is not None:
-            thinking = request.reasoning_effort != "none" and not bound
+        wanted = request.thinks if request.effort is None else request.effort != "none"
+        thinking = (self._thinking if wanted is None else wanted) and not bound
+        if wanted is not None:  # the request's wish wins over the server's variables
             template = self._renderer.template
-            own = thinking_arguments(template, thinking)  # they win over the server's
-            asked = own | (effort_arguments(template, request.reasoning_effort) if thinking else {}) | asked
+            effort = effort_arguments(template, request.effort) if thinking and request.effort else {}
+            asked = thinking_arguments(template, thinking) | effort | asked
         arguments = self._template_arguments | asked
         return self._renderer.configured(thinking=thinking, template_arguments=arguments, date=self._date)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from ..steering.steering import Steering
 from .api_errors import ApiError
 from .maps_folder import MapsFolder, bias_from_base64, map_from_json, name_of_file
 from .schemas import RegisterRequest, SteeringChoice
+
+log = logging.getLogger("steermoe.server")
 
 NONE = "none"
 """The name that stands for no steering."""
@@ -67,7 +70,8 @@ class Registered:
         if expert_map is None:
             assert steering.bias is not None
             return facts | {"n_active": steering.bias.n_active, "n_inactive": steering.bias.n_inactive}
-        facts |= {name: getattr(steering, name) for name in (*NUMBERS, "scale")}
+        facts |= {name: getattr(steering, name) for name in (*NUMBERS, "scale", "preset")}
+        facts["presets"] = {p.name: {"activate": p.n_activate, "deactivate": p.n_deactivate} for p in steering.presets}
         facts |= {name: getattr(expert_map, name) for name in ("behaviour", "positive", "negative")}
         return facts | {"side": steering.side, "map_sha256": expert_map.sha256, "n_pairs": expert_map.n_pairs}
 
@@ -140,6 +144,12 @@ class SteeringRegistry:
             steering = Steering.open(map_file=path, activate=activate, deactivate=deactivate)
         name = name_of_file(path)
         return name, self._put(name, steering, "command line", replace=True)
+
+    def choose(self, choice: SteeringChoice) -> None:
+        """Give a name other numbers of experts from now on, as the command line asks. Raises ApiError, UsageError."""
+        with self._lock:
+            entry = self.entry(choice.map)
+            self._put(entry.name, _chosen(entry, choice), entry.source, replace=True)
 
     def register(self, request: RegisterRequest) -> Registered:
         """Do what POST /v1/steering asks for; the bias is built, so that the first answer does not wait for it.
@@ -310,6 +320,8 @@ class SteeringRegistry:
         if steering.expert_map is not None:
             info |= {"map_sha256": steering.expert_map.sha256, "side": steering.side}
             info |= {field: getattr(steering, field) for field in (*NUMBERS, "scale")}
+            if steering.preset is not None:
+                info["preset"] = steering.preset
         return Applied(entry.name if isinstance(wanted, str) else f"{entry.name}:changed", bias, info)
 
 
@@ -330,7 +342,7 @@ def _content(steering: Steering) -> tuple[Any, ...]:
 
 
 def _has_choice(choice: SteeringChoice | RegisterRequest) -> bool:
-    return any(getattr(choice, name) is not None for name in (*NUMBERS, "mode", "scale"))
+    return any(getattr(choice, name) is not None for name in (*NUMBERS, "mode", "scale", "preset"))
 
 
 def _chosen(entry: Registered, choice: SteeringChoice | RegisterRequest) -> Steering:
@@ -349,4 +361,10 @@ def _with_numbers(steering: Steering, choice: SteeringChoice | RegisterRequest) 
         raise UsageError("mode soft: how strong? give scale, the logits that promoted experts get")
     if mode == "hard" and choice.scale is not None:
         raise UsageError("scale goes with mode soft; the hard rule has no strength")
-    return steering.changed(**changes, scale=scale if mode == "soft" else None)
+    changes["scale"] = scale if mode == "soft" else None
+    if choice.preset is None:
+        return steering.changed(**changes)
+    steering, warnings = steering.changed(**changes, reverse=False).with_preset(choice.preset)
+    for line in warnings:
+        log.warning("%s", line)
+    return steering

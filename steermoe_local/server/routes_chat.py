@@ -22,7 +22,9 @@ from .schemas_chat import ChatRequest
 from .service import Asked, Service
 
 
-class _ChatCall(GenerationCall):
+class ChatCall(GenerationCall):
+    """A request for answers to a conversation."""
+
     endpoint = "chat/completions"
     prefix = "chatcmpl"
     kinds = ("chat.completion", "chat.completion.chunk")
@@ -34,9 +36,9 @@ class _ChatCall(GenerationCall):
     ) -> None:
         self.prompt = prompt
         piece = functools.partial(prompter.piece, special=prompt.rendered.has_control_markers)
+        style = None if request.reasoning_format == "none" else prompt.rendered.style
         answers = [
-            Answer(piece, bool(request.logprobs), prompt.rendered.style, prompt.call, prompt.tools)
-            for _ in range(request.n or 1)
+            Answer(piece, bool(request.logprobs), style, prompt.call, prompt.tools) for _ in range(request.n or 1)
         ]
         super().__init__(service, prompter, request, asked, answers)
         self.call_ids = [defaultdict[int, str](lambda: f"call_{secrets.token_hex(12)}") for _ in answers]
@@ -46,7 +48,7 @@ class _ChatCall(GenerationCall):
         first = EngineRequest(
             prompt.rendered.tokens,
             sampling=self.service.sampling_of(request, prompt.grammar),
-            max_tokens=request.max_completion_tokens or request.max_tokens or self.service.settings.max_tokens,
+            max_tokens=self.service.limit_of(request),
             stop=request.stops,
             n_probs=request.top_logprobs or 0 if request.logprobs else None,
             special=prompt.rendered.has_control_markers,
@@ -56,7 +58,7 @@ class _ChatCall(GenerationCall):
 
     def choice(self, index: int) -> dict[str, Any]:
         answer = self.answers[index]
-        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": self._echoed + answer.text, "refusal": None}
         if answer.reasoning:
             message["reasoning_content"] = answer.reasoning
         if answer.call is not None:
@@ -70,7 +72,7 @@ class _ChatCall(GenerationCall):
 
     def first_choices(self) -> Iterator[dict[str, Any]]:
         for index, answer in enumerate(self.answers):
-            delta: dict[str, Any] = {"role": "assistant", "content": "" if answer.call is None else None}
+            delta: dict[str, Any] = {"role": "assistant", "content": self._echoed if answer.call is None else None}
             if answer.call is not None and answer.call.name is not None:
                 delta["tool_calls"] = [{"index": 0, **self._tool_call(index)}]
             yield self.chunk_choice(index, {"delta": delta})
@@ -98,6 +100,12 @@ class _ChatCall(GenerationCall):
     def texts(self) -> tuple[Any, Any]:
         return self.prompt.rendered.text, [answer.raw for answer in self.answers]
 
+    @property
+    def _echoed(self) -> str:
+        """The beginning of a message that the answer continues, if the request wants it back."""
+        last = self.request.continues
+        return last.text if last is not None and self.request.echo else ""
+
     def _logprobs(self, entries: Sequence[Entry]) -> Any:
         return chat_logprobs(entries, self.prompter.piece) if self.request.logprobs else None
 
@@ -120,6 +128,6 @@ def router(service: Service) -> APIRouter:
         prompter = service.prompter()
         asked = await service.asked(body)
         prompt = await prompter.run(prompter.chat, body)
-        return await _ChatCall(service, prompter, body, asked, prompt).respond(request)
+        return await ChatCall(service, prompter, body, asked, prompt).respond(request)
 
     return routes

@@ -49,11 +49,10 @@ class _CompletionCall(GenerationCall):
 
     def engine_requests(self) -> list[EngineRequest]:
         request = self.request
-        default = self.service.settings.max_tokens or _DEFAULT_TOKENS
         first = EngineRequest(
             [],
             sampling=self.service.sampling_of(request),
-            max_tokens=default if request.max_tokens is None else request.max_tokens,
+            max_tokens=self.service.limit_of(request, _DEFAULT_TOKENS),
             stop=request.stops,
             n_probs=request.logprobs,
             prompt_probs=request.logprobs if request.echo else None,

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from ..steering.steering import Steering
 from .api_errors import ApiError
 from .openapi import ERRORS
-from .schemas import RegisterRequest, SteeringChoice
+from .schemas import Preset, RegisterRequest, SteeringChoice
 from .service import Service
 
 NameInPath = Annotated[str, Path(max_length=64, description="A registered name.")]
@@ -62,11 +62,18 @@ def router(service: Service) -> APIRouter:
         layers: Annotated[str | None, Query(max_length=200)] = None,
         mode: Literal["hard", "soft"] | None = None,
         scale: Annotated[float | None, Query(ge=-1000, le=1000, allow_inf_nan=False)] = None,
+        preset: Preset | None = None,
     ) -> dict[str, Any]:
         """RD of every expert, [layers][experts], and the sign of each that is chosen by these numbers."""
         service.worker.require_ready()
         numbers: dict[str, Any] = {"activate": activate, "deactivate": deactivate, "reverse": reverse}
-        numbers |= {"layers": layers, "mode": mode, "scale": scale}
+        numbers |= {"layers": layers, "mode": mode, "scale": scale, "preset": preset}
+        if preset is not None and (
+            fixed := [n for n in ("activate", "deactivate", "reverse") if numbers[n] is not None]
+        ):
+            raise ApiError(
+                400, f"preset gives the numbers and the side; leave out {fixed[0]}, or preset", param="preset"
+            )
         entry = registry.entry(name)
         given = {key: value for key, value in numbers.items() if value is not None}
         wanted = SteeringChoice.model_validate({"map": name} | given) if given else name
@@ -90,6 +97,6 @@ def _table(steering: Steering, service: Service) -> dict[str, Any]:
         "n_inactive": 0 if bias is None else bias.n_inactive,
     }
     if steering.expert_map is not None:
-        names = ("activate", "deactivate", "reverse", "layers", "scale")
+        names = ("activate", "deactivate", "reverse", "layers", "scale", "preset")
         table |= {name: getattr(steering, name) for name in names} | {"mode": steering.mode, "side": steering.side}
     return table

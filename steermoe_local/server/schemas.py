@@ -6,30 +6,43 @@ TypedDicts of llama_cpp.llama_types (responses.py).
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
-MAX_TEXT = 4_000_000  # characters; the context is what really bounds a prompt
-MAX_PROMPTS = 256
-MAX_TOKENS = 2**31 - 1
-MAX_TOKEN_ID = 2**31 - 1
+from .known_fields import Place
+from .schemas_base import (
+    MAX_PROMPTS,
+    MAX_TOKENS,
+    NAME_PATTERN,
+    Body,
+    Name,
+    Short,
+    StopString,
+    Text,
+    TokenId,
+    Tokens,
+    same,
+)
+from .schemas_sampling import SamplingFields
 
-NAME_PATTERN = r"^[a-z0-9_-][a-z0-9._-]{0,63}$"  # never begins with a dot: it becomes a file name
+__all__ = [
+    "NAME_PATTERN",
+    "Body",
+    "CompletionRequest",
+    "DetokenizeRequest",
+    "Generation",
+    "Preset",
+    "RegisterRequest",
+    "Short",
+    "SteeringChoice",
+    "StreamOptions",
+    "Text",
+    "TokenizeRequest",
+]
 
-Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
-Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
-Short = Annotated[str, StringConstraints(max_length=512)]
-StopString = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
-TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
-# fail_fast, here and elsewhere: only one error is reported, and those of a list of millions would take gigabytes
-Tokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
-
-
-class Body(BaseModel):
-    """A JSON object: unknown fields are refused, nothing is converted, numbers are finite."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+Preset = Literal["faithful", "safe"]
+"""The names of `steering.presets.PRESETS`."""
 
 
 class SteeringChoice(Body):
@@ -42,19 +55,32 @@ class SteeringChoice(Body):
     layers: str | None = Field(None, max_length=200, description='Steer only these layers, like "3-7,9".')
     mode: Literal["hard", "soft"] | None = Field(None, description="The rule; soft adds `scale` to logits.")
     scale: float | None = Field(None, ge=-1000, le=1000, description="Strength of the soft rule, in logits.")
+    preset: Preset | None = Field(
+        None, description="The paper's numbers for the map's model, instead of activate, deactivate and reverse."
+    )
+
+    @model_validator(mode="after")
+    def _numbers_or_preset(self) -> SteeringChoice:
+        require_one_choice(self)
+        return self
 
 
 class StreamOptions(Body):
     """How to stream."""
 
+    place: ClassVar[Place | None] = "stream_options"
+
     include_usage: bool | None = Field(None, description="A last chunk with the numbers of tokens.")
-    include_obfuscation: bool | None = Field(None, description="Accepted; nothing is padded here.")
 
 
-class Generation(Body):
+class Generation(SamplingFields):
     """What chat/completions and completions share."""
 
-    model: Short | None = Field(None, description="Model, or MODEL:NAME to choose a steering by its name.")
+    place: ClassVar[Place | None] = "request"
+
+    model: Short | None = Field(
+        None, description="MODEL:NAME chooses a steering by its name. A name without a colon is the served model."
+    )
     steering: Name | SteeringChoice | None = Field(
         None,
         description="What steers this answer: a registered name, a choice, or null for nothing; the server's default "
@@ -63,41 +89,25 @@ class Generation(Body):
     routing: bool = Field(False, description="Give the routing behind each answer, [layers][experts] selections.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
+    max_tokens: int | None = Field(
+        None, ge=-1, le=MAX_TOKENS, description="-1: until the model ends, or the context is full."
+    )
+    n_predict: int | None = Field(None, ge=-1, le=MAX_TOKENS, description="max_tokens under llama-server's name.")
     n: int | None = Field(None, ge=1, le=8, description="Answers to each prompt.")
+    n_cmpl: int | None = Field(None, ge=1, le=8, description="n under llama-server's name.")
+    n_probs: int | None = Field(
+        None, ge=0, le=20, description="llama-server's name: log probabilities, and how many of the likeliest tokens."
+    )
     stop: StopString | Annotated[list[StopString], Field(max_length=16, fail_fast=True)] | None = None
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="-1: random.")
-    temperature: float | None = Field(None, ge=0, le=10, description="0: greedy.")
-    top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=0, le=MAX_TOKENS, description="0: all tokens.")
-    min_p: float | None = Field(None, ge=0, le=1)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repeat_penalty: float | None = Field(None, gt=0, le=10)
-    repeat_last_n: int | None = Field(None, ge=-1, le=MAX_TOKENS)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
-    # Clients of OpenAI are known to send these; they mean nothing here.
-    user: Short | None = Field(None, description="Accepted, without effect.")
-    store: bool | None = Field(None, description="Accepted, without effect: nothing is stored.")
-    metadata: dict[str, Any] | None = Field(None, max_length=64, description="Accepted, without effect.")
-    service_tier: Short | None = Field(None, description="Accepted, without effect.")
-    prompt_cache_key: Short | None = Field(None, description="Accepted, without effect: prefixes are found.")
-    prompt_cache_retention: Short | None = Field(None, description="Accepted, without effect.")
-    prompt_cache_options: dict[str, Any] | None = Field(None, max_length=16, description="Accepted, without effect.")
-    safety_identifier: Short | None = Field(None, description="Accepted, without effect.")
-
-    @field_validator("logit_bias")
-    @classmethod
-    def _token_keys(cls, value: dict[str, float] | None) -> dict[str, float] | None:
-        for key in value or {}:
-            if not (key.isascii() and key.isdecimal() and len(key) <= 10):
-                raise ValueError(f"{key[:40]!r} is not the number of a token")
-        return value
+    cache_prompt: bool | None = Field(None, description="false: compute the whole prompt again.")
+    return_tokens: bool | None = Field(None, description="Give the answer's tokens, too, as `tokens` of each choice.")
 
     @model_validator(mode="after")
     def _options_of_streams(self) -> Generation:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options go with stream: true")
+        self.n = same("n", self.n, "n_cmpl", self.n_cmpl)
+        self.max_tokens = same("max_tokens", self.max_tokens, "n_predict", self.n_predict)
         return self
 
     @property
@@ -117,14 +127,11 @@ class CompletionRequest(Generation):
     )
     echo: bool | None = Field(None, description="Give the prompt before its continuation.")
     logprobs: int | None = Field(None, ge=0, le=20, description="How many of the likeliest tokens to name.")
-    best_of: Literal[1] | None = Field(None, description="Only 1.")
-    suffix: None = Field(None, description="Not offered.")
 
-    @field_validator("suffix", mode="before")
-    @classmethod
-    def _no_suffix(cls, value: Any) -> None:
-        if value is not None:
-            raise ValueError("text between a prompt and a suffix is not offered; leave it out")
+    @model_validator(mode="after")
+    def _probabilities(self) -> CompletionRequest:
+        self.logprobs = same("logprobs", self.logprobs, "n_probs", self.n_probs)
+        return self
 
 
 class TokenizeRequest(Body):
@@ -175,10 +182,19 @@ class RegisterRequest(Body):
     layers: str | None = Field(None, max_length=200)
     mode: Literal["hard", "soft"] | None = None
     scale: float | None = Field(None, ge=-1000, le=1000)
+    preset: Preset | None = Field(None, description="The paper's numbers for the map's model.")
     replace: bool = Field(False, description="Take the place of what has this name.")
 
     @model_validator(mode="after")
     def _one_source(self) -> RegisterRequest:
         if (self.map is None) == (self.bias is None):
             raise ValueError("give one of map and bias")
+        require_one_choice(self)
         return self
+
+
+def require_one_choice(choice: SteeringChoice | RegisterRequest) -> None:
+    """Raise ValueError for a preset together with what it fixes, as the command line does."""
+    fixed = [name for name in ("activate", "deactivate", "reverse") if getattr(choice, name) is not None]
+    if choice.preset is not None and fixed:
+        raise ValueError(f"preset gives the numbers and the side; leave out {fixed[0]}, or preset")

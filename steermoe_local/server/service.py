@@ -18,16 +18,6 @@ from .settings import ServerSettings
 from .worker import Worker
 
 _MAX_ANSWERS = 256
-_SAMPLING = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repeat_penalty",
-    "repeat_last_n",
-)
 
 
 @dataclass(frozen=True)
@@ -98,6 +88,8 @@ class Service:
     def _named(self, request: Generation) -> tuple[str, str | SteeringChoice | None]:
         """(the model's id, the steering) that a request asks for. Raises ApiError."""
         asked = request.model or self.settings.model
+        if asked not in self.model_names and ":" not in asked:
+            asked = self.settings.model  # the one model answers, and says so, as llama-server does
         named = self.steering_of_model(asked)
         if "steering" not in request.model_fields_set:
             return asked, named
@@ -116,13 +108,18 @@ class Service:
 
     def sampling_of(self, request: Generation, grammar: str | None = None) -> Sampling:
         """The request's sampling, with the server's defaults for what it leaves out. Raises ApiError, UsageError."""
-        given = {name: value for name in _SAMPLING if (value := getattr(request, name)) is not None}
-        biases = {int(token): bias for token, bias in (request.logit_bias or {}).items()}
+        biases = request.biases
         self.prompter().check_tokens(list(biases), "logit_bias")
         seed = self.settings.sampling.seed
         if request.seed is not None:
             seed = None if request.seed == -1 else request.seed % 0xFFFFFFFF  # llama.cpp: the last one means random
-        return replace(self.settings.sampling, **given, seed=seed, grammar=grammar, logit_bias=biases)
+        return request.sampling(self.settings.sampling, seed=seed, grammar=grammar, logit_bias=biases)
+
+    def limit_of(self, request: Generation, default: int | None = None) -> int | None:
+        """The most tokens of an answer, None for no limit; the server's or `default` if the request does not say."""
+        if request.max_tokens is None:
+            return self.settings.max_tokens or default
+        return None if request.max_tokens == -1 else request.max_tokens
 
     def engine_requests(
         self, request: Generation, first: EngineRequest, prompts: list[list[int]]
@@ -147,6 +144,7 @@ class Service:
             replace(
                 first,
                 tokens=tokens,
+                reuse=request.cache_prompt is not False,
                 # n answers with a seed differ, and each is the same every time
                 sampling=replace(first.sampling, seed=None if seed is None else (seed + i) % 0xFFFFFFFF),
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 from fastapi import Request
@@ -63,16 +63,35 @@ def sse(data: dict[str, Any]) -> bytes:
     return b"data: " + _encode(data).encode() + b"\n\n"
 
 
+def named_sse(data: dict[str, Any]) -> bytes:
+    """A server-sent event with a JSON object, under the name that is its `type`."""
+    return f"event: {data['type']}\n".encode() + sse(data)
+
+
+def _error_body(error: Exception) -> list[dict[str, Any]]:
+    return [as_api_error(error).body()]
+
+
 class EventStream(Response):
     """Sends server-sent events as they come, and closes `answers` in the end, also after an error."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, answers: Answers, first: Iterator[dict[str, Any]], rest: AsyncIterator[dict[str, Any]]) -> None:
-        """`first` is sent at once; an error in `rest` becomes an event, since the status was sent before."""
+    def __init__(
+        self,
+        answers: Answers,
+        first: Iterator[dict[str, Any]],
+        rest: AsyncIterator[dict[str, Any]],
+        *,
+        encode: Callable[[dict[str, Any]], bytes] = sse,
+        failed: Callable[[Exception], Iterable[dict[str, Any]]] = _error_body,
+        end: bytes = DONE,
+    ) -> None:
+        """`first` is sent at once; an error in `rest` becomes the events of `failed`: the status was sent before."""
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._answers, self._first, self._rest = answers, first, rest
+        self._encode, self._failed, self._end = encode, failed, end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -83,13 +102,13 @@ class EventStream(Response):
 
         try:
             for data in self._first:
-                await body(sse(data))
+                await body(self._encode(data))
             async for data in self._rest:
-                await body(sse(data))
-            await body(DONE, more=False)
+                await body(self._encode(data))
+            await body(self._end, more=False)
         except (ClientGone, TimeoutError, OSError):  # disconnected, or does not read
             pass
         except Exception as error:
-            await body(sse(as_api_error(error).body()), more=False)
+            await body(b"".join(map(self._encode, self._failed(error))), more=False)
         finally:
             self._answers.close()

@@ -231,8 +231,8 @@ FORMATS = (
         json_calls(r"<\|tools_prefix\|>", r"<\|tools_suffix\|>", keyed_call),
     ),
     ToolFormat("nemotron-v2", r"<TOOLCALL>", ("<TOOLCALL>",), json_calls(r"<TOOLCALL>", r"</TOOLCALL>")),
-    ToolFormat(  # Granite 3, before the older <tool_call>
-        "granite-3", r"<\|tool_call\|>", ("<|tool_call|>",), json_calls(r"<\|tool_call\|>", "")
+    ToolFormat(  # Granite 3, Phi-4-mini
+        "granite-3", r"<\|tool_call\|>", ("<|tool_call|>",), json_calls(r"<\|tool_call\|>", r"(?:<\|/tool_call\|>)?")
     ),
     ToolFormat("gigachat", r"<\|function_call\|>", ("<|function_call|>",), json_calls(r"<\|function_call\|>", "")),
     ToolFormat(

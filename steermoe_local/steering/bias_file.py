@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 
+from .._util.file_kinds import BIAS, require_kind
 from .._util.files import StrPath, replacing
 from ..errors import FormatError, UsageError
 from ..identity import MAX_LAYERS, ModelIdentity
@@ -241,6 +242,7 @@ def write_bias(bias: BiasFile, path: StrPath) -> None:
 
 def read_bias(path: StrPath) -> BiasFile:
     """Read and validate a bias file. Raises FormatError, which names the file and the field."""
+    require_kind(path, "a bias file", BIAS)
     header = read_header(path, max_size=_MAX_BYTES, max_tensors=MAX_LAYERS, max_fields=_MAX_FIELDS, arrays=False)
     architecture, version = (
         item.value if (item := header.fields.get(name)) else None

@@ -77,6 +77,20 @@ def preset_for(name: str, identity: ModelIdentity) -> Preset:
     )
 
 
+def presets_for(identity: ModelIdentity, behaviour: str, positive: str, negative: str) -> list[Preset]:
+    """The presets that fit a map by its model and by the words of its behaviour and sides, none for other models."""
+    found = []
+    for name in PRESETS:
+        try:
+            numbers = preset_for(name, identity)
+            warnings = check_sides(name, behaviour, positive, negative, "")
+        except UsageError:
+            continue
+        if not warnings:
+            found.append(numbers)
+    return found
+
+
 # Words by which people name the two sides of a preset's behaviour.
 _SIDES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "faithful": (

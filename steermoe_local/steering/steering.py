@@ -17,7 +17,7 @@ from ..identity import ModelIdentity
 from ..maps.expert_map import ExpertMap, parse_layers
 from .bias_file import DEFAULT_EPSILON, BiasFile, none_if_empty, read_bias
 from .old_digests import chat_digest
-from .presets import check_sides, preset_for
+from .presets import Preset, check_sides, preset_for, presets_for
 
 # The fields that choose experts of a map and the rule, with their types in JSON; in a bias file the choice is made.
 _CHOICE: dict[str, tuple[type, ...]] = {
@@ -107,8 +107,7 @@ class Steering:
         if self.expert_map is None:
             raise UsageError(f"preset {preset}: {self.name} is no map; give one with --map MAP")
         numbers = preset_for(preset, self.expert_map.identity)
-        sides = (self.expert_map.behaviour, self.expert_map.positive, self.expert_map.negative)
-        warnings = check_sides(preset, *sides, str(self.path or self.name))
+        warnings = check_sides(preset, *self._sides, str(self.path or self.name))
         changed = dataclasses.replace(
             self,
             activate=numbers.n_activate,
@@ -117,6 +116,16 @@ class Steering:
             preset_model=numbers.model,
         )
         return changed, warnings
+
+    @property
+    def presets(self) -> list[Preset]:
+        """The presets that fit the map; none for a bias file."""
+        return [] if self.expert_map is None else presets_for(self.expert_map.identity, *self._sides)
+
+    @property
+    def _sides(self) -> tuple[str, str, str]:
+        assert self.expert_map is not None
+        return self.expert_map.behaviour, self.expert_map.positive, self.expert_map.negative
 
     @property
     def identity(self) -> ModelIdentity | None:

@@ -193,7 +193,7 @@ def test_a_swap_whose_name_is_taken(tmp_path: Path) -> None:
         (["from-csv", "bad.json", "--positive-column", "a", "--negative-column", "b"], 1, "no column 'a', 'b'"),
         (["numbers", "--largest", "3"], 2, "--largest"),
         (["superficial", "none.jsonl"], 1, "none.jsonl"),
-        (["superficial", "safe.json"], 1, "safe.json:1: "),
+        (["superficial", "safe.json"], 1, "safe.json: not a pairs file: this is data in BeaverTails' layout"),
         (["shuffle", "bad.json"], 1, "bad.json:1"),
     ],
 )

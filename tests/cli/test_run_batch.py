@@ -116,6 +116,16 @@ def test_both_sides_of_every_prompt(questions: Path) -> None:
         assert line["unsteered"] == {key: other[key] for key in line["unsteered"]}
 
 
+def test_a_message_of_the_assistant_at_the_end_is_continued(tmp_path: Path) -> None:
+    asked = {"role": "user", "content": "Please count starting at eleven until fifteen."}
+    (whole,) = answers(*TINY, "--n-prompts", "-", input=json.dumps({"messages": [asked]}))
+    first, blank, rest = whole["text"].partition(" ")
+    assert rest
+    begun = {"messages": [asked, {"role": "assistant", "content": first}]}
+    (line,) = answers(*TINY, "--n-prompts", "-", input=json.dumps(begun))
+    assert line["text"] == blank + rest
+
+
 def test_system_messages(endless: Path, tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text(
         '{"prompt": "one"}\n{"prompt": "one", "system": "two two two two"}\n'

@@ -57,8 +57,9 @@ def test_python(server: Running, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("openai") is None, reason="openai is not installed")
 def test_openai(server: Running, tmp_path: Path) -> None:
-    (text,) = blocks("python", "openai")
-    assert run(server, [sys.executable, "-c"], text, tmp_path) == "11, 12, 13, 14, 15\n"
+    chat, response = (run(server, [sys.executable, "-c"], text, tmp_path) for text in blocks("python", "openai"))
+    assert chat == "11, 12, 13, 14, 15\n"
+    assert response == "11, 12, 13, 14, 15 4\n"
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
@@ -70,5 +71,5 @@ def test_javascript(server: Running, tmp_path: Path) -> None:
 
 def test_every_address_is_described(server: Running) -> None:
     for path in server.client.get("/openapi.json").json()["paths"]:
-        name = path.replace("{name}", "NAME").replace("/{model_id}", "")
+        name = path.replace("{name}", "NAME").replace("{response_id}", "ID").replace("/{model_id}", "")
         assert name in PAGE, path

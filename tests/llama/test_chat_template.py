@@ -144,7 +144,8 @@ CLOCK = "{{ strftime_now('%d %B %Y, %H:%M') }}"
 LLAMA_31 = "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}{{ date_string }}"
 LLAMA_32 = (
     "{% if not date_string is defined %}{% if strftime_now is defined %}"
-    "{% set date_string = strftime_now('%d/%m/%y') %}{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}{{ date_string }}"
+    "{% set date_string = strftime_now('%d/%m/%y') %}"
+    "{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}{{ date_string }}"
 )
 FIREFUNCTION = "{{ 'Today is ' + datetime }}"
 NONE = "{{ messages[0].content }}"

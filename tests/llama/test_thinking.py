@@ -118,10 +118,19 @@ def test_every_effort_is_accepted(name: str) -> None:
         ("openai-gpt-oss-120b", "medium", {"reasoning_effort": "medium"}),
         ("muse-glimmer", "medium", {"reasoning_strength": "medium"}),
         ("Qwen3.5-4B", "medium", {}),
+        ("upstage-Solar-Open-100B", "xhigh", {"reasoning_effort": "xhigh"}),
     ],
 )
 def test_efforts(name: str, effort: str, variables: dict[str, str]) -> None:
     assert effort_arguments(source(name), effort) == variables
+
+
+@pytest.mark.parametrize(
+    ("effort", "value"), [("minimal", "high"), ("xhigh", "high"), ("none", "none"), ("high", "high"), ("odd", "odd")]
+)
+def test_a_template_that_takes_certain_efforts_alone(effort: str, value: str) -> None:
+    template = "{% if reasoning_effort not in ['none', \"high\"] %}{{ raise_exception('no') }}{% endif %}"
+    assert effort_arguments(template, effort) == {"reasoning_effort": value}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steermoe_local import ResourceError
+from steermoe_local import ResourceError, SteeredLlama
 from steermoe_local.cli import main
 from steermoe_local.model_files import memory
 from steermoe_local.model_files.cache_shape import CacheShape, cache_shape
@@ -292,6 +292,7 @@ def test_detect_refuses_before_it_loads(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_detect_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_path: Path) -> None:
     needs = check_memory(model_info(tiny_path), 512, free=1 << 50)
+    monkeypatch.setattr("steermoe_local.llama.cpu.repacks", lambda: lambda kind, shape: False)  # CPUs differ
     monkeypatch.setattr(memory, "free_memory", lambda: needs.buffers)
     result = detect(tmp_path)
     assert result.exit_code == 0
@@ -306,3 +307,82 @@ def test_nothing_is_known_of_free_memory(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(memory, "free_memory", lambda: None)
     assert detect(tmp_path).exit_code == 0
     assert issubclass(ResourceError, Exception)
+
+
+#
+# repacked copies
+#
+
+
+def copied(**changes: Any) -> MemoryEstimate:
+    """A model of 10 GB, of which 9 GB are repacked."""
+    return gigabytes(copies=9 * 10**9, replaced=9 * 10**9, **changes)
+
+
+def test_room_for_copies() -> None:
+    needed = 10 * 10**9 + 5 * 10**9  # weights, of which 9 GB as copies, and buffers
+    assert copied().total == needed
+    assert copied(free=needed + 9 * 10**9 // 4).has_room_for_copies
+    assert not copied(free=needed + 9 * 10**9 // 4 - 1).has_room_for_copies
+    assert copied(free=1, elsewhere=True).has_room_for_copies
+    assert copied(free=None).has_room_for_copies
+    assert gigabytes(free=needed).has_room_for_copies  # no copies, nothing besides
+
+
+def test_copies_that_are_wanted_all_the_same() -> None:
+    tight = copied(free=15 * 10**9)
+    assert tight.problem() is None
+    assert "--no-repack" in (tight.warning() or "")
+    assert "--no-repack" in (copied(free=13 * 10**9).problem() or "")
+    assert tight.to_dict()["repacked_bytes"] == 9 * 10**9
+
+
+def test_locked_originals_stay_beside_their_copies(tiny_path: Path) -> None:
+    def total(**how: bool) -> int:
+        return check_memory(model_info(tiny_path), 512, repacks=lambda kind, shape: True, free=1 << 50, **how).total
+
+    plain = check_memory(model_info(tiny_path), 512, free=1 << 50)
+    assert total() == total(mapped=False)
+    assert total(locked=True) > total() + plain.weights // 2
+    assert total(mapped=False, locked=True) == total()
+
+
+@pytest.mark.parametrize(
+    ("flags", "free", "repacked", "said"),
+    [
+        ((), "plenty", True, ""),
+        ((), "little", False, "--repack"),
+        (("--no-repack",), "little", False, ""),
+        (("-nr",), "plenty", False, ""),
+        (("--repack",), "little", True, "--no-repack"),
+        (("--no-memory-check",), "little", True, ""),
+    ],
+)
+def test_repacking_is_chosen(
+    flags: tuple[str, ...],
+    free: str,
+    repacked: bool,
+    said: str,
+    tmp_path: Path,
+    tiny_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def every_matrix(kind: str, shape: tuple[int, ...]) -> bool:
+        return len(shape) > 1
+
+    needs = check_memory(model_info(tiny_path), 512, repacks=every_matrix, free=1 << 50)
+    monkeypatch.setattr("steermoe_local.llama.cpu.repacks", lambda: every_matrix)
+    monkeypatch.setattr(memory, "free_memory", lambda: 1 << 50 if free == "plenty" else needs.total)
+    loaded: list[bool] = []
+    load = SteeredLlama.__init__
+
+    def remember(self: SteeredLlama, *args: Any, **kwargs: Any) -> None:
+        loaded.append(kwargs["repack"])
+        load(self, *args, **kwargs)
+
+    monkeypatch.setattr(SteeredLlama, "__init__", remember)
+    result = detect(tmp_path, *flags)
+    assert result.exit_code == 0, result.stderr
+    assert loaded == [repacked]
+    assert result.stderr.count("\n") == bool(said)
+    assert said in result.stderr

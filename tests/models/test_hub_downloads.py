@@ -27,7 +27,7 @@ def partial_files(client: Client) -> list[Path]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_download_goes_on(hub: Hub, client: Client, tiny_path: Path, number: int) -> None:
-    hub.pause, hub.chunk = 0.01, 1 << 16
+    hub.hold, hub.chunk = 3_000_000, 1 << 16
     process = client.start("pull", "lab/tiny-GGUF", "--maps", ".")
     status, out, err = client.interrupt(process, client.cache, 1_000_000, number)
     assert out == ""
@@ -41,7 +41,7 @@ def test_an_interrupted_download_goes_on(hub: Hub, client: Client, tiny_path: Pa
         assert err.endswith("error: interrupted\n")
         assert "Traceback" not in err
     fails(client("info", "lab/tiny-GGUF"), 1, "not on this machine")
-    hub.pause = 0
+    hub.hold = None
     hub.ranges.clear()
     sent = hub.sent
     status, out, err = client.program("pull", "lab/tiny-GGUF")
@@ -145,10 +145,11 @@ def test_by_the_clients_own_transfer(hub: Hub, client: Client, tiny_path: Path, 
 def test_progress_on_a_terminal(hub: Hub, client: Client, columns: int) -> None:
     import pexpect
 
-    hub.pause = 0.01
+    hub.hold = 5_000_000
     process = client.start_in_terminal(columns, "pull", "lab/tiny-GGUF")
     process.expect("olmoe, 24 experts, top-4, 5 layers")
     process.expect(r"tiny-Q4_K_M\.gguf: +[1-9]\d?%")
+    hub.hold = None
     process.expect(r"tiny-Q4_K_M\.gguf: 100%")
     process.expect("models--lab--tiny-GGUF")
     process.expect(pexpect.EOF)
@@ -183,13 +184,13 @@ def test_into_a_models_folder(hub: Hub, client: Client, tiny_path: Path, tmp_pat
 
 
 def test_an_interrupted_download_into_a_folder(hub: Hub, client: Client, tiny_path: Path, tmp_path: Path) -> None:
-    hub.pause = 0.01
+    hub.hold = 3_000_000
     process = client.start("pull", "lab/tiny-GGUF", "--dir", "models")
     status, _, err = client.interrupt(process, tmp_path / "models", 1_000_000)
     assert status == 130, err
     assert "MB of 10.0 MB are kept" in err
     (partial,) = (tmp_path / "models").rglob("*.incomplete")
-    hub.pause = 0
+    hub.hold = None
     status, out, err = client.program("pull", "lab/tiny-GGUF", "--dir", "models")
     assert status == 0, err
     assert (tmp_path / out.strip()).read_bytes() == tiny_path.read_bytes()

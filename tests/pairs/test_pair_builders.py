@@ -188,7 +188,7 @@ def test_own_refusals_and_what_is_missing() -> None:
     with pytest.raises(UsageError, match="no refusals"):
         made(safety_pairs(RATED, Tally(), refusals=[]))
     tally = Tally()
-    odd = [{"prompt": "a", "response": "b", "is_safe": value} for value in (None, "false", 0)]
+    odd = [{"prompt": "a", "response": "b", "is_safe": value} for value in (None, "maybe", 2)]
     odd += [{"prompt": " ", "response": "b", "is_safe": False}, {"prompt": "a", "response": None, "is_safe": False}]
     assert made(safety_pairs(odd, tally)) == []
     assert tally.skipped == {"is_safe is neither true nor false": 3, "no prompt or no response": 2}
@@ -240,7 +240,8 @@ def test_columns_without_a_prompt_and_with_ids(tmp_path: Path) -> None:
         (b"a,b,a\n1,2,3\n", "stands twice"),
         (b"a,b\n\xff,x\n", "not UTF-8"),
         ("a,b\n1,2\n".encode("utf-16"), "not UTF-8"),
-        (b'a,b\n"' + b"x" * 200_000 + b'",2\n', "not CSV"),
+        (b'a,b\n1,2\n"' + b"x" * 200_000 + b",2\n\n3,4\n", ":3: a quote is opened and never closed"),
+        (b'a,b\n1,"2\n', ":2: a quote is opened and never closed"),
         (b"\x1f\x8b\x08garbage", "cannot be read"),
     ],
 )

@@ -140,6 +140,18 @@ def test_what_is_refused(tmp_path: Path) -> None:
         "no name": (("--steering", "nothing"), 2, "--steering nothing: steering 'nothing' is not registered"),
         "no map": (("--steering", str(tmp_path / "broken.json")), 1, "broken.json: not an expert map"),
         "no numbers": (("--steering", str(shipped_copy(tmp_path))), 2, "has no numbers of experts"),
+        "no such preset's numbers": (
+            ("--steering", "digits-words", "--preset", "safe"),
+            2,
+            "the paper has no numbers for",
+        ),
+        "two sources of numbers": (
+            ("--steering", "digits-words", "--preset", "safe", "--activate", "1"),
+            2,
+            "--preset",
+        ),
+        "numbers of no map": (("--activate", "1"), 2, "--activate: of which map?"),
+        "numbers of no name": (("--steering", "No Name", "--activate", "1"), 2, "steering 'No Name' is not registered"),
         "no folder": (("--maps", str(tmp_path / "x")), 2, "no such folder"),
         "no key file": (("--api-key-file", str(tmp_path / "key")), 2, "cannot be read"),
         "two keys": (("--api-key-file", str(tmp_path / "key"), "--api-key", "x"), 2, "both give a key"),
@@ -168,6 +180,13 @@ def test_a_file_as_the_default(tmp_path: Path) -> None:
         assert "steering: bare)" in log.read_text()
         answer = httpx.post(f"{url}/v1/chat/completions", json=QUESTION, trust_env=False).json()
         assert (answer["steering"]["name"], answer["steering"]["n_active"]) == ("bare", 2)
+
+
+def test_a_name_with_other_numbers_as_the_default(tmp_path: Path) -> None:
+    with program("--steering", "digits-words", "--activate", "1", log=tmp_path / "log") as (_, url):
+        answer = httpx.post(f"{url}/v1/chat/completions", json=QUESTION, trust_env=False).json()
+        applied = answer["steering"]
+        assert (applied["name"], applied["n_active"], applied["n_inactive"]) == ("digits-words", 1, 2)
 
 
 WITHOUT = """

@@ -290,7 +290,7 @@ def test_log_probabilities_of_a_chat(client: OpenAI, llama: SteeredLlama) -> Non
         ({"extra_body": {"stering": None}}, openai.BadRequestError, "unknown_field", "stering"),
         ({"extra_body": {"steering": {"map": "../x"}}}, openai.BadRequestError, "invalid_value", None),
         ({"extra_body": {"steering": "faithful"}}, openai.NotFoundError, "steering_not_found", "steering"),
-        ({"model": "gpt-5"}, openai.NotFoundError, "model_not_found", "model"),
+        ({"model": "gpt:5"}, openai.NotFoundError, "model_not_found", "model"),
         ({"model": "tiny:faithful"}, openai.NotFoundError, "steering_not_found", "steering"),
         ({"messages": [{"role": "user", "content": "one " * 2000}]}, openai.BadRequestError, None, None),
         ({"max_tokens": "many"}, openai.BadRequestError, "invalid_value", "max_tokens"),
@@ -312,12 +312,12 @@ def test_errors(client: OpenAI, fields: Any, kind: Any, code: str | None, param:
 def test_what_is_not_offered(client: OpenAI) -> None:
     for ask in (
         lambda: client.embeddings.create(model="tiny", input="a"),
-        lambda: client.responses.create(model="tiny", input="a"),
+        lambda: client.images.generate(model="tiny", prompt="a"),
         lambda: client.moderations.create(input="a"),
     ):
         with pytest.raises(openai.NotFoundError) as caught:
             ask()
-        assert (caught.value.code, caught.value.param) == (None, None), "an address, not a name, is unknown"
+        assert (caught.value.code, caught.value.param) == ("unknown_address", None)
 
 
 def test_keys() -> None:

@@ -58,7 +58,8 @@ def seen() -> Iterator[Counter[tuple[str, int]]]:
     """What was answered; an answer that is never right would test little."""
     found: Counter[tuple[str, int]] = Counter()
     yield found
-    for path in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"):
+    answering = ("/v1/chat/completions", "/v1/responses", "/v1/responses/input_tokens", "/v1/completions")
+    for path in (*answering, "/tokenize", "/detokenize"):
         assert found[f"POST {path}", 200] > 2, found
         assert found[f"POST {path}", 400] > 2, found
         assert found[f"POST {path}", 415], found
@@ -77,11 +78,21 @@ def name_what_there_is(case: schemathesis.Case) -> None:
         body["steering"] = "digits-words"
     elif isinstance(body.get("steering"), dict):
         body["steering"] |= {"map": "digits-words", "layers": None}
+    if "input" in body:
+        name_what_a_response_needs(body)
     for message in body.get("messages", ()):
         if message.get("content") is None:
             message["content"] = "one"
         if message["role"] != "assistant":
             message.pop("tool_calls", None)
+
+
+def name_what_a_response_needs(body: dict[str, Any]) -> None:
+    """Nothing is kept yet, and a format's schema and a tool to call do not come about by chance."""
+    for field in ("previous_response_id", "text", "tool_choice", "tools", "chat_template_kwargs"):
+        body.pop(field, None)
+    if isinstance(body["input"], list):
+        body["input"] = [item for item in body["input"] if item.get("type") != "item_reference"] or "one"
 
 
 @schema.parametrize()

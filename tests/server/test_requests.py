@@ -119,6 +119,7 @@ def test_the_document(server: Running) -> None:
     document = server.client.get("/openapi.json").json()
     assert document["openapi"].startswith("3.1")
     paths = {"/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/steering", "/v1/steering/{name}"}
+    paths |= {"/v1/responses", "/v1/responses/input_tokens", "/v1/responses/{response_id}"}
     paths |= {
         "/tokenize",
         "/detokenize",
@@ -207,16 +208,84 @@ def test_what_a_chat_refuses(server: Running, fields: dict[str, Any], param: str
     assert error["message"].startswith(param)
 
 
-def test_an_unknown_model(server: Running) -> None:
-    for name in ("gpt-4", "tiny:", "tiny:x", "x:digits-words", ""):
+def test_names_of_the_model(server: Running) -> None:
+    """One model is loaded: any name is its, but what stands behind a colon names a steering."""
+    for name in ("gpt-4", "org/model", "tiny", "", None):
+        response = server.chat(model=name, max_tokens=1)
+        assert response.status_code == 200, response.text
+        assert response.json()["model"] == "tiny", "the answer names the model that is loaded"
+    assert server.complete(model="gpt-4").json()["model"] == "tiny"
+    for name in ("tiny:", "tiny:x", "x:digits-words", "llama3:8b"):
         response = server.chat(model=name)
-        assert response.status_code == (404 if name else 200), response.text
-    assert "tiny:digits-words" in server.chat(model="gpt-4").json()["error"]["message"]
+        assert response.status_code == 404, response.text
+    assert "tiny:digits-words" in server.chat(model="llama3:8b").json()["error"]["message"]
+    assert server.chat(model="tiny:digits-words", max_tokens=1).json()["model"] == "tiny:digits-words"
+
+
+def test_a_steering_with_any_name_of_the_model(server: Running) -> None:
+    response = server.chat(model="gpt-4", steering="digits-words", max_tokens=1)
+    assert response.json()["steering"]["name"] == "digits-words"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/chat/completions",
+        "/v1/chat/completions/",
+        "//v1/chat/completions",
+        "/v1//chat//completions//",
+        "/v1/v1/chat/completions",
+        "/v1/v1/v1/chat/completions/",
+        "//chat/completions",
+    ],
+)
+def test_addresses_as_clients_write_them(server: Running, path: str) -> None:
+    body = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 1}
+    response = server.client.post(server.url + path, json=body)
+    assert response.status_code == 200, response.text
+    assert response.json()["object"] == "chat.completion"
+
+
+def test_other_addresses_as_clients_write_them(server: Running) -> None:
+    def get(path: str) -> Any:
+        response = server.client.get(server.url + path)
+        assert response.status_code == 200, (path, response.text)
+        return response.json()
+
+    models = get("/v1/models")
+    for path in ("/models", "/models/", "/v1/models/", "//models", "/v1/v1/models"):
+        assert get(path)["data"] == models["data"]
+    assert get("/models/tiny:none") == get("/v1/models/tiny:none/")
+    for path in ("/v1/health", "/health/", "//health"):
+        assert get(path)["status"] == "ok"
+    assert get("/steering")["object"] == get("/v1/steering/")["object"] == "list"
+    for path in ("/completions", "/v1/completions/"):
+        response = server.client.post(server.url + path, json={"prompt": "one,", "max_tokens": 1})
+        assert response.json()["object"] == "text_completion"
+    assert server.client.post(server.url + "/v1/tokenize", json={"content": "one"}).status_code == 200
 
 
 def test_addresses_that_are_not_there(server: Running) -> None:
-    response = server.client.get("/v1/embeddings")
-    assert response.status_code == 404
-    assert response.json()["error"]["type"] == "not_found_error"
-    assert server.client.get("/v1/chat/completions").status_code == 405
-    assert "error" in server.client.get("/v1/chat/completions").json()
+    for path in ("/v1/embeddings", "/api/chat", "/v1", "/v1/", "/v2/models", "/nothing%1b%5b31m"):
+        response = server.client.get(server.url + path)
+        assert response.status_code == 404
+        error = response.json()["error"]
+        assert (error["type"], error["code"]) == ("not_found_error", "unknown_address")
+        assert "POST /v1/chat/completions" in error["message"], "it says what is there"
+        assert "GET /v1/models/{model_id}" in error["message"]
+        assert error["message"].isprintable()
+
+
+def test_methods_that_an_address_does_not_take(server: Running) -> None:
+    for method, path, allowed in (
+        ("GET", "/v1/chat/completions", "POST"),
+        ("GET", "/chat/completions/", "POST"),
+        ("PUT", "/v1/steering", "GET, POST"),
+        ("POST", "/v1/models", "GET"),
+    ):
+        response = server.client.request(method, server.url + path)
+        assert response.status_code == 405
+        assert response.headers["allow"] == allowed
+        error = response.json()["error"]
+        assert (error["type"], error["code"]) == ("invalid_request_error", "wrong_method")
+        assert allowed.replace(", ", " or ") in error["message"]

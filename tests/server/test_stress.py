@@ -131,7 +131,7 @@ def request(server: Process, body: bytes, *, length: int | None = None, path: st
 
 
 def begin(server: Process, steering: str) -> socket.socket:
-    """An endless answer, whose first bytes have come."""
+    """Ask for a long answer."""
     found = socket.create_connection(server.address, timeout=30)
     found.sendall(request(server, json.dumps(ENDLESS | {"steering": STEERINGS[steering]}).encode()))
     return found
@@ -152,12 +152,12 @@ def test_clients_that_are_killed_leave_nothing(server: Process) -> None:
     rng = random.Random(7)
 
     def wave() -> None:
-        connections = []
-        for number in range(12):  # four are answered, the others wait
-            connections.append(begin(server, list(STEERINGS)[number % len(STEERINGS)]))
-        until(lambda: server.health()[0] == 4)
-        for connection in connections[:4]:
-            connection.recv(rng.randrange(1, 4000))
+        names = [list(STEERINGS)[number % len(STEERINGS)] for number in range(12)]
+        connections = [begin(server, name) for name in names[:4]]
+        for connection in connections:
+            connection.recv(rng.randrange(1, 4000))  # an answer has begun
+        connections += [begin(server, name) for name in names[4:]]
+        until(lambda: server.health()[0] == 4)  # four are answered, the others wait
         rng.shuffle(connections)
         for number, connection in enumerate(connections):
             ENDS["close" if number % 2 else "reset"](connection)

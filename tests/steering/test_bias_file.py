@@ -255,7 +255,7 @@ def test_read_refuses(tmp_path: Path, fields: dict[str, Any], tensors: dict[str,
 
 def test_other_files(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", "olmoe", {}, {})
-    with pytest.raises(FormatError, match=r"general\.architecture is 'olmoe'"):
+    with pytest.raises(FormatError, match="this is a GGUF model"):
         read_bias(path)
     path.write_bytes(b"PK" * 100)
     with pytest.raises(FormatError, match="no GGUF magic"):

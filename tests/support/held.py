@@ -21,6 +21,7 @@ from typing import Any
 HELD = [sys.executable, "-P", __file__]
 PAUSE = 0.05
 _VARIABLE = "STEERMOE_TEST_HOLD"
+_sleep = time.sleep  # which some tests patch away
 
 
 def hold(
@@ -46,7 +47,7 @@ def patience(process: Any, happened: Any, seconds: float = 120) -> None:
     while not happened():
         assert process.poll() is None, f"it ended with {process.returncode}"
         assert time.monotonic() < end, f"it did not happen within {seconds} s"
-        time.sleep(0.005)
+        _sleep(0.005)
 
 
 class _Gate:

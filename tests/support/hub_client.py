@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from huggingface_hub import constants
 
 from steermoe_local.cli import main
+from tests.support.held import patience
 from tests.support.hub_stand_in import Hub
 
 NOBODY = "http://127.0.0.1:9"  # the discard port: nobody answers
@@ -125,19 +126,17 @@ class Client:
     def interrupt(
         self, process: subprocess.Popen[str], folder: Path, n_bytes: int, number: int = signal.SIGINT
     ) -> tuple[int, str, str]:
-        """Send a signal when a partial download in the folder has so many bytes."""
-        deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
+        """Send a signal when a partial download in the folder has so many bytes; the hub holds it before its end."""
+
+        def has_begun() -> bool:
             with contextlib.suppress(FileNotFoundError):
-                if any(path.stat().st_size >= n_bytes for path in folder.rglob("*.incomplete")):
-                    break
-            _sleep(0.005)
+                return any(path.stat().st_size >= n_bytes for path in folder.rglob("*.incomplete"))
+            return False
+
+        patience(process, has_begun)
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
         return process.returncode, out, err
-
-
-_sleep = time.sleep  # which the tests of this process patch away
 
 
 def fails(done: Result, status: int, *words: str) -> str:

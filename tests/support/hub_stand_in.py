@@ -31,7 +31,7 @@ class Hub:
     `gated` and `private` ones need `token`; `forbidden` ones refuse any. `requests` are (method, path), `ranges` the
     parts of files that were asked for, `sent` the bytes of files that were sent. `leaked` are tokens that the content
     network saw. `cuts` are numbers of bytes behind which the next transfers end; `pause` is slept through after each
-    `chunk` bytes.
+    `chunk` bytes. A transfer up to the end of a file stops at its byte `hold` until that is None again.
     """
 
     datasets: Files = field(default_factory=dict)
@@ -44,6 +44,7 @@ class Hub:
     whole_files_only: bool = False
     cuts: list[int] = field(default_factory=list)
     pause: float = 0.0
+    hold: int | None = None
     chunk: int = 1 << 16
     endpoint: str = ""
     network: str = ""
@@ -140,6 +141,8 @@ def running(hub: Hub) -> Iterator[Hub]:
             if hub.cuts and stop == len(data) and stop - start > hub.cuts[0]:
                 end = start + hub.cuts.pop(0)
             for at in range(start, end, hub.chunk):
+                while stop == len(data) and hub.hold is not None and start < hub.hold <= at:
+                    sleep(0.01)
                 part = data[at : min(at + hub.chunk, end)]
                 try:
                     self.wfile.write(part)

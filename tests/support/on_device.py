@@ -63,12 +63,12 @@ class DeviceContext(Context):
         return True if not ask else wanted
 
     def _values(self, t: GGMLTensor, address: int) -> npt.NDArray[Any]:
-        base = backends._function("ggml_nbytes", ctypes.c_size_t, ctypes.c_void_p)
-        get = backends._function(
+        base = backends.function("ggml_nbytes", ctypes.c_size_t, ctypes.c_void_p)
+        get = backends.function(
             "ggml_backend_tensor_get", None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t
         )
-        is_host = backends._function("ggml_backend_buffer_is_host", ctypes.c_bool, ctypes.c_void_p)
-        name = backends._function("ggml_backend_buffer_name", ctypes.c_char_p, ctypes.c_void_p)
+        is_host = backends.function("ggml_backend_buffer_is_host", ctypes.c_bool, ctypes.c_void_p)
+        name = backends.function("ggml_backend_buffer_name", ctypes.c_char_p, ctypes.c_void_p)
         owner = GGMLTensor.from_address(t.view_src) if t.view_src else t
         self.hosts.add(is_host(owner.buffer))
         self.places.add(name(owner.buffer).decode())

@@ -12,6 +12,7 @@ from ...errors import UsageError
 from ...identity import ModelIdentity
 from ...models.shipped_maps import recommended_numbers, shipped_maps
 from ...steering.steering import Steering
+from ..options.system_text import is_text
 
 _HEAD = 1 << 16  # bytes
 
@@ -72,7 +73,8 @@ class MapFinder:
         named = shipped_maps()
         for folder in reversed(self._folders):
             with contextlib.suppress(OSError):  # gone, or not to be read: its names are not there
-                files = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".gguf")]
+                found = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".gguf"))
+                files = [path for path in found if is_text(path.name)]  # others cannot be kept in a saved chat
                 named |= {path.stem: path for path in files}
         return named
 

@@ -14,7 +14,8 @@ from ...steering.presets import PRESETS
 from ...steering.steering import Steering
 from ..options.common import json_option, other_model_option, output_option, strength_option
 from ..options.groups import is_given
-from ..output import console, facts_table, print_json, warn
+from ..options.system_text import UserPath
+from ..output import console, facts_table, print_json, say_written, warn
 
 
 @click.group()
@@ -29,7 +30,7 @@ _check_option = other_model_option("GGUF file to check against: fail if made for
 
 
 @bias.command()
-@click.argument("map_file", metavar="MAP", type=click.Path(path_type=Path))
+@click.argument("map_file", metavar="MAP", type=UserPath(path_type=Path))
 @output_option("Bias file to write, GGUF.")
 @click.option("--activate", type=click.IntRange(0), help="Experts with RD > 0 to promote.  [default: 0]")
 @click.option("--deactivate", type=click.IntRange(0), help="Experts with RD < 0 to suppress.  [default: 0]")
@@ -108,7 +109,7 @@ def build(
         print_json({"bias": str(output), **_facts(made)})
         return
     _print(made)
-    click.echo(f"\nwritten: {output}")
+    say_written(output, before="\n")
 
 
 def check_preset(preset: str | None, activate: int | None, deactivate: int | None, reverse: bool) -> None:
@@ -127,7 +128,7 @@ def with_preset(steering: Steering, preset: str) -> Steering:
 
 
 @bias.command()
-@click.argument("bias_file", metavar="BIAS", type=click.Path(path_type=Path))
+@click.argument("bias_file", metavar="BIAS", type=UserPath(path_type=Path))
 @_check_option
 @json_option
 def show(bias_file: Path, model: Path | None, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from ..options.llama import llama_options
 from ..options.model import model_option
 from ..options.sampling import sampling_options
 from ..options.steering import SteeringFlags, steering_options
+from ..options.system_text import UserPath
 
 
 @click.command()
@@ -19,7 +20,7 @@ from ..options.steering import SteeringFlags, steering_options
 @steering_options
 @click.option(
     "--maps",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=UserPath(exists=True, file_okay=False, path_type=Path),
     multiple=True,
     metavar="DIR",
     help="Folder of maps and bias files that /steer finds by name. Can be given again.",

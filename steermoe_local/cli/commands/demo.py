@@ -9,6 +9,7 @@ import click
 from rich.table import Table
 
 from ..options.common import json_option
+from ..options.system_text import UserPath
 from ..output import console, print_json, progress_bar
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=UserPath(path_type=Path, file_okay=False),
     default="demo-output",
     show_default=True,
     help="Folder for counts, maps and bias files.",

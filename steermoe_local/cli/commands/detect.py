@@ -37,7 +37,7 @@ from ..options.common import (
 from ..options.llama import LlamaFlags, llama_options
 from ..options.model import model_option
 from ..options.opening import open_model
-from ..output import console, print_json, say
+from ..output import ProgressLines, SummedLines, console, print_json, say, say_written
 from .map import print_map, top_experts, warn_unless_separable
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def detect(
         )
         return
     print_map(expert_map, 10)
-    click.echo(f"\n{display.summary()}\nwritten: {', '.join(map(str, files))}")
+    say_written(*files, before=f"\n{display.summary()}\n")
 
 
 class _Display:
@@ -213,6 +213,9 @@ class _Display:
             speed_estimate_period=300,
         )
         self._task = self._bar.add_task("detect", total=None, rate="")
+        self._terminal = sys.stderr.isatty()
+        self._lines = ProgressLines()
+        self._skipped = SummedLines(self._print)
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -234,6 +237,7 @@ class _Display:
             with self._bar:
                 yield
         finally:
+            self._skipped.close()
             if handled:
                 signal.signal(signal.SIGINT, before)
 
@@ -242,13 +246,17 @@ class _Display:
         self._seconds = time.monotonic() - self._start
         if self._interrupted:
             raise KeyboardInterrupt
-        self._bar.update(
-            self._task, completed=progress.n_done, total=progress.n_total, rate=f"{self._rate():,.0f} tokens/s"
-        )
+        rate = f"{self._rate():,.0f} tokens/s"
+        if self._terminal:
+            self._bar.update(self._task, completed=progress.n_done, total=progress.n_total, rate=rate)
+        else:
+            self._lines.show("detect", progress.n_done, progress.n_total, rate)
 
     def skipped(self, pair: Pair, reason: str) -> None:
-        line = f"skipped: pair {pair.id!r}: {reason}"
-        if sys.stderr.isatty():
+        self._skipped.add(f"skipped: pair {pair.id!r}: {reason}", f"skipped: {reason}")
+
+    def _print(self, line: str) -> None:
+        if self._terminal:
             self._bar.console.print(line, markup=False, soft_wrap=True)
         else:
             say(line)

@@ -12,7 +12,7 @@ from ...pairs.pairs import load_pairs
 from ..options.common import FILE
 from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
 from ..options.groups import is_given
-from ..output import console, print_json, print_reports
+from ..output import console, print_json, print_reports, say_written
 
 if TYPE_CHECKING:
     from ...evaluation.studies.evaluate import Controls, Evaluation
@@ -78,7 +78,7 @@ def eval_(setup: EvaluationSetup, no_away: bool, controls: bool, control_draws: 
         print_json(data)
         return
     _print(evaluation)
-    click.echo(f"\n{verdict(evaluation)}\nwritten: {setup.path('report.md')}")
+    say_written(setup.path("report.md"), before=f"\n{verdict(evaluation)}\n")
 
 
 def _controls(setup: EvaluationSetup, n_draws: int, pairs_file: Path | None) -> Controls:

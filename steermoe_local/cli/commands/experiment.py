@@ -14,7 +14,7 @@ from ...pairs.pairs import load_pairs
 from ..options.common import FILE
 from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
 from ..options.groups import is_default
-from ..output import print_json, print_reports, say
+from ..output import print_json, print_reports, say, say_written
 
 if TYPE_CHECKING:
     from ...evaluation.experiments.experiments import ExperimentResult
@@ -109,7 +109,7 @@ def experiment(
         print_json(data)
         return
     print_reports(found.tables)
-    click.echo(f"\n{found.finding}\nwritten: {setup.path('report.md')}")
+    say_written(setup.path("report.md"), before=f"\n{found.finding}\n")
 
 
 def _check(name: str, setup: EvaluationSetup, ability: str | None) -> None:

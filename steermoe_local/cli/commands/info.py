@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ...maps.expert_map import format_layers
 from ...model_files.gating import UNKNOWN
 from ...model_files.model_info import ModelInfo, model_info
 from ..options.common import json_option
@@ -77,10 +78,4 @@ def _template(facts: ModelInfo) -> str:
 
 def _ranges(layers: tuple[int, ...]) -> str:
     """(0, 1, 2, 5) as "0-2, 5"."""
-    parts: list[list[int]] = []
-    for layer in layers:
-        if parts and parts[-1][1] == layer - 1:
-            parts[-1][1] = layer
-        else:
-            parts.append([layer, layer])
-    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)
+    return format_layers(layers).replace(",", ", ")

@@ -17,7 +17,7 @@ from ...maps.pair_counts import PairCounts
 from ...maps.plots import plot_difference, plot_map, require_drawable
 from ..options.common import FILE, json_option, output_option
 from ..options.groups import together
-from ..output import console, facts_table, print_json, say, warn
+from ..output import console, facts_table, print_json, say, say_written, warn
 
 _OUTPUT = "Picture to write: .png, .svg, or .html, which names the expert under the pointer."
 
@@ -109,7 +109,7 @@ def stats(map_file: Path, per_pair: Path, output: Path, draws: int, halves: int,
         print_json({"map": str(output), **_trust(expert_map, "holm")})
     else:
         console().print(facts_table(_trust_rows(expert_map, "holm")))
-        click.echo(f"\nwritten: {output}")
+        say_written(output, before="\n")
     warn_unless_separable(expert_map, map_file)
 
 
@@ -145,7 +145,7 @@ def plot(
         chosen = None if layers is None else parse_layers(layers)
         signs = expert_map.choose(activate, deactivate, reverse=reverse, layers=chosen)
     plot_map(expert_map, output, signs, top)
-    click.echo(f"written: {output}")
+    say_written(output)
 
 
 @map_.command()
@@ -193,7 +193,7 @@ def diff(first: Path, second: Path, output: Path | None, top: int, as_json: bool
     ]
     console().print(facts_table(rows))
     if output:
-        click.echo(f"\nwritten: {output}")
+        say_written(output, before="\n")
 
 
 def warn_unless_separable(expert_map: ExpertMap, where: Path) -> None:
@@ -221,7 +221,7 @@ def print_map(expert_map: ExpertMap, top: int, level: float = 0.95, correction: 
     rows = [
         ("behaviour", expert_map.behaviour + sides),
         ("model", expert_map.identity.short),
-        ("pairs", f"{expert_map.n_pairs}, target tokens {expert_map.n1:,} / {expert_map.n2:,}"),
+        ("pairs", _counted(expert_map)),
         *([("date in prompts", ", ".join(expert_map.dates))] if expert_map.dates else []),
         ("experts", f"RD > 0: {int((rd > 0).sum())}, RD < 0: {int((rd < 0).sum())}"),
         *_trust_rows(expert_map, correction),
@@ -246,6 +246,12 @@ def print_map(expert_map: ExpertMap, top: int, level: float = 0.95, correction: 
             row += [f"{entry['p1']:.4f}", f"{entry['p2']:.4f}"]
         table.add_row(*row)
     out.print(table)
+
+
+def _counted(expert_map: ExpertMap) -> str:
+    """Pairs and tokens; an imported ranking does not tell its pairs."""
+    tokens = f"{expert_map.n1:,} / {expert_map.n2:,}" if expert_map.n1 and expert_map.n2 else "unknown"
+    return f"{expert_map.n_pairs or 'unknown'}, target tokens {tokens}"
 
 
 def _facts(expert_map: ExpertMap, top: int, level: float, correction: str) -> dict[str, Any]:

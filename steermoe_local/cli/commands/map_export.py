@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -10,14 +11,14 @@ from ..._util.files import replacing, require_writable
 from ...errors import UsageError
 from ...identity import UNKNOWN_ROUTER, ModelIdentity
 from ...maps.cards import render_card
-from ...maps.expert_map import ExpertMap
-from ...maps.export import easysteer_config, plain_ranking, steermoe_csv
-from ...maps.rankings import Rankings, ranking_name, read_rankings
+from ...maps.expert_map import ExpertMap, parse_layers
+from ...maps.export import easysteer_config, easysteer_spec, plain_ranking, steermoe_csv
+from ...maps.rankings import LEADING_DENSE, Rankings, ranking_name, read_rankings
 from ...model_files.model_info import model_info
 from ...steering.presets import PAPER_MODELS
 from ...steering.steering import Steering
 from ..options.common import FILE, json_option, meaning_options, other_model_option, output_option
-from ..output import print_json, warn
+from ..output import print_json, say_written, warn
 from .bias import check_preset, preset_option, with_preset
 from .map import print_map, top_experts
 
@@ -30,6 +31,11 @@ FORMATS = ("easysteer", "steermoe-csv", "json")
 @click.option("--model-id", metavar="ORG/NAME", help="The ranked model.  [default: by the file's name]")
 @other_model_option("GGUF file of that model: takes its router hash.")
 @click.option("--arch", help="Its architecture as GGUF names it.  [default: MODEL's, or by --model-id]")
+@click.option(
+    "--moe-layers",
+    metavar="A-B",
+    help="The model's numbers of the ranked layers, like 1-26, if the ranking leaves out layers without experts.",
+)
 @click.option("--behaviour", help="Name of the behaviour.  [default: by the file's name]")
 @meaning_options("What RD > 0 means, in words.", "What RD < 0 means, in words.", "Licence of the ranking.")
 @json_option
@@ -39,6 +45,7 @@ def import_(
     model_id: str | None,
     model: Path | None,
     arch: str | None,
+    moe_layers: str | None,
     behaviour: str | None,
     meaning: dict[str, str],
     as_json: bool,
@@ -46,7 +53,8 @@ def import_(
     """Make an expert map of a SteerMoE ranking, a pickled pandas frame.
 
     The pickle is read without being run; whatever is not a table of numbers is refused. A ranking does not tell its
-    model's router hash: give -m MODEL, or use the map with --force.
+    model's router hash: give -m MODEL, or use the map with --force. Where a model has layers without experts, as
+    DeepSeek's and GLM's first ones, a ranking may number only the others: say which they are with --moe-layers.
 
     \b
     Examples:
@@ -57,6 +65,7 @@ def import_(
     if model and arch:
         raise UsageError("-m MODEL tells the architecture; leave out --arch")
     rankings = read_rankings(ranking)
+    given = None if moe_layers is None else parse_layers(moe_layers)
     named_model, named_behaviour = ranking_name(ranking)
     model_id, behaviour = model_id or named_model, behaviour or named_behaviour
     if not model_id:
@@ -65,11 +74,14 @@ def import_(
         raise UsageError(f"{ranking}: its name does not tell the behaviour; give --behaviour NAME")
     if named_model and model_id != named_model:
         warn(f"{ranking}: by its name a ranking of {named_model}, not of {model_id}")
-    identity = model_info(model).require_moe() if model else _declared(rankings, model_id, arch)
+    facts = model_info(model) if model else None
+    identity = facts.require_moe() if facts else _declared(rankings, model_id, arch, given, str(ranking))
     expert_map = rankings.to_map(
         identity,
         behaviour,
         where=str(ranking),
+        moe_layers=given,
+        model_layers=facts.moe_layers if facts else None,
         **meaning,
         notes=f"imported from {ranking.name}, a ranking of {model_id}; the licence of that file holds",
     )
@@ -95,16 +107,25 @@ def import_(
         )
         return
     print_map(expert_map, 10)
-    click.echo(f"\nwritten: {output}")
+    say_written(output, before="\n")
 
 
-def _declared(rankings: Rankings, model_id: str, arch: str | None) -> ModelIdentity:
-    """The identity of a model that is not at hand: the shape is the ranking's own."""
+def _declared(
+    rankings: Rankings, model_id: str, arch: str | None, moe_layers: tuple[int, ...] | None, where: str
+) -> ModelIdentity:
+    """The identity of a model that is not at hand: the shape is the ranking's own, up to its last layer."""
     known = {paper.name.lower(): paper.architecture for paper in PAPER_MODELS}
     arch = arch or known.get(model_id.lower())
     if not arch:
         raise UsageError(f"{model_id}: its architecture is not known; give -m MODEL.gguf, or --arch as GGUF names it")
-    return ModelIdentity(arch, *rankings.shape, rankings.n_expert_used, UNKNOWN_ROUTER)
+    layers = rankings.layers_by(moe_layers, where)
+    if arch in LEADING_DENSE and moe_layers is None and not rankings.layers:
+        n = rankings.shape[0]
+        raise UsageError(
+            f"{where}: numbers its layers from 0, and models of the architecture {arch} may begin with layers without "
+            f"experts; give -m MODEL, or --moe-layers: 0-{n - 1} if they have none, 1-{n} if the first is one, ..."
+        )
+    return ModelIdentity(arch, layers[-1] + 1, rankings.shape[1], rankings.n_expert_used, UNKNOWN_ROUTER)
 
 
 @click.command()
@@ -117,6 +138,12 @@ def _declared(rankings: Rankings, model_id: str, arch: str | None) -> ModelIdent
 @click.option("--reverse", is_flag=True, help="easysteer: steer to the negative side: flip the sign of RD first.")
 @click.option("--layers", metavar="A-B", help="easysteer: only these layers, like 3-7,9.  [default: all]")
 @click.option("--epsilon", type=click.FloatRange(0, min_open=True), help="easysteer: distance to the extreme logit.")
+@click.option(
+    "--spec",
+    type=FILE,
+    help="easysteer: also write a SteeringSpec that names OUTPUT, as requests and servers of August 2026 take it.",
+)
+@click.option("--source", metavar="PATH", help="Path of OUTPUT for the server, in --spec.  [default: its path here]")
 def export(
     map_file: Path,
     format_: str,
@@ -127,25 +154,34 @@ def export(
     reverse: bool,
     layers: str | None,
     epsilon: float | None,
+    spec: Path | None,
+    source: str | None,
 ) -> None:
     """Write MAP for another tool.
 
-    easysteer: a choice of experts for EasySteer's moe_router under vLLM, chosen as `steermoe bias build` does.
+    easysteer: a choice of experts for EasySteer's moe_router under vLLM, chosen as `steermoe bias build` does; with
+    --spec also the SteeringSpec (VectorSpec, ApplySpec) to send with a request or to start the server with.
     steermoe-csv: all experts, with the columns of SteerMoE's rankings. json: all experts in order, for scripts.
 
     \b
     Examples:
-      steermoe map export map.json --format easysteer -o easysteer.json --activate 8 --deactivate 8
+      steermoe map export map.json --format easysteer -o experts.json --spec spec.json --activate 8 --deactivate 8
       steermoe map export map.json --format steermoe-csv -o ranking.csv
     """
     chosen = preset or activate or deactivate
     if format_ != "easysteer":
-        if chosen or reverse or layers or epsilon:
+        if chosen or reverse or layers or epsilon or spec:
             raise UsageError(f"--format {format_} writes all experts; choosing some belongs to --format easysteer")
     elif not chosen:
         raise UsageError("no experts chosen; give --activate N, --deactivate N or both, or a --preset")
+    if source is not None and spec is None:
+        raise UsageError("--source is written into the file of --spec; give --spec FILE")
     check_preset(preset, activate, deactivate, reverse)
-    require_writable(output)
+    spec_text = easysteer_spec(os.path.abspath(output) if source is None else source) if spec else ""
+    for path in filter(None, (output, spec)):
+        require_writable(path)
+    if spec and os.path.realpath(spec) == os.path.realpath(output):
+        raise UsageError(f"--spec {spec}: is the output too; name another file")
     expert_map = ExpertMap.load(map_file)
     if format_ == "steermoe-csv":
         text = steermoe_csv(expert_map)
@@ -165,6 +201,8 @@ def export(
         assert made is not None  # experts are chosen
         text = easysteer_config(made.signs, epsilon)
     _write(output, text)
+    if spec:
+        _write(spec, spec_text)
 
 
 @click.command()
@@ -186,4 +224,4 @@ def card(map_file: Path, base_model: str, output: Path, license_: str) -> None:
 def _write(output: Path, text: str) -> None:
     with replacing(output) as temporary:
         temporary.write_bytes(text.encode("utf-8"))
-    click.echo(f"written: {output}")
+    say_written(output)

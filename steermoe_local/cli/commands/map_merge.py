@@ -13,7 +13,7 @@ from ...maps.expert_map import ExpertMap
 from ...maps.pair_counts import PairCounts, merge_pair_counts
 from ...maps.significance import annotate
 from ..options.common import FILE, json_option, meaning_options, output_option
-from ..output import print_json, warn
+from ..output import print_json, say_written, warn
 from .map import print_map, warn_unless_separable
 
 
@@ -112,4 +112,4 @@ def merge(
         )
         return
     print_map(expert_map, 10)
-    click.echo(f"\n{len(counted)} runs, {counts.n_pairs} pairs\nwritten: {', '.join(written)}")
+    say_written(*written, before=f"\n{len(counted)} runs, {counts.n_pairs} pairs\n")

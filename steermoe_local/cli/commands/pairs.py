@@ -35,11 +35,18 @@ from ..options.common import (
     selection_options,
 )
 from ..options.groups import together
-from ..output import print_json, print_left_out, say
+from ..output import print_json, print_left_out, say, visible
 from .pairs_check import check
 
 _SQUAD_COLUMNS = ("id", "context", "question", "answers", "is_impossible", "data", "paragraphs")
 _SAFETY_COLUMNS = ("prompt", "response", "is_safe")
+# what to do about rows that are left out for a reason
+_TAKES = {
+    "the document does not answer the question": "--keep-impossible takes such questions",
+    "is_safe is true": "pairs are made of rows with is_safe false",
+    "is_safe is neither true nor false": "write true or false",
+    "another number of cells than the header": "check the quotes and --delimiter",
+}
 
 
 @click.group("pairs")
@@ -61,7 +68,7 @@ def _writes_pairs(make: Callable[..., tuple[Iterator[Pair], str]]) -> Callable[.
         require_writable(output)
         tally = Tally()
         made, source = make(tally, **arguments)
-        save_pairs(made, output, allow_empty=False)
+        save_pairs(made, output, allow_empty=False, why_none=lambda: _why_none(tally, source))
         skipped = dict(sorted(tally.skipped.items()))
         if as_json:
             print_json(
@@ -241,6 +248,12 @@ def shuffle(tally: Tally, pairs_file: Path, seed: int) -> tuple[Iterator[Pair], 
     loaded = load_pairs(pairs_file)
     tally.rows = tally.pairs = len(loaded)
     return unique_ids(shuffled_pairs(loaded, seed=seed)), str(pairs_file)
+
+
+def _why_none(tally: Tally, source: str) -> str:
+    """Why no pair was made of the source, with what takes the rows that were left out, where there is something."""
+    cures = [cure for reason, cure in _TAKES.items() if reason in tally.skipped]
+    return "; ".join([f"{source}, {visible(tally.why_none())}", *cures])
 
 
 def _rows(source: str, offline: bool, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,7 @@ from ...models.hub import is_offline
 from ...models.names import ModelName, short_names
 from ..options.common import json_option, maps_folders_option
 from ..options.model import OFFLINE, check, describe, fetch, folders_from_environment, offline_option
+from ..options.system_text import UserPath
 from ..output import print_json, progress_bar, say, warn
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def _complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -
 @click.option(
     "--dir",
     "folder",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False, path_type=Path),
     metavar="DIR",
     allow_from_autoenv=False,
     help="Fetch into DIR/USER/REPO, a models folder, instead of the hub's cache.",

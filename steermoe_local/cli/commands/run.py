@@ -16,6 +16,7 @@ from ..options.llama import llama_options
 from ..options.model import model_option
 from ..options.sampling import sampling_options
 from ..options.steering import steering_options
+from ..options.system_text import UserPath
 from ..run.setup import BatchFlags, RunFlags
 
 _MAX_PROMPT = 64 << 20  # bytes
@@ -38,10 +39,10 @@ _MAX_PROMPT = 64 << 20  # bytes
     "--n-prompts",
     "--prompts",
     "prompts_file",
-    type=click.Path(path_type=Path, allow_dash=True),
+    type=UserPath(path_type=Path, allow_dash=True),
     allow_from_autoenv=False,  # `demo` has other --prompts
     metavar="FILE",
-    help="Answer many prompts: JSON Lines with `prompt` or `messages`, or lines of text; - for stdin.",
+    help="Answer many prompts: JSON (lines or array) with `prompt` or `messages`, CSV, or lines of text; - for stdin.",
 )
 @output_option(
     "With --n-prompts: JSON Lines to write.  [default: stdout]",

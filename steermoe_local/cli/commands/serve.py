@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from ...errors import SteerMoEError, UsageError
 from ...models.embedded import TINY, data_folder
+from ...steering.presets import PRESETS
 from ..options.common import FILE, template_options
+from ..options.groups import is_given
 from ..options.llama import LlamaFlags, llama_options
 from ..options.model import model_option
 from ..options.opening import check_memory, context_size, open_engine, warn_of_unknown_reasoning
@@ -44,8 +46,11 @@ if TYPE_CHECKING:
     metavar="NAME|FILE",
     help="What steers unless a request says otherwise: a name of --maps, or a map or bias file.  [default: none]",
 )
-@click.option("--activate", type=click.IntRange(0), default=0, metavar="N", help="Experts to promote by that map.")
-@click.option("--deactivate", type=click.IntRange(0), default=0, metavar="N", help="Experts to suppress by that map.")
+@click.option("--activate", type=click.IntRange(0), metavar="N", help="Experts to promote by that map.")
+@click.option("--deactivate", type=click.IntRange(0), metavar="N", help="Experts to suppress by that map.")
+@click.option(
+    "--preset", type=click.Choice(PRESETS), help="Numbers of experts that the paper took for this model, for that map."
+)
 @click.option("--force", is_flag=True, help="Accept maps whose router hash is another one, if the shape fits.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port, 0: a free one.")
@@ -100,8 +105,9 @@ def serve(
     maps_folder: Path | None,
     maps_writable: bool,
     steering: str | None,
-    activate: int,
-    deactivate: int,
+    activate: int | None,
+    deactivate: int | None,
+    preset: Literal["faithful", "safe"] | None,
     force: bool,
     api_key: str | None,
     api_key_file: Path | None,
@@ -130,6 +136,12 @@ def serve(
     from ...server import ServerSettings, SteeringRegistry
     from ...server.program import run_server
 
+    numbers = {"activate": activate, "deactivate": deactivate, "preset": preset}
+    numbers = {name: value for name, value in numbers.items() if value is not None}
+    if preset is not None and len(numbers) > 1:
+        raise UsageError("--preset gives the numbers and the side; leave out --activate and --deactivate, or --preset")
+    if steering is None and (idle := [name for name in numbers if is_given(name)]):
+        raise UsageError(f"--{idle[0]}: of which map? give it with --steering NAME|FILE")
     facts = model_info(model, routers=False)
     settings = ServerSettings(
         model=_name(model),
@@ -146,8 +158,7 @@ def serve(
         warn(f"{problem}; only /v1/completions can answer")
     warn_of_unknown_reasoning(facts)
     n_ctx = context_size(facts, ctx_size)
-    check_memory(facts, flags, n_ctx, parallel)  # before it listens, so that nobody connects to what cannot run
-    flags = replace(flags, memory_check=False)
+    flags = check_memory(facts, flags, n_ctx, parallel)  # before it listens: nobody connects to what cannot run
     registry = SteeringRegistry(folder=maps_folder, writable=maps_writable, force=force)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("steermoe.server").setLevel(logging.INFO)
@@ -157,7 +168,7 @@ def serve(
         with open_engine(facts, flags, n_ctx, parallel, force=force) as engine:
             warn(*registry.open(engine.identity))
             if steering is not None:
-                _choose_default(registry, steering, activate, deactivate)
+                _choose_default(registry, steering, numbers)
             yield engine
 
     run_server(settings, registry, load, say)
@@ -190,19 +201,25 @@ def _key(key: str | None, file: Path | None) -> str | None:
     return found
 
 
-def _choose_default(registry: SteeringRegistry, wanted: str, activate: int, deactivate: int) -> None:
-    """Steer by a registered name, or by a file, which is registered then. Raises SteerMoEError."""
+def _choose_default(registry: SteeringRegistry, wanted: str, numbers: Mapping[str, Any]) -> None:
+    """Steer by a registered name, or by a file, which is registered then, with the numbers. Raises SteerMoEError."""
     from ...server.api_errors import ApiError
+    from ...server.schemas import SteeringChoice
 
-    path = Path(wanted)
+    path = Path(os.path.expanduser(wanted))
     name = wanted
     if path.suffix in (".json", ".gguf") or path.exists():
-        name, warnings = registry.add_file(path, activate, deactivate)
+        name, warnings = registry.add_file(path)
         warn(*warnings)
     try:
+        if numbers:
+            registry.entry(name)  # no name is refused as one
+            registry.choose(SteeringChoice(map=name, **numbers))
         registry.resolve(name)
     except ApiError as error:
-        raise UsageError(f"--steering {wanted}: {error}") from None
+        cure = "; give --activate N, --deactivate N or --preset" if error.code == "no_numbers" else ""
+        reason = str(error).partition("; ")[0] if cure else str(error)
+        raise UsageError(f"--steering {wanted}: {reason}{cure}") from None
     except SteerMoEError as error:
         raise type(error)(f"--steering {wanted}: {error}") from None
     registry.default = name

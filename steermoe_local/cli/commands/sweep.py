@@ -9,7 +9,7 @@ import click
 from ...errors import UsageError
 from ..options.common import strength_option
 from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
-from ..output import console, print_json, rich_table, say
+from ..output import console, print_json, rich_table, say, say_written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +110,7 @@ def sweep(
     for table in sweep_tables(result):
         if len(table.rows) <= _MOST_ROWS:
             console().print(rich_table(table), "")
-    click.echo(f"written: {setup.path('report.md')}")
+    say_written(setup.path("report.md"))
 
 
 def _grid(

@@ -11,7 +11,7 @@ import click
 from ...pairs.pairs import Pair, PairsFile, pairs_digest
 from ..options.common import WORDS, check_unfinished
 from ..options.evaluation_setup import NONE, EvaluationSetup, evaluation_options
-from ..output import console, print_json, print_reports, progress_bar, say, warn
+from ..output import console, print_json, print_reports, progress_bar, say, say_written, warn
 
 if TYPE_CHECKING:
     from ...evaluation.studies.transfer.results import Transfer
@@ -121,7 +121,7 @@ def transfer(
         print_json(data)
         return
     _print(found)
-    click.echo(f"\nwritten: {setup.path('report.md')}")
+    say_written(setup.path("report.md"), before="\n")
 
 
 def _pairs(setup: EvaluationSetup, name: str | None) -> Collection[Pair] | None:

@@ -15,6 +15,7 @@ from ...errors import UsageError
 from ...llama.template_date import template_date
 from .groups import Decorator, RenamedOption, option_group, together
 from .model import ModelPath
+from .system_text import UserPath
 
 T = TypeVar("T")
 
@@ -79,7 +80,7 @@ WORDS = Parsed[tuple[str, ...]]("words", tuple, _words)
 """Words with commas between them."""
 SHARE = Parsed("share", float, _share)
 """A share from 0: 5% or 0.05."""
-FILE = click.Path(path_type=Path)
+FILE = UserPath(path_type=Path)
 
 
 #
@@ -142,7 +143,7 @@ def maps_folders_option(what: str) -> Decorator:
     return click.option(
         "--maps",
         "maps_dirs",
-        type=click.Path(file_okay=False, exists=True, path_type=Path),
+        type=UserPath(file_okay=False, exists=True, path_type=Path),
         multiple=True,
         metavar="DIR",
         help=f"Folder of expert maps to compare with the {what}. Can be given again.",

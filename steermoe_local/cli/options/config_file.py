@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from ..._util.file_kinds import require_kind
 from ..._util.files import read_bytes
 from ...errors import FormatError, UsageError
 
@@ -79,7 +80,7 @@ class Entry:
 def config_path() -> Path:
     """Path of the configuration file: STEERMOE_CONFIG, or config.toml in the platform's configuration folder."""
     if named := os.environ.get(ENVIRONMENT):
-        return Path(named)
+        return Path(os.path.expanduser(named))
     from platformdirs import user_config_dir
 
     return Path(user_config_dir("steermoe", appauthor=False)) / "config.toml"
@@ -105,6 +106,7 @@ class ConfigFile:
         if not path.exists():
             return cls(path, "", False, {})
         try:
+            require_kind(path, "the configuration")
             text = read_bytes(path, "the configuration", _LIMIT).decode("utf-8-sig")
         except FormatError as error:
             raise UsageError(str(error)) from error

@@ -26,6 +26,7 @@ from .model import model_option
 from .opening import check_memory, warn_of_unknown_reasoning
 from .sampling import MIN_P, TOP_P
 from .steering import SteeringFlags, steering_options
+from .system_text import UserPath
 
 if TYPE_CHECKING:
     from ...evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
@@ -152,7 +153,7 @@ class EvaluationSetup:
     output: Path | None = option(
         "-o",
         "--output",
-        type=click.Path(path_type=Path),
+        type=UserPath(path_type=Path),
         required=True,
         allow_from_autoenv=False,  # no other command's output
         metavar="DIR",
@@ -351,7 +352,7 @@ class EvaluationSetup:
         benign, neutral = self.guards
         settings = self.settings
         n_ctx = plan(path, self.task, self.scorer, benign=benign, neutral=neutral, settings=settings)
-        check_memory(facts, self.flags, n_ctx, max(2, settings.n_parallel))
+        flags = check_memory(facts, self.flags, n_ctx, max(2, settings.n_parallel))
         with (
             progress_bar() as show,
             open_evaluator(
@@ -365,7 +366,7 @@ class EvaluationSetup:
                 resume=self.resume,
                 metadata=self._metadata(facts),
                 progress=show,
-                **self.flags.model_arguments(),
+                **flags.model_arguments(),
             ) as evaluator,
         ):
             try:

@@ -59,9 +59,7 @@ def _overrides(text: str) -> tuple[tuple[str, str], ...]:
 class LlamaFlags:
     """The flags of llama.cpp that a command was given."""
 
-    threads: int | None = option(
-        "-t", "--threads", type=click.IntRange(1), help="Threads.  [default: by the number of cores]"
-    )
+    threads: int | None = option("-t", "--threads", type=click.IntRange(1), help="Threads.  [default: physical cores]")
     batch_size: int = option(
         "-b", "--batch-size", type=click.IntRange(1), default=512, show_default=True, help="Tokens of one decode."
     )
@@ -159,6 +157,12 @@ class LlamaFlags:
     )
     mmap: bool = option("--mmap/--no-mmap", default=True, help="Map the file into memory.  [default: mmap]")
     mlock: bool = option("--mlock", is_flag=True, help="Keep the model in RAM, never swapped out.")
+    repack: bool | None = option(
+        "--repack/--no-repack",
+        " /-nr",
+        default=None,
+        help="Keep second copies of quantized weights that prompts are faster with.  [default: if they fit]",
+    )
     memory_check: bool = option(
         "--memory-check/--no-memory-check",
         default=True,
@@ -185,6 +189,7 @@ class LlamaFlags:
             "rpc_servers": self.rpc or (),
             "use_mmap": self.mmap,
             "use_mlock": self.mlock,
+            "repack": self.repack is not False,
             "verbose": self.verbose,
         }
 

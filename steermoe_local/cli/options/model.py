@@ -14,6 +14,7 @@ from ...models.hub import is_offline
 from ...models.names import ModelName
 from ..output import say, warn
 from .groups import is_given, option_group, rank
+from .system_text import UserPath
 
 if TYPE_CHECKING:
     from ...model_files.model_info import ModelInfo
@@ -43,13 +44,13 @@ class ModelPath(ModelText):
 def folders_from_environment() -> tuple[Path, ...]:
     """The models folders of STEERMOE_MODELS, separated as in PATH, where there is no --models-dir."""
     text = os.environ.get(MODELS_VARIABLE) or os.environ.get(f"{MODELS_VARIABLE}_DIR", "")
-    return tuple(Path(folder) for folder in text.split(os.pathsep) if folder)
+    return tuple(Path(os.path.expanduser(folder)) for folder in text.split(os.pathsep) if folder)
 
 
 models_dir_option = click.option(
     "--models-dir",
     "models_dirs",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False, path_type=Path),
     multiple=True,
     envvar=MODELS_VARIABLE,
     metavar="DIR",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..._util.files import human_size
 from ...errors import ResourceError
-from ..output import warn
+from ..output import say, warn
 from .llama import CACHE_TYPES, LlamaFlags
 
 if TYPE_CHECKING:
@@ -26,33 +28,50 @@ def context_size(facts: ModelInfo, ctx_size: int | None) -> int:
     return min(DEFAULT_CONTEXT, trained) if ctx_size is None else ctx_size or trained
 
 
-def check_memory(facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_sequences: int = 1) -> MemoryEstimate | None:
+def check_memory(facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_sequences: int = 1) -> LlamaFlags:
     """Warn on stderr, or raise ResourceError, when a model does not fit into free memory; nothing is loaded.
 
     `n_ctx` are the tokens of context of each of `n_sequences` sequences, 0 for the model's own. An error is raised when
-    KV cache and buffers (or weights that are not mapped) do not fit. With --no-memory-check nothing is looked at and
-    None returned.
+    KV cache and buffers (or weights that are not mapped) do not fit. With --no-memory-check nothing is looked at.
+
+    Returns the flags to load the model with: checked, and with `repack` decided. Without --repack or --no-repack the
+    weights are repacked if there is room for the copies; else a line on stderr says that they are not.
     """
     if not flags.memory_check:
-        return None
+        return flags
+    from ...llama.cpu import repacks
     from ...model_files import memory
 
-    estimate = memory.check_memory(
-        facts,
-        n_ctx,
-        n_sequences,
-        CACHE_TYPES[flags.cache_type_k],
-        CACHE_TYPES[flags.cache_type_v],
-        flash_attn=flags.flash_attn != "off",  # auto: the CPU has it, and an error should be sure
-        n_ubatch=min(flags.ubatch_size, flags.batch_size),
-        mapped=flags.mmap and not flags.mlock,
-        elsewhere=flags.n_gpu_layers != 0 or bool(flags.rpc),
-    )
+    def estimated(repack: bool) -> MemoryEstimate:
+        return memory.check_memory(
+            facts,
+            n_ctx,
+            n_sequences,
+            CACHE_TYPES[flags.cache_type_k],
+            CACHE_TYPES[flags.cache_type_v],
+            flash_attn=flags.flash_attn != "off",  # auto: the CPU has it, and an error should be sure
+            n_ubatch=min(flags.ubatch_size, flags.batch_size),
+            mapped=flags.mmap,
+            locked=flags.mlock,
+            elsewhere=flags.n_gpu_layers != 0 or bool(flags.rpc),
+            repacks=repacks() if repack else None,
+        )
+
+    repack = flags.repack is not False
+    estimate = estimated(repack)
+    if flags.repack is None and estimate.copies and not estimate.has_room_for_copies:
+        say(
+            f"{estimate.name}: {human_size(estimate.copies)} of repacked copies of its weights do not fit into "
+            f"{human_size(estimate.free or 0)} of free memory besides the rest, so it runs without them: prompts take "
+            "longer (--repack makes them all the same)"
+        )
+        repack = False
+        estimate = estimated(repack)
     if problem := estimate.problem():
         raise ResourceError(f"{problem}; --no-memory-check tries it all the same")
     if warning := estimate.warning():
         warn(warning)
-    return estimate
+    return replace(flags, memory_check=False, repack=repack)
 
 
 def warn_of_unknown_reasoning(facts: ModelInfo) -> None:
@@ -74,7 +93,7 @@ def open_model(
     """
     from ...llama.steered_llama import SteeredLlama
 
-    check_memory(facts, flags, n_ctx, n_sequences)
+    flags = check_memory(facts, flags, n_ctx, n_sequences)
     with closing(SteeredLlama(path or facts.paths[0], n_ctx=64, n_batch=64, **flags.model_arguments())) as llama:
         yield llama
 

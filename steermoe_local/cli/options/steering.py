@@ -16,6 +16,7 @@ from ...models.shipped_maps import map_path, recommended_numbers
 from ...steering.presets import PRESETS
 from ..output import warn
 from .groups import RenamedOption, field_options, is_given, option, option_group, rank
+from .system_text import UserPath
 
 if TYPE_CHECKING:
     from ...steering.steering import Steering
@@ -61,7 +62,7 @@ class SteeringFlags:
     )
     bias: Path | None = option(
         "--bias",
-        type=click.Path(path_type=Path),
+        type=UserPath(path_type=Path),
         envvar="STEERMOE_BIAS",
         show_envvar=True,
         help="Bias file to steer by, instead of a map.",

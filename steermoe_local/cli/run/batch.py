@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
 from ...errors import ModelError, UsageError
 from ...generation.answer_file import AnswerFile, json_line
 from ...generation.answering import answers
@@ -19,7 +17,7 @@ from ...generation.reply import Reply
 from ...llama.rendering import RenderedPrompt, vocabulary_renderer
 from ...pairs.prompts import PromptItem, load_prompts, prompts_digest, read_prompts
 from ..options.common import check_unfinished
-from ..output import print_json, progress_bar, say
+from ..output import print_json, progress_bar, say, say_written
 from .setup import STEERED, BatchFlags, RunFlags, Steered
 
 DEFAULT_PARALLEL = 4
@@ -70,7 +68,7 @@ def run_batch(flags: RunFlags, batch: BatchFlags, as_json: bool) -> None:
         facts = {"output": str(batch.output), "n_prompts": len(items), **({"date": date} if date else {})}
         print_json(facts | run.figures())
     elif batch.output:
-        click.echo(f"{run.summary()}\nwritten: {batch.output}")
+        say_written(batch.output, before=f"{run.summary()}\n")
     elif flags.show_timings:
         say(run.summary())
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ..._util.file_kinds import require_kind
 from ..._util.files import StrPath, read_bytes
 from ...errors import FormatError, UsageError
 from ...llama.rendering import Renderer
@@ -134,6 +135,7 @@ def load_neutral_text(path: StrPath) -> NeutralText:
                 raise FormatError(f"{path}:{item.line}: answer: not a text; neutral prompts need an answer to predict")
             passages.append((item.messages(), answer))
         return NeutralText(name, tuple(passages))
+    require_kind(path, "a neutral text")
     try:
         text = read_bytes(path, "a neutral text", _MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -7,6 +7,7 @@ place. To add one: write the class and name it in SCORERS. docs/tasks.md says fo
 from __future__ import annotations
 
 import math
+import os
 import re
 import string
 import unicodedata
@@ -433,7 +434,7 @@ def _parsed(name: str, key: str, text: str, kind: type) -> Any:
     if key != "prompt" or not text.startswith("@"):
         return text
     try:
-        return read_bytes(text[1:], "a judge's prompt", 1 << 20).decode("utf-8-sig")
+        return read_bytes(os.path.expanduser(text[1:]), "a judge's prompt", 1 << 20).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise FormatError(f"{text[1:]}: not UTF-8; save the file as UTF-8") from None
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from ..._util.file_kinds import PROMPTS, SAFETY, TASK, require_kind
 from ..._util.files import StrPath, parse_json, read_bytes
 from ...errors import FormatError, UsageError
 from ...pairs.prompts import PromptItem, prompts_digest, read_prompts
@@ -142,6 +143,7 @@ def load_task(
 
     Raises FormatError, which names file and line; UsageError when neither head nor `scorer` names a scorer.
     """
+    require_kind(path, "a task", TASK, PROMPTS, SAFETY)
     data = read_bytes(path, "a task", _MAX_BYTES).removeprefix(b"\xef\xbb\xbf")
     begin = len(data) - len(data.lstrip(b"\n\r \t"))
     end = data.find(b"\n", begin)

@@ -23,6 +23,12 @@ export function requestOf(entry, choice, nLayer) {
   return asked;
 }
 
+/** The numbers that a map without numbers starts with: its model's in the paper, where one preset fits it. */
+export function startOf(entry) {
+  const fitting = Object.values(entry.presets ?? {});
+  return fitting.length === 1 ? fitting[0] : { activate: START, deactivate: START };
+}
+
 export class Panel {
   #server;
   #state;
@@ -95,7 +101,7 @@ export class Panel {
     const entry = this.entry;
     if (entry?.kind !== "map") return null;
     const own = { activate: entry.activate, deactivate: entry.deactivate, reverse: entry.reverse, layers: entry.layers ?? "", scale: entry.scale };
-    if (!entry.usable_by_name) own.activate = own.deactivate = START;
+    if (!entry.usable_by_name) Object.assign(own, startOf(entry));
     const left = this.#state.choices[entry.name] ?? {};
     const scale = left.scale === undefined ? own.scale : left.scale;
     return {
@@ -161,7 +167,7 @@ export class Panel {
     const facts = [];
     if (entry.kind !== "map") facts.push(`a bias file: ${entry.n_active} promoted, ${entry.n_inactive} suppressed, ${entry.mode} rule`);
     else if (entry.positive && entry.negative) facts.push(`${entry.positive} \u2194 ${entry.negative}`);
-    if (entry.n_pairs) facts.push(plural(entry.n_pairs, "pair"));
+    if (entry.kind === "map") facts.push(entry.n_pairs ? plural(entry.n_pairs, "pair") : "unknown number of pairs");
     facts.push(SOURCES[entry.source] ?? entry.source);
     return facts.join(" \u00b7 ");
   }
@@ -176,6 +182,7 @@ export class Panel {
       Object.assign(byId(`${name}-range`), { max: most, value: choice[name] });
       Object.assign(byId(name), { max: this.#experts, value: choice[name] });
     }
+    this.#fillPresets(entry);
     const soft = choice.scale !== null;
     byId(soft ? "soft" : "hard").checked = true;
     byId("strength").hidden = !soft;
@@ -184,6 +191,20 @@ export class Panel {
       byId("scale").value = choice.scale;
     }
     if (texts) byId("layers").value = choice.layers;
+  }
+
+  /** A button for each preset that fits the map and its model: the paper's numbers, on the map's positive side. */
+  #fillPresets(entry) {
+    const presets = Object.entries(entry.presets ?? {});
+    byId("presets").hidden = presets.length === 0;
+    if (byId("presets").contains(document.activeElement)) return; // the focus would go with the button
+    byId("preset-buttons").replaceChildren(
+      ...presets.map(([name, { activate, deactivate }]) => {
+        const text = `${name} +${activate} \u2212${deactivate}`;
+        const onclick = () => this.#set({ activate, deactivate, reverse: false });
+        return el("button", { type: "button", class: "quiet", title: "The paper's numbers for this model", onclick }, text);
+      }),
+    );
   }
 
   /** Asks the server which experts the numbers come to: it chooses for the answers, too. */
