@@ -89,6 +89,16 @@ def test_free_answers_still_think(tmp_path: Path) -> None:
         assert prompt_of(found, **FORMATS["schema"]).endswith("\n<think>\n\n</think>\n\n")
 
 
+def test_a_control_token_that_a_schema_asks_for_is_text() -> None:
+    """A grammar is fulfilled by the control token as well as by its characters."""
+    with running(parallel=1) as found:
+        (token,) = found.client.post("/tokenize", json={"content": "<|user|>"}).json()["tokens"]
+        schema = {"type": "json_object", "schema": {"const": "<|user|>"}}
+        body = found.chat(QUESTION, response_format=schema, logit_bias={str(token): 100}).json()
+        assert json.loads(body["choices"][0]["message"]["content"]) == "<|user|>"
+        assert body["usage"]["completion_tokens"] < 6, "the control token was drawn"
+
+
 #
 # reasoning_effort
 #
