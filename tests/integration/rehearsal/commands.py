@@ -25,14 +25,13 @@ def as_json(*args: Any) -> Any:
     return json.loads(ok(*args, "--json").stdout)
 
 
-def refused(*args: Any) -> str:
-    """The one line of a command that refuses."""
+def refused(*args: Any) -> Result:
+    """A command that refuses, without a traceback."""
     result = CliRunner().invoke(main, [str(arg) for arg in args], prog_name="steermoe")
-    assert result.exit_code in (1, 2), result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit), repr(result.exception)
     assert "Traceback" not in result.output
-    assert result.stderr.strip()
-    return result.stderr
+    return result
 
 
 PAIRS = [

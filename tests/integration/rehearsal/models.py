@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.integration.rehearsal.archive import templates
-from tests.integration.rehearsal.commands import refused, write_pairs
+from tests.integration.rehearsal.commands import PAIRS, refused, write_pairs
 from tests.integration.rehearsal.families import fitted
 from tests.integration.rehearsal.gguf_files import Vocabulary, write_model
 from tests.support.architectures import write_upstream
@@ -87,14 +88,12 @@ MODELS = {
 
 
 def check_refused(vocab: str, folder: Path) -> None:
-    """A tokenizer of no causal chat model: one line that says so, from every command that reads texts."""
+    """A tokenizer that changes the text: each pair is refused with its name, and nothing is written."""
     (source,) = write_upstream(PROGRAM, folder, "olmoe")
     model = write_model(folder / "model.gguf", source, fitted(vocab, ""), OLMOE, n_expert=8, k=2)
     pairs, output = write_pairs(folder / "pairs.jsonl"), folder / "map.json"
-    for command in (
-        ("pairs", "check", pairs, "-m", model),
-        ("detect", "-m", model, "--pairs", pairs, "-o", output),
-        ("run", "-m", model, "-p", "Hello"),
-    ):
-        assert len(refused(*command).strip().splitlines()) == 1
+    found = json.loads(refused("pairs", "check", pairs, "-m", model, "--json").stdout)
+    assert (found["pairs"], found["located"]) == (len(PAIRS), 0)
+    assert all("WordPiece" in problem["reason"] for problem in found["problems"])
+    assert "WordPiece" in refused("detect", "-m", model, "--pairs", pairs, "-o", output).stderr
     assert not output.exists()

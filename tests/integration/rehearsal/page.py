@@ -30,10 +30,11 @@ rehearsed by the same command, with the templates and vocabularies that it bring
 Every template stands on a vocabulary of its family or of a relative, with its markers as control tokens, and on a
 SentencePiece one besides. There
 
-- prompts of {n_renderings} kinds of requests are transformers' renderings, letter by letter; what transformers refuses is
-  as llama-server renders it, or refused;
-- {n_targets} targets, short ones and words of the markup among them, are found where a word that no template knows comes
-  out, and their tokens are those that share a byte with them. A target that the template drops or changes is not found;
+- prompts of {n_renderings} kinds of requests are transformers' renderings, letter by letter; what transformers refuses
+  is as llama-server renders it, or refused;
+- {n_targets} targets, short ones and words of the markup among them, are found where a word that no template knows
+  comes out, and their tokens are those that share a byte with them. A target that the template drops or changes is not
+  found;
 - a message that the template leaves out is named by `pairs check`;
 - no prompt ends inside a block of thoughts that is not known; the date is the one that is asked for;
 - a server with the template on random weights answers over HTTP: whole and streamed, bound by a schema, with tools that
@@ -57,9 +58,9 @@ are llama-server's:
 ## Templates
 
 *thinking*: variables that `--thinking` sets, with their values for off and on. *reasoning*: markers that are split off
-the answer. *system*: what becomes of a system message, and of a developer message. *tools*: the format in which calls are
-read back where a tool may be called, `-` where the template does not show tools, "text" where calls stay in the answer.
-*date*: the template prints the day, which `--date` sets. *dropped*: targets of the checks that the template does not show.
+the answer. *system*, *developer*: what becomes of such a message. *tools*: the format in which calls are read back where
+a tool may be called, `-` where the template does not show tools, "text" where calls stay in the answer. *date*: the
+template prints the day, which `--date` sets. *dropped*: targets of the checks that the template does not show.
 
 | template | vocabulary | thinking | reasoning | system | developer | tools | date | dropped |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
