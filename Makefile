@@ -155,9 +155,9 @@ $(VENV)/.reference: $(VENV)/.built
 test-reference: $(VENV)/.reference
 	@$(BIN)/pytest -q -p no:cacheprovider -m reference tests/integration/reference
 
-# Four minutes on two cores. TEST_PROCESSES as for `make test`: the models are small.
+# TEST_PROCESSES as for `make test`; the models are small.
 test-rehearsal: tools $(VENV)/.reference
-	@STEERMOE_REQUIRE_TOOLS=1 $(BIN)/pytest -q -p no:cacheprovider -n $(TEST_PROCESSES) --dist loadgroup -m rehearsal \
+	@STEERMOE_REQUIRE_TOOLS=1 $(BIN)/pytest -q -p no:cacheprovider -n $(TEST_PROCESSES) --dist loadfile -m rehearsal \
 	    tests/integration/rehearsal
 
 # An unpatched build of the same tree by the same compiler with the same options, for bit-exact comparisons.

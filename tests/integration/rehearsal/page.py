@@ -58,9 +58,9 @@ are llama-server's:
 ## Templates
 
 *thinking*: variables that `--thinking` sets, with their values for off and on. *reasoning*: markers that are split off
-the answer. *system*, *developer*: what becomes of such a message. *tools*: the format in which calls are read back where
-a tool may be called, `-` where the template does not show tools, "text" where calls stay in the answer. *date*: the
-template prints the day, which `--date` sets. *dropped*: targets of the checks that the template does not show.
+the answer. *system*, *developer*: what becomes of such a message. *tools*: the format in which calls are read back
+where a tool may be called, `-` where the template does not show tools, "text" where calls stay in the answer. *date*:
+the template prints the day, which `--date` sets. *dropped*: targets of the checks that the template does not show.
 
 | template | vocabulary | thinking | reasoning | system | developer | tools | date | dropped |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |

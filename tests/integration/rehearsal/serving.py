@@ -107,7 +107,7 @@ def llama_server(model: Path, *options: Any) -> Iterator[httpx.Client]:
                 assert process.poll() is None, "llama-server does not start"
                 yield client
         finally:
-            process.terminate()
+            process.kill()  # it holds nothing that is worth a proper end
 
 
 def _healthy(client: httpx.Client) -> bool:
