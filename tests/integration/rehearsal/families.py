@@ -58,6 +58,7 @@ SENTENCEPIECE = "llama-spm"  # every template is tried with it besides
 
 # WordPiece changes the text: case, accents, blanks. No causal model has it.
 REFUSED = ("bert-bge",)
+UNIGRAM = "nomic-bert-moe"  # no chat model's: with a simple template only
 
 # Markers as the real models have them. A word of the text may look like one ("<|CHATBOT|>"): that makes no difference.
 _CONTROL = re.compile(

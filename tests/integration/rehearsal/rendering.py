@@ -125,6 +125,14 @@ class Desk:
         except Refused:
             return self.expected(right, add_generation_prompt=True, tools=tools)  # arguments as a text
 
+    def refuses_request(self, case: str) -> bool:
+        """Does the template refuse a request, in transformers' environment?"""
+        try:
+            self.right_prompt(case)
+        except Refused:
+            return True
+        return False
+
     def check_rendering(self, case: str) -> None:
         """A request's prompt is transformers' rendering of it, and so are its tokens' bytes.
 

@@ -54,15 +54,22 @@ def check_forced_call(server: Running) -> None:
         assert choice["finish_reason"] == "tool_calls"
 
 
-def check_tool_round(server: Running) -> None:
-    """A round of calls in the history, with arguments and without, under ids of any length."""
+def check_tool_round(server: Running, refused: bool = False) -> None:
+    """A round of calls in the history, with arguments and without, under ids of any length.
+
+    `refused`: the template knows no role of tools.
+    """
     for arguments, id_ in (
         ('{"word": "one", "sure": true}', "abc123def"),
         ("", "abc123def"),
         ("{}", "call_0123456789"),
     ):
         body = {"model": "tiny", "messages": tool_round(arguments, id_), "tools": [TOOL], "max_tokens": 4}
-        _choice(server.client.post("/v1/chat/completions", json=body))
+        response = server.client.post("/v1/chat/completions", json=body)
+        if refused:
+            assert (response.status_code, response.json()["error"]["param"]) == (400, "messages")
+        else:
+            _choice(response)
 
 
 def check_reasoning(server: Running) -> None:
@@ -82,12 +89,12 @@ def check_system(server: Running) -> None:
         )
 
 
-def check_server(server: Running) -> None:
+def check_server(server: Running, refuses_tools: bool) -> None:
     """All of them."""
     check_answer(server)
     check_schema(server)
     check_forced_call(server)
-    check_tool_round(server)
+    check_tool_round(server, refuses_tools)
     check_reasoning(server)
     check_system(server)
 

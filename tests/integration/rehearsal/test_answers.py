@@ -14,7 +14,6 @@ from tests.integration.rehearsal.conversations import RENDERINGS
 from tests.integration.rehearsal.families import fitted
 from tests.integration.rehearsal.gguf_files import TINY, write_model
 from tests.integration.rehearsal.models import PROGRAM
-from tests.integration.rehearsal.oracles import Refused
 from tests.integration.rehearsal.rendering import Desk, names
 from tests.support.architectures import write_upstream
 from tests.support.running_server import Running, running
@@ -71,7 +70,7 @@ def test_a_tool_round(server: Running) -> None:
 @each_template
 def test_what_transformers_refuses(desk: Desk, tool: Any, tmp_path: Path) -> None:
     """It is rendered as llama.cpp's server does, or refused like there."""
-    cases = [case for case in RENDERINGS if transformers_refuses(desk, case)]
+    cases = [case for case in RENDERINGS if desk.refuses_request(case)]
     if not cases:
         return
     tool("llama-server", "--version")
@@ -87,14 +86,6 @@ def test_what_transformers_refuses(desk: Desk, tool: Any, tmp_path: Path) -> Non
             else:
                 with pytest.raises(ApiError):
                     desk.prompt(messages, tools)
-
-
-def transformers_refuses(desk: Desk, case: str) -> bool:
-    try:
-        desk.right_prompt(case)
-    except Refused:
-        return True
-    return False
 
 
 @each_template

@@ -11,7 +11,7 @@ import pytest
 from tests.integration.rehearsal.archive import templates, tokenized, vocabularies
 from tests.integration.rehearsal.commands import as_json, ok, write_pairs
 from tests.integration.rehearsal.conversations import PLAIN, TARGETS
-from tests.integration.rehearsal.families import FAMILIES, REFUSED, family
+from tests.integration.rehearsal.families import FAMILIES, REFUSED, UNIGRAM, family
 from tests.integration.rehearsal.models import MODELS, check_refused
 from tests.integration.rehearsal.rendering import Desk
 from tests.integration.rehearsal.serving import check_server
@@ -51,7 +51,7 @@ def test_a_whole_model(tool: Any, tmp_path: Path) -> None:
     assert as_json("pairs", "check", pairs, "-m", path)["located"] == 3
     ok("detect", "-m", path, "--pairs", pairs, "-o", tmp_path / "map.json")
     with running(model=path, parallel=1, n_ctx=4096) as server:
-        check_server(server)
+        check_server(server, refuses_tools=True)
 
 
 def test_wordpiece_is_refused(tool: Any, tmp_path: Path) -> None:
@@ -61,6 +61,6 @@ def test_wordpiece_is_refused(tool: Any, tmp_path: Path) -> None:
 
 def test_the_archive_is_covered() -> None:
     """A template or vocabulary that a new archive brings is given a family, or refused."""
-    assert set(FAMILIES.values()) | set(REFUSED) <= vocabularies().keys()
-    used = {model.vocab for model in MODELS.values()} | {family(name) for name in templates()} | set(REFUSED)
+    assert {*FAMILIES.values(), *REFUSED, UNIGRAM} <= vocabularies().keys()
+    used = {model.vocab for model in MODELS.values()} | {family(name) for name in templates()} | {*REFUSED, UNIGRAM}
     assert used == vocabularies().keys()

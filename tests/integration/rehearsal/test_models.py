@@ -99,8 +99,8 @@ def test_detect_and_run(path: Path, desk: Desk, model: Model, tmp_path: Path) ->
 
 
 @each_model
-def test_server(server: Running) -> None:
-    check_server(server)
+def test_server(server: Running, desk: Desk) -> None:
+    check_server(server, desk.refuses_request("a tool round"))
 
 
 @pytest.fixture(scope="module")
