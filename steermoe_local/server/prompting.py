@@ -226,9 +226,9 @@ class Prompter:
         return self._renderer.configured(thinking=thinking, template_arguments=arguments, date=self._date)
 
     def _message(self, message: Message) -> dict[str, Any]:
-        content: Any = message.content
-        if isinstance(message.content, list):
-            content = [{"type": part.type, "text": part.text} for part in message.content]
+        content: Any = message.text
+        if isinstance(message.content, list):  # the template gets them in the form that it takes
+            content = [{"type": "text", "text": part.value} for part in message.content if not part.is_reasoning]
         data: dict[str, Any] = {"role": message.role, "content": content}
         for name in ("name", "tool_call_id", "reasoning_content"):
             if (value := getattr(message, name)) is not None:
