@@ -21,7 +21,7 @@ VULKAN := build/vulkan
 RPC := build/rpc
 CLIENTS := build/clients-venv
 
-.PHONY: help setup build tools demo test lint format browser test-page test-clients test-reference test-stock test-vulkan test-rpc test-isa test-threads fuzz bench bench-serving results clean distclean docs
+.PHONY: help setup build tools demo test lint format browser test-page test-clients test-reference test-rehearsal test-stock test-vulkan test-rpc test-isa test-threads fuzz bench bench-serving results clean distclean docs
 
 help:
 	@echo "make demo            set up, build, run the main job on the embedded model"
@@ -30,6 +30,7 @@ help:
 	@echo "make test-page       the server's page in a headless Chromium (installs it and Playwright)"
 	@echo "make test-clients    evaluation harnesses against the server (installs them in build/clients-venv)"
 	@echo "make test-reference  compare with Hugging Face transformers (installs CPU torch)"
+	@echo "make test-rehearsal  every chat template and vocabulary of llama.cpp's archive (installs transformers)"
 	@echo "make test-stock      compare with an unpatched llama.cpp built beside ours"
 	@echo "make test-vulkan     steer and record on a Vulkan device, in software (installs Debian packages)"
 	@echo "make test-rpc        steer and record with the model spread over two RPC servers"
@@ -153,6 +154,11 @@ $(VENV)/.reference: $(VENV)/.built
 
 test-reference: $(VENV)/.reference
 	@$(BIN)/pytest -q -p no:cacheprovider -m reference tests/integration/reference
+
+# TEST_PROCESSES as for `make test`; the models are small.
+test-rehearsal: tools $(VENV)/.reference
+	@STEERMOE_REQUIRE_TOOLS=1 $(BIN)/pytest -q -p no:cacheprovider -n $(TEST_PROCESSES) --dist loadfile -m rehearsal \
+	    tests/integration/rehearsal
 
 # An unpatched build of the same tree by the same compiler with the same options, for bit-exact comparisons.
 $(STOCK)/.built: $(VENV)/.setup CMakeLists.txt native/prepare_source.py

@@ -1,11 +1,13 @@
 """Write the generated pages (`make docs`); tests fail when they are out of date.
 
 docs/cli.md: every command's --help, as the program prints it. docs/architectures.md: the results of
-tests/support/architectures.py on every architecture (needs `make tools`).
+tests/support/architectures.py on every architecture (needs `make tools`). docs/rehearsal.md: the chat templates and
+vocabularies of the pinned archive (needs transformers, which `make test-rehearsal` installs).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import tempfile
 from pathlib import Path
@@ -156,3 +158,10 @@ if __name__ == "__main__":
         print(f"written: {page}", file=sys.stderr)
     else:
         print("docs/architectures.md left as it is: make tools first", file=sys.stderr)
+    if importlib.util.find_spec("transformers"):
+        from tests.integration.rehearsal import page as rehearsal
+
+        rehearsal.PAGE.write_text(rehearsal.page(), encoding="utf-8")
+        print(f"written: {rehearsal.PAGE}", file=sys.stderr)
+    else:
+        print("docs/rehearsal.md left as it is: make test-rehearsal first", file=sys.stderr)
