@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
@@ -17,6 +18,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.styles import Style
 
 from .lines import CONTINUATION, PROMPT, encodable, is_unfinished
+from .terminal_state import END_SIGNALS, handling
 
 # A command's name -> the words or paths that may follow it; PATHS stands for any file.
 Words = Callable[[str], Iterable[str] | None]
@@ -94,12 +96,26 @@ class PromptReader:
     def read(self) -> str:
         """One message, edited. Ctrl-C at a line that is not empty drops it."""
         try:
-            text: str = self._session.prompt()
+            with handling(END_SIGNALS, self._leave):
+                text: str = self._session.prompt()
         except KeyboardInterrupt:
             if self._session.default_buffer.text.strip():
                 return ""
             raise
         return encodable(text)
+
+    def _leave(self, number: int, frame: Any) -> None:
+        """End the program from `read`. Raised in one of prompt_toolkit's tasks, it would be printed as an error."""
+        ending = SystemExit(128 + number)
+        app = self._session.app
+        if app.loop is None or not app.is_running:
+            raise ending
+
+        def leave() -> None:
+            if app.future is not None and not app.future.done():
+                app.exit(exception=ending)
+
+        app.loop.call_soon_threadsafe(leave)
 
 
 def history_file() -> Path:

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from ..program import EXIT_INTERRUPTED
 
 T = TypeVar("T")
-_END_SIGNALS = ("SIGTERM", "SIGHUP")
+END_SIGNALS = ("SIGTERM", "SIGHUP")
+"""Signals that end a chat in order."""
 
 
 class TerminalState:
@@ -32,7 +33,7 @@ class TerminalState:
     def __enter__(self) -> TerminalState:
         if self._quiet:
             self._stack.callback(_quiet_input())
-        self._stack.enter_context(_handling(_END_SIGNALS, _leave))
+        self._stack.enter_context(handling(END_SIGNALS, _leave))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -69,8 +70,8 @@ class TerminalState:
         thread = threading.Thread(target=run, daemon=True)
         with contextlib.ExitStack() as stack:
             stack.callback(os.close, descriptor)
-            stack.enter_context(_handling(("SIGINT",), interrupt))
-            stack.enter_context(_handling(_END_SIGNALS, end))
+            stack.enter_context(handling(("SIGINT",), interrupt))
+            stack.enter_context(handling(END_SIGNALS, end))
             thread.start()
             while thread.is_alive():
                 thread.join(0.2)  # a timeout, as without one Windows does not notice Ctrl-C
@@ -110,7 +111,7 @@ def _quiet_input() -> Callable[[], None]:
 
 
 @contextlib.contextmanager
-def _handling(names: Iterable[str], handler: Callable[[int, Any], Any]) -> Iterator[None]:
+def handling(names: Iterable[str], handler: Callable[[int, Any], Any]) -> Iterator[None]:
     """Handle signals so, as far as the system has them."""
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows has no SIGHUP
     before = {number: signal.signal(number, handler) for number in numbers}
@@ -136,5 +137,5 @@ def one_interrupt() -> Iterator[None]:
             pending = False
             raise KeyboardInterrupt
 
-    with _handling(("SIGINT",), interrupt):
+    with handling(("SIGINT",), interrupt):
         yield
