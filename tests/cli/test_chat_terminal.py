@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import stat
@@ -438,3 +439,28 @@ def test_the_terminal_is_closed(start: Start) -> None:
     waiting.join(PATIENCE)
     assert not waiting.is_alive(), "it is still there"
     assert process.exitstatus == 128 + signal.SIGHUP
+
+
+def test_sigterm_while_the_history_is_read(caplog: pytest.LogCaptureFixture) -> None:
+    """The signal comes in a task of prompt_toolkit, which logs what it catches."""
+    from prompt_toolkit.application import create_app_session
+    from prompt_toolkit.history import InMemoryHistory
+    from prompt_toolkit.input import create_pipe_input
+    from prompt_toolkit.output import DummyOutput
+
+    from steermoe_local.cli.chat.prompt import CommandCompleter, PromptReader
+
+    class Signalled(InMemoryHistory):
+        def load_history_strings(self) -> list[str]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return ["one"]
+
+    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
+        reader = PromptReader(CommandCompleter({}, lambda name: ()), Signalled())
+        before = signal.getsignal(signal.SIGTERM)
+        keys.send_text("not reached\r")
+        with pytest.raises(SystemExit) as ended:
+            reader.read()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert not caplog.records
+    assert signal.getsignal(signal.SIGTERM) is before

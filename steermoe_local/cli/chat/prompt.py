@@ -77,6 +77,7 @@ class PromptReader:
             # Raised from `read`; the line stays on the screen, as in a shell.
             event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
 
+        self._ending: SystemExit | None = None
         self._session: PromptSession[str] = PromptSession(
             FormattedText([("class:prompt", PROMPT)]),
             multiline=True,
@@ -98,6 +99,8 @@ class PromptReader:
         try:
             with handling(END_SIGNALS, self._leave):
                 text: str = self._session.prompt()
+            if self._ending is not None:  # the message was complete before the signal took effect
+                raise self._ending
         except KeyboardInterrupt:
             if self._session.default_buffer.text.strip():
                 return ""
@@ -106,7 +109,7 @@ class PromptReader:
 
     def _leave(self, number: int, frame: Any) -> None:
         """End the program from `read`. Raised in one of prompt_toolkit's tasks, it would be printed as an error."""
-        ending = SystemExit(128 + number)
+        self._ending = ending = SystemExit(128 + number)
         app = self._session.app
         if app.loop is None or not app.is_running:
             raise ending
