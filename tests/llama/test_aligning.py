@@ -108,7 +108,7 @@ def test_all_shipped_pairs(renderer: Renderer) -> None:
                 assert found.target == oracle(renderer, found.text, found.start, found.end, found.tokens)
                 assert not found.losses
                 n += 1
-    assert n == 372
+    assert n == 720
 
 
 @pytest.mark.parametrize("text", ["13", "the 13", "say\n13", "<s>13", "</s>13", "  13", "</s> 13", "ä13"])
