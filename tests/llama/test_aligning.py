@@ -14,7 +14,8 @@ from steermoe_local import ExpertMap, Message, Pair, PairsError, record_counts
 from steermoe_local.llama.aligning import token_bytes, tokens_in_span
 from steermoe_local.llama.locating import find_in_text
 from steermoe_local.llama.rendering import Renderer, vocabulary
-from steermoe_local.pairs.pairs import last_exact_run
+from steermoe_local.models.embedded import behaviours
+from steermoe_local.pairs.pairs import last_exact_run, load_pairs
 from tests.support.sentencepiece_models import BLANK, write_sentencepiece_model
 
 MIXTRAL = (
@@ -95,6 +96,19 @@ def test_every_target_is_located(renderer: Renderer, pair: Pair) -> None:
         assert not found.losses
         covered = b"".join(piece(renderer, found.tokens[index]) for index in found.target)
         assert covered.decode().strip() == target
+
+
+def test_all_shipped_pairs(renderer: Renderer) -> None:
+    n = 0
+    for behaviour in behaviours():
+        for pair in load_pairs(behaviour.pairs):
+            for side, target in pair.sides():
+                found = renderer.located(side, target)
+                assert found.text.encode()[found.start : found.end].decode() == target
+                assert found.target == oracle(renderer, found.text, found.start, found.end, found.tokens)
+                assert not found.losses
+                n += 1
+    assert n == 720
 
 
 @pytest.mark.parametrize("text", ["13", "the 13", "say\n13", "<s>13", "</s>13", "  13", "</s> 13", "ä13"])

@@ -21,7 +21,9 @@ SENTINEL = "qzxjkvwq"
 
 
 class Refused(Exception):
-    """The template refuses the conversation."""
+    """The template refuses the conversation. `said`: by its own words, so that llama.cpp's environment does too."""
+
+    said = False
 
 
 def _refuse(message: str) -> None:
@@ -67,7 +69,9 @@ def rendered(
             except (SecurityError, TypeError, UndefinedError):
                 return str(_compiled(template, True, plain).render(messages=_copied(messages), **values))
         except Exception as error:  # a template is foreign code and may raise anything
-            raise Refused(str(error)) from error
+            refused = Refused(str(error))
+            refused.said = type(error) is TemplateError
+            raise refused from error
 
 
 def _copied(messages: Messages) -> list[dict[str, Any]]:

@@ -133,6 +133,14 @@ class Desk:
             return True
         return False
 
+    def knows_no_tools(self) -> bool:
+        """Does the template say that it takes no role of tools?"""
+        try:
+            self.right_prompt("a tool round")
+        except Refused as refused:
+            return refused.said
+        return False
+
     def check_rendering(self, case: str) -> None:
         """A request's prompt is transformers' rendering of it, and so are its tokens' bytes.
 

@@ -38,7 +38,7 @@ def check_answer(server: Running) -> None:
 
 def check_schema(server: Running, **fields: Any) -> None:
     """JSON that a schema binds is the answer's content."""
-    choice = _choice(server.chat(QUESTION, response_format=FORMAT, max_tokens=100, **fields))
+    choice = _choice(server.chat(QUESTION, response_format=FORMAT, max_tokens=600, **fields))
     message = choice["message"]
     assert message["content"], f"no content; reasoning: {(message.get('reasoning_content') or '')[:80]!r}"
     jsonschema.validate(json.loads(message["content"]), SCHEMA)
@@ -47,7 +47,7 @@ def check_schema(server: Running, **fields: Any) -> None:
 def check_forced_call(server: Running) -> None:
     """A tool that must be called gets its arguments."""
     for wanted in ("required", {"type": "function", "function": {"name": "put"}}):
-        choice = _choice(server.chat(QUESTION, tools=[TOOL], tool_choice=wanted, max_tokens=100))
+        choice = _choice(server.chat(QUESTION, tools=[TOOL], tool_choice=wanted, max_tokens=600))
         (call,) = choice["message"]["tool_calls"]
         assert call["function"]["name"] == "put"
         jsonschema.validate(json.loads(call["function"]["arguments"]), SCHEMA)

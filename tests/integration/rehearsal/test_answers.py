@@ -63,8 +63,8 @@ def test_a_forced_call(server: Running) -> None:
 
 
 @each_template
-def test_a_tool_round(server: Running) -> None:
-    serving.check_tool_round(server)
+def test_a_tool_round(desk: Desk, server: Running) -> None:
+    serving.check_tool_round(server, refused=desk.knows_no_tools())
 
 
 @each_template

@@ -100,7 +100,7 @@ def test_detect_and_run(path: Path, desk: Desk, model: Model, tmp_path: Path) ->
 
 @each_model
 def test_server(server: Running, desk: Desk) -> None:
-    check_server(server, desk.refuses_request("a tool round"))
+    check_server(server, desk.knows_no_tools())
 
 
 @pytest.fixture(scope="module")
