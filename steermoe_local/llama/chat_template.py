@@ -209,8 +209,12 @@ class ChatTemplate:
         except (jinja2.UndefinedError, TypeError):
             # where transformers gives up, as llama.cpp does it
             with contextlib.suppress(Exception):
-                return _environment(lenient=True).from_string(self.source).render(values, messages=messages)
+                return self._compiled_lenient.render(values, messages=messages)
             raise
+
+    @functools.cached_property
+    def _compiled_lenient(self) -> jinja2.Template:
+        return _environment(lenient=True).from_string(self.source)
 
     @functools.cached_property
     def forms(self) -> MessageForms:

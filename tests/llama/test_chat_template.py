@@ -55,6 +55,19 @@ def test_settings_of_transformers(source: str) -> None:
     assert rendered(source, messages) == wanted
 
 
+def test_a_template_is_compiled_once_in_each_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling takes far longer than rendering, also of one that only llama.cpp's reading renders."""
+    compiled = []
+    original = jinja2.Environment.from_string
+    monkeypatch.setattr(
+        jinja2.Environment, "from_string", lambda self, source: compiled.append(source) or original(self, source)
+    )
+    template = ChatTemplate("{{ 'a' + nothing }}{{ messages[0].content }}", {})
+    for _ in range(3):
+        assert template.render(USER, add_generation_prompt=True, variables={}, date=DAY) == "aHi."
+    assert len(compiled) == 2
+
+
 def test_marks_of_generated_text_are_left_out() -> None:
     assert rendered("{% generation %}a{{ messages[0].content }}{% endgeneration %}b") == "aHi.b"
 
