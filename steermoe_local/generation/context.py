@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from ..errors import ModelError, SteerMoEError, UsageError
 from ..llama import capi
-from ..llama.aligning import token_bytes
 from ..llama.grammars import guided_tokenizer
 from ..llama.loaded_model import is_causal, loaded_identity
 from ..llama.steered_llama import SteeredLlama, native_bias
+from ..llama.tokenizing import token_bytes
 from ..steering.bias_file import BiasFile, none_if_empty
 
 Int64 = npt.NDArray[np.int64]
@@ -206,7 +206,7 @@ class SlotContext:
         if not self._has_text:
             return b""
         if (token, special) not in self._bytes:
-            self._bytes[token, special] = token_bytes(self.model, token, special)
+            self._bytes[token, special] = token_bytes(self.model.vocab, token, special)
         return self._bytes[token, special]
 
     def checked_tokens(self, tokens: Sequence[int]) -> list[int]:

@@ -14,13 +14,13 @@ The bytes of the tokens do not always join to the text:
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import PairsError
 from . import capi
+from .tokenizing import token_bytes
 
 Span = tuple[int, int]
 """The bytes [start, end) of a text that a token covers; start == end for a token that the tokenizer added."""
@@ -145,7 +145,7 @@ class Aligner:
 
         unknown = lib.LLAMA_TOKEN_ATTR_UNKNOWN
         piece = _Piece(
-            data=token_bytes(self._model, token, special=True),
+            data=token_bytes(self._model.vocab, token, special=True),
             special=has(lib.LLAMA_TOKEN_ATTR_CONTROL, lib.LLAMA_TOKEN_ATTR_USER_DEFINED, unknown),
             unknown=has(unknown),
             strips_left=has(lib.LLAMA_TOKEN_ATTR_LSTRIP),
@@ -153,17 +153,6 @@ class Aligner:
         )
         self._pieces[token] = piece
         return piece
-
-
-def token_bytes(model: Any, token: int, special: bool) -> bytes:
-    """Bytes of a token of a `LlamaModel`; a control token has some only if `special`."""
-    size = 64
-    while True:
-        buffer = ctypes.create_string_buffer(size)
-        n = capi.llama_cpp().llama_token_to_piece(model.vocab, token, buffer, size, 0, special)
-        if n >= 0:
-            return buffer.raw[:n]
-        size = -n
 
 
 def tokens_in_span(spans: Sequence[Span], start: int, end: int) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class TextStream:
@@ -33,7 +33,7 @@ class TextStream:
             start, self.stop = found
             self._held = ""
             return text[:start]
-        keep = 0 if final else self._possible_beginning(text)
+        keep = 0 if final else possible_beginning(text, self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -41,10 +41,11 @@ class TextStream:
         ends = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
         return min(ends)[1:] if ends else None
 
-    def _possible_beginning(self, text: str) -> int:
-        """Length of the longest suffix of `text` that is a prefix of a stop string."""
-        longest = min(len(text), max((len(stop) for stop in self._stops), default=0))
-        for length in range(longest, 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self._stops):
-                return length
-        return 0
+
+def possible_beginning(text: str, wanted: Collection[str]) -> int:
+    """Length of the longest suffix of a text that one of the wanted texts begins with."""
+    longest = min(len(text), max(map(len, wanted), default=0))
+    for length in range(longest, 0, -1):
+        if any(one.startswith(text[-length:]) for one in wanted):
+            return length
+    return 0

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..errors import NativeError, UsageError
 from . import capi
+from .tokenizing import token_bytes
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -148,17 +149,8 @@ def guided_tokenizer(vocab: Any) -> LLTokenizer:
     lib = capi.llama_cpp()
     n_vocab = lib.llama_vocab_n_tokens(vocab)
     ends = [token for token in range(n_vocab) if lib.llama_vocab_is_eog(vocab, token)]
-    texts = [_text(lib, vocab, token) for token in range(n_vocab)]
+    texts = [token_bytes(vocab, token, special=False) for token in range(n_vocab)]
     return _tokenizer(texts, ends)
-
-
-def _text(lib: Any, vocab: Any, token: int) -> bytes:
-    buffer = ctypes.create_string_buffer(256)
-    n = lib.llama_token_to_piece(vocab, token, buffer, len(buffer), 0, False)
-    if n < 0:
-        buffer = ctypes.create_string_buffer(-n)
-        n = lib.llama_token_to_piece(vocab, token, buffer, -n, 0, False)
-    return bytes(buffer.raw[:n])
 
 
 @functools.cache

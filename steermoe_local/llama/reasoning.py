@@ -6,6 +6,7 @@ import re
 from collections.abc import Generator, Iterable, Iterator
 from typing import Literal, NamedTuple
 
+from .detokenizer import possible_beginning
 from .reasoning_styles import MESSAGE, START, Channels, ReasoningStyle, Tags
 
 Kind = Literal["reasoning", "answer"]
@@ -124,7 +125,7 @@ class _Tagged:
         elif last:
             certain = self.held.rstrip() if kind == "reasoning" else self.held
         else:
-            certain = self.held[: len(self.held) - _partial(self.held, closings)].rstrip()
+            certain = self.held[: len(self.held) - possible_beginning(self.held, closings)].rstrip()
         yield kind, certain
         self._fresh = self._fresh and not certain
         self.held = "" if last else self.held[len(certain) :]
@@ -156,7 +157,7 @@ class _Channelled:
             yield from self._text(self.held[:start])
             self.held = self.held[start + len(marker) :]
             yield from self._marker(marker)
-        keep = 0 if last else _partial(self.held, markers)
+        keep = 0 if last else possible_beginning(self.held, markers)
         certain = self.held[: len(self.held) - keep]
         self.held = self.held[len(certain) :]
         yield from self._text(certain)
@@ -221,12 +222,3 @@ def _first(text: str, markers: tuple[str, ...]) -> tuple[int, str] | None:
     """Position of the first marker in a text, and the marker."""
     found = [(text.find(marker), marker) for marker in markers]
     return min(((start, marker) for start, marker in found if start >= 0), default=None)
-
-
-def _partial(text: str, markers: tuple[str, ...]) -> int:
-    """Length of the longest suffix of the text that is a prefix of a marker."""
-    longest = max(len(marker) for marker in markers) - 1
-    for n in range(min(longest, len(text)), 0, -1):
-        if any(marker.startswith(text[-n:]) for marker in markers):
-            return n
-    return 0

@@ -1,4 +1,4 @@
-"""Tokenizes texts with words of any length.
+"""Tokenizes texts with words of any length; gives the bytes of tokens.
 
 Many of llama.cpp's BPE tokenizers split a text into words by std::regex, whose recursion is as deep as the match is
 long: about 320 bytes of stack a character (libstdc++, x86-64), so that some 26,000 letters without a blank crash a
@@ -7,6 +7,7 @@ process with 8 MiB of stack. Texts with such words are tokenized in a thread wit
 
 from __future__ import annotations
 
+import ctypes
 import re
 import sys
 import threading
@@ -49,6 +50,17 @@ def tokenize(model: Any, text: str, *, pre: str = "", add_special: bool, parse_s
         return call()
     run = longest_run(text, pre)
     return call() if run <= _DIRECT else _with_stack(run, call)
+
+
+def token_bytes(vocab: Any, token: int, special: bool) -> bytes:
+    """Bytes of a token of a llama.cpp vocabulary (llama_token_to_piece); a control token has some only if `special`."""
+    size = 64
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        n = capi.llama_cpp().llama_token_to_piece(vocab, token, buffer, size, 0, special)
+        if n >= 0:
+            return buffer.raw[:n]
+        size = -n
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..llama.detokenizer import possible_beginning
 from ..llama.reasoning import Part
 from .schemas_chat import ChatRequest
 from .tool_formats import ToolFormat, tool_format
@@ -79,15 +80,6 @@ class CallSplitter:
             self._in_calls = True
             certain = self._held[: min(starts)].rstrip()
         else:
-            certain = self._held[: len(self._held) - _beginning(self._held, format_.openings)].rstrip()
+            certain = self._held[: len(self._held) - possible_beginning(self._held, format_.openings)].rstrip()
         self._held = self._held[len(certain) :]
         return certain
-
-
-def _beginning(text: str, openings: tuple[str, ...]) -> int:
-    """Length of the longest suffix of the text that an opening begins with."""
-    longest = min(len(text), max(map(len, openings)) - 1)
-    for n in range(longest, 0, -1):
-        if any(opening.startswith(text[-n:]) for opening in openings):
-            return n
-    return 0

@@ -11,9 +11,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from steermoe_local import ExpertMap, Message, Pair, PairsError, record_counts
-from steermoe_local.llama.aligning import token_bytes, tokens_in_span
+from steermoe_local.llama.aligning import tokens_in_span
 from steermoe_local.llama.locating import find_in_text
 from steermoe_local.llama.rendering import Renderer, vocabulary
+from steermoe_local.llama.tokenizing import token_bytes
 from steermoe_local.models.embedded import behaviours
 from steermoe_local.pairs.pairs import last_exact_run, load_pairs
 from tests.support.sentencepiece_models import BLANK, write_sentencepiece_model
@@ -63,7 +64,7 @@ def phi(models: dict[str, Path]) -> Iterator[Renderer]:
 
 
 def piece(renderer: Renderer, token: int) -> bytes:
-    return token_bytes(renderer._model, token, special=True)
+    return token_bytes(renderer._model.vocab, token, special=True)
 
 
 def inked(data: bytes) -> bytes:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from steermoe_local import Message, Pair, PairsError, record_counts
-from steermoe_local.llama.aligning import token_bytes
 from steermoe_local.llama.rendering import Renderer
+from steermoe_local.llama.tokenizing import token_bytes
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def control_name(renderer: Renderer) -> tuple[str, str]:
 
 
 def text_of(renderer: Renderer, tokens: list[int]) -> str:
-    return b"".join(token_bytes(renderer._model, token, special=True) for token in tokens).decode()
+    return b"".join(token_bytes(renderer._model.vocab, token, special=True) for token in tokens).decode()
 
 
 def test_a_target_is_cut_behind_its_last_token(renderer: Renderer) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from steermoe_local.llama.aligning import token_bytes
 from steermoe_local.llama.rendering import Renderer, vocabulary
+from steermoe_local.llama.tokenizing import token_bytes
 from steermoe_local.server.prompting import Prompter
 from tests.support.sentencepiece_models import write_sentencepiece_model
 
@@ -22,7 +22,7 @@ def test_every_token_begins_where_its_text_is(tmp_path: Path, text: str, add_spa
     with vocabulary(path) as model:
 
         def piece(token: int, *, special: bool = False) -> bytes:
-            return token_bytes(model, token, special)
+            return token_bytes(model.vocab, token, special)
 
         engine: Any = SimpleNamespace(renderer=Renderer(model), n_ctx=512, model=model, token_bytes=piece)
         with closing(Prompter(engine, thinking=False, template_arguments={})) as prompter:
