@@ -59,6 +59,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 _PROVIDERS = "provider_options providerOptions provider_metadata providerMetadata experimental_providerMetadata"
 _PROVIDERS += " provider_specific_fields extra_content"
+_SENT_BACK = "what came with an answer that is sent back"
+_HINTS = "hints for a provider"
 
 IGNORED = (
     Ignored(
@@ -102,7 +104,7 @@ IGNORED = (
             "message_id messageId conversation_id trace_id traceId agent sender source opts injected extra_fields "
             f"cache_control prompt_cache_breakpoint thinking_blocks reasoning_details reasoning_signature {_PROVIDERS}"
         ),
-        "what came with an answer that is sent back, besides its text, reasoning and calls",
+        f"{_SENT_BACK}, besides its text, reasoning and calls",
     ),
     Ignored(
         "content part",
@@ -110,15 +112,16 @@ IGNORED = (
             "id index annotations citations logprobs parsed status cache_control prompt_cache_breakpoint signature "
             f"thought_signature encrypted_content {_PROVIDERS}"
         ),
-        "likewise",
+        _SENT_BACK,
     ),
-    Ignored("tool", _names(f"cache_control defer_loading strict {_PROVIDERS}"), "hints for a provider"),
-    Ignored("function", _names(f"cache_control output_schema returns annotations {_PROVIDERS}"), "likewise"),
+    Ignored("tool", _names(f"cache_control defer_loading strict {_PROVIDERS}"), _HINTS),
+    Ignored("function", _names(f"cache_control output_schema returns annotations {_PROVIDERS}"), _HINTS),
     Ignored(
         "tool call",
         _names(f"index status cache_control thought_signature parsed_arguments {_PROVIDERS}"),
-        "what came with an answer that is sent back",
+        _SENT_BACK,
     ),
+    Ignored("call", _names(f"parsed_arguments thought_signature {_PROVIDERS}"), _SENT_BACK),
     Ignored(
         "responses request",
         _names("client_metadata max_tool_calls access_programs"),
@@ -129,10 +132,9 @@ IGNORED = (
         _names(
             f"status phase namespace caller created_by parsed_arguments encrypted_content cache_control {_PROVIDERS}"
         ),
-        "what came with an answer that is sent back",
+        _SENT_BACK,
     ),
     Ignored("responses tool", _names("allowed_callers"), "there are no programs that call"),
-    Ignored("call", _names(f"parsed_arguments thought_signature {_PROVIDERS}"), "likewise"),
 )
 
 NOT_OFFERED = (

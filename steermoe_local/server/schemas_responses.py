@@ -146,7 +146,7 @@ class TextConfig(Body):
     verbosity: Short | None = Field(None, description=_WITHOUT_EFFECT)
 
 
-class Reasoning(Body):
+class ReasoningConfig(Body):
     """How the model reasons."""
 
     effort: Short | None = Field(None, description="For templates that read it; none: no reasoning.")
@@ -178,7 +178,7 @@ class ResponsesRequest(Generation):
     tools: Annotated[list[Tool], Field(max_length=128, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | AllowedTools | None = None
     text: TextConfig | None = None
-    reasoning: Reasoning | None = None
+    reasoning: ReasoningConfig | None = None
     include: list[Short] | None = Field(
         None, max_length=32, description="message.output_text.logprobs is known; the others are without effect."
     )
@@ -195,7 +195,7 @@ class ResponsesRequest(Generation):
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, max_length=64, description="Variables for the chat template, as in llama.cpp."
     )
-    parallel_tool_calls: bool | None = Field(None, description=_WITHOUT_EFFECT)
+    parallel_tool_calls: bool | None = Field(None, description="false: of several calls the first one is given.")
     continue_final_message: bool | Literal["content", "reasoning_content"] | None = Field(
         None, description="Whether a last message of the assistant is continued; it is, unless this is false."
     )

@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from ..errors import UsageError
 from ..llama.full_sampling import MAX_BREAKER, MAX_BREAKERS, MAX_SAMPLERS, FullSampling, sampler_names
 from ..llama.sampling import Sampling
-from .schemas_base import MAX_TOKENS, Body, Short, TokenId
+from .schemas_base import MAX_TOKENS, Body, Short, TokenId, same
 
 _LARGEST = 1e6
 _MAX_BIAS = 100
@@ -106,10 +106,8 @@ class SamplingFields(Body):
 
     @model_validator(mode="after")
     def _two_names(self) -> SamplingFields:
-        if self.repeat_penalty is None:
-            self.repeat_penalty = self.repetition_penalty
-        elif self.repetition_penalty not in (None, self.repeat_penalty):
-            raise ValueError("repeat_penalty and repetition_penalty differ; give one of them")
+        names = ("repeat_penalty", "repetition_penalty")
+        self.repeat_penalty = same(names[0], self.repeat_penalty, names[1], self.repetition_penalty)
         return self
 
     @property

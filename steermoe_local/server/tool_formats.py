@@ -63,10 +63,7 @@ def tool_format(template: str) -> ToolFormat | None:
 
 
 _NAME = r"(?P<name>[^<>\"\s]+)"
-_TOOL_CALL_XML = (
-    rf"(?:<tool_call>\s*)?<function={_NAME}>",
-    r"<parameter=(?P<key>[^<>]+)>\n?(?P<value>.*?)\n?</parameter>",
-)
+_PARAMETER = r"<parameter=(?P<key>[^<>]+)>\n?(?P<value>.*?)\n?</parameter>"
 _START_CALL = r"<\|start\|>(?:(?!<\|message\|>).)*?\bto="
 
 # The first whose `where` is in a template counts.
@@ -179,7 +176,7 @@ FORMATS = (
         ("<seed:tool_call>",),
         marked_calls(
             rf"<seed:tool_call>\s*<function={_NAME}>",
-            r"<parameter=(?P<key>[^<>]+)>\n?(?P<value>.*?)\n?</parameter>",
+            _PARAMETER,
             r"</function>\s*</seed:tool_call>",
         ),
     ),
@@ -199,7 +196,7 @@ FORMATS = (
         ("<tool_call>", "<function="),
         marked_calls(
             rf"(?:<tool_call>\s*)?<function={_NAME}>",
-            r"<parameter=(?P<key>[^<>]+)>\n?(?P<value>.*?)\n?</parameter>",
+            _PARAMETER,
             r"</function>\s*(?:</tool_call>)?",
         ),
     ),

@@ -107,6 +107,7 @@ def test_the_tables_are_in_the_docs() -> None:
 
 def test_the_tables_are_in_the_openapi_document(server: Running) -> None:
     schemas = server.client.get("/openapi.json").json()["components"]["schemas"]
+    assert not [name for name in schemas if "__" in name], "two models of one name"
     chat = schemas["ChatRequest"]["properties"]
     assert "without effect" in chat["user"]["description"]
     assert chat["min_tokens"]["enum"] == [None, 0]
