@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ModelError, PairsError, UsageError
+from ..errors import ModelError, PairsError, SteerMoEError, UsageError
 from ..pairs.pairs import Message, Side, last_exact_run
 from . import capi, prefill
 from .aligning import Aligner, Span, tokens_in_span
@@ -126,12 +126,24 @@ class Renderer:
         """Gives the text of a side's messages. Raises PairsError, as does what it returns."""
         if not self.has_template:
             raise PairsError("the model has no chat template; write the pairs' sides as plain texts")
+        return self._rendering(generation_prompt, PairsError, "these messages")
+
+    def _rendering(
+        self, generation_prompt: bool, error: type[SteerMoEError], refused: str, variables: Mapping[str, Any] = {}
+    ) -> Render:
+        """Gives the text of messages. What it returns raises `error` when the template refuses them."""
+        given = {name: value for name, value in variables.items() if value is not None}
 
         def render(messages: list[dict[str, Any]]) -> str:
             try:
-                return self._render(messages, generation_prompt)
-            except Exception as error:  # a template is foreign code and may raise anything
-                raise PairsError(f"the model's chat template refuses these messages: {one_line(error)}") from error
+                return self._chat_template.chat(
+                    messages,
+                    add_generation_prompt=generation_prompt,
+                    variables={**given, **self.template_arguments},
+                    date=self._date,
+                )
+            except Exception as why:  # a template is foreign code and may raise anything
+                raise error(f"the model's chat template refuses {refused}: {one_line(why)}") from why
 
         return render
 
@@ -180,20 +192,14 @@ class Renderer:
         """
         self.require_template()
         self.check_template()
-
-        def render(messages: list[dict[str, Any]]) -> str:
-            return self._render(messages, True, **variables)
-
-        try:
-            known = with_known_roles(render, messages, self.template)
-            text = render(known)
-            for loss in find_losses(render, known, text):
-                # templates drop an earlier reply's reasoning by design, and write a tool's result as they need it
-                if loss.whole or loss.role in ("system", "user"):
-                    self._say(str(loss))
-            return text
-        except Exception as error:  # as above
-            raise UsageError(f"the model's chat template refuses this conversation: {one_line(error)}") from error
+        render = self._rendering(True, UsageError, "this conversation", variables)
+        known = with_known_roles(render, messages, self.template)
+        text = render(known)
+        for loss in find_losses(render, known, text):
+            # templates drop an earlier reply's reasoning by design, and write a tool's result as they need it
+            if loss.whole or loss.role in ("system", "user"):
+                self._say(str(loss))
+        return text
 
     def require_template(self) -> None:
         """Raise ModelError when the model has no chat template."""
@@ -201,15 +207,6 @@ class Renderer:
             raise ModelError(
                 "the model has no chat template, so it cannot chat; have it continue a text with steermoe run --raw"
             )
-
-    def _render(self, messages: list[dict[str, Any]], generation_prompt: bool, **variables: Any) -> str:
-        given = {name: value for name, value in variables.items() if value is not None}
-        return self._chat_template.chat(
-            messages,
-            add_generation_prompt=generation_prompt,
-            variables={**given, **self.template_arguments},
-            date=self._date,
-        )
 
     def _say(self, warning: str) -> None:
         """Log a warning once."""

@@ -51,6 +51,7 @@ class _ResponseCall(ChatCall):
         self.wanted, self.items, self.store = wanted, items, store
         self.events = ResponseEvents({name: namespace for name, (_, namespace) in wanted.functions.items()})
         self.reasoning = ReasoningCount()
+        self._finished: dict[str, Any] | None = None
         self._unsent: list[Event] = []
         for kind in ("response.created", "response.in_progress"):
             self._unsent.append(self.events.event(kind, response=self._response("in_progress")))
@@ -74,8 +75,9 @@ class _ResponseCall(ChatCall):
 
     def _end(self) -> None:
         super()._end()
+        self._finished = self._whole()
         if self.wanted.store is not False:
-            self.store.keep(self._body(), self.items)
+            self.store.keep(self._finished, self.items)
 
     #
     # what is sent
@@ -106,6 +108,11 @@ class _ResponseCall(ChatCall):
         ]
 
     def _body(self) -> dict[str, Any]:
+        """The finished response; what is kept is what is sent."""
+        assert self._finished is not None
+        return self._finished
+
+    def _whole(self) -> dict[str, Any]:
         finish = self.finishes[0]
         facts = {"completed_at": int(time.time()), "usage": self._response_usage(finish), "seed": finish.seed}
         if self.answers[0].reason == "length":

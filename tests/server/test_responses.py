@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -13,6 +15,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
+from steermoe_local.server import routes_responses
 from tests.support.gguf_copy import copy_model
 from tests.support.running_server import TINY, Running, running, unending
 from tests.support.steered_server import DIGITS, WORDS, text_of
@@ -307,9 +310,13 @@ def test_items_are_given_back(server: Running, client: OpenAI) -> None:
     assert third.previous_response_id == answers[3].id
 
 
-def test_what_is_kept(client: OpenAI) -> None:
+def test_what_is_kept(client: OpenAI, server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.count(1_000_000_000)
+    monkeypatch.setattr(routes_responses, "time", SimpleNamespace(time=lambda: next(seconds)))
     kept = client.responses.create(**asked())
     assert client.responses.retrieve(kept.id) == kept
+    told = streamed(server)[-1]["response"]
+    assert server.client.get(f"/v1/responses/{told['id']}").json() == told
     client.responses.delete(kept.id)
     not_kept = client.responses.create(**asked(), store=False)
     for id_ in (kept.id, not_kept.id, "resp_x"):
