@@ -76,9 +76,8 @@ class SteerMoEGroup(click.Group):
             _drop_stdout()
             where = error.filename or "the output or a file"
             _fail(f"{where}: {error.strerror or error}; check the path, and the room on the disk", EXIT_ERROR)
-        except (
-            UnicodeEncodeError
-        ) as error:  # a name in a file, or a folder's, in a locale that does not have its letters
+        except UnicodeEncodeError as error:
+            # a name in a file, or a folder's, in a locale that does not have its letters
             what = f"{error.object[error.start : error.end]!r} in a name or text cannot be written as"
             _fail(f"{what} {locale_cure() or f'{error.encoding}; rename the file or folder'}", EXIT_ERROR)
         except MemoryError:

@@ -18,7 +18,7 @@ from ..identity import ModelIdentity
 from ..llama import capi
 from ..llama.loaded_model import can_share, loaded_identity, open_model
 from ..llama.rendering import Renderer
-from ..llama.template_date import AnyDate
+from ..llama.template_date import AnyDate, may_lack
 from ..maps.counts import RoutingCounts, Source
 from ..pairs.pairs import Pair, PairsFile, pairs_digest
 from .batches import Owners, PairBatch, PairBatches
@@ -171,9 +171,7 @@ class _Recording:
         shape = self._identity.shape
         self._counted = Checkpoint(np.zeros((2, *shape), np.int64), np.zeros((2, shape[0]), np.int64))
         if checkpoint is not None and checkpoint.exists():
-            # an earlier version kept no date: who gives one says what it was
-            may_lack = {"date"} if self._renderer.date_given else set()
-            self._counted = checkpoint.load(self._settings, shape, may_lack)
+            self._counted = checkpoint.load(self._settings, shape, may_lack(self._renderer.date_given))
         self._sink = per_pair(self._identity, self._digest) if per_pair else None
         self._n_tokens = self._n_decoded = 0
 

@@ -40,6 +40,14 @@ def template_date(date: AnyDate) -> TemplateDate:
         raise UsageError(f"date: {date!r} is no day of the calendar, like 2026-01-31") from None
 
 
+def may_lack(given: bool) -> frozenset[str]:
+    """The settings that a run to be resumed may lack: an earlier version kept no date; who gives one says what it was.
+
+    `given`: a user gave one.
+    """
+    return frozenset({"date"} if given else ())
+
+
 def other_date(old: Any, new: Any) -> str:
     """Why a run that began under another date (YYYY-MM-DD, None: it kept none) cannot be resumed, and the cure."""
     if old is None:

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
 
 from ..steering.steering import Steering
-from .api_errors import ApiError
+from .api_errors import ApiError, request_error
 from .openapi import ERRORS
 from .schemas import Preset, RegisterRequest, SteeringChoice
 from .service import Service
@@ -68,15 +69,12 @@ def router(service: Service) -> APIRouter:
         service.worker.require_ready()
         numbers: dict[str, Any] = {"activate": activate, "deactivate": deactivate, "reverse": reverse}
         numbers |= {"layers": layers, "mode": mode, "scale": scale, "preset": preset}
-        if preset is not None and (
-            fixed := [n for n in ("activate", "deactivate", "reverse") if numbers[n] is not None]
-        ):
-            raise ApiError(
-                400, f"preset gives the numbers and the side; leave out {fixed[0]}, or preset", param="preset"
-            )
         entry = registry.entry(name)
         given = {key: value for key, value in numbers.items() if value is not None}
-        wanted = SteeringChoice.model_validate({"map": name} | given) if given else name
+        try:
+            wanted = SteeringChoice.model_validate({"map": name} | given) if given else name
+        except ValidationError as error:
+            raise request_error(error) from None
         return entry.to_dict() | await asyncio.to_thread(_table, registry.chosen(wanted), service)
 
     return routes

@@ -15,6 +15,7 @@ from ...generation.answer_file import AnswerFile, json_line
 from ...generation.answering import answers
 from ...generation.reply import Reply
 from ...llama.rendering import RenderedPrompt, vocabulary_renderer
+from ...llama.template_date import may_lack
 from ...pairs.prompts import PromptItem, load_prompts, prompts_digest, read_prompts
 from ..options.common import check_unfinished
 from ..output import print_json, progress_bar, say, say_written
@@ -44,8 +45,7 @@ def run_batch(flags: RunFlags, batch: BatchFlags, as_json: bool) -> None:
         if kept:
             settings = _settings(steered, items, n_ctx) | ({"date": date} if date else {})
             if batch.resume and kept.exists():
-                # an earlier version kept no date: who gives one says what it was
-                done = kept.resume(settings, may_lack={"date"} if flags.date else set())
+                done = kept.resume(settings, may_lack=may_lack(flags.date is not None))
             else:
                 kept.start(settings)
         left = [index for index, item in enumerate(items) if str(item.id) not in done]

@@ -19,7 +19,7 @@ from ...generation.engine import Engine, Sampling
 from ...identity import ModelIdentity
 from ...llama.rendering import Renderer, vocabulary_renderer
 from ...llama.steered_llama import SteeredLlama
-from ...llama.template_date import AnyDate, template_date
+from ...llama.template_date import AnyDate, may_lack, template_date
 from ...model_files.model_info import model_info
 from ...pairs.prompts import PromptItem
 from ...steering.bias_file import BiasFile, none_if_empty
@@ -299,8 +299,7 @@ class Evaluator:
         if not resume:
             self._kept.start(settings)
             return {}
-        # an earlier version kept no date: who gives one says what it was
-        self._kept.resume(settings, may_lack={"date"} if self.renderer.date_given else set())
+        self._kept.resume(settings, may_lack=may_lack(self.renderer.date_given))
         return {str(record["id"]): record for record in self._kept.records()}
 
     def _name(self, bias: BiasFile | None) -> str:
