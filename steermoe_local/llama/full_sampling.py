@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UsageError
-from .sampling import Sampling, bias_sampler
+from .sampling import Sampling, bias_sampler, require_ranges
 
 SAMPLERS = {
     "penalties": "e",
@@ -73,33 +73,29 @@ class FullSampling(Sampling):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        for name, low, high in (
-            ("typical_p", 0, 1),
-            ("top_n_sigma", -math.inf, math.inf),
-            ("xtc_probability", 0, 1),
-            ("xtc_threshold", 0, 1),
-            ("dynatemp_range", 0, math.inf),
-            ("dynatemp_exponent", 0, math.inf),
-            ("dry_multiplier", 0, math.inf),
-            ("dry_base", 0, math.inf),
-            ("dry_allowed_length", 0, 2**31 - 1),
-            ("dry_penalty_last_n", -1, 2**31 - 1),
-            ("mirostat", 0, 2),
-            ("mirostat_tau", 0, math.inf),
-            ("mirostat_eta", 0, math.inf),
-            ("adaptive_target", -math.inf, 1),
-            ("adaptive_decay", 0, 0.99),
-            ("min_keep", 0, 2**31 - 1),
-        ):
-            value = getattr(self, name)
-            if not (low <= value <= high and math.isfinite(value)):
-                allowed = f"from {low} to {high}" if math.isfinite(high) and high < 2**30 else f"a number >= {low}"
-                raise UsageError(f"{name}: {value} is not {allowed}")
+        require_ranges(
+            self,
+            typical_p=(0, 1),
+            top_n_sigma=(-math.inf, math.inf),
+            xtc_probability=(0, 1),
+            xtc_threshold=(0, 1),
+            dynatemp_range=(0, math.inf),
+            dynatemp_exponent=(0, math.inf),
+            dry_multiplier=(0, math.inf),
+            dry_base=(0, math.inf),
+            dry_allowed_length=(0, 2**31 - 1),
+            dry_penalty_last_n=(-1, 2**31 - 1),
+            mirostat=(0, 2),
+            mirostat_tau=(0, math.inf),
+            mirostat_eta=(0, math.inf),
+            adaptive_target=(-math.inf, 1),
+            adaptive_decay=(0, 0.99),
+            min_keep=(0, 2**31 - 1),
+        )
         if self.dry_multiplier and not all(self.dry_sequence_breakers):
             raise UsageError("dry_sequence_breakers: one is empty; leave it out")
         for name in self.samplers or ():
-            if name not in SAMPLERS:
-                raise UsageError(f"samplers: {name!r} is none; take of {', '.join(SAMPLERS)}")
+            _require_sampler(name, name)
 
     def chain(self, lib: Any, vocab: Any, n_ctx: int, seed: int) -> tuple[list[Any], int]:
         """As `Sampling.chain`, in the order of llama.cpp's common_sampler_init."""
@@ -178,9 +174,13 @@ def sampler_names(given: str | Sequence[str]) -> tuple[str, ...]:
     else:
         found = [_name(text.lower()) for text in given]
     for name, text in zip(found, given, strict=True):
-        if name not in SAMPLERS:
-            raise UsageError(f"samplers: {text[:40]!r} is none; take of {', '.join(SAMPLERS)}")
+        _require_sampler(name, text)
     return tuple(found)
+
+
+def _require_sampler(name: str, given: str) -> None:
+    if name not in SAMPLERS:
+        raise UsageError(f"samplers: {given[:40]!r} is none; take of {', '.join(SAMPLERS)}")
 
 
 def _name(text: str) -> str:

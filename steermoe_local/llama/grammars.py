@@ -22,7 +22,7 @@ Logits = npt.NDArray[np.float32]
 GUIDED = "%llguidance"
 """How a grammar of llguidance begins, as in llama.cpp; every other one is GBNF."""
 
-# A schema of a stranger must not take the machine: below llguidance's own limits, which allow seconds for one token.
+# A request's schema must not block the server: below llguidance's own limits, which allow seconds for one token.
 _LIMITS = {
     "initial_lexer_fuel": 200_000,
     "step_lexer_fuel": 50_000,

@@ -97,17 +97,17 @@ def find_losses(render: Render, messages: Messages, text: str) -> list[Loss]:
 def with_known_roles(render: Render, messages: Messages, template: str) -> list[dict[str, Any]]:
     """The messages, those of a developer as system messages where the template does not render them."""
     own = [dict(message) for message in messages]
-    mine = [index for index, message in enumerate(own) if message.get("role") == "developer"]
-    if not mine:
+    developers = [index for index, message in enumerate(own) if message.get("role") == "developer"]
+    if not developers:
         return own
     if "developer" in template:
         try:
             losses = find_losses(render, own, render(own))
         except Exception:  # a template is foreign code and may raise anything
-            losses = [Loss(mine[0], "developer", True)]
-        if not any(loss.whole and loss.index in mine for loss in losses):
+            losses = [Loss(developers[0], "developer", True)]
+        if not any(loss.whole and loss.index in developers for loss in losses):
             return own
-    return [message | {"role": "system"} if index in mine else message for index, message in enumerate(own)]
+    return [message | {"role": "system"} if index in developers else message for index, message in enumerate(own)]
 
 
 def find_in_text(text: str, target: str, special: Collection[str] = ()) -> tuple[int, int]:

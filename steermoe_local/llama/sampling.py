@@ -50,19 +50,16 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name, low, high in (
-            ("temperature", 0, math.inf),
-            ("top_k", 0, 2**31 - 1),
-            ("top_p", 0, 1),
-            ("min_p", 0, 1),
-            ("repeat_last_n", -1, 2**31 - 1),
-            ("presence_penalty", -math.inf, math.inf),
-            ("frequency_penalty", -math.inf, math.inf),
-        ):
-            value = getattr(self, name)
-            if not (low <= value <= high and math.isfinite(value)):
-                allowed = "a number" if low == -math.inf else f"from {low} to {high}" if high < 2**30 else f">= {low}"
-                raise UsageError(f"{name}: {value} is not {allowed}")
+        require_ranges(
+            self,
+            temperature=(0, math.inf),
+            top_k=(0, 2**31 - 1),
+            top_p=(0, 1),
+            min_p=(0, 1),
+            repeat_last_n=(-1, 2**31 - 1),
+            presence_penalty=(-math.inf, math.inf),
+            frequency_penalty=(-math.inf, math.inf),
+        )
         if not (math.isfinite(self.repeat_penalty) and self.repeat_penalty > 0):
             raise UsageError(f"repeat_penalty: {self.repeat_penalty} is not above 0; 1 switches it off")
         if self.seed is not None and not 0 <= self.seed < RANDOM_SEED:
@@ -96,6 +93,20 @@ class Sampling:
             return [], 0
         n_vocab = lib.llama_vocab_n_tokens(vocab)
         return [lib.llama_sampler_init_penalties(n_vocab, last_n, *penalties)], last_n
+
+
+def require_ranges(sampling: Sampling, **ranges: tuple[float, float]) -> None:
+    """Raise UsageError for a field that is not a finite number within its range."""
+    for name, (low, high) in ranges.items():
+        value = getattr(sampling, name)
+        if not (low <= value <= high and math.isfinite(value)):
+            raise UsageError(f"{name}: {value} is not {_in_words(low, high)}")
+
+
+def _in_words(low: float, high: float) -> str:
+    if low == -math.inf:
+        return "a number" if high == math.inf else f"a number <= {high}"
+    return f"from {low} to {high}" if high < 2**30 else f">= {low}"
 
 
 class Sampler:

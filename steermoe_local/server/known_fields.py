@@ -192,7 +192,7 @@ NOT_OFFERED = (
 
 
 CURES = {
-    # a grammar of strangers can take llama.cpp minutes per token, which those made of a JSON Schema are checked for
+    # some grammars take llama.cpp minutes per token; those made of a JSON Schema are checked for it
     "grammar": "send response_format with a JSON Schema",
 }
 """What to send instead of some fields that stay unknown."""

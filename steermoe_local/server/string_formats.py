@@ -22,7 +22,7 @@ PATTERNS = {
     f"uuid{version}": f"^{_HEX}{{8}}-{_HEX}{{4}}-{version}{_HEX}{{3}}-[89abAB]{_HEX}{{3}}-{_HEX}{{12}}$"
     for version in (1, 3, 4, 5, 6, 7, 8)
 }
-"""Formats as patterns; `uuid4` and its kin are pydantic's."""
+"""Formats as patterns; `uuid1` to `uuid8` are pydantic's."""
 
 ENFORCED = ("duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
 """Formats that llguidance enforces itself."""
