@@ -237,16 +237,27 @@ def test_the_server_by_status() -> None:
                 None,
                 "unknown_host",
             ),
-            (get("/v1/nothing"), 404, "no such address; /docs lists them", "not_found_error", None, None),
             (
-                server.chat(model="gpt-4"),
+                get("/v1/nothing"),
                 404,
-                "model 'gpt-4' is not served; there are: tiny, tiny:digits-words, tiny:document-memory, tiny:none",
+                "no such address: /v1/nothing; there are: POST /v1/chat/completions, POST /v1/responses, "
+                "POST /v1/responses/input_tokens, GET/DELETE /v1/responses/{response_id}, POST /v1/completions, "
+                "GET /health, GET /metrics, GET /v1/models, GET /v1/models/{model_id}, POST /tokenize, "
+                "POST /detokenize, GET /tokenizer_info, GET/POST /v1/steering, GET/DELETE /v1/steering/{name}, "
+                "GET /v1/steering/{name}/map; /docs describes them",
+                "not_found_error",
+                None,
+                None,
+            ),
+            (
+                server.chat(model="gpt-4:safe"),
+                404,
+                "model 'gpt-4:safe' is not served; there are: tiny, tiny:digits-words, tiny:document-memory, tiny:none",
                 "not_found_error",
                 "model",
                 "model_not_found",
             ),
-            (get("/tokenize"), 405, "this address does not take that method", invalid, None, None),
+            (get("/tokenize"), 405, "/tokenize does not take GET; send POST", invalid, None, None),
             (
                 post("/v1/steering", json={"name": "digits-words", "map": "document-memory"}),
                 409,
