@@ -94,20 +94,24 @@ def find_losses(render: Render, messages: Messages, text: str) -> list[Loss]:
     return [loss for loss in losses if loss is not None]
 
 
-def with_known_roles(render: Render, messages: Messages, template: str) -> list[dict[str, Any]]:
-    """The messages, those of a developer as system messages where the template does not render them."""
-    own = [dict(message) for message in messages]
-    mine = [index for index, message in enumerate(own) if message.get("role") == "developer"]
+def knowing_roles(render: Render, messages: Messages, template: str) -> Render:
+    """`render`, with a developer's messages as system messages where the template does not render these as they are."""
+    mine = [index for index, message in enumerate(messages) if message.get("role") == "developer"]
     if not mine:
-        return own
+        return render
     if "developer" in template:
+        own = [dict(message) for message in messages]
         try:
             losses = find_losses(render, own, render(own))
         except Exception:  # a template is foreign code and may raise anything
             losses = [Loss(mine[0], "developer", True)]
         if not any(loss.whole and loss.index in mine for loss in losses):
-            return own
-    return [message | {"role": "system"} if index in mine else message for index, message in enumerate(own)]
+            return render
+
+    def as_system(messages: list[dict[str, Any]]) -> str:
+        return render([m | {"role": "system"} if m.get("role") == "developer" else m for m in messages])
+
+    return as_system
 
 
 def find_in_text(text: str, target: str, special: Collection[str] = ()) -> tuple[int, int]:
@@ -273,8 +277,8 @@ def _loss(render: Render, messages: Messages, text: str, index: int) -> Loss | N
 def _not_rendered(message: Mapping[str, Any], index: int, target: str) -> PairsError:
     cure = "a target that it keeps" if target == target.strip() else "a target without outer blanks"
     return PairsError(
-        f"target {_quote(target)} is not in the rendered prompt; the chat template changes or leaves out this text of "
-        f"message {index + 1} ({message.get('role')}): use {cure}, or a pair of plain texts"
+        f"target {_quote(target)} of message {index + 1} ({message.get('role')}) is not rendered: the chat template "
+        f"changes or leaves out this text; use {cure}, or a pair of plain texts"
     )
 
 

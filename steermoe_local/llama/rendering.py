@@ -18,7 +18,7 @@ from . import capi, prefill
 from .aligning import Aligner, Span, tokens_in_span
 from .chat_template import ChatTemplate, one_line, template_variables
 from .loaded_model import open_model
-from .locating import Render, find_in_text, find_losses, place_target, with_known_roles
+from .locating import Render, find_in_text, find_losses, knowing_roles, place_target
 from .reasoning_styles import ReasoningStyle, reasoning_style
 from .special_tokens import SpecialTokens
 from .template_date import AnyDate, TemplateDate, template_date
@@ -119,13 +119,17 @@ class Renderer:
         """
         if isinstance(side, str):
             return side
-        render = self._side_rendering(generation_prompt)
-        return render(with_known_roles(render, [message.to_dict() for message in side], self.template))
+        messages: list[dict[str, Any]] = [message.to_dict() for message in side]
+        return self._side_rendering(messages, generation_prompt)(messages)
 
-    def _side_rendering(self, generation_prompt: bool) -> Render:
-        """Gives the text of a side's messages. Raises PairsError, as does what it returns."""
+    def _side_rendering(self, messages: Sequence[Mapping[str, Any]], generation_prompt: bool) -> Render:
+        """Gives the text of a side's messages, and of them with marks. Raises PairsError, as does what it returns."""
         if not self.has_template:
             raise PairsError("the model has no chat template; write the pairs' sides as plain texts")
+        try:
+            self.check_template()
+        except ModelError as error:
+            raise PairsError(str(error)) from error
 
         def render(messages: list[dict[str, Any]]) -> str:
             try:
@@ -133,7 +137,7 @@ class Renderer:
             except Exception as error:  # a template is foreign code and may raise anything
                 raise PairsError(f"the model's chat template refuses these messages: {one_line(error)}") from error
 
-        return render
+        return knowing_roles(render, messages, self.template)
 
     def render(self, prompt: str | Sequence[Message]) -> RenderedPrompt:
         """A text that is continued as it is, or a conversation that is answered; the assistant's message at its end,
@@ -185,11 +189,12 @@ class Renderer:
             return self._render(messages, True, **variables)
 
         try:
-            known = with_known_roles(render, messages, self.template)
-            text = render(known)
-            for loss in find_losses(render, known, text):
+            known = knowing_roles(render, messages, self.template)
+            own = [dict(message) for message in messages]
+            text = known(own)
+            for loss in find_losses(known, own, text):
                 # templates drop an earlier reply's reasoning by design, and write a tool's result as they need it
-                if loss.whole or loss.role in ("system", "user"):
+                if loss.whole or loss.role in ("system", "developer", "user"):
                     self._say(str(loss))
             return text
         except Exception as error:  # as above
@@ -294,9 +299,8 @@ class Renderer:
         if isinstance(side, str):
             text, (start, end) = side, find_in_text(side, target, special)
         else:
-            render = self._side_rendering(False)
-            messages = with_known_roles(render, [message.to_dict() for message in side], self.template)
-            placed = place_target(render, messages, target, special)
+            messages = [message.to_dict() for message in side]
+            placed = place_target(self._side_rendering(messages, False), messages, target, special)
             text, start, end = placed.text, placed.start, placed.end
             losses = tuple(map(str, placed.losses))
         # A chat template writes the beginning-of-text token itself, a plain text does not.
