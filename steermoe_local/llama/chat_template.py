@@ -145,8 +145,8 @@ class ChatTemplate:
             self._compiled = _environment().from_string(source)
         except Exception as error:  # a template is foreign code, and may bring Python's compiler to any error
             raise ModelError(
-                f"the model's chat template cannot be read: {one_line(error)}; without a template it continues texts: "
-                "steermoe run --raw"
+                f"the model's chat template cannot be read: {one_line(error)}; do without it: steermoe run --raw, or "
+                "plain texts as the sides of pairs"
             ) from error
 
     def chat(
@@ -209,11 +209,11 @@ class ChatTemplate:
         except (jinja2.UndefinedError, TypeError):
             # where transformers gives up, as llama.cpp does it
             with contextlib.suppress(Exception):
-                return self._compiled_lenient.render(values, messages=messages)
+                return self._lenient.render(values, messages=messages)
             raise
 
     @functools.cached_property
-    def _compiled_lenient(self) -> jinja2.Template:
+    def _lenient(self) -> jinja2.Template:
         return _environment(lenient=True).from_string(self.source)
 
     @functools.cached_property

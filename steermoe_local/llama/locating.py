@@ -21,6 +21,7 @@ Render = Callable[[list[dict[str, Any]]], str]
 _Offset = tuple[int, int]
 """(index of a message, characters of its content before the mark)."""
 
+_MOST_ALONE = 64  # messages that are rendered with one mark each: a long conversation would take minutes
 _DIGITS = str.maketrans("0123456789", "abcdefghij")
 
 
@@ -75,11 +76,9 @@ def place_target(render: Render, messages: Messages, target: str, special: Colle
         start, end = _edges(render, messages, text, (carrier, first), target)
     if start is None or end is None or text[start:end] != target:
         raise _not_rendered(messages[carrier], carrier, target)
-    losses = (_loss(render, messages, text, index) for index in sorted(doubtful))
+    losses = _losses(render, messages, text, doubtful)
     n_before = len(text[:start].encode("utf-8"))
-    return Placed(
-        text, n_before, n_before + len(target.encode("utf-8")), tuple(loss for loss in losses if loss is not None)
-    )
+    return Placed(text, n_before, n_before + len(target.encode("utf-8")), tuple(losses))
 
 
 def find_losses(render: Render, messages: Messages, text: str) -> list[Loss]:
@@ -90,24 +89,27 @@ def find_losses(render: Render, messages: Messages, text: str) -> list[Loss]:
     doubtful = [
         mark[0] for mark, at in zip(marks, found, strict=True) if at is None or not _is_there(messages, text, mark, at)
     ]
-    losses = (_loss(render, messages, text, index) for index in doubtful)
-    return [loss for loss in losses if loss is not None]
+    return _losses(render, messages, text, doubtful)
 
 
-def with_known_roles(render: Render, messages: Messages, template: str) -> list[dict[str, Any]]:
-    """The messages, those of a developer as system messages where the template does not render them."""
-    own = [dict(message) for message in messages]
-    developers = [index for index, message in enumerate(own) if message.get("role") == "developer"]
+def knowing_roles(render: Render, messages: Messages, template: str) -> Render:
+    """`render`, with a developer's messages as system messages where the template does not render these as they are."""
+    developers = [index for index, message in enumerate(messages) if message.get("role") == "developer"]
     if not developers:
-        return own
+        return render
     if "developer" in template:
+        own = [dict(message) for message in messages]
         try:
             losses = find_losses(render, own, render(own))
         except Exception:  # a template is foreign code and may raise anything
             losses = [Loss(developers[0], "developer", True)]
         if not any(loss.whole and loss.index in developers for loss in losses):
-            return own
-    return [message | {"role": "system"} if index in developers else message for index, message in enumerate(own)]
+            return render
+
+    def as_system(messages: list[dict[str, Any]]) -> str:
+        return render([m | {"role": "system"} if m.get("role") == "developer" else m for m in messages])
+
+    return as_system
 
 
 def find_in_text(text: str, target: str, special: Collection[str] = ()) -> tuple[int, int]:
@@ -245,36 +247,52 @@ def _edges(render: Render, messages: Messages, text: str, first: _Offset, target
     return None, None
 
 
-def _loss(render: Render, messages: Messages, text: str, index: int) -> Loss | None:
-    """Whether the text of one message is lost; None: it is there."""
-    content = _content(messages[index])
-    begin = len(content) - len(content.lstrip())
-    end = len(content.rstrip())
-    if begin >= end:
-        return None
-    whole: bool | None = None
-    length = end - begin
-    offsets = [length * part // 8 for part in (4, 0, 8, 1, 2, 3, 5, 6, 7)]
-    for offset in dict.fromkeys((*offsets, length - 1, min(1, length))):
-        mark = (index, begin + offset)
-        found = _positions(render, messages, text, [mark])
+def _losses(render: Render, messages: Messages, text: str, doubtful: Sequence[int]) -> list[Loss]:
+    """Which of the doubtful messages are lost: marks at several places of each are looked for, those of all at once.
+
+    Where the template renders other things with so many marks, some messages are looked at one by one.
+    """
+    offsets: dict[int, list[int]] = {}
+    for index in sorted(doubtful):
+        content = _content(messages[index])
+        length = len(content.strip())
+        if length:
+            begin = len(content) - len(content.lstrip())
+            parts = (length * part // 8 for part in (4, 0, 8, 1, 2, 3, 5, 6, 7))
+            offsets[index] = [begin + part for part in dict.fromkeys((*parts, length - 1, min(1, length)))]
+    whole: dict[int, bool | None] = dict.fromkeys(offsets)  # None: not known
+    n_alone = 0
+    for turn in range(max(map(len, offsets.values()), default=0)):
+        marks = [(index, offsets[index][turn]) for index in whole if turn < len(offsets[index])]
+        found = _positions(render, messages, text, marks) if marks else []
         if found is None:
-            continue
-        at = found[0]
-        if at is not None and _is_there(messages, text, mark, at):
-            return None
-        has_part = at is not None and 0 < offset < length  # beside a mark at an edge no text need be
-        whole = not has_part and whole is not False
-    if whole is None:  # no mark can be rendered without other changes
-        return None if content.strip() in text else Loss(index, str(messages[index].get("role")), True)
-    return Loss(index, str(messages[index].get("role")), whole)
+            alone = marks[: max(0, _MOST_ALONE - n_alone)]
+            n_alone += len(alone)
+            singly = ((mark, _positions(render, messages, text, [mark])) for mark in alone)
+            pairs = [(mark, at[0]) for mark, at in singly if at is not None]
+        else:
+            pairs = list(zip(marks, found, strict=True))
+        for mark, position in pairs:
+            index, offset = mark
+            if position is not None and _is_there(messages, text, mark, position):
+                del whole[index]
+                continue
+            content = _content(messages[index])
+            inside = len(content) - len(content.lstrip()) < offset < len(content.rstrip())
+            has_part = position is not None and inside  # beside a mark at an edge no text need be
+            whole[index] = not has_part and whole[index] is not False
+    return [
+        Loss(index, str(messages[index].get("role")), is_whole is not False)
+        for index, is_whole in whole.items()
+        if is_whole is not None or _content(messages[index]).strip() not in text
+    ]
 
 
 def _not_rendered(message: Mapping[str, Any], index: int, target: str) -> PairsError:
     cure = "a target that it keeps" if target == target.strip() else "a target without outer blanks"
     return PairsError(
-        f"target {_quote(target)} is not in the rendered prompt; the chat template changes or leaves out this text of "
-        f"message {index + 1} ({message.get('role')}): use {cure}, or a pair of plain texts"
+        f"target {_quote(target)} of message {index + 1} ({message.get('role')}) is not rendered: the chat template "
+        f"changes or leaves out this text; use {cure}, or a pair of plain texts"
     )
 
 

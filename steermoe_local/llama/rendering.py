@@ -18,7 +18,7 @@ from . import capi, prefill
 from .aligning import Aligner, Span, tokens_in_span
 from .chat_template import ChatTemplate, one_line, template_variables
 from .loaded_model import open_model
-from .locating import Render, find_in_text, find_losses, place_target, with_known_roles
+from .locating import Render, find_in_text, find_losses, knowing_roles, place_target
 from .reasoning_styles import ReasoningStyle, reasoning_style
 from .special_tokens import SpecialTokens
 from .template_date import AnyDate, TemplateDate, template_date
@@ -119,14 +119,18 @@ class Renderer:
         """
         if isinstance(side, str):
             return side
-        render = self._side_rendering(generation_prompt)
-        return render(with_known_roles(render, [message.to_dict() for message in side], self.template))
+        messages: list[dict[str, Any]] = [message.to_dict() for message in side]
+        return self._side_rendering(messages, generation_prompt)(messages)
 
-    def _side_rendering(self, generation_prompt: bool) -> Render:
-        """Gives the text of a side's messages. Raises PairsError, as does what it returns."""
+    def _side_rendering(self, messages: Sequence[Mapping[str, Any]], generation_prompt: bool) -> Render:
+        """Gives the text of a side's messages, and of them with marks. Raises PairsError, as does what it returns."""
         if not self.has_template:
             raise PairsError("the model has no chat template; write the pairs' sides as plain texts")
-        return self._rendering(generation_prompt, PairsError, "these messages")
+        try:
+            self.check_template()
+        except ModelError as error:
+            raise PairsError(str(error)) from error
+        return knowing_roles(self._rendering(generation_prompt, PairsError, "these messages"), messages, self.template)
 
     def _rendering(
         self, generation_prompt: bool, error: type[SteerMoEError], refused: str, variables: Mapping[str, Any] = {}
@@ -192,12 +196,14 @@ class Renderer:
         """
         self.require_template()
         self.check_template()
-        render = self._rendering(True, UsageError, "this conversation", variables)
-        known = with_known_roles(render, messages, self.template)
-        text = render(known)
-        for loss in find_losses(render, known, text):
+        render = knowing_roles(
+            self._rendering(True, UsageError, "this conversation", variables), messages, self.template
+        )
+        own = [dict(message) for message in messages]
+        text = render(own)
+        for loss in find_losses(render, own, text):
             # templates drop an earlier reply's reasoning by design, and write a tool's result as they need it
-            if loss.whole or loss.role in ("system", "user"):
+            if loss.whole or loss.role in ("system", "developer", "user"):
                 self._say(str(loss))
         return text
 
@@ -291,9 +297,8 @@ class Renderer:
         if isinstance(side, str):
             text, (start, end) = side, find_in_text(side, target, special)
         else:
-            render = self._side_rendering(False)
-            messages = with_known_roles(render, [message.to_dict() for message in side], self.template)
-            placed = place_target(render, messages, target, special)
+            messages = [message.to_dict() for message in side]
+            placed = place_target(self._side_rendering(messages, False), messages, target, special)
             text, start, end = placed.text, placed.start, placed.end
             losses = tuple(map(str, placed.losses))
         # A chat template writes the beginning-of-text token itself, a plain text does not.

@@ -310,7 +310,8 @@ def test_all_that_cannot_be_located_is_listed(tmp_path: Path, templates: Any) ->
     data = check(path, model)
     assert (data["pairs"], data["located"]) == (7, 1)
     found = [(p["id"], p["side"], p["reason"].split(";")[0]) for p in data["problems"]]
-    assert found[0] == ("bad", "positive", "target 'axb' is not in the rendered prompt")
+    assert found[0][:2] == ("bad", "positive")
+    assert "target 'axb' of message 2 (assistant) is not rendered" in found[0][2]
     assert found[1][0] == "line-3"
     assert "not JSON" in found[1][2]
     assert found[2] == ("gone (line-5)", "negative", "negative_target: 'z' does not occur in negative")
@@ -320,7 +321,8 @@ def test_all_that_cannot_be_located_is_listed(tmp_path: Path, templates: Any) ->
     result = run("check", path, "-m", model)
     assert result.exit_code == 1
     for name, side, reason in found:
-        assert f"{name}{', ' if side else ''}{side}: {reason}" in result.stdout
+        assert result.stdout.count(f"{name}{', ' if side else ''}{side}: {reason}") == 1
+        assert result.stdout.count(reason) == 1, "each problem is said once"
     assert "Traceback" not in result.output
 
 
@@ -337,7 +339,7 @@ def test_a_model_without_a_template(tmp_path: Path, one: Path, templates: Any) -
 def test_a_template_that_refuses_or_is_broken(one: Path, templates: Any) -> None:
     for name, template, words in (
         ("refuses", "{{ raise_exception('only one message') }}", "only one message"),
-        ("broken", "{% if %}", "refuses these messages"),
+        ("broken", "{% if %}", "cannot be read"),
         ("attacks", "{{ messages.__class__.__mro__ }}", "refuses these messages"),
     ):
         reasons = [p["reason"] for p in check(one, templates(name, template))["problems"]]

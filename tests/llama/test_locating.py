@@ -17,8 +17,8 @@ from steermoe_local.llama.locating import (
     Render,
     find_in_text,
     find_losses,
+    knowing_roles,
     place_target,
-    with_known_roles,
 )
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
@@ -131,7 +131,7 @@ def test_the_target_is_where_another_text_would_be(data: Any) -> None:
     ],
 )
 def test_a_target_that_the_template_leaves_out(template: str, contents: tuple[str, ...], target: str) -> None:
-    with pytest.raises(PairsError, match=r"template .* message 2 \(assistant\)"):
+    with pytest.raises(PairsError, match=r"message 2 \(assistant\) .* template"):
         place_target(renders(template), chat(*contents), target)
 
 
@@ -202,9 +202,23 @@ def refusing(*roles: str) -> str:
 )
 def test_developers(template: str, kept: bool) -> None:
     messages = [{"role": "developer", "content": "be brief"}, *chat("q")]
-    roles = [message["role"] for message in with_known_roles(renders(template), messages, template)]
-    assert roles == ["developer" if kept else "system", "user"]
+    seen: list[str] = []
+
+    def render(messages: list[dict[str, Any]]) -> str:
+        seen[:] = [message["role"] for message in messages]
+        return renders(template)(messages)
+
+    knowing_roles(render, messages, template)(messages)
+    assert seen == ["developer" if kept else "system", "user"]
     assert messages[0]["role"] == "developer", "unchanged"
+
+
+def test_a_lost_message_keeps_its_own_role() -> None:
+    messages = [{"role": "developer", "content": "be brief"}, *chat("q")]
+    template = refusing("user")
+    render = knowing_roles(renders(template), messages, template)
+    (loss,) = place_target(render, messages, "q").losses
+    assert (loss.index, loss.role, loss.whole) == (0, "developer", True)
 
 
 def test_the_template_may_fail_on_marks() -> None:
@@ -223,3 +237,20 @@ def test_the_template_may_fail_on_marks() -> None:
 
     with pytest.raises(PairsError):
         place_target(only, chat("a", "b"), "b")
+
+
+@pytest.mark.parametrize("n", [8, 80])
+def test_many_lost_messages_take_few_renderings(n: int) -> None:
+    """A request with hundreds of messages that the template does not know must not hold up the others."""
+    render = renders("{% for m in messages if m.role == 'user' %}{{ m.content }};{% endfor %}")
+    messages = chat(*(f"text {number} and more" for number in range(n)))
+    text = render([dict(message) for message in messages])
+    n_rendered = 0
+
+    def counted(marked: Any) -> str:
+        nonlocal n_rendered
+        n_rendered += 1
+        return render(marked)
+
+    assert [loss.index for loss in find_losses(counted, messages, text)] == list(range(1, n, 2))
+    assert n_rendered < 16

@@ -135,8 +135,8 @@ def _print(out: Console, shown: list[CheckedPair], summary: dict[str, Any], full
         for side in pair.sides:
             if side.located:
                 say(_shown(side, full, colour=colour))
-        for name, reason in pair.problems():
-            say(Text(f"  {name or 'line'}: cannot be located: {_visible(reason)}", style="yellow"))
+        for name, _ in pair.problems():
+            say(Text(f"  {name or 'line'}: cannot be located, see the problems below", style="yellow"))
         say()
     switches = ", ".join(f"{name}={json.dumps(value)}" for name, value in summary["template_arguments"].items())
     rows = [
