@@ -190,7 +190,7 @@ def test_what_the_template_refuses(tiny_path: Path, tmp_path: Path) -> None:
     path.write_text('{"prompt": "x"}\n{"prompt": "x", "system": "y"}\n')
     done = invoke("-m", model, *ASK, "--n-prompts", path)
     assert (done.exit_code, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: {path}:2: ")
+    assert done.stderr.splitlines()[-1].startswith(f"error: {path}:2: ")
     assert "no system message" in done.stderr
     done = invoke("-m", bare, *ASK, "--n-prompts", path)
     assert done.exit_code == 2
