@@ -57,9 +57,14 @@ _SHAPES: dict[str, tuple[type, str]] = dict.fromkeys(("pattern", "format", "$ref
 _SHAPES |= dict.fromkeys(("properties", "patternProperties", "$defs", "definitions"), (dict, "an object of schemas"))
 _SHAPES |= dict.fromkeys(("allOf", "anyOf", "oneOf", "prefixItems", "enum", "required"), (list, "a list"))
 _TYPED_OTHERWISE = {*COMBINING, "type", "enum", "const"}
-# Space as llama.cpp's grammars have it: an unlimited one lets weak models write nothing else. \u is not allowed: a name
-# written so would be read as another one than it is.
-_OPTIONS = {"whitespace_pattern": "( |\n{1,2}[ \t]{0,20})", "json_allowed_escapes": 'nrbtf\\"'}
+# JSON in one line: where blanks and lines are free, weak models write little else and find no end within max_tokens.
+# \u is not allowed: a name written so would be read as another one than it is.
+_OPTIONS = {
+    "whitespace_flexible": False,
+    "item_separator": ", ?",  # regular expressions
+    "key_separator": ": ?",
+    "json_allowed_escapes": 'nrbtf\\"',
+}
 
 
 def schema_text(schema: Schema) -> str:
