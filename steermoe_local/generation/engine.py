@@ -144,7 +144,7 @@ class Engine:
     def prepare_grammars(self) -> None:
         """Make what a `Sampling.grammar` of llguidance needs of the vocabulary, else the first one makes it.
 
-        With a large vocabulary it takes over a second, in which no other answer goes on, nor any other thread of Python.
+        With a large vocabulary it takes over a second, in which no other thread of Python runs.
         """
         self._context.prepare_grammars()
 
