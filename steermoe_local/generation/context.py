@@ -197,6 +197,11 @@ class SlotContext:
         """The vocabulary for grammars of llguidance, made when it is first asked for."""
         return guided_tokenizer(self.model.vocab)
 
+    def prepare_grammars(self) -> None:
+        """Make `guided_tokenizer` now."""
+        if self._has_text:
+            _ = self.guided_tokenizer
+
     def is_end(self, token: int) -> bool:
         """Whether the token ends the generation."""
         return bool(capi.llama_cpp().llama_vocab_is_eog(self.model.vocab, token))

@@ -141,6 +141,13 @@ class Engine:
         """Bytes of a token's text; none for a control token unless `special`."""
         return self._context.token_bytes(token, special)
 
+    def prepare_grammars(self) -> None:
+        """Make what a `Sampling.grammar` of llguidance needs of the vocabulary, else the first one makes it.
+
+        With a large vocabulary it takes over a second, in which no other thread of Python runs.
+        """
+        self._context.prepare_grammars()
+
     def check(self, bias: BiasFile | None) -> None:
         """Raise ModelMismatchError or ModelError for a bias that cannot steer this model."""
         self._context.checked(bias)

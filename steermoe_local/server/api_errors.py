@@ -26,7 +26,6 @@ from ..errors import (
     VersionError,
 )
 from . import addresses
-from .known_fields import CURES
 
 log = logging.getLogger("steermoe.server")
 
@@ -146,18 +145,27 @@ def install(app: FastAPI) -> None:
 _TYPE_NAMES = {"str", "int", "float", "bool", "list", "dict", "none", "constrained-str"}
 
 
+# A value of another type than the branch takes, or none of its constants.
+_OTHER_TYPE = {f"{kind}_type" for kind in ("string", "int", "float", "bool", "list", "dict", "model_attributes")}
+_OTHER_TYPE |= {"literal_error"}
 _SAID_HERE = ("value_error", "not_offered")  # by this package's own validators, which say what to change
 
 
 def _validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """The most telling of pydantic's errors: an unknown field, else, of a union, the branch that got furthest."""
+    """The most telling of pydantic's errors: an unknown field, else, of a union, the branch that got furthest.
+
+    Of a field's branches, one that takes values of the type that was sent tells more than those for other types.
+    """
     unknown = next((error for error in errors if error["type"] == "extra_forbidden"), None)
     error = unknown or max(errors, key=lambda error: (len(error["loc"]), error["type"] in _SAID_HERE))
+    if error["type"] in _OTHER_TYPE:
+        branches = [branch for branch in errors if _path(branch["loc"]) == _path(error["loc"])]
+        error = next((branch for branch in branches if branch["type"] not in _OTHER_TYPE), error)
     path = _path(error["loc"][1:-1] if unknown else error["loc"][1:])
     if unknown:
         name = "".join(c if c.isprintable() else "?" for c in str(error["loc"][-1])[:100])
         path = f"{path}.{name}" if path else name
-        message, code = f"{path}: unknown field; {CURES.get(name, '/docs lists the known ones')}", "unknown_field"
+        message, code = f"{path}: unknown field; /docs lists the known ones", "unknown_field"
     elif error["type"] == "missing" and len(error["loc"]) == 1:
         message, code = "the request has no body; send a JSON object", "missing_body"
     else:

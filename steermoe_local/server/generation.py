@@ -16,8 +16,8 @@ from ..generation.engine import FinishEvent, TokenEvent
 from ..generation.engine import Request as EngineRequest
 from .answers import Answer, Chunk
 from .api_errors import ApiError, status_of
+from .bodies import Head, steering_info, timings, usage
 from .prompting import Prompter
-from .responses import Head, steering_info, timings, usage
 from .schemas import Generation
 from .service import Asked, Service
 from .streaming import Answers, ClientGone, Events, EventStream

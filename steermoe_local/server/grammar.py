@@ -33,8 +33,10 @@ class ForcedCall:
 
     @staticmethod
     def _arguments(index: int, tool: Tool) -> str:
-        """The schema of a tool's arguments, which are an object whatever else it says."""
-        parameters = tool.function.parameters or {}
+        """The schema of a tool's arguments, which are an object whatever else it says; none without `parameters`."""
+        parameters = tool.function.parameters
+        if parameters is None:
+            parameters = {"type": "object", "properties": {}}
         where = f"tools[{index}].function.parameters"
         return _schema(parameters if "type" in parameters else {"type": "object", **parameters}, where)
 

@@ -44,7 +44,13 @@ _EXACT = 2**53  # llguidance reads numbers as floats
 _CONTROL = re.compile("[\x00-\x07\x0b\x0e-\x1f\x7f\ud800-\udfff]")  # that a string of a grammar cannot hold
 _COUNTS = tuple(f"{end}{what}" for end in ("min", "max") for what in ("Items", "Length", "Properties"))
 _UNIMPLEMENTED = re.compile(r'Unimplemented keys: \["([^"]+)"')
-_NO_EFFECT = (("uniqueItems", False), ("unevaluatedProperties", True), ("unevaluatedItems", True))
+_NO_EFFECT: dict[str, tuple[Any, ...]] = {
+    "uniqueItems": (False,),
+    "unevaluatedProperties": (True,),
+    "unevaluatedItems": (True,),
+    "not": (False,),
+    "propertyNames": (True, {}, {"type": "string"}),  # Zod writes the last one for every record
+}
 # A schema without a type that has keywords of one kind of value describes such a value, as in llama.cpp.
 _TYPES = {
     "object": ("properties", "patternProperties", "additionalProperties", "required", "minProperties", "maxProperties"),
@@ -57,9 +63,14 @@ _SHAPES: dict[str, tuple[type, str]] = dict.fromkeys(("pattern", "format", "$ref
 _SHAPES |= dict.fromkeys(("properties", "patternProperties", "$defs", "definitions"), (dict, "an object of schemas"))
 _SHAPES |= dict.fromkeys(("allOf", "anyOf", "oneOf", "prefixItems", "enum", "required"), (list, "a list"))
 _TYPED_OTHERWISE = {*COMBINING, "type", "enum", "const"}
-# Space as llama.cpp's grammars have it: an unlimited one lets weak models write nothing else. \u is not allowed: a name
-# written so would be read as another one than it is.
-_OPTIONS = {"whitespace_pattern": "( |\n{1,2}[ \t]{0,20})", "json_allowed_escapes": 'nrbtf\\"'}
+# JSON in one line: where blanks and lines are free, weak models write little else and find no end within max_tokens.
+# \u is not allowed: a name written so would be read as another one than it is.
+_OPTIONS = {
+    "whitespace_flexible": False,
+    "item_separator": ", ?",  # regular expressions
+    "key_separator": ": ?",
+    "json_allowed_escapes": 'nrbtf\\"',
+}
 
 
 def schema_text(schema: Schema) -> str:
@@ -77,9 +88,11 @@ def schema_text(schema: Schema) -> str:
 @lru_cache(maxsize=64)
 def _schema_text(text: str) -> str:
     schema = json.loads(text)
-    if schema is False:
+    prepared = schema if isinstance(schema, bool) else _Prepared(schema).root
+    if prepared is False:
         raise SchemaError((), "no value is valid")
-    prepared = {} if schema is True else _Prepared(schema).root
+    if prepared is True:
+        prepared = {}
     endless = endless_reference(prepared)
     if endless is not None:
         raise SchemaError((*endless, "$ref"), "it refers to itself without an end")
@@ -114,18 +127,20 @@ class _Prepared:
             for path, name in tags.items():
                 self._tags.setdefault(path, set()).add(name)
         self._n_multiples = self._n_pattern_pairs = self._n_shared_patterns = 0
-        self.root: dict[str, Any] = self._schema(schema, ())
+        self.root: Schema = self._schema(schema, ())
 
     def _schema(self, schema: Any, path: Path) -> Any:
         if isinstance(schema, bool):
             return schema
         if not isinstance(schema, dict):
             raise SchemaError(path, f"a schema is an object or a boolean, not {json.dumps(schema)[:40]}")
+        if schema.get("not") is True or schema.get("not") == {}:  # so Zod writes what can be nothing
+            return False
         # beside a reference, llguidance takes a keyword that it does not know for a condition
         result = {keyword: value for keyword, value in schema.items() if keyword in KNOWN}
         for keyword, value in list(result.items()):
             _check_shape(keyword, value, (*path, keyword))
-            if (keyword, value) in _NO_EFFECT:
+            if value in _NO_EFFECT.get(keyword, ()):
                 del result[keyword]
             elif keyword in _COUNTS:
                 result[keyword] = _count(value, (*path, keyword))

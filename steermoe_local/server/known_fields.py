@@ -158,6 +158,8 @@ NOT_OFFERED = (
         (False,),
         "send response_format with a JSON Schema",
     ),
+    # some grammars take llama.cpp minutes per token; those made of a JSON Schema are checked for it
+    NotOffered("request", ("grammar",), ("",), "send response_format with a JSON Schema"),
     NotOffered("request", ("format",), ("",), "send response_format"),
     NotOffered("request", ("options",), ({},), "send its fields beside messages"),
     NotOffered("request", ("num_ctx",), (), "start the server with -c"),
@@ -177,7 +179,7 @@ NOT_OFFERED = (
     NotOffered("request", ("n_indent",), (0,), "leave it out"),
     NotOffered(
         "request",
-        ("reasoning_budget_tokens", "thinking_budget_tokens", "reasoning_budget"),
+        ("reasoning_budget_tokens", "thinking_budget_tokens", "reasoning_budget", "thinking_budget"),
         (-1,),
         "send reasoning_effort or chat_template_kwargs",
     ),
@@ -189,13 +191,6 @@ NOT_OFFERED = (
     NotOffered("message", ("audio",), (), "send its transcript as content"),
     NotOffered("message", ("function_call",), (), "send tool_calls"),
 )
-
-
-CURES = {
-    # some grammars take llama.cpp minutes per token; those made of a JSON Schema are checked for it
-    "grammar": "send response_format with a JSON Schema",
-}
-"""What to send instead of some fields that stay unknown."""
 
 
 def ignored(place: Place) -> dict[str, str]:

@@ -14,10 +14,10 @@ from fastapi.responses import Response
 from ..generation.engine import FinishEvent
 from ..generation.engine import Request as EngineRequest
 from .answers import Answer, Chunk, Entry
+from .bodies import chat_logprobs
 from .generation import GenerationCall
 from .openapi import ERRORS, STREAMS
 from .prompting import ChatPrompt, Prompter
-from .responses import chat_logprobs
 from .schemas_chat import ChatRequest
 from .service import Asked, Service
 

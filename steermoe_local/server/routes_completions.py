@@ -13,10 +13,10 @@ from fastapi.responses import Response
 from ..generation.engine import FinishEvent, TokenEvent
 from ..generation.engine import Request as EngineRequest
 from .answers import Answer, Chunk, Entry
+from .bodies import completion_logprobs
 from .generation import GenerationCall
 from .openapi import ERRORS, STREAMS
 from .prompting import Prompter, TextPrompt
-from .responses import completion_logprobs
 from .schemas import CompletionRequest
 from .service import Asked, Service
 

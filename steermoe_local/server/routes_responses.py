@@ -13,12 +13,12 @@ from fastapi.responses import Response
 from ..generation.engine import FinishEvent, TokenEvent
 from .answers import Chunk
 from .api_errors import ApiError, as_api_error
+from .bodies import steering_info
 from .openapi import ERRORS, STREAMS
 from .prompting import ChatPrompt, Prompter
 from .response_events import Event, ReasoningCount, ResponseEvents
 from .response_items import chat_request, own_items, renamed
 from .response_store import ResponseStore
-from .responses import steering_info
 from .routes_chat import ChatCall
 from .schemas_chat import ChatRequest
 from .schemas_responses import ResponsesRequest

@@ -1,7 +1,7 @@
 """The bodies of requests: fields, types and bounds. Unknown fields are refused.
 
 The request models of llama_cpp.server are not used: they ignore unknown fields and bound little. Answers do follow the
-TypedDicts of llama_cpp.llama_types (responses.py).
+TypedDicts of llama_cpp.llama_types (bodies.py).
 """
 
 from __future__ import annotations

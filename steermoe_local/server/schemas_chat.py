@@ -25,7 +25,7 @@ __all__ = [
     "ToolChoice",
 ]
 
-Limit = Literal[-1] | Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+Limit = Annotated[int, Field(ge=1, le=MAX_TOKENS)] | Literal[-1]
 
 
 class Function(Body):

@@ -167,6 +167,7 @@ class Worker:
             self._end_all(ApiError.busy("the server is stopping", status=503, code="stopping", retry_after=5))
 
     def _serve(self, engine: Engine) -> None:
+        engine.prepare_grammars()
         with self._wake:
             self.engine, self.n_slots = engine, engine.n_slots
             if self.state == "loading":

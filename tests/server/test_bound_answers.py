@@ -90,13 +90,13 @@ def test_free_answers_still_think(tmp_path: Path) -> None:
 
 
 def test_a_control_token_that_a_schema_asks_for_is_text() -> None:
-    """A grammar is fulfilled by the control token as well as by its characters."""
+    """Spelled by its characters: the control token itself is never drawn, however likely."""
     with running(parallel=1) as found:
         (token,) = found.client.post("/tokenize", json={"content": "<|user|>"}).json()["tokens"]
         schema = {"type": "json_object", "schema": {"const": "<|user|>"}}
-        body = found.chat(QUESTION, response_format=schema, logit_bias={str(token): 100}).json()
+        body = found.chat(QUESTION, response_format=schema, logit_bias={str(token): 100}, return_tokens=True).json()
         assert json.loads(body["choices"][0]["message"]["content"]) == "<|user|>"
-        assert body["usage"]["completion_tokens"] < 6, "the control token was drawn"
+        assert token not in body["choices"][0]["tokens"]
 
 
 #

@@ -192,7 +192,7 @@ def test_a_name_with_other_numbers_as_the_default(tmp_path: Path) -> None:
 WITHOUT = """
 import importlib.util, json, sys
 from click.testing import CliRunner
-HIDDEN = {"fastapi", "uvicorn", "pydantic", "prometheus_client"}
+HIDDEN = {"fastapi", "uvicorn", "pydantic", "prometheus_client", "llguidance"}
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name in HIDDEN else real(name, *rest)
 class Hide:

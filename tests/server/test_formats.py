@@ -135,7 +135,15 @@ def test_references_and_characters(server: Running, seed: int) -> None:
         check_odd(call["arguments"])
 
 
-@pytest.mark.parametrize("parameters", [None, {}, {"description": "any"}, {"properties": {"x": True}}])
+def test_a_function_without_parameters_is_called_without(server: Running) -> None:
+    """As OpenAI reads a function that leaves them out."""
+    tools = [{"type": "function", "function": {"name": "stop"}}]
+    for fields in ({"tools": tools}, {"tools": [*tools, OTHER]}):
+        body = server.chat(LONG, tool_choice="required", max_tokens=60, temperature=1.0, seed=1, **fields).json()
+        assert body["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"] == "{}"
+
+
+@pytest.mark.parametrize("parameters", [{}, {"description": "any"}, {"properties": {"x": True}}])
 def test_arguments_are_an_object(server: Running, parameters: Any) -> None:
     tool = {"type": "function", "function": {"name": "put", "parameters": parameters}}
     body = server.chat(LONG, tools=[tool], tool_choice="required", max_tokens=300, temperature=1.0, seed=1).json()
@@ -144,7 +152,7 @@ def test_arguments_are_an_object(server: Running, parameters: Any) -> None:
 
 
 def test_a_refused_tool_is_named(server: Running) -> None:
-    bad = {"type": "object", "properties": {"x": {"not": {}}}}
+    bad = {"type": "object", "properties": {"x": {"not": {"type": "null"}}}}
     tools = [TOOL, OTHER | {"function": {"name": "bad", "parameters": bad}}]
     error = server.chat(tools=tools, tool_choice="required").json()["error"]
     assert (error["code"], error["param"]) == ("invalid_schema", "tools[1].function.parameters")

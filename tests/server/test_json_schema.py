@@ -97,7 +97,7 @@ TAGGED = {
         ({"type": "array", "uniqueItems": False}, ["[1,1]"], ["1"]),
         (closed(yes=True, also={}), ['{"yes":{"x":[1]},"also":"y"}'], ['{"yes":1}']),
         ({"type": "object", "properties": {"a": False, "b": True}}, ["{}", '{"b":1}'], ['{"a":1}']),
-        (NAME, ['{"a":1}', '{ "a":1\n}'], ["{}", '{"a":1,"b":2}', '{"a":"1"}', '{"\\u0061":1}']),
+        (NAME, ['{"a":1}', '{"a": 1}'], ["{}", '{"a":1,"b":2}', '{"a":"1"}', '{"\\u0061":1}']),
         (OPEN, ['{"a":1,"b":2}'], ['{"a":1,"a":"x"}', '{"a":1,"\\u0061":"x"}', '{"b":2}']),
         (NAME | {"additionalProperties": {"type": "null"}}, ['{"a":1,"b":null}'], ['{"a":1,"b":2}']),
         ({"type": "object", "patternProperties": {r"^x\.": {"const": 1}}}, ['{"x.":1,"xy":2}'], ['{"x.y":2}']),
@@ -110,6 +110,9 @@ TAGGED = {
         ({"oneOf": [{"type": "integer"}, {"type": "string"}]}, ["1", '"1"'], ["null"]),
         (TAGGED, ['{"kind":"a","x":1}', '{"kind":"b"}'], ['{"kind":"b","x":1}', '{"kind":"c"}']),
         ({"type": ["string", "null"], "enum": ["a", None]}, ['"a"', "null"], ['"b"', "1"]),
+        ({"propertyNames": {"type": "string"}, "additionalProperties": {"const": 1}}, ['{"a":1}'], ['{"a":2}']),
+        ({"anyOf": [{"const": 1}, {"not": {}}]}, ["1"], ["2", ""]),
+        ({"properties": {"a": {"const": 1}, "b": {"not": {}}}}, ['{"a":1}', "{}"], ['{"a":1,"b":1}', '{"b":null}']),
         (TREE, ['{"value":1,"children":[{"value":2,"children":[]}]}'], ['{"value":1,"children":[{"value":2}]}']),
         (SELF, ['{"next":null}', '{"next":{"next":null}}'], ["null", '{"next":{}}']),
         ({"$defs": {"a/b~é": {"const": 1}}, "$ref": "#/$defs/a~1b~0%C3%A9"}, ["1"], ["2"]),
@@ -125,6 +128,17 @@ def test_keywords(schema: Any, valid: list[str], invalid: list[str]) -> None:
         assert not accepts(schema, text), text
 
 
+def test_answers_are_in_one_line() -> None:
+    """At most a blank behind a comma or colon, none before or behind the value: weak models would write little else."""
+    schema = closed(a={"type": "array", "items": {"type": "integer"}}, b={"const": {"c": [1, 2]}})
+    text = '{"a":[1,2],"b":{"c":[1,2]}}'
+    for index in range(len(text) + 1):
+        for blanks in (" ", "\n", "\t", "  "):
+            is_behind_separator = text[:index].endswith((",", ":"))
+            spaced = text[:index] + blanks + text[index:]
+            assert accepts(schema, spaced) == (is_behind_separator and blanks == " "), spaced
+
+
 NEVER = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
 
 
@@ -133,12 +147,12 @@ NEVER = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]
     [
         (closed(x={"not": {"type": "null"}}), "$.properties.x.not"),
         (closed(x={"type": "array", "uniqueItems": True}), "$.properties.x.uniqueItems"),
-        ({"anyOf": [True, {"type": "object", "propertyNames": {}}]}, "$.anyOf[1].propertyNames"),
+        ({"anyOf": [True, {"type": "object", "propertyNames": {"maxLength": 3}}]}, "$.anyOf[1].propertyNames"),
         ({"if": {"type": "null"}, "then": False}, "$.if"),
         ({"type": "array", "contains": {"const": 1}}, "$.contains"),
         ({"type": "object", "dependentRequired": {"a": ["b"]}}, "$.dependentRequired"),
         ({"type": "object", "unevaluatedProperties": False}, "$.unevaluatedProperties"),
-        ({"$defs": {"a b": {"not": {}}}, "type": "array", "items": {"$ref": "#/$defs/a b"}}, '$.$defs["a b"].not'),
+        ({"$defs": {"a b": {"not": {"const": 1}}}, "items": {"$ref": "#/$defs/a b"}}, '$.$defs["a b"].not'),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "$.oneOf"),
         (closed(x={"pattern": "(?=a)"}), "$.properties.x.pattern"),
         (closed(x={"pattern": r"^(a)\1$"}), "$.properties.x.pattern"),

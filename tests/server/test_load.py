@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steermoe_local import ModelError, NativeError
+from steermoe_local.generation import context
 from steermoe_local.generation.engine import Engine
 from steermoe_local.server.fair_queue import FairQueue
 from tests.support.running_server import Load, Running, asking, running, unending, until
@@ -40,6 +41,14 @@ ENDLESS = {"logit_bias": {"0": -100}, "max_tokens": 900, "temperature": 0}  # 0 
 def server() -> Iterator[Running]:
     with running(n_ctx=1024) as found:
         yield found
+
+
+def test_the_tokenizer_of_grammars_is_made_before_the_server_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a large vocabulary it takes over a second, in which all answers would wait."""
+    with running(parallel=1) as found:
+        monkeypatch.setattr(context, "guided_tokenizer", lambda vocab: pytest.fail("made when it was asked for"))
+        answer = found.chat(response_format={"type": "json_object", "schema": {"const": 1}}).json()
+        assert answer["choices"][0]["message"]["content"] == "1"
 
 
 def together(calls: list[Callable[[], Any]]) -> list[Any]:

@@ -175,7 +175,7 @@ def serve(
 
 
 def _require_extra() -> None:
-    for name in ("fastapi", "uvicorn", "pydantic", "prometheus_client"):
+    for name in ("fastapi", "uvicorn", "pydantic", "prometheus_client", "llguidance"):
         if importlib.util.find_spec(name) is None:
             raise UsageError(f"the server needs {name}; run pip install 'steermoe-local[server]'")
 
