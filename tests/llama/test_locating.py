@@ -131,7 +131,7 @@ def test_the_target_is_where_another_text_would_be(data: Any) -> None:
     ],
 )
 def test_a_target_that_the_template_leaves_out(template: str, contents: tuple[str, ...], target: str) -> None:
-    with pytest.raises(PairsError, match=r"message 2 \(assistant\) is not rendered: the chat template "):
+    with pytest.raises(PairsError, match=r"message 2 \(assistant\).* template"):
         place_target(renders(template), chat(*contents), target)
 
 
@@ -231,7 +231,10 @@ def test_letters_of_the_template_are_no_target() -> None:
     ],
 )
 def test_templates_that_count_letters(template: str) -> None:
-    messages = [{"role": "user", "content": "say 1 two three four"}, {"role": "assistant", "content": "1"}]
+    messages = [
+        {"role": "user", "content": "say 1 two three four"},
+        {"role": "assistant", "content": "1 two three four"},
+    ]
     placed = place_target(renders(template), messages, "1")
     assert placed.start == placed.text.rindex("1") == placed.end - 1
 
