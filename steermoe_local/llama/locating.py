@@ -7,8 +7,9 @@ the marks say what is where. A text whose mark does not come out is one that the
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ Render = Callable[[list[dict[str, Any]]], str]
 _Offset = tuple[int, int]
 """(index of a message, characters of its content before the mark)."""
 
-_MOST_ALONE = 64  # messages that are rendered with one mark each: a long conversation would take minutes
+_MOST_ALONE = 16  # marks that are rendered one by one: hundreds would take minutes
 _DIGITS = str.maketrans("0123456789", "abcdefghij")
 
 
@@ -76,7 +77,7 @@ def place_target(render: Render, messages: Messages, target: str, special: Colle
         start, end = _edges(render, messages, text, (carrier, first), target)
     if start is None or end is None or text[start:end] != target:
         raise _not_rendered(messages[carrier], carrier, target)
-    losses = _losses(render, messages, text, doubtful)
+    losses = _losses(render, messages, text, sorted(doubtful))
     n_before = len(text[:start].encode("utf-8"))
     return Placed(text, n_before, n_before + len(target.encode("utf-8")), tuple(losses))
 
@@ -229,8 +230,15 @@ def _is_there(messages: Messages, text: str, mark: _Offset, at: int) -> bool:
     begin = at - offset + len(content) - len(content.lstrip())
     if begin >= 0 and text.startswith(content.strip(), begin):
         return True
-    before, behind = ("".join(part.split()) for part in (content[:offset], content[offset:]))
-    return "".join(text[:at].split()).endswith(before) and "".join(text[at:].split()).startswith(behind)
+    before = (text[i] for i in range(at - 1, -1, -1))
+    behind = (text[i] for i in range(at, len(text)))
+    return _begins(before, reversed(content[:offset])) and _begins(behind, content[offset:])
+
+
+def _begins(text: Iterable[str], wanted: Iterable[str]) -> bool:
+    """Does a text begin with another one, but for white space?"""
+    letters = (letter for letter in text if not letter.isspace())
+    return all(next(letters, "") == letter for letter in wanted if not letter.isspace())
 
 
 def _edges(render: Render, messages: Messages, text: str, first: _Offset, target: str) -> tuple[int | None, int | None]:
@@ -239,53 +247,64 @@ def _edges(render: Render, messages: Messages, text: str, first: _Offset, target
     found = _positions(render, messages, text, [first, (index, offset + len(target))])
     if found is not None:
         return found[0], found[1]
+    # other letters instead of the target, for templates that count or cut
+    letters = _private_names(1, [text, *map(_content, messages)])[0] * len(target)
+    changed = [dict(message) for message in messages]
+    content = _content(changed[index])
+    _set_content(changed[index], content[:offset] + letters + content[offset + len(target) :])
+    with contextlib.suppress(Exception):  # a template is foreign code and may raise anything
+        rendered = render(changed)
+        if letters in rendered and rendered.replace(letters, target) == text:
+            at = rendered[: rendered.rindex(letters)].replace(letters, target)
+            return len(at), len(at) + len(target)
     if target == target.strip():  # otherwise a blank may be the template's own
         for inside in dict.fromkeys((len(target) // 2, 0, len(target), 1, len(target) - 1)):
-            found = _positions(render, messages, text, [(index, offset + inside)])
-            if found is not None and (at := found[0]) is not None and at >= inside:
-                return at - inside, at - inside + len(target)
+            mark = (index, offset + inside)
+            found = _positions(render, messages, text, [mark])
+            if found is not None and (place := found[0]) is not None and _is_there(messages, text, mark, place):
+                return place - inside, place - inside + len(target)
     return None, None
 
 
-def _losses(render: Render, messages: Messages, text: str, doubtful: Sequence[int]) -> list[Loss]:
-    """Which of the doubtful messages are lost: marks at several places of each are looked for, those of all at once.
-
-    Where the template renders other things with so many marks, some messages are looked at one by one.
-    """
-    offsets: dict[int, list[int]] = {}
-    for index in sorted(doubtful):
-        content = _content(messages[index])
-        length = len(content.strip())
-        if length:
-            begin = len(content) - len(content.lstrip())
-            parts = (length * part // 8 for part in (4, 0, 8, 1, 2, 3, 5, 6, 7))
-            offsets[index] = [begin + part for part in dict.fromkeys((*parts, length - 1, min(1, length)))]
-    whole: dict[int, bool | None] = dict.fromkeys(offsets)  # None: not known
-    n_alone = 0
-    for turn in range(max(map(len, offsets.values()), default=0)):
-        marks = [(index, offsets[index][turn]) for index in whole if turn < len(offsets[index])]
-        found = _positions(render, messages, text, marks) if marks else []
-        if found is None:
-            alone = marks[: max(0, _MOST_ALONE - n_alone)]
-            n_alone += len(alone)
-            singly = ((mark, _positions(render, messages, text, [mark])) for mark in alone)
-            pairs = [(mark, at[0]) for mark, at in singly if at is not None]
-        else:
-            pairs = list(zip(marks, found, strict=True))
-        for mark, position in pairs:
-            index, offset = mark
-            if position is not None and _is_there(messages, text, mark, position):
-                del whole[index]
+def _losses(render: Render, messages: Messages, text: str, indices: Sequence[int]) -> list[Loss]:
+    """Of the messages at `indices` those whose text is lost."""
+    offsets = {index: _trials(_content(messages[index])) for index in indices}
+    whole: dict[int, bool] = {}  # of the messages that a mark could be put into
+    for number in range(max(map(len, offsets.values()), default=0)):
+        marks = [(index, own[number]) for index, own in offsets.items() if number < len(own)]
+        for (index, offset), at in _each_position(render, messages, text, marks):
+            if at is not None and _is_there(messages, text, (index, offset), at):
+                del offsets[index]
                 continue
             content = _content(messages[index])
-            inside = len(content) - len(content.lstrip()) < offset < len(content.rstrip())
-            has_part = position is not None and inside  # beside a mark at an edge no text need be
-            whole[index] = not has_part and whole[index] is not False
+            # beside a mark at an edge no text need be
+            has_part = at is not None and bool(content[:offset].strip() and content[offset:].strip())
+            whole[index] = not has_part and whole.get(index, True)
     return [
-        Loss(index, str(messages[index].get("role")), is_whole is not False)
-        for index, is_whole in whole.items()
-        if is_whole is not None or _content(messages[index]).strip() not in text
+        Loss(index, str(messages[index].get("role")), whole.get(index, True))
+        for index, own in offsets.items()
+        if own and (index in whole or _content(messages[index]).strip() not in text)
     ]
+
+
+def _trials(content: str) -> list[int]:
+    """Where marks are tried in a text; nowhere in a blank one."""
+    begin = len(content) - len(content.lstrip())
+    length = len(content.strip())
+    offsets = [length * part // 8 for part in (4, 0, 8, 1, 2, 3, 5, 6, 7)]
+    return [begin + offset for offset in dict.fromkeys((*offsets, length - 1, min(1, length)))] if length else []
+
+
+def _each_position(
+    render: Render, messages: Messages, text: str, marks: Sequence[_Offset]
+) -> Iterator[tuple[_Offset, int | None]]:
+    """The marks with their positions, of one rendering if that can be. Marks that change other things are left out."""
+    found = _positions(render, messages, text, marks)
+    if found is not None:
+        yield from zip(marks, found, strict=True)
+    elif len(marks) > 1:
+        for mark in marks[:_MOST_ALONE]:
+            yield from _each_position(render, messages, text, [mark])
 
 
 def _not_rendered(message: Mapping[str, Any], index: int, target: str) -> PairsError:

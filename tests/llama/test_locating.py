@@ -131,7 +131,7 @@ def test_the_target_is_where_another_text_would_be(data: Any) -> None:
     ],
 )
 def test_a_target_that_the_template_leaves_out(template: str, contents: tuple[str, ...], target: str) -> None:
-    with pytest.raises(PairsError, match=r"message 2 \(assistant\) .* template"):
+    with pytest.raises(PairsError, match=r"message 2 \(assistant\).* template"):
         place_target(renders(template), chat(*contents), target)
 
 
@@ -211,6 +211,48 @@ def test_developers(template: str, kept: bool) -> None:
     knowing_roles(render, messages, template)(messages)
     assert seen == ["developer" if kept else "system", "user"]
     assert messages[0]["role"] == "developer", "unchanged"
+
+
+def test_letters_of_the_template_are_no_target() -> None:
+    """A mark behind `</think>` is rendered behind the template's own `>`."""
+    with pytest.raises(PairsError):
+        place_target(
+            renders("{% set last = messages[-1] %}<x>{{ last.content.split('</think>')[-1] }}"),
+            [{"role": "assistant", "content": "it</think>"}],
+            ">",
+        )
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m.role }} {{ m.content | length }}: {{ m.content }}{% endfor %}",
+        "{% for m in messages %}{{ m.role }}: {{ m.content[:12] }}|{% endfor %}",
+    ],
+)
+def test_templates_that_count_letters(template: str) -> None:
+    messages = [
+        {"role": "user", "content": "say 1 two three four"},
+        {"role": "assistant", "content": "1 two three four"},
+    ]
+    placed = place_target(renders(template), messages, "1")
+    assert placed.start == placed.text.rindex("1") == placed.end - 1
+
+
+def test_losses_of_many_messages_take_few_renderings() -> None:
+    thought = f"<think>{'t' * 40}</think>{'a' * 60}"
+    messages = [message for number in range(50) for message in chat(f"q{number}", f"{thought}a{number}")]
+    calls = 0
+
+    def render(messages: list[dict[str, Any]]) -> str:
+        nonlocal calls
+        calls += 1
+        return renders(NO_THOUGHTS)(messages)
+
+    losses = find_losses(render, messages, render(messages))
+    assert [loss.index for loss in losses] == list(range(1, 100, 2))
+    assert not any(loss.whole for loss in losses)
+    assert calls < 20
 
 
 def test_a_lost_message_keeps_its_own_role() -> None:
