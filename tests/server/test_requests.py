@@ -170,7 +170,7 @@ def test_fields_that_ask_for_what_there_is_not(server: Running) -> None:
     ("fields", "param", "code"),
     [
         ({"temprature": 1}, "temprature", "unknown_field"),
-        ({"grammar": 'root ::= "a"'}, "grammar", "unknown_field"),
+        ({"grammar": 'root ::= "a"'}, "grammar", "invalid_value"),
         ({"stream_options": {"include": True}, "stream": True}, "stream_options.include", "unknown_field"),
         ({"Foo": 1}, "Foo", "unknown_field"),
         ({"a b[0]": 1}, "a b[0]", "unknown_field"),
