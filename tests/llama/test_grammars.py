@@ -11,7 +11,7 @@ import pytest
 from steermoe_local import UsageError
 from steermoe_local.llama import capi, grammars
 from steermoe_local.llama.grammars import GrammarLimitError, GuidedGrammar, guided_tokenizer, why_refused
-from steermoe_local.llama.rendering import token_bytes
+from steermoe_local.llama.aligning import token_bytes
 from steermoe_local.llama.sampling import Sampler, Sampling
 
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}

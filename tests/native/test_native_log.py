@@ -81,8 +81,8 @@ def test_no_signal_is_lost_while_the_library_logs(tiny_path: Path) -> None:
     try:
         llama = SteeredLlama(tiny_path, n_ctx=64)
         for _ in range(60):
-            signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0005, 0.01))
             try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0005, 0.01))
                 for _ in range(10_000):
                     capi.attach(llama._ctx.ctx, bias)  # reserves the graphs, of which llama.cpp logs
                     capi.detach(llama._ctx.ctx)
