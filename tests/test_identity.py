@@ -76,7 +76,7 @@ def test_require_same() -> None:
 
 def test_force_lets_another_router_pass_with_a_warning() -> None:
     model, other = identity(), identity(router_sha256="9" * 64)
-    with pytest.raises(ModelMismatchError, match=r"model\.gguf is another olmoe"):
+    with pytest.raises(ModelMismatchError, match=r"model\.gguf is another"):
         model.require_same(other, "map.json", "model.gguf")
     (warning,) = model.require_same(other, "map.json", "model.gguf", force=True)
     assert "map.json" in warning

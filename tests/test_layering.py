@@ -342,7 +342,7 @@ sys.modules.update({"llama_cpp": package, "llama_cpp.llama_cpp": inner})
 from steermoe_local import SteeredLlama
 """
     done = python(fake)
-    assert "VersionError: the native library has ABI 99" in done.stderr.strip().splitlines()[-1]
+    assert "native library has ABI 99" in done.stderr.strip().splitlines()[-1]
 
 
 def test_the_abi_of_the_header() -> None:

@@ -128,7 +128,7 @@ def test_without_a_terminal(tmp_path: Path) -> None:
     assert "\x1b" not in out + err
     assert "\r" not in out
     assert "error: /nothing: no such command" in err
-    assert "is recomputed under it" in err
+    assert "recomputed under" in err
     messages = json.loads((tmp_path / "chat.json").read_text())["messages"]
     assert [m["content"] for m in messages[::2]] == [COUNT, COUNT, "/x"]
     assert out.splitlines()[2:] == messages[-1]["content"].strip("\n").splitlines()
@@ -218,7 +218,7 @@ def test_a_model_without_experts(tiny_path: Path, tmp_path: Path) -> None:
     assert done.returncode == 0
     assert done.stdout.strip()
     errors = [line for line in done.stderr.decode().splitlines() if line.startswith("error:")]
-    assert sum("no layer has experts" in line for line in errors) == len(commands)
+    assert sum("no layer has" in line for line in errors) == len(commands)
     assert len(errors) == len(commands) + 2
     assert "Traceback" not in done.stderr.decode()
     refused = piped("chat", "-m", dense, *TO_DIGITS)

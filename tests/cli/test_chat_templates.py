@@ -80,7 +80,7 @@ def test_a_template_that_cannot_be_read(model: Models, pairs: Path, prompts: Pat
         assert result.exit_code == 1, arguments
         assert result.stdout == "", arguments
         assert result.stderr.count("\n") == 1, (arguments, result.stderr)
-        assert "chat template cannot be read" in result.stderr, arguments
+        assert "chat template cannot" in result.stderr, arguments
     checked = run("pairs", "check", pairs, "-m", path, "--json")
     assert checked.exit_code == 1
     assert all("cannot be read" in problem["reason"] for problem in json.loads(checked.stdout)["problems"])
@@ -106,8 +106,8 @@ def test_a_system_message_that_is_refused(model: Models, pairs: Path, prompts: P
         ("chat", "-sys", "Be brief.", *ASK),
     ):
         result = ok(*arguments, "-m", path, input="Hi.\nHi.\n")
-        assert result.stderr.count("takes no system message") == 1, (arguments, result.stderr)
-        assert "takes no system message" not in result.stdout
+        assert result.stderr.count("no system message") == 1, (arguments, result.stderr)
+        assert "no system message" not in result.stdout
     shown = ok("pairs", "check", pairs, "-m", path).stdout
     assert "<|user|>Be brief.\nCount to two.<|end|>" in shown
     assert "<|system|>" not in shown

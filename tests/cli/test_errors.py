@@ -380,10 +380,9 @@ def run(shell: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_a_full_disk(work: Path) -> None:
     done = run("steermoe info tiny > /dev/full", work)
     assert done.returncode == 1
-    assert (
-        done.stderr
-        == "error: the output or a file: No space left on device; check the path, and the room on the disk\n"
-    )
+    assert done.stderr.startswith("error: ")
+    assert "No space left on device" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_closed_pipe(work: Path) -> None:

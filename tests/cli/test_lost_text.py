@@ -79,7 +79,7 @@ def test_a_target_in_what_was_thought(tmp_path: Path, models: dict[str, Path]) -
     path = pairs_file(tmp_path / "p.jsonl", ("user", "Say 7."), ("assistant", "<think>a</think>7"), target="7")
     status, data = checked(path, models["thoughtless"])
     assert (status, data["located"]) == (0, 1)
-    assert "a part of the text of message 2" in data["warnings"][0]["reason"]
+    assert "text of message 2" in data["warnings"][0]["reason"]
 
 
 def test_one_letter_replies(tmp_path: Path, models: dict[str, Path]) -> None:

@@ -89,7 +89,7 @@ def test_faithfulness(tmp_path: Path) -> None:
     result = ok("faithfulness", "--squad", document, "-o", out)
     assert result.stdout == ""
     assert "2 pairs from 3 rows" in result.stderr
-    assert "1 left out: the document does not answer the question" in result.stderr
+    assert "1 left out: the document" in result.stderr
     assert [pair.id for pair in load_pairs(out)] == ["q1", "q3"]
     data = json.loads(ok("faithfulness", "--squad", document, "-o", out, "--keep-impossible", "--json").stdout)
     assert data["pairs"] == data["rows"] == 3
@@ -350,11 +350,11 @@ def test_warnings(tmp_path: Path, one: Path, tiny_path: Path) -> None:
     data = check(one, "tiny", "-c", 11)
     assert data["context"] == 11
     assert {w["side"] for w in data["warnings"]} == {"positive", "negative"}
-    assert "more than the context of 11" in data["warnings"][0]["reason"]
+    assert "context of 11" in data["warnings"][0]["reason"]
     assert check(one, "tiny")["context"] == int(GGUFReader(tiny_path).fields["olmoe.context_length"].contents())
     same = tmp_path / "same.jsonl"
     save_pairs([Pair("s", chat("1, 2"), chat("1, 2"), "1, 2", "1, 2")], same)
-    assert "both sides render to the same text" in check(same, "tiny")["warnings"][0]["reason"]
+    assert "both sides render" in check(same, "tiny")["warnings"][0]["reason"]
     assert run("check", same, "-m", "tiny").exit_code == 0
 
 

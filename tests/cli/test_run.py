@@ -126,10 +126,9 @@ def test_what_cannot_be_asked(
 
 def test_input_that_is_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     done = invoke(*TINY, input=b"\xff")
-    assert (done.exit_code, done.stderr) == (
-        1,
-        "error: stdin: not UTF-8 (byte 0); convert it, for example with iconv\n",
-    )
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: stdin: not UTF-8 (byte 0)")
+    assert done.stderr.count("\n") == 1
     monkeypatch.setattr("steermoe_local.cli.commands.run._MAX_PROMPT", 1 << 20)
     done = invoke(*TINY, input="x" * ((1 << 20) + 1))
     assert done.exit_code == 1
@@ -203,13 +202,14 @@ def test_a_model_without_a_template(bare: Path) -> None:
     ask = ("-m", bare, *ASK, "-n", 3, "-p", "one, two, three")
     done = invoke(*ask)
     assert done.exit_code == 0
-    assert done.stderr == f"warning: {bare}: no chat template, so the prompt is continued as it is (--raw)\n"
+    assert done.stderr.startswith(f"warning: {bare}: no chat template")
+    assert done.stderr.count("\n") == 1
     asked = invoke(*ask, "--raw")
     assert (asked.stdout, asked.stderr) == (done.stdout, "")
     assert asked.stdout == invoke(*TINY, "--raw", "-n", 3, "-p", "one, two, three").stdout
     refused = invoke(*ask, "-sys", "x")
     assert refused.exit_code == 2
-    assert "no chat template, so no system message" in refused.stderr
+    assert "no chat template" in refused.stderr
 
 
 def test_what_ends_an_answer(endless: Path) -> None:
@@ -220,7 +220,9 @@ def test_what_ends_an_answer(endless: Path) -> None:
     assert (stopped["finish_reason"], stopped["stop"]) == ("stop", stop)
     assert stopped["text"] == text[: text.index(stop)]
     full = invoke(*ask, "-c", 256)
-    assert full.stderr == "warning: the context of 256 tokens is full; raise -c\n"
+    assert full.stderr.startswith("warning: ")
+    assert "256 tokens" in full.stderr
+    assert full.stderr.count("\n") == 1
     assert result_of(*ask, "-c", 256)["finish_reason"] == "context"
     assert invoke(*ask, "-n", 12, "-c", 64).stderr == ""
 

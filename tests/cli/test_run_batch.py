@@ -190,11 +190,11 @@ def test_what_the_template_refuses(tiny_path: Path, tmp_path: Path) -> None:
     path.write_text('{"prompt": "x"}\n{"prompt": "x", "system": "y"}\n')
     done = invoke("-m", model, *ASK, "--n-prompts", path)
     assert (done.exit_code, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: {path}:2: the model's chat template refuses")
+    assert done.stderr.startswith(f"error: {path}:2: ")
     assert "no system message" in done.stderr
     done = invoke("-m", bare, *ASK, "--n-prompts", path)
     assert done.exit_code == 2
-    assert f"{path}:2: system: {bare} has no chat template; write it all into prompt" in done.stderr
+    assert f"{path}:2: system: {bare} has no chat template" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,10 @@ def interrupted(questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         patch.setattr(AnswerFile, "add", add)
         done = invoke(*ask)
     assert done.exit_code == 130
-    assert done.stderr == ("4 of 10 answers are kept; go on with the same command and --resume\nerror: interrupted\n")
+    kept, error = done.stderr.splitlines()
+    assert kept.startswith("4 of 10 answers")
+    assert "--resume" in kept
+    assert error == "error: interrupted"
     assert not out.exists()
     return out, ask
 
@@ -268,7 +271,8 @@ def test_an_interrupted_run_goes_on(interrupted: tuple[Path, tuple[Any, ...]], q
     out, ask = interrupted
     again = invoke(*ask)
     assert again.exit_code == 2
-    assert f"{out}.partial: an interrupted run; go on with --resume, or start over with --restart" in again.stderr
+    for value in (f"{out}.partial: ", "--resume", "--restart"):
+        assert value in again.stderr
     done = invoke(*ask, "--resume")
     assert done.stdout.startswith("6 prompts answered, ")
     assert lines(out.read_text("utf-8")) == answers(*TINY, "--n-prompts", questions)
@@ -337,9 +341,9 @@ def test_the_program_is_stopped(how: signal.Signals, endless: Path, tmp_path: Pa
     n_kept = partial.read_bytes().count(b"\n") - 1
     assert 3 <= n_kept < 100
     if how == signal.SIGINT:
-        assert err.decode() == (
-            f"{n_kept} of 100 answers are kept; go on with the same command and --resume\nerror: interrupted\n"
-        )
+        kept, error = err.decode().splitlines()
+        assert kept.startswith(f"{n_kept} of 100 answers")
+        assert error == "error: interrupted"
     done = invoke(*ask, "--resume")
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith(f"{100 - n_kept} prompts answered, ")

@@ -109,7 +109,7 @@ def test_no_effect_is_said_and_nothing_is_written(tmp_path: Path) -> None:
     again = start(f"{line} {more} --json", "-o", str(out))
     assert again.exit_code == 1
     assert json.loads(again.stdout)["outcome"] == data["outcome"]
-    assert "no bias is written" in again.stderr
+    assert "no bias" in again.stderr
 
 
 @pytest.mark.parametrize(

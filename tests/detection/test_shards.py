@@ -71,7 +71,7 @@ def test_sources_of_counts(tmp_path: Path) -> None:
     total.save(tmp_path / "a.npz")
     again = RoutingCounts.load(tmp_path / "a.npz")
     assert again.sources == total.sources
-    with pytest.raises(UsageError, match="shard 1/2 of pairs 00000000 and pairs 00000000: "):
+    with pytest.raises(UsageError, match="pairs 00000000 and pairs 00000000:"):
         total + counts_with(Source("0" * 64, (1, 1), 9))
     assert (total + random_counts(1)).sources == (), "what the other holds is not known"
     for changes, words in (

@@ -87,7 +87,7 @@ def test_a_report() -> None:
     assert "| towards - away | +75 (+9 to +95) |" in text
     assert "| random | 2 | 15 (10 to 20) | 100% | 0.333 |  |" in text
     assert "| shuffled | 0 | - | - | - | no pairs |" in text
-    assert "None of the rules fired (fluency collapse, over-refusal," in text
+    assert "(fluency collapse, over-refusal" in text
     assert "![effect.png](effect.png)" in text
     assert "```sh\nsteermoe eval -m model.gguf -o OUT\n```" in text
     assert "SHA-256: task cdcdcdcdcdcd, map abababababab." in text

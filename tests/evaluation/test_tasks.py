@@ -62,7 +62,8 @@ def test_lines_keep_their_numbers(tmp_path: Path, before: str, end: str) -> None
     path = write(tmp_path, before + '{"task": {"scorer": 3}}' + end + one)
     assert refusal(path).startswith(f"{path}:{first}: task.scorer: not a text")
     path = write(tmp_path, end.join([before + head, one, one]))
-    assert f":{first + 2}: id: 1 is already the id of line {first + 1}" in refusal(path)
+    assert f":{first + 2}: id: 1 is already" in refusal(path)
+    assert f"line {first + 1}" in refusal(path)
 
 
 def test_without_a_head(tmp_path: Path) -> None:
@@ -109,13 +110,13 @@ def test_heads_that_are_refused(tmp_path: Path, head: Any, field: str) -> None:
 
 def test_the_message_of_a_head_that_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, with_head(max_tokens=0))
-    assert refusal(path) == f"{path}:1: task.max_tokens: not a whole number from 1 up"
+    assert refusal(path).startswith(f"{path}:1: task.max_tokens: not a whole number")
 
 
 def test_files_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     head = with_head("")
     for text in (head, head.strip(), head + "\n \n"):
-        assert "a head and no items" in refusal(write(tmp_path, text))
+        assert "no items" in refusal(write(tmp_path, text))
     assert "no prompts" in refusal(write(tmp_path, ""))
     assert ":2: not UTF-8" in refusal(write(tmp_path, head.encode() + b'{"prompt": "\xff"}'))
     assert ":1: not UTF-8" in refusal(write(tmp_path, b'{"task": "\xff"}'))

@@ -148,7 +148,7 @@ def test_what_is_there_is_used(done: TransferRun, tiny_path: Path, monkeypatch: 
     )
     assert measured == ["Q8_0"], "named twice, measured once"
     assert done.path("Q8_0").exists()
-    assert "own maps are not made" in found.warnings[0]
+    assert "not made" in found.warnings[0]
 
 
 def test_pairs_that_are_not_the_maps(
@@ -162,7 +162,7 @@ def test_pairs_that_are_not_the_maps(
 
     assert warnings(pairs) == ()
     (warning,) = warnings(pairs[:-1])
-    assert warning.startswith("the pairs are not those that the map was made from")
+    assert warning.startswith("the pairs are not")
 
 
 def test_an_own_map_that_cannot_steer(

@@ -230,7 +230,7 @@ def test_an_error_leaves_the_conversation(new: Any, engine: Engine, monkeypatch:
     chat = new(TO_WORDS)
     say(chat, QUESTIONS[0])
     before, last, steering = [dict(message) for message in chat.messages], chat.last, chat.steering
-    with pytest.raises(UsageError, match=r"tokens, and the context 256; .*/reset.* -c"):
+    with pytest.raises(UsageError, match=r"and the context 256; .*/reset.* -c"):
         list(chat.ask("one " * 400))
     steps = iter(range(1, 100))
     real = engine._context.decode
@@ -298,7 +298,7 @@ def test_the_context_is_full(llama: SteeredLlama) -> None:
         assert finish.reason == "context"
         assert finish.n_prompt + finish.n_generated == 16
         before = [dict(message) for message in chat.messages]
-        with pytest.raises(UsageError, match=r"2\d tokens, and the context 16; .*/reset") as info:
+        with pytest.raises(UsageError, match=r"and the context 16; .*/reset") as info:
             list(chat.ask("Add 1."))
         assert "-c" in str(info.value)
         assert chat.messages == before
@@ -355,7 +355,7 @@ def test_no_template(engine_with: Any) -> None:
 
 def test_the_template_refuses(engine_with: Any) -> None:
     chat = Chat(engine_with(STRICT), system="x", sampling=GREEDY, max_tokens=2)
-    with pytest.raises(UsageError, match=r"template refuses .*: no system role"):
+    with pytest.raises(UsageError, match=r"refuses .*: no system"):
         list(chat.ask("y"))
     assert chat.messages == []
     chat.set_system(None)

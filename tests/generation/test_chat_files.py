@@ -87,7 +87,7 @@ def test_the_map_has_gone_or_changed(new: Any, tmp_path: Path) -> None:
         warnings = other.load(tmp_path / "chat.json")
         assert len(warnings) == 1
         assert warnings[0].startswith(f"{tmp_path / 'chat.json'}: steering.map: {path}: {words}")
-        assert warnings[0].endswith("; the chat goes on unsteered")
+        assert warnings[0].endswith("goes on unsteered")
         assert other.messages == chat.messages
         assert other.steering is None
         assert not other.steered
@@ -149,7 +149,7 @@ def test_damaged_files(new: Any, changes: dict[str, Any], words: str) -> None:
     assert chat.to_dict() | {"created": before["created"]} == before  # when it is written, which is now
     missing = {name: value for name, value in before.items() if name not in changes}
     if missing != before:
-        with pytest.raises(FormatError, match=r"missing|not a saved chat|a chat of version None"):
+        with pytest.raises(FormatError, match=r"version None"):
             chat.load(missing)
 
 

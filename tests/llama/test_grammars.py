@@ -84,7 +84,7 @@ def test_a_vocabulary_that_cannot_spell_it() -> None:
     poor.restrict(None, logits)
     assert np.isfinite(logits).tolist() == [True, False]
     poor.accept(0)
-    with pytest.raises(GrammarLimitError, match="cannot be followed further"):
+    with pytest.raises(GrammarLimitError, match="cannot be followed"):
         poor.restrict(None, logits)
 
 

@@ -87,7 +87,7 @@ def test_a_template_that_refuses(tiny_model: Any, monkeypatch: pytest.MonkeyPatc
     template = "{{ raise_exception('no such role') }}"
     monkeypatch.setattr(tiny_model, "metadata", lambda: {"tokenizer.chat_template": template})
     renderer = Renderer(tiny_model)
-    with pytest.raises(PairsError, match=r"template refuses .*no such role"):
+    with pytest.raises(PairsError, match=r"refuses .*no such"):
         renderer.text(chat("a", "b"))
     monkeypatch.setattr(tiny_model, "metadata", dict)
     renderer = Renderer(tiny_model)

@@ -97,7 +97,7 @@ def test_ordinary_texts_start_no_thread(bloom: Path, monkeypatch: pytest.MonkeyP
 def test_words_that_are_too_long(bloom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with vocabulary(bloom) as model:
         renderer = Renderer(model)
-        with pytest.raises(UsageError, match=r"a word.* of more than \S+ characters"):
+        with pytest.raises(UsageError, match=r"more than \S+ characters"):
             renderer.tokenize("x" * 600_000, add_special=False)
         sizes: list[int] = []
         real = threading.stack_size

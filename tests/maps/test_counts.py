@@ -48,7 +48,7 @@ def test_arrays_are_copied_and_read_only() -> None:
     with pytest.raises(ValueError, match="read-only"):
         counts.a1[1, 0] = 0
     assert random_counts(1, pairs_digest="0" * 64).pairs_digest == ("0" * 64,)
-    with pytest.raises(UsageError, match="a1: counts of type float64"):
+    with pytest.raises(UsageError, match="a1: counts of type"):
         random_counts(1, a1=table / 2)
 
 
@@ -190,7 +190,7 @@ def test_archive_that_unpacks_to_too_much(tmp_path: Path) -> None:
     at = forged.rindex(b"PK\x01\x02")
     forged[at + 24 : at + 28] = b"\xff\xff\xff\x7f"  # uncompressed size in the directory
     path.write_bytes(forged)
-    with pytest.raises(FormatError, match="meta: shorter or longer than its header says"):
+    with pytest.raises(FormatError, match="meta: shorter or longer"):
         RoutingCounts.load(path)
 
 

@@ -62,9 +62,8 @@ def test_a_layer_keeps_top_k_experts() -> None:
     assert made.choose(0, 1).sum() == -1
     with pytest.raises(ChoiceError) as caught:
         made.choose(0, 4)
-    assert str(caught.value) == (
-        "layer 0: deactivating 4 would leave fewer than the 2 experts that each token uses; deactivate at most 1"
-    )
+    for value in ("layer 0: deactivating 4", "2 experts", "at most 1"):
+        assert value in str(caught.value)
     made.choose(0, 1)
 
 
@@ -141,7 +140,7 @@ def test_numbers_are_those_that_make_different_choices(data: Any) -> None:
                 different.append(n)
             seen.add(signs)
         assert list(numbers) == different
-    with pytest.raises(ChoiceError, match="there is no layer 9"):
+    with pytest.raises(ChoiceError, match="no layer 9"):
         made.numbers(layers=[9])
 
 
@@ -243,7 +242,7 @@ def test_load_refuses(tmp_path: Path, changes: dict[str, Any], words: str) -> No
 def test_not_json(tmp_path: Path, text: str) -> None:
     path = tmp_path / "map.json"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    with pytest.raises(FormatError, match="not an expert map"):
+    with pytest.raises(FormatError, match="not an expert"):
         ExpertMap.load(path)
     path.write_text(edited().replace("0.5", "1e999", 1))
     with pytest.raises(FormatError, match="within -1 to 1"):

@@ -74,7 +74,7 @@ def test_easysteer_by_hand() -> None:
         }
     }
     assert json.loads(easysteer_config(signs, 0.5))["layer_configs"]["2"]["epsilon"] == 0.5
-    with pytest.raises(ChoiceError, match="no expert is chosen"):
+    with pytest.raises(ChoiceError, match="no expert"):
         easysteer_config(np.zeros((2, 4), dtype=np.int8))
 
 
@@ -375,7 +375,7 @@ def test_texts_of_a_map_cannot_break_its_card(text: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b/c", "../x", "a/b\n", "-x", "https://x/y"])
 def test_card_refuses_names(name: str) -> None:
-    with pytest.raises(UsageError, match="is not the name of a model"):
+    with pytest.raises(UsageError, match="not the name"):
         render_card(counted(), name)
 
 

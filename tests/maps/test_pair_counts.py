@@ -74,13 +74,13 @@ def test_total_is_the_run(tmp_path: Path) -> None:
     made = ExpertMap.from_counts(total)
     loaded.require_total(made, "map.json")
     other = PairCounts.load(write(tmp_path / "b", random_pairs(4)))
-    with pytest.raises(FormatError, match="take the two files of one run"):
+    with pytest.raises(FormatError, match="take the two"):
         other.require_total(made, "map.json")
     shuffled = a.copy()
     shuffled[:, :, 1] = shuffled[:, :, 1, ::-1]
-    with pytest.raises(FormatError, match="its sums are not a1 of map"):
+    with pytest.raises(FormatError, match="sums are not a1"):
         PairCounts.load(write(tmp_path / "c", (ids, shuffled, n))).require_total(made, "map.json")
-    with pytest.raises(FormatError, match="n_pairs is 6, but 7 in counts"):
+    with pytest.raises(FormatError, match="n_pairs is 6, but 7"):
         PairCounts.load(write(tmp_path / "d", (ids[1:], a[1:], n[1:]))).require_total(total)
     stranger = identity(router_sha256="9" * 64)
     with pytest.raises(ModelMismatchError, match="made for olmoe"):
@@ -102,7 +102,7 @@ def test_merge_and_extend(tmp_path: Path) -> None:
     write(tmp_path / "c", two, behaviour="other")
     with pytest.raises(UsageError, match="of 'digits' and of 'other'"):
         merge_pair_counts([paths[0], tmp_path / "c"], tmp_path / "n")
-    with pytest.raises(UsageError, match="at least one file"):
+    with pytest.raises(UsageError, match="least one file"):
         merge_pair_counts([], tmp_path / "n")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c", "m"]
 
@@ -120,7 +120,7 @@ def test_the_writer_leaves_nothing_behind(tmp_path: Path) -> None:
     writer.abort()
     with pytest.raises(UsageError, match="already closed"):
         writer.append(ids, a, n)
-    with pytest.raises(UsageError, match="no target token was counted"):
+    with pytest.raises(UsageError, match="no target token"):
         PairCountsWriter(path, identity()).close()
     assert not list(tmp_path.iterdir())
     with pytest.raises(UsageError, match="create it first"):
@@ -276,7 +276,7 @@ def test_load_refuses(tmp_path: Path, changes: dict[str, Any], words: str) -> No
 
 def test_members_that_are_not_as_they_should_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = edited(tmp_path / "a.npz", moe_layers=np.asarray([1]))
-    with pytest.raises(FormatError, match="a-000000: counts in a layer without experts"):
+    with pytest.raises(FormatError, match="a-000000: counts in a layer"):
         list(PairCounts.load(path).chunks())
     edited(path)
     with zipfile.ZipFile(path) as archive:
@@ -289,16 +289,16 @@ def test_members_that_are_not_as_they_should_be(tmp_path: Path, monkeypatch: pyt
 
     for member in "anm":  # m: moe_layers and meta
         written(**{member: b"more"})
-        with pytest.raises(FormatError, match="shorter or longer than its header says"):
+        with pytest.raises(FormatError, match="shorter or longer"):
             PairCounts.load(path).total()
     written()
     with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(path, "a") as archive:
         archive.writestr("n-000000.npy", members["n-000000.npy"])
-    with pytest.raises(FormatError, match="does not hold the 1 chunks"):
+    with pytest.raises(FormatError, match="not hold the 1"):
         PairCounts.load(path)
     written()
     monkeypatch.setattr(npz, "_MAX_BYTES", 100)
-    with pytest.raises(FormatError, match="takes 112 bytes; not pair counts"):
+    with pytest.raises(FormatError, match="112 bytes; not pair"):
         PairCounts.load(path)
 
 
@@ -340,9 +340,9 @@ def test_not_an_archive(tmp_path: Path) -> None:
         (tmp_path / "a").write_bytes(data)
         with pytest.raises(FormatError, match=words):
             PairCounts.load(tmp_path / "a")
-    with pytest.raises(FormatError, match="cannot be read as pair counts"):
+    with pytest.raises(FormatError, match="cannot be read"):
         PairCounts.load(tmp_path / "none")
-    with pytest.raises(FormatError, match="cannot be read as pair counts"):
+    with pytest.raises(FormatError, match="cannot be read"):
         PairCounts.load(tmp_path)
 
 

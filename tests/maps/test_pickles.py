@@ -115,7 +115,7 @@ def test_what_calls_allocate_is_bounded(tmp_path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 160 << 20, f"{name}: {peak >> 20} MiB"
-    assert "more than 64 MiB of values" in refused(
+    assert "more than 64 MiB" in refused(
         tmp_path / "x.pkl", hungry["arrays of one long list, many times"], tmp_path / "canary"
     )
     assert message
@@ -174,7 +174,7 @@ def test_any_opcodes(parts: list[bytes]) -> None:
 
 def test_nothing_may_follow_a_frame() -> None:
     data = (FRAMES / "pandas-2.2.3.pkl").read_bytes()
-    with pytest.raises(FormatError, match="bytes after its end"):
+    with pytest.raises(FormatError, match="after its end"):
         read_frame(data + b"N.", "x")
 
 
@@ -186,7 +186,7 @@ def test_a_limit_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_not_there_and_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FormatError, match="cannot be read as a pickled ranking"):
+    with pytest.raises(FormatError, match="cannot be read"):
         read_rankings(tmp_path / "none.pkl")
     monkeypatch.setattr("steermoe_local.maps.rankings._MAX_BYTES", 1000)
     with pytest.raises(FormatError, match="larger than"):

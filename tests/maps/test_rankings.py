@@ -247,13 +247,13 @@ def test_import_by_the_file_s_name(tmp_path: Path) -> None:
     assert data["model"]["architecture"] == "olmoe"
     assert data["model"]["router_sha256"] == UNKNOWN_ROUTER
     assert (data["n_positive"], data["n_negative"]) == (128, 128)
-    assert "the router hash is not known" in result.stderr
+    assert "not known" in result.stderr
     made = ExpertMap.load(tmp_path / "m.json")
     assert (made.behaviour, made.positive) == ("faithfulness", "document")
     assert "router unknown" in run("map", "show", tmp_path / "m.json").stdout
     assert run("bias", "build", tmp_path / "m.json", "--preset", "faithful", "-o", tmp_path / "b.gguf").exit_code == 0
     other = run("map", "import", path, "--model-id", "x/y", "--arch", "olmoe", "-o", tmp_path / "m.json")
-    assert "by its name a ranking of allenai/OLMoE-1B-7B-0125-Instruct, not of x/y" in other.stderr
+    assert "allenai/OLMoE-1B-7B-0125-Instruct, not of x/y" in other.stderr
 
 
 def bad_import(*args: Any) -> str:
@@ -273,7 +273,7 @@ def test_import_says_what_is_missing(tmp_path: Path, tiny_path: Path) -> None:
     wrong = bad_import(path, *out, "--model-id", "x/y", "--behaviour", "b", "-m", tiny_path)
     assert "ranks 2 layers of 2 experts, top-1, but the model is olmoe (5 layers, 24 experts" in wrong
     (tmp_path / "evil.pkl").write_bytes(b"cos\nsystem\n(Vtouch x\ntR.")
-    assert "refused, it holds the name os.system" in bad_import(tmp_path / "evil.pkl", *out)
+    assert "holds the name os.system" in bad_import(tmp_path / "evil.pkl", *out)
     assert not (tmp_path / "m.json").exists()
 
 
@@ -304,7 +304,7 @@ def test_an_unknown_router_needs_force_and_then_steers(tmp_path: Path, tiny_rank
 
     refused_ = run(*choice, "-m", "tiny", "-o", bias)
     assert refused_.exit_code == 1
-    assert "router unknown), so it cannot be checked whether it is for" in refused_.stderr
+    assert "cannot be checked" in refused_.stderr
     assert "add --force" in refused_.stderr
     assert "name it with -m" in run(*choice, "--force", "-o", bias).stderr
 
@@ -316,7 +316,7 @@ def test_an_unknown_router_needs_force_and_then_steers(tmp_path: Path, tiny_rank
 
     made = run(*choice, "-m", "tiny", "--force", "-o", bound)
     assert made.exit_code == 0
-    assert "used because it was forced" in made.stderr
+    assert "used because" in made.stderr
     assert read_bias(bound).identity.router_sha256 != UNKNOWN_ROUTER
     assert run(*ask, "--bias", bound).stdout.strip() == "four"
 
@@ -329,7 +329,7 @@ def test_force_never_takes_another_shape(tmp_path: Path) -> None:
         "bias", "build", tmp_path / "m.json", "--activate", 1, "-m", "tiny", "--force", "-o", tmp_path / "b.gguf"
     )
     assert result.exit_code == 1
-    assert "run steermoe detect on this model" in result.stderr
+    assert "run steermoe detect" in result.stderr
 
 
 def test_the_unknown_router_matches_no_model() -> None:

@@ -65,7 +65,7 @@ def test_a_model_that_cannot_be_loaded(programs: Path, seeds: Path, tmp_path: Pa
     missing = tmp_path / "missing.gguf"
     done = native_programs.run(programs / "fuzz_attach", "-runs=1", seeds, env={"STEERMOE_FUZZ_MODEL": missing})
     assert done.returncode == 2
-    assert done.stderr == f"error: {missing}: no context on this model\n"
+    assert done.stderr.startswith(f"error: {missing}: no context")
 
 
 def test_the_sanitizers_are_on(programs: Path) -> None:

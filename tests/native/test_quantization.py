@@ -177,7 +177,7 @@ def test_the_bias_of_another_model_is_refused(case: Case) -> None:
     """The other model has the same shape; one bit of one router weight is another."""
     bias, identity = read_bias(case.base.foreign), model_info(case.path).require_moe()
     assert bias.identity != identity
-    with pytest.raises(ModelMismatchError, match=r"made for .* is another .*; run steermoe detect on this model"):
+    with pytest.raises(ModelMismatchError, match=r"another .*; run steermoe"):
         bias.check(identity, "b.gguf", "m.gguf")
     with (
         Context(case.model, n_ctx=64) as context,

