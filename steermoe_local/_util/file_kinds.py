@@ -49,6 +49,7 @@ ANSWERS = FileKind("a file of answers", "name the prompts or pairs that are mean
 PARTIAL_ANSWERS = FileKind("the answers of an interrupted run", "finish that run: the same command with --resume")
 CHAT = FileKind("a saved chat", "it is opened in steermoe chat with /load")
 RANKING = FileKind("a pickle", "steermoe map import makes an expert map of a pickled ranking")
+RESULTS = FileKind("results of an evaluation", "name the map, task or pairs that they were measured with")
 EXPORTED = FileKind("an exported ranking", "name the expert map that it was exported from")
 EASYSTEER = FileKind("a file for EasySteer", "name the expert map that it was exported from")
 OTHER = FileKind("another file of this program", "name the file that is meant")
@@ -58,6 +59,8 @@ LFS = FileKind("a Git LFS pointer, not the file itself", "fetch the file with gi
 PARQUET = FileKind("a Parquet file", "steermoe pairs and steermoe tasks build read such data")
 COMPRESSED = FileKind("a compressed file", "decompress it first")
 ARCHIVE = FileKind("a zip archive", "unpack it first")
+TAR = FileKind("a tar archive", "unpack it first")
+WEIGHTS = FileKind("weights of PyTorch", "convert the model to GGUF, or take a GGUF of it")
 SAFETENSORS = FileKind("a safetensors file", "convert the model to GGUF, or take a GGUF of it")
 WEB_PAGE = FileKind("a web page", "fetch the file itself, not the page that shows it")
 UTF16 = FileKind("text that is not UTF-8 but UTF-16", "save it as UTF-8")
@@ -66,7 +69,7 @@ PICTURE = FileKind("a picture", "name the file that is meant")
 
 NO_MODELS = (BIAS, CONTROL_VECTOR, IMATRIX, ADAPTER, PROJECTOR)
 """Kinds of GGUF files that are no models."""
-DATA = (PAIRS, PROMPTS, TASK, ANSWERS, SQUAD, SAFETY, EXPORTED, PARQUET, COMPRESSED)
+DATA = (PAIRS, PROMPTS, TASK, ANSWERS, RESULTS, SQUAD, SAFETY, EXPORTED, PARQUET, COMPRESSED)
 """Kinds of files that are rows of data for those who read rows."""
 
 _STARTS = (
@@ -87,10 +90,20 @@ _FORMATS = {
     "steermoe-partial-counts": CHECKPOINT,
     "steermoe-partial-answers": PARTIAL_ANSWERS,
 }
+# protocol 2 or later; a class by name, as with 0 and 1
+_PICKLE = re.compile(rb"\x80[\x02-\x05]|c[a-z_][a-z_0-9.]*\n[A-Za-z_]+\n")
 _FORMAT = re.compile(rb'\A\s*\{\s*"format"\s*:\s*"(steermoe-[a-z-]+)"')
+_MARGIN = re.compile(rb'^ "([a-z_]{1,40})":', re.MULTILINE)
 _FIELD = re.compile(rb'\A\s*(?:\[\s*)?\{\s*"([^"\\]{1,40})"\s*:')
 _ARCHITECTURES = {"expertbias": BIAS, "controlvector": CONTROL_VECTOR, "clip": PROJECTOR, "imatrix": IMATRIX}
 _TYPES = {"imatrix": IMATRIX, "adapter": ADAPTER, "mmproj": PROJECTOR}
+_RESULT_FIELDS = (
+    {"task", "sides"},
+    {"about", "command"},
+    {"about", "grid"},
+    {"experiment", "question"},
+    {"id", "bias", "kind"},
+)
 _PAIR_FIELDS = {"positive", "negative", "positive_target", "negative_target", "messages_0", "messages_1"}
 
 
@@ -138,16 +151,24 @@ def _of_start(head: bytes) -> FileKind | None:
             return kind
     if head.startswith(b"GGUF"):
         return _of_gguf(head)
-    if (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05") or head.startswith(b"ccopy_reg\n"):
+    if _PICKLE.match(head):
         return RANKING
+    if head[257:262] == b"ustar":
+        return TAR
     if head[8:9] == b"{" and head[:8] == head[:4] + b"\0\0\0\0":
         return SAFETENSORS
-    if len(head) > 3 and head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    if len(head) > 3 and (head[:2] in (b"\xff\xfe", b"\xfe\xff") or _halves(head[:64])):
         return UTF16
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if re.match(rb"<(!doctype html|html)\b", text, re.IGNORECASE):
         return WEB_PAGE
-    return _of_json(text)
+    return EXPORTED if text.startswith(b"layer,expert,") else _of_json(text)
+
+
+def _halves(head: bytes) -> bool:
+    """Whether every other byte is NUL and the rest are not: UTF-16 without a byte order mark."""
+    halves = [head[0::2], head[1::2]]
+    return len(head) >= 8 and any(not any(zeros) and all(other) for zeros, other in (halves, halves[::-1]))
 
 
 def _of_archive(path: StrPath) -> FileKind | None:
@@ -157,6 +178,8 @@ def _of_archive(path: StrPath) -> FileKind | None:
             files = archive.namelist()
     except Exception:  # damaged in any of a dozen ways
         return None
+    if any(name.endswith("/data.pkl") for name in files):
+        return WEIGHTS
     names = {name.removesuffix(".npy") for name in files if name.endswith(".npy")}
     if "meta" not in names:
         return None if names else ARCHIVE
@@ -194,6 +217,8 @@ def _of_json(text: bytes) -> FileKind | None:
             break
         except (ValueError, RecursionError):
             continue
+    else:  # longer than what is read: the fields at the margin, as this program indents
+        fields |= {name.decode("ascii") for name in _MARGIN.findall(text)}
     if isinstance(row, list) and row:
         row = row[0]
     if isinstance(row, dict):
@@ -214,6 +239,8 @@ def _of_fields(fields: set[str]) -> FileKind | None:
         return SAFETY
     if {"prompt", "messages"} & fields:  # its other fields may have any names
         return PROMPTS
+    if any(some <= fields for some in _RESULT_FIELDS):
+        return RESULTS
     if fields & _PAIR_FIELDS:
         return PAIRS
     if {"context", "question"} <= fields or {"data", "version"} == fields:

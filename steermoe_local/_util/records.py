@@ -69,7 +69,9 @@ def csv_table(
 
     Raises PairsError, which begins with `path`.
     """
-    read = csv_header(text.readline(_MAX_LINE), path, delimiter)
+    if not (header := text.readline(_MAX_LINE)):
+        raise PairsError(f"{path}: empty; check the path")
+    read = csv_header(header, path, delimiter)
     for choice, names in read.items():
         if not set(columns) <= set(names):
             continue

@@ -157,9 +157,10 @@ def progress_bar(*, hidden: bool = False) -> Iterator[Callable[[str, int, int], 
 
 
 class ProgressLines:
-    """Progress on a stderr that is no terminal: a line after `first` seconds of a work, then one every `every` seconds.
+    """Progress on a stderr that is no terminal: a line after `first` seconds, then one every `every` seconds.
 
-    A line has what is done, how fast and how long the rest takes at that speed. Work that is done sooner has none.
+    A line has what is done, how fast and how long the rest takes at that speed. Work that is done sooner has none; of
+    several works, one after the other, each may be short.
     """
 
     def __init__(
@@ -167,20 +168,25 @@ class ProgressLines:
     ) -> None:
         self._first, self._every, self._clock = first, every, clock
         self._what: str | None = None
-        self._start = self._next = 0.0
+        self._start = 0.0
+        self._next: float | None = None
         self._done = 0
 
     def show(self, what: str, done: int, total: int, rate: str = "") -> None:
         """Count `done` of `total`; `rate` replaces the speed that is computed from them, like "500 tokens/s"."""
         now = self._clock()
         if what != self._what:  # what an earlier process did, or what came with the first batch, tells no speed
-            self._what, self._start, self._done, self._next = what, now, done, now + self._first
+            self._what, self._start, self._done = what, now, done
+        if self._next is None:
+            self._next = now + self._first
         elif now >= self._next and done < total:
             self._next = now + self._every
-            speed = (done - self._done) / (now - self._start)
-            left = f", about {_duration((total - done) / speed)} left" if speed else ""
-            share = f" ({100 * done // total}%)" if total else ""
-            say(f"{what}: {done:,} of {total:,}{share}, {rate or _speed(speed)}{left}")
+            parts = [f"{what}: {done:,} of {total:,} ({100 * done // total}%)"]
+            if rate or now > self._start:
+                speed = (done - self._done) / (now - self._start) if now > self._start else 0.0
+                parts.append(rate or _speed(speed))
+                parts += [f"about {_duration((total - done) / speed)} left"] if speed else []
+            say(", ".join(parts))
 
 
 def _speed(per_second: float) -> str:

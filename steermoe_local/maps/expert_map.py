@@ -256,7 +256,7 @@ class ExpertMap:
         try:
             data = parse_json(read_bytes(path, "an expert map", _MAX_BYTES).decode("utf-8"))
         except ValueError as error:
-            raise FormatError(f"{path}: not an expert map: not JSON ({error})") from None
+            raise FormatError(f"{path}: not an expert map: not JSON ({error}); check the path") from None
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
             raise FormatError(f'{path}: not an expert map (no "format": "{_FORMAT}" in it); {_AGAIN}')
         if data.get("version") != _VERSION:

@@ -95,7 +95,7 @@ def plain_ranking(expert_map: ExpertMap) -> str:
         "negative": expert_map.negative,
         "n1": expert_map.n1,
         "n2": expert_map.n2,
-        "n_pairs": expert_map.n_pairs,
+        "n_pairs": expert_map.n_pairs or None,  # not known of an imported ranking
         "map_sha256": expert_map.sha256,
     }
     experts: list[str] = []

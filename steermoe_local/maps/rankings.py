@@ -173,16 +173,21 @@ def _rankings(frame: Frame) -> Rankings:
         raise FormatError(
             f"layer, expert: {frame.n_rows} rows are not each of {shape[0]} layers and {shape[1]} experts once"
         )
+    in_layer = np.bincount(row, sum(columns[name] for name in ("a1", "d1", "a2", "d2")))
+    counted = in_layer[row] > 0  # a dense layer may have zeros in all columns
+    if not counted.any():
+        raise FormatError("a1, a2: no activations")
     tables: list[npt.NDArray[np.int64]] = []
     tokens: list[int] = []
     for side in ("1", "2"):
         a, total = columns["a" + side], columns["a" + side] + columns["d" + side]
-        if total[0] == 0 or (total != total[0]).any():
+        n = int(total[counted][0])
+        if n == 0 or (total[counted] != n).any():
             raise FormatError(f"a{side} + d{side}: not the same number of tokens in every row")
         table = np.zeros(shape, dtype=np.int64)
         table.flat[cell] = a
         tables.append(table)
-        tokens.append(int(total[0]))
+        tokens.append(n)
     routed = np.flatnonzero(tables[0].any(axis=1) | tables[1].any(axis=1))  # the others have no experts
     if not len(routed):
         raise FormatError("a1, a2: no activations")
@@ -191,7 +196,7 @@ def _rankings(frame: Frame) -> Rankings:
         if k == 0 or (table[routed].sum(axis=1) != n * k).any():
             raise FormatError(f"a{side}: its sum is not the tokens times one top-k in every layer")
     risk = np.zeros(shape)
-    risk.flat[cell] = _numbers(frame, "risk_diff")
+    risk.flat[cell] = np.where(counted, _numbers(frame, "risk_diff"), 0)  # 0 / 0 elsewhere
     again = risk_difference_from(tables[0], tokens[0], tables[1], tokens[1])
     if not np.abs(risk - again).max() <= 1e-9:  # not <=: NaN fails
         raise FormatError("risk_diff: is not a1 / (a1 + d1) - a2 / (a2 + d2)")

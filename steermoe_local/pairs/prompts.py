@@ -194,7 +194,7 @@ def _item(data: Any, default_id: str, number: int) -> PromptItem:
     if not isinstance(data, dict):
         raise FormatError(f"not a JSON object; {_ONE}")
     if ("prompt" in data) == ("messages" in data):
-        raise FormatError(f"{'both' if 'prompt' in data else 'neither'} prompt and messages; {_ONE}")
+        raise FormatError(f"{'both prompt and' if 'prompt' in data else 'neither prompt nor'} messages; {_ONE}")
     name = data.get("id", default_id)
     if not isinstance(name, str | int) or isinstance(name, bool) or name == "":
         raise FormatError(f"id: {name!r} is neither a text nor a whole number")

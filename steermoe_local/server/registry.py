@@ -73,7 +73,7 @@ class Registered:
         facts |= {name: getattr(steering, name) for name in (*NUMBERS, "scale", "preset")}
         facts["presets"] = {p.name: {"activate": p.n_activate, "deactivate": p.n_deactivate} for p in steering.presets}
         facts |= {name: getattr(expert_map, name) for name in ("behaviour", "positive", "negative")}
-        return facts | {"side": steering.side, "map_sha256": expert_map.sha256, "n_pairs": expert_map.n_pairs}
+        return facts | {"side": steering.side, "map_sha256": expert_map.sha256, "n_pairs": expert_map.n_pairs or None}
 
 
 class SteeringRegistry:

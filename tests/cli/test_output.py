@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from steermoe_local.cli.output import ProgressLines, SummedLines, progress_bar
@@ -47,6 +49,31 @@ def test_what_was_done_before_tells_no_speed(capsys: pytest.CaptureFixture[str])
     clock.now += 100
     lines.show("another", 5, 5)
     assert capsys.readouterr().err == ""
+
+
+def test_many_short_works_have_lines_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """`tune` measures choice after choice, each in a few seconds."""
+    clock = Clock()
+    lines = ProgressLines(first=10, every=60, clock=clock)
+    shown = []
+    for _ in range(100):
+        for what, total in (("tune", 4), ("text", 2)):
+            for done in range(total + 1):
+                lines.show(what, done, total)
+                shown += [clock.now] if capsys.readouterr().err else []
+                clock.now += 1
+    assert shown[0] - 1000 < 12
+    assert all(60 <= after - before < 63 for before, after in itertools.pairwise(shown))
+    assert len(shown) > 10
+
+
+def test_work_that_has_just_begun_has_no_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    lines = ProgressLines(first=10, every=60, clock=clock)
+    lines.show("tune", 0, 4)
+    clock.now += 10
+    lines.show("text", 0, 2)
+    assert capsys.readouterr().err == "text: 0 of 2 (0%)\n"
 
 
 def test_quick_work_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:

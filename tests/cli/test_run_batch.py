@@ -152,7 +152,7 @@ def test_raw_prompts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "flags", "status", "words"),
     [
-        ('{"prompt": "x"}\n{"promt": "y"}\n', (), 1, ":2: neither prompt and messages"),
+        ('{"prompt": "x"}\n{"promt": "y"}\n', (), 1, ":2: neither prompt nor messages"),
         ('{"prompt": "x", "id": 1}\n\n{"prompt": "y", "id": 1}\n', (), 1, ":3: id: 1 is already the id of line 1"),
         ("\n", (), 1, ": no prompts in it"),
         ('{"prompt": "x"}\n{"prompt": "' + "long " * 600 + '"}\n', (), 2, ":2: a prompt of "),

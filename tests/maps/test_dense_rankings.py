@@ -15,6 +15,7 @@ from steermoe_local.cli import main
 from steermoe_local.errors import FormatError, ModelMismatchError, UsageError
 from steermoe_local.maps.cards import render_card
 from steermoe_local.maps.expert_map import ExpertMap, format_layers, parse_layers
+from steermoe_local.maps.export import plain_ranking
 from steermoe_local.maps.rankings import LEADING_DENSE, Rankings, read_rankings
 from steermoe_local.model_files.model_info import model_info
 from steermoe_local.steering.presets import PAPER_MODELS
@@ -146,6 +147,21 @@ def test_layers_in_words(layers: Any, text: str) -> None:
         assert parse_layers(text) == tuple(layers)
 
 
+@pytest.mark.parametrize("risk", [0.0, np.nan])
+def test_a_dense_layer_of_zeros_in_all_columns(tmp_path: Path, model: Path, risk: float) -> None:
+    """Its rows count no tokens at all, so its risk difference is 0 / 0."""
+    columns = frames.ranking(A1, A2, N1, N2)
+    dense = columns["layer"] == 0
+    columns |= {name: np.where(dense, 0, columns[name]) for name in ("a1", "a2", "d1", "d2")}
+    columns["risk_diff"] = np.where(dense, risk, columns["risk_diff"])
+    path = tmp_path / "r.pkl"
+    path.write_bytes(frames.dumps(frames.frame(columns)))
+    found = read_rankings(path)
+    assert (found.layers, found.n1, found.n2) == ((1, 2), N1, N2)
+    assert run("map", "import", path, "-m", model, "-o", tmp_path / "m.json", *NAMES).exit_code == 0
+    assert np.array_equal(ExpertMap.load(tmp_path / "m.json").rd, A1 / N1 - A2 / N2)
+
+
 def test_the_paper_s_models_have_no_dense_layers() -> None:
     """Their published rankings are imported without a model at hand."""
     assert not {paper.architecture for paper in PAPER_MODELS} & LEADING_DENSE
@@ -169,4 +185,5 @@ def test_the_number_of_pairs_is_unknown(tmp_path: Path, model: Path) -> None:
     assert "target tokens unknown" in run("map", "show", out).stdout
     assert run("map", "plot", out, "-o", tmp_path / "m.svg").exit_code == 0
     assert "0 pairs" not in (tmp_path / "m.svg").read_text("utf-8")
-    assert json.loads(run("map", "show", out, "--json").stdout)["n_pairs"] == 0
+    assert json.loads(run("map", "show", out, "--json").stdout)["n_pairs"] is None
+    assert json.loads(plain_ranking(ExpertMap.load(out)))["n_pairs"] is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,20 @@ def test_the_file_is_as_without_a_spec(a_map: Path, tmp_path: Path) -> None:
     assert export(a_map, "-o", tmp_path / "a.json", *choice).exit_code == 0
     assert export(a_map, "-o", tmp_path / "b.json", "--spec", tmp_path / "s.json", *choice).exit_code == 0
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are not text exist on Linux")
+def test_a_folder_whose_name_is_not_text(a_map: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The spec cannot name a file in it: nothing is written, unless the server's path is given."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xff"))
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    result = export(a_map, "-o", "e.json", "--spec", "s.json", "--activate", 1)
+    assert result.exit_code == 2, result.output
+    assert "--source" in result.stderr
+    assert not list(folder.iterdir())
+    assert export(a_map, "-o", "e.json", "--spec", "s.json", "--source", "/e.json", "--activate", 1).exit_code == 0
+    assert valid(json.loads((folder / "s.json").read_text("utf-8")))
 
 
 def test_where_the_server_finds_the_file(a_map: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

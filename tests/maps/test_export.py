@@ -184,7 +184,7 @@ def test_maps_fit_the_schema(schema: Any, tmp_path: Path) -> None:
 def good_map() -> dict[str, Any]:
     """A map with every field."""
     data: dict[str, Any] = json.loads((MAPS / "tiny" / "digits-words.json").read_text("utf-8"))
-    return data | {"notes": "n"}
+    return data | {"notes": "n", "dates": ["2026-08-06"]}
 
 
 def test_the_schema_knows_every_field(schema: Any) -> None:

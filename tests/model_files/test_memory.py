@@ -385,3 +385,12 @@ def test_repacking_is_chosen(
     assert loaded == [repacked]
     assert result.stderr.count("\n") == bool(said)
     assert said in result.stderr
+
+
+def test_no_word_of_copies_where_nothing_fits(tmp_path: Path, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steermoe_local.llama.cpu.repacks", lambda: lambda kind, shape: len(shape) > 1)
+    monkeypatch.setattr(memory, "free_memory", lambda: 1000)
+    result = detect(tmp_path)
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith("error: ")

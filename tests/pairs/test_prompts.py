@@ -84,7 +84,7 @@ def test_lines_of_text_are_prompts(lines: list[str]) -> None:
     [
         ('{"prompt": "x"', "not JSON"),
         ("[1]", "not a JSON object"),
-        ('{"promt": "x"}', "neither prompt and messages"),
+        ('{"promt": "x"}', "neither prompt nor messages"),
         ('{"prompt": "x", "messages": []}', "both prompt and messages"),
         ('{"prompt": ""}', "prompt: "),
         ('{"prompt": 3}', "prompt: "),

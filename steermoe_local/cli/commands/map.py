@@ -260,7 +260,7 @@ def _facts(expert_map: ExpertMap, top: int, level: float, correction: str) -> di
         "behaviour": expert_map.behaviour,
         "positive": expert_map.positive,
         "negative": expert_map.negative,
-        "n_pairs": expert_map.n_pairs,
+        "n_pairs": expert_map.n_pairs or None,  # not known of an imported ranking
         "n1": expert_map.n1,
         "n2": expert_map.n2,
         "sha256": expert_map.sha256,

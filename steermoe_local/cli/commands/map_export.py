@@ -18,6 +18,7 @@ from ...model_files.model_info import model_info
 from ...steering.presets import PAPER_MODELS
 from ...steering.steering import Steering
 from ..options.common import FILE, json_option, meaning_options, other_model_option, output_option
+from ..options.system_text import is_text
 from ..output import print_json, say_written, warn
 from .bias import check_preset, preset_option, with_preset
 from .map import print_map, top_experts
@@ -177,7 +178,7 @@ def export(
     if source is not None and spec is None:
         raise UsageError("--source is written into the file of --spec; give --spec FILE")
     check_preset(preset, activate, deactivate, reverse)
-    spec_text = easysteer_spec(os.path.abspath(output) if source is None else source) if spec else ""
+    spec_text = easysteer_spec(_server_path(output) if source is None else source) if spec else ""
     for path in filter(None, (output, spec)):
         require_writable(path)
     if spec and os.path.realpath(spec) == os.path.realpath(output):
@@ -203,6 +204,14 @@ def export(
     _write(output, text)
     if spec:
         _write(spec, spec_text)
+
+
+def _server_path(output: Path) -> str:
+    """The absolute path of a file, for the spec. Raises UsageError for a folder whose name is not text."""
+    path = os.path.abspath(output)
+    if not is_text(path):
+        raise UsageError(f"{path}: not UTF-8, so --spec cannot name it; give --source, or an output elsewhere")
+    return path
 
 
 @click.command()

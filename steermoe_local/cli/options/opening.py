@@ -58,9 +58,9 @@ def check_memory(facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_sequences: i
         )
 
     repack = flags.repack is not False
-    estimate = estimated(repack)
+    estimate, left_out = estimated(repack), ""
     if flags.repack is None and estimate.copies and not estimate.has_room_for_copies:
-        say(
+        left_out = (
             f"{estimate.name}: {human_size(estimate.copies)} of repacked copies of its weights do not fit into "
             f"{human_size(estimate.free or 0)} of free memory besides the rest, so it runs without them: prompts take "
             "longer (--repack makes them all the same)"
@@ -69,6 +69,8 @@ def check_memory(facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_sequences: i
         estimate = estimated(repack)
     if problem := estimate.problem():
         raise ResourceError(f"{problem}; --no-memory-check tries it all the same")
+    if left_out:
+        say(left_out)
     if warning := estimate.warning():
         warn(warning)
     return replace(flags, memory_check=False, repack=repack)

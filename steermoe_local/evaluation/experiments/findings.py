@@ -78,7 +78,9 @@ def map_rows(control: ControlResult) -> list[tuple[str, ...]]:
     rows = []
     for label, effect, fact in zip(control.labels, control.effects, control.details.get("maps", ()), strict=True):
         shared = [f"{fact[name]:.0%}" for name in ("shared", "shared_reversed")]
-        rows.append((label, str(fact["n_pairs"]), f"{100 * effect:+.0f}", *shared, f"{fact['pearson']:+.2f}"))
+        rows.append(
+            (label, str(fact["n_pairs"] or "unknown"), f"{100 * effect:+.0f}", *shared, f"{fact['pearson']:+.2f}")
+        )
     return rows
 
 
