@@ -393,5 +393,5 @@ def test_our_own_server_is_an_endpoint(judge_at: Callable[..., Judge], monkeypat
         other = judge_at(f"{server.url}/v1", model="tiny")
         assert "key (status 401)" in failure(other)
         monkeypatch.setenv(KEY_VARIABLE, KEY)
-        missing = judge_at(f"{server.url}/v1", model="gpt")
+        missing = judge_at(f"{server.url}/v1", model="gpt:none")
         assert "status 404" in failure(missing)

@@ -235,7 +235,7 @@ def test_columns_without_a_prompt_and_with_ids(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "no column 'a', 'b'; its columns are none"),
+        (b"", "t.csv: empty"),
         (b"x,y\n1,2\n", "no column 'a', 'b'; its columns are 'x', 'y'"),
         (b"a,b,a\n1,2,3\n", "stands twice"),
         (b"a,b\n\xff,x\n", "not UTF-8"),

@@ -101,8 +101,10 @@ class PromptReader:
                 text: str = self._session.prompt()
             if self._ending is not None:  # the message was complete before the signal took effect
                 raise self._ending
-        except KeyboardInterrupt:
-            if self._session.default_buffer.text.strip():
+        except BaseException as error:
+            if self._ending is not None:  # a terminal that was closed also ends the input
+                raise self._ending from None
+            if isinstance(error, KeyboardInterrupt) and self._session.default_buffer.text.strip():
                 return ""
             raise
         return encodable(text)
