@@ -86,9 +86,14 @@ demo: build
 	@echo "== steermoe demo"
 	@$(BIN)/steermoe demo
 
+SUITE = build/json-schema-suite/.fetched
+$(SUITE): $(VENV)/.built tests/support/json_schema_suite.py
+	@$(BIN)/python -m tests.support.json_schema_suite
+	@touch $@
+
 # Two processes share the tests by file. More need more memory: several load llama.cpp's models.
 TEST_PROCESSES ?= 2
-test: build tools
+test: build tools $(SUITE)
 	@echo "== tests"
 	@STEERMOE_REQUIRE_TOOLS=1 $(BIN)/pytest -q -p no:cacheprovider -n $(TEST_PROCESSES) --dist loadfile -m "not alone"
 	@STEERMOE_REQUIRE_TOOLS=1 $(BIN)/pytest -q -p no:cacheprovider -m alone
