@@ -143,9 +143,10 @@ def progress_bar(*, hidden: bool = False) -> Iterator[Callable[[str, int, int], 
         lines = ProgressLines()
 
         def show(what: str, done: int, total: int) -> None:
-            if hidden or not terminal:
-                if not hidden:
-                    lines.show(what, done, total)
+            if hidden:
+                return
+            if not terminal:
+                lines.show(what, done, total)
                 return
             if what not in tasks:
                 for task in tasks.values():

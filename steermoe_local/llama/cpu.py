@@ -24,9 +24,7 @@ def default_threads() -> int:
     threads of a core. Besides, a process that is bound to some CPUs, or has a quota of CPU time, takes no more threads
     than these; llama.cpp's would wait for each other.
     """
-    cores = physical_cores()
-    with_quota = [cores, *(quota for quota in cpu_quotas())]
-    return max(1, min(with_quota))
+    return max(1, min([physical_cores(), *cpu_quotas()]))
 
 
 def physical_cores(root: Path = _CPUS, allowed: Iterable[int] | None = None) -> int:

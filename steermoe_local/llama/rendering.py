@@ -293,7 +293,7 @@ class Renderer:
         """Render one side and find its target. Raises PairsError when it cannot be located."""
         losses: tuple[str, ...] = ()
         notes = self._special.spelled(side)
-        special = self._control_tokens()
+        special = self._special.control
         if isinstance(side, str):
             text, (start, end) = side, find_in_text(side, target, special)
         else:
@@ -341,11 +341,7 @@ class Renderer:
 
     def any_control(self, texts: Collection[str]) -> bool:
         """Is a control token in one of the texts? Those are detokenized only on request."""
-        return any(name and name in text for text in texts for name in self._control_tokens())
-
-    def _control_tokens(self) -> list[str]:
-        """Texts of the vocabulary's control tokens, such as "<|im_end|>"."""
-        return list(self._special.control)
+        return any(name and name in text for text in texts for name in self._special.control)
 
     @property
     def _chat_template(self) -> ChatTemplate:
@@ -354,7 +350,7 @@ class Renderer:
             if "additional_special_tokens" in template_variables(self.template):
                 # in the order of the vocabulary: a GGUF file does not hold transformers' list
                 named = set(tokens.values())
-                tokens["additional_special_tokens"] = [name for name in self._control_tokens() if name not in named]
+                tokens["additional_special_tokens"] = [name for name in self._special.control if name not in named]
             self._compiled.append(ChatTemplate(self.template, tokens))
         return self._compiled[0]
 
@@ -370,9 +366,9 @@ class Renderer:
             ("mask_token", lib.llama_vocab_mask),
         ):
             if (token := function(vocab)) != -1:
-                tokens[name] = lib.llama_vocab_get_text(vocab, token).decode("utf-8", "replace")
+                tokens[name] = self._special.text(token)
         if (unknown := self._metadata.get("tokenizer.ggml.unknown_token_id", "")).isdecimal():
-            tokens["unk_token"] = lib.llama_vocab_get_text(vocab, int(unknown)).decode("utf-8", "replace")
+            tokens["unk_token"] = self._special.text(int(unknown))
         return tokens
 
 

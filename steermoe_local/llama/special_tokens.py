@@ -23,7 +23,7 @@ class SpecialTokens:
         """Texts of the control tokens, such as "<|im_end|>", and the tokens."""
         lib, vocab = capi.llama_cpp(), self._model.vocab
         return {
-            self._text(token): token
+            self.text(token): token
             for token in range(lib.llama_vocab_n_tokens(vocab))
             if lib.llama_vocab_get_attr(vocab, token) & lib.LLAMA_TOKEN_ATTR_CONTROL
         }
@@ -41,7 +41,8 @@ class SpecialTokens:
         token = lib.llama_vocab_bos(vocab)
         return next((name for name, own in self.control.items() if own == token and name not in self._ends), "")
 
-    def _text(self, token: int) -> str:
+    def text(self, token: int) -> str:
+        """The vocabulary's text of a token."""
         text: bytes = capi.llama_cpp().llama_vocab_get_text(self._model.vocab, token)
         return text.decode("utf-8", "replace")
 
@@ -97,5 +98,5 @@ class SpecialTokens:
         return own, warnings
 
     def _doubled(self, verb: str, token: int) -> str:
-        name = self._text(token)
+        name = self.text(token)
         return f"the text {verb} with {name!r}, which the tokenizer adds by itself: it is there once, not twice"

@@ -31,6 +31,11 @@ class CallForm:
     empty: str | None = ""
     short_ids: bool = False
 
+    @property
+    def probe_id(self) -> str:
+        """An id of a probe's call."""
+        return _SHORT_ID if self.short_ids else _LONG_ID
+
 
 class MessageForms:
     """What a template takes; `render` gives the text of messages and tools, or raises whatever the template does."""
@@ -66,9 +71,7 @@ class MessageForms:
         if message["role"] == "assistant":
             return [user, message, user]
         if message["role"] == "tool":
-            call = self.calls
-            identifier = _SHORT_ID if call.short_ids else _LONG_ID
-            return [user, _calling(call, identifier), message | {"tool_call_id": identifier, "name": _NAME}]
+            return [user, _calling(self.calls), _result(self.calls, message["content"])]
         return [message, user]
 
     @functools.cached_property
@@ -86,19 +89,16 @@ class MessageForms:
         It is looked for in a message that calls a tool: of others many templates leave it out.
         """
         form = self.calls
-        identifier = _SHORT_ID if form.short_ids else _LONG_ID
-        result = _message("tool", "x") | {"tool_call_id": identifier, "name": _NAME}
         for name in ("reasoning_content", "thinking", "reasoning"):
-            rendered = self._rendered([_message("user", "x"), _calling(form, identifier) | {name: _TEXT}, result])
+            thought = _calling(form) | {name: _TEXT}
+            rendered = self._rendered([_message("user", "x"), thought, _result(form, "x")])
             if rendered is not None and _TEXT in rendered:
                 return None if name == "reasoning_content" else name
         return None
 
     def _renders_calls(self, form: CallForm) -> bool:
-        identifier = _SHORT_ID if form.short_ids else _LONG_ID
         tool = {"type": "function", "function": {"name": "zqother", "description": "x", "parameters": _PARAMETERS}}
-        result = _message("tool", "x") | {"tool_call_id": identifier, "name": _NAME}
-        rendered = self._rendered([_message("user", "x"), _calling(form, identifier), result], [tool])
+        rendered = self._rendered([_message("user", "x"), _calling(form), _result(form, "x")], [tool])
         if rendered is None or not all(word in rendered for word in (_NAME, _ARGUMENT, _VALUE)):
             return False
         # an object printed as Python has it, a text escaped into another one
@@ -182,10 +182,15 @@ _PARAMETERS = {
 }
 
 
-def _calling(form: CallForm, identifier: str) -> dict[str, Any]:
+def _calling(form: CallForm) -> dict[str, Any]:
     function = {"name": _NAME, "arguments": _arguments({_ARGUMENT: _VALUE}, form.text_arguments)}
-    call = {"id": identifier, "type": "function", "function": function}
+    call = {"id": form.probe_id, "type": "function", "function": function}
     return {"role": "assistant", "content": form.empty, "tool_calls": [call]}
+
+
+def _result(form: CallForm, content: Any) -> dict[str, Any]:
+    """What the tool that `_calling` calls gives."""
+    return _message("tool", content) | {"tool_call_id": form.probe_id, "name": _NAME}
 
 
 def _arguments(arguments: Any, as_text: bool) -> Any:

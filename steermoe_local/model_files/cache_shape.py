@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -77,12 +77,8 @@ def read_headers(facts: ModelInfo) -> list[GGUFHeader]:
         raise ModelError(str(error)) from error
 
 
-def cache_shape(facts: ModelInfo) -> CacheShape:
-    """Read the sizes from the headers; in hybrid models, the tensors' names tell which layers have attention.
-
-    Raises ModelError for an unreadable file.
-    """
-    headers = read_headers(facts)
+def cache_shape(facts: ModelInfo, headers: Sequence[GGUFHeader]) -> CacheShape:
+    """The sizes by the headers of all parts; in hybrid models, the tensors' names tell which layers have attention."""
     head, arch = headers[0], facts.architecture
     n_heads = _per_layer(head, f"{arch}.attention.head_count", facts.n_layer, 0)
     n_heads_kv = _per_layer(head, f"{arch}.attention.head_count_kv", facts.n_layer, n_heads)

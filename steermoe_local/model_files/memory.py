@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from .._util.control_groups import group_folders
 from .._util.files import human_size
 from .cache_shape import cache_shape, read_headers
+from .header import GGUFHeader
 from .model_info import ModelInfo
 
 F16, Q8_0 = 1, 8  # enum ggml_type
@@ -169,7 +170,8 @@ def check_memory(
 
     Raises ModelError when the header cannot be read any more.
     """
-    shape = cache_shape(facts)
+    headers = read_headers(facts)
+    shape = cache_shape(facts, headers)
     n_ctx = n_ctx or facts.context_length
     free = free_memory() if free is None else free
 
@@ -179,7 +181,7 @@ def check_memory(
         return cache, shape.compute_bytes(cells, n_ubatch, fa)
 
     cache, compute = needs(n_ctx, type_k, type_v, flash_attn)
-    copies, replaced = repacked_bytes(facts, repacks) if repacks else (0, 0)
+    copies, replaced = repacked_bytes(headers, repacks) if repacks else (0, 0)
     estimate = MemoryEstimate(
         name=str(facts.paths[0]),
         weights=facts.size_bytes,
@@ -211,13 +213,12 @@ def check_memory(
     return replace(estimate, smaller=(fits(type_k, type_v, flash_attn), fits(Q8_0, Q8_0, True)))
 
 
-def repacked_bytes(facts: ModelInfo, repacks: Callable[[str, tuple[int, ...]], bool]) -> tuple[int, int]:
+def repacked_bytes(headers: Sequence[GGUFHeader], repacks: Callable[[str, tuple[int, ...]], bool]) -> tuple[int, int]:
     """Bytes of the weights that are repacked, and those of them that are not read from the file any more.
 
-    `repacks` as in `check_memory`. Raises ModelError when the header cannot be read any more.
+    `headers` are those of all parts of a model, `repacks` is as in `check_memory`.
     """
     copies = replaced = 0
-    headers = read_headers(facts)
     tied = not any("output.weight" in header.tensors for header in headers)
     for header in headers:
         for name, tensor in header.tensors.items():

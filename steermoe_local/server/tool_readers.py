@@ -67,6 +67,14 @@ def keyed_call(value: Any) -> Call:
     return _call(name, arguments)
 
 
+def _matched(pattern: re.Pattern[str], text: str, position: int) -> re.Match[str]:
+    """The pattern's match at a position. Raises NotACall."""
+    found = pattern.match(text, position)
+    if found is None:
+        raise NotACall
+    return found
+
+
 def _read_json(
     head: re.Pattern[str],
     tail: re.Pattern[str],
@@ -75,19 +83,14 @@ def _read_json(
     position: int,
     schemas: Schemas,
 ) -> tuple[list[Call], int]:
-    found = head.match(text, position)
-    if found is None:
-        raise NotACall
+    found = _matched(head, text, position)
     value, end = json.JSONDecoder(strict=False).raw_decode(text, found.end())
     name = found.groupdict().get("name")
     if name is not None:
         calls = [_call(name.strip(), value)]
     else:
         calls = [one(item) for item in value] if isinstance(value, list) else [one(value)]
-    behind = tail.match(text, end)
-    if behind is None:
-        raise NotACall
-    return calls, behind.end()
+    return calls, _matched(tail, text, end).end()
 
 
 def json_calls(head: str, tail: str, one: Callable[[Any], Call] = _named) -> Reader:
@@ -123,9 +126,7 @@ def _read_marked(
     position: int,
     schemas: Schemas,
 ) -> tuple[list[Call], int]:
-    found = head.match(text, position)
-    if found is None:
-        raise NotACall
+    found = _matched(head, text, position)
     name, end = found["name"].strip(), found.end()
     properties = schemas.get(name, {}).get("properties")
     arguments: dict[str, Any] = {}
@@ -134,10 +135,7 @@ def _read_marked(
         kind = one.groupdict().get("kind")
         arguments[one["key"]] = value(one["value"], schema if isinstance(schema, dict) else {}, kind)
         end = one.end()
-    behind = tail.match(text, end)
-    if behind is None:
-        raise NotACall
-    return [_call(name, arguments)], behind.end()
+    return [_call(name, arguments)], _matched(tail, text, end).end()
 
 
 def marked_calls(head: str, parameter: str, tail: str, value: _Value = _typed) -> Reader:
@@ -196,9 +194,7 @@ _CONSTANTS = {"true": True, "false": False, "null": None, "none": None}
 
 def read_python(text: str, position: int, schemas: Schemas) -> tuple[list[Call], int]:
     """[name(key=value, ...), ...], as LFM2 writes calls; JSON in its place is read too."""
-    found = _PYTHON.match(text, position)
-    if found is None:
-        raise NotACall
+    found = _matched(_PYTHON, text, position)
     inner = found[1].strip()
     if inner.startswith(("[{", "{")):
         value = json.loads(inner)
@@ -236,14 +232,9 @@ _GEMMA_WORD = re.compile(r"[^\s,{}\[\]]+")
 
 def read_gemma(text: str, position: int, schemas: Schemas) -> tuple[list[Call], int]:
     """call:name{key:value, ...} with texts between <|"|>, as Gemma 4 writes calls."""
-    head = _GEMMA_HEAD.match(text, position)
-    if head is None:
-        raise NotACall
+    head = _matched(_GEMMA_HEAD, text, position)
     arguments, end = _gemma_value(text, head.end())
-    tail = _GEMMA_TAIL.match(text, end)
-    if tail is None:
-        raise NotACall
-    return [_call(head["name"], arguments)], tail.end()
+    return [_call(head["name"], arguments)], _matched(_GEMMA_TAIL, text, end).end()
 
 
 def _gemma_text(text: str, position: int) -> tuple[str, int]:
@@ -275,9 +266,7 @@ def _gemma_value(text: str, position: int) -> tuple[Any, int]:
             elif not text.startswith(closing, position):
                 raise NotACall
         return (members if opening == "{" else items), position + 1
-    word = _GEMMA_WORD.match(text, position)
-    if word is None:
-        raise NotACall
+    word = _matched(_GEMMA_WORD, text, position)
     if word[0].lower() in _CONSTANTS:
         return _CONSTANTS[word[0].lower()], word.end()
     return json.loads(word[0]), word.end()
@@ -290,9 +279,7 @@ def _gemma_key(text: str, position: int) -> tuple[str, int]:
         if not text.startswith(":", position):
             raise NotACall
         return key, position + 1
-    found = _GEMMA_KEY.match(text, position)
-    if found is None:
-        raise NotACall
+    found = _matched(_GEMMA_KEY, text, position)
     return found[1], found.end()
 
 

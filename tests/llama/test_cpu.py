@@ -16,6 +16,7 @@ from gguf import LlamaFileType
 from steermoe_local import SteeredLlama
 from steermoe_local.llama import cpu
 from steermoe_local.llama.quantizer import quantize_file
+from steermoe_local.model_files.cache_shape import read_headers
 from steermoe_local.model_files.memory import repacked_bytes
 from steermoe_local.model_files.model_info import model_info
 from tests.support.low_level import lib
@@ -71,16 +72,15 @@ def test_quotas_of_control_groups(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def threads() -> Iterator[Callable[..., None]]:
+def computed_anew() -> Iterator[None]:
     cpu.default_threads.cache_clear()
-    yield lambda: None
+    yield
     cpu.default_threads.cache_clear()
 
 
+@pytest.mark.usefixtures("computed_anew")
 @pytest.mark.parametrize(("cores", "quotas", "n"), [(6, [], 6), (6, [4, 2], 2), (2, [8], 2), (0, [], 1)])
-def test_default_threads(
-    cores: int, quotas: list[int], n: int, monkeypatch: pytest.MonkeyPatch, threads: Callable[..., None]
-) -> None:
+def test_default_threads(cores: int, quotas: list[int], n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "physical_cores", lambda: cores)
     monkeypatch.setattr(cpu, "cpu_quotas", lambda: quotas)
     assert cpu.default_threads() == n
@@ -131,7 +131,7 @@ def quantized(tiny_path: Path, folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_K_M", "IQ4_NL", "Q2_K", "Q8_0", "Q5_1"])
 def test_the_copies_are_those_that_llama_cpp_makes(kind: str, tiny_path: Path, tmp_path: Path) -> None:
     path = quantized(tiny_path, tmp_path, kind)
-    copies, _ = repacked_bytes(model_info(path), cpu.repacks())
+    copies, _ = repacked_bytes(read_headers(model_info(path)), cpu.repacks())
     logged = buffers(path, repack=True)
     extra = sum(size for name, size in logged.items() if name in ("CPU_REPACK", "AMX"))
     assert copies / 2**20 == pytest.approx(extra, abs=0.01 + 0.001 * len(logged))  # two decimals, and alignment

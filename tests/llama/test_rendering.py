@@ -25,7 +25,7 @@ def chat(*contents: str) -> tuple[Message, ...]:
 def control_name(renderer: Renderer) -> tuple[str, str]:
     """A control token of the template with a word in it, and the word."""
     rendered = renderer.text(chat("x", "y"))
-    for name in renderer._control_tokens():
+    for name in renderer._special.control:
         word = name.strip("<|>/ ")
         if name in rendered and word.isalpha():
             return name, word
@@ -79,7 +79,7 @@ def test_a_control_token_can_be_the_target_of_a_text(renderer: Renderer) -> None
 def test_control_tokens_are_one_token(renderer: Renderer) -> None:
     name, word = control_name(renderer)
     assert len(renderer.tokenize(name, add_special=False)) == 1
-    assert word not in renderer._control_tokens()
+    assert word not in renderer._special.control
 
 
 def test_text_and_chat(renderer: Renderer) -> None:

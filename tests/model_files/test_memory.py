@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from steermoe_local import ResourceError, SteeredLlama
 from steermoe_local.cli import main
 from steermoe_local.model_files import memory
-from steermoe_local.model_files.cache_shape import CacheShape, cache_shape
+from steermoe_local.model_files.cache_shape import CacheShape, cache_shape, read_headers
 from steermoe_local.model_files.memory import (
     MemoryEstimate,
     check_memory,
@@ -140,7 +140,7 @@ def test_models_that_keep_nothing(tool: Any, tmp_path: Path) -> None:
 
 def test_the_cache_of_the_embedded_model_by_hand(tiny_path: Path) -> None:
     info = model_info(tiny_path)
-    shape = cache_shape(info)
+    shape = cache_shape(info, read_headers(info))
     assert len(shape.rows) == info.n_layer
     by_hand = sum(keys + values for keys, values in shape.rows) * 2 * 512
     assert check_memory(info, 400, free=1 << 50).cache == by_hand
