@@ -8,46 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steermoe_local import UsageError
 from steermoe_local.llama import capi
 from steermoe_local.llama.full_sampling import DEFAULT_ORDER, SAMPLERS, FullSampling, sampler_names
 from steermoe_local.llama.sampling import Sampler, Sampling
+from tests.support.drawing import LIKELY, PLAIN, draw
 
-PLAIN: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-LIKELY = {300: 0.5, 301: 0.3, 302: 0.15, 303: 0.05}
-
-
-@pytest.fixture(scope="module")
-def vocab(tiny_model: Any) -> Any:
-    return tiny_model.vocab
-
-
-@pytest.fixture(scope="module")
-def logits(tiny_model: Any) -> Any:
-    """Four tokens share all the probability."""
-    values = np.full(tiny_model.n_vocab(), -1e4, np.float32)
-    for token, probability in LIKELY.items():
-        values[token] = math.log(probability) + 3
-    return values
-
-
-def draws(vocab: Any, logits: Any, sampling: Sampling, n: int = 1500, prompt: tuple[int, ...] = ()) -> list[int]:
-    sampler = Sampler(vocab, sampling, prompt, 64)
-    tokens = []
-    for _ in range(n):
-        token = sampler.sample(logits)
-        assert token is not None
-        sampler.accept(token)
-        tokens.append(token)
-    sampler.close()
-    return tokens
+N_DRAWN = 1500
 
 
 def drawn(vocab: Any, logits: Any, **options: Any) -> set[int]:
-    return set(draws(vocab, logits, FullSampling(**PLAIN | {"seed": 5} | options)))
+    return set(draw(vocab, logits, FullSampling(**PLAIN | {"seed": 5} | options), N_DRAWN))
 
 
 def test_off_by_default(vocab: Any, logits: Any) -> None:
@@ -55,7 +29,7 @@ def test_off_by_default(vocab: Any, logits: Any) -> None:
     noise = logits + np.random.default_rng(1).normal(0, 3, len(logits)).astype(np.float32)
     for options in ({}, PLAIN, {"repeat_penalty": 1.3}, {"temperature": 0.0}, {"temperature": 3.0, "top_k": 3}):
         plain = Sampling(**options | {"seed": 11})
-        assert draws(vocab, noise, FullSampling(**asdict(plain)), 60) == draws(vocab, noise, plain, 60)
+        assert draw(vocab, noise, FullSampling(**asdict(plain)), 60) == draw(vocab, noise, plain, 60)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +65,7 @@ def test_a_dynamic_temperature(vocab: Any, logits: Any) -> None:
     """At an entropy of 1.14 of log(4) nats, with exponent 1, it is 0.82 of the way from 0.1 to 9.9."""
 
     def share(**options: Any) -> float:
-        tokens = draws(vocab, logits, FullSampling(**PLAIN | {"seed": 5, "top_k": 4} | options), 4000)
+        tokens = draw(vocab, logits, FullSampling(**PLAIN | {"seed": 5, "top_k": 4} | options), 4000)
         return tokens.count(300) / len(tokens)
 
     entropy = -sum(p * math.log(p) for p in LIKELY.values()) / math.log(4)
@@ -107,7 +81,7 @@ def test_dry_breaks_a_loop(vocab: Any, logits: Any) -> None:
     prompt = (9, 8, 7, 300, 5, 9, 8, 7)
 
     def first(**options: Any) -> int:
-        return draws(vocab, logits, FullSampling(**PLAIN | loop | options), 1, prompt)[0]
+        return draw(vocab, logits, FullSampling(**PLAIN | loop | options), 1, prompt)[0]
 
     assert first() == 301
     assert first(dry_multiplier=0.0) == 300
@@ -123,7 +97,7 @@ def test_mirostat(vocab: Any, tiny_model: Any) -> None:
         means = []
         for tau in (1.0, 8.0):
             sampling = FullSampling(temperature=1.0, top_k=1, mirostat=version, mirostat_tau=tau, seed=3)
-            means.append(float(np.mean(draws(vocab, spread, sampling, 300))))
+            means.append(float(np.mean(draw(vocab, spread, sampling, 300))))
         assert means[0] * 2 < means[1], means
 
 
@@ -132,7 +106,7 @@ def test_adaptive_p(vocab: Any, logits: Any) -> None:
 
     def share(target: float, token: int) -> float:
         options: dict[str, Any] = {"top_k": 4, "samplers": ("top_k", "adaptive_p"), "adaptive_target": target}
-        return draws(vocab, logits, FullSampling(**PLAIN | options, seed=5), 500).count(token) / 500
+        return draw(vocab, logits, FullSampling(**PLAIN | options, seed=5), 500).count(token) / 500
 
     assert share(-1.0, 303) == pytest.approx(0.05, abs=0.04), "off"
     assert share(0.05, 303) > 0.3
@@ -220,7 +194,7 @@ ANY: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(st.fixed_dictionaries({}, optional=ANY), st.sampled_from(["spread", "peak", "flat", "banned"]))
 def test_any_values_within_their_ranges(vocab: Any, tiny_model: Any, options: dict[str, Any], kind: str) -> None:
     """Each draw is a token or None: what llama.cpp computes of extreme values stays inside its arrays."""

@@ -13,8 +13,7 @@ from steermoe_local.llama import capi, grammars
 from steermoe_local.llama.grammars import GrammarLimitError, GuidedGrammar, guided_tokenizer, why_refused
 from steermoe_local.llama.sampling import Sampler, Sampling
 from steermoe_local.llama.tokenizing import token_bytes
-
-PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+from tests.support.drawing import PLAIN
 
 
 @pytest.fixture(scope="module")

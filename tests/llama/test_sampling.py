@@ -15,36 +15,11 @@ from steermoe_local import UsageError
 from steermoe_local.llama import capi
 from steermoe_local.llama.detokenizer import TextStream
 from steermoe_local.llama.sampling import RANDOM_SEED, Sampler, Sampling, log_softmax
-
-PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-LIKELY = {300: 0.5, 301: 0.3, 302: 0.15, 303: 0.05}
-
-
-@pytest.fixture(scope="module")
-def vocab(tiny_model: Any) -> Any:
-    return tiny_model.vocab
-
-
-@pytest.fixture(scope="module")
-def logits(tiny_model: Any) -> Any:
-    """Four tokens share all the probability."""
-    values = np.full(tiny_model.n_vocab(), -1e4, np.float32)
-    for token, probability in LIKELY.items():
-        values[token] = math.log(probability) + 3  # logits are not normalised
-    return values
+from tests.support.drawing import LIKELY, PLAIN, draw
 
 
 def draws(vocab: Any, logits: Any, n: int = 400, prompt: tuple[int, ...] = (), **options: Any) -> list[int]:
-    """Tokens drawn one after the other, each accepted."""
-    sampler = Sampler(vocab, Sampling(**PLAIN | {"seed": 5} | options), prompt, 64)
-    tokens = []
-    for _ in range(n):
-        token = sampler.sample(logits)
-        assert token is not None
-        sampler.accept(token)
-        tokens.append(token)
-    sampler.close()
-    return tokens
+    return draw(vocab, logits, Sampling(**PLAIN | {"seed": 5} | options), n, prompt)
 
 
 def shares(tokens: list[int]) -> dict[int, float]:

@@ -13,14 +13,14 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from steermoe_local import ModelError, NativeError
 from steermoe_local.generation import context
 from steermoe_local.generation.engine import Engine
 from steermoe_local.server.fair_queue import FairQueue
-from tests.support.running_server import Load, Running, asking, running, unending, until
+from tests.support.running_server import Load, Running, asking, running, slow, unending, until
 
 QUESTIONS = (
     "Which number comes after three?",
@@ -177,7 +177,6 @@ Order = list[tuple[str, int]]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3)), max_size=40))
-@settings(deadline=None)
 def test_turns(items: Order) -> None:
     queue: FairQueue[tuple[str, int, int]] = FairQueue()
     for number, (client, group) in enumerate(items):
@@ -245,19 +244,6 @@ def test_waiting_counts_as_well() -> None:
         calls = [lambda: small.complete("one, two,", **ENDLESS)] * 3
         assert [response.status_code for response in together(calls)] == [408, 408, 408]
         assert small.worker.n_waiting == small.worker.n_running == 0
-
-
-def slow(server: Running, seconds: float) -> None:
-    """Make every step take longer."""
-    engine = server.worker.engine
-    assert engine is not None
-    step = engine.step
-
-    def slowly() -> Any:
-        time.sleep(seconds)
-        return step()
-
-    engine.step = slowly  # type: ignore[method-assign]
 
 
 #

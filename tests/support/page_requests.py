@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,19 +14,6 @@ COUNT = "Count from three to nine."
 REFUSED = "the server responded with a status of"  # what a browser says of an answer that is not 2xx
 OFF = "net::ERR_"
 MARKUP = "<img src=x onerror=\"alert(1)\"><script>alert(2)</script><b onclick='alert(3)'>b</b>"
-
-
-def slow(server: Running, seconds: float) -> None:
-    """Make every step take longer."""
-    engine = server.worker.engine
-    assert engine is not None
-    step = engine.step
-
-    def slowly() -> Any:
-        time.sleep(seconds)
-        return step()
-
-    engine.step = slowly  # type: ignore[method-assign]
 
 
 def table(server: Running, name: str = "digits-words", **choice: Any) -> Any:

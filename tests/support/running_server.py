@@ -172,6 +172,19 @@ def unending(server: Running, most: int = 200) -> Iterator[None]:
         engine.step, engine.abort = step, abort  # type: ignore[method-assign]
 
 
+def slow(server: Running, seconds: float) -> None:
+    """Make every step take longer."""
+    engine = server.worker.engine
+    assert engine is not None
+    step = engine.step
+
+    def slowly() -> Any:
+        time.sleep(seconds)
+        return step()
+
+    engine.step = slowly  # type: ignore[method-assign]
+
+
 @contextmanager
 def asking(server: Running, path: str, body: dict[str, Any]) -> Iterator[socket.socket]:
     """A request on a connection of its own, sent and not answered yet; the end of the block closes the connection."""

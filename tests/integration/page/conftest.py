@@ -9,9 +9,8 @@ import pytest
 
 from tests.support import browser as browsers
 from tests.support.page_desk import Desk, desk
-from tests.support.page_requests import slow
 from tests.support.run_models import talker
-from tests.support.running_server import TINY, Running, running, until
+from tests.support.running_server import TINY, Running, running, slow, until
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 
 from tests.support import browser as browsers
 from tests.support.page_desk import Desk, desk
-from tests.support.page_requests import COUNT, QUESTION, slow, table
-from tests.support.running_server import running, until
+from tests.support.page_requests import COUNT, QUESTION, table
+from tests.support.running_server import running, slow, until
 
 pytestmark = browsers.marks()
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from tests.support import browser as browsers
 from tests.support.page_desk import Desk, desk
-from tests.support.page_requests import COUNT, OFF, QUESTION, REFUSED, registered, slow, sse
-from tests.support.running_server import Running, running, unending, until
+from tests.support.page_requests import COUNT, OFF, QUESTION, REFUSED, registered, sse
+from tests.support.running_server import Running, running, slow, unending, until
 
 pytestmark = browsers.marks()
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import browser as browsers
@@ -95,7 +95,7 @@ TOKENS = [
 ALLOWED = {"P", "STRONG", "EM", "CODE", "PRE", "UL", "LI", "SPAN"}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(TOKENS) | st.text(max_size=8), max_size=30).map("".join))
 def test_markdown_makes_nothing_else(tab: Desk, text: str) -> None:
     """Of any text: no other elements and attributes, and no word is lost."""
@@ -232,7 +232,7 @@ kept_chats = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(kept_chats | json_values)
 def test_kept_chats_are_made_whole(tab: Desk, kept: Any) -> None:
     state = run(tab, "store", "return m.parsed(x);", json.dumps(kept))
