@@ -73,7 +73,7 @@ def memory_of(group: Group, kept: Sequence[int]) -> list[list[int]]:
     return [[*tokens, *count] for tokens, count in zip(held, counts, strict=True)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     prompts(), st.integers(1, 30), st.integers(2, 12), st.integers(3, 20), st.lists(st.integers(0, 2)), st.booleans()
 )

@@ -85,7 +85,7 @@ def test_plain_text_is_cut_right_at_the_context(renderer: Any) -> None:
 
 
 @given(n_ctx=st.integers(2, 80), most=st.integers(1, 300))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_no_more_tokens_count_than_wanted(renderer: Any, n_ctx: int, most: int) -> None:
     text = NeutralText("prose", ((None, PROSE), (None, "four")))
     whole = sum(d.n for d in text.documents(renderer, n_ctx))

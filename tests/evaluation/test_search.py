@@ -126,7 +126,7 @@ def test_early_stops() -> None:
     assert [trial.candidate[1] for trial in found.trials][1:8] == [1, 2, 4, 8, 16, 32, 41]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 30), st.integers(0, 12), st.integers(0, 25))
 def test_whatever_the_surface(seed: int, max_trials: int, last_i: int, last_j: int) -> None:
     """On any surface: within the limits, each candidate once, pick inside the budget and as the rule says."""
@@ -188,7 +188,7 @@ def test_one_standard_error() -> None:
 #
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 4), st.integers(2, 9), st.booleans())
 def test_space_is_all_different_choices(seed: int, n_layer: int, n_expert: int, reverse: bool) -> None:
     """Against choosing every number: the same choices, each once, and only those that the model can carry out."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from steermoe_local.errors import FormatError, SteerMoEError, UsageError
@@ -288,7 +288,7 @@ def bent_rows(draw: st.DrawFn, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(data=st.data())
 def test_bent_rows_give_good_items_or_none(name: str, tmp_path: Path, data: st.DataObject) -> None:
     rows = [data.draw(bent_rows(name)) for _ in range(2)]
@@ -305,7 +305,7 @@ def test_bent_rows_give_good_items_or_none(name: str, tmp_path: Path, data: st.D
         assert check_task(task).problems == ()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @example(data=b"\x1c", name="advbench")
 @example(data=b"\xc2\x85\n", name="prompts")
 @given(data=st.binary(max_size=200), name=st.sampled_from(sorted(ADAPTERS)))

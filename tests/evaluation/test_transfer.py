@@ -276,7 +276,7 @@ def test_agreement_by_hand() -> None:
         routing_agreement(one & False, two & False)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(hnp.arrays(np.float64, (6, 3, 8), elements=st.floats(0, 1, width=16)), st.integers(1, 8), st.randoms())
 def test_properties_of_agreement(logits: Any, k: int, random: Any) -> None:
     def top(values: Any) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from steermoe_local import FormatError, UsageError
@@ -178,7 +178,6 @@ JSON = st.recursive(
 FIELDS = ["model", "created", "tool", "system", "messages", "steering", "steering_on", "sampling", "max_tokens"]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON, min_size=1, max_size=3))
 def test_any_damage_is_a_format_error(new: Any, changes: dict[str, Any]) -> None:
     chat = new(TO_WORDS)

@@ -362,7 +362,7 @@ def test_damaged_at_any_byte(tmp_path: Path) -> None:
             PairCounts.load(path).total()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.integers(1, 20), st.integers(1, 20))
 def test_halves_make_the_whole(seed: int, i: int, j: int) -> None:
     with tempfile.TemporaryDirectory() as name:

@@ -429,7 +429,7 @@ def test_annotate_one_pair(tmp_path: Path) -> None:
     assert significance.annotate(expert_map, pairs) is expert_map
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000))
 def test_the_model_need_not_be_small(seed: int) -> None:
     """Chunked files and arrays in memory give the same."""

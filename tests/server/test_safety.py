@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steermoe_local import UsageError
@@ -357,7 +357,7 @@ PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/steering", "/tokenize",
 
 
 @given(st.sampled_from(PATHS), st.dictionaries(st.sampled_from(NAMES), JSON, max_size=6))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 def test_any_json_is_answered(server: Running, path: str, body: dict[str, Any]) -> None:
     """Never a 5xx, and always OpenAI's form."""
     base = {"/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2}}
@@ -372,7 +372,7 @@ def test_any_json_is_answered(server: Running, path: str, body: dict[str, Any]) 
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_bytes_are_json_or_refused(data: bytes) -> None:
     with suppress(ApiError):
         assert strict_json(data) == json.loads(data)

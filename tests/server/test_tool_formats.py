@@ -208,7 +208,7 @@ def test_every_format_is_of_a_template() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(KNOWN) - NOT_RENDERED))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(CALLS)
 def test_calls_are_read_back(name: str, calls: Calls) -> None:
     calls = calls[: MOST.get(name)]
@@ -231,7 +231,7 @@ def test_calls_are_read_back(name: str, calls: Calls) -> None:
         "meta-llama-Llama-3.1-8B-Instruct",
     ],
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.text())
 def test_json_holds_any_text(name: str, text: str) -> None:
     calls = [("get_weather", {"city": text})]

@@ -54,7 +54,7 @@ def choices(draw: st.DrawFn) -> tuple[ModelIdentity, list[Table], tuple[int, ...
     return expert_map.identity, tables, layers, rng.uniform(0, 1, rd.shape), seed
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(choices(), st.booleans())
 def test_draws_can_be_carried_out(
     made: tuple[ModelIdentity, list[Table], tuple[int, ...], npt.NDArray[np.float64], int], matched: bool
