@@ -17,7 +17,8 @@ from ..errors import ModelError, UsageError
 
 SECONDS_VARIABLE = "STEERMOE_TEMPLATE_SECONDS"
 
-_MOST_CHILDREN = 4
+MOST_CHILDREN = 4
+"""How many templates run at once."""
 _MOST_BYTES = 256 << 20  # of an answer: 6 for each of 32 million characters, and more
 
 
@@ -106,7 +107,7 @@ class TemplatePool:
     They are started when they are needed, and kept. After a task without an answer a new one is started.
     """
 
-    def __init__(self, limits: TemplateLimits | None = None, most_children: int = _MOST_CHILDREN) -> None:
+    def __init__(self, limits: TemplateLimits | None = None, most_children: int = MOST_CHILDREN) -> None:
         self._given_limits = limits
         self._most_children = most_children
         self._begin()
