@@ -1,5 +1,7 @@
-"""Files and their kinds, records of foreign data sets, `.npz` archives, control groups: helpers below all stages.
+"""Files and their kinds, atomic writing, locks on outputs, records of foreign data sets, and more.
+
+They are helpers below all stages.
 
 Imports: errors.
-Public: `control_groups`, `file_kinds`, `files`, `npz`, `package`, `records`.
+Public: `control_groups`, `disk`, `file_kinds`, `files`, `locks`, `npz`, `package`, `records`, `writing`.
 """
