@@ -81,9 +81,18 @@ def _read(data: bytes, name: str, reader: Callable[[Path], T]) -> T:
             try:
                 return reader(path)
             except FormatError as error:
+                if failed := _os_error(error):  # it is the server's own file
+                    raise failed from None
                 raise FormatError(str(error).replace(str(path), name)) from None
     except OSError as error:
         raise storage_error(error) from error
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The OSError that an error came from."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 class MapsFolder:
