@@ -28,12 +28,16 @@ def is_full(error: BaseException | None) -> bool:
 def cannot_write(path: StrPath, error: OSError, cure: str = "") -> SteerMoEError:
     """The error that a failed write means: UsageError for a path that cannot be, StorageError for a disk that fails.
 
-    `cure` replaces "run the command again", which stands behind making room.
+    `cure` replaces "run the command again", which stands behind making room. Other errors of the system than those of
+    a path are the disk's: EIO, EROFS of a disk that turned read-only, ...
     """
     reason = error.strerror or str(error)
     if error.errno in _WRONG_PATH:
         return UsageError(f"{path}: cannot be written: {reason}; choose another place")
-    first = "free some room there" if error.errno in _FULL else "check the disk"
+    if error.errno == errno.EFBIG:
+        first = "raise the limit of file sizes (ulimit -f)"
+    else:
+        first = "free some room there" if error.errno in _FULL else "check the disk"
     return StorageError(f"{path}: cannot be written: {reason}; {first}, then {cure or 'run the command again'}")
 
 

@@ -82,18 +82,19 @@ class Replacement:
 
 
 @contextlib.contextmanager
-def replacing(path: StrPath, mode: int = 0o666) -> Iterator[Path]:
+def replacing(path: StrPath, mode: int = 0o666, *, cure: str = "") -> Iterator[Path]:
     """Yield an empty temporary file beside `path`, which is renamed to `path` when the block succeeds.
 
     A reader sees the old file or the new one, never half a file, after a crash too. A symbolic link stays a link.
-    Raises UsageError when no file can be written there, StorageError when the disk is full or fails.
+    Raises UsageError when no file can be written there, StorageError when the disk is full or fails; its message ends
+    with `cure`, else "run the command again".
     """
     replacement = Replacement(path, mode)
     try:
         yield replacement.path
         replacement.commit()
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise cannot_write(path, error, cure) from error
     finally:
         replacement.abort()
 

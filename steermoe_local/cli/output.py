@@ -57,7 +57,7 @@ def settle_streams() -> None:
 
 
 class _PromptWarnings(logging.Handler):
-    """Prints what rendering warns of, each warning once."""
+    """Prints what rendering and writing warn of, each warning once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,15 +72,18 @@ class _PromptWarnings(logging.Handler):
 
 @contextmanager
 def prompt_warnings() -> Iterator[None]:
-    """Meanwhile, warnings of what is changed in prompts for a chat template's sake go to stderr, each once."""
-    log, handler = logging.getLogger("steermoe.prompts"), _PromptWarnings()
-    log.addHandler(handler)
-    before, log.propagate = log.propagate, False  # a server logs to the root, too
+    """Meanwhile, warnings go to stderr, each once: of what is changed in prompts for a chat template, and of files."""
+    logs, handler = [logging.getLogger(f"steermoe.{name}") for name in ("prompts", "files")], _PromptWarnings()
+    before = [log.propagate for log in logs]
+    for log in logs:
+        log.addHandler(handler)
+        log.propagate = False  # a server logs to the root, too
     try:
         yield
     finally:
-        log.removeHandler(handler)
-        log.propagate = before
+        for log, propagated in zip(logs, before, strict=True):
+            log.removeHandler(handler)
+            log.propagate = propagated
 
 
 def visible(text: str, *, lines: bool = False) -> str:

@@ -122,7 +122,8 @@ class CheckpointFile:
         """Replace the checkpoint. Raises UsageError and StorageError when it cannot be written."""
         meta: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "settings": dict(settings)}
         meta |= {name: getattr(checkpoint, name) for name in ("next", "n_pairs", "n_skipped", "journal")}
-        with replacing(self.path) as temporary, open(temporary, "wb") as file:
+        again = _RESUME if self.exists() else ""
+        with replacing(self.path, cure=again) as temporary, open(temporary, "wb") as file:
             np.savez(file, a=checkpoint.a, n=checkpoint.n, meta=np.asarray(json.dumps(meta)))
 
     def append(self, records: PairRecords, at: int) -> int:

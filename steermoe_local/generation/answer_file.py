@@ -24,7 +24,7 @@ from .._util.disk import cannot_write, flush_file
 from .._util.files import StrPath, parse_json, replacing, require_writable
 from .._util.locks import OutputLock
 from .._util.writing import beside, remove
-from ..errors import FormatError, StorageError, UsageError
+from ..errors import FormatError, UsageError
 from ..llama.template_date import other_date
 
 _FORMAT = "steermoe-partial-answers"
@@ -144,14 +144,15 @@ class AnswerFile:
     def finish(self, ids: Iterable[str | int]) -> None:
         """Write the output, in the order of `ids`, and remove the partial file. Raises UsageError, StorageError."""
         self._close_file()
-        try:
-            with open(self.path, "rb") as kept, replacing(self.output) as temporary, open(temporary, "wb") as out:
-                for name in ids:
-                    start, length = self._lines[str(name)]
-                    kept.seek(start)
-                    out.write(kept.read(length))
-        except StorageError as error:
-            raise StorageError(f"{error}; with --resume no answer is computed again") from error
+        with (
+            open(self.path, "rb") as kept,
+            replacing(self.output, cure=_RESUME) as temporary,
+            open(temporary, "wb") as out,
+        ):
+            for name in ids:
+                start, length = self._lines[str(name)]
+                kept.seek(start)
+                out.write(kept.read(length))
         remove(self.path)
         self.close()
 

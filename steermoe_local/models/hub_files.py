@@ -7,6 +7,7 @@ client's `http_get` into a file of the cache that stays, which `hf_hub_download`
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import time
@@ -18,7 +19,10 @@ from .._util.files import sha256_file
 from ..errors import ModelError
 from .hub import cache_folder
 
+log = logging.getLogger("steermoe.files")
+
 _TRIES = 3
+_AT_ONCE = 0.1  # seconds; the client takes 0 for "without end"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ETAG = re.compile(r"[A-Za-z0-9_-]{8,128}")
 
@@ -131,6 +135,7 @@ def download_into(folder: Path, repo: str, path: str, commit: str, size: int, to
             _transfer(repo, path, commit, partial, target, size, etag, token)
     with contextlib.suppress(OSError):
         lock.unlink()
+    _remove_superseded(target, partial)
     return target
 
 
@@ -150,9 +155,30 @@ def _metadata(repo: str, path: str, commit: str, size: int, token: str | None) -
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    """The client's lock: another process that fetches the same file is waited for, which is said."""
+    import filelock
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _client().WeakFileLock(path):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_client().WeakFileLock(path, timeout=_AT_ONCE))
+        except filelock.Timeout:
+            log.warning("%s: another process is fetching this file; waiting until it ends", path)
+            stack.enter_context(_client().WeakFileLock(path))
         yield
+
+
+def _remove_superseded(target: Path, partial: Path) -> None:
+    """Remove what interrupted downloads left of other versions of a file, unless one is going on."""
+    import filelock
+
+    name = re.compile(rf"{re.escape(target.name)}\.[A-Za-z0-9_-]{{8,16}}\.incomplete")
+    for left in [path for path in target.parent.iterdir() if name.fullmatch(path.name) and path != partial]:
+        lock = left.with_suffix(".lock")
+        with contextlib.suppress(OSError, filelock.Timeout):
+            with _client().WeakFileLock(lock, timeout=_AT_ONCE):
+                left.unlink()
+            lock.unlink(missing_ok=True)
 
 
 def _transfer(
