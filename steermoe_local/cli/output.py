@@ -56,6 +56,9 @@ def settle_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+_WARNING = ("prompts", "files", "downloads")  # loggers of the package whose warnings users see
+
+
 class _PromptWarnings(logging.Handler):
     """Prints what the package warns of, each warning once."""
 
@@ -72,18 +75,18 @@ class _PromptWarnings(logging.Handler):
 
 @contextmanager
 def prompt_warnings() -> Iterator[None]:
-    """Meanwhile, warnings of what a template changes in prompts, and of downloads, go to stderr, each once."""
-    logs = [logging.getLogger("steermoe.prompts"), logging.getLogger("steermoe.downloads")]
-    before, handler = [log.propagate for log in logs], _PromptWarnings()
+    """Meanwhile, warnings of the package (prompts that a template changes, files, downloads) go to stderr, each once."""
+    logs, handler = [logging.getLogger(f"steermoe.{name}") for name in _WARNING], _PromptWarnings()
+    before = [log.propagate for log in logs]
     for log in logs:
         log.addHandler(handler)
         log.propagate = False  # a server logs to the root, too
     try:
         yield
     finally:
-        for log, propagate in zip(logs, before, strict=True):
+        for log, propagated in zip(logs, before, strict=True):
             log.removeHandler(handler)
-            log.propagate = propagate
+            log.propagate = propagated
 
 
 def visible(text: str, *, lines: bool = False) -> str:

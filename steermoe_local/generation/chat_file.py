@@ -113,7 +113,7 @@ class ChatState:
 
 
 def write_chat(state: ChatState, path: StrPath) -> None:
-    """Write a conversation. Raises UsageError when the file cannot be written."""
+    """Write a conversation. Raises UsageError, StorageError when the file cannot be written."""
     text = json.dumps(state.to_dict(), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
     try:
         data = text.encode("utf-8")

@@ -109,7 +109,23 @@ class SteeringRegistry:
                 steering = Steering.open(map_file=path, activate=numbers[0], deactivate=numbers[1])
                 if steering.identity == identity:
                     self._put(name, steering, "ships")
-            return [] if self._folder is None else self._open_folder(self._folder)
+            if self._folder is None:
+                return []
+            self.claim()
+            return self._open_folder(self._folder)
+
+    def claim(self) -> None:
+        """Lock the maps folder, if this server writes there, until `close`. A second call has no effect.
+
+        Raises BusyError (another server writes there), UsageError, StorageError.
+        """
+        if self._folder is not None:
+            self._folder.open()
+
+    def close(self) -> None:
+        """Give back the maps folder, which nobody else may write to meanwhile."""
+        if self._folder is not None:
+            self._folder.close()
 
     def _open_folder(self, folder: MapsFolder) -> list[str]:
         warnings: list[str] = []

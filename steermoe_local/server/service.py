@@ -58,6 +58,7 @@ class Service:
         if "_prompter" in self.__dict__:
             self._prompter.close()
         self.worker.stop()
+        self.registry.close()
 
     #
     # names

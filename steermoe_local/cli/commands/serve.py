@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -171,7 +171,9 @@ def serve(
                 _choose_default(registry, steering, numbers)
             yield engine
 
-    run_server(settings, registry, load, say)
+    with closing(registry):
+        registry.claim()  # before the model is loaded
+        run_server(settings, registry, load, say)
 
 
 def _require_extra() -> None:
