@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from typing import Any
 
 from fastapi import APIRouter
@@ -14,6 +16,8 @@ from .schemas import DetokenizeRequest, TokenizeRequest
 from .service import Service
 
 _TEXT = {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+
+_json = functools.partial(json.dumps, ensure_ascii=False)
 
 
 def router(service: Service) -> APIRouter:
@@ -66,11 +70,12 @@ def router(service: Service) -> APIRouter:
         text, add_special = body.text
 
         def answer() -> Response:  # made in the thread as a whole: a text may have a million tokens
-            tokens: list[Any] = prompter.tokens_of(text, add_special=add_special, parse_special=body.parse_special)
-            n_tokens = len(tokens)
-            if body.with_pieces:
-                tokens = [{"id": token, "piece": decode_token(prompter.piece(token))} for token in tokens]
-            return JSONResponse({"tokens": tokens, "count": n_tokens, "max_model_len": prompter.n_ctx})
+            tokens = prompter.tokens_of(text, add_special=add_special, parse_special=body.parse_special)
+            # token by token: one call for all of them would not give way to the event loop
+            shown = functools.cache(lambda token: _json({"id": token, "piece": decode_token(prompter.piece(token))}))
+            listed = ", ".join(shown(token) if body.with_pieces else str(token) for token in tokens)
+            size = _json({"count": len(tokens), "max_model_len": prompter.n_ctx})
+            return Response(f'{{"tokens": [{listed}], {size[1:]}', media_type="application/json")
 
         return await prompter.run(answer)
 
