@@ -1,5 +1,6 @@
-"""Files and their kinds, records of foreign data sets, `.npz` archives, control groups: helpers below all stages.
+"""Files and their kinds, records of foreign data sets, `.npz` archives, control groups, visible texts: helpers below
+all stages.
 
 Imports: errors.
-Public: `control_groups`, `file_kinds`, `files`, `npz`, `package`, `records`.
+Public: `control_groups`, `file_kinds`, `files`, `npz`, `package`, `records`, `visible`.
 """

@@ -6,17 +6,23 @@ import contextlib
 import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
 
+from .._util.visible import visible
 from ..errors import SteerMoEError, UsageError
+from ..llama.library import tell_of_crashes
+from . import failures
+from .failures import EXIT_ERROR, EXIT_INTERRUPTED
 from .options import settings
 from .options.system_text import locale_cure, require_text
-from .output import prompt_warnings, say, settle_streams, visible
+from .output import prompt_warnings, say
+from .streams import settle_streams
 
 _DID_YOU_MEAN = re.compile(r"\.? \(?Did you mean (?:one of: )?(.*?)\?\)?$")
-EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_USAGE = 2
 
 
 class SteerMoEGroup(click.Group):
@@ -25,12 +31,21 @@ class SteerMoEGroup(click.Group):
     The line says what is wrong, where, and the cure.
     """
 
+    def main(self, args: Sequence[str] | None = None, *others: Any, **settings: Any) -> Any:
+        """Run a command line: without `args` that of this process, of which the hooks and signals are taken."""
+        failures.debug(False)
+        settle_streams()
+        if args is None:
+            failures.install_hooks()
+            tell_of_crashes()
+        with failures.last_resort():
+            return super().main(args, *others, **settings)
+
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         """Give every option its environment variables before anything is read."""
         if parent is None:
-            settle_streams()
             settings.name_variables(self)
         if extra.get("resilient_parsing"):  # click completes for a shell
             from .options import completion
@@ -84,6 +99,35 @@ class SteerMoEGroup(click.Group):
             _fail("out of memory; close other programs, or take a smaller model or context (-c)", EXIT_ERROR)
         except (KeyboardInterrupt, click.Abort):
             _fail("interrupted", EXIT_INTERRUPTED)
+
+
+def debug_option(*, hidden: bool = False) -> click.Option:
+    """The option that asks for tracebacks; it has taken effect when the others are read."""
+
+    def take(ctx: click.Context, parameter: click.Parameter, on: bool) -> None:
+        if on and not ctx.resilient_parsing:
+            failures.debug()
+
+    words = "Show the traceback of an unexpected error."
+    return click.Option(
+        [failures.OPTION],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        hidden=hidden,
+        envvar=None if hidden else failures.VARIABLE,
+        show_envvar=True,
+        callback=take,
+        help=words,
+    )
+
+
+def take_debug(group: click.Group) -> None:
+    """Let all commands below a group take --debug, too, without a word about it in their help."""
+    for command in group.commands.values():
+        command.params.append(debug_option(hidden=True))
+        if isinstance(command, click.Group):
+            take_debug(command)
 
 
 def _drop_stdout() -> None:
