@@ -55,6 +55,10 @@ class GuardedStream(io.TextIOWrapper):
         super().write(shown)
         return len(text)
 
+    def isatty(self) -> bool:
+        """Whether the other stream is a terminal."""
+        return self.terminal.isatty()
+
     def reconfigure(self, **settings: Any) -> None:
         """Change the settings of both streams."""
         self.terminal.reconfigure(**settings)
