@@ -1,6 +1,7 @@
-"""Files and their kinds, records of foreign data sets, `.npz` archives, control groups, visible texts: helpers below
-all stages.
+"""Files and their kinds, records of foreign data sets, `.npz` archives, control groups, child processes, visible texts.
+
+Helpers below all stages.
 
 Imports: errors.
-Public: `control_groups`, `file_kinds`, `files`, `npz`, `package`, `records`, `visible`.
+Public: `children`, `control_groups`, `file_kinds`, `files`, `import_path`, `npz`, `package`, `records`, `visible`.
 """

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
+from .._util.import_path import leave_current_folder
 from .._util.visible import visible
 from ..errors import SteerMoEError, UsageError
 from ..llama.library import tell_of_crashes
@@ -32,10 +33,11 @@ class SteerMoEGroup(click.Group):
     """
 
     def main(self, args: Sequence[str] | None = None, *others: Any, **settings: Any) -> Any:
-        """Run a command line: without `args` that of this process, of which the hooks and signals are taken."""
+        """Run a command line: without `args` as this process's program, of which hooks and signals are taken."""
         failures.debug(False)
         settle_streams()
         if args is None:
+            leave_current_folder()
             failures.install_hooks()
             tell_of_crashes()
         with failures.last_resort():
