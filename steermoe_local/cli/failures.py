@@ -157,8 +157,10 @@ def _in_thread(arguments: threading.ExceptHookArgs) -> None:
 def _unraisable(arguments: sys.UnraisableHookArgs) -> None:
     """An exception of a finalizer or of a callback from C, which nobody can catch."""
     error = arguments.exc_value
-    if isinstance(error, KeyboardInterrupt):  # it meant the program, not the finalizer
-        _thread.interrupt_main()
+    if isinstance(error, KeyboardInterrupt):  # it meant the program, not the finalizer, and would be lost here as well
+        again = threading.Timer(0.05, _thread.interrupt_main)
+        again.daemon = True
+        again.start()
     elif error is not None and (debugging() or not isinstance(error, BrokenPipeError)):  # stdout's, at the end
         report(error, "and ignored")
 
