@@ -27,12 +27,12 @@ struct fault {
 };
 
 const fault FAULTS[] = {
-    { SIGABRT, "SIGABRT, it gave up" },
-    { SIGSEGV, "SIGSEGV, an access to memory outside" },
-    { SIGFPE, "SIGFPE, an impossible calculation" },
-    { SIGILL, "SIGILL, an instruction of another CPU" },
+    { SIGABRT, "SIGABRT" },
+    { SIGSEGV, "SIGSEGV, it read or wrote memory that is not its own" },
+    { SIGFPE, "SIGFPE, it divided by zero" },
+    { SIGILL, "SIGILL, this CPU lacks an instruction" },
 #ifdef SIGBUS
-    { SIGBUS, "SIGBUS, a mapped file that became short" },
+    { SIGBUS, "SIGBUS, a file in memory became shorter, or the memory is broken" },
 #endif
 };
 const size_t N_FAULTS = sizeof(FAULTS) / sizeof(FAULTS[0]);
@@ -97,7 +97,7 @@ void say_last_words(int signal) {
         }
     }
     line text;
-    text.add("error: native code ended this process (");
+    text.add("error: llama.cpp, or another native library, ended this process (");
     text.add(name);
     text.add(")");
     if (reason[0] != '\0') {
