@@ -3,6 +3,6 @@
 They are helpers below all stages.
 
 Imports: errors.
-Public: `children`, `control_groups`, `disk`, `file_kinds`, `files`, `import_path`, `locks`, `npz`, `package`,
-`records`, `writing`.
+Public: `children`, `control_groups`, `disk`, `file_kinds`, `files`, `import_path`, `json_text`, `locks`, `npz`,
+`package`, `records`, `visible`, `writing`.
 """

@@ -12,13 +12,18 @@ from typing import Any, NoReturn
 import click
 
 from .._util.import_path import leave_current_folder
+from .._util.visible import visible
 from ..errors import SteerMoEError, UsageError
+from ..llama.library import tell_of_crashes
+from . import failures
+from .failures import EXIT_ERROR, EXIT_INTERRUPTED
 from .options import settings
 from .options.system_text import locale_cure, require_text
-from .output import prompt_warnings, say, settle_streams, visible
+from .output import prompt_warnings, say
+from .streams import settle_streams
 
 _DID_YOU_MEAN = re.compile(r"\.? \(?Did you mean (?:one of: )?(.*?)\?\)?$")
-EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_USAGE = 2
 
 
 class SteerMoEGroup(click.Group):
@@ -27,18 +32,22 @@ class SteerMoEGroup(click.Group):
     The line says what is wrong, where, and the cure.
     """
 
-    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
-        """Run as this process's program unless `args` are given."""
+    def main(self, args: Sequence[str] | None = None, *others: Any, **settings: Any) -> Any:
+        """Run a command line: without `args` as this process's program, of which hooks and signals are taken."""
+        failures.debug(False)
+        settle_streams()
         if args is None:
             leave_current_folder()
-        return super().main(args, *rest, **extra)
+            failures.install_hooks()
+            tell_of_crashes()
+        with failures.last_resort():
+            return super().main(args, *others, **settings)
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         """Give every option its environment variables before anything is read."""
         if parent is None:
-            settle_streams()
             settings.name_variables(self)
         if extra.get("resilient_parsing"):  # click completes for a shell
             from .options import completion
@@ -97,6 +106,35 @@ def _fail_by_system(error: OSError) -> NoReturn:
         sys.exit(EXIT_ERROR)
     where = error.filename or "the output or a file"
     _fail(f"{where}: {error.strerror or error}; check the path, and the room on the disk", EXIT_ERROR)
+
+
+def debug_option(*, hidden: bool = False) -> click.Option:
+    """The option that asks for tracebacks; it has taken effect when the others are read."""
+
+    def take(ctx: click.Context, parameter: click.Parameter, on: bool) -> None:
+        if on and not ctx.resilient_parsing:
+            failures.debug()
+
+    words = "Show the traceback of an unexpected error."
+    return click.Option(
+        [failures.OPTION],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        hidden=hidden,
+        envvar=None if hidden else failures.VARIABLE,
+        show_envvar=True,
+        callback=take,
+        help=words,
+    )
+
+
+def take_debug(group: click.Group) -> None:
+    """Let all commands below a group take --debug, too, without a word about it in their help."""
+    for command in group.commands.values():
+        command.params.append(debug_option(hidden=True))
+        if isinstance(command, click.Group):
+            take_debug(command)
 
 
 def _drop_stdout() -> None:

@@ -32,7 +32,8 @@ from ..options.config_file import (
     set_value,
     unset_value,
 )
-from ..output import console, print_json, warn
+from ..output import print_json, print_lines, warn
+from ..streams import console, put
 
 MASK = "********"
 _WAIT = 10.0  # seconds for another command that changes the file
@@ -107,7 +108,7 @@ def show(ctx: click.Context, command: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         print_json({"file": str(file.path), "exists": file.exists, "settings": _rows(found), "unknown": unknown})
     else:
-        click.echo(f"file: {file.path}{'' if file.exists else ' (not there)'}")
+        print_lines(f"file: {file.path}{'' if file.exists else ' (not there)'}")
         _print(found, whole=bool(path))
     for name in unknown:
         warn(f"{name} is set, but no option reads it")
@@ -123,7 +124,7 @@ def path_() -> None:
     Example:
       steermoe config path
     """
-    click.echo(str(config_path()))
+    put(str(config_path()))
 
 
 @config.command("set", context_settings={"ignore_unknown_options": True})
@@ -163,7 +164,7 @@ def set_(ctx: click.Context, key: str, value: str) -> None:
     changed.options(kinds)  # an unknown key, or an older mistake in the file
     _check(_root(ctx), keys, parsed)
     _write(file.path, text)
-    click.echo(f"{file.path}: {key} = {MASK if is_secret(keys[-1]) else format_value(parsed)}")
+    print_lines(f"{file.path}: {key} = {MASK if is_secret(keys[-1]) else format_value(parsed)}")
 
 
 @config.command()
@@ -183,7 +184,7 @@ def unset(key: str) -> None:
     except EditError as error:
         raise UsageError(f"{file.path}: {key} cannot be taken out: {error}; edit the file by hand") from None
     _write(file.path, text)
-    click.echo(f"{file.path}: {key} is not set any more")
+    print_lines(f"{file.path}: {key} is not set any more")
 
 
 def _root(ctx: click.Context) -> click.Group:
@@ -275,7 +276,7 @@ def _print(found: list[settings.Setting], whole: bool) -> None:
         where = setting.where or setting.source
         lines.setdefault((setting.option, written, where), []).append(" ".join(setting.command))
     if not lines:
-        click.echo("nothing is set: every option has its default")
+        print_lines("nothing is set: every option has its default")
         return
     table = Table(box=None, pad_edge=False)
     for name in ("option", "value", "from", *([] if whole else ["commands"])):

@@ -16,6 +16,7 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..._util.files import require_writable
+from ..._util.visible import shortened
 from ...detection.checkpoint import CheckpointFile
 from ...identity import ModelIdentity
 from ...maps.expert_map import ExpertMap
@@ -38,7 +39,8 @@ from ..options.common import (
 from ..options.llama import LlamaFlags, llama_options
 from ..options.model import model_option
 from ..options.opening import open_model
-from ..output import ProgressLines, SummedLines, console, print_json, say, say_written
+from ..output import ProgressLines, SummedLines, print_json, say, say_written
+from ..streams import console
 from .map import print_map, top_experts, warn_unless_separable
 
 if TYPE_CHECKING:
@@ -207,10 +209,10 @@ class _Display:
         self._seconds = 0.0
         self._interrupted = False
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeRemainingColumn(elapsed_when_finished=True),
         )
         self._bar = Progress(
@@ -265,7 +267,7 @@ class _Display:
 
     def _print(self, line: str) -> None:
         if self._terminal:
-            self._bar.console.print(line, markup=False, soft_wrap=True)
+            self._bar.console.print(shortened(line, 4000), soft_wrap=True)
         else:
             say(line)
 

@@ -16,7 +16,8 @@ from ...maps.pair_counts import PairCounts
 from ...maps.plots import plot_difference, plot_map, require_drawable
 from ..options.common import FILE, json_option, lock_output, output_option
 from ..options.groups import together
-from ..output import console, facts_table, print_json, say, say_written, warn
+from ..output import facts_table, print_json, say, say_written, warn
+from ..streams import console
 
 _OUTPUT = "Picture to write: .png, .svg, or .html, which names the expert under the pointer."
 

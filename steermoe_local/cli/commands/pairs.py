@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..._util.records import csv_rows, rows
+from ..._util.visible import visible
 from ...errors import UsageError
 from ...models import hub
 from ...pairs.builders import (
@@ -35,7 +36,7 @@ from ..options.common import (
     selection_options,
 )
 from ..options.groups import together
-from ..output import print_json, print_left_out, say, visible
+from ..output import print_json, print_left_out, say
 from .pairs_check import check
 
 _SQUAD_COLUMNS = ("id", "context", "question", "answers", "is_impossible", "data", "paragraphs")

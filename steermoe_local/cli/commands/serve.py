@@ -6,7 +6,6 @@ import importlib.util
 import logging
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import click
 from ...errors import SteerMoEError, UsageError
 from ...models.embedded import TINY, data_folder
 from ...steering.presets import PRESETS
+from ..failures import log_to_stderr
 from ..options.common import FILE, template_options
 from ..options.groups import is_given
 from ..options.llama import LlamaFlags, llama_options
@@ -160,7 +160,7 @@ def serve(
     n_ctx = context_size(facts, ctx_size)
     flags = check_memory(facts, flags, n_ctx, parallel)  # before it listens: nobody connects to what cannot run
     registry = SteeringRegistry(folder=maps_folder, writable=maps_writable, force=force)
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")
+    log_to_stderr("%(asctime)s %(message)s")
     logging.getLogger("steermoe.server").setLevel(logging.INFO)
 
     @contextmanager

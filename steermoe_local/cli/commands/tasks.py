@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
+from ..._util.visible import visible
+from ..failures import EXIT_ERROR
 from ..options.common import (
     FILE,
     hub_offline_option,
@@ -21,8 +23,8 @@ from ..options.common import (
     selection_options,
     template_options,
 )
-from ..output import console, facts_table, print_json, print_left_out, say, visible
-from ..program import EXIT_ERROR
+from ..output import facts_table, print_json, print_left_out, say
+from ..streams import console
 
 if TYPE_CHECKING:
     from ...evaluation.measuring.task_check import TaskCheck

@@ -10,11 +10,12 @@ import click
 from ..._util.writing import remove
 from ...errors import UsageError
 from ...steering.bias_file import write_bias
+from ..failures import EXIT_ERROR
 from ..options.common import FILE, SHARE, lock_output
 from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
 from ..options.groups import is_given
-from ..output import console, print_json, rich_table, say
-from ..program import EXIT_ERROR
+from ..output import print_json, print_lines, rich_table, say
+from ..streams import console
 
 _PICTURES = ("tuning.png", "tuning.svg")
 
@@ -135,7 +136,7 @@ def tune(
     else:
         for table in tuning_tables(result):
             console().print(rich_table(table), "")
-        click.echo(
+        print_lines(
             f"{tuning_verdict(result)}\nwritten: {setup.path('report.md')}{f', {target}' if result.bias else ''}"
         )
     if result.bias is None:

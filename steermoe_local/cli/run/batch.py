@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..._util.visible import visible_json
 from ...errors import ModelError, UsageError
 from ...generation.answer_file import AnswerFile, json_line
 from ...generation.answering import answers
@@ -137,10 +138,11 @@ def _settings(steered: Steered, items: Sequence[PromptItem], n_ctx: int) -> dict
 
 def _to_stdout() -> Callable[[Record], None]:
     """A function that writes records to the real stdout, which a progress bar replaces while it runs."""
-    stdout = sys.stdout.buffer
+    stdout, terminal = sys.stdout.buffer, sys.stdout.isatty()
 
     def write(record: Record) -> None:
-        stdout.write(json_line(record).encode("utf-8"))
+        line = json_line(record)
+        stdout.write((visible_json(line) if terminal else line).encode("utf-8"))
         stdout.flush()
 
     return write
