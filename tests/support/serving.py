@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,9 +61,16 @@ _FIELDS = {"memory": "VmRSS", "peak": "VmHWM", "threads": "Threads"}
 
 
 @contextmanager
-def serving(*arguments: Any, parallel: int = 4, n_ctx: int = 512, queue: int = 512) -> Iterator[Process]:
-    """Serve `tiny` until the block ends; it must end well, then, and have written no traceback."""
-    command = [*COMMAND, "-m", "tiny", "--port", 0, "-t", 1, "-np", parallel, "-c", n_ctx, "--queue", queue, *arguments]
+def serving(
+    *arguments: Any,
+    model: Any = "tiny",
+    parallel: int = 4,
+    n_ctx: int = 512,
+    queue: int = 512,
+    command: Sequence[str] = COMMAND,
+) -> Iterator[Process]:
+    """Serve a model until the block ends; it must end well, then, and have written no traceback."""
+    command = [*command, "-m", model, "--port", 0, "-t", 1, "-np", parallel, "-c", n_ctx, "--queue", queue, *arguments]
     with tempfile.TemporaryFile("w+") as log:
 
         def written() -> str:
