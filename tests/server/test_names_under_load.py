@@ -11,7 +11,18 @@ import pytest
 
 from tests.support.alone import Alone
 from tests.support.names_history import Change, Choice, Content, History
-from tests.support.names_in_use import CHOICES, NamesClient, Records, Verdict, judge, together
+from tests.support.names_in_use import (
+    CHOICES,
+    END,
+    MAX_TOKENS,
+    QUESTIONS,
+    NamesClient,
+    Records,
+    Use,
+    Verdict,
+    judge,
+    together,
+)
 from tests.support.serving import Process, serving
 
 N_CLIENTS, N_STEPS = 8, 60
@@ -40,9 +51,7 @@ def used(server: Process, seed: int, n_steps: int = N_STEPS) -> Records:
 
 
 @pytest.mark.parametrize("parallel", [1, 3, 8])
-def test_each_answer_is_the_one_of_the_bias_that_was_named(
-    parallel: int, tiny_f32_path: Path, alone: Alone
-) -> None:
+def test_each_answer_is_the_one_of_the_bias_that_was_named(parallel: int, tiny_f32_path: Path, alone: Alone) -> None:
     with serving(*F32, *TINY_NAME, model=tiny_f32_path, parallel=parallel) as server:
         records = used(server, parallel)
     verdict = judge(records, alone)
@@ -127,8 +136,6 @@ def test_changes_at_the_same_time() -> None:
 
 
 def test_an_answer_of_another_bias_is_seen(alone: Alone) -> None:
-    from tests.support.names_in_use import MAX_TOKENS, QUESTIONS, Use, END
-
     text = alone.chat([{"role": "user", "content": QUESTIONS[3]}], CHOICES[3].bias, MAX_TOKENS, [END]).text
 
     def verdict(choice: Choice, told: Choice, text: str, whole: bool = True) -> Verdict:

@@ -74,9 +74,7 @@ class Alone:
             self._found[asked] = self._computed(list(prompt), bias, max_tokens, list(banned))
         return self._found[asked]
 
-    def _computed(
-        self, prompt: list[int], bias: BiasFile | None, max_tokens: int, banned: list[int]
-    ) -> LoneAnswer:
+    def _computed(self, prompt: list[int], bias: BiasFile | None, max_tokens: int, banned: list[int]) -> LoneAnswer:
         self._engine.forget()
         sampling = Sampling(temperature=0, logit_bias=dict.fromkeys(banned, float("-inf")))
         text, tokens, reason = "", [], ""

@@ -141,7 +141,9 @@ class NamesClient:
         if response.status_code != 201:
             self.records.uses.append(Use(start, end, other, changes, response.status_code, data["error"]["code"]))
             return
-        chosen = Choice(_map_names()[data["map_sha256"]], data["activate"], data["deactivate"], data["reverse"], data["scale"])
+        chosen = Choice(
+            _map_names()[data["map_sha256"]], data["activate"], data["deactivate"], data["reverse"], data["scale"]
+        )
         self.records.uses.append(Use(start, end, other, changes, 201, key=chosen.bias.key))
         self.records.changes.append(Change(name, start, end, Content(chosen, True)))
 
@@ -154,9 +156,7 @@ class NamesClient:
         source = choice.map if kind == "choice" else _map(choice.map)
         return Content(choice, True), body | choice.fields | {"map": source}
 
-    def _changed(
-        self, name: str, start: float, response: httpx.Response, wanted: int, content: Content | None
-    ) -> None:
+    def _changed(self, name: str, start: float, response: httpx.Response, wanted: int, content: Content | None) -> None:
         end = time.monotonic()
         code = None if response.is_success else response.json()["error"]["code"]
         if response.status_code == wanted:
