@@ -74,6 +74,12 @@ class Alone:
             self._found[asked] = self._computed(list(prompt), bias, max_tokens, list(banned))
         return self._found[asked]
 
+    def is_certain(self, messages: Sequence[dict[str, Any]], tokens: Tokens, bias: BiasFile | None) -> bool:
+        """Whether no expert and none of the tokens of an answer, which a grammar may have bound, is near a tie."""
+        renderer = self._engine.renderer
+        prompt = renderer.rendered(renderer.chat_text(messages)).tokens
+        return self._is_certain(list(prompt), list(tokens), bias, [], greedy=False)
+
     def _computed(self, prompt: list[int], bias: BiasFile | None, max_tokens: int, banned: list[int]) -> LoneAnswer:
         self._engine.forget()
         sampling = Sampling(temperature=0, logit_bias=dict.fromkeys(banned, float("-inf")))
@@ -91,7 +97,9 @@ class Alone:
         assert reason in ("stop", "length")
         return LoneAnswer(text, tuple(tokens), self._is_certain(prompt, tokens, bias, banned))
 
-    def _is_certain(self, prompt: list[int], tokens: list[int], bias: BiasFile | None, banned: list[int]) -> bool:
+    def _is_certain(
+        self, prompt: list[int], tokens: list[int], bias: BiasFile | None, banned: list[int], greedy: bool = True
+    ) -> bool:
         """Whether no row's experts and no drawn token are near a tie, by the model's own tensors in one batch."""
         context, identity = self._context, self._engine.identity
         assert identity is not None
@@ -111,5 +119,5 @@ class Alone:
             others = np.sort(np.delete(row, banned))[::-1]
             bound = np.sqrt(2) * rounding.logits(row, **rounding.TINY)
             ties += int((np.abs(others - own) <= bound).sum() > 1)
-            assert own == others[0] or others[0] - own <= bound, "the answer alone is not greedy"
+            assert not greedy or others[0] - own <= bound, "the answer alone is not greedy"
         return not ties

@@ -68,8 +68,12 @@ def serving(
     n_ctx: int = 512,
     queue: int = 512,
     command: Sequence[str] = COMMAND,
+    stopped: bool = False,
 ) -> Iterator[Process]:
-    """Serve a model until the block ends; it must end well, then, and have written no traceback."""
+    """Serve a model until the block ends; it must end well, then, and have written no traceback.
+
+    With `stopped` the block ends the server.
+    """
     command = [*command, "-m", model, "--port", 0, "-t", 1, "-np", parallel, "-c", n_ctx, "--queue", queue, *arguments]
     with tempfile.TemporaryFile("w+") as log:
 
@@ -84,9 +88,10 @@ def serving(
                 assert found, written()
                 with httpx.Client(base_url=found[0], timeout=60, trust_env=False) as client:
                     yield Process(found[0], client, process)
-                assert process.poll() is None, f"the server died: {written()[-2000:]}"
-                process.terminate()
-                process.wait(30)
+                if not stopped:
+                    assert process.poll() is None, f"the server died: {written()[-2000:]}"
+                    process.terminate()
+                    process.wait(30)
             finally:
                 process.kill()
         assert process.returncode == 0, written()[-2000:]
