@@ -1,5 +1,7 @@
-"""Files and their kinds, records of foreign data sets, `.npz` archives, control groups: helpers below all stages.
+"""Files and their kinds, records of foreign data sets, `.npz` archives, control groups, child processes.
+
+Helpers below all stages.
 
 Imports: errors.
-Public: `control_groups`, `file_kinds`, `files`, `npz`, `package`, `records`.
+Public: `children`, `control_groups`, `file_kinds`, `files`, `npz`, `package`, `records`.
 """

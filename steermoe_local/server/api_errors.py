@@ -77,6 +77,17 @@ class ApiError(Exception):
         kind = "rate_limit_error" if status == 429 else _SERVER
         return cls(status, message, kind=kind, code=code, headers={"Retry-After": str(retry_after)})
 
+    @classmethod
+    def late(cls) -> ApiError:
+        """408, for a request that takes longer than the server's timeout."""
+        return cls(
+            408,
+            "the request took longer than the server's --timeout; ask for fewer tokens, or raise it",
+            kind="timeout_error",
+            code="timeout",
+            headers={"x-should-retry": "false"},  # a retry would take as long
+        )
+
     def body(self) -> dict[str, Any]:
         """The JSON of the response."""
         return error_body(str(self), self.kind, self.param, self.code)

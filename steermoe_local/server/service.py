@@ -45,6 +45,7 @@ class Service:
             thinking=settings.thinking,
             template_arguments=dict(settings.template_arguments),
             date=settings.date,
+            timeout=settings.timeout,
         )
 
     def prompter(self) -> Prompter:

@@ -131,7 +131,7 @@ def serve(
       steermoe serve -m tiny --host 0.0.0.0 --api-key-file key.txt
     """
     _require_extra()
-    from ...llama.chat_template import template_problem
+    from ...llama.template_client import template_problem
     from ...model_files.model_info import model_info
     from ...server import ServerSettings, SteeringRegistry
     from ...server.program import run_server
