@@ -1,21 +1,20 @@
-"""Reading and writing files: atomic replacement, strict JSON, SHA-256, time stamps, sizes for messages."""
+"""Reading and writing files: atomic replacement, SHA-256, time stamps, sizes for messages."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from ..errors import FormatError, UsageError
 from .file_kinds import StrPath as StrPath
 from .file_kinds import refuse_pointer
+from .json_text import parse_json as parse_json
 
 
 @contextlib.contextmanager
@@ -100,34 +99,6 @@ def sha256_file(path: StrPath) -> str:
 def is_sha256(value: object) -> bool:
     """Tell whether `value` is a string of 64 lowercase hex digits."""
     return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
-
-
-def parse_json(text: str) -> Any:
-    """Parse JSON more strictly than `json.loads`: no NaN or Infinity, no key twice, no surrogates.
-
-    Raises ValueError; the caller adds the file and line.
-    """
-
-    def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(items)
-        if len(result) != len(items):
-            keys = [key for key, _ in items]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"the key {twice!r} stands twice in one object")
-        return result
-
-    def no_constant(name: str) -> Any:
-        raise ValueError(f"{name} is not a JSON number")
-
-    try:
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
-        # "\ud800" alone is legal JSON and yields a str that no UTF-8 file can hold.
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError("half of a surrogate pair (\\ud800 to \\udfff) stands alone") from None
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    return value
 
 
 def timestamp(created: str | None = None) -> str:

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from .._util.files import parse_json
+from .._util.json_text import BODY_LIMITS, parse_json
 from ..errors import (
     ChoiceError,
     FormatError,
@@ -30,9 +30,6 @@ from . import addresses
 log = logging.getLogger("steermoe.server")
 
 _INVALID, _NOT_FOUND, _SERVER = "invalid_request_error", "not_found_error", "server_error"
-_MAX_DEPTH = 64
-_MAX_VALUES = 1_000_000  # of a body; a prompt of tokens, or a large map, has some hundred thousand
-_MAX_KEYS = 10_000  # of an object
 
 # Status, type and code of each of the package's errors; a subclass that is not listed has those of its nearest base.
 _STATUS: dict[type[SteerMoEError], tuple[int, str, str]] = {
@@ -131,7 +128,7 @@ def install(app: FastAPI) -> None:
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return error_response(_validation_error(error.errors()))
+        return error_response(validation_error(error.errors()))
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -162,7 +159,7 @@ _OTHER_TYPE |= {"literal_error"}
 _SAID_HERE = ("value_error", "not_offered")  # by this package's own validators, which say what to change
 
 
-def _validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """The most telling of pydantic's errors: an unknown field, else, of a union, the branch that got furthest.
 
     Of a field's branches, one that takes values of the type that was sent tells more than those for other types.
@@ -189,7 +186,7 @@ def _validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
 
 def request_error(error: ValidationError) -> ApiError:
     """The ApiError of a request that is made of another one."""
-    return _validation_error([{**one, "loc": ("body", *one["loc"])} for one in error.errors()])
+    return validation_error([{**one, "loc": ("body", *one["loc"])} for one in error.errors()])
 
 
 def _path(parts: Sequence[Any]) -> str:
@@ -210,32 +207,6 @@ def strict_json(data: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise ApiError(400, f"the body is not UTF-8 (byte {error.start})", code="invalid_encoding") from None
     try:
-        value = parse_json(text)
-        _check_shape(value)
+        return parse_json(text, BODY_LIMITS)
     except ValueError as error:
         raise ApiError(400, f"the body is not valid JSON: {str(error)[:200]}", code="invalid_json") from None
-    return value
-
-
-def _check_shape(value: Any) -> None:
-    """Raise ValueError for too many or too deeply nested values: checking one costs far more than its bytes."""
-    level = [value]
-    n_values = 1
-    for _ in range(_MAX_DEPTH):
-        inner: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                if len(item) > _MAX_KEYS:
-                    raise ValueError(f"an object in it has more than {_MAX_KEYS} keys")
-                inner.extend(item.values())
-            elif isinstance(item, list):
-                inner.extend(item)
-            elif isinstance(item, float) and abs(item) == float("inf"):
-                raise ValueError("a number in it is too large")
-        if not inner:
-            return
-        n_values += len(inner)
-        if n_values > _MAX_VALUES:
-            raise ValueError(f"more than {_MAX_VALUES} values")
-        level = inner
-    raise ValueError(f"nested deeper than {_MAX_DEPTH} levels")

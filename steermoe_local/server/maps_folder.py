@@ -53,7 +53,7 @@ def name_of_file(path: Path) -> str:
 
 def map_from_json(data: dict[str, Any], name: str) -> ExpertMap:
     """Read a map out of a request. Raises FormatError, which names the field."""
-    return _read(json.dumps(data).encode(), f"{name}.json", ExpertMap.load)
+    return ExpertMap.from_dict(data, f"{name}.json")
 
 
 def bias_from_base64(text: str, name: str) -> BiasFile:

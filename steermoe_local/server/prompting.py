@@ -156,6 +156,17 @@ class Prompter:
             )
         return text
 
+    def require_room(self, n_tokens: int) -> None:
+        """Raise ApiError for a prompt of so many tokens that no answer fits behind it."""
+        n_ctx = self._engine.n_ctx
+        if n_tokens >= n_ctx:
+            raise ApiError(
+                400,
+                f"the prompt has {n_tokens} tokens, but the context of an answer is {n_ctx}; shorten it, or "
+                "start the server with a larger -c",
+                code="context_length_exceeded",
+            )
+
     def piece(self, token: int, *, special: bool = True) -> bytes:
         """Bytes of a token's text."""
         return self._engine.token_bytes(token, special=special)
@@ -229,8 +240,14 @@ class Prompter:
         character_of = [index for index, character in enumerate(text) for _ in character.encode("utf-8")]
         return [(character_of[start] if start < len(character_of) else len(text)) for start, _ in spans]
 
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The text of tokens; call it in the prompter's thread. Raises ApiError for a number that is not a token."""
+        self.check_tokens(tokens, "tokens")
+        return b"".join(self.piece(token) for token in tokens).decode("utf-8", "replace")
+
     def _token_prompt(self, tokens: list[int]) -> TextPrompt:
         self.check_tokens(tokens, "prompt")
+        self.require_room(len(tokens))
         data = b"".join(self.piece(token) for token in tokens)
         return TextPrompt(data.decode("utf-8", "replace"), tokens, self._offsets(tokens, len(data)))
 

@@ -14,6 +14,7 @@ from ..generation.engine import FinishEvent, TokenEvent
 from .answers import Chunk
 from .api_errors import ApiError, as_api_error
 from .bodies import steering_info
+from .json_requests import Json, JsonRoute
 from .openapi import ERRORS, STREAMS
 from .prompting import ChatPrompt, Prompter
 from .response_events import Event, ReasoningCount, ResponseEvents
@@ -179,7 +180,7 @@ def _given(value: Any) -> dict[str, Any]:
 
 def router(service: Service) -> APIRouter:
     """The routes."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=JsonRoute)
     store = ResponseStore()
 
     async def as_chat(prompter: Prompter, body: ResponsesRequest) -> tuple[list[Any], ChatRequest]:
@@ -193,7 +194,7 @@ def router(service: Service) -> APIRouter:
             raise renamed(error) from None
 
     @routes.post("/v1/responses", tags=["answers"], responses={200: STREAMS, **ERRORS}, response_model=None)
-    async def responses(body: ResponsesRequest, request: Request) -> Response:
+    async def responses(body: Json[ResponsesRequest], request: Request) -> Response:
         """Answer a conversation of items, steered as the request says; the form of OpenAI's newer clients."""
         prompter = service.prompter()
         items, chat = await as_chat(prompter, body)
@@ -204,7 +205,7 @@ def router(service: Service) -> APIRouter:
         return await _ResponseCall(service, prompter, chat, asked, prompt, body, items, store).respond(request)
 
     @routes.post("/v1/responses/input_tokens", tags=["tokens"], responses=ERRORS)
-    async def input_tokens(body: ResponsesRequest, request: Request) -> dict[str, Any]:
+    async def input_tokens(body: Json[ResponsesRequest], request: Request) -> dict[str, Any]:
         """How many tokens the prompt of a response has."""
         prompter = service.prompter()
         _, chat = await as_chat(prompter, body)
