@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
 import ipaddress
 from collections import Counter
 from collections.abc import Iterable
@@ -57,7 +58,9 @@ class Connections:
 
     def __init__(self, limit: int, reserve: int = RESERVE) -> None:
         self.limit, self.reserve = limit, reserve
-        self._open: dict[Connection, None] = {}
+        self._open: dict[Connection, str] = {}  # the oldest first, and whose share each is of
+        self._counts: Counter[str] = Counter()  # of the shares
+        self._n_reserved = 0
         self._half_closed: dict[Connection, None] = {}
         self._looking: asyncio.TimerHandle | None = None
 
@@ -66,36 +69,35 @@ class Connections:
 
     def add(self, connection: Connection) -> None:
         """Take a new connection in; its `reserved` says whether as one of the reserve."""
-        if not connection.reserved:
-            others = [other for other in self._open if not other.reserved]
-            connection.reserved = len(others) >= self.limit and not self._give_up(others, connection)
+        share = share_of(connection.address)
+        self._counts[share] += 1
+        if not connection.reserved and len(self._open) - self._n_reserved >= self.limit:
+            connection.reserved = not self._give_up(other for other in self._open if not other.reserved)
         if connection.reserved:
-            others = [other for other in self._open if other.reserved]
-            if len(others) >= self.reserve:
-                self._close(others[0])  # whatever it does: its answer is short
-        self._open[connection] = None
+            if self._n_reserved >= self.reserve:
+                self._close(next(other for other in self._open if other.reserved))  # its answer is short
+            self._n_reserved += 1
+        self._open[connection] = share
 
     def remove(self, connection: Connection) -> None:
         """Forget a connection that is closed."""
-        self._open.pop(connection, None)
+        share = self._open.pop(connection, None)
+        if share is not None:
+            self._n_reserved -= connection.reserved
+            self._counts[share] -= 1
+            if not self._counts[share]:
+                del self._counts[share]
         self._half_closed.pop(connection, None)
 
     def make_room(self) -> bool:
         """Close one that waits for its client, if there is one: the process has no descriptor left."""
         return self._give_up(self._open)
 
-    def _give_up(self, among: Iterable[Connection], new: Connection | None = None) -> bool:
+    def _give_up(self, among: Iterable[Connection]) -> bool:
         waiting = [connection for connection in among if connection.state is not State.ANSWERING]
         if not waiting:
             return False
-        least = min(connection.state for connection in waiting)
-        counts = Counter(share_of(connection.address) for connection in (*self._open, *([new] if new else [])))
-        self._close(
-            min(
-                (connection for connection in waiting if connection.state is least),
-                key=lambda connection: (-counts[share_of(connection.address)], connection.since),
-            )
-        )
+        self._close(min(waiting, key=lambda one: (one.state, -self._counts[self._open[one]], one.since)))
         return True
 
     def _close(self, connection: Connection) -> None:
@@ -122,6 +124,7 @@ class Connections:
         )
 
 
+@functools.lru_cache(maxsize=1024)
 def share_of(address: str) -> str:
     """Whose connections count together: an IPv4 address, or the /64 network of an IPv6 address."""
     try:

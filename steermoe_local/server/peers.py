@@ -11,6 +11,7 @@ import contextlib
 import ipaddress
 import socket
 import struct
+import sys
 from collections.abc import Collection
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def ends_of(peer: tuple[str, int], own: tuple[str, int]) -> Ends | None:
         return None
     plain = [getattr(host, "ipv4_mapped", None) or host for host in hosts]
     # Other addresses may be those of a container, whose sockets are in another table.
-    if not plain[0].is_loopback or not _TABLES[0].exists():
+    if not plain[0].is_loopback or not sys.platform.startswith("linux"):
         return None
     written = [f"{_written(host)}:{port:04X}" for host, (_, port) in zip(plain, (peer, own), strict=True)]
     return written[0], written[1]
@@ -43,17 +44,16 @@ def open_ends(wanted: Collection[Ends]) -> set[Ends] | None:
     """Those of the connections whose client's end belongs to a program; None where that cannot be seen."""
     found: set[Ends] = set()
     for table in _TABLES:
-        with contextlib.suppress(FileNotFoundError):  # a machine without IPv6
-            try:
-                lines = table.read_text().splitlines()[1:]
-            except FileNotFoundError:
-                raise
-            except OSError:
+        try:
+            lines = table.read_text().splitlines()[1:]
+        except OSError:
+            if table is _TABLES[0]:
                 return None
-            for line in lines:
-                fields = line.split()
-                if (fields[1], fields[2]) in wanted and fields[9] != "0":  # the inode
-                    found.add((fields[1], fields[2]))
+            continue  # a machine without IPv6
+        for line in lines:
+            fields = line.split()
+            if (fields[1], fields[2]) in wanted and fields[9] != "0":  # the inode
+                found.add((fields[1], fields[2]))
     return found
 
 
