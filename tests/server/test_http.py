@@ -203,15 +203,14 @@ def test_a_client_of_another_machine_is_asked(server: Running, monkeypatch: pyte
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/net")
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
-def test_the_kernels_table(host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if ":" in host and not socket.has_ipv6:
+@pytest.mark.parametrize(("host", "to"), [("127.0.0.1", "127.0.0.1"), ("::", "::1"), ("::", "127.0.0.1")])
+def test_the_kernels_table(host: str, to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if ":" in host and not socket.has_dualstack_ipv6():
         pytest.skip("no IPv6")
-    try:
-        listening = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError:
-        pytest.skip("no IPv6 here")
-    with listening, socket.create_connection(listening.getsockname()[:2]) as client, listening.accept()[0] as own:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.create_server((host, 0), family=family, dualstack_ipv6=":" in host)
+    port = listening.getsockname()[1]
+    with listening, socket.create_connection((to, port)) as client, listening.accept()[0] as own:
         ends = peers.ends_of(own.getpeername()[:2], own.getsockname()[:2])
         assert ends is not None
         client.shutdown(socket.SHUT_WR)
