@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 
 from steermoe_local import SteeredLlama
 from steermoe_local.generation.engine import Engine, FinishEvent, Request, Sampling
 from steermoe_local.models.embedded import data_folder
 from steermoe_local.server import ServerSettings, SteeringRegistry, Worker, create_app
-from steermoe_local.server.program import listen, url_of
+from steermoe_local.server.connections import Connections
+from steermoe_local.server.program import Server, listen, url_of
 
 TINY = data_folder() / "tiny-moe.gguf"
 GREEDY = Sampling(temperature=0)
@@ -39,6 +39,7 @@ class Running:
     worker: Worker
     registry: SteeringRegistry
     settings: ServerSettings
+    connections: Connections
 
     def chat(self, text: str = "Which number comes after three?", **fields: Any) -> httpx.Response:
         """Ask one question, greedily."""
@@ -94,25 +95,15 @@ def running(
     **settings: Any,
 ) -> Iterator[Running]:
     """Serve until the block ends; `load` may wrap what loads the model."""
-    chosen = ServerSettings(model="tiny", port=0, sampling=settings.pop("sampling", GREEDY), **settings)
+    # The tests' connections stay, however slow the machine is between two requests.
+    defaults = {"sampling": GREEDY, "idle_seconds": 3600.0, "stop_seconds": 5.0}
+    chosen = ServerSettings(model="tiny", port=0, **(defaults | settings))
     registry = SteeringRegistry(folder=chosen.maps_folder, writable=chosen.maps_writable)
     worker = Worker(load(loader(registry, model, n_ctx, parallel, steering, type_kv)), queue_limit=chosen.queue_limit)
     app = create_app(worker, registry, chosen, **({} if page is None else {"page": page}))
     listening = listen(chosen.host, chosen.port)
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=5,
-        timeout_keep_alive=3600,  # the tests' connections stay, however slow the machine is between two requests
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
+    server = Server(app, worker, chosen, listening, say=lambda line: None)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[])), daemon=True)
     thread.start()
     url = url_of(listening)
     headers = {"Authorization": f"Bearer {chosen.api_key}"} if chosen.api_key else {}
@@ -122,7 +113,7 @@ def running(
             if wait:
                 until(lambda: worker.state != "loading")
                 assert worker.state == "ok", worker.error
-            yield Running(url, client, worker, registry, chosen)
+            yield Running(url, client, worker, registry, chosen, server.open_connections)
     finally:
         server.should_exit = True
         thread.join(20)
