@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": BELOW_EVALUATION,
     "server": BELOW_EVALUATION - {"detection"} | {"evaluation"},
     "cli": BELOW_EVALUATION | {"evaluation", "server", "__init__"},
+    "__main__": {"cli"},
 }
 # Inside evaluation and the command line.
 INSIDE: dict[str, dict[str, set[str]]] = {

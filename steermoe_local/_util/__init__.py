@@ -3,5 +3,5 @@
 Helpers below all stages.
 
 Imports: errors.
-Public: `children`, `control_groups`, `file_kinds`, `files`, `npz`, `package`, `records`.
+Public: `children`, `control_groups`, `file_kinds`, `files`, `import_path`, `npz`, `package`, `records`.
 """

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import NativeError
+from .import_path import is_current_folder
 from .package import PACKAGE
 
 _ROOT = __name__.partition(".")[0]
@@ -202,7 +203,7 @@ class Worker:
 
 def import_order() -> dict[str, Any]:
     """What a child needs in order to import as this process does, without the current folder."""
-    path = [entry for entry in sys.path if os.path.isabs(entry) and not _is_current_folder(entry)]
+    path = [entry for entry in sys.path if os.path.isabs(entry) and not is_current_folder(entry)]
     package = sys.modules.get(_ROOT)
     places = getattr(package, "__path__", [str(PACKAGE)])
     user_sites = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
@@ -211,7 +212,7 @@ def import_order() -> dict[str, Any]:
         "package_path": [os.path.abspath(place) for place in places],
         "path": path,
         "used": sorted(_used_entries().intersection(path)),
-        "user_sites": [folder for folder in user_sites if os.path.isabs(folder) and not _is_current_folder(folder)],
+        "user_sites": [folder for folder in user_sites if os.path.isabs(folder) and not is_current_folder(folder)],
         "library": [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), *_library_parts()],
     }
 
@@ -238,12 +239,6 @@ def _library_parts() -> list[str]:
         if os.path.basename(entry) in ("lib-dynload", "DLLs")
         or (entry.endswith(".zip") and os.path.basename(entry).startswith("python"))
     ]
-
-
-def _is_current_folder(entry: str) -> bool:
-    with contextlib.suppress(OSError):
-        return os.path.samefile(entry, os.curdir)
-    return False
 
 
 def _command() -> list[str]:

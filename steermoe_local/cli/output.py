@@ -57,7 +57,7 @@ def settle_streams() -> None:
 
 
 class _PromptWarnings(logging.Handler):
-    """Prints what rendering warns of, each warning once."""
+    """Prints what the package warns of, each warning once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,15 +72,18 @@ class _PromptWarnings(logging.Handler):
 
 @contextmanager
 def prompt_warnings() -> Iterator[None]:
-    """Meanwhile, warnings of what is changed in prompts for a chat template's sake go to stderr, each once."""
-    log, handler = logging.getLogger("steermoe.prompts"), _PromptWarnings()
-    log.addHandler(handler)
-    before, log.propagate = log.propagate, False  # a server logs to the root, too
+    """Meanwhile, warnings of what a template changes in prompts, and of downloads, go to stderr, each once."""
+    logs = [logging.getLogger("steermoe.prompts"), logging.getLogger("steermoe.downloads")]
+    before, handler = [log.propagate for log in logs], _PromptWarnings()
+    for log in logs:
+        log.addHandler(handler)
+        log.propagate = False  # a server logs to the root, too
     try:
         yield
     finally:
-        log.removeHandler(handler)
-        log.propagate = before
+        for log, propagate in zip(logs, before, strict=True):
+            log.removeHandler(handler)
+            log.propagate = propagate
 
 
 def visible(text: str, *, lines: bool = False) -> str:

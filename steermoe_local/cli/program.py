@@ -6,10 +6,12 @@ import contextlib
 import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
 
+from .._util.import_path import leave_current_folder
 from ..errors import SteerMoEError, UsageError
 from .options import settings
 from .options.system_text import locale_cure, require_text
@@ -24,6 +26,12 @@ class SteerMoEGroup(click.Group):
 
     The line says what is wrong, where, and the cure.
     """
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
+        """Run as this process's program unless `args` are given."""
+        if args is None:
+            leave_current_folder()
+        return super().main(args, *rest, **extra)
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
