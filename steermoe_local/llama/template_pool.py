@@ -135,7 +135,7 @@ class TemplatePool:
             except ChildError as error:
                 if cancellation.cancelled:
                     raise Cancelled from None
-                raise self.too_much("time" if error.timed_out else "memory") from None
+                raise self.too_much("time" if error.timed_out or error.out_of_cpu else "memory") from None
             if "limit" in found or found.get("worn"):
                 worker.stop()  # what ran out of memory is not relied on, and memory that was used up not given back
         if "limit" in found:
