@@ -111,14 +111,15 @@ class Child(subprocess.Popen[bytes]):
 
 
 class ChildError(Exception):
-    """A worker gave no answer: it took too long (`timed_out`; by the clock or by its CPU time), or it ended otherwise.
+    """A worker gave no answer: it took too long (`timed_out`), or it ended.
 
-    It ends by its other limits, by an error in its function, or because it was interrupted.
+    It ends by its limits (`out_of_cpu`: that of CPU time), by an error in its function, or because it was interrupted.
     """
 
-    def __init__(self, timed_out: bool) -> None:
+    def __init__(self, timed_out: bool, out_of_cpu: bool = False) -> None:
         super().__init__("took too long" if timed_out else "ended without an answer")
         self.timed_out = timed_out
+        self.out_of_cpu = out_of_cpu
 
 
 class Worker:
@@ -169,7 +170,7 @@ class Worker:
             if late.is_set() or not answer.endswith(b"\n"):
                 self.stop()
             if not answer.endswith(b"\n"):
-                raise ChildError(late.is_set() or child.returncode == -_OUT_OF_CPU)
+                raise ChildError(late.is_set(), child.returncode == -_OUT_OF_CPU)
         return json.loads(answer)
 
     def start(self) -> None:

@@ -210,8 +210,12 @@ class ChatTemplate:
             return self._compiled.render(values, messages=copy.deepcopy(messages))
         except (jinja2.UndefinedError, TypeError):
             # where transformers gives up, as llama.cpp does it
-            with contextlib.suppress(Exception):
+            try:
                 return self._lenient.render(values, messages=messages)
+            except MemoryError:
+                raise
+            except Exception:
+                pass
             raise
 
     @functools.cached_property

@@ -76,6 +76,8 @@ def llama_cpp() -> Any:
             raise NativeError(
                 f"{folder}: has no libllama; install the package (pip install .), its source tree alone has no library"
             )
+        if sys.platform == "win32":  # else ggml.dll, which llama.dll needs, is looked for in the current folder first
+            ctypes.windll.kernel32.SetDllDirectoryW("")
         before = os.environ.get("LLAMA_CPP_LIB_PATH")
         os.environ["LLAMA_CPP_LIB_PATH"] = str(folder)
         try:

@@ -123,7 +123,7 @@ class TemplatePool:
         """The limits of each task. Raises UsageError for nonsense in the environment."""
         return self._given_limits or TemplateLimits.from_environment()
 
-    def ask(self, *request: Any) -> Any:
+    def ask(self, *request: Any) -> dict[str, Any]:
         """What `template_worker.answer` gives for a request.
 
         Raises ModelError (a limit was reached), Cancelled, RecursionError (values that are nested too deeply).
@@ -131,12 +131,14 @@ class TemplatePool:
         cancellation = _cancellation.get() or Cancellation()
         with self._lent(cancellation) as worker, cancellation.waiting_for(worker):
             try:
-                found = worker.ask(*request, seconds=self.limits.seconds)
+                found: dict[str, Any] = worker.ask(*request, seconds=self.limits.seconds)
             except ChildError as error:
                 if cancellation.cancelled:
                     raise Cancelled from None
-                raise self.too_much("time" if error.timed_out else "memory") from None
-        if isinstance(found, dict) and "limit" in found:
+                raise self.too_much("time" if error.timed_out or error.out_of_cpu else "memory") from None
+            if "limit" in found or found.get("worn"):
+                worker.stop()  # what ran out of memory is not relied on, and memory that was used up not given back
+        if "limit" in found:
             raise self.too_much(str(found["limit"]))
         return found
 

@@ -7,6 +7,7 @@ is loaded here.
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,24 @@ from .locating import Loss, Render, find_losses, knowing_roles, place_target
 from .template_date import TemplateDate
 from .template_values import unpacked
 
+_WORN = 128 << 10  # kiB; a conversation of 1 MB takes less
 _MOST_KEPT = 8  # templates; a program has one or two models
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+
+def _memory() -> int:
+    """The most memory that this process has had, in kiB; 0 where it cannot be told."""
+    if resource is None:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak >> 10 if sys.platform == "darwin" else peak
+
+
+_start = _memory()
 
 
 class _NoMemory(BaseException):
@@ -55,8 +73,15 @@ def answer(
 
     "unknown": the template is not here, send its source and tokens; "limit": it took too much ("memory", or "text": of
     more than `most` characters); "model", "pairs": the message of such an error; "refused": that of an error of the
-    template; "fault": this program's own.
+    template; "fault": this program's own. With "worn" the process has taken so much memory that it should end.
     """
+    found = _answer(task, key, source, tokens, most, given)
+    return found | {"worn": True} if _memory() > _start + _WORN else found
+
+
+def _answer(
+    task: str, key: str, source: str | None, tokens: dict[str, Any] | None, most: int, given: dict[str, Any]
+) -> dict[str, Any]:
     try:
         if task == "look":
             return {"result": _look(str(source))}
