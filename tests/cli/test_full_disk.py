@@ -63,6 +63,7 @@ def run(
 def folder(tmp_path: Path) -> Path:
     lines = behaviours()[0].heldout.read_text("utf-8").splitlines(keepends=True)
     (tmp_path / "questions.jsonl").write_text("".join(lines[:20]), "utf-8")
+    (tmp_path / "config.toml").write_text("")
     return tmp_path
 
 
