@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from steermoe_local.cli import main
-from steermoe_local.models.embedded import behaviours
+from steermoe_local.models.embedded import behaviours, embedded_model
 from steermoe_local.models.shipped_maps import map_path
 
 resource = pytest.importorskip("resource")
@@ -124,6 +125,16 @@ def test_behind_stdout(words: tuple[str, ...], folder: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert os.strerror(errno.ENOSPC) in done.stderr
+
+
+def test_a_cache_that_cannot_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache of models' facts saves time and nothing else."""
+    shutil.copyfile(embedded_model(), folder / "m.gguf")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    done = run(("models", "--models-dir", str(folder)), folder, 0)
+    assert done.returncode == 0, done.stderr
+    assert "m" in done.stdout
+    assert not [path for path in (folder / "cache").rglob("*") if path.is_file()]
 
 
 def test_a_wrong_path_is_wrong_usage(folder: Path) -> None:

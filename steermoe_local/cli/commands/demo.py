@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
-from ..options.common import json_option
+from ..._util.disk import cannot_write
+from ..options.common import json_option, lock_output
 from ..options.system_text import UserPath
 from ..output import console, print_json, progress_bar
 
@@ -44,6 +45,11 @@ def demo(output: Path, prompts: int, draws: int, full: bool, seed: int, threads:
     """
     from ...evaluation.demo import run_demo
 
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(output, error) from None
+    lock_output(output, folder=True)
     with progress_bar() as show:
         result = run_demo(
             output,
