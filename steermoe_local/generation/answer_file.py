@@ -125,7 +125,7 @@ class AnswerFile:
         """Write an answer. Raises StorageError when there is no room for it; the answers before it stay."""
         line = json_line(record).encode("utf-8")
         try:
-            self._file.truncate(self._end)  # of an answer whose `add` was interrupted
+            self._file.truncate(self._end)  # an answer whose `add` failed or was interrupted
             self._file.seek(self._end)
             # one unbuffered write: an interrupt comes before it or behind it
             written = self._file.write(line)
@@ -135,8 +135,6 @@ class AnswerFile:
             if time.monotonic() - self._flushed >= _FLUSH_EVERY:
                 self._flush()
         except OSError as error:
-            with contextlib.suppress(OSError):  # another answer must not stand behind half a line
-                self._file.truncate(self._end)
             raise cannot_write(self.path, error, _RESUME) from error
         self._lines[str(record["id"])] = (self._end, len(line))
         self._end += len(line)

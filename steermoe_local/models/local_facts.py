@@ -15,7 +15,7 @@ from typing import Any
 
 from .._util.file_kinds import NO_MODELS, kind_of
 from .._util.files import parse_json, replacing, tool_name
-from ..errors import FormatError, ModelError, UsageError
+from ..errors import FormatError, ModelError, StorageError, UsageError
 from ..identity import ModelIdentity
 from ..model_files.splits import SplitPaths
 from .local_models import LocalModel
@@ -135,7 +135,7 @@ class FactsCache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as temporary:
                 temporary.write_text(json.dumps(data, indent=1), "utf-8")
-        except (OSError, UsageError):
+        except (OSError, UsageError, StorageError):
             pass
 
     def _read(self) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steermoe_local.errors import FormatError, UsageError
-from steermoe_local.generation.answer_file import AnswerFile
+from steermoe_local.errors import BusyError, FormatError, StorageError, UsageError
+from steermoe_local.generation import answer_file
+from steermoe_local.generation.answer_file import AnswerFile, json_line
 
 SETTINGS: dict[str, Any] = {"model": {"name": "m", "size": 3}, "seed": None, "stop": ("a",), "temperature": 0.8}
 RECORDS: list[dict[str, Any]] = [{"id": n if n % 2 else f"q{n}", "text": "é\u2028\n" * n, "n": n} for n in range(5)]
@@ -107,6 +108,78 @@ def test_what_is_no_partial_file(tmp_path: Path, content: bytes) -> None:
     answers.path.write_bytes(content)
     with pytest.raises(FormatError, match="--restart"):
         answers.resume({})
+
+
+def test_a_power_cut(tmp_path: Path) -> None:
+    """The file had grown, but what stands in its last part did not come to the disk: zeros instead."""
+    answers = AnswerFile(tmp_path / "out.jsonl")
+    answers.start(SETTINGS)
+    for record in RECORDS[:4]:
+        answers.add(record)
+    answers.close()
+    whole = answers.path.read_bytes()
+    ends = [index + 1 for index, byte in enumerate(whole) if byte == 10]
+    for torn in (whole[: ends[2]] + bytes(400), whole[: ends[2]] + bytes(30) + b"\n" + whole[ends[3] :]):
+        answers.path.write_bytes(torn)
+        with AnswerFile(tmp_path / "out.jsonl") as again:
+            assert again.resume(SETTINGS) == {str(record["id"]) for record in RECORDS[:2]}
+            again.add(RECORDS[4])
+        assert answers.path.read_bytes() == whole[: ends[2]] + json_line(RECORDS[4]).encode()
+
+
+@pytest.mark.parametrize("room", [0, 1, 10])
+def test_no_room_for_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    """What was written of it is taken back: another answer, of a thread that comes later, stands behind whole lines."""
+    resource = pytest.importorskip("resource")
+    with AnswerFile(tmp_path / "out.jsonl") as answers:
+        answers.start(SETTINGS)
+        answers.add(RECORDS[0])
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (answers.path.stat().st_size + room, hard))
+            with pytest.raises(StorageError, match="--resume"):
+                answers.add(RECORDS[1])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        answers.add(RECORDS[2])
+    with AnswerFile(tmp_path / "out.jsonl") as again:
+        assert again.resume(SETTINGS) == {str(RECORDS[0]["id"]), str(RECORDS[2]["id"])}
+        again.add(RECORDS[1])
+        again.finish(record["id"] for record in RECORDS[:3])
+    assert lines(tmp_path / "out.jsonl") == RECORDS[:3]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_an_interrupt_behind_the_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that stands in the file and not in the table must not mix with the next one."""
+
+    def interrupted(_: AnswerFile) -> None:
+        raise KeyboardInterrupt
+
+    with AnswerFile(tmp_path / "out.jsonl") as answers:
+        answers.start(SETTINGS)
+        with monkeypatch.context() as patch:
+            patch.setattr(answer_file, "_FLUSH_EVERY", -1.0)
+            patch.setattr(AnswerFile, "_flush", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                answers.add(RECORDS[4])
+        answers.add(RECORDS[0])
+    with AnswerFile(tmp_path / "out.jsonl") as again:
+        assert again.resume(SETTINGS) == {str(RECORDS[0]["id"])}
+
+
+def test_only_one_at_a_time(tmp_path: Path) -> None:
+    with AnswerFile(tmp_path / "out.jsonl") as answers:
+        answers.start(SETTINGS)
+        answers.add(RECORDS[0])
+        before = answers.path.read_bytes()
+        other = AnswerFile(tmp_path / "out.jsonl")
+        for begin in (other.start, other.resume):
+            with pytest.raises(BusyError):
+                begin(SETTINGS)
+        assert answers.path.read_bytes() == before
+    with other:
+        assert other.resume(SETTINGS) == {str(RECORDS[0]["id"])}
 
 
 def test_where_it_cannot_be_written(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from ..options.common import json_option
+from ..._util.disk import cannot_write
+from ..options.common import json_option, lock_output
 from ..options.system_text import UserPath
 from ..output import print_json, print_lines, progress_bar
 from ..streams import console
@@ -46,6 +47,11 @@ def demo(output: Path, prompts: int, draws: int, full: bool, seed: int, threads:
     """
     from ...evaluation.demo import run_demo
 
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(output, error) from None
+    lock_output(output, folder=True)
     with progress_bar() as show:
         result = run_demo(
             output,
