@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from ..._util.regular_files import open_regular
 from ...errors import SteerMoEError, UsageError
 from ...models.embedded import TINY, data_folder
 from ...steering.presets import PRESETS
@@ -24,6 +25,8 @@ from ..options.model import model_option
 from ..options.opening import check_memory, context_size, open_engine, warn_of_unknown_reasoning
 from ..options.sampling import sampling_options
 from ..output import say, warn
+
+_MAX_KEY = 1 << 16  # bytes of a key's file
 
 if TYPE_CHECKING:
     from ...generation.engine import Engine
@@ -193,7 +196,8 @@ def _key(key: str | None, file: Path | None) -> str | None:
     if key is not None:
         raise UsageError("--api-key and --api-key-file both give a key; give one of them")
     try:
-        found = file.read_text("utf-8").strip()
+        with open_regular(file, streams=True) as opened:
+            found = opened.read(_MAX_KEY).decode("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--api-key-file {file}: cannot be read: {error}") from None
     if not found:
