@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from typing import BinaryIO, cast
 
 _MAX_DIRECTORY = 4 << 20  # bytes of the list of members: some 50,000 of them
+_MAX_END = 1 << 17  # bytes of the end of an archive, which has a comment of 64 KiB at most
 
 
 class _Bounded(io.RawIOBase):
-    """A file of which no more than `_MAX_DIRECTORY` bytes are read at once until it is `ready`."""
+    """A file of which no more than a list of members may take is read at once until it is `ready`."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -21,8 +22,8 @@ class _Bounded(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         if self.ready or 0 <= size <= _MAX_DIRECTORY:
             return self._file.read(size)
-        data = self._file.read(_MAX_DIRECTORY + 1)
-        if len(data) > _MAX_DIRECTORY:
+        data = self._file.read(_MAX_END + 1) if size < 0 else b""
+        if size > _MAX_DIRECTORY or len(data) > _MAX_END:
             raise zipfile.BadZipFile("its list of members is too long")
         return data
 
