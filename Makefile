@@ -36,7 +36,7 @@ help:
 	@echo "make test-rpc        steer and record with the model spread over two RPC servers"
 	@echo "make test-isa        the numeric tests on ggml's kernels for other instruction sets"
 	@echo "make test-threads    several contexts in several threads, under ThreadSanitizer"
-	@echo "make fuzz            bias files against the reader and the attach call: FUZZ_RUNS (1000000) executions each"
+	@echo "make fuzz            damaged bias files and models against all that reads them: FUZZ_RUNS (1000000) executions"
 	@echo "make bench           behaviours of the embedded model; speed and memory against stock and transformers"
 	@echo "make bench-serving   the server's throughput against llama-server and one request at a time"
 	@echo "make results         every figure of docs/results.md (half an hour)"
@@ -218,10 +218,11 @@ test-threads: build
 	@echo "== building the library with ThreadSanitizer (some minutes the first time)"
 	@STEERMOE_TSAN=1 $(BIN)/pytest -q -p no:cacheprovider tests/native/test_native_threads.py
 
-# Under AddressSanitizer and UBSan. Guided by coverage if there is a clang with libFuzzer (Debian: clang-16 and
+# The native targets are under AddressSanitizer and UBSan. Guided by coverage if there is a clang with libFuzzer (Debian: clang-16 and
 # libclang-rt-16-dev), otherwise run by this project's own driver.
 FUZZ_RUNS ?= 1000000
 fuzz: build
+	@$(BIN)/python -m tests.support.fuzz_models --runs $$(( $(FUZZ_RUNS) / 10 ))
 	@$(BIN)/python -m tests.support.native_programs fuzz --runs $(FUZZ_RUNS)
 
 docs: build tools

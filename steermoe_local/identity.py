@@ -15,6 +15,7 @@ UNKNOWN_ROUTER = "0" * 64
 # far above any model, and low enough to bound what a forged header can allocate
 MAX_LAYERS = 4096
 MAX_EXPERTS = 16384
+_MAX_NAME = 256  # characters
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class ModelIdentity:
     router_sha256: str
 
     def __post_init__(self) -> None:
-        if not isinstance(self.architecture, str) or not self.architecture:
-            raise FormatError(f"architecture: {self.architecture!r} is not a name")
+        if not isinstance(self.architecture, str) or not 1 <= len(self.architecture) <= _MAX_NAME:
+            raise FormatError(f"architecture: {str(self.architecture)[:80]!r} is not a name")
         for name, top in (
             ("n_layer", MAX_LAYERS),
             ("n_expert", MAX_EXPERTS),

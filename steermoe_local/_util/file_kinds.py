@@ -10,11 +10,12 @@ import json
 import os
 import re
 import struct
-import zipfile
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import FormatError
+from .regular_files import open_regular
+from .zip_files import zip_archive
 
 StrPath = str | os.PathLike[str]
 
@@ -110,9 +111,7 @@ _PAIR_FIELDS = {"positive", "negative", "positive_target", "negative_target", "m
 def kind_of(path: StrPath) -> FileKind | None:
     """The kind of a file; None for one that is of no known kind or cannot be read, and for what is not a file."""
     try:
-        if not os.path.isfile(path):  # what is read from a pipe would be lost
-            return None
-        with open(path, "rb") as file:
+        with open_regular(path) as file:  # what is read from a pipe would be lost
             head = file.read(_HEAD)
     except (OSError, ValueError):
         return None
@@ -174,7 +173,7 @@ def _halves(head: bytes) -> bool:
 def _of_archive(path: StrPath) -> FileKind | None:
     """The kind of a zip archive, which `.npz` files are."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zip_archive(file) as archive:
             files = archive.namelist()
     except Exception:  # damaged in any of a dozen ways
         return None

@@ -12,6 +12,7 @@ from ..errors import FormatError, UsageError
 from .file_kinds import StrPath as StrPath
 from .file_kinds import refuse_pointer
 from .json_text import parse_json as parse_json
+from .regular_files import open_regular
 from .writing import replacing as replacing
 from .writing import require_writable as require_writable
 
@@ -22,7 +23,7 @@ def read_bytes(path: StrPath, what: str, limit: int) -> bytes:
     Raises FormatError for a file that is missing, unreadable, not a file or too large.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, streams=True) as file:
             data = file.read(limit + 1)
     except (OSError, ValueError) as error:  # ValueError: a name that the system cannot have
         reason = getattr(error, "strerror", None) or error
@@ -47,7 +48,7 @@ def listed(items: Iterable[str], most: int) -> str:
 def sha256_file(path: StrPath) -> str:
     """SHA-256 of a file's bytes, 64 lowercase hex digits. Raises FormatError if unreadable."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise FormatError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -7,7 +7,6 @@ import io
 import math
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,13 @@ import numpy.typing as npt
 
 from ..errors import FormatError, SteerMoEError
 from .file_kinds import FileKind, StrPath, require_kind
+from .regular_files import open_regular
+from .zip_files import zip_archive
 
 _MAX_BYTES = 1 << 30  # of a member
 _MAX_TEXT_BYTES = 1 << 28
+_SMALL = 64 << 20  # bytes that any member may take
+_RATIO = 100  # what counts compress to; a larger member that compresses better is a bomb
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -53,7 +56,8 @@ class Archive:
                     f"not {want} of shape {'(n,)' if shape is None else shape}; {self._again}"
                 )
             n_bytes = dtype.itemsize * math.prod(found)
-            if n_bytes > (_MAX_TEXT_BYTES if kind == "U" else _MAX_BYTES):
+            most = max(_SMALL, _RATIO * info.compress_size)
+            if n_bytes > min(most, _MAX_TEXT_BYTES if kind == "U" else _MAX_BYTES):
                 raise FormatError(f"{self._path}: {name}: takes {n_bytes} bytes; not {self._what}")
             if info.file_size != file.tell() + n_bytes or len(data := file.read(n_bytes)) != n_bytes:
                 raise FormatError(f"{self._path}: {name}: shorter or longer than its header says; {self._again}")
@@ -72,11 +76,11 @@ def opened(path: StrPath, what: str, again: str, kind: FileKind) -> Iterator[Arc
     """
     require_kind(path, what, kind)
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(path, streams=True) as file:
             source = file if file.seekable() else io.BytesIO(file.read(_MAX_BYTES))
             if source.read(2) != b"PK":
                 raise FormatError(f"{path}: not {what}; check the path")
-            with zipfile.ZipFile(source) as archive:
+            with zip_archive(source) as archive:
                 yield Archive(archive, path, what, again)
     except SteerMoEError:
         raise

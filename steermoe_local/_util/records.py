@@ -21,6 +21,7 @@ from ..errors import FormatError, PairsError
 from .file_kinds import DATA, StrPath, refuse_pointer, require_kind
 from .files import listed
 from .json_text import parse_json
+from .regular_files import open_regular
 
 Row = dict[str, Any]
 
@@ -179,7 +180,7 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
     """Open a file and decompress it; errors of reading inside the block become PairsErrors."""
     require_kind(path, "data", *DATA, error=PairsError)
     try:
-        with open(path, "rb") as plain:
+        with open_regular(path, streams=True) as plain:
             start = plain.peek(6)[:6]
             if start.startswith(b"\x28\xb5\x2f\xfd"):
                 raise PairsError(f"{path}: compressed by zstd, which is not read; decompress it first")

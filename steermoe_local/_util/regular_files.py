@@ -10,14 +10,14 @@ import errno
 import os
 import re
 import stat
-from typing import BinaryIO
+from io import BufferedReader
 
 # names by which a program reads what the shell opened for it: /dev/stdin, <(command)
 _STREAM = re.compile(r"/dev/(stdin|fd/[0-9]{1,9})|/proc/(self|[0-9]{1,9})/fd/[0-9]{1,9}")
 _DO_NOT_WAIT: int = getattr(os, "O_NONBLOCK", 0)  # Windows has no FIFOs among its files
 
 
-def open_regular(path: str | os.PathLike[str], *, streams: bool = False) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str], *, streams: bool = False) -> BufferedReader:
     """Open a regular file for reading bytes, never waiting for what is none.
 
     With `streams`, /dev/stdin, /dev/fd/N (as of `<(command)`) and the empty device may be opened as well. Raises

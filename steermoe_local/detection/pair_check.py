@@ -12,6 +12,7 @@ from typing import Any
 
 from .._util.file_kinds import PAIRS, require_kind
 from .._util.files import StrPath, parse_json
+from .._util.regular_files import open_regular
 from ..errors import PairsError
 from ..llama.rendering import LocatedTarget, Renderer, vocabulary
 from ..llama.template_date import AnyDate
@@ -127,7 +128,7 @@ def candidates(path: StrPath) -> Iterator[Pair | tuple[str, str]]:
 def _lines(path: StrPath) -> Iterator[bytes]:
     require_kind(path, "a pairs file", PAIRS, error=PairsError)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, streams=True) as file:
             yield from iter(lambda: file.readline(_MAX_LINE + 1), b"")
     except OSError as error:
         raise PairsError(

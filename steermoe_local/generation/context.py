@@ -73,12 +73,12 @@ class SlotContext:
         most = min(n_batch, capi.MAX_SEQUENCES)
         if not 1 <= n_slots <= most:
             raise UsageError(f"n_slots: {n_slots} is not from 1 to {most} (n_batch, at most {capi.MAX_SEQUENCES})")
-        if n_ctx * n_slots >= 2**31:
-            raise UsageError(f"n_ctx: {n_ctx} for {n_slots} slots is more than llama.cpp can count; lower it")
         self.n_vocab = int(self.model.n_vocab())
         self._has_text = lib.llama_vocab_type(self.model.vocab) != lib.LLAMA_VOCAB_TYPE_NONE
         self._bytes: dict[tuple[int, bool], bytes] = {}
         self.n_ctx = n_ctx or int(self.model.n_ctx_train())
+        if self.n_ctx * n_slots >= 2**31:
+            raise UsageError(f"n_ctx: {self.n_ctx} for {n_slots} slots is more than llama.cpp can count; lower it")
         n_trained = int(self.model.n_ctx_train())
         if self.n_ctx > n_trained and architecture in _LEARNED_POSITIONS:
             raise UsageError(f"n_ctx: {self.n_ctx}, but this {architecture} model has {n_trained} positions; lower it")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from ..errors import FormatError, ModelError, ModelMismatchError, NativeError, SteerMoEError
+from ..errors import FormatError, ModelError, ModelMismatchError, NativeError, SteerMoEError, UsageError
 from ..model_files.model_info import check_loadable
 from .cpu import default_threads
 from .library import llama_cpp, take_log_error
@@ -221,8 +221,10 @@ def loading(path: str | os.PathLike[str]) -> Iterator[None]:
 def parallel_context_params(n_ctx: int, n_batch: int, n_seq_max: int, n_threads: int | None) -> Any:
     """`llama_context_params` for up to `n_seq_max` sequences that share `n_ctx` tokens.
 
-    n_threads None: all physical cores.
+    n_threads None: all physical cores. Raises UsageError for more tokens than 32 bits count.
     """
+    if n_ctx >= 2**31:
+        raise UsageError(f"n_ctx: {n_ctx} is more than llama.cpp can count; lower it")
     params = llama_cpp().llama_context_default_params()
     params.n_ctx = n_ctx
     params.n_batch = params.n_ubatch = n_batch

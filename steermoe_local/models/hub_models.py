@@ -24,6 +24,7 @@ from .names import ModelName, RepoModel, choose, repo_models
 
 _FIRST = 4 << 20  # of a header: holds a vocabulary of 50,000 tokens
 _FIRST_OF_PARTS = 1 << 18  # the further parts of a split model have none
+_MAX_PARTS = 1000
 _SPARE = 64 << 20  # what a download leaves on the disk
 
 
@@ -40,6 +41,8 @@ def find_on_hub(name: ModelName, *, file: str | None = None, token: str | None =
         found = hub.HfApi().model_info(name.repo, revision=name.revision, files_metadata=True, token=token)
     siblings = found.siblings or []
     model = choose(repo_models({item.rfilename: _size(item) for item in siblings}), name, file)
+    if len(model.paths) > _MAX_PARTS:  # the header of each is asked for
+        raise ModelError(f"{name}: {len(model.paths)} parts, above {_MAX_PARTS}; take another repository")
     etags = {item.rfilename: _etag(item) for item in siblings}
     commit = found.sha or ""
     if len(commit) != 40 or not commit.isalnum():  # it becomes a folder's name

@@ -15,6 +15,7 @@ from typing import Any
 
 from .._util.file_kinds import NO_MODELS, kind_of
 from .._util.files import parse_json, replacing, tool_name
+from .._util.regular_files import open_regular
 from ..errors import FormatError, ModelError, StorageError, UsageError
 from ..identity import ModelIdentity
 from ..model_files.splits import SplitPaths
@@ -22,7 +23,7 @@ from .local_models import LocalModel
 
 _FORMAT = "steermoe-model-facts"
 _MARK = '"steermoe-expert-map"'
-_MARK_WITHIN = 4096  # characters from a map's beginning
+_MARK_WITHIN = 4096  # bytes from a map's beginning
 # general.architecture of GGUF files that are not models
 _NO_MODEL = "no model"
 _OTHERS = {"expertbias", "controlvector", "imatrix", "clip", _NO_MODEL}
@@ -174,9 +175,9 @@ def fitting(identity: ModelIdentity | None, maps: Sequence[LocalMap]) -> list[Lo
 
 def _is_map(path: Path) -> bool:
     try:
-        with open(path, encoding="utf-8") as file:
-            return _MARK in file.read(_MARK_WITHIN)
-    except (OSError, UnicodeDecodeError):
+        with open_regular(path) as file:
+            return _MARK.encode() in file.read(_MARK_WITHIN)
+    except OSError:
         return False
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from .._util.regular_files import open_regular
 from ..errors import ModelError, UsageError
 from .embedded import TINY, embedded_model
 from .hub import hub_cache
@@ -19,6 +20,7 @@ from .names import MAIN, ModelName, RepoModel, choose, looks_like_name, matching
 
 EMBEDDED, HUB, FOLDER, LLAMA_CPP = "embedded", "hub cache", "folder", "llama.cpp cache"
 _DEPTH = 8  # of a models folder
+_MAX_REFERENCE = 256  # bytes: it holds a commit
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,8 @@ def _hub_layout(root: Path, source: str) -> list[_Folder]:
         for reference in sorted(_files(repository / "refs")):
             name = reference.relative_to(repository / "refs").as_posix()
             try:
-                commit = reference.read_text("utf-8").strip()
+                with open_regular(reference) as file:
+                    commit = file.read(_MAX_REFERENCE).decode("utf-8").strip()
             except (OSError, UnicodeDecodeError):
                 continue
             if name == MAIN or commit not in revisions:

@@ -19,6 +19,7 @@ from ..errors import FormatError, ModelError, UsageError
 from ..model_files.splits import split_name
 
 MAIN = "main"
+_LONGEST = 1024  # characters of a path in a repository
 PREFERRED = ("Q4_K_M", "Q8_0")
 """Quantizations that llama.cpp takes when none is named; then SENSIBLE, where llama.cpp takes the first file."""
 SENSIBLE = ("MXFP4", "MXFP4_MOE", "UD-Q4_K_XL", "Q4_K_S", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_1", "Q5_K_M", "Q6_K")
@@ -185,8 +186,10 @@ def _tag(prefix: str) -> str:
 
 
 def is_safe(path: str) -> bool:
-    """Whether a path stays in its folder and is printable."""
-    return path.isprintable() and "\\" not in path and not {"", ".", ".."} & set(path.split("/"))
+    """Whether a path stays in its folder, is printable and no longer than systems have them."""
+    return (
+        len(path) <= _LONGEST and path.isprintable() and "\\" not in path and not {"", ".", ".."} & set(path.split("/"))
+    )
 
 
 def _stem(path: str) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 from .._util.file_kinds import PAIRS, require_kind
 from .._util.files import StrPath, parse_json, replacing
 from .._util.records import lines
+from .._util.regular_files import open_regular
 from ..errors import PairsError
 
 SIDES = ("positive", "negative")
@@ -191,7 +192,7 @@ def _read_pairs(path: StrPath) -> Iterator[tuple[int, Pair]]:
     """(number of the line, pair) of every line that is not blank."""
     require_kind(path, "a pairs file", PAIRS, error=PairsError)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, streams=True) as file:
             for number, text in lines(file, path, _MAX_LINE):
                 try:
                     yield number, parse_pair(parse_json(text), f"line-{number}")

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 from .._util.file_kinds import PROMPTS, SAFETY, StrPath, refuse_pointer, require_kind
 from .._util.files import parse_json
 from .._util.records import csv_header, csv_table, lines
+from .._util.regular_files import open_regular
 from ..errors import FormatError, PairsError
 from .pairs import Message, Side, parse_messages
 
@@ -70,7 +71,7 @@ def load_prompts(path: StrPath) -> list[PromptItem]:
     if as_json is not False:
         require_kind(path, "a file of prompts", PROMPTS, SAFETY)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, streams=True) as file:
             return read_prompts(file, str(path), as_json)
     except OSError as error:
         raise FormatError(f"{path}: cannot be read as prompts: {error.strerror or error}; check the path") from error

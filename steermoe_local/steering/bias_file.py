@@ -240,6 +240,9 @@ def write_bias(bias: BiasFile, path: StrPath) -> None:
             writer.close()
 
 
+_MAX_TABLE = 1 << 22  # experts of all layers, of which tables are made, however few the file steers
+
+
 def read_bias(path: StrPath) -> BiasFile:
     """Read and validate a bias file. Raises FormatError, which names the file and the field."""
     require_kind(path, "a bias file (GGUF)", BIAS)
@@ -263,6 +266,8 @@ def read_bias(path: StrPath) -> BiasFile:
         if header.size > header.data_end:
             raise FormatError("bytes after the last tensor")
         identity = ModelIdentity(**{name: metadata[key] for key, name in _MODEL_KEYS.items()})
+        if identity.n_layer * identity.n_expert > _MAX_TABLE:
+            raise FormatError(f"{identity.n_layer} layers of {identity.n_expert} experts are too many")
         values = _read_tensors(header, identity)
         return BiasFile(identity, metadata["mode"], values, metadata["epsilon"], provenance)
     except FormatError as error:

@@ -286,3 +286,8 @@ def test_sizes_in_words() -> None:
         "1.0 GB",
         "18.6 GB",
     ]
+
+
+def test_paths_longer_than_systems_have_them_are_left_out() -> None:
+    name = "x" * 1019 + ".gguf"
+    assert [model.paths for model in repo_models({name: 9, f"x{name}": 9})] == [(name,)]

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..._util.regular_files import open_regular
 from ...errors import UsageError
 from ...identity import ModelIdentity
 from ...models.shipped_maps import recommended_numbers, shipped_maps
@@ -81,7 +82,7 @@ class MapFinder:
     def _fits(self, path: Path) -> bool:
         """Is the model's router hash in the file's head? Enough for a list of names; opening it looks closer."""
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 return self._identity.router_sha256.encode() in file.read(_HEAD)
         except OSError:
             return False
@@ -90,7 +91,7 @@ class MapFinder:
 def _is_bias(path: Path) -> bool:
     """By its first bytes: GGUF, or JSON as a map is."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(4) == b"GGUF"
     except OSError:
         return False  # reading it as a map says why

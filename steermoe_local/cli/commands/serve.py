@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from ..._util.regular_files import open_regular
 from ...errors import SteerMoEError, UsageError
 from ...models.embedded import TINY, data_folder
 from ...steering.presets import PRESETS
@@ -25,6 +26,8 @@ from ..options.opening import check_memory, context_size, open_engine, warn_of_u
 from ..options.sampling import sampling_options
 from ..options.secrets import SecretOption, warn_of_readers
 from ..output import say, warn
+
+_MAX_KEY = 1 << 16  # bytes of a key's file
 
 if TYPE_CHECKING:
     from ...generation.engine import Engine
@@ -203,7 +206,8 @@ def _key(key: str | None, file: Path | None) -> str | None:
         raise UsageError("--api-key and --api-key-file both give a key; give one of them")
     warn_of_readers(file)
     try:
-        found = file.read_text("utf-8").strip()
+        with open_regular(file, streams=True) as opened:
+            found = opened.read(_MAX_KEY).decode("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--api-key-file {file}: cannot be read: {error}") from None
     if not found:
