@@ -164,19 +164,19 @@ def test_a_chat(evil: Path, start: Any) -> None:
     terminal = start("chat", "-m", "tiny", program=PROGRAM, env={"PYTHONPATH": str(ROOT)})
     terminal.prompt()
     for line in (
-        f"/map {evil}/map.json",
-        f"/map {evil}/broken-map.json",
-        f"/bias {evil}/bias.gguf",
+        f"/steer {evil}/map.json",
+        f"/steer {evil}/broken-map.json",
+        f"/steer {evil}/bias.gguf",
         f"/load {evil}/chat.json",
         f"/model {evil}/architecture.gguf",
-        "/steer",
         "/why",
     ):
         terminal.say(line)
     terminal.child.send(f"/load {evil}/na\t")
-    terminal.until(lambda: "name" in terminal.line)
-    terminal.child.send("\x15")
+    terminal.until(lambda: "named.gguf" in terminal.raw)
+    terminal.child.send("\x03")  # drops the line
+    terminal.prompt(terminal.n_prompts + 1)
     terminal.child.send("\x04")
     terminal.end()
-    found = obeyed(shown(terminal.raw))
+    found = obeyed(shown(terminal.raw).replace("\b", ""))  # with which prompt_toolkit moves the cursor
     assert not found, (found[:10], shown(terminal.raw)[:3000])
