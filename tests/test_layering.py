@@ -96,6 +96,7 @@ RESERVED = {
     "torch": set(),
     "httpx": {"evaluation"},
     "huggingface_hub": {"models"},
+    "filelock": {"models"},  # which the hub's client locks by
     "pyarrow": {"_util"},
     "pickle": set(),
     "pickletools": {"maps"},

@@ -49,8 +49,11 @@ def say_written(*paths: StrPath, before: str = "") -> None:
     print_lines(f"{before}written: {visible(', '.join(map(str, paths)))}")
 
 
+_WARNING = ("prompts", "files", "downloads")  # loggers of the package whose warnings users see
+
+
 class _PromptWarnings(logging.Handler):
-    """Prints what rendering warns of, each warning once."""
+    """Prints what the package warns of, each warning once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,15 +68,18 @@ class _PromptWarnings(logging.Handler):
 
 @contextmanager
 def prompt_warnings() -> Iterator[None]:
-    """Meanwhile, warnings of what is changed in prompts for a chat template's sake go to stderr, each once."""
-    log, handler = logging.getLogger("steermoe.prompts"), _PromptWarnings()
-    log.addHandler(handler)
-    before, log.propagate = log.propagate, False  # a server logs to the root, too
+    """Meanwhile, warnings of the package (of prompts, files and downloads) go to stderr, each once."""
+    logs, handler = [logging.getLogger(f"steermoe.{name}") for name in _WARNING], _PromptWarnings()
+    before = [log.propagate for log in logs]
+    for log in logs:
+        log.addHandler(handler)
+        log.propagate = False  # a server logs to the root, too
     try:
         yield
     finally:
-        log.removeHandler(handler)
-        log.propagate = before
+        for log, propagated in zip(logs, before, strict=True):
+            log.removeHandler(handler)
+            log.propagate = propagated
 
 
 def print_json(data: Any) -> None:

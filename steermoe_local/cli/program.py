@@ -62,6 +62,8 @@ class SteerMoEGroup(click.Group):
             return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
             _fail_by_click(error)
+        except OSError as error:  # a full disk behind the stdout of --help
+            _fail_by_system(error)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -85,14 +87,8 @@ class SteerMoEGroup(click.Group):
             _fail(str(error), EXIT_ERROR)
         except click.ClickException as error:
             _fail_by_click(error)
-        except BrokenPipeError:
-            # The reader of stdout is gone (`steermoe map show M | head`).
-            _drop_stdout()
-            sys.exit(EXIT_ERROR)
-        except OSError as error:  # not handled elsewhere: a full disk behind stdout, a folder that is gone
-            _drop_stdout()
-            where = error.filename or "the output or a file"
-            _fail(f"{where}: {error.strerror or error}; check the path, and the room on the disk", EXIT_ERROR)
+        except OSError as error:
+            _fail_by_system(error)
         except UnicodeEncodeError as error:
             # a name in a file, or a folder's, in a locale that does not have its letters
             what = f"{error.object[error.start : error.end]!r} in a name or text cannot be written as"
@@ -101,6 +97,15 @@ class SteerMoEGroup(click.Group):
             _fail("out of memory; close other programs, or take a smaller model or context (-c)", EXIT_ERROR)
         except (KeyboardInterrupt, click.Abort):
             _fail("interrupted", EXIT_INTERRUPTED)
+
+
+def _fail_by_system(error: OSError) -> NoReturn:
+    """Exit by an error that is not handled elsewhere: a full disk behind stdout, a folder that is gone."""
+    _drop_stdout()
+    if isinstance(error, BrokenPipeError):  # the reader of stdout is gone (`steermoe map show M | head`)
+        sys.exit(EXIT_ERROR)
+    where = error.filename or "the output or a file"
+    _fail(f"{where}: {error.strerror or error}; check the path, and the room on the disk", EXIT_ERROR)
 
 
 def debug_option(*, hidden: bool = False) -> click.Option:

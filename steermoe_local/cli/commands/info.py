@@ -72,7 +72,7 @@ def _rows(facts: ModelInfo) -> list[tuple[str, str]]:
 def _template(facts: ModelInfo) -> str:
     if not facts.chat_template:
         return "no"
-    from ...llama.chat_template import template_problem
+    from ...llama.template_client import template_problem
 
     problem = template_problem(facts.chat_template)
     return f"yes, but: {visible(problem)}" if problem else "yes"

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from ..._util.files import require_writable
 from ..._util.records import csv_rows, rows
 from ..._util.visible import visible
 from ...errors import UsageError
@@ -31,6 +30,7 @@ from ..options.common import (
     FILE,
     hub_offline_option,
     json_option,
+    lock_output,
     output_option,
     seed_option,
     selection_options,
@@ -66,7 +66,7 @@ def _writes_pairs(make: Callable[..., tuple[Iterator[Pair], str]]) -> Callable[.
 
     @functools.wraps(make)
     def command(output: Path, as_json: bool, **arguments: Any) -> None:
-        require_writable(output)
+        lock_output(output)
         tally = Tally()
         made, source = make(tally, **arguments)
         save_pairs(made, output, allow_empty=False, why_none=lambda: _why_none(tally, source))

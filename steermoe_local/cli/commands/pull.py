@@ -85,8 +85,8 @@ def pull(
 
     The name is USER/REPO, with a quantization behind a colon (else Q4_K_M, or what there is), or a short name
     (`steermoe models --short-names`). A split model is fetched whole. Before the download the file's header is read,
-    to see that the model is a Mixture of Experts that can be steered. Run again, an interrupted download goes on where
-    it stopped.
+    to see that the model is a Mixture of Experts that can be steered. Every file is verified by the hub's SHA-256. Run
+    again, an interrupted download goes on where it stopped.
 
     \b
     Examples:
@@ -104,6 +104,10 @@ def pull(
 
     model = find_on_hub(wanted, file=file, token=token)
     say(describe(model))
+    paths: list[Path] = []
+    if not dry_run and model.local_path(folder):
+        say("it is here; comparing it with the hub's SHA-256")
+        paths = fetch(model, folder)
     info = check(model, folder, force)
     architecture = info.architecture if info.architecture in ROUTED else repr(info.architecture)
     say(f"{architecture}, {experts(info)}" if info.is_moe else f"{architecture}, no experts")
@@ -114,8 +118,8 @@ def pull(
     if 0 < here < model.model.size:
         say(f"{human_size(here)} of {human_size(model.model.size)} are here already")
     free = model.check_space(folder)
-    paths = [] if dry_run else fetch(model, folder)
     if not dry_run:
+        paths = paths or fetch(model, folder)
         _hint(paths[0], folder)
     if as_json:
         print_json(_result(model, info, maps, here, free, paths))

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -131,7 +131,7 @@ def serve(
       steermoe serve -m tiny --host 0.0.0.0 --api-key-file key.txt
     """
     _require_extra()
-    from ...llama.chat_template import template_problem
+    from ...llama.template_client import template_problem
     from ...model_files.model_info import model_info
     from ...server import ServerSettings, SteeringRegistry
     from ...server.program import run_server
@@ -171,7 +171,9 @@ def serve(
                 _choose_default(registry, steering, numbers)
             yield engine
 
-    run_server(settings, registry, load, say)
+    with closing(registry):
+        registry.claim()  # before the model is loaded
+        run_server(settings, registry, load, say)
 
 
 def _require_extra() -> None:

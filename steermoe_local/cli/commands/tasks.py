@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
-from ..._util.files import require_writable
 from ..._util.visible import visible
 from ..failures import EXIT_ERROR
 from ..options.common import (
     FILE,
     hub_offline_option,
     json_option,
+    lock_output,
     other_model_option,
     output_option,
     selection_options,
@@ -114,7 +114,7 @@ def build(
     )
     from ...models import hub
 
-    require_writable(output)
+    lock_output(output)
     options = BuildOptions(**chosen)
     head = task_head(layout, options, task_name=task_name, max_tokens=max_tokens, system=system, license=license_)
     formats = hub.ROWS + hub.TABLES
