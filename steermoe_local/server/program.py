@@ -15,6 +15,7 @@ import uvicorn
 
 from ..errors import UsageError
 from ..generation.engine import Engine
+from .api_errors import is_new
 from .app import create_app
 from .registry import SteeringRegistry
 from .settings import ServerSettings
@@ -112,6 +113,7 @@ def run_server(
     for line in settings.warnings:
         say(f"warning: {line}")
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    logging.getLogger("uvicorn.error").addFilter(is_new)
     try:
         asyncio.run(server.serve(sockets=[listening]))
     finally:
