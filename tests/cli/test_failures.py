@@ -232,3 +232,16 @@ def test_started_without_stderr() -> None:
         done = subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT)
         assert done.returncode == status
         assert bool(done.stdout) == (status == 0)
+
+
+def test_an_interrupt_of_the_first_imports() -> None:
+    """Before there is a command line: the package, numpy."""
+    code = (
+        "import sys\nsys.argv[0] = 'bin/steermoe'\n"
+        "class Finder:\n    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'steermoe_local.maps':\n            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Finder())\nfrom steermoe_local.cli.start import start\nstart()\n"
+    )
+    done = program(code)
+    assert (done.stdout, done.stderr) == ("", "error: interrupted\n")
+    assert done.returncode in (-signal.SIGINT, failures.EXIT_INTERRUPTED)
