@@ -40,3 +40,12 @@ def leave_it_as_program() -> None:
     )
     if by_module or os.path.splitext(os.path.basename(first))[0].removesuffix("-script") == "steermoe":
         leave_current_folder()
+        sys.excepthook = _interrupted  # until the command line has its own hooks
+
+
+def _interrupted(kind, error, trace):  # type: ignore[no-untyped-def] # typing is not to be imported here
+    """Ctrl-C while the package is imported is a line; Python ends the process by the signal, 130 in a shell."""
+    if issubclass(kind, KeyboardInterrupt):
+        sys.stderr.write("error: interrupted\n")
+    else:
+        sys.__excepthook__(kind, error, trace)

@@ -117,7 +117,7 @@ class LineFormatter(logging.Formatter):
         level, record.levelname = record.levelname, record.levelname.lower()
         try:
             most = _MOST_LINE if record.levelno > logging.INFO else sys.maxsize  # --log-prompts has them whole
-            line = visible(shortened(super().format(record), most))
+            line = visible(shortened(super().format(record).strip(), most))
         finally:
             record.exc_info, record.exc_text, record.levelname = info, cached, level
         error = info[1] if info else None

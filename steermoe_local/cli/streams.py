@@ -9,6 +9,7 @@ is data for another program (answers, paths, scripts) goes into a pipe or a file
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -27,14 +28,39 @@ def settle_streams() -> None:
     """Make stdout and stderr safe to print anything on.
 
     A character that their encoding does not have is shown as an escape, instead of failing; on a terminal, what others
-    write to them is filtered.
+    write to them is filtered. Where the program was started without one, writing to stdout is an error, and messages go
+    nowhere.
     """
+    _settle_closed()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")
         if isinstance(stream, io.TextIOWrapper) and not isinstance(stream, GuardedStream) and stream.isatty():
             setattr(sys, name, GuardedStream(stream))
+
+
+def _settle_closed() -> None:
+    """Occupy the descriptors 0 to 2: the next file that is opened would become stdout, and be written to as such."""
+    if sys.stdout is not None and sys.stderr is not None:
+        return
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY)
+    if sys.stdout is None:
+        sys.stdout = io.TextIOWrapper(_Closed(), "utf-8", "backslashreplace", write_through=True)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115 # until the end
+
+
+class _Closed(io.RawIOBase):
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        raise OSError(errno.EBADF, "stdout is closed")
 
 
 class GuardedStream(io.TextIOWrapper):

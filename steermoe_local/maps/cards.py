@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 
+from .._util.visible import visible
 from ..errors import UsageError
 from ..identity import UNKNOWN_ROUTER
 from .expert_map import ExpertMap
@@ -130,7 +132,7 @@ def render_card(expert_map: ExpertMap, base_model: str, *, license: str = "", fi
         router="" if identity.router_sha256 == UNKNOWN_ROUTER else identity.router_sha256,
         base_model=base_model,
         license=license,
-        file=file,
+        file=shlex.quote(visible(file).replace("`", "_")),  # in a fenced line for a shell
         digests=", ".join(f"`{digest}`" for digest in expert_map.pairs_sha256),
         tokens=f"{expert_map.n1:,} / {expert_map.n2:,}" if expert_map.n1 and expert_map.n2 else "",
         confidence=expert_map.confidence,
@@ -149,5 +151,5 @@ def _yaml_string(text: str) -> str:
 
 def _one_line(text: str) -> str:
     """One line of Markdown that neither ends a table's cell nor starts HTML."""
-    line = " ".join(text.split())
+    line = visible(" ".join(text.split()))
     return re.sub(r"([\\|`<>\[\]])", r"\\\1", line)

@@ -32,6 +32,8 @@ from . import addresses
 
 log = logging.getLogger("steermoe.server")
 
+_LOGGED = "logged_by_steermoe"  # attribute of errors that are in the log
+
 _INVALID, _NOT_FOUND, _SERVER = "invalid_request_error", "not_found_error", "server_error"
 _FULL = 507  # "Insufficient Storage"
 
@@ -116,6 +118,7 @@ def as_api_error(error: BaseException) -> ApiError:
         status, kind, code = known
         return ApiError(status, str(error), kind=kind, code=code)
     log.error("unexpected error", exc_info=error)
+    setattr(error, _LOGGED, True)
     return ApiError(500, "the server failed; its log says why", kind=_SERVER, code="internal_error")
 
 
@@ -135,6 +138,11 @@ def storage_error(error: Exception) -> ApiError:
         kind=_SERVER,
         code="storage_failed",
     )
+
+
+def is_new(record: logging.LogRecord) -> bool:
+    """Filter of uvicorn's log: without errors that `as_api_error` has logged, which come to uvicorn as well."""
+    return not (record.exc_info and hasattr(record.exc_info[1], _LOGGED))
 
 
 def status_of(error: BaseException) -> int:

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from ..errors import UsageError
 from ..generation.engine import Engine
 from .accepting import Acceptor, room_for
+from .api_errors import is_new
 from .app import create_app
 from .connections import Connections
 from .protocol import GuardedProtocol
@@ -165,6 +166,7 @@ def run_server(
     for line in settings.warnings:
         say(f"warning: {line}")
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    logging.getLogger("uvicorn.error").addFilter(is_new)
     server.serve_until_stopped()
     if worker.error is not None:
         raise worker.error

@@ -210,3 +210,38 @@ def test_a_closed_pipe_is_silent(tmp_path: Path) -> None:
     os.close(writing)
     assert done.returncode == failures.EXIT_ERROR
     assert done.stderr == b""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell")
+@pytest.mark.parametrize("args", ["info tiny", "info tiny --json", "run -m tiny -p hi -n 1", "completion bash"])
+def test_started_without_stdout(args: str) -> None:
+    """The result has nowhere to go: an error, no traceback; and no file that is opened becomes stdout."""
+    command = f"exec {sys.executable} -c 'from steermoe_local.cli import main; main()' {args} >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+    assert done.returncode == failures.EXIT_ERROR, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "stdout is closed" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "unexpected" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell")
+def test_started_without_stderr() -> None:
+    for args, status in (("info tiny", 0), ("info no-such-file.gguf", failures.EXIT_ERROR)):
+        command = f"exec {sys.executable} -c 'from steermoe_local.cli import main; main()' {args} 2>&- <&-"
+        done = subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+        assert done.returncode == status
+        assert bool(done.stdout) == (status == 0)
+
+
+def test_an_interrupt_of_the_first_imports() -> None:
+    """Before there is a command line: the package, numpy."""
+    code = (
+        "import sys\nsys.argv[0] = 'bin/steermoe'\n"
+        "class Finder:\n    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'steermoe_local.maps':\n            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Finder())\nfrom steermoe_local.cli.start import start\nstart()\n"
+    )
+    done = program(code)
+    assert (done.stdout, done.stderr) == ("", "error: interrupted\n")
+    assert done.returncode in (-signal.SIGINT, failures.EXIT_INTERRUPTED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import psutil
 from tests.support.running_server import until
 
 COMMAND = [sys.executable, "-c", "from steermoe_local.cli import main; main()", "serve"]
+_ENV = {**os.environ, "STEERMOE_DEBUG": "1"}  # so that an unexpected error has a traceback
 _URL = re.compile(r"http://\S+:\d+")
 
 
@@ -74,14 +76,17 @@ def serving(
 
     With `stopped` the block ends the server.
     """
-    command = [*command, "-m", model, "--port", 0, "-t", 1, "-np", parallel, "-c", n_ctx, "--queue", queue, *arguments]
+    words = [*command, "-m", model, "--port", 0, "-t", 1, "-np", parallel, "-c", n_ctx, "--queue", queue, *arguments]
+    command = [str(word) for word in words]
     with tempfile.TemporaryFile("w+") as log:
 
         def written() -> str:
             log.seek(0)
             return log.read()
 
-        with subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=log) as process:
+        with subprocess.Popen(
+            [str(part) for part in command], env=_ENV, stdout=subprocess.DEVNULL, stderr=log
+        ) as process:
             try:
                 until(lambda: process.poll() is not None or _URL.search(written()), seconds=60)
                 found = _URL.search(written())

@@ -16,7 +16,7 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..._util.files import require_writable
-from ..._util.visible import shortened
+from ..._util.visible import shortened, visible
 from ...detection.checkpoint import CheckpointFile
 from ...identity import ModelIdentity
 from ...maps.expert_map import ExpertMap
@@ -267,9 +267,9 @@ class _Display:
 
     def _print(self, line: str) -> None:
         if self._terminal:
-            self._bar.console.print(shortened(line, 4000), soft_wrap=True)
+            self._bar.console.print(visible(shortened(line, 4_000)), soft_wrap=True)
         else:
-            say(line)
+            say(visible(line))
 
     def _rate(self) -> float:
         return self._last.n_tokens / self._seconds if self._last and self._seconds else 0.0

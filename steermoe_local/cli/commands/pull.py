@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..._util.files import human_size
+from ..._util.visible import visible
 from ...errors import UsageError
 from ...identity import UNKNOWN_ROUTER
 from ...model_files.gating import ROUTED
@@ -113,7 +114,7 @@ def pull(
     from ...models.local_facts import maps_in
 
     model = find_on_hub(wanted, file=file, token=token)
-    say(describe(model))
+    say(visible(describe(model)))
     paths: list[Path] = []
     if not dry_run and model.local_path(folder):
         say("it is here; comparing it with the hub's SHA-256")

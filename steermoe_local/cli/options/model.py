@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..._util.files import human_size
+from ..._util.visible import visible
 from ...errors import ModelError, UsageError
 from ...models.hub import is_offline
 from ...models.names import ModelName
@@ -133,7 +134,7 @@ def fetch_if_missing(
 
     model = find_on_hub(ModelName.parse(text), file=file, token=token)
     check(model)
-    say(f"fetching {describe(model)}")
+    say(f"fetching {visible(describe(model))}")
     return fetch(model)[0]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..._util.visible import visible
 from ..measuring.side_effects import Fluency
 from ..metrics.formatting import number, percent
 
@@ -71,7 +72,8 @@ def how_to_repeat(
     command: str, metadata: Mapping[str, Any], digests: Mapping[str, str | None], first: str = ""
 ) -> list[str]:
     """The end of a report: the command that makes it again, tool, date, seed and digests (hex); `first` before them."""
-    lines = ["## How to repeat it", "", *(["```sh", command, "```", ""] if command else [])]
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
+    lines = ["## How to repeat it", "", *([f"{fence}sh", visible(command), fence, ""] if command else [])]
     named = ", ".join(f"{name} {digest[:12]}" for name, digest in digests.items() if digest)
     origin = f"{metadata['tool']}, {metadata['created']}, seed {metadata['seed']}"
     return [*lines, f"{first}{origin}; SHA-256: {named}.", ""]

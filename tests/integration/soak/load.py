@@ -203,8 +203,10 @@ def main() -> None:
     load = Load(url, bomb_url, float(seconds), int(seed))
     groups: dict[str, list[Callable[[random.Random], None]]] = {
         "answers": [load.names] * N_NAMES + [load.half_closed, load.bound, load.conversation, load.scrape],
-        "attack": [load.hostile, load.hostile, load.slow_reader, load.slow_reader, load.given_up, load.silent]
-        + [load.bomb, load.beside_bombs],
+        "attack": [
+            *[load.hostile, load.slow_reader] * 2,
+            *[load.given_up, load.silent, load.bomb, load.beside_bombs],
+        ],
     }
     load.run(groups[group])
     with Path(path).open("w", encoding="utf-8") as file:
