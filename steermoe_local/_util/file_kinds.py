@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import FormatError
+from .compressed import require_small_directory
 
 StrPath = str | os.PathLike[str]
 
@@ -174,7 +175,9 @@ def _halves(head: bytes) -> bool:
 def _of_archive(path: StrPath) -> FileKind | None:
     """The kind of a zip archive, which `.npz` files are."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open(path, "rb") as file:
+            require_small_directory(file)
+            archive = zipfile.ZipFile(file)
             files = archive.namelist()
     except Exception:  # damaged in any of a dozen ways
         return None

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import FormatError, SteerMoEError
+from .compressed import is_bomb, require_small_directory
 from .file_kinds import FileKind, StrPath, require_kind
 
 _MAX_BYTES = 1 << 30  # of a member
@@ -55,6 +56,8 @@ class Archive:
             n_bytes = dtype.itemsize * math.prod(found)
             if n_bytes > (_MAX_TEXT_BYTES if kind == "U" else _MAX_BYTES):
                 raise FormatError(f"{self._path}: {name}: takes {n_bytes} bytes; not {self._what}")
+            if is_bomb(info.compress_size, n_bytes):
+                raise FormatError(f"{self._path}: {name}: unpacks to far more than it takes; not {self._what}")
             if info.file_size != file.tell() + n_bytes or len(data := file.read(n_bytes)) != n_bytes:
                 raise FormatError(f"{self._path}: {name}: shorter or longer than its header says; {self._again}")
         return np.frombuffer(data, dtype=dtype).reshape(found)
@@ -76,6 +79,7 @@ def opened(path: StrPath, what: str, again: str, kind: FileKind) -> Iterator[Arc
             source = file if file.seekable() else io.BytesIO(file.read(_MAX_BYTES))
             if source.read(2) != b"PK":
                 raise FormatError(f"{path}: not {what}; check the path")
+            require_small_directory(source)
             with zipfile.ZipFile(source) as archive:
                 yield Archive(archive, path, what, again)
     except SteerMoEError:
