@@ -143,7 +143,7 @@ def imatrix(model: Path, job: Job, n_batch: int, n_threads: int, folder: Path) -
 def detect(model: Path, job: Job, n_batch: int, n_threads: int, folder: Path) -> tuple[Seconds, dict[str, Any]]:
     seconds, done = timed(
         [
-            *(sys.executable, "-c", DETECT, "detect", "-m", str(model), "--pairs", str(job.pairs)),
+            *(sys.executable, "-P", "-c", DETECT, "detect", "-m", str(model), "--pairs", str(job.pairs)),
             *("-o", str(folder / "map.json"), "-b", str(n_batch), "-ub", str(n_batch), "-t", str(n_threads), "--json"),
         ]
     )
@@ -212,7 +212,7 @@ def growth(
         save_pairs(made[:n], folder / f"{n}.jsonl")
     for repeat in range(repeats):
         for n in sizes if repeat % 2 else sizes[::-1]:
-            command = [sys.executable, "-c", MEMORY, str(model), str(folder / f"{n}.jsonl"), str(n_threads)]
+            command = [sys.executable, "-P", "-c", MEMORY, str(model), str(folder / f"{n}.jsonl"), str(n_threads)]
             seen[n].append(json.loads(timed(command)[1].stdout))
         log(f"growth: repetition {repeat + 1} of {repeats}")
     best = {n: min(run["seconds"] for run in seen[n]) for n in sizes}

@@ -20,7 +20,7 @@ from typing import Any
 from workers import HERE, WorkerError
 
 LLAMA_SERVER = HERE.parent / "build" / "native" / "bin" / "llama-server"
-OURS = [sys.executable, "-c", "from steermoe_local.cli import main; main()", "serve"]
+OURS = [sys.executable, "-P", "-c", "from steermoe_local.cli import main; main()", "serve"]
 START_SECONDS = 300.0
 ANSWER_SECONDS = 600.0
 

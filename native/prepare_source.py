@@ -84,7 +84,7 @@ def fetch(cache: Path) -> Path:
         return archive
     cache.mkdir(parents=True, exist_ok=True)
     print(f"fetching llama-cpp-python {version} into {cache}", flush=True)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
     command += ["--no-build-isolation", "--disable-pip-version-check", "--require-hashes"]
     command += ["--quiet", "-r", str(PIN_FILE), "-d", str(cache)]
     result = subprocess.run(command, check=False)

@@ -5,7 +5,10 @@ bias file -> steered model -> evaluation. Everything up to the bias file is pure
 (`SteeredLlama`, `record_counts`, `Engine`, `open_evaluator`, ...) loads the native library when it is first used.
 """
 
-from __future__ import annotations
+# ruff: noqa: E402
+from ._util.import_path import leave_it_as_program
+
+leave_it_as_program()  # before the first import that a file of the current folder could answer
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version

@@ -1,62 +1,19 @@
-"""Reading and writing files: atomic replacement, SHA-256, time stamps, sizes for messages."""
+"""Reading files: SHA-256, time stamps, sizes for messages."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from ..errors import FormatError, UsageError
 from .file_kinds import StrPath as StrPath
 from .file_kinds import refuse_pointer
 from .json_text import parse_json as parse_json
-
-
-@contextlib.contextmanager
-def replacing(path: StrPath) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, which is renamed to `path` when the block succeeds.
-
-    A reader sees the old file or the new one, never half a file. A symbolic link stays a link.
-    Raises UsageError when the file cannot be written there.
-    """
-    target = require_writable(path)
-    temporary = temporary_beside(target)
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def temporary_beside(target: Path) -> Path:
-    """A new name in the folder of `target`, for a file that will replace it."""
-    # not tempfile, whose files get mode 0600 whatever the umask
-    return target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-
-
-def require_writable(path: StrPath) -> Path:
-    """Check before long work that a file can be written at `path`.
-
-    Returns the path with links followed. Raises UsageError.
-    """
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise UsageError(f"{path}: is a folder; name a file in it")
-    if target.exists() and not target.is_file():
-        # a device like /dev/null would be replaced by a file
-        raise UsageError(f"{path}: not a regular file, and would be replaced by one; name another")
-    if not target.parent.is_dir():
-        raise UsageError(f"{path}: the folder {target.parent} does not exist; create it first")
-    if not os.access(target.parent, os.W_OK):
-        raise UsageError(f"{path}: the folder {target.parent} cannot be written to; choose another")
-    return target
+from .writing import replacing as replacing
+from .writing import require_writable as require_writable
 
 
 def read_bytes(path: StrPath, what: str, limit: int) -> bytes:

@@ -118,7 +118,7 @@ class ChatState:
 
 
 def write_chat(state: ChatState, path: StrPath) -> None:
-    """Write a conversation. Raises UsageError when the file cannot be written, or could not be read again."""
+    """Write a conversation. Raises UsageError, StorageError when it cannot be written, or could not be read again."""
     data = state.to_dict()
     try:
         ChatState.from_dict(data)

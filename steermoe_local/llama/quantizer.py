@@ -1,23 +1,21 @@
 """llama.cpp's quantizer, `llama_model_quantize`, in a process of its own.
 
 The call takes minutes, cannot be cancelled, and aborts the process on some files; in a child process it can be ended by
-Ctrl-C and an abort is an error. Run as a module, this file is that child.
+Ctrl-C and an abort is an error.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from .._util.package import PACKAGE
+from .._util.children import Child
 from ..errors import NativeError
-from .library import llama_cpp, take_log_error
+from .library import llama_cpp, take_log_error, tell_of_crashes
 
 _POLL = 0.2  # seconds between two progress reports
 
@@ -38,20 +36,10 @@ def quantize_file(
 
     Raises NativeError with llama.cpp's reason.
     """
-    if not sys.executable:
-        raise NativeError("no Python to run the quantizer in (sys.executable is empty); use llama-quantize instead")
-    arguments = [str(source), str(target), str(number), str(n_threads or 0), str(int(requantize))]
-    package = str(PACKAGE.parent)
-    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    arguments = [str(source), str(target), number, n_threads or 0, requantize]
     with (
         tempfile.TemporaryFile() as log,
-        subprocess.Popen(
-            [sys.executable, "-m", __spec__.name, *arguments],
-            stdin=subprocess.PIPE,  # closes when this process ends, however it ends; the child then ends too
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-            env=os.environ | {"PYTHONPATH": path},
-        ) as child,
+        Child(_quantize, arguments, stderr=log, leftover=target) as child,
     ):
         try:
             while True:
@@ -70,15 +58,10 @@ def quantize_file(
         return
     reason = " ".join(lines[-1].split()) if lines else "no reason given"
     if status < 0:
-        reason = f"ended by signal {-status}; {reason}"
+        if status == -9 and not lines:
+            reason = "the system does that when memory runs out: close other programs"
+        reason = f"ended by signal {-status}; {reason.removeprefix('error: ')}"
     raise NativeError(reason, status)
-
-
-def _end_with_parent(target: str) -> None:
-    """End this process, without its partial output, when the parent is gone and stdin is closed."""
-    os.read(0, 1)
-    Path(target).unlink(missing_ok=True)
-    os._exit(1)
 
 
 def _reason() -> str:
@@ -87,21 +70,15 @@ def _reason() -> str:
     return "; ".join(word for word in words if word) or "no reason given"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Quantize; the last line on stderr is the reason of a failure."""
-    source, target, number, n_threads, requantize = arguments
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal signals the whole group; the parent decides
-    threading.Thread(target=_end_with_parent, args=(target,), daemon=True).start()
+def _quantize(source: str, target: str, number: int, n_threads: int, requantize: bool) -> int:
+    """In the child: quantize; the last line on stderr is the reason of a failure."""
+    tell_of_crashes()
     lib = llama_cpp()
     params = lib.llama_model_quantize_default_params()
-    params.ftype, params.nthread = int(number), int(n_threads)
-    params.allow_requantize = bool(int(requantize))
+    params.ftype, params.nthread = number, n_threads
+    params.allow_requantize = requantize
     take_log_error()
     status = int(lib.llama_model_quantize(os.fsencode(source), os.fsencode(target), params))
     if status:
         print(_reason(), file=sys.stderr, flush=True)
     return status
-
-
-if __name__ == "__main__":
-    os._exit(main(sys.argv[1:]))  # without waiting for the thread at stdin

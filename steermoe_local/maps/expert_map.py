@@ -245,7 +245,7 @@ class ExpertMap:
         return hashlib.sha256(self.to_json().encode("utf-8")).hexdigest()
 
     def save(self, path: StrPath) -> None:
-        """Write the map. Raises UsageError when the file cannot be written."""
+        """Write the map. Raises UsageError, StorageError when the file cannot be written."""
         with replacing(path) as temporary:
             temporary.write_bytes(self.to_json().encode("utf-8"))
 

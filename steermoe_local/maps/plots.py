@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.files import StrPath, replacing
+from .._util.package import away_from
 from ..errors import UsageError
 from .expert_map import ExpertMap
 from .significance import compare, half_widths, overlap
@@ -40,7 +41,8 @@ def require_drawable(path: StrPath) -> None:
     if Path(path).suffix.lower() not in SUFFIXES:
         raise UsageError(f"{path}: a picture is {', '.join(SUFFIXES)}; name the file so")
     try:
-        import matplotlib  # noqa: F401
+        with away_from("matplotlibrc"):
+            import matplotlib  # noqa: F401
     except ImportError:
         raise UsageError("plots need matplotlib; run pip install 'steermoe-local[plot]'") from None
 

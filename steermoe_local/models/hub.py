@@ -20,6 +20,7 @@ from typing import Any
 
 from .._util.files import listed
 from ..errors import PairsError, SteerMoEError, UsageError
+from .hub_checks import require_match
 from .names import is_safe
 
 _PREFIX = "hub:"
@@ -60,6 +61,7 @@ class HubSource:
 def local_files(source: str, *, offline: bool = False, formats: Sequence[str] = ROWS) -> list[Path]:
     """The files of a source: the path itself, or the files of `hub:...`, downloaded to the cache if missing.
 
+    What the hub names is verified by its hash, unless the hub is off; a damaged copy is removed.
     `offline` uses the cache alone, as HF_HUB_OFFLINE=1 does. Raises UsageError for a malformed name, PairsError.
     """
     if not source.startswith(_PREFIX):
@@ -180,12 +182,20 @@ def _snapshot(wanted: HubSource) -> Path | None:
 
 def _download(wanted: HubSource, source: str, formats: Sequence[str]) -> list[Path]:
     import huggingface_hub as hub
+    from huggingface_hub.hf_api import RepoFile
 
     where: dict[str, Any] = {"repo_type": "dataset", "revision": wanted.revision}
     with hub_errors(source, "data set", PairsError, wanted.revision):
-        names = hub.HfApi().list_repo_files(wanted.name, **where)
-        chosen = choose_files(names, wanted, source, formats)
-        paths = [Path(hub.hf_hub_download(wanted.name, name, **where)) for name in chosen]
+        tree = hub.HfApi().list_repo_tree(wanted.name, recursive=True, **where)
+        files = {item.path: item for item in tree if isinstance(item, RepoFile)}
+        chosen = choose_files(files, wanted, source, formats)
+        paths = []
+        for name in chosen:
+            path = Path(hub.hf_hub_download(wanted.name, name, **where))
+            large = files[name].lfs
+            hash_of_it = large.sha256 if large else files[name].blob_id
+            require_match(path, (hash_of_it,), files[name].size, f"{source}: {name}", PairsError)
+            paths.append(path)
     commits = {path.parents[len(PurePosixPath(name).parts) - 1] for path, name in zip(paths, chosen, strict=True)}
     if len(commits) != 1:
         raise PairsError(f"{source}: the data set changed while it was fetched; run it again")

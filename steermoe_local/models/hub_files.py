@@ -1,25 +1,29 @@
 """Downloads of models' files from the hub: byte ranges, and whole files that resume after an interruption.
 
 The client's own `hf_hub_download` discards an interrupted file in current versions. So the file is fetched by the
-client's `http_get` into a file of the cache that stays, which `hf_hub_download` then only finds there.
+client's `http_get` into a file of the cache that stays, which `hf_hub_download` then only finds there. Every file is
+verified by the hub's hash (`hub_checks`): while it arrives; what an earlier run or the client itself fetched is read.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
-from .._util.files import sha256_file
 from ..errors import ModelError
 from .hub import cache_folder
+from .hub_checks import Check, CheckedFile, require_match
+
+log = logging.getLogger("steermoe.files")
 
 _TRIES = 3
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_AT_ONCE = 0.1  # seconds; the client takes 0 for "without end"
 _ETAG = re.compile(r"[A-Za-z0-9_-]{8,128}")
 
 
@@ -95,42 +99,61 @@ def partial_bytes(repo: str, path: str, commit: str, etag: str, folder: Path | N
     return 0
 
 
-def download(repo: str, path: str, commit: str, size: int, token: str | None) -> Path:
-    """Fetch a file into the client's cache, resuming an interrupted download. Returns its path in the snapshot."""
+def download(repo: str, path: str, commit: str, size: int, name: str, token: str | None) -> Path:
+    """Fetch a file into the client's cache, resuming an interrupted download. Returns its path in the snapshot.
+
+    `name` is the file's hash as the repository lists it. Raises ModelError for a file that has another one; it is
+    removed.
+    """
     import huggingface_hub as hub
     from huggingface_hub import constants
     from huggingface_hub.file_download import are_symlinks_supported
 
     root = cache_folder("models", repo)
     pointer = root / "snapshots" / commit / path
+    what = f"{repo}/{path}"
     if pointer.exists():
+        require_match(pointer, (name,), size, what, ModelError)
         return pointer
+    etag, size = _metadata(repo, path, commit, size, token)
+    names = (name, etag)
+    is_verified = False
     by_http = size <= getattr(constants, "MAX_HTTP_DOWNLOAD_SIZE", size)
     if by_http and not getattr(constants, "HF_XET_HIGH_PERFORMANCE", False):
-        etag, size = _metadata(repo, path, commit, size, token)
         blob = root / "blobs" / etag
         with _locked(root.parent / ".locks" / root.name / f"{etag}.lock"):  # the client's lock for this file
             if not blob.exists() and not pointer.exists():
                 target = blob if are_symlinks_supported(constants.HF_HUB_CACHE) else pointer
-                _transfer(repo, path, commit, blob.with_name(f"{etag}.incomplete"), target, size, etag, token)
-    return Path(hub.hf_hub_download(repo, path, revision=commit, token=token))
+                _transfer(repo, path, commit, blob.with_name(f"{etag}.incomplete"), target, size, names, token)
+                is_verified = True
+    found = Path(hub.hf_hub_download(repo, path, revision=commit, token=token))
+    if not is_verified:
+        require_match(found, names, size, what, ModelError)
+    return found
 
 
-def download_into(folder: Path, repo: str, path: str, commit: str, size: int, token: str | None) -> Path:
-    """Fetch a file to `folder`/`path`, resuming an interrupted download. Raises ModelError if another file is there."""
+def download_into(folder: Path, repo: str, path: str, commit: str, size: int, name: str, token: str | None) -> Path:
+    """Fetch a file to `folder`/`path`, resuming an interrupted download.
+
+    `name` is the file's hash as the repository lists it. Raises ModelError if another file is there, or arrives.
+    """
     target = folder / path
     etag, size = _metadata(repo, path, commit, size, token)
+    names = (name, etag)
     if target.exists():
-        if target.stat().st_size == size and (not _SHA256.fullmatch(etag) or sha256_file(target) == etag):
+        check = Check(names, size)
+        if target.stat().st_size == size and check.read(target).matches():
+            check.say_if_impossible(f"{repo}/{path}")
             return target
         raise ModelError(f"{target}: is another file than {repo}/{path}; move it away, or take another --dir")
     partial = _partial(target, etag)
     lock = partial.with_suffix(".lock")
     with _locked(lock):
         if not target.exists():
-            _transfer(repo, path, commit, partial, target, size, etag, token)
+            _transfer(repo, path, commit, partial, target, size, names, token)
     with contextlib.suppress(OSError):
         lock.unlink()
+    _remove_superseded(target, partial)
     return target
 
 
@@ -150,15 +173,43 @@ def _metadata(repo: str, path: str, commit: str, size: int, token: str | None) -
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    """The client's lock: another process that fetches the same file is waited for, which is said."""
+    import filelock
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _client().WeakFileLock(path):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_client().WeakFileLock(path, timeout=_AT_ONCE))
+        except filelock.Timeout:
+            log.warning("%s: another process is fetching this file; waiting until it ends", path)
+            stack.enter_context(_client().WeakFileLock(path))
         yield
 
 
+def _remove_superseded(target: Path, partial: Path) -> None:
+    """Remove what interrupted downloads left of other versions of a file, unless one is going on."""
+    import filelock
+
+    name = re.compile(rf"{re.escape(target.name)}\.[A-Za-z0-9_-]{{8,16}}\.incomplete")
+    for left in [path for path in target.parent.iterdir() if name.fullmatch(path.name) and path != partial]:
+        lock = left.with_suffix(".lock")
+        with contextlib.suppress(OSError, filelock.Timeout):
+            with _client().WeakFileLock(lock, timeout=_AT_ONCE):
+                left.unlink()
+            lock.unlink(missing_ok=True)
+
+
 def _transfer(
-    repo: str, path: str, commit: str, partial: Path, target: Path, size: int, etag: str, token: str | None
+    repo: str,
+    path: str,
+    commit: str,
+    partial: Path,
+    target: Path,
+    size: int,
+    names: tuple[str, ...],
+    token: str | None,
 ) -> None:
-    """Fill the partial file and rename it; bytes of an earlier run are checked by the file's SHA-256, if known."""
+    """Fill the partial file and rename it if its hash is the hub's; bytes of an earlier run are read for that."""
     import huggingface_hub as hub
     from huggingface_hub.file_download import http_get
 
@@ -167,21 +218,29 @@ def _transfer(
     if have > size:
         partial.unlink()
         have = 0
+    check = Check(names, size)
+    if have:
+        check.read(partial)
     url = hub.hf_hub_url(repo, path, revision=commit)
     with open(partial, "ab") as file:
         http_get(
             url,
-            file,
+            cast(BinaryIO, CheckedFile(file, check)),
             resume_size=have,
             headers=_headers(token),
             expected_size=size,
             displayed_filename=Path(path).name,
         )
-    damaged = partial.stat().st_size != size
-    if have and not damaged and _SHA256.fullmatch(etag):
-        damaged = sha256_file(partial) != etag
-    if damaged:
+    if check.n_bytes != size:  # the client began in the middle of it again
+        check.read(partial)
+    if not check.matches():
         partial.unlink()
-        raise ModelError(f"{repo}/{path}: what an earlier run left does not fit to it and was removed; run it again")
+        what = "what arrived is not the file that the hub names (its SHA-256 or size)"
+        if have:
+            what = "what an earlier run left does not fit to it"
+        raise ModelError(
+            f"{repo}/{path}: {what} and was removed; run it again, without a proxy or mirror if it stays so"
+        )
+    check.say_if_impossible(f"{repo}/{path}")
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(partial, target)

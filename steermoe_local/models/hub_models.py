@@ -119,16 +119,17 @@ class HubModel:
     def fetch(self, folder: StrPath | None = None) -> list[Path]:
         """Fetch its files into the hub's cache, or to `folder`/USER/REPO, unless they are there. Returns their paths.
 
-        An interrupted download is resumed. The client shows progress bars on stderr if that is a terminal.
+        An interrupted download is resumed. Every file is verified by the hub's hash, those that are there as well: they
+        are read for it. The client shows progress bars on stderr if that is a terminal.
 
-        Raises ModelError, ResourceError (no room).
+        Raises ModelError (also for a file with another hash), ResourceError (no room).
         """
         own = self._folder(Path(folder)) if folder is not None else None
         self.check_space(Path(folder) if folder is not None else None)
         get = partial(download_into, own) if own else download
         with self._errors():
-            files = zip(self.model.paths, self.model.sizes, strict=True)
-            paths = [get(self.name.repo, path, self.commit, size, self.token) for path, size in files]
+            files = zip(self.model.paths, self.model.sizes, self.etags, strict=True)
+            paths = [get(self.name.repo, path, self.commit, size, etag, self.token) for path, size, etag in files]
         if own is None:
             self._write_reference()
         return paths

@@ -128,7 +128,7 @@ def router(service: Service) -> APIRouter:
         """Answer a conversation through the model's chat template, steered as the request says."""
         prompter = service.prompter()
         asked = await service.asked(body)
-        prompt = await prompter.run(prompter.chat, body)
+        prompt = await prompter.prompted(body, request)
         return await ChatCall(service, prompter, body, asked, prompt).respond(request)
 
     return routes

@@ -45,6 +45,7 @@ class Service:
             thinking=settings.thinking,
             template_arguments=dict(settings.template_arguments),
             date=settings.date,
+            timeout=settings.timeout,
         )
 
     def prompter(self) -> Prompter:
@@ -57,6 +58,7 @@ class Service:
         if "_prompter" in self.__dict__:
             self._prompter.close()
         self.worker.stop()
+        self.registry.close()
 
     #
     # names

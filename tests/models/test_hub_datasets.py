@@ -323,3 +323,16 @@ def test_sources() -> None:
     for text in ("hub:a b", "hub:/a", "hub:a/", "hub:a@", "hub:a@b@c", "hub:.", "hub:a\\b", "hub:a:/b"):
         with pytest.raises(UsageError):
             HubSource.parse(text)
+
+
+def test_damaged_files(hub: Hub, client: Client) -> None:
+    """Of a fresh download, and in the cache."""
+    hub.damaged = (20,)
+    fails(client("faithfulness", "--squad", "hub:lab/questions"), "damaged", "run it again")
+    hub.damaged = ()
+    assert client("faithfulness", "--squad", "hub:lab/questions").exit_code == 0
+    blobs = client.folder / "home" / "hub" / "datasets--lab--questions" / "blobs"
+    damaged = max(blobs.iterdir(), key=lambda path: path.stat().st_size)
+    damaged.write_bytes(damaged.read_bytes().replace(b"a", b"b", 1))
+    fails(client("faithfulness", "--squad", "hub:lab/questions"), "damaged", "run it again")
+    assert client("faithfulness", "--squad", "hub:lab/questions").exit_code == 0

@@ -31,7 +31,8 @@ class Hub:
     `gated` and `private` ones need `token`; `forbidden` ones refuse any. `requests` are (method, path), `ranges` the
     parts of files that were asked for, `sent` the bytes of files that were sent. `leaked` are tokens that the content
     network saw. `cuts` are numbers of bytes behind which the next transfers end; `pause` is slept through after each
-    `chunk` bytes. A transfer up to the end of a file stops at its byte `hold` until that is None again.
+    `chunk` bytes. A transfer up to the end of a file stops at its byte `hold` until that is None again, and has a bit
+    changed in its bytes at `damaged`. `without_hashes`: nothing says what a file's hash is.
     """
 
     datasets: Files = field(default_factory=dict)
@@ -45,6 +46,8 @@ class Hub:
     cuts: list[int] = field(default_factory=list)
     pause: float = 0.0
     hold: int | None = None
+    damaged: tuple[int, ...] = ()
+    without_hashes: bool = False
     chunk: int = 1 << 16
     endpoint: str = ""
     network: str = ""
@@ -78,8 +81,8 @@ class Hub:
 
 @cache
 def sha1(data: bytes) -> str:
-    """What the hub names small files by."""
-    return hashlib.sha1(data).hexdigest()
+    """What the hub names small files by: the hash of git."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 @cache
@@ -143,7 +146,10 @@ def running(hub: Hub) -> Iterator[Hub]:
             for at in range(start, end, hub.chunk):
                 while stop == len(data) and hub.hold is not None and start < hub.hold <= at:
                     sleep(0.01)
-                part = data[at : min(at + hub.chunk, end)]
+                part = bytearray(data[at : min(at + hub.chunk, end)])
+                for place in hub.damaged:
+                    if stop == len(data) and at <= place < at + len(part):
+                        part[place - at] ^= 1
                 try:
                     self.wfile.write(part)
                 except OSError:
@@ -195,13 +201,17 @@ def running(hub: Hub) -> Iterator[Hub]:
             files = hub.files(name, commit, kind)
             if what in ("tree", "revision"):
                 data = tree(files) if what == "tree" else {"id": name, "sha": commit, "siblings": siblings(files)}
+                if hub.without_hashes:
+                    hashes = re.compile(rf"\b([0-9a-f]{{64}}|(?!{commit})[0-9a-f]{{40}})\b")
+                    data = json.loads(hashes.sub("unnamed", json.dumps(data)))
                 return self._send(200, json.dumps(data).encode(), body, Content_Type="application/json")
             content = files.get(rest.removeprefix(revision + "/"))
             if content is None:
                 return self._refuse(404, "EntryNotFound", body)
             if kind == "models" and len(content) >= LFS_FROM:
                 place = f"{hub.network}/content/{sha256(content)}?signature=x"
-                linked = {"X_Linked_Etag": f'"{sha256(content)}"', "X_Linked_Size": str(len(content))}
+                name_of_it = "of-its-own-making" if hub.without_hashes else sha256(content)
+                linked = {"X_Linked_Etag": f'"{name_of_it}"', "X_Linked_Size": str(len(content))}
                 return self._send(302, b"", body, Location=place, X_Repo_Commit=commit, **linked)
             return self._send_file(content, body, ETag=f'"{sha1(content)}"', X_Repo_Commit=commit)
 

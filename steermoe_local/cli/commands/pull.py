@@ -18,7 +18,8 @@ from ...models.names import ModelName, short_names
 from ..options.common import json_option, maps_folders_option
 from ..options.model import OFFLINE, check, describe, fetch, folders_from_environment, offline_option
 from ..options.system_text import UserPath
-from ..output import print_json, progress_bar, say, warn
+from ..output import print_json, print_lines, progress_bar, say, warn
+from ..streams import put
 
 if TYPE_CHECKING:
     from ...model_files.model_info import ModelInfo
@@ -84,8 +85,8 @@ def pull(
 
     The name is USER/REPO, with a quantization behind a colon (else Q4_K_M, or what there is), or a short name
     (`steermoe models --short-names`). A split model is fetched whole. Before the download the file's header is read,
-    to see that the model is a Mixture of Experts that can be steered. Run again, an interrupted download goes on where
-    it stopped.
+    to see that the model is a Mixture of Experts that can be steered. Every file is verified by the hub's SHA-256. Run
+    again, an interrupted download goes on where it stopped.
 
     \b
     Examples:
@@ -103,6 +104,10 @@ def pull(
 
     model = find_on_hub(wanted, file=file, token=token)
     say(describe(model))
+    paths: list[Path] = []
+    if not dry_run and model.local_path(folder):
+        say("it is here; comparing it with the hub's SHA-256")
+        paths = fetch(model, folder)
     info = check(model, folder, force)
     architecture = info.architecture if info.architecture in ROUTED else repr(info.architecture)
     say(f"{architecture}, {experts(info)}" if info.is_moe else f"{architecture}, no experts")
@@ -113,15 +118,15 @@ def pull(
     if 0 < here < model.model.size:
         say(f"{human_size(here)} of {human_size(model.model.size)} are here already")
     free = model.check_space(folder)
-    paths = [] if dry_run else fetch(model, folder)
     if not dry_run:
+        paths = paths or fetch(model, folder)
         _hint(paths[0], folder)
     if as_json:
         print_json(_result(model, info, maps, here, free, paths))
     elif dry_run:
-        click.echo(f"would fetch {human_size(model.model.size - here)} of {human_size(model.model.size)}")
+        print_lines(f"would fetch {human_size(model.model.size - here)} of {human_size(model.model.size)}")
     else:
-        click.echo(str(paths[0]))
+        put(str(paths[0]))
 
 
 def experts(info: Any) -> str:
@@ -142,7 +147,7 @@ def _local(wanted: Any, file: str | None, folder: Path | None, dry_run: bool, as
             {"name": local.name_of(found), "paths": [str(found.path)], "size_bytes": found.size, "fetched": False}
         )
     else:
-        click.echo(str(found.path))
+        put(str(found.path))
 
 
 def _fitting(model: HubModel, info: ModelInfo, maps: list[LocalMap]) -> list[LocalMap]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..._util.files import StrPath, replacing
+from ..._util.package import away_from
 from ...errors import UsageError
 from ..metrics.intervals import Interval
 
@@ -18,7 +19,8 @@ RED, BLUE, GREY = "#b2182b", "#2166ac", "#777777"  # as in pictures of maps
 def missing_matplotlib() -> str:
     """What to say when nothing can be drawn; "" if it can."""
     try:
-        import matplotlib  # noqa: F401
+        with away_from("matplotlibrc"):
+            import matplotlib  # noqa: F401
     except ImportError:
         return "no pictures: they need matplotlib; run pip install 'steermoe-local[plot]'"
     return ""
