@@ -16,9 +16,18 @@ SteerMoEError
 
 from __future__ import annotations
 
+_MOST = 4000  # characters of a message: a field of a file, which it quotes, may have millions
+
 
 class SteerMoEError(Exception):
-    """Base class of all errors that this package raises."""
+    """Base class of all errors that this package raises. A message that is far too long loses its middle."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(_bounded(arg) if isinstance(arg, str) else arg for arg in args))
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= _MOST else f"{text[: _MOST // 2]} ... {text[-_MOST // 2 :]}"
 
 
 class FormatError(SteerMoEError):

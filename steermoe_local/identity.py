@@ -37,8 +37,9 @@ class ModelIdentity:
     router_sha256: str
 
     def __post_init__(self) -> None:
-        if not isinstance(self.architecture, str) or not 1 <= len(self.architecture) <= _MAX_NAME:
-            raise FormatError(f"architecture: {str(self.architecture)[:80]!r} is not a name")
+        name = self.architecture
+        if not isinstance(name, str) or not 1 <= len(name) <= _MAX_NAME or "\0" in name:
+            raise FormatError(f"architecture: {str(name)[:60]!r} is not a name")
         for name, top in (
             ("n_layer", MAX_LAYERS),
             ("n_expert", MAX_EXPERTS),

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from ..errors import FormatError, PairsError
+from .compressed import Unpacked
 from .file_kinds import DATA, StrPath, refuse_pointer, require_kind
 from .files import listed
-from .json_text import parse_json
+from .json_text import FILE_LIMITS, JsonLimits, parse_json
 from .regular_files import open_regular
 
 Row = dict[str, Any]
@@ -28,6 +29,9 @@ Row = dict[str, Any]
 DELIMITERS = (",", "\t", ";", "|")
 
 _MAX_LINE = 64 << 20  # bytes of a row
+_MAX_HEADER = 1 << 20  # characters of a CSV file's header
+_MAX_ROW = 16 << 20  # characters of a CSV file's row, for which csv takes four bytes each
+_DOCUMENT_LIMITS = JsonLimits(values=8_000_000, containers=4_000_000, keys=8_000_000)
 _MAX_DOCUMENT = 256 << 20  # bytes of a JSON file that has to be read as a whole
 _WORDS = dict.fromkeys(("true", "yes", "1", "1.0", "t", "y"), True) | dict.fromkeys(
     ("false", "no", "0", "0.0", "f", "n"), False
@@ -70,7 +74,7 @@ def csv_table(
 
     Raises PairsError, which begins with `path`.
     """
-    if not (header := text.readline(_MAX_LINE)):
+    if not (header := text.readline(_MAX_HEADER + 1)):
         raise PairsError(f"{path}: empty; check the path")
     read = csv_header(header, path, delimiter)
     for choice, names in read.items():
@@ -91,10 +95,17 @@ def _csv_cells(text: TextIO, path: StrPath, delimiter: str) -> Iterator[tuple[in
     """(line, cells) of the rows below the header that are not blank. Raises PairsError."""
     _lift_csv_limit()
     raw: list[str] = []  # the lines of the present row
+    size = 0  # characters of them
 
     def noted() -> Iterator[str]:
-        for line in text:
+        nonlocal size
+        while line := text.readline(_MAX_ROW - size + 1):
             raw.append(line)
+            size += len(line)
+            if size > _MAX_ROW:
+                raise PairsError(
+                    f"{path}:{begin}: a row of more than {_MAX_ROW >> 20} million characters; check the quotes"
+                )
             yield line
 
     reader = csv.reader(noted(), delimiter=delimiter)
@@ -103,7 +114,7 @@ def _csv_cells(text: TextIO, path: StrPath, delimiter: str) -> Iterator[tuple[in
         for cells in reader:
             if cells:
                 yield begin, cells
-            begin, last, raw[:] = reader.line_num + 2, (begin, raw[:]), []
+            begin, last, raw[:], size = reader.line_num + 2, (begin, raw[:]), [], 0
     except csv.Error as error:
         raise PairsError(f"{path}:{begin}: not CSV ({error}); check the quotes") from None
     try:  # csv takes the end of the file as the end of an open quote, unless it is strict
@@ -120,6 +131,8 @@ def _lift_csv_limit() -> None:
 
 def csv_header(line: str, path: StrPath, delimiter: str | None = None) -> dict[str, list[str]]:
     """The cells of a header line by each delimiter (or the given one alone). Raises PairsError."""
+    if len(line) > _MAX_HEADER:
+        raise PairsError(f"{path}:1: a header of more than {_MAX_HEADER >> 10} KiB; check the file")
     _lift_csv_limit()
     try:
         choices = [delimiter] if delimiter else DELIMITERS
@@ -186,7 +199,7 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
                 raise PairsError(f"{path}: compressed by zstd, which is not read; decompress it first")
             for magic, decompress in _COMPRESSED.items():
                 if start.startswith(magic):
-                    yield io.BufferedReader(decompress(plain))
+                    yield io.BufferedReader(Unpacked(decompress(plain), path.stat().st_size), 1 << 16)
                     return
             yield plain
     except UnicodeDecodeError:
@@ -230,7 +243,7 @@ def _document(path: Path, data: bytes) -> Iterator[Row]:
     if len(data) > _MAX_DOCUMENT:
         raise PairsError(f"{path}: more than {_MAX_DOCUMENT >> 20} MiB in one document; save it as JSON Lines")
     try:
-        document = parse(data)
+        document = parse(data, _DOCUMENT_LIMITS)
     except ValueError as error:
         raise PairsError(f"{path}: neither JSON nor Parquet ({error}); check the file") from None
     if isinstance(document, dict):
@@ -240,10 +253,10 @@ def _document(path: Path, data: bytes) -> Iterator[Row]:
     yield from document
 
 
-def parse(data: bytes | str) -> Any:
+def parse(data: bytes | str, limits: JsonLimits = FILE_LIMITS) -> Any:
     """The value of a JSON document. Raises ValueError."""
     try:
-        return parse_json(data if isinstance(data, str) else data.decode("utf-8"), strict=False)
+        return parse_json(data if isinstance(data, str) else data.decode("utf-8"), limits, strict=False)
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
 

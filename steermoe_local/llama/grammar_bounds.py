@@ -1,4 +1,4 @@
-"""Bounds of grammars: llama.cpp and llguidance read them by recursion; some GBNF takes minutes a token."""
+"""Bounds of grammars: native libraries read them by recursion, and some GBNF takes llama.cpp minutes for a token."""
 
 from __future__ import annotations
 

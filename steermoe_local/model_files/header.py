@@ -183,7 +183,7 @@ class _Cursor:
     def scalar(self, fmt: str) -> Any:
         return struct.unpack_from(fmt, self.data, self.take(struct.calcsize(fmt)))[0]
 
-    def string(self, limit: int) -> str:
+    def string(self, limit: int, nul: bool = False) -> str:
         length = self.scalar("<Q")
         if length > limit:
             raise self.fail(f"a string of {length} bytes")
@@ -191,19 +191,21 @@ class _Cursor:
         if self.n_text > _KEPT_TEXTS:
             raise self.fail(f"texts of {self.n_text} bytes and more")
         start = self.take(length)
+        if not nul and self.data.find(b"\0", start, self.at) >= 0:
+            raise self.fail("a NUL byte in a name or text, where llama.cpp would end it")
         try:
             return str(self.data[start : self.at], "utf-8")
         except UnicodeDecodeError:
             raise self.fail("a string that is not UTF-8") from None
 
-    def text(self) -> str | None:
-        """The value of a text field, None for one that is too long to be kept."""
+    def text(self, nul: bool) -> str | None:
+        """The value of a text field, None for one that is too long to be kept; it may hold `nul`, or must not."""
         length: int = struct.unpack_from("<Q", self.data, self.take(8))[0]
         if length > _KEPT_TEXT:
             self.take(length)
             return None
         self.at -= 8
-        return self.string(_KEPT_TEXT)
+        return self.string(_KEPT_TEXT, nul)
 
     def skip_strings(self, count: int) -> None:
         """Step over an array of texts."""
@@ -229,7 +231,7 @@ class _Cursor:
 
     def value(self, kind: GGUFValueType, arrays: bool) -> Any:
         if kind == GGUFValueType.STRING:
-            return self.text()
+            return self.text(nul=arrays)  # a model's texts may have any bytes
         if kind != GGUFValueType.ARRAY:
             return self.scalar(_SCALARS[kind])
         if not arrays:

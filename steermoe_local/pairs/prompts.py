@@ -28,6 +28,8 @@ from .._util.regular_files import open_regular
 from ..errors import FormatError, PairsError
 from .pairs import Message, Side, parse_messages
 
+_MAX_BYTES = 256 << 20
+_MAX_PROMPTS = 1_000_000
 _MAX_LINE = 64 << 20
 _MAX_HEADER = 1 << 16  # bytes
 _FIELDS = ("id", "prompt", "messages", "system")
@@ -99,6 +101,8 @@ def read_prompts(file: BinaryIO, name: str, as_json: bool | None = None) -> list
                 f"{name}:{number}: id: {item.id!r} is already the id of line {first}; give each prompt its own"
             )
         items.append(item)
+        if len(items) > _MAX_PROMPTS:
+            raise FormatError(f"{name}: more than {_MAX_PROMPTS} prompts; split it")
     if not items:
         raise FormatError(f"{name}: no prompts in it; write one a line")
     return items
@@ -106,7 +110,9 @@ def read_prompts(file: BinaryIO, name: str, as_json: bool | None = None) -> list
 
 def _entries(file: BinaryIO, name: str, as_json: bool | None) -> Iterator[tuple[int, str, Any]]:
     """(line, id by default, text or JSON value) of every prompt. Of an array, "line" is the number of the entry."""
-    data = file.read()
+    data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise FormatError(f"{name}: larger than {_MAX_BYTES >> 20} MiB; split it")
     start = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if start == b"[" and as_json is not False and (array := _array(data, name, as_json)) is not None:
         yield from ((number, f"row-{number}", entry) for number, entry in enumerate(array, 1))
@@ -126,7 +132,7 @@ def _entries(file: BinaryIO, name: str, as_json: bool | None) -> Iterator[tuple[
 def _array(data: bytes, name: str, as_json: bool | None) -> list[Any] | None:
     """The entries of a file that is one JSON array; None for JSON Lines and for text that only begins with "["."""
     try:
-        entries = _checked(data.decode("utf-8-sig"))
+        entries = parse_json(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
         return None  # reading it by lines names the line
     except ValueError as error:
@@ -179,16 +185,9 @@ def prompts_digest(items: Iterable[PromptItem]) -> str:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return _checked(text)
+        return parse_json(text)
     except ValueError as error:
         raise FormatError(f"{where}: not JSON ({error}); write one JSON object a line") from None
-
-
-def _checked(text: str) -> Any:
-    """The value of a JSON text. Raises ValueError."""
-    data = parse_json(text)
-    json.dumps(data, allow_nan=False)  # a number that is too large was read as infinity
-    return data
 
 
 def _item(data: Any, default_id: str, number: int) -> PromptItem:

@@ -111,6 +111,7 @@ def test_a_chat_of_another_model(new: Any, tmp_path: Path) -> None:
 
 
 QUESTION = {"role": "user", "content": "x"}
+ANSWER = {"role": "assistant", "content": "x"}
 DAMAGE: list[tuple[dict[str, Any], str]] = [
     ({"format": "steermoe-expert-map"}, 'no "format": "steermoe-chat"'),
     ({"version": 2}, "version 2"),
@@ -133,6 +134,27 @@ DAMAGE: list[tuple[dict[str, Any], str]] = [
     ({"sampling": {"heat": 1}}, "sampling.heat: "),
     ({"sampling": {"logit_bias": {"x": 1}}}, "sampling: "),
     ({"sampling": {"logit_bias": [1]}}, "sampling: "),
+    ({"sampling": {"logit_bias": {"1" * 11: 1}}}, "sampling: logit_bias"),
+    ({"sampling": {"logit_bias": {"4294967296": 1}}}, "sampling: logit_bias"),
+    (
+        {"sampling": {"logit_bias": dict.fromkeys(map(str, range(1025)), 1)}},
+        "logit_bias: not an object of at most 1024",
+    ),
+    ({"sampling": {"logit_bias": {"1": 1e30}}}, "sampling: logit_bias: 1e\\+30"),
+    ({"sampling": {"logit_bias": {"1": True}}}, "sampling: logit_bias"),
+    ({"sampling": {"temperature": 1e300}}, "sampling: temperature: 1e\\+300"),
+    ({"sampling": {"temperature": float("nan")}}, "sampling: temperature: nan"),
+    ({"sampling": {"presence_penalty": -1e30}}, "sampling: presence_penalty: -1e\\+30"),
+    ({"sampling": {"repeat_penalty": 1e30}}, "sampling: repeat_penalty: 1e\\+30"),
+    ({"sampling": {"top_k": 10**300}}, "sampling: top_k"),
+    ({"sampling": {"grammar": "root ::= " + "(" * 100_000 + '"a"' + ")" * 100_000}}, "sampling: grammar: .* at most"),
+    ({"sampling": {"grammar": 'root ::= ((("a"?){9}){9}){9}'}}, "sampling: grammar: .* read from a file"),
+    ({"system": "x" * 4_000_001}, "system: 4000001 characters"),
+    ({"messages": [QUESTION | {"content": "x" * 4_000_001}, ANSWER]}, r"messages\[0\]\.content: 4000001 characters"),
+    ({"messages": [QUESTION, ANSWER] * 2049}, "messages: 4098, but at most 4096"),
+    ({"max_tokens": 10**30}, "max_tokens: 1000"),
+    ({"max_tokens": 1e30}, "max_tokens: 1e"),
+    ({"max_tokens": 1 << 31}, "max_tokens: 2147483648"),
     ({"max_tokens": -2}, "max_tokens: -2"),
     ({"max_tokens": True}, "max_tokens: True"),
     ({"model": {"architecture": 3}}, "chat: model"),
@@ -144,8 +166,9 @@ def test_damaged_files(new: Any, changes: dict[str, Any], words: str) -> None:
     chat = new(TO_WORDS)
     say(chat, QUESTIONS[0])
     before = chat.to_dict()
-    with pytest.raises(FormatError, match=words):
+    with pytest.raises(FormatError, match=words) as caught:
         chat.load(before | changes)
+    assert len(str(caught.value)) < 400
     assert chat.to_dict() | {"created": before["created"]} == before  # when it is written, which is now
     missing = {name: value for name, value in before.items() if name not in changes}
     if missing != before:
@@ -162,6 +185,14 @@ def test_files_that_are_none(new: Any, tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(FormatError, match=r"chat\.json: "):
         new().load(path)
+
+
+def test_what_could_not_be_read_is_not_written(new: Any, tmp_path: Path) -> None:
+    chat = new()
+    chat.sampling = Sampling(grammar='root ::= a\na ::= "x"')
+    with pytest.raises(UsageError, match="cannot be written: sampling: grammar: "):
+        chat.save(tmp_path / "chat.json")
+    assert not (tmp_path / "chat.json").exists()
 
 
 @pytest.mark.parametrize("path", [".", "/dev/zero", "missing.json"])

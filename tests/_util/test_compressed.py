@@ -1,0 +1,79 @@
+"""Files that unpack to far more than they are, and rows without an end."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from steermoe_local._util import compressed, npz, records
+from steermoe_local._util.file_kinds import COUNTS
+from steermoe_local.errors import FormatError, PairsError
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_bomb_is_refused_before_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: Callable[[bytes], bytes]
+) -> None:
+    monkeypatch.setattr(compressed, "_FREE", 1 << 16)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(pack(b"\n" * (1 << 22)))
+    with pytest.raises(PairsError, match="200 times"):
+        list(records.rows(path))
+    path.write_bytes(pack(b'{"a": 1}\n' * 5000))  # a data set may repeat itself
+    assert len(list(records.rows(path))) == 5000
+
+
+def test_a_row_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "_MAX_ROW", 1000)
+    path = tmp_path / "rows.csv"
+    for text in ("x" * 5000, '"' + "a\n" * 5000, '"a\n"\n' * 3 + '"' + "b\n" * 600):
+        path.write_text(f"prompt\n{text}")
+        tracemalloc.start()
+        try:
+            with pytest.raises(PairsError, match="a row of more than"):
+                list(records.csv_rows(path, ["prompt"]))
+        finally:
+            tracemalloc.stop()
+    path.write_text("prompt\n" + '"a\nb"\n' * 1000)  # the limit is of one row
+    assert len(list(records.csv_rows(path, ["prompt"]))) == 1000
+
+
+def test_a_header_of_a_megabyte(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt," + "," * (1 << 20) + "\n1\n")
+    with pytest.raises(PairsError, match="header of more than 1024 KiB"):
+        list(records.csv_rows(path, ["prompt"]))
+
+
+def archive(path: Path, member: np.ndarray) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name in ("a1", "a2", "meta"):
+            data = io.BytesIO()
+            np.save(data, member)
+            file.writestr(f"{name}.npy", data.getvalue())
+    return path
+
+
+def test_an_archive_that_unpacks_to_far_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = archive(tmp_path / "x.npz", np.zeros(1 << 20, np.int64))
+    with npz.opened(path, "counts", "again", COUNTS) as members:
+        assert members.array("a1", "i", None).shape == (1 << 20,)
+    monkeypatch.setattr(compressed, "_FREE", 1 << 16)
+    with npz.opened(path, "counts", "again", COUNTS) as members, pytest.raises(FormatError, match="a1: unpacks to"):
+        members.array("a1", "i", None)
+
+
+def test_an_archive_of_too_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compressed, "_DIRECTORY", 100)
+    path = archive(tmp_path / "x.npz", np.zeros(3, np.int64))
+    with pytest.raises(FormatError), npz.opened(path, "counts", "again", COUNTS):
+        pass
