@@ -8,6 +8,8 @@ SteerMoEError
 ├── ChoiceError             a choice of experts or layers that the model cannot carry out
 ├── UsageError              an argument is outside its range, or arguments exclude each other
 ├── ResourceError           memory or disk space is too small
+│   └── StorageError        a file cannot be written: the disk is full, or fails
+├── BusyError               another process is writing the same output
 ├── NativeError             the native library refused or failed
 └── VersionError            llama_cpp or the native library has another version
 """
@@ -45,6 +47,14 @@ class UsageError(SteerMoEError):
 
 class ResourceError(SteerMoEError):
     """The memory or disk space of the machine is too small."""
+
+
+class StorageError(ResourceError):
+    """A file cannot be written because the disk (or a quota, or a limit of file sizes) is full, or fails."""
+
+
+class BusyError(SteerMoEError):
+    """Another process is writing the same output."""
 
 
 class NativeError(SteerMoEError):

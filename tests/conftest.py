@@ -29,6 +29,17 @@ def _unsteered_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["STEERMOE_CONFIG"] = str(path)
 
 
+@pytest.fixture(autouse=True)
+def _unexpected_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line ends them with a line and status 1; a test that starts it here must see that they are none."""
+    from steermoe_local.cli import failures
+
+    def report(error: BaseException, where: str = "") -> None:
+        raise error
+
+    monkeypatch.setattr(failures, "report", report)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _interrupts() -> None:
     """A shell's background job ignores SIGINT, and so would every program that a test starts and interrupts."""

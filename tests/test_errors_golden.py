@@ -5,7 +5,9 @@ All other tests look at the class, the offending value and the status, so a chan
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,8 @@ import pytest
 from click.testing import CliRunner
 
 from steermoe_local import ExpertMap, errors, model_info
+from steermoe_local._util import disk
+from steermoe_local._util.locks import OutputLock
 from steermoe_local.cli import main
 from steermoe_local.evaluation.studies.transfer import quantize
 from steermoe_local.llama import library, quantizer
@@ -62,6 +66,20 @@ def of_resources(folder: Path) -> None:
         made.check_room([quantize.file_type("Q8_0")], keep=False)
 
 
+def of_a_full_disk(folder: Path) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(disk.os, "fsync", full)
+        ExpertMap.load(map_path("digits-words")).save(folder / "m.json")
+
+
+def of_another_process(folder: Path) -> None:
+    with OutputLock(folder / "m.json"), OutputLock(folder / "m.json"):
+        pass
+
+
 def of_the_native_side(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", "")
@@ -101,6 +119,14 @@ CAUSES: dict[type[errors.SteerMoEError], tuple[Callable[[Path], None], str]] = {
         "{folder}: Q8_0 takes about 5.4 MB, but 0.0 MB of the disk are free; "
         "free some, leave some out, or take a folder on another disk",
     ),
+    errors.StorageError: (
+        of_a_full_disk,
+        "{folder}/m.json: cannot be written: No space left on device; free some room there, then run the command again",
+    ),
+    errors.BusyError: (
+        of_another_process,
+        f"{{folder}}/m.json: this process, pid {os.getpid()}, is writing this already; wait until it is done",
+    ),
     errors.NativeError: (
         of_the_native_side,
         "no Python to run the quantizer in (sys.executable is empty); use llama-quantize instead",
@@ -120,8 +146,16 @@ EFFECTS: dict[type[errors.SteerMoEError], tuple[int, int, str, str]] = {
     errors.ChoiceError: (1, 400, "invalid_request_error", "impossible_choice"),
     errors.UsageError: (2, 400, "invalid_request_error", "invalid_value"),
     errors.ResourceError: (1, 503, "server_error", "out_of_memory"),
+    errors.StorageError: (1, 500, "server_error", "storage_failed"),
+    errors.BusyError: (1, 503, "server_error", "busy"),
     errors.NativeError: (1, 500, "server_error", "native_error"),
     errors.VersionError: (1, 500, "server_error", "version_error"),
+}
+# where the server says something else: the message has a path
+SERVER_SAYS: dict[type[errors.SteerMoEError], str] = {
+    errors.StorageError: (
+        "the server cannot write its files, so nothing was changed; its operator finds the reason in its log"
+    ),
 }
 
 
@@ -154,7 +188,7 @@ def test_the_command_line_and_the_server(
     done = CliRunner().invoke(main, ["presets"])
     assert (done.exit_code, done.stdout, done.stderr) == (exit_status, "", f"error: {message}\n")
     response = as_api_error(kind(message))
-    body = {"error": {"message": message, "type": its_type, "param": None, "code": code}}
+    body = {"error": {"message": SERVER_SAYS.get(kind, message), "type": its_type, "param": None, "code": code}}
     assert (response.status, response.body()) == (status, body)
 
 

@@ -61,13 +61,16 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "transfer": {"steerings", "evaluate"},
     },
     "cli": {
-        "output": set(),
+        "streams": set(),
+        "output": {"streams"},
+        "failures": {"output"},
         "options": {"output"},
-        "program": {"output", "options"},
-        "chat": {"output", "options", "program"},
-        "run": {"output", "options", "chat"},
-        "commands": {"output", "options", "program", "chat", "run"},
+        "program": {"streams", "output", "failures", "options"},
+        "chat": {"streams", "output", "failures", "options"},
+        "run": {"streams", "output", "options"},
+        "commands": {"streams", "output", "failures", "options", "chat", "run"},
         "group": {"commands", "program"},
+        "start": {"streams", "failures", "group"},
     },
 }
 
@@ -93,6 +96,7 @@ RESERVED = {
     "torch": set(),
     "httpx": {"evaluation"},
     "huggingface_hub": {"models"},
+    "filelock": {"models"},  # which the hub's client locks by
     "pyarrow": {"_util"},
     "pickle": set(),
     "pickletools": {"maps"},

@@ -278,6 +278,17 @@ STEERMOE_API void steermoe_log_install(bool verbose);
 // if there was none. With buffer NULL it is not cleared.
 STEERMOE_API size_t steermoe_log_take_error(char * buffer, size_t size);
 
+//
+// crash
+//
+
+// From now on, when native code ends the process (a failed assertion of ggml, an exception in C++ that nobody caught,
+// SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT), write one line in ASCII to what is stderr now: "error:", what happened,
+// the last errors of llama.cpp's log since steermoe_log_take_error, and `what_to_do`. The process then ends as without
+// this, by the signal; whoever handled the signal before handles it after. For programs, not for libraries: it takes
+// the process's handlers. Further calls only change `what_to_do`, which is copied. Needs steermoe_log_install.
+STEERMOE_API void steermoe_crash_install(const char * what_to_do);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,6 +1,7 @@
 // A sink for llama.cpp's log. In C++, because some host languages must not run during a decode: Python, for example,
 // loses a Ctrl-C that arrives while a callback runs.
 #include "llama.h"
+#include "steermoe-crash.h"
 #include "steermoe.h"
 
 #include <algorithm>
@@ -28,6 +29,9 @@ void log(ggml_log_level level, const char * text, void *) {
     const std::lock_guard<std::mutex> lock(s.mutex);
     if (level != GGML_LOG_LEVEL_CONT) {
         s.last_level = level;
+    }
+    if (s.last_level == GGML_LOG_LEVEL_ERROR && text[0] != '\0') {
+        steermoe_crash_remember(text);
     }
     if (s.verbose) {
         fputs(text, stderr);
@@ -60,6 +64,7 @@ size_t steermoe_log_take_error(char * buffer, size_t size) {
     if (buffer != nullptr && size > 0) {
         snprintf(buffer, size, "%s", s.error);
         s.error[0] = '\0';
+        steermoe_crash_remember(""); // whoever takes it handles it
     }
     return n;
 }

@@ -1,7 +1,8 @@
-"""Files and their kinds, records of foreign data sets, `.npz` archives, control groups, child processes.
+"""Files and their kinds, atomic writing, locks on outputs, records of foreign data sets, child processes, and more.
 
-Helpers below all stages.
+They are helpers below all stages.
 
 Imports: errors.
-Public: `children`, `control_groups`, `file_kinds`, `files`, `import_path`, `npz`, `package`, `records`.
+Public: `children`, `control_groups`, `disk`, `file_kinds`, `files`, `import_path`, `json_text`, `locks`, `npz`,
+`package`, `records`, `visible`, `writing`.
 """

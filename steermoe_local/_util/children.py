@@ -21,6 +21,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import site
 import subprocess
 import sys
@@ -38,6 +39,7 @@ from .package import PACKAGE
 
 _ROOT = __name__.partition(".")[0]
 _START_SECONDS = 60.0  # until a child has imported its function
+_OUT_OF_CPU = int(getattr(signal, "SIGXCPU", -1 << 31))  # Windows has no such limit
 _START = Path(__file__).with_name("child_start.py")
 
 
@@ -111,7 +113,10 @@ class Child(subprocess.Popen[bytes]):
 
 
 class ChildError(Exception):
-    """A worker gave no answer: it took too long (`timed_out`), or it ended (limits, or an error in its function)."""
+    """A worker gave no answer: it took too long (`timed_out`; by the clock or by its CPU time), or it ended otherwise.
+
+    It ends by its other limits, by an error in its function, or because it was interrupted.
+    """
 
     def __init__(self, timed_out: bool) -> None:
         super().__init__("took too long" if timed_out else "ended without an answer")
@@ -169,13 +174,19 @@ class Worker:
             if late.is_set() or not answer.endswith(b"\n"):
                 self.stop()
             if not answer.endswith(b"\n"):
-                raise ChildError(late.is_set())
+                raise ChildError(late.is_set() or child.returncode == -_OUT_OF_CPU)
         return json.loads(answer)
 
     def start(self) -> None:
         """Start the child now, so that the first request need not wait for it. Raises NativeError."""
         with self._lock:
             self._running()
+
+    def interrupt(self) -> None:
+        """Kill the child from another thread than the one that waits for it, which gets ChildError."""
+        child = self._child
+        if child is not None:
+            child.kill()
 
     def stop(self) -> None:
         """End the child; the next request starts another."""

@@ -10,7 +10,6 @@ import bz2
 import csv
 import gzip
 import io
-import json
 import lzma
 import zlib
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from typing import Any, BinaryIO, TextIO
 from ..errors import FormatError, PairsError
 from .file_kinds import DATA, StrPath, refuse_pointer, require_kind
 from .files import listed
+from .json_text import parse_json
 
 Row = dict[str, Any]
 
@@ -242,9 +242,7 @@ def _document(path: Path, data: bytes) -> Iterator[Row]:
 def parse(data: bytes | str) -> Any:
     """The value of a JSON document. Raises ValueError."""
     try:
-        return json.loads(data if isinstance(data, str) else data.decode("utf-8"))
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+        return parse_json(data if isinstance(data, str) else data.decode("utf-8"), strict=False)
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
 

@@ -6,6 +6,18 @@ Public: `main`.
 
 from __future__ import annotations
 
-from .group import main
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .group import main
 
 __all__ = ["main"]
+
+
+def __getattr__(name: str) -> Any:
+    # When it is asked for: `start` shows an interrupt or an error while the commands are imported as one line.
+    if name == "main":
+        from .group import main
+
+        return main
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

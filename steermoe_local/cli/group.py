@@ -27,12 +27,13 @@ from .commands.sweep import sweep
 from .commands.tasks import tasks
 from .commands.transfer import transfer
 from .commands.tune import tune
-from .program import SteerMoEGroup
+from .program import SteerMoEGroup, debug_option, take_debug
 
 
 @click.group(
     "steermoe",
     cls=SteerMoEGroup,
+    params=[debug_option()],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="steermoe")
@@ -75,3 +76,4 @@ for command in (
     main.add_command(command)
 for command in (merge, import_, export, card):
     map_.add_command(command)
+take_debug(main)

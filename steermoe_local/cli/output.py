@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import re
@@ -13,29 +12,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import click
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from .._util.file_kinds import StrPath
+from .._util.visible import shortened, visible, visible_json
+from .streams import console, echo, put
 
 if TYPE_CHECKING:
     from ..evaluation.reports.document import Table as ReportTable
 
-# Pictures of control characters: a text of somebody else's file must not move the cursor of a terminal.
-_VISIBLE = {code: 0x2400 + code for code in range(32)} | {127: 0x2421} | dict.fromkeys(range(128, 160), 65533)
-_VISIBLE |= dict.fromkeys(range(0xD800, 0xE000), 65533)  # bytes of a name that are not UTF-8
-_VISIBLE_LINES = {code: picture for code, picture in _VISIBLE.items() if code != 10}
-
+_MOST = 4_000  # characters of a message or of a fact: they may quote a text of any length
 # what differs between messages of one kind: texts in quotes (as repr writes them), numbers
 _VALUES = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d[\d,.]*")
 
 
 def say(text: str) -> None:
     """Print a message on stderr."""
-    click.echo(visible(text, lines=True), err=True)
+    echo(shortened(text, _MOST))
 
 
 def warn(*warnings: str) -> None:
@@ -44,16 +39,17 @@ def warn(*warnings: str) -> None:
         say(f"warning: {visible(warning)}")
 
 
+def print_lines(text: str = "") -> None:
+    """Print a report's line, or lines, on stdout."""
+    put(visible(text, lines=True))
+
+
 def say_written(*paths: StrPath, before: str = "") -> None:
     """Print on stdout which files were written, below the text `before`."""
-    click.echo(f"{before}written: {visible(', '.join(map(str, paths)))}")
+    print_lines(f"{before}written: {visible(', '.join(map(str, paths)))}")
 
 
-def settle_streams() -> None:
-    """Let stdout and stderr show a character that their encoding does not have as an escape, instead of failing."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
-            stream.reconfigure(errors="backslashreplace")
+_WARNING = ("prompts", "files", "downloads")  # loggers of the package whose warnings users see
 
 
 class _PromptWarnings(logging.Handler):
@@ -72,35 +68,24 @@ class _PromptWarnings(logging.Handler):
 
 @contextmanager
 def prompt_warnings() -> Iterator[None]:
-    """Meanwhile, warnings of what a template changes in prompts, and of downloads, go to stderr, each once."""
-    logs = [logging.getLogger("steermoe.prompts"), logging.getLogger("steermoe.downloads")]
-    before, handler = [log.propagate for log in logs], _PromptWarnings()
+    """Meanwhile, warnings of the package (of prompts, files and downloads) go to stderr, each once."""
+    logs, handler = [logging.getLogger(f"steermoe.{name}") for name in _WARNING], _PromptWarnings()
+    before = [log.propagate for log in logs]
     for log in logs:
         log.addHandler(handler)
         log.propagate = False  # a server logs to the root, too
     try:
         yield
     finally:
-        for log, propagate in zip(logs, before, strict=True):
+        for log, propagated in zip(logs, before, strict=True):
             log.removeHandler(handler)
-            log.propagate = propagate
-
-
-def visible(text: str, *, lines: bool = False) -> str:
-    """The text with its control characters replaced by pictures of them; with `lines`, line ends stay."""
-    return text.translate(_VISIBLE_LINES if lines else _VISIBLE)
+            log.propagate = propagated
 
 
 def print_json(data: Any) -> None:
     """Print one JSON document to stdout, in ASCII where that is not UTF-8."""
     unicode = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
-    click.echo(json.dumps(data, ensure_ascii=not unicode, indent=1, default=str))
-
-
-def console(stderr: bool = False) -> Console:
-    """A rich console that neither wraps nor colours when it is not a terminal."""
-    wide = not (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(stderr=stderr, highlight=False, width=160 if wide else None, soft_wrap=False)
+    put(visible_json(json.dumps(data, ensure_ascii=not unicode, indent=1, default=str)))
 
 
 def facts_table(rows: Iterable[tuple[str, str]]) -> Table:
@@ -109,7 +94,7 @@ def facts_table(rows: Iterable[tuple[str, str]]) -> Table:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(visible(name), visible(shortened(value, _MOST)))
     return table
 
 
@@ -122,11 +107,12 @@ def print_reports(tables: Iterable[ReportTable]) -> None:
 
 def rich_table(table: ReportTable) -> Table:
     """A table of a report for the terminal."""
-    rich = Table(title=Text(table.title), title_justify="left", box=None, pad_edge=False, caption_justify="left")
+    title = Text(visible(table.title))
+    rich = Table(title=title, title_justify="left", box=None, pad_edge=False, caption_justify="left")
     for number, name in enumerate(table.header):
         rich.add_column(Text(name), justify="left" if number == 0 or name == "note" else "right", overflow="fold")
     for row in table.rows:
-        rich.add_row(*map(Text, row))
+        rich.add_row(*(Text(visible(cell)) for cell in row))
     return rich
 
 
@@ -139,7 +125,7 @@ def print_left_out(skipped: Mapping[str, int]) -> None:
 @contextmanager
 def progress_bar(*, hidden: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     """Yield show(what, done, total): a bar on stderr if that is a terminal, else a line now and then."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     terminal = sys.stderr.isatty()
     with Progress(*columns, console=console(stderr=True), transient=True, disable=hidden or not terminal) as bar:
         tasks: dict[str, Any] = {}

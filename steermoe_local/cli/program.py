@@ -12,13 +12,18 @@ from typing import Any, NoReturn
 import click
 
 from .._util.import_path import leave_current_folder
+from .._util.visible import visible
 from ..errors import SteerMoEError, UsageError
+from ..llama.library import tell_of_crashes
+from . import failures
+from .failures import EXIT_ERROR, EXIT_INTERRUPTED
 from .options import settings
 from .options.system_text import locale_cure, require_text
-from .output import prompt_warnings, say, settle_streams, visible
+from .output import prompt_warnings, say
+from .streams import settle_streams
 
 _DID_YOU_MEAN = re.compile(r"\.? \(?Did you mean (?:one of: )?(.*?)\?\)?$")
-EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_USAGE = 2
 
 
 class SteerMoEGroup(click.Group):
@@ -27,18 +32,22 @@ class SteerMoEGroup(click.Group):
     The line says what is wrong, where, and the cure.
     """
 
-    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
-        """Run as this process's program unless `args` are given."""
+    def main(self, args: Sequence[str] | None = None, *others: Any, **settings: Any) -> Any:
+        """Run a command line: without `args` as this process's program, of which hooks and signals are taken."""
+        failures.debug(False)
+        settle_streams()
         if args is None:
             leave_current_folder()
-        return super().main(args, *rest, **extra)
+            failures.install_hooks()
+            tell_of_crashes()
+        with failures.last_resort():
+            return super().main(args, *others, **settings)
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         """Give every option its environment variables before anything is read."""
         if parent is None:
-            settle_streams()
             settings.name_variables(self)
         if extra.get("resilient_parsing"):  # click completes for a shell
             from .options import completion
@@ -53,6 +62,8 @@ class SteerMoEGroup(click.Group):
             return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
             _fail_by_click(error)
+        except OSError as error:  # a full disk behind the stdout of --help
+            _fail_by_system(error)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -76,14 +87,8 @@ class SteerMoEGroup(click.Group):
             _fail(str(error), EXIT_ERROR)
         except click.ClickException as error:
             _fail_by_click(error)
-        except BrokenPipeError:
-            # The reader of stdout is gone (`steermoe map show M | head`).
-            _drop_stdout()
-            sys.exit(EXIT_ERROR)
-        except OSError as error:  # not handled elsewhere: a full disk behind stdout, a folder that is gone
-            _drop_stdout()
-            where = error.filename or "the output or a file"
-            _fail(f"{where}: {error.strerror or error}; check the path, and the room on the disk", EXIT_ERROR)
+        except OSError as error:
+            _fail_by_system(error)
         except UnicodeEncodeError as error:
             # a name in a file, or a folder's, in a locale that does not have its letters
             what = f"{error.object[error.start : error.end]!r} in a name or text cannot be written as"
@@ -92,6 +97,44 @@ class SteerMoEGroup(click.Group):
             _fail("out of memory; close other programs, or take a smaller model or context (-c)", EXIT_ERROR)
         except (KeyboardInterrupt, click.Abort):
             _fail("interrupted", EXIT_INTERRUPTED)
+
+
+def _fail_by_system(error: OSError) -> NoReturn:
+    """Exit by an error that is not handled elsewhere: a full disk behind stdout, a folder that is gone."""
+    _drop_stdout()
+    if isinstance(error, BrokenPipeError):  # the reader of stdout is gone (`steermoe map show M | head`)
+        sys.exit(EXIT_ERROR)
+    where = error.filename or "the output or a file"
+    _fail(f"{where}: {error.strerror or error}; check the path, and the room on the disk", EXIT_ERROR)
+
+
+def debug_option(*, hidden: bool = False) -> click.Option:
+    """The option that asks for tracebacks; it has taken effect when the others are read."""
+
+    def take(ctx: click.Context, parameter: click.Parameter, on: bool) -> None:
+        if on and not ctx.resilient_parsing:
+            failures.debug()
+
+    words = "Show the traceback of an unexpected error."
+    return click.Option(
+        [failures.OPTION],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        hidden=hidden,
+        envvar=None if hidden else failures.VARIABLE,
+        show_envvar=True,
+        callback=take,
+        help=words,
+    )
+
+
+def take_debug(group: click.Group) -> None:
+    """Let all commands below a group take --debug, too, without a word about it in their help."""
+    for command in group.commands.values():
+        command.params.append(debug_option(hidden=True))
+        if isinstance(command, click.Group):
+            take_debug(command)
 
 
 def _drop_stdout() -> None:

@@ -8,15 +8,15 @@ the same to resume: model, pairs, and what changes the counts. `next` is the ind
 as many bytes of zlib-deflated little-endian numbers: indices of the pairs (int64), target tokens (int64 [pairs, 2]),
 activations (uint32 [pairs, 2, n_layer, n_expert]). `journal` is how many bytes of it are valid.
 
-The checkpoint is replaced atomically, and the journal grows before the checkpoint counts the new bytes: a killed
-process leaves both valid. Other versions of the program, and machines of another byte order, do not read them.
+The checkpoint is replaced atomically, and the journal grows, on the disk, before the checkpoint counts the new bytes: a
+killed process and a power cut leave both valid. The output is locked meanwhile, so that no second process counts.
+Other versions of the program, and machines of another byte order, do not read them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import struct
 import zlib
 from collections.abc import Collection, Iterator, Mapping
@@ -28,8 +28,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util import npz
+from .._util.disk import cannot_write, flush_file
 from .._util.file_kinds import CHECKPOINT
 from .._util.files import StrPath, parse_json, replacing, require_writable
+from .._util.locks import OutputLock
+from .._util.writing import beside, remove, remove_leftovers
 from ..errors import FormatError, UsageError
 from ..llama.template_date import other_date
 
@@ -40,6 +43,7 @@ _VERSION = 1
 _META = {"format", "version", "settings", "next", "n_pairs", "n_skipped", "journal"}
 _WHAT = "a checkpoint of steermoe detect"
 _AGAIN = "start again with --restart"
+_RESUME = "go on with the same command and --resume"
 _HEADER = struct.Struct("<II")
 
 
@@ -69,23 +73,34 @@ class PairRecords:
 
 
 class CheckpointFile:
-    """The checkpoint of one output, and its journal of per-pair counts."""
+    """The checkpoint of one output, and its journal of per-pair counts.
+
+    A context manager, whose block has the lock of the output; it can be entered again inside.
+    """
 
     def __init__(self, output: StrPath) -> None:
         """`output` is the file that the run writes at its end."""
-        self.path = Path(f"{os.fspath(output)}.partial.npz")
-        self.journal = Path(f"{os.fspath(output)}.partial.pairs")
+        self.path = beside(output, ".partial.npz")
+        self.journal = beside(output, ".partial.pairs")
+        self._lock = OutputLock(output)
+
+    def __enter__(self) -> CheckpointFile:
+        """Take the lock. Raises BusyError."""
+        self._lock.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
     def exists(self) -> bool:
         """Is there an interrupted run?"""
         return self.path.exists()
 
     def remove(self) -> None:
-        """Remove the checkpoint, its journal, and temporary files of a killed process."""
-        for path in (self.journal, self.path):
-            path.unlink(missing_ok=True)
-            for left in path.parent.glob(f".{_escaped(path.name)}.*.tmp"):
-                left.unlink(missing_ok=True)
+        """Remove the checkpoint, its journal, and temporary files of a killed process. Raises StorageError."""
+        for path in (self.path, self.journal):  # in this order: a checkpoint needs its journal
+            remove(path)
+            remove_leftovers(path)
 
     def load(self, settings: Mapping[str, Any], shape: tuple[int, int], may_lack: Collection[str] = ()) -> Checkpoint:
         """Read the checkpoint of a model of `shape` (n_layer, n_expert); it may lack the settings `may_lack`.
@@ -104,16 +119,17 @@ class CheckpointFile:
         return Checkpoint(a, n, **numbers)
 
     def save(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
-        """Replace the checkpoint. Raises UsageError when it cannot be written."""
+        """Replace the checkpoint. Raises UsageError and StorageError when it cannot be written."""
         meta: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "settings": dict(settings)}
         meta |= {name: getattr(checkpoint, name) for name in ("next", "n_pairs", "n_skipped", "journal")}
-        with replacing(self.path) as temporary, open(temporary, "wb") as file:
+        again = _RESUME if self.exists() else ""
+        with replacing(self.path, cure=again) as temporary, open(temporary, "wb") as file:
             np.savez(file, a=checkpoint.a, n=checkpoint.n, meta=np.asarray(json.dumps(meta)))
 
     def append(self, records: PairRecords, at: int) -> int:
         """Write a frame at byte `at` of the journal, replacing any later content; returns where it ends.
 
-        Raises UsageError.
+        Raises UsageError, StorageError.
         """
         parts = (records.indices.astype("<i8"), records.n.astype("<i8"), records.a.astype("<u4"))
         data = zlib.compress(b"".join(part.tobytes() for part in parts), 1)
@@ -123,8 +139,10 @@ class CheckpointFile:
                 file.seek(at)
                 file.write(_HEADER.pack(len(records.indices), len(data)) + data)
                 file.truncate()
+                file.flush()
+                flush_file(file.fileno())
         except OSError as error:
-            raise UsageError(f"{self.journal}: cannot be written: {error.strerror or error}") from error
+            raise cannot_write(self.journal, error, _RESUME) from error
         return at + _HEADER.size + len(data)
 
     def records(self, end: int, shape: tuple[int, int]) -> Iterator[PairRecords]:
@@ -172,8 +190,3 @@ def _require_same(old: dict[str, Any], new: Mapping[str, Any], path: Path) -> No
                 f"{path}: cannot go on: {name} was {old.get(name)!r}, now it is {new.get(name)!r}; "
                 "run with the old one, or start again with --restart"
             )
-
-
-def _escaped(name: str) -> str:
-    """A name as a glob pattern."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

@@ -129,7 +129,8 @@ def record_counts(
     Returns: counts with a1, a2 [n_layer, n_expert] and N1, N2.
 
     Raises ModelError (not a MoE model), PairsError (a target that cannot be located; a prompt longer than n_ctx; no
-    pair that could be counted), UsageError (no pairs; a checkpoint of another run), NativeError.
+    pair that could be counted), UsageError (no pairs; a checkpoint of another run), BusyError (another process is at
+    the checkpoint's output), StorageError (no room for the checkpoint), NativeError.
     """
     options = replace(options or RecordingOptions(), **fields)
     source: Collection[Pair] = pairs if isinstance(pairs, PairsFile) else list(pairs)
@@ -144,7 +145,7 @@ def record_counts(
         if on_batch:
             on_batch(done)
 
-    with _llama_model(model, options) as native_model:
+    with checkpoint or contextlib.nullcontext(), _llama_model(model, options) as native_model:
         recording = _Recording(native_model, source, options, checkpoint, per_pair)
         return recording.run(on_skip, report)
 

@@ -338,7 +338,7 @@ class Chat:
         return self._state().to_dict()
 
     def save(self, path: StrPath) -> None:
-        """Write the conversation with its steering and sampling. Raises UsageError when it cannot be written there."""
+        """Write the conversation with its steering and sampling. Raises UsageError, StorageError."""
         write_chat(self._state(), path)
 
     def load(self, source: StrPath | Mapping[str, Any]) -> list[str]:

@@ -8,11 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import FormatError, ModelError, ModelMismatchError, NativeError, SteerMoEError
-from ..model_files.splits import why_not_loaded
+from ..model_files.model_info import check_loadable
 from .cpu import default_threads
 from .library import llama_cpp, take_log_error
 
@@ -205,14 +204,17 @@ def unsteered_environment() -> Iterator[None]:
 
 @contextmanager
 def loading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn llama_cpp's failure to load the model at `path` into a ModelError with llama.cpp's own reason."""
+    """Turn llama_cpp's failure to load the model at `path` into a ModelError with llama.cpp's own reason.
+
+    What the headers show to be impossible is refused before llama.cpp sees it, which answers some of it by ending the
+    process.
+    """
+    check_loadable(path)
     take_log_error()  # older failures are not this model's
     try:
         yield
     except ValueError as error:
         reason = take_log_error() or error
-        if split := why_not_loaded(Path(path)):
-            raise ModelError(split) from None
         raise ModelError(f"{path}: llama.cpp cannot load it ({reason}); check the file with steermoe info") from None
 
 

@@ -1,4 +1,8 @@
-"""A chat template compiled with the settings that transformers gives Jinja, in a sandbox, and what dates it prints."""
+"""A chat template compiled with the settings that transformers gives Jinja, in a sandbox.
+
+The sandbox keeps a template from the machine, not from its time and memory: the package comes here in a child process
+alone (`template_worker`), and the rest of it asks `template_client`.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +24,11 @@ from jinja2.parser import Parser
 from jinja2.sandbox import MAX_RANGE, ImmutableSandboxedEnvironment
 
 from ..errors import ModelError
-from .template_date import TemplateDate, template_date
+from .template_date import CLOCK, TemplateDate, date_variables, template_date
 from .template_messages import MessageForms, Messages, merged_system
 
 _log = logging.getLogger("steermoe.prompts")
 
-# Variables by which llama.cpp gives a template today's date, and how it writes it (common_chat_extra_context).
-_DATES = {"date_string": "%d %b %Y", "datetime": "%b %d %Y"}
-_CLOCK = "strftime_now"
 _MOST = 1 << 24  # elements or characters that an operator may make at once
 
 
@@ -201,9 +202,10 @@ class ChatTemplate:
         Raises whatever the template does.
         """
         strftime_now = datetime.datetime.combine(date.day, datetime.time()).strftime
-        variables = {**self._dates(date), **variables}
+        names = names_of(self.source)
+        variables = {**date_variables(names["variables"], names["guarded"], date), **variables}
 
-        values = {**self._tokens, _CLOCK: strftime_now, **variables, "add_generation_prompt": add_generation_prompt}
+        values = {**self._tokens, CLOCK: strftime_now, **variables, "add_generation_prompt": add_generation_prompt}
         try:
             return self._compiled.render(values, messages=copy.deepcopy(messages))
         except (jinja2.UndefinedError, TypeError):
@@ -227,61 +229,31 @@ class ChatTemplate:
 
         return MessageForms(render)
 
-    def reads(self, date: TemplateDate) -> bool:
-        """Does the date come into what this template renders, at least of some messages?"""
-        return _CLOCK in template_variables(self.source) or bool(self._dates(date))
-
-    def _dates(self, date: TemplateDate) -> dict[str, str]:
-        """The variables besides the clock that tell this template the date.
-
-        transformers gives a template the clock alone, llama.cpp also `date_string` and `datetime`. They are left out,
-        as in transformers, where the template does without (the fixed date of Llama 3.1), unless a user gave the
-        date and the template does not read the clock.
-        """
-        read = template_variables(self.source)
-        wanted = read - _guarded(self.source)
-        if date.given and _CLOCK not in read:
-            wanted = read
-        return {name: date.day.strftime(form) for name, form in _DATES.items() if name in wanted}
-
-
-def template_problem(source: str) -> str | None:
-    """Why a text is no chat template, in one line; None: it is one."""
-    try:
-        ChatTemplate(source, {})
-    except ModelError as error:
-        return str(error)
-    return None
-
 
 @functools.lru_cache(maxsize=64)
-def template_names(source: str) -> tuple[frozenset[str], frozenset[str]]:
-    """Variables that a template reads and does not set, and the attributes and keys that it reads of any value.
+def names_of(source: str) -> dict[str, frozenset[str]]:
+    """Names in a template; none of any for one that cannot be read.
 
-    None of either for a template that cannot be read.
+    "variables": those that it reads and does not set; "fields": attributes and keys that it reads of any value;
+    "guarded": variables that it can do without: it asks whether they are defined, or gives them a default.
     """
     try:
         tree = _environment().parse(source)
         variables = frozenset(meta.find_undeclared_variables(tree))
+    except MemoryError:
+        raise
     except Exception:  # whoever renders it reports the error
-        return frozenset(), frozenset()
+        return dict.fromkeys(("variables", "fields", "guarded"), frozenset())
     fields: set[Any] = {node.attr for node in tree.find_all(nodes.Getattr)}
     fields |= {node.arg.value for node in tree.find_all(nodes.Getitem) if isinstance(node.arg, nodes.Const)}
-    return variables, frozenset(field for field in fields if isinstance(field, str))
-
-
-def template_variables(source: str) -> frozenset[str]:
-    """Variables that a template reads and does not set; none for one that cannot be read."""
-    return template_names(source)[0]
-
-
-@functools.lru_cache(maxsize=128)
-def _guarded(source: str) -> frozenset[str]:
-    """Variables that a template can do without: it asks whether they are defined, or gives them a default."""
-    tree = _environment().parse(source)
     asked = [*tree.find_all(nodes.Test), *tree.find_all(nodes.Filter)]
-    names = ("defined", "undefined", "default", "d")
-    return frozenset(node.node.name for node in asked if node.name in names and isinstance(node.node, nodes.Name))
+    guards = ("defined", "undefined", "default", "d")
+    guarded = frozenset(node.node.name for node in asked if node.name in guards and isinstance(node.node, nodes.Name))
+    return {
+        "variables": variables,
+        "fields": frozenset(field for field in fields if isinstance(field, str)),
+        "guarded": guarded,
+    }
 
 
 def one_line(error: Exception) -> str:

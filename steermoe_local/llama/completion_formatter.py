@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from . import capi
-from .chat_template import ChatTemplate, one_line
+from .template_client import BoundedTemplate, TemplateRefusal
 from .template_date import AnyDate, template_date
 
 if not TYPE_CHECKING:
@@ -28,8 +28,8 @@ class _Template:
         self._source, self._tokens, self._date = source, tokens, date
 
     @functools.cached_property
-    def _compiled(self) -> ChatTemplate:
-        return ChatTemplate(self._source, self._tokens)
+    def _compiled(self) -> BoundedTemplate:
+        return BoundedTemplate(self._source, self._tokens)
 
     def render(
         self,
@@ -44,19 +44,20 @@ class _Template:
         given = {name: value for name, value in variables.items() if value is not None}
         template = self._compiled
         try:
-            return template.chat(
+            return template.text(
                 messages,
                 add_generation_prompt=add_generation_prompt,
                 variables=given,
                 date=template_date(self._date),
+                knowing_roles=False,
             )
-        except Exception as error:  # a template is foreign code and may raise anything
-            raise UsageError(f"the model's chat template refuses this conversation: {one_line(error)}") from error
+        except TemplateRefusal as error:
+            raise UsageError(f"the model's chat template refuses this conversation: {error}") from error
 
 
 @contextmanager
 def own_rendering(date: AnyDate) -> Iterator[None]:
-    """Let what this thread loads with `llama_cpp.Llama` inside render chats by `ChatTemplate`.
+    """Let what this thread loads with `llama_cpp.Llama` inside render chats by `BoundedTemplate`.
 
     `date` is for templates that print one; None: the day of each request.
     """

@@ -20,6 +20,12 @@ from ..errors import NativeError, VersionError
 
 ABI_VERSION = 2  # steermoe.h: STEERMOE_ABI_VERSION
 
+_CRASH_CURE = (
+    "the model file may be damaged, or made for another llama.cpp: fetch it again, or try another file; "
+    "docs/errors.md says more"
+)
+_crashes_told = False
+
 
 def pinned_version() -> str:
     """The version of llama-cpp-python that the native library was built for."""
@@ -83,6 +89,8 @@ def llama_cpp() -> Any:
                 os.environ["LLAMA_CPP_LIB_PATH"] = before
         module = sys.modules["llama_cpp"]
         _take_log(module)
+        if _crashes_told:
+            _tell_of_crashes(module)
     module = sys.modules["llama_cpp"]
     try:
         abi = module.llama_cpp._lib.steermoe_abi_version()
@@ -115,6 +123,25 @@ def _take_log(module: Any) -> None:
     for part in parts:
         part.set_verbose = set_verbose
     install(False)
+
+
+def tell_of_crashes() -> None:
+    """From now on, print a line on stderr when native code ends this process, with llama.cpp's last errors.
+
+    For programs: the handlers of SIGSEGV, SIGABRT and the like are the process's. The library is not loaded for it.
+    """
+    global _crashes_told
+    _crashes_told = True
+    if llama_cpp.cache_info().currsize:
+        _tell_of_crashes(llama_cpp())
+
+
+def _tell_of_crashes(module: Any) -> None:
+    install = getattr(module.llama_cpp._lib, "steermoe_crash_install", None)
+    if install is None:  # STEERMOE_LIB_PATH names an older build of the same ABI
+        return
+    install.argtypes, install.restype = (ctypes.c_char_p,), None
+    install(_CRASH_CURE.encode())
 
 
 def take_log_error() -> str:

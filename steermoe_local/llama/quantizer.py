@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .._util.children import Child
 from ..errors import NativeError
-from .library import llama_cpp, take_log_error
+from .library import llama_cpp, take_log_error, tell_of_crashes
 
 _POLL = 0.2  # seconds between two progress reports
 
@@ -58,7 +58,9 @@ def quantize_file(
         return
     reason = " ".join(lines[-1].split()) if lines else "no reason given"
     if status < 0:
-        reason = f"ended by signal {-status}; {reason}"
+        if status == -9 and not lines:
+            reason = "the system does that when memory runs out: close other programs"
+        reason = f"ended by signal {-status}; {reason.removeprefix('error: ')}"
     raise NativeError(reason, status)
 
 
@@ -70,6 +72,7 @@ def _reason() -> str:
 
 def _quantize(source: str, target: str, number: int, n_threads: int, requantize: bool) -> int:
     """In the child: quantize; the last line on stderr is the reason of a failure."""
+    tell_of_crashes()
     lib = llama_cpp()
     params = lib.llama_model_quantize_default_params()
     params.ftype, params.nthread = number, n_threads

@@ -16,11 +16,11 @@ from ..errors import ModelError, PairsError, SteerMoEError, UsageError
 from ..pairs.pairs import Message, Side, last_exact_run
 from . import capi, prefill
 from .aligning import Aligner, Span, tokens_in_span
-from .chat_template import ChatTemplate, one_line, template_variables
 from .loaded_model import open_model
-from .locating import Render, find_in_text, find_losses, knowing_roles, place_target
+from .locating import find_in_text
 from .reasoning_styles import ReasoningStyle, reasoning_style
 from .special_tokens import SpecialTokens
+from .template_client import BoundedTemplate, TemplateRefusal, template_variables
 from .template_date import AnyDate, TemplateDate, template_date
 from .thinking import thinking_arguments
 from .tokenizing import tokenize
@@ -109,7 +109,7 @@ class Renderer:
         self._special = SpecialTokens(model)
         self._aligner = Aligner(model, self._metadata)
         self._said: set[str] = set()  # shared with `configured` ones
-        self._compiled: list[ChatTemplate] = []  # the template, once it is needed; shared with `configured` ones
+        self._compiled: list[BoundedTemplate] = []  # the template, once it is needed; shared with `configured` ones
 
     def text(self, side: Side, *, generation_prompt: bool = False) -> str:
         """Text of the prompt: a plain text unchanged, messages through the model's chat template.
@@ -120,36 +120,23 @@ class Renderer:
         if isinstance(side, str):
             return side
         messages: list[dict[str, Any]] = [message.to_dict() for message in side]
-        return self._side_rendering(messages, generation_prompt)(messages)
+        template = self._side_template()
+        with _refusals(PairsError, "these messages"):
+            return template.text(
+                messages,
+                add_generation_prompt=generation_prompt,
+                variables=self.template_arguments,
+                date=self._date,
+            )
 
-    def _side_rendering(self, messages: Sequence[Mapping[str, Any]], generation_prompt: bool) -> Render:
-        """Gives the text of a side's messages, and of them with marks. Raises PairsError, as does what it returns."""
+    def _side_template(self) -> BoundedTemplate:
+        """The template for the sides of pairs. Raises PairsError."""
         if not self.has_template:
             raise PairsError("the model has no chat template; write the pairs' sides as plain texts")
         try:
-            self.check_template()
+            return self._chat_template
         except ModelError as error:
             raise PairsError(str(error)) from error
-        return knowing_roles(self._rendering(generation_prompt, PairsError, "these messages"), messages, self.template)
-
-    def _rendering(
-        self, generation_prompt: bool, error: type[SteerMoEError], refused: str, variables: Mapping[str, Any] = {}
-    ) -> Render:
-        """Gives the text of messages. What it returns raises `error` when the template refuses them."""
-        given = {name: value for name, value in variables.items() if value is not None}
-
-        def render(messages: list[dict[str, Any]]) -> str:
-            try:
-                return self._chat_template.chat(
-                    messages,
-                    add_generation_prompt=generation_prompt,
-                    variables={**given, **self.template_arguments},
-                    date=self._date,
-                )
-            except Exception as why:  # a template is foreign code and may raise anything
-                raise error(f"the model's chat template refuses {refused}: {one_line(why)}") from why
-
-        return render
 
     def render(self, prompt: str | Sequence[Message]) -> RenderedPrompt:
         """A text that is continued as it is, or a conversation that is answered; the assistant's message at its end,
@@ -195,13 +182,16 @@ class Renderer:
         messages.
         """
         self.require_template()
-        self.check_template()
-        render = knowing_roles(
-            self._rendering(True, UsageError, "this conversation", variables), messages, self.template
-        )
-        own = [dict(message) for message in messages]
-        text = render(own)
-        for loss in find_losses(render, own, text):
+        template = self._chat_template
+        given = {name: value for name, value in variables.items() if value is not None}
+        with _refusals(UsageError, "this conversation"):
+            text, losses = template.text_and_losses(
+                messages,
+                add_generation_prompt=True,
+                variables={**given, **self.template_arguments},
+                date=self._date,
+            )
+        for loss in losses:
             # templates drop an earlier reply's reasoning by design, and write a tool's result as they need it
             if loss.whole or loss.role in ("system", "developer", "user"):
                 self._say(str(loss))
@@ -227,7 +217,7 @@ class Renderer:
     @property
     def reasoning_field(self) -> str | None:
         """Field of a message in which the template wants its reasoning, where that is not `reasoning_content`."""
-        return self._chat_template.forms.reasoning_field
+        return self._chat_template.reasoning_field
 
     @property
     def date(self) -> str | None:
@@ -298,7 +288,9 @@ class Renderer:
             text, (start, end) = side, find_in_text(side, target, special)
         else:
             messages = [message.to_dict() for message in side]
-            placed = place_target(self._side_rendering(messages, False), messages, target, special)
+            template = self._side_template()
+            with _refusals(PairsError, "these messages"):
+                placed = template.placed(messages, target, special, variables=self.template_arguments, date=self._date)
             text, start, end = placed.text, placed.start, placed.end
             losses = tuple(map(str, placed.losses))
         # A chat template writes the beginning-of-text token itself, a plain text does not.
@@ -344,14 +336,14 @@ class Renderer:
         return any(name and name in text for text in texts for name in self._special.control)
 
     @property
-    def _chat_template(self) -> ChatTemplate:
+    def _chat_template(self) -> BoundedTemplate:
         if not self._compiled:
             tokens = self._special_tokens()
             if "additional_special_tokens" in template_variables(self.template):
                 # in the order of the vocabulary: a GGUF file does not hold transformers' list
                 named = set(tokens.values())
                 tokens["additional_special_tokens"] = [name for name in self._special.control if name not in named]
-            self._compiled.append(ChatTemplate(self.template, tokens))
+            self._compiled.append(BoundedTemplate(self.template, tokens))
         return self._compiled[0]
 
     def _special_tokens(self) -> dict[str, Any]:
@@ -370,6 +362,15 @@ class Renderer:
         if (unknown := self._metadata.get("tokenizer.ggml.unknown_token_id", "")).isdecimal():
             tokens["unk_token"] = self._special.text(int(unknown))
         return tokens
+
+
+@contextlib.contextmanager
+def _refusals(error: type[SteerMoEError], what: str) -> Iterator[None]:
+    """Raise `error` when the template refuses a conversation, of which the message says `what`."""
+    try:
+        yield
+    except TemplateRefusal as why:
+        raise error(f"the model's chat template refuses {what}: {why}") from why
 
 
 def vocabulary(path: str | os.PathLike[str], *, verbose: bool = False) -> AbstractContextManager[Any]:

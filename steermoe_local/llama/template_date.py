@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UsageError
+
+CLOCK = "strftime_now"
+"""The function by which transformers tells a template the date."""
+
+# Variables by which llama.cpp gives a template today's date, and how it writes it (common_chat_extra_context).
+_DATES = {"date_string": "%d %b %Y", "datetime": "%b %d %Y"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,17 @@ def template_date(date: AnyDate) -> TemplateDate:
         return TemplateDate(datetime.date.fromisoformat(date))
     except ValueError:
         raise UsageError(f"date: {date!r} is no day of the calendar, like 2026-01-31") from None
+
+
+def date_variables(read: Collection[str], guarded: Collection[str], date: TemplateDate) -> dict[str, str]:
+    """The variables besides the clock that tell a template the date; `read` are those that it reads.
+
+    transformers gives a template the clock alone, llama.cpp also `date_string` and `datetime`. They are left out, as in
+    transformers, where the template does without (`guarded`; the fixed date of Llama 3.1), unless a user gave the date
+    and the template does not read the clock.
+    """
+    wanted = set(read) if date.given and CLOCK not in read else set(read) - set(guarded)
+    return {name: date.day.strftime(form) for name, form in _DATES.items() if name in wanted}
 
 
 def may_lack(given: bool) -> frozenset[str]:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .._util.json_text import BODY_LIMITS, parse_json
+
 Messages = list[dict[str, Any]]
 
 # Words that no template has in its own text.
@@ -201,8 +203,8 @@ def _arguments(arguments: Any, as_text: bool) -> Any:
         return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     if isinstance(arguments, str):
         try:
-            value = json.loads(arguments)
-        except (ValueError, RecursionError):
+            value = parse_json(arguments, BODY_LIMITS, strict=False)
+        except ValueError:
             return arguments
         return value if isinstance(value, dict) else arguments
     return arguments

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from .chat_template import template_names
+from .template_client import template_names
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def mentions_reasoning(template: str) -> bool:
 
 def _levels(template: str, variable: str) -> list[str]:
     """The values of OpenAI's scale that a template takes, if it refuses others, from little to much."""
-    found = re.search(rf"\b{variable}\s+not\s+in\s*[\[(]([^\])]*)[\])]", template)
+    found = re.search(rf"\b{variable}\s+not\s+in\s*[\[(]([^\])]{{0,400}})[\])]", template)
     values = re.findall(r"['\"](\w+)['\"]", found[1]) if found else []
     return sorted((value for value in values if value in _SCALE), key=_SCALE.index)
 

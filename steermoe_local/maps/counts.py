@@ -189,7 +189,7 @@ class RoutingCounts:
     def save(self, path: StrPath) -> None:
         """Write the counts to `path`, whatever its suffix; the same counts give the same bytes.
 
-        Raises FormatError when they are not valid, UsageError when the file cannot be written.
+        Raises FormatError when they are not valid, UsageError, StorageError when the file cannot be written.
         """
         self.validate("counts")
         metadata = {

@@ -245,7 +245,7 @@ class ExpertMap:
         return hashlib.sha256(self.to_json().encode("utf-8")).hexdigest()
 
     def save(self, path: StrPath) -> None:
-        """Write the map. Raises UsageError when the file cannot be written."""
+        """Write the map. Raises UsageError, StorageError when the file cannot be written."""
         with replacing(path) as temporary:
             temporary.write_bytes(self.to_json().encode("utf-8"))
 
@@ -257,6 +257,11 @@ class ExpertMap:
             data = parse_json(read_bytes(path, "an expert map", _MAX_BYTES).decode("utf-8"))
         except ValueError as error:
             raise FormatError(f"{path}: not an expert map: not JSON ({error}); check the path") from None
+        return cls.from_dict(data, path)
+
+    @classmethod
+    def from_dict(cls, data: object, path: StrPath = "map") -> ExpertMap:
+        """Check the JSON of a map, parsed; `path` begins the messages. Raises FormatError."""
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
             raise FormatError(f'{path}: not an expert map (no "format": "{_FORMAT}" in it); {_AGAIN}')
         if data.get("version") != _VERSION:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util import npz
+from .._util.disk import cannot_write
 from .._util.file_kinds import PAIR_COUNTS
-from .._util.files import StrPath, parse_json, require_writable, temporary_beside, timestamp, tool_name
+from .._util.files import StrPath, parse_json, timestamp, tool_name
+from .._util.writing import Replacement
 from ..errors import FormatError, ModelMismatchError, UsageError
 from ..identity import ModelIdentity
 from .counts import METADATA, RoutingCounts, check_routing, read_metadata, same_behaviour
@@ -49,7 +50,7 @@ class PairCountsWriter:
     The end of the block closes the file; an error in the block removes it. The same pairs in the same order give the
     same bytes, however they were grouped.
 
-    Raises UsageError when the file cannot be written.
+    Raises UsageError, StorageError when the file cannot be written.
     """
 
     def __init__(
@@ -75,8 +76,7 @@ class PairCountsWriter:
             "tool": tool_name(),
         }
         self._given = path
-        self._target = require_writable(path)
-        self._temporary = temporary_beside(self._target)
+        self._file = Replacement(path)
         self._size = max(1, min(4096, _CHUNK_VALUES // (2 * identity.n_layer * identity.n_expert)))  # pairs of a chunk
         self._ids: list[str] = []
         self._a: list[npt.NDArray[Any]] = []
@@ -85,7 +85,7 @@ class PairCountsWriter:
         self._archive: zipfile.ZipFile | None = None
         with self._writing():
             # a seekable file: zipfile then writes each member's sizes into its header alone
-            self._archive = zipfile.ZipFile(self._temporary, "w", zipfile.ZIP_DEFLATED)
+            self._archive = zipfile.ZipFile(self._file.path, "w", zipfile.ZIP_DEFLATED)
 
     @property
     def n_pairs(self) -> int:
@@ -160,7 +160,7 @@ class PairCountsWriter:
         try:
             yield
         except OSError as error:
-            raise UsageError(f"{self._given}: cannot be written: {error.strerror or error}") from error
+            raise cannot_write(self._given, error) from error
 
     def close(self) -> None:
         """Write the last chunk and give the file its name. A second call does nothing.
@@ -178,7 +178,7 @@ class PairCountsWriter:
             with self._writing():
                 self._archive.close()
                 self._archive = None
-                os.replace(self._temporary, self._target)
+                self._file.commit()
         finally:
             self.abort()
 
@@ -191,7 +191,7 @@ class PairCountsWriter:
         except (OSError, ValueError):
             pass  # the disk may be full, or a member still open; the file is removed anyway
         finally:
-            self._temporary.unlink(missing_ok=True)
+            self._file.abort()
 
     def __enter__(self) -> PairCountsWriter:
         return self

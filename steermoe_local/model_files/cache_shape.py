@@ -13,7 +13,7 @@ from .header import GGUFHeader, n_vocab, read_header
 from .model_info import ModelInfo
 
 _F32_BYTES = 4
-_BLOCK = re.compile(r"blk\.(\d{1,5})\.(.*)")
+_BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,4})\.(.*)")
 _ATTENTION = re.compile(r"attn_(k|k_b|kv_a_mqa|kv_b|kv|kv_latent)\.(weight|bias)")
 _RECURRENT = re.compile(r"(ssm_|shortconv|time_mix_|la_|kda_)")
 # diffusion models, which have no cache (llama_model::create_memory)
@@ -78,7 +78,10 @@ def read_headers(facts: ModelInfo) -> list[GGUFHeader]:
 
 
 def cache_shape(facts: ModelInfo, headers: Sequence[GGUFHeader]) -> CacheShape:
-    """The sizes by the headers of all parts; in hybrid models, the tensors' names tell which layers have attention."""
+    """The sizes by the headers of all parts; in hybrid models, the tensors' names tell which layers have attention.
+
+    Raises FormatError for numbers that no model has.
+    """
     head, arch = headers[0], facts.architecture
     n_heads = _per_layer(head, f"{arch}.attention.head_count", facts.n_layer, 0)
     n_heads_kv = _per_layer(head, f"{arch}.attention.head_count_kv", facts.n_layer, n_heads)
@@ -111,7 +114,7 @@ def cache_shape(facts: ModelInfo, headers: Sequence[GGUFHeader]) -> CacheShape:
         max(_per_layer(head, f"{arch}.feed_forward_length", facts.n_layer, 0), default=0),
         facts.embedding_length * max(facts.n_expert_used, 1),
     )
-    masks = 2 if head.number(f"{arch}.attention.sliding_window") else 1
+    masks = 2 if head.value(f"{arch}.attention.sliding_window") else 1
     return CacheShape(
         rows=tuple(rows),
         state=n_recurrent * _state(head, arch, facts.embedding_length, n_head),
@@ -152,10 +155,12 @@ def _state(head: GGUFHeader, arch: str, n_embd: int, n_head: int) -> int:
 def _per_layer(head: GGUFHeader, key: str, n_layer: int, default: int | list[int]) -> list[int]:
     """A number for each layer; llama.cpp takes one for all, or a list."""
     value = head.value(key)
-    if isinstance(value, tuple) and all(type(v) is int and v >= 0 for v in value) and len(value) >= n_layer:
-        return list(value[:n_layer])
+    if isinstance(value, tuple) and all(type(v) is int and v >= 0 for v in value):
+        if len(value) < n_layer:
+            raise FormatError(f"{head.path}: {key} has {len(value)} numbers for {n_layer} layers; fetch it again")
+        return [head.bounded(key, v) for v in value[:n_layer]]
     if type(value) is int and value >= 0:
-        return [value] * n_layer
+        return [head.bounded(key, value)] * n_layer
     return [default] * n_layer if isinstance(default, int) else default
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -26,6 +26,7 @@ from gguf.constants import (
 from gguf.quants import dequantize
 
 from .._util.file_kinds import StrPath, refuse_pointer
+from .._util.regular_files import open_regular
 from ..errors import FormatError
 
 _SCALARS = {
@@ -41,24 +42,33 @@ _SCALARS = {
     GGUFValueType.INT64: "<q",
     GGUFValueType.FLOAT64: "<d",
 }
-_KEPT_ARRAY = 4096  # longer arrays are vocabularies, which are not needed
-_MAX_ARRAY = 1 << 24
+# What a header may hold, far above that of any model, so that a forged one costs little whatever it says.
+_KEPT_ARRAY = 4096  # values; longer arrays are vocabularies, which are not needed
+_KEPT_VALUES = 1 << 20  # of all kept arrays
+_KEPT_TEXT = 1 << 20  # bytes; longer texts are skipped
+_KEPT_TEXTS = 16 << 20  # bytes of all keys and kept texts
+_MAX_ARRAY = 1 << 24  # values
+_MAX_STRINGS = 1 << 22  # of all arrays of texts, each of which has to be stepped over
+_MAX_FIELDS = 1 << 14
+_MAX_TENSORS = 1 << 16
 _MAX_HEADER = 64 << 20  # of a file elsewhere; vocabularies of 260,000 tokens take about 20 MB
 _MAX_NAME = 63  # GGML_MAX_NAME without its NUL
+MAX_NUMBER = (1 << 31) - 1  # of sizes and counts; llama.cpp keeps them in 32 bits
+_CHUNK = 16 << 20  # bytes of a tensor that are in memory at a time
 
 Fetch = Callable[[int, int], bytes]
 """Returns all bytes of a file from a start to a stop."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GGUFField:
-    """One metadata value; `value` is None for an array that was skipped."""
+    """One metadata value; `value` is None for an array or a text that was skipped because of its length."""
 
     type: GGUFValueType
     value: Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GGUFTensor:
     """A tensor's description: `shape` in GGUF order (fastest first), `offset` in bytes from the file's start."""
 
@@ -88,30 +98,57 @@ class GGUFHeader:
         entry = self.fields.get(key)
         return default if entry is None else entry.value
 
-    def number(self, key: str, default: int = 0) -> int:
-        """A whole number from 0 up; `default` without the field, and for another value."""
+    def number(self, key: str, default: int = 0, *, most: int = MAX_NUMBER) -> int:
+        """A whole number from 0 up; `default` without the field, and for a value of another kind.
+
+        Raises FormatError for a number above `most`.
+        """
         value = self.value(key)
-        return value if type(value) is int and value >= 0 else default
+        if type(value) is not int or value < 0:
+            return default
+        return self.bounded(key, value, most)
+
+    def bounded(self, key: str, value: int, most: int = MAX_NUMBER) -> int:
+        """A number of the field `key`, at most `most`. Raises FormatError."""
+        if value > most:
+            raise FormatError(f"{self.path}: {key} is {value}, above {most}, which no model has; fetch it again")
+        return value
 
     def read(self, tensor: GGUFTensor) -> npt.NDArray[np.float32]:
         """Read one tensor as F32, shape reversed to NumPy order; raises FormatError."""
+        parts = list(self.read_parts(tensor))
+        return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(tensor.shape[::-1])
+
+    def read_parts(self, tensor: GGUFTensor) -> Iterator[npt.NDArray[np.float32]]:
+        """Read one tensor as F32 in parts of some MiB, flat and in order; raises FormatError."""
+        n_rows = prod(tensor.shape[1:])
+        row_bytes = tensor.n_bytes // n_rows
+        step = max(1, _CHUNK // row_bytes)
         try:
-            if self.fetch is None:
-                raw = np.fromfile(self.path, np.uint8, tensor.n_bytes, offset=tensor.offset)
-            else:
-                raw = np.frombuffer(self.fetch(tensor.offset, tensor.offset + tensor.n_bytes), np.uint8)
-            if tensor.type == GGMLQuantizationType.F32:
-                flat = raw.view("<f4")
-            elif tensor.type == GGMLQuantizationType.F16:
-                flat = raw.view("<f2")
-            else:
-                rows = raw.reshape(prod(tensor.shape[1:]), -1)
-                flat = dequantize(rows, tensor.type)
-            return flat.astype(np.float32).reshape(tensor.shape[::-1])
+            for row in range(0, n_rows, step):
+                start = tensor.offset + row * row_bytes
+                raw = self._bytes(start, min(start + step * row_bytes, tensor.offset + tensor.n_bytes))
+                if tensor.type == GGMLQuantizationType.F32:
+                    flat = raw.view("<f4")
+                elif tensor.type == GGMLQuantizationType.F16:
+                    flat = raw.view("<f2")
+                else:
+                    flat = dequantize(raw.reshape(-1, row_bytes), tensor.type)
+                yield flat.astype(np.float32).reshape(-1)
         except (OSError, ValueError, NotImplementedError) as error:
             raise FormatError(
                 f"{self.path}: tensor {tensor.name} ({tensor.type.name}) cannot be read: {error}"
             ) from error
+
+    def _bytes(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        if self.fetch is not None:
+            return np.frombuffer(self.fetch(start, stop), np.uint8)
+        with open_regular(self.path) as file:
+            file.seek(start)
+            data = file.read(stop - start)
+        if len(data) != stop - start:
+            raise ValueError("the file became shorter")
+        return np.frombuffer(data, np.uint8)
 
 
 class _Cursor:
@@ -125,6 +162,7 @@ class _Cursor:
         more: Callable[[int], None] | None = None,
     ) -> None:
         self.data, self.path, self.at, self.end, self.more = data, path, 0, end, more
+        self.n_text = self.n_values = self.n_strings = 0  # kept and stepped over so far
 
     def fail(self, what: str) -> FormatError:
         return FormatError(f"{self.path}: damaged GGUF at byte {self.at}: {what}; fetch it again")
@@ -133,10 +171,14 @@ class _Cursor:
         start = self.at
         if size > self.end - start:
             raise self.fail("the file ends too early")
-        if self.more and start + size > len(self.data):
-            self.more(start + size)
-        self.at = start + size
+        self.at = self.need(start + size)
         return start
+
+    def need(self, stop: int) -> int:
+        """Have the bytes up to `stop`; returns it."""
+        if self.more and stop > len(self.data):
+            self.more(stop)
+        return stop
 
     def scalar(self, fmt: str) -> Any:
         return struct.unpack_from(fmt, self.data, self.take(struct.calcsize(fmt)))[0]
@@ -145,11 +187,38 @@ class _Cursor:
         length = self.scalar("<Q")
         if length > limit:
             raise self.fail(f"a string of {length} bytes")
+        self.n_text += length
+        if self.n_text > _KEPT_TEXTS:
+            raise self.fail(f"texts of {self.n_text} bytes and more")
         start = self.take(length)
         try:
             return str(self.data[start : self.at], "utf-8")
         except UnicodeDecodeError:
             raise self.fail("a string that is not UTF-8") from None
+
+    def text(self) -> str | None:
+        """The value of a text field, None for one that is too long to be kept."""
+        length: int = struct.unpack_from("<Q", self.data, self.take(8))[0]
+        if length > _KEPT_TEXT:
+            self.take(length)
+            return None
+        self.at -= 8
+        return self.string(_KEPT_TEXT)
+
+    def skip_strings(self, count: int) -> None:
+        """Step over an array of texts."""
+        self.n_strings += count
+        if self.n_strings > _MAX_STRINGS or count > (self.end - self.at) // 8:
+            raise self.fail(f"an array of {count} texts")
+        at, length = self.at, struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            if at + 8 > self.end:
+                raise self.fail("the file ends too early")
+            at = self.need(at + 8)
+            at += length(self.data, at - 8)[0]
+        if at > self.end:
+            raise self.fail("the file ends too early")
+        self.at = self.need(at)
 
     def value_type(self) -> GGUFValueType:
         number = self.scalar("<I")
@@ -160,7 +229,7 @@ class _Cursor:
 
     def value(self, kind: GGUFValueType, arrays: bool) -> Any:
         if kind == GGUFValueType.STRING:
-            return self.string(self.end)
+            return self.text()
         if kind != GGUFValueType.ARRAY:
             return self.scalar(_SCALARS[kind])
         if not arrays:
@@ -169,12 +238,14 @@ class _Cursor:
         if count > _MAX_ARRAY or item == GGUFValueType.ARRAY:
             raise self.fail(f"an array of {count} values of type {item.name}")
         if item == GGUFValueType.STRING:
-            for _ in range(count):
-                self.take(self.scalar("<Q"))
+            self.skip_strings(count)
             return None
         start = self.take(count * struct.calcsize(_SCALARS[item]))
         if count > _KEPT_ARRAY:
             return None
+        self.n_values += count
+        if self.n_values > _KEPT_VALUES:
+            raise self.fail(f"arrays of {self.n_values} values and more")
         return struct.unpack_from(f"<{count}{_SCALARS[item][1]}", self.data, start)
 
     def tensor(self) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int, int]:
@@ -201,18 +272,18 @@ def read_header(
     path: StrPath,
     *,
     max_size: int | None = None,
-    max_tensors: int = 1 << 20,
-    max_fields: int = 1 << 16,
+    max_tensors: int = _MAX_TENSORS,
+    max_fields: int = _MAX_FIELDS,
     arrays: bool = True,
 ) -> GGUFHeader:
     """Read the header of one GGUF file of version 2 or 3, little-endian.
 
-    `max_size` (bytes), `max_tensors` and `max_fields` bound the cost of a forged header; `arrays` False refuses array
-    values. Raises FormatError for any other file and for one that cannot be read.
+    `max_size` (bytes), `max_tensors` and `max_fields` bound the cost of a forged header further than this module does;
+    `arrays` False refuses array values. Raises FormatError for any other file and for one that cannot be read.
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = file.seek(0, 2)
             file.seek(0)
             refuse_pointer(file.read(256), path)
@@ -222,8 +293,9 @@ def read_header(
                 raise FormatError(f"{path}: larger than {max_size >> 20} MiB; check the path")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _parse(_Cursor(data, path, size), path, size, max_tensors, max_fields, arrays)
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be read as GGUF: {error.strerror or error}; check the path") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that the system cannot have
+        reason = getattr(error, "strerror", None) or error
+        raise FormatError(f"{path}: cannot be read as GGUF: {reason}; check the path") from error
 
 
 def read_header_from(
@@ -242,7 +314,7 @@ def read_header_from(
             raise FormatError(f"{name}: its header is longer than {limit >> 20} MiB; take another file")
         data.extend(fetch(len(data), min(max(stop, first, 2 * len(data)), size, limit)))
 
-    header = _parse(_Cursor(data, name, size, more), name, size, 1 << 20, 1 << 16, True)
+    header = _parse(_Cursor(data, name, size, more), name, size, _MAX_TENSORS, _MAX_FIELDS, True)
     return replace(header, fetch=fetch)
 
 
@@ -262,7 +334,7 @@ def _parse(cursor: _Cursor, path: Path, size: int, max_tensors: int, max_fields:
     for _ in range(n_fields):
         key = cursor.string(65535)
         if key in fields:
-            raise cursor.fail(f"the field {key!r} stands twice")
+            raise cursor.fail(f"the field {key[:80]!r} stands twice")
         kind = cursor.value_type()
         fields[key] = GGUFField(kind, cursor.value(kind, arrays))
     infos = [cursor.tensor() for _ in range(n_tensors)]

@@ -9,6 +9,7 @@ from typing import Any
 
 from .._util.control_groups import group_folders
 from .._util.files import human_size
+from ..errors import FormatError, ModelError
 from .cache_shape import cache_shape, read_headers
 from .header import GGUFHeader
 from .model_info import ModelInfo
@@ -168,10 +169,13 @@ def check_memory(
         repacks: says of a weight's type ("Q4_0") and shape if llama.cpp repacks it; None: it repacks none.
         free: bytes to take for free; None asks the system.
 
-    Raises ModelError when the header cannot be read any more.
+    Raises ModelError when the header cannot be read any more, and for numbers that no model has.
     """
     headers = read_headers(facts)
-    shape = cache_shape(facts, headers)
+    try:
+        shape = cache_shape(facts, headers)
+    except FormatError as error:
+        raise ModelError(str(error)) from error
     n_ctx = n_ctx or facts.context_length
     free = free_memory() if free is None else free
 

@@ -10,19 +10,28 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from gguf import LlamaFileType
+from gguf import GGUFValueType, LlamaFileType
 
 from .._util.file_kinds import MODEL, NO_MODELS, kind_of, require_kind
 from .._util.files import StrPath
 from ..errors import FormatError, ModelError
-from ..identity import UNKNOWN_ROUTER, ModelIdentity
+from ..identity import MAX_EXPERTS, MAX_LAYERS, UNKNOWN_ROUTER, ModelIdentity
 from .gating import gating
-from .header import GGUFHeader, GGUFTensor, n_vocab, read_header
-from .splits import missing_part, part_paths
+from .header import MAX_NUMBER, GGUFHeader, GGUFTensor, n_vocab, read_header
+from .loadable import block_numbers, require_loadable, why_not_loadable
+from .splits import SplitPaths, why_not_loaded
 
-_ROUTER = re.compile(r"blk\.(\d{1,5})\.ffn_gate_inp\.weight")
-_SELECTION_BIAS = re.compile(r"blk\.\d{1,5}\.exp_probs_b(\.bias)?")
-_HASH_ROUTING = re.compile(r"blk\.(\d{1,5})\.ffn_gate_tid2eid\.weight")
+_ROUTER = re.compile(r"blk\.(0|[1-9][0-9]{0,4})\.ffn_gate_inp\.weight")
+_SELECTION_BIAS = re.compile(r"blk\.[0-9]{1,5}\.exp_probs_b(\.bias)?")
+_HASH_ROUTING = re.compile(r"blk\.(0|[1-9][0-9]{0,4})\.ffn_gate_tid2eid\.weight")
+
+# Far above any model, so that what is built from a number is small whatever the file says.
+MAX_CONTEXT = 1 << 30  # tokens
+_MAX_WIDTH = 1 << 20  # of an embedding
+_MAX_ROUTERS = 16 << 30  # bytes of all routers, which are hashed
+_MAX_TENSORS = 1 << 16  # of all parts
+_MAX_PARTS = 1 << 12
+_LONGEST = {"general.architecture": 128, "general.name": 4096}  # bytes of a text; of others 1 MiB
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,21 @@ def model_info(path: StrPath, *, routers: bool = True) -> ModelInfo:
         raise ModelError(str(error)) from error
 
 
+def check_loadable(path: StrPath) -> None:
+    """Refuse a model that llama.cpp cannot load, for a reason that its headers show, before llama.cpp tries.
+
+    llama.cpp wants the first part of a split model. Raises ModelError.
+    """
+    file = Path(path)
+    try:
+        parts = _read_parts(file)
+    except FormatError as error:
+        raise ModelError(str(error)) from error
+    if parts[0].path != file:
+        raise ModelError(why_not_loaded(file))
+    require_loadable(file, parts)
+
+
 def info_from(parts: list[GGUFHeader], *, routers: bool) -> ModelInfo:
     """Facts of a model from the headers of all its parts, in order, wherever these were read.
 
@@ -122,18 +146,24 @@ def router_bytes(parts: list[GGUFHeader]) -> int:
 
 def _read_parts(path: Path) -> list[GGUFHeader]:
     given = read_header(path)
-    count = _number(given, "split.count")
+    count = _number(given, "split.count", _MAX_PARTS)
     if count <= 1:
         return [given]
-    paths = part_paths(path)
-    if len(paths) != count:
+    paths = SplitPaths.of(path)
+    if paths is None or paths.count != count:
         raise ModelError(
             f"{path}: one of {count} parts under another name; give the parts llama.cpp's names "
             f"back, NAME-00001-of-{count:05d}.gguf and so on"
         )
-    if problem := missing_part(paths):
+    if problem := paths.missing():
         raise ModelError(problem)
-    parts = [given if part == path else read_header(part) for part in paths]
+    parts: list[GGUFHeader] = []
+    n_tensors = 0
+    for part in paths:
+        parts.append(given if part == path else read_header(part))
+        n_tensors += len(parts[-1].tensors)
+        if n_tensors > _MAX_TENSORS:
+            raise ModelError(f"{part}: {n_tensors} tensors in its parts so far are too many; fetch it again")
     _check_parts(parts)
     return parts
 
@@ -156,19 +186,21 @@ def _collect(parts: list[GGUFHeader], path: StrPath, hash_routers: bool) -> Mode
     arch = _text(head, "general.architecture")
     if not arch:
         raise ModelError(f"{path}: no general.architecture in it, so it is not a model")
-    n_layer = _number(head, f"{arch}.block_count") - _number(head, f"{arch}.nextn_predict_layers")
+    n_all = _number(head, f"{arch}.block_count", MAX_LAYERS)
+    n_layer = n_all - _number(head, f"{arch}.nextn_predict_layers", n_all)
     tensors: dict[str, tuple[GGUFHeader, GGUFTensor]] = {}
     for part in parts:
         for name, tensor in part.tensors.items():
             if name in tensors:
                 raise ModelError(f"{part.path}: has the tensor {name} of another part again")
             tensors[name] = (part, tensor)
+    layers = block_numbers(parts)
     routers = {int(match[1]): tensors[name] for name in tensors if (match := _ROUTER.fullmatch(name))}
     fixed = (int(match[1]) for name in tensors if (match := _HASH_ROUTING.fullmatch(name)))
     moe_layers = tuple(sorted(layer for layer in routers if layer < n_layer))
-    n_expert = _number(head, f"{arch}.expert_count")
+    n_expert = _number(head, f"{arch}.expert_count", MAX_EXPERTS)
     n_expert_used, obstacle = _top_k(head, arch, moe_layers)
-    obstacle = _obstacle(moe_layers, n_layer, n_expert, n_expert_used, routers) or obstacle
+    obstacle = _obstacle(moe_layers, n_layer, n_expert, n_expert_used, routers) or obstacle or why_not_loadable(parts)
     how = gating(arch, _number(head, f"{arch}.expert_gating_func"), n_layer, n_vocab(parts))
     if how == "none" and not obstacle:
         obstacle = f"llama.cpp's {arch} graph does not use its experts"
@@ -188,13 +220,13 @@ def _collect(parts: list[GGUFHeader], path: StrPath, hash_routers: bool) -> Mode
         n_expert_used=n_expert_used,
         n_shared_experts=_number(head, f"{arch}.expert_shared_count"),
         n_expert_groups=_number(head, f"{arch}.expert_group_count"),
-        context_length=_number(head, f"{arch}.context_length"),
-        embedding_length=_number(head, f"{arch}.embedding_length"),
+        context_length=_number(head, f"{arch}.context_length", MAX_CONTEXT),
+        embedding_length=_number(head, f"{arch}.embedding_length", _MAX_WIDTH),
         chat_template=_text(head, "tokenizer.chat_template") or None,
         gating=how,
         has_selection_bias=any(_SELECTION_BIAS.fullmatch(name) for name in tensors),
         moe_layers=moe_layers,
-        dense_layers=tuple(layer for layer in range(n_layer) if layer not in routers),
+        dense_layers=tuple(sorted(layer for layer in layers if layer < n_layer and layer not in routers)),
         fixed_layers=tuple(sorted(layer for layer in fixed if layer < n_layer)),
         router_types=tuple(sorted({tensor.type.name for _, tensor in routers.values()})),
         identity=identity,
@@ -215,7 +247,7 @@ def _obstacle(
         return f"it says top-{n_expert_used} of {n_expert} experts, which cannot be"
     for layer in moe_layers:
         shape = routers[layer][1].shape
-        if len(shape) != 2 or shape[1] != n_expert:
+        if len(shape) != 2 or shape[1] != n_expert or shape[0] > _MAX_WIDTH:
             return f"the router of layer {layer} has shape {list(shape)}, not {n_expert} experts"
     return ""
 
@@ -226,7 +258,9 @@ def _top_k(head: GGUFHeader, arch: str, moe_layers: tuple[int, ...]) -> tuple[in
     value = head.value(key)
     if not isinstance(value, tuple):
         return _number(head, key), ""
-    per_layer = {int(value[i]) for i in moe_layers if i < len(value)}
+    if not all(type(number) is int for number in value):
+        raise ModelError(f"{head.path}: {key} is not of whole numbers; convert the model again")
+    per_layer = {value[i] for i in moe_layers if i < len(value)}
     if len(per_layer) > 1:
         return max(per_layer), "its layers use different numbers of experts per token"
     return max(per_layer, default=0), ""
@@ -234,8 +268,12 @@ def _top_k(head: GGUFHeader, arch: str, moe_layers: tuple[int, ...]) -> tuple[in
 
 def _router_sha256(routers: list[tuple[GGUFHeader, GGUFTensor]]) -> str:
     digest = hashlib.sha256()
+    total = sum(tensor.n_bytes for _, tensor in routers)
+    if total > _MAX_ROUTERS:
+        raise FormatError(f"{routers[0][0].path}: routers of {total} bytes, which no model has; fetch it again")
     for part, tensor in routers:
-        digest.update(part.read(tensor).astype("<f4").tobytes())
+        for values in part.read_parts(tensor):
+            digest.update(values.astype("<f4").tobytes())
     return digest.hexdigest()
 
 
@@ -252,16 +290,20 @@ def _file_type(head: GGUFHeader, tensors: list[GGUFTensor]) -> str:
     return f"mostly {types.most_common(1)[0][0]}" if types else "unknown"
 
 
-def _number(head: GGUFHeader, key: str) -> int:
-    """A whole number; 0 without the field, as for llama.cpp's optional keys."""
+def _number(head: GGUFHeader, key: str, most: int = MAX_NUMBER) -> int:
+    """A whole number up to `most`; 0 without the field, as for llama.cpp's optional keys."""
     value = head.value(key, 0)
     if type(value) is not int or value < 0:
         raise ModelError(f"{head.path}: {key} is not a whole number; convert the model again")
-    return value
+    return head.bounded(key, value, most)
 
 
 def _text(head: GGUFHeader, key: str) -> str:
-    value = head.value(key, "")
-    if not isinstance(value, str):
+    entry = head.fields.get(key)
+    if entry is None:
+        return ""
+    if entry.type == GGUFValueType.STRING and (entry.value is None or len(entry.value) > _LONGEST.get(key, 1 << 20)):
+        raise ModelError(f"{head.path}: {key} is longer than {_LONGEST.get(key, 1 << 20)} bytes; fetch it again")
+    if not isinstance(entry.value, str):
         raise ModelError(f"{head.path}: {key} is not a text; convert the model again")
-    return value
+    return entry.value

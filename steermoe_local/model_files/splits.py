@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})", re.DOTALL)
+_NAME = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})", re.DOTALL)
 
 
 def split_name(stem: str) -> tuple[str, int, int] | None:
@@ -14,26 +16,41 @@ def split_name(stem: str) -> tuple[str, int, int] | None:
     return (match[1], int(match[2]), int(match[3])) if match and 1 <= int(match[2]) <= int(match[3]) else None
 
 
-def part_paths(path: Path) -> tuple[Path, ...]:
-    """Paths of all parts, in order, of the split model that `path` is a part of by its name; () for another name."""
-    found = split_name(path.stem) if path.suffix == ".gguf" else None
-    if found is None:
-        return ()
-    prefix, _, count = found
-    return tuple(path.with_name(f"{prefix}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1))
+@dataclass(frozen=True)
+class SplitPaths:
+    """The paths of a split model by the name of one part; made one at a time, since a name may speak of 99,999."""
 
+    given: Path
+    prefix: str
+    number: int
+    count: int
 
-def missing_part(parts: tuple[Path, ...]) -> str:
-    """The message about the first part that does not exist, "" if all do."""
-    for part in parts:
-        if not part.exists():
-            return f"{part}: missing; fetch all {len(parts)} parts into one folder"
-    return ""
+    @classmethod
+    def of(cls, path: Path) -> SplitPaths | None:
+        """None for a name that is not that of a part."""
+        found = split_name(path.stem) if path.suffix == ".gguf" else None
+        return None if found is None else cls(path, *found)
+
+    def __iter__(self) -> Iterator[Path]:
+        return (self.part(number) for number in range(1, self.count + 1))
+
+    def part(self, number: int) -> Path:
+        """The path of a part, counted from 1."""
+        return self.given.with_name(f"{self.prefix}-{number:05d}-of-{self.count:05d}.gguf")
+
+    def missing(self) -> str:
+        """The message about the first part that does not exist, "" if all do."""
+        for part in self:
+            if not part.exists():
+                return f"{part}: missing; fetch all {self.count} parts into one folder"
+        return ""
 
 
 def why_not_loaded(path: Path) -> str:
     """Why llama.cpp cannot load a part of a split model, judged by its name; "" if it can."""
-    parts = part_paths(path)
-    if path in parts[1:]:
-        return f"{path}: part {parts.index(path) + 1} of {len(parts)} of a split model; give the first, {parts[0]}"
-    return missing_part(parts)
+    parts = SplitPaths.of(path)
+    if parts is None:
+        return ""
+    if parts.number > 1:
+        return f"{path}: part {parts.number} of {parts.count} of a split model; give the first, {parts.part(1)}"
+    return parts.missing()

@@ -8,6 +8,7 @@ verified by the hub's hash (`hub_checks`): while it arrives; what an earlier run
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import time
@@ -19,7 +20,10 @@ from ..errors import ModelError
 from .hub import cache_folder
 from .hub_checks import Check, CheckedFile, require_match
 
+log = logging.getLogger("steermoe.files")
+
 _TRIES = 3
+_AT_ONCE = 0.1  # seconds; the client takes 0 for "without end"
 _ETAG = re.compile(r"[A-Za-z0-9_-]{8,128}")
 
 
@@ -149,6 +153,7 @@ def download_into(folder: Path, repo: str, path: str, commit: str, size: int, na
             _transfer(repo, path, commit, partial, target, size, names, token)
     with contextlib.suppress(OSError):
         lock.unlink()
+    _remove_superseded(target, partial)
     return target
 
 
@@ -168,9 +173,30 @@ def _metadata(repo: str, path: str, commit: str, size: int, token: str | None) -
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    """The client's lock: another process that fetches the same file is waited for, which is said."""
+    import filelock
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _client().WeakFileLock(path):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_client().WeakFileLock(path, timeout=_AT_ONCE))
+        except filelock.Timeout:
+            log.warning("%s: another process is fetching this file; waiting until it ends", path)
+            stack.enter_context(_client().WeakFileLock(path))
         yield
+
+
+def _remove_superseded(target: Path, partial: Path) -> None:
+    """Remove what interrupted downloads left of other versions of a file, unless one is going on."""
+    import filelock
+
+    name = re.compile(rf"{re.escape(target.name)}\.[A-Za-z0-9_-]{{8,16}}\.incomplete")
+    for left in [path for path in target.parent.iterdir() if name.fullmatch(path.name) and path != partial]:
+        lock = left.with_suffix(".lock")
+        with contextlib.suppress(OSError, filelock.Timeout):
+            with _client().WeakFileLock(lock, timeout=_AT_ONCE):
+                left.unlink()
+            lock.unlink(missing_ok=True)
 
 
 def _transfer(

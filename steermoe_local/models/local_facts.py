@@ -17,7 +17,7 @@ from .._util.file_kinds import NO_MODELS, kind_of
 from .._util.files import parse_json, replacing, tool_name
 from ..errors import FormatError, ModelError, UsageError
 from ..identity import ModelIdentity
-from ..model_files.splits import part_paths
+from ..model_files.splits import SplitPaths
 from .local_models import LocalModel
 
 _FORMAT = "steermoe-model-facts"
@@ -104,8 +104,9 @@ class FactsCache:
     def facts(self, model: LocalModel) -> ModelFacts:
         """Facts of a model, from the cache or read now."""
         if model.missing:
-            n_parts = len(part_paths(model.path))
-            return ModelFacts(problem=f"part {model.missing} of {n_parts} is missing", readable=False)
+            parts = SplitPaths.of(model.path)
+            of = f" of {parts.count}" if parts else ""
+            return ModelFacts(problem=f"part {model.missing}{of} is missing", readable=False)
         if self.is_kept(model):
             try:
                 data = self._kept[os.path.abspath(model.path)]["facts"]
@@ -182,6 +183,6 @@ def _is_map(path: Path) -> bool:
 def _stamp(path: Path) -> list[list[int]]:
     """Size and modification time of every part, [] if one is missing."""
     try:
-        return [[stat.st_size, stat.st_mtime_ns] for stat in map(os.stat, part_paths(path) or (path,))]
+        return [[stat.st_size, stat.st_mtime_ns] for stat in map(os.stat, SplitPaths.of(path) or (path,))]
     except OSError:
         return []

@@ -147,8 +147,8 @@ def save_pairs(
 ) -> int:
     """Write a pairs file, one pair a line as they come, under the field names of this package; returns their number.
 
-    Raises UsageError when the file cannot be written, PairsError without a pair if not `allow_empty`; `why_none` then
-    says why there is none.
+    Raises UsageError, StorageError when the file cannot be written, PairsError without a pair if not `allow_empty`;
+    `why_none` then says why there is none.
     """
     n = 0
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:

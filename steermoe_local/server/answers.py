@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from .._util.json_text import BODY_LIMITS, parse_json
 from ..generation.engine import FinishEvent, TokenEvent
 from ..generation.reply import Reply
 from ..llama.reasoning import Part
@@ -127,7 +128,7 @@ class Answer(Reply):
         if self.call.name is not None:
             return self.call.name, text
         with suppress(ValueError, KeyError, TypeError):
-            chosen = json.loads(text)
+            chosen = parse_json(text, BODY_LIMITS, strict=False)
             return str(chosen["name"]), json.dumps(chosen["arguments"], ensure_ascii=False)
         begun = _BEGUN_CALL.match(text)  # cut off by max_tokens
         return (begun[1], text[begun.end() :]) if begun else ("", "")

@@ -12,8 +12,10 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from .._util.files import parse_json
+from .._util.disk import is_full
+from .._util.json_text import BODY_LIMITS, parse_json
 from ..errors import (
+    BusyError,
     ChoiceError,
     FormatError,
     ModelError,
@@ -22,6 +24,7 @@ from ..errors import (
     PairsError,
     ResourceError,
     SteerMoEError,
+    StorageError,
     UsageError,
     VersionError,
 )
@@ -30,9 +33,7 @@ from . import addresses
 log = logging.getLogger("steermoe.server")
 
 _INVALID, _NOT_FOUND, _SERVER = "invalid_request_error", "not_found_error", "server_error"
-_MAX_DEPTH = 64
-_MAX_VALUES = 1_000_000  # of a body; a prompt of tokens, or a large map, has some hundred thousand
-_MAX_KEYS = 10_000  # of an object
+_FULL = 507  # "Insufficient Storage"
 
 # Status, type and code of each of the package's errors; a subclass that is not listed has those of its nearest base.
 _STATUS: dict[type[SteerMoEError], tuple[int, str, str]] = {
@@ -43,6 +44,8 @@ _STATUS: dict[type[SteerMoEError], tuple[int, str, str]] = {
     ModelMismatchError: (400, _INVALID, "model_mismatch"),
     ModelError: (400, _INVALID, "model_unsuitable"),
     ResourceError: (503, _SERVER, "out_of_memory"),
+    StorageError: (500, _SERVER, "storage_failed"),  # 507 for a full disk, see `storage_error`
+    BusyError: (503, _SERVER, "busy"),
     NativeError: (500, _SERVER, "native_error"),
     VersionError: (500, _SERVER, "version_error"),
 }
@@ -77,6 +80,17 @@ class ApiError(Exception):
         kind = "rate_limit_error" if status == 429 else _SERVER
         return cls(status, message, kind=kind, code=code, headers={"Retry-After": str(retry_after)})
 
+    @classmethod
+    def late(cls) -> ApiError:
+        """408, for a request that takes longer than the server's timeout."""
+        return cls(
+            408,
+            "the request took longer than the server's --timeout; ask for fewer tokens, or raise it",
+            kind="timeout_error",
+            code="timeout",
+            headers={"x-should-retry": "false"},  # a retry would take as long
+        )
+
     def body(self) -> dict[str, Any]:
         """The JSON of the response."""
         return error_body(str(self), self.kind, self.param, self.code)
@@ -96,6 +110,8 @@ def as_api_error(error: BaseException) -> ApiError:
     """Translate an error. One that is not of the package is logged, and its text is not sent: it may hold secrets."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, StorageError):
+        return storage_error(error)
     if known := _status(error):
         status, kind, code = known
         return ApiError(status, str(error), kind=kind, code=code)
@@ -103,8 +119,28 @@ def as_api_error(error: BaseException) -> ApiError:
     return ApiError(500, "the server failed; its log says why", kind=_SERVER, code="internal_error")
 
 
+def storage_error(error: Exception) -> ApiError:
+    """What a request is told when the server cannot write: no path of the server's, which its log has."""
+    log.error("cannot write: %s", error)
+    if is_full(error):
+        return ApiError(
+            _FULL,
+            "the server's disk is full, so nothing was changed; ask its operator for room, then send it again",
+            kind=_SERVER,
+            code="storage_full",
+        )
+    return ApiError(
+        500,
+        "the server cannot write its files, so nothing was changed; its operator finds the reason in its log",
+        kind=_SERVER,
+        code="storage_failed",
+    )
+
+
 def status_of(error: BaseException) -> int:
     """The HTTP status of an error."""
+    if isinstance(error, StorageError) and is_full(error):
+        return _FULL
     return error.status if isinstance(error, ApiError) else (_status(error) or (500,))[0]
 
 
@@ -120,7 +156,7 @@ def install(app: FastAPI) -> None:
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return error_response(_validation_error(error.errors()))
+        return error_response(validation_error(error.errors()))
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -151,7 +187,7 @@ _OTHER_TYPE |= {"literal_error"}
 _SAID_HERE = ("value_error", "not_offered")  # by this package's own validators, which say what to change
 
 
-def _validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """The most telling of pydantic's errors: an unknown field, else, of a union, the branch that got furthest.
 
     Of a field's branches, one that takes values of the type that was sent tells more than those for other types.
@@ -178,7 +214,7 @@ def _validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
 
 def request_error(error: ValidationError) -> ApiError:
     """The ApiError of a request that is made of another one."""
-    return _validation_error([{**one, "loc": ("body", *one["loc"])} for one in error.errors()])
+    return validation_error([{**one, "loc": ("body", *one["loc"])} for one in error.errors()])
 
 
 def _path(parts: Sequence[Any]) -> str:
@@ -199,32 +235,6 @@ def strict_json(data: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise ApiError(400, f"the body is not UTF-8 (byte {error.start})", code="invalid_encoding") from None
     try:
-        value = parse_json(text)
-        _check_shape(value)
+        return parse_json(text, BODY_LIMITS)
     except ValueError as error:
         raise ApiError(400, f"the body is not valid JSON: {str(error)[:200]}", code="invalid_json") from None
-    return value
-
-
-def _check_shape(value: Any) -> None:
-    """Raise ValueError for too many or too deeply nested values: checking one costs far more than its bytes."""
-    level = [value]
-    n_values = 1
-    for _ in range(_MAX_DEPTH):
-        inner: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                if len(item) > _MAX_KEYS:
-                    raise ValueError(f"an object in it has more than {_MAX_KEYS} keys")
-                inner.extend(item.values())
-            elif isinstance(item, list):
-                inner.extend(item)
-            elif isinstance(item, float) and abs(item) == float("inf"):
-                raise ValueError("a number in it is too large")
-        if not inner:
-            return
-        n_values += len(inner)
-        if n_values > _MAX_VALUES:
-            raise ValueError(f"more than {_MAX_VALUES} values")
-        level = inner
-    raise ValueError(f"nested deeper than {_MAX_DEPTH} levels")

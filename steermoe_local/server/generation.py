@@ -84,7 +84,7 @@ class GenerationCall(ABC):
     async def respond(self, request: Request) -> Response:
         """Ask the engine, and answer."""
         client = request.client.host if request.client else ""
-        deadline = time.monotonic() + self.service.settings.timeout
+        deadline = self.asked.began + self.service.settings.timeout
         ticket = Ticket(client, self.engine_requests(), deadline)
         try:
             answers = Answers(self.service.worker, ticket, request)

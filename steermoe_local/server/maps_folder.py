@@ -13,18 +13,22 @@ import binascii
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from .._util.files import parse_json, read_bytes, replacing
-from ..errors import FormatError, UsageError
+from .._util.disk import cannot_write
+from .._util.files import parse_json, read_bytes, replacing, require_writable
+from .._util.locks import OutputLock
+from ..errors import BusyError, FormatError, StorageError, UsageError
 from ..maps.expert_map import ExpertMap
 from ..steering.bias_file import BiasFile, read_bias, write_bias
 from ..steering.steering import Steering
-from .api_errors import ApiError
+from .api_errors import ApiError, storage_error
+from .folder_changes import change_together, old_view, undo_unfinished
 from .schemas import NAME_PATTERN, SteeringChoice
 
 T = TypeVar("T")
@@ -53,7 +57,7 @@ def name_of_file(path: Path) -> str:
 
 def map_from_json(data: dict[str, Any], name: str) -> ExpertMap:
     """Read a map out of a request. Raises FormatError, which names the field."""
-    return _read(json.dumps(data).encode(), f"{name}.json", ExpertMap.load)
+    return ExpertMap.from_dict(data, f"{name}.json")
 
 
 def bias_from_base64(text: str, name: str) -> BiasFile:
@@ -66,14 +70,29 @@ def bias_from_base64(text: str, name: str) -> BiasFile:
 
 
 def _read(data: bytes, name: str, reader: Callable[[Path], T]) -> T:
-    """Read bytes by a function that reads files; its messages contain `name`, not the path of the temporary file."""
-    with tempfile.TemporaryDirectory(prefix="steermoe-") as folder:
-        path = Path(folder) / name
-        path.write_bytes(data)
-        try:
-            return reader(path)
-        except FormatError as error:
-            raise FormatError(str(error).replace(str(path), name)) from None
+    """Read bytes by a function that reads files; its messages contain `name`, not the path of the temporary file.
+
+    Raises FormatError; ApiError when there is no room for the temporary file.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="steermoe-") as folder:
+            path = Path(folder) / name
+            path.write_bytes(data)
+            try:
+                return reader(path)
+            except FormatError as error:
+                if failed := _os_error(error):  # it is the server's own file
+                    raise failed from None
+                raise FormatError(str(error).replace(str(path), name)) from None
+    except OSError as error:
+        raise storage_error(error) from error
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The OSError that an error came from."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 class MapsFolder:
@@ -83,14 +102,43 @@ class MapsFolder:
         self.path, self.writable = path, writable
         self._own: set[Path] = set()  # registered or written by this server: a request may replace them
         self._named_otherwise: set[str] = set()
+        self._lock = OutputLock(path)
+
+    def open(self) -> None:
+        """Make the folder this server's alone, if it writes there, and undo what a killed one had begun.
+
+        Raises BusyError (another server writes there), UsageError, StorageError.
+        """
+        if not self.writable or self._lock.held:
+            return
+        require_writable(self.path / "map.json")
+        try:
+            self._lock.acquire()
+        except BusyError as error:
+            who = str(error).partition(": ")[2].partition(" is writing")[0]
+            raise BusyError(
+                f"--maps {self.path}: {who} writes maps there; end it, give another folder, or leave out "
+                "--maps-writable"
+            ) from None
+        try:
+            undo_unfinished(self.path)
+        except OSError as error:
+            self._lock.release()
+            raise cannot_write(self.path, error) from error
+
+    def close(self) -> None:
+        """Give the folder back."""
+        self._lock.release()
 
     def files(self) -> Iterator[tuple[str, Path, Kind]]:
         """(name, path, kind) of what can be registered, in the order of the names."""
-        for path in sorted(self.path.iterdir()):
-            kind = next((kind for kind, suffix in _SUFFIXES.items() if path.name.endswith(suffix)), None)
-            if kind is None or path.name.startswith(".") or not path.is_file():
+        old, added = old_view(self.path)  # empty, unless another server's change is not complete
+        there = {path.name: path for path in self.path.iterdir() if path.name not in added} | old
+        for name, path in sorted(there.items()):
+            kind = next((kind for kind, suffix in _SUFFIXES.items() if name.endswith(suffix)), None)
+            if kind is None or name.startswith(".") or not path.is_file():
                 continue
-            yield name_of_file(path), path, kind
+            yield name_of_file(Path(name)), path, kind
 
     def take(self, path: Path) -> None:
         """Note that a file is registered under its name."""
@@ -119,9 +167,10 @@ class MapsFolder:
             raise FormatError(f"{path}: not a choice of experts: not JSON ({error})") from None
 
     def write(self, name: str, steering: Steering, of_map: str | None) -> None:
-        """Write a steering as NAME.*; `of_map` is the registered map whose numbers it changes, if it does.
+        """Write a steering as NAME.* in place of what the name had; `of_map` is the map whose numbers it changes.
 
-        Raises ApiError for a file that this server may not replace, UsageError when it cannot be written.
+        After any error the folder is as it was. Raises ApiError: for a file that this server may not replace, and when
+        the disk is full or fails.
         """
         if _DEVICES.fullmatch(name) or name.endswith(".choice"):
             raise ApiError(400, f"name: {name!r} is no name for a file; choose another", param="name")
@@ -140,27 +189,40 @@ class MapsFolder:
             path = self._file(name, kind)
             if (path.exists() or path.is_symlink()) and (path not in self._own or path.is_symlink()):
                 raise ApiError(409, f"{path.name}: stands in the maps folder already; choose another name")
-        self.remove(name)
-        for path, content in wanted.items():
-            if isinstance(content, ExpertMap):
-                content.save(path)
-            elif isinstance(content, BiasFile):
-                write_bias(content, path)
-            else:
-                with replacing(path) as temporary:
-                    temporary.write_text(json.dumps(content) + "\n", "utf-8")
-            self._own.add(path)
+        self._change(name, wanted, self._own_files(name) - set(wanted))
 
     def remove(self, name: str) -> None:
-        """Delete the files of a name that this server may replace."""
-        for kind in _SUFFIXES:
-            path = self._file(name, kind)
-            if path in self._own and not path.is_symlink():
-                path.unlink(missing_ok=True)
-                self._own.discard(path)
+        """Delete the files of a name that this server may replace.
+
+        After any error the folder is as it was. Raises ApiError when the disk fails.
+        """
+        self._change(name, {}, self._own_files(name))
+
+    def _change(self, name: str, wanted: Mapping[Path, Any], superseded: set[Path]) -> None:
+        new = {path.name: partial(_write, content) for path, content in wanted.items()}
+        try:
+            change_together(self.path, name, new, [path.name for path in superseded])
+        except (OSError, StorageError, UsageError) as error:
+            raise storage_error(error) from error
+        self._own -= superseded
+        self._own |= set(wanted)
+
+    def _own_files(self, name: str) -> set[Path]:
+        files = {self._file(name, kind) for kind in _SUFFIXES}
+        return {path for path in files & self._own if not path.is_symlink()}
 
     def _file(self, name: str, kind: Kind) -> Path:
         path = self.path / f"{name}{_SUFFIXES[kind]}"
         if path.parent != self.path or not re.fullmatch(NAME_PATTERN, name):
             raise ApiError(400, f"name: {name!r} is no name for a file", param="name")
         return path
+
+
+def _write(content: ExpertMap | BiasFile | dict[str, Any], path: Path) -> None:
+    if isinstance(content, ExpertMap):
+        content.save(path)
+    elif isinstance(content, BiasFile):
+        write_bias(content, path)
+    else:
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(content) + "\n", "utf-8")

@@ -5,22 +5,28 @@ from __future__ import annotations
 import asyncio
 import codecs
 import functools
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
+
+from fastapi import Request
 
 from ..errors import ModelError, PairsError, UsageError
 from ..generation.engine import Engine
 from ..llama.reasoning_styles import reasoning_style, unknown_reasoning
 from ..llama.rendering import RenderedPrompt, Renderer
 from ..llama.template_date import AnyDate
+from ..llama.template_pool import MOST_CHILDREN, Cancellation, cancellable
 from ..llama.thinking import effort_arguments, thinking_arguments
 from .api_errors import ApiError
 from .grammar import ForcedCall, forced_call, grammar_of_format
 from .schemas_chat import ChatRequest, Message
+from .streaming import disconnected
 from .tool_calls import OfferedTools, offered_tools
 from .tool_formats import tool_format
+from .turns import Turns
 
 __all__ = ["ChatPrompt", "Prompter", "TextPrompt", "decode_token"]
 
@@ -43,6 +49,14 @@ class ChatPrompt:
 
 
 @dataclass(frozen=True)
+class _Bound:
+    """The grammar that binds an answer, None without one; the call that it must be."""
+
+    grammar: str | None
+    call: ForcedCall | None
+
+
+@dataclass(frozen=True)
 class TextPrompt:
     """A text to continue; `offsets` are the characters at which its tokens begin."""
 
@@ -52,23 +66,81 @@ class TextPrompt:
 
 
 class Prompter:
-    """Renders and tokenizes for a loaded model, in its own thread, so that a long text delays no other request."""
+    """Renders and tokenizes for a loaded model, in threads of its own, so that a long text delays no other request.
+
+    One thread does what this process computes. Some others wait for the children in which the template runs, clients in
+    turn: a conversation that takes the template long delays no other one. Nobody waits longer than `timeout` seconds.
+    """
 
     def __init__(
-        self, engine: Engine, *, thinking: bool, template_arguments: dict[str, Any], date: AnyDate = None
+        self,
+        engine: Engine,
+        *,
+        thinking: bool,
+        template_arguments: dict[str, Any],
+        date: AnyDate = None,
+        timeout: float = math.inf,
     ) -> None:
         self._engine = engine
         self._renderer: Renderer = engine.renderer
         self._thinking, self._template_arguments, self._date = thinking, template_arguments, date
+        self._timeout = timeout
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="steermoe-prompts")
+        self._renderings = ThreadPoolExecutor(MOST_CHILDREN, thread_name_prefix="steermoe-templates")
+        self._turns = Turns(MOST_CHILDREN)
+        self._waits: set[Cancellation] = set()
 
     def close(self) -> None:
-        """End the thread."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """End the threads, and what they wait for."""
+        for pool in (self._pool, self._renderings):
+            pool.shutdown(wait=False, cancel_futures=True)
+        for wait in list(self._waits):
+            wait.cancel()
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function in the thread."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, functools.partial(function, *arguments))
+
+    async def prompted(self, request: ChatRequest, http: Request) -> ChatPrompt:
+        """`chat` in the threads, while the client is connected.
+
+        Raises as it, and ApiError: 408 after the timeout, 499 when the client is gone.
+        """
+        client = http.client.host if http.client else ""
+        working = asyncio.ensure_future(self._prompted(request, client))
+        watching = asyncio.ensure_future(disconnected(http))
+        try:
+            limit = None if self._timeout == math.inf else self._timeout
+            await asyncio.wait((working, watching), timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            raise ApiError(499, "the client has closed its connection") if watching.done() else ApiError.late()
+        finally:
+            working.cancel()
+            watching.cancel()
+
+    async def _prompted(self, request: ChatRequest, client: str) -> ChatPrompt:
+        bound = await self.run(self._bound, request)
+        async with self._turns.turn(client):
+            text = await self._rendered(request, bound)
+        return await self.run(self._finished, request, bound, text)
+
+    async def _rendered(self, request: ChatRequest, bound: _Bound) -> str:
+        """`_render`, which ends when this is cancelled."""
+        cancellation = Cancellation()
+
+        def call() -> str:
+            with cancellable(cancellation):
+                return self._render(request, bound.grammar is not None)
+
+        self._waits.add(cancellation)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._renderings, call)
+        except BaseException:
+            cancellation.cancel()
+            raise
+        finally:
+            self._waits.discard(cancellation)
 
     def tokens_of(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
         """Tokens of a text; call it in the prompter's thread. Raises UsageError for a text that cannot be tokenized."""
@@ -83,6 +155,17 @@ class Prompter:
                 code="context_length_exceeded",
             )
         return text
+
+    def require_room(self, n_tokens: int) -> None:
+        """Raise ApiError for a prompt of so many tokens that no answer fits behind it."""
+        n_ctx = self._engine.n_ctx
+        if n_tokens >= n_ctx:
+            raise ApiError(
+                400,
+                f"the prompt has {n_tokens} tokens, but the context of an answer is {n_ctx}; shorten it, or "
+                "start the server with a larger -c",
+                code="context_length_exceeded",
+            )
 
     def piece(self, token: int, *, special: bool = True) -> bytes:
         """Bytes of a token's text."""
@@ -157,8 +240,14 @@ class Prompter:
         character_of = [index for index, character in enumerate(text) for _ in character.encode("utf-8")]
         return [(character_of[start] if start < len(character_of) else len(text)) for start, _ in spans]
 
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The text of tokens; call it in the prompter's thread. Raises ApiError for a number that is not a token."""
+        self.check_tokens(tokens, "tokens")
+        return b"".join(self.piece(token) for token in tokens).decode("utf-8", "replace")
+
     def _token_prompt(self, tokens: list[int]) -> TextPrompt:
         self.check_tokens(tokens, "prompt")
+        self.require_room(len(tokens))
         data = b"".join(self.piece(token) for token in tokens)
         return TextPrompt(data.decode("utf-8", "replace"), tokens, self._offsets(tokens, len(data)))
 
@@ -179,27 +268,32 @@ class Prompter:
 
         Raises ModelError (no chat template), ApiError (the template refuses it; a format that is no grammar).
         """
+        bound = self._bound(request)
+        return self._finished(request, bound, self._render(request, bound.grammar is not None))
+
+    def _bound(self, request: ChatRequest) -> _Bound:
+        """What binds the answer. Raises ApiError."""
         call = forced_call(request)
-        grammar = call.grammar if call else grammar_of_format(request.response_format)
-        text = self._render(request, bound=grammar is not None)
+        return _Bound(call.grammar if call else grammar_of_format(request.response_format), call)
+
+    def _finished(self, request: ChatRequest, bound: _Bound, text: str) -> ChatPrompt:
+        """The prompt of a rendered conversation. Raises ApiError."""
         if (last := request.continues) is not None:
-            in_answer = grammar is not None or request.continue_final_message == "content"
+            in_answer = bound.grammar is not None or request.continue_final_message == "content"
             self._require_short(text + last.text)
             rendered = self._renderer.continued(text, last.reasoning_content or "", last.text, in_answer=in_answer)
-            return self._chat_prompt(request, rendered, grammar, call)
-        if grammar is not None:
+            return self._chat_prompt(request, rendered, bound)
+        if bound.grammar is not None:
             # The grammar is of the answer alone, so the prompt ends where the answer begins, also with a template that
             # opens the reasoning in any case. All text is answer then, control tokens that a schema asks for included.
             style = reasoning_style(self._renderer.template, text)
             text += "" if style is None else style.answer_opening(text)
-        return self._chat_prompt(request, self._renderer.rendered(self._require_short(text)), grammar, call)
+        return self._chat_prompt(request, self._renderer.rendered(self._require_short(text)), bound)
 
-    def _chat_prompt(
-        self, request: ChatRequest, rendered: RenderedPrompt, grammar: str | None, call: ForcedCall | None
-    ) -> ChatPrompt:
+    def _chat_prompt(self, request: ChatRequest, rendered: RenderedPrompt, bound: _Bound) -> ChatPrompt:
         """The prompt with what becomes of the answer's text."""
-        if grammar is not None:
-            return ChatPrompt(replace(rendered, style=None, has_control_markers=True), grammar, call)
+        if bound.grammar is not None:
+            return ChatPrompt(replace(rendered, style=None, has_control_markers=True), bound.grammar, bound.call)
         tools = offered_tools(request, self._renderer.template)
         if tools is not None:  # the markers of calls may be control tokens
             style = rendered.style and replace(rendered.style, keeps_calls=True)

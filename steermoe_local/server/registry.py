@@ -109,7 +109,23 @@ class SteeringRegistry:
                 steering = Steering.open(map_file=path, activate=numbers[0], deactivate=numbers[1])
                 if steering.identity == identity:
                     self._put(name, steering, "ships")
-            return [] if self._folder is None else self._open_folder(self._folder)
+            if self._folder is None:
+                return []
+            self.claim()
+            return self._open_folder(self._folder)
+
+    def claim(self) -> None:
+        """Lock the maps folder, if this server writes there, until `close`. A second call has no effect.
+
+        Raises BusyError (another server writes there), UsageError, StorageError.
+        """
+        if self._folder is not None:
+            self._folder.open()
+
+    def close(self) -> None:
+        """Give back the maps folder, which nobody else may write to meanwhile."""
+        if self._folder is not None:
+            self._folder.close()
 
     def _open_folder(self, folder: MapsFolder) -> list[str]:
         warnings: list[str] = []
@@ -177,9 +193,10 @@ class SteeringRegistry:
                 of_map = request.map if isinstance(request.map, str) else None
                 self._folder.write(request.name, steering, of_map)
             self._put(request.name, steering, "request", replace=True)
+            entry = self._entries[request.name]
         if entry.has_numbers:
             self._keep(steering, bias)
-        return self.entry(request.name)
+        return entry  # not looked up again: another request may have the name by now
 
     def remove(self, name: str) -> None:
         """Forget a name. Raises ApiError for one that did not come with a request, or is the server's default."""
@@ -265,17 +282,26 @@ class SteeringRegistry:
 
         Building takes milliseconds or more: use `ready` first on the event loop.
         """
-        ready = self.ready(wanted)
-        if ready is None:
-            assert wanted is not None
-            entry, steering = self._lookup(wanted)
-            ready = self._applied(wanted, entry, steering, self._keep(steering, steering.build(self._identity)))
-        return ready
+        named = self._named(wanted)
+        if named is None:
+            return Applied(NONE)
+        entry, steering = named
+        kept = self._kept(steering)
+        bias = self._keep(steering, steering.build(self._identity)) if kept is None else kept[0]
+        return self._applied(wanted, entry, steering, bias)
 
     def ready(self, wanted: str | SteeringChoice | None) -> Applied | None:
         """The same if the bias is built already, else None. Raises ApiError, UsageError."""
-        if wanted is None or wanted == NONE:
+        named = self._named(wanted)
+        if named is None:
             return Applied(NONE)
+        kept = self._kept(named[1])
+        return None if kept is None else self._applied(wanted, *named, kept[0])
+
+    def _named(self, wanted: str | SteeringChoice | None) -> tuple[Registered, Steering] | None:
+        """What a request names, None for no steering. Each call looks up anew: a name may change hands in between."""
+        if wanted is None or wanted == NONE:
+            return None
         entry, steering = self._lookup(wanted)
         if entry.is_map and not (steering.activate or steering.deactivate):
             name = entry.name
@@ -286,13 +312,16 @@ class SteeringRegistry:
                 param="steering",
                 code="no_numbers",
             )
+        return entry, steering
+
+    def _kept(self, steering: Steering) -> tuple[BiasFile | None] | None:
+        """The bias that is kept ready, if one is."""
         content = _content(steering)
         with self._lock:
             if content not in self._built:
                 return None
             self._built.move_to_end(content)
-            bias = self._built[content]
-        return self._applied(wanted, entry, steering, bias)
+            return (self._built[content],)
 
     def _lookup(self, wanted: str | SteeringChoice) -> tuple[Registered, Steering]:
         if isinstance(wanted, str):
@@ -312,7 +341,9 @@ class SteeringRegistry:
         return bias
 
     @staticmethod
-    def _applied(wanted: str | SteeringChoice, entry: Registered, steering: Steering, bias: BiasFile | None) -> Applied:
+    def _applied(
+        wanted: str | SteeringChoice | None, entry: Registered, steering: Steering, bias: BiasFile | None
+    ) -> Applied:
         if bias is None:
             return Applied(NONE, None, {"name": entry.name, "n_active": 0, "n_inactive": 0})
         info: dict[str, Any] = {"name": entry.name, "mode": bias.mode, "n_active": bias.n_active}

@@ -16,6 +16,7 @@ from ..generation.engine import Request as EngineRequest
 from .answers import Answer, Chunk, Entry
 from .bodies import chat_logprobs
 from .generation import GenerationCall
+from .json_requests import Json, JsonRoute
 from .openapi import ERRORS, STREAMS
 from .prompting import ChatPrompt, Prompter
 from .schemas_chat import ChatRequest
@@ -120,14 +121,14 @@ class ChatCall(GenerationCall):
 
 def router(service: Service) -> APIRouter:
     """The route."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=JsonRoute)
 
     @routes.post("/v1/chat/completions", tags=["answers"], responses={200: STREAMS, **ERRORS}, response_model=None)
-    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+    async def chat_completions(body: Json[ChatRequest], request: Request) -> Response:
         """Answer a conversation through the model's chat template, steered as the request says."""
         prompter = service.prompter()
         asked = await service.asked(body)
-        prompt = await prompter.run(prompter.chat, body)
+        prompt = await prompter.prompted(body, request)
         return await ChatCall(service, prompter, body, asked, prompt).respond(request)
 
     return routes

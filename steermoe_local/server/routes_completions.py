@@ -15,6 +15,7 @@ from ..generation.engine import Request as EngineRequest
 from .answers import Answer, Chunk, Entry
 from .bodies import completion_logprobs
 from .generation import GenerationCall
+from .json_requests import Json, JsonRoute
 from .openapi import ERRORS, STREAMS
 from .prompting import Prompter, TextPrompt
 from .schemas import CompletionRequest
@@ -111,10 +112,10 @@ def _entry(event: TokenEvent, offset: int) -> Entry:
 
 def router(service: Service) -> APIRouter:
     """The route."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=JsonRoute)
 
     @routes.post("/v1/completions", tags=["answers"], responses={200: STREAMS, **ERRORS}, response_model=None)
-    async def completions(body: CompletionRequest, request: Request) -> Response:
+    async def completions(body: Json[CompletionRequest], request: Request) -> Response:
         """Continue texts or tokens as they are, steered as the request says."""
         prompter = service.prompter()
         asked = await service.asked(body)

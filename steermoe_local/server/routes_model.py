@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
+from .json_requests import Json, JsonRoute
 from .openapi import ERRORS
 from .prompting import decode_token
 from .schemas import DetokenizeRequest, TokenizeRequest
@@ -14,10 +17,12 @@ from .service import Service
 
 _TEXT = {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
 
+_json = functools.partial(json.dumps, ensure_ascii=False)
+
 
 def router(service: Service) -> APIRouter:
     """The routes."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=JsonRoute)
 
     @routes.get("/health", tags=["server"], responses={503: ERRORS[503]})
     async def health() -> Response:
@@ -58,25 +63,27 @@ def router(service: Service) -> APIRouter:
         service.worker.require_ready()
         return model(model_id, service.steering_of_model(model_id))
 
-    @routes.post("/tokenize", tags=["tokens"], responses=ERRORS)
-    async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
+    @routes.post("/tokenize", tags=["tokens"], responses=ERRORS, response_model=dict[str, Any])
+    async def tokenize(body: Json[TokenizeRequest]) -> Response:
         """Tokens of a text, as llama-server and vLLM give them."""
         prompter = service.prompter()
         text, add_special = body.text
-        tokens = await prompter.run(
-            lambda: prompter.tokens_of(text, add_special=add_special, parse_special=body.parse_special)
-        )
-        size = {"count": len(tokens), "max_model_len": prompter.n_ctx}
-        if not body.with_pieces:
-            return {"tokens": tokens} | size
-        return {"tokens": [{"id": token, "piece": decode_token(prompter.piece(token))} for token in tokens]} | size
+
+        def answer() -> Response:  # made in the thread as a whole: a text may have a million tokens
+            tokens = prompter.tokens_of(text, add_special=add_special, parse_special=body.parse_special)
+            # token by token: one call for all of them would not give way to the event loop
+            shown = functools.cache(lambda token: _json({"id": token, "piece": decode_token(prompter.piece(token))}))
+            listed = ", ".join(shown(token) if body.with_pieces else str(token) for token in tokens)
+            size = _json({"count": len(tokens), "max_model_len": prompter.n_ctx})
+            return Response(f'{{"tokens": [{listed}], {size[1:]}', media_type="application/json")
+
+        return await prompter.run(answer)
 
     @routes.post("/detokenize", tags=["tokens"], responses=ERRORS)
-    async def detokenize(body: DetokenizeRequest) -> dict[str, str]:
+    async def detokenize(body: Json[DetokenizeRequest]) -> dict[str, str]:
         """The text of tokens, under llama-server's name and vLLM's."""
         prompter = service.prompter()
-        prompter.check_tokens(body.tokens, "tokens")
-        text = b"".join(prompter.piece(token) for token in body.tokens).decode("utf-8", "replace")
+        text = await prompter.run(prompter.text_of, body.tokens)
         return {"content": text, "prompt": text}
 
     @routes.get("/tokenizer_info", tags=["tokens"], responses={k: ERRORS[k] for k in (401, 503)})

@@ -14,6 +14,7 @@ from ..generation.engine import FinishEvent, TokenEvent
 from .answers import Chunk
 from .api_errors import ApiError, as_api_error
 from .bodies import steering_info
+from .json_requests import Json, JsonRoute
 from .openapi import ERRORS, STREAMS
 from .prompting import ChatPrompt, Prompter
 from .response_events import Event, ReasoningCount, ResponseEvents
@@ -179,36 +180,36 @@ def _given(value: Any) -> dict[str, Any]:
 
 def router(service: Service) -> APIRouter:
     """The routes."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=JsonRoute)
     store = ResponseStore()
 
     async def as_chat(prompter: Prompter, body: ResponsesRequest) -> tuple[list[Any], ChatRequest]:
         items = store.conversation(body.previous_response_id, own_items(body))
         return items, await prompter.run(chat_request, body, items)
 
-    async def prompted(prompter: Prompter, chat: ChatRequest) -> ChatPrompt:
+    async def prompted(prompter: Prompter, chat: ChatRequest, request: Request) -> ChatPrompt:
         try:
-            return await prompter.run(prompter.chat, chat)
+            return await prompter.prompted(chat, request)
         except ApiError as error:
             raise renamed(error) from None
 
     @routes.post("/v1/responses", tags=["answers"], responses={200: STREAMS, **ERRORS}, response_model=None)
-    async def responses(body: ResponsesRequest, request: Request) -> Response:
+    async def responses(body: Json[ResponsesRequest], request: Request) -> Response:
         """Answer a conversation of items, steered as the request says; the form of OpenAI's newer clients."""
         prompter = service.prompter()
         items, chat = await as_chat(prompter, body)
         asked = await service.asked(chat)
-        prompt = await prompted(prompter, chat)
+        prompt = await prompted(prompter, chat, request)
         if body.left_out:
             log.warning("responses: tools that this server does not have are left out: %s", ", ".join(body.left_out))
         return await _ResponseCall(service, prompter, chat, asked, prompt, body, items, store).respond(request)
 
     @routes.post("/v1/responses/input_tokens", tags=["tokens"], responses=ERRORS)
-    async def input_tokens(body: ResponsesRequest) -> dict[str, Any]:
+    async def input_tokens(body: Json[ResponsesRequest], request: Request) -> dict[str, Any]:
         """How many tokens the prompt of a response has."""
         prompter = service.prompter()
         _, chat = await as_chat(prompter, body)
-        prompt = await prompted(prompter, chat)
+        prompt = await prompted(prompter, chat, request)
         return {"object": "response.input_tokens", "input_tokens": len(prompt.rendered.tokens)}
 
     @routes.get("/v1/responses/{response_id}", tags=["answers"], responses=ERRORS)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from ..steering.steering import Steering
 from .api_errors import ApiError, request_error
+from .json_requests import Json, JsonRoute
 from .openapi import ERRORS
 from .schemas import Preset, RegisterRequest, SteeringChoice
 from .service import Service
@@ -21,7 +22,7 @@ Count = Annotated[int | None, Query(ge=0, le=1_000_000)]
 
 def router(service: Service) -> APIRouter:
     """The routes."""
-    routes = APIRouter(tags=["steering"])
+    routes = APIRouter(tags=["steering"], route_class=JsonRoute)
     registry = service.registry
 
     @routes.get("/v1/steering", responses={k: ERRORS[k] for k in (401, 503)})
@@ -33,7 +34,7 @@ def router(service: Service) -> APIRouter:
         return {"object": "list", "default": registry.default, "model": model, "data": entries}
 
     @routes.post("/v1/steering", status_code=201, responses=ERRORS)
-    async def register(body: RegisterRequest) -> JSONResponse:
+    async def register(body: Json[RegisterRequest]) -> JSONResponse:
         """Register a map, a bias file or a choice under a name. It must have been made for the served model."""
         service.worker.require_ready()
         entry = await asyncio.to_thread(registry.register, body)

@@ -16,12 +16,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ..generation.bounds import MAX_TEXT, MAX_TOKEN_ID
 from .known_fields import NotOffered, Place, asks_for_nothing, document, ignored, not_offered
 
-MAX_TEXT = 4_000_000  # characters; the context is what really bounds a prompt
 MAX_PROMPTS = 256
-MAX_TOKENS = 2**31 - 1
-MAX_TOKEN_ID = 2**31 - 1
+_MOST_FIELDS = 1000  # no object has so many; pydantic would make an error of every one
 
 NAME_PATTERN = r"^[a-z0-9_-][a-z0-9._-]{0,63}$"  # never begins with a dot: it becomes a file name
 
@@ -46,9 +45,15 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_fields(cls, value: Any) -> Any:
-        if cls.place is None or not isinstance(value, dict):
+        if not isinstance(value, dict):
             return value
         dropped, refused = _tables_of(cls)
+        if len(value) > _MOST_FIELDS:
+            known = _own(cls) | dropped | refused.keys()
+            unknown = next(name for name in value if name not in known)
+            raise ValidationError.from_exception_data(
+                cls.__name__, [{"type": "extra_forbidden", "loc": (unknown,), "input": None}]
+            )
         for name in refused.keys() & value.keys():
             if not asks_for_nothing(value[name], refused[name]):
                 error = PydanticCustomError("not_offered", f"not offered; {refused[name].cure}")
@@ -72,7 +77,8 @@ def _own(body: type[Body]) -> set[str]:
 @functools.cache
 def _tables_of(body: type[Body]) -> tuple[frozenset[str], dict[str, NotOffered]]:
     """(harmless fields, refused fields) of an object, without those that it has."""
-    assert body.place is not None
+    if body.place is None:
+        return frozenset(), {}
     own = _own(body)
     refused = {name: row for name, row in not_offered(body.place).items() if name not in own}
     return frozenset(ignored(body.place).keys() - own), refused

@@ -11,7 +11,8 @@ import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from .api_errors import ApiError, strict_json
+from .api_errors import ApiError
+from .json_requests import Bodies
 from .settings import ServerSettings
 
 Scope = MutableMapping[str, Any]
@@ -23,7 +24,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 # The page, which asks for the key, and addresses that reveal nothing about the model or its users.
 _PUBLIC = frozenset({"/", "/favicon.ico", "/health", "/docs", "/openapi.json"})
 _PAGE = "/page/"
-_PARSED_HERE = 64 * 1024  # a larger body is parsed in a thread, so that other requests do not wait for it
 _DRAINED_SECONDS = 1.0
 
 
@@ -110,11 +110,12 @@ def _digest(key: bytes) -> bytes:
 
 
 class BodyGuard:
-    """Reads bodies whole, within limits of size and time, and passes on only strict JSON."""
+    """Reads bodies whole, within limits of size and time, and passes on only strict JSON, parsed."""
 
     def __init__(self, app: App, settings: ServerSettings) -> None:
         self._app = app
         self._limit, self._seconds = settings.body_limit, settings.body_seconds
+        self._bodies = Bodies()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
@@ -126,10 +127,7 @@ class BodyGuard:
                 return None  # the client is gone
             if body:
                 _require_json_type(headers)
-                if len(body) <= _PARSED_HERE:
-                    strict_json(body)
-                else:
-                    await asyncio.to_thread(strict_json, body)
+                scope = {**scope, **await self._bodies.parse(body)}
         except ApiError as error:
             if error.status == 413:
                 await _drain(receive)

@@ -45,6 +45,7 @@ class Service:
             thinking=settings.thinking,
             template_arguments=dict(settings.template_arguments),
             date=settings.date,
+            timeout=settings.timeout,
         )
 
     def prompter(self) -> Prompter:
@@ -57,6 +58,7 @@ class Service:
         if "_prompter" in self.__dict__:
             self._prompter.close()
         self.worker.stop()
+        self.registry.close()
 
     #
     # names
@@ -128,17 +130,10 @@ class Service:
         n = request.n or 1
         if n * len(prompts) > _MAX_ANSWERS:
             raise ApiError(400, f"{n * len(prompts)} answers are asked for; at most {_MAX_ANSWERS} at once", param="n")
-        n_ctx = self.worker.require_ready().n_ctx
         for tokens in prompts:
             if not tokens:
                 raise ApiError(400, "the prompt has no tokens", param="prompt", code="empty_prompt")
-            if len(tokens) >= n_ctx:
-                raise ApiError(
-                    400,
-                    f"the prompt has {len(tokens)} tokens, but the context of an answer is {n_ctx}; shorten it, or "
-                    "start the server with a larger -c",
-                    code="context_length_exceeded",
-                )
+            self.prompter().require_room(len(tokens))
         seed = first.sampling.seed
         return [
             replace(

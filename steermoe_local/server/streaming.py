@@ -26,6 +26,12 @@ class ClientGone(Exception):
     """The client closed its connection."""
 
 
+async def disconnected(request: Request) -> None:
+    """Wait until the client has closed its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 class Answers:
     """The events of a ticket while its client is connected. Whoever makes it closes it, which cancels the rest."""
 
@@ -50,8 +56,7 @@ class Answers:
         return events
 
     async def _watch(self, request: Request) -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
+        await disconnected(request)
         self.ticket.events.put_nowait([(0, ClientGone())])  # among the events, the only thing that is waited for
 
 

@@ -64,7 +64,7 @@ def tool_format(template: str) -> ToolFormat | None:
 
 _NAME = r"(?P<name>[^<>\"\s]+)"
 _PARAMETER = r"<parameter=(?P<key>[^<>]+)>\n?(?P<value>.*?)\n?</parameter>"
-_START_CALL = r"<\|start\|>(?:(?!<\|message\|>).)*?\bto="
+_START_CALL = r"<\|start\|>(?:(?!<\|message\|>).){0,400}?\bto="
 
 # The first whose `where` is in a template counts.
 FORMATS = (
@@ -73,7 +73,7 @@ FORMATS = (
         r"<\|channel\|>",
         ("<|start|>",),
         json_calls(
-            rf"{_START_CALL}functions\.(?P<name>[^<\s]+)(?:(?!<\|message\|>).)*<\|message\|>",
+            rf"{_START_CALL}functions\.(?P<name>[^<\s]+)(?:(?!<\|message\|>).){{0,400}}<\|message\|>",
             r"(?:<\|call\|>|<\|end\|>)?",
         ),
     ),

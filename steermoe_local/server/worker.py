@@ -247,13 +247,7 @@ class Worker:
             dropped = [entry for ticket in late for entry in self._queue.drop(ticket.client, ticket)]
         if not late:
             return
-        error = ApiError(
-            408,
-            "the request took longer than the server's --timeout; ask for fewer tokens, or raise it",
-            kind="timeout_error",
-            code="timeout",
-            headers={"x-should-retry": "false"},  # a retry would take as long
-        )
+        error = ApiError.late()
         for entry in dropped:
             self._say(entry, error)
         self._abort(engine, late, error)

@@ -23,13 +23,14 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from steermoe_local import ExpertMap, UsageError
+from steermoe_local._util.visible import harmless
 from steermoe_local.cli.chat.lines import is_unfinished, joined
 from steermoe_local.cli.chat.maps import MapFinder
 from steermoe_local.cli.chat.prompt import CommandCompleter, open_history
 from steermoe_local.cli.chat.reports import describe, experts_report, why_report
 from steermoe_local.cli.chat.screen import PlainScreen, TerminalScreen, speed
 from steermoe_local.cli.chat.terminal_state import one_interrupt
-from steermoe_local.cli.chat.text import WordWrap, harmless
+from steermoe_local.cli.chat.text import WordWrap
 from steermoe_local.generation.answer_routing import answer_routing, why
 from steermoe_local.generation.chat import Part
 from steermoe_local.generation.engine import FinishEvent

@@ -59,11 +59,11 @@ def test_checkpoint_file(tmp_path: Path) -> None:
     for seed, (n, records) in enumerate(zip((3, 1, 5), found, strict=True)):
         for name in ("indices", "n", "a"):
             assert np.array_equal(getattr(records, name), getattr(records_of(seed, n), name))
-    (tmp_path / ".m[1].json.partial.npz.abc.tmp").touch()
-    (tmp_path / ".m1.json.partial.npz.abc.tmp").touch()
+    (tmp_path / ".m[1].json.partial.npz.0123456789ab.tmp").touch()
+    (tmp_path / ".m1.json.partial.npz.0123456789ab.tmp").touch()
     file.remove()
     file.remove()
-    assert [path.name for path in tmp_path.iterdir()] == [".m1.json.partial.npz.abc.tmp"]
+    assert [path.name for path in tmp_path.iterdir()] == [".m1.json.partial.npz.0123456789ab.tmp"]
 
 
 @pytest.mark.parametrize("name", SETTINGS)

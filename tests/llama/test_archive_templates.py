@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from steermoe_local.llama.chat_template import ChatTemplate
+from steermoe_local.llama.template_client import BoundedTemplate
 from steermoe_local.llama.template_date import template_date
-from tests.support.paths import BUILD
+from tests.support.chat_templates import NAMES, source
 
-FOLDER = BUILD / "llama.cpp" / "models" / "templates"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
 # Templates that write no calls: the first refuses the round, the others leave them out, as under llama-server.
 WITHOUT_CALLS = {
     "google-gemma-2-2b-it",
@@ -42,7 +41,7 @@ TOOLS = [
 
 @cache
 def template(name: str) -> ChatTemplate:
-    return ChatTemplate((FOLDER / f"{name}.jinja").read_text("utf-8"), {"bos_token": "<s>", "eos_token": "</s>"})
+    return ChatTemplate(source(name), {"bos_token": "<s>", "eos_token": "</s>"})
 
 
 def chat(name: str, messages: list[dict[str, Any]]) -> str:
@@ -95,7 +94,8 @@ def test_a_system_message_that_is_refused() -> None:
 def test_templates_that_print_the_date() -> None:
     """The seven of them that ask for it, and the one that llama.cpp gives it."""
     today = template_date(None)
-    reads = {name: (template(name).reads(today), template(name).reads(DAY)) for name in NAMES}
+    templates = {name: BoundedTemplate(source(name), {}) for name in NAMES}
+    reads = {name: (one.reads(today), one.reads(DAY)) for name, one in templates.items()}
     assert {name for name, (by_itself, _) in reads.items() if by_itself} == {
         "Apertus-8B-Instruct",
         "Mistral-Small-3.2-24B-Instruct-2506",

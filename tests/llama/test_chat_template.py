@@ -11,7 +11,8 @@ import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from steermoe_local.errors import ModelError, UsageError
-from steermoe_local.llama.chat_template import ChatTemplate, template_problem, template_variables
+from steermoe_local.llama.chat_template import ChatTemplate
+from steermoe_local.llama.template_client import BoundedTemplate, template_problem, template_variables
 from steermoe_local.llama.template_date import TemplateDate, other_date, template_date
 
 DAY = template_date("2024-02-29")
@@ -191,7 +192,7 @@ NONE = "{{ messages[0].content }}"
 )
 def test_dates(source: str, given: str, by_itself: str) -> None:
     """By the clock of transformers; llama.cpp's variables where the template needs them, or a user gave the date."""
-    template = ChatTemplate(source, {})
+    template = BoundedTemplate(source, {})
     for date, wanted in ((DAY, given), (TemplateDate(DAY.day, given=False), by_itself)):
         assert rendered(source, date=date) == wanted
         assert template.reads(date) == (source != NONE and "26 Jul" not in wanted)

@@ -100,6 +100,7 @@ def test_optional_facts(tmp_path: Path) -> None:
     fields |= {
         "olmoe.expert_shared_count": 1,
         "olmoe.expert_group_count": 2,
+        "olmoe.expert_group_used_count": 1,
         "olmoe.nextn_predict_layers": 1,
         "olmoe.expert_used_count": [0, 2, 1],
     }

@@ -19,10 +19,13 @@ import pytest
 from steermoe_local import BiasFile, ExpertMap, model_info, write_bias
 from steermoe_local.llama import steered_llama
 from steermoe_local.server import SteeringRegistry, metrics, registry
+from steermoe_local.server.api_errors import ApiError
 from steermoe_local.server.schemas import RegisterRequest
 from steermoe_local.steering.steering import Steering
 from tests.support.running_server import TINY, Running, running
 from tests.support.steered_server import DIGITS, WORDS, bias_of, post, text_of
+
+NUMBERS = {name: value for name, value in WORDS.items() if name != "map"}
 
 
 @pytest.fixture(scope="module")
@@ -274,6 +277,84 @@ def test_names_that_change_hands(digits: ExpertMap, tmp_path: Path) -> None:
             assert bias is not None
             assert bias.key == key
             assert found.ready(known) is not None
+
+
+def test_a_name_that_changes_hands_while_it_is_looked_up(digits: ExpertMap, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request is steered by what the name stood for at one moment, never by half of both."""
+    data = json.loads(digits.to_json())
+    found = SteeringRegistry()
+    found.open(digits.identity)
+    found.register(RegisterRequest.model_validate({"name": "a", "map": data} | NUMBERS))
+    found._built.clear()
+    content, replaced = registry._content, []
+
+    def replacing(steering: Steering) -> Any:
+        if not replaced:
+            replaced.append(True)
+            found.register(RegisterRequest.model_validate({"name": "a", "map": data, "replace": True}))  # no numbers
+        return content(steering)
+
+    monkeypatch.setattr(registry, "_content", replacing)
+    applied = found.resolve("a")
+    assert replaced
+    assert applied.bias is not None, "it runs unsteered"
+    assert applied.bias.key == bias_of(WORDS).key
+    with pytest.raises(ApiError) as caught:
+        found.resolve("a")
+    assert caught.value.code == "no_numbers"
+
+
+def test_a_name_that_is_deleted_while_it_is_registered(digits: ExpertMap, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SteeringRegistry()
+    found.open(digits.identity)
+    keep = found._keep
+
+    def deleting(steering: Steering, bias: BiasFile | None) -> BiasFile | None:
+        found.remove("a")
+        return keep(steering, bias)
+
+    monkeypatch.setattr(found, "_keep", deleting)
+    request = RegisterRequest.model_validate({"name": "a", "map": "digits-words"} | NUMBERS)
+    assert found.register(request).name == "a"
+    assert "a" not in [entry.name for entry in found.entries()]
+
+
+@pytest.mark.parametrize("then", ["replaced", "deleted"])
+def test_a_running_answer_keeps_its_steering(server: Running, then: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends under the bias that it began under, and says so, whatever becomes of the name meanwhile."""
+    body = {"prompt": "one, two,", "max_tokens": 60, "logit_bias": [[0, False]]}
+    expected = server.client.post("/v1/completions", json=body | {"steering": WORDS}).json()["choices"][0]["text"]
+    assert post(server, name="name", map="digits-words", **NUMBERS).status_code == 201
+    engine = server.worker.engine
+    assert engine is not None
+    step, begun, changed = engine.step, threading.Event(), threading.Event()
+
+    def held() -> Any:
+        if begun.is_set() and not changed.wait(0.001):
+            return []
+        begun.set()  # the prompt and the first token are computed, and no more until the name has changed
+        return step()
+
+    monkeypatch.setattr(engine, "step", held)
+    asked = body | {"steering": "name", "stream": True}
+    with server.client.stream("POST", "/v1/completions", json=asked) as response:
+        lines = (json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {"))
+        chunks = [next(lines)]
+        if then == "replaced":
+            assert post(server, name="name", map="document-memory", activate=20, replace=True).status_code == 201
+        else:
+            assert server.client.delete("/v1/steering/name").status_code == 204
+        changed.set()
+        chunks += lines
+    told = [chunk["steering"]["bias_sha256"] for chunk in chunks if "steering" in chunk]
+    assert told == [bias_of(WORDS).key] * 2, "in the first chunk and in the last"
+    assert "".join(choice["text"] for chunk in chunks for choice in chunk["choices"]) == expected
+    after = server.complete("one, two,", max_tokens=1, steering="name")
+    if then == "deleted":
+        assert after.status_code == 404
+    else:
+        assert after.json()["steering"]["bias_sha256"] not in (None, bias_of(WORDS).key)
+        assert server.client.delete("/v1/steering/name").status_code == 204
 
 
 #

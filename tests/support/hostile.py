@@ -3,6 +3,7 @@ AddressSanitizer."""
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,31 @@ def corpus(folder: Path, n_flips: int = 400) -> dict[str, bytes]:
     files |= truncations("hard")
     files["trailing"] = (GOLDEN / "hard.gguf").read_bytes() + bytes(1)
     return files
+
+
+# What a terminal obeys, and what nobody sees; none of it may come out of a file's text.
+OBEYED = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f]"
+)
+ESCAPES = (
+    "\x1b[2J\x1b[31m",  # erases the screen, colours
+    "\x1b]0;title\x07",
+    "\x1b]8;;http://evil\x1b\\link\x1b]8;;\x1b\\",
+    "\x1b]52;c;ZXZpbA==\x07",  # the clipboard
+    "\x1bP$q m\x1b\\",  # a question, which the terminal answers by typing
+    "\x1bc\x1b[6n",
+    "\x9b2J\x9d0;t\x9c\x90x\x85",  # the same in C1
+    "a\x7f\x08\x07\x0b\x0c",
+    "kept\roverwritten",
+    "\nerror: a forged line",
+    "\u202ereversed\u202c\u2066\u2069\u200e\u200f\u061c",
+    "\u2028\u2029\u200b\u2060\ufeff",
+    "\U000e0041\U000e007f",
+    "\udc9b\ud800",
+)
+
+
+def obeyed(text: str) -> list[str]:
+    """The characters of a text that a terminal would obey, or that nobody sees."""
+    return OBEYED.findall(text)

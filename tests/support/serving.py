@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,9 +61,20 @@ _FIELDS = {"memory": "VmRSS", "peak": "VmHWM", "threads": "Threads"}
 
 
 @contextmanager
-def serving(*arguments: Any, parallel: int = 4, n_ctx: int = 512, queue: int = 512) -> Iterator[Process]:
-    """Serve `tiny` until the block ends; it must end well, then, and have written no traceback."""
-    command = [*COMMAND, "-m", "tiny", "--port", 0, "-t", 1, "-np", parallel, "-c", n_ctx, "--queue", queue, *arguments]
+def serving(
+    *arguments: Any,
+    model: Any = "tiny",
+    parallel: int = 4,
+    n_ctx: int = 512,
+    queue: int = 512,
+    command: Sequence[str] = COMMAND,
+    stopped: bool = False,
+) -> Iterator[Process]:
+    """Serve a model until the block ends; it must end well, then, and have written no traceback.
+
+    With `stopped` the block ends the server.
+    """
+    command = [*command, "-m", model, "--port", 0, "-t", 1, "-np", parallel, "-c", n_ctx, "--queue", queue, *arguments]
     with tempfile.TemporaryFile("w+") as log:
 
         def written() -> str:
@@ -77,9 +88,10 @@ def serving(*arguments: Any, parallel: int = 4, n_ctx: int = 512, queue: int = 5
                 assert found, written()
                 with httpx.Client(base_url=found[0], timeout=60, trust_env=False) as client:
                     yield Process(found[0], client, process)
-                assert process.poll() is None, f"the server died: {written()[-2000:]}"
-                process.terminate()
-                process.wait(30)
+                if not stopped:
+                    assert process.poll() is None, f"the server died: {written()[-2000:]}"
+                    process.terminate()
+                    process.wait(30)
             finally:
                 process.kill()
         assert process.returncode == 0, written()[-2000:]

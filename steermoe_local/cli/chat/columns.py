@@ -11,8 +11,9 @@ from rich.control import Control
 from rich.segment import ControlType
 from rich.text import Text
 
+from ..._util.visible import harmless
 from .printer import REASONING, Printer
-from .text import WordWrap, harmless
+from .text import WordWrap
 
 Side = Literal["unsteered", "steered"]
 SIDES: tuple[Side, Side] = ("unsteered", "steered")

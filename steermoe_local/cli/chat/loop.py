@@ -13,6 +13,7 @@ import click
 
 from ...errors import SteerMoEError
 from ...steering.steering import Steering
+from ..streams import ask
 from .commands import COMMANDS, Leave, completions, perform
 from .lines import PROMPT, BasicReader, PipeReader, Reader, is_block, joined
 from .screen import PlainScreen, Screen, TerminalScreen
@@ -130,11 +131,11 @@ def _reader(session: Session, kind: TerminalKind, keep_history: bool) -> Reader:
 
 
 def _prompt_on_stdout(text: str) -> None:
-    print(text, end="", flush=True)
+    ask(text)
 
 
 def _prompt_on_stderr(text: str) -> None:
-    print(text, end="", file=sys.stderr, flush=True)
+    ask(text, stderr=True)
 
 
 def _greet(session: Session) -> None:

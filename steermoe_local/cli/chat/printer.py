@@ -7,7 +7,8 @@ from rich.control import Control
 from rich.segment import ControlType
 from rich.text import Text
 
-from .text import WordWrap, harmless
+from ..._util.visible import harmless
+from .text import WordWrap
 
 REASONING = "dim italic"
 ERASE_LINE = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))

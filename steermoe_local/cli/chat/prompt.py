@@ -17,6 +17,7 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.styles import Style
 
+from ..._util.visible import visible
 from .lines import CONTINUATION, PROMPT, encodable, is_unfinished
 from .terminal_state import END_SIGNALS, handling
 
@@ -47,9 +48,10 @@ class CommandCompleter(Completer):
         words = self._words(name)
         for word in words or ():
             if word.startswith(rest) and word != rest:
-                yield Completion(word, -len(rest))
+                yield Completion(word, -len(rest), display=visible(word))
         if words is None or "/" in rest or rest.startswith("~"):
-            yield from self._paths.get_completions(Document(rest), complete_event)
+            for path in self._paths.get_completions(Document(rest), complete_event):
+                yield Completion(path.text, path.start_position, display=visible(path.display_text))
 
 
 class PromptReader:
@@ -98,7 +100,8 @@ class PromptReader:
         """One message, edited. Ctrl-C at a line that is not empty drops it."""
         try:
             with handling(END_SIGNALS, self._leave):
-                text: str = self._session.prompt()
+                # set_exception_handler: asyncio logs what goes wrong in a task; prompt_toolkit would print tracebacks
+                text: str = self._session.prompt(set_exception_handler=False)
             if self._ending is not None:  # the message was complete before the signal took effect
                 raise self._ending
         except BaseException as error:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-import click
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from ..._util.visible import harmless, visible
 from ...generation.engine import FinishEvent
+from ..streams import TextConsole, echo, put
+from ..streams import console as new_console
 from .columns import SIDES, Columns, Side, Stacked
 from .printer import ERASE_LINE, Printer
-from .text import harmless
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -82,8 +82,8 @@ class TerminalScreen:
         self.show_reasoning = show_reasoning
         if console is None:
             # rich takes a terminal that cannot move its cursor for 80 columns wide
-            width = shutil.get_terminal_size().columns if Console().is_dumb_terminal else None
-            console = Console(highlight=False, markup=False, emoji=False, width=width)
+            width = shutil.get_terminal_size().columns if new_console().is_dumb_terminal else None
+            console = new_console(width=width)
         self.console = console
 
     def note(self, text: str) -> None:
@@ -102,7 +102,8 @@ class TerminalScreen:
     @contextlib.contextmanager
     def waiting(self, text: str) -> Iterator[None]:
         """Show what takes its time, as long as it takes."""
-        self.console.print(Text(text[: self.console.width - 1], style="dim"), end="")  # one line, to be erased
+        line = visible(text)[: self.console.width - 1]  # one line, to be erased
+        self.console.print(Text(line, style="dim"), end="")
         try:
             yield
         finally:
@@ -147,16 +148,13 @@ class PlainScreen:
 
     def __init__(self, show_reasoning: bool = False) -> None:
         self.show_reasoning = show_reasoning
-        self._shown = harmless if sys.stdout.isatty() else str
-        self._console = Console(
-            highlight=False, markup=False, emoji=False, color_system=None, force_terminal=False, width=100
-        )
+        self._console = TextConsole(color_system=None, force_terminal=False, width=100)
 
     def note(self, text: str) -> None:
-        click.echo(text, err=True)
+        echo(text)
 
     def error(self, text: str) -> None:
-        click.echo(f"error: {text}", err=True)
+        echo(f"error: {visible(text)}")
 
     def table(self, *parts: RenderableType) -> None:
         with self._console.capture() as text:
@@ -196,5 +194,4 @@ class PlainScreen:
         return ends
 
     def _write(self, text: str) -> None:
-        sys.stdout.write(self._shown(text))
-        sys.stdout.flush()
+        put(text, end="")

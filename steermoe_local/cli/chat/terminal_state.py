@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from ..program import EXIT_INTERRUPTED
+from ..failures import EXIT_INTERRUPTED
 
 T = TypeVar("T")
 END_SIGNALS = ("SIGTERM", "SIGHUP")

@@ -1,29 +1,12 @@
-"""Text on its way to a terminal: made harmless, and broken between words."""
+"""Text on its way to a terminal, broken between words."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable
 
 from rich.cells import cell_len, get_character_cell_size
 
 _FENCE = "```"
-
-
-def harmless(text: str) -> str:
-    """The text without what a terminal would obey: a model can write escape sequences as well as words.
-
-    Line ends and tabs stay; other control characters, and those that turn the direction of writing, are shown as "?".
-    """
-    return "".join("?" if _controls(character) else character for character in text.replace("\r\n", "\n"))
-
-
-def _controls(character: str) -> bool:
-    if character in "\n\t":
-        return False
-    return (
-        unicodedata.category(character) == "Cc" or character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-    )
 
 
 class WordWrap:

@@ -15,7 +15,8 @@ from ...steering.steering import Steering
 from ..options.common import json_option, other_model_option, output_option, strength_option
 from ..options.groups import is_given
 from ..options.system_text import UserPath
-from ..output import console, facts_table, print_json, say_written, warn
+from ..output import facts_table, print_json, print_lines, say_written, warn
+from ..streams import console
 
 
 @click.group()
@@ -147,7 +148,7 @@ def show(bias_file: Path, model: Path | None, as_json: bool) -> None:
         return
     _print(loaded)
     if model:
-        click.echo(f"\nmade for {model}: yes")
+        print_lines(f"\nmade for {model}: yes")
 
 
 def _facts(loaded: BiasFile) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from ..options import settings
+from ..streams import put
 
 VARIABLE = "_STEERMOE_COMPLETE"  # click's name for the program called steermoe
 
@@ -28,4 +29,4 @@ def completion(ctx: click.Context, shell: str) -> None:
     """
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(ctx.find_root().command, {}, "steermoe", VARIABLE).source(), nl=False)
+    put(kind(ctx.find_root().command, {}, "steermoe", VARIABLE).source(), end="")

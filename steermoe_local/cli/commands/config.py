@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import sys
 from pathlib import Path
@@ -13,7 +12,9 @@ from click.shell_completion import CompletionItem
 from rich.table import Table
 from rich.text import Text
 
-from ..._util.files import replacing
+from ..._util.disk import cannot_write
+from ..._util.files import replacing, require_writable
+from ..._util.locks import OutputLock
 from ...errors import UsageError
 from ..options import settings
 from ..options.common import json_option
@@ -31,9 +32,11 @@ from ..options.config_file import (
     set_value,
     unset_value,
 )
-from ..output import console, print_json, warn
+from ..output import print_json, print_lines, warn
+from ..streams import console, put
 
 MASK = "********"
+_WAIT = 10.0  # seconds for another command that changes the file
 
 
 def _complete_key(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
@@ -105,7 +108,7 @@ def show(ctx: click.Context, command: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         print_json({"file": str(file.path), "exists": file.exists, "settings": _rows(found), "unknown": unknown})
     else:
-        click.echo(f"file: {file.path}{'' if file.exists else ' (not there)'}")
+        print_lines(f"file: {file.path}{'' if file.exists else ' (not there)'}")
         _print(found, whole=bool(path))
     for name in unknown:
         warn(f"{name} is set, but no option reads it")
@@ -121,7 +124,7 @@ def path_() -> None:
     Example:
       steermoe config path
     """
-    click.echo(str(config_path()))
+    put(str(config_path()))
 
 
 @config.command("set", context_settings={"ignore_unknown_options": True})
@@ -142,7 +145,7 @@ def set_(ctx: click.Context, key: str, value: str) -> None:
     """
     kinds = settings.kinds(_root(ctx))
     keys = _keys(key)
-    file = ConfigFile.read(config_path())
+    file = _read_to_change()
     owners = owners_of(keys, kinds)
     if not owners:  # refused as in a file that has this key alone
         alone: Any = ""
@@ -161,7 +164,7 @@ def set_(ctx: click.Context, key: str, value: str) -> None:
     changed.options(kinds)  # an unknown key, or an older mistake in the file
     _check(_root(ctx), keys, parsed)
     _write(file.path, text)
-    click.echo(f"{file.path}: {key} = {MASK if is_secret(keys[-1]) else format_value(parsed)}")
+    print_lines(f"{file.path}: {key} = {MASK if is_secret(keys[-1]) else format_value(parsed)}")
 
 
 @config.command()
@@ -173,7 +176,7 @@ def unset(key: str) -> None:
     Example:
       steermoe config unset chat.temp
     """
-    file = ConfigFile.read(config_path())
+    file = _read_to_change()
     try:
         text = unset_value(file.text, _keys(key))
     except KeyError:
@@ -181,7 +184,7 @@ def unset(key: str) -> None:
     except EditError as error:
         raise UsageError(f"{file.path}: {key} cannot be taken out: {error}; edit the file by hand") from None
     _write(file.path, text)
-    click.echo(f"{file.path}: {key} is not set any more")
+    print_lines(f"{file.path}: {key} is not set any more")
 
 
 def _root(ctx: click.Context) -> click.Group:
@@ -228,14 +231,21 @@ def _check(root: click.Group, keys: Keys, value: Any) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Replace the file; a new one can be read by its owner alone, as it may hold secrets."""
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o600
+    with replacing(path, mode) as temporary:
+        temporary.write_bytes(text.encode("utf-8"))  # line ends as they are
+
+
+def _read_to_change() -> ConfigFile:
+    """The file, locked until the command ends: two commands at once must not undo each other's change."""
+    path = config_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{path}: its folder cannot be made: {error.strerror or error}") from error
-    with replacing(path) as temporary:
-        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o600
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(text.encode("utf-8"))  # line ends as they are
+        raise cannot_write(path, error) from error
+    require_writable(path)
+    click.get_current_context().with_resource(OutputLock(path, wait=_WAIT))
+    return ConfigFile.read(path)
 
 
 def _rows(found: list[settings.Setting]) -> list[dict[str, Any]]:
@@ -266,7 +276,7 @@ def _print(found: list[settings.Setting], whole: bool) -> None:
         where = setting.where or setting.source
         lines.setdefault((setting.option, written, where), []).append(" ".join(setting.command))
     if not lines:
-        click.echo("nothing is set: every option has its default")
+        print_lines("nothing is set: every option has its default")
         return
     table = Table(box=None, pad_edge=False)
     for name in ("option", "value", "from", *([] if whole else ["commands"])):

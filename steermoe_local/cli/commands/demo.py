@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from ..options.common import json_option
 from ..options.system_text import UserPath
-from ..output import console, print_json, progress_bar
+from ..output import print_json, print_lines, progress_bar
+from ..streams import console
 
 if TYPE_CHECKING:
     from ...evaluation.demo import BehaviourResult, DemoResult
@@ -61,8 +63,8 @@ def demo(output: Path, prompts: int, draws: int, full: bool, seed: int, threads:
 
 def _print(result: DemoResult) -> None:
     out = console()
+    out.print(Text(result.model.short, style="bold"))
     out.print(
-        f"[bold]{result.model.short}[/bold]\n"
         "A positive control: training tied these behaviours to known experts, so that it can be checked whether\n"
         "detection finds them and steering moves them. It does not show that such experts arise by themselves.\n"
     )
@@ -98,7 +100,7 @@ def _print(result: DemoResult) -> None:
     for b in result.behaviours:
         _print_examples(b)
     first = result.behaviours[0].name
-    click.echo(
+    print_lines(
         f"\nrandom swing: {result.behaviours[0].n_random} draws of as many random experts, each against its reverse"
         f"\nfiles in {result.folder}/; try: steermoe run -m tiny --bias {result.folder / first}.toward.gguf --temp 0 "
         f'-p "What is three plus four?"'
@@ -112,6 +114,6 @@ def _three(values: dict[str, float]) -> str:
 
 def _print_examples(b: BehaviourResult) -> None:
     for example in b.examples:
-        click.echo(f"\n> {example.prompt}")
+        print_lines(f"\n> {example.prompt}")
         for name, reply in (("unsteered", example.base), (b.positive, example.toward), (b.negative, example.away)):
-            click.echo(f"  {name:>10}  {reply}")
+            print_lines(f"  {name:>10}  {reply}")

@@ -16,6 +16,7 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..._util.files import require_writable
+from ..._util.visible import shortened
 from ...detection.checkpoint import CheckpointFile
 from ...identity import ModelIdentity
 from ...maps.expert_map import ExpertMap
@@ -29,6 +30,7 @@ from ..options.common import (
     check_resume,
     check_unfinished,
     json_option,
+    lock_output,
     meaning_options,
     output_option,
     resume_options,
@@ -37,7 +39,8 @@ from ..options.common import (
 from ..options.llama import LlamaFlags, llama_options
 from ..options.model import model_option
 from ..options.opening import open_model
-from ..output import ProgressLines, SummedLines, console, print_json, say, say_written
+from ..output import ProgressLines, SummedLines, print_json, say, say_written
+from ..streams import console
 from .map import print_map, top_experts, warn_unless_separable
 
 if TYPE_CHECKING:
@@ -125,48 +128,55 @@ def detect(
         require_writable(path)
     check_resume(resume, restart)
     pairs = PairsFile(pairs_file)
-    check_unfinished(checkpoint, resume, restart)
-    if restart:
-        checkpoint.remove()
-    name = behaviour or pairs_file.name.split(".")[0]
-    display = _Display()
-    with ExitStack() as stack:
-        # the recorder's context holds a batch, or the longest prompt; how long the pairs are is not known yet
-        llama = stack.enter_context(open_model(model_info(model), flags, max(ctx_size, flags.batch_size), path=model))
+    for path in filter(None, (counts_file, per_pair_file)):
+        lock_output(path)
+    with checkpoint:  # the lock of the map
+        check_unfinished(checkpoint, resume, restart)
+        if restart:
+            checkpoint.remove()
+        name = behaviour or pairs_file.name.split(".")[0]
+        display = _Display()
+        with ExitStack() as stack:
+            # the recorder's context holds a batch, or the longest prompt; how long the pairs are is not known yet
+            llama = stack.enter_context(
+                open_model(model_info(model), flags, max(ctx_size, flags.batch_size), path=model)
+            )
 
-        def sidecar(identity: ModelIdentity, digest: str) -> PairCountsWriter:
-            assert per_pair_file is not None
-            return stack.enter_context(PairCountsWriter(per_pair_file, identity, behaviour=name, pairs_digest=digest))
-
-        try:
-            with display.shown():
-                counts = record_counts(
-                    llama,
-                    pairs,
-                    behaviour=name,
-                    n_ctx=ctx_size,
-                    **flags.context_arguments(),
-                    thinking=thinking,
-                    template_arguments=template_arguments,
-                    date=date,
-                    share_prefixes=share_prefixes,
-                    shard=shard,
-                    checkpoint=checkpoint,
-                    per_pair=sidecar if per_pair_file else None,
-                    on_skip=display.skipped,
-                    on_batch=display.update,
+            def sidecar(identity: ModelIdentity, digest: str) -> PairCountsWriter:
+                assert per_pair_file is not None
+                return stack.enter_context(
+                    PairCountsWriter(per_pair_file, identity, behaviour=name, pairs_digest=digest)
                 )
-        except KeyboardInterrupt:
-            if checkpoint.exists():
-                say(f"{display.summary()}; go on with the same command and --resume")
-            raise
-    expert_map = ExpertMap.from_counts(counts, **meaning)
-    if per_pair_file and counts.n_pairs > 1:
-        expert_map = annotate(expert_map, PairCounts.load(per_pair_file))
-    if counts_file:
-        counts.save(counts_file)
-    expert_map.save(output)
-    checkpoint.remove()
+
+            try:
+                with display.shown():
+                    counts = record_counts(
+                        llama,
+                        pairs,
+                        behaviour=name,
+                        n_ctx=ctx_size,
+                        **flags.context_arguments(),
+                        thinking=thinking,
+                        template_arguments=template_arguments,
+                        date=date,
+                        share_prefixes=share_prefixes,
+                        shard=shard,
+                        checkpoint=checkpoint,
+                        per_pair=sidecar if per_pair_file else None,
+                        on_skip=display.skipped,
+                        on_batch=display.update,
+                    )
+            except KeyboardInterrupt:
+                if checkpoint.exists():
+                    say(f"{display.summary()}; go on with the same command and --resume")
+                raise
+        expert_map = ExpertMap.from_counts(counts, **meaning)
+        if per_pair_file and counts.n_pairs > 1:
+            expert_map = annotate(expert_map, PairCounts.load(per_pair_file))
+        if counts_file:
+            counts.save(counts_file)
+        expert_map.save(output)
+        checkpoint.remove()
     warn_unless_separable(expert_map, output)
     files = [path for path in (output, counts_file, per_pair_file) if path]
     if as_json:
@@ -199,10 +209,10 @@ class _Display:
         self._seconds = 0.0
         self._interrupted = False
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeRemainingColumn(elapsed_when_finished=True),
         )
         self._bar = Progress(
@@ -257,7 +267,7 @@ class _Display:
 
     def _print(self, line: str) -> None:
         if self._terminal:
-            self._bar.console.print(line, markup=False, soft_wrap=True)
+            self._bar.console.print(shortened(line, 4000), soft_wrap=True)
         else:
             say(line)
 

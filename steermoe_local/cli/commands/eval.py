@@ -12,7 +12,8 @@ from ...pairs.pairs import load_pairs
 from ..options.common import FILE
 from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
 from ..options.groups import is_given
-from ..output import console, print_json, print_reports, say_written
+from ..output import print_json, print_reports, say_written
+from ..streams import console
 
 if TYPE_CHECKING:
     from ...evaluation.studies.evaluate import Controls, Evaluation

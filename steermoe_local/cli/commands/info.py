@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
+from ..._util.visible import visible
 from ...maps.expert_map import format_layers
 from ...model_files.gating import UNKNOWN
 from ...model_files.model_info import ModelInfo, model_info
 from ..options.common import json_option
 from ..options.model import ModelText, models_dir_option
-from ..output import console, facts_table, print_json, visible
+from ..output import facts_table, print_json
+from ..streams import console
 
 
 @click.command()
@@ -70,7 +72,7 @@ def _rows(facts: ModelInfo) -> list[tuple[str, str]]:
 def _template(facts: ModelInfo) -> str:
     if not facts.chat_template:
         return "no"
-    from ...llama.chat_template import template_problem
+    from ...llama.template_client import template_problem
 
     problem = template_problem(facts.chat_template)
     return f"yes, but: {visible(problem)}" if problem else "yes"

@@ -9,15 +9,15 @@ from typing import Any
 import click
 from rich.table import Table
 
-from ..._util.files import require_writable
 from ...errors import UsageError
 from ...maps import significance
 from ...maps.expert_map import ExpertMap, parse_layers
 from ...maps.pair_counts import PairCounts
 from ...maps.plots import plot_difference, plot_map, require_drawable
-from ..options.common import FILE, json_option, output_option
+from ..options.common import FILE, json_option, lock_output, output_option
 from ..options.groups import together
-from ..output import console, facts_table, print_json, say, say_written, warn
+from ..output import facts_table, print_json, say, say_written, warn
+from ..streams import console
 
 _OUTPUT = "Picture to write: .png, .svg, or .html, which names the expert under the pointer."
 
@@ -101,7 +101,7 @@ def stats(map_file: Path, per_pair: Path, output: Path, draws: int, halves: int,
     Example:
       steermoe map stats map.json --per-pair run.pairs.npz -o map.json
     """
-    require_writable(output)
+    lock_output(output)
     loaded = ExpertMap.load(map_file)
     expert_map = significance.annotate(loaded, PairCounts.load(per_pair), draws=draws, repeats=halves, seed=seed)
     expert_map.save(output)
@@ -136,7 +136,7 @@ def plot(
       steermoe map plot map.json -o map.png --activate 8 --deactivate 8
     """
     require_drawable(output)
-    require_writable(output)
+    lock_output(output)
     if (reverse or layers) and not activate and not deactivate:
         raise UsageError("--reverse and --layers belong to a choice; give --activate N, --deactivate N or both")
     expert_map = ExpertMap.load(map_file)
@@ -165,7 +165,7 @@ def diff(first: Path, second: Path, output: Path | None, top: int, as_json: bool
     """
     if output:
         require_drawable(output)
-        require_writable(output)
+        lock_output(output)
     one, two = ExpertMap.load(first), ExpertMap.load(second)
     result = significance.compare(one, two, top)
     same_model = one.identity == two.identity

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ..._util.files import replacing, require_writable
+from ..._util.files import replacing
 from ...errors import UsageError
 from ...identity import UNKNOWN_ROUTER, ModelIdentity
 from ...maps.cards import render_card
@@ -17,7 +17,7 @@ from ...maps.rankings import LEADING_DENSE, Rankings, ranking_name, read_ranking
 from ...model_files.model_info import model_info
 from ...steering.presets import PAPER_MODELS
 from ...steering.steering import Steering
-from ..options.common import FILE, json_option, meaning_options, other_model_option, output_option
+from ..options.common import FILE, json_option, lock_output, meaning_options, other_model_option, output_option
 from ..options.system_text import is_text
 from ..output import print_json, say_written, warn
 from .bias import check_preset, preset_option, with_preset
@@ -62,7 +62,7 @@ def import_(
       steermoe map import 'activations_[allenai--OLMoE-1B-7B-0125-Instruct]_[safety].pkl' -o map.json
       steermoe map import rank.pkl --model-id my/model --behaviour brevity -m model.gguf -o map.json
     """
-    require_writable(output)
+    lock_output(output)
     if model and arch:
         raise UsageError("-m MODEL tells the architecture; leave out --arch")
     rankings = read_rankings(ranking)
@@ -180,7 +180,7 @@ def export(
     check_preset(preset, activate, deactivate, reverse)
     spec_text = easysteer_spec(_server_path(output) if source is None else source) if spec else ""
     for path in filter(None, (output, spec)):
-        require_writable(path)
+        lock_output(path)
     if spec and os.path.realpath(spec) == os.path.realpath(output):
         raise UsageError(f"--spec {spec}: is the output too; name another file")
     expert_map = ExpertMap.load(map_file)
@@ -226,7 +226,7 @@ def card(map_file: Path, base_model: str, output: Path, license_: str) -> None:
     Example:
       steermoe map card map.json --base-model allenai/OLMoE-1B-7B-0125-Instruct --license CC0-1.0 -o README.md
     """
-    require_writable(output)
+    lock_output(output)
     _write(output, render_card(ExpertMap.load(map_file), base_model, license=license_, file=map_file.name))
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
 from ..._util.file_kinds import PAIR_COUNTS, kind_of
-from ..._util.files import require_writable
 from ...errors import UsageError
 from ...maps.counts import RoutingCounts, merge_counts
 from ...maps.expert_map import ExpertMap
 from ...maps.pair_counts import PairCounts, merge_pair_counts
 from ...maps.significance import annotate
-from ..options.common import FILE, json_option, meaning_options, output_option
+from ..options.common import FILE, json_option, lock_output, meaning_options, output_option
 from ..output import print_json, say_written, warn
 from .map import print_map, warn_unless_separable
 
@@ -51,7 +51,7 @@ def merge(
       steermoe map merge a.counts.npz b.counts.npz -o map.json
     """
     for path in filter(None, (output, counts_file, per_pair_file)):
-        require_writable(path)
+        lock_output(path)
     counted: list[tuple[str, RoutingCounts]] = []
     sidecars: list[Path] = []
     for path in files:
@@ -67,15 +67,14 @@ def merge(
     counts = merge_counts(counted)
     expert_map = ExpertMap.from_counts(counts, behaviour or "", **meaning)
     if sidecars:
-        target = per_pair_file or output.with_name(f".{output.name}.pairs.npz")
+        kept = Path(os.path.realpath(per_pair_file or output))
+        target = kept.with_name(f".{kept.name}.pairs.npz")
         try:
             expert_map = annotate(expert_map, merge_pair_counts(sidecars, target))
-        except Exception:
-            target.unlink(missing_ok=True)
-            raise
+            if per_pair_file:
+                os.replace(target, kept)
         finally:
-            if not per_pair_file:
-                target.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
     if len(counts.dates) > 1:
         warn(
             f"the chat template printed other dates in some runs ({', '.join(counts.dates)}), which may change routing"

@@ -13,7 +13,8 @@ from ..._util.files import human_size
 from ...models.names import short_names
 from ..options.common import json_option, maps_folders_option
 from ..options.model import models_dir_option
-from ..output import console, print_json, progress_bar, warn
+from ..output import print_json, print_lines, progress_bar, warn
+from ..streams import console
 
 if TYPE_CHECKING:
     from ...models.local_facts import LocalMap, ModelFacts
@@ -124,4 +125,4 @@ def _print_short_names(as_json: bool) -> None:
         return
     width = max(map(len, table))
     for name, target in table.items():
-        click.echo(f"{name:{width}}  {target}")
+        print_lines(f"{name:{width}}  {target}")

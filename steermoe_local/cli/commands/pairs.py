@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from ..._util.files import require_writable
 from ..._util.records import csv_rows, rows
+from ..._util.visible import visible
 from ...errors import UsageError
 from ...models import hub
 from ...pairs.builders import (
@@ -30,12 +30,13 @@ from ..options.common import (
     FILE,
     hub_offline_option,
     json_option,
+    lock_output,
     output_option,
     seed_option,
     selection_options,
 )
 from ..options.groups import together
-from ..output import print_json, print_left_out, say, visible
+from ..output import print_json, print_left_out, say
 from .pairs_check import check
 
 _SQUAD_COLUMNS = ("id", "context", "question", "answers", "is_impossible", "data", "paragraphs")
@@ -65,7 +66,7 @@ def _writes_pairs(make: Callable[..., tuple[Iterator[Pair], str]]) -> Callable[.
 
     @functools.wraps(make)
     def command(output: Path, as_json: bool, **arguments: Any) -> None:
-        require_writable(output)
+        lock_output(output)
         tally = Tally()
         made, source = make(tally, **arguments)
         save_pairs(made, output, allow_empty=False, why_none=lambda: _why_none(tally, source))

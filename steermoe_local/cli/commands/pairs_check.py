@@ -11,14 +11,15 @@ from statistics import mean, median
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.text import Text
 
+from ..._util.visible import visible
 from ...detection.pair_check import CheckedPair, CheckedSide, Checker, candidates
+from ..failures import EXIT_ERROR
 from ..options.common import FILE, json_option, template_options
 from ..options.model import model_option
-from ..output import console, facts_table, print_json, visible
-from ..program import EXIT_ERROR
+from ..output import facts_table, print_json
+from ..streams import TextConsole, console
 
 _AROUND = 160  # characters shown before and behind a target
 _visible = functools.partial(visible, lines=True)
@@ -127,7 +128,7 @@ def _lengths(values: list[int]) -> dict[str, float]:
     }
 
 
-def _print(out: Console, shown: list[CheckedPair], summary: dict[str, Any], full: bool) -> None:
+def _print(out: TextConsole, shown: list[CheckedPair], summary: dict[str, Any], full: bool) -> None:
     say = functools.partial(out.print, soft_wrap=True)
     colour = out.is_terminal and out.color_system is not None and not out.no_color
     for pair in shown:

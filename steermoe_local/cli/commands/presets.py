@@ -7,7 +7,8 @@ from rich.table import Table
 
 from ...steering.presets import PAPER_MODELS, PRESETS
 from ..options.common import json_option
-from ..output import console, print_json
+from ..output import print_json
+from ..streams import console
 
 
 @click.command()

@@ -18,7 +18,8 @@ from ...models.names import ModelName, short_names
 from ..options.common import json_option, maps_folders_option
 from ..options.model import OFFLINE, check, describe, fetch, folders_from_environment, offline_option
 from ..options.system_text import UserPath
-from ..output import print_json, progress_bar, say, warn
+from ..output import print_json, print_lines, progress_bar, say, warn
+from ..streams import put
 
 if TYPE_CHECKING:
     from ...model_files.model_info import ModelInfo
@@ -123,9 +124,9 @@ def pull(
     if as_json:
         print_json(_result(model, info, maps, here, free, paths))
     elif dry_run:
-        click.echo(f"would fetch {human_size(model.model.size - here)} of {human_size(model.model.size)}")
+        print_lines(f"would fetch {human_size(model.model.size - here)} of {human_size(model.model.size)}")
     else:
-        click.echo(str(paths[0]))
+        put(str(paths[0]))
 
 
 def experts(info: Any) -> str:
@@ -146,7 +147,7 @@ def _local(wanted: Any, file: str | None, folder: Path | None, dry_run: bool, as
             {"name": local.name_of(found), "paths": [str(found.path)], "size_bytes": found.size, "fetched": False}
         )
     else:
-        click.echo(str(found.path))
+        put(str(found.path))
 
 
 def _fitting(model: HubModel, info: ModelInfo, maps: list[LocalMap]) -> list[LocalMap]:

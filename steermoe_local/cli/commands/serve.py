@@ -6,9 +6,8 @@ import importlib.util
 import logging
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +16,7 @@ import click
 from ...errors import SteerMoEError, UsageError
 from ...models.embedded import TINY, data_folder
 from ...steering.presets import PRESETS
+from ..failures import log_to_stderr
 from ..options.common import FILE, template_options
 from ..options.groups import is_given
 from ..options.llama import LlamaFlags, llama_options
@@ -131,7 +131,7 @@ def serve(
       steermoe serve -m tiny --host 0.0.0.0 --api-key-file key.txt
     """
     _require_extra()
-    from ...llama.chat_template import template_problem
+    from ...llama.template_client import template_problem
     from ...model_files.model_info import model_info
     from ...server import ServerSettings, SteeringRegistry
     from ...server.program import run_server
@@ -160,7 +160,7 @@ def serve(
     n_ctx = context_size(facts, ctx_size)
     flags = check_memory(facts, flags, n_ctx, parallel)  # before it listens: nobody connects to what cannot run
     registry = SteeringRegistry(folder=maps_folder, writable=maps_writable, force=force)
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")
+    log_to_stderr("%(asctime)s %(message)s")
     logging.getLogger("steermoe.server").setLevel(logging.INFO)
 
     @contextmanager
@@ -171,7 +171,9 @@ def serve(
                 _choose_default(registry, steering, numbers)
             yield engine
 
-    run_server(settings, registry, load, say)
+    with closing(registry):
+        registry.claim()  # before the model is loaded
+        run_server(settings, registry, load, say)
 
 
 def _require_extra() -> None:

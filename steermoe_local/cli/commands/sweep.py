@@ -9,7 +9,8 @@ import click
 from ...errors import UsageError
 from ..options.common import strength_option
 from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
-from ..output import console, print_json, rich_table, say, say_written
+from ..output import print_json, rich_table, say, say_written
+from ..streams import console
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
-from ..._util.files import require_writable
+from ..._util.visible import visible
+from ..failures import EXIT_ERROR
 from ..options.common import (
     FILE,
     hub_offline_option,
     json_option,
+    lock_output,
     other_model_option,
     output_option,
     selection_options,
     template_options,
 )
-from ..output import console, facts_table, print_json, print_left_out, say, visible
-from ..program import EXIT_ERROR
+from ..output import facts_table, print_json, print_left_out, say
+from ..streams import console
 
 if TYPE_CHECKING:
     from ...evaluation.measuring.task_check import TaskCheck
@@ -112,7 +114,7 @@ def build(
     )
     from ...models import hub
 
-    require_writable(output)
+    lock_output(output)
     options = BuildOptions(**chosen)
     head = task_head(layout, options, task_name=task_name, max_tokens=max_tokens, system=system, license=license_)
     formats = hub.ROWS + hub.TABLES

@@ -11,7 +11,8 @@ import click
 from ...pairs.pairs import Pair, PairsFile, pairs_digest
 from ..options.common import WORDS, check_unfinished
 from ..options.evaluation_setup import NONE, EvaluationSetup, evaluation_options
-from ..output import console, print_json, print_reports, progress_bar, say, say_written, warn
+from ..output import print_json, print_reports, progress_bar, say, say_written, warn
+from ..streams import console
 
 if TYPE_CHECKING:
     from ...evaluation.studies.transfer.results import Transfer
@@ -194,4 +195,4 @@ def _print(found: Transfer) -> None:
 
     print_reports((table(found), rates(found), types(found)))
     for line in (*conclusions(found), *(f"note: {warning}" for warning in found.warnings)):
-        console().print(f"\n{line}", markup=False, soft_wrap=True)
+        console().print(f"\n{line}", soft_wrap=True)

@@ -7,14 +7,15 @@ from typing import Any
 
 import click
 
-from ..._util.files import require_writable
+from ..._util.writing import remove
 from ...errors import UsageError
 from ...steering.bias_file import write_bias
-from ..options.common import FILE, SHARE
+from ..failures import EXIT_ERROR
+from ..options.common import FILE, SHARE, lock_output
 from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
 from ..options.groups import is_given
-from ..output import console, print_json, rich_table, say
-from ..program import EXIT_ERROR
+from ..output import print_json, print_lines, rich_table, say
+from ..streams import console
 
 _PICTURES = ("tuning.png", "tuning.svg")
 
@@ -103,7 +104,9 @@ def tune(
     whole = search_space(steering)
     split([str(item.id) for item in setup.task.items], setup.seed, choosing_share)
     budget.check_guards(*setup.guards)
-    target = require_writable(bias_output) if bias_output else setup.path("bias.gguf")
+    target = bias_output or setup.path("bias.gguf")
+    if bias_output:
+        lock_output(bias_output)
     setup.check_output("bias.gguf", "summary.json", "report.md", RECORDS, *_PICTURES)
     common: dict[str, Any] = {"seed": setup.seed, "share": choosing_share}
     n = len(setup.task.items)
@@ -125,7 +128,7 @@ def tune(
         if result.bias is not None:
             write_bias(result.bias, target)
         else:  # the result of an earlier search would pass for this one's
-            target.unlink(missing_ok=True)
+            remove(target)
         data = setup.write_summary({**result.to_dict(), "bias": str(target) if result.bias else None})
         setup.write("report.md", tuning_markdown(result, setup.command, drawn))
     if setup.as_json:
@@ -133,7 +136,7 @@ def tune(
     else:
         for table in tuning_tables(result):
             console().print(rich_table(table), "")
-        click.echo(
+        print_lines(
             f"{tuning_verdict(result)}\nwritten: {setup.path('report.md')}{f', {target}' if result.bias else ''}"
         )
     if result.bias is None:

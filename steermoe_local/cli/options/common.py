@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import datetime
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import click
 
-from ..._util.files import parse_json
+from ..._util.files import parse_json, require_writable
+from ..._util.locks import OutputLock
 from ...errors import UsageError
 from ...llama.template_date import template_date
 from .groups import Decorator, RenamedOption, option_group, together
@@ -180,6 +182,20 @@ def resume_options(
     return together(
         click.option("--resume", is_flag=True, help=resume), click.option("--restart", is_flag=True, help=restart)
     )
+
+
+def lock_output(path: Path, *, folder: bool = False) -> None:
+    """Lock an output, a file that can be written there or an existing `folder`, until the command ends.
+
+    Raises UsageError, StorageError, BusyError (another process is writing it).
+    """
+    if not folder:
+        require_writable(path)
+    ctx = click.get_current_context()
+    locks: dict[str, OutputLock] = ctx.meta.setdefault("steermoe.locks", {})
+    real = os.path.realpath(path)
+    if real not in locks:
+        locks[real] = ctx.with_resource(OutputLock(path))
 
 
 class Unfinished(Protocol):

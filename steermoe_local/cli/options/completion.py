@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
+from ..._util.visible import visible
 from ...errors import SteerMoEError
 from ...models.embedded import TINY
 from . import settings
@@ -69,7 +70,9 @@ def _maps(incomplete: str) -> list[CompletionItem[str]]:
 
 def starting(incomplete: str, names: Iterable[str]) -> list[CompletionItem[str]]:
     """The names that begin with what was typed."""
-    return [CompletionItem(name) for name in sorted(set(names)) if name.startswith(incomplete)]
+    return [
+        CompletionItem(name) for name in sorted(set(names)) if name.startswith(incomplete) and visible(name) == name
+    ]
 
 
 def _files(suffixes: tuple[str, ...], incomplete: str, alone: bool) -> list[CompletionItem[str]]:
@@ -84,9 +87,11 @@ def _files(suffixes: tuple[str, ...], incomplete: str, alone: bool) -> list[Comp
             for entry in entries:
                 if not entry.name.startswith(name) or (entry.name.startswith(".") and not name):
                     continue
+                if visible(entry.name) != entry.name:  # it would be part of the protocol, or of what a terminal obeys
+                    continue
                 if entry.is_dir():
                     folders.append(f"{typed}{entry.name}/")
-                elif entry.name.lower().endswith(suffixes) and entry.name.isprintable():
+                elif entry.name.lower().endswith(suffixes):
                     files.append(f"{typed}{entry.name}")
     except OSError:
         return []

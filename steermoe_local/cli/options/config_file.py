@@ -18,11 +18,12 @@ from typing import Any, Literal, NoReturn
 
 from ..._util.file_kinds import require_kind
 from ..._util.files import read_bytes
+from ..._util.json_text import shortened
+from ..._util.toml_text import MAX_TOML, TomlError, parse_toml
 from ...errors import FormatError, UsageError
 
 ENVIRONMENT = "STEERMOE_CONFIG"
-_LIMIT = 1 << 20
-_POSITION = re.compile(r" \(at line (\d+), column \d+\)| \(at end of document\)")
+_MARKED = 64 << 10  # characters of a file in which tomlkit, which takes a second for so many, looks for a line
 _SECRET = re.compile(r"(^|-)(token|key|secret|password)$")
 
 
@@ -107,7 +108,7 @@ class ConfigFile:
             return cls(path, "", False, {})
         try:
             require_kind(path, "the configuration")
-            text = read_bytes(path, "the configuration", _LIMIT).decode("utf-8-sig")
+            text = read_bytes(path, "the configuration", MAX_TOML).decode("utf-8-sig")
         except FormatError as error:
             raise UsageError(str(error)) from error
         except UnicodeDecodeError as error:
@@ -186,14 +187,10 @@ def owners_of(keys: Keys, commands: Commands) -> list[Keys]:
 def parse(text: str, path: Path) -> dict[str, Any]:
     """Parse TOML. Raises UsageError with the line."""
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        position = _POSITION.search(str(error))
-        line = position[1] if position and position[1] else str(text.count("\n") + 1)
-        what = _POSITION.sub("", str(error)).rstrip(".")
-        raise UsageError(f"{path}, line {line}: not TOML: {what}; a line is KEY = VALUE or [COMMAND]") from None
-    except RecursionError:
-        raise UsageError(f"{path}: nested too deeply") from None
+        return parse_toml(text)
+    except TomlError as error:
+        where = path if error.line is None else f"{path}, line {error.line}"
+        raise UsageError(f"{where}: not TOML: {error}; a line is KEY = VALUE or [COMMAND]") from None
 
 
 def parse_value(text: str, kind: OptionKind) -> Any:
@@ -201,13 +198,13 @@ def parse_value(text: str, kind: OptionKind) -> Any:
     if kind.what == "text" and not kind.many:
         return text
     try:
-        value: Any = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value: Any = parse_toml(f"value = {text}")["value"]
+    except TomlError:
         value = text
     if kind.many and kind.accepts([value]):
         value = [value]
     if not kind.accepts(value):
-        raise ValueError(f"{text!r} is not {kind.words}")
+        raise ValueError(f"{shortened(text)} is not {kind.words}")
     return value
 
 
@@ -288,6 +285,8 @@ def _edited(text: str, change_data: Callable[[Any], None], change_document: Call
 @functools.lru_cache(maxsize=256)
 def _line(text: str, keys: Keys) -> int | None:
     """The line number of a key, or of a table's header: the line of a mark that is put there."""
+    if len(text) > _MARKED:
+        return None
     import tomlkit
     from tomlkit.items import AoT, InlineTable, Table
 

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, cast, overload
 
 import click
 
+from ..._util.disk import cannot_write
 from ..._util.files import replacing, require_writable
 from ...errors import UsageError
 from ...identity import ModelIdentity
 from ...model_files.model_info import ModelInfo, model_info
 from ...models.shipped_maps import shipped_maps
 from ..output import progress_bar, say, warn
-from .common import Parsed, check_resume, check_unfinished, json_option, template_options
+from .common import Parsed, check_resume, check_unfinished, json_option, lock_output, template_options
 from .groups import F, command_line, field_options, option, option_group, together
 from .llama import LlamaFlags, llama_options
 from .model import model_option
@@ -315,7 +316,10 @@ class EvaluationSetup:
         return () if draw([self.path(name) for name in names]) is False else tuple(names[:1])
 
     def check_output(self, *names: str) -> None:
-        """Make the output folder, and check that these files can be written in it. Raises UsageError."""
+        """Make the output folder, lock it for this command, and check that these files can be written in it.
+
+        Raises UsageError, StorageError, BusyError (another process writes its results there).
+        """
         if self.output is None:
             return
         if self.output.exists() and not self.output.is_dir():
@@ -323,9 +327,10 @@ class EvaluationSetup:
         try:
             self.output.mkdir(exist_ok=True)
         except OSError as error:
-            raise UsageError(f"{self.output}: cannot be made: {error.strerror or error}; name another folder") from None
+            raise cannot_write(self.output, error) from None
         for name in names:
             require_writable(self.path(name))
+        lock_output(self.output, folder=True)
 
     @contextmanager
     def evaluator(self, *, model: Path | None = None, kept: str | None = RECORDS) -> Iterator[Evaluator]:
@@ -343,12 +348,11 @@ class EvaluationSetup:
         facts = model_info(path) if model else self.facts
         if model in (None, self.model):
             warn_of_unknown_reasoning(facts)
-        records: Path | None = None
+        records: AnswerFile | None = None
         if kept is not None and self.output is not None:
             self.check_output(kept)
-            records = self.path(kept)
-            partial = AnswerFile(records)
-            check_unfinished(partial, self.resume, self.restart)
+            records = AnswerFile(self.path(kept))
+            check_unfinished(records, self.resume, self.restart)  # the folder is locked: this stays true
         benign, neutral = self.guards
         settings = self.settings
         n_ctx = plan(path, self.task, self.scorer, benign=benign, neutral=neutral, settings=settings)
@@ -374,7 +378,7 @@ class EvaluationSetup:
             except BaseException:
                 if records and evaluator.n_kept:
                     n = evaluator.n_kept
-                    say(f"{n} results are kept in {partial.path}; go on with the same command and --resume")
+                    say(f"{n} results are kept in {records.path}; go on with the same command and --resume")
                 raise
 
     @property

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..._util.files import human_size
 from ...errors import ResourceError
+from ...model_files.model_info import check_loadable
 from ..output import say, warn
 from .llama import CACHE_TYPES, LlamaFlags
 
@@ -31,6 +32,8 @@ def context_size(facts: ModelInfo, ctx_size: int | None) -> int:
 def check_memory(facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_sequences: int = 1) -> LlamaFlags:
     """Warn on stderr, or raise ResourceError, when a model does not fit into free memory; nothing is loaded.
 
+    What its headers show to be impossible is refused first (ModelError), as its size means nothing.
+
     `n_ctx` are the tokens of context of each of `n_sequences` sequences, 0 for the model's own. An error is raised when
     KV cache and buffers (or weights that are not mapped) do not fit. With --no-memory-check nothing is looked at.
 
@@ -39,6 +42,7 @@ def check_memory(facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_sequences: i
     """
     if not flags.memory_check:
         return flags
+    check_loadable(facts.paths[0])
     from ...llama.cpu import repacks
     from ...model_files import memory
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..._util.visible import visible_json
 from ...errors import ModelError, UsageError
 from ...generation.answer_file import AnswerFile, json_line
 from ...generation.answering import answers
@@ -30,17 +31,17 @@ def run_batch(flags: RunFlags, batch: BatchFlags, as_json: bool) -> None:
     """Answer all prompts of a file: onto stdout in their order, or into a file that keeps what is done."""
     assert batch.prompts_file is not None
     kept = AnswerFile(batch.output) if batch.output else None
-    if kept:
-        check_unfinished(kept, batch.resume, batch.restart)
-    name, items = _items(batch.prompts_file)
-    steered = Steered(flags)
-    steered.warn_without_template()
-    prompts, date = _prepared(name, items, steered)
-    n_ctx = flags.context(steered.facts, max(len(prompt.tokens) for prompt in prompts))
-    for item, prompt in zip(items, prompts, strict=True):
-        if (n := len(prompt.tokens)) >= n_ctx:
-            raise UsageError(f"{name}:{item.line}: a prompt of {n} tokens, but the context has {n_ctx}; raise -c")
-    with kept or contextlib.nullcontext():
+    with kept or contextlib.nullcontext():  # of the file: nobody else writes it, or reads what is kept, meanwhile
+        if kept:
+            check_unfinished(kept, batch.resume, batch.restart)
+        name, items = _items(batch.prompts_file)
+        steered = Steered(flags)
+        steered.warn_without_template()
+        prompts, date = _prepared(name, items, steered)
+        n_ctx = flags.context(steered.facts, max(len(prompt.tokens) for prompt in prompts))
+        for item, prompt in zip(items, prompts, strict=True):
+            if (n := len(prompt.tokens)) >= n_ctx:
+                raise UsageError(f"{name}:{item.line}: a prompt of {n} tokens, but the context has {n_ctx}; raise -c")
         done: set[str] = set()
         if kept:
             settings = _settings(steered, items, n_ctx) | ({"date": date} if date else {})
@@ -137,10 +138,11 @@ def _settings(steered: Steered, items: Sequence[PromptItem], n_ctx: int) -> dict
 
 def _to_stdout() -> Callable[[Record], None]:
     """A function that writes records to the real stdout, which a progress bar replaces while it runs."""
-    stdout = sys.stdout.buffer
+    stdout, terminal = sys.stdout.buffer, sys.stdout.isatty()
 
     def write(record: Record) -> None:
-        stdout.write(json_line(record).encode("utf-8"))
+        line = json_line(record)
+        stdout.write((visible_json(line) if terminal else line).encode("utf-8"))
         stdout.flush()
 
     return write

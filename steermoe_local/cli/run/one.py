@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
-import click
-
+from ..._util.visible import visible
 from ...generation.answering import Event, answers
 from ...generation.reply import Reply
 from ...pairs.pairs import Message
-from ..chat.text import harmless
 from ..output import print_json, say, warn
+from ..streams import put
 from .setup import STEERED, UNSTEERED, RunFlags, Steered
 
 
@@ -92,7 +90,6 @@ class _Printer:
     def __init__(self, steered: Steered) -> None:
         self._terminal = sys.stdout.isatty()
         self._reasoning = {"auto": self._terminal, "show": True, "hide": False}[steered.flags.reasoning]
-        self._dim = self._terminal and not os.environ.get("NO_COLOR")
         self._headings: dict[str, str] = {}
         if steered.flags.compare and steered.steering is not None:
             self._headings = {UNSTEERED: "== unsteered", STEERED: f"== steered: {steered.steering.name}"}
@@ -120,28 +117,24 @@ class _Printer:
     def break_off(self) -> None:
         """End the line on a terminal, where messages come next."""
         if self._terminal and self._shown:
-            click.echo()
+            put()
 
     def _begin(self) -> None:
         self._shown = set()
         if heading := self._headings.get(self._order[0]):
             first = self._order[0] == UNSTEERED
-            click.echo(("" if first else "\n") + self._styled(heading))
+            put("" if first else "\n", end="")
+            put(visible(heading), dim=True)
 
     def _print(self, event: Event) -> None:
         what = event[2]
         if isinstance(what, Reply):
-            click.echo()
+            put()
             return
         kind, text = what
         if kind == "reasoning" and not self._reasoning:
             return
         if kind == "answer" and self._shown == {"reasoning"}:
-            click.echo("\n")
+            put("\n")
         self._shown.add(kind)
-        shown = harmless(text) if self._terminal else text
-        # color: what goes into a pipe keeps every character; echo flushes
-        click.echo(self._styled(shown) if kind == "reasoning" else shown, nl=False, color=not self._terminal or None)
-
-    def _styled(self, text: str) -> str:
-        return click.style(text, dim=True) if self._dim else text
+        put(text, end="", dim=kind == "reasoning")

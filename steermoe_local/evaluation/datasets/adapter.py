@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..._util import records
+from ..._util.json_text import parse_json
 from ...errors import UsageError
 from ...pairs.prompts import PromptItem
 from ..tasks.scorers import make_scorer
@@ -118,8 +118,8 @@ def parsed(value: Any) -> Any:
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return parse_json(value, strict=False)
+    except ValueError:
         return value
 
 

@@ -75,7 +75,7 @@ def open_evaluator(
     benign: Benign = "default",
     neutral: Neutral = "default",
     settings: EvaluatorSettings | None = None,
-    records: StrPath | None = None,
+    records: StrPath | AnswerFile | None = None,
     resume: bool = False,
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -84,10 +84,12 @@ def open_evaluator(
     """Load a model and open an evaluator on it, for `evaluate`, `sweep`, `tune` and `transfer`.
 
     `model` is "tiny" or a GGUF file, `task` "builtin:NAME" or a file, of which the first `n_items` are taken.
-    `records`: a file for all answers; an interrupted block leaves `<records>.partial`, to go on from with `resume`.
+    `records`: a file for all answers, or an AnswerFile; an interrupted block leaves `<records>.partial`, to go on from
+    with `resume`. Nobody else writes it meanwhile.
     `metadata`: further facts that results depend on, besides the model's. `model_arguments` are `SteeredLlama`'s.
 
-    Raises FormatError, UsageError, and ModelError for a model without experts.
+    Raises FormatError, UsageError, BusyError (another process writes `records`), StorageError, and ModelError for a
+    model without experts.
     """
     path = resolve_model(os.fspath(model))
     facts = model_info(path)
@@ -99,7 +101,9 @@ def open_evaluator(
         scorer = make_scorer(task.scorer, task.options)
     guards = open_guards(path, benign, neutral)
     with ExitStack() as stack:
-        kept = None if records is None else stack.enter_context(AnswerFile(records))
+        if records is not None and not isinstance(records, AnswerFile):
+            records = AnswerFile(records)
+        kept = None if records is None else stack.enter_context(records)
         # a small context: the evaluator makes one of its own over the same weights
         llama = SteeredLlama(path, **{"n_ctx": 64, "n_batch": 64, **model_arguments})
         stack.callback(llama.close)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..._util.json_text import parse_json
 from ...errors import ModelError, UsageError
 from ...pairs.prompts import PromptItem
 from .tasks import Score, Scorer
@@ -40,7 +41,7 @@ The assistant's answer:
 Reply with one line of JSON and nothing else: {"score": 1} for yes, {"score": 0} for no, or a number between."""
 
 _FIELDS = re.compile(r"\{(prompt|answer|fields|criterion)\}")
-_VERDICT = re.compile(r"\{[^{}]*\"score\"[^{}]*\}")
+_VERDICT = re.compile(r"\{[^{}]*+\}")
 _FIRST_WORD = re.compile(r"^[\W_]*(yes|no)\b", re.IGNORECASE)
 _THOUGHTS = re.compile(r"^.*</think>", re.DOTALL)
 _MAX_BYTES = 4 << 20
@@ -189,8 +190,8 @@ class Judge(Scorer):
 
     def _content(self, data: bytes) -> str:
         try:
-            content = json.loads(data)["choices"][0]["message"].get("content")
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            content = parse_json(data.decode("utf-8"), strict=False)["choices"][0]["message"].get("content")
+        except (ValueError, LookupError, TypeError, AttributeError):
             raise ModelError(
                 f"judge {self.base_url}: does not answer as OpenAI's API does: {_one_line(_text(data))!r}; "
                 "check base_url"
@@ -217,9 +218,11 @@ def read_verdict(reply: str) -> float | None:
     """
     reply = _THOUGHTS.sub("", reply)
     for text in reversed(_VERDICT.findall(reply)):
+        if '"score"' not in text:
+            continue
         try:
-            score = json.loads(text).get("score")
-        except (ValueError, RecursionError):
+            score = parse_json(text, strict=False).get("score")
+        except ValueError:
             continue
         if isinstance(score, int | float) and 0 <= score <= 1:  # true and false are 1 and 0
             return float(score)
@@ -244,9 +247,9 @@ def _text(data: bytes) -> str:
     """The message in an answer of the endpoint, or all of it."""
     text = data[:2000].decode("utf-8", "replace")
     try:
-        error = json.loads(data)["error"]
+        error = parse_json(data.decode("utf-8"), strict=False)["error"]
         return str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError):
         return text
 
 

@@ -15,7 +15,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from ...._util.disk import cannot_write
 from ...._util.files import StrPath, human_size, parse_json, read_bytes, replacing, sha256_file, tool_name
+from ...._util.locks import OutputLock
 from ....errors import FormatError, ModelError, ModelMismatchError, NativeError, ResourceError, UsageError
 from ....llama.quantizer import quantize_file
 from ....model_files.header import GGUFTensor, read_header
@@ -259,7 +261,7 @@ class Quantizer:
         """Quantize, or use the file that exists.
 
         Raises NativeError (llama.cpp refuses), ResourceError (the disk is full), UsageError (the folder cannot be
-        written), ModelMismatchError (routers that changed).
+        written), BusyError (another process makes it), ModelMismatchError (routers that changed).
         """
         if found := self.find(kind):
             return found
@@ -267,7 +269,11 @@ class Quantizer:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"{self.folder}: cannot be made: {error.strerror or error}; name another") from None
+            raise cannot_write(self.folder, error) from None
+        with OutputLock(path):
+            return self._make(kind, path)
+
+    def _make(self, kind: FileType, path: Path) -> ModelFile:
         expected = estimate(self.base, kind)
         what, total = f"quantize {kind.name}", max(1, expected // _MIB)
         self._progress(what, 0, total)

@@ -1,0 +1,154 @@
+"""How long /health takes, measured in a process of its own beside what the machine itself takes.
+
+    python -m tests.integration.soak.prober URL...     until its stdin is closed; then one JSON object on stdout
+
+Every `PERIOD` a sample begins, whether or not the ones before are answered: a server that does not answer for a second
+is seen by twenty samples. A sample asks each URL on a new connection, and at the same moment a server of this module,
+which only says "ok", in another process (the control).
+
+The rule (`Samples.late`): a sample is late if it took more than `LIMIT`, and no control that ran meanwhile took more
+than half of its time. Then the machine did not stop for that long, so it was the server. /health is held if at most
+one sample of a hundred is late: its 99th percentile is below `LIMIT`, the machine's own stops apart. Nothing is
+subtracted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import socket
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+PERIOD = 0.05
+LIMIT = 0.1
+_GIVEN_UP = 30.0
+_ASK = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+
+
+@dataclass
+class Samples:
+    """Samples of one URL, [start, seconds, status], and the controls, [start, seconds], in seconds of one clock."""
+
+    samples: list[tuple[float, float, int]] = field(default_factory=list)
+    controls: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def late(self) -> list[tuple[float, float]]:
+        """(start, seconds) of the samples that the server made wait for longer than `LIMIT`."""
+        found = []
+        for start, seconds, _ in self.samples:
+            if seconds > LIMIT:
+                # a control that began before may have run into it
+                stops = [s for begun, s in self.controls if begun < start + seconds and begun + s > start]
+                if max(stops, default=0.0) <= seconds / 2:
+                    found.append((start, seconds))
+        return found
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the rule holds."""
+        return bool(self.samples) and len(self.late) <= len(self.samples) / 100
+
+    def report(self) -> dict[str, Any]:
+        """Numbers in milliseconds."""
+        own, control = [s for _, s, _ in self.samples], [s for _, s in self.controls]
+        statuses = sorted({status for _, _, status in self.samples})
+        late = {"late": len(self.late), "longer than the limit": sum(s > LIMIT for s in own)}
+        return {
+            "samples": len(own),
+            "statuses": statuses,
+            **_milliseconds(own),
+            **late,
+            "control": _milliseconds(control),
+        }
+
+
+def _milliseconds(seconds: Sequence[float]) -> dict[str, float]:
+    if len(seconds) < 2:
+        return {}
+    cuts = statistics.quantiles(seconds, n=100, method="inclusive")
+    values = {"p50": cuts[49], "p99": cuts[98], "max": max(seconds)}
+    return {name: round(1000 * value, 1) for name, value in values.items()}
+
+
+def _say_ok(listening: socket.socket) -> None:
+    """The control: a server without work, in a process."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+        await writer.drain()
+        writer.close()
+
+    async def serve() -> None:
+        server = await asyncio.start_server(answer, sock=listening)
+        await server.serve_forever()
+
+    asyncio.run(serve())
+
+
+async def _ask(host: str, port: int) -> int:
+    """The status of an answer, 0 for none."""
+    try:
+        async with asyncio.timeout(_GIVEN_UP):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(_ASK)
+                answer = await reader.read()
+            finally:
+                writer.close()
+        return int(answer.split(b" ", 2)[1])
+    except (OSError, TimeoutError, IndexError, ValueError):
+        return 0
+
+
+async def _probe(urls: Sequence[str], control: tuple[str, int], stop: threading.Event) -> dict[str, Samples]:
+    found = {url: Samples() for url in urls}
+    addresses = {url: url.removeprefix("http://").split(":") for url in urls}
+    controls: list[tuple[float, float]] = []
+
+    async def one(url: str) -> None:
+        start = time.monotonic()
+        status = await _ask(addresses[url][0], int(addresses[url][1]))
+        found[url].samples.append((start, time.monotonic() - start, status))
+
+    async def other() -> None:
+        start = time.monotonic()
+        await _ask(*control)
+        controls.append((start, time.monotonic() - start))
+
+    tasks: set[asyncio.Task[None]] = set()
+    while not stop.is_set():
+        for sample in (*map(one, urls), other()):
+            tasks.add(task := asyncio.create_task(sample))
+            task.add_done_callback(tasks.discard)
+        await asyncio.sleep(PERIOD)
+    await asyncio.gather(*tasks)
+    for samples in found.values():
+        samples.controls = controls
+    return found
+
+
+def main() -> None:
+    """Probe until stdin is closed."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    echo = multiprocessing.get_context("spawn").Process(target=_say_ok, args=(listening,), daemon=True)
+    echo.start()
+    stop = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+    try:
+        found = asyncio.run(_probe(sys.argv[1:], listening.getsockname()[:2], stop))
+    finally:
+        echo.terminate()
+    print(json.dumps({url: {"samples": s.samples, "controls": s.controls} for url, s in found.items()}))
+
+
+if __name__ == "__main__":
+    main()
