@@ -23,6 +23,9 @@ try:
 except ImportError:  # Windows has no such limits
     resource = None  # type: ignore[assignment]
 
+READY = b"ready\n"
+"""What a child that answers writes first."""
+
 
 def main(order: dict[str, Any]) -> int:
     """Carry out an order (`children.Child`). Returns the exit status."""
@@ -147,6 +150,8 @@ def _answer(function: Any, cpu_seconds: int | None) -> None:
     # what a library prints must not stand between the answers
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    out.write(READY)
+    out.flush()
     for line in sys.stdin.buffer:
         _allow_cpu(cpu_seconds)
         out.write(json.dumps(function(*json.loads(line))).encode("ascii") + b"\n")

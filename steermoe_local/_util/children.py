@@ -33,10 +33,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import NativeError
+from .child_start import READY
 from .import_path import is_current_folder
 from .package import PACKAGE
 
 _ROOT = __name__.partition(".")[0]
+_START_SECONDS = 60.0  # until a child has imported its function
 _OUT_OF_CPU = int(getattr(signal, "SIGXCPU", -1 << 31))  # Windows has no such limit
 _START = Path(__file__).with_name("child_start.py")
 
@@ -141,7 +143,10 @@ class Worker:
         atexit.register(self.stop)
 
     def ask(self, *request: Any, seconds: float) -> Any:
-        """The function's result. Raises ChildError when it does not come within `seconds`."""
+        """The function's result.
+
+        Raises ChildError when it does not come within `seconds` of the request, NativeError when no child can start.
+        """
         line = json.dumps(request).encode("ascii") + b"\n"
         with self._lock:
             child = self._running()
@@ -174,7 +179,7 @@ class Worker:
         return json.loads(answer)
 
     def start(self) -> None:
-        """Start the child now, so that the first request need not wait for it."""
+        """Start the child now, so that the first request need not wait for it. Raises NativeError."""
         with self._lock:
             self._running()
 
@@ -196,10 +201,39 @@ class Worker:
         if self._child is None or self._child.poll() is not None:
             self.stop()
             pipe, null = subprocess.PIPE, subprocess.DEVNULL
-            self._child = Child(
-                self._function, limits=self._limits, stdin=pipe, stdout=pipe, stderr=null, _answers=True
-            )
+            child = Child(self._function, limits=self._limits, stdin=pipe, stdout=pipe, stderr=null, _answers=True)
+            self._child = child
+            self._require_ready(child)
         return self._child
+
+    def _require_ready(self, child: Child) -> None:
+        """Wait until the child has imported its function. Raises NativeError if it cannot; no other child could."""
+        assert child.stdout is not None
+        late = threading.Event()
+
+        def kill() -> None:
+            late.set()
+            child.kill()
+
+        timer = threading.Timer(_START_SECONDS, kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            is_ready = child.stdout.readline(len(READY)) == READY
+        except BaseException:
+            self.stop()
+            raise
+        finally:
+            timer.cancel()
+        if is_ready:
+            return
+        self.stop()
+        if child.returncode < 0 and not late.is_set():  # killed from outside
+            raise ChildError(False)
+        raise NativeError(
+            f"no child process can be started for {self._function.__module__}: `{sys.executable} -I` does not run, or "
+            "lacks modules; install the package again, without PYTHONHOME"
+        )
 
 
 def import_order() -> dict[str, Any]:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +16,7 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
 
 from steermoe_local import NativeError, UsageError, model_info
+from steermoe_local._util.children import Child
 from steermoe_local.errors import ModelError, ModelMismatchError, ResourceError
 from steermoe_local.evaluation.measuring.json_values import from_plain, plain
 from steermoe_local.evaluation.studies.transfer import quantize
@@ -301,14 +301,14 @@ def test_a_disk_that_fills_up(info: ModelInfo, tmp_path: Path) -> None:
 
 
 def test_an_interrupt_ends_the_child(info: ModelInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    children: list[subprocess.Popen[bytes]] = []
+    children: list[Child] = []
 
-    class Popen(subprocess.Popen):  # type: ignore[type-arg]
+    class Kept(Child):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             children.append(self)
 
-    monkeypatch.setattr(quantizer.subprocess, "Popen", Popen)
+    monkeypatch.setattr(quantizer, "Child", Kept)
     monkeypatch.setattr(quantizer, "_POLL", 0.005)
     seen: list[list[str]] = []
 
@@ -329,10 +329,10 @@ def test_an_interrupt_ends_the_child(info: ModelInfo, tmp_path: Path, monkeypatc
 def test_a_child_does_not_outlive_its_parent(tiny_path: Path, tmp_path: Path) -> None:
     target = tmp_path / "q.gguf"
     target.write_bytes(b"begun")
-    arguments = [str(tiny_path), str(target), "15", "1", "0"]
-    command = [sys.executable, "-m", "steermoe_local.llama.quantizer", *arguments]
-    child = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False)
-    assert child.returncode == 1
+    arguments = [str(tiny_path), str(target), 15, 1, False]
+    with Child(quantizer._quantize, arguments, leftover=target) as child:
+        child.let_go()  # as when this process ends
+        assert child.wait(60) == 1
     assert not target.exists()
 
 
