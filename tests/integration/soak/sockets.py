@@ -15,11 +15,12 @@ from tests.integration.soak.hostile import CHAT, request
 
 Address = tuple[str, int]
 ENDLESS = {"prompt": "one, two,", "logit_bias": [[0, False]], "temperature": 0, "max_tokens": 400, "stream": True}
+_HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 BEGINNINGS = (
     b"",
     b"GET /health",
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Le",
-    b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{",
+    _HEAD + b"Content-Length: 500\r\n\r\n{",
 )
 
 
