@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import sys
 from collections.abc import Callable
@@ -12,16 +11,21 @@ from contextlib import AbstractContextManager
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from ..errors import UsageError
 from ..generation.engine import Engine
+from .accepting import Acceptor, room_for
 from .app import create_app
+from .connections import Connections
+from .protocol import GuardedProtocol
 from .registry import SteeringRegistry
 from .settings import ServerSettings
+from .stopping import StopDeadline, end_now
 from .worker import Worker
 
-_GRACE = 30  # seconds for answers that are being decoded when the server is asked to stop
-_CONNECTIONS = 512  # besides the waiting ones; more get 503
+_TOLD_SECONDS = 2.0  # for clients to be told that the server stops, after the time for their answers
+_ENDED_SECONDS = 5.0  # after that time, for everything
 
 Say = Callable[[str], None]
 
@@ -39,7 +43,7 @@ def listen(host: str, port: int) -> socket.socket:
         if sys.platform != "win32":  # there it would let two programs share a port
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
-        found.listen(128)
+        found.listen(1024)
     except OSError as error:
         found.close()
         raise UsageError(
@@ -56,18 +60,78 @@ def url_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class _Server(uvicorn.Server):
-    """Stops after the running answers on the first signal; at once on a second, or while the model is loading."""
+class Server(uvicorn.Server):
+    """uvicorn's server, with connections that are guarded.
 
-    def __init__(self, config: uvicorn.Config, worker: Worker, say: Say) -> None:
+    It stops after the running answers on the first signal; at once on a second, or while the model is loading. Answers
+    that take longer than `settings.stop_seconds` end with an error.
+    """
+
+    def __init__(
+        self, app: FastAPI, worker: Worker, settings: ServerSettings, listening: socket.socket, say: Say
+    ) -> None:
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # a client could claim any address
+            timeout_keep_alive=settings.idle_seconds,  # type: ignore[arg-type]
+            timeout_graceful_shutdown=settings.stop_seconds + _TOLD_SECONDS,  # type: ignore[arg-type]
+        )
         super().__init__(config)
-        self._worker, self._say = worker, say
+        self._worker, self._settings, self._listening, self._say = worker, settings, listening, say
+        self._stop: StopDeadline | None = None
+        wanted = settings.connections + settings.queue_limit
+        self.open_connections = Connections(room_for(wanted))
+        if self.open_connections.limit < wanted:
+            say(
+                f"warning: at most {self.open_connections.limit} connections at once, not {wanted}, as the process may "
+                "open no more files; raise ulimit -n"
+            )
+
+    def serve_until_stopped(self) -> None:
+        """Serve until a signal comes; from then on the process has a deadline."""
+        with StopDeadline(self._settings.stop_seconds + _ENDED_SECONDS) as self._stop:
+            try:
+                asyncio.run(self.serve(sockets=[]))
+            finally:
+                self._listening.close()
+            self._worker.stop()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application, then accept connections; uvicorn itself gets no socket."""
+        await super().startup(sockets=[])
+
+        def make(reserved: bool) -> GuardedProtocol:
+            return GuardedProtocol(
+                settings=self._settings,
+                open_connections=self.open_connections,
+                reserved=reserved,
+                config=self.config,
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+            )
+
+        self._acceptor = Acceptor(self._listening, make, self.open_connections)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting, wait for the answers, then end those that are left with an error, then all."""
+        await self._acceptor.close()
+        late = asyncio.get_running_loop().call_later(self._settings.stop_seconds, self._worker.stop, 0)
+        await super().shutdown(sockets)
+        late.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGINT and SIGTERM; uvicorn would raise them again at the end."""
         if self.should_exit or self._worker.state == "loading":
-            os._exit(130)  # the engine's thread may be in the middle of something long
+            end_now()  # the engine's thread may be in the middle of something long
         self.should_exit = True
+        if self._stop is not None:
+            self._stop.noticed(sig)
         if self._worker.n_running:
             self._say(f"finishing {self._worker.n_running} answers; Ctrl-C again stops at once")
 
@@ -83,39 +147,24 @@ def run_server(
     Raises UsageError (the address cannot be used), and what `load` raises.
     """
     listening = listen(settings.host, settings.port)
-    servers: list[_Server] = []
+    servers: list[Server] = []
 
     def on_state(state: str) -> None:
         if state == "ok":
             steering = registry.default or "none"
             facts = f"{worker.n_slots} at once, steering: {steering}"
-            say(f"steermoe serves {settings.model} at {url_of(listening)} ({facts})")
+            say(f"steermoe serves {settings.model} at {url} ({facts})")
         elif state == "failed":
             for server in servers:
                 server.should_exit = True
 
+    url = url_of(listening)
     worker = Worker(load, queue_limit=settings.queue_limit, on_state=on_state)
-    config = uvicorn.Config(
-        create_app(worker, registry, settings),
-        http="h11",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,  # a client could claim any address
-        timeout_graceful_shutdown=_GRACE,
-        limit_concurrency=_CONNECTIONS + settings.queue_limit,
-    )
-    server = _Server(config, worker, say)
+    server = Server(create_app(worker, registry, settings), worker, settings, listening, say)
     servers.append(server)
     for line in settings.warnings:
         say(f"warning: {line}")
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    try:
-        asyncio.run(server.serve(sockets=[listening]))
-    finally:
-        listening.close()
-    worker.stop()
+    server.serve_until_stopped()
     if worker.error is not None:
         raise worker.error

@@ -7,9 +7,11 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import re
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import unquote
 
 from .api_errors import ApiError
 from .json_requests import Bodies
@@ -25,12 +27,17 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _PUBLIC = frozenset({"/", "/favicon.ico", "/health", "/docs", "/openapi.json"})
 _PAGE = "/page/"
 _DRAINED_SECONDS = 1.0
+# Neither user names nor zones (%eth0) nor letters that a browser would have to translate.
+_HOST = re.compile(
+    r"(?:\[(?P<v6>[0-9A-Fa-f:.]{2,45})\]|(?P<name>[\w-]+(?:\.[\w-]+)*\.?))(?::(?P<port>[0-9]{0,5}))?", re.ASCII
+)
 
 
 class HostGuard:
     """Refuses host names that are not this server's, against DNS rebinding: a page can point its own name here.
 
-    Addresses cannot be rebound, so they are accepted.
+    Addresses cannot be rebound, so they are accepted. What other headers say of the host (X-Forwarded-Host) counts for
+    nothing. An address with a host in it (`GET http://HOST/...`) has to name the one of the Host header.
     """
 
     def __init__(self, app: App, settings: ServerSettings) -> None:
@@ -49,29 +56,33 @@ class HostGuard:
                     f"host {host[:100]!r} is not a name of this server; use its address, or start it with "
                     "--allowed-host NAME"
                 )
-                return await _refuse(ApiError(403, message, kind="permission_error", code="unknown_host"), send)
+                return await refuse(ApiError(403, message, kind="permission_error", code="unknown_host"), send)
+            if scope["raw_path"].lower().startswith(b"http://"):
+                named, _, path = scope["raw_path"][len(b"http://") :].partition(b"/")
+                if named.lower() != hosts[0].strip().lower():
+                    message = "the address of the request and its header Host name different hosts; send one"
+                    return await refuse(ApiError(400, message, code="two_hosts"), send)
+                path = b"/" + path
+                scope = {**scope, "raw_path": path, "path": unquote(path.decode("ascii"))}
         return await self._app(scope, receive, send)
 
 
 def host_allowed(header: str, names: frozenset[str]) -> bool:
-    """Whether a Host header is one of the names, or an address."""
-    if header.startswith("["):
-        host, bracket, port = header[1:].partition("]")
-        if not bracket or (port and not port.startswith(":")):
-            return False
-        port = port[1:]
-    else:
-        host, _, port = header.partition(":")
-    if port and not (port.isascii() and port.isdecimal()):
+    """Whether a Host header is one of the names, or an address, in the form of HTTP: HOST, HOST:PORT, [IPV6]:PORT."""
+    found = _HOST.fullmatch(header.strip(" \t"))
+    if found is None or (found["port"] and not 0 < int(found["port"]) < 65536):
         return False
-    host = host.lower().removesuffix(".")
-    if host in names or host.endswith(".localhost"):
+    host = (found["v6"] or found["name"]).lower()
+    if found["v6"] is None:
+        host = host.removesuffix(".")
+        if host in names or host.endswith(".localhost"):
+            return True
+    elif host in names:  # the server's own --host
         return True
     try:
-        ipaddress.ip_address(host)
+        return ipaddress.ip_address(host).version == (4 if found["v6"] is None else 6)
     except ValueError:
         return False
-    return True
 
 
 def _own_names() -> tuple[str, ...]:
@@ -96,7 +107,7 @@ class KeyGuard:
                 message = "no valid API key; send the header Authorization: Bearer KEY"
                 headers = {"WWW-Authenticate": "Bearer"}
                 error = ApiError(401, message, kind="authentication_error", code="invalid_api_key", headers=headers)
-                return await _refuse(error, send)
+                return await refuse(error, send)
         return await self._app(scope, receive, send)
 
     @staticmethod
@@ -122,6 +133,8 @@ class BodyGuard:
             return await self._app(scope, receive, send)
         headers = dict(scope["headers"])
         try:
+            if b"expect" in headers:
+                _require_json_type(headers)  # before the client is told to send the body
             body = await self._read(headers, receive)
             if body is None:
                 return None  # the client is gone
@@ -129,9 +142,9 @@ class BodyGuard:
                 _require_json_type(headers)
                 scope = {**scope, **await self._bodies.parse(body)}
         except ApiError as error:
-            if error.status == 413:
+            if error.status == 413 and b"expect" not in headers:
                 await _drain(receive)
-            return await _refuse(error, send)
+            return await refuse(error, send)
         pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Message:
@@ -182,7 +195,8 @@ async def _drain(receive: Receive) -> None:
         pass
 
 
-async def _refuse(error: ApiError, send: Send) -> None:
+async def refuse(error: ApiError, send: Send) -> None:
+    """Answer with an error."""
     body = json.dumps(error.body()).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]

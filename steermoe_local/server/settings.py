@@ -22,10 +22,12 @@ class ServerSettings:
 
     `model` is the model's name for clients, `aliases` are further names. At most `queue_limit` requests wait for a
     slot; a request may take `timeout` seconds, waiting included. A body has at most `body_limit` bytes and must arrive
-    within `body_seconds`. POST /v1/steering writes into `maps_folder`, a folder of maps and bias files, if
-    `maps_writable`. Requests take their defaults from `sampling`, `max_tokens` (None: until the model ends), `thinking`
-    and `template_arguments` (of the chat template), and `steering` (a registered name). `date` is for chat templates
-    that print one; None: the day of the request.
+    within `body_seconds`; the header of a request must arrive within `header_seconds`, an idle connection is closed
+    after `idle_seconds`, and one whose client does not take its answer after `write_seconds`. Besides the requests that
+    wait, there may be `connections`. After a signal, answers get `stop_seconds` to come to their end. POST /v1/steering
+    writes into `maps_folder`, a folder of maps and bias files, if `maps_writable`. Requests take their defaults from
+    `sampling`, `max_tokens` (None: until the model ends), `thinking` and `template_arguments` (of the chat template),
+    and `steering` (a registered name). `date` is for chat templates that print one; None: the day of the request.
     """
 
     model: str
@@ -40,6 +42,11 @@ class ServerSettings:
     timeout: float = 600.0
     body_limit: int = 16 * MIB
     body_seconds: float = 30.0
+    header_seconds: float = 10.0
+    idle_seconds: float = 15.0
+    write_seconds: float = 60.0
+    stop_seconds: float = 30.0
+    connections: int = 512
     log_prompts: bool = False
     maps_folder: Path | None = None
     maps_writable: bool = False

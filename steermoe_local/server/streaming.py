@@ -17,8 +17,6 @@ from .worker import Ticket, Worker
 
 Events = list[tuple[int, TokenEvent | FinishEvent]]
 
-_SEND_SECONDS = 60  # for a client to read what it was sent
-
 DONE = b"data: [DONE]\n\n"
 
 
@@ -102,8 +100,7 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
 
         async def body(data: bytes, more: bool = True) -> None:
-            async with asyncio.timeout(_SEND_SECONDS):
-                await send({"type": "http.response.body", "body": data, "more_body": more})
+            await send({"type": "http.response.body", "body": data, "more_body": more})
 
         try:
             for data in self._first:
@@ -111,7 +108,7 @@ class EventStream(Response):
             async for data in self._rest:
                 await body(self._encode(data))
             await body(self._end, more=False)
-        except (ClientGone, TimeoutError, OSError):  # disconnected, or does not read
+        except (ClientGone, OSError):  # disconnected
             pass
         except Exception as error:
             await body(b"".join(map(self._encode, self._failed(error))), more=False)

@@ -296,12 +296,9 @@ def test_what_was_computed_before_a_cancel_is_used(server: Running) -> None:
     assert usage["prompt_tokens_details"]["cached_tokens"] == usage["prompt_tokens"] - 1
 
 
-def test_one_who_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_who_reads_nothing() -> None:
     """Its answer ends, and when the time for sending is over its connection, too."""
-    from steermoe_local.server import streaming
-
-    monkeypatch.setattr(streaming, "_SEND_SECONDS", 0.5)
-    with running(n_ctx=1024, parallel=1) as small:
+    with running(n_ctx=1024, parallel=1, write_seconds=0.5) as small:
         body = {"prompt": "one,", "stream": True, "logprobs": 20} | ENDLESS
         with asking(small, "/v1/completions", body) as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 
 from steermoe_local import SteeredLlama
 from steermoe_local.generation.engine import Engine, FinishEvent, Request, Sampling
 from steermoe_local.models.embedded import data_folder
 from steermoe_local.server import ServerSettings, SteeringRegistry, Worker, create_app
-from steermoe_local.server.program import listen, url_of
+from steermoe_local.server.program import Server, listen, url_of
 
 TINY = data_folder() / "tiny-moe.gguf"
 GREEDY = Sampling(temperature=0)
@@ -94,25 +93,15 @@ def running(
     **settings: Any,
 ) -> Iterator[Running]:
     """Serve until the block ends; `load` may wrap what loads the model."""
-    chosen = ServerSettings(model="tiny", port=0, sampling=settings.pop("sampling", GREEDY), **settings)
+    # The tests' connections stay, however slow the machine is between two requests.
+    defaults = {"sampling": GREEDY, "idle_seconds": 3600.0, "stop_seconds": 5.0}
+    chosen = ServerSettings(model="tiny", port=0, **(defaults | settings))
     registry = SteeringRegistry(folder=chosen.maps_folder, writable=chosen.maps_writable)
     worker = Worker(load(loader(registry, model, n_ctx, parallel, steering, type_kv)), queue_limit=chosen.queue_limit)
     app = create_app(worker, registry, chosen, **({} if page is None else {"page": page}))
     listening = listen(chosen.host, chosen.port)
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=5,
-        timeout_keep_alive=3600,  # the tests' connections stay, however slow the machine is between two requests
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
+    server = Server(app, worker, chosen, listening, say=lambda line: None)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[])), daemon=True)
     thread.start()
     url = url_of(listening)
     headers = {"Authorization": f"Bearer {chosen.api_key}"} if chosen.api_key else {}

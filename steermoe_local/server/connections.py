@@ -1,0 +1,133 @@
+"""Which connections are open, how many may be, and which one is closed when there are too many."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import ipaddress
+from collections import Counter
+from collections.abc import Iterable
+from typing import Protocol
+
+from .peers import Ends, open_ends
+
+RESERVE = 16  # connections beyond the limit, which get /health or an error and are closed
+_LOOKED_SECONDS = 0.5  # between two looks at clients that have ended their side
+
+
+class State(enum.IntEnum):
+    """What a connection is doing; the least is given up first."""
+
+    IDLE = 0
+    """It waits for a request, or for the rest of a request's header."""
+    BODY = 1
+    """It waits for the rest of a body."""
+    UNREAD = 2
+    """Its client does not take what was sent."""
+    ANSWERING = 3
+    """It has a whole request, and is never given up for others."""
+
+
+class Connection(Protocol):
+    """What `Connections` knows of a connection."""
+
+    state: State
+    since: float
+    """When its state began, in the clock of the event loop."""
+    address: str
+    reserved: bool
+    """Whether it is one of the reserve."""
+    ends: Ends | None
+    """Both ends, if the client's is a socket of this machine."""
+
+    def give_up(self) -> None:
+        """Close it for others."""
+
+    def look(self, there: bool | None) -> None:
+        """Take note of whether the client is still there; None if that cannot be seen."""
+
+
+class Connections:
+    """The open connections of a server: `limit` of them, and a reserve so that /health is always answered.
+
+    At the limit a new connection takes the place of one that waits for its client: first those without a request, then
+    those without a whole body, then those whose client does not read; of these one of the address that has the most,
+    and the oldest of them. Where there is none, because all are being answered, it becomes one of the reserve.
+    """
+
+    def __init__(self, limit: int, reserve: int = RESERVE) -> None:
+        self.limit, self.reserve = limit, reserve
+        self._open: dict[Connection, None] = {}
+        self._half_closed: dict[Connection, None] = {}
+        self._looking: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, connection: Connection) -> None:
+        """Take a new connection in; its `reserved` says whether as one of the reserve."""
+        if not connection.reserved:
+            others = [other for other in self._open if not other.reserved]
+            connection.reserved = len(others) >= self.limit and not self._give_up(others, connection)
+        if connection.reserved:
+            others = [other for other in self._open if other.reserved]
+            if len(others) >= self.reserve:
+                self._close(others[0])  # whatever it does: its answer is short
+        self._open[connection] = None
+
+    def remove(self, connection: Connection) -> None:
+        """Forget a connection that is closed."""
+        self._open.pop(connection, None)
+        self._half_closed.pop(connection, None)
+
+    def make_room(self) -> bool:
+        """Close one that waits for its client, if there is one: the process has no descriptor left."""
+        return self._give_up(self._open)
+
+    def _give_up(self, among: Iterable[Connection], new: Connection | None = None) -> bool:
+        waiting = [connection for connection in among if connection.state is not State.ANSWERING]
+        if not waiting:
+            return False
+        least = min(connection.state for connection in waiting)
+        counts = Counter(share_of(connection.address) for connection in (*self._open, *([new] if new else [])))
+        self._close(
+            min(
+                (connection for connection in waiting if connection.state is least),
+                key=lambda connection: (-counts[share_of(connection.address)], connection.since),
+            )
+        )
+        return True
+
+    def _close(self, connection: Connection) -> None:
+        self.remove(connection)
+        connection.give_up()
+
+    #
+    # clients that have ended their side
+    #
+
+    def half_closed(self, connection: Connection) -> None:
+        """Look from now on whether the client is still there: it will send no more, and may wait for its answer."""
+        self._half_closed[connection] = None
+        if self._looking is None:
+            self._look()
+
+    def _look(self) -> None:
+        ends = {connection.ends for connection in self._half_closed if connection.ends is not None}
+        there = open_ends(ends) if ends else None
+        for connection in list(self._half_closed):
+            connection.look(connection.ends in there if there is not None and connection.ends is not None else None)
+        self._looking = (
+            asyncio.get_running_loop().call_later(_LOOKED_SECONDS, self._look) if self._half_closed else None
+        )
+
+
+def share_of(address: str) -> str:
+    """Whose connections count together: an IPv4 address, or the /64 network of an IPv6 address."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv6Address):
+        found = found.ipv4_mapped or found
+    return str(ipaddress.ip_network((found, 64), strict=False)) if found.version == 6 else str(found)
