@@ -36,8 +36,8 @@ class ModelIdentity:
     router_sha256: str
 
     def __post_init__(self) -> None:
-        if not isinstance(self.architecture, str) or not self.architecture:
-            raise FormatError(f"architecture: {self.architecture!r} is not a name")
+        if not isinstance(self.architecture, str) or not self.architecture or "\0" in self.architecture:
+            raise FormatError(f"architecture: {str(self.architecture)[:60]!r} is not a name")
         for name, top in (
             ("n_layer", MAX_LAYERS),
             ("n_expert", MAX_EXPERTS),

@@ -66,6 +66,77 @@ uint32_t get_u32(const gguf_context * ctx, const std::string & name, const char 
     return gguf_get_val_u32(ctx, find(ctx, name, key, GGUF_TYPE_UINT32));
 }
 
+// Refuses NUL in keys, texts and names of tensors. gguf.cpp returns and compares them as C strings, so a key "...mode\0x"
+// would be taken for "...mode", whatever stands in the file under that key; the Python reader refuses such a file, too.
+class nul_scan {
+  public:
+    nul_scan(const char * data, size_t size, const std::string & name) : data(data), size(size), name(name) {}
+
+    // Of a whole header, which gguf.cpp has accepted.
+    void header() {
+        skip(8, 1); // magic and version
+        const uint64_t n_tensors = number(8);
+        const uint64_t n_pairs   = number(8);
+        for (uint64_t i = 0; i < n_pairs; i++) {
+            text();
+            value((uint32_t) number(4));
+        }
+        for (uint64_t i = 0; i < n_tensors; i++) {
+            text();
+            skip(number(4), 8);
+            skip(4 + 8, 1); // type and offset
+        }
+    }
+
+  private:
+    void skip(uint64_t n, uint64_t n_bytes) {
+        if (n > (size - at) / n_bytes) {
+            bad(name, "not a valid GGUF file (truncated or damaged?); build it again with steermoe bias build");
+        }
+        at += (size_t) (n * n_bytes);
+    }
+
+    uint64_t number(size_t n_bytes) {
+        skip(1, n_bytes);
+        uint64_t result = 0;
+        memcpy(&result, data + at - n_bytes, n_bytes); // gguf.cpp takes only files of this machine's byte order
+        return result;
+    }
+
+    void text() {
+        const uint64_t n = number(8);
+        skip(n, 1);
+        if (memchr(data + at - n, 0, (size_t) n) != nullptr) {
+            bad(name, "a key, text or tensor name in it has a NUL byte; build it again with steermoe bias build");
+        }
+    }
+
+    void value(uint32_t type) {
+        // bytes of a value, by gguf_type; texts and arrays have none of fixed size
+        static constexpr uint8_t sizes[] = { 1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8 };
+
+        const bool     is_array = type == GGUF_TYPE_ARRAY;
+        const uint32_t item     = is_array ? (uint32_t) number(4) : type;
+        const uint64_t n        = is_array ? number(8) : 1;
+        if (item == GGUF_TYPE_STRING) {
+            for (uint64_t i = 0; i < n; i++) {
+                text();
+            }
+            return;
+        }
+        const uint64_t n_bytes = item < sizeof(sizes) ? sizes[item] : 0;
+        if (n_bytes == 0) {
+            bad(name, "a value of an unknown type in it; build it again with steermoe bias build");
+        }
+        skip(n, n_bytes);
+    }
+
+    const char *        data;
+    size_t              size;
+    const std::string & name;
+    size_t              at = 0;
+};
+
 int32_t require_count(const std::string & name, const char * key, int64_t value, int32_t max) {
     if (value < 1 || value > max) {
         bad(name, std::string(key) + " is " + std::to_string(value) + ", outside 1 to " + std::to_string(max));
@@ -129,6 +200,7 @@ steermoe_bias steermoe_bias::from_buffer(const void * data, size_t size, const s
     if (!ctx) {
         bad(name, "not a valid GGUF file (truncated or damaged?); build it again with steermoe bias build");
     }
+    nul_scan((const char *) data, size, name).header();
 
     const std::string kind = get_str(ctx.get(), name, KEY_ARCHITECTURE);
     if (kind != "expertbias") {

@@ -18,9 +18,12 @@ from typing import Any
 
 from .._util.file_kinds import CHAT, require_kind
 from .._util.files import StrPath, parse_json, read_bytes, replacing, timestamp, tool_name
+from .._util.json_text import shortened
 from ..errors import FormatError, UsageError
 from ..identity import ModelIdentity
+from ..llama.grammar_bounds import require_of_file
 from ..llama.template_date import template_date
+from .bounds import MAX_BIASES, MAX_MESSAGES, MAX_TEXT, MAX_TOKEN_ID, MAX_TOKENS
 from .engine import Sampling
 
 _FORMAT = "steermoe-chat"
@@ -77,7 +80,7 @@ class ChatState:
             raise FormatError(f'{where}: not a saved chat (no "format": "{_FORMAT}" in it); check the path')
         if data.get("version") != _VERSION:
             raise FormatError(
-                f"{where}: a chat of version {data.get('version')!r}, this program reads {_VERSION}; "
+                f"{where}: a chat of version {_short(data.get('version'))}, this program reads {_VERSION}; "
                 "upgrade steermoe-local"
             )
         if missing := sorted(_FIELDS - set(data)):
@@ -95,6 +98,8 @@ class ChatState:
                 raise FormatError(
                     f"{where}: {name}: {_short(data[name])} is not what stands there; save the chat again"
                 )
+        if data["system"] is not None:
+            _require_short(data["system"], f"{where}: system")
         if (date := data.get("date")) is not None:
             try:
                 template_date(date if isinstance(date, str) else str(date))
@@ -113,15 +118,20 @@ class ChatState:
 
 
 def write_chat(state: ChatState, path: StrPath) -> None:
-    """Write a conversation. Raises UsageError when the file cannot be written."""
-    text = json.dumps(state.to_dict(), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    """Write a conversation. Raises UsageError when the file cannot be written, or could not be read again."""
+    data = state.to_dict()
     try:
-        data = text.encode("utf-8")
+        ChatState.from_dict(data)
+    except FormatError as error:
+        raise UsageError(f"{path}: cannot be written: {str(error).removeprefix('chat: ')}") from None
+    text = json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    try:
+        encoded = text.encode("utf-8")
     except UnicodeEncodeError:
         cure = "start the chat in a folder whose name is"
         raise UsageError(f"{path}: cannot be written: the path of its map or bias is not UTF-8; {cure}") from None
     with replacing(path) as temporary:
-        temporary.write_bytes(data)
+        temporary.write_bytes(encoded)
 
 
 def read_chat(path: StrPath) -> ChatState:
@@ -137,6 +147,8 @@ def read_chat(path: StrPath) -> ChatState:
 
 
 def _messages(messages: list[Any], where: str) -> list[dict[str, str]]:
+    if len(messages) > MAX_MESSAGES:
+        raise FormatError(f"{where}: messages: {len(messages)}, but at most {MAX_MESSAGES} are read; shorten it")
     checked: list[dict[str, str]] = []
     for index, message in enumerate(messages):
         what = f"{where}: messages[{index}]"
@@ -148,6 +160,8 @@ def _messages(messages: list[Any], where: str) -> list[dict[str, str]]:
             raise FormatError(f"{what}: has the fields {', '.join(sorted(message))[:80]}; role and content are wanted")
         if message["role"] != role:
             raise FormatError(f"{what}: role {_short(message['role'])}, but user and assistant speak in turns")
+        for name, text in message.items():
+            _require_short(text, f"{what}.{name}")
         checked.append(dict(message))
     if len(checked) % 2:
         raise FormatError(f"{where}: messages: the last question has no answer; remove it")
@@ -160,23 +174,45 @@ def _sampling(data: dict[str, Any], where: str) -> Sampling:
         raise FormatError(f"{what}.{unknown[0]}: unknown field; remove it")
     values = dict(data)
     biases = values.pop("logit_bias", {})
+    if not isinstance(biases, dict) or len(biases) > MAX_BIASES:
+        raise FormatError(f"{what}: logit_bias: not an object of at most {MAX_BIASES} tokens; save the chat again")
+    for token, bias in biases.items():
+        if not _is_token(token) or type(bias) not in (int, float, type(None)):
+            raise FormatError(f"{what}: logit_bias: {_short(token)}: {_short(bias)} is not a token and its bias")
     for name, value in values.items():
         kinds: tuple[type, ...] = (int,) if name in _INTEGERS else (str,) if name == "grammar" else (int, float)
         if type(value) not in kinds and not (value is None and name in ("seed", "grammar")):
             raise FormatError(f"{what}.{name}: {_short(value)} is not what stands there; save the chat again")
     try:
         values["logit_bias"] = {int(token): -float("inf") if b is None else float(b) for token, b in biases.items()}
-        return Sampling(**values)
-    except (UsageError, AttributeError, TypeError, ValueError, OverflowError) as error:
+        sampling = Sampling(**values)
+        if sampling.grammar is not None:
+            require_of_file(sampling.grammar)
+        return sampling
+    except UsageError as error:
         raise FormatError(f"{what}: {error}; save the chat again") from None
 
 
 def _max_tokens(value: object, where: str) -> int | None:
-    if value is not None and (type(value) is not int or not 0 <= value <= 1 << 31):
+    if value is not None and (type(value) is not int or not 0 <= value <= MAX_TOKENS):
         raise FormatError(f"{where}: max_tokens: {_short(value)} is not a number of tokens; save the chat again")
     return value
 
 
+def _require_short(text: str, what: str) -> None:
+    if len(text) > MAX_TEXT:
+        raise FormatError(f"{what}: {len(text)} characters, but at most {MAX_TEXT} are read; shorten it")
+
+
+def _is_token(text: object) -> bool:
+    digits = isinstance(text, str) and text.isascii() and text.isdecimal() and len(text) <= 10
+    return digits and int(str(text)) <= MAX_TOKEN_ID
+
+
 def _short(value: object) -> str:
+    if isinstance(value, str):
+        return shortened(value)
+    if isinstance(value, (dict, list)) and value:
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

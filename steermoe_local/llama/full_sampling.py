@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UsageError
-from .sampling import Sampling, bias_sampler, require_ranges
+from .sampling import LARGEST, Sampling, bias_sampler, require_ranges
 
 SAMPLERS = {
     "penalties": "e",
@@ -76,19 +76,19 @@ class FullSampling(Sampling):
         require_ranges(
             self,
             typical_p=(0, 1),
-            top_n_sigma=(-math.inf, math.inf),
+            top_n_sigma=(-LARGEST, LARGEST),
             xtc_probability=(0, 1),
             xtc_threshold=(0, 1),
-            dynatemp_range=(0, math.inf),
-            dynatemp_exponent=(0, math.inf),
-            dry_multiplier=(0, math.inf),
-            dry_base=(0, math.inf),
+            dynatemp_range=(0, LARGEST),
+            dynatemp_exponent=(0, LARGEST),
+            dry_multiplier=(0, LARGEST),
+            dry_base=(0, LARGEST),
             dry_allowed_length=(0, 2**31 - 1),
             dry_penalty_last_n=(-1, 2**31 - 1),
             mirostat=(0, 2),
-            mirostat_tau=(0, math.inf),
-            mirostat_eta=(0, math.inf),
-            adaptive_target=(-math.inf, 1),
+            mirostat_tau=(0, LARGEST),
+            mirostat_eta=(0, LARGEST),
+            adaptive_target=(-LARGEST, 1),
             adaptive_decay=(0, 0.99),
             min_keep=(0, 2**31 - 1),
         )

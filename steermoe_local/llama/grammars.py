@@ -12,15 +12,13 @@ import numpy.typing as npt
 
 from ..errors import NativeError, UsageError
 from . import capi
+from .grammar_bounds import GUIDED as GUIDED
 from .tokenizing import token_bytes
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 Logits = npt.NDArray[np.float32]
-
-GUIDED = "%llguidance"
-"""How a grammar of llguidance begins, as in llama.cpp; every other one is GBNF."""
 
 # A request's schema must not block the server: below llguidance's own limits, which allow seconds for one token.
 _LIMITS = {

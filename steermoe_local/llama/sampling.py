@@ -14,12 +14,16 @@ import numpy.typing as npt
 
 from ..errors import UsageError
 from . import capi
+from .grammar_bounds import require_bounded
 from .grammars import GbnfGrammar, GuidedGrammar, guided_tokenizer, open_grammar
 
 Logits = npt.NDArray[np.float32]
 
 RANDOM_SEED = 0xFFFFFFFF
 """llama.cpp's LLAMA_DEFAULT_SEED: it stands for a seed that is drawn."""
+
+LARGEST = 1e6
+"""The most that a parameter may be: llama.cpp computes in float32, whose infinity turns logits into NaN."""
 
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # struct llama_token_data
 
@@ -52,23 +56,29 @@ class Sampling:
         """Check the ranges."""
         require_ranges(
             self,
-            temperature=(0, math.inf),
+            temperature=(0, LARGEST),
             top_k=(0, 2**31 - 1),
             top_p=(0, 1),
             min_p=(0, 1),
             repeat_last_n=(-1, 2**31 - 1),
-            presence_penalty=(-math.inf, math.inf),
-            frequency_penalty=(-math.inf, math.inf),
+            presence_penalty=(-LARGEST, LARGEST),
+            frequency_penalty=(-LARGEST, LARGEST),
         )
-        if not (math.isfinite(self.repeat_penalty) and self.repeat_penalty > 0):
-            raise UsageError(f"repeat_penalty: {self.repeat_penalty} is not above 0; 1 switches it off")
+        if not 0 < self.repeat_penalty <= LARGEST:
+            raise UsageError(
+                f"repeat_penalty: {self.repeat_penalty} is not above 0 and up to {LARGEST:g}; 1 switches it off"
+            )
         if self.seed is not None and not 0 <= self.seed < RANDOM_SEED:
             raise UsageError(f"seed: {self.seed} is not from 0 to {RANDOM_SEED - 1}; leave it out to draw one")
-        if self.grammar is not None and not self.grammar.strip():
-            raise UsageError("grammar: empty; leave it out or give rules in GBNF")
+        if self.grammar is not None:
+            if not self.grammar.strip():
+                raise UsageError("grammar: empty; leave it out or give rules in GBNF")
+            require_bounded(self.grammar)
         for token, bias in self.logit_bias.items():
-            if math.isnan(bias) or bias == math.inf:
-                raise UsageError(f"logit_bias: {bias} for token {token} is not a number or -inf")
+            if not (abs(bias) <= LARGEST or bias == -math.inf):
+                raise UsageError(
+                    f"logit_bias: {bias} for token {token} is not from {-LARGEST:g} to {LARGEST:g}, or -inf"
+                )
 
     def chain(self, lib: Any, vocab: Any, n_ctx: int, seed: int) -> tuple[list[Any], int]:
         """The native samplers behind the logit biases, the last of which draws, and how many tokens they look back."""
@@ -100,13 +110,13 @@ def require_ranges(sampling: Sampling, **ranges: tuple[float, float]) -> None:
     for name, (low, high) in ranges.items():
         value = getattr(sampling, name)
         if not (low <= value <= high and math.isfinite(value)):
-            raise UsageError(f"{name}: {value} is not {_in_words(low, high)}")
+            raise UsageError(f"{name}: {value} is not {_in_words(value, low, high)}")
 
 
-def _in_words(low: float, high: float) -> str:
-    if low == -math.inf:
-        return "a number" if high == math.inf else f"a number <= {high}"
-    return f"from {low} to {high}" if high < 2**30 else f">= {low}"
+def _in_words(value: float, low: float, high: float) -> str:
+    if high >= LARGEST:  # the other bound is of no interest
+        return f">= {low}" if value < low else f"<= {high:g}"
+    return f"from {low} to {high}"
 
 
 class Sampler:

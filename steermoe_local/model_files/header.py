@@ -141,11 +141,13 @@ class _Cursor:
     def scalar(self, fmt: str) -> Any:
         return struct.unpack_from(fmt, self.data, self.take(struct.calcsize(fmt)))[0]
 
-    def string(self, limit: int) -> str:
+    def string(self, limit: int, names: bool = True) -> str:
         length = self.scalar("<Q")
         if length > limit:
             raise self.fail(f"a string of {length} bytes")
         start = self.take(length)
+        if names and self.data.find(b"\0", start, self.at) >= 0:
+            raise self.fail("a NUL byte in a name or text, where llama.cpp would end it")
         try:
             return str(self.data[start : self.at], "utf-8")
         except UnicodeDecodeError:
@@ -160,7 +162,7 @@ class _Cursor:
 
     def value(self, kind: GGUFValueType, arrays: bool) -> Any:
         if kind == GGUFValueType.STRING:
-            return self.string(self.end)
+            return self.string(self.end, names=not arrays)  # a model's texts may have any bytes
         if kind != GGUFValueType.ARRAY:
             return self.scalar(_SCALARS[kind])
         if not arrays:

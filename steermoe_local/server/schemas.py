@@ -10,10 +10,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from ..generation.bounds import MAX_TOKENS
 from .known_fields import Place
 from .schemas_base import (
     MAX_PROMPTS,
-    MAX_TOKENS,
     NAME_PATTERN,
     Body,
     Name,

@@ -16,12 +16,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ..generation.bounds import MAX_TEXT, MAX_TOKEN_ID
 from .known_fields import NotOffered, Place, asks_for_nothing, document, ignored, not_offered
 
-MAX_TEXT = 4_000_000  # characters; the context is what really bounds a prompt
 MAX_PROMPTS = 256
-MAX_TOKENS = 2**31 - 1
-MAX_TOKEN_ID = 2**31 - 1
 _MOST_FIELDS = 1000  # no object has so many; pydantic would make an error of every one
 
 NAME_PATTERN = r"^[a-z0-9_-][a-z0-9._-]{0,63}$"  # never begins with a dot: it becomes a file name

@@ -6,9 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from ..generation.bounds import MAX_MESSAGES, MAX_TOKENS
 from .known_fields import Place
 from .schemas import Generation
-from .schemas_base import MAX_TOKENS, Body, Short, Text, same
+from .schemas_base import Body, Short, Text, same
 from .schemas_messages import FunctionName, Message
 
 __all__ = [
@@ -104,7 +105,7 @@ class Thinking(Body):
 class ChatRequest(Generation):
     """POST /v1/chat/completions: answer a conversation through the model's chat template."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096, fail_fast=True)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_tokens: Limit | None = Field(None, description="-1: until the model ends, or the context is full.")
     max_completion_tokens: Limit | None = Field(None, description="The same under OpenAI's newer name.")
     n_predict: Limit | None = Field(None, description="The same under llama-server's name.")

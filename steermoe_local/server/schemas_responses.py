@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..generation.bounds import MAX_MESSAGES
 from .known_fields import Place
 from .schemas import Generation
 from .schemas_base import Body, Short, Text
@@ -171,7 +172,7 @@ class ResponsesRequest(Generation):
 
     place: ClassVar[Place | None] = "responses request"
 
-    input: Text | Annotated[list[Item], Field(min_length=1, max_length=4096, fail_fast=True)]
+    input: Text | Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     instructions: Text | None = Field(None, description="A system message before the input; not kept for later.")
     previous_response_id: Id | None = Field(None, description="A kept response, whose items come before the input.")
     max_output_tokens: int | None = Field(None, ge=1, le=2**31 - 1, description="With the reasoning.")

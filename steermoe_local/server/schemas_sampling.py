@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from ..errors import UsageError
+from ..generation.bounds import MAX_BIASES, MAX_TOKENS
 from ..llama.full_sampling import MAX_BREAKER, MAX_BREAKERS, MAX_SAMPLERS, FullSampling, sampler_names
-from ..llama.sampling import Sampling
-from .schemas_base import MAX_TOKENS, Body, Short, TokenId, same
+from ..llama.sampling import LARGEST, Sampling
+from .schemas_base import Body, Short, TokenId, same
 
-_LARGEST = 1e6
 _MAX_BIAS = 100
 Bias = Annotated[float, Field(ge=-_MAX_BIAS, le=_MAX_BIAS)]
 BiasPair = Annotated[list[TokenId | Bias | Literal[False]], Field(min_length=2, max_length=2, fail_fast=True)]
@@ -40,24 +40,26 @@ class SamplingFields(Body):
     repetition_penalty: float | None = Field(None, gt=0, le=10, description="repeat_penalty under vLLM's name.")
     repeat_last_n: int | None = Field(None, ge=-1, le=MAX_TOKENS, description="How far the penalties look back.")
     logit_bias: (
-        Annotated[dict[str, Bias], Field(max_length=1024)] | Annotated[list[BiasPair], Field(max_length=1024)] | None
+        Annotated[dict[str, Bias], Field(max_length=MAX_BIASES)]
+        | Annotated[list[BiasPair], Field(max_length=MAX_BIASES)]
+        | None
     ) = Field(None, description="By token; as in llama-server also [[token, bias], ...], where false bans a token.")
     ignore_eos: bool | None = Field(None, description="The model cannot end the answer.")
     typical_p: float | None = Field(None, ge=0, le=1, description="1: off.")
-    top_n_sigma: float | None = Field(None, ge=-1, le=_LARGEST, description="0 or less: off.")
+    top_n_sigma: float | None = Field(None, ge=-1, le=LARGEST, description="0 or less: off.")
     xtc_probability: float | None = Field(None, ge=0, le=1, description="0: off.")
     xtc_threshold: float | None = Field(None, ge=0, le=1)
     dynatemp_range: float | None = Field(None, ge=0, le=10, description="0: off.")
-    dynatemp_exponent: float | None = Field(None, ge=0, le=_LARGEST)
-    dry_multiplier: float | None = Field(None, ge=0, le=_LARGEST, description="0: off.")
-    dry_base: float | None = Field(None, ge=0, le=_LARGEST)
+    dynatemp_exponent: float | None = Field(None, ge=0, le=LARGEST)
+    dry_multiplier: float | None = Field(None, ge=0, le=LARGEST, description="0: off.")
+    dry_base: float | None = Field(None, ge=0, le=LARGEST)
     dry_allowed_length: int | None = Field(None, ge=0, le=MAX_TOKENS)
     dry_penalty_last_n: int | None = Field(None, ge=-1, le=MAX_TOKENS, description="-1: the whole context.")
     dry_sequence_breakers: Annotated[list[Breaker], Field(max_length=MAX_BREAKERS, fail_fast=True)] | None = None
     mirostat: Literal[0, 1, 2] | None = Field(None, description="0: off.")
-    mirostat_tau: float | None = Field(None, ge=0, le=_LARGEST)
-    mirostat_eta: float | None = Field(None, ge=0, le=_LARGEST)
-    adaptive_target: float | None = Field(None, ge=-_LARGEST, le=1)
+    mirostat_tau: float | None = Field(None, ge=0, le=LARGEST)
+    mirostat_eta: float | None = Field(None, ge=0, le=LARGEST)
+    adaptive_target: float | None = Field(None, ge=-LARGEST, le=1)
     adaptive_decay: float | None = Field(None, ge=0, le=0.99)
     min_keep: int | None = Field(None, ge=0, le=MAX_TOKENS, description="Tokens that each filter leaves at least.")
     samplers: Short | Annotated[list[Short], Field(max_length=MAX_SAMPLERS, fail_fast=True)] | None = Field(

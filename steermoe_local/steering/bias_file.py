@@ -67,7 +67,7 @@ class BiasFile:
     `values` holds, for each touched layer, float32 [n_expert]: in mode "hard" the signs -1, 0 and +1 (z' = max z +
     epsilon for +1, min z - epsilon for -1), in mode "soft" logits that are added (z' = z + b). `epsilon` is in logits,
     rounded to float32; the soft rule does not use it. `provenance` are texts such as `map_sha256`, `behaviour`,
-    `choice` (JSON) and `tool`; empty ones are left out. Arrays and mappings are copied and read-only.
+    `choice` (JSON) and `tool`; empty ones are left out, NUL is refused. Arrays and mappings are copied and read-only.
 
     Raises FormatError when the values break a rule of the format.
     """
@@ -93,6 +93,8 @@ class BiasFile:
         for key, text in self.provenance.items():
             if not _PROVENANCE.fullmatch(key) or key in _KEYS or not isinstance(text, str):
                 raise FormatError(f"provenance: {key!r} is not a free name for a text")
+            if "\0" in text:
+                raise FormatError(f"provenance: {key}: a NUL byte, where C programs would end the text; leave it out")
         kept = {key: text for key, text in self.provenance.items() if text}
         if len(kept) > _MAX_FIELDS - len(_KEYS) - 1:
             raise FormatError(f"provenance: {len(kept)} entries are too many")

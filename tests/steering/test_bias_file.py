@@ -170,12 +170,20 @@ def test_round_trip(tmp_path: Path, data: Any) -> None:
     table = data.draw(st.lists(row, min_size=model.n_layer, max_size=model.n_layer))
     scale = data.draw(st.floats(0.001, 100))
     epsilon = data.draw(st.floats(0.001, 20))
-    text = data.draw(st.text(st.characters(exclude_categories=["Cs"])))
+    text = data.draw(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
     scaled = BiasFile.from_soft(table, model, scale).values
     bias = BiasFile(model, "soft", scaled, epsilon, {"note": text})
     assert np.array_equal(bias.dense(), np.float32(scale) * np.array(table, dtype=np.float32))
     write_bias(bias, tmp_path / "b.gguf")
     assert same(read_bias(tmp_path / "b.gguf"), bias)
+
+
+@pytest.mark.parametrize("text", ["\0", "a\0b", "\0a"])
+def test_a_text_with_nul_is_not_written(text: str) -> None:
+    with pytest.raises(FormatError, match="provenance: note: a NUL"):
+        BiasFile(identity(), "hard", {}, provenance={"note": text})
+    with pytest.raises(FormatError, match="architecture: "):
+        replace(identity(), architecture=text)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,15 @@ FORGED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mode-firm": ({"expertbias.mode": "firm"}, {}),
     # texts of the file that get into the message must not forge a second line, nor send commands to a terminal
     "mode-two-lines": ({"expertbias.mode": "hard\nerror: no such file"}, {}),
+    "mode-nul": ({"expertbias.mode": "hard\0soft"}, {}),
+    "mode-nul-at-its-end": ({"expertbias.mode": "soft\0"}, {}),
+    "architecture-nul": ({"expertbias.model_hint": "olmoe\0x"}, {}),
+    "hash-nul": ({"expertbias.router_sha256": HEX + "\0"}, {}),
+    "key-nul-beside-the-key": ({"expertbias.mode\0": "soft"}, {"bias.0": ROW}),
+    "key-nul-instead-of-the-key": ({"expertbias.mode": ..., "expertbias.mode\0x": "hard"}, {"bias.0": ROW}),
+    "key-nul-of-provenance": ({"expertbias.behaviour\0": "x"}, {}),
+    "provenance-nul": ({"expertbias.behaviour": "a\0b"}, {}),
+    "layer-nul": ({}, {"bias.0\0x": ROW}),
     "layer-escape": ({}, {"bias.\x1b[2J": ROW}),
     "epsilon-whole": ({"expertbias.epsilon": 1}, {}),
     "epsilon-nan": ({"expertbias.epsilon": float("nan")}, {}),
@@ -150,6 +159,10 @@ RAW: dict[str, bytes] = {
     "negative-size": header(1, 0, TENSOR + struct.pack("<IQIQ", 1, HUGE, 0, 0)),
     "tensor-type-77": header(1, 0, TENSOR + struct.pack("<IQIQ", 1, 4, 77, 0)),
     "offset-wraps": header(1, 0, TENSOR + struct.pack("<IQIQ", 1, 4, 0, HUGE - 31)),
+    # NUL ends a text for C: what stands before it would be another key, mode or layer
+    "nul-key": header(0, 1, string(b"a\0") + struct.pack("<IB", 0, 1)),
+    "nul-key-after-the-key": header(0, 2, b"".join(string(k) + struct.pack("<IB", 0, 1) for k in (b"a", b"a\0b"))),
+    "nul-tensor": header(1, 0, string(b"bias.0\0") + struct.pack("<IQIQ", 1, 4, 0, 0)),
     "no-data": header(1, 0, TENSOR + struct.pack("<IQIQ", 1, 4, 0, 0)),
     "tensor-name-64": header(1, 0, string(b"b" * 64)),
     "random": np.random.default_rng(0).bytes(500),
@@ -185,13 +198,20 @@ def flips(name: str, n: int, seed: int = 0) -> dict[str, bytes]:
     return files
 
 
+def nuls(name: str) -> dict[str, bytes]:
+    """A golden file with each of its letters and digits in turn a NUL byte."""
+    data = (GOLDEN / f"{name}.gguf").read_bytes()
+    places = (place for place, byte in enumerate(data) if chr(byte).isalnum())
+    return {f"{name}-nul-{place}": data[:place] + b"\0" + data[place + 1 :] for place in places}
+
+
 def corpus(folder: Path, n_flips: int = 400) -> dict[str, bytes]:
     """Everything, by a name that is unique; `folder` is for scratch."""
     tables = {"forged": FORGED, "legal": LEGAL, "lenient": LENIENT}
     files = {f"{kind}-{name}": data for kind, table in tables.items() for name, data in forge(folder, table).items()}
     files |= {f"raw-{name}": data for name, data in RAW.items()}
     for name in ("hard", "soft", "empty"):
-        files |= flips(name, n_flips)
+        files |= flips(name, n_flips) | nuls(name)
     files |= truncations("hard")
     files["trailing"] = (GOLDEN / "hard.gguf").read_bytes() + bytes(1)
     return files
