@@ -36,9 +36,9 @@ MARGIN = 15.0  # to end what then still runs, and the process, on a busy machine
 DRAINED = 60.0
 N_SILENT = 1100  # more than the 1,024 descriptors that a process often may have
 # What may be held beyond the plateau once the load has gone. Memory: the responses that are kept (at most 256 of some
-# kB), and what malloc keeps of the largest bodies (16 MiB, and their values) in the arenas of the threads that read them.
-# Threads: the executor grows up to its size. Children: those that render, up to their number, as many as were needed at
-# once; each with three pipes here and the memory of a Python. Descriptors: besides, one connection of this test.
+# kB), and what malloc keeps of the largest bodies (16 MiB, and their values) in the arenas of the threads that read
+# them. Threads: the executor grows up to its size. Children: those that render, up to their number, as many as were
+# needed at once; each with three pipes here and the memory of a Python. Descriptors: besides, one connection of a test.
 _MORE = MOST_CHILDREN - 1
 ALLOWED = Held(
     memory=96.0, files=2 + 4 * _MORE, threads=EXECUTOR_THREADS + _MORE, children=_MORE, of_children=64.0 * _MORE
