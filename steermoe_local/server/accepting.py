@@ -84,8 +84,10 @@ class Acceptor:
             with contextlib.suppress(OSError):
                 found, _ = self._listening.accept()
                 found.setblocking(False)
+                self._connections.make_room()  # before it is one of them
                 await self._serve(found, reserved=True)
-        self._connections.make_room()
+        else:
+            self._connections.make_room()
         await asyncio.sleep(_PAUSE)
         with contextlib.suppress(OSError):
             self._spare = os.open(os.devnull, os.O_RDONLY)

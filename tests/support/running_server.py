@@ -21,6 +21,7 @@ from steermoe_local import SteeredLlama
 from steermoe_local.generation.engine import Engine, FinishEvent, Request, Sampling
 from steermoe_local.models.embedded import data_folder
 from steermoe_local.server import ServerSettings, SteeringRegistry, Worker, create_app
+from steermoe_local.server.connections import Connections
 from steermoe_local.server.program import Server, listen, url_of
 
 TINY = data_folder() / "tiny-moe.gguf"
@@ -38,6 +39,7 @@ class Running:
     worker: Worker
     registry: SteeringRegistry
     settings: ServerSettings
+    connections: Connections
 
     def chat(self, text: str = "Which number comes after three?", **fields: Any) -> httpx.Response:
         """Ask one question, greedily."""
@@ -111,7 +113,7 @@ def running(
             if wait:
                 until(lambda: worker.state != "loading")
                 assert worker.state == "ok", worker.error
-            yield Running(url, client, worker, registry, chosen)
+            yield Running(url, client, worker, registry, chosen, server.open_connections)
     finally:
         server.should_exit = True
         thread.join(20)

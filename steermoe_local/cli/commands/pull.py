@@ -17,6 +17,7 @@ from ...models.hub import is_offline
 from ...models.names import ModelName, short_names
 from ..options.common import json_option, maps_folders_option
 from ..options.model import OFFLINE, check, describe, fetch, folders_from_environment, offline_option
+from ..options.secrets import SecretOption
 from ..options.system_text import UserPath
 from ..output import print_json, progress_bar, say, warn
 
@@ -53,7 +54,16 @@ def _complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -
     help="Fetch into DIR/USER/REPO, a models folder, instead of the hub's cache.",
 )
 @maps_folders_option("model")
-@click.option("-hft", "--hf-token", "--token", "token", metavar="TOKEN", help="Access token.  [default: HF_TOKEN]")
+@click.option(
+    "-hft",
+    "--hf-token",
+    "--token",
+    "token",
+    cls=SecretOption,
+    instead="the variable HF_TOKEN",
+    metavar="TOKEN",
+    help="Access token.  [default: HF_TOKEN]",
+)
 @offline_option
 @click.option(
     "--force",

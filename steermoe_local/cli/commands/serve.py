@@ -23,6 +23,7 @@ from ..options.llama import LlamaFlags, llama_options
 from ..options.model import model_option
 from ..options.opening import check_memory, context_size, open_engine, warn_of_unknown_reasoning
 from ..options.sampling import sampling_options
+from ..options.secrets import SecretOption, warn_of_readers
 from ..output import say, warn
 
 if TYPE_CHECKING:
@@ -54,7 +55,13 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Accept maps whose router hash is another one, if the shape fits.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port, 0: a free one.")
-@click.option("--api-key", metavar="KEY", help="Key that clients must send; STEERMOE_API_KEY keeps it out of `ps`.")
+@click.option(
+    "--api-key",
+    cls=SecretOption,
+    instead="--api-key-file FILE or the variable STEERMOE_API_KEY",
+    metavar="KEY",
+    help="Key that clients must send; STEERMOE_API_KEY keeps it out of `ps`.",
+)
 @click.option("--api-key-file", type=FILE, metavar="FILE", help="Read the key from a file.")
 @click.option("--no-auth", is_flag=True, help="Serve everyone who can reach an address that is not this machine's own.")
 @click.option(
@@ -192,6 +199,7 @@ def _key(key: str | None, file: Path | None) -> str | None:
         return key
     if key is not None:
         raise UsageError("--api-key and --api-key-file both give a key; give one of them")
+    warn_of_readers(file)
     try:
         found = file.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -14,6 +14,7 @@ from ...models.hub import is_offline
 from ...models.names import ModelName
 from ..output import say, warn
 from .groups import is_given, option_group, rank
+from .secrets import SecretOption
 from .system_text import UserPath
 
 if TYPE_CHECKING:
@@ -77,7 +78,14 @@ _OPTIONS = (
         help="Model on the Hugging Face hub, fetched if it is not here; a short name does, too.  [quant: Q4_K_M]",
     ),
     click.option("-hff", "--hf-file", metavar="FILE", help="File of that repository, instead of QUANT."),
-    click.option("-hft", "--hf-token", metavar="TOKEN", help="Access token for the hub.  [default: HF_TOKEN]"),
+    click.option(
+        "-hft",
+        "--hf-token",
+        cls=SecretOption,
+        instead="the variable HF_TOKEN",
+        metavar="TOKEN",
+        help="Access token for the hub.  [default: HF_TOKEN]",
+    ),
     offline_option,
     models_dir_option,
 )
