@@ -57,7 +57,8 @@ class Connections:
 
     def __init__(self, limit: int, reserve: int = RESERVE) -> None:
         self.limit, self.reserve = limit, reserve
-        self._open: dict[Connection, None] = {}
+        self._open: dict[Connection, str] = {}  # whose share each counts to
+        self._shares: Counter[str] = Counter()
         self._half_closed: dict[Connection, None] = {}
         self._looking: asyncio.TimerHandle | None = None
 
@@ -66,34 +67,39 @@ class Connections:
 
     def add(self, connection: Connection) -> None:
         """Take a new connection in; its `reserved` says whether as one of the reserve."""
+        share = share_of(connection.address)
+        self._shares[share] += 1  # now: it may be the one that makes its address the one with the most
         if not connection.reserved:
             others = [other for other in self._open if not other.reserved]
-            connection.reserved = len(others) >= self.limit and not self._give_up(others, connection)
+            connection.reserved = len(others) >= self.limit and not self._give_up(others)
         if connection.reserved:
             others = [other for other in self._open if other.reserved]
             if len(others) >= self.reserve:
                 self._close(others[0])  # whatever it does: its answer is short
-        self._open[connection] = None
+        self._open[connection] = share
 
     def remove(self, connection: Connection) -> None:
         """Forget a connection that is closed."""
-        self._open.pop(connection, None)
+        share = self._open.pop(connection, None)
+        if share is not None:
+            self._shares[share] -= 1
+            if not self._shares[share]:
+                del self._shares[share]
         self._half_closed.pop(connection, None)
 
     def make_room(self) -> bool:
         """Close one that waits for its client, if there is one: the process has no descriptor left."""
         return self._give_up(self._open)
 
-    def _give_up(self, among: Iterable[Connection], new: Connection | None = None) -> bool:
+    def _give_up(self, among: Iterable[Connection]) -> bool:
         waiting = [connection for connection in among if connection.state is not State.ANSWERING]
         if not waiting:
             return False
         least = min(connection.state for connection in waiting)
-        counts = Counter(share_of(connection.address) for connection in (*self._open, *([new] if new else [])))
         self._close(
             min(
                 (connection for connection in waiting if connection.state is least),
-                key=lambda connection: (-counts[share_of(connection.address)], connection.since),
+                key=lambda connection: (-self._shares[self._open[connection]], connection.since),
             )
         )
         return True
