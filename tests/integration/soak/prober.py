@@ -10,8 +10,9 @@ Linux says for how long each thread of the asked server was ready to run and got
 The rule (`Samples.late`): a sample is late if it took more than `LIMIT`, and by neither control the machine stopped for
 more than half of its time. Then it was the server: it computed, or waited for its own locks. /health is held if at most
 one sample of a hundred is late: its 99th percentile is below `LIMIT`, the machine's own stops apart. Nothing is
-subtracted. On an idle machine with two cores the second control excuses nothing: a server whose threads wait for a CPU
-for half of the time would need four busy ones, and it has two.
+subtracted, and the report says how many samples the machine excused: where it is many, they say nothing of the server.
+On an idle machine with two cores the second control excuses nothing: a server whose threads wait for a CPU for half of
+the time would need four busy ones, and it has two.
 """
 
 from __future__ import annotations
@@ -38,17 +39,17 @@ _ASK = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
 
 @dataclass
 class Samples:
-    """Samples of one URL, [start, seconds, status, longest that a thread of it got no CPU], and the other controls,
-    [start, seconds], in seconds of one clock."""
+    """Samples of one URL, [start, seconds, status, no_cpu, cpu], and the other controls, [start, seconds], all in
+    seconds; `no_cpu` is the longest that a thread got no CPU meanwhile, `cpu` what the main thread computed."""
 
-    samples: list[tuple[float, float, int, float]] = field(default_factory=list)
+    samples: list[tuple[float, float, int, float, float]] = field(default_factory=list)
     controls: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def late(self) -> list[tuple[float, float]]:
         """(start, seconds) of the samples that the server made wait for longer than `LIMIT`."""
         found = []
-        for start, seconds, _, no_cpu in self.samples:
+        for start, seconds, _, no_cpu, _ in self.samples:
             if seconds > LIMIT:
                 # a control that began before may have run into it
                 stops = [s for begun, s in self.controls if begun < start + seconds and begun + s > start]
@@ -72,7 +73,9 @@ class Samples:
         found: dict[str, Any] = {"samples": len(own), "statuses": sorted({sample[2] for sample in self.samples})}
         found |= _milliseconds(own)
         found |= {"late": len(self.late), "share excused by the machine": round(self.excused, 3)}
-        return found | {"control": _milliseconds(control), "no cpu": _milliseconds([s[3] for s in self.samples])}
+        for name, index in (("no cpu", 3), ("cpu", 4)):
+            found[name] = _milliseconds([float(sample[index]) for sample in self.samples])
+        return found | {"control": _milliseconds(control)}
 
 
 def _milliseconds(seconds: Sequence[float]) -> dict[str, float]:
@@ -114,12 +117,16 @@ async def _ask(host: str, port: int) -> int:
         return 0
 
 
-def _waits(pid: int) -> dict[str, int]:
-    """Nanoseconds that each thread of a process was ready to run and got no CPU, as far as the system tells."""
+def _schedule(pid: int) -> dict[int, tuple[int, int]]:
+    """For each thread of a process the nanoseconds that it computed, and that it was ready to and got no CPU.
+
+    Empty where the system does not tell.
+    """
     found = {}
     for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-        with contextlib.suppress(OSError, IndexError, ValueError):  # the thread is gone
-            found[path.parent.name] = int(path.read_text().split()[1])
+        with contextlib.suppress(OSError, ValueError):  # the thread is gone
+            cpu, waited = path.read_text().split()[:2]
+            found[int(path.parent.name)] = int(cpu), int(waited)
     return found
 
 
@@ -129,11 +136,13 @@ async def _probe(servers: dict[str, int], control: tuple[str, int], stop: thread
     controls: list[tuple[float, float]] = []
 
     async def one(url: str) -> None:
-        before, start = _waits(servers[url]), time.monotonic()
+        before, start = _schedule(pid := servers[url]), time.monotonic()
         status = await _ask(addresses[url][0], int(addresses[url][1]))
-        seconds = time.monotonic() - start
-        waited = [now - before.get(thread, now) for thread, now in _waits(servers[url]).items()]
-        found[url].samples.append((start, seconds, status, max(waited, default=0) / 1e9))
+        seconds, after = time.monotonic() - start, _schedule(pid)
+        threads = before.keys() & after.keys()
+        no_cpu = max((after[thread][1] - before[thread][1] for thread in threads), default=0) / 1e9
+        cpu = (after[pid][0] - before[pid][0]) / 1e9 if pid in threads else 0.0
+        found[url].samples.append((start, seconds, status, no_cpu, cpu))
 
     async def other() -> None:
         start = time.monotonic()

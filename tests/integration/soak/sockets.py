@@ -46,10 +46,11 @@ def reset(connection: socket.socket) -> None:
 
 @contextmanager
 def silent(address: Address, n: int) -> Iterator[list[socket.socket]]:
-    """Connections that say nothing more after their beginning, as many of `n` as the server takes."""
+    """`n` connections that say nothing more after their beginning; the server may close them. 200 begin a second."""
     held: list[socket.socket] = []
     try:
         for number in range(n):
+            time.sleep(0.005)
             connection = connect(address)
             held.append(connection)
             try:

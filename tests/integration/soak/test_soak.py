@@ -40,7 +40,7 @@ def samples(seconds: float, n: int, of: int, *, control: float = 0.0, no_cpu: fl
     found = Samples()
     for number in range(of):
         start, slow = number * 0.05, number < n
-        found.samples.append((start, seconds if slow else 0.002, 200, no_cpu if slow else 0.0))
+        found.samples.append((start, seconds if slow else 0.002, 200, no_cpu if slow else 0.0, 0.001))
         found.controls.append((start, control if slow else 0.001))
     return found
 
@@ -62,7 +62,7 @@ def test_the_machine_is_not_the_server(what: str) -> None:
 
 def test_a_stop_before_or_after_is_no_excuse() -> None:
     found = samples(0.002, 0, 100)
-    found.samples += [(2.0, 1.0, 200, 0.0)] * 2
+    found.samples += [(2.0, 1.0, 200, 0.0, 0.0)] * 2
     found.controls += [(0.5, 1.4), (3.1, 2.0)]
     assert not found.is_held
     found.controls.append((2.9, 2.0))  # began while they were waiting
