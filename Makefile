@@ -21,7 +21,7 @@ VULKAN := build/vulkan
 RPC := build/rpc
 CLIENTS := build/clients-venv
 
-.PHONY: help setup build tools demo test lint format browser test-page test-clients test-reference test-rehearsal test-stock test-vulkan test-rpc test-isa test-threads fuzz bench bench-serving results clean distclean docs
+.PHONY: help setup build tools demo test lint format browser test-page test-clients test-reference test-rehearsal test-stock test-vulkan test-rpc test-isa test-threads fuzz soak bench bench-serving results clean distclean docs
 
 help:
 	@echo "make demo            set up, build, run the main job on the embedded model"
@@ -37,6 +37,7 @@ help:
 	@echo "make test-isa        the numeric tests on ggml's kernels for other instruction sets"
 	@echo "make test-threads    several contexts in several threads, under ThreadSanitizer"
 	@echo "make fuzz            damaged bias files and models against all that reads them: FUZZ_RUNS (1000000) executions"
+	@echo "make soak            a server under hostile load for SOAK_SECONDS (600): answers, memory, /health, SIGTERM"
 	@echo "make bench           behaviours of the embedded model; speed and memory against stock and transformers"
 	@echo "make bench-serving   the server's throughput against llama-server and one request at a time"
 	@echo "make results         every figure of docs/results.md (half an hour)"
@@ -224,6 +225,12 @@ FUZZ_RUNS ?= 1000000
 fuzz: build
 	@$(BIN)/python -m tests.support.fuzz_models --runs $$(( $(FUZZ_RUNS) / 10 ))
 	@$(BIN)/python -m tests.support.native_programs fuzz --runs $(FUZZ_RUNS)
+
+# `make test` runs a minute of it. SOAK="--json FILE --seed N" are further arguments.
+SOAK_SECONDS ?= 600
+SOAK ?=
+soak: build
+	@$(BIN)/python -m tests.integration.soak --seconds $(SOAK_SECONDS) $(SOAK)
 
 docs: build tools
 	@$(BIN)/python docs/generate.py

@@ -41,6 +41,12 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 _CHOICE_FIELDS = ("activate", "deactivate", "reverse", "layers", "scale")
 
 
+class KeptChoice(SteeringChoice):
+    """A choice of experts in a file. With `map_sha256` a server wrote it: all of the choice, from that map alone."""
+
+    map_sha256: str | None = None
+
+
 def name_of_file(path: Path) -> str:
     """The name under which a file is registered: its stem in lower case, other characters than a-z 0-9 . _ - as "-".
 
@@ -154,11 +160,11 @@ class MapsFolder:
         return free and bool(own) and not any(path.is_symlink() for path in own)
 
     @staticmethod
-    def read_choice(path: Path, name: str) -> SteeringChoice:
+    def read_choice(path: Path, name: str) -> KeptChoice:
         """Read a NAME.choice.json. Raises FormatError."""
         try:
             data = parse_json(read_bytes(path, "a choice of experts", _MAX_CHOICE).decode("utf-8"))
-            return SteeringChoice.model_validate({"map": name} | data if isinstance(data, dict) else data)
+            return KeptChoice.model_validate({"map": name} | data if isinstance(data, dict) else data)
         except ValidationError as error:
             first = error.errors()[0]
             where = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
@@ -178,7 +184,9 @@ class MapsFolder:
         choice = {field: getattr(steering, field) for field in fields if getattr(steering, field)}
         wanted: dict[Path, Any] = {}
         if of_map is not None:
-            wanted[self._file(name, "choice")] = {"map": of_map} | choice
+            # Until it is read again the name of the map may be given to another one, or to other numbers.
+            digest = {} if steering.expert_map is None else {"map_sha256": steering.expert_map.sha256}
+            wanted[self._file(name, "choice")] = {"map": of_map} | digest | choice
         elif steering.expert_map is not None:
             wanted[self._file(name, "map")] = steering.expert_map
             if choice:

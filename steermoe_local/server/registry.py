@@ -17,7 +17,7 @@ from ..models.shipped_maps import recommended_numbers, shipped_maps
 from ..steering.bias_file import BiasFile
 from ..steering.steering import Steering
 from .api_errors import ApiError
-from .maps_folder import MapsFolder, bias_from_base64, map_from_json, name_of_file
+from .maps_folder import KeptChoice, MapsFolder, bias_from_base64, map_from_json, name_of_file
 from .schemas import RegisterRequest, SteeringChoice
 
 log = logging.getLogger("steermoe.server")
@@ -140,13 +140,26 @@ class SteeringRegistry:
                 folder.take(path)
             except SteerMoEError as error:
                 warnings.append(f"left out: {error}")
-        for name, path in choices:  # last: they refer to the others
-            try:
-                choice = folder.read_choice(path, name)
-                warnings += self._put(name, _chosen(self.entry(choice.map), choice), "folder", replace=True)
-                folder.take(path)
-            except (SteerMoEError, ApiError) as error:
-                warnings.append(f"left out: {path}: {error}")
+        return warnings + self._open_choices(folder, choices)  # last: they refer to the others, and to one another
+
+    def _open_choices(self, folder: MapsFolder, choices: list[tuple[str, Path]]) -> list[str]:
+        warnings: list[str] = []
+        while choices:
+            waiting: list[tuple[str, Path]] = []
+            names = {name for name, _ in choices}
+            for name, path in choices:
+                try:
+                    choice = folder.read_choice(path, name)
+                    if choice.map not in self._entries and choice.map in names - {name}:
+                        waiting.append((name, path))
+                        continue
+                    warnings += self._put(name, _restored(self.entry(choice.map), choice), "folder", replace=True)
+                    folder.take(path)
+                except (SteerMoEError, ApiError) as error:
+                    warnings.append(f"left out: {path}: {error}")
+            if len(waiting) == len(choices):
+                return warnings + [f"left out: {path}: the choices refer to one another" for _, path in waiting]
+            choices = waiting
         return warnings
 
     def add_file(self, path: Path, activate: int = 0, deactivate: int = 0) -> tuple[str, list[str]]:
@@ -382,6 +395,16 @@ def _chosen(entry: Registered, choice: SteeringChoice | RegisterRequest) -> Stee
     if not entry.is_map:
         raise UsageError(f"{entry.name}: a bias file, whose choice of experts is made; only a map takes other numbers")
     return _with_numbers(entry.steering, choice)
+
+
+def _restored(entry: Registered, choice: KeptChoice) -> Steering:
+    """The choice of a file. Raises UsageError, also if the name of its map stands for another map by now."""
+    if choice.map_sha256 is None:
+        return _chosen(entry, choice)
+    expert_map = entry.steering.expert_map
+    if expert_map is None or expert_map.sha256 != choice.map_sha256:
+        raise UsageError(f"map: {choice.map!r} is not the map that it was made of; register it again")
+    return _with_numbers(Steering(entry.name, expert_map, path=entry.steering.path), choice)
 
 
 def _with_numbers(steering: Steering, choice: SteeringChoice | RegisterRequest) -> Steering:

@@ -18,6 +18,7 @@ import pytest
 
 from steermoe_local import BiasFile, ExpertMap, model_info, write_bias
 from steermoe_local.llama import steered_llama
+from steermoe_local.models.shipped_maps import shipped_maps
 from steermoe_local.server import SteeringRegistry, metrics, registry
 from steermoe_local.server.api_errors import ApiError
 from steermoe_local.server.schemas import RegisterRequest
@@ -445,6 +446,40 @@ def test_a_writable_folder(folder: Path, digits: ExpertMap, tmp_path: Path) -> N
         assert text_of(server.chat(steering="b")) == "four"
         assert server.client.delete("/v1/steering/a").status_code == 204
     assert {path.name for path in folder.iterdir()} - set(before) == {"b.choice.json", "c.gguf"}
+
+
+def test_a_restart_steers_by_nothing_else(digits: ExpertMap, tmp_path: Path) -> None:
+    """Registered, replaced, deleted at random: what the folder then holds is what the names stood for, or refused."""
+    rng = random.Random(7)
+    maps = [json.loads(digits.to_json()), json.loads(ExpertMap.load(shipped_maps()["document-memory"]).to_json())]
+    n_kept = n_refused = 0
+    for round_ in range(12):
+        (folder := tmp_path / str(round_)).mkdir()
+        found = SteeringRegistry(folder=folder, writable=True)
+        found.open(digits.identity)
+        for _ in range(12):
+            name = rng.choice("abcd")
+            known = [entry.name for entry in found.entries() if entry.source == "request"]
+            if name in known and rng.random() < 0.3:
+                found.remove(name)
+                continue
+            choice: dict[str, Any] = {"activate": rng.randrange(3), "deactivate": rng.randrange(1, 4)}
+            choice |= {"reverse": rng.random() < 0.5} if rng.random() < 0.7 else {}
+            choice |= {"mode": "soft", "scale": rng.randrange(1, 4)} if rng.random() < 0.3 else {}
+            source = rng.choice([*maps, *known, "digits-words"])
+            body = {"name": name, "replace": True, "map": source} | choice
+            found.register(RegisterRequest.model_validate(body))
+        again = SteeringRegistry(folder=folder, writable=True)
+        warnings = again.open(digits.identity)
+        names = {entry.name for entry in again.entries()}
+        for entry in found.entries():
+            if entry.name in names:
+                assert again.resolve(entry.name).info == found.resolve(entry.name).info, (round_, entry.name)
+                n_kept += entry.source == "request"
+            else:
+                assert f"{entry.name}.choice.json" in "".join(warnings)
+                n_refused += 1
+    assert n_kept > n_refused > 0
 
 
 def test_a_default_that_is_a_file(tmp_path: Path, digits: ExpertMap) -> None:

@@ -42,7 +42,7 @@ BODIES: dict[str, bytes] = {
     "long text": with_text("one, " * 500_000),
     "long word": with_text("a" * 600_000),
     "preset of another model": with_text("one", steering={"map": "digits-words", "preset": "faithful"}),
-    "impossible numbers": with_text("one", steering={"map": "digits-words", "deactivate": 1_000_000}),
+    "more than all experts": with_text("one", steering={"map": "digits-words", "deactivate": 1_000_000}),
     "path as a map": with_text("one", steering={"map": "../../etc/passwd"}),
     "huge layers": with_text("one", steering={"map": "digits-words", "layers": "0-" + "9" * 99}),
     "nested schema": with_text(
@@ -62,6 +62,11 @@ BODIES: dict[str, bytes] = {
 def requests() -> dict[str, tuple[bytes, Statuses]]:
     """All of them."""
     found = {name: (request(body), REFUSED) for name, body in BODIES.items()}
+    for name in (
+        "more than all experts",
+        "pattern that explodes",
+    ):  # taken for what they say, and answered in good time
+        found[name] = (found[name][0], REFUSED | {200})
     found["unknown map"] = (request(BODIES["unknown map"]), frozenset({404}))
     body = json.dumps(ASKED).encode()
     registration = json.dumps({"name": "x", "map": {"format": "steermoe-expert-map", "rd": [[1e9] * 9000]}}).encode()

@@ -1,6 +1,6 @@
 """The clients of the soak test, in a process of their own.
 
-    python -m tests.integration.soak.load URL BOMB_URL GROUP SECONDS SEED FILE
+    python -m tests.integration.soak.load URL BOMB_URL GROUP SECONDS SEED N_SILENT FILE
 
 GROUP is "answers" (their answers are judged) or "attack". What they saw is written to FILE, one JSON object a line: the
 records of `names_in_use`, and {"count": NAME} with numbers.
@@ -30,7 +30,6 @@ from tests.integration.soak.template import BOMBS
 from tests.support.names_in_use import MAX_TOKENS, NEVER_ENDS, QUESTIONS, NamesClient, Records, Use
 
 NICE = 10  # the server's delays are measured, not those that its clients cause by taking its CPU
-N_SILENT = 1100  # more than the 1,024 descriptors that a process usually may have
 N_NAMES = 5
 SCRAPED = ("/metrics", "/v1/models", "/v1/steering", "/health", "/", "/openapi.json", "/v1/steering/digits-words/map")
 # What an overloaded server may say; who asks must be able to come again.
@@ -40,8 +39,8 @@ BUSY = frozenset({429})
 class Load:
     """Clients, each in a thread, until the time is over; then all that they saw."""
 
-    def __init__(self, url: str, bomb_url: str, seconds: float, seed: int) -> None:
-        self.url, self.bomb_url, self.seed = url, bomb_url, seed
+    def __init__(self, url: str, bomb_url: str, seconds: float, seed: int, n_silent: int) -> None:
+        self.url, self.bomb_url, self.seed, self.n_silent = url, bomb_url, seed, n_silent
         self.address = address_of(url)
         self.end = time.monotonic() + seconds
         self.records = Records()
@@ -54,6 +53,7 @@ class Load:
 
     def wrong(self, what: str) -> None:
         self.records.wrong.append(what[:600])
+        time.sleep(0.2)  # a server that refuses everything is told of often enough
 
     def client(self, url: str | None = None) -> httpx.Client:
         return httpx.Client(base_url=url or self.url, timeout=120, trust_env=False)
@@ -163,7 +163,7 @@ class Load:
         time.sleep(0.05)
 
     def silent(self, _: random.Random) -> None:
-        with sockets.silent(self.address, N_SILENT) as held:
+        with sockets.silent(self.address, self.n_silent) as held:
             self.count("silent connections", len(held))
             while time.monotonic() < self.end:
                 time.sleep(0.2)
@@ -197,16 +197,14 @@ def address_of(url: str) -> tuple[str, int]:
 
 def main() -> None:
     """Run a group."""
-    url, bomb_url, group, seconds, seed, path = sys.argv[1:]
+    url, bomb_url, group, seconds, seed, n_silent, path = sys.argv[1:]
     with contextlib.suppress(AttributeError):  # Windows has none
         os.nice(NICE)
-    load = Load(url, bomb_url, float(seconds), int(seed))
+    load = Load(url, bomb_url, float(seconds), int(seed), int(n_silent))
+    beside = (load.bomb, load.beside_bombs)
     groups: dict[str, list[Callable[[random.Random], None]]] = {
         "answers": [load.names] * N_NAMES + [load.half_closed, load.bound, load.conversation, load.scrape],
-        "attack": [
-            *[load.hostile, load.slow_reader] * 2,
-            *[load.given_up, load.silent, load.bomb, load.beside_bombs],
-        ],
+        "attack": [load.hostile] * 2 + [load.slow_reader] * 2 + [load.given_up, load.silent, *beside],
     }
     load.run(groups[group])
     with Path(path).open("w", encoding="utf-8") as file:

@@ -15,12 +15,13 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Held:
-    """Resident memory (MiB) of a process and its children, its own descriptors and threads, and its children."""
+    """A process's resident memory (MiB), descriptors, threads and children, and their memory together."""
 
     memory: float
     files: int
     threads: int
     children: int
+    of_children: float
 
     def beyond(self, before: Held, allowed: Held) -> dict[str, tuple[float, float]]:
         """{what: (before, now)} of what is more than it was by more than what is allowed."""
@@ -31,12 +32,13 @@ class Held:
 def held(pid: int) -> Held:
     """What a process holds now."""
     process = psutil.Process(pid)
-    memory, children = process.memory_info().rss, process.children(recursive=True)
+    memory, children = process.memory_info().rss / MIB, process.children(recursive=True)
+    of_children = 0.0
     for child in children:
         with contextlib.suppress(psutil.Error):  # gone meanwhile
-            memory += child.memory_info().rss
+            of_children += child.memory_info().rss / MIB
     files = process.num_fds() if hasattr(process, "num_fds") else process.num_handles()
-    return Held(round(memory / MIB, 1), files, process.num_threads(), len(children))
+    return Held(round(memory, 1), files, process.num_threads(), len(children), round(of_children, 1))
 
 
 # Python's default executor makes a thread when none is idle, up to this number, and keeps all.

@@ -15,12 +15,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from steermoe_local.llama.template_pool import MOST_CHILDREN
 from tests.integration.soak.bound import BOUND, said
 from tests.integration.soak.measure import EXECUTOR_THREADS, Curve, Held, held
 from tests.integration.soak.prober import Samples
@@ -33,11 +34,15 @@ from tests.support.serving import Process, serving
 GRACE = 30.0  # seconds that running answers have after SIGTERM: `_GRACE` of steermoe_local/server/program.py
 MARGIN = 15.0  # to end what then still runs, and the process, on a busy machine
 DRAINED = 60.0
+N_SILENT = 1100  # more than the 1,024 descriptors that a process often may have
 # What may be held beyond the plateau once the load has gone. Memory: the responses that are kept (at most 256 of some
-# kB), and what malloc keeps of the largest bodies (17 MiB, and their values) in an arena each of the threads that parse
-# them. Descriptors: none, but a connection of the prober may be open. Threads: the executor grows up to its size.
-# Children: one that renders may be started anew at any time, but none is added.
-ALLOWED = Held(memory=96.0, files=3, threads=EXECUTOR_THREADS, children=0)
+# kB), and what malloc keeps of the largest bodies (16 MiB, and their values) in the arenas of the threads that read
+# them. Threads: the executor grows up to its size. Children: those that render, up to their number, as many as were
+# needed at once; each with three pipes here and the memory of a Python. Descriptors: besides, one connection of a test.
+_MORE = MOST_CHILDREN - 1
+ALLOWED = Held(
+    memory=96.0, files=2 + 4 * _MORE, threads=EXECUTOR_THREADS + _MORE, children=_MORE, of_children=64.0 * _MORE
+)
 
 
 @dataclass
@@ -52,10 +57,13 @@ class Report:
     held: dict[str, dict[str, Held]] = field(default_factory=dict)
     curve: list[tuple[float, Held]] = field(default_factory=list)
     stopped: dict[str, Any] = field(default_factory=dict)
+    busy: float = 0.0
+    """The share of samples of /health that say nothing of the server, because the machine stopped meanwhile."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return asdict(self)
+        counts = {"counts": dict(self.counts), "judged": dict(self.judged)}  # asdict cannot copy a Counter
+        return asdict(replace(self, counts=Counter(), judged=Counter())) | counts
 
     def lines(self) -> Iterator[str]:
         """For people."""
@@ -92,8 +100,17 @@ class _Load:
             process.wait()
 
 
-def soak(seconds: float, model: Path, seed: int = 1, say: Callable[[str], None] = lambda line: None) -> Report:
-    """Run it for about that many seconds, at least 30. `model` is the embedded one in F32, see `Alone`."""
+def soak(
+    seconds: float,
+    model: Path,
+    seed: int = 1,
+    n_silent: int = N_SILENT,
+    say: Callable[[str], None] = lambda line: None,
+) -> Report:
+    """Run it for about that many seconds, at least 30.
+
+    `model` is the embedded one in F32, see `Alone`. `n_silent` connections say nothing.
+    """
     report = Report(seconds)
     warm, stopping = max(8.0, seconds / 6), 5.0
     records, bound = Records(), Counter[str]()
@@ -114,7 +131,7 @@ def soak(seconds: float, model: Path, seed: int = 1, say: Callable[[str], None] 
         for number, (phase, length) in enumerate((("warm", warm), ("after", seconds - warm - stopping))):
             say(f"{phase}: {length:.0f} seconds of load")
             with _probed(report, servers, phase):
-                load = _start(server, bombs, length, 10 * seed + number, folder)
+                load = _start(server, bombs, length, 10 * seed + number, folder, n_silent)
                 _finish(load, length, report, records, bound)
             say(f"{phase}: draining; {len(report.wrong) + len(records.wrong)} things are wrong so far")
             for name, one in servers.items():
@@ -128,7 +145,7 @@ def soak(seconds: float, model: Path, seed: int = 1, say: Callable[[str], None] 
         _compare_bound(_bound_alone(server, alone, report), expected, report, "alone, after the load")
         _compare_bound(bound, expected, report, "under load")
         report.curve = curve.stop()
-        load = _start(server, bombs, GRACE + MARGIN, 10 * seed + 5, folder)
+        load = _start(server, bombs, GRACE + MARGIN, 10 * seed + 5, folder, n_silent)
         try:
             say("SIGTERM under load")
             time.sleep(stopping)
@@ -153,12 +170,11 @@ def _server(report: Report, *arguments: Any, **options: Any) -> Iterator[Process
         report.wrong.append(str(error)[-2000:])
 
 
-def _start(server: Process, bombs: Process, seconds: float, seed: int, folder: Path) -> _Load:
+def _start(server: Process, bombs: Process, seconds: float, seed: int, folder: Path, n_silent: int) -> _Load:
     files = [folder / f"{group}-{seed}" for group in ("answers", "attack")]
     program = [sys.executable, "-m", "tests.integration.soak.load", server.url, bombs.url]
-    return _Load(
-        [subprocess.Popen([*program, path.name.split("-")[0], str(seconds), str(seed), path]) for path in files], files
-    )
+    numbers = [str(seconds), str(seed), str(n_silent)]
+    return _Load([subprocess.Popen([*program, path.name.split("-")[0], *numbers, path]) for path in files], files)
 
 
 def _finish(load: _Load, seconds: float, report: Report, records: Records, bound: Counter[str]) -> None:
@@ -204,7 +220,12 @@ def _stop(server: Process, name: str, report: Report) -> None:
 @contextmanager
 def _probed(report: Report, servers: dict[str, Process], phase: str) -> Iterator[None]:
     """Measure /health meanwhile; the rule is in `prober`."""
-    program = [sys.executable, "-m", "tests.integration.soak.prober", *(one.url for one in servers.values())]
+    program = [
+        sys.executable,
+        "-m",
+        "tests.integration.soak.prober",
+        *(f"{one.url}={one.process.pid}" for one in servers.values()),
+    ]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as prober:
         try:
             yield
@@ -213,11 +234,12 @@ def _probed(report: Report, servers: dict[str, Process], phase: str) -> Iterator
     found = json.loads(out)
     for name, one in servers.items():
         rows = found[one.url]
-        samples = Samples([(a, b, c) for a, b, c in rows["samples"]], [(a, b) for a, b in rows["controls"]])
+        samples = Samples([tuple(row) for row in rows["samples"]], [tuple(row) for row in rows["controls"]])
         report.health[f"{name}, {phase}"] = samples.report()
+        report.busy = max(report.busy, samples.excused)
         if not samples.is_held:
             report.wrong.append(f"{name}, {phase}: /health was late: {samples.report()}, {samples.late[:5]}")
-        if any(status != 200 for _, _, status in samples.samples):
+        if any(sample[2] != 200 for sample in samples.samples):
             report.wrong.append(f"{name}, {phase}: /health said {samples.report()['statuses']}")
 
 

@@ -15,12 +15,12 @@ from tests.integration.soak.hostile import CHAT, request
 
 Address = tuple[str, int]
 ENDLESS = {"prompt": "one, two,", "logit_bias": [[0, False]], "temperature": 0, "max_tokens": 400, "stream": True}
+_HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 BEGINNINGS = (
     b"",
     b"GET /health",
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Le",
-    b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-    b"Content-Type: application/json\r\nContent-Length: 500\r\n\r\n{",
+    _HEAD + b"Content-Length: 500\r\n\r\n{",
 )
 
 
@@ -46,10 +46,11 @@ def reset(connection: socket.socket) -> None:
 
 @contextmanager
 def silent(address: Address, n: int) -> Iterator[list[socket.socket]]:
-    """Connections that say nothing more after their beginning, as many of `n` as the server takes."""
+    """`n` connections that say nothing more after their beginning; the server may close them. 200 begin a second."""
     held: list[socket.socket] = []
     try:
         for number in range(n):
+            time.sleep(0.005)
             connection = connect(address)
             held.append(connection)
             try:
