@@ -42,9 +42,9 @@ BEFORE = {
     "never ends": "Engine.step = lambda engine: time.sleep(0.01) or []",
     "one step takes for ever": "Engine.step = lambda engine: time.sleep(1000)",  # releases Python's lock, as llama.cpp
     "the event loop computes": "def models(service):\n    while True: pass\nService.models = models",
-    "a thread computes": "import steermoe_local.server.security as security\n"
-    "def for_ever(data):\n    while True: pass\n"
-    "security.strict_json, security._PARSED_HERE = for_ever, 0",
+    "a thread computes": "from steermoe_local.server.prompting import Prompter\n"
+    "def for_ever(*_, **__):\n    while True: pass\n"
+    "Prompter.tokens_of = for_ever",
     "the model loads": "def load(*_, **__):\n    print('loading', file=sys.stderr, flush=True)\n    time.sleep(1000)\n"
     "Engine.__init__ = load",
     "a child": "print('child', subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1000)']).pid, "
