@@ -320,8 +320,9 @@ def test_an_interrupt_ends_the_child(info: ModelInfo, tmp_path: Path, monkeypatc
 
     with pytest.raises(KeyboardInterrupt):
         Quantizer(info, tmp_path, n_threads=1, progress=progress).make(file_type("Q8_0"))
-    assert len(seen[0]) == 1
-    assert seen[0][0].startswith(".tiny-moe-Q8_0.gguf."), "written under its own name before it is whole"
+    written = [name for name in seen[0] if name != ".tiny-moe-Q8_0.gguf.lock"]
+    assert len(written) == 1
+    assert written[0].startswith(".tiny-moe-Q8_0.gguf."), "written under its own name before it is whole"
     assert [child.returncode for child in children] == [1 if sys.platform == "win32" else -9]
     assert list(tmp_path.iterdir()) == []
 
