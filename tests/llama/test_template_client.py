@@ -7,6 +7,8 @@ import enum
 import json
 import logging
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from steermoe_local.llama.template_pool import TemplatePool
 from steermoe_local.llama.template_values import packed, unpacked
 from tests.support.chat_templates import NAMES, source
 from tests.support.templated import NO_SYSTEM
+from tests.test_layering import PACKAGE, imports
 
 DAY = template_date("2024-02-29")
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -189,3 +192,28 @@ def test_tokens_are_of_each_template() -> None:
     for token in ("<a>", "<b>", "<a>"):
         template = BoundedTemplate("{{ bos_token }}", {"bos_token": token})
         assert template.text([], add_generation_prompt=True, variables={}, date=DAY) == token
+
+
+def test_only_the_child_compiles_templates() -> None:
+    """In the package Jinja gets models' templates in one module, and that one is loaded by the child's module alone."""
+    users: dict[str, set[str]] = {"jinja2": set(), "llama.chat_template": set(), "llama.template_worker": set()}
+    for path in PACKAGE.rglob("*.py"):
+        own, others = imports(path)
+        for name in users.keys() & (own | others):
+            users[name].add(path.relative_to(PACKAGE).as_posix())
+    assert users == {
+        "jinja2": {"llama/chat_template.py", "maps/cards.py"},  # the latter fills in the package's own
+        "llama.chat_template": {"llama/template_worker.py"},
+        "llama.template_worker": {"llama/template_pool.py"},
+    }
+
+
+def test_the_child_is_small() -> None:
+    """It loads neither NumPy nor llama.cpp: it starts fast, and its limit of memory counts from little."""
+    code = (
+        "import sys, types; package = types.ModuleType('steermoe_local'); package.__path__ = [sys.argv[1]]; "
+        "sys.modules['steermoe_local'] = package; import steermoe_local.llama.template_worker; "
+        "print([name for name in ('numpy', 'llama_cpp', 'gguf', 'ctypes') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code, str(PACKAGE)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
