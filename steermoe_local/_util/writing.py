@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import secrets
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +23,28 @@ from .locks import is_at, open_regular, try_lock
 
 
 def beside(path: StrPath, suffix: str) -> Path:
-    """The path of a further file of an output: its name with a suffix, where the output really is if it is a link."""
-    return Path(f"{os.path.realpath(path) if os.path.islink(path) else os.fspath(path)}{suffix}")
+    """The path of a further file of an output: its name with a suffix, where the output really is if it is a link.
+
+    Raises UsageError if something else than a file is there (`require_no_link`).
+    """
+    return require_no_link(Path(f"{os.path.realpath(path) if os.path.islink(path) else os.fspath(path)}{suffix}"))
+
+
+def require_no_link(path: Path) -> Path:
+    """Check the path of a file that is written and that nobody has named: it may be one that a stranger put there.
+
+    A link would be followed to a file elsewhere; a pipe would be waited for. Links to folders pass. Returns the path;
+    raises UsageError.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+        is_other = not (stat.S_ISREG(mode) or os.path.isdir(path))
+    except (OSError, ValueError):  # nothing there, or writing says why there cannot be
+        return path
+    if is_other:
+        what = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
+        raise UsageError(f"{path}: {what}, which is not written to here; remove it, or name another output")
+    return path
 
 
 def remove(path: Path) -> None:

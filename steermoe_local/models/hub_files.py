@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from .._util.writing import require_no_link
 from ..errors import ModelError
 from .hub import cache_folder
 from .hub_checks import Check, CheckedFile, require_match
@@ -214,7 +215,7 @@ def _transfer(
     from huggingface_hub.file_download import http_get
 
     partial.parent.mkdir(parents=True, exist_ok=True)
-    have = partial.stat().st_size if partial.exists() else 0
+    have = partial.stat().st_size if require_no_link(partial).exists() else 0
     if have > size:
         partial.unlink()
         have = 0

@@ -21,6 +21,7 @@ from typing import Any
 
 from .._util.disk import flush_file, flush_folder
 from .._util.files import parse_json, read_bytes, replacing
+from .._util.writing import require_no_link
 
 _JOURNAL = re.compile(r"\.(.+)\.changing")
 _STAGED = re.compile(r"\.(.+\.(?:json|gguf))\.[0-9a-f]{12}\.(?:new|old)")
@@ -52,7 +53,7 @@ def change_together(
             _keep(folder / name, path)
         flush_folder(folder)
         begun = True
-        with replacing(journal) as temporary:
+        with replacing(require_no_link(journal)) as temporary:
             temporary.write_text(json.dumps(content) + "\n", "utf-8")
         for name, path in staged.items():
             os.replace(path, folder / name)

@@ -15,6 +15,7 @@ import click
 
 from ..._util.disk import cannot_write
 from ..._util.files import replacing, require_writable
+from ..._util.writing import require_no_link
 from ...errors import UsageError
 from ...identity import ModelIdentity
 from ...model_files.model_info import ModelInfo, model_info
@@ -291,8 +292,9 @@ class EvaluationSetup:
         }
 
     def path(self, name: str) -> Path:
+        """A path in the output folder. Raises UsageError if a link to a file stands there, or a pipe."""
         assert self.output is not None
-        return self.output / name
+        return require_no_link(self.output / name)
 
     def write(self, name: str, text: str) -> Path:
         """Write a text file of the output folder. Raises UsageError."""

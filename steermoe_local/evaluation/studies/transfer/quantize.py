@@ -18,6 +18,7 @@ from typing import Any
 from ...._util.disk import cannot_write
 from ...._util.files import StrPath, human_size, parse_json, read_bytes, replacing, sha256_file, tool_name
 from ...._util.locks import OutputLock
+from ...._util.writing import require_no_link
 from ....errors import FormatError, ModelError, ModelMismatchError, NativeError, ResourceError, UsageError
 from ....llama.quantizer import quantize_file
 from ....model_files.header import GGUFTensor, read_header
@@ -270,7 +271,7 @@ class Quantizer:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(self.folder, error) from None
-        with OutputLock(path):
+        with OutputLock(require_no_link(path)):
             return self._make(kind, path)
 
     def _make(self, kind: FileType, path: Path) -> ModelFile:
@@ -294,7 +295,7 @@ class Quantizer:
             self._checked(temporary)
             made = self._made(kind, temporary.stat().st_size)
             _note(path).unlink(missing_ok=True)
-        with replacing(_note(path)) as temporary:
+        with replacing(require_no_link(_note(path))) as temporary:
             temporary.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
         self._progress(what, total, total)
         return ModelFile.of(model_info(path, routers=False), kind, round(seconds, 3))
