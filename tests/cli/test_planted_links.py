@@ -1,4 +1,4 @@
-"""Links and pipes that a stranger put where a command keeps files that nobody has named: nothing is written elsewhere."""
+"""Links and pipes that a stranger put where a command keeps files that nobody named: nothing is written elsewhere."""
 
 from __future__ import annotations
 
