@@ -32,7 +32,7 @@ _NO_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "sta
 _PACKED = (".gz", ".xz", ".bz2")
 _SOURCE = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^:@]+))?(?::(?P<part>.+))?")
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 _HOW = "write hub:USER/NAME, hub:USER/NAME@REVISION or hub:USER/NAME:SPLIT"
 
 

@@ -29,7 +29,7 @@ class Check:
     """
 
     def __init__(self, names: tuple[str, ...], size: int) -> None:
-        self._size = size
+        self.size = size
         kind = next((kind for kind in (_SHA256, _GIT) if any(map(kind.fullmatch, names))), None)
         self._expected = {name for name in names if kind and kind.fullmatch(name)}
         self._kind = kind
@@ -43,7 +43,7 @@ class Check:
     def restart(self) -> None:
         """Begin again at the file's first byte."""
         self.n_bytes = 0
-        self._hash: Any = hashlib.sha256() if self._kind is _SHA256 else _git_hash(self._size)
+        self._hash: Any = hashlib.sha256() if self._kind is _SHA256 else _git_hash(self.size)
 
     def update(self, data: bytes) -> None:
         """Take the next bytes."""
@@ -61,7 +61,7 @@ class Check:
 
     def matches(self) -> bool:
         """Whether these were all bytes of that file, as far as the hub says."""
-        return self.n_bytes == self._size and (not self.is_possible or self._expected == {self._hash.hexdigest()})
+        return self.n_bytes == self.size and (not self.is_possible or self._expected == {self._hash.hexdigest()})
 
     def say_if_impossible(self, what: str) -> None:
         """Log that a file was not verified, if the hub gives no hash of it."""
@@ -73,14 +73,23 @@ def _git_hash(size: int) -> Any:
     return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
 
 
+class TooLong(Exception):
+    """A server sends more than the file has."""
+
+
 class CheckedFile:
-    """A file that is written, and whose bytes go through a `Check`; as far as the client's `http_get` uses a file."""
+    """A file that is written, and whose bytes go through a `Check`; as far as the client's `http_get` uses a file.
+
+    Writing more bytes than the file has raises TooLong: a server may send without end.
+    """
 
     def __init__(self, file: BinaryIO, check: Check) -> None:
         self._file = file
         self._check = check
 
     def write(self, data: bytes) -> int:
+        if self._file.tell() + len(data) > self._check.size:
+            raise TooLong
         self._check.update(data)
         return self._file.write(data)
 

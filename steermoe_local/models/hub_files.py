@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, cast
 from .._util.writing import require_no_link
 from ..errors import ModelError
 from .hub import cache_folder
-from .hub_checks import Check, CheckedFile, require_match
+from .hub_checks import Check, CheckedFile, TooLong, require_match
 
 log = logging.getLogger("steermoe.files")
 
@@ -223,7 +223,8 @@ def _transfer(
     if have:
         check.read(partial)
     url = hub.hf_hub_url(repo, path, revision=commit)
-    with open(partial, "ab") as file:
+    is_whole = False
+    with open(partial, "ab") as file, contextlib.suppress(TooLong):
         http_get(
             url,
             cast(BinaryIO, CheckedFile(file, check)),
@@ -232,9 +233,10 @@ def _transfer(
             expected_size=size,
             displayed_filename=Path(path).name,
         )
-    if check.n_bytes != size:  # the client began in the middle of it again
+        is_whole = True
+    if is_whole and check.n_bytes != size:  # the client began in the middle of it again
         check.read(partial)
-    if not check.matches():
+    if not (is_whole and check.matches()):
         partial.unlink()
         what = "what arrived is not the file that the hub names (its SHA-256 or size)"
         if have:

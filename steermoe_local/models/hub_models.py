@@ -39,12 +39,13 @@ def find_on_hub(name: ModelName, *, file: str | None = None, token: str | None =
         raise ModelError(f"{name}: the hub is off (HF_HUB_OFFLINE); unset it to fetch models")
     with hub_errors(str(name), "model", ModelError, name.revision):
         found = hub.HfApi().model_info(name.repo, revision=name.revision, files_metadata=True, token=token)
-    siblings = found.siblings or []
-    model = choose(repo_models({item.rfilename: _size(item) for item in siblings}), name, file)
+        siblings = found.siblings or []
+        sizes = {str(item.rfilename): _size(item) for item in siblings}
+        etags = {str(item.rfilename): _etag(item) for item in siblings}
+    model = choose(repo_models(sizes), name, file)
     if len(model.paths) > _MAX_PARTS:  # the header of each is asked for
         raise ModelError(f"{name}: {len(model.paths)} parts, above {_MAX_PARTS}; take another repository")
-    etags = {item.rfilename: _etag(item) for item in siblings}
-    commit = found.sha or ""
+    commit = str(found.sha or "")
     if len(commit) != 40 or not commit.isalnum():  # it becomes a folder's name
         raise ModelError(f"{name}: the server does not say which commit {name.revision} is; check HF_ENDPOINT")
     return HubModel(name, commit, model, tuple(etags[path] for path in model.paths), token)

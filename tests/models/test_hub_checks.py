@@ -69,6 +69,31 @@ def test_a_server_that_sends_the_whole_file_instead_of_the_rest(hub: Hub, client
     assert pulled(client("pull", "lab/random-GGUF", "--file", "base-Q4_K_M.gguf")).read_bytes() == content != data
 
 
+@pytest.mark.parametrize("kept", [0, 4_000_000])
+def test_a_server_that_does_not_end(hub: Hub, client: Client, tiny_path: Path, kept: int) -> None:
+    """The disk is not filled with it: what goes beyond the file ends the transfer."""
+    data = tiny_path.read_bytes()
+    if kept:
+        blobs = client.cache / "models--lab--tiny-GGUF" / "blobs"
+        blobs.mkdir(parents=True)
+        (blobs / f"{sha256(data)}.incomplete").write_bytes(data[:kept])
+    hub.surplus = 256 << 20
+    fails(client("pull", "lab/tiny-GGUF"), 1, "lab/tiny-GGUF/tiny-Q4_K_M.gguf", "removed; run it again")
+    assert hub.sent < 128 << 20, "the client takes pieces of 10 MB, the system keeps some MB"
+    assert not large_files(client.cache)
+
+
+def test_a_link_in_place_of_a_partial_file(hub: Hub, client: Client, tiny_path: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("precious")
+    folder = tmp_path / "models" / "lab" / "tiny-GGUF"
+    folder.mkdir(parents=True)
+    name = f"tiny-Q4_K_M.gguf.{sha256(tiny_path.read_bytes())[:16]}.incomplete"
+    (folder / name).symlink_to(elsewhere)
+    fails(client("pull", "lab/tiny-GGUF", "--dir", tmp_path / "models"), 2, f"{name}: a symbolic link")
+    assert elsewhere.read_text() == "precious"
+
+
 def test_small_files_are_named_by_git(hub: Hub, client: Client, monkeypatch: Any) -> None:
     monkeypatch.setattr("tests.support.hub_stand_in.LFS_FROM", 1 << 40)
     hub.damaged = (300_000,)

@@ -12,7 +12,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,7 +32,8 @@ class Hub:
     parts of files that were asked for, `sent` the bytes of files that were sent. `leaked` are tokens that the content
     network saw. `cuts` are numbers of bytes behind which the next transfers end; `pause` is slept through after each
     `chunk` bytes. A transfer up to the end of a file stops at its byte `hold` until that is None again, and has a bit
-    changed in its bytes at `damaged`. `without_hashes`: nothing says what a file's hash is.
+    changed in its bytes at `damaged`. `surplus` bytes of zero follow it. `without_hashes`: nothing says what a file's
+    hash is.
     """
 
     datasets: Files = field(default_factory=dict)
@@ -47,6 +48,7 @@ class Hub:
     pause: float = 0.0
     hold: int | None = None
     damaged: tuple[int, ...] = ()
+    surplus: int = 0
     without_hashes: bool = False
     chunk: int = 1 << 16
     endpoint: str = ""
@@ -136,7 +138,8 @@ def running(hub: Hub) -> Iterator[Hub]:
             for key, value in headers.items():
                 self.send_header(key.replace("_", "-"), value)
             self.send_header("Accept-Ranges", "bytes")
-            self.send_header("Content-Length", str(stop - start))
+            surplus = hub.surplus if stop == len(data) and data[:4] == b"GGUF" and body else 0
+            self.send_header("Content-Length", str(stop - start + surplus))
             self.end_headers()
             if not body:
                 return None
@@ -158,6 +161,10 @@ def running(hub: Hub) -> Iterator[Hub]:
                 if hub.pause:
                     self.wfile.flush()
                     sleep(hub.pause)
+            with suppress(OSError):
+                for at in range(0, surplus, hub.chunk):
+                    self.wfile.write(bytes(min(hub.chunk, surplus - at)))
+                    hub.sent += min(hub.chunk, surplus - at)
             if end < stop:
                 self.close_connection = True
                 self.connection.close()

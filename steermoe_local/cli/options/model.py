@@ -174,6 +174,7 @@ def fetch(model: HubModel, folder: Path | None = None) -> list[Path]:
     try:
         return model.fetch(folder)
     except (KeyboardInterrupt, ModelError):
-        kept, size = human_size(model.bytes_here(folder)), human_size(model.model.size)
-        say(f"{kept} of {size} are kept; the same command goes on from there")
+        if kept := model.bytes_here(folder):
+            size = human_size(model.model.size)
+            say(f"{human_size(kept)} of {size} are kept; the same command goes on from there")
         raise
