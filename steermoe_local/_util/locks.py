@@ -22,7 +22,7 @@ import time
 import weakref
 from pathlib import Path
 
-from ..errors import BusyError
+from ..errors import BusyError, UsageError
 from .disk import cannot_write
 from .file_kinds import StrPath
 
@@ -109,7 +109,13 @@ class OutputLock:
             try:
                 self._fd = self._locked()
             except OSError as error:
-                raise cannot_write(self.output, error) from error
+                failed = cannot_write(self.output, error)
+                if isinstance(failed, UsageError) and os.path.lexists(self.path):  # what stands there is in the way
+                    raise UsageError(
+                        f"{self.output}: cannot be locked: {self.path}: {error.strerror or error}; remove that, or "
+                        "choose another place"
+                    ) from error
+                raise failed from error
             _held.add(self)
         self._depth += 1
 

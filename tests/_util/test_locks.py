@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -187,3 +188,19 @@ def test_what_a_lock_file_says_is_not_trusted(tmp_path: Path) -> None:
         with pytest.raises(BusyError) as caught:
             OutputLock(tmp_path / "o").acquire()
         assert str(caught.value).isprintable()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
+def test_what_is_in_the_way_is_named(tmp_path: Path, kind: str) -> None:
+    """The output itself could be written; the cure is to remove what has the name of the lock."""
+    lock = tmp_path / ".a.json.lock"
+    if kind == "link":
+        lock.symlink_to(tmp_path / "elsewhere")
+    elif kind == "folder":
+        lock.mkdir()
+    else:
+        os.mkfifo(lock)
+    with pytest.raises(UsageError, match=rf"a\.json: cannot be locked: .*{re.escape(str(lock))}: .*; remove that"):
+        OutputLock(tmp_path / "a.json").acquire()
+    assert not (tmp_path / "elsewhere").exists()

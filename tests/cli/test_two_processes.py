@@ -161,3 +161,24 @@ def test_settings_that_are_set_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     text = path.read_text("utf-8")
     assert all(value in text for _, value in keys), text
     assert [found.name for found in path.parent.iterdir()] == ["config.toml"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "detect -m tiny --pairs few.jsonl -t 1 -o a.json --counts ./a.json",
+        "detect -m tiny --pairs few.jsonl -t 1 -o a.json --counts c.npz --per-pair link.npz",
+        "map merge c.npz -o a.json --counts a.json",
+    ],
+)
+def test_one_file_for_two_outputs(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pairs = next(item for item in behaviours() if item.name == "digits-words").pairs
+    Path("few.jsonl").write_text("".join(pairs.read_text("utf-8").splitlines(keepends=True)[:2]))
+    Path("c.npz").write_bytes(b"precious")
+    Path("link.npz").symlink_to("c.npz")
+    done = CliRunner().invoke(main, words.split())
+    assert done.exit_code == 2
+    assert "name another file" in done.stderr
+    assert sorted(os.listdir()) == ["c.npz", "few.jsonl", "link.npz"]
+    assert Path("c.npz").read_bytes() == b"precious"

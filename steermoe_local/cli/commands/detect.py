@@ -33,6 +33,7 @@ from ..options.common import (
     lock_output,
     meaning_options,
     output_option,
+    require_distinct,
     resume_options,
     template_options,
 )
@@ -123,6 +124,7 @@ def detect(
     """
     from ...detection.recorder import record_counts
 
+    require_distinct(output, counts_file, per_pair_file)
     checkpoint = CheckpointFile(output)
     for path in filter(None, (output, counts_file, per_pair_file, checkpoint.path)):
         require_writable(path)

@@ -17,7 +17,15 @@ from ...maps.rankings import LEADING_DENSE, Rankings, ranking_name, read_ranking
 from ...model_files.model_info import model_info
 from ...steering.presets import PAPER_MODELS
 from ...steering.steering import Steering
-from ..options.common import FILE, json_option, lock_output, meaning_options, other_model_option, output_option
+from ..options.common import (
+    FILE,
+    json_option,
+    lock_output,
+    meaning_options,
+    other_model_option,
+    output_option,
+    require_distinct,
+)
 from ..options.system_text import is_text
 from ..output import print_json, say_written, warn
 from .bias import check_preset, preset_option, with_preset
@@ -179,10 +187,9 @@ def export(
         raise UsageError("--source is written into the file of --spec; give --spec FILE")
     check_preset(preset, activate, deactivate, reverse)
     spec_text = easysteer_spec(_server_path(output) if source is None else source) if spec else ""
+    require_distinct(output, spec)
     for path in filter(None, (output, spec)):
         lock_output(path)
-    if spec and os.path.realpath(spec) == os.path.realpath(output):
-        raise UsageError(f"--spec {spec}: is the output too; name another file")
     expert_map = ExpertMap.load(map_file)
     if format_ == "steermoe-csv":
         text = steermoe_csv(expert_map)

@@ -13,7 +13,7 @@ from ...maps.counts import RoutingCounts, merge_counts
 from ...maps.expert_map import ExpertMap
 from ...maps.pair_counts import PairCounts, merge_pair_counts
 from ...maps.significance import annotate
-from ..options.common import FILE, json_option, lock_output, meaning_options, output_option
+from ..options.common import FILE, json_option, lock_output, meaning_options, output_option, require_distinct
 from ..output import print_json, say_written, warn
 from .map import print_map, warn_unless_separable
 
@@ -50,6 +50,7 @@ def merge(
     Example:
       steermoe map merge a.counts.npz b.counts.npz -o map.json
     """
+    require_distinct(output, counts_file, per_pair_file)
     for path in filter(None, (output, counts_file, per_pair_file)):
         lock_output(path)
     counted: list[tuple[str, RoutingCounts]] = []

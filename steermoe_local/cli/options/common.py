@@ -198,6 +198,16 @@ def lock_output(path: Path, *, folder: bool = False) -> None:
         locks[real] = ctx.with_resource(OutputLock(path))
 
 
+def require_distinct(*outputs: Path | None) -> None:
+    """Raise UsageError if two of a command's outputs are one file, of which the last would be left."""
+    given = [path for path in outputs if path is not None]
+    places = [os.path.realpath(path) for path in given]
+    for number, (path, place) in enumerate(zip(given, places, strict=True)):
+        if place in places[:number]:
+            what = "the output" if place == places[0] else "another output"
+            raise UsageError(f"{path}: is {what} too; name another file")
+
+
 class Unfinished(Protocol):
     """The partial file of an interrupted run."""
 
