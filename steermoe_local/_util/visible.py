@@ -51,8 +51,14 @@ def harmless(text: str) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """The text, cut behind `most` characters, with a note of how many are left out."""
-    return text if len(text) <= most else f"{text[:most]}... ({len(text) - most:,} characters left out)"
+    """The text, or its beginning and its end of `most` characters together, with a note of how many are left out.
+
+    A message quotes a value first and ends with the cure.
+    """
+    if len(text) <= most:
+        return text
+    end = min(200, most // 2)
+    return f"{text[: most - end]}... ({len(text) - most:,} characters left out) ...{text[len(text) - end :]}"
 
 
 def visible_json(document: str) -> str:

@@ -127,7 +127,8 @@ def test_json_means_the_same(text: str) -> None:
 
 def test_long_texts_are_cut() -> None:
     assert shortened("x" * 10, 10) == "x" * 10
-    assert shortened("x" * 1_000_010, 10) == "x" * 10 + "... (1,000,000 characters left out)"
+    assert shortened("x" * 1_000_005 + "a cure", 10) == "xxxxx... (1,000,001 characters left out) ... cure"
+    assert shortened("x" * 10, 10) == "x" * 10
 
 
 class Screen(io.TextIOWrapper):
