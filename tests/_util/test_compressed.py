@@ -77,3 +77,17 @@ def test_an_archive_of_too_many_members(tmp_path: Path, monkeypatch: pytest.Monk
     path = archive(tmp_path / "x.npz", np.zeros(3, np.int64))
     with pytest.raises(FormatError), npz.opened(path, "counts", "again", COUNTS):
         pass
+
+
+def test_a_text_that_many_rows_of_parquet_share(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pyarrow.table({"prompt": pyarrow.array(["x" * 1_000_000] * 300)}), path, compression="zstd")
+    assert path.stat().st_size < 2000
+    before = pyarrow.total_allocated_bytes()
+    tracemalloc.start()
+    allocated = max(pyarrow.total_allocated_bytes() - before for _ in records.rows(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert max(allocated, peak) < 100 << 20  # 16 rows; all would be 300 MB
