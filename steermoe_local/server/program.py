@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 import sys
@@ -156,6 +157,10 @@ def run_server(
 
     def on_state(state: str) -> None:
         if state == "ok":
+            # What is there now stays. Collections, of which a body of 100,000 objects causes several, would look at all
+            # of it again while every other thread waits: 100 ms and more.
+            gc.collect()
+            gc.freeze()
             steering = registry.default or "none"
             facts = f"{worker.n_slots} at once, steering: {steering}"
             say(f"steermoe serves {settings.model} at {url} ({facts})")
