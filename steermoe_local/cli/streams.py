@@ -114,7 +114,8 @@ class TextConsole(Console):
             if segment.control:
                 yield segment
                 continue
-            text, style = visible(segment.text, lines=True), segment.style
+            # marks: a segment may be a piece of an answer, in which nobody knows yet what they stand beside
+            text, style = visible(segment.text, lines=True, marks=True), segment.style
             if style is not None and style.link:
                 style = style.update_link(None)
             yield segment if text == segment.text and style is segment.style else Segment(text, style)

@@ -26,11 +26,13 @@ from steermoe_local import ExpertMap, UsageError
 from steermoe_local._util.visible import harmless
 from steermoe_local.cli.chat.lines import is_unfinished, joined
 from steermoe_local.cli.chat.maps import MapFinder
+from steermoe_local.cli.chat.printer import Printer
 from steermoe_local.cli.chat.prompt import CommandCompleter, open_history
 from steermoe_local.cli.chat.reports import describe, experts_report, why_report
 from steermoe_local.cli.chat.screen import PlainScreen, TerminalScreen, speed
 from steermoe_local.cli.chat.terminal_state import one_interrupt
 from steermoe_local.cli.chat.text import WordWrap
+from steermoe_local.cli.streams import TextConsole
 from steermoe_local.generation.answer_routing import answer_routing, why
 from steermoe_local.generation.chat import Part
 from steermoe_local.generation.engine import FinishEvent
@@ -79,6 +81,20 @@ def test_code_is_not_wrapped() -> None:
 def test_wide_characters_break_anywhere() -> None:
     wrap = WordWrap(lambda: 5)
     assert wrap.feed("漢字漢字") + wrap.end() == "漢字\n漢字"
+
+
+@pytest.mark.parametrize("text", ["aa 👨‍👩‍👧‍👦👨‍👩‍👧‍👦 b", "שלום\u200f!", "👨\u200d b"])
+def test_signs_stay_together_in_an_answer_that_comes_in_pieces(text: str) -> None:
+    """Nor is a line broken in the middle of a family."""
+    for width in (3, 5, 40):
+        out = io.StringIO()
+        printer = Printer(TextConsole(file=out, force_terminal=True, width=width, color_system=None), True)
+        for character in text:
+            printer.add("answer", character)
+        printer.end()
+        parts = out.getvalue().replace("\n", " ").split()
+        assert "".join(parts) == text.replace(" ", "")
+        assert out.getvalue().count("👨‍👩‍👧‍👦") == text.count("👨‍👩‍👧‍👦")
 
 
 def test_a_model_cannot_command_the_terminal() -> None:
@@ -136,8 +152,8 @@ def test_answers_cannot_command_the_terminal() -> None:
     screen.note("n\x1b[2Jn")
     screen.error("e\x1b[2Je")
     assert shown().count("a?]0;title??[2Jb") == 3
-    assert "n?[2Jn" in shown()
-    assert "error: e?[2Je" in shown()
+    assert "n\u241b[2Jn" in shown()
+    assert "error: e\u241b[2Je" in shown()
 
 
 def test_plain_answers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from ..._util.visible import harmless, visible
+from ..._util.visible import visible
 from ...generation.engine import FinishEvent
 from ..streams import TextConsole, echo, put
 from ..streams import console as new_console
@@ -87,11 +87,11 @@ class TerminalScreen:
         self.console = console
 
     def note(self, text: str) -> None:
-        self.console.print(Text(harmless(text), style="dim"))
+        self.console.print(Text(visible(text, lines=True), style="dim"))
 
     def error(self, text: str) -> None:
         line = Text("error: ", style="bold red")
-        self.console.print(line.append(harmless(text), style="not bold"))
+        self.console.print(line.append(visible(text, lines=True), style="not bold"))
 
     def table(self, *parts: RenderableType) -> None:
         self.console.print(*parts, sep="\n")
