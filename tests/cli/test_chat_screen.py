@@ -149,11 +149,13 @@ def test_answers_cannot_command_the_terminal() -> None:
     screen, shown = terminal_screen()
     screen.answer(stream(evil, DONE))
     screen.compare(stream(("unsteered", evil), ("steered", evil)))
-    screen.note("n\x1b[2Jn")
-    screen.error("e\x1b[2Je")
+    screen.note("n\x1b[2Jn\nerror: forged")
+    screen.note("two\nlines", lines=True)
+    screen.error("e\x1b[2Je\nsteering: forged")
     assert shown().count("a?]0;title??[2Jb") == 3
-    assert "n\u241b[2Jn" in shown()
-    assert "error: e\u241b[2Je" in shown()
+    assert "n\u241b[2Jn\u240aerror: forged" in shown()
+    assert "two\nlines\n" in shown()
+    assert "error: e\u241b[2Je\u240asteering: forged" in shown()
 
 
 def test_plain_answers(capsys: pytest.CaptureFixture[str]) -> None:
