@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,16 @@ def test_reports_of_an_answer() -> None:
     assert "Promoted: 1 expert, 12.5% of the choices unsteered, 37.5% steered: 2 forced in." in text
     assert "Suppressed: 1 expert, 37.5% of the choices unsteered, 12.5% steered: 2 suppressed." in text
     assert "0 1 > 3 3 > 1 2" in text
+
+
+def test_a_maps_sides_stay_in_their_line() -> None:
+    expert_map = replace(table_map([[0.5, -0.5, 0.25, -0.25]], k=2), positive="p\nerror: forged\u200b")
+    signs = np.array([[1, -1, 0, 0]], np.int8)
+    console = Console(file=io.StringIO(), width=300, record=True)
+    routing = replace(answer_routing(np.array([[3, 1, 2, 2]]), 2, signs, expert_map), position=0.5)
+    console.print(*experts_report(routing, Steering("name", expert_map=expert_map, activate=1, deactivate=1)), sep="\n")
+    text = console.export_text()
+    assert "p\u240aerror: forged\ufffd" in text, text
 
 
 def test_maps_are_found_by_name_and_offered_if_they_fit(tmp_path: Path) -> None:

@@ -123,4 +123,4 @@ def _print_examples(b: BehaviourResult) -> None:
     for example in b.examples:
         print_lines(f"\n> {example.prompt}")
         for name, reply in (("unsteered", example.base), (b.positive, example.toward), (b.negative, example.away)):
-            print_lines(f"  {name:>10}  {reply}")
+            print_lines(f"  {visible(name):>10}  {visible(reply)}")
