@@ -131,6 +131,22 @@ main()
     assert done.stderr.startswith("error: ")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device")
+@pytest.mark.parametrize(("args", "status"), [(["info", "tiny", "--nosuch"], 2), (["info", "nosuch.gguf"], 1)])
+def test_a_message_that_cannot_be_written_changes_no_status(args: list[str], status: int) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", "from steermoe_local.cli import main; main()", *args],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=full,
+            timeout=300,
+            check=False,
+        )
+    assert done.returncode == status
+
+
 def test_an_interrupt_is_130() -> None:
     done = program(BROKEN.format("raise KeyboardInterrupt"), "info", "tiny")
     assert (done.returncode, done.stdout, done.stderr) == (failures.EXIT_INTERRUPTED, "", "error: interrupted\n")
