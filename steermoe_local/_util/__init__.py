@@ -1,7 +1,6 @@
-"""Files and their kinds, atomic writing, locks on outputs, records of foreign data sets, child processes, JSON, TOML and
-archives from strangers, texts for a terminal, and more.
+"""Files and their kinds, atomic writing, locks on outputs, records of foreign data sets, child processes, and more.
 
-They are helpers below all stages.
+They are helpers below all stages: also for JSON, TOML and archives from strangers, and for texts on a terminal.
 
 Imports: errors.
 Public: `children`, `compressed`, `control_groups`, `disk`, `file_kinds`, `files`, `import_path`, `json_text`, `locks`,
