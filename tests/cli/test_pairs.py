@@ -373,7 +373,7 @@ def test_the_rule_of_the_paper_finds_another_place(tmp_path: Path, templates: An
 def test_what_is_not_a_model_or_not_pairs(one: Path, tmp_path: Path) -> None:
     for arguments, words in (
         ([one, "-m", tmp_path / "none.gguf"], "none.gguf: "),
-        ([one, "-m", one], f"{one}: llama.cpp"),
+        ([one, "-m", one], f"{one}: not a GGUF file"),
         ([tmp_path / "none.jsonl", "-m", "tiny"], "none.jsonl: "),
         ([tmp_path, "-m", "tiny"], f"{tmp_path}: "),
     ):
