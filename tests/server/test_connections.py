@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -86,6 +87,18 @@ def test_a_stream_that_nobody_reads_gives_back_all() -> None:
             until(lambda: server.worker.n_running == 2)
             until(lambda: server.worker.n_running == 0, seconds=60)
             until(lambda: len(server.connections) <= 1)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other kernels do not say what was taken")
+def test_a_client_may_read_slowly() -> None:
+    """As slowly as an answer is spoken: the kernel asks the server for more in portions that take it minutes."""
+    with (
+        running(parallel=1, write_seconds=2.0) as server,
+        many(server, 1, get("/openapi.json", HOST) * 40, receive_buffer=16384) as (connection,),
+    ):
+        for _ in range(15):
+            assert connection.recv(8192, socket.MSG_WAITALL), "ended"
+            time.sleep(0.4)
 
 
 #
