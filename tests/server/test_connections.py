@@ -127,6 +127,9 @@ def test_health_while_every_connection_is_being_answered() -> None:
             with many(server, 40, b""), many(server, 40, b"GET /hea"):
                 for _ in range(3):
                     assert health(server) == 200
+                    head = exchange(server.url, get(method="HEAD"))
+                    assert status_of(head) == 200
+                    assert head.endswith(b"\r\n\r\n")
                 answers = [exchange(server.url, get("/v1/models")) for _ in range(2)]
             assert {status_of(answer) for answer in answers} <= {200, 503}
             assert len(server.connections) <= server.connections.limit + server.connections.reserve
