@@ -20,6 +20,7 @@ from .accepting import Acceptor, room_for
 from .api_errors import is_new
 from .app import create_app
 from .connections import Connections
+from .peers import send_in_packets
 from .protocol import GuardedProtocol
 from .registry import SteeringRegistry
 from .settings import ServerSettings
@@ -47,6 +48,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         if sys.platform != "win32":  # there it would let two programs share a port
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        send_in_packets(found)
         found.bind(address)
         found.listen(1024)
     except OSError as error:

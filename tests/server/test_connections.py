@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -88,6 +89,18 @@ def test_a_stream_that_nobody_reads_gives_back_all() -> None:
             until(lambda: len(server.connections) <= 1)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other kernels do not say what was taken")
+def test_a_client_may_read_slowly() -> None:
+    """As slowly as an answer is spoken: the kernel asks the server for more in portions that take it minutes."""
+    with (
+        running(parallel=1, write_seconds=2.0) as server,
+        many(server, 1, get("/openapi.json", HOST) * 40, receive_buffer=16384) as (connection,),
+    ):
+        for _ in range(15):
+            assert connection.recv(8192, socket.MSG_WAITALL), "ended"
+            time.sleep(0.4)
+
+
 #
 # their number
 #
@@ -114,6 +127,9 @@ def test_health_while_every_connection_is_being_answered() -> None:
             with many(server, 40, b""), many(server, 40, b"GET /hea"):
                 for _ in range(3):
                     assert health(server) == 200
+                    head = exchange(server.url, get(method="HEAD"))
+                    assert status_of(head) == 200
+                    assert head.endswith(b"\r\n\r\n")
                 answers = [exchange(server.url, get("/v1/models")) for _ in range(2)]
             assert {status_of(answer) for answer in answers} <= {200, 503}
             assert len(server.connections) <= server.connections.limit + server.connections.reserve
