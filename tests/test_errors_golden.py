@@ -129,7 +129,7 @@ CAUSES: dict[type[errors.SteerMoEError], tuple[Callable[[Path], None], str]] = {
     ),
     errors.NativeError: (
         of_the_native_side,
-        "no Python to run the quantizer in (sys.executable is empty); use llama-quantize instead",
+        "no Python to start a child process with (sys.executable); install the package with pip",
     ),
     errors.VersionError: (
         of_a_version,

@@ -20,6 +20,7 @@ from .zip_files import zip_archive
 _MAX_BYTES = 1 << 30  # of a member
 _MAX_TEXT_BYTES = 1 << 28
 _SMALL = 64 << 20  # bytes that any member may take
+_MAX_LIST = 1 << 16  # values of a member of any length
 _RATIO = 100  # what counts compress to; a larger member that compresses better is a bomb
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -48,7 +49,7 @@ class Archive:
             raise FormatError(f"{self._path}: no {name} in it; not {self._what}")
         with self._archive.open(info) as file:
             found, fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
-            fits = len(found) == 1 if shape is None else found == shape
+            fits = len(found) == 1 and found[0] <= _MAX_LIST if shape is None else found == shape
             if kind not in (dtype.kind, dtype.str) or not fits or (fortran and len(found) > 1):
                 want = {"U": "a text", "f": "numbers"}.get(kind, "whole numbers")
                 raise FormatError(

@@ -36,7 +36,8 @@ _MAX_DOCUMENT = 256 << 20  # bytes of a JSON file that has to be read as a whole
 _WORDS = dict.fromkeys(("true", "yes", "1", "1.0", "t", "y"), True) | dict.fromkeys(
     ("false", "no", "0", "0.0", "f", "n"), False
 )
-_BATCH = 1024  # rows of a Parquet file in memory at a time
+# Rows of a Parquet file in memory at a time. Few: one text, in a file of a kilobyte, may be that of every row.
+_BATCH = 16
 _COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open, b"BZh": bz2.open}
 _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
 _NO_PYARROW = '{path}: a Parquet file, which needs pyarrow; run pip install "steermoe-local[hub]"'

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, cast
 
 _MAX_DIRECTORY = 4 << 20  # bytes of the list of members: some 50,000 of them
+_SHARE = 64  # the list of a larger archive may take this part of it
 _MAX_END = 1 << 17  # bytes of the end of an archive, which has a comment of 64 KiB at most
 
 
@@ -17,13 +18,14 @@ class _Bounded(io.RawIOBase):
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._most = max(_MAX_DIRECTORY, file.seek(0, 2) // _SHARE)
         self.ready = False
 
     def read(self, size: int = -1) -> bytes:
-        if self.ready or 0 <= size <= _MAX_DIRECTORY:
+        if self.ready or 0 <= size <= self._most:
             return self._file.read(size)
         data = self._file.read(_MAX_END + 1) if size < 0 else b""
-        if size > _MAX_DIRECTORY or len(data) > _MAX_END:
+        if size > self._most or len(data) > _MAX_END:
             raise zipfile.BadZipFile("its list of members is too long")
         return data
 

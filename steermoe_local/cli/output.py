@@ -110,7 +110,9 @@ def rich_table(table: ReportTable) -> Table:
     title = Text(visible(table.title))
     rich = Table(title=title, title_justify="left", box=None, pad_edge=False, caption_justify="left")
     for number, name in enumerate(table.header):
-        rich.add_column(Text(name), justify="left" if number == 0 or name == "note" else "right", overflow="fold")
+        rich.add_column(
+            Text(visible(name)), justify="left" if number == 0 or name == "note" else "right", overflow="fold"
+        )
     for row in table.rows:
         rich.add_row(*(Text(visible(cell)) for cell in row))
     return rich

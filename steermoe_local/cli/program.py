@@ -47,21 +47,22 @@ class SteerMoEGroup(click.Group):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         """Give every option its environment variables before anything is read."""
-        if parent is None:
-            settings.name_variables(self)
-        if extra.get("resilient_parsing"):  # click completes for a shell
-            from .options import completion
-
-            completion.attach(self)
-        elif parent is None:
-            try:
-                require_text(args, os.environ)
-            except UsageError as error:
-                _fail(str(error), EXIT_USAGE)
         try:
+            if parent is None:
+                settings.name_variables(self)
+            if extra.get("resilient_parsing"):  # click completes for a shell
+                from .options import completion
+
+                completion.attach(self)
+            elif parent is None:
+                require_text(args, os.environ)
             return super().make_context(info_name, args, parent, **extra)
+        except UsageError as error:
+            _fail(str(error), EXIT_USAGE)
         except click.UsageError as error:
             _fail_by_click(error)
+        except (KeyboardInterrupt, EOFError) as error:
+            _fail_unlike_click(error)
         except OSError as error:  # a full disk behind the stdout of --help
             _fail_by_system(error)
 
@@ -95,8 +96,16 @@ class SteerMoEGroup(click.Group):
             _fail(f"{what} {locale_cure() or f'{error.encoding}; rename the file or folder'}", EXIT_ERROR)
         except MemoryError:
             _fail("out of memory; close other programs, or take a smaller model or context (-c)", EXIT_ERROR)
-        except (KeyboardInterrupt, click.Abort):
-            _fail("interrupted", EXIT_INTERRUPTED)
+        except (KeyboardInterrupt, EOFError, click.Abort) as error:
+            _fail_unlike_click(error)
+
+
+def _fail_unlike_click(error: BaseException) -> NoReturn:
+    """Exit by what click takes for the user's wish to end: an interrupt, and any EOFError, which is none."""
+    if isinstance(error, EOFError):
+        failures.report(error)
+        sys.exit(EXIT_ERROR)
+    _fail("interrupted", EXIT_INTERRUPTED)
 
 
 def _fail_by_system(error: OSError) -> NoReturn:

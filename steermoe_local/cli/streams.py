@@ -9,6 +9,7 @@ is data for another program (answers, paths, scripts) goes into a pipe or a file
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -114,7 +115,8 @@ class TextConsole(Console):
             if segment.control:
                 yield segment
                 continue
-            text, style = visible(segment.text, lines=True), segment.style
+            # marks: a segment may be a piece of an answer, in which nobody knows yet what they stand beside
+            text, style = visible(segment.text, lines=True, marks=True), segment.style
             if style is not None and style.link:
                 style = style.update_link(None)
             yield segment if text == segment.text and style is segment.style else Segment(text, style)
@@ -128,8 +130,12 @@ def console(stderr: bool = False, **settings: Any) -> TextConsole:
 
 
 def echo(text: str) -> None:
-    """Write a message to stderr: lines, without what a terminal would obey."""
-    click.echo(visible(text, lines=True), err=True)
+    """Write a message to stderr: lines, without what a terminal would obey.
+
+    One that cannot be written (a full disk, a reader that is gone) changes neither the work nor its exit status.
+    """
+    with contextlib.suppress(OSError):
+        click.echo(visible(text, lines=True), err=True)
 
 
 def put(text: str = "", *, end: str = "\n", dim: bool = False) -> None:

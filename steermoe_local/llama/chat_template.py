@@ -264,4 +264,5 @@ def one_line(error: Exception) -> str:
     """The message of an error of a template, shortened to one line."""
     if isinstance(error, RecursionError):  # Python has several messages, by the place where it gives up
         return "nested too deeply"
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    text = " ".join(str(error).split())[:300].encode("utf-8", "replace").decode("utf-8")
+    return text or type(error).__name__

@@ -117,6 +117,7 @@ class TemplatePool:
         self._free = threading.Condition()
         self._idle: list[Worker] = []
         self._n_workers = 0
+        self._waiting: set[int] = set()  # threads
 
     @functools.cached_property
     def limits(self) -> TemplateLimits:
@@ -130,17 +131,26 @@ class TemplatePool:
         """
         cancellation = _cancellation.get() or Cancellation()
         with self._lent(cancellation) as worker, cancellation.waiting_for(worker):
+            thread = threading.get_ident()
+            self._waiting.add(thread)
             try:
                 found: dict[str, Any] = worker.ask(*request, seconds=self.limits.seconds)
             except ChildError as error:
                 if cancellation.cancelled:
                     raise Cancelled from None
                 raise self.too_much("time" if error.timed_out or error.out_of_cpu else "memory") from None
+            finally:
+                self._waiting.discard(thread)
             if "limit" in found or found.get("worn"):
                 worker.stop()  # what ran out of memory is not relied on, and memory that was used up not given back
         if "limit" in found:
             raise self.too_much(str(found["limit"]))
         return found
+
+    @property
+    def waits(self) -> bool:
+        """Does the calling thread wait for a child? For the handler of a signal, which may then interrupt it."""
+        return threading.get_ident() in self._waiting
 
     def too_much(self, what: str) -> ModelError:
         """The error of a template that takes too much "time" or "memory", or makes too much "text"."""

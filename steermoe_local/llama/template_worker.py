@@ -138,12 +138,14 @@ def _rendering(template: _Template, given: Mapping[str, Any]) -> tuple[Render, l
 
     def render(messages: list[dict[str, Any]]) -> str:
         try:
-            return template.chat(
+            text = template.chat(
                 messages,
                 add_generation_prompt=given["add_generation_prompt"],
                 variables=given["variables"],
                 date=day,
             )
+            text.encode("utf-8")  # halves of surrogate pairs, which neither a tokenizer nor an answer can hold
+            return text
         except Exception as error:  # a template is foreign code and may raise anything
             raise _Refusal(one_line(error)) from error
 

@@ -29,6 +29,7 @@ _VERSION = 1
 _WHAT = "a counts file (.npz of steermoe detect)"
 _AGAIN = "record the counts again"
 _MAX_TOKENS = 1 << 53  # beyond it float64 rates would no longer be exact to one token
+MAX_SOURCES = 4096  # each is compared with each other
 _MEMBERS = ["a1", "a2", "meta", "moe_layers", "n1", "n2"]
 METADATA = {"format", "version", "model", "behaviour", "n_pairs", "pairs_sha256", "created", "tool"}
 
@@ -142,6 +143,8 @@ class RoutingCounts:
             raise FormatError(f"{where}: n_pairs: {self.n_pairs!r} is not a count; {_AGAIN}")
         if problem := dates_problem(self.dates):
             raise FormatError(f"{where}: {problem}; {_AGAIN}")
+        if len(self.sources) > MAX_SOURCES:
+            raise FormatError(f"{where}: sources: {len(self.sources)}, more than {MAX_SOURCES}; {_AGAIN}")
         if self.sources:
             if sum(source.n_pairs for source in self.sources) != self.n_pairs:
                 raise FormatError(f"{where}: sources: their pairs are not {self.n_pairs} together; {_AGAIN}")
@@ -255,6 +258,9 @@ def merge_counts(parts: Sequence[tuple[str, RoutingCounts]]) -> RoutingCounts:
     """
     if not parts:
         raise UsageError("no counts to merge; name at least one file")
+    n_sources = sum(len(counts.sources) for _, counts in parts)
+    if n_sources > MAX_SOURCES:
+        raise UsageError(f"counts of {n_sources} sources, more than {MAX_SOURCES}; merge fewer files")
     taken: list[tuple[str, Source]] = []
     for name, counts in parts:
         for source in counts.sources or [Source(digest) for digest in dict.fromkeys(counts.pairs_digest)]:

@@ -57,7 +57,10 @@ class ArrowChunks(StandIn):
 
     def texts(self, charge: Callable[[int], None]) -> list[str]:
         """The texts of all chunks."""
-        if type(self.chunks) is not list or not all(isinstance(chunk, ArrowArray) for chunk in self.chunks):
+        if type(self.chunks) is not list:
+            raise Refused("an Arrow array of an unknown layout")
+        charge(64 * len(self.chunks))  # many blocks may share a list
+        if not all(isinstance(chunk, ArrowArray) for chunk in self.chunks):
             raise Refused("an Arrow array of an unknown layout")
         return [text for chunk in self.chunks for text in chunk.texts(charge)]
 

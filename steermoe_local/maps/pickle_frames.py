@@ -18,7 +18,8 @@ from ..errors import FormatError
 from .pickle_arrow import ArrowArray, ArrowChunks, ArrowType, buffer
 from .pickle_machine import Global, Refused, StandIn, run
 
-# Bytes that calls may allocate besides views of the file's own bytes. Published rankings need less than 1 MiB.
+# Bytes that calls may allocate, or read again, besides views of the file's own bytes. Published rankings need less than
+# 1 MiB.
 MAX_ALLOCATED = 64 << 20
 _NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
 _OBJECTS = {"O", "O4", "O8"}
@@ -75,12 +76,7 @@ class _Manager(StandIn):
         if self.axes is not None or type(state) is not tuple or len(state) != 4:
             raise Refused("a BlockManager of an unknown layout")
         layout = _dict(_dict(state[3], "BlockManager").get("0.14.1"), "BlockManager")
-        blocks = layout.get("blocks")
-        if type(blocks) is not list:
-            raise Refused("a BlockManager of an unknown layout")
-        parts = [_dict(block, "block") for block in blocks]
-        self.axes = layout.get("axes")
-        self.blocks = tuple(_Block(part.get("values"), part.get("mgr_locs")) for part in parts)
+        self.axes, self.blocks = layout.get("axes"), layout.get("blocks")  # read once, however many managers share them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,7 +156,10 @@ class _Extension(StandIn):
                 return objects
             data, mask = self.state.get("_data"), self.state.get("_mask")
             if isinstance(data, _Array) and isinstance(mask, _Array) and data.value is not None:
-                if mask.value is None or mask.value.dtype.kind != "b" or mask.value.any():
+                if mask.value is None or mask.value.dtype.kind != "b":
+                    return None
+                self.charge(mask.value.size)
+                if mask.value.any():
                     return None
                 return data.value
         # StringArray: its dtype, its objects, attributes; the codes of a Categorical are not values
@@ -361,7 +360,8 @@ def _assemble(state: dict[str, Any]) -> Frame:
         raise Refused("it has no two axes")
     labels, n_rows = _labels(manager.axes[0]), _length(manager.axes[1])
     columns: dict[str, npt.NDArray[Any] | None] = {}
-    for block in manager.blocks:
+    for part in manager.blocks:
+        block = _Block(part.get("values"), part.get("mgr_locs")) if type(part) is dict else part
         if not isinstance(block, _Block):
             raise Refused("it has no blocks of columns")
         indices = _indices(block.indices, len(labels))

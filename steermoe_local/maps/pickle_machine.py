@@ -21,6 +21,8 @@ from typing import Any, NoReturn
 from ..errors import FormatError
 
 MAX_OPCODES = 1_000_000
+_MAX_NUMBER = 1 << 32  # of keys and memo indexes: of larger ones, a stranger can choose many that hash alike
+_MAX_ARGUMENTS = 16  # of a call: a tuple of the memo may be passed again and again
 
 
 class Refused(Exception):
@@ -109,6 +111,11 @@ def _line(file: io.BytesIO) -> str:
     return line[:-1].decode("utf-8")
 
 
+def _check_number(number: int) -> None:
+    if not -_MAX_NUMBER < number < _MAX_NUMBER:
+        raise Refused("a key or an index that no table has")
+
+
 def _refuse(where: str, what: str) -> NoReturn:
     raise FormatError(
         f"{where}: refused, it holds {what}; only a pandas table of numbers is read, and nothing in the file was run"
@@ -164,6 +171,7 @@ class _Machine:
             case "MEMOIZE":
                 self._memo[len(self._memo)] = stack[-1]
             case "PUT" | "BINPUT" | "LONG_BINPUT":
+                _check_number(argument)
                 self._memo[argument] = stack[-1]
             case "GET" | "BINGET" | "LONG_BINGET":
                 stack.append(self._memo[argument])
@@ -196,6 +204,8 @@ class _Machine:
                 arguments, function = stack.pop(), stack.pop()
                 if not isinstance(function, Global) or function.call is None or type(arguments) is not tuple:
                     raise Refused("a call of something that is not to be called")
+                if len(arguments) > _MAX_ARGUMENTS:
+                    raise Refused(f"a call with {len(arguments)} arguments")
                 stack.append(function.call(*arguments))
             case "NEWOBJ":
                 arguments, cls = stack.pop(), stack.pop()
@@ -222,6 +232,8 @@ class _Machine:
             # Nothing else may be hashed: tuples that share their parts can take forever.
             if type(key) not in (str, int):
                 raise Refused("a dictionary whose keys are not names")
+            if type(key) is int:
+                _check_number(key)
             target[key] = value
 
     def _found(self, module: Any, name: Any) -> Global:

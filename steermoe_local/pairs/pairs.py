@@ -181,11 +181,15 @@ def last_exact_run(token_ids: Sequence[int], target_ids: Sequence[int]) -> range
     None without a run, which happens when the tokenizer merges across the target's edges.
     """
     ids, wanted = list(token_ids), list(target_ids)
-    if wanted:
-        for start in range(len(ids) - len(wanted), -1, -1):
-            if ids[start : start + len(wanted)] == wanted:
-                return range(start, start + len(wanted))
-    return None
+    # as letters of two texts, backwards: the search in texts is linear, whatever repeats in them
+    letters = {token: chr(number) for number, token in enumerate(dict.fromkeys(ids))}
+    if not wanted or not letters.keys() >= set(wanted):
+        return None
+    text, part = ("".join(letters[token] for token in reversed(tokens)) for tokens in (ids, wanted))
+    if (behind := text.find(part)) < 0:
+        return None
+    end = len(ids) - behind
+    return range(end - len(wanted), end)
 
 
 def _read_pairs(path: StrPath) -> Iterator[tuple[int, Pair]]:

@@ -13,6 +13,7 @@ from typing import Protocol
 from .peers import Ends, open_ends
 
 RESERVE = 16  # connections beyond the limit, which get /health or an error and are closed
+_ORDERED = 16  # connections that are chosen together
 _LOOKED_SECONDS = 0.5  # between two looks at clients that have ended their side
 
 
@@ -61,6 +62,7 @@ class Connections:
         self._open: dict[Connection, str] = {}  # the oldest first, and whose share each is of
         self._counts: Counter[str] = Counter()  # of the shares
         self._n_reserved = 0
+        self._next: list[tuple[Connection, float]] = []  # to be given up, if they still wait as they did
         self._half_closed: dict[Connection, None] = {}
         self._looking: asyncio.TimerHandle | None = None
 
@@ -72,7 +74,7 @@ class Connections:
         share = share_of(connection.address)
         self._counts[share] += 1
         if not connection.reserved and len(self._open) - self._n_reserved >= self.limit:
-            connection.reserved = not self._give_up(other for other in self._open if not other.reserved)
+            connection.reserved = not self._make_place()
         if connection.reserved:
             if self._n_reserved >= self.reserve:
                 self._close(next(other for other in self._open if other.reserved))  # its answer is short
@@ -91,14 +93,32 @@ class Connections:
 
     def make_room(self) -> bool:
         """Close one that waits for its client, if there is one: the process has no descriptor left."""
-        return self._give_up(self._open)
+        order = self._order(self._open)
+        if order:
+            self._close(order[-1][0])
+        return bool(order)
 
-    def _give_up(self, among: Iterable[Connection]) -> bool:
+    def _make_place(self) -> bool:
+        """Close one that is not of the reserve and waits for its client, if there is one."""
+        if self._close_next():
+            return True
+        # for some at a time: a thousand connections that come at once are put into order few times
+        self._next = self._order(other for other in self._open if not other.reserved)[-_ORDERED:]
+        return self._close_next()
+
+    def _close_next(self) -> bool:
+        while self._next:
+            connection, since = self._next.pop()
+            if connection in self._open and connection.since == since and not connection.reserved:
+                self._close(connection)
+                return True
+        return False
+
+    def _order(self, among: Iterable[Connection]) -> list[tuple[Connection, float]]:
+        """Those that wait for their client, the one to give up first at the end, and since when they do."""
         waiting = [connection for connection in among if connection.state is not State.ANSWERING]
-        if not waiting:
-            return False
-        self._close(min(waiting, key=lambda one: (one.state, -self._counts[self._open[one]], one.since)))
-        return True
+        waiting.sort(key=lambda one: (one.state, -self._counts[self._open[one]], one.since), reverse=True)
+        return [(connection, connection.since) for connection in waiting]
 
     def _close(self, connection: Connection) -> None:
         self.remove(connection)

@@ -15,9 +15,16 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
+try:
+    import fcntl
+    import termios
+except ImportError:  # Windows
+    fcntl = termios = None  # type: ignore[assignment]
+
 Ends = tuple[str, str]
 """The addresses (ADDRESS:PORT, as the kernel's table writes them) of the client's end and of the server's."""
 
+_PACKET_BYTES = 1400
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
 
@@ -58,15 +65,37 @@ def open_ends(wanted: Collection[Ends]) -> set[Ends] | None:
 
 
 def keep_watch(sock: socket.socket, seconds: float) -> None:
-    """Let the kernel end a connection whose client does not answer, or does not take what it was sent, for long."""
+    """Let the kernel end a connection whose client does not answer, or for two times `seconds` takes nothing."""
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     for name, value in (
         ("TCP_KEEPIDLE", 15),
         ("TCP_KEEPINTVL", 15),
-        ("TCP_USER_TIMEOUT", int(seconds * 1000)),  # Linux: also for what is left to send after closing
+        # Linux: also for what is left to send after closing; later than the server's own deadline, as it tells nobody
+        ("TCP_USER_TIMEOUT", int(2 * seconds * 1000)),
     ):
         if hasattr(socket, name):
             options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
     for level, option, value in options:
         with contextlib.suppress(OSError):
             sock.setsockopt(level, option, value)
+
+
+def not_taken(sock: socket.socket) -> int:
+    """Bytes that the kernel keeps until the client takes them (Linux); 0 where it does not say."""
+    if fcntl is None or not sys.platform.startswith("linux"):
+        return 0
+    try:
+        return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:
+        return 0
+
+
+def send_in_packets(listening: socket.socket) -> None:
+    """Send to clients of this machine, too, what fits a packet of a network (Linux).
+
+    A client's kernel asks for more when there is room for a packet. With those of 64 KiB it may not do so for minutes
+    for one that reads an answer as fast as it is spoken, and could not be told from one that does not read.
+    """
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError):
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _PACKET_BYTES)

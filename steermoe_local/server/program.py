@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 import sys
@@ -19,6 +20,7 @@ from .accepting import Acceptor, room_for
 from .api_errors import is_new
 from .app import create_app
 from .connections import Connections
+from .peers import send_in_packets
 from .protocol import GuardedProtocol
 from .registry import SteeringRegistry
 from .settings import ServerSettings
@@ -27,6 +29,9 @@ from .worker import Worker
 
 _TOLD_SECONDS = 2.0  # for clients to be told that the server stops, after the time for their answers
 _ENDED_SECONDS = 5.0  # after that time, for everything
+# A thread that waits for Python's lock gets it from one that computes after this time, Python's own is ten times as
+# long. The event loop waits for it after every call to the system: while a large body is parsed each took 5 ms.
+_SWITCH_SECONDS = 0.0005
 
 Say = Callable[[str], None]
 
@@ -43,6 +48,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         if sys.platform != "win32":  # there it would let two programs share a port
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        send_in_packets(found)
         found.bind(address)
         found.listen(1024)
     except OSError as error:
@@ -147,11 +153,16 @@ def run_server(
 
     Raises UsageError (the address cannot be used), and what `load` raises.
     """
+    sys.setswitchinterval(_SWITCH_SECONDS)
     listening = listen(settings.host, settings.port)
     servers: list[Server] = []
 
     def on_state(state: str) -> None:
         if state == "ok":
+            # What is there now stays. Collections, of which a body of 100,000 objects causes several, would look at all
+            # of it again while every other thread waits: 100 ms and more.
+            gc.collect()
+            gc.freeze()
             steering = registry.default or "none"
             facts = f"{worker.n_slots} at once, steering: {steering}"
             say(f"steermoe serves {settings.model} at {url} ({facts})")

@@ -21,12 +21,12 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from .api_errors import ApiError
 from .connections import Connections, State
 from .http_limits import LimitedConnection
-from .peers import Ends, ends_of, keep_watch
+from .peers import Ends, ends_of, keep_watch, not_taken
 from .security import App, Message, Receive, Scope, Send, refuse
 from .settings import ServerSettings
 
 _LINGER_SECONDS = 2.0  # for a client to read the answer that ends its connection while it still sends
-_TAKEN_BYTES = 64 * 1024  # what a client must take of an answer in each period of `write_seconds`
+_TAKEN_BYTES = 8 * 1024  # what a client must take of an answer in each period of `write_seconds`: 30 short events
 _SENT_AHEAD = 128 * 1024  # bytes that the kernel keeps for a client that does not read
 
 
@@ -99,7 +99,7 @@ class GuardedProtocol(H11Protocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._write_deadline is None:
-            self._await_reader(self.transport.get_write_buffer_size() + 2 * _TAKEN_BYTES)
+            self._await_reader(self._not_taken() + _TAKEN_BYTES)
         self._note(State.UNREAD)
 
     def resume_writing(self) -> None:
@@ -186,12 +186,16 @@ class GuardedProtocol(H11Protocol):
         )
 
     def _await_reader(self, left: int) -> None:
-        """End the connection if its client does not take what it is sent; `left` bytes were left to send before."""
-        now = self.transport.get_write_buffer_size()
+        """End the connection if its client does not take what it is sent; it had not taken `left` bytes before."""
+        now = self._not_taken()
         if now > left - _TAKEN_BYTES:
             self.abort()
         else:
             self._write_deadline = self.loop.call_later(self._settings.write_seconds, self._await_reader, now)
+
+    def _not_taken(self) -> int:
+        """Bytes of the answer on their way to the client. The kernel takes new ones in large portions only."""
+        return self.transport.get_write_buffer_size() + not_taken(self.transport.get_extra_info("socket"))
 
     #
     # ends

@@ -24,6 +24,7 @@ def router(service: Service) -> APIRouter:
     """The routes."""
     routes = APIRouter(route_class=JsonRoute)
 
+    @routes.head("/health", include_in_schema=False)  # `wget --spider`, load balancers
     @routes.get("/health", tags=["server"], responses={503: ERRORS[503]})
     async def health() -> Response:
         """Is the model loaded, and how busy is it? 200 with status "ok", else 503."""

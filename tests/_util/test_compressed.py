@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import lzma
 import tracemalloc
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from steermoe_local._util import compressed, npz, records
-from steermoe_local._util.file_kinds import COUNTS
-from steermoe_local.errors import FormatError, PairsError
+from steermoe_local._util import compressed, records
+from steermoe_local.errors import PairsError
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
@@ -54,26 +50,15 @@ def test_a_header_of_a_megabyte(tmp_path: Path) -> None:
         list(records.csv_rows(path, ["prompt"]))
 
 
-def archive(path: Path, member: np.ndarray) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for name in ("a1", "a2", "meta"):
-            data = io.BytesIO()
-            np.save(data, member)
-            file.writestr(f"{name}.npy", data.getvalue())
-    return path
-
-
-def test_an_archive_that_unpacks_to_far_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = archive(tmp_path / "x.npz", np.zeros(1 << 20, np.int64))
-    with npz.opened(path, "counts", "again", COUNTS) as members:
-        assert members.array("a1", "i", None).shape == (1 << 20,)
-    monkeypatch.setattr(compressed, "_FREE", 1 << 16)
-    with npz.opened(path, "counts", "again", COUNTS) as members, pytest.raises(FormatError, match="a1: unpacks to"):
-        members.array("a1", "i", None)
-
-
-def test_an_archive_of_too_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compressed, "_DIRECTORY", 100)
-    path = archive(tmp_path / "x.npz", np.zeros(3, np.int64))
-    with pytest.raises(FormatError), npz.opened(path, "counts", "again", COUNTS):
-        pass
+def test_a_text_that_many_rows_of_parquet_share(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pyarrow.table({"prompt": pyarrow.array(["x" * 1_000_000] * 300)}), path, compression="zstd")
+    assert path.stat().st_size < 2000
+    before = pyarrow.total_allocated_bytes()
+    tracemalloc.start()
+    allocated = max(pyarrow.total_allocated_bytes() - before for _ in records.rows(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert max(allocated, peak) < 100 << 20  # 16 rows; all would be 300 MB

@@ -24,9 +24,13 @@ _HOLD = """
 import os, subprocess, sys
 from steermoe_local._util.locks import OutputLock
 with OutputLock(sys.argv[1]):
-    if sys.argv[2] == "fork" and os.fork() == 0:
-        sys.stdin.readline()
-        os._exit(0)
+    if sys.argv[2] == "fork":
+        seen, forked = os.pipe()
+        if os.fork() == 0:
+            os.write(forked, b".")  # Python has done in it what it does after a fork
+            sys.stdin.readline()
+            os._exit(0)
+        os.read(seen, 1)
     child = subprocess.Popen(["sleep", "60"]) if sys.argv[2] == "child" else None
     print(os.getpid(), child.pid if child else 0, flush=True)
     sys.stdin.readline()

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ from steermoe_local import ExpertMap, UsageError
 from steermoe_local._util.visible import harmless
 from steermoe_local.cli.chat.lines import is_unfinished, joined
 from steermoe_local.cli.chat.maps import MapFinder
+from steermoe_local.cli.chat.printer import Printer
 from steermoe_local.cli.chat.prompt import CommandCompleter, open_history
 from steermoe_local.cli.chat.reports import describe, experts_report, why_report
 from steermoe_local.cli.chat.screen import PlainScreen, TerminalScreen, speed
 from steermoe_local.cli.chat.terminal_state import one_interrupt
 from steermoe_local.cli.chat.text import WordWrap
+from steermoe_local.cli.streams import TextConsole
 from steermoe_local.generation.answer_routing import answer_routing, why
 from steermoe_local.generation.chat import Part
 from steermoe_local.generation.engine import FinishEvent
@@ -79,6 +82,20 @@ def test_code_is_not_wrapped() -> None:
 def test_wide_characters_break_anywhere() -> None:
     wrap = WordWrap(lambda: 5)
     assert wrap.feed("漢字漢字") + wrap.end() == "漢字\n漢字"
+
+
+@pytest.mark.parametrize("text", ["aa 👨‍👩‍👧‍👦👨‍👩‍👧‍👦 b", "שלום\u200f!", "👨\u200d b"])
+def test_signs_stay_together_in_an_answer_that_comes_in_pieces(text: str) -> None:
+    """Nor is a line broken in the middle of a family."""
+    for width in (3, 5, 40):
+        out = io.StringIO()
+        printer = Printer(TextConsole(file=out, force_terminal=True, width=width, color_system=None), True)
+        for character in text:
+            printer.add("answer", character)
+        printer.end()
+        parts = out.getvalue().replace("\n", " ").split()
+        assert "".join(parts) == text.replace(" ", "")
+        assert out.getvalue().count("👨‍👩‍👧‍👦") == text.count("👨‍👩‍👧‍👦")
 
 
 def test_a_model_cannot_command_the_terminal() -> None:
@@ -133,11 +150,13 @@ def test_answers_cannot_command_the_terminal() -> None:
     screen, shown = terminal_screen()
     screen.answer(stream(evil, DONE))
     screen.compare(stream(("unsteered", evil), ("steered", evil)))
-    screen.note("n\x1b[2Jn")
-    screen.error("e\x1b[2Je")
+    screen.note("n\x1b[2Jn\nerror: forged")
+    screen.note("two\nlines", lines=True)
+    screen.error("e\x1b[2Je\nsteering: forged")
     assert shown().count("a?]0;title??[2Jb") == 3
-    assert "n?[2Jn" in shown()
-    assert "error: e?[2Je" in shown()
+    assert "n\u241b[2Jn\u240aerror: forged" in shown()
+    assert "two\nlines\n" in shown()
+    assert "error: e\u241b[2Je\u240asteering: forged" in shown()
 
 
 def test_plain_answers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,6 +241,16 @@ def test_reports_of_an_answer() -> None:
     assert "Promoted: 1 expert, 12.5% of the choices unsteered, 37.5% steered: 2 forced in." in text
     assert "Suppressed: 1 expert, 37.5% of the choices unsteered, 12.5% steered: 2 suppressed." in text
     assert "0 1 > 3 3 > 1 2" in text
+
+
+def test_a_maps_sides_stay_in_their_line() -> None:
+    expert_map = replace(table_map([[0.5, -0.5, 0.25, -0.25]], k=2), positive="p\nerror: forged\u200b")
+    signs = np.array([[1, -1, 0, 0]], np.int8)
+    console = Console(file=io.StringIO(), width=300, record=True)
+    routing = replace(answer_routing(np.array([[3, 1, 2, 2]]), 2, signs, expert_map), position=0.5)
+    console.print(*experts_report(routing, Steering("name", expert_map=expert_map, activate=1, deactivate=1)), sep="\n")
+    text = console.export_text()
+    assert "p\u240aerror: forged\ufffd" in text, text
 
 
 def test_maps_are_found_by_name_and_offered_if_they_fit(tmp_path: Path) -> None:

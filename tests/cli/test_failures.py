@@ -53,6 +53,7 @@ def program(code: str, *args: str, env: dict[str, str] | None = None) -> subproc
         ("raise RecursionError('deep')", "RecursionError: deep"),
         ("broken()", "RecursionError: "),
         ("raise AssertionError", "AssertionError"),
+        ("raise EOFError('short')", "EOFError: short"),  # click takes it for the user's wish to end
         ("raise KeyError('\\u202e')", "KeyError: "),
         ("class Mute(Exception):\n        def __str__(self): raise ValueError\n    raise Mute", "Mute"),
         ("raise ExceptionGroup('many', [ValueError('a'), ValueError('b')])", "ExceptionGroup: many"),
@@ -104,6 +105,46 @@ def test_the_variable_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(failures.VARIABLE, "1")
     assert failures.VARIABLE not in settings.unknown_variables(main)
     assert failures.debugging()
+
+
+@pytest.mark.parametrize("name", ["STEERMOE_TEMPLATE_SECONDS", "STEERMOE_CACHE_DIR"])
+def test_variables_that_no_option_reads_are_known(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "1")
+    assert name not in settings.unknown_variables(main)
+
+
+@pytest.mark.parametrize(("error", "status"), [("KeyboardInterrupt", 130), ("EOFError", 1), ("KeyError", 1)])
+def test_before_the_command_starts(error: str, status: int) -> None:
+    """While options get their variables and are read, which is before click says that a command is invoked."""
+    code = f"""
+import sys
+from steermoe_local.cli import main
+from steermoe_local.cli.options import settings
+def broken(*_):
+    raise {error}
+settings.name_variables = broken
+sys.argv[0] = "steermoe"
+main()
+"""
+    done = program(code, "info", "tiny")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (status, "", 1)
+    assert done.stderr.startswith("error: ")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device")
+@pytest.mark.parametrize(("args", "status"), [(["info", "tiny", "--nosuch"], 2), (["info", "nosuch.gguf"], 1)])
+def test_a_message_that_cannot_be_written_changes_no_status(args: list[str], status: int) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", "from steermoe_local.cli import main; main()", *args],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=full,
+            timeout=300,
+            check=False,
+        )
+    assert done.returncode == status
 
 
 def test_an_interrupt_is_130() -> None:

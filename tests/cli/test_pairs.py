@@ -373,7 +373,7 @@ def test_the_rule_of_the_paper_finds_another_place(tmp_path: Path, templates: An
 def test_what_is_not_a_model_or_not_pairs(one: Path, tmp_path: Path) -> None:
     for arguments, words in (
         ([one, "-m", tmp_path / "none.gguf"], "none.gguf: "),
-        ([one, "-m", one], f"{one}: llama.cpp"),
+        ([one, "-m", one], f"{one}: not a GGUF file"),
         ([tmp_path / "none.jsonl", "-m", "tiny"], "none.jsonl: "),
         ([tmp_path, "-m", "tiny"], f"{tmp_path}: "),
     ):
@@ -451,3 +451,13 @@ def test_the_checker_is_a_library_too(one: Path, tiny_path: Path) -> None:
     assert list(pair.problems()) == list(pair.warnings()) == []
     with pytest.raises(UsageError, match="tools: "):
         Checker(tiny_path, template_arguments={"tools": []})
+
+
+def test_check_of_a_file_with_a_problem_in_each_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "words.jsonl"
+    path.write_text("word\n" * 100_000)
+    done = CliRunner().invoke(main, ["pairs", "check", str(path), "-m", "tiny", "--json"])
+    assert done.exit_code == 1
+    problems = json.loads(done.stdout)["problems"]
+    assert len(problems) == 10_002
+    assert "checked no further" in problems[-1]["reason"]

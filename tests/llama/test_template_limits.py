@@ -49,6 +49,14 @@ def text(source: str, pool: TemplatePool, content: str = "Hi.") -> str:
     return template.text(messages, add_generation_prompt=True, variables={}, date=DAY)
 
 
+@pytest.mark.parametrize("source", ["{{ '\\ud800' }}", "{{ raise_exception('\\udfff') }}"])
+def test_texts_that_are_no_unicode(source: str, pool: TemplatePool) -> None:
+    """Half of a surrogate pair can be neither tokenized nor sent."""
+    with pytest.raises(TemplateRefusal) as caught:
+        text(source, pool)
+    assert str(caught.value).encode("utf-8")
+
+
 def child_of(pool: TemplatePool) -> int:
     """The process that serves a pool of one child."""
     assert text("{{ messages[0].content }}", pool) == "Hi."

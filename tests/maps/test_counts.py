@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steermoe_local._util.zip_files import zip_archive
 from steermoe_local.errors import FormatError, ModelMismatchError, UsageError
-from steermoe_local.maps.counts import RoutingCounts
+from steermoe_local.maps.counts import RoutingCounts, Source, merge_counts
 from tests.support.builders import identity, random_counts
 
 FIELDS = ("identity", "n1", "n2", "moe_layers", "pairs_digest", "n_pairs", "behaviour", "created")
@@ -192,6 +193,34 @@ def test_archive_that_unpacks_to_too_much(tmp_path: Path) -> None:
     path.write_bytes(forged)
     with pytest.raises(FormatError, match="meta: shorter or longer"):
         RoutingCounts.load(path)
+
+
+def test_sources_and_layers_are_bounded(tmp_path: Path) -> None:
+    sources = [{"pairs_sha256": "0" * 64, "shard": [n + 1, 5000], "n_pairs": 0, "n_skipped": 0} for n in range(5000)]
+    path = saved(tmp_path / "a.npz", meta=meta(n_pairs=0, sources=sources, pairs_sha256=["0" * 64]))
+    with pytest.raises(FormatError, match="sources: 5000, more than 4096"):
+        RoutingCounts.load(path)
+    with pytest.raises(FormatError, match="moe_layers"):  # before millions of numbers become objects
+        RoutingCounts.load(saved(tmp_path / "b.npz", moe_layers=np.arange(100_000)))
+    shards = [
+        (f"{begin}", replace(random_counts(1), n_pairs=0, pairs_digest="0" * 64, sources=tuple(some)))
+        for begin in (0, 2500)
+        if (some := [Source("0" * 64, (n + 1, 5000)) for n in range(begin, begin + 2500)])
+    ]
+    with pytest.raises(UsageError, match="5000 sources, more than 4096"):
+        merge_counts(shards)
+
+
+def test_the_list_of_members_grows_with_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steermoe_local._util.zip_files._MAX_DIRECTORY", 1000)
+    for n_bytes in (5000, 0):
+        with zipfile.ZipFile(tmp_path / f"{n_bytes}.zip", "w") as archive:
+            for n in range(100):
+                archive.writestr(f"{n}", bytes(n_bytes))
+    with open(tmp_path / "5000.zip", "rb") as file, zip_archive(file) as found:
+        assert len(found.namelist()) == 100
+    with open(tmp_path / "0.zip", "rb") as file, pytest.raises(zipfile.BadZipFile, match="list of members"):
+        zip_archive(file).__enter__()
 
 
 def test_damaged_at_any_byte(tmp_path: Path) -> None:

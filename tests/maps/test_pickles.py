@@ -7,6 +7,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,37 @@ def test_nothing_may_follow_a_frame() -> None:
     data = (FRAMES / "pandas-2.2.3.pkl").read_bytes()
     with pytest.raises(FormatError, match="after its end"):
         read_frame(data + b"N.", "x")
+
+
+_ALIKE = 2**61 - 1  # whole numbers that differ by a multiple of it have one hash
+_SHARED_BLOCKS = (
+    b"cpandas.core.internals.managers\nBlockManager\nq\x00(NNN}X\x06\0\0\x000.14.1}(X\x04\0\0\0axesNX\x06\0\0\0blocks]("
+)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"N" + b"".join(b"p%d\n" % (n * _ALIKE) for n in range(100_000)) + b".", id="memo"),
+        pytest.param(
+            b"}(" + b"".join(b"\x8a\x0a" + (n * _ALIKE).to_bytes(10, "little") + b"N" for n in range(100_000)) + b"u.",
+            id="keys",
+        ),
+        pytest.param(
+            _SHARED_BLOCKS + b"}" * 5000 + b"eustq\x01" + b"h\x00)\x81h\x01b" * 5000 + b".", id="managers of one list"
+        ),
+        pytest.param(
+            b"cpandas\nStringDtype\nq\x00(" + b"N" * 120_000 + b"tq\x01" + b"h\x00h\x01R" * 120_000 + b".",
+            id="arguments",
+        ),
+    ],
+)
+def test_time_follows_the_size(data: bytes) -> None:
+    start = time.process_time()
+    with pytest.raises(FormatError):
+        read_frame(data, "x")
+    # under one second; each took more than ten when its parts were looked at again for each other part
+    assert time.process_time() - start < 5
 
 
 def test_a_limit_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,14 @@ def test_last_exact_run() -> None:
     assert last_exact_run([1, 2], [3]) is None
     assert last_exact_run([1, 2], []) is None
     assert last_exact_run([1], [1, 2]) is None
+
+
+def test_last_exact_run_takes_time_as_the_tokens() -> None:
+    ids, wanted = [1, 2] * 200_000, [1, 1] + [2, 1] * 100_000
+    start = time.process_time()
+    assert last_exact_run(ids, wanted) is None
+    assert last_exact_run(ids, wanted[1:]) == range(199_998, 399_999)
+    assert time.process_time() - start < 5  # 0.1 s; a comparison at each place takes minutes
 
 
 def test_imports_no_numpy() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -74,7 +75,7 @@ def test_answers_that_nobody_takes(path: str) -> None:
         many(server, n, pipeline, receive_buffer=4096) as connections,
     ):
         until(lambda: len(server.connections) >= n)
-        until(lambda: len(server.connections) <= 1)  # at most the client's of the tests
+        until(lambda: not len(server.connections))  # that of the tests' client is idle, and ends, too
         if path == "/openapi.json":  # the largest: what was not taken is gone from the kernel's buffer, too
             assert all(rest_of(connection).count(b"HTTP/1.1 200 OK") < 20 for connection in connections)
 
@@ -86,6 +87,18 @@ def test_a_stream_that_nobody_reads_gives_back_all() -> None:
             until(lambda: server.worker.n_running == 2)
             until(lambda: server.worker.n_running == 0, seconds=60)
             until(lambda: len(server.connections) <= 1)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other kernels do not say what was taken")
+def test_a_client_may_read_slowly() -> None:
+    """As slowly as an answer is spoken: the kernel asks the server for more in portions that take it minutes."""
+    with (
+        running(parallel=1, write_seconds=2.0) as server,
+        many(server, 1, get("/openapi.json", HOST) * 40, receive_buffer=16384) as (connection,),
+    ):
+        for _ in range(15):
+            assert connection.recv(8192, socket.MSG_WAITALL), "ended"
+            time.sleep(0.4)
 
 
 #
@@ -114,6 +127,9 @@ def test_health_while_every_connection_is_being_answered() -> None:
             with many(server, 40, b""), many(server, 40, b"GET /hea"):
                 for _ in range(3):
                     assert health(server) == 200
+                    head = exchange(server.url, get(method="HEAD"))
+                    assert status_of(head) == 200
+                    assert head.endswith(b"\r\n\r\n")
                 answers = [exchange(server.url, get("/v1/models")) for _ in range(2)]
             assert {status_of(answer) for answer in answers} <= {200, 503}
             assert len(server.connections) <= server.connections.limit + server.connections.reserve

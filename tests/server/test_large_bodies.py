@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from steermoe_local.server import json_requests
+from tests.server.test_stopping import started
 from tests.support.running_server import Running, running, until
 
 JSON_TYPE = {"Content-Type": "application/json"}
@@ -126,3 +127,22 @@ def test_values_behind_large_bodies_are_those_that_were_sent(server: Running) ->
     padded = json.dumps(message(1)).encode() + b" " * 20_000
     large, small = (post(server, CHAT, body).json()["choices"][0] for body in (padded, padded.strip()))
     assert large["message"] == small["message"]
+
+
+COUNTED = """
+import gc
+inner = program.run_server
+def counted(settings, registry, load, say):
+    def counting(line):
+        say(line)
+        say(f"frozen {gc.get_freeze_count()} of {len(gc.get_objects())}")
+    inner(settings, registry, load, counting)
+program.run_server = counted
+"""
+
+
+def test_collections_of_garbage_do_not_look_at_the_program() -> None:
+    """They hold Python's lock for as long as they look, and a large body causes several."""
+    with started(COUNTED, ready=r"frozen [1-9]\d* of \d+") as program:
+        _, frozen, _, others = program.url.split()
+        assert int(others) < 5000 < 50_000 < int(frozen)

@@ -11,7 +11,7 @@ from rich.control import Control
 from rich.segment import ControlType
 from rich.text import Text
 
-from ..._util.visible import harmless
+from ..._util.visible import HarmlessStream
 from .printer import REASONING, Printer
 from .text import WordWrap
 
@@ -30,19 +30,22 @@ class _Answer:
     finished: bool = False
 
     def __post_init__(self) -> None:
-        self.wrap = WordWrap(lambda: self.width)
+        self.wrap, self.harmless = WordWrap(lambda: self.width), HarmlessStream()
 
     def add(self, kind: str, text: str) -> None:
         if kind != self.kind:
             if self.kind:
-                self._take(self.wrap.end() + "\n\n")
+                self._take(self._rest() + "\n\n")
             self.kind = kind
             text = text.lstrip("\n")
-        self._take(self.wrap.feed(harmless(text).expandtabs(4)))
+        self._take(self.wrap.feed(self.harmless.feed(text).expandtabs(4)))
 
     def finish(self) -> None:
-        self._take(self.wrap.end())
+        self._take(self._rest())
         self.finished = True
+
+    def _rest(self) -> str:
+        return self.wrap.feed(self.harmless.end()) + self.wrap.end()
 
     def _take(self, text: str) -> None:
         style = REASONING if self.kind == "reasoning" else ""

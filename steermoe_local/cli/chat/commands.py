@@ -178,7 +178,7 @@ def _system(session: Session, argument: str) -> None:
     note = f"system prompt: {session.chat.system or 'none'}"
     if argument and session.chat.messages:
         note += "; the chat so far is recomputed under it with the next message"
-    session.screen.note(note)
+    session.screen.note(note, lines=True)
 
 
 def _regenerate(session: Session, argument: str) -> None:

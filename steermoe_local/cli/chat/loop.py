@@ -71,7 +71,7 @@ def run_chat(
             _greet(session)
         if prompt is not None:
             if kind is not TerminalKind.PIPE:
-                screen.note(f"{PROMPT}{prompt}")
+                screen.note(f"{PROMPT}{prompt}", lines=True)
             session.say(prompt)
         _converse(session, reader, kind)
 

@@ -7,7 +7,7 @@ from rich.control import Control
 from rich.segment import ControlType
 from rich.text import Text
 
-from ..._util.visible import harmless
+from ..._util.visible import HarmlessStream
 from .text import WordWrap
 
 REASONING = "dim italic"
@@ -20,7 +20,7 @@ class Printer:
     def __init__(self, console: Console, show_reasoning: bool) -> None:
         self._console = console
         self._show_reasoning = show_reasoning
-        self._wrap = self._new_wrap()
+        self._wrap, self._filter = self._new_wrap(), HarmlessStream()
         self._kind = ""
         self._thinking = False  # the line "thinking ..." is shown in place of hidden reasoning
         self._at_start = True  # of a line
@@ -37,7 +37,7 @@ class Printer:
         if kind != self._kind:
             self._change(kind)
             text = text.lstrip("\n")
-        self._print(self._wrap.feed(harmless(text)), REASONING if kind == "reasoning" else "")
+        self._print(self._wrap.feed(self._filter.feed(text)), REASONING if kind == "reasoning" else "")
 
     def end(self) -> None:
         """Show what was held back, and end the line."""
@@ -55,7 +55,8 @@ class Printer:
         self._kind, self._wrap = kind, self._new_wrap()
 
     def _finish_part(self) -> None:
-        self._print(self._wrap.end(), REASONING if self._kind == "reasoning" else "")
+        rest = self._wrap.feed(self._filter.end()) + self._wrap.end()
+        self._print(rest, REASONING if self._kind == "reasoning" else "")
 
     def _clear_thinking(self) -> None:
         if self._thinking:

@@ -10,6 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from ..._util.visible import visible
 from ...steering.steering import Steering
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def experts_report(routing: AnswerRouting, steering: Steering | None) -> list[Re
         line = f"Mean RD of the experts used: {routing.mean_rd:+.3f}"
         if routing.position is not None:
             low, high = expert_map.negative or "the negative side", expert_map.positive or "the positive side"
-            line += f"; on the map's scale {routing.position:.2f} (0: {low}, 1: {high})"
+            line += f"; on the map's scale {routing.position:.2f} (0: {visible(low)}, 1: {visible(high)})"
         lines.append(line + ".")
     columns = "share of the tokens" + ("" if routing.mean_rd is None else ", RD")
     table = Table(box=None, pad_edge=False, header_style="bold")

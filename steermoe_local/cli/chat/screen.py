@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from ..._util.visible import harmless, visible
+from ..._util.visible import visible
 from ...generation.engine import FinishEvent
 from ..streams import TextConsole, echo, put
 from ..streams import console as new_console
@@ -35,8 +35,8 @@ class Screen(Protocol):
 
     show_reasoning: bool
 
-    def note(self, text: str) -> None:
-        """Say what happened, or what applies from now on."""
+    def note(self, text: str, *, lines: bool = False) -> None:
+        """Say what happened, or what applies from now on, in one line; with `lines`, the text's own line ends stay."""
 
     def error(self, text: str) -> None:
         """Say what went wrong."""
@@ -86,12 +86,12 @@ class TerminalScreen:
             console = new_console(width=width)
         self.console = console
 
-    def note(self, text: str) -> None:
-        self.console.print(Text(harmless(text), style="dim"))
+    def note(self, text: str, *, lines: bool = False) -> None:
+        self.console.print(Text(visible(text, lines=lines), style="dim"))
 
     def error(self, text: str) -> None:
         line = Text("error: ", style="bold red")
-        self.console.print(line.append(harmless(text), style="not bold"))
+        self.console.print(line.append(visible(text), style="not bold"))
 
     def table(self, *parts: RenderableType) -> None:
         self.console.print(*parts, sep="\n")
@@ -150,8 +150,8 @@ class PlainScreen:
         self.show_reasoning = show_reasoning
         self._console = TextConsole(color_system=None, force_terminal=False, width=100)
 
-    def note(self, text: str) -> None:
-        echo(text)
+    def note(self, text: str, *, lines: bool = False) -> None:
+        echo(visible(text, lines=lines))
 
     def error(self, text: str) -> None:
         echo(f"error: {visible(text)}")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from rich.cells import cell_len, get_character_cell_size
 
 _FENCE = "```"
+_JOINER = "\u200d"
 
 
 class WordWrap:
@@ -24,6 +25,7 @@ class WordWrap:
         self._word = ""
         self._line_start = ""  # what the line begins with, as long as that can make a fence
         self._code = False
+        self._joined = False  # what was written last wants another character, like a family of emoji
 
     def feed(self, text: str) -> str:
         """Take a piece of the stream; returns what can be shown now."""
@@ -34,6 +36,7 @@ class WordWrap:
         return self._flush_word() + self._flush_blanks()
 
     def _take(self, character: str) -> str:
+        joined, self._joined = self._joined, False
         if character == "\n":
             out = self._flush_word() + self._flush_blanks() + "\n"
             if self._line_start.startswith(_FENCE):
@@ -46,7 +49,11 @@ class WordWrap:
             out = self._flush_word()
             self._blanks += character
             return out
-        wide = get_character_cell_size(character) > 1
+        size = get_character_cell_size(character)
+        if joined or (not size and self._column and not self._word and not self._blanks):
+            self._joined = character == _JOINER
+            return character  # it belongs to what was written last, also at the end of a line
+        wide = size > 1
         out = self._flush_word() if wide else ""  # between characters of full width a line may be broken
         self._word += character
         if wide or len(self._word) >= self._width():

@@ -15,6 +15,7 @@ from rich.text import Text
 from ..._util.disk import cannot_write
 from ..._util.files import replacing, require_writable
 from ..._util.locks import OutputLock
+from ..._util.visible import visible
 from ...errors import UsageError
 from ..options import settings
 from ..options.common import json_option
@@ -284,5 +285,5 @@ def _print(found: list[settings.Setting], whole: bool) -> None:
         table.add_column(name, overflow="fold", no_wrap=name == "from" and not sys.stdout.isatty())
     for (option, written, where), owners in lines.items():
         cells = (option, written, where, *([] if whole else [", ".join(owners)]))
-        table.add_row(*(Text(cell) for cell in cells))  # not markup: a value may have brackets
+        table.add_row(*(Text(visible(cell)) for cell in cells))  # not markup: a value may have brackets
     console().print(table)

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..._util.disk import cannot_write
+from ..._util.visible import visible
 from ..options.common import json_option, lock_output
 from ..options.system_text import UserPath
 from ..output import print_json, print_lines, progress_bar
@@ -69,7 +70,7 @@ def demo(output: Path, prompts: int, draws: int, full: bool, seed: int, threads:
 
 def _print(result: DemoResult) -> None:
     out = console()
-    out.print(Text(result.model.short, style="bold"))
+    out.print(Text(visible(result.model.short), style="bold"))
     out.print(
         "A positive control: training tied these behaviours to known experts, so that it can be checked whether\n"
         "detection finds them and steering moves them. It does not show that such experts arise by themselves.\n"
@@ -122,4 +123,4 @@ def _print_examples(b: BehaviourResult) -> None:
     for example in b.examples:
         print_lines(f"\n> {example.prompt}")
         for name, reply in (("unsteered", example.base), (b.positive, example.toward), (b.negative, example.away)):
-            print_lines(f"  {name:>10}  {reply}")
+            print_lines(f"  {visible(name):>10}  {visible(reply)}")

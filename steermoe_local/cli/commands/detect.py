@@ -231,14 +231,18 @@ class _Display:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Show the bar; the clock of tokens per second starts. Ctrl-C takes effect behind the batch.
+        """Show the bar; the clock of tokens per second starts. Ctrl-C takes effect behind the batch, or in a template.
 
         Python would raise it in whatever Python function the library calls back, where it is lost.
         """
 
+        from ...llama.template_pool import default_pool
+
         def remember(*_: Any) -> None:
             self._interrupted = True
             signal.signal(signal.SIGINT, before)  # a second one takes effect where it can
+            if default_pool().waits:
+                raise KeyboardInterrupt
 
         self._start = time.monotonic()
         before = signal.getsignal(signal.SIGINT)
@@ -266,6 +270,8 @@ class _Display:
 
     def skipped(self, pair: Pair, reason: str) -> None:
         self._skipped.add(f"skipped: pair {pair.id!r}: {reason}", f"skipped: {reason}")
+        if self._interrupted:
+            raise KeyboardInterrupt
 
     def _print(self, line: str) -> None:
         if self._terminal:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.table import Table
 
+from ..._util.visible import visible
 from ...errors import UsageError
 from ...maps import significance
 from ...maps.expert_map import ExpertMap, parse_layers
@@ -171,8 +172,8 @@ def diff(first: Path, second: Path, output: Path | None, top: int, as_json: bool
     same_model = one.identity == two.identity
     if not same_model:
         say(
-            f"note: {first} is of {one.identity.short}, {second} of {two.identity.short}: other models, "
-            "so expert numbers may mean other things"
+            visible(f"note: {first} is of {one.identity.short}, {second} of {two.identity.short}: other models, ")
+            + "so expert numbers may mean other things"
         )
     if output:
         names = (first.name, second.name) if first.name != second.name else (str(first), str(second))

@@ -21,6 +21,7 @@ from ..options.model import model_option
 from ..output import facts_table, print_json
 from ..streams import TextConsole, console
 
+_MAX_PROBLEMS = 10_000
 _AROUND = 160  # characters shown before and behind a target
 _visible = functools.partial(visible, lines=True)
 _STYLES = {"positive": "bold green", "negative": "bold red"}
@@ -71,6 +72,8 @@ def check(
             tally.add(pair, context)
             if len(shown) < limit:
                 shown.append(pair)
+            if tally.is_full:
+                break
         summary = tally.summary() | {"context": context, "template_arguments": checker.template_arguments}
         summary["date"] = checker.date
     if as_json:
@@ -92,11 +95,19 @@ class _Tally:
         self._problems: list[dict[str, str]] = []
         self._warnings: list[dict[str, str]] = []
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there are too many problems to go on: a file of another kind may have one in each of its lines."""
+        return len(self._problems) > _MAX_PROBLEMS
+
     def add(self, pair: CheckedPair, context: int) -> None:
         problems = [{"id": pair.id, "side": side, "reason": reason} for side, reason in pair.problems()]
         self._n += 1
         self._located += not problems
         self._problems += problems
+        if self.is_full:
+            reason = f"more than {_MAX_PROBLEMS} problems, checked no further; correct these first"
+            self._problems.append({"id": pair.id, "side": "", "reason": reason})
         self._warnings += [{"id": pair.id, "side": side, "reason": reason} for side, reason in pair.warnings(context)]
         for side in pair.sides:
             if side.located:

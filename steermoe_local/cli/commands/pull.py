@@ -124,7 +124,7 @@ def pull(
     say(f"{architecture}, {experts(info)}" if info.is_moe else f"{architecture}, no experts")
     maps = _fitting(model, info, maps_in(maps_dirs, warn))
     if maps:
-        say(f"maps that fit: {', '.join(item.name for item in maps)}")
+        say(f"maps that fit: {visible(', '.join(item.name for item in maps))}")
     here = model.bytes_here(folder)
     if 0 < here < model.model.size:
         say(f"{human_size(here)} of {human_size(model.model.size)} are here already")
@@ -181,7 +181,7 @@ def _hint(path: Path, folder: Path | None) -> None:
     named = next((model for model in local.models() if model.path == path), None)
     name = local.name_of(named) if named else str(path)
     where = f" --models-dir {folder}" if folder and name != str(path) else ""
-    say(f'try it: steermoe run -m {name}{where} -p "..."')
+    say(visible(f'try it: steermoe run -m {name}{where} -p "..."'))
 
 
 def _result(

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ..._util.visible import visible
 from ..._util.writing import remove
 from ...errors import UsageError
 from ...steering.bias_file import write_bias
@@ -14,7 +15,7 @@ from ..failures import EXIT_ERROR
 from ..options.common import FILE, SHARE, lock_output
 from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
 from ..options.groups import is_given
-from ..output import print_json, print_lines, rich_table, say
+from ..output import print_json, rich_table, say, say_written
 from ..streams import console
 
 _PICTURES = ("tuning.png", "tuning.svg")
@@ -136,10 +137,9 @@ def tune(
     else:
         for table in tuning_tables(result):
             console().print(rich_table(table), "")
-        print_lines(
-            f"{tuning_verdict(result)}\nwritten: {setup.path('report.md')}{f', {target}' if result.bias else ''}"
-        )
+        written = [setup.path("report.md"), *([target] if result.bias else [])]
+        say_written(*written, before=f"{visible(tuning_verdict(result))}\n")
     if result.bias is None:
         if setup.as_json:
-            say(tuning_verdict(result))
+            say(visible(tuning_verdict(result)))
         raise SystemExit(EXIT_ERROR)

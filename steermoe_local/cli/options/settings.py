@@ -16,7 +16,10 @@ from .groups import long_names
 
 PREFIX = "STEERMOE"
 # read by the library, or by this program before its options: never names of options of all commands
-_TAKEN = {"STEERMOE_LIB_PATH", "STEERMOE_FORCE", "STEERMOE_CONFIG", "STEERMOE_DEBUG", "STEERMOE_JUDGE_API_KEY"}
+_TAKEN = {
+    *("STEERMOE_LIB_PATH", "STEERMOE_FORCE", "STEERMOE_CONFIG", "STEERMOE_DEBUG", "STEERMOE_JUDGE_API_KEY"),
+    *("STEERMOE_TEMPLATE_SECONDS", "STEERMOE_CACHE_DIR"),
+}
 
 
 class WithoutConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from ..._util.visible import visible
+from ..._util.visible import HarmlessStream, visible
 from ...generation.answering import Event, answers
 from ...generation.reply import Reply
 from ...pairs.pairs import Message
@@ -96,6 +96,7 @@ class _Printer:
         self._order = list(steered.sides)
         self._held: list[Event] = []
         self._shown: set[str] = set()  # kinds of the present side
+        self._filter = HarmlessStream()
 
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop
@@ -117,7 +118,7 @@ class _Printer:
     def break_off(self) -> None:
         """End the line on a terminal, where messages come next."""
         if self._terminal and self._shown:
-            put()
+            put(self._filter.end())
 
     def _begin(self) -> None:
         self._shown = set()
@@ -129,12 +130,12 @@ class _Printer:
     def _print(self, event: Event) -> None:
         what = event[2]
         if isinstance(what, Reply):
-            put()
+            put(self._filter.end())
             return
         kind, text = what
         if kind == "reasoning" and not self._reasoning:
             return
         if kind == "answer" and self._shown == {"reasoning"}:
-            put("\n")
+            put(self._filter.end() + "\n")
         self._shown.add(kind)
-        put(text, end="", dim=kind == "reasoning")
+        put(self._filter.feed(text) if self._terminal else text, end="", dim=kind == "reasoning")

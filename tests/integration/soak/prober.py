@@ -10,7 +10,8 @@ Linux says for how long each thread of the asked server was ready to run and got
 The rule (`Samples.late`): a sample is late if it took more than `LIMIT`, and by neither control the machine stopped for
 more than half of its time. Then it was the server: it computed, or waited for its own locks. /health is held if at most
 one sample of a hundred is late: its 99th percentile is below `LIMIT`, the machine's own stops apart. Nothing is
-subtracted, and the report says how many samples the machine excused: where it is many, they say nothing of the server.
+subtracted. Where the machine excuses more than `MOST_EXCUSED` of the samples, it stops so often that the others say
+nothing of the server either (each of several threads waits for less than half): nothing is judged then.
 On an idle machine with two cores the second control excuses nothing: a server whose threads wait for a CPU for half of
 the time would need four busy ones, and it has two.
 """
@@ -33,6 +34,7 @@ from typing import Any
 
 PERIOD = 0.05
 LIMIT = 0.1
+MOST_EXCUSED = 0.05
 _GIVEN_UP = 30.0
 _ASK = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
 
@@ -61,6 +63,11 @@ class Samples:
     def excused(self) -> float:
         """The share of samples that took longer than `LIMIT` because of the machine."""
         return (sum(sample[1] > LIMIT for sample in self.samples) - len(self.late)) / max(1, len(self.samples))
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the machine stopped so seldom that the samples say something of the server."""
+        return self.excused <= MOST_EXCUSED
 
     @property
     def is_held(self) -> bool:

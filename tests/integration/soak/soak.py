@@ -57,8 +57,7 @@ class Report:
     held: dict[str, dict[str, Held]] = field(default_factory=dict)
     curve: list[tuple[float, Held]] = field(default_factory=list)
     stopped: dict[str, Any] = field(default_factory=dict)
-    busy: float = 0.0
-    """The share of samples of /health that say nothing of the server, because the machine stopped meanwhile."""
+    not_judged: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -79,6 +78,7 @@ class Report:
             step = max(1, len(self.curve) // 12)
             yield "memory:    " + ", ".join(f"{t:.0f} s: {held.memory:.0f}" for t, held in self.curve[::step]) + " MiB"
         yield f"SIGTERM:   {self.stopped}"
+        yield from (f"unknown:   {line}" for line in self.not_judged)
         yield from (f"wrong:     {line}" for line in self.wrong[:50])
         yield f"{len(self.wrong)} things are wrong" if self.wrong else "all of it was held"
 
@@ -236,8 +236,10 @@ def _probed(report: Report, servers: dict[str, Process], phase: str) -> Iterator
         rows = found[one.url]
         samples = Samples([tuple(row) for row in rows["samples"]], [tuple(row) for row in rows["controls"]])
         report.health[f"{name}, {phase}"] = samples.report()
-        report.busy = max(report.busy, samples.excused)
-        if not samples.is_held:
+        if not samples.is_judged:
+            busy = f"the machine stopped during {samples.excused:.0%} of the samples; end other programs"
+            report.not_judged.append(f"{name}, {phase}: /health: {busy}")
+        elif not samples.is_held:
             report.wrong.append(f"{name}, {phase}: /health was late: {samples.report()}, {samples.late[:5]}")
         if any(sample[2] != 200 for sample in samples.samples):
             report.wrong.append(f"{name}, {phase}: /health said {samples.report()['statuses']}")

@@ -56,7 +56,8 @@ def test_the_rule_of_health() -> None:
 def test_the_machine_is_not_the_server(what: str) -> None:
     stopped = samples(1.0, 50, 100, **{what: 0.6})
     assert stopped.is_held
-    assert stopped.excused == 0.5, "but the report says so"
+    assert not stopped.is_judged, "but the report says so"
+    assert samples(1.0, 5, 100, **{what: 0.6}).is_judged
     assert not samples(1.0, 50, 100, **{what: 0.4}).is_held, "it did not stop for as long as that"
 
 
