@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
+    BusyError,
     ChoiceError,
     FormatError,
     ModelError,
@@ -23,6 +24,7 @@ from .errors import (
     PairsError,
     ResourceError,
     SteerMoEError,
+    StorageError,
     UsageError,
     VersionError,
 )
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Bench",
     "BiasFile",
+    "BusyError",
     "ChoiceError",
     "Engine",
     "Evaluator",
@@ -69,6 +72,7 @@ __all__ = [
     "SteerMoEError",
     "SteeredLlama",
     "Steering",
+    "StorageError",
     "UsageError",
     "VersionError",
     "evaluate",

@@ -13,7 +13,7 @@ import pytest
 import steermoe_local
 from steermoe_local import errors
 from steermoe_local._util.files import replacing, sha256_file, timestamp
-from steermoe_local.errors import FormatError, ModelMismatchError, UsageError
+from steermoe_local.errors import FormatError, ModelMismatchError, StorageError, UsageError
 from steermoe_local.identity import ModelIdentity
 from tests.support.builders import HEX, identity
 
@@ -116,6 +116,8 @@ def test_replacing_names_the_cure(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=words), replacing(path):
             pass
     with pytest.raises(UsageError, match="cannot be written"), replacing(tmp_path / "a"):
+        raise OSError(13, os.strerror(13))
+    with pytest.raises(StorageError, match="cannot be written"), replacing(tmp_path / "a"):
         raise OSError(28, os.strerror(28))
 
 

@@ -194,7 +194,7 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
     """Open a file and decompress it; errors of reading inside the block become PairsErrors."""
     require_kind(path, "data", *DATA, error=PairsError)
     try:
-        with open_regular(path, streams=True) as plain:
+        with open_regular(path, streams=True, fifos=True) as plain:
             start = plain.peek(6)[:6]
             if start.startswith(b"\x28\xb5\x2f\xfd"):
                 raise PairsError(f"{path}: compressed by zstd, which is not read; decompress it first")

@@ -128,7 +128,7 @@ def candidates(path: StrPath) -> Iterator[Pair | tuple[str, str]]:
 def _lines(path: StrPath) -> Iterator[bytes]:
     require_kind(path, "a pairs file", PAIRS, error=PairsError)
     try:
-        with open_regular(path, streams=True) as file:
+        with open_regular(path, streams=True, fifos=True) as file:
             yield from iter(lambda: file.readline(_MAX_LINE + 1), b"")
     except OSError as error:
         raise PairsError(

@@ -196,7 +196,7 @@ def _read_pairs(path: StrPath) -> Iterator[tuple[int, Pair]]:
     """(number of the line, pair) of every line that is not blank."""
     require_kind(path, "a pairs file", PAIRS, error=PairsError)
     try:
-        with open_regular(path, streams=True) as file:
+        with open_regular(path, streams=True, fifos=True) as file:
             for number, text in lines(file, path, _MAX_LINE):
                 try:
                     yield number, parse_pair(parse_json(text), f"line-{number}")

@@ -73,7 +73,7 @@ def load_prompts(path: StrPath) -> list[PromptItem]:
     if as_json is not False:
         require_kind(path, "a file of prompts", PROMPTS, SAFETY)
     try:
-        with open_regular(path, streams=True) as file:
+        with open_regular(path, streams=True, fifos=True) as file:
             return read_prompts(file, str(path), as_json)
     except OSError as error:
         raise FormatError(f"{path}: cannot be read as prompts: {error.strerror or error}; check the path") from error

@@ -289,5 +289,5 @@ def test_the_file_of_the_documentation(file: Path) -> None:
     found = {(row["command"], row["option"]): row["value"] for row in data["settings"]}
     assert (found["chat", "temp"], found["run", "temp"], found["run", "stop"]) == (0.7, 0, ["END", "STOP"])
     for name in re.findall(r"`(STEERMOE_[A-Z_]+)(?:=[^`]*)?`", page):
-        others = {f"STEERMOE_{other}" for other in ("FORCE", "LIB_PATH", "CONFIG", "JUDGE_API_KEY")}
+        others = {f"STEERMOE_{other}" for other in ("FORCE", "LIB_PATH", "CONFIG", "JUDGE_API_KEY", "TEMPLATE_SECONDS")}
         assert name in settings.option_variables(main) | others, name

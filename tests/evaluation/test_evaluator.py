@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steermoe_local import BiasFile, FormatError, ModelMismatchError, SteeredLlama, UsageError
+from steermoe_local import BiasFile, BusyError, FormatError, ModelMismatchError, SteeredLlama, UsageError
 from steermoe_local.evaluation.measuring.evaluator import Evaluator, EvaluatorSettings, Scoring, plan
 from steermoe_local.evaluation.measuring.measurements import UNSTEERED, bias_key
 from steermoe_local.evaluation.measuring.replies import Reply
@@ -188,10 +188,11 @@ def test_records_of_an_answer_file(tmp_path: Path) -> None:
         assert list(kept.records()) == records
         kept.add({"id": "c"})
         assert [record["id"] for record in kept.records()] == [1, "b", "c"], "reading does not move writing"
-        again = AnswerFile(tmp_path / "a.jsonl")
+        with pytest.raises(BusyError), AnswerFile(tmp_path / "a.jsonl") as other:
+            other.resume({})
+    with AnswerFile(tmp_path / "a.jsonl") as again:
         assert again.resume({}) == {"1", "b", "c"}
         assert list(again.records())[:2] == records
-        again.close()
 
 
 #

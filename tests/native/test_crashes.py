@@ -1,6 +1,7 @@
 """Native code that ends the process: one line on stderr says why and what to do, and the status is the signal's.
 
-The models are broken in ways that only llama.cpp notices, and by aborting.
+One model is broken in a way that only llama.cpp notices, and by aborting. The others, which end the process later, while
+a graph is built and in computing, would be refused before llama.cpp sees them; here nothing is refused.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import GGUFReader
 
 from steermoe_local import NativeError
 from steermoe_local.llama.quantizer import quantize_file
@@ -23,9 +25,14 @@ from tests.support.paths import ROOT
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="statuses of signals")
 
 PROGRAM = "import sys; sys.argv[0] = 'steermoe'; from steermoe_local.cli import main; main()"
+REFUSES_NOTHING = """
+from steermoe_local.model_files import loadable, model_info
+loadable.why_not_loadable = model_info.why_not_loadable = lambda parts: ""
+"""
 PAIRS = ROOT / "examples" / "pairs" / "numbers.jsonl"
-# a key of the model, its new value, and what llama.cpp finds wrong: while it builds a graph, while it computes
+# a key of the model, its new value, and what llama.cpp finds wrong: while it loads, builds a graph, computes
 BROKEN = {
+    "token twice": ("", b"", "GGML_ASSERT(id_to_token.size() == token_to_id.size()) failed"),
     "rope": ("olmoe.rope.dimension_count", struct.pack("<I", 3), "GGML_ASSERT(n_embd_head == n_rot) failed"),
     "epsilon": ("olmoe.attention.layer_norm_rms_epsilon", struct.pack("<f", -1.0), "GGML_ASSERT(eps >= 0.0f) failed"),
 }
@@ -41,13 +48,28 @@ def patched(source: Path, target: Path, key: str, value: bytes) -> Path:
     return target
 
 
+def with_a_token_twice(source: Path, target: Path) -> Path:
+    """A copy of a GGUF file in whose vocabulary two tokens have one text."""
+    field = GGUFReader(source).fields["tokenizer.ggml.tokens"]
+    one, other = [field.parts[i] for i in field.data if len(field.parts[i]) == 3][-2:]
+    data = source.read_bytes()
+    length = struct.pack("<Q", 3)
+    start = data.index(b"tokenizer.ggml.tokens")
+    at = data.index(length + other.tobytes(), start) + len(length)
+    target.write_bytes(data[:at] + one.tobytes() + data[at + 3 :])
+    return target
+
+
 @pytest.fixture(scope="module", params=BROKEN)
 def broken(
     request: pytest.FixtureRequest, tiny_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, str]:
-    """A model, and llama.cpp's words."""
+) -> tuple[Path, str, str]:
+    """A model, llama.cpp's words, and the program that loads it."""
     key, value, words = BROKEN[request.param]
-    return patched(tiny_path, tmp_path_factory.mktemp("broken") / "model.gguf", key, value), words
+    path = tmp_path_factory.mktemp("broken") / "model.gguf"
+    if not key:
+        return with_a_token_twice(tiny_path, path), words, PROGRAM
+    return patched(tiny_path, path, key, value), words, REFUSES_NOTHING + PROGRAM
 
 
 def run(code: str, *args: Any, **kwargs: Any) -> subprocess.CompletedProcess[str]:
@@ -77,28 +99,28 @@ def last_words(done: subprocess.CompletedProcess[str], number: int) -> str:
         "run -m {} --n-prompts {prompts} -n 1 -o a.jsonl",
     ],
 )
-def test_a_command_tells_why_it_was_ended(broken: tuple[Path, str], words: str, tmp_path: Path) -> None:
-    model, reason = broken
+def test_a_command_tells_why_it_was_ended(broken: tuple[Path, str, str], words: str, tmp_path: Path) -> None:
+    model, reason, program = broken
     (tmp_path / "prompts.jsonl").write_text('{"id": "a", "prompt": "hello"}\n')
     args = words.format(model, pairs=PAIRS, prompts=tmp_path / "prompts.jsonl").split()
-    done = run(PROGRAM, *args, cwd=tmp_path)
+    done = run(program, *args, cwd=tmp_path)
     assert reason in last_words(done, signal.SIGABRT)
     assert done.stdout == ""
 
 
-def test_stderr_in_a_file(broken: tuple[Path, str], tmp_path: Path) -> None:
+def test_stderr_in_a_file(broken: tuple[Path, str, str], tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as log:
-        done = run(PROGRAM, "run", "-m", broken[0], "-p", "hello", stderr=log)
+        done = run(broken[2], "run", "-m", broken[0], "-p", "hello", stderr=log)
     assert done.returncode == -signal.SIGABRT
     assert broken[1] in (tmp_path / "log").read_text()
 
 
-def test_a_server_tells_its_log(broken: tuple[Path, str]) -> None:
+def test_a_server_tells_its_log(broken: tuple[Path, str, str]) -> None:
     """It computes a token before it listens, or with the first request."""
     import httpx
 
-    model, reason = broken
-    command = [sys.executable, "-c", PROGRAM, "serve", "-m", str(model), "--port", "0", "-np", "1", "-c", "64"]
+    model, reason, program = broken
+    command = [sys.executable, "-c", program, "serve", "-m", str(model), "--port", "0", "-np", "1", "-c", "64"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
         assert process.stderr is not None

@@ -37,10 +37,11 @@ def test_verbose_prints_and_quiet_does_not() -> None:
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
 
 
-def test_the_first_failure_is_quoted_and_forgotten(tmp_path: Path) -> None:
+def test_the_first_failure_is_quoted_and_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for text, reason in (("no model", "invalid magic characters: 'no m'"), ("GGUF", "failed to read")):
         path = tmp_path / "broken.gguf"
         path.write_text(text)
+        monkeypatch.setattr(capi, "check_loadable", lambda path: None)  # which would find it first
         with pytest.raises(ModelError, match=reason) as caught:
             SteeredLlama(path)
         assert "\n" not in str(caught.value)

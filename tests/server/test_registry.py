@@ -469,6 +469,7 @@ def test_a_restart_steers_by_nothing_else(digits: ExpertMap, tmp_path: Path) -> 
             source = rng.choice([*maps, *known, "digits-words"])
             body = {"name": name, "replace": True, "map": source} | choice
             found.register(RegisterRequest.model_validate(body))
+        found.close()  # what ends with its process: it alone writes into the folder
         again = SteeringRegistry(folder=folder, writable=True)
         warnings = again.open(digits.identity)
         names = {entry.name for entry in again.entries()}
