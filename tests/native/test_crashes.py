@@ -1,7 +1,7 @@
 """Native code that ends the process: one line on stderr says why and what to do, and the status is the signal's.
 
-One model is broken in a way that only llama.cpp notices, and by aborting. The others, which end the process later, while
-a graph is built and in computing, would be refused before llama.cpp sees them; here nothing is refused.
+One model is broken in a way that only llama.cpp notices, and by aborting. The others, which end the process later
+(while a graph is built, in computing), would be refused before llama.cpp sees them; here nothing is refused.
 """
 
 from __future__ import annotations
