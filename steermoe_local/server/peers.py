@@ -12,7 +12,7 @@ import ipaddress
 import socket
 import struct
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 try:
@@ -64,17 +64,23 @@ def open_ends(wanted: Collection[Ends]) -> set[Ends] | None:
     return found
 
 
-def keep_watch(sock: socket.socket, seconds: float) -> None:
-    """Let the kernel end a connection whose client does not answer, or for two times `seconds` takes nothing."""
-    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-    for name, value in (
-        ("TCP_KEEPIDLE", 15),
-        ("TCP_KEEPINTVL", 15),
-        # Linux: also for what is left to send after closing; later than the server's own deadline, as it tells nobody
-        ("TCP_USER_TIMEOUT", int(2 * seconds * 1000)),
-    ):
-        if hasattr(socket, name):
-            options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+def keep_watch(sock: socket.socket) -> None:
+    """Let the kernel end a connection whose client does not answer."""
+    _set(sock, [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)])
+    names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL")
+    _set(sock, [(socket.IPPROTO_TCP, getattr(socket, name), 15) for name in names if hasattr(socket, name)])
+
+
+def bound_rest(sock: socket.socket, seconds: float) -> None:
+    """Bound the time for which the kernel keeps what a client has not taken of a connection that is being closed.
+
+    Not before: Linux counts from when the client's buffer became full, also for one that reads slowly but steadily.
+    """
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        _set(sock, [(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))])
+
+
+def _set(sock: socket.socket, options: Iterable[tuple[int, int, int]]) -> None:
     for level, option, value in options:
         with contextlib.suppress(OSError):
             sock.setsockopt(level, option, value)

@@ -21,12 +21,13 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from .api_errors import ApiError
 from .connections import Connections, State
 from .http_limits import LimitedConnection
-from .peers import Ends, ends_of, keep_watch, not_taken
+from .peers import Ends, bound_rest, ends_of, keep_watch, not_taken
 from .security import App, Message, Receive, Scope, Send, refuse
 from .settings import ServerSettings
 
 _LINGER_SECONDS = 2.0  # for a client to read the answer that ends its connection while it still sends
 _TAKEN_BYTES = 8 * 1024  # what a client must take of an answer in each period of `write_seconds`: 30 short events
+_REST_PERIODS = 10  # of `write_seconds`, in which a client takes what is in the kernel when its connection is closed
 _SENT_AHEAD = 128 * 1024  # bytes that the kernel keeps for a client that does not read
 
 
@@ -62,7 +63,7 @@ class GuardedProtocol(H11Protocol):
         found = transport.get_extra_info("socket")
         with contextlib.suppress(OSError):
             found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SENT_AHEAD)
-        keep_watch(found, self._settings.write_seconds)
+        keep_watch(found)
         if self.client is not None and self.server is not None and self.server[1] is not None:
             self.address = self.client[0]
             self.ends = ends_of(self.client, (self.server[0], self.server[1]))
@@ -73,6 +74,7 @@ class GuardedProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open_connections.remove(self)
+        bound_rest(self.transport.get_extra_info("socket"), _REST_PERIODS * self._settings.write_seconds)
         for timer in (self._deadline, self._write_deadline):
             if timer is not None:
                 timer.cancel()

@@ -44,7 +44,7 @@ CALL = {
     "type": "function",
     "function": {"name": "weather", "arguments": '{"city": "Zo\\u00e9"}'},
 }
-QUESTION = {"role": "user", "content": "Is it sunny? 🌞 <|im_end|> \x00 \ud800"}
+QUESTION = {"role": "user", "content": "Is it sunny? 🌞 <|im_end|> \x00"}
 CASES: dict[str, list[dict[str, Any]]] = {
     "question": [QUESTION],
     "system": [{"role": "system", "content": "Be brief."}, QUESTION],

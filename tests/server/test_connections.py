@@ -91,14 +91,17 @@ def test_a_stream_that_nobody_reads_gives_back_all() -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other kernels do not say what was taken")
 def test_a_client_may_read_slowly() -> None:
-    """As slowly as an answer is spoken: the kernel asks the server for more in portions that take it minutes."""
+    """As slowly as an answer is spoken: the kernel asks the server for more in portions that take it minutes.
+
+    Longer than the kernel would wait for a full buffer (TCP_USER_TIMEOUT) if it were told to.
+    """
     with (
-        running(parallel=1, write_seconds=2.0) as server,
+        running(parallel=1, write_seconds=4.0) as server,
         many(server, 1, get("/openapi.json", HOST) * 40, receive_buffer=16384) as (connection,),
     ):
-        for _ in range(15):
+        for _ in range(14):
             assert connection.recv(8192, socket.MSG_WAITALL), "ended"
-            time.sleep(0.4)
+            time.sleep(0.8)
 
 
 #
