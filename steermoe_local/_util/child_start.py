@@ -110,6 +110,8 @@ def _apply(limits: dict[str, int | None]) -> None:
     if resource is None:
         return
     _limit("RLIMIT_CORE", 0)
+    if limits["niceness"] is not None:
+        os.nice(limits["niceness"])
     if limits["memory"] is not None:
         _limit("RLIMIT_AS", _address_space() + limits["memory"])
     _limit("RLIMIT_FSIZE", limits["file_bytes"])

@@ -48,12 +48,13 @@ class Limits:
     """What a child may take; None for no limit.
 
     memory: bytes of address space beyond what its imports take. cpu_seconds: CPU time, of a `Worker` for each request.
-    file_bytes: size of each file that it writes.
+    file_bytes: size of each file that it writes. niceness: how far it gives way to other processes for the CPUs.
     """
 
     memory: int | None = None
     cpu_seconds: int | None = None
     file_bytes: int | None = None
+    niceness: int | None = None
 
 
 class Child(subprocess.Popen[bytes]):

@@ -19,6 +19,8 @@ SECONDS_VARIABLE = "STEERMOE_TEMPLATE_SECONDS"
 
 MOST_CHILDREN = 4
 """How many templates run at once."""
+
+_NICENESS = 5  # four templates that compute without end must not keep the server from its CPU
 _MOST_BYTES = 256 << 20  # of an answer: 6 for each of 32 million characters, and more
 
 
@@ -201,7 +203,9 @@ class TemplatePool:
     def _new(self) -> Worker:
         from .template_worker import answer  # late: the commands that need no template load no Jinja
 
-        limits = Limits(memory=self.limits.memory, cpu_seconds=self.limits.cpu_seconds, file_bytes=0)
+        limits = Limits(
+            memory=self.limits.memory, cpu_seconds=self.limits.cpu_seconds, file_bytes=0, niceness=_NICENESS
+        )
         return Worker(answer, limits, most_bytes=_MOST_BYTES)
 
 

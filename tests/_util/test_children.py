@@ -144,6 +144,13 @@ def test_cpu_time_of_a_request() -> None:
 
 
 @posix
+def test_it_gives_way() -> None:
+    worker = Worker(os.nice, Limits(niceness=3))
+    assert worker.ask(0, seconds=60) == min(os.nice(0) + 3, 19)
+    worker.stop()
+
+
+@posix
 def test_size_of_files(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch()
