@@ -64,7 +64,7 @@ class Connections:
         self._n_reserved = 0
         self._next: list[tuple[Connection, float]] = []  # to be given up, if they still wait as they did
         self._half_closed: dict[Connection, None] = {}
-        self._looking: asyncio.TimerHandle | None = None
+        self._looking: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
         return len(self._open)
@@ -132,16 +132,19 @@ class Connections:
         """Look from now on whether the client is still there: it will send no more, and may wait for its answer."""
         self._half_closed[connection] = None
         if self._looking is None:
-            self._look()
+            self._looking = asyncio.ensure_future(self._look())
 
-    def _look(self) -> None:
-        ends = {connection.ends for connection in self._half_closed if connection.ends is not None}
-        there = open_ends(ends) if ends else None
-        for connection in list(self._half_closed):
-            connection.look(connection.ends in there if there is not None and connection.ends is not None else None)
-        self._looking = (
-            asyncio.get_running_loop().call_later(_LOOKED_SECONDS, self._look) if self._half_closed else None
-        )
+    async def _look(self) -> None:
+        while self._half_closed:
+            asked = {connection: connection.ends for connection in self._half_closed}
+            ends = {found for found in asked.values() if found is not None}
+            # in a thread: the kernel takes milliseconds to write its table of connections
+            there = await asyncio.to_thread(open_ends, ends) if ends else None
+            for connection, its_ends in asked.items():
+                if connection in self._half_closed:
+                    connection.look(its_ends in there if there is not None and its_ends is not None else None)
+            await asyncio.sleep(_LOOKED_SECONDS)
+        self._looking = None
 
 
 @functools.lru_cache(maxsize=1024)

@@ -25,6 +25,7 @@ Ends = tuple[str, str]
 """The addresses (ADDRESS:PORT, as the kernel's table writes them) of the client's end and of the server's."""
 
 _PACKET_BYTES = 1400
+_INODE = 8  # the column behind that of the client's end
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
 
@@ -52,15 +53,15 @@ def open_ends(wanted: Collection[Ends]) -> set[Ends] | None:
     found: set[Ends] = set()
     for table in _TABLES:
         try:
-            lines = table.read_text().splitlines()[1:]
+            data = table.read_bytes()
         except OSError:
             if table is _TABLES[0]:
                 return None
             continue  # a machine without IPv6
-        for line in lines:
-            fields = line.split()
-            if (fields[1], fields[2]) in wanted and fields[9] != "0":  # the inode
-                found.add((fields[1], fields[2]))
+        for ends in wanted:  # not line by line: a server may have thousands of them
+            at = data.find(f" {ends[0]} {ends[1]} ".encode("ascii"))
+            if at >= 0 and data[at : data.find(b"\n", at)].split()[_INODE] != b"0":
+                found.add(ends)
     return found
 
 
