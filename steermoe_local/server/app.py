@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import FileResponse, HTMLResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.middleware.cors import CORSMiddleware
 
 from . import api_errors, openapi, routes_chat, routes_completions, routes_model, routes_responses, routes_steering
@@ -66,13 +65,14 @@ def create_app(worker: Worker, registry: SteeringRegistry, settings: ServerSetti
     for module in (routes_chat, routes_responses, routes_completions, routes_model, routes_steering):
         app.router.routes.extend(module.router(service).routes)  # flat, so that `addresses` sees all of them
 
+    # not `async`, so that they run in threads: the document takes a tenth of a second the first time
     @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
+    def docs() -> Response:
         return HTMLResponse(openapi.docs_page(app), headers=_DOCS_HEADERS)
 
     @app.get("/openapi.json", include_in_schema=False)
-    async def document() -> dict[str, Any]:
-        return openapi.openapi(app)
+    def document() -> Response:
+        return JSONResponse(openapi.openapi(app))
 
     _add_page(app, page)
     app.openapi = lambda: openapi.openapi(app)  # type: ignore[method-assign]
