@@ -30,8 +30,8 @@ from .worker import Worker
 _TOLD_SECONDS = 2.0  # for clients to be told that the server stops, after the time for their answers
 _ENDED_SECONDS = 5.0  # after that time, for everything
 # A thread that waits for Python's lock gets it from one that computes after this time; Python's own is fifty times as
-# long. The event loop waits for it after every call to the system, some ten of them for a connection, so that clients that
-# come beside the parsing of a large body would wait for one another.
+# long. The event loop waits for it after every call to the system, some ten of them for a connection, so that clients
+# who come beside the parsing of a large body would wait for one another.
 _SWITCH_SECONDS = 0.0001
 
 Say = Callable[[str], None]
