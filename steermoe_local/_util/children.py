@@ -153,26 +153,16 @@ class Worker:
             child = self._running()
             assert child.stdin is not None
             assert child.stdout is not None
-            late = threading.Event()
-
-            def kill() -> None:
-                late.set()
-                child.kill()
-
-            timer = threading.Timer(seconds, kill)
-            timer.daemon = True
-            timer.start()
             try:
-                child.stdin.write(line)
-                child.stdin.flush()
-                answer = child.stdout.readline(self._most_bytes)
+                with _killed_after(child, seconds) as late:
+                    child.stdin.write(line)
+                    child.stdin.flush()
+                    answer = child.stdout.readline(self._most_bytes)
             except OSError:
                 answer = b""
             except BaseException:  # an interrupt: the answer would be taken for the next one's
                 self.stop()
                 raise
-            finally:
-                timer.cancel()
             if late.is_set() or not answer.endswith(b"\n"):
                 self.stop()
             if not answer.endswith(b"\n"):
@@ -210,22 +200,12 @@ class Worker:
     def _require_ready(self, child: Child) -> None:
         """Wait until the child has imported its function. Raises NativeError if it cannot; no other child could."""
         assert child.stdout is not None
-        late = threading.Event()
-
-        def kill() -> None:
-            late.set()
-            child.kill()
-
-        timer = threading.Timer(_START_SECONDS, kill)
-        timer.daemon = True
-        timer.start()
         try:
-            is_ready = child.stdout.readline(len(READY)) == READY
+            with _killed_after(child, _START_SECONDS) as late:
+                is_ready = child.stdout.readline(len(READY)) == READY
         except BaseException:
             self.stop()
             raise
-        finally:
-            timer.cancel()
         if is_ready:
             return
         self.stop()
@@ -235,6 +215,24 @@ class Worker:
             f"no child process can be started for {self._function.__module__}: `{sys.executable} -I` does not run, or "
             "lacks modules; install the package again, without PYTHONHOME"
         )
+
+
+@contextlib.contextmanager
+def _killed_after(child: Child, seconds: float) -> Iterator[threading.Event]:
+    """Kill the child if the block takes longer than `seconds`; the event tells whether that was done."""
+    late = threading.Event()
+
+    def kill() -> None:
+        late.set()
+        child.kill()
+
+    timer = threading.Timer(seconds, kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
 
 
 def import_order() -> dict[str, Any]:

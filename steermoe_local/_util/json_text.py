@@ -64,7 +64,7 @@ def parse_json(text: str, limits: JsonLimits = FILE_LIMITS, *, strict: bool = Tr
     return value
 
 
-def shortened(text: str, most: int = _LONG) -> str:
+def quoted(text: str, most: int = _LONG) -> str:
     """The repr of a text for messages, cut at `most` characters."""
     return repr(text) if len(text) <= most else f"{text[:most]!r}..."
 
@@ -112,10 +112,10 @@ class _StrictObjects:
             seen: set[str] = set()
             for key, _ in items:
                 if key in seen:
-                    raise ValueError(f"the key {shortened(key)} stands twice in one object")
+                    raise ValueError(f"the key {quoted(key)} stands twice in one object")
                 seen.add(key)
         if result and len(longest := max(result, key=len)) > limits.key:
-            raise ValueError(f"a key of {len(longest)} characters ({shortened(longest)})")
+            raise ValueError(f"a key of {len(longest)} characters ({quoted(longest)})")
         return result
 
 

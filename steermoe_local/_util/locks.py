@@ -65,7 +65,7 @@ def is_at(fd: int, path: StrPath) -> bool:
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
-def open_regular(path: StrPath, flags: int) -> int:
+def open_without_links(path: StrPath, flags: int) -> int:
     """`os.open` of a regular file alone, without following a link or waiting for a pipe. Raises OSError."""
     fd = os.open(path, flags | _FLAGS, 0o666)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -139,7 +139,7 @@ class OutputLock:
         end = time.monotonic() + self._wait
         while True:
             try:
-                fd = open_regular(self.path, os.O_RDWR | os.O_CREAT)
+                fd = open_without_links(self.path, os.O_RDWR | os.O_CREAT)
             except PermissionError:
                 self._remove_other_users()
                 continue
@@ -165,7 +165,7 @@ class OutputLock:
 
     def _remove_other_users(self) -> None:
         """Remove the lock file of another user whose process is gone. Raises BusyError, OSError."""
-        fd = open_regular(self.path, os.O_RDONLY)
+        fd = open_without_links(self.path, os.O_RDONLY)
         try:
             if try_lock(fd) is False:
                 raise self._busy(_holder(fd))

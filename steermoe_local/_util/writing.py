@@ -19,7 +19,7 @@ from pathlib import Path
 from ..errors import UsageError
 from .disk import cannot_write, flush_file, flush_folder
 from .file_kinds import StrPath
-from .locks import is_at, open_regular, try_lock
+from .locks import is_at, open_without_links, try_lock
 
 
 def beside(path: StrPath, suffix: str) -> Path:
@@ -130,7 +130,7 @@ def remove_leftovers(target: Path) -> None:
 
 
 def _remove_if_free(path: str) -> None:
-    fd = open_regular(path, os.O_RDWR)
+    fd = open_without_links(path, os.O_RDWR)
     try:
         free = try_lock(fd) is True and is_at(fd, path)
         if free and sys.platform != "win32":

@@ -52,7 +52,7 @@ def say_written(*paths: StrPath, before: str = "") -> None:
 _WARNING = ("prompts", "files", "downloads")  # loggers of the package whose warnings users see
 
 
-class _PromptWarnings(logging.Handler):
+class _PackageWarnings(logging.Handler):
     """Prints what the package warns of, each warning once."""
 
     def __init__(self) -> None:
@@ -67,9 +67,9 @@ class _PromptWarnings(logging.Handler):
 
 
 @contextmanager
-def prompt_warnings() -> Iterator[None]:
+def package_warnings() -> Iterator[None]:
     """Meanwhile, warnings of the package (of prompts, files and downloads) go to stderr, each once."""
-    logs, handler = [logging.getLogger(f"steermoe.{name}") for name in _WARNING], _PromptWarnings()
+    logs, handler = [logging.getLogger(f"steermoe.{name}") for name in _WARNING], _PackageWarnings()
     before = [log.propagate for log in logs]
     for log in logs:
         log.addHandler(handler)

@@ -19,7 +19,7 @@ from . import failures
 from .failures import EXIT_ERROR, EXIT_INTERRUPTED
 from .options import settings
 from .options.system_text import locale_cure, require_text
-from .output import prompt_warnings, say
+from .output import package_warnings, say
 from .streams import settle_streams
 
 _DID_YOU_MEAN = re.compile(r"\.? \(?Did you mean (?:one of: )?(.*?)\?\)?$")
@@ -80,7 +80,7 @@ class SteerMoEGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; translate errors into a message and an exit status."""
         try:
-            with prompt_warnings() if ctx.parent is None else contextlib.nullcontext():
+            with package_warnings() if ctx.parent is None else contextlib.nullcontext():
                 return super().invoke(ctx)
         except UsageError as error:
             _fail(str(error), EXIT_USAGE)

@@ -18,7 +18,7 @@ from typing import Any
 
 from .._util.file_kinds import CHAT, require_kind
 from .._util.files import StrPath, parse_json, read_bytes, replacing, timestamp, tool_name
-from .._util.json_text import shortened
+from .._util.json_text import quoted
 from ..errors import FormatError, UsageError
 from ..identity import ModelIdentity
 from ..llama.grammar_bounds import require_of_file
@@ -211,7 +211,7 @@ def _is_token(text: object) -> bool:
 
 def _short(value: object) -> str:
     if isinstance(value, str):
-        return shortened(value)
+        return quoted(value)
     if isinstance(value, (dict, list)) and value:
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     text = repr(value)

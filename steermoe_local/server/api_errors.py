@@ -83,6 +83,11 @@ class ApiError(Exception):
         return cls(status, message, kind=kind, code=code, headers={"Retry-After": str(retry_after)})
 
     @classmethod
+    def stopping(cls) -> ApiError:
+        """503, for a request whose answer the end of the server comes before."""
+        return cls.busy("the server is stopping", status=503, code="stopping", retry_after=5)
+
+    @classmethod
     def late(cls) -> ApiError:
         """408, for a request that takes longer than the server's timeout."""
         return cls(

@@ -42,8 +42,8 @@ class Connection(Protocol):
     ends: Ends | None
     """Both ends, if the client's is a socket of this machine."""
 
-    def give_up(self) -> None:
-        """Close it for others."""
+    def abort(self) -> None:
+        """End it at once."""
 
     def look(self, there: bool | None) -> None:
         """Take note of whether the client is still there; None if that cannot be seen."""
@@ -122,7 +122,7 @@ class Connections:
 
     def _close(self, connection: Connection) -> None:
         self.remove(connection)
-        connection.give_up()
+        connection.abort()
 
     #
     # clients that have ended their side

@@ -132,7 +132,7 @@ class GuardedProtocol(H11Protocol):
     def shutdown(self) -> None:
         """Close the connection now, or after the answer that is being given."""
         if self._phase == "body":
-            self._refuse(ApiError.busy("the server is stopping", status=503, code="stopping", retry_after=5))
+            self._refuse(ApiError.stopping())
         elif self._phase == "answering":
             self.cycle.keep_alive = False
         else:
@@ -210,10 +210,6 @@ class GuardedProtocol(H11Protocol):
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
         self.transport.abort()
 
-    def give_up(self) -> None:
-        """Close the connection, as others need its place."""
-        self.abort()
-
     def look(self, there: bool | None) -> None:
         """Take note of whether a client that ended its side is there; ask it, in HTTP's way, where that is not seen."""
         if there is False:
@@ -273,7 +269,7 @@ def told_when_stopped(app: App) -> App:
             await app(scope, receive, noting)
         except asyncio.CancelledError:
             if not started:
-                await refuse(ApiError.busy("the server is stopping", status=503, code="stopping", retry_after=5), send)
+                await refuse(ApiError.stopping(), send)
 
     return run
 

@@ -164,7 +164,7 @@ class Worker:
             with self._wake:
                 self.engine = None
                 self._set("failed" if self.error else "stopped")
-            self._end_all(ApiError.busy("the server is stopping", status=503, code="stopping", retry_after=5))
+            self._end_all(ApiError.stopping())
 
     def _serve(self, engine: Engine) -> None:
         engine.prepare_grammars()
@@ -174,7 +174,7 @@ class Worker:
                 self._set("ok")
         while self._wait():
             self._round(engine)
-        self._end_all(ApiError.busy("the server is stopping", status=503, code="stopping", retry_after=5))
+        self._end_all(ApiError.stopping())
 
     def _wait(self) -> bool:
         """Sleep until there is something to do. False: the worker stops."""

@@ -35,15 +35,21 @@ def test_the_output_has_the_order_of_the_prompts(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
 
 
+def answered(folder: Path, n: int) -> AnswerFile:
+    """The file of a run that ended after its first `n` answers."""
+    answers = AnswerFile(folder / "out.jsonl")
+    answers.start(SETTINGS)
+    for record in RECORDS[:n]:
+        answers.add(record)
+    answers.close()
+    return answers
+
+
 @given(st.data())
 def test_a_file_that_was_cut_anywhere(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """A killed process leaves a beginning of the file: its whole lines are kept, or there is nothing to go on from."""
     folder = tmp_path_factory.mktemp("cut")
-    answers = AnswerFile(folder / "out.jsonl")
-    answers.start(SETTINGS)
-    for record in RECORDS[:3]:
-        answers.add(record)
-    answers.close()
+    answers = answered(folder, 3)
     whole = answers.path.read_bytes()
     cut = whole[: data.draw(st.integers(0, len(whole)))]
     answers.path.write_bytes(cut)
@@ -112,11 +118,7 @@ def test_what_is_no_partial_file(tmp_path: Path, content: bytes) -> None:
 
 def test_a_power_cut(tmp_path: Path) -> None:
     """The file had grown, but what stands in its last part did not come to the disk: zeros instead."""
-    answers = AnswerFile(tmp_path / "out.jsonl")
-    answers.start(SETTINGS)
-    for record in RECORDS[:4]:
-        answers.add(record)
-    answers.close()
+    answers = answered(tmp_path, 4)
     whole = answers.path.read_bytes()
     ends = [index + 1 for index, byte in enumerate(whole) if byte == 10]
     for torn in (whole[: ends[2]] + bytes(400), whole[: ends[2]] + bytes(30) + b"\n" + whole[ends[3] :]):

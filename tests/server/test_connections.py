@@ -146,7 +146,7 @@ class _Fake:
         self.reserved = self.closed = False
         self.ends = None
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         self.closed = True
 
     def look(self, there: bool | None) -> None: ...

@@ -132,53 +132,49 @@ def detect(
     pairs = PairsFile(pairs_file)
     for path in filter(None, (counts_file, per_pair_file)):
         lock_output(path)
-    with checkpoint:  # the lock of the map
-        check_unfinished(checkpoint, resume, restart)
-        if restart:
-            checkpoint.remove()
-        name = behaviour or pairs_file.name.split(".")[0]
-        display = _Display()
-        with ExitStack() as stack:
-            # the recorder's context holds a batch, or the longest prompt; how long the pairs are is not known yet
-            llama = stack.enter_context(
-                open_model(model_info(model), flags, max(ctx_size, flags.batch_size), path=model)
-            )
-
-            def sidecar(identity: ModelIdentity, digest: str) -> PairCountsWriter:
-                assert per_pair_file is not None
-                return stack.enter_context(
-                    PairCountsWriter(per_pair_file, identity, behaviour=name, pairs_digest=digest)
-                )
-
-            try:
-                with display.shown():
-                    counts = record_counts(
-                        llama,
-                        pairs,
-                        behaviour=name,
-                        n_ctx=ctx_size,
-                        **flags.context_arguments(),
-                        thinking=thinking,
-                        template_arguments=template_arguments,
-                        date=date,
-                        share_prefixes=share_prefixes,
-                        shard=shard,
-                        checkpoint=checkpoint,
-                        per_pair=sidecar if per_pair_file else None,
-                        on_skip=display.skipped,
-                        on_batch=display.update,
-                    )
-            except KeyboardInterrupt:
-                if checkpoint.exists():
-                    say(f"{display.summary()}; go on with the same command and --resume")
-                raise
-        expert_map = ExpertMap.from_counts(counts, **meaning)
-        if per_pair_file and counts.n_pairs > 1:
-            expert_map = annotate(expert_map, PairCounts.load(per_pair_file))
-        if counts_file:
-            counts.save(counts_file)
-        expert_map.save(output)
+    click.get_current_context().with_resource(checkpoint)  # the lock of the map, until the command ends
+    check_unfinished(checkpoint, resume, restart)
+    if restart:
         checkpoint.remove()
+    name = behaviour or pairs_file.name.split(".")[0]
+    display = _Display()
+    with ExitStack() as stack:
+        # the recorder's context holds a batch, or the longest prompt; how long the pairs are is not known yet
+        llama = stack.enter_context(open_model(model_info(model), flags, max(ctx_size, flags.batch_size), path=model))
+
+        def sidecar(identity: ModelIdentity, digest: str) -> PairCountsWriter:
+            assert per_pair_file is not None
+            return stack.enter_context(PairCountsWriter(per_pair_file, identity, behaviour=name, pairs_digest=digest))
+
+        try:
+            with display.shown():
+                counts = record_counts(
+                    llama,
+                    pairs,
+                    behaviour=name,
+                    n_ctx=ctx_size,
+                    **flags.context_arguments(),
+                    thinking=thinking,
+                    template_arguments=template_arguments,
+                    date=date,
+                    share_prefixes=share_prefixes,
+                    shard=shard,
+                    checkpoint=checkpoint,
+                    per_pair=sidecar if per_pair_file else None,
+                    on_skip=display.skipped,
+                    on_batch=display.update,
+                )
+        except KeyboardInterrupt:
+            if checkpoint.exists():
+                say(f"{display.summary()}; go on with the same command and --resume")
+            raise
+    expert_map = ExpertMap.from_counts(counts, **meaning)
+    if per_pair_file and counts.n_pairs > 1:
+        expert_map = annotate(expert_map, PairCounts.load(per_pair_file))
+    if counts_file:
+        counts.save(counts_file)
+    expert_map.save(output)
+    checkpoint.remove()
     warn_unless_separable(expert_map, output)
     files = [path for path in (output, counts_file, per_pair_file) if path]
     if as_json:

@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn
 
 from ..._util.file_kinds import require_kind
 from ..._util.files import read_bytes
-from ..._util.json_text import shortened
+from ..._util.json_text import quoted
 from ..._util.toml_text import MAX_TOML, TomlError, parse_toml
 from ...errors import FormatError, UsageError
 
@@ -204,7 +204,7 @@ def parse_value(text: str, kind: OptionKind) -> Any:
     if kind.many and kind.accepts([value]):
         value = [value]
     if not kind.accepts(value):
-        raise ValueError(f"{shortened(text)} is not {kind.words}")
+        raise ValueError(f"{quoted(text)} is not {kind.words}")
     return value
 
 
