@@ -6,6 +6,7 @@
 #include "ggml.h"
 #include "steermoe.h"
 
+#include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -14,8 +15,11 @@
 
 #ifdef _WIN32
 #    include <io.h>
+#    include <windows.h>
 #else
 #    include <fcntl.h>
+#    include <poll.h>
+#    include <pthread.h>
 #    include <unistd.h>
 #endif
 
@@ -147,8 +151,50 @@ void on_terminate() {
 }
 
 #ifdef _WIN32
+using thread_id = DWORD;
+
+thread_id this_thread() {
+    return GetCurrentThreadId();
+}
+
+void wait_ms(int ms) {
+    Sleep((DWORD) ms);
+}
+#else
+using thread_id = pthread_t;
+
+thread_id this_thread() {
+    return pthread_self();
+}
+
+void wait_ms(int ms) {
+    poll(nullptr, 0, ms);
+}
+#endif
+
+// Of the threads that fail together (all of a graph, at a failed assertion) one says it; the others wait for it, since
+// the first that goes on ends the process. Not for ever: whoever should read the words may have stopped reading.
+const int MAX_WAIT_MS = 10000;
+
+std::atomic<bool> saying(false);
+std::atomic<bool> said(false);
+thread_id         sayer;
+
+void say_once(int number) {
+    if (!saying.exchange(true)) {
+        sayer = this_thread();
+        say_last_words(number);
+        said = true;
+    } else if (sayer != this_thread()) {
+        for (int ms = 0; ms < MAX_WAIT_MS && !said; ms++) {
+            wait_ms(1);
+        }
+    }
+}
+
+#ifdef _WIN32
 void on_signal(int number) {
-    say_last_words(number);
+    say_once(number);
     signal(number, SIG_DFL);
     raise(number);
 }
@@ -161,11 +207,7 @@ struct sigaction before[N_FAULTS];
 
 // Says it, then leaves the rest to whoever had the signal before: by default the end with the signal's status.
 void on_signal(int number) {
-    static volatile sig_atomic_t saying = 0;
-    if (saying == 0) {
-        saying = 1;
-        say_last_words(number);
-    }
+    say_once(number);
     for (size_t i = 0; i < N_FAULTS; i++) {
         if (FAULTS[i].signal == number) {
             sigaction(number, &before[i], nullptr);

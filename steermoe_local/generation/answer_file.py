@@ -114,6 +114,11 @@ class AnswerFile:
         self._open()
         return set(self._lines)
 
+    @property
+    def n_kept(self) -> int:
+        """Number of answers in the file, also of an earlier run: as many as `resume` will find."""
+        return len(self._lines)
+
     def records(self) -> Iterator[Record]:
         """The answers so far, in the order in which they came."""
         with open(self.path, "rb") as kept:
@@ -169,6 +174,7 @@ class AnswerFile:
     def _close_file(self) -> None:
         if self._file is not None:
             with contextlib.suppress(OSError):
+                self._file.truncate(self._end)  # as in `add`: the file has what `n_kept` counts
                 self._flush()
             self._file.close()
             self._file = None

@@ -6,11 +6,13 @@ One model is broken in a way that only llama.cpp notices, and by aborting. The o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +187,18 @@ if what == "stack":
     sys.setrecursionlimit(10**9)
     callback = kind(again)
     libc.qsort(values, 4, 4, callback)
+if what == "two threads":
+    import threading, time
+    base = ctypes.CDLL(next(str(path) for path in library.library_folder().glob("*ggml-base.*")))
+    abort = lambda: base.ggml_abort(b"ggml.c", 12, b"GGML_ASSERT(both) failed")
+    first = threading.Thread(target=abort)
+    first.start()
+    def state():
+        return open(f"/proc/self/task/{first.native_id}/stat").read().rpartition(")")[2].split()[0]
+    while state() != "S":  # it waits for the one who reads stderr
+        time.sleep(0.01)
+    print("the second one", flush=True)
+    abort()
 ctypes.string_at(8)
 """
 
@@ -221,6 +235,29 @@ def test_ways_to_end(what: str, number: int, says: str, tmp_path: Path) -> None:
 )
 def test_ways_of_cpp(what: str, number: int, says: str, tmp_path: Path) -> None:
     assert says in last_words(run(FORCED, what, tmp_path), number)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="states of threads in /proc")
+def test_two_threads_that_fail_together() -> None:
+    """The second one does not end the process before the first has said why."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(4096))  # until it is full
+    os.set_blocking(writing, True)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", FORCED, "two threads", ""]
+    with subprocess.Popen(command, env=env, stderr=writing, stdout=subprocess.PIPE) as process:
+        os.close(writing)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"the second one\n"
+        time.sleep(0.3)  # without the wait it has ended by now
+        with open(reading, "rb") as stderr:
+            text = stderr.read().strip(b"\0").decode()
+    assert process.returncode == -signal.SIGABRT
+    assert text.count("\n") == 1
+    assert "GGML_ASSERT(both) failed" in text
 
 
 def test_errors_that_were_handled_are_not_quoted(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tests.support.names_in_use import (
 from tests.support.serving import Process, serving
 
 N_CLIENTS, N_STEPS = 8, 60
+N_LOADS = 10  # at most, until a broken cache is seen
 F32 = ("--temp", 0, "-ctk", "f32", "-ctv", "f32")
 TINY_NAME = ("-a", "tiny")
 
@@ -98,9 +99,9 @@ def test_a_broken_key_is_seen(what: str, tiny_f32_path: Path, alone: Alone) -> N
     """The same load on servers whose caches have keys that say too little."""
     program = [sys.executable, "-c", f"{BROKEN[what]}\nfrom steermoe_local.cli import main\nmain()", "serve"]
     with serving(*F32, *TINY_NAME, model=tiny_f32_path, command=program) as server:
-        records = used(server, 5, 25)
-    verdict = judge(records, alone)
-    assert verdict.wrong
+        # chance decides what meets what: as long as nothing was seen, a load of another seed
+        seen = any(judge(used(server, seed, 25), alone).wrong for seed in range(N_LOADS))
+    assert seen
 
 
 FIRST, SECOND = Content(CHOICES[0], True), Content(CHOICES[1], False)

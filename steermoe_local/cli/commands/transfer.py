@@ -87,14 +87,11 @@ def transfer(
         kept = stack.enter_context(AnswerFile(setup.path(_COLUMNS)))
         done = _done(setup, kept, {**_settings(setup, pairs, top_n, n_agreement), "base_sha256": quantizer.sha256})
         columns = {str(record.pop("id")): Column.from_dict(record, folder) for record in done}
-        n_kept = len(columns)
 
         def keep_column(column: Column) -> None:
-            nonlocal n_kept
             kept.add({"id": column.name, **column.to_dict(items=True)})
-            n_kept += 1
 
-        stack.push(lambda kind, *_: _tell(kept, n_kept) if kind else None)
+        stack.push(lambda kind, *_: _tell(kept) if kind else None)
         bar = _QuantizerBar()
         stack.callback(bar.close)
         found = measure(
@@ -164,10 +161,10 @@ def _done(setup: EvaluationSetup, kept: AnswerFile, settings: dict[str, Any]) ->
     return []
 
 
-def _tell(kept: AnswerFile, n_kept: int) -> None:
+def _tell(kept: AnswerFile) -> None:
     """Say how much of an interrupted run is kept."""
-    if n_kept:
-        what = "1 model is" if n_kept == 1 else f"{n_kept} models are"
+    if kept.n_kept:
+        what = "1 model is" if kept.n_kept == 1 else f"{kept.n_kept} models are"
         say(f"{what} done and kept in {kept.path}; go on with the same command and --resume")
 
 

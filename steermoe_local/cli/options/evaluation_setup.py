@@ -378,8 +378,8 @@ class EvaluationSetup:
             try:
                 yield evaluator
             except BaseException:
-                if records and evaluator.n_kept:
-                    n = evaluator.n_kept
+                if records and records.n_kept:
+                    n = records.n_kept
                     say(f"{n} results are kept in {records.path}; go on with the same command and --resume")
                 raise
 

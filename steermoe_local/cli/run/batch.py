@@ -60,8 +60,8 @@ def run_batch(flags: RunFlags, batch: BatchFlags, as_json: bool) -> None:
                     write(record)
                     show("run", len(done) + run.n_done, len(items))
         except KeyboardInterrupt:
-            if kept and (n := len(done) + run.n_done):
-                say(f"{n} of {len(items)} answers are kept; go on with the same command and --resume")
+            if kept and kept.n_kept:
+                say(f"{kept.n_kept} of {len(items)} answers are kept; go on with the same command and --resume")
             raise
         if kept:
             kept.finish(item.id for item in items)
