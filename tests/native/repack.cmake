@@ -1,6 +1,5 @@
-# repack_products, and libggml-cpu for some instruction sets: native-ours and native-stock, avx2-ours and avx2-stock, vnni-ours.
-# All use the libggml-base of STEERMOE_LIBS; `stock` has the repack.cpp of STEERMOE_STOCK_TREE. Run by
-# tests/support/repack_products.py.
+# repack_products, and libggml-cpu for some instruction sets: <set>-ours and <set>-stock, whose repack.cpp is that of
+# STEERMOE_STOCK_TREE, and vnni-ours. All use the libggml-base of STEERMOE_LIBS. Run by tests/support/repack_products.py.
 
 find_library(lib_ggml-base ggml-base PATHS ${STEERMOE_LIBS} NO_DEFAULT_PATH REQUIRED)
 set(STEERMOE_REPACK_SANITIZERS "" CACHE STRING "sanitizers of repack_products and libggml-cpu")
@@ -37,6 +36,7 @@ endif()
 
 set(native_flags -march=native)
 set(avx2_flags -msse4.2 -mavx -mavx2 -mfma -mf16c -mbmi2)
+set(avx512_flags ${avx2_flags} -mavx512f -mavx512cd -mavx512vl -mavx512dq -mavx512bw)
 
 set(cpu ${GGML}/src/ggml-cpu)
 set(stock_cpu ${STEERMOE_STOCK_TREE}/ggml/src/ggml-cpu)
@@ -69,7 +69,7 @@ endfunction()
 
 add_repack_objects(repack_others ${STEERMOE_TREE} ${others})
 target_compile_options(repack_others PRIVATE -O0 ${avx2_flags})
-foreach(set native avx2)
+foreach(set native avx2 avx512)
     add_repack_objects(${set}-kernels ${STEERMOE_TREE} ${kernels})
     target_compile_options(${set}-kernels PRIVATE ${repack_optimization} ${${set}_flags})
     add_repack_library(${set}-stock ${set} ${STEERMOE_STOCK_TREE} ${stock_cpu}/repack.cpp)
@@ -78,6 +78,6 @@ endforeach()
 # AVX-VNNI's instruction computed by others; to be compared with avx2-stock
 add_repack_library(vnni-ours avx2 ${STEERMOE_TREE} ${cpu}/repack.cpp)
 target_compile_definitions(vnni-ours-repack PRIVATE REPACK_ROWS_EMULATE_VNNI)
-foreach(library native-ours avx2-ours vnni-ours)
+foreach(library native-ours avx2-ours avx512-ours vnni-ours)
     target_include_directories(${library}-repack PRIVATE ${ROOT}/native/src/ggml)
 endforeach()

@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,12 +22,18 @@ from tests.support.instruction_sets import cpu_flags
 from tests.support.paths import ROOT
 
 FOLDER = native_programs.BUILD / "repack"
-LIBRARIES = ("native-ours", "native-stock", "avx2-ours", "avx2-stock", "vnni-ours")
+PAIRS = {
+    "native": ("native-ours", "native-stock"),
+    "avx2": ("avx2-ours", "avx2-stock"),
+    "vnni": ("vnni-ours", "avx2-stock"),
+    "avx512": ("avx512-ours", "avx512-stock"),
+}
 TYPES = ("q4_0", "q4_K", "mxfp4", "iq4_nl")
 ROUTINGS = ("even", "one", "all", "empty", "last", "twice")
 ACTIVATIONS = ("normal", "outliers", "zeros", "tiny", "extreme", "overflow", "nan", "inf")
 WEIGHTS = ("random", "extreme", "zero")
 AVX2 = {"avx2", "fma", "f16c", "bmi2"}
+AVX512 = {"avx512f", "avx512cd", "avx512vl", "avx512dq", "avx512bw"}
 ENVIRONMENT = native_programs.SANITIZED | {
     "GGML_NO_BACKTRACE": "1",
     "OMP_DYNAMIC": "false",
@@ -78,11 +84,11 @@ def block_size(name: str) -> int:
     return 256 if name == "q4_K" else 32
 
 
-def lacks() -> str | None:
-    """Why the libraries do not run here; None where they do."""
+def lacks(kernels: str = "avx2") -> str | None:
+    """Why libraries of PAIRS do not run here; None where they do."""
     if sys.platform == "win32" or platform.machine().lower() not in ("x86_64", "amd64"):
         return "the kernels are for x86-64 and built with the options of GCC and clang"
-    if missing := AVX2 - cpu_flags():
+    if missing := (AVX2 | (AVX512 if kernels == "avx512" else set())) - cpu_flags():
         return f"the CPU lacks {', '.join(sorted(missing))}"
     if not (native_programs.TREE / "ggml").exists():
         return "no prepared llama.cpp tree: make build"
@@ -107,7 +113,7 @@ def build_program() -> Path:
     return FOLDER / "program" / "repack_products"
 
 
-def build(libraries: Sequence[str] = LIBRARIES, sanitizers: str = "") -> Path:
+def build(libraries: Iterable[str], sanitizers: str = "") -> Path:
     """The folder of the program and of `<library>.so`."""
     folder = FOLDER / (sanitizers.replace(",", "-") or "plain")
     variables = {
