@@ -1,5 +1,5 @@
 # repack_products, and libggml-cpu for some instruction sets: <set>-ours and <set>-stock, whose repack.cpp is that of
-# STEERMOE_STOCK_TREE, and vnni-ours. All use the libggml-base of STEERMOE_LIBS. Run by tests/support/repack_products.py.
+# STEERMOE_STOCK_TREE, vnni-ours and off-ours. All use the libggml-base of STEERMOE_LIBS. Run by tests/support/repack_products.py.
 
 find_library(lib_ggml-base ggml-base PATHS ${STEERMOE_LIBS} NO_DEFAULT_PATH REQUIRED)
 set(STEERMOE_REPACK_SANITIZERS "" CACHE STRING "sanitizers of repack_products and libggml-cpu")
@@ -78,6 +78,9 @@ endforeach()
 # AVX-VNNI's instruction computed by others; to be compared with avx2-stock
 add_repack_library(vnni-ours avx2 ${STEERMOE_TREE} ${cpu}/repack.cpp)
 target_compile_definitions(vnni-ours-repack PRIVATE REPACK_ROWS_EMULATE_VNNI)
-foreach(library native-ours avx2-ours avx512-ours vnni-ours)
+# -DSTEERMOE_FAST_EXPERTS=OFF, and what other processors compile
+add_repack_library(off-ours avx2 ${STEERMOE_TREE} ${cpu}/repack.cpp)
+target_compile_definitions(off-ours-repack PRIVATE GGML_CPU_NO_REPACK_ROWS)
+foreach(library native-ours avx2-ours avx512-ours vnni-ours off-ours)
     target_include_directories(${library}-repack PRIVATE ${ROOT}/native/src/ggml)
 endforeach()

@@ -27,6 +27,7 @@ PAIRS = {
     "avx2": ("avx2-ours", "avx2-stock"),
     "vnni": ("vnni-ours", "avx2-stock"),
     "avx512": ("avx512-ours", "avx512-stock"),
+    "off": ("off-ours", "avx2-stock"),
 }
 TYPES = ("q4_0", "q4_K", "mxfp4", "iq4_nl")
 ROUTINGS = ("even", "one", "all", "empty", "last", "twice")
@@ -35,6 +36,7 @@ WEIGHTS = ("random", "extreme", "zero")
 AVX2 = {"avx2", "fma", "f16c", "bmi2"}
 AVX512 = {"avx512f", "avx512cd", "avx512vl", "avx512dq", "avx512bw"}
 ENVIRONMENT = native_programs.SANITIZED | {
+    "TSAN_OPTIONS": "halt_on_error=1",
     "GGML_NO_BACKTRACE": "1",
     "OMP_DYNAMIC": "false",
     "OMP_WAIT_POLICY": "passive",  # there are more threads than cores
