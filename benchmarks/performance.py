@@ -273,6 +273,14 @@ def machine() -> dict[str, Any]:
     return info
 
 
+def machine_line(how: str) -> str:
+    """A sentence that says when, how and on which machine it was measured."""
+    about = machine()
+    parts = [", ".join(filter(None, [about["cpu"], about.get("vectors")])), f"{about['cores']} cores"]
+    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    return f"Measured {now} (commit {git_commit() or 'unknown'}) by {how}: {'; '.join([*parts, about['system']])}."
+
+
 def load() -> list[float] | None:
     """Load averages over 1, 5 and 15 minutes."""
     return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None

@@ -107,24 +107,32 @@ def q4_0(rng: np.random.Generator, size: tuple[int, ...], std: float) -> npt.NDA
     return blocks.reshape(*size[:-1], size[-1] // BLOCK * BLOCK_BYTES)
 
 
-def _values(rng: np.random.Generator, name: str, size: tuple[int, ...]) -> npt.NDArray[Any]:
+def _values(rng: np.random.Generator, name: str, size: tuple[int, ...], f16: bool) -> npt.NDArray[Any]:
     if len(size) == 1:
         return np.ones(size, np.float32)
     if is_router(name):
         return rng.normal(scale=ROUTER_STD / np.sqrt(size[-1]), size=size).astype(np.float32)
-    return q4_0(rng, size, 1.0 if name == "token_embd.weight" else 1 / np.sqrt(size[-1]))
+    std = 1.0 if name == "token_embd.weight" else 1 / np.sqrt(size[-1])
+    if f16:
+        return (rng.standard_normal(size, np.float32) * np.float32(std)).astype(np.float16)
+    return q4_0(rng, size, std)
 
 
-def write_model(path: Path, shape: Shape) -> Path:
-    """Write the model; the same shape gives the same bytes. An interrupted run leaves no file of that name."""
+def write_model(path: Path, shape: Shape, *, f16: bool = False) -> Path:
+    """Write the model; the same shape gives the same bytes. An interrupted run leaves no file of that name.
+
+    `f16`: its matrices as normal F16 values, from which llama.cpp quantizes to other types.
+    """
     rng = np.random.default_rng(shape.seed)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     writer = GGUFWriter(partial, shape.arch)
     try:
-        _metadata(writer, shape)
+        _metadata(writer, shape, LlamaFileType.MOSTLY_F16 if f16 else LlamaFileType.MOSTLY_Q4_0)
         sizes = tensors(shape)
         for name, size in sizes.items():
-            if is_matrix(name, size):
+            if is_matrix(name, size) and f16:
+                writer.add_tensor_info(name, size, np.dtype(np.float16), int(np.prod(size)) * 2)
+            elif is_matrix(name, size):
                 bytes_ = (*size[:-1], size[-1] // BLOCK * BLOCK_BYTES)
                 kind = GGMLQuantizationType.Q4_0
                 writer.add_tensor_info(name, bytes_, np.dtype(np.uint8), int(np.prod(bytes_)), raw_dtype=kind)
@@ -134,7 +142,7 @@ def write_model(path: Path, shape: Shape) -> Path:
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, size in sizes.items():
-            writer.write_tensor_data(_values(rng, name, size))
+            writer.write_tensor_data(_values(rng, name, size, f16))
         writer.close()
         partial.replace(path)
     finally:
@@ -155,9 +163,9 @@ def cached_model(name: str, folder: Path) -> Path:
     return path
 
 
-def _metadata(writer: GGUFWriter, shape: Shape) -> None:
+def _metadata(writer: GGUFWriter, shape: Shape, file_type: LlamaFileType) -> None:
     writer.add_name(f"random {shape.arch}")
-    writer.add_file_type(LlamaFileType.MOSTLY_Q4_0)
+    writer.add_file_type(file_type)
     writer.add_quantization_version(2)
     writer.add_context_length(shape.n_ctx)
     writer.add_embedding_length(shape.n_embd)

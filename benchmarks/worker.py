@@ -30,7 +30,6 @@ from steermoe_local import record_counts
 from steermoe_local.llama import capi
 from steermoe_local.pairs.pairs import Pair
 
-N_CTX = 1024
 N_BATCH = 512
 STATUS = Path("/proc/self/status")
 
@@ -65,8 +64,12 @@ def memory_use() -> dict[str, float | None]:
 class Runner:
     """A loaded model and a context for each variant."""
 
-    def __init__(self, path: Path, *, stock: bool, variants: Sequence[str], n_threads: int, mmap: bool) -> None:
+    def __init__(
+        self, path: Path, *, stock: bool, variants: Sequence[str], n_threads: int, mmap: bool, n_ctx: int
+    ) -> None:
         self.path = path
+        self.n_ctx = n_ctx
+        self.cpu = 0.0  # seconds of all cores in llama_decode, since the last request
         self.n_threads = n_threads
         self.lib = _stock_llama_cpp() if stock else capi.llama_cpp()
         _quiet()
@@ -114,7 +117,7 @@ class Runner:
 
     def _context(self, variant: str) -> Any:
         params = self.lib.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = N_CTX, N_BATCH, N_BATCH, 1
+        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = self.n_ctx, N_BATCH, N_BATCH, 1
         params.n_threads = params.n_threads_batch = self.n_threads
         params.no_perf = True
         if variant == "recorder":
@@ -144,10 +147,11 @@ class Runner:
 
     def _decode(self, ctx: Any) -> float:
         """Seconds of one llama_decode of the batch that `_fill` made."""
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         status = self.lib.llama_decode(ctx, self.batch)
         self.lib.llama_synchronize(ctx)
         seconds = time.perf_counter() - start
+        self.cpu += time.process_time() - cpu
         if status:
             raise SystemExit(f"llama_decode failed with {status}")
         return seconds
@@ -165,33 +169,42 @@ class Runner:
             return self._detect(n)
         ctx = self.contexts[variant]
         self.lib.llama_memory_clear(self.lib.llama_get_memory(ctx), False)
-        self._fill(self.tokens(n), 0, "all" if variant in ("all", "recorder") else "last")
+        self.cpu = 0.0
+        outputs = "all" if variant in ("all", "recorder") else "last"
+        tokens = self.tokens(n)
+        parts = [(start, tokens[start : start + N_BATCH]) for start in range(0, n, N_BATCH)]
         if variant != "recorder":
-            seconds = self._decode(ctx)
-            return {"seconds": seconds, "logits": hashlib.sha256(self._logits(ctx)).hexdigest()}
+            seconds = 0.0
+            for at, part in parts:
+                self._fill(part, at, outputs)
+                seconds += self._decode(ctx)
+            logits = hashlib.sha256(self._logits(ctx)).hexdigest()
+            return {"seconds": seconds, "cpu": self.cpu, "logits": logits}
         assert self.recorder is not None
         self.recorder.reset()
         start = time.perf_counter()
-        self.recorder.set_mask([0] * n)
-        self._decode(ctx)
+        for at, part in parts:
+            self._fill(part, at, outputs)
+            self.recorder.set_mask([0] * len(part))
+            self._decode(ctx)
         counts, seen = self.recorder.counts()
         seconds = time.perf_counter() - start
         k = int(self.metadata("{arch}.expert_used_count"))
         if list(seen) != [n] * self.n_layer or sum(counts) != n * k * self.n_layer:
             raise SystemExit(f"the recorder saw {list(seen)} of {n} tokens")
-        return {"seconds": seconds}
+        return {"seconds": seconds, "cpu": self.cpu}
 
     def decode(self, variant: str, start: int, n: int) -> dict[str, Any]:
         """Time n tokens, one after the other, after a prompt of `start` tokens."""
         ctx = self.contexts[variant]
         self.lib.llama_memory_seq_rm(self.lib.llama_get_memory(ctx), 0, start, -1)
-        seconds = 0.0
+        seconds = self.cpu = 0.0
         digest = hashlib.sha256()
         for i, token in enumerate(self.tokens(n, start)):
             self._fill([token], start + i, "last")
             seconds += self._decode(ctx)
             digest.update(self._logits(ctx))
-        return {"seconds": seconds, "logits": digest.hexdigest()}
+        return {"seconds": seconds, "cpu": self.cpu, "logits": digest.hexdigest()}
 
     def _detect(self, n: int) -> dict[str, Any]:
         """Time record_counts on one pair of texts of n/2 tokens a side, all of them counted."""
@@ -275,6 +288,7 @@ def main() -> None:
     parser.add_argument("--stock", action="store_true")
     parser.add_argument("--variants", default="plain")
     parser.add_argument("--no-mmap", action="store_true")
+    parser.add_argument("--ctx", type=int, default=1024)
     arguments = parser.parse_args()
     runner = Runner(
         arguments.model,
@@ -282,6 +296,7 @@ def main() -> None:
         variants=[name for name in arguments.variants.split(",") if name],
         n_threads=arguments.threads,
         mmap=not arguments.no_mmap,
+        n_ctx=arguments.ctx,
     )
     serve({"prompt": runner.prompt, "decode": runner.decode, "biases": runner.biases, "memory": memory_use})
 

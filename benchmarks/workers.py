@@ -79,11 +79,13 @@ def llama_worker(
     stock: bool = False,
     mmap: bool = True,
     bias: Path | None = None,
+    n_ctx: int = 1024,
 ) -> Worker:
     """A worker of our build or of the stock build. `bias` steers all its contexts, by STEERMOE_BIAS."""
     arguments = [model, "--threads", n_threads, "--variants", ",".join(variants)]
     arguments += ["--stock"] if stock else []
     arguments += [] if mmap else ["--no-mmap"]
+    arguments += ["--ctx", n_ctx]
     environment = {"LLAMA_CPP_LIB_PATH": str(STOCK)} if stock else {}
     environment |= {"STEERMOE_BIAS": str(bias)} if bias else {}
     return Worker("worker.py", *arguments, environment=environment)

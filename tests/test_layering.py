@@ -201,7 +201,7 @@ def test_native_parts() -> None:
         assert name not in includes("steermoe-recorder")
     assert "llama" not in includes("steermoe-bias")
     assert "llama" not in includes("steermoe-error")
-    everything = "\n".join(path.read_text("utf-8") for path in source.iterdir())
+    everything = "\n".join(path.read_text("utf-8") for path in source.rglob("*.*"))
     assert "Python.h" not in everything
     assert "ggml_map_custom" not in everything, "custom operations run on the CPU alone"
 
