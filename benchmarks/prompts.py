@@ -2,8 +2,8 @@
 
     python benchmarks/prompts.py [--only NAME ...] [--write-docs]     (about fifteen minutes on two cores)
 
-Layers of real models' shapes with random weights, quantized by llama.cpp, in two worker processes, one of the stock
-build and one of ours, which do the same work in turn. A ratio compares the CPU times (and the wall times) of one round,
+Layers of real models' shapes with random weights, quantized by llama.cpp, in worker processes of the stock build and
+of ours, which do the same work in turn. A ratio compares the CPU times (and the wall times) of one round,
 so other work of the machine, which slows both, cancels out; the table has the medians. Progress goes to stderr, the
 table to stdout, and all figures to build/bench/prompts.json.
 """
@@ -80,40 +80,39 @@ def model_of(name: str, quant: str, folder: Path) -> Path:
 
 def measure(model: Path, n_threads: int, n_rounds: int) -> dict[str, Any]:
     """Ratios of stock's times over ours by task, the loads, and the peaks of memory."""
-    loads: dict[str, list[float]] = {"stock": [], "ours": []}
+    loads: dict[str, list[float]] = {"stock": [], "plain": [], "recorder": []}
 
     def start(name: str) -> Worker:
         began = time.perf_counter()
-        stock = name == "stock"
-        variants = ["plain"] if stock else ["plain", "recorder"]
-        worker = llama_worker(model, variants, n_threads, stock=stock, n_ctx=N_CTX)
+        variant = "plain" if name == "stock" else name
+        worker = llama_worker(model, [variant], n_threads, stock=name == "stock", n_ctx=N_CTX)
         loads[name].append(time.perf_counter() - began)
         return worker
 
-    for name in ("stock", "ours", "stock", "ours"):  # the first ones read the file, and Python's modules
+    for name in ("stock", "plain", "stock", "plain"):  # the first ones read the file, and Python's modules
         start(name).close()
     times: dict[str, list[dict[str, float]]] = {task.name: [] for task in TASKS}
     differ = 0
-    with start("stock") as stock, start("ours") as ours:
+    # a recorder of its own process: memory is compared with what does the same
+    with start("stock") as stock, start("plain") as plain, start("recorder") as recorder:
         for number in range(n_rounds + 1):
             for task in TASKS:
-                answers = [
-                    worker.ask(task.do, variant=task.variant if worker is ours else "plain", **task.arguments)
-                    for worker in ((stock, ours) if number % 2 else (ours, stock))
-                ]
-                theirs, own = answers if number % 2 else reversed(answers)
+                turns = [(stock, "plain"), (recorder if task.variant == "recorder" else plain, task.variant)]
+                order = (0, 1) if number % 2 else (1, 0)
+                answers = {i: turns[i][0].ask(task.do, variant=turns[i][1], **task.arguments) for i in order}
+                theirs, own = answers[0], answers[1]
                 differ += task.variant == "plain" and theirs["logits"] != own["logits"]
                 if number:  # the first round is to warm up
                     ratios = {kind: theirs[kind] / own[kind] for kind in ("cpu", "seconds")}
                     times[task.name].append(ratios | {"own_cpu": own["cpu"], "own_seconds": own["seconds"]})
-        memory = {name: worker.ask("memory")["peak"] for name, worker in (("stock", stock), ("ours", ours))}
+        memory = {name: worker.ask("memory")["peak"] for name, worker in (("stock", stock), ("ours", plain))}
     return {
         "tasks": {
             name: {kind: statistics.median(row[kind] for row in rows) for kind in rows[0]}
             for name, rows in times.items()
         },
         "with_other_logits": differ,
-        "load_seconds": {name: min(found[1:]) for name, found in loads.items()},
+        "load_seconds": {"stock": min(loads["stock"][1:]), "ours": min(loads["plain"][1:])},
         "peak_mb": memory,
     }
 
