@@ -176,9 +176,9 @@ void wait_ms(int ms) {
 // the first that goes on ends the process. Not for ever: whoever should read the words may have stopped reading.
 const int MAX_WAIT_MS = 10000;
 
-std::atomic<bool> saying(false);
-std::atomic<bool> said(false);
-thread_id         sayer;
+std::atomic<bool>      saying(false);
+std::atomic<bool>      said(false);
+std::atomic<thread_id> sayer;
 
 void say_once(int number) {
     if (!saying.exchange(true)) {

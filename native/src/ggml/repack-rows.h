@@ -54,7 +54,6 @@ struct vec256 {
     static ints   set16(int16_t x) { return _mm256_set1_epi16(x); }
     static ints   add16(ints a, ints b) { return _mm256_add_epi16(a, b); }
     static ints   add32(ints a, ints b) { return _mm256_add_epi32(a, b); }
-    static ints   sub32(ints a, ints b) { return _mm256_sub_epi32(a, b); }
     static ints   mul32(ints a, ints b) { return _mm256_mullo_epi32(a, b); }
     static ints   bits_and(ints a, ints b) { return _mm256_and_si256(a, b); }
     static ints   madd16(ints a, ints b) { return _mm256_madd_epi16(a, b); }
@@ -672,10 +671,16 @@ static void rows_experts(const rows_work<BLOC_TYPE> & work, const ggml_compute_p
     const int64_t n_max = src1->ne[2]; // rows of an expert
     const size_t  nbw1  = work.nb * sizeof(param);
 
-    constexpr int64_t step     = 8 * product::wide::n_groups;
-    const int64_t     n_steps  = (ne01 + step - 1) / step;
-    const int64_t     n_blocks = params->nth == 1 ? 1 : std::min<int64_t>(n_steps, 4 * params->nth);
-    const int64_t     n_items  = work.used_experts(params)[0] * n_blocks;
+    constexpr int64_t step    = 8 * product::wide::n_groups;
+    const int64_t     n_steps = (ne01 + step - 1) / step;
+
+    // Four items for each thread. With many rows of each expert: in every expert, since one may have most of the rows.
+    // With few: in all experts together, since to take an item costs 0.3 us, as much as many columns of one row.
+    const int64_t n_used    = work.used_experts(params)[0];
+    const bool    many_rows = ggml_nrows(dst) >= 4 * n_used;
+    const int64_t n_wanted  = many_rows ? 4 * params->nth : (4 * params->nth + n_used - 1) / n_used;
+    const int64_t n_blocks  = params->nth == 1 ? 1 : std::min(n_steps, n_wanted);
+    const int64_t n_items   = n_used * n_blocks;
 
     for (int64_t item = params->ith; item < n_items; item = ggml_threadpool_chunk_add(params->threadpool, 1)) {
         const int32_t expert = work.used_experts(params)[1 + item / n_blocks];
