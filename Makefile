@@ -104,7 +104,7 @@ BENCH ?=
 bench: build $(STOCK)/.built $(VENV)/.reference
 	@$(BIN)/python benchmarks/behaviours.py
 	@$(BIN)/python benchmarks/performance.py $(BENCH)
-	@$(BIN)/python benchmarks/prompts.py
+	@$(BIN)/python benchmarks/prompts.py $(BENCH)
 
 bench-serving: build tools
 	@$(BIN)/python benchmarks/serving.py $(BENCH)

@@ -273,14 +273,6 @@ def machine() -> dict[str, Any]:
     return info
 
 
-def machine_line(how: str) -> str:
-    """A sentence that says when, how and on which machine it was measured."""
-    about = machine()
-    parts = [", ".join(filter(None, [about["cpu"], about.get("vectors")])), f"{about['cores']} cores"]
-    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    return f"Measured {now} (commit {git_commit() or 'unknown'}) by {how}: {'; '.join([*parts, about['system']])}."
-
-
 def load() -> list[float] | None:
     """Load averages over 1, 5 and 15 minutes."""
     return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
@@ -293,15 +285,22 @@ def git_commit() -> str:
     return result.stdout.strip()
 
 
+def circumstances() -> dict[str, Any]:
+    """When, of which commit and on which machine something is measured."""
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "commit": git_commit(),
+        "machine": machine(),
+        "load_before": load(),
+    }
+
+
 def measure(plan: Plan, n_threads: int, models: Path, parts: Sequence[str], log: Log) -> dict[str, Any]:
     """Measure the parts; returns what is written as JSON."""
     start = time.monotonic()
     report: dict[str, Any] = {
-        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "commit": git_commit(),
-        "machine": machine(),
+        **circumstances(),
         "threads": n_threads,
-        "load_before": load(),
         "speed": {},
         "biases": {},
         "memory": {},
@@ -448,19 +447,24 @@ def transformers_section(shape: str, found: dict[str, Any]) -> str:
     )
 
 
-def render(report: dict[str, Any]) -> str:
-    """The measured part of docs/performance.md."""
+def head(report: dict[str, Any], command: str) -> str:
+    """The sentence with the circumstances of a report, its seconds, and its threads where they are the same for all."""
     about = report["machine"]
     parts = [", ".join(filter(None, [about["cpu"], about.get("vectors")])), f"{about['cores']} cores"]
     parts += [f"{about['memory_gb']} GB"] if "memory_gb" in about else []
-    parts += [about["system"], f"{report['threads']} threads"]
+    parts += [about["system"]]
+    parts += [f"{report['threads']} threads"] if "threads" in report else []
     parts += [f"load {report['load_before'][0]} before" for _ in [0] if report.get("load_before")]
-    head = (
-        f"Measured {report['date']} (commit {report['commit'] or 'unknown'}) by `make bench` in {report['seconds']} s: "
+    return (
+        f"Measured {report['date']} (commit {report['commit'] or 'unknown'}) by `{command}` in {report['seconds']} s: "
         + "; ".join(parts)
         + "."
     )
-    sections = [head]
+
+
+def render(report: dict[str, Any]) -> str:
+    """The measured part of docs/performance.md."""
+    sections = [head(report, "make bench")]
     sections += [speed_section(shape, found) for shape, found in report["speed"].items()]
     sections += [biases_section(report["biases"])] if report["biases"] else []
     sections += [memory_section(report["memory"])] if report["memory"] else []
@@ -488,6 +492,12 @@ def write_docs(docs: Path, text: str, start: str = START, end: str = END) -> Non
     if not found:
         raise ValueError(f"{docs}: has no {start} and {end}; put them back")
     docs.write_text(f"{before}{start}\n\n{text}\n{end}{after}", encoding="utf-8", newline="\n")
+
+
+def require_stock() -> None:
+    """Exit with the cure if the unpatched build is missing."""
+    if not any(STOCK.glob("*llama.*")):
+        raise SystemExit("error: build/stock has no library; run make build/stock/.built (make bench does)")
 
 
 def deliver(
@@ -541,8 +551,7 @@ def main() -> None:
         print(f"[{time.monotonic() - begin:4.0f} s] {line}", file=sys.stderr, flush=True)
 
     def measured() -> dict[str, Any]:
-        if not any(STOCK.glob("*llama.*")):
-            raise SystemExit("error: build/stock has no library; run make build/stock/.built (make bench does)")
+        require_stock()
         plan = QUICK if arguments.quick else FULL
         return measure(plan, arguments.threads, arguments.models, arguments.only.split(","), log)
 

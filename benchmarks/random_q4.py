@@ -150,11 +150,14 @@ def write_model(path: Path, shape: Shape, *, f16: bool = False) -> Path:
     return path
 
 
+def version_of(shape: Shape) -> str:
+    """A part of a file's name: another one for another shape, or another version of the writer."""
+    return f"{zlib.crc32(repr(shape).encode() + Path(__file__).read_bytes()):08x}"
+
+
 def cached_model(name: str, folder: Path) -> Path:
     """The model of a name in SHAPES, made if the folder does not hold it yet."""
-    # another shape, or another version of the writer, gives another file name
-    version = zlib.crc32(repr(SHAPES[name]).encode() + Path(__file__).read_bytes())
-    path = folder / f"{name}-{version:08x}.gguf"
+    path = folder / f"{name}-{version_of(SHAPES[name])}.gguf"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob(f"{name}-????????.gguf"):

@@ -21,13 +21,12 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import against_transformers
 import numpy as np
-from performance import OUTPUT, deliver, git_commit, load, machine, ratio_cells, table
+from performance import OUTPUT, circumstances, deliver, head, load, ratio_cells, table
 from random_q4 import SHAPES, cached_model
 from ratios import Ratio, noise_of, speed_ratios, verdict
 from servers import LLAMA_SERVER, Ask, Server, Setup, llama_server, our_server
@@ -184,12 +183,9 @@ def measure(plan: Plan, n_parallel: int, n_threads: int, models: Path, log: Log)
     """Measure all; returns what is written as JSON."""
     start = time.monotonic()
     report: dict[str, Any] = {
-        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "commit": git_commit(),
-        "machine": machine(),
+        **circumstances(),
         "threads": n_threads,
         "parallel": n_parallel,
-        "load_before": load(),
         "models": {},
     }
     for name in plan.models:
@@ -251,12 +247,7 @@ def follow_ups_section(models: dict[str, Any]) -> str:
 
 
 def render(report: dict[str, Any]) -> str:
-    about = report["machine"]
-    parts = [", ".join(filter(None, [about["cpu"], about.get("vectors")])), f"{about['cores']} cores"]
-    parts += [about["system"], f"{report['threads']} threads"]
-    parts += [f"load {report['load_before'][0]} before" for _ in [0] if report.get("load_before")]
-    commit = report["commit"] or "unknown"
-    sections = [f"Measured {report['date']} (commit {commit}) in {report['seconds']} s: {'; '.join(parts)}."]
+    sections = [head(report, "make bench-serving")]
     for model, found in report["models"].items():
         sections += [load_section(model, kind, one, report["parallel"]) for kind, one in found["loads"].items()]
     return "\n\n".join([*sections, follow_ups_section(report["models"])]) + "\n"
