@@ -32,6 +32,7 @@ from .identity import ModelIdentity
 from .maps.counts import RoutingCounts
 from .maps.expert_map import ExpertMap
 from .maps.scores import risk_difference
+from .maps.stability import UntilStable
 from .model_files.model_info import ModelInfo, model_info
 from .pairs.pairs import Message, Pair, load_pairs, save_pairs
 from .steering.bias_file import BiasFile, read_bias, write_bias
@@ -73,6 +74,7 @@ __all__ = [
     "SteeredLlama",
     "Steering",
     "StorageError",
+    "UntilStable",
     "UsageError",
     "VersionError",
     "evaluate",

@@ -72,8 +72,19 @@ class PairBatches:
                 break
         return common if common and len(common) >= _MIN_KEPT else []
 
-    def following(self, first: int, decoder: GroupDecoder, n_batch: int, share: bool) -> Iterator[PairBatch]:
+    def following(
+        self,
+        first: int,
+        decoder: GroupDecoder,
+        n_batch: int,
+        share: bool,
+        *,
+        n_counted: int = 0,
+        ends: Collection[int] = (),
+    ) -> Iterator[PairBatch]:
         """Batches from pair `first` on. Where one ends depends on the pairs and the settings only.
+
+        `n_counted` pairs were counted before `first`; a batch ends after each number of counted pairs in `ends`.
 
         Raises PairsError for a pair that cannot be counted, unless `on_skip` takes it.
         """
@@ -111,6 +122,9 @@ class PairBatches:
                 yield batch(index)
                 builder.add(prompts)
             items.append(Item(index, pair, prompts))
+            n_counted += 1
+            if n_counted in ends:
+                yield batch(index + 1)
         if items or n_skipped:
             yield batch(len(self._source))
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -20,11 +20,13 @@ from ..llama.loaded_model import can_share, loaded_identity, open_model
 from ..llama.rendering import Renderer
 from ..llama.template_date import AnyDate, may_lack
 from ..maps.counts import RoutingCounts, Source
-from ..pairs.pairs import Pair, PairsFile, pairs_digest
+from ..maps.stability import Stability, UntilStable
+from ..pairs.pairs import Pair, PairsFile, in_fixed_order, pairs_digest
 from .batches import Owners, PairBatch, PairBatches
 from .checkpoint import Checkpoint, CheckpointFile, PairRecords
 from .decoding import ContextOptions, GroupDecoder
 from .grouping import Group
+from .stopping import StabilityCheck
 
 Int64 = npt.NDArray[np.int64]
 
@@ -63,6 +65,8 @@ class RecordingOptions:
         shard: (i, n): only pairs i, i + n, i + 2n, ... of the file, counted from 1.
         verbose: let llama.cpp log to stderr.
         repack: as in `SteeredLlama`, for a model that is given by its path.
+        until_stable: end as soon as the first experts are settled; the pairs then come in an order that does not depend
+            on their order in the file, and they and their counts are kept in memory. Not with a shard.
 
     Raises UsageError for values outside their ranges.
     """
@@ -83,12 +87,18 @@ class RecordingOptions:
     shard: tuple[int, int] = (1, 1)
     verbose: bool = False
     repack: bool = True
+    until_stable: UntilStable | None = None
 
     def __post_init__(self) -> None:
         if self.n_batch < 1 or self.n_ubatch < 1 or self.n_ctx < 0:
             raise UsageError("n_batch and n_ubatch must be at least 1, n_ctx at least 0")
         if not 1 <= self.shard[0] <= self.shard[1]:
             raise UsageError(f"shard {self.shard[0]}/{self.shard[1]}: the first number is not from 1 to the second")
+        if self.until_stable is not None and self.shard != (1, 1):
+            raise UsageError(
+                f"shard {self.shard[0]}/{self.shard[1]}: a shard alone cannot tell when all pairs are stable; "
+                "leave out --shard or --until-stable"
+            )
 
     @property
     def context(self) -> ContextOptions:
@@ -161,8 +171,10 @@ class _Recording:
         checkpoint: CheckpointFile | None,
         per_pair: Callable[[ModelIdentity, str], PairSink] | None,
     ) -> None:
-        self._model, self._source, self._options, self._checkpoint = model, source, options, checkpoint
         self._digest = source.digest if isinstance(source, PairsFile) else pairs_digest(source)
+        if options.until_stable is not None:
+            source = in_fixed_order(source)
+        self._model, self._source, self._options, self._checkpoint = model, source, options, checkpoint
         self._identity = loaded_identity(model)
         self._renderer = Renderer(
             model, thinking=options.thinking, template_arguments=options.template_arguments, date=options.date
@@ -174,6 +186,12 @@ class _Recording:
         if checkpoint is not None and checkpoint.exists():
             self._counted = checkpoint.load(self._settings, shape, may_lack(self._renderer.date_given))
         self._sink = per_pair(self._identity, self._digest) if per_pair else None
+        self._check: StabilityCheck | None = None
+        if options.until_stable is not None:
+            self._check = StabilityCheck(options.until_stable, len(source), shape)
+            if checkpoint is not None:
+                for records in checkpoint.records(self._counted.journal, shape):
+                    self._check.add(records.a, records.n)
         self._n_tokens = self._n_decoded = 0
 
     def run(
@@ -188,16 +206,23 @@ class _Recording:
         with GroupDecoder(self._model, self._identity.shape, options.context) as decoder:
             if self._share:
                 decoder.kept = batches.common_beginning(options.n_batch)
-            for batch in batches.following(counted.next, decoder, options.n_batch, self._share):
+            looks = self._check.looks if self._check else ()
+            stopped = self._check.stopped() if self._check else None  # a resumed run repeats its checks
+            for batch in batches.following(
+                counted.next, decoder, options.n_batch, self._share, n_counted=counted.n_pairs, ends=looks
+            ):
+                if stopped is not None:
+                    break
                 self._count(batch, decoder)
                 report(self._progress())
+                stopped = self._check.stopped() if self._check else None
         if not counted.n_pairs:
             if self._checkpoint is not None:
                 self._checkpoint.remove()  # another start would skip them all the same
             n_total = options.pairs_before(len(self._source))
             raise PairsError(f"none of the {n_total} pairs could be counted; see why each was skipped")
         self._give_kept_records()
-        return self._result()
+        return self._result(stopped or (self._check.ended() if self._check else None))
 
     def _all_settings(self, has_sink: bool) -> dict[str, Any]:
         """Everything that changes the counts: a checkpoint made under other settings is refused."""
@@ -217,6 +242,7 @@ class _Recording:
             "share_prefixes": self._share,
             "per_pair": has_sink,
             **({} if self._renderer.date is None else {"date": self._renderer.date}),
+            **({} if options.until_stable is None else {"until_stable": asdict(options.until_stable)}),
         }
 
     def _progress(self) -> RecordingProgress:
@@ -242,7 +268,7 @@ class _Recording:
             counts, tokens = decoder.count(group)
             self._n_decoded += len(group.tokens)
             _pool(a, n, counts, tokens, group, owners)
-            if self._sink is not None:
+            if self._sink is not None or self._check is not None:
                 _split(records, counts, tokens, group, owners)
         self._n_tokens += sum(len(prompt.tokens) for item in batch.items for prompt in item.prompts)
         counted.a += a
@@ -250,8 +276,10 @@ class _Recording:
         counted.n_pairs += len(batch.items)
         counted.n_skipped += batch.n_skipped
         counted.next = batch.next
+        if self._check is not None:
+            self._check.add(records.a, records.n)
         if self._checkpoint is not None:
-            if self._sink is not None and batch.items:
+            if (self._sink is not None or self._check is not None) and batch.items:
                 counted.journal = self._checkpoint.append(records, counted.journal)
             self._checkpoint.save(counted, self._settings)
         elif self._sink is not None:
@@ -269,7 +297,7 @@ class _Recording:
         for records in self._checkpoint.records(self._counted.journal, self._identity.shape):
             self._sink.append([id_of(index) for index in records.indices.tolist()], records.a, records.n)
 
-    def _result(self) -> RoutingCounts:
+    def _result(self, stability: Stability | None) -> RoutingCounts:
         counted = self._counted
         moe_layers = np.flatnonzero(counted.n.any(axis=0))
         if not len(moe_layers):
@@ -290,6 +318,7 @@ class _Recording:
             behaviour=self._options.behaviour,
             sources=(source,),
             dates=() if self._renderer.date is None else (self._renderer.date,),
+            stability=stability,
         )
         result.validate("recorded counts")
         return result

@@ -91,17 +91,18 @@ class Confidence:
     @classmethod
     def from_dict(cls, data: object) -> Confidence:
         """Rebuild it from `to_dict`. Raises FormatError for missing, unknown or impossible fields."""
-        fields = _fields(data, cls, "confidence")
-        fields["split_half"] = SplitHalf(**_fields(fields["split_half"], SplitHalf, "confidence.split_half"))
+        fields = exact_fields(data, cls, "confidence")
+        fields["split_half"] = SplitHalf(**exact_fields(fields["split_half"], SplitHalf, "confidence.split_half"))
         for name in ("max_rd", "sum_top"):
-            fields[name] = Control(**_fields(fields[name], Control, f"confidence.{name}"))
+            fields[name] = Control(**exact_fields(fields[name], Control, f"confidence.{name}"))
         if not isinstance(fields["moe_layers"], list):
             raise FormatError("confidence.moe_layers: not a list; run steermoe map stats again")
         return cls(**fields)
 
 
-def _fields(data: object, of: Any, where: str) -> dict[str, Any]:
+def exact_fields(data: object, of: Any, where: str, again: str = "run steermoe map stats again") -> dict[str, Any]:
+    """The fields of a JSON object that has just those of the dataclass `of`. Raises FormatError."""
     if not isinstance(data, Mapping) or set(data) != set(of.__dataclass_fields__):
         names = ", ".join(of.__dataclass_fields__)
-        raise FormatError(f"{where}: not an object with {names}; run steermoe map stats again")
+        raise FormatError(f"{where}: not an object with {names}; {again}")
     return dict(data)

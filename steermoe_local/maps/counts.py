@@ -2,8 +2,8 @@
 
 The file is an uncompressed NumPy `.npz` without pickles: `a1` and `a2` (int64 [n_layer, n_expert]), `n1` and `n2`
 (int64), `moe_layers` (int64 [n]) and `meta` (a JSON text: format, version, model, behaviour, n_pairs, pairs_sha256,
-created, tool; `sources` where it is known which pairs of which file were counted, and `dates` where the chat template
-printed the date).
+created, tool; `sources` where it is known which pairs of which file were counted, `dates` where the chat template
+printed the date, and `until_stable` where the run was to end early).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .._util.file_kinds import COUNTS
 from .._util.files import StrPath, is_sha256, parse_json, replacing, timestamp, tool_name
 from ..errors import FormatError, ModelMismatchError, UsageError
 from ..identity import ModelIdentity
+from .stability import Stability
 
 _FORMAT = "steermoe-counts"
 _VERSION = 1
@@ -81,7 +82,8 @@ class RoutingCounts:
     of zeros for dense layers; `n1` and `n2` count the target tokens. `pairs_digest` holds the
     digest of every pairs file that was counted, sorted (a single string is accepted too).
     `sources` says which pairs these were, where that is known; their `n_pairs` then add up to `n_pairs`. `dates` are
-    those (YYYY-MM-DD, sorted) that the chat template printed, if it prints one.
+    those (YYYY-MM-DD, sorted) that the chat template printed, if it prints one. `stability` says how a run
+    ended that was to end early; a sum of counts has none.
     Counts of the same model and behaviour add up with `+`.
 
     The arrays are copied and read-only. `validate` checks what they must satisfy.
@@ -100,6 +102,7 @@ class RoutingCounts:
     tool: str = field(default_factory=tool_name)
     sources: tuple[Source, ...] = ()
     dates: tuple[str, ...] = ()
+    stability: Stability | None = None
 
     def __post_init__(self) -> None:
         for name in ("a1", "a2"):
@@ -143,6 +146,8 @@ class RoutingCounts:
             raise FormatError(f"{where}: n_pairs: {self.n_pairs!r} is not a count; {_AGAIN}")
         if problem := dates_problem(self.dates):
             raise FormatError(f"{where}: {problem}; {_AGAIN}")
+        if self.stability and self.stability.n_pairs != self.n_pairs:
+            raise FormatError(f"{where}: until_stable: of {self.stability.n_pairs} pairs, not {self.n_pairs}; {_AGAIN}")
         if len(self.sources) > MAX_SOURCES:
             raise FormatError(f"{where}: sources: {len(self.sources)}, more than {MAX_SOURCES}; {_AGAIN}")
         if self.sources:
@@ -209,6 +214,8 @@ class RoutingCounts:
             metadata["sources"] = [asdict(source) for source in self.sources]
         if self.dates:
             metadata["dates"] = list(self.dates)
+        if self.stability:
+            metadata["until_stable"] = self.stability.to_dict()
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(
                 file,
@@ -226,7 +233,8 @@ class RoutingCounts:
         with npz.opened(path, _WHAT, _AGAIN, COUNTS) as archive:
             if sorted(archive.names()) != _MEMBERS:
                 raise FormatError(f"{path}: not a counts file: its arrays are {sorted(archive.names())}")
-            data = read_metadata(archive.text("meta"), str(path), _FORMAT, _VERSION, METADATA, ("sources", "dates"))
+            optional = ("sources", "dates", "until_stable")
+            data = read_metadata(archive.text("meta"), str(path), _FORMAT, _VERSION, METADATA, optional)
             identity = ModelIdentity.from_dict(data["model"], f"{path}: model")
             shapes = {"a1": identity.shape, "a2": identity.shape, "n1": (), "n2": (), "moe_layers": None}
             tables: dict[str, Any] = {name: archive.array(name, "<i8", shape) for name, shape in shapes.items()}
@@ -235,6 +243,12 @@ class RoutingCounts:
             raise FormatError(f"{path}: meta.sources: not a list; {_AGAIN}")
         if problem := dates_problem(data.get("dates", [])):
             raise FormatError(f"{path}: meta.{problem}; {_AGAIN}")
+        stability = None
+        if "until_stable" in data:
+            try:
+                stability = Stability.from_dict(data["until_stable"])
+            except FormatError as error:
+                raise FormatError(f"{path}: meta.{error}") from None
         counts = cls(
             identity=identity,
             **tables,
@@ -245,6 +259,7 @@ class RoutingCounts:
             tool=data["tool"],
             sources=tuple(Source.from_dict(item, f"{path}: sources[{i}]") for i, item in enumerate(sources)),
             dates=tuple(data.get("dates", ())),
+            stability=stability,
         )
         counts.validate(str(path))
         return counts

@@ -4,13 +4,13 @@ The file is JSON with one row of scores a line, so that it can be read, compared
 
     {"format": "steermoe-expert-map", "version": 1, "model": {...},
      "behaviour": {"name": ..., "positive": ..., "negative": ...},
-     "n1": ..., "n2": ..., "n_pairs": ..., "pairs_sha256": [...], "dates": [...], "tool": ..., "created": ...,
-     "license": ..., "notes": ..., "confidence": {...},
+     "n1": ..., "n2": ..., "n_pairs": ..., "pairs_sha256": [...], "dates": [...], "until_stable": {...},
+     "tool": ..., "created": ..., "license": ..., "notes": ..., "confidence": {...},
      "rd": [[...], ...], "a1": [[...], ...], "a2": [[...], ...], "se": [[...], ...]}
 
 `rd` is [n_layer, n_expert]; the counts `a1` and `a2` are optional, and so are the standard errors `se` with their
-`confidence`. `dates` are those that the chat template printed, left out where it prints none. Numbers are written so
-that they read back as the same float64.
+`confidence`. `dates` are those that the chat template printed, left out where it prints none; `until_stable` is there
+where the run was to end early. Numbers are written so that they read back as the same float64.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from ..identity import MAX_LAYERS, ModelIdentity
 from .confidence import Confidence
 from .counts import RoutingCounts, dates_problem
 from .scores import IntArray, rank, risk_difference, risk_difference_from
+from .stability import Stability
 
 _FORMAT = "steermoe-expert-map"
 _VERSION = 1
@@ -53,7 +54,8 @@ class ExpertMap:
     sides. `n1` and `n2` are the counted target tokens, 0 when they are unknown; `a1` and `a2` the counts themselves
     (int64, shaped like `rd`), or None. `se` are standard errors of `rd` (float64, shaped like it) and `confidence` says
     how stable the scores are, both or None: see `significance.annotate`. `dates` (YYYY-MM-DD) were printed by the chat
-    template, none if it prints none. The arrays are copied and read-only.
+    template, none if it prints none. `stability` says how a run ended that was to end early. The arrays are copied and
+    read-only.
 
     Raises FormatError when a field does not fit the others.
     """
@@ -76,6 +78,7 @@ class ExpertMap:
     created: str = field(default_factory=timestamp)
     tool: str = field(default_factory=tool_name)
     dates: tuple[str, ...] = ()
+    stability: Stability | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rd", _table(self.rd, "rd", self.identity, np.float64))
@@ -100,6 +103,8 @@ class ExpertMap:
                 raise FormatError("se: values that are no standard errors; run steermoe map stats again")
             if self.confidence.moe_layers[-1] >= self.identity.n_layer or self.confidence.n_pairs != self.n_pairs:
                 raise FormatError("confidence: of other pairs or layers than the map's; run steermoe map stats again")
+        if self.stability and self.stability.n_pairs != self.n_pairs:
+            raise FormatError(f"until_stable: of {self.stability.n_pairs} pairs, not {self.n_pairs}; {_AGAIN}")
         if self.a1 is None or self.a2 is None:
             return
         for name, a, n in (("a1", self.a1, self.n1), ("a2", self.a2, self.n2)):
@@ -143,6 +148,7 @@ class ExpertMap:
             notes=notes,
             created=timestamp(created),
             dates=counts.dates,
+            stability=counts.stability,
         )
 
     def top(self, n: int) -> list[tuple[int, int, float]]:
@@ -228,6 +234,7 @@ class ExpertMap:
             **{name: getattr(self, name) for name in _NUMBERS},
             "pairs_sha256": list(self.pairs_sha256),
             **({"dates": list(self.dates)} if self.dates else {}),
+            **({"until_stable": self.stability.to_dict()} if self.stability else {}),
             **{name: getattr(self, name) for name in _TEXTS if getattr(self, name)},
             **({"confidence": self.confidence.to_dict()} if self.confidence else {}),
         }
@@ -282,6 +289,7 @@ class ExpertMap:
                 **{name: data.get(name, "") for name in _TEXTS},
                 **{name: data[name] for name in _TABLES if name in data},
                 confidence=Confidence.from_dict(data["confidence"]) if "confidence" in data else None,
+                stability=Stability.from_dict(data["until_stable"]) if "until_stable" in data else None,
             )
         except FormatError as error:
             raise FormatError(f"{path}: {error}") from None
@@ -360,7 +368,7 @@ def _table(value: Any, name: str, identity: ModelIdentity, dtype: type[np.generi
 
 
 def _check_fields(data: dict[str, Any], path: StrPath) -> None:
-    known = _REQUIRED | {*_NUMBERS, *_TEXTS, *_TABLES, "pairs_sha256", "dates", "confidence"}
+    known = _REQUIRED | {*_NUMBERS, *_TEXTS, *_TABLES, "pairs_sha256", "dates", "until_stable", "confidence"}
     if missing := sorted(_REQUIRED - set(data)):
         raise FormatError(f"{path}: {missing[0]}: missing; {_AGAIN}")
     if unknown := sorted(set(data) - known):

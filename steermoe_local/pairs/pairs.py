@@ -175,6 +175,11 @@ def pairs_digest(pairs: Iterable[Pair]) -> str:
     return digest.hexdigest()
 
 
+def in_fixed_order(pairs: Iterable[Pair]) -> list[Pair]:
+    """The pairs in the order of the SHA-256 of their content: a shuffle that the order in the file does not change."""
+    return sorted(pairs, key=lambda pair: hashlib.sha256(_line(pair)).digest())
+
+
 def last_exact_run(token_ids: Sequence[int], target_ids: Sequence[int]) -> range | None:
     """Positions of the last exact run of `target_ids`, as the paper's own code finds the target.
 

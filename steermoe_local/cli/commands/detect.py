@@ -18,10 +18,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..._util.files import require_writable
 from ..._util.visible import shortened, visible
 from ...detection.checkpoint import CheckpointFile
+from ...errors import UsageError
 from ...identity import ModelIdentity
 from ...maps.expert_map import ExpertMap
 from ...maps.pair_counts import PairCounts, PairCountsWriter
 from ...maps.significance import annotate
+from ...maps.stability import LEAST_PAIRS, UntilStable
 from ...model_files.model_info import model_info
 from ...pairs.pairs import Pair, PairsFile
 from ..options.common import (
@@ -37,6 +39,7 @@ from ..options.common import (
     resume_options,
     template_options,
 )
+from ..options.groups import is_given, option_group
 from ..options.llama import LlamaFlags, llama_options
 from ..options.model import model_option
 from ..options.opening import open_model
@@ -54,6 +57,60 @@ def _shard(text: str) -> tuple[int, int]:
     if not (number.isdecimal() and total.isdecimal() and len(total) < 10 and 1 <= int(number) <= int(total)):
         raise ValueError(f"{text!r} is not like 2/4: the second of four parts.")
     return int(number), int(total)
+
+
+def _until_stable(
+    until_stable: bool, stable_level: float, stable_first: int, stable_checks: int, stable_min: int
+) -> UntilStable | None:
+    """The rule that the options of --until-stable make."""
+    if until_stable:
+        return UntilStable(stable_level, stable_first, stable_checks, stable_min)
+    for name in ("stable_level", "stable_first", "stable_checks", "stable_min"):
+        if is_given(name):
+            raise UsageError(f"--{name.replace('_', '-')} belongs to --until-stable; give both")
+    return None
+
+
+_DEFAULT = UntilStable()
+_stable_options = option_group(
+    _until_stable,
+    "rule",
+    [
+        click.option(
+            "--until-stable",
+            is_flag=True,
+            help="End early, once random halves of the pairs agree on the first experts. The file's order has no effect.",
+        ),
+        click.option(
+            "--stable-level",
+            type=click.FloatRange(0, 1, min_open=True, max_open=True),
+            default=_DEFAULT.level,
+            show_default=True,
+            help="Agreement that its lower 95% bound must reach; 0 is chance.",
+        ),
+        click.option(
+            "--stable-first",
+            type=click.IntRange(1, 1 << 31),
+            default=_DEFAULT.first,
+            show_default=True,
+            help="Experts that are compared, at most a quarter of all.",
+        ),
+        click.option(
+            "--stable-checks",
+            type=click.IntRange(1, 1 << 31),
+            default=_DEFAULT.checks,
+            show_default=True,
+            help="Checks in a row that must reach it; each has a fifth more pairs than the one before.",
+        ),
+        click.option(
+            "--stable-min",
+            type=click.IntRange(LEAST_PAIRS, 1 << 31),
+            default=_DEFAULT.min_pairs,
+            show_default=True,
+            help="Pairs of the first check.",
+        ),
+    ],
+)
 
 
 @click.command()
@@ -77,6 +134,7 @@ def _shard(text: str) -> tuple[int, int]:
     metavar="I/N",
     help="Only every N-th pair from the I-th on; put the counts together with steermoe map merge.",
 )
+@_stable_options
 @click.option(
     "-c",
     "--ctx-size",
@@ -104,6 +162,7 @@ def detect(
     resume: bool,
     restart: bool,
     shard: tuple[int, int],
+    rule: UntilStable | None,
     ctx_size: int,
     thinking: bool,
     template_arguments: dict[str, Any] | None,
@@ -117,6 +176,10 @@ def detect(
     Runs unsteered, whatever STEERMOE_BIAS says. What is counted is kept after every batch in OUTPUT.partial.npz until
     the map is written: an interrupted run goes on with the same command and --resume. Pairs that cannot be counted are
     reported on stderr and left out; the exit status is 1 when none is left.
+
+    With --until-stable the run may end before the last pair: when both halves of the pairs, halved at random, name
+    mostly the same first experts, check after check, and the two sides are told apart. The map says how it ended. A run
+    that never becomes stable uses all pairs, and the exit status is 0 all the same.
 
     \b
     Example:
@@ -137,7 +200,7 @@ def detect(
     if restart:
         checkpoint.remove()
     name = behaviour or pairs_file.name.split(".")[0]
-    display = _Display()
+    display = _Display("detect, at most" if rule else "detect")
     with ExitStack() as stack:
         # the recorder's context holds a batch, or the longest prompt; how long the pairs are is not known yet
         llama = stack.enter_context(open_model(model_info(model), flags, max(ctx_size, flags.batch_size), path=model))
@@ -159,6 +222,7 @@ def detect(
                     date=date,
                     share_prefixes=share_prefixes,
                     shard=shard,
+                    until_stable=rule,
                     checkpoint=checkpoint,
                     per_pair=sidecar if per_pair_file else None,
                     on_skip=display.skipped,
@@ -187,6 +251,7 @@ def detect(
                 "n_pairs": counts.n_pairs,
                 "n_skipped": counts.n_skipped,
                 "shard": f"{shard[0]}/{shard[1]}",
+                "until_stable": counts.stability.to_dict() if counts.stability else None,
                 "n1": counts.n1,
                 "n2": counts.n2,
                 "top": top_experts(expert_map),
@@ -201,7 +266,9 @@ def detect(
 class _Display:
     """What a run says of itself while it runs: a bar on a terminal, skipped pairs on stderr."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str) -> None:
+        """`what` names the bar; its total is all pairs."""
+        self._what = what
         self._last: RecordingProgress | None = None
         self._start = time.monotonic()
         self._seconds = 0.0
@@ -220,7 +287,7 @@ class _Display:
             disable=not sys.stderr.isatty(),
             speed_estimate_period=300,
         )
-        self._task = self._bar.add_task("detect", total=None, rate="")
+        self._task = self._bar.add_task(what, total=None, rate="")
         self._terminal = sys.stderr.isatty()
         self._lines = ProgressLines()
         self._skipped = SummedLines(self._print)
@@ -262,7 +329,7 @@ class _Display:
         if self._terminal:
             self._bar.update(self._task, completed=progress.n_done, total=progress.n_total, rate=rate)
         else:
-            self._lines.show("detect", progress.n_done, progress.n_total, rate)
+            self._lines.show(self._what, progress.n_done, progress.n_total, rate)
 
     def skipped(self, pair: Pair, reason: str) -> None:
         self._skipped.add(f"skipped: pair {pair.id!r}: {reason}", f"skipped: {reason}")

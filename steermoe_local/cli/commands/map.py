@@ -224,6 +224,7 @@ def print_map(expert_map: ExpertMap, top: int, level: float = 0.95, correction: 
         ("model", expert_map.identity.short),
         ("pairs", _counted(expert_map)),
         *([("date in prompts", ", ".join(expert_map.dates))] if expert_map.dates else []),
+        *([("until stable", expert_map.stability.reason)] if expert_map.stability else []),
         ("experts", f"RD > 0: {int((rd > 0).sum())}, RD < 0: {int((rd < 0).sum())}"),
         *_trust_rows(expert_map, correction),
     ]
@@ -266,6 +267,7 @@ def _facts(expert_map: ExpertMap, top: int, level: float, correction: str) -> di
         "n2": expert_map.n2,
         "sha256": expert_map.sha256,
         "dates": list(expert_map.dates),
+        "until_stable": expert_map.stability.to_dict() if expert_map.stability else None,
         "created": expert_map.created,
         "tool": expert_map.tool,
         "license": expert_map.license,
