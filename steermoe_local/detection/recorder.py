@@ -208,11 +208,10 @@ class _Recording:
                 decoder.kept = batches.common_beginning(options.n_batch)
             looks = self._check.looks if self._check else ()
             stopped = self._check.stopped() if self._check else None  # a resumed run repeats its checks
-            for batch in batches.following(
+            following = batches.following(
                 counted.next, decoder, options.n_batch, self._share, n_counted=counted.n_pairs, ends=looks
-            ):
-                if stopped is not None:
-                    break
+            )
+            while stopped is None and (batch := next(following, None)) is not None:
                 self._count(batch, decoder)
                 report(self._progress())
                 stopped = self._check.stopped() if self._check else None

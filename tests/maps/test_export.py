@@ -23,6 +23,7 @@ from steermoe_local.identity import UNKNOWN_ROUTER
 from steermoe_local.maps.cards import render_card
 from steermoe_local.maps.expert_map import ExpertMap
 from steermoe_local.maps.export import easysteer_config, plain_ranking, steermoe_csv
+from steermoe_local.maps.stability import Stability, UntilStable
 from steermoe_local.model_files.model_info import model_info
 from steermoe_local.models.embedded import behaviours
 from steermoe_local.pairs.pairs import load_pairs, pairs_digest
@@ -184,16 +185,20 @@ def test_maps_fit_the_schema(schema: Any, tmp_path: Path) -> None:
 def good_map() -> dict[str, Any]:
     """A map with every field."""
     data: dict[str, Any] = json.loads((MAPS / "tiny" / "digits-words.json").read_text("utf-8"))
-    return data | {"notes": "n", "dates": ["2026-08-06"]}
+    ended = Stability(
+        UntilStable(), 2 * data["n_pairs"], data["n_pairs"], 9, True, 20, 0.9, 0.1, 0.05, 0.8, 0.002, 0.005
+    )
+    return data | {"notes": "n", "dates": ["2026-08-06"], "until_stable": ended.to_dict()}
 
 
 def test_the_schema_knows_every_field(schema: Any) -> None:
     """A field that is added to the format has to be added here."""
     properties = schema.schema["properties"]
     assert set(properties) == set(good_map())
-    for name in ("model", "behaviour", "confidence"):
+    for name in ("model", "behaviour", "confidence", "until_stable"):
         assert set(properties[name]["properties"]) == set(good_map()[name])
     schema.validate(good_map())
+    assert ExpertMap.from_dict(good_map()).stability is not None
 
 
 def change(data: Any, path: str, value: Any) -> None:

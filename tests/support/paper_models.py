@@ -21,13 +21,17 @@ N_LAYER, N_EXPERT, K, TOKENS = 16, 64, 8, 200  # OLMoE's
 
 def paper_model(folder: Path) -> Path:
     """Write a model with the layers, experts and top-k of OLMoE, and the embedded model's vocabulary and template."""
+    return talking_model(folder, RandomModel("olmoe", n_layer=N_LAYER, n_expert=N_EXPERT, k=K))
+
+
+def talking_model(folder: Path, model: RandomModel) -> Path:
+    """Write a random model with the embedded model's vocabulary and template."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(random_models, "N_VOCAB", 1280)
-        plain = RandomModel("olmoe", n_layer=N_LAYER, n_expert=N_EXPERT, k=K)
-        bare = write_random_model(folder / "bare.gguf", plain)
-    copy_model(bare, folder / "olmoe.gguf", tokenizer_of=TINY)
+        bare = write_random_model(folder / "bare.gguf", model)
+    copy_model(bare, folder / f"{model.arch}.gguf", tokenizer_of=TINY)
     bare.unlink()
-    return folder / "olmoe.gguf"
+    return folder / f"{model.arch}.gguf"
 
 
 def ranking(model: Path, behaviour: str) -> ExpertMap:

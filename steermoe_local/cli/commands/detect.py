@@ -79,7 +79,7 @@ _stable_options = option_group(
         click.option(
             "--until-stable",
             is_flag=True,
-            help="End early, once random halves of the pairs agree on the first experts. The file's order has no effect.",
+            help="End early, once halves of the pairs agree on the first experts. The file's order has no effect.",
         ),
         click.option(
             "--stable-level",
