@@ -262,6 +262,13 @@ def change(data: Any, path: str, value: Any) -> None:
         ("confidence.sum_top.more", 7),
         ("confidence.split_half.spearman", -2),
         ("confidence.split_half.repeats", ...),
+        ("until_stable", None),
+        ("until_stable.p", ...),
+        ("until_stable.stopped", 1),
+        ("until_stable.n_given", 0),
+        ("until_stable.rule.level", 1),
+        ("until_stable.rule.min_pairs", 19),
+        ("until_stable.rule.more", 1),
     ],
 )
 def test_schema_and_reader_refuse(schema: Any, tmp_path: Path, path: str, value: Any) -> None:
