@@ -64,7 +64,7 @@ def test_what_is_there_ends_the_run() -> None:
 
 
 def test_what_starts_late_ends_it_late() -> None:
-    """A failed check starts the row anew."""
+    """What the first pairs lack delays the end, and so do more checks."""
     noise, tokens = pairs(2, 60)
     a, n = pairs(3, 400, SIGNAL)
     found = check_of(460, np.concatenate([noise, a]), np.concatenate([tokens, n])).stopped()
@@ -73,6 +73,14 @@ def test_what_starts_late_ends_it_late() -> None:
     with_more = check_of(460, *pairs(3, 460, SIGNAL), UntilStable(checks=6)).stopped()
     assert with_more is not None
     assert with_more.n_pairs == UntilStable().looks(460)[5]
+
+
+def test_a_failed_check_starts_the_row_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached = iter([True, True, False, True, True, True])
+    monkeypatch.setattr(StabilityCheck, "_reached", lambda *_: next(reached))
+    found = check_of(200, *pairs(1, 200, SIGNAL)).stopped()
+    assert found is not None
+    assert found.n_pairs == UntilStable().looks(200)[5]
 
 
 @pytest.mark.parametrize("seed", range(6))
