@@ -85,7 +85,7 @@ class GenerationCall(ABC):
         """Ask the engine, and answer."""
         client = request.client.host if request.client else ""
         deadline = self.asked.began + self.service.settings.timeout
-        ticket = Ticket(client, self.engine_requests(), deadline)
+        ticket = Ticket(client, self.engine_requests(), deadline, streamed=bool(self.request.stream))
         try:
             answers = Answers(self.service.worker, ticket, request)
         except ApiError as error:
@@ -96,8 +96,9 @@ class GenerationCall(ABC):
             first = await self._next(answers)
             if self.request.stream:
                 return self._stream(answers, first)
-            async for index, event in self._events(answers, first):
-                self.take(index, event)
+            async for events in self._events(answers, first):
+                for index, event in events:
+                    self.take(index, event)
             self._end()
             answers.close()
             return JSONResponse(self._body())
@@ -124,12 +125,11 @@ class GenerationCall(ABC):
             self.service.metrics.first_token(self.endpoint, self.asked.applied.label, seconds)
         return events
 
-    async def _events(self, answers: Answers, first: Events) -> AsyncIterator[tuple[int, TokenEvent | FinishEvent]]:
-        """All events up to the end of the last answer; `first` are those that came already."""
+    async def _events(self, answers: Answers, first: Events) -> AsyncIterator[Events]:
+        """All events up to the end of the last answer, as they come; `first` are those that came already."""
         events = first
         while True:
-            for event in events:
-                yield event
+            yield events
             if len(self.finishes) == len(self.answers):
                 return
             events = await self._next(answers)
@@ -195,20 +195,24 @@ class GenerationCall(ABC):
             yield self._chunk([choice], **info)
             info = {}  # in the first one only
 
-    async def _chunks(self, answers: Answers, first: Events) -> AsyncIterator[dict[str, Any]]:
-        async for index, event in self._events(answers, first):
-            finish = event if isinstance(event, FinishEvent) else None
-            for choice in self.next_choices(index, self.take(index, event), finish):
-                yield self._chunk([choice])
-            if finish is not None:
-                last = self.chunk_choice(index, self.nothing)
-                last |= {"finish_reason": self.answers[index].reason, "seed": finish.seed}
-                if self.request.return_tokens:
-                    last["tokens"] = self.answers[index].tokens
-                yield self._chunk([last], **self._facts(finish))
+    async def _chunks(self, answers: Answers, first: Events) -> AsyncIterator[list[dict[str, Any]]]:
+        """The chunks of a stream behind the first ones, those that come at one time together."""
+        async for events in self._events(answers, first):
+            yield [chunk for index, event in events for chunk in self._chunks_of(index, event)]
         if self._includes_usage:
-            yield self._chunk([], usage=self._usage)
+            yield [self._chunk([], usage=self._usage)]
         self._end()
+
+    def _chunks_of(self, index: int, event: TokenEvent | FinishEvent) -> Iterator[dict[str, Any]]:
+        finish = event if isinstance(event, FinishEvent) else None
+        for choice in self.next_choices(index, self.take(index, event), finish):
+            yield self._chunk([choice])
+        if finish is not None:
+            last = self.chunk_choice(index, self.nothing)
+            last |= {"finish_reason": self.answers[index].reason, "seed": finish.seed}
+            if self.request.return_tokens:
+                last["tokens"] = self.answers[index].tokens
+            yield self._chunk([last], **self._facts(finish))
 
 
 def _routing(finish: FinishEvent) -> Any:

@@ -88,14 +88,14 @@ class _ResponseCall(ChatCall):
         chunks = self._chunks(answers, first)
         return EventStream(answers, self._sent(), chunks, encode=named_sse, failed=self._failure, end=b"")
 
-    async def _chunks(self, answers: Answers, first: Events) -> AsyncIterator[Event]:
-        async for index, event in self._events(answers, first):
-            self.take(index, event)
-            for sent in self._sent():
-                yield sent
+    async def _chunks(self, answers: Answers, first: Events) -> AsyncIterator[list[Event]]:
+        async for events in self._events(answers, first):
+            for index, event in events:
+                self.take(index, event)
+            yield list(self._sent())
         self._end()
         body = self._body()
-        yield self.events.event(f"response.{body['status']}", response=body)
+        yield [self.events.event(f"response.{body['status']}", response=body)]
 
     def _failure(self, error: Exception) -> list[Event]:
         told = as_api_error(error)

@@ -84,13 +84,16 @@ class EventStream(Response):
         self,
         answers: Answers,
         first: Iterator[dict[str, Any]],
-        rest: AsyncIterator[dict[str, Any]],
+        rest: AsyncIterator[list[dict[str, Any]]],
         *,
         encode: Callable[[dict[str, Any]], bytes] = sse,
         failed: Callable[[Exception], Iterable[dict[str, Any]]] = _error_body,
         end: bytes = DONE,
     ) -> None:
-        """`first` is sent at once; an error in `rest` becomes the events of `failed`: the status was sent before."""
+        """`first` is sent at once, then each list of `rest`, which may be empty, in one write.
+
+        An error in `rest` becomes the events of `failed`: the status was sent before.
+        """
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._answers, self._first, self._rest = answers, first, rest
@@ -103,10 +106,10 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
         try:
-            for data in self._first:
-                await body(self._encode(data))
-            async for data in self._rest:
-                await body(self._encode(data))
+            await body(b"".join(map(self._encode, self._first)))
+            async for together in self._rest:
+                if data := b"".join(map(self._encode, together)):
+                    await body(data)
             await body(self._end, more=False)
         except (ClientGone, OSError):  # disconnected
             pass

@@ -21,20 +21,25 @@ log = logging.getLogger("steermoe.server")
 
 Event = TokenEvent | FinishEvent | Exception
 
+_EVENTS_TOGETHER = 64  # of an answer that is sent whole: the event loop takes them in well below a millisecond
+
 
 @dataclass(eq=False)
 class Ticket:
     """A client's request: one request of the engine or several, whose events come out of `next` in order.
 
-    `client` is who takes turns with others. The deadline is in the worker's clock (time.monotonic).
+    `client` is who takes turns with others. The deadline is in the worker's clock (time.monotonic). Those of a ticket
+    that is not `streamed` come some at a time: the first token, what ends an answer, and in between many together.
     """
 
     client: str
     requests: list[Request]
     deadline: float
+    streamed: bool = True
     events: asyncio.Queue[list[tuple[int, Event]]] = field(default_factory=asyncio.Queue)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     cancelled: bool = False
+    begun: bool = False  # something was sent
 
     async def next(self) -> list[tuple[int, Event]]:
         """What came since the last call, at least one (index of the request, event)."""
@@ -79,6 +84,7 @@ class Worker:
         self._cancels: list[Ticket] = []
         self._running: dict[Request, _Entry] = {}
         self._outgoing: Outgoing = {}
+        self._due: set[Ticket] = set()  # of the outgoing ones, those that are sent with the next step
         self._thread = threading.Thread(target=self._run, name="steermoe-engine", daemon=True)
         self.engine: Engine | None = None
         self.n_slots = 0
@@ -214,15 +220,22 @@ class Worker:
         self._say(entry, entry.error or event)
 
     def _say(self, entry: _Entry, event: Event) -> None:
-        if not entry.ticket.cancelled:
-            self._outgoing.setdefault(entry.ticket, []).append((entry.index, event))
+        ticket = entry.ticket
+        if ticket.cancelled:
+            return
+        events = self._outgoing.setdefault(ticket, [])
+        events.append((entry.index, event))
+        at_once = ticket.streamed or not ticket.begun or not isinstance(event, TokenEvent)
+        if at_once or len(events) >= _EVENTS_TOGETHER:
+            self._due.add(ticket)
 
     def _send(self) -> None:
-        """Send what a step brought, in one call: each wakes the event loop, for which it needs Python's lock."""
-        outgoing, self._outgoing = self._outgoing, {}
+        """Send what is due after a step, in one call: each wakes the event loop, for which it needs Python's lock."""
         loops: dict[asyncio.AbstractEventLoop, Outgoing] = {}
-        for ticket, events in outgoing.items():
-            loops.setdefault(ticket.loop, {})[ticket] = events
+        for ticket in self._due:
+            ticket.begun = True
+            loops.setdefault(ticket.loop, {})[ticket] = self._outgoing.pop(ticket)
+        self._due.clear()
         for loop, some in loops.items():
             with contextlib.suppress(RuntimeError):  # it is closed: nobody listens
                 loop.call_soon_threadsafe(_deliver, some)
@@ -232,6 +245,7 @@ class Worker:
             cancels, self._cancels = self._cancels, []
             for ticket in cancels:
                 self._queue.drop(ticket.client, ticket)
+                self._outgoing.pop(ticket, None)
         self._abort(engine, set(cancels), None)
 
     def _abort(self, engine: Engine, tickets: set[Ticket], error: Exception | None) -> None:
