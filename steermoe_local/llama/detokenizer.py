@@ -27,7 +27,10 @@ class TextStream:
         """
         if self.stop is not None:
             return ""
-        text = self._held + self._decoder.decode(data, final)
+        text = self._decoder.decode(data, final)
+        if not self._stops:
+            return text
+        text = self._held + text
         found = self._first_stop(text)
         if found is not None:
             start, self.stop = found

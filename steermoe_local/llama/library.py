@@ -146,8 +146,13 @@ def _tell_of_crashes(module: Any) -> None:
 
 def take_log_error() -> str:
     """The first error that llama.cpp logged since the last call, in one line; "" for none."""
+    buffer = ctypes.create_string_buffer(1024)
+    _take_error()(buffer, len(buffer))
+    return buffer.value.decode("utf-8", "replace")
+
+
+@cache
+def _take_error() -> Any:
     take = llama_cpp().llama_cpp._lib.steermoe_log_take_error
     take.argtypes, take.restype = (ctypes.c_char_p, ctypes.c_size_t), ctypes.c_size_t
-    buffer = ctypes.create_string_buffer(1024)
-    take(buffer, len(buffer))
-    return buffer.value.decode("utf-8", "replace")
+    return take

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -25,7 +25,8 @@ class PlainAddresses:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            found = next((path for path in _spellings(scope["path"]) if methods_at(self._api, path)), scope["path"])
+            spellings = _spellings(scope["path"])
+            found = next((path for path in spellings if any(_routes_at(self._api, path))), scope["path"])
             if found != scope["path"]:
                 scope = {**scope, "path": found, "raw_path": found.encode("utf-8")}
         await self._app(scope, receive, send)
@@ -42,12 +43,15 @@ def _spellings(path: str) -> Sequence[str]:
 
 def methods_at(api: FastAPI, path: str) -> list[str]:
     """The methods that an address takes, [] for one that is not there."""
-    found: set[str] = set()
+    return sorted({method for route in _routes_at(api, path) for method in getattr(route, "methods", None) or ()})
+
+
+def _routes_at(api: FastAPI, path: str) -> Iterator[BaseRoute]:
+    """The routes of an address, whatever their methods."""
     for route in api.routes:
         match, _ = route.matches({"type": "http", "method": "GET", "path": path, "root_path": "", "headers": []})
         if match is not Match.NONE:
-            found |= getattr(route, "methods", None) or set()
-    return sorted(found)
+            yield route
 
 
 def not_there(api: FastAPI, path: str) -> str:

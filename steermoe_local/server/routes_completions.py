@@ -85,8 +85,8 @@ class _CompletionCall(GenerationCall):
             if finish is not None:
                 whole = self.choice(index)
                 yield self.chunk_choice(index, {"text": whole["text"]}, whole["logprobs"])
-        elif added.text or added.entries:
-            yield self.chunk_choice(index, {"text": added.text}, self._logprobs(index, added.entries))
+        elif (text := added.text) or added.entries:
+            yield self.chunk_choice(index, {"text": text}, self._logprobs(index, added.entries))
 
     def texts(self) -> tuple[Any, Any]:
         return [prompt.text for prompt in self.prompts], [answer.text for answer in self.answers]

@@ -55,7 +55,7 @@ class Answers:
 
     async def _watch(self, request: Request) -> None:
         await disconnected(request)
-        self.ticket.events.put_nowait([(0, ClientGone())])  # among the events, the only thing that is waited for
+        self.ticket.put([(0, ClientGone())])  # among the events, the only thing that is waited for
 
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # json.dumps would make one each time

@@ -36,16 +36,25 @@ class Ticket:
     requests: list[Request]
     deadline: float
     streamed: bool = True
-    events: asyncio.Queue[list[tuple[int, Event]]] = field(default_factory=asyncio.Queue)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    cancelled: bool = False
-    begun: bool = False  # something was sent
+    cancelled: bool = field(default=False, init=False)
+    begun: bool = field(default=False, init=False)  # something was sent
+
+    _events: list[tuple[int, Event]] = field(default_factory=list, init=False)
+    _waiting: asyncio.Future[None] | None = field(default=None, init=False)
+
+    def put(self, events: list[tuple[int, Event]]) -> None:
+        """Add events, in the thread of the event loop."""
+        self._events += events
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     async def next(self) -> list[tuple[int, Event]]:
-        """What came since the last call, at least one (index of the request, event)."""
-        events = await self.events.get()
-        while not self.events.empty():
-            events += self.events.get_nowait()
+        """What came since the last call, at least one (index of the request, event). For one caller at a time."""
+        if not self._events:
+            self._waiting = self.loop.create_future()
+            await self._waiting
+        events, self._events = self._events, []
         return events
 
 
@@ -268,9 +277,9 @@ class Worker:
 
     def _fill(self, engine: Engine) -> None:
         """Hand over what waits, as far as there are free slots."""
-        while engine.n_free:
-            with self._wake:
-                entry = self._queue.get()
+        while True:
+            with self._wake:  # first: with every step something runs, but seldom something waits
+                entry = self._queue.get() if self._queue.n_groups and engine.n_free else None
             if entry is None:
                 return
             request = entry.ticket.requests[entry.index]
@@ -293,4 +302,4 @@ class Worker:
 
 def _deliver(outgoing: Outgoing) -> None:
     for ticket, events in outgoing.items():
-        ticket.events.put_nowait(events)
+        ticket.put(events)
