@@ -11,12 +11,12 @@
 // floats are multiplied and added in the same order.
 //
 // Included by repack.cpp, for weights of 8 interleaved columns in blocks of 8 values, which only AVX2 has. Other layouts and
-// processors keep gemv and gemm. GGML_CPU_NO_REPACK_ROWS leaves all of it out.
+// processors keep gemv and gemm. GGML_CPU_NO_FAST_EXPERTS leaves all of it out.
 
 #include <algorithm>
 #include <type_traits>
 
-#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(GGML_CPU_NO_REPACK_ROWS)
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(GGML_CPU_NO_FAST_EXPERTS)
 #    define REPACK_ROWS 1
 #    include <immintrin.h>
 #endif
@@ -75,7 +75,7 @@ struct vec256 {
     static ints dot(ints acc, ints u, ints s) { return _mm256_dpbusd_epi32(acc, u, s); }
 #    elif defined(__AVXVNNI__)
     static ints dot(ints acc, ints u, ints s) { return _mm256_dpbusd_avx_epi32(acc, u, s); }
-#    elif defined(REPACK_ROWS_EMULATE_VNNI) // exact, as the instruction is: tests without it
+#    elif defined(FAST_EXPERTS_EMULATE_VNNI) // exact, as the instruction is: tests without it
     static ints dot(ints acc, ints u, ints s) {
         const ints even = madd16(bits_and(u, set16(0xFF)), _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
         const ints odd  = madd16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
@@ -84,7 +84,7 @@ struct vec256 {
 #    endif
 };
 
-#    if (defined(__AVX512VNNI__) && defined(__AVX512VL__)) || defined(__AVXVNNI__) || defined(REPACK_ROWS_EMULATE_VNNI)
+#    if (defined(__AVX512VNNI__) && defined(__AVX512VL__)) || defined(__AVXVNNI__) || defined(FAST_EXPERTS_EMULATE_VNNI)
 #        define REPACK_ROWS_VNNI 1
 #    endif
 

@@ -1,6 +1,6 @@
 // Products of repacked weights, computed by the CPU backend of any library: what is compared are their bits.
-//   repack_products LIBRARY            one line of results for each case on stdin
-//   repack_products LIBRARY time N     CPU time besides: the least of N runs
+//   row_products LIBRARY            one line of results for each case on stdin
+//   row_products LIBRARY time N     CPU time besides: the least of N runs
 // LIBRARY is a libggml-cpu that uses the libggml-base of this program. A case is a line of words:
 //   op            id (MUL_MAT_ID) or mm (MUL_MAT)
 //   type K M      of the weights: values in a column, columns
@@ -76,12 +76,18 @@ struct product {
     bool is_id() const { return op == "id"; }
 
     ggml_type type() const {
-        for (const ggml_type type : { GGML_TYPE_Q4_0, GGML_TYPE_Q4_K, GGML_TYPE_MXFP4, GGML_TYPE_IQ4_NL }) {
+        for (const ggml_type type : { GGML_TYPE_Q4_0, GGML_TYPE_Q4_K, GGML_TYPE_MXFP4, GGML_TYPE_IQ4_NL, GGML_TYPE_Q8_0,
+                                      GGML_TYPE_Q5_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_1, GGML_TYPE_F16, GGML_TYPE_BF16 }) {
             if (type_name == ggml_type_name(type)) {
                 return type;
             }
         }
         fail("unknown type " + type_name);
+    }
+
+    bool is_repacked() const {
+        const ggml_type t = type();
+        return t == GGML_TYPE_Q4_0 || t == GGML_TYPE_Q4_K || t == GGML_TYPE_MXFP4 || t == GGML_TYPE_IQ4_NL;
     }
 };
 
@@ -124,6 +130,9 @@ template <typename BLOCK> void set_scales(BLOCK & block, generator & rng, const 
     } else if constexpr (std::is_same_v<BLOCK, block_q4_K>) {
         block.GGML_COMMON_AGGR_U.GGML_COMMON_AGGR_S.d    = random_scale(rng, kind);
         block.GGML_COMMON_AGGR_U.GGML_COMMON_AGGR_S.dmin = random_scale(rng, kind);
+    } else if constexpr (std::is_same_v<BLOCK, block_q4_1> || std::is_same_v<BLOCK, block_q5_1>) {
+        block.GGML_COMMON_AGGR_U.GGML_COMMON_AGGR_S.d = random_scale(rng, kind);
+        block.GGML_COMMON_AGGR_U.GGML_COMMON_AGGR_S.m = random_scale(rng, kind);
     } else {
         block.d = random_scale(rng, kind);
     }
@@ -153,6 +162,22 @@ template <typename BLOCK> std::vector<char> make_blocks(size_t n_bytes, generato
     return bytes;
 }
 
+// Any finite values of 16 bits, most of them of ordinary size.
+template <typename T, typename F>
+std::vector<char> make_values(size_t n_bytes, generator & rng, const std::string & kind, const F & from_float) {
+    std::vector<char> bytes(n_bytes);
+    for (size_t i = 0; i < n_bytes; i += sizeof(T)) {
+        const float sign = rng.one_in(2) ? 1.0f : -1.0f;
+        const float x    = kind == "zero"       ? sign * 0.0f :
+                           kind == "extreme"    ? sign * 60000.0f :
+                           rng.one_in(50)       ? std::ldexp(sign, -24 + rng.below(10)) : // denormal in F16
+                                                  rng.normal() * 0.1f;
+        const T     v    = from_float(x);
+        memcpy(bytes.data() + i, &v, sizeof(T));
+    }
+    return bytes;
+}
+
 std::vector<char> make_weights(const product & p, size_t n_bytes, generator & rng) {
     switch (p.type()) {
         case GGML_TYPE_Q4_0:
@@ -161,6 +186,18 @@ std::vector<char> make_weights(const product & p, size_t n_bytes, generator & rn
             return make_blocks<block_q4_K>(n_bytes, rng, p.weights);
         case GGML_TYPE_MXFP4:
             return make_blocks<block_mxfp4>(n_bytes, rng, p.weights);
+        case GGML_TYPE_Q8_0:
+            return make_blocks<block_q8_0>(n_bytes, rng, p.weights);
+        case GGML_TYPE_Q5_0:
+            return make_blocks<block_q5_0>(n_bytes, rng, p.weights);
+        case GGML_TYPE_Q4_1:
+            return make_blocks<block_q4_1>(n_bytes, rng, p.weights);
+        case GGML_TYPE_Q5_1:
+            return make_blocks<block_q5_1>(n_bytes, rng, p.weights);
+        case GGML_TYPE_F16:
+            return make_values<ggml_fp16_t>(n_bytes, rng, p.weights, ggml_fp32_to_fp16);
+        case GGML_TYPE_BF16:
+            return make_values<ggml_bf16_t>(n_bytes, rng, p.weights, ggml_fp32_to_bf16);
         default:
             return make_blocks<block_iq4_nl>(n_bytes, rng, p.weights);
     }
@@ -329,8 +366,9 @@ void compute(const library & lib, const product & p, int n_timed) {
     const context_ptr wctx(ggml_init({ 4 * ggml_tensor_overhead(), nullptr, true }));
     ggml_tensor *     w = p.is_id() ? ggml_new_tensor_3d(wctx.get(), p.type(), p.k, p.m, p.experts)
                                     : ggml_new_tensor_2d(wctx.get(), p.type(), p.k, p.m);
-    const buffer_ptr  wbuf(ggml_backend_alloc_ctx_tensors_from_buft(wctx.get(), lib.repacked));
-    if (w->extra == nullptr) {
+    const buffer_ptr  wbuf(ggml_backend_alloc_ctx_tensors_from_buft(
+        wctx.get(), p.is_repacked() ? lib.repacked : ggml_backend_dev_buffer_type(lib.device)));
+    if (p.is_repacked() && w->extra == nullptr) {
         fail("these weights are not repacked: " + p.type_name + " " + std::to_string(p.m));
     }
     const std::vector<char> blocks = make_weights(p, ggml_nbytes(w), rng);
@@ -393,7 +431,7 @@ void compute(const library & lib, const product & p, int n_timed) {
 
 int main(int argc, char ** argv) {
     if (argc != 2 && !(argc == 4 && strcmp(argv[2], "time") == 0)) {
-        fail("usage: repack_products LIBRARY [time N] < CASES");
+        fail("usage: row_products LIBRARY [time N] < CASES");
     }
     ggml_log_set(
         [](ggml_log_level level, const char * text, void *) {

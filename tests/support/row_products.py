@@ -1,6 +1,6 @@
-"""Products of repacked weights by libggml-cpu, ours and stock's: builds tests/native/repack_products.cpp and runs it.
+"""Products of weights with rows of activations by libggml-cpu, ours and stock's: builds tests/native/row_products.cpp and runs it.
 
-A library is one of tests/native/repack.cmake, or an installed one.
+A library is one of tests/native/row_products.cmake, or an installed one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.support import native_programs
 from tests.support.instruction_sets import cpu_flags
 from tests.support.paths import ROOT
 
-FOLDER = native_programs.BUILD / "repack"
+FOLDER = native_programs.BUILD / "rows"
 PAIRS = {
     "native": ("native-ours", "native-stock"),
     "avx2": ("avx2-ours", "avx2-stock"),
@@ -29,7 +29,9 @@ PAIRS = {
     "avx512": ("avx512-ours", "avx512-stock"),
     "off": ("off-ours", "avx2-stock"),
 }
-TYPES = ("q4_0", "q4_K", "mxfp4", "iq4_nl")
+REPACKED = ("q4_0", "q4_K", "mxfp4", "iq4_nl")
+NOT_REPACKED = ("q8_0", "q5_0", "q4_1", "q5_1", "f16", "bf16")  # of these, experts alone are multiplied by our kernels
+PRODUCTS = (*((op, name) for op in ("id", "mm") for name in REPACKED), *(("id", name) for name in NOT_REPACKED))
 ROUTINGS = ("even", "one", "all", "empty", "last", "twice")
 ACTIVATIONS = ("normal", "outliers", "zeros", "tiny", "extreme", "overflow", "nan", "inf")
 WEIGHTS = ("random", "extreme", "zero")
@@ -45,7 +47,7 @@ ENVIRONMENT = native_programs.SANITIZED | {
 
 @dataclass(frozen=True)
 class Case:
-    """A product; the fields are explained in repack_products.cpp."""
+    """A product; the fields are explained in row_products.cpp."""
 
     op: str
     type: str
@@ -82,7 +84,7 @@ class Products(NamedTuple):
 
 
 def block_size(name: str) -> int:
-    """Values in a block of a type."""
+    """Values by whose multiples the columns of a type are tried."""
     return 256 if name == "q4_K" else 32
 
 
@@ -111,8 +113,8 @@ def stock_tree() -> Path:
 
 def build_program() -> Path:
     """The program, for installed libraries."""
-    native_programs.programs(FOLDER / "program", "repack_products", STEERMOE_LIBS=library_folder())
-    return FOLDER / "program" / "repack_products"
+    native_programs.programs(FOLDER / "program", "row_products", STEERMOE_LIBS=library_folder())
+    return FOLDER / "program" / "row_products"
 
 
 def build(libraries: Iterable[str], sanitizers: str = "") -> Path:
@@ -121,9 +123,9 @@ def build(libraries: Iterable[str], sanitizers: str = "") -> Path:
     variables = {
         "STEERMOE_LIBS": library_folder(),
         "STEERMOE_STOCK_TREE": stock_tree(),
-        "STEERMOE_REPACK_SANITIZERS": sanitizers,
+        "STEERMOE_ROWS_SANITIZERS": sanitizers,
     }
-    return native_programs.programs(folder, "repack_products", *libraries, **variables)
+    return native_programs.programs(folder, "row_products", *libraries, **variables)
 
 
 def environment() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The kernels for repacked weights under sanitizers, on cases of test_repack_products.py, with the same bits.
+"""The kernels for many rows under sanitizers, on cases of test_row_products.py, with the same bits.
 
 The unpatched kernels are not run here: UBSan reports that ggml's own gemm of Q4_K loads from addresses that are not
 aligned.
@@ -10,30 +10,30 @@ from pathlib import Path
 
 import pytest
 
-from tests.native.test_repack_products import OPS, cases_of, differing
-from tests.support import repack_products
-from tests.support.repack_products import PAIRS, TYPES, Case, lacks
+from tests.native.test_row_products import cases_of, differing
+from tests.support import row_products
+from tests.support.row_products import PAIRS, PRODUCTS, Case, lacks
 
 pytestmark = pytest.mark.skipif(lacks() is not None, reason=str(lacks()))
 
 
 def cases(max_threads: int, step: int) -> list[Case]:
-    every = (case for op in OPS for name in TYPES for case in cases_of(op, name))
+    every = (case for op, name in PRODUCTS for case in cases_of(op, name))
     return [case for case in every if case.tokens <= 130 and case.threads <= max_threads][::step]
 
 
 def check(folder: Path, kernels: str, some: list[Case]) -> None:
     ours, stock = PAIRS[kernels]
-    plain = repack_products.build([stock])
-    found = repack_products.run(folder / "repack_products", folder / f"{ours}.so", some)
-    expected = repack_products.run(plain / "repack_products", plain / f"{stock}.so", some)
+    plain = row_products.build([stock])
+    found = row_products.run(folder / "row_products", folder / f"{ours}.so", some)
+    expected = row_products.run(plain / "row_products", plain / f"{stock}.so", some)
     assert differing(some, found, expected) == []
 
 
 @pytest.mark.parametrize("kernels", ["native", "avx2", "vnni"])
 def test_no_sanitizer_report(kernels: str) -> None:
     """A case's work buffer has the size that its product asked for: what lies behind it is seen."""
-    folder = repack_products.build([PAIRS[kernels][0]], "address,undefined")
+    folder = row_products.build([PAIRS[kernels][0]], "address,undefined")
     symbols = (folder / f"{PAIRS[kernels][0]}.so").read_bytes()
     assert b"__asan_report_load" in symbols  # an empty report means nothing without instruments
     assert b"__ubsan_handle" in symbols
@@ -41,7 +41,7 @@ def test_no_sanitizer_report(kernels: str) -> None:
 
 
 def test_threads_do_not_race() -> None:
-    folder = repack_products.build(["avx2-ours"], "thread")
+    folder = row_products.build(["avx2-ours"], "thread")
     assert b"__tsan_read" in (folder / "avx2-ours.so").read_bytes()
     some = [case for case in cases(3, 5) if case.threads > 1]
     assert len(some) > 100
