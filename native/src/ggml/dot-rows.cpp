@@ -40,6 +40,13 @@ struct row_list {
     float *      results[ROWS_CHUNK];
 };
 
+// The columns that come next: several are read side by side, and the processor only sees one such sequence ahead.
+template <size_t SIZE> inline void prefetch_next(const void * p) {
+    for (size_t i = 0; i < SIZE; i += 64) {
+        _mm_prefetch((const char *) p + i, _MM_HINT_T0);
+    }
+}
+
 // in the order in which vec_dot adds them
 inline float sum_of_lanes(__m256 x) {
     __m128 res = _mm_add_ps(_mm256_extractf128_ps(x, 1), _mm256_castps256_ps128(x));
@@ -233,6 +240,9 @@ void multiply_quants(int64_t nb, const BLOCK * x, int64_t stride, const char * c
     for (int64_t b = 0; b < nb; b++) {
         typename V::ints   q[NV];
         typename V::floats d[NV];
+        for (int c = 0; c < n_cols; c++) {
+            prefetch_next<sizeof(BLOCK)>(x + (n_cols + c) * stride + b);
+        }
         for (int v = 0; v < NV; v++) {
             q[v] = V::unpack(x + v * V::n_cols * stride + b, stride);
             d[v] = V::scales(x + v * V::n_cols * stride + b, stride);
@@ -381,6 +391,11 @@ void multiply_floats(int64_t n, const char * x, size_t stride, const char * cons
             }
         }
         for (int64_t i = j * TYPE::n_values; i < n; i += step) {
+            if (j == 0) {
+                for (int c = NC; c < 2 * NC; c++) {
+                    prefetch_next<step * sizeof(value)>(x + c * stride + i * sizeof(value));
+                }
+            }
             decltype(TYPE::load(nullptr)) w[NC];
             for (int c = 0; c < NC; c++) {
                 w[c] = TYPE::load((const value *) (x + c * stride) + i);
@@ -480,24 +495,22 @@ using kernel = void (*)(const product &);
 
 // The kernel for the rows `first` to `last` of an expert; none where vec_dot is as fast (measured).
 kernel kernel_of(ggml_type type, int64_t k, int64_t first, int64_t last) {
-#    if DOT_ROWS_512
-    constexpr bool unpacks_fast = true;
-#    else
-    constexpr bool unpacks_fast = false;
+#    if !DOT_ROWS_512
+    if (last - first == 1) {
+        return nullptr;
+    }
 #    endif
-    const bool one_row = last - first == 1;
-    // Floats are read in several passes. That is slower for few rows where the weights come from memory.
-    const bool few_rows = first == 0 && last < 8;
+    const bool few_rows = first == 0 && last < 6; // floats are read in several passes
 
     switch (type) {
         case GGML_TYPE_Q8_0:
             return all_quants<block_q8_0>;
         case GGML_TYPE_Q5_0:
-            return one_row && !unpacks_fast ? nullptr : all_quants<block_q5_0>;
+            return all_quants<block_q5_0>;
         case GGML_TYPE_Q4_1:
             return all_quants<block_q4_1>;
         case GGML_TYPE_Q5_1:
-            return one_row && !unpacks_fast ? nullptr : all_quants<block_q5_1>;
+            return all_quants<block_q5_1>;
         // for values left over, vec_dot has a sum of its own
         case GGML_TYPE_F16:
             return few_rows || k % step_of<floats_f16>() != 0 ? nullptr : all_floats<floats_f16>;
