@@ -3,7 +3,7 @@
 //   row_products LIBRARY time N     CPU time besides: the least of N runs
 // LIBRARY is a libggml-cpu that uses the libggml-base of this program. A case is a line of words:
 //   op            id (MUL_MAT_ID) or mm (MUL_MAT)
-//   type K M      of the weights: values in a column, columns
+//   type K M      of the weights: values in a column, columns; plain_q4_0 is Q4_0 that is not repacked
 //   experts used  of MUL_MAT_ID; 0 0 for MUL_MAT
 //   tokens        rows of activations, in each plane of MUL_MAT
 //   ne11          rows that a token of MUL_MAT_ID has: 1 or `used`; planes of MUL_MAT
@@ -78,7 +78,7 @@ struct product {
     ggml_type type() const {
         for (const ggml_type type : { GGML_TYPE_Q4_0, GGML_TYPE_Q4_K, GGML_TYPE_MXFP4, GGML_TYPE_IQ4_NL, GGML_TYPE_Q8_0,
                                       GGML_TYPE_Q5_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_1, GGML_TYPE_F16, GGML_TYPE_BF16 }) {
-            if (type_name == ggml_type_name(type)) {
+            if (type_name == ggml_type_name(type) || type_name == std::string("plain_") + ggml_type_name(type)) {
                 return type;
             }
         }
@@ -87,7 +87,7 @@ struct product {
 
     bool is_repacked() const {
         const ggml_type t = type();
-        return t == GGML_TYPE_Q4_0 || t == GGML_TYPE_Q4_K || t == GGML_TYPE_MXFP4 || t == GGML_TYPE_IQ4_NL;
+        return type_name.rfind("plain_", 0) != 0 && (t == GGML_TYPE_Q4_0 || t == GGML_TYPE_Q4_K || t == GGML_TYPE_MXFP4 || t == GGML_TYPE_IQ4_NL);
     }
 };
 

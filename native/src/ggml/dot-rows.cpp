@@ -4,10 +4,10 @@
 // multiplied together, so that each block is loaded, unpacked and scaled once for all of them.
 //
 // The results have the bits of vec_dot: sums of integers are exact in any order, and the floats are multiplied and added
-// in the same order, in the same lanes.
+// in the same order, in the same lanes (docs/upstream/moe-prompts-plain.md).
 //
-// For Q8_0, Q5_0, Q4_1, Q5_1, F16 and BF16 on x86 with AVX2. (K-quants have kernels in tiled/, and Q4_0, Q4_K, MXFP4 and
-// IQ4_NL are repacked.) Other types and processors keep vec_dot. GGML_CPU_NO_FAST_EXPERTS leaves all of it out.
+// For Q8_0, Q5_0, Q4_1, Q5_1, F16, BF16, and Q4_0 that is not repacked, on x86 with AVX2. (K-quants have kernels in tiled/.)
+// Other types and processors keep vec_dot. GGML_CPU_NO_FAST_EXPERTS leaves all of it out.
 
 #define GGML_COMMON_DECL_CPP
 #include "dot-rows.h"
@@ -56,7 +56,7 @@ inline float sum_of_lanes(__m256 x) {
 }
 
 //
-// Q8_0, Q5_0, Q4_1, Q5_1: blocks of 32 values
+// Q8_0, Q4_0, Q5_0, Q4_1, Q5_1: blocks of 32 values
 //
 
 template <typename BLOCK> struct quants;
@@ -83,6 +83,15 @@ template <> struct quants<block_q8_0> {
     static constexpr bool has_min   = false;
 
     static __m256i unpack(const block_q8_0 & x) { return _mm256_loadu_si256((const __m256i *) x.qs); }
+};
+
+template <> struct quants<block_q4_0> {
+    using row = block_q8_0;
+
+    static constexpr bool is_signed = true;
+    static constexpr bool has_min   = false;
+
+    static __m256i unpack(const block_q4_0 & x) { return _mm256_sub_epi8(nibbles(x.qs), _mm256_set1_epi8(8)); }
 };
 
 template <> struct quants<block_q5_0> {
@@ -117,6 +126,8 @@ template <> struct quants<block_q5_1> {
 inline float scale_of(const block_q8_0 & y) { return GGML_CPU_FP16_TO_FP32(y.d); }
 
 inline float scale_of(const block_q8_1 & y) { return GGML_CPU_FP16_TO_FP32(y.GGML_COMMON_AGGR_U.GGML_COMMON_AGGR_S.d); }
+
+inline float scale_of(const block_q4_0 & x) { return GGML_CPU_FP16_TO_FP32(x.d); }
 
 inline float scale_of(const block_q5_0 & x) { return GGML_CPU_FP16_TO_FP32(x.d); }
 
@@ -505,6 +516,8 @@ kernel kernel_of(ggml_type type, int64_t k, int64_t first, int64_t last) {
     switch (type) {
         case GGML_TYPE_Q8_0:
             return all_quants<block_q8_0>;
+        case GGML_TYPE_Q4_0:
+            return all_quants<block_q4_0>;
         case GGML_TYPE_Q5_0:
             return all_quants<block_q5_0>;
         case GGML_TYPE_Q4_1:
