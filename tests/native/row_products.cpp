@@ -87,7 +87,8 @@ struct product {
 
     bool is_repacked() const {
         const ggml_type t = type();
-        return type_name.rfind("plain_", 0) != 0 && (t == GGML_TYPE_Q4_0 || t == GGML_TYPE_Q4_K || t == GGML_TYPE_MXFP4 || t == GGML_TYPE_IQ4_NL);
+        return type_name.rfind("plain_", 0) != 0 &&
+               (t == GGML_TYPE_Q4_0 || t == GGML_TYPE_Q4_K || t == GGML_TYPE_MXFP4 || t == GGML_TYPE_IQ4_NL);
     }
 };
 
@@ -168,10 +169,11 @@ std::vector<char> make_values(size_t n_bytes, generator & rng, const std::string
     std::vector<char> bytes(n_bytes);
     for (size_t i = 0; i < n_bytes; i += sizeof(T)) {
         const float sign = rng.one_in(2) ? 1.0f : -1.0f;
-        const float x    = kind == "zero"       ? sign * 0.0f :
-                           kind == "extreme"    ? sign * 60000.0f :
-                           rng.one_in(50)       ? std::ldexp(sign, -24 + rng.below(10)) : // denormal in F16
-                                                  rng.normal() * 0.1f;
+        const float x    = kind == "zero"      ? sign * 0.0f
+                           : kind == "extreme" ? sign * 60000.0f
+                           : rng.one_in(50)    ? std::ldexp(sign, -24 + rng.below(10))
+                                               : // denormal in F16
+                            rng.normal() * 0.1f;
         const T     v    = from_float(x);
         memcpy(bytes.data() + i, &v, sizeof(T));
     }

@@ -153,9 +153,7 @@ def test_the_threads_are_there(built: Path) -> None:
 
 def test_trees_differ_where_the_libraries_do(built: Path) -> None:
     """All but these files is compiled once, from the prepared tree: a patch of it would stand on both sides."""
-    prepared, stock = (
-        tree / "ggml" / "src" / "ggml-cpu" for tree in (native_programs.TREE, row_products.stock_tree())
-    )
+    prepared, stock = (tree / "ggml" / "src" / "ggml-cpu" for tree in (native_programs.TREE, row_products.stock_tree()))
     names = [str(path.relative_to(stock)) for path in stock.rglob("*") if path.is_file()]
     equal, different, missing = cmpfiles(prepared, stock, names, shallow=False)
     assert len(equal) > 50

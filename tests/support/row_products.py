@@ -30,7 +30,15 @@ PAIRS = {
     "off": ("off-ours", "avx2-stock"),
 }
 REPACKED = ("q4_0", "q4_K", "mxfp4", "iq4_nl")
-NOT_REPACKED = ("q8_0", "plain_q4_0", "q5_0", "q4_1", "q5_1", "f16", "bf16")  # of these, experts alone are multiplied by our kernels
+NOT_REPACKED = (
+    "q8_0",
+    "plain_q4_0",
+    "q5_0",
+    "q4_1",
+    "q5_1",
+    "f16",
+    "bf16",
+)  # of these, experts alone are multiplied by our kernels
 PRODUCTS = (*((op, name) for op in ("id", "mm") for name in REPACKED), *(("id", name) for name in NOT_REPACKED))
 ROUTINGS = ("even", "one", "all", "empty", "last", "twice")
 ACTIVATIONS = ("normal", "outliers", "zeros", "tiny", "extreme", "overflow", "nan", "inf")

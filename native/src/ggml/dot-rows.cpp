@@ -123,13 +123,21 @@ template <> struct quants<block_q5_1> {
     static __m256i unpack(const block_q5_1 & x) { return _mm256_or_si256(nibbles(x.qs), fifth_bits(x.qh)); }
 };
 
-inline float scale_of(const block_q8_0 & y) { return GGML_CPU_FP16_TO_FP32(y.d); }
+inline float scale_of(const block_q8_0 & y) {
+    return GGML_CPU_FP16_TO_FP32(y.d);
+}
 
-inline float scale_of(const block_q8_1 & y) { return GGML_CPU_FP16_TO_FP32(y.GGML_COMMON_AGGR_U.GGML_COMMON_AGGR_S.d); }
+inline float scale_of(const block_q8_1 & y) {
+    return GGML_CPU_FP16_TO_FP32(y.GGML_COMMON_AGGR_U.GGML_COMMON_AGGR_S.d);
+}
 
-inline float scale_of(const block_q4_0 & x) { return GGML_CPU_FP16_TO_FP32(x.d); }
+inline float scale_of(const block_q4_0 & x) {
+    return GGML_CPU_FP16_TO_FP32(x.d);
+}
 
-inline float scale_of(const block_q5_0 & x) { return GGML_CPU_FP16_TO_FP32(x.d); }
+inline float scale_of(const block_q5_0 & x) {
+    return GGML_CPU_FP16_TO_FP32(x.d);
+}
 
 template <typename BLOCK> inline float scale_of(const BLOCK & x) {
     return GGML_CPU_FP16_TO_FP32(x.GGML_COMMON_AGGR_U.GGML_COMMON_AGGR_S.d);
@@ -203,14 +211,13 @@ struct vec512 {
     static ints   bits_xor(ints a, ints b) { return _mm512_xor_si512(a, b); }
     static ints   dot(ints acc, ints u, ints s) { return _mm512_dpbusd_epi32(acc, u, s); }
 
-    static ints load_row(const int8_t * y) {
-        return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *) y));
-    }
+    static ints load_row(const int8_t * y) { return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *) y)); }
 
     static floats join(__m256 a, __m256 b) { return _mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1); }
 
     template <typename BLOCK> static ints unpack(const BLOCK * x, int64_t stride) {
-        return _mm512_inserti64x4(_mm512_castsi256_si512(quants<BLOCK>::unpack(*x)), quants<BLOCK>::unpack(x[stride]), 1);
+        return _mm512_inserti64x4(_mm512_castsi256_si512(quants<BLOCK>::unpack(*x)), quants<BLOCK>::unpack(x[stride]),
+                                  1);
     }
 
     template <typename BLOCK> static floats scales(const BLOCK * x, int64_t stride) {
@@ -225,9 +232,9 @@ struct vec512 {
             fours[i] = _mm512_add_ps(_mm512_shuffle_f32x4(acc[2 * i], acc[2 * i + 1], 0x88),
                                      _mm512_shuffle_f32x4(acc[2 * i], acc[2 * i + 1], 0xDD));
         }
-        const floats twos = _mm512_add_ps(_mm512_shuffle_ps(fours[0], fours[1], 0x44),
-                                          _mm512_shuffle_ps(fours[0], fours[1], 0xEE));
-        const floats ones = _mm512_add_ps(twos, _mm512_movehdup_ps(twos));
+        const floats twos =
+            _mm512_add_ps(_mm512_shuffle_ps(fours[0], fours[1], 0x44), _mm512_shuffle_ps(fours[0], fours[1], 0xEE));
+        const floats ones  = _mm512_add_ps(twos, _mm512_movehdup_ps(twos));
         const ints   order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
         _mm256_storeu_ps(out, _mm512_castps512_ps256(_mm512_permutexvar_ps(order, ones)));
     }
@@ -236,7 +243,8 @@ struct vec512 {
 
 // The products of NV vectors of columns, the first at `x`, with NR rows.
 template <typename V, int NV, int NR, typename BLOCK>
-void multiply_quants(int64_t nb, const BLOCK * x, int64_t stride, const char * const * values, float * const * results) {
+void multiply_quants(int64_t nb, const BLOCK * x, int64_t stride, const char * const * values,
+                     float * const * results) {
     using type = quants<BLOCK>;
     using row  = typename type::row;
 
@@ -500,7 +508,9 @@ template <typename TYPE> void all_floats(const product & p) {
     });
 }
 
-template <typename TYPE> constexpr int64_t step_of() { return TYPE::n_sums * TYPE::n_values; }
+template <typename TYPE> constexpr int64_t step_of() {
+    return TYPE::n_sums * TYPE::n_values;
+}
 
 using kernel = void (*)(const product &);
 
@@ -563,7 +573,8 @@ bool ggml_dot_rows(const ggml_tensor * dst, const char * expert, int64_t first_c
 
 #else
 
-bool ggml_dot_rows(const ggml_tensor *, const char *, int64_t, int64_t, const int32_t *, int64_t, int64_t, const void *) {
+bool ggml_dot_rows(const ggml_tensor *, const char *, int64_t, int64_t, const int32_t *, int64_t, int64_t,
+                   const void *) {
     return false;
 }
 

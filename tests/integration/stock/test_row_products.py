@@ -23,7 +23,5 @@ def program() -> Path:
 @pytest.mark.parametrize(("op", "type_name"), PRODUCTS)
 def test_bits_of_stock(program: Path, op: str, type_name: str) -> None:
     cases = cases_of(op, type_name)
-    ours, stock = (
-        row_products.run(program, folder / "libggml-cpu.so", cases) for folder in (library_folder(), STOCK)
-    )
+    ours, stock = (row_products.run(program, folder / "libggml-cpu.so", cases) for folder in (library_folder(), STOCK))
     assert differing(cases, ours, stock) == []
