@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 PIP     := $(BIN)/python -m pip --quiet
 SOURCES := $(shell find native steermoe_local -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml
-CXX_SOURCES := $(wildcard native/src/*.cpp native/src/*.h native/src/ggml/*.h native/include/*.h tests/native/*.cpp tests/native/*.h)
+CXX_SOURCES := $(wildcard native/src/*.cpp native/src/*.h native/src/ggml/*.cpp native/src/ggml/*.h native/include/*.h tests/native/*.cpp tests/native/*.h)
 STOCK := build/stock
 VULKAN := build/vulkan
 RPC := build/rpc

@@ -1,8 +1,8 @@
-"""Products of weights with rows of activations have the bits of an unpatched ggml, by every kernel that an x86-64 CPU can run.
+"""Products with many rows have the bits of an unpatched ggml, by every kernel that an x86-64 CPU can run.
 
 Both are built here, from repack.cpp and ggml-cpu.c of the prepared tree and of the tree without patches
-(tests/native/row_products.cmake): for this machine's instructions, for AVX2, for AVX-VNNI with its instruction emulated,
-for AVX-512 without VNNI, and with the kernels left out.
+(tests/native/row_products.cmake): for this machine's instructions, for AVX2, for AVX-VNNI with its instruction
+emulated, for AVX-512 without VNNI, and with the kernels left out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Products of weights with rows of activations by libggml-cpu, ours and stock's: builds tests/native/row_products.cpp and runs it.
+"""Products with many rows by libggml-cpu, ours and stock's: builds tests/native/row_products.cpp and runs it.
 
 A library is one of tests/native/row_products.cmake, or an installed one.
 """
@@ -30,6 +30,7 @@ PAIRS = {
     "off": ("off-ours", "avx2-stock"),
 }
 REPACKED = ("q4_0", "q4_K", "mxfp4", "iq4_nl")
+# of these, experts alone are multiplied by our kernels
 NOT_REPACKED = (
     "q8_0",
     "plain_q4_0",
@@ -38,7 +39,7 @@ NOT_REPACKED = (
     "q5_1",
     "f16",
     "bf16",
-)  # of these, experts alone are multiplied by our kernels
+)
 PRODUCTS = (*((op, name) for op in ("id", "mm") for name in REPACKED), *(("id", name) for name in NOT_REPACKED))
 ROUTINGS = ("even", "one", "all", "empty", "last", "twice")
 ACTIVATIONS = ("normal", "outliers", "zeros", "tiny", "extreme", "overflow", "nan", "inf")

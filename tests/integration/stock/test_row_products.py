@@ -1,4 +1,4 @@
-"""Products of weights with rows of activations by the installed library and the unpatched one, built as users build them."""
+"""Products with many rows by the installed library and the unpatched one, built as users build them."""
 
 from __future__ import annotations
 
