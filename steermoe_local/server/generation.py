@@ -14,13 +14,14 @@ from fastapi.responses import JSONResponse, Response
 
 from ..generation.engine import FinishEvent, TokenEvent
 from ..generation.engine import Request as EngineRequest
+from ..llama.reasoning import Kind, Part
 from .answers import Answer, Chunk
 from .api_errors import ApiError, as_api_error, status_of
 from .bodies import Head, steering_info, timings, usage
 from .prompting import Prompter
 from .schemas import Generation
 from .service import Asked, Service
-from .streaming import DONE, Answers, ClientGone, EventStream, sse
+from .streaming import DONE, Answers, ClientGone, EventStream, Frame, sse
 from .worker import Events, Ticket
 
 log = logging.getLogger("steermoe.server")
@@ -42,6 +43,7 @@ class GenerationCall(ABC):
         self.finishes: dict[int, FinishEvent] = {}
         self.head = Head(self.prefix, self.kinds[bool(request.stream)], asked.model)
         self._has_events = False
+        self._frames: dict[tuple[int, Kind], Frame | None] = {}  # by answer and kind of text; None: it is not sent yet
 
     #
     # of the subclass
@@ -201,7 +203,7 @@ class GenerationCall(ABC):
 
     def add(self, events: Events) -> bytes:
         """The events of a stream for those of the engine; b"" if nothing is certain by them."""
-        return b"".join([sse(chunk) for index, event in events for chunk in self._chunks_of(index, event)])
+        return b"".join([self._added(index, event) for index, event in events])
 
     def end(self) -> bytes:
         """The events at the end of a stream."""
@@ -213,16 +215,25 @@ class GenerationCall(ABC):
         """The event of an error that ends a stream."""
         return sse(as_api_error(error).body())
 
-    def _chunks_of(self, index: int, event: TokenEvent | FinishEvent) -> Iterator[dict[str, Any]]:
-        finish = event if isinstance(event, FinishEvent) else None
-        for choice in self.next_choices(index, self.take(index, event), finish):
-            yield self._chunk([choice])
-        if finish is not None:
+    def _added(self, index: int, event: TokenEvent | FinishEvent) -> bytes:
+        added = self.take(index, event)
+        if isinstance(event, FinishEvent):
             last = self.chunk_choice(index, self.nothing)
-            last |= {"finish_reason": self.answers[index].reason, "seed": finish.seed}
+            last |= {"finish_reason": self.answers[index].reason, "seed": event.seed}
             if self.request.return_tokens:
                 last["tokens"] = self.answers[index].tokens
-            yield self._chunk([last], **self._facts(finish))
+            return self._chunks_of(index, added, event) + sse(self._chunk([last], **self._facts(event)))
+        if added.entries or added.arguments or len(added.parts) != 1:
+            return self._chunks_of(index, added)
+        [(kind, text)] = added.parts  # most tokens are text and nothing else
+        if (index, kind) not in self._frames:
+            event_of = self._chunks_of(index, Chunk([Part(kind, Frame.PLACEHOLDER)], []))
+            self._frames[index, kind] = Frame(event_of) if event_of else None
+        frame = self._frames[index, kind]
+        return b"" if frame is None else frame.of(text)
+
+    def _chunks_of(self, index: int, added: Chunk, finish: FinishEvent | None = None) -> bytes:
+        return b"".join([sse(self._chunk([choice])) for choice in self.next_choices(index, added, finish)])
 
 
 def _routing(finish: FinishEvent) -> Any:

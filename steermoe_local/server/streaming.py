@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import secrets
 from typing import Any, Protocol
 
 from fastapi import Request
@@ -59,6 +60,21 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # 
 def sse(data: dict[str, Any]) -> bytes:
     """A server-sent event with a JSON object."""
     return b"data: " + _encode(data).encode() + b"\n\n"
+
+
+class Frame:
+    """A server-sent event but for one text in it: what is the same in many is encoded once."""
+
+    PLACEHOLDER = secrets.token_hex(16)
+    """Stands where the text will be; no client can know it."""
+
+    def __init__(self, event: bytes) -> None:
+        """`event` has the placeholder as a JSON string, once."""
+        self._before, self._after = event.split(_encode(self.PLACEHOLDER).encode())
+
+    def of(self, text: str) -> bytes:
+        """The event with a text."""
+        return self._before + _encode(text).encode() + self._after
 
 
 def named_sse(data: dict[str, Any]) -> bytes:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from steermoe_local.errors import NativeError
 from steermoe_local.generation.engine import FinishEvent, TokenEvent
-from steermoe_local.server import worker
-from steermoe_local.server.streaming import Answers, ClientGone
+from steermoe_local.server import generation, worker
+from steermoe_local.server.streaming import Answers, ClientGone, Frame, sse
 from steermoe_local.server.worker import Event, Ticket
 from tests.support.running_server import Running, asking, running, unending, until
 
@@ -234,3 +237,56 @@ def test_a_stream_has_the_same_bytes_however_its_events_come(
     assert stream(server, path, body) == one_by_one
     if case == "text":
         assert one_by_one.count(b'"finish_reason":null') == 1 + N, "the first chunk, and one for each token"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_prepared_events_are_those_that_are_encoded_whole(
+    server: Running, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Whole:
+        """A frame whose chunk is encoded anew for each text."""
+
+        PLACEHOLDER = Frame.PLACEHOLDER
+
+        def __init__(self, event: bytes) -> None:
+            self.chunk = json.loads(event.removeprefix(b"data: "))
+
+        def of(self, text: str) -> bytes:
+            return sse(_with(self.chunk, text))
+
+    path, body = CASES[case]
+    prepared = stream(server, path, body)
+    monkeypatch.setattr(generation, "Frame", Whole)
+    assert stream(server, path, body) == prepared
+
+
+def _with(value: Any, text: str) -> Any:
+    if isinstance(value, dict):
+        return {name: _with(one, text) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_with(one, text) for one in value]
+    return text if value == Frame.PLACEHOLDER else value
+
+
+@given(st.text(), st.text())
+@example('"},{"a":"\\', "tiny")
+@example("\u2028\x00\U0001f600", '"text"')
+def test_a_frame_takes_any_text(text: str, model: str) -> None:
+    def event(content: str) -> bytes:
+        return sse({"model": model, "choices": [{"delta": {"content": content}, "logprobs": None}]})
+
+    assert Frame(event(Frame.PLACEHOLDER)).of(text) == event(text)
+
+
+def test_what_all_chunks_have_is_not_encoded_for_each(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[Any] = []
+
+    def counted(data: dict[str, Any]) -> bytes:
+        encoded.append(data)
+        return sse(data)
+
+    monkeypatch.setattr(generation, "sse", counted)
+    for path, body in (("completions", TEXT), ("chat/completions", CHAT)):
+        stream(server, path, body)
+        assert len(encoded) == 3, "the first chunk, the frame, and the last chunk"
+        encoded.clear()
