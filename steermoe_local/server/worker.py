@@ -58,6 +58,8 @@ class Ticket:
         if not self._events:
             self._waiting = self.loop.create_future()
             await self._waiting
+        elif len(self._events) > _EVENTS_TOGETHER:  # a client that did not read for a while: others have their turn
+            await asyncio.sleep(0)
         events: Events = []
         for index, event in self._events[:_EVENTS_TOGETHER]:
             if isinstance(event, Exception):

@@ -141,6 +141,26 @@ def test_a_ticket_gives_what_came_in_order_and_some_at_a_time() -> None:
     on_loop(run)
 
 
+def test_others_have_their_turn_while_a_client_catches_up() -> None:
+    async def run(ticket: Ticket) -> None:
+        ticket.put([(0, token(n)) for n in range(6400)])
+        turns = 0
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        others = asyncio.ensure_future(other())
+        for _ in range(100):
+            await ticket.next()
+        others.cancel()
+        assert turns >= 99
+
+    on_loop(run)
+
+
 def test_an_error_comes_behind_what_came_before_it() -> None:
     async def run(ticket: Ticket) -> None:
         ticket.put([(0, token(1)), (0, NativeError("planted"))])
