@@ -49,11 +49,12 @@ class Ask:
     prompt: list[int]
     n: int
     steering: str | None = None
+    stream: bool = True
 
 
 @dataclass(frozen=True)
 class Answered:
-    """Seconds to the first token and to the end, and how many of the prompt's tokens were in memory."""
+    """Seconds to the first token of a stream and to the end, and how many of the prompt's tokens were in memory."""
 
     first: float
     seconds: float
@@ -65,14 +66,23 @@ class Answered:
 class Server:
     """A running server. It sleeps while it has no requests, so that it does not disturb the others."""
 
-    def __init__(self, port: int, end: int, *, steers: bool) -> None:
+    def __init__(self, port: int, pid: int, end: int, *, steers: bool) -> None:
         """`end` is the token that ends a generation."""
-        self._port, self._end, self._steers = port, end, steers
+        self._port, self._pid, self._end, self._steers = port, pid, end, steers
+
+    def cpu_seconds(self) -> float | None:
+        """Processor time of the process and all its threads so far; None where the system does not tell."""
+        try:
+            fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def ask(self, ask: Ask) -> Answered:
-        """Stream an answer. Raises WorkerError when it does not have the requested length or status."""
-        body: dict[str, Any] = {"prompt": ask.prompt, "max_tokens": ask.n, "temperature": 0, "stream": True}
-        body |= {"stream_options": {"include_usage": True}, "logit_bias": {str(self._end): -100}}
+        """Get an answer. Raises WorkerError when it does not have the requested length or status."""
+        body: dict[str, Any] = {"prompt": ask.prompt, "max_tokens": ask.n, "temperature": 0, "stream": ask.stream}
+        body |= {"stream_options": {"include_usage": True}} if ask.stream else {}
+        body |= {"logit_bias": {str(self._end): -100}}
         body |= {"steering": ask.steering} if self._steers else {}
         data = json.dumps(body).encode()
         head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nConnection: close\r\n"
@@ -90,8 +100,8 @@ class Server:
         return self._answered(b"".join(parts).decode("utf-8", "replace"), ask, first or seconds, seconds)
 
     def _answered(self, text: str, ask: Ask, first: float, seconds: float) -> Answered:
-        ends = [line for line in text.split("\n") if line.startswith("data: {") and '"usage":{' in line]
-        usage = json.loads(ends[-1].removeprefix("data: "))["usage"] if ends else {}
+        ends = [line for line in text.split("\n") if '"usage":{' in line]
+        usage = json.loads(ends[-1][ends[-1].index("{") :])["usage"] if ends else {}
         n_generated = usage.get("completion_tokens")
         if not text.startswith("HTTP/1.1 200") or n_generated != ask.n:
             raise WorkerError(
@@ -114,7 +124,7 @@ def our_server(setup: Setup, end: int, maps: Path) -> Iterator[Server]:
     command = [*OURS, *setup.flags, "-c", setup.n_ctx, "--port", 0, "--maps", maps, "--queue", 1000]
     with _running(command) as lines:
         url = _line_with(lines, re.compile(r"http://127\.0\.0\.1:(\d+)"))
-        yield Server(int(url[1]), end, steers=True)
+        yield Server(int(url[1]), lines[0].pid, end, steers=True)
 
 
 @contextlib.contextmanager
@@ -127,7 +137,7 @@ def llama_server(setup: Setup, end: int) -> Iterator[Server]:
     command += ["--no-webui", "--cache-ram", 0, "--ctx-checkpoints", 0, "--no-context-shift"]
     with _running(command) as lines:
         _line_with(lines, re.compile("listening on http"))
-        yield Server(port, end, steers=False)
+        yield Server(port, lines[0].pid, end, steers=False)
 
 
 Lines = list[str]

@@ -394,6 +394,8 @@ def _least_recently_used(free: Sequence[Slot]) -> Slot:
 
 def _shares(missing: list[int], room: int) -> list[int]:
     """How many tokens of each request a round of `room` computes: short rests whole, long ones evenly what is left."""
+    if sum(missing) <= room:
+        return missing
     shares = [0] * len(missing)
     order = sorted(range(len(missing)), key=lambda index: missing[index])
     for n_left, index in zip(range(len(order), 0, -1), order, strict=True):

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from fastapi import Request
@@ -14,14 +14,15 @@ from fastapi.responses import JSONResponse, Response
 
 from ..generation.engine import FinishEvent, TokenEvent
 from ..generation.engine import Request as EngineRequest
+from ..llama.reasoning import Kind, Part
 from .answers import Answer, Chunk
-from .api_errors import ApiError, status_of
+from .api_errors import ApiError, as_api_error, status_of
 from .bodies import Head, steering_info, timings, usage
 from .prompting import Prompter
 from .schemas import Generation
 from .service import Asked, Service
-from .streaming import Answers, ClientGone, Events, EventStream
-from .worker import Ticket
+from .streaming import DONE, Answers, ClientGone, EventStream, Frame, sse
+from .worker import Events, Ticket
 
 log = logging.getLogger("steermoe.server")
 
@@ -42,6 +43,7 @@ class GenerationCall(ABC):
         self.finishes: dict[int, FinishEvent] = {}
         self.head = Head(self.prefix, self.kinds[bool(request.stream)], asked.model)
         self._has_events = False
+        self._frames: dict[tuple[int, Kind], Frame | None] = {}  # by answer and kind of text; None: it is not sent yet
 
     #
     # of the subclass
@@ -93,12 +95,12 @@ class GenerationCall(ABC):
             raise
         try:
             # Also for a stream: what fails before it begins can still be told by a status.
-            first = await self._next(answers)
+            events = await self.next(answers)
             if self.request.stream:
-                return self._stream(answers, first)
-            async for events in self._events(answers, first):
-                for index, event in events:
-                    self.take(index, event)
+                return EventStream(answers, events, self)
+            self._take_all(events)
+            while not self.is_complete:
+                self._take_all(await self.next(answers))
             self._end()
             answers.close()
             return JSONResponse(self._body())
@@ -109,11 +111,12 @@ class GenerationCall(ABC):
             answers.close()
             raise
 
-    def _stream(self, answers: Answers, first: Events) -> EventStream:
-        """The answer to a request for a stream."""
-        return EventStream(answers, self._first_chunks(), self._chunks(answers, first))
+    def _take_all(self, events: Events) -> None:
+        for index, event in events:
+            self.take(index, event)
 
-    async def _next(self, answers: Answers) -> Events:
+    async def next(self, answers: Answers) -> Events:
+        """Wait for events. Raises as `Answers.next`."""
         try:
             events = await answers.next()
         except Exception as error:
@@ -125,14 +128,10 @@ class GenerationCall(ABC):
             self.service.metrics.first_token(self.endpoint, self.asked.applied.label, seconds)
         return events
 
-    async def _events(self, answers: Answers, first: Events) -> AsyncIterator[Events]:
-        """All events up to the end of the last answer, as they come; `first` are those that came already."""
-        events = first
-        while True:
-            yield events
-            if len(self.finishes) == len(self.answers):
-                return
-            events = await self._next(answers)
+    @property
+    def is_complete(self) -> bool:
+        """Whether all answers have come to their end."""
+        return len(self.finishes) == len(self.answers)
 
     def _count_failure(self, error: Exception) -> None:
         status = "gone" if isinstance(error, ClientGone) else str(status_of(error))
@@ -189,30 +188,52 @@ class GenerationCall(ABC):
         options = self.request.stream_options
         return options is not None and bool(options.include_usage)
 
-    def _first_chunks(self) -> Iterator[dict[str, Any]]:
+    #
+    # as a stream
+    #
+
+    def begin(self) -> bytes:
+        """The events of a stream before all others."""
         info: dict[str, Any] = {"steering": steering_info(self.asked.applied)}
+        data = b""
         for choice in self.first_choices():
-            yield self._chunk([choice], **info)
+            data += sse(self._chunk([choice], **info))
             info = {}  # in the first one only
+        return data
 
-    async def _chunks(self, answers: Answers, first: Events) -> AsyncIterator[list[dict[str, Any]]]:
-        """The chunks of a stream behind the first ones, those that come at one time together."""
-        async for events in self._events(answers, first):
-            yield [chunk for index, event in events for chunk in self._chunks_of(index, event)]
-        if self._includes_usage:
-            yield [self._chunk([], usage=self._usage)]
+    def add(self, events: Events) -> bytes:
+        """The events of a stream for those of the engine; b"" if nothing is certain by them."""
+        return b"".join([self._added(index, event) for index, event in events])
+
+    def end(self) -> bytes:
+        """The events at the end of a stream."""
+        data = sse(self._chunk([], usage=self._usage)) if self._includes_usage else b""
         self._end()
+        return data + DONE
 
-    def _chunks_of(self, index: int, event: TokenEvent | FinishEvent) -> Iterator[dict[str, Any]]:
-        finish = event if isinstance(event, FinishEvent) else None
-        for choice in self.next_choices(index, self.take(index, event), finish):
-            yield self._chunk([choice])
-        if finish is not None:
+    def fail(self, error: Exception) -> bytes:
+        """The event of an error that ends a stream."""
+        return sse(as_api_error(error).body())
+
+    def _added(self, index: int, event: TokenEvent | FinishEvent) -> bytes:
+        added = self.take(index, event)
+        if isinstance(event, FinishEvent):
             last = self.chunk_choice(index, self.nothing)
-            last |= {"finish_reason": self.answers[index].reason, "seed": finish.seed}
+            last |= {"finish_reason": self.answers[index].reason, "seed": event.seed}
             if self.request.return_tokens:
                 last["tokens"] = self.answers[index].tokens
-            yield self._chunk([last], **self._facts(finish))
+            return self._chunks_of(index, added, event) + sse(self._chunk([last], **self._facts(event)))
+        if added.entries or added.arguments or len(added.parts) != 1:
+            return self._chunks_of(index, added)
+        [(kind, text)] = added.parts  # most tokens are text and nothing else
+        if (index, kind) not in self._frames:
+            event_of = self._chunks_of(index, Chunk([Part(kind, Frame.PLACEHOLDER)], []))
+            self._frames[index, kind] = Frame(event_of) if event_of else None
+        frame = self._frames[index, kind]
+        return b"" if frame is None else frame.of(text)
+
+    def _chunks_of(self, index: int, added: Chunk, finish: FinishEvent | None = None) -> bytes:
+        return b"".join([sse(self._chunk([choice])) for choice in self.next_choices(index, added, finish)])
 
 
 def _routing(finish: FinishEvent) -> Any:

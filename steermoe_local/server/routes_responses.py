@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -24,7 +24,8 @@ from .routes_chat import ChatCall
 from .schemas_chat import ChatRequest
 from .schemas_responses import ResponsesRequest
 from .service import Asked, Service
-from .streaming import Answers, Events, EventStream, named_sse
+from .streaming import named_sse
+from .worker import Events
 
 log = logging.getLogger("steermoe.server")
 
@@ -70,10 +71,6 @@ class _ResponseCall(ChatCall):
             self._unsent += self.events.finish(complete=self.answers[index].reason != "length")
         return chunk
 
-    def _sent(self) -> Iterator[Event]:
-        events, self._unsent = self._unsent, []
-        yield from events
-
     def _end(self) -> None:
         super()._end()
         self._finished = self._whole()
@@ -84,29 +81,30 @@ class _ResponseCall(ChatCall):
     # what is sent
     #
 
-    def _stream(self, answers: Answers, first: Events) -> EventStream:
-        chunks = self._chunks(answers, first)
-        return EventStream(answers, self._sent(), chunks, encode=named_sse, failed=self._failure, end=b"")
+    def begin(self) -> bytes:
+        return self._sent()
 
-    async def _chunks(self, answers: Answers, first: Events) -> AsyncIterator[list[Event]]:
-        async for events in self._events(answers, first):
-            for index, event in events:
-                self.take(index, event)
-            yield list(self._sent())
+    def add(self, events: Events) -> bytes:
+        self._take_all(events)
+        return self._sent()
+
+    def end(self) -> bytes:
         self._end()
         body = self._body()
-        yield [self.events.event(f"response.{body['status']}", response=body)]
+        return named_sse(self.events.event(f"response.{body['status']}", response=body))
 
-    def _failure(self, error: Exception) -> list[Event]:
+    def fail(self, error: Exception) -> bytes:
         told = as_api_error(error)
         code = {400: "invalid_prompt", 429: "rate_limit_exceeded"}.get(told.status, "server_error")
-        events = [*self._sent(), *self.events.finish(complete=False)]
+        self._unsent += self.events.finish(complete=False)
         failed = self._response("failed") | {"error": {"code": code, "message": str(told)}}
-        return [
-            *events,
-            self.events.event("error", code=told.code, message=str(told), param=told.param),
-            self.events.event("response.failed", response=failed),
-        ]
+        self._unsent.append(self.events.event("error", code=told.code, message=str(told), param=told.param))
+        self._unsent.append(self.events.event("response.failed", response=failed))
+        return self._sent()
+
+    def _sent(self) -> bytes:
+        events, self._unsent = self._unsent, []
+        return b"".join(map(named_sse, events))
 
     def _body(self) -> dict[str, Any]:
         """The finished response; what is kept is what is sent."""

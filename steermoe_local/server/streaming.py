@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from typing import Any
+import secrets
+from typing import Any, Protocol
 
 from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..generation.engine import FinishEvent, TokenEvent
-from .api_errors import as_api_error
-from .worker import Ticket, Worker
-
-Events = list[tuple[int, TokenEvent | FinishEvent]]
+from .worker import Events, Ticket, Worker
 
 DONE = b"data: [DONE]\n\n"
 
@@ -35,7 +32,7 @@ class Answers:
 
     def __init__(self, worker: Worker, ticket: Ticket, request: Request) -> None:
         """Raises ApiError when the ticket cannot be queued."""
-        self._worker, self.ticket = worker, ticket
+        self._worker, self.ticket, self._gone = worker, ticket, False
         worker.submit(ticket)
         self._watching = asyncio.ensure_future(self._watch(request))
 
@@ -45,17 +42,16 @@ class Answers:
         self._worker.cancel(self.ticket)
 
     async def next(self) -> Events:
-        """Wait for the events since the last call. Raises ClientGone, and the error that ended an answer."""
-        events: Events = []
-        for index, event in await self.ticket.next():
-            if isinstance(event, Exception):
-                raise event
-            events.append((index, event))
+        """Wait for the next events. Raises ClientGone, and the error that ended an answer."""
+        events = await self.ticket.next()
+        if self._gone:  # whatever was there for it
+            raise ClientGone
         return events
 
     async def _watch(self, request: Request) -> None:
         await disconnected(request)
-        self.ticket.put([(0, ClientGone())])  # among the events, the only thing that is waited for
+        self._gone = True
+        self.ticket.put([])  # it is the only thing that is waited for
 
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # json.dumps would make one each time
@@ -66,13 +62,47 @@ def sse(data: dict[str, Any]) -> bytes:
     return b"data: " + _encode(data).encode() + b"\n\n"
 
 
+class Frame:
+    """A server-sent event but for one text in it: what is the same in many is encoded once."""
+
+    PLACEHOLDER = secrets.token_hex(16)
+    """Stands where the text will be; no client can know it."""
+
+    def __init__(self, event: bytes) -> None:
+        """`event` has the placeholder as a JSON string, once."""
+        self._before, self._after = event.split(_encode(self.PLACEHOLDER).encode())
+
+    def of(self, text: str) -> bytes:
+        """The event with a text."""
+        return self._before + _encode(text).encode() + self._after
+
+
 def named_sse(data: dict[str, Any]) -> bytes:
     """A server-sent event with a JSON object, under the name that is its `type`."""
     return f"event: {data['type']}\n".encode() + sse(data)
 
 
-def _error_body(error: Exception) -> list[dict[str, Any]]:
-    return [as_api_error(error).body()]
+class Streamed(Protocol):
+    """A request whose answer is sent as a stream: what is written of it."""
+
+    async def next(self, answers: Answers) -> Events:
+        """Wait for events. Raises as `Answers.next`."""
+
+    def begin(self) -> bytes:
+        """What is sent before all events."""
+
+    def add(self, events: Events) -> bytes:
+        """What the events add; b"" if nothing is certain by them."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all answers have come to their end."""
+
+    def end(self) -> bytes:
+        """What is sent behind all events."""
+
+    def fail(self, error: Exception) -> bytes:
+        """What is sent instead of the rest after an error: the status was sent before."""
 
 
 class EventStream(Response):
@@ -80,40 +110,27 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self,
-        answers: Answers,
-        first: Iterator[dict[str, Any]],
-        rest: AsyncIterator[list[dict[str, Any]]],
-        *,
-        encode: Callable[[dict[str, Any]], bytes] = sse,
-        failed: Callable[[Exception], Iterable[dict[str, Any]]] = _error_body,
-        end: bytes = DONE,
-    ) -> None:
-        """`first` is sent at once, then each list of `rest`, which may be empty, in one write.
-
-        An error in `rest` becomes the events of `failed`: the status was sent before.
-        """
+    def __init__(self, answers: Answers, first: Events, streamed: Streamed) -> None:
+        """`first` are events that came already. What comes together is written together."""
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._answers, self._first, self._rest = answers, first, rest
-        self._encode, self._failed, self._end = encode, failed, end
+        self._answers, self._first, self._streamed = answers, first, streamed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-
-        async def body(data: bytes, more: bool = True) -> None:
-            await send({"type": "http.response.body", "body": data, "more_body": more})
-
+        streamed = self._streamed
         try:
-            await body(b"".join(map(self._encode, self._first)))
-            async for together in self._rest:
-                if data := b"".join(map(self._encode, together)):
-                    await body(data)
-            await body(self._end, more=False)
+            data = streamed.begin() + streamed.add(self._first)
+            while not streamed.is_complete:
+                if data:
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                data = streamed.add(await streamed.next(self._answers))
+            data += streamed.end()
         except (ClientGone, OSError):  # disconnected
-            pass
+            return
         except Exception as error:
-            await body(b"".join(map(self._encode, self._failed(error))), more=False)
+            data = streamed.fail(error)
         finally:
             self._answers.close()
+        with contextlib.suppress(OSError):
+            await send({"type": "http.response.body", "body": data, "more_body": False})

@@ -20,8 +20,9 @@ from .fair_queue import FairQueue
 log = logging.getLogger("steermoe.server")
 
 Event = TokenEvent | FinishEvent | Exception
+Events = list[tuple[int, TokenEvent | FinishEvent]]  # index of the request
 
-_EVENTS_TOGETHER = 64  # of an answer that is sent whole: the event loop takes them in well below a millisecond
+_EVENTS_TOGETHER = 64  # the event loop takes them in, or writes them, within a millisecond or two
 
 
 @dataclass(eq=False)
@@ -44,17 +45,29 @@ class Ticket:
     _waiting: asyncio.Future[None] | None = field(default=None, init=False)
 
     def put(self, events: list[tuple[int, Event]]) -> None:
-        """Add events, in the thread of the event loop."""
+        """Add events, in the thread of the event loop; `next` returns also for none."""
         self._events += events
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
-    async def next(self) -> list[tuple[int, Event]]:
-        """What came since the last call, at least one (index of the request, event). For one caller at a time."""
+    async def next(self) -> Events:
+        """The next events, some that came; none after `put` of none. For one caller at a time.
+
+        Raises the error that ended an answer, behind the events before it.
+        """
         if not self._events:
             self._waiting = self.loop.create_future()
             await self._waiting
-        events, self._events = self._events, []
+        elif len(self._events) > _EVENTS_TOGETHER:  # a client that did not read for a while: others have their turn
+            await asyncio.sleep(0)
+        events: Events = []
+        for index, event in self._events[:_EVENTS_TOGETHER]:
+            if isinstance(event, Exception):
+                if events:
+                    break
+                raise event
+            events.append((index, event))
+        del self._events[: len(events)]
         return events
 
 

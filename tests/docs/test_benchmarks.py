@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -278,38 +279,56 @@ def test_load_for_servers() -> None:
     from tests.support.running_server import running
 
     with running(parallel=2, n_ctx=256) as found:
-        server = Server(int(found.url.rpartition(":")[2]), 0, steers=True)
+        server = Server(int(found.url.rpartition(":")[2]), os.getpid(), 0, steers=True)
         prompt = list(range(300, 340))
         seconds, answers = server.load([Ask(prompt, 5), Ask(prompt, 5, "digits-words")] * 2, 2)
         assert [(answer.n_prompt, answer.n_generated) for answer in answers] == [(40, 5)] * 4
         assert all(0 < answer.first <= answer.seconds <= seconds for answer in answers)
         assert server.ask(Ask([*prompt, 5], 1, "digits-words")).n_cached == 40
+        assert server.ask(Ask([*prompt, 6], 7, stream=False)).n_generated == 7
+        assert (server.cpu_seconds() or 0.0) > 0 or not Path("/proc").exists()
         with pytest.raises(WorkerError, match="of 5 tokens"):
             server.ask(Ask(prompt, 5, "unknown"))
         with pytest.raises(WorkerError, match="of 900 tokens"):
             server.ask(Ask(prompt, 900))
+        with pytest.raises(WorkerError, match="of 900 tokens"):
+            server.ask(Ask(prompt, 900, stream=False))
 
 
 def test_serving_report() -> None:
     import serving
     from servers import Server
 
-    load = serving.Load(16, 8, 8)
-    times = {"llama-server 0": [2.0] * 5, "llama-server 1": [2.0] * 5, "one": [8.0] * 5}
-    times |= {"off": [2.0] * 5, "same": [2.2] * 5, "mixed": [4.0] * 5}
-    found = serving.compare(times, load)
+    costs = serving.Costs({}, {})
+    seconds = {
+        "llama-server 1": 2.0,
+        "one": 8.0,
+        "off": 2.0,
+        "same": 2.2,
+        "mixed": 4.0,
+        serving.WHOLE: 1.0,
+        "whole": 1.25,
+    }
+    for _ in range(5):
+        known = {name: [(value, 2 * value)] for name, value in seconds.items()}
+        costs.add({**known, "llama-server 0": [(1.0, None), (3.0, 1.0)]})
+    found = serving.compare(costs, 64)
+    assert found["n_rounds"] == 5
     assert found["tokens_per_second"]["mixed"] == 16.0
+    assert found["cpu_us_per_token"]["mixed"] == 125_000
+    assert "llama-server 0" not in found["cpu_us_per_token"], "a mean of some turns would be compared with one of all"
+    assert found["ratios"]["whole"]["median"] == 0.8, "with llama-server's that are sent whole"
     assert found["ratios"]["mixed"]["median"] == 0.5
     assert [found["ratios"][name]["holds"] for name in ("off", "same", "mixed")] == ["yes", "yes", "no"]
     assert "holds" not in found["ratios"]["one"]
     assert found["over_one"]["same"]["median"] == pytest.approx(8 / 2.2)
-    text = serving.load_section(
-        "toy", "chat", found | {"n_prompt": 16, "n_answer": 8, "n_requests": 8, "n_rounds": 5}, 4
-    )
-    assert "| under 4 steerings, in one batch | 16 | 0.50 |" in text
+    text = serving.load_section("toy", "chat", found | {"n_prompt": 16, "n_answer": 8, "n_requests": 8}, "4")
+    assert "| under 4 steerings, in one batch | 16 | 125000 µs | 0.50 |" in text
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert len(widths) == 1, "all rows have all cells"
     prompts = serving.Prompts((10, 20))
     assert prompts.next(30) != prompts.next(30)
-    assert Server(1, 0, steers=False)
+    assert Server(1, 1, 0, steers=False)
 
 
 def test_prompts_report(performance: Any) -> None:
@@ -343,23 +362,39 @@ def test_turns_alternate_between_the_servers() -> None:
         def __init__(self, name: str) -> None:
             self.name = name
 
+        def cpu_seconds(self) -> float:
+            return 2.0 * len(turns)
+
         def load(self, asks: list[Any], concurrency: int) -> tuple[float, list[Any]]:
-            turns.append((self.name, {ask.steering for ask in asks}, concurrency))
+            assert len(asks) == 8, "as many as are answered at once"
+            assert len({ask.stream for ask in asks}) == 1
+            turns.append((self.name, {ask.steering for ask in asks}, concurrency, asks[0].stream))
             return 1.0, []
 
-    turns: list[tuple[str, set[Any], int]] = []
+    turns: list[tuple[str, set[Any], int, bool]] = []
     ours, theirs = Recorded("ours"), [Recorded("0"), Recorded("1")]
-    plan = serving.Plan(("toy",), {}, 0.0, 2, 0)
+    plan = serving.Plan(("toy",), (8,), {}, 0.0, 2, 0)
     names = ["a", "b", "c", "d"]
-    times, n_rounds = serving.measure_load(ours, theirs, serving.Load(4, 1, 8), names, serving.Prompts((0, 9)), plan, 4)
-    assert n_rounds == 2
-    assert {name: len(values) for name, values in times.items()} == dict.fromkeys([*serving.NAMES, *times], 2)
+    costs = serving.measure_load(ours, theirs, serving.Load(4, 1, 4), names, serving.Prompts((0, 9)), plan, 8)
+    assert costs.n_rounds == 2
+    variants = [*serving.NAMES, "llama-server 0", "llama-server 1", serving.WHOLE]
+    assert costs.seconds == {name: [1.0, 1.0] for name in variants}
+    assert costs.cpu == {name: [2.0, 2.0] for name in variants}
     measured = turns[4:]  # behind the warming up
-    assert [name for name, _, _ in measured] == ["0", "ours", "1", "ours"] * 2 + ["1", "ours", "0", "ours"] * 2
-    assert [steerings for name, steerings, _ in measured if name != "ours"] == [{None}] * 8
-    mine = [(steerings, concurrency) for name, steerings, concurrency in measured if name == "ours"]
-    assert mine[:4] == [({None}, 4), ({"a"}, 4), (set(names), 4), ({"a"}, 1)]
-    assert mine[4:] == [*mine[1:4], mine[0]]
+    first, second = ["0", "1", "0", "1", "0"], ["1", "0", "1", "0", "1"]
+    assert [name for name, *_ in measured] == [name for which in first + second for name in (which, "ours")]
+    assert [steerings for name, steerings, *_ in measured if name != "ours"] == [{None}] * 10
+    forms = [stream for *_, stream in measured]
+    assert forms[::2] == forms[1::2], "each is compared with llama-server's in the same form"
+    mine = [turn[1:] for turn in measured if turn[0] == "ours"]
+    assert mine[:5] == [
+        ({None}, 8, True),
+        ({None}, 8, False),
+        ({"a"}, 8, True),
+        (set(names), 8, True),
+        ({"a"}, 1, True),
+    ]
+    assert mine[5:] == [*mine[1:5], mine[0]]
 
 
 def interval(value: float, n: int = 10) -> dict[str, Any]:
