@@ -165,22 +165,22 @@ def aims_table(layers: dict[str, dict[str, Any]]) -> str:
     """A line for each aim: in how many figures it holds, and where it does not."""
     rows = []
     for aim in AIMS:
-        found = [
-            (f"{key} threads: {what} {value}", holds)
-            for key, one in layers.items()
-            for what, holds, value in aim.judge(key.split(", ")[1], one)
-        ]
-        if not found:
-            rows.append([aim.text, "not measured", "", ""])
-            continue
-        held = [holds for _, holds in found]
-        misses = [where for where, holds in found if holds == "no"]
-        more = f"; and {len(misses) - N_MISSES} more" if len(misses) > N_MISSES else ""
-        summary = "yes" if not misses else "no" if len(misses) == len(found) else "partly"
-        counts = [f"{held.count('yes')} of {len(found)}", str(held.count("within noise"))]
-        rows.append([aim.text, summary, *counts, "; ".join(misses[:N_MISSES]) + more])
-    rows = [row if len(row) == 5 else [*row, ""] for row in rows]
+        found: dict[str, list[tuple[str, str, str]]] = {}
+        for key, one in layers.items():
+            found[key] = aim.judge(key.split(", ")[1], one)
+        held = [holds for figures in found.values() for _, holds, _ in figures]
+        misses = {key: [f"{what} {value}" for what, holds, value in found[key] if holds == "no"] for key in found}
+        where = [f"{key} {threads(key)}: {', '.join(figures)}" for key, figures in misses.items() if figures]
+        more = [f"{len(where) - N_MISSES} more"] if len(where) > N_MISSES else []
+        n_misses = held.count("no")
+        holds = "not measured" if not held else "yes" if not n_misses else "no" if n_misses == len(held) else "in part"
+        counts = [f"{held.count('yes')} of {len(held)}", str(held.count("within noise"))] if held else ["", ""]
+        rows.append([aim.text, holds, *counts, "; ".join(where[:N_MISSES] + more)])
     return performance.table(["aim", "holds", "figures that hold", "within noise", "where not"], rows)
+
+
+def threads(key: str) -> str:
+    return "thread" if key.endswith(", 1") else "threads"
 
 
 #
@@ -215,13 +215,11 @@ def others_row(key: str, one: dict[str, Any]) -> list[str]:
 
 def repack_row(key: str, one: dict[str, Any]) -> list[str]:
     load, peak = one.get("load", {}), one.get("peak_mb", {})
-    known = "not repacked" in load and peak.get("ours") is not None
     return [
         *key.split(", "),
         cell(ratios(one, NO_REPACK)),
-        f"{load['ours']['cpu'] / load['not repacked']['cpu']:.2f}" if known else "-",
-        f"{peak['ours']:.0f} MB" if known else "-",
-        f"{peak['not repacked']:.0f} MB" if known else "-",
+        f"{load['ours']['cpu'] / load['not repacked']['cpu']:.2f}" if "not repacked" in load else "-",
+        *(f"{peak[name]:.0f} MB" if peak.get(name) else "-" for name in ("ours", "not repacked")),
     ]
 
 
