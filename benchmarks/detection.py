@@ -83,9 +83,9 @@ class Job:
         return self.n_prompt * self.n_prompts
 
 
-def letters(rng: random.Random, n: int) -> str:
-    """As many tokens as characters, in the tokenizers of the random models and of the embedded one."""
-    return "".join(rng.choices(ALPHABET, k=n))
+def letters(rng: random.Random, n: int, alphabet: str = ALPHABET) -> str:
+    """As many tokens as characters, in the tokenizers of the random models; ALPHABET also in the embedded one."""
+    return "".join(rng.choices(alphabet, k=n))
 
 
 def write_job(folder: Path, name: str, pairs: list[Pair], n_prompt: int) -> Job:
@@ -97,19 +97,19 @@ def write_job(folder: Path, name: str, pairs: list[Pair], n_prompt: int) -> Job:
     return job
 
 
-def jobs(folder: Path, n_pairs: int, n_prompt: int) -> dict[str, tuple[Job, Job]]:
+def jobs(folder: Path, n_pairs: int, n_prompt: int, alphabet: str = ALPHABET) -> dict[str, tuple[Job, Job]]:
     """A long and a short job of each kind."""
     rng = random.Random(3)
     same = []
     for i in range(n_pairs):
-        one, two = letters(rng, n_prompt), letters(rng, n_prompt)
+        one, two = letters(rng, n_prompt, alphabet), letters(rng, n_prompt, alphabet)
         same.append(Pair(f"p{i}", one, two, one, two))
     n_system, n_reply = n_prompt // 8, n_prompt // 4
-    system = letters(rng, n_system)
+    system = letters(rng, n_system, alphabet)
     chat = []
     for i in range(n_pairs):
-        start = system + letters(rng, n_prompt - n_system - n_reply)
-        one, two = letters(rng, n_reply), letters(rng, n_reply)
+        start = system + letters(rng, n_prompt - n_system - n_reply, alphabet)
+        one, two = letters(rng, n_reply, alphabet), letters(rng, n_reply, alphabet)
         chat.append(Pair(f"p{i}", start + one, start + two, one, two))
     return {
         name: (write_job(folder, name, pairs, n_prompt), write_job(folder, f"{name}, short", pairs[:SHORT], n_prompt))

@@ -30,6 +30,7 @@ import detection
 import performance
 from prompts_tables import END, START, render
 from random_q4 import SHAPES, version_of, write_model
+from worker import LETTERS
 from workers import Worker, WorkerError, llama_worker
 
 from steermoe_local.evaluation.studies.transfer.quantize import file_type
@@ -253,7 +254,7 @@ def measure_imatrix(model: Path, n_threads: int, n_rounds: int, log: performance
         return {"skipped": reason}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        both = detection.jobs(folder, IMATRIX_PAIRS, IMATRIX_TOKENS)["same text"]
+        both = detection.jobs(folder, IMATRIX_PAIRS, IMATRIX_TOKENS, LETTERS)["same text"]
         try:
             return detection.against_imatrix(
                 model.stem, model, both, n_rounds, 512, n_threads, folder, lambda line: None, noise=False, whole=True

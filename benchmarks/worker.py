@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import random
+import string
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,11 +31,13 @@ from typing import Any
 
 import numpy as np
 
-from steermoe_local import record_counts
+from steermoe_local import RecordingOptions, record_counts
+from steermoe_local.detection.recorder import RecordingProgress
 from steermoe_local.llama import capi
 from steermoe_local.pairs.pairs import Pair
 
 N_BATCH = 512
+LETTERS = string.ascii_letters + string.digits  # a token each in the random models
 STATUS = Path("/proc/self/status")
 
 
@@ -227,15 +230,19 @@ class Runner:
         return {"seconds": seconds, "cpu": self.cpu, "logits": digest.hexdigest()}
 
     def _detect(self, n: int) -> dict[str, Any]:
-        """Time record_counts on one pair of texts of n/2 tokens a side, all of them counted."""
-        letters = "".join(chr(97 + token % 26) for token in self.tokens(n))
-        sides = letters[: n // 2], letters[n // 2 : n]
+        """Time record_counts on a pair of texts of n/2 tokens, all of them counted, which share no beginning."""
+        rng = random.Random(1)
+        sides = [first + "".join(rng.choices(LETTERS, k=n // 2 - 1)) for first in "AB"]
         pair = Pair("0", *sides, *sides)
         start, cpu = time.perf_counter(), time.process_time()
-        counts = record_counts(self.llama, [pair], n_threads=self.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH)
+        done: list[RecordingProgress] = []
+        options = RecordingOptions(n_threads=self.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH)
+        counts = record_counts(self.llama, [pair], options, on_batch=done.append)
         answer = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
         if (counts.n1, counts.n2) != (n // 2, n // 2):
             raise SystemExit(f"record_counts saw {counts.n1} and {counts.n2} tokens, not {n // 2}")
+        if done[-1].n_decoded != n:
+            raise SystemExit(f"record_counts computed {done[-1].n_decoded} of {n} tokens")
         return answer
 
     def biases(self, n: int) -> dict[str, list[float]]:
