@@ -199,11 +199,11 @@ class Transformers:
             dtype: stack.enter_context(against_transformers.torch_worker(shape, dtype, n_threads))
             for dtype in sorted({dtype for dtype, _ in self.best.values()})
         }
-        for task in TASKS:
-            self.answer(task, 64)
+        for task in TASKS:  # warm up
+            self.answer(task, TRIAL)
 
     def answer(self, task: Task, n: int | None = None) -> Answer | None:
-        """The times of a task, or of a shorter prompt; None where transformers has no part in it."""
+        """The times of a task, or of one with a prompt of n tokens; None where transformers has no part in it."""
         request = task.sides.get("transformers")
         if not self.workers or request is None:
             return None
@@ -271,6 +271,10 @@ def measure(arguments: argparse.Namespace, log: performance.Log) -> dict[str, An
     parts = arguments.parts.split(",")
     layers = {name: shape for name, shape in LAYERS.items() if any(word in name.lower() for word in wanted)}
     report: dict[str, Any] = {**performance.circumstances(), "rounds": arguments.rounds, "versions": {}, "layers": {}}
+    before = 0.0
+    if arguments.add:
+        old = json.loads(arguments.json.read_text(encoding="utf-8"))
+        report["layers"], before = old["layers"], old["seconds"]
     for package in ("torch", "transformers"):
         with suppress(importlib.metadata.PackageNotFoundError):
             report["versions"][package] = importlib.metadata.version(package)
@@ -289,7 +293,7 @@ def measure(arguments: argparse.Namespace, log: performance.Log) -> dict[str, An
                     say(f"{quant}: llama-imatrix")
                     found[quant]["imatrix"] = measure_imatrix(model, n_threads, arguments.imatrix_rounds, say)
                 report["layers"][f"{name}, {quant}, {n_threads}"] = found[quant]
-            report["seconds"] = round(time.monotonic() - start)
+            report["seconds"] = round(before + time.monotonic() - start)
             arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
 
@@ -304,6 +308,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="fail if logits differ from stock's")
     parser.add_argument("--only", default="", help="words in the names of the shapes to measure, with commas between")
     parser.add_argument("--parts", default=",".join(PARTS), help="of stock,transformers,imatrix")
+    parser.add_argument("--add", action="store_true", help="add to the figures in the file of --json (or replace them)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--imatrix-rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a toy model: tries the script, means nothing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -161,6 +162,37 @@ def test_everybody_takes_turns() -> None:
     assert ours.n_different == 2  # the prompts of 2048
     assert ours.times["detection 512"] == {"recorder": [{"cpu": 0.5, "seconds": 0.5}] * 2}  # of one of its two prompts
     assert {side for task in ours.times.values() for side in task} == set(ours.workers)
+
+
+def test_figures_are_written_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that fails leaves what it measured before, and another one adds what is missing."""
+    import prompts
+    from workers import WorkerError
+
+    def measure_models(shape: str, *_: Any) -> dict[str, Any]:
+        if shape == "qwen3-layers" and not mended:
+            raise WorkerError("no memory")
+        return {"Q4_0": figures()}
+
+    def run(**more: Any) -> dict[str, Any]:
+        words = {"only": "granite,qwen", "parts": "stock,imatrix", "rounds": 1, "imatrix_rounds": 1, "quick": False}
+        words |= {"json": tmp_path / "figures.json", "models": tmp_path, "add": False} | more
+        return prompts.measure(argparse.Namespace(**words), lambda _: None)
+
+    mended = False
+    monkeypatch.setattr(prompts, "models_of", lambda *_: {"Q4_0": tmp_path / "m.gguf"})
+    monkeypatch.setattr(prompts, "measure_models", measure_models)
+    monkeypatch.setattr(prompts, "measure_imatrix", lambda *_: {"skipped": "not built"})
+    with pytest.raises(WorkerError, match="no memory"):
+        run()
+    granite = ["Granite 1B-A400M, Q4_0, 1", "Granite 1B-A400M, Q4_0, 2"]
+    kept = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    assert list(kept["layers"]) == granite
+    assert kept["layers"][granite[0]] == figures(imatrix={"skipped": "not built"})
+    mended = True
+    found = run(only="qwen", add=True)
+    assert list(found["layers"]) == [*granite, "Qwen3 30B-A3B, Q4_0, 1", "Qwen3 30B-A3B, Q4_0, 2"]
+    assert json.loads((tmp_path / "figures.json").read_text(encoding="utf-8")) == found
 
 
 def test_tables_go_to_the_top_of_the_docs(
