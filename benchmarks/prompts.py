@@ -307,9 +307,7 @@ def main() -> None:
     parser.add_argument("--write-docs", action="store_true", help="put the tables into docs/performance.md")
     parser.add_argument("--check", action="store_true", help="fail if logits differ from stock's")
     parser.add_argument("--only", default="", help="words in the names of the shapes to measure, with commas between")
-    parser.add_argument(
-        "--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads, one after the other"
-    )
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads")
     parser.add_argument("--parts", default=",".join(PARTS), help="of stock,transformers,imatrix")
     parser.add_argument("--add", action="store_true", help="add to the figures in the file of --json (or replace them)")
     parser.add_argument("--rounds", type=int, default=3)

@@ -175,15 +175,8 @@ def test_figures_are_written_as_they_come(tmp_path: Path, monkeypatch: pytest.Mo
         return {"Q4_0": figures()}
 
     def run(**more: Any) -> dict[str, Any]:
-        words = {
-            "only": "granite,qwen",
-            "parts": "stock,imatrix",
-            "rounds": 1,
-            "imatrix_rounds": 1,
-            "quick": False,
-            "threads": [1, 2],
-        }
-        words |= {"json": tmp_path / "figures.json", "models": tmp_path, "add": False} | more
+        words = {"only": "granite,qwen", "parts": "stock,imatrix", "threads": [1, 2], "rounds": 1, "imatrix_rounds": 1}
+        words |= {"quick": False, "json": tmp_path / "figures.json", "models": tmp_path, "add": False} | more
         return prompts.measure(argparse.Namespace(**words), lambda _: None)
 
     mended = False
