@@ -109,6 +109,23 @@ def test_aims() -> None:
     assert many["load: not slower than stock"][3].endswith("; 3 more")
 
 
+@pytest.mark.parametrize(
+    ("stock", "ours", "holds"),
+    [
+        (1.0, 1.0, "yes"),
+        (1.0, 1.04, "within noise"),
+        (1.0, 1.06, "no"),
+        (0.05, 0.058, "within noise"),
+        (0.05, 0.07, "no"),
+    ],
+)
+def test_loads_within_noise(stock: float, ours: float, holds: str) -> None:
+    from prompts_tables import judge_load
+
+    found = judge_load("Q4_0", {"load": {"stock": {"cpu": stock}, "ours": {"cpu": ours}}})
+    assert found == [("load", holds, f"{stock / ours:.2f}")]
+
+
 def test_broken_promises() -> None:
     import performance
     from prompts_tables import render
