@@ -42,6 +42,10 @@ class Shape:
     n_ctx: int = 4096
     seed: int = 1
 
+    def __post_init__(self) -> None:
+        if self.arch == "olmoe" and self.n_head_kv != self.n_head:
+            raise ValueError(f"llama.cpp's olmoe has as many KV heads as heads ({self.n_head}), not {self.n_head_kv}")
+
     @property
     def n_experts(self) -> int:
         """Experts of all layers."""
@@ -59,8 +63,8 @@ SHAPES = {
 SHAPES |= {
     "granite-layers": replace(SHAPES["granite"], n_layer=6, n_vocab=512),
     "olmoe-layers": replace(SHAPES["olmoe"], n_layer=1, n_vocab=512),
-    "qwen3-layers": Shape("olmoe", 1, 2048, 16, 4, 768, 128, 8, 512),  # Qwen3-30B-A3B
-    "gpt-oss-layers": Shape("olmoe", 1, 2880, 45, 9, 2880, 32, 4, 512),  # gpt-oss-20b
+    "qwen3-layers": Shape("granitemoe", 1, 2048, 16, 4, 768, 128, 8, 512),  # Qwen3-30B-A3B
+    "gpt-oss-layers": Shape("granitemoe", 1, 2880, 45, 9, 2880, 32, 4, 512),  # gpt-oss-20b
 }
 
 
