@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,6 +41,11 @@ def made(request: pytest.FixtureRequest, random_q4: Any, tmp_path_factory: pytes
     """A shape and its model."""
     shape = random_q4.SHAPES[request.param]
     return shape, random_q4.write_model(tmp_path_factory.mktemp("q4") / "model.gguf", shape)
+
+
+def test_olmoe_has_no_grouped_attention(random_q4: Any) -> None:
+    with pytest.raises(ValueError, match="not 2"):
+        replace(random_q4.SHAPES["olmoe"], n_head_kv=2)
 
 
 def test_model_is_q4_0_with_f32_routers(made: tuple[Any, Path], random_q4: Any) -> None:
