@@ -116,7 +116,8 @@ def find_best(
                     trial[figure][f"{dtype} {experts}"] = speed
                     log(f"transformers, {dtype}, {experts}: {figure} {speed:.1f} tokens/s")
     best = {figure: max(speeds, key=speeds.__getitem__).split() for figure, speeds in trial.items() if speeds}
-    return best, {"tokens_per_second": trial, "skipped": skipped}
+    reason = "; ".join(dict.fromkeys(skipped.values()))
+    return best, {"tokens_per_second": trial, "skipped": skipped, "reason": reason}
 
 
 def measure(
@@ -127,7 +128,7 @@ def measure(
     runs = {figure: partial(run_theirs, figure) for figure in ("prompt", "steered decode")}
     best, trial = find_best(shape, dtypes, n_threads, runs, log)
     if not best:
-        return {"skipped": "; ".join(trial["skipped"].values())}
+        return {"skipped": trial["reason"]}
     best["detection"] = best["prompt"]
     model = cached_model(shape, models)
     times: dict[str, dict[str, list[float]]] = {figure: {"ours": [], "theirs": []} for figure in FIGURES}

@@ -193,7 +193,7 @@ class Transformers:
         runs = {f"prompt {n}": run(n) for n in (64, TRIAL)}
         dtypes = list(against_transformers.BYTES)
         best, trial = against_transformers.find_best(shape, dtypes, n_threads, runs, log, others)
-        self.skipped = "" if best else "; ".join(trial["skipped"].values())
+        self.skipped = "" if best else trial["reason"]
         self.best = {task.name: best.get(task.name, best[f"prompt {TRIAL}"]) for task in TASKS} if best else {}
         self.workers = {
             dtype: stack.enter_context(against_transformers.torch_worker(shape, dtype, n_threads))
@@ -272,7 +272,7 @@ def measure(arguments: argparse.Namespace, log: performance.Log) -> dict[str, An
     layers = {name: shape for name, shape in LAYERS.items() if any(word in name.lower() for word in wanted)}
     report: dict[str, Any] = {**performance.circumstances(), "rounds": arguments.rounds, "versions": {}, "layers": {}}
     before = 0.0
-    if arguments.add:
+    if arguments.add and arguments.json.exists():
         old = json.loads(arguments.json.read_text(encoding="utf-8"))
         report["layers"], before = old["layers"], old["seconds"]
     for package in ("torch", "transformers"):
