@@ -193,13 +193,13 @@ def stock_row(key: str, one: dict[str, Any]) -> list[str]:
     times = one.get("times", {}).get("prompt 512", {}).get("ours", [])
     speed = f"{512 / statistics.median(time['seconds'] for time in times):.0f}" if times else "-"
     load, both = load_ratio(one), peaks(one)
-    n = one.get("rounds_with_other_logits", 0)
+    bits = [text if holds == "no" else "same bits" for _, holds, text in judge_bits(key, one)]
     return [
         *key.split(", "),
         *(cell(ratios(one, column)) for column in OVER_STOCK),
         "-" if load is None else f"{load:.2f}",
         "-" if both is None else f"{both[1] - both[0]:+.0f} MB",
-        f"other bits {n} times" if n else "same bits",
+        *(bits or ["-"]),
         speed,
     ]
 

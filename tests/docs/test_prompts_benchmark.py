@@ -149,6 +149,7 @@ def test_what_was_not_measured_is_told() -> None:
     assert rows(text, "| X 1B | Q4_0 | 2 |")[1] == "| X 1B | Q4_0 | 2 | - | - | - | - | - | - |"
     text = render(report({KEY: missing}))
     assert "llama-imatrix was not measured: not built." in text
+    assert rows(text, "| X 1B | Q4_0 | 2 |")[0] == f"| X 1B | Q4_0 | 2 |{' - |' * 9}"
     assert rows(text, "| load: not slower than stock |") == ["| load: not slower than stock | not measured |  |  |  |"]
 
 
