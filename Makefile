@@ -101,7 +101,7 @@ test: build tools $(SUITE)
 
 # BENCH="--write-docs" also writes the measured part of docs/performance.md, --check fails on a missed criterion.
 BENCH ?=
-bench: build $(STOCK)/.built $(VENV)/.reference
+bench: build tools $(STOCK)/.built $(VENV)/.reference
 	@$(BIN)/python benchmarks/behaviours.py
 	@$(BIN)/python benchmarks/performance.py $(BENCH)
 	@$(BIN)/python benchmarks/prompts.py $(BENCH)

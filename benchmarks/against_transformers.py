@@ -16,8 +16,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ratios import Ratio, speed_ratios, verdict
 from workers import HERE, Worker, llama_worker
 
 Log = Callable[[str], None]
+Run = Callable[[Worker, str], float]  # a worker and the experts' implementation: seconds per token
 N_PROMPT, N_DECODE = 256, 16
 MODELS = HERE.parent / "build" / "bench" / "models"
 BYTES = {"bfloat16": 2, "float32": 4}
@@ -50,12 +52,12 @@ def free_memory() -> float | None:
         return None
 
 
-def why_not(shape: str, dtype: str) -> str:
-    """Why transformers cannot run the shape here, "" if it can."""
+def why_not(shape: str, dtype: str, others: float = 2e9) -> str:
+    """Why transformers cannot run the shape here, "" if it can; `others` are bytes for its activations and for ours."""
     if importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None:
         return "torch and transformers are not installed (make test-reference installs them)"
     sizes = tensors(SHAPES[shape]).values()
-    need = BYTES[dtype] * sum(_product(size) for size in sizes) * 1.15 + 2e9  # room for activations and for ours
+    need = BYTES[dtype] * sum(_product(size) for size in sizes) * 1.15 + others
     free = free_memory()
     if free is not None and need > free:
         return f"{shape} in {dtype} needs {need / 1e9:.0f} GB, {free / 1e9:.0f} GB are available"
@@ -73,7 +75,7 @@ def torch_worker(shape: str, dtype: str, n_threads: int) -> Worker:
     return Worker("torch_worker.py", shape, "--threads", n_threads, "--dtype", dtype)
 
 
-def run_theirs(worker: Worker, figure: str, experts: str) -> float:
+def run_theirs(figure: str, worker: Worker, experts: str) -> float:
     """Seconds per token of a figure under transformers."""
     do, hooks, _ = FIGURES[figure]
     if do == "prompt":
@@ -91,37 +93,43 @@ def run_ours(worker: Worker, figure: str) -> float:
     return float(worker.ask("prompt", variant=variant, n=n)["seconds"]) / n
 
 
-def find_best(shape: str, dtypes: Sequence[str], n_threads: int, log: Log) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fastest (dtype, experts) of each figure, and the trial's tokens per second."""
-    trial: dict[str, dict[str, float]] = {"prompt": {}, "steered decode": {}}
+def find_best(
+    shape: str, dtypes: Sequence[str], n_threads: int, runs: Mapping[str, Run], log: Log, others: float = 2e9
+) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """The fastest (dtype, experts) of each figure in `runs`, and the trial's tokens per second.
+
+    The runs of a worker are made in their order, after a prompt.
+    """
+    trial: dict[str, dict[str, float]] = {figure: {} for figure in runs}
     skipped: dict[str, str] = {}
     for dtype in dtypes:
-        if reason := why_not(shape, dtype):
+        if reason := why_not(shape, dtype, others):
             skipped[dtype] = reason
             continue
         with torch_worker(shape, dtype, n_threads) as worker:
             worker.ask("prompt", n=N_PROMPT, hooks="none", experts="grouped_mm")  # warm up
             for experts in ("eager", "grouped_mm", "batched_mm"):
-                ways = {"steered decode": experts}
-                if experts != "batched_mm":  # it copies the experts of every token: gigabytes for a prompt
-                    ways["prompt"] = experts
-                for figure in sorted(ways):
-                    speed = 1 / run_theirs(worker, figure, experts)
+                for figure, run in runs.items():
+                    if experts == "batched_mm" and "decode" not in figure:
+                        continue  # it copies the experts of every token: gigabytes for a prompt
+                    speed = 1 / run(worker, experts)
                     trial[figure][f"{dtype} {experts}"] = speed
                     log(f"transformers, {dtype}, {experts}: {figure} {speed:.1f} tokens/s")
     best = {figure: max(speeds, key=speeds.__getitem__).split() for figure, speeds in trial.items() if speeds}
-    if best:
-        best["detection"] = best["prompt"]
-    return best, {"tokens_per_second": trial, "skipped": skipped}
+    reason = "; ".join(dict.fromkeys(skipped.values()))
+    return best, {"tokens_per_second": trial, "skipped": skipped, "reason": reason}
 
 
 def measure(
     shape: str, *, dtypes: Sequence[str], n_threads: int, seconds: float, min_rounds: int, models: Path, log: Log
 ) -> dict[str, Any]:
     """Measure both, turn by turn. Returns {"skipped": reason} where transformers cannot run."""
-    best, trial = find_best(shape, dtypes, n_threads, log)
+    # the decode of the trial follows the prompt
+    runs = {figure: partial(run_theirs, figure) for figure in ("prompt", "steered decode")}
+    best, trial = find_best(shape, dtypes, n_threads, runs, log)
     if not best:
-        return {"skipped": "; ".join(trial["skipped"].values())}
+        return {"skipped": trial["reason"]}
+    best["detection"] = best["prompt"]
     model = cached_model(shape, models)
     times: dict[str, dict[str, list[float]]] = {figure: {"ours": [], "theirs": []} for figure in FIGURES}
     with ExitStack() as stack:
@@ -139,7 +147,7 @@ def measure(
             for figure in FIGURES:
                 dtype, experts = best[figure]
                 for side in ("ours", "theirs") if n_rounds % 2 else ("theirs", "ours"):
-                    taken = run_ours(ours, figure) if side == "ours" else run_theirs(theirs[dtype], figure, experts)
+                    taken = run_ours(ours, figure) if side == "ours" else run_theirs(figure, theirs[dtype], experts)
                     times[figure][side].append(taken)
             n_rounds += 1
             log(f"transformers, {shape}: round {n_rounds}")

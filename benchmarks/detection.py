@@ -4,11 +4,12 @@
 
 llama-imatrix runs a text through a model and accumulates statistics of the inputs of each matrix product, per expert;
 it is the most similar program of llama.cpp. Both run as commands, alternately, on the same tokens in the same pieces;
-llama-imatrix with --no-ppl, its faster mode. A short job, run once, measures start and loading; the long one runs in
-every round, and the difference is the cost of the tokens. Processor time is compared, because other work on the machine
-disturbs it least, and a ratio compares times of one round only. `same text`: every prompt has another beginning and all
-its tokens are counted. `chat`: the two prompts of a pair share their question, and all pairs share a system message, as
-real pairs do; llama-imatrix reads the same prompts one after the other.
+llama-imatrix with --no-ppl, its faster mode, and with the unpatched libraries of build/stock. A short job, run once,
+measures start and loading; the long one runs in every round, and the difference is the cost of the tokens. Processor
+time is compared, because other work on the machine disturbs it least, and a ratio compares times of one round only.
+`same text`: every prompt has another beginning and all its tokens are counted. `chat`: the two prompts of a pair share
+their question, and all pairs share a system message, as real pairs do; llama-imatrix reads the same prompts one after
+the other.
 
 Progress goes to stderr, the tables to stdout, everything to build/bench/detection.json.
 """
@@ -19,7 +20,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -33,8 +33,14 @@ from typing import Any
 import numpy as np
 from random_q4 import cached_model
 from ratios import Ratio, speed_ratios
+from workers import STOCK, WorkerError, clean_environment
 
 from steermoe_local.pairs.pairs import Pair, save_pairs
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent / "build"
@@ -43,7 +49,10 @@ TINY = HERE.parent / "steermoe_local" / "data"
 OUTPUT = BUILD / "bench"
 ALPHABET = "ABCDEFGHJKQXZ"
 SHORT = 1  # pairs of the short job
+LIBRARY_PATH = {"LD_LIBRARY_PATH": str(STOCK)}  # goes before the folder of the program, which has ours
 DETECT = "from steermoe_local.cli import main; main()"
+# with the graph behind the last router, as worker.py's --whole
+DETECT_WHOLE = f"from steermoe_local.llama import capi; capi.NativeRecorder.set_stop = lambda *_: None; {DETECT}"
 MEMORY = """
 import json, resource, sys, time
 from steermoe_local import record_counts
@@ -74,9 +83,9 @@ class Job:
         return self.n_prompt * self.n_prompts
 
 
-def letters(rng: random.Random, n: int) -> str:
-    """As many tokens as characters, in the tokenizers of the random models and of the embedded one."""
-    return "".join(rng.choices(ALPHABET, k=n))
+def letters(rng: random.Random, n: int, alphabet: str = ALPHABET) -> str:
+    """As many tokens as characters, in the tokenizers of the random models; ALPHABET also in the embedded one."""
+    return "".join(rng.choices(alphabet, k=n))
 
 
 def write_job(folder: Path, name: str, pairs: list[Pair], n_prompt: int) -> Job:
@@ -88,19 +97,19 @@ def write_job(folder: Path, name: str, pairs: list[Pair], n_prompt: int) -> Job:
     return job
 
 
-def jobs(folder: Path, n_pairs: int, n_prompt: int) -> dict[str, tuple[Job, Job]]:
+def jobs(folder: Path, n_pairs: int, n_prompt: int, alphabet: str = ALPHABET) -> dict[str, tuple[Job, Job]]:
     """A long and a short job of each kind."""
     rng = random.Random(3)
     same = []
     for i in range(n_pairs):
-        one, two = letters(rng, n_prompt), letters(rng, n_prompt)
+        one, two = letters(rng, n_prompt, alphabet), letters(rng, n_prompt, alphabet)
         same.append(Pair(f"p{i}", one, two, one, two))
     n_system, n_reply = n_prompt // 8, n_prompt // 4
-    system = letters(rng, n_system)
+    system = letters(rng, n_system, alphabet)
     chat = []
     for i in range(n_pairs):
-        start = system + letters(rng, n_prompt - n_system - n_reply)
-        one, two = letters(rng, n_reply), letters(rng, n_reply)
+        start = system + letters(rng, n_prompt - n_system - n_reply, alphabet)
+        one, two = letters(rng, n_reply, alphabet), letters(rng, n_reply, alphabet)
         chat.append(Pair(f"p{i}", start + one, start + two, one, two))
     return {
         name: (write_job(folder, name, pairs, n_prompt), write_job(folder, f"{name}, short", pairs[:SHORT], n_prompt))
@@ -114,16 +123,37 @@ class Seconds:
     cpu: float
 
 
-def timed(command: list[str]) -> tuple[Seconds, subprocess.CompletedProcess[str]]:
+def why_no_imatrix() -> str:
+    """Why an unpatched llama-imatrix cannot be run here, "" if it can."""
+    if resource is None:
+        return "this system does not tell how much processor time a command took"
+    if not IMATRIX.exists():
+        return "llama-imatrix is not built (make tools builds it)"
+    if not any(STOCK.glob("*llama.*")):
+        return "build/stock has no library (make build/stock/.built builds it)"
+    environment = clean_environment() | LIBRARY_PATH | {"LD_TRACE_LOADED_OBJECTS": "1"}  # lists them, as ldd does
+    done = subprocess.run([IMATRIX], capture_output=True, text=True, check=False, env=environment, timeout=60)
+    loaded = [f"{STOCK}/lib{name}.so " for name in ("llama", "ggml", "ggml-base", "ggml-cpu")]
+    if not all(path in done.stdout for path in loaded):
+        return "on this system llama-imatrix does not load the unpatched libraries of build/stock by LD_LIBRARY_PATH"
+    return ""
+
+
+def timed(
+    command: list[str], environment: dict[str, str] | None = None
+) -> tuple[Seconds, subprocess.CompletedProcess[str]]:
+    """Run a command; `environment` is added to this process's. Raises WorkerError if it fails."""
+
     def cpu() -> float:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         return usage.ru_utime + usage.ru_stime
 
     start = time.perf_counter(), cpu()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = clean_environment() | (environment or {})
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     seconds = Seconds(time.perf_counter() - start[0], cpu() - start[1])
     if done.returncode:
-        raise SystemExit(f"error: {command[0]} ended with {done.returncode}: {done.stderr[-800:]}")
+        raise WorkerError(f"{command[0]} ended with {done.returncode}: {done.stderr[-800:]}")
     return seconds, done
 
 
@@ -134,16 +164,29 @@ def imatrix(model: Path, job: Job, n_batch: int, n_threads: int, folder: Path) -
             *(str(IMATRIX), "-m", str(model), "-f", str(job.text), "-o", str(folder / "imatrix.gguf")),
             *("--output-format", "gguf", "-c", str(job.n_prompt), "-b", str(n_batch), "-ub", str(n_batch)),
             *("--chunks", str(chunks), "-t", str(n_threads), "-fa", "off", "--no-ppl", "-ngl", "0"),
-        ]
+        ],
+        LIBRARY_PATH,
     )
     assert f"computing over {chunks} chunks" in done.stderr, done.stderr[-2000:]
     return seconds
 
 
-def detect(model: Path, job: Job, n_batch: int, n_threads: int, folder: Path) -> tuple[Seconds, dict[str, Any]]:
+def detect(
+    model: Path, job: Job, n_batch: int, n_threads: int, folder: Path, whole: bool = False
+) -> tuple[Seconds, dict[str, Any]]:
     seconds, done = timed(
         [
-            *(sys.executable, "-P", "-c", DETECT, "detect", "-m", str(model), "--pairs", str(job.pairs)),
+            *(
+                sys.executable,
+                "-P",
+                "-c",
+                DETECT_WHOLE if whole else DETECT,
+                "detect",
+                "-m",
+                str(model),
+                "--pairs",
+                str(job.pairs),
+            ),
             *("-o", str(folder / "map.json"), "-b", str(n_batch), "-ub", str(n_batch), "-t", str(n_threads), "--json"),
         ]
     )
@@ -161,39 +204,52 @@ def against_imatrix(
     n_threads: int,
     folder: Path,
     log: Callable[[str], None],
+    *,
+    noise: bool = True,
+    whole: bool = False,
 ) -> dict[str, Any]:
-    """Times of both programs. llama-imatrix runs twice a round: the ratio of its two times is the noise."""
+    """Times of both programs. With `noise` llama-imatrix runs twice a round: the ratio of its two times is the noise.
+
+    `whole`: `detect` computes the last layer's experts, which it usually leaves out and llama-imatrix does not.
+    """
     facts: dict[str, Any] = {}
 
     def run(name: str, job: Job) -> Seconds:
         nonlocal facts
         if name == "detect":
-            seconds, facts = detect(model, job, n_batch, n_threads, folder)
+            seconds, facts = detect(model, job, n_batch, n_threads, folder, whole)
             return seconds
         return imatrix(model, job, n_batch, n_threads, folder)
 
     long, short = both
-    turns = ["imatrix", "detect", "imatrix again"]
+    turns = ["imatrix", "detect", *(["imatrix again"] if noise else [])]
     base = {name: run(name, short) for name in turns}
     log(f"{what}: short job done")
     seen: dict[str, list[Seconds]] = {name: [] for name in turns}
     for number in range(rounds):
-        for name in turns[number % 3 :] + turns[: number % 3]:
+        first = number % len(turns)
+        for name in turns[first:] + turns[:first]:
             seen[name].append(run(name, long))
             log(f"{what}: {name}: {seen[name][-1].cpu - base[name].cpu:.2f} s of processor time")
         log(f"{what}: round {number + 1} of {rounds}")
     n_tokens = long.n_tokens - short.n_tokens
     times = {name: [one.cpu - base[name].cpu for one in seen[name]] for name in turns}
-    whole = {name: [one.wall for one in seen[name]] for name in turns}
+    walls = {name: [one.wall - base[name].wall for one in seen[name]] for name in turns}
+    commands = {name: [one.wall for one in seen[name]] for name in turns}
+    ratios = {
+        "ratio": speed_ratios(times["detect"], times["imatrix"]),
+        "ratio_of_commands": speed_ratios(commands["detect"], commands["imatrix"]),
+    }
+    if noise:
+        ratios["noise"] = speed_ratios(times["imatrix again"], times["imatrix"])
     return {
         "n_tokens": long.n_tokens,
         "n_decoded": facts["n_decoded"],
         "cpu_seconds": times,
-        "seconds_of_the_long_command": whole,
+        "wall_seconds": walls,
+        "seconds_of_the_long_command": commands,
         "tokens_per_cpu_second": {name: n_tokens / statistics.median(values) for name, values in times.items()},
-        "ratio": Ratio.of(speed_ratios(times["detect"], times["imatrix"])).to_dict(),
-        "ratio_of_commands": Ratio.of(speed_ratios(whole["detect"], whole["imatrix"])).to_dict(),
-        "noise": Ratio.of(speed_ratios(times["imatrix again"], times["imatrix"])).to_dict(),
+        **{name: Ratio.of(values).to_dict() for name, values in ratios.items()},
     }
 
 
@@ -267,8 +323,8 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", help="only these: 'same text', 'chat'")
     parser.add_argument("--models", type=Path, default=OUTPUT / "models")
     arguments = parser.parse_args()
-    if not IMATRIX.exists():
-        raise SystemExit("error: llama-imatrix is not built; run make tools")
+    if reason := why_no_imatrix():
+        raise SystemExit(f"error: {reason}")
 
     def log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -305,4 +361,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except WorkerError as error:
+        raise SystemExit(f"error: {error}") from None

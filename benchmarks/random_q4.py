@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,10 @@ class Shape:
     n_ctx: int = 4096
     seed: int = 1
 
+    def __post_init__(self) -> None:
+        if self.arch == "olmoe" and self.n_head_kv != self.n_head:
+            raise ValueError(f"llama.cpp's olmoe has as many KV heads as heads ({self.n_head}), not {self.n_head_kv}")
+
     @property
     def n_experts(self) -> int:
         """Experts of all layers."""
@@ -54,6 +58,13 @@ SHAPES = {
     "many": Shape("olmoe", 48, 64, 2, 2, 32, 256, 8, 512),  # 12,288 tiny experts, to measure memory per expert
     "toy": Shape("granitemoe", 3, 64, 2, 1, 32, 8, 2, 320),
     "toy-olmoe": Shape("olmoe", 3, 64, 2, 2, 32, 8, 2, 320),
+}
+# layers of large models; few tokens in the vocabulary, so that the time is that of the layers
+SHAPES |= {
+    "granite-layers": replace(SHAPES["granite"], n_layer=6, n_vocab=512),
+    "olmoe-layers": replace(SHAPES["olmoe"], n_layer=1, n_vocab=512),
+    "qwen3-layers": Shape("granitemoe", 1, 2048, 16, 4, 768, 128, 8, 512),  # Qwen3-30B-A3B
+    "gpt-oss-layers": Shape("granitemoe", 1, 2880, 45, 9, 2880, 32, 4, 512),  # gpt-oss-20b
 }
 
 

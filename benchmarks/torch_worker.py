@@ -126,14 +126,14 @@ class Runner:
         self.counts.zero_()
         tokens = self.tokens(n)
         with self._hooks(hooks), torch.inference_mode():
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             output = self.model(tokens, use_cache=True, logits_to_keep=1)
-            seconds = time.perf_counter() - start
+            answer = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
         self._check(output.logits)
         self.cache = output.past_key_values
         if hooks == "count" and int(self.counts.sum()) != n * self.shape.k * self.shape.n_layer:
             raise SystemExit("the hooks did not see every token in every layer")
-        return {"seconds": seconds}
+        return answer
 
     def decode(self, start: int, n: int, hooks: str, experts: str) -> dict[str, float]:
         """Time n tokens, one after the other, after a prompt of `start` tokens."""

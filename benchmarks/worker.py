@@ -1,6 +1,6 @@
 """A process that runs a model on request, so that builds which cannot share a process can be timed alternately.
 
-    python worker.py MODEL --threads N [--stock] [--variants plain,hard,...] [--no-mmap]
+    python worker.py MODEL --threads N [--stock] [--variants plain,hard,...] [--no-mmap] [--no-repack] [--whole]
 
 Requests and answers are lines of JSON on stdin and stdout (`Worker` in workers.py is the other end). With --stock the
 libraries are those named by LLAMA_CPP_LIB_PATH, otherwise the installed package's.
@@ -8,6 +8,10 @@ libraries are those named by LLAMA_CPP_LIB_PATH, otherwise the installed package
 Variants, one context each: `plain` (no bias; the prompt's last token is an output, as in llama-bench), `all` (every
 token is an output), `hard` and `soft` (steered in every layer), `recorder` (every token is counted in every layer),
 `detect` (steermoe_local.record_counts as a user calls it).
+
+llama.cpp computes the last layer's experts only for tokens whose logits are wanted, and recording ends behind the last
+router. In a large model this is a small part; a model of one layer would hardly use its experts. With --whole every
+token of a prompt is an output, and recording computes the whole graph.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import hashlib
 import json
 import os
 import random
+import string
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,10 +32,12 @@ from typing import Any
 import numpy as np
 
 from steermoe_local import record_counts
+from steermoe_local.detection.recorder import RecordingOptions, RecordingProgress
 from steermoe_local.llama import capi
 from steermoe_local.pairs.pairs import Pair
 
 N_BATCH = 512
+LETTERS = string.ascii_letters + string.digits  # a token each in the random models
 STATUS = Path("/proc/self/status")
 
 
@@ -65,9 +72,22 @@ class Runner:
     """A loaded model and a context for each variant."""
 
     def __init__(
-        self, path: Path, *, stock: bool, variants: Sequence[str], n_threads: int, mmap: bool, n_ctx: int
+        self,
+        path: Path,
+        *,
+        stock: bool,
+        variants: Sequence[str],
+        n_threads: int,
+        mmap: bool,
+        n_ctx: int,
+        repack: bool,
+        whole: bool,
     ) -> None:
+        start, cpu = time.perf_counter(), time.process_time()
         self.path = path
+        self.whole = whole
+        if whole:  # record_counts has no option for it, because nobody needs it
+            capi.NativeRecorder.set_stop = lambda *_: None
         self.n_ctx = n_ctx
         self.cpu = 0.0  # seconds of all cores in llama_decode, since the last request
         self.n_threads = n_threads
@@ -81,6 +101,7 @@ class Runner:
         else:
             params = self.lib.llama_model_default_params()
             params.n_gpu_layers = 0
+            params.use_extra_bufts = repack
             params.load_mode = self.lib.LLAMA_LOAD_MODE_MMAP if mmap else self.lib.LLAMA_LOAD_MODE_NONE
             self.model = self.lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self.model:
@@ -90,6 +111,7 @@ class Runner:
         self.batch = self.lib.llama_batch_init(N_BATCH, 0, 1)
         self.recorder: capi.NativeRecorder | None = None
         self.contexts = {name: self._context(name) for name in variants if name != "detect"}
+        self.loaded = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
 
     def metadata(self, key: str) -> str:
         """A value of the model's metadata; `{arch}` in the key is its architecture."""
@@ -156,9 +178,9 @@ class Runner:
             raise SystemExit(f"llama_decode failed with {status}")
         return seconds
 
-    def _logits(self, ctx: Any) -> bytes:
-        """The last output's logits; fails unless they are finite, because the time would then be meaningless."""
-        logits = np.ctypeslib.as_array(self.lib.llama_get_logits_ith(ctx, -1), (self.n_vocab,))
+    def _logits(self, ctx: Any, n: int = 1) -> bytes:
+        """The logits of the n outputs; fails unless they are finite, because the time would then be meaningless."""
+        logits = np.ctypeslib.as_array(self.lib.llama_get_logits(ctx), (n * self.n_vocab,))
         if not np.isfinite(logits).all() or logits.min() == logits.max():
             raise SystemExit("the logits are not finite or all the same")
         return logits.tobytes()
@@ -170,16 +192,17 @@ class Runner:
         ctx = self.contexts[variant]
         self.lib.llama_memory_clear(self.lib.llama_get_memory(ctx), False)
         self.cpu = 0.0
-        outputs = "all" if variant in ("all", "recorder") else "last"
+        outputs = "all" if self.whole or variant in ("all", "recorder") else "last"
         tokens = self.tokens(n)
         parts = [(start, tokens[start : start + N_BATCH]) for start in range(0, n, N_BATCH)]
         if variant != "recorder":
             seconds = 0.0
+            digest = hashlib.sha256()
             for at, part in parts:
                 self._fill(part, at, outputs)
                 seconds += self._decode(ctx)
-            logits = hashlib.sha256(self._logits(ctx)).hexdigest()
-            return {"seconds": seconds, "cpu": self.cpu, "logits": logits}
+                digest.update(self._logits(ctx, len(part) if outputs == "all" else 1))
+            return {"seconds": seconds, "cpu": self.cpu, "logits": digest.hexdigest()}
         assert self.recorder is not None
         self.recorder.reset()
         start = time.perf_counter()
@@ -207,16 +230,20 @@ class Runner:
         return {"seconds": seconds, "cpu": self.cpu, "logits": digest.hexdigest()}
 
     def _detect(self, n: int) -> dict[str, Any]:
-        """Time record_counts on one pair of texts of n/2 tokens a side, all of them counted."""
-        letters = "".join(chr(97 + token % 26) for token in self.tokens(n))
-        sides = letters[: n // 2], letters[n // 2 : n]
+        """Time record_counts on a pair of texts of n/2 tokens, all of them counted, which share no beginning."""
+        rng = random.Random(1)
+        sides = [first + "".join(rng.choices(LETTERS, k=n // 2 - 1)) for first in "AB"]
         pair = Pair("0", *sides, *sides)
-        start = time.perf_counter()
-        counts = record_counts(self.llama, [pair], n_threads=self.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH)
-        seconds = time.perf_counter() - start
+        start, cpu = time.perf_counter(), time.process_time()
+        done: list[RecordingProgress] = []
+        options = RecordingOptions(n_threads=self.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH)
+        counts = record_counts(self.llama, [pair], options, on_batch=done.append)
+        answer = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
         if (counts.n1, counts.n2) != (n // 2, n // 2):
             raise SystemExit(f"record_counts saw {counts.n1} and {counts.n2} tokens, not {n // 2}")
-        return {"seconds": seconds}
+        if done[-1].n_decoded != n:
+            raise SystemExit(f"record_counts computed {done[-1].n_decoded} of {n} tokens")
+        return answer
 
     def biases(self, n: int) -> dict[str, list[float]]:
         """Milliseconds of setting, swapping and clearing a bias in a live context, and of the token decoded next."""
@@ -289,6 +316,8 @@ def main() -> None:
     parser.add_argument("--variants", default="plain")
     parser.add_argument("--no-mmap", action="store_true")
     parser.add_argument("--ctx", type=int, default=1024)
+    parser.add_argument("--no-repack", action="store_true")
+    parser.add_argument("--whole", action="store_true", help="compute the last layer for every token, too")
     arguments = parser.parse_args()
     runner = Runner(
         arguments.model,
@@ -297,8 +326,11 @@ def main() -> None:
         n_threads=arguments.threads,
         mmap=not arguments.no_mmap,
         n_ctx=arguments.ctx,
+        repack=not arguments.no_repack,
+        whole=arguments.whole,
     )
-    serve({"prompt": runner.prompt, "decode": runner.decode, "biases": runner.biases, "memory": memory_use})
+    handlers = {"prompt": runner.prompt, "decode": runner.decode, "biases": runner.biases}
+    serve(handlers | {"memory": memory_use, "load": lambda: runner.loaded})
 
 
 if __name__ == "__main__":

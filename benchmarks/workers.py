@@ -16,6 +16,12 @@ HERE = Path(__file__).resolve().parent
 STOCK = HERE.parent / "build" / "stock" / "bin"
 
 
+def clean_environment() -> dict[str, str]:
+    """The environment without what would steer the models, or change the threads that a benchmark asks for."""
+    names = ("STEERMOE_BIAS", "STEERMOE_FORCE")
+    return {name: value for name, value in os.environ.items() if name not in names and not name.startswith("OMP_")}
+
+
 class WorkerError(Exception):
     """A worker ended; the text is the last line it wrote."""
 
@@ -24,12 +30,11 @@ class Worker:
     """A running worker. It sleeps between requests, so that it does not disturb the others."""
 
     def __init__(self, script: str, *arguments: object, environment: dict[str, str] | None = None) -> None:
-        clean = {name: value for name, value in os.environ.items() if name not in ("STEERMOE_BIAS", "STEERMOE_FORCE")}
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / script), *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=clean | (environment or {}),
+            env=clean_environment() | (environment or {}),
             text=True,
         )
         self._name = f"{script} {' '.join(map(str, arguments))}"
@@ -80,12 +85,19 @@ def llama_worker(
     mmap: bool = True,
     bias: Path | None = None,
     n_ctx: int = 1024,
+    repack: bool = True,
+    whole: bool = False,
 ) -> Worker:
-    """A worker of our build or of the stock build. `bias` steers all its contexts, by STEERMOE_BIAS."""
+    """A worker of our build or of the stock build. `bias` steers all its contexts, by STEERMOE_BIAS.
+
+    `whole`: every layer is computed for every token, the last one too (worker.py says how).
+    """
     arguments = [model, "--threads", n_threads, "--variants", ",".join(variants)]
     arguments += ["--stock"] if stock else []
     arguments += [] if mmap else ["--no-mmap"]
     arguments += ["--ctx", n_ctx]
+    arguments += [] if repack else ["--no-repack"]
+    arguments += ["--whole"] if whole else []
     environment = {"LLAMA_CPP_LIB_PATH": str(STOCK)} if stock else {}
     environment |= {"STEERMOE_BIAS": str(bias)} if bias else {}
     return Worker("worker.py", *arguments, environment=environment)

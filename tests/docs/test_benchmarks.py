@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,24 +20,18 @@ from tests.support.paths import ROOT
 SHAPES = ("toy", "toy-olmoe")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _benchmarks_on_path() -> Iterator[None]:
-    """The benchmarks are programs: they import each other as they do when one of them is run."""
-    folder = str(ROOT / "benchmarks")
-    sys.path.insert(0, folder)
-    yield
-    sys.path.remove(folder)
+pytestmark = pytest.mark.usefixtures("benchmarks_on_path")
 
 
 @pytest.fixture(scope="module")
-def random_q4() -> ModuleType:
+def random_q4(benchmarks_on_path: None) -> ModuleType:
     import random_q4
 
     return random_q4
 
 
 @pytest.fixture(scope="module")
-def performance() -> ModuleType:
+def performance(benchmarks_on_path: None) -> ModuleType:
     import performance
 
     return performance
@@ -48,6 +42,11 @@ def made(request: pytest.FixtureRequest, random_q4: Any, tmp_path_factory: pytes
     """A shape and its model."""
     shape = random_q4.SHAPES[request.param]
     return shape, random_q4.write_model(tmp_path_factory.mktemp("q4") / "model.gguf", shape)
+
+
+def test_olmoe_has_no_grouped_attention(random_q4: Any) -> None:
+    with pytest.raises(ValueError, match="not 2"):
+        replace(random_q4.SHAPES["olmoe"], n_head_kv=2)
 
 
 def test_model_is_q4_0_with_f32_routers(made: tuple[Any, Path], random_q4: Any) -> None:
@@ -329,30 +328,6 @@ def test_serving_report() -> None:
     prompts = serving.Prompts((10, 20))
     assert prompts.next(30) != prompts.next(30)
     assert Server(1, 1, 0, steers=False)
-
-
-def test_prompts_report(performance: Any) -> None:
-    import prompts
-
-    def answers(*ratios: float) -> list[dict[str, float]]:
-        return [{"cpu": ratio, "seconds": ratio / 2, "own_cpu": 1.0, "own_seconds": 1.0} for ratio in ratios]
-
-    one = {
-        "rounds": {task.name: answers(1.0, 2.0, 9.0) for task in prompts.TASKS},
-        "rounds_with_other_logits": 0,
-        "load_seconds": {"stock": 1.0, "ours": 2.0},
-        "peak_mb": {"stock": 100.0, "ours": 99.0},
-    }
-    report = performance.circumstances() | {"seconds": 1, "rounds": 3, "layers": {"X 1B, Q4_0, 2": one}}
-    line = next(line for line in prompts.render(report).splitlines() if line.startswith("| X 1B"))
-    cells = " | ".join(["2.00 (1.00)"] * len(prompts.TASKS))
-    assert line == f"| X 1B | Q4_0 | 2 | {cells} | 0.50 | -1 MB | same bits |"
-    assert performance.broken_promises(report) == []
-    one["rounds_with_other_logits"] = 2
-    assert len(performance.broken_promises(report)) == 1
-    assert "other bits 2 times" in prompts.render(report)
-    text = performance.DOCS.read_text(encoding="utf-8")
-    assert text.index(prompts.START) < text.index(prompts.END)
 
 
 def test_turns_alternate_between_the_servers() -> None:
