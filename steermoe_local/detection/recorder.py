@@ -57,7 +57,9 @@ class RecordingOptions:
         behaviour: name kept in the counts.
         n_ctx: longest prompt in tokens; 0 takes the longest of the pairs.
         n_batch: tokens of one llama_decode. Short prompts share one as parallel sequences.
-        n_ubatch, n_threads, n_gpu_layers, type_k, type_v, flash_attn: as in `llama_cpp.Llama`.
+        n_ubatch, n_threads, n_gpu_layers, type_k, type_v: as in `llama_cpp.Llama`.
+        flash_attn: use flash attention, which is faster for prompts; "auto": where the backend has it. Where two router
+            logits are nearly equal, another expert may be counted than without it.
         thinking, template_arguments: the chat template's switch for thinking, and further variables for it.
         date: for templates that print one (a `datetime.date`, or YYYY-MM-DD). None: that of the run's start.
         share_prefixes: compute what prompts begin with once. The mathematics is the same; float rounding may differ, as
@@ -79,7 +81,7 @@ class RecordingOptions:
     n_gpu_layers: int = 0
     type_k: int | None = None
     type_v: int | None = None
-    flash_attn: bool | Literal["auto"] = False
+    flash_attn: bool | Literal["auto"] = "auto"
     thinking: bool = False
     template_arguments: Mapping[str, Any] | None = None
     date: AnyDate = None

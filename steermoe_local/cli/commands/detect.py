@@ -40,7 +40,7 @@ from ..options.common import (
     template_options,
 )
 from ..options.groups import is_given, option_group
-from ..options.llama import LlamaFlags, llama_options
+from ..options.llama import RecordingFlags, recording_options
 from ..options.model import model_option
 from ..options.opening import open_model
 from ..output import ProgressLines, SummedLines, print_json, say, say_written
@@ -149,7 +149,7 @@ _stable_options = option_group(
     default=True,
     help="Compute what several prompts begin with once.  [default: share]",
 )
-@llama_options
+@recording_options
 @json_option
 def detect(
     model: Path,
@@ -168,7 +168,7 @@ def detect(
     template_arguments: dict[str, Any] | None,
     date: datetime.date | None,
     share_prefixes: bool,
-    flags: LlamaFlags,
+    flags: RecordingFlags,
     as_json: bool,
 ) -> None:
     """Find the experts of a behaviour: run contrastive pairs, write the map of risk differences.

@@ -55,6 +55,17 @@ def _overrides(text: str) -> tuple[tuple[str, str], ...]:
     return tuple((pattern, buffer) for pattern, _, buffer in pairs)
 
 
+def _flash_attn(default: str) -> Any:
+    return option(
+        "-fa",
+        "--flash-attn",
+        type=click.Choice(list(FLASH_ATTN)),
+        default=default,
+        show_default=True,
+        help="Flash attention; auto: where the backend has it.",
+    )
+
+
 @dataclass(frozen=True)
 class LlamaFlags:
     """The flags of llama.cpp that a command was given."""
@@ -129,14 +140,7 @@ class LlamaFlags:
         metavar="HOST:PORT,...",
         help="llama.cpp RPC servers to spread the model over; on trusted networks only (docs/backends.md).",
     )
-    flash_attn: str = option(
-        "-fa",
-        "--flash-attn",
-        type=click.Choice(list(FLASH_ATTN)),
-        default="off",
-        show_default=True,
-        help="Flash attention.",
-    )
+    flash_attn: str = _flash_attn("off")
     cache_type_k: str = option(
         "-ctk",
         "--cache-type-k",
@@ -205,5 +209,15 @@ class LlamaFlags:
         }
 
 
+@dataclass(frozen=True)
+class RecordingFlags(LlamaFlags):
+    """Flags of a command that computes prompts only: flash attention, which is faster, where the backend has it."""
+
+    flash_attn: str = _flash_attn("auto")
+
+
 llama_options = option_group(LlamaFlags, "flags")
 """The flags of llama.cpp under its names; the command gets them as `flags` (LlamaFlags)."""
+
+recording_options = option_group(RecordingFlags, "flags")
+"""The same for commands that record prompts; the command gets them as `flags` (RecordingFlags)."""
