@@ -69,6 +69,7 @@ endfunction()
 
 add_repack_objects(repack_others ${STEERMOE_TREE} ${others})
 target_compile_options(repack_others PRIVATE -O0 ${avx2_flags})
+target_include_directories(repack_others PRIVATE ${ROOT}/native/src/ggml)
 foreach(set native avx2 avx512)
     add_repack_objects(${set}-kernels ${STEERMOE_TREE} ${kernels})
     target_compile_options(${set}-kernels PRIVATE ${repack_optimization} ${${set}_flags})
@@ -84,3 +85,5 @@ target_compile_definitions(off-ours-repack PRIVATE GGML_CPU_NO_REPACK_ROWS)
 foreach(library native-ours avx2-ours avx512-ours vnni-ours off-ours)
     target_include_directories(${library}-repack PRIVATE ${ROOT}/native/src/ggml)
 endforeach()
+
+include(tile_ops.cmake)

@@ -156,7 +156,7 @@ def test_trees_differ_where_the_libraries_do(built: Path) -> None:
     names = [str(path.relative_to(stock)) for path in stock.rglob("*") if path.is_file()]
     equal, different, missing = cmpfiles(prepared, stock, names, shallow=False)
     assert len(equal) > 50
-    assert different == ["repack.cpp"]
+    assert sorted(different) == ["binary-ops.cpp", "ops.cpp", "repack.cpp"]  # the others: test_tile_ops.py
     assert missing == []
 
 
