@@ -77,12 +77,13 @@ def measure_ops(model: Path, n_threads: int, n_rounds: int) -> dict[str, Any]:
     """By length of the prompt: CPU seconds of the operations in both builds, and how much faster ours is."""
     found: dict[str, Any] = {}
     with start(model, n_threads, {}, "--times", stock=True) as stock, start(model, n_threads, {}, "--times") as ours:
+        workers = (("stock", stock), ("ours", ours))
+        for _, worker in workers:
+            worker.ask("prompt", n=PROMPTS[0])  # to warm up
         for n in PROMPTS:
             rounds: list[dict[str, Any]] = []
-            for number in range(n_rounds + 1):
-                answers = {name: worker.ask("prompt", n=n) for name, worker in (("stock", stock), ("ours", ours))}
-                if number:  # the first one is to warm up
-                    rounds.append(answers)
+            for _ in range(n_rounds):
+                rounds.append({name: worker.ask("prompt", n=n) for name, worker in workers})
             n_different = sum(answers["stock"]["logits"] != answers["ours"]["logits"] for answers in rounds)
             found[str(n)] = {"rounds": rounds, "rounds_with_other_logits": n_different}
     return found
@@ -102,16 +103,16 @@ def measure_setting(model: Path, n_threads: int, settings: dict[str, int], n_rou
     return {"ratios": ratios, "same_logits": same, "peak_mb": peaks}
 
 
-def measure(n_rounds: int, folder: Path, log: performance.Log) -> dict[str, Any]:
-    """Measure both models with one and two threads; returns what is written as JSON."""
+def measure(parts: list[str], n_rounds: int, folder: Path, log: performance.Log) -> dict[str, Any]:
+    """Measure parts on both models; returns what is written as JSON."""
     begin = time.monotonic()
     report: dict[str, Any] = {**performance.circumstances(), "rounds": n_rounds, "ops": {}, "settings": {}}
     for name in LAYERS:
         model = model_of(name, folder)
-        for n_threads in (1, 2):
+        for n_threads in (1, 2) if "ops" in parts else ():
             log(f"{name}, {n_threads} threads: operations")
             report["ops"][f"{name}, {n_threads}"] = measure_ops(model, n_threads, n_rounds)
-        for setting, fields in SETTINGS.items():
+        for setting, fields in SETTINGS.items() if "settings" in parts else ():
             log(f"{name}: {setting}")
             report["settings"].setdefault(setting, {})[name] = measure_setting(model, 1, fields, n_rounds)
     return report | {"seconds": round(time.monotonic() - begin)}
@@ -149,7 +150,7 @@ def render(report: dict[str, Any]) -> str:
     header = [f"{name}{column}" for name in LAYERS for column in (": speed", ", memory", ", bits")]
     return (
         f"{performance.head(report, 'python benchmarks/attention.py')}\n\n"
-        f"Shares of the CPU time of a prompt by operation, means of {report['rounds']} rounds; the last columns: tokens "
+        f"Shares of the CPU time of a prompt by operation, means of {report['rounds']} rounds; last columns: tokens "
         "per second of CPU time, how many times as fast as stock (median), logits.\n\n"
         + performance.table(
             ["layers", "threads", "prompt", "build", *OPS, "rest", "tokens/s", "ours / stock", "logits"], ops
@@ -167,6 +168,7 @@ def main() -> None:
     parser.add_argument("--from", dest="source", type=Path, help="do not measure, take the figures of this file")
     parser.add_argument("--write-docs", action="store_true", help="put the tables into docs/performance.md")
     parser.add_argument("--check", action="store_true", help="fail if logits differ from stock's")
+    parser.add_argument("--only", default="ops,settings", help="parts to measure")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--models", type=Path, default=performance.OUTPUT / "models", help="keeps the random models")
     arguments = parser.parse_args()
@@ -177,7 +179,7 @@ def main() -> None:
 
     def measured() -> dict[str, Any]:
         performance.require_stock()
-        return measure(arguments.rounds, arguments.models, log)
+        return measure(arguments.only.split(","), arguments.rounds, arguments.models, log)
 
     performance.deliver(arguments, measured, render, log, (START, END))
 

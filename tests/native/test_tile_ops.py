@@ -1,8 +1,8 @@
 """Flash attention's tiles, and operations with one value for a row, have the bits of an unpatched ggml.
 
 Both are built here, from ops.cpp and binary-ops.cpp of the prepared tree and of the tree without patches
-(tests/native/tile_ops.cmake): for this machine's instructions, for AVX2, and for SSE4.2, which has no vectors of its own
-here.
+(tests/native/tile_ops.cmake): for this machine's instructions, for AVX2, and for SSE4.2, for which the header has no
+vectors.
 """
 
 from __future__ import annotations
