@@ -1,6 +1,6 @@
 """Where the time of long prompts goes, and what settings of the context do to it.
 
-    python benchmarks/attention.py [--write-docs]     (about ten minutes on two cores)
+    python benchmarks/attention.py [--write-docs]     (about ten minutes on two quiet cores)
 
 Layers of real models' shapes with random Q4_0 weights. First the shares of the operations, in the unpatched build and
 in ours; then ratios of settings to the default, of two processes in turn. All in CPU time. Progress goes to stderr,
