@@ -310,7 +310,7 @@ int main(int argc, char ** argv) {
     if (lib.repacked == nullptr) {
         fail(std::string(argv[1]) + ": built without repacked weights");
     }
-    const int     n_timed = argc == 4 ? atoi(argv[3]) : 0;
+    const int n_timed = argc == 4 ? atoi(argv[3]) : 0;
     for (std::string line; std::getline(std::cin, line);) {
         compute(lib, parse(line), n_timed);
     }

@@ -140,16 +140,17 @@ ggml_tensor * binary(operands & o, const std::string & op, std::istringstream & 
         return nullptr;
     }
     const auto value = [&](int64_t, int64_t, int64_t) {
-        return o.rng.one_in(9) ? o.rng.normal() * 0.0f : std::exp(4 * o.rng.normal()) * (o.rng.one_in(2) ? 1.0f : -1.0f);
+        return o.rng.one_in(9) ? o.rng.normal() * 0.0f
+                               : std::exp(4 * o.rng.normal()) * (o.rng.one_in(2) ? 1.0f : -1.0f);
     };
     ggml_tensor * a = o.make(type_named(a_type), n, rows, planes, 1, value);
-    ggml_tensor * b = apart ? ggml_transpose(o.ctx.get(), o.make(type_named(b_type), rows1, n1, planes, 1, value)) :
-                              o.make(type_named(b_type), n1, rows1, planes, 1, value);
-    return op == "mul" ? ggml_mul(o.ctx.get(), a, b) :
-           op == "add" ? ggml_add(o.ctx.get(), a, b) :
-           op == "sub" ? ggml_sub(o.ctx.get(), a, b) :
-           op == "div" ? ggml_div(o.ctx.get(), a, b) :
-                         nullptr;
+    ggml_tensor * b = apart ? ggml_transpose(o.ctx.get(), o.make(type_named(b_type), rows1, n1, planes, 1, value))
+                            : o.make(type_named(b_type), n1, rows1, planes, 1, value);
+    return op == "mul"   ? ggml_mul(o.ctx.get(), a, b)
+           : op == "add" ? ggml_add(o.ctx.get(), a, b)
+           : op == "sub" ? ggml_sub(o.ctx.get(), a, b)
+           : op == "div" ? ggml_div(o.ctx.get(), a, b)
+                         : nullptr;
 }
 
 void compute(const library & lib, const std::string & line, int n_timed) {

@@ -90,7 +90,8 @@ template <typename T> static inline void transpose8(const char * x, size_t nb, f
 
 // Writes n keys of n_embd values, `nb` bytes apart, as columns: value d of key k to columns[d * stride + k].
 template <typename T>
-static inline void transpose_keys(const char * keys, size_t nb, int n, int64_t n_embd, float * columns, int64_t stride) {
+static inline void transpose_keys(const char * keys, size_t nb, int n, int64_t n_embd, float * columns,
+                                  int64_t stride) {
     const auto one_by_one = [&](int k0, int k1, int64_t d0) {
         for (int k = k0; k < k1; k++) {
             for (int64_t d = d0; d < n_embd; d++) {
