@@ -51,8 +51,8 @@ SETTINGS: dict[str, dict[str, int]] = {
     "KV cache in F32": cache(Type.F32),
     "KV cache in BF16": cache(Type.BF16),
     "KV cache in Q8_0": cache(Type.Q8_0),
-    "KV cache in F32, without": cache(Type.F32, OFF),
-    "KV cache in BF16, without": cache(Type.BF16, OFF),
+    "KV cache in F32, without flash attention": cache(Type.F32, OFF),
+    "KV cache in BF16, without flash attention": cache(Type.BF16, OFF),
     **{f"ubatch of {n}": {"n_ubatch": n, "n_batch": max(n, 512)} for n in (128, 256, 1024, 2048)},
 }
 
@@ -147,7 +147,11 @@ def render(report: dict[str, Any]) -> str:
             bits = "same" if one["same_logits"] else "other"
             cells += [f"{statistics.median(one['ratios']):.2f}", more, bits]
         settings.append([setting, *cells])
-    header = [f"{name}{column}" for name in LAYERS for column in (": speed", ", memory", ", bits")]
+    header = [
+        name + column if column.startswith(":") else column
+        for name in LAYERS
+        for column in (": speed", "memory", "bits")
+    ]
     return (
         f"{performance.head(report, 'python benchmarks/attention.py')}\n\n"
         f"Shares of the CPU time of a prompt by operation, means of {report['rounds']} rounds; last columns: tokens "
