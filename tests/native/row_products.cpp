@@ -1,4 +1,4 @@
-// Products of repacked weights, computed by the CPU backend of any library: what is compared are their bits.
+// Products of weights with many rows, computed by the CPU backend of any library: what is compared are their bits.
 //   row_products LIBRARY            one line of results for each case on stdin
 //   row_products LIBRARY time N     CPU time besides: the least of N runs
 // LIBRARY is a libggml-cpu that uses the libggml-base of this program. A case is a line of words:
@@ -11,7 +11,7 @@
 //   threads
 //   routing       even, one (one expert first, then few others), all (the same experts for every token), empty (most
 //                 experts have no token), last, twice (an expert twice for one token); - for MUL_MAT
-//   activations   see fill_activations
+//   activations   see fill_row
 //   weights       random, extreme, zero
 //   seed
 // Its results: a hash of the products' bytes, without those of rows of activations that hold NaN or infinity; how many
