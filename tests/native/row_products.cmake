@@ -70,6 +70,7 @@ endfunction()
 
 add_rows_objects(rows_others ${STEERMOE_TREE} ${others})
 target_compile_options(rows_others PRIVATE -O0 ${avx2_flags})
+target_include_directories(rows_others PRIVATE ${ROOT}/native/src/ggml)
 foreach(set native avx2 avx512)
     add_rows_objects(${set}-kernels ${STEERMOE_TREE} ${kernels})
     target_compile_options(${set}-kernels PRIVATE ${rows_optimization} ${${set}_flags})
@@ -85,3 +86,5 @@ target_compile_definitions(off-ours-rows PRIVATE GGML_CPU_NO_FAST_EXPERTS)
 foreach(library native-ours avx2-ours avx512-ours vnni-ours off-ours)
     target_include_directories(${library}-rows PRIVATE ${ROOT}/native/src/ggml)
 endforeach()
+
+include(tile_ops.cmake)

@@ -1,4 +1,4 @@
-// Products of repacked weights, computed by the CPU backend of any library: what is compared are their bits.
+// Products of weights with many rows, computed by the CPU backend of any library: what is compared are their bits.
 //   row_products LIBRARY            one line of results for each case on stdin
 //   row_products LIBRARY time N     CPU time besides: the least of N runs
 // LIBRARY is a libggml-cpu that uses the libggml-base of this program. A case is a line of words:
@@ -11,7 +11,7 @@
 //   threads
 //   routing       even, one (one expert first, then few others), all (the same experts for every token), empty (most
 //                 experts have no token), last, twice (an expert twice for one token); - for MUL_MAT
-//   activations   see fill_activations
+//   activations   see fill_row
 //   weights       random, extreme, zero
 //   seed
 // Its results: a hash of the products' bytes, without those of rows of activations that hold NaN or infinity; how many
@@ -19,12 +19,7 @@
 #define GGML_COMMON_DECL_CPP
 #include "ggml-common.h"
 
-#include "ggml-alloc.h"
-#include "ggml-backend.h"
-#include "ggml.h"
-
-#include <dlfcn.h>
-#include <time.h>
+#include "cpu_library.h"
 
 #include <algorithm>
 #include <cmath>
@@ -40,33 +35,6 @@
 #include <vector>
 
 namespace {
-
-[[noreturn]] void fail(const std::string & what) {
-    fprintf(stderr, "error: %s\n", what.c_str());
-    exit(1);
-}
-
-// splitmix64: the same numbers with every standard library
-struct generator {
-    uint64_t state;
-
-    uint64_t next() {
-        state += 0x9E3779B97F4A7C15u;
-        uint64_t z = state;
-        z          = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-        z          = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-        return z ^ (z >> 31);
-    }
-
-    int below(int n) { return (int) (next() % (uint64_t) n); }
-
-    bool one_in(int n) { return below(n) == 0; }
-
-    float uniform() { return (float) (next() >> 40) * 0x1p-24f; }
-
-    // nearly normal
-    float normal() { return (uniform() + uniform() + uniform() + uniform() - 2) * 1.7320508f; }
-};
 
 struct product {
     std::string op, type_name, routing, activations, weights;
@@ -294,70 +262,6 @@ std::vector<int32_t> make_ids(const product & p, generator & rng) {
 // products
 //
 
-template <typename T, void (*F)(T *)> struct deleter {
-    void operator()(T * p) const { F(p); }
-};
-
-using backend_ptr = std::unique_ptr<ggml_backend, deleter<ggml_backend, ggml_backend_free>>;
-using buffer_ptr  = std::unique_ptr<ggml_backend_buffer, deleter<ggml_backend_buffer, ggml_backend_buffer_free>>;
-using context_ptr = std::unique_ptr<ggml_context, deleter<ggml_context, ggml_free>>;
-
-struct library {
-    ggml_backend_dev_t           device;
-    ggml_backend_buffer_type_t   repacked = nullptr;
-    ggml_backend_set_n_threads_t set_n_threads;
-
-    explicit library(const char * path) {
-        void * handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-        if (handle == nullptr) {
-            fail(dlerror());
-        }
-        const auto get_reg = (ggml_backend_reg_t (*)()) dlsym(handle, "ggml_backend_cpu_reg");
-        if (get_reg == nullptr) {
-            fail(std::string(path) + ": no CPU backend");
-        }
-        ggml_backend_reg_t reg = get_reg();
-
-        device = ggml_backend_reg_dev_get(reg, 0);
-        set_n_threads =
-            (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads");
-
-        const auto get_extra = (ggml_backend_dev_get_extra_bufts_t) ggml_backend_reg_get_proc_address(
-            reg, "ggml_backend_dev_get_extra_bufts");
-        for (auto * type = get_extra(device); type != nullptr && *type != nullptr; type++) {
-            if (strcmp(ggml_backend_buft_name(*type), "CPU_REPACK") == 0) {
-                repacked = *type;
-            }
-        }
-        if (repacked == nullptr) {
-            fail(std::string(path) + ": built without repacked weights");
-        }
-    }
-};
-
-double cpu_time() {
-    timespec t;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return (double) t.tv_sec + (double) t.tv_nsec * 1e-9;
-}
-
-// Hash and numbers of the products in rows for which `finite` says so.
-void print_results(const std::vector<uint32_t> & bits, int row_size, const std::vector<bool> & finite) {
-    uint64_t hash     = 14695981039346656037u; // FNV-1a, by words
-    size_t   n_hashed = 0, n_finite = 0, n_zero = 0;
-    for (size_t i = 0; i < bits.size(); i++) {
-        if (!finite[i / row_size]) {
-            continue;
-        }
-        const uint32_t magnitude = bits[i] & 0x7FFFFFFFu;
-        hash                     = (hash ^ bits[i]) * 1099511628211u;
-        n_hashed++;
-        n_finite += magnitude < 0x7F800000u;
-        n_zero += magnitude == 0;
-    }
-    printf("%016llx %zu %zu %zu", (unsigned long long) hash, n_hashed, n_finite, n_zero);
-}
-
 void compute(const library & lib, const product & p, int n_timed) {
     // A backend for each case: its work buffer has the size that this product asked for.
     const backend_ptr backend(ggml_backend_dev_init(lib.device, nullptr));
@@ -443,7 +347,10 @@ int main(int argc, char ** argv) {
         },
         nullptr);
     const library lib(argv[1]);
-    const int     n_timed = argc == 4 ? atoi(argv[3]) : 0;
+    if (lib.repacked == nullptr) {
+        fail(std::string(argv[1]) + ": built without repacked weights");
+    }
+    const int n_timed = argc == 4 ? atoi(argv[3]) : 0;
     for (std::string line; std::getline(std::cin, line);) {
         compute(lib, parse(line), n_timed);
     }

@@ -142,7 +142,7 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("OMP_")} | ENVIRONMENT
 
 
-def run(program: Path, library: Path, cases: Sequence[Case]) -> list[Products]:
+def run(program: Path, library: Path, cases: Sequence[object]) -> list[Products]:
     """The results of the cases, in a process of their own."""
     text = "".join(f"{case}\n" for case in cases)
     done = subprocess.run(
@@ -163,7 +163,7 @@ class Worker:
             [program, library], env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def run(self, case: Case) -> Products:
+    def run(self, case: object) -> Products:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(f"{case}\n")
