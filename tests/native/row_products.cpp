@@ -44,8 +44,9 @@ struct product {
     bool is_id() const { return op == "id"; }
 
     ggml_type type() const {
-        for (const ggml_type type : { GGML_TYPE_Q4_0, GGML_TYPE_Q4_K, GGML_TYPE_MXFP4, GGML_TYPE_IQ4_NL, GGML_TYPE_Q8_0,
-                                      GGML_TYPE_Q5_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_1, GGML_TYPE_F16, GGML_TYPE_BF16 }) {
+        for (const ggml_type type :
+             { GGML_TYPE_Q4_0, GGML_TYPE_Q4_K, GGML_TYPE_MXFP4, GGML_TYPE_IQ4_NL, GGML_TYPE_Q8_0, GGML_TYPE_Q6_K,
+               GGML_TYPE_Q5_K, GGML_TYPE_Q5_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_1, GGML_TYPE_F16, GGML_TYPE_BF16 }) {
             if (type_name == ggml_type_name(type) || type_name == std::string("plain_") + ggml_type_name(type)) {
                 return type;
             }
@@ -160,6 +161,8 @@ std::vector<char> make_weights(const product & p, size_t n_bytes, generator & rn
             return make_blocks<block_q8_0>(n_bytes, rng, p.weights);
         case GGML_TYPE_Q5_0:
             return make_blocks<block_q5_0>(n_bytes, rng, p.weights);
+        case GGML_TYPE_Q6_K:
+            return make_blocks<block_q6_K>(n_bytes, rng, p.weights);
         case GGML_TYPE_Q4_1:
             return make_blocks<block_q4_1>(n_bytes, rng, p.weights);
         case GGML_TYPE_Q5_1:

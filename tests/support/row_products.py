@@ -39,6 +39,7 @@ NOT_REPACKED = (
     "q5_1",
     "f16",
     "bf16",
+    "q6_K",
 )
 PRODUCTS = (*((op, name) for op in ("id", "mm") for name in REPACKED), *(("id", name) for name in NOT_REPACKED))
 ROUTINGS = ("even", "one", "all", "empty", "last", "twice")
@@ -94,7 +95,7 @@ class Products(NamedTuple):
 
 def block_size(name: str) -> int:
     """Values by whose multiples the columns of a type are tried."""
-    return 256 if name == "q4_K" else 32
+    return 256 if name in ("q4_K", "q6_K") else 32
 
 
 def lacks(kernels: str = "avx2") -> str | None:

@@ -6,7 +6,8 @@
 // The results have the bits of vec_dot: sums of integers are exact in any order, and the floats are multiplied and added
 // in the same order, in the same lanes (docs/upstream/moe-prompts-plain.md).
 //
-// For Q8_0, Q5_0, Q4_1, Q5_1, F16, BF16, and Q4_0 that is not repacked, on x86 with AVX2. (K-quants have kernels in tiled/.)
+// For Q8_0, Q5_0, Q4_1, Q5_1, F16, BF16, Q4_0 that is not repacked, and few rows of Q6_K (more have kernels in tiled/, as
+// other K-quants), on x86 with AVX2.
 // Other types and processors keep vec_dot. GGML_CPU_NO_FAST_EXPERTS leaves all of it out.
 
 #define GGML_COMMON_DECL_CPP
@@ -131,6 +132,10 @@ inline float scale_of(const block_q8_1 & y) {
     return GGML_CPU_FP16_TO_FP32(y.GGML_COMMON_AGGR_U.GGML_COMMON_AGGR_S.d);
 }
 
+inline float scale_of(const block_q6_K & x) {
+    return GGML_CPU_FP16_TO_FP32(x.d);
+}
+
 inline float scale_of(const block_q4_0 & x) {
     return GGML_CPU_FP16_TO_FP32(x.d);
 }
@@ -164,7 +169,24 @@ struct vec256 {
     static ints   sub32(ints a, ints b) { return _mm256_sub_epi32(a, b); }
     static ints   set8(int8_t x) { return _mm256_set1_epi8(x); }
     static ints   bits_xor(ints a, ints b) { return _mm256_xor_si256(a, b); }
-    static ints   load_row(const int8_t * y) { return _mm256_loadu_si256((const __m256i *) y); }
+    static ints   bits_and(ints a, ints b) { return _mm256_and_si256(a, b); }
+    static ints   bits_or(ints a, ints b) { return _mm256_or_si256(a, b); }
+    static ints   left16(ints a, int n) { return _mm256_slli_epi16(a, n); }
+    static ints   right16(ints a, int n) { return _mm256_srli_epi16(a, n); }
+    static ints   left32(ints a, int n) { return _mm256_slli_epi32(a, n); }
+    static ints   maddubs(ints u, ints s) { return _mm256_maddubs_epi16(u, s); }
+    static ints   madd16(ints a, ints b) { return _mm256_madd_epi16(a, b); }
+    static ints   load_row(const void * y) { return _mm256_loadu_si256((const __m256i *) y); }
+
+    // 32 bytes of a column; 16 bytes as 16-bit values; two of the 16, the pair i, eight times each
+    static ints load(const void * x, size_t) { return load_row(x); }
+    static ints load_widened(const int8_t * x, size_t) {
+        return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *) x));
+    }
+    static ints pair_of(ints, const int8_t * x, int i) {
+        const __m128i which = _mm_set_epi64x(0x0101010101010101 * (2 * i + 1), 0x0101010101010101 * (2 * i));
+        return _mm256_cvtepi8_epi16(_mm_shuffle_epi8(_mm_loadu_si128((const __m128i *) x), which));
+    }
 
     template <typename BLOCK> static ints unpack(const BLOCK * x, int64_t) { return quants<BLOCK>::unpack(*x); }
 
@@ -211,22 +233,46 @@ struct vec512 {
     static ints   bits_xor(ints a, ints b) { return _mm512_xor_si512(a, b); }
     static ints   dot(ints acc, ints u, ints s) { return _mm512_dpbusd_epi32(acc, u, s); }
 
-    static ints load_row(const int8_t * y) { return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *) y)); }
-
+    static ints   bits_and(ints a, ints b) { return _mm512_and_si512(a, b); }
+    static ints   bits_or(ints a, ints b) { return _mm512_or_si512(a, b); }
+    static ints   left16(ints a, int n) { return _mm512_slli_epi16(a, n); }
+    static ints   right16(ints a, int n) { return _mm512_srli_epi16(a, n); }
+    static ints   left32(ints a, int n) { return _mm512_slli_epi32(a, n); }
+    static ints   maddubs(ints u, ints s) { return _mm512_maddubs_epi16(u, s); }
+    static ints   madd16(ints a, ints b) { return _mm512_madd_epi16(a, b); }
+    static ints   load_row(const void * y) { return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *) y)); }
+    static ints   join(__m256i a, __m256i b) { return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1); }
     static floats join(__m256 a, __m256 b) { return _mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1); }
 
+    // of two columns, `stride` bytes apart
+    static ints load(const void * x, size_t stride) {
+        return join(vec256::load_row(x), vec256::load_row((const char *) x + stride));
+    }
+    static ints load_widened(const int8_t * x, size_t stride) {
+        return join(vec256::load_widened(x, 0), vec256::load_widened(x + stride, 0));
+    }
+    static ints pair_of(ints widened, const int8_t *, int i) {
+        const __m256i which = _mm256_set_m128i(_mm_set1_epi16((short) (2 * i + 1)), _mm_set1_epi16((short) (2 * i)));
+        return _mm512_permutexvar_epi16(join(which, _mm256_add_epi16(which, _mm256_set1_epi16(16))), widened);
+    }
+
     template <typename BLOCK> static ints unpack(const BLOCK * x, int64_t stride) {
-        return _mm512_inserti64x4(_mm512_castsi256_si512(quants<BLOCK>::unpack(*x)), quants<BLOCK>::unpack(x[stride]),
-                                  1);
+        return join(quants<BLOCK>::unpack(*x), quants<BLOCK>::unpack(x[stride]));
     }
 
     template <typename BLOCK> static floats scales(const BLOCK * x, int64_t stride) {
         return join(vec256::set(scale_of(*x)), vec256::set(scale_of(x[stride])));
     }
 
-    // of eight columns, as sum_of_lanes adds them
+    // as sum_of_lanes adds them
     template <int NV> static void reduce(const floats * acc, float * out) {
-        static_assert(NV == 4);
+        if constexpr (NV != 4) {
+            for (int v = 0; v < NV; v++) {
+                out[2 * v]     = sum_of_lanes(_mm512_castps512_ps256(acc[v]));
+                out[2 * v + 1] = sum_of_lanes(_mm512_extractf32x8_ps(acc[v], 1));
+            }
+            return;
+        }
         floats fours[2]; // of columns 0 1 2 3, and of 4 5 6 7
         for (int i = 0; i < 2; i++) {
             fours[i] = _mm512_add_ps(_mm512_shuffle_f32x4(acc[2 * i], acc[2 * i + 1], 0x88),
@@ -322,6 +368,90 @@ void multiply_quants(int64_t nb, const BLOCK * x, int64_t stride, const char * c
     }
     for (int r = 0; r < NR; r++) {
         memcpy(results[r], found[r], sizeof(found[r]));
+    }
+}
+
+//
+// Q6_K: blocks of 256 values, in sixteen sub-blocks of 16 with a scale each. For few rows: more are left to tiled/.
+//
+
+#    if (defined(__AVX512VNNI__) && defined(__AVX512VL__))
+inline __m256i add_madd16(__m256i acc, __m256i a, __m256i b) {
+    return _mm256_dpwssd_epi32(acc, a, b);
+}
+#    else
+inline __m256i add_madd16(__m256i acc, __m256i a, __m256i b) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b));
+}
+#    endif
+#    if DOT_ROWS_512
+inline __m512i add_madd16(__m512i acc, __m512i a, __m512i b) {
+    return _mm512_dpwssd_epi32(acc, a, b);
+}
+#    endif
+
+template <typename V, int NV, int NR>
+void multiply_q6_K(int64_t nb, const block_q6_K * x, int64_t stride, const char * const * values,
+                   float * const * results) {
+    constexpr int n_cols = NV * V::n_cols;
+    const size_t  bytes  = stride * sizeof(block_q6_K);
+    const auto    low    = V::set8(0x0F);
+
+    typename V::floats acc[NR][NV];
+    for (int r = 0; r < NR; r++) {
+        for (int v = 0; v < NV; v++) {
+            acc[r][v] = V::zero();
+        }
+    }
+    for (int64_t b = 0; b < nb; b++, x++) {
+        typename V::ints sums[NR][NV], scales[NV];
+        for (int c = 0; c < n_cols; c++) {
+            prefetch_next<sizeof(block_q6_K)>(x + (n_cols + c) * stride);
+        }
+        for (int v = 0; v < NV; v++) {
+            scales[v] = V::load_widened(x[v * V::n_cols * stride].scales, bytes);
+            for (int r = 0; r < NR; r++) {
+                // values are 32 too large: sum((q - 32)*y) = sum(q*y) - 32*sum(y)
+                const auto y = V::load_row(((const block_q8_K *) values[r])[b].bsums);
+                sums[r][v]   = V::sub32(V::zero_ints(), V::left32(V::madd16(y, scales[v]), 5));
+            }
+        }
+        for (int half = 0; half < 2; half++) {
+            typename V::ints q[NV][4];
+            for (int v = 0; v < NV; v++) {
+                const block_q6_K & w = x[v * V::n_cols * stride];
+
+                const auto l0 = V::load(w.ql + 64 * half, bytes), l1 = V::load(w.ql + 64 * half + 32, bytes);
+                const auto h = V::load(w.qh + 32 * half, bytes);
+                q[v][0]      = V::bits_or(V::bits_and(l0, low), V::left16(V::bits_and(h, V::set8(0x03)), 4));
+                q[v][1]      = V::bits_or(V::bits_and(l1, low), V::left16(V::bits_and(h, V::set8(0x0C)), 2));
+                q[v][2]      = V::bits_or(V::bits_and(V::right16(l0, 4), low), V::bits_and(h, V::set8(0x30)));
+                q[v][3]      = V::bits_or(V::bits_and(V::right16(l1, 4), low),
+                                          V::right16(V::bits_and(h, V::set8((int8_t) 0xC0)), 2));
+            }
+            for (int i = 0; i < 4; i++) {
+                typename V::ints scale[NV];
+                for (int v = 0; v < NV; v++) {
+                    scale[v] = V::pair_of(scales[v], x[v * V::n_cols * stride].scales, 4 * half + i);
+                }
+                for (int r = 0; r < NR; r++) {
+                    const auto y = V::load_row(((const block_q8_K *) values[r])[b].qs + 128 * half + 32 * i);
+                    for (int v = 0; v < NV; v++) {
+                        sums[r][v] = add_madd16(sums[r][v], V::maddubs(q[v][i], y), scale[v]);
+                    }
+                }
+            }
+        }
+        for (int v = 0; v < NV; v++) {
+            const auto d = V::scales(x + v * V::n_cols * stride, stride);
+            for (int r = 0; r < NR; r++) {
+                const auto dy = V::set(((const block_q8_K *) values[r])[b].d);
+                acc[r][v]     = V::fmadd(V::mul(d, dy), V::to_float(sums[r][v]), acc[r][v]);
+            }
+        }
+    }
+    for (int r = 0; r < NR; r++) {
+        V::template reduce<NV>(acc[r], results[r]);
     }
 }
 
@@ -493,6 +623,27 @@ template <typename BLOCK> void all_quants(const product & p) {
     }
 }
 
+template <typename V, int NV> void q6_K_at(const product & p, int64_t col) {
+    in_parts<4>(p.n_rows, [&](int64_t row, auto n) {
+        float * results[n];
+        multiply_q6_K<V, NV, n>(p.k / QK_K, (const block_q6_K *) (p.columns + col * p.stride),
+                                (int64_t) (p.stride / sizeof(block_q6_K)), p.rows->values + row,
+                                p.results_of(row, col, results, n));
+    });
+}
+
+void all_q6_K(const product & p) {
+    int64_t col = 0;
+#    if DOT_ROWS_512
+    for (; col + 4 <= p.n_cols; col += 4) {
+        q6_K_at<vec512, 2>(p, col);
+    }
+#    endif
+    for (; col < p.n_cols; col++) {
+        q6_K_at<vec256, 1>(p, col);
+    }
+}
+
 template <typename TYPE> void all_floats(const product & p) {
 #    if defined(__AVX512F__)
     constexpr int n_cols = 4;
@@ -534,6 +685,8 @@ kernel kernel_of(ggml_type type, int64_t k, int64_t first, int64_t last) {
             return all_quants<block_q4_1>;
         case GGML_TYPE_Q5_1:
             return all_quants<block_q5_1>;
+        case GGML_TYPE_Q6_K:
+            return last - first == 1 ? nullptr : all_q6_K;
         // for values left over, vec_dot has a sum of its own
         case GGML_TYPE_F16:
             return few_rows || k % step_of<floats_f16>() != 0 ? nullptr : all_floats<floats_f16>;

@@ -160,7 +160,7 @@ template <typename BLOC_TYPE> struct rows_product_b32 {
     static constexpr int  bias         = is_q4_0 ? 8 : is_mxfp4 ? 12 : is_signed ? 0 : 128;
     static constexpr int  n_quads_16   = is_q4_0 ? 8 : 4; // products that a 16-bit sum holds: 8*2*15*127, 4*2*24*127
     static constexpr bool gemm_differs = false;           // gemm has the bits of gemv
-    static constexpr int  min_rows     = 2;               // for fewer, columns are not kept: measured
+    static constexpr int  min_rows     = 9;               // for fewer, columns are not kept: measured
 
     using weights =
         std::conditional_t<is_q4_0, block_q4_0x8, std::conditional_t<is_mxfp4, block_mxfp4x8, block_iq4_nlx8>>;
@@ -299,19 +299,28 @@ template <typename BLOC_TYPE> struct rows_product_b32 {
         }
     }
 
-    // one row, whose columns are not kept
-    static void one_row(int64_t nb, const weights * w, const param * row, const info * infos, float * dst,
-                        int64_t n_cols) {
+    // few rows: columns are unpacked and not kept, so that weights are read in one sequence
+    template <int NR>
+    REPACK_ROWS_NOINLINE static void few_rows(int64_t nb, const weights * w, const param * const * rows,
+                                              const info * const * infos, float * const * dst, int64_t n_cols) {
         for (int64_t col = 0; col < n_cols; col += 8, w += nb) {
-            __m256 acc = _mm256_setzero_ps();
-            for (int64_t b = 0; b < nb; b++) {
-                __m256i q[8], sum;
-                unpack(w[b], [&](int i, __m256i v) { q[i] = v; });
-                sums<vec256, 1>([&](int i) { return q[i]; }, &row, &infos, b, &sum);
-                acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(scales(w[b]), _mm256_set1_ps(infos[b].d)),
-                                      acc);
+            __m256 acc[NR];
+            for (int r = 0; r < NR; r++) {
+                acc[r] = _mm256_setzero_ps();
             }
-            _mm256_storeu_ps(dst + col, vec256::reorder(acc));
+            for (int64_t b = 0; b < nb; b++) {
+                __m256i q[8], sum[NR];
+                unpack(w[b], [&](int i, __m256i v) { q[i] = v; });
+                sums<vec256, NR>([&](int i) { return q[i]; }, rows, infos, b, sum);
+                const __m256 d = scales(w[b]);
+                for (int r = 0; r < NR; r++) {
+                    acc[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[r]),
+                                             _mm256_mul_ps(d, _mm256_set1_ps(infos[r][b].d)), acc[r]);
+                }
+            }
+            for (int r = 0; r < NR; r++) {
+                _mm256_storeu_ps(dst[r] + col, vec256::reorder(acc[r]));
+            }
         }
     }
 };
@@ -330,7 +339,7 @@ template <> struct rows_product<block_q4_K> {
     using narrow = vec256;
     using wide   = vec_wide;
 
-    static constexpr int  min_rows     = 4;    // unpacking costs more than for one scale a block
+    static constexpr int  min_rows     = 9;    // unpacking costs more than for one scale a block
     static constexpr bool gemm_differs = true; // it adds to the floats after every two sub-blocks, gemv after all eight
 
     using weights = block_q4_Kx8;
@@ -495,33 +504,55 @@ template <> struct rows_product<block_q4_K> {
         }
     }
 
-    static void one_row(int64_t nb, const weights * w, const param * row, const info * infos, float * dst,
-                        int64_t n_cols) {
+    template <int NR>
+    REPACK_ROWS_NOINLINE static void few_rows(int64_t nb, const weights * w, const param * const * rows,
+                                              const info * const * infos, float * const * dst, int64_t n_cols) {
         for (int64_t col = 0; col < n_cols; col += 8, w += nb) {
-            __m256 acc = _mm256_setzero_ps(), acc_min = _mm256_setzero_ps();
+            __m256 acc[NR], acc_min[NR];
+            for (int r = 0; r < NR; r++) {
+                acc[r] = acc_min[r] = _mm256_setzero_ps();
+            }
             for (int64_t b = 0; b < nb; b++) {
-                __m256i scales[8], mins[4], q[16];
+                __m256i        scales[8], mins[4], q[16], sum[NR], m[NR];
+                const int8_t * ys[NR];
                 unpack_scales(w[b], scales, mins);
-                const int8_t * y   = row[b].qs;
-                __m256i        sum = _mm256_setzero_si256(), m = _mm256_setzero_si256();
+                for (int r = 0; r < NR; r++) {
+                    ys[r]  = rows[r][b].qs;
+                    sum[r] = m[r] = _mm256_setzero_si256();
+                }
                 for (int i = 0; i < 4; i++) {
                     unpack(w[b], i, [&](int j, __m256i v) { q[j] = v; });
-                    add_sums<vec256, 1>([&](int j) { return q[j]; }, scales[2 * i], &y, 64 * i, &sum);
-                    add_sums<vec256, 1>([&](int j) { return q[8 + j]; }, scales[2 * i + 1], &y, 64 * i + 32, &sum);
-                    m = _mm256_add_epi32(m, _mm256_madd_epi16(_mm256_set1_epi32(infos[b].s[i]), mins[i]));
+                    add_sums<vec256, NR>([&](int j) { return q[j]; }, scales[2 * i], ys, 64 * i, sum);
+                    add_sums<vec256, NR>([&](int j) { return q[8 + j]; }, scales[2 * i + 1], ys, 64 * i + 32, sum);
+                    for (int r = 0; r < NR; r++) {
+                        m[r] = _mm256_add_epi32(m[r], _mm256_madd_epi16(_mm256_set1_epi32(infos[r][b].s[i]), mins[i]));
+                    }
                 }
-                const __m256 d     = vec256::reorder(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) w[b].d)));
-                const __m256 dmin  = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) w[b].dmin));
-                const __m256 row_d = _mm256_set1_ps(infos[b].d);
-                acc                = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(d, row_d), acc);
-                acc_min            = _mm256_fmadd_ps(_mm256_cvtepi32_ps(m), _mm256_mul_ps(dmin, row_d), acc_min);
+                const __m256 d    = vec256::reorder(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) w[b].d)));
+                const __m256 dmin = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) w[b].dmin));
+                for (int r = 0; r < NR; r++) {
+                    const __m256 row_d = _mm256_set1_ps(infos[r][b].d);
+                    acc[r]             = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[r]), _mm256_mul_ps(d, row_d), acc[r]);
+                    acc_min[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(m[r]), _mm256_mul_ps(dmin, row_d), acc_min[r]);
+                }
             }
-            _mm256_storeu_ps(dst + col, _mm256_sub_ps(vec256::reorder(acc), acc_min));
+            for (int r = 0; r < NR; r++) {
+                _mm256_storeu_ps(dst[r] + col, _mm256_sub_ps(vec256::reorder(acc[r]), acc_min[r]));
+            }
         }
     }
 };
 
 #endif // REPACK_ROWS
+
+// f(n) with a constant n, from 1 to MAX
+template <int MAX, typename F> static inline void with_count(int64_t n, const F & f) {
+    if (n == MAX) {
+        f(std::integral_constant<int, MAX>());
+    } else if constexpr (MAX > 1) {
+        with_count<MAX - 1>(n, f);
+    }
+}
 
 // The products of some columns with n_rows rows; row(i, its values, its infos, its first result) says where row i is.
 template <typename BLOC_TYPE, bool OF_GEMM, typename F>
@@ -540,9 +571,9 @@ static void rows_multiply(char * scratch, int64_t nb, const char * src0, size_t 
             row(first + i, rows[i], infos[i], dst[i]);
         }
         if (!OF_GEMM && n < product::min_rows) {
-            for (int64_t i = 0; i < n; i++) {
-                product::one_row(nb, (const weights *) src0, rows[i], infos[i], dst[i], n_cols);
-            }
+            with_count<product::min_rows - 1>(n, [&](auto nr) {
+                product::template few_rows<nr>(nb, (const weights *) src0, rows, infos, dst, n_cols);
+            });
             continue;
         }
         int64_t    col        = 0;
