@@ -46,7 +46,7 @@ struct product {
     ggml_type type() const {
         for (const ggml_type type :
              { GGML_TYPE_Q4_0, GGML_TYPE_Q4_K, GGML_TYPE_MXFP4, GGML_TYPE_IQ4_NL, GGML_TYPE_Q8_0, GGML_TYPE_Q6_K,
-               GGML_TYPE_Q5_K, GGML_TYPE_Q5_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_1, GGML_TYPE_F16, GGML_TYPE_BF16 }) {
+               GGML_TYPE_Q5_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_1, GGML_TYPE_F16, GGML_TYPE_BF16 }) {
             if (type_name == ggml_type_name(type) || type_name == std::string("plain_") + ggml_type_name(type)) {
                 return type;
             }

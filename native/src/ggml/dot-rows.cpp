@@ -6,9 +6,8 @@
 // The results have the bits of vec_dot: sums of integers are exact in any order, and the floats are multiplied and added
 // in the same order, in the same lanes (docs/upstream/moe-prompts-plain.md).
 //
-// For Q8_0, Q5_0, Q4_1, Q5_1, F16, BF16, Q4_0 that is not repacked, and few rows of Q6_K (more have kernels in tiled/, as
-// other K-quants), on x86 with AVX2.
-// Other types and processors keep vec_dot. GGML_CPU_NO_FAST_EXPERTS leaves all of it out.
+// On x86 with AVX2, for Q8_0, Q5_0, Q4_1, Q5_1, F16, BF16, Q4_0 that is not repacked, and few rows of Q6_K (for more rows of
+// K-quants, tiled/ has kernels). Other types and processors keep vec_dot. GGML_CPU_NO_FAST_EXPERTS leaves all of it out.
 
 #define GGML_COMMON_DECL_CPP
 #include "dot-rows.h"

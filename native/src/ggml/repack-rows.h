@@ -2,10 +2,11 @@
 
 // Products of repacked weights with many rows of activations at once, for MUL_MAT_ID and MUL_MAT.
 //
-// gemv unpacks the weights again for every row. Here a group of columns is unpacked once, to bytes in the order in which
-// one 32-bit lane holds four consecutive values of one column, and stays in the cache while up to ROWS_CHUNK rows pass by.
-// A row is read as it was quantized: four of its bytes go to all lanes. Values are made unsigned where that lets one
-// instruction multiply them: sum((u - bias)*y) = sum(u*y) - bias*sum(y).
+// gemv unpacks the weights again for every row. For few rows, a block is unpacked here once and multiplied with all of them.
+// For more, a group of columns is unpacked, to bytes in the order in which one 32-bit lane holds four consecutive values of
+// one column, and stays in the cache while up to ROWS_CHUNK rows pass by. A row is read as it was quantized: four of its
+// bytes go to all lanes. Values are made unsigned where that lets one instruction multiply them:
+// sum((u - bias)*y) = sum(u*y) - bias*sum(y).
 //
 // The results have the bits of gemv, of a dense product those of gemm: sums of integers are exact in any order, and the
 // floats are multiplied and added in the same order.
@@ -339,7 +340,7 @@ template <> struct rows_product<block_q4_K> {
     using narrow = vec256;
     using wide   = vec_wide;
 
-    static constexpr int  min_rows     = 9;    // unpacking costs more than for one scale a block
+    static constexpr int  min_rows     = 9;
     static constexpr bool gemm_differs = true; // it adds to the floats after every two sub-blocks, gemv after all eight
 
     using weights = block_q4_Kx8;
