@@ -31,7 +31,7 @@ _LEARNED_POSITIONS = ("gpt2", "mpt", "starcoder")  # llama.cpp aborts behind the
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive tokens of one slot for a decode; the last `n_outputs` of them are outputs, and counted.
+    """Consecutive tokens of one slot for a decode; the last `n_outputs` of them are outputs, and `counted`.
 
     `scored`: all before them are outputs, too, but not counted.
     """
@@ -42,6 +42,7 @@ class Part:
     bias: BiasFile | None
     n_outputs: int
     scored: bool = False
+    counted: bool = True
 
 
 class SlotContext:
@@ -172,9 +173,9 @@ class SlotContext:
             silent = len(part.tokens) - part.n_outputs
             first = 0 if part.scored else silent
             rows += [(t, part.start + i, part.slot, i >= first) for i, t in enumerate(part.tokens)]
-            bins += [-1] * silent + [part.slot] * part.n_outputs
+            bins += [-1] * silent + [part.slot if part.counted else -1] * part.n_outputs
             ends.append(len(rows) - 1)
-        if self._recorder:
+        if self._recorder and max(bins) >= 0:  # else the graph is computed in one piece, which is faster
             self._recorder.set_mask(bins)
         capi.decode(self._ctx, self._batch, rows)
         return ends

@@ -48,7 +48,7 @@ class FinishEvent:
     that was found.
 
     `routing` [n_layer, n_expert] counts the selections of the `n_rows` rows whose logits were drawn from: the prompt's
-    last token and the answer's, up to the one before the last draw. None without a recorder.
+    last token and the answer's, up to the one before the last draw. None without a recorder, or if not asked for.
 
     `end` is the end-of-generation token, if one was drawn. `prompt` are the prompt's tokens from `Request.prompt_from`
     on, with the probabilities that the model gave them (none for the first of all), if `Request.prompt_probs` asked
@@ -79,7 +79,8 @@ class Request:
     token's besides; None: no log probabilities. `prompt_probs`: the same for the prompt's tokens from index
     `prompt_from` on; what the slot holds is used for those before them alone. `special`: control tokens are part of the
     text. `slot`: a slot of the caller's own (`Engine.slot`); None: the engine takes one. Without `reuse` the whole
-    prompt is computed, whatever the slot holds.
+    prompt is computed, whatever the slot holds. Without `routing` the selections of experts are not counted, which is
+    faster.
     """
 
     tokens: Sequence[int]
@@ -93,6 +94,7 @@ class Request:
     prompt_from: int = 0
     slot: Slot | None = None
     reuse: bool = True
+    routing: bool = True
 
 
 Event = TokenEvent | FinishEvent
@@ -178,7 +180,8 @@ class RequestState:
         slot, start = self.slot, self._n_held
         assert slot is not None
         tokens = self.wanted[start : start + n_tokens]
-        return slot.part(tokens, n_outputs=int(start + n_tokens == len(self.wanted)), scored=self.scores_next)
+        last = start + n_tokens == len(self.wanted)
+        return slot.part(tokens, n_outputs=int(last), scored=self.scores_next, counted=self.request.routing)
 
     def score(self, part: Part, scores: Iterator[Logits]) -> None:
         """Take the logits of a part of the prompt; each token's are those for the next one."""
@@ -196,7 +199,7 @@ class RequestState:
         slot.attach(self.bias)
         most = self._first_scored if self._scores_prompt else self._n_prompt - 1
         slot.keep_common(self.wanted, most if self.request.reuse else 0)
-        self._counts_before = self._context.counts(slot.index)
+        self._counts_before = self._context.counts(slot.index) if self.request.routing else None
         self._n_cached = len(slot.tokens)
         self.begun = True
 

@@ -90,9 +90,9 @@ class Slot:
         """Keep what the memory and `tokens` begin with, up to `at_most` tokens."""
         self.keep(common_prefix(self.tokens[:at_most], tokens))
 
-    def part(self, tokens: Sequence[int], *, n_outputs: int, scored: bool = False) -> Part:
+    def part(self, tokens: Sequence[int], *, n_outputs: int, scored: bool = False, counted: bool = True) -> Part:
         """Tokens to decode behind what is in memory, see `Part`."""
-        return Part(self.index, len(self.tokens), tokens, self._bias, n_outputs, scored)
+        return Part(self.index, len(self.tokens), tokens, self._bias, n_outputs, scored, counted)
 
 
 def _key(bias: BiasFile | None) -> str | None:

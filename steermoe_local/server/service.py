@@ -140,6 +140,7 @@ class Service:
                 first,
                 tokens=tokens,
                 reuse=request.cache_prompt is not False,
+                routing=bool(request.routing),
                 # n answers with a seed differ, and each is the same every time
                 sampling=replace(first.sampling, seed=None if seed is None else (seed + i) % 0xFFFFFFFF),
             )

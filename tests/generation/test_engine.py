@@ -234,6 +234,28 @@ def test_recording_can_be_off(open_engine: Any, biases: Any, prompts: Any) -> No
         assert engine.route(prompts[0], None, 2) is None
 
 
+def test_routing_is_counted_for_those_who_ask(
+    open_engine: Any, biases: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside one that asks, others cost nothing; where none asks, the recorder gets nothing to count."""
+    masks: list[list[int]] = []
+    set_mask = capi.NativeRecorder.set_mask
+    monkeypatch.setattr(capi.NativeRecorder, "set_mask", lambda own, bins: (masks.append(bins), set_mask(own, bins)))
+    expected = [alone(open_engine, prompt, bias) for prompt, bias in zip(prompts[:2], biases[1:3], strict=True)]
+    assert masks
+    with open_engine(n_slots=2) as engine:
+        masks.clear()
+        requests = [greedy(prompt, bias=bias) for prompt, bias in zip(prompts[:2], biases[1:3], strict=True)]
+        quiet = [replace(request, routing=False) for request in requests]
+        for (text, tokens, end), known in zip(answer(engine, *quiet), expected, strict=True):
+            assert (text, tokens, end.routing) == (*known[:2], None)
+        assert not masks
+        counted, uncounted = answer(engine, replace(requests[0], reuse=False), quiet[1])
+        assert np.array_equal(counted[2].routing, expected[0][2].routing)
+        assert uncounted[2].routing is None
+        assert len({row for bins in masks for row in bins} - {-1}) == 1
+
+
 @pytest.mark.parametrize(("first", "last"), [(-1, 2), (3, 3), (2, 1), (0, 99)])
 def test_route_of_no_tokens(open_engine: Any, prompts: Any, first: int, last: int) -> None:
     with open_engine() as engine, pytest.raises(UsageError, match="route: "):

@@ -206,6 +206,7 @@ class Evaluator:
     def recording_arguments(self, what: str) -> dict[str, Any]:
         """Arguments of `record_counts` to run pairs as this evaluator runs its prompts; `what` names the bar."""
         return {
+            "flash_attn": False,  # unless they say so, as for prompts
             **self.context_arguments,
             "thinking": self._settings.thinking,
             "template_arguments": dict(self._settings.template_arguments),
