@@ -355,6 +355,8 @@ def test_locked_originals_stay_beside_their_copies(tiny_path: Path) -> None:
         (("-nr",), "plenty", False, ""),
         (("--repack",), "little", True, "--no-repack"),
         (("--no-memory-check",), "little", True, ""),
+        (("--verbose",), "plenty", True, "weights are repacked"),
+        (("--verbose", "-nr"), "plenty", False, "weights are not repacked"),
     ],
 )
 def test_repacking_is_chosen(
@@ -383,8 +385,18 @@ def test_repacking_is_chosen(
     result = detect(tmp_path, *flags)
     assert result.exit_code == 0, result.stderr
     assert loaded == [repacked]
-    assert result.stderr.count("\n") == bool(said)
+    if "--verbose" not in flags:  # llama.cpp's log is there, too
+        assert result.stderr.count("\n") == bool(said)
     assert said in result.stderr
+
+
+def test_weights_that_cannot_be_repacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steermoe_local.llama.cpu.repacks", lambda: lambda kind, shape: False)
+    result = detect(tmp_path, "--verbose")
+    assert result.exit_code == 0, result.stderr
+    assert "none of its weights" in result.stderr
 
 
 def test_no_word_of_copies_where_nothing_fits(tmp_path: Path, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,9 +75,20 @@ def check_memory(facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_sequences: i
         raise ResourceError(f"{problem}; --no-memory-check tries it all the same")
     if left_out:
         say(left_out)
+    elif flags.verbose:
+        say(_of_weights(estimate, repack))
     if warning := estimate.warning():
         warn(warning)
     return replace(flags, memory_check=False, repack=repack)
+
+
+def _of_weights(estimate: MemoryEstimate, repack: bool) -> str:
+    """Whether the weights are repacked, and why; by benchmarks/prompts.py prompts are never slower with copies."""
+    if estimate.copies:
+        return f"{estimate.name}: {human_size(estimate.copies)} of its weights are repacked, the fastest way for prompts"
+    if repack:
+        return f"{estimate.name}: none of its weights are of a type and shape that are repacked on this CPU"
+    return f"{estimate.name}: its weights are not repacked (--no-repack); prompts may take longer"
 
 
 def warn_of_unknown_reasoning(facts: ModelInfo) -> None:
