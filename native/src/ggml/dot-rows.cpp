@@ -666,11 +666,15 @@ using kernel = void (*)(const product &);
 
 // The kernel for the rows `first` to `last` of an expert; none where vec_dot is as fast (measured).
 kernel kernel_of(ggml_type type, int64_t k, int64_t first, int64_t last) {
-#    if !DOT_ROWS_512
-    if (last - first == 1) {
+#    if DOT_ROWS_512
+    // eight columns and the next eight have to stay in the cache of a core
+    const bool one_is_slow = 16 * ggml_row_size(type, k) > 40 * 1024;
+#    else
+    const bool one_is_slow = true;
+#    endif
+    if (last - first == 1 && one_is_slow) {
         return nullptr;
     }
-#    endif
     const bool few_rows = first == 0 && last < 6; // floats are read in several passes
 
     switch (type) {

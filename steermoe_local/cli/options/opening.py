@@ -83,7 +83,7 @@ def check_memory(facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_sequences: i
 
 
 def _of_weights(estimate: MemoryEstimate, repack: bool) -> str:
-    """Whether the weights are repacked, and why; by benchmarks/prompts.py prompts are never slower with copies."""
+    """Whether the weights are repacked, and why. By benchmarks/prompts.py prompts are faster with copies, of Q4_K as fast."""
     if estimate.copies:
         return f"{estimate.name}: {human_size(estimate.copies)} of its weights are repacked, the fastest way for prompts"
     if repack:
