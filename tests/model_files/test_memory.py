@@ -390,9 +390,7 @@ def test_repacking_is_chosen(
     assert said in result.stderr
 
 
-def test_weights_that_cannot_be_repacked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_cannot_be_repacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("steermoe_local.llama.cpu.repacks", lambda: lambda kind, shape: False)
     result = detect(tmp_path, "--verbose")
     assert result.exit_code == 0, result.stderr

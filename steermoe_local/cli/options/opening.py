@@ -83,9 +83,13 @@ def check_memory(facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_sequences: i
 
 
 def _of_weights(estimate: MemoryEstimate, repack: bool) -> str:
-    """Whether the weights are repacked, and why. By benchmarks/prompts.py prompts are faster with copies, of Q4_K as fast."""
+    """Whether the weights are repacked, and why.
+
+    By benchmarks/prompts.py, prompts are faster with copies; with those of Q4_K weights they are as fast.
+    """
     if estimate.copies:
-        return f"{estimate.name}: {human_size(estimate.copies)} of its weights are repacked, the fastest way for prompts"
+        copies = human_size(estimate.copies)
+        return f"{estimate.name}: {copies} of its weights are repacked, with which prompts are fastest"
     if repack:
         return f"{estimate.name}: none of its weights are of a type and shape that are repacked on this CPU"
     return f"{estimate.name}: its weights are not repacked (--no-repack); prompts may take longer"
