@@ -237,7 +237,7 @@ def test_recording_can_be_off(open_engine: Any, biases: Any, prompts: Any) -> No
 def test_routing_is_counted_for_those_who_ask(
     open_engine: Any, biases: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside one that asks, others cost nothing; where none asks, the recorder gets nothing to count."""
+    """Beside one that asks, others are not counted; where none asks, nothing is."""
     masks: list[list[int]] = []
     set_mask = capi.NativeRecorder.set_mask
     monkeypatch.setattr(capi.NativeRecorder, "set_mask", lambda own, bins: (masks.append(bins), set_mask(own, bins)))
@@ -249,7 +249,8 @@ def test_routing_is_counted_for_those_who_ask(
         quiet = [replace(request, routing=False) for request in requests]
         for (text, tokens, end), known in zip(answer(engine, *quiet), expected, strict=True):
             assert (text, tokens, end.routing) == (*known[:2], None)
-        assert not masks
+        assert {row for bins in masks for row in bins} == {-1}
+        masks.clear()
         counted, uncounted = answer(engine, replace(requests[0], reuse=False), quiet[1])
         assert np.array_equal(counted[2].routing, expected[0][2].routing)
         assert uncounted[2].routing is None

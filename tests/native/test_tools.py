@@ -169,6 +169,9 @@ def test_amx_is_compiled_at_o2() -> None:
         assert [flag for flag in flags(command) if flag.startswith("-O")][-1] == "-O3"
 
 
-def test_our_sources_are_in_libllama() -> None:
-    names = {Path(c["file"]).name for c in compile_commands() if "/native/src/" in c["file"]}
-    assert names == {path.name for path in (ROOT / "native" / "src").glob("*.cpp")}
+@pytest.mark.parametrize(("folder", "library"), [("src", "llama.dir"), ("src/ggml", "ggml-cpu.dir")])
+def test_our_sources_are_in_the_libraries(folder: str, library: str) -> None:
+    sources = ROOT / "native" / folder
+    ours = [c for c in compile_commands() if Path(c["file"]).parent == sources]
+    assert {Path(c["file"]).name for c in ours} == {path.name for path in sources.glob("*.cpp")}
+    assert all(f"/{library}/" in c["output"] for c in ours)

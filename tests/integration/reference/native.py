@@ -124,8 +124,8 @@ def selected(llama: SteeredLlama, tokens: Sequence[int], bias: BiasFile | None, 
 
 
 def count(model: Path, pairs: Sequence[Pair]) -> RoutingCounts:
-    """Routing counts with everything in float32."""
-    return record_counts(model, pairs, n_threads=1, type_k=F32, type_v=F32)
+    """Routing counts with everything in float32; flash attention would round to F16."""
+    return record_counts(model, pairs, n_threads=1, type_k=F32, type_v=F32, flash_attn=False)
 
 
 def worst_difference(ours: np.ndarray, reference: np.ndarray) -> float:
