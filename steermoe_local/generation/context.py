@@ -175,9 +175,7 @@ class SlotContext:
             rows += [(t, part.start + i, part.slot, i >= first) for i, t in enumerate(part.tokens)]
             bins += [-1] * silent + [part.slot if part.counted else -1] * part.n_outputs
             ends.append(len(rows) - 1)
-        if (
-            self._recorder
-        ):  # for none as well: an interrupt may have left a mask. The graph is then computed in one piece
+        if self._recorder:  # for none as well: an interrupt may have left a mask
             self._recorder.set_mask(bins)
         capi.decode(self._ctx, self._batch, rows)
         return ends

@@ -94,9 +94,8 @@ def tokens_of(hf: HfOlmoe, side: Any, target: str) -> tuple[list[int], list[int]
 
 def record(model: Path, pairs: list[Pair], **options: Any) -> tuple[RoutingCounts, PerPair]:
     sink = PerPair()
-    counts = record_counts(
-        model, pairs, n_threads=1, type_k=native.F32, type_v=native.F32, per_pair=lambda *_: sink, **options
-    )
+    in_f32 = {"type_k": native.F32, "type_v": native.F32, "flash_attn": False}
+    counts = record_counts(model, pairs, n_threads=1, per_pair=lambda *_: sink, **in_f32, **options)
     assert sink.ids == [pair.id for pair in pairs]
     return counts, sink
 
