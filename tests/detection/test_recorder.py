@@ -330,7 +330,7 @@ def pairs(n: int = 6) -> list[Pair]:
 def test_batch_sizes_do_not_change_the_counts(tiny_f32_path: Path) -> None:
     """All is computed in F32; no choice is so near a tie that rounding could decide it."""
     assert near_ties_of_pairs(tiny_f32_path, pairs()) == 0
-    cache = {"type_k": F32, "type_v": F32}
+    cache: dict[str, Any] = {"type_k": F32, "type_v": F32, "flash_attn": False}
     base = record_counts(tiny_f32_path, pairs(), n_threads=1, **cache)
     assert base.n1 > 0
     assert base.n2 > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from steermoe_local import Pair, RoutingCounts
@@ -9,7 +11,7 @@ from tests.support.low_level import F32
 from tests.support.paths import ROOT
 
 PROGRAM = "from steermoe_local.cli import main; main()"
-CACHE = {"type_k": F32, "type_v": F32}  # F32: keys and values are not rounded again
+CACHE: dict[str, Any] = {"type_k": F32, "type_v": F32, "flash_attn": False}  # which would round to F16
 DATA = ROOT / "steermoe_local" / "data"
 
 
