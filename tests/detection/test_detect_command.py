@@ -165,21 +165,8 @@ def test_shards_and_merge(tmp_path: Path, tiny_f32_path: Path, untied_pairs: lis
         name = part.replace("/", "-")
         names[part] = [tmp_path / f"{name}.npz", tmp_path / f"{name}.pairs.npz"]
         done = run(
-            *(
-                "detect",
-                "-m",
-                tiny_f32_path,
-                "-ctk",
-                "f32",
-                "-ctv",
-                "f32",
-                "-fa",
-                "off",
-                "--pairs",
-                pairs_file,
-                "-t",
-                1,
-            ),
+            *("detect", "-m", tiny_f32_path, "-ctk", "f32", "-ctv", "f32", "-fa", "off"),
+            *("--pairs", pairs_file, "-t", 1),
             *("--shard", part, "-o", tmp_path / f"{name}.json"),
             *("--counts", names[part][0], "--per-pair", names[part][1], "--json"),
         )
