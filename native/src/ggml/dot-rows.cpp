@@ -23,7 +23,7 @@
 #include <utility>
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(GGML_CPU_NO_FAST_EXPERTS)
-#    include <immintrin.h>
+#    include "dot-bytes.h"
 
 #    if defined(__GNUC__) && !defined(__clang__)
 #        pragma GCC diagnostic ignored "-Wuninitialized" // of GCC 12's own headers: `__Y`
@@ -147,10 +147,6 @@ template <typename BLOCK> inline float scale_of(const BLOCK & x) {
     return GGML_CPU_FP16_TO_FP32(x.GGML_COMMON_AGGR_U.GGML_COMMON_AGGR_S.d);
 }
 
-#    if (defined(__AVX512VNNI__) && defined(__AVX512VL__)) || defined(__AVXVNNI__) || defined(FAST_EXPERTS_EMULATE_VNNI)
-#        define DOT_ROWS_VNNI 1
-#    endif
-
 // A column in a vector. Where one instruction multiplies unsigned bytes and signed ones, signed values get 128 added:
 // sum(x*y) = sum((x + 128)*y) - sum(128*y).
 struct vec256 {
@@ -197,22 +193,12 @@ struct vec256 {
         }
     }
 
-#    if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-    static ints dot(ints acc, ints u, ints s) { return _mm256_dpbusd_epi32(acc, u, s); }
-#    elif defined(__AVXVNNI__)
-    static ints dot(ints acc, ints u, ints s) { return _mm256_dpbusd_avx_epi32(acc, u, s); }
-#    elif defined(FAST_EXPERTS_EMULATE_VNNI) // exact, as the instruction is: tests without it
-    static ints dot(ints acc, ints u, ints s) {
-        const ints even = _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(0xFF)),
-                                            _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
-        const ints odd  = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
-        return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
-    }
+#    if FAST_EXPERTS_VNNI
+    static ints dot(ints acc, ints u, ints s) { return dot_bytes(acc, u, s); }
 #    endif
 };
 
-#    if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VNNI__)
-#        define DOT_ROWS_512 1
+#    if FAST_EXPERTS_512
 
 // two columns in a vector
 struct vec512 {
@@ -311,7 +297,7 @@ void multiply_quants(int64_t nb, const BLOCK * x, int64_t stride, const char * c
             q[v] = V::unpack(x + v * V::n_cols * stride + b, stride);
             d[v] = V::scales(x + v * V::n_cols * stride + b, stride);
         }
-#    if DOT_ROWS_VNNI
+#    if FAST_EXPERTS_VNNI
         if constexpr (type::is_signed) {
             for (int v = 0; v < NV; v++) {
                 q[v] = V::bits_xor(q[v], V::set8(-128));
@@ -323,13 +309,13 @@ void multiply_quants(int64_t nb, const BLOCK * x, int64_t stride, const char * c
             const typename V::ints   qy    = V::load_row(y.qs);
             const typename V::floats dy    = V::set(scale_of(y));
             typename V::ints         start = V::zero_ints();
-#    if DOT_ROWS_VNNI
+#    if FAST_EXPERTS_VNNI
             if constexpr (type::is_signed) {
                 start = V::sub32(start, V::dot(start, V::set8(-128), qy));
             }
 #    endif
             for (int v = 0; v < NV; v++) {
-#    if DOT_ROWS_VNNI
+#    if FAST_EXPERTS_VNNI
                 const typename V::ints sum = V::dot(start, q[v], qy);
 #    else
                 const auto u   = type::is_signed ? _mm256_sign_epi8(q[v], q[v]) : q[v];
@@ -383,7 +369,7 @@ inline __m256i add_madd16(__m256i acc, __m256i a, __m256i b) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b));
 }
 #    endif
-#    if DOT_ROWS_512
+#    if FAST_EXPERTS_512
 inline __m512i add_madd16(__m512i acc, __m512i a, __m512i b) {
     return _mm512_dpwssd_epi32(acc, a, b);
 }
@@ -609,7 +595,7 @@ template <typename V, int NV, typename BLOCK> void quants_at(const product & p, 
 
 template <typename BLOCK> void all_quants(const product & p) {
     int64_t col = 0;
-#    if DOT_ROWS_512
+#    if FAST_EXPERTS_512
     for (; col + 8 <= p.n_cols; col += 8) {
         quants_at<vec512, 4, BLOCK>(p, col);
     }
@@ -633,7 +619,7 @@ template <typename V, int NV> void q6_K_at(const product & p, int64_t col) {
 
 void all_q6_K(const product & p) {
     int64_t col = 0;
-#    if DOT_ROWS_512
+#    if FAST_EXPERTS_512
     for (; col + 4 <= p.n_cols; col += 4) {
         q6_K_at<vec512, 2>(p, col);
     }
@@ -666,7 +652,7 @@ using kernel = void (*)(const product &);
 
 // The kernel for the rows `first` to `last` of an expert; none where vec_dot is as fast (measured).
 kernel kernel_of(ggml_type type, int64_t k, int64_t first, int64_t last) {
-#    if DOT_ROWS_512
+#    if FAST_EXPERTS_512
     // eight columns and the next eight have to stay in the cache of a core
     const bool one_is_slow = 16 * ggml_row_size(type, k) > 40 * 1024;
 #    else

@@ -19,7 +19,7 @@
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(GGML_CPU_NO_FAST_EXPERTS)
 #    define REPACK_ROWS 1
-#    include <immintrin.h>
+#    include "dot-bytes.h"
 #endif
 
 #if defined(_MSC_VER)
@@ -72,25 +72,12 @@ struct vec256 {
     // columns 0 1 4 5 2 3 6 7, the order in which _mm256_shuffle_ps leaves them, and back
     static floats reorder(floats a) { return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(a), 0xD8)); }
 
-#    if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-    static ints dot(ints acc, ints u, ints s) { return _mm256_dpbusd_epi32(acc, u, s); }
-#    elif defined(__AVXVNNI__)
-    static ints dot(ints acc, ints u, ints s) { return _mm256_dpbusd_avx_epi32(acc, u, s); }
-#    elif defined(FAST_EXPERTS_EMULATE_VNNI) // exact, as the instruction is: tests without it
-    static ints dot(ints acc, ints u, ints s) {
-        const ints even = madd16(bits_and(u, set16(0xFF)), _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
-        const ints odd  = madd16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
-        return add32(acc, add32(even, odd));
-    }
+#    if FAST_EXPERTS_VNNI
+    static ints dot(ints acc, ints u, ints s) { return dot_bytes(acc, u, s); }
 #    endif
 };
 
-#    if (defined(__AVX512VNNI__) && defined(__AVX512VL__)) || defined(__AVXVNNI__) || defined(FAST_EXPERTS_EMULATE_VNNI)
-#        define REPACK_ROWS_VNNI 1
-#    endif
-
-#    if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VNNI__)
-#        define REPACK_ROWS_512 1
+#    if FAST_EXPERTS_512
 
 struct vec512 {
     using ints   = __m512i;
@@ -153,7 +140,7 @@ template <typename BLOC_TYPE> struct rows_product_b32 {
     static constexpr bool is_q4_0  = std::is_same_v<BLOC_TYPE, block_q4_0>;
     static constexpr bool is_mxfp4 = std::is_same_v<BLOC_TYPE, block_mxfp4>;
 
-#    if REPACK_ROWS_VNNI
+#    if FAST_EXPERTS_VNNI
     static constexpr bool is_signed = false;
 #    else
     static constexpr bool is_signed = !is_q4_0 && !is_mxfp4; // 16-bit sums of unsigned values would overflow
@@ -236,7 +223,7 @@ template <typename BLOC_TYPE> struct rows_product_b32 {
         for (int r = 0; r < NR; r++) {
             out[r] = V::set32(-infos[r][b].s);
         }
-#    if REPACK_ROWS_VNNI
+#    if FAST_EXPERTS_VNNI
         for (int i = 0; i < 8; i++) {
             const auto w = q(i);
             for (int r = 0; r < NR; r++) {
@@ -409,7 +396,7 @@ template <> struct rows_product<block_q4_K> {
     static inline void add_sums(const F & q, typename V::ints scale, const int8_t * const * ys, int offset,
                                 typename V::ints * sum) {
         typename V::ints s[NR];
-#    if REPACK_ROWS_VNNI
+#    if FAST_EXPERTS_VNNI
         for (int i = 0; i < 8; i++) {
             const auto w = q(i);
             for (int r = 0; r < NR; r++) {
