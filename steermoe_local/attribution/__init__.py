@@ -1,0 +1,1 @@
+"""Attribution: which experts cause a behaviour, estimated by random interventions."""
