@@ -35,8 +35,9 @@ ALLOWED: dict[str, set[str]] = {
     "detection": BELOW_LLAMA | {"llama"},
     "generation": BELOW_LLAMA | {"llama"},
     "evaluation": BELOW_EVALUATION,
+    "attribution": BELOW_EVALUATION | {"evaluation"},
     "server": BELOW_EVALUATION - {"detection"} | {"evaluation"},
-    "cli": BELOW_EVALUATION | {"evaluation", "server", "__init__"},
+    "cli": BELOW_EVALUATION | {"evaluation", "attribution", "server", "__init__"},
     "__main__": {"cli"},
 }
 # Inside evaluation and the command line.

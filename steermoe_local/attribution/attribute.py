@@ -307,10 +307,7 @@ class _Run:
         margins = np.zeros(n)
         for item in self._items:
             # a block that ends early is another one: batches of another shape round otherwise
-            values = self._part(
-                f"{action}/{block}/{n}/{item.id}", biases, lambda item=item: self._decoder.margins(item)
-            )
-            margins += values
+            margins += self._part(f"{action}/{block}/{n}/{item.id}", biases, partial(self._decoder.margins, item))
         cost = np.zeros(n)
         if self._documents:
             cost = self._part(f"{action}/{block}/{n}/text", biases, self._divergences) / self._n_text
