@@ -22,8 +22,6 @@ from ..streams import console
 
 _OUTPUT = "Picture to write: .png, .svg, or .html, which names the expert under the pointer."
 
-_ALIKE = "NO: looks like shuffled pairs"
-
 
 @click.group("map")
 def map_() -> None:
@@ -315,8 +313,8 @@ def _trust_rows(expert_map: ExpertMap, correction: str) -> list[tuple[str, str]]
                 f"95% below {control.q95:.3f}, p = {_p(control.p)}",
             )
         )
-    differs = "yes, from shuffled pairs: needed, not enough" if confidence.differs_from_shuffled else _ALIKE
-    return [*rows, ("differs", differs)]
+    words = "yes, from shuffled pairs: needed, not enough", "NO: looks like shuffled pairs"
+    return [*rows, ("differs", words[not confidence.differs_from_shuffled])]
 
 
 def _entries(expert_map: ExpertMap, top: int, level: float, correction: str) -> list[dict[str, Any]]:
