@@ -313,8 +313,8 @@ def _trust_rows(expert_map: ExpertMap, correction: str) -> list[tuple[str, str]]
                 f"95% below {control.q95:.3f}, p = {_p(control.p)}",
             )
         )
-    words = "yes, from shuffled pairs: needed, not enough", "NO: looks like shuffled pairs"
-    return [*rows, ("differs", words[not confidence.differs_from_shuffled])]
+    differs = "yes, from shuffled pairs: needed, not enough", "NO: looks like shuffled pairs"
+    return [*rows, ("differs", differs[not confidence.differs_from_shuffled])]
 
 
 def _entries(expert_map: ExpertMap, top: int, level: float, correction: str) -> list[dict[str, Any]]:
