@@ -56,7 +56,7 @@ quantization; it holds no weights and no text of the pairs.
 | pairs SHA-256 | {{ digests or "not known" }} |
 | target tokens | {{ tokens or "not known" }} |
 {% if confidence %}
-| differs from shuffled pairs | {{ "yes" if confidence.separable else "**no**" }}, \
+| differs from shuffled pairs | {{ "yes (needed, not enough)" if confidence.differs_from_shuffled else "**no**" }}, \
 p = {{ "%.3g" | format(confidence.max_rd.p) }} by the largest RD, {{ "%.3g" | format(confidence.sum_top.p) }} by the \
 sum of the top {{ confidence.top_n }} |
 | split-half stability | Spearman {{ "%.2f" | format(confidence.split_half.spearman) }}, \

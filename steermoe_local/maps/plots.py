@@ -153,8 +153,8 @@ def _counted(expert_map: ExpertMap) -> str:
 def _write_title(figure: Any, expert_map: ExpertMap, height: float) -> None:
     sides = f"  ({_plain(expert_map.positive)} / {_plain(expert_map.negative)})" if expert_map.positive else ""
     facts = f"{expert_map.identity.short}, {_counted(expert_map)}"
-    if expert_map.confidence is not None and not expert_map.confidence.separable:
-        facts += "; NOT separable from shuffled pairs"
+    if expert_map.confidence is not None and not expert_map.confidence.differs_from_shuffled:
+        facts += "; does NOT differ from shuffled pairs"
     title = (_plain(expert_map.behaviour) or "expert map") + sides
     figure.text(0.06, 1 - 0.3 / height, title, fontsize=14, weight="bold", va="center", parse_math=False)
     figure.text(0.06, 1 - 0.58 / height, facts, fontsize=10, color="#444444", va="center", parse_math=False)

@@ -62,6 +62,7 @@ KINDS = (
     "longer text",
 )
 """The kinds of `answer_kind`, in the order in which they are tried."""
+NAMES = frozenset(kind for kind in KINDS if kind.startswith("name"))
 
 
 def answer_kind(answer: str, question: str) -> str:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from .._util.records import only_text, truth
-from .answer_kinds import answer_kind, canonical_words
+from .answer_kinds import NAMES, answer_kind, canonical_words
 from .builders import Seen, Tally, accepted_answers, chat_pair, document_prompt, drawn_number
 from .pairs import Pair
 
@@ -105,7 +105,9 @@ def choice_pairs(
 class RightAnswers:
     """What may be a right answer to a question: texts of the document and of the question, and what is accepted."""
 
-    def __init__(self, context: str, question: str, accepted: Collection[str]) -> None:
+    def __init__(self, context: str, question: str, accepted: Collection[str], *, names: bool = False) -> None:
+        """`names`: the answers are names, of which one word may stand for the whole."""
+        self._names = names
         text, words = _document(context)
         self._texts = text, _folded(question)
         self._words = words.union(canonical_words(question, parts=True))
@@ -116,15 +118,18 @@ class RightAnswers:
 
         It is not if it stands in the document or the question, or all of its words do, in any order; and not if it
         stands in an accepted answer or the other way round, or all words of one are words of the other. Words are
-        compared by `canonical_words`, so that "4 May" is "May the fourth".
+        compared by `canonical_words`, so that "4 May" is "May the fourth". Of a name one word is enough.
         """
         text, words = _pooled_answer(answer)
-        if any(text in known for known in self._texts) or words <= self._words:
+        if any(text in known for known in self._texts) or self._may_be(words, self._words):
             return False
         return not any(
-            text in right or right in text or words <= right_words or right_words <= words
+            text in right or right in text or right_words <= words or self._may_be(words, right_words)
             for right, right_words in self._accepted
         )
+
+    def _may_be(self, words: frozenset[str], known: frozenset[str]) -> bool:
+        return words <= known or (self._names and not words.isdisjoint(known))
 
 
 def _folded(text: str) -> str:
@@ -144,7 +149,7 @@ _pooled_answer = lru_cache(maxsize=1 << 14)(_answer)  # those of a pool are shor
 
 
 def _wrong_answer(item: _Item, pool: AnswerPool, seed: int) -> str | None:
-    right = RightAnswers(item.context, item.question, item.accepted)
+    right = RightAnswers(item.context, item.question, item.accepted, names=item.kind in NAMES)
     found: list[str] = []
     start = drawn_number(seed, item.context, item.question)
     for number, answer in enumerate(pool.answers(item.kind, start)):

@@ -108,6 +108,15 @@ def test_what_may_be_right_is_not_taken(answer: str, context: str, accepted: lis
     assert not RightAnswers(context, "Where the?", accepted).certainly_exclude(answer)
 
 
+def test_one_word_of_a_name_may_be_the_whole() -> None:
+    for context, accepted in (("Ann won.", ["Bo"]), ("Bo won.", ["Ann", "Bo"])):
+        assert not RightAnswers(context, "Who won?", accepted, names=True).certainly_exclude("Ann Lund")
+        assert RightAnswers(context, "Who won?", accepted, names=True).certainly_exclude("Ida Lund")
+        assert RightAnswers(context, "Who won?", ["Bo"]).certainly_exclude("Ida Lund")
+    pairs = made([row("Bo met Ann.", "Who met?", "Bo"), row("Ann Lund met Bob.", "Who met?", "Ann Lund"), *YEARS[:2]])
+    assert {pair.positive_target for pair in pairs} == {"1900", "1901"}
+
+
 @pytest.mark.parametrize("answer", ["1937", "blue", "two hundred and six", "the sixth of May", "Ida Holm"])
 def test_what_is_wrong_is_taken(answer: str) -> None:
     text = "On May 4, 1936, Ida Berg painted two hundred and five doors black."
