@@ -2,15 +2,17 @@
 
 The file is JSON with one row of scores a line, so that it can be read, compared and sent:
 
-    {"format": "steermoe-expert-map", "version": 1, "model": {...},
+    {"format": "steermoe-expert-map", "version": 2, "model": {...},
      "behaviour": {"name": ..., "positive": ..., "negative": ...},
      "n1": ..., "n2": ..., "n_pairs": ..., "pairs_sha256": [...], "dates": [...], "until_stable": {...},
      "tool": ..., "created": ..., "license": ..., "notes": ..., "confidence": {...},
-     "rd": [[...], ...], "a1": [[...], ...], "a2": [[...], ...], "se": [[...], ...]}
+     "rd": [[...], ...], "a1": [[...], ...], "a2": [[...], ...], "se": [[...], ...],
+     "logit": [[...], ...], "weight": [[...], ...], "attribution": {...}, "effects": [{...}, ...]}
 
 `rd` is [n_layer, n_expert]; the counts `a1` and `a2` are optional, and so are the standard errors `se` with their
-`confidence`. `dates` are those that the chat template printed, left out where it prints none; `until_stable` is there
-where the run was to end early. Numbers are written so that they read back as the same float64.
+`confidence`, the scores `logit` and `weight`, and the `effects` of interventions with their `attribution`. A map
+without the last four is of version 1. `dates` are those that the chat template printed, left out where it prints none;
+`until_stable` is there where the run was to end early. Numbers are written so that they read back as the same float64.
 """
 
 from __future__ import annotations
@@ -32,17 +34,21 @@ from ..errors import ChoiceError, FormatError, UsageError
 from ..identity import MAX_LAYERS, ModelIdentity
 from .confidence import Confidence
 from .counts import RoutingCounts, dates_problem
-from .scores import IntArray, rank, risk_difference, risk_difference_from
+from .effects import Attribution, Effects
+from .ranks import action_scores
+from .scores import IntArray, risk_difference, risk_difference_from
+from .scores import rank as rank_experts
 from .stability import Stability
 
 _FORMAT = "steermoe-expert-map"
-_VERSION = 1
+_VERSION = 2  # of maps with a field of _NEW; the others are written as version 1, which older readers take
+_NEW = {"logit", "weight", "effects", "attribution"}
 _MAX_BYTES = 256 << 20
 _REQUIRED = {"format", "version", "model", "behaviour", "rd"}
 _NUMBERS = ("n1", "n2", "n_pairs")
 _TEXTS = ("tool", "created", "license", "notes")
 _BEHAVIOUR = ("name", "positive", "negative")
-_TABLES = ("rd", "a1", "a2", "se")
+_TABLES = ("rd", "a1", "a2", "se", "logit", "weight")
 _AGAIN = "run steermoe detect again"
 
 
@@ -53,9 +59,11 @@ class ExpertMap:
     `rd` is float64 [n_layer, n_expert], within [-1, 1], 0 in dense layers. `positive` and `negative` describe the two
     sides. `n1` and `n2` are the counted target tokens, 0 when they are unknown; `a1` and `a2` the counts themselves
     (int64, shaped like `rd`), or None. `se` are standard errors of `rd` (float64, shaped like it) and `confidence` says
-    how stable the scores are, both or None: see `significance.annotate`. `dates` (YYYY-MM-DD) were printed by the chat
-    template, none if it prints none. `stability` says how a run ended that was to end early. The arrays are copied and
-    read-only.
+    how stable the scores are, both or None: see `significance.annotate`. `logit` and `weight` are further scores
+    (float64, shaped like `rd`, or None): the difference of the mean router logit in units of the layer's deviation, and
+    that of the mean routed weight. `effects` are those of interventions, or None. `dates` (YYYY-MM-DD) were printed by
+    the chat template, none if it prints none. `stability` says how a run ended that was to end early. The arrays are
+    copied and read-only.
 
     Raises FormatError when a field does not fit the others.
     """
@@ -79,6 +87,9 @@ class ExpertMap:
     tool: str = field(default_factory=tool_name)
     dates: tuple[str, ...] = ()
     stability: Stability | None = None
+    logit: npt.NDArray[np.float64] | None = None
+    weight: npt.NDArray[np.float64] | None = None
+    effects: Effects | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rd", _table(self.rd, "rd", self.identity, np.float64))
@@ -103,6 +114,14 @@ class ExpertMap:
                 raise FormatError("se: values that are no standard errors; run steermoe map stats again")
             if self.confidence.moe_layers[-1] >= self.identity.n_layer or self.confidence.n_pairs != self.n_pairs:
                 raise FormatError("confidence: of other pairs or layers than the map's; run steermoe map stats again")
+        for name in ("logit", "weight"):
+            if getattr(self, name) is not None:
+                table = _table(getattr(self, name), name, self.identity, np.float64)
+                if not (np.abs(table) <= 1e9).all():  # false for NaN
+                    raise FormatError(f"{name}: values that are no scores; {_AGAIN}")
+                object.__setattr__(self, name, table)
+        if self.effects is not None:
+            self.effects.check(self.identity)
         if self.stability and self.stability.n_pairs != self.n_pairs:
             raise FormatError(f"until_stable: of {self.stability.n_pairs} pairs, not {self.n_pairs}; {_AGAIN}")
         if self.a1 is None or self.a2 is None:
@@ -157,7 +176,7 @@ class ExpertMap:
         Raises UsageError when `n` is negative.
         """
         _require_count("n", n)
-        order = rank(self.rd)[:n].tolist()
+        order = rank_experts(self.rd)[:n].tolist()
         return [(layer, expert, float(self.rd[layer, expert])) for layer, expert in order]
 
     def choose(
@@ -168,16 +187,18 @@ class ExpertMap:
         reverse: bool = False,
         layers: Iterable[int] | None = None,
         max_active_per_layer: int | None = None,
+        rank: str = "rd",
     ) -> npt.NDArray[np.int8]:
         """Choose experts; returns signs, int8 [n_layer, n_expert]: +1, -1 or 0.
 
-        In the order of |RD| (ties by layer and expert), the first `n_activate` with RD > 0 get +1 and the first
-        `n_deactivate` with RD < 0 get -1, or all if there are fewer. `reverse` flips RD's sign first, `layers`
-        restricts the choice. Of the experts with +1, a layer keeps the first `max_active_per_layer` (default and most:
-        top-k); the others are dropped, not replaced (arXiv 2509.09660, Alg. 1).
+        By default in the order of |RD| (ties by layer and expert), the first `n_activate` with RD > 0 get +1 and the
+        first `n_deactivate` with RD < 0 get -1, or all if there are fewer. `rank` is one of `ranks.RANKS`, which may
+        score promoting and suppressing an expert apart. `reverse` flips the scores' signs first, `layers` restricts the
+        choice. Of the experts with +1, a layer keeps the first `max_active_per_layer` (default and most: top-k); the
+        others are dropped, not replaced (arXiv 2509.09660, Alg. 1).
 
         Raises ChoiceError when a layer would keep fewer than top-k experts that are not -1, or a layer does not exist;
-        UsageError when a number is negative.
+        UsageError when a number is negative, or the map lacks what the rank needs.
         """
         _require_count("n_activate", n_activate)
         _require_count("n_deactivate", n_deactivate)
@@ -185,7 +206,7 @@ class ExpertMap:
         cap = most if max_active_per_layer is None else max_active_per_layer
         if type(cap) is not int or not 0 <= cap <= most:
             raise UsageError(f"max_active_per_layer: {cap!r} is not from 0 to {most}, the experts a token uses")
-        positive, negative = self._by_sign(reverse, layers)
+        positive, negative = self._by_sign(reverse, layers, rank)
         promoted, suppressed = positive[:n_activate], negative[:n_deactivate]
         possible = _first_of_layer(suppressed, self.identity.max_inactive)
         if not possible.all():
@@ -200,31 +221,33 @@ class ExpertMap:
         return signs
 
     def numbers(
-        self, *, reverse: bool = False, layers: Iterable[int] | None = None
+        self, *, reverse: bool = False, layers: Iterable[int] | None = None, rank: str = "rd"
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The `n_activate` and the `n_deactivate` for which `choose` makes different choices, each ascending from 0.
 
         Values that `choose` refuses are left out, and so are those that only add experts that are dropped. Raises
-        ChoiceError for a layer that does not exist.
+        ChoiceError for a layer that does not exist, UsageError as `choose`.
         """
-        positive, negative = self._by_sign(reverse, layers)
+        positive, negative = self._by_sign(reverse, layers, rank)
         kept = _first_of_layer(positive, self.identity.max_active)
         possible = _first_of_layer(negative, self.identity.max_inactive)
         n_possible = len(negative) if possible.all() else int(np.argmin(possible))
         return (0, *(np.flatnonzero(kept) + 1).tolist()), tuple(range(n_possible + 1))
 
-    def _by_sign(self, reverse: bool, layers: Iterable[int] | None) -> tuple[IntArray, IntArray]:
-        """The experts with RD > 0 and those with RD < 0, each as rows (layer, expert), the largest |RD| first."""
-        rd = -self.rd if reverse else self.rd
-        order = rank(rd, self._layers(layers))
-        scores = rd[order[:, 0], order[:, 1]]
-        return order[scores > 0], order[scores < 0]
+    def _by_sign(self, reverse: bool, layers: Iterable[int] | None, rank: str) -> tuple[IntArray, IntArray]:
+        """The experts worth promoting and those worth suppressing, each as rows (layer, expert), the best first."""
+        wanted, found = self._layers(layers), []
+        for worth in action_scores(self, rank):
+            above = np.maximum(-worth if reverse else worth, 0.0)
+            order = rank_experts(above, wanted)
+            found.append(order[above[order[:, 0], order[:, 1]] > 0])
+        return found[0], found[1]
 
     def to_json(self) -> str:
         """Return the text of the file; the same map gives the same text."""
         head: dict[str, Any] = {
             "format": _FORMAT,
-            "version": _VERSION,
+            "version": _VERSION if any(getattr(self, name, None) is not None for name in _NEW) else 1,
             "model": self.identity.to_dict(),
             "behaviour": {
                 "name": self.behaviour,
@@ -244,6 +267,10 @@ class ExpertMap:
             if table is not None:
                 rows = ",\n".join("  " + json.dumps(row) for row in table.tolist())
                 text += f',\n "{name}": [\n{rows}\n ]'
+        if self.effects is not None:
+            rows = ",\n".join("  " + json.dumps(row) for row in self.effects.rows())
+            text += f',\n "attribution": {json.dumps(self.effects.facts.to_dict(), ensure_ascii=False)}'
+            text += f',\n "effects": [\n{rows}\n ]'
         return text + "\n}\n"
 
     @cached_property
@@ -271,10 +298,10 @@ class ExpertMap:
         """Check the JSON of a map, parsed; `path` begins the messages. Raises FormatError."""
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
             raise FormatError(f'{path}: not an expert map (no "format": "{_FORMAT}" in it); {_AGAIN}')
-        if data.get("version") != _VERSION:
+        if data.get("version") not in (1, _VERSION):
             raise FormatError(
                 f"{path}: an expert map of version {data.get('version')!r}, this program reads "
-                f"{_VERSION}; upgrade steermoe-local"
+                f"1 to {_VERSION}; upgrade steermoe-local"
             )
         _check_fields(data, path)
         try:
@@ -290,6 +317,7 @@ class ExpertMap:
                 **{name: data[name] for name in _TABLES if name in data},
                 confidence=Confidence.from_dict(data["confidence"]) if "confidence" in data else None,
                 stability=Stability.from_dict(data["until_stable"]) if "until_stable" in data else None,
+                effects=_effects(data),
             )
         except FormatError as error:
             raise FormatError(f"{path}: {error}") from None
@@ -367,8 +395,20 @@ def _table(value: Any, name: str, identity: ModelIdentity, dtype: type[np.generi
     return copy
 
 
+def _effects(data: dict[str, Any]) -> Effects | None:
+    if ("effects" in data) != ("attribution" in data):
+        raise FormatError("effects, attribution: only one of them is there; give both or none")
+    if "effects" not in data:
+        return None
+    return Effects.from_rows(Attribution.from_dict(data["attribution"]), data["effects"])
+
+
 def _check_fields(data: dict[str, Any], path: StrPath) -> None:
     known = _REQUIRED | {*_NUMBERS, *_TEXTS, *_TABLES, "pairs_sha256", "dates", "until_stable", "confidence"}
+    if data["version"] == _VERSION:
+        known |= _NEW
+    else:
+        known -= _NEW
     if missing := sorted(_REQUIRED - set(data)):
         raise FormatError(f"{path}: {missing[0]}: missing; {_AGAIN}")
     if unknown := sorted(set(data) - known):

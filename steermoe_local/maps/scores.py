@@ -58,6 +58,23 @@ def risk_difference_from(a1: npt.ArrayLike, n1: int, a2: npt.ArrayLike, n2: int)
     return _rates(first, n1, "positive") - _rates(second, n2, "negative")
 
 
+def log_odds(a1: npt.ArrayLike, n1: int, a2: npt.ArrayLike, n2: int) -> FloatArray:
+    """Difference of the log-odds of activation between the sides, float64 of the tables' shape; 0 without activations.
+
+    log((a1 + 1/2) / (n1 - a1 + 1/2)) - log((a2 + 1/2) / (n2 - a2 + 1/2)). The halves keep it finite and take away most
+    of the bias of small counts (Haldane, Ann. Hum. Genet. 20, 1956; Anscombe, Biometrika 43, 1956).
+
+    Raises UsageError when n1 or n2 is not positive or the shapes differ.
+    """
+    risk_difference_from(a1, n1, a2, n2)  # checks them
+    odds = []
+    for a, n in ((np.asarray(a1, dtype=np.float64), n1), (np.asarray(a2, dtype=np.float64), n2)):
+        odds.append(np.log(a + 0.5) - np.log(n - a + 0.5))
+    routed = np.asarray(a1) + np.asarray(a2) > 0
+    # an expert that no side activates says nothing, also where the sides have different numbers of tokens
+    return np.where(routed, odds[0] - odds[1], 0.0)
+
+
 def rank(rd: npt.ArrayLike, moe_layers: Iterable[int] | None = None) -> IntArray:
     """Rank experts by |RD|, descending; ties by (layer, expert), ascending.
 

@@ -201,7 +201,7 @@ def edited(**changes: Any) -> str:
     ("changes", "words"),
     [
         ({"format": "x"}, "not an expert map"),
-        ({"version": 2}, "version 2, this program reads 1; upgrade steermoe-local"),
+        ({"version": 3}, "version 3, this program reads 1 to 2; upgrade steermoe-local"),
         ({"rd": ...}, "rd: "),
         ({"colour": 1}, "colour: "),
         ({"model": {}}, "model.architecture: "),

@@ -1,0 +1,90 @@
+"""Ranks: the scores of a map by which experts can be chosen, each as a score for promoting and one for suppressing."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import UsageError
+from .effects import PROMOTE, SUPPRESS, Effects
+from .scores import FloatArray, log_odds
+
+Rank = Literal["rd", "log-odds", "logit", "weight", "effect", "efficiency"]
+RANKS: tuple[Rank, ...] = get_args(Rank)
+OBSERVED = RANKS[:4]
+"""Ranks by what the router does on the pairs: one score for an expert, above 0 where the positive side uses it more."""
+
+
+class Scored(Protocol):
+    """The part of `ExpertMap` that is used here."""
+
+    @property
+    def rd(self) -> FloatArray: ...
+    @property
+    def a1(self) -> npt.NDArray[Any] | None: ...
+    @property
+    def a2(self) -> npt.NDArray[Any] | None: ...
+    @property
+    def n1(self) -> int: ...
+    @property
+    def n2(self) -> int: ...
+    @property
+    def logit(self) -> FloatArray | None: ...
+    @property
+    def weight(self) -> FloatArray | None: ...
+    @property
+    def effects(self) -> Effects | None: ...
+
+
+def observed_score(expert_map: Scored, rank: str) -> FloatArray:
+    """A score of `OBSERVED` as float64 [n_layer, n_expert]; 0 in layers without a router.
+
+    Raises UsageError for a map that was made without it.
+    """
+    m = expert_map
+    if rank == "rd":
+        return m.rd
+    if rank == "log-odds":
+        if m.a1 is None or m.a2 is None:
+            raise UsageError("rank log-odds: the map has no counts (a1, a2); make it again with steermoe detect")
+        return log_odds(m.a1, m.n1, m.a2, m.n2)
+    table = m.logit if rank == "logit" else m.weight
+    if table is None:
+        raise UsageError(f"rank {rank}: the map has no table {rank}; make it again with steermoe detect")
+    return table
+
+
+def action_scores(expert_map: Scored, rank: str) -> tuple[FloatArray, FloatArray]:
+    """What promoting and what suppressing each expert is worth: two tables float64 [n_layer, n_expert].
+
+    Above 0 steers towards the positive side, below 0 towards the negative one; 0 is not chosen. By an observed score
+    suppressing is worth what promoting is, with the opposite sign. By `effect` and `efficiency` each action has its own
+    estimate, and what is not significant, or was not tried, is 0; of an expert whose two actions both steer to one side
+    the better is kept.
+
+    Raises UsageError for an unknown rank, and for a map without the data.
+    """
+    if rank not in RANKS:
+        raise UsageError(f"rank: {rank!r} is none of {', '.join(RANKS)}")
+    if rank in OBSERVED:
+        score = observed_score(expert_map, rank)
+        return score, -score
+    effects, shape = expert_map.effects, (expert_map.rd.shape[0], expert_map.rd.shape[1])
+    if effects is None:
+        raise UsageError(
+            f"rank {rank}: the map has no effects; estimate them: steermoe attribute -m MODEL --pairs PAIRS --map MAP "
+            "-o MAP2"
+        )
+    if rank == "efficiency" and np.isnan(effects.cost).any():
+        raise UsageError("rank efficiency: the map's effects have no costs; run steermoe attribute with a neutral text")
+
+    def worth(action: int) -> FloatArray:
+        significant = effects.table(action, "significant", shape) == 1
+        return np.where(significant, effects.table(action, rank, shape), 0.0)
+
+    promote, suppress = worth(PROMOTE), worth(SUPPRESS)
+    both = np.sign(promote) * np.sign(suppress) > 0
+    first = np.abs(promote) >= np.abs(suppress)
+    return np.where(both & ~first, 0.0, promote), np.where(both & first, 0.0, suppress)
