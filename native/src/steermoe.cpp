@@ -103,6 +103,7 @@ void steermoe_bias_get_info(const steermoe_bias * bias, steermoe_bias_info * inf
     info->router_sha256 = bias->router_sha256.c_str();
     info->mode          = bias->mode;
     info->epsilon       = bias->epsilon;
+    info->cap           = bias->cap;
     info->n_layer       = bias->n_layer;
     info->n_expert      = bias->n_expert;
     info->n_expert_used = bias->n_expert_used;
@@ -269,6 +270,34 @@ steermoe_status steermoe_recorder_counts(const steermoe_recorder * recorder, int
         if (tokens != nullptr) {
             memcpy(tokens, recorder->tokens.data(), recorder->tokens.size() * sizeof(int64_t));
         }
+    });
+}
+
+steermoe_status steermoe_recorder_set_sums(steermoe_recorder * recorder, bool sums) {
+    return steermoe_guard([&] {
+        require(recorder, "recorder");
+        recorder->set_sums(sums);
+    });
+}
+
+steermoe_status steermoe_recorder_sums(const steermoe_recorder * recorder, double * logits, double * spread,
+                                       double * weights) {
+    return steermoe_guard([&] {
+        require(recorder, "recorder");
+        const std::string failure = recorder->failure.empty() ? recorder->missing_sums() : recorder->failure;
+        if (!recorder->sums || !failure.empty()) {
+            throw steermoe_error(STEERMOE_ERR_STATE,
+                                 recorder->sums ? failure
+                                                : "no sums are kept; ask for them by steermoe_recorder_set_sums");
+        }
+        const auto copy = [](double * to, const std::vector<double> & from) {
+            if (to != nullptr) {
+                memcpy(to, from.data(), from.size() * sizeof(double));
+            }
+        };
+        copy(logits, recorder->logits);
+        copy(spread, recorder->spread);
+        copy(weights, recorder->weights);
     });
 }
 
