@@ -88,9 +88,10 @@ class Attribution:
             kind = {"n_draws": int, "stable": bool}.get(name)
             for value in of.values():
                 number = isinstance(value, float | int) and not isinstance(value, bool) and abs(value) <= 1e300
-                if (kind is not None and type(value) is not kind) or (kind is None and not number):
+                right = number if kind is None else type(value) is kind
+                if not right or (name == "n_draws" and value < 0) or (name == "rate" and not 0 <= value <= 1):
                     raise FormatError(f"attribution.{name}: {str(value)[:40]} is not what stands there; {_AGAIN}")
-            object.__setattr__(self, name, dict(of))
+            object.__setattr__(self, name, {key: value if kind else float(value) for key, value in of.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -144,6 +145,10 @@ class Effects:
             raise FormatError(f"effects: none; {_AGAIN}")
         if not np.isin(self.action, (PROMOTE, SUPPRESS)).all():
             raise FormatError(f"effects: an action that is neither promote nor suppress; {_AGAIN}")
+        if missing := [
+            name for name, sign in ACTIONS.items() if sign in self.action and name not in self.facts.n_draws
+        ]:
+            raise FormatError(f"effects: {missing[0]}: an action of which attribution says nothing; {_AGAIN}")
         if len(np.unique(np.stack([self.layer, self.expert, self.action]), axis=1).T) < n:
             raise FormatError(f"effects: an action on an expert that is there twice; {_AGAIN}")
         for name in _FIGURES:
@@ -153,12 +158,22 @@ class Effects:
             if not ((known >= least) & (known <= (1 if name == "p" else 1e9))).all():  # false for NaN
                 raise FormatError(f"effects: {name}: a value that is no figure; {_AGAIN}")
 
+        for name in ("cost", "confirm"):
+            if (np.isnan(getattr(self, name)) != np.isnan(getattr(self, f"{name}_se"))).any():
+                raise FormatError(f"effects: {name}, {name}_se: only one of them is there; {_AGAIN}")
+
     def check(self, identity: ModelIdentity) -> None:
         """Raise FormatError for an expert that the model does not have."""
         n_layer, n_expert = identity.shape
         inside = (self.layer >= 0) & (self.layer < n_layer) & (self.expert >= 0) & (self.expert < n_expert)
         if not inside.all():
             raise FormatError(f"effects: an expert outside {n_layer} layers of {n_expert}; {_AGAIN}")
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the arrays."""
+        columns = ("layer", "expert", "action", *_FIGURES, "control")
+        return sum(int(getattr(self, name).nbytes) for name in columns)
 
     @cached_property
     def significant(self) -> npt.NDArray[np.bool_]:
