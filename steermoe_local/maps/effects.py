@@ -27,6 +27,8 @@ LEVEL = 0.05  # share of false discoveries among the effects that are called sig
 _AGAIN = "run steermoe attribute again"
 _FIGURES = ("effect", "effect_se", "p", "cost", "cost_se", "confirm", "confirm_se")
 _OPTIONAL = ("cost", "cost_se", "confirm", "confirm_se")
+COLUMNS = (*_FIGURES, "significant", "control")
+"""What `Effects.at` may say of an action on an expert."""
 _NONNEGATIVE = ("effect_se", "p", "cost_se", "confirm_se")
 
 
@@ -187,6 +189,33 @@ class Effects:
         NaN without costs; the effect itself over 1e-9 nats where cost and error are 0.
         """
         return self.effect / np.maximum(np.maximum(self.cost, self.cost_se), 1e-9)
+
+    def first(self, n: int | None = None) -> npt.NDArray[np.int64]:
+        """Indices of the first `n` rows: the significant ones by |effect|, then the others, ties in the rows' order."""
+        order = np.lexsort((-np.abs(self.effect), ~self.significant))
+        return order[:n].astype(np.int64)
+
+    def numbers(self, action: int) -> dict[str, int]:
+        """How many experts the action was tried on, and how many effects are significant: `n`, `n_significant`.
+
+        `n_random` and `n_random_significant` are the same of the candidates that were drawn at random.
+        """
+        rows = self.action == action
+        found = {"n": rows, "n_significant": rows & self.significant}
+        found |= {"n_random": rows & self.control, "n_random_significant": rows & self.control & self.significant}
+        return {name: int(marks.sum()) for name, marks in found.items()}
+
+    def at(self, layer: int, expert: int) -> dict[str, dict[str, Any]]:
+        """The rows of an expert, by the action's name, each with `significant`; {} for one that was not tried."""
+        return self._by_expert.get((layer, expert), {})
+
+    @cached_property
+    def _by_expert(self) -> dict[tuple[int, int], dict[str, dict[str, Any]]]:
+        found: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}
+        for row, significant in zip(self.rows(), self.significant.tolist(), strict=True):
+            place, action = (row.pop("layer"), row.pop("expert")), row.pop("action")
+            found.setdefault(place, {})[action] = row | {"significant": significant}
+        return found
 
     def table(self, action: int, name: str, shape: tuple[int, int]) -> FloatArray:
         """A column of one action as float64 `shape` [n_layer, n_expert], NaN where it was not tried."""

@@ -375,7 +375,8 @@ def n_bytes(steering: Steering) -> int:
     if expert_map is not None:
         names = ("rd", "a1", "a2", "se", "logit", "weight")
         tables = [table for name in names if (table := getattr(expert_map, name)) is not None]
-        return sum(table.nbytes for table in tables) + (expert_map.effects.nbytes if expert_map.effects else 0)
+        effects = 0 if expert_map.effects is None else expert_map.effects.nbytes
+        return effects + sum(int(table.nbytes) for table in tables)
     return 0 if bias is None else sum(row.nbytes for row in bias.values.values())
 
 
