@@ -86,7 +86,8 @@ RD > 0 and {{ n_minus }} RD < 0.
 
 {% if effects %}
 What promoting or suppressing one expert did to the margin of the positive answer over the negative one, by
-interventions on {{ facts.n_items }} {{ "pairs" if facts.response == "pairs" else "items of " ~ (facts.response | line) }}:
+interventions on {{ facts.n_items }} \
+{{ "pairs" if facts.response == "pairs" else "items of " ~ (facts.response | line) }}:
 above 0 steers towards the positive side.
 Cost: KL divergence from the unsteered model on a neutral text. Both in nats a token.
 
