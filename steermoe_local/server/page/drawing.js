@@ -30,7 +30,7 @@ function colours(element) {
 
 /**
  * Draws a map with cells of `cell` pixels. `table` is {n_layer, n_expert, values, signs}: values [layers][experts] are
- * the colours, null for none, and both may be null; `most` is the |value| of the full colour; `use` is {counts, tokens} or
+ * the colours, null for a small grey cell; both may be null; `most` is the |value| of the full colour; `use` is {counts, tokens} or
  * null, selections [layers][experts] and tokens [layers].
  */
 export function drawMap(canvas, table, use, cell, most) {
@@ -57,7 +57,8 @@ function drawCells(pen, { n_layer: layers, n_expert: experts, values }, cell, mo
     for (let expert = 0; expert < experts; expert++) {
       const value = values ? values[layer][expert] : null;
       pen.fillStyle = value === null ? look.empty : (value < 0 ? look.down : look.up)[Math.round(SHADES * strength(value, most))];
-      pen.fillRect(LEFT + expert * cell, TOP + layer * cell, size, size);
+      const inset = values && value === null ? 0.3 * size : 0; // not the colour of 0, which is a value
+      pen.fillRect(LEFT + expert * cell + inset, TOP + layer * cell + inset, size - 2 * inset, size - 2 * inset);
     }
   }
 }

@@ -31,5 +31,5 @@ export function effectMeaning(action, { attribution }, entry) {
   const margin = named ? `${entry.positive} over ${entry.negative}` : "the behaviour over its opposite";
   const items = attribution.response === "pairs" ? "pairs" : `items of ${attribution.response}`;
   const how = `estimated by interventions on ${attribution.n_items} ${items}, R2 ${attribution.r2[action].toFixed(2)}`;
-  return `Effect: what ${WORDS[action]} an expert does to the margin of ${margin}, in nats a token; ${how}. Grey: not tried. Rows are layers.`;
+  return `Effect: what ${WORDS[action]} an expert does to the margin of ${margin}, in nats a token; ${how}. Small and grey: not tried. Rows are layers.`;
 }

@@ -79,8 +79,12 @@ def test_the_switch_colours_by_effect(shown: Desk, tried: ExpertMap) -> None:
             place = divmod(int(at), 24)
             red, _, blue = np.median(shown.pixels(*place), axis=0)
             assert (blue > red + 60) if table[place] > 0 else (red > blue + 60)
-        untried = next(map(tuple, np.argwhere(np.isnan(table)).tolist()))
-        assert np.ptp(np.median(shown.pixels(*untried), axis=0)) < 30, "not tried: grey"
+        untried = next((layer, expert) for layer, expert in np.argwhere(np.isnan(table)).tolist() if expert > 7)
+        colours = np.unique(shown.pixels(*untried), axis=0)
+        assert np.ptp(colours, axis=1).max() < 30, "not tried: grey"
+        least = divmod(int(np.nanargmin(np.abs(table))), 24)
+        drawn = [np.any(shown.pixels(*at), axis=1).mean() for at in (untried, least)]  # the others are transparent
+        assert drawn[0] < 0.3 < 0.7 < drawn[1], "and smaller than a cell with a value, also one near 0"
         largest = np.nanmax(np.abs(table))
         assert page.locator("#legend-high").inner_text() == f"+{largest:.2f}"
         assert what in (page.locator("#heatmap").get_attribute("aria-label") or "")
@@ -118,7 +122,7 @@ def test_the_switch_by_keyboard(shown: Desk) -> None:
 def test_the_list_has_both(shown: Desk, tried: ExpertMap) -> None:
     shown.page.click("#experts summary")
     heads = shown.page.locator("#experts th").all_inner_texts()
-    assert heads == ["layer", "expert", "RD", "if promoted", "if suppressed", "chosen", "used"]
+    assert heads == ["layer", "expert", "RD", "promote", "suppress", "chosen", "used"]
     rows = [row.split("\t") for row in shown.page.locator("#expert-rows tr").all_inner_texts()]
     assert len(rows) == np.count_nonzero(tried.choose(2, 2))
     for layer, expert, _, promote, suppress, word, _ in rows:
