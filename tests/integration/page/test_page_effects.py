@@ -48,6 +48,12 @@ def choose(tab: Desk, what: str) -> None:
     tab.page.locator(f"#shown label:has(input[value={what}])").click()
 
 
+def open_list(tab: Desk) -> None:
+    """Open the list of experts, and wait until it has rows."""
+    tab.page.click("#experts summary")
+    tab.page.locator("#expert-rows tr").first.wait_for()
+
+
 def test_the_tooltip_tells_what_the_map_says(shown: Desk, tried: ExpertMap) -> None:
     words = {"promote": "promoting", "suppress": "suppressing"}
     signs = tried.choose(2, 2)
@@ -120,7 +126,7 @@ def test_the_switch_by_keyboard(shown: Desk) -> None:
 
 
 def test_the_list_has_both(shown: Desk, tried: ExpertMap) -> None:
-    shown.page.click("#experts summary")
+    open_list(shown)
     heads = shown.page.locator("#experts th").all_inner_texts()
     assert heads == ["layer", "expert", "RD", "promote", "suppress", "chosen", "used"]
     rows = [row.split("\t") for row in shown.page.locator("#expert-rows tr").all_inner_texts()]
@@ -140,7 +146,7 @@ def test_a_map_without_effects_has_no_switch(shown: Desk) -> None:
     shown.steer("document-memory")
     assert not shown.page.locator("#shown").is_visible()
     assert len(shown.tooltip(0, 0)) == 2
-    shown.page.click("#experts summary")
+    open_list(shown)
     assert shown.page.locator("#experts th").all_inner_texts().count("") == 0
     assert shown.page.locator("#column-promote").is_hidden()
     assert {len(row.split("\t")) for row in shown.page.locator("#expert-rows tr").all_inner_texts()} == {5}
