@@ -16,7 +16,8 @@ from ...maps.expert_map import ExpertMap, parse_layers
 from ...maps.pair_counts import PairCounts
 from ...maps.plots import plot_difference, plot_map, require_drawable
 from ..options.common import FILE, json_option, lock_output, output_option
-from ..options.groups import together
+from ..options.groups import is_given, together
+from ..options.steering import RANK
 from ..output import facts_table, print_json, say, say_written, warn
 from ..streams import console
 
@@ -122,15 +123,16 @@ def stats(map_file: Path, per_pair: Path, output: Path, draws: int, halves: int,
 )
 @click.option("--activate", type=click.IntRange(0), default=0, help="Mark the experts that this would promote.")
 @click.option("--deactivate", type=click.IntRange(0), default=0, help="Mark the experts that this would suppress.")
+@click.option(*RANK[0], **RANK[1])
 @click.option("--reverse", is_flag=True, help="Flip the sign of RD for the choice, as in `bias build`.")
 @click.option("--layers", metavar="A-B", help="Choose in these layers only, like 3-7,9.")
 def plot(
-    map_file: Path, output: Path, top: int, activate: int, deactivate: int, reverse: bool, layers: str | None
+    map_file: Path, output: Path, top: int, activate: int, deactivate: int, rank: str, reverse: bool, layers: str | None
 ) -> None:
     """Draw a map: layers x experts, RD by depth, first experts with their intervals.
 
-    --activate, --deactivate, --reverse and --layers mark what `steermoe bias build` would choose. Needs matplotlib:
-    pip install 'steermoe-local[plot]'.
+    --activate, --deactivate, --rank, --reverse and --layers mark what `steermoe bias build` would choose. Needs
+    matplotlib: pip install 'steermoe-local[plot]'.
 
     \b
     Example:
@@ -138,13 +140,13 @@ def plot(
     """
     require_drawable(output)
     lock_output(output)
-    if (reverse or layers) and not activate and not deactivate:
-        raise UsageError("--reverse and --layers belong to a choice; give --activate N, --deactivate N or both")
+    if (reverse or layers or is_given("rank")) and not activate and not deactivate:
+        raise UsageError("--rank, --reverse and --layers belong to a choice; give --activate N, --deactivate N or both")
     expert_map = ExpertMap.load(map_file)
     signs = None
     if activate or deactivate:
         chosen = None if layers is None else parse_layers(layers)
-        signs = expert_map.choose(activate, deactivate, reverse=reverse, layers=chosen)
+        signs = expert_map.choose(activate, deactivate, reverse=reverse, layers=chosen, rank=rank)
     plot_map(expert_map, output, signs, top)
     say_written(output)
 
