@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,7 @@ def _facts(loaded: BiasFile) -> dict[str, Any]:
         "model": loaded.identity.to_dict(),
         "mode": loaded.mode,
         "epsilon": loaded.epsilon,
+        **({} if loaded.cap is None else {"cap": loaded.cap if math.isfinite(loaded.cap) else "inf"}),
         "n_active": loaded.n_active,
         "n_inactive": loaded.n_inactive,
         "layers": {str(layer): _layer(loaded, layer) for layer in loaded.layers},
@@ -188,10 +190,16 @@ def _layer(loaded: BiasFile, layer: int) -> dict[str, Any]:
     return {"active": active, "inactive": inactive, **values}
 
 
+def _rule(loaded: BiasFile) -> str:
+    cap = [] if loaded.cap is None else [f"cap {loaded.cap:.6g}"]
+    epsilon = [] if loaded.mode == "soft" else [f"epsilon {loaded.epsilon:.6g}"]
+    return ", ".join([loaded.mode, *cap, *epsilon])
+
+
 def _print(loaded: BiasFile) -> None:
     rows = [
         ("model", loaded.identity.short),
-        ("rule", f"{loaded.mode}, epsilon {loaded.epsilon:.6g}" if loaded.mode == "hard" else loaded.mode),
+        ("rule", _rule(loaded)),
         ("promoted", str(loaded.n_active)),
         ("suppressed", str(loaded.n_inactive)),
     ]

@@ -113,7 +113,7 @@ class ControlPlan:
         bias = self.steering.bias
         if self.reverse is None and bias is not None:
             negated = {layer: -row for layer, row in bias.values.items()}
-            return BiasFile(bias.identity, bias.mode, negated, bias.epsilon)
+            return BiasFile(bias.identity, bias.mode, negated, bias.epsilon, cap=bias.cap)
         other = {"reverse": not self.steering.reverse, "preset": None, "preset_model": None}
         return self._built(self.reverse or self.steering.changed(**other))
 
@@ -305,6 +305,8 @@ class ControlPlan:
         for table, real in zip(tables, self.real, strict=True):
             if real.mode == "soft":
                 biases.append(BiasFile.from_soft(table, self.identity))
+            elif real.cap is not None:
+                biases.append(BiasFile.from_capped(table, self.identity, real.cap, real.epsilon))
             else:
                 biases.append(BiasFile.from_signs(table, self.identity, real.epsilon))
         return Draw(label, tuple(biases))
