@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from ..errors import UsageError
 from ..maps.ranks import WEIGHTS
+from .bias_file import Mode
 
-RuleName = Literal["hard", "soft", "capped"]
-RULES: tuple[RuleName, ...] = get_args(RuleName)
-DEFAULT_CAP = 2.0
-"""Logits: the odds of a promoted expert against the others grow by e^2, about sevenfold, at most."""
+RULES: tuple[Mode, ...] = get_args(Mode)
+DEFAULT_CAP = 4.0
+"""Logits. On the embedded model 4 move the behaviour at a tenth of the hard rule's KL, and 8 move it as far as that."""
 EQUAL = "none"
 """In place of weights: all experts get the same strength."""
 MAX_CAP = 1e6
@@ -45,7 +45,7 @@ class Rule:
             raise UsageError(f"cap: {self.cap} is not a number of logits above 0, at most {MAX_CAP:g}, or inf")
 
     @property
-    def name(self) -> RuleName:
+    def name(self) -> Mode:
         """Which rule it is."""
         return "capped" if self.cap is not None else "soft" if self.scale is not None else "hard"
 
@@ -78,7 +78,7 @@ class Rule:
         if mode is None:
             owners = list(dict.fromkeys(OWNERS[name] for name in given))
             if len(owners) > 1:
-                words = " and ".join(called[name] for name in given)
+                words = ", ".join(called[name] for name in given)
                 raise UsageError(f"{words}: belong to the {' and the '.join(owners)} rule; give what belongs to one")
             mode = owners[0] if owners else self.name
         for name in given:

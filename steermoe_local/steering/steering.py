@@ -216,7 +216,7 @@ class Steering:
             "tool": self.expert_map.tool,
         }
         if self.cap is not None:
-            raise UsageError("cap: not there yet")
+            return BiasFile.from_capped(signs, identity, self.cap, self.epsilon, provenance)
         if self.scale is not None:
             sizes = 1 if self.weights is None else relative_sizes(self.expert_map, self.weights, signs)
             return BiasFile.from_soft(signs * sizes, identity, self.scale, provenance)
