@@ -33,7 +33,6 @@ NUMBERS = ("activate", "deactivate", "reverse", "layers")
 Source = Literal["ships", "folder", "command line", "request"]
 
 _RULE = ("scale", "weights", "cap")
-_ROW = 90  # bytes of the effect of an action on an expert, in its arrays
 _MAX_NAMES = 256
 _MAX_BYTES = 256 << 20  # of all tables that came with requests
 _CACHED = 128  # biases that are kept ready
@@ -379,9 +378,10 @@ def n_bytes(steering: Steering) -> int:
     """Size of a steering's tables."""
     expert_map, bias = steering.expert_map, steering.bias
     if expert_map is not None:
-        tables = (expert_map.rd, expert_map.a1, expert_map.a2, expert_map.se, expert_map.logit, expert_map.weight)
-        rows = 0 if expert_map.effects is None else _ROW * len(expert_map.effects.layer)
-        return rows + sum(table.nbytes for table in tables if table is not None)
+        names = ("rd", "a1", "a2", "se", "logit", "weight")
+        tables = [table for name in names if (table := getattr(expert_map, name)) is not None]
+        effects = 0 if expert_map.effects is None else expert_map.effects.nbytes
+        return effects + sum(int(table.nbytes) for table in tables)
     return 0 if bias is None else sum(row.nbytes for row in bias.values.values())
 
 
