@@ -71,7 +71,9 @@ def rule_choice(
         raise UsageError(f"--strength {strength}: not a number of logits; give one like 2.5")
     asked = {"mode": mode, "scale": strength, "cap": cap, "weights": weights}
     values: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    near = {name: value for name, value in values.items() if _NAMES[name][2:] in given}
+    near = {name: value for name, value in values.items() if _NAMES[name][2:] in given and value != EQUAL}
+    if not near and mode is not None:
+        near = {"mode": mode}
     if not values:
         return {}
     name = Rule().changed(**(near or values), strength=_STRENGTH, names=_NAMES).name
