@@ -210,6 +210,13 @@ class ExpertMap:
         n_possible = len(negative) if possible.all() else int(np.argmin(possible))
         return (0, *(np.flatnonzero(kept) + 1).tolist()), tuple(range(n_possible + 1))
 
+    def n_worth(
+        self, *, reverse: bool = False, layers: Iterable[int] | None = None, rank: str = "rd"
+    ) -> tuple[int, int]:
+        """How many experts are worth promoting, and how many suppressing, by a rank. Raises as `numbers`."""
+        positive, negative = self._by_sign(reverse, layers, rank)
+        return len(positive), len(negative)
+
     def _by_sign(self, reverse: bool, layers: Iterable[int] | None, rank: str) -> tuple[IntArray, IntArray]:
         """The experts worth promoting and those worth suppressing, each as rows (layer, expert), the best first."""
         wanted, found = self._layers(layers), []

@@ -21,7 +21,8 @@ from ...maps.pair_counts import PairCounts
 from ...maps.picture import require_drawable
 from ...maps.plots import plot_map
 from ..options.common import FILE, json_option, lock_output, output_option
-from ..options.groups import together
+from ..options.groups import is_given, together
+from ..options.steering import RANK
 from ..output import facts_table, print_json, say, say_written, warn
 from ..streams import console
 from .map_effects import compared_rows, effect_rows, effect_text, effects_json, effects_table, p_text
@@ -134,6 +135,7 @@ def stats(map_file: Path, per_pair: Path, output: Path, draws: int, halves: int,
 )
 @click.option("--activate", type=click.IntRange(0), default=0, help="Mark the experts that this would promote.")
 @click.option("--deactivate", type=click.IntRange(0), default=0, help="Mark the experts that this would suppress.")
+@click.option(*RANK[0], **RANK[1])
 @click.option("--reverse", is_flag=True, help="Flip the sign of RD for the choice, as in `bias build`.")
 @click.option("--layers", metavar="A-B", help="Choose in these layers only, like 3-7,9.")
 @click.option("--effects", is_flag=True, help="Draw RD against effect instead: what only differs, and what matters.")
@@ -143,6 +145,7 @@ def plot(
     top: int,
     activate: int,
     deactivate: int,
+    rank: str,
     reverse: bool,
     layers: str | None,
     effects: bool,
@@ -151,8 +154,8 @@ def plot(
 
     With --effects it draws one point for each action on each expert that `steermoe attribute` tried: RD against effect.
 
-    --activate, --deactivate, --reverse and --layers mark what `steermoe bias build` would choose. Needs matplotlib:
-    pip install 'steermoe-local[plot]'.
+    --activate, --deactivate, --rank, --reverse and --layers mark what `steermoe bias build` would choose. Needs
+    matplotlib: pip install 'steermoe-local[plot]'.
 
     \b
     Examples:
@@ -161,8 +164,8 @@ def plot(
     """
     require_drawable(output)
     lock_output(output)
-    if (reverse or layers) and not activate and not deactivate:
-        raise UsageError("--reverse and --layers belong to a choice; give --activate N, --deactivate N or both")
+    if (reverse or layers or is_given("rank")) and not activate and not deactivate:
+        raise UsageError("--rank, --reverse and --layers belong to a choice; give --activate N, --deactivate N or both")
     if effects and (activate or deactivate):
         raise UsageError("--effects draws all that was tried; leave out the choice (--activate, --deactivate)")
     expert_map = ExpertMap.load(map_file)
@@ -173,7 +176,7 @@ def plot(
     signs = None
     if activate or deactivate:
         chosen = None if layers is None else parse_layers(layers)
-        signs = expert_map.choose(activate, deactivate, reverse=reverse, layers=chosen)
+        signs = expert_map.choose(activate, deactivate, reverse=reverse, layers=chosen, rank=rank)
     plot_map(expert_map, output, signs, top)
     say_written(output)
 
