@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .. import __version__
+from .commands.audit import audit
 from .commands.bias import bias
 from .commands.chat import chat
 from .commands.completion import completion
@@ -69,6 +70,7 @@ for command in (
     sweep,
     tune,
     transfer,
+    audit,
     demo,
     config,
     completion,

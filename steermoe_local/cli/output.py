@@ -177,7 +177,7 @@ class ProgressLines:
             if rate or now > self._start:
                 speed = (done - self._done) / (now - self._start) if now > self._start else 0.0
                 parts.append(rate or _speed(speed))
-                parts += [f"about {_duration((total - done) / speed)} left"] if speed else []
+                parts += [f"about {duration((total - done) / speed)} left"] if speed else []
             say(", ".join(parts))
 
 
@@ -188,7 +188,8 @@ def _speed(per_second: float) -> str:
     return f"{per_second * seconds:,.1f}/{unit}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time from seconds to hours in words, like "12 min"."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
