@@ -46,8 +46,10 @@ _STEERING = ("map_file", "activate", "deactivate", "preset", "reverse", "layers"
 @click.option(
     "--layer-draws",
     type=click.IntRange(0, 10_000),
+    default=10,
+    show_default=True,
     metavar="N",
-    help="Draws in each block of layers alone, at the highest rate, 0: no blocks.  [default: 10, at most --draws]",
+    help="Draws in each block of layers alone, at the highest rate, 0: no blocks.",
 )
 @click.option(
     "--blocks",
@@ -81,7 +83,7 @@ def audit(
     suppress: tuple[float, ...] | None,
     promote: tuple[float, ...] | None,
     draws: int,
-    layer_draws: int | None,
+    layer_draws: int,
     blocks: int,
     unrelated_name: str | None,
     level: float,
@@ -112,9 +114,7 @@ def audit(
     from ...generation.answer_file import AnswerFile
 
     kinds = [] if quants == (NONE,) else [file_type(name) for name in quants]
-    wanted = Perturbations(
-        suppress, promote, draws, min(10, draws) if layer_draws is None else layer_draws, blocks, setup.seed
-    )
+    wanted = Perturbations(suppress, promote, draws, layer_draws, blocks, setup.seed)
     if not 0 < level <= 1:
         raise UsageError(f"--level: {level:g} is no share above 0 and at most 1, like 80%")
     wanted.plan(setup.identity, range(setup.identity.n_layer))  # wrong input fails before anything is written or loaded

@@ -1,6 +1,6 @@
 """Measures steerings of one model on one task: all answers, their scores, and how well a neutral text is predicted.
 
-The studies (evaluate, sweep, tune, transfer, experiments) ask an `Evaluator` for `Measurement`s and do arithmetic on
+The studies (evaluate, sweep, tune, transfer, audit, experiments) ask an `Evaluator` for `Measurement`s and do arithmetic on
 them. Results are kept by steering, item and seed, so nothing is measured twice, also after an interruption.
 """
 

@@ -79,7 +79,7 @@ def _depth(found: Audit) -> Table:
         mark = "" if part is None else "least, clearly" if part.clear else "least"
         kept = (str(point.behaviour.share), percent(point.behaviour.quantiles["worst"]))
         rows.append((_DONE[point.action], _layers(point.layers), *kept, *_language_cells(point), mark))
-    n = found.provenance["perturbations"]["n_layer_draws"]
+    n = len(found.base.blocks[0].behaviour.draws)
     note = (
         f"the first {n} draws at the highest rate, in these layers alone; least, clearly: all others keep more, beyond "
         "their 95% intervals"

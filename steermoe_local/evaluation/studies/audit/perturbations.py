@@ -21,6 +21,7 @@ SUPPRESSED = (0.05, 0.1, 0.2, 0.4)
 PROMOTED = (0.25, 0.5, 1.0)
 """Rates at which experts are promoted, unless others are asked for, as parts of the largest possible one."""
 MAX_DRAWS = 10_000
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Perturbations:
 
     `suppress`, `promote`: rates, each the share of the experts of every layer; () for none, None for those of
     `SUPPRESSED` and `PROMOTED` that the model can carry out. `n_draws` draws at each rate. The first `n_layer_draws` of
-    them are also applied to single layers at the highest rate: to `n_blocks` blocks of neighbouring layers, where there
-    are more; 0 for none. `seed` is that of the draws.
+    them (all, if they are fewer) are also applied to single layers at the highest rate: to `n_blocks` blocks of
+    neighbouring layers, where there are more layers; 0 for none. `seed` is that of the draws.
 
     Raises UsageError for rates that are not above 0 and at most 1, and for impossible numbers.
     """
@@ -51,7 +52,7 @@ class Perturbations:
                 raise UsageError(f"{action}: {wrong[0]} is no rate above 0 and at most 1, like 0.1 or 10%")
             object.__setattr__(self, action, tuple(sorted({float(rate) for rate in rates})))
         # one draw says nothing about others
-        limits = {"n_draws": (2, MAX_DRAWS), "n_layer_draws": (0, self.n_draws), "n_blocks": (1, MAX_DRAWS)}
+        limits = {"n_draws": (2, MAX_DRAWS), "n_layer_draws": (0, MAX_DRAWS), "n_blocks": (1, MAX_DRAWS)}
         for name, (least, most) in limits.items():
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
@@ -104,11 +105,16 @@ class Plan:
         return tuple(tuple(part.tolist()) for part in np.array_split(np.asarray(self.layers), n))
 
     @property
+    def n_layer_draws(self) -> int:
+        """How many draws are applied to each block."""
+        return min(self.of.n_layer_draws, self.of.n_draws)
+
+    @property
     def n_steerings(self) -> int:
         """How many perturbed models are measured."""
         n_actions = sum(1 for rates in self.rates.values() if rates)
         n_rates = sum(len(rates) for rates in self.rates.values())
-        return n_rates * self.of.n_draws + n_actions * len(self.blocks) * self.of.n_layer_draws
+        return n_rates * self.of.n_draws + n_actions * len(self.blocks) * self.n_layer_draws
 
     def n_experts(self, rate: float) -> int:
         """How many experts of all layers a rate takes."""
@@ -122,7 +128,7 @@ class Plan:
         """
         n = self.n_experts(rate)
         found: list[BiasFile | None] = []
-        for number in range(self.of.n_draws if block is None else self.of.n_layer_draws):
+        for number in range(self.of.n_draws if block is None else self.n_layer_draws):
             # a generator of its own for each draw: the first 20 of 40 are the same as 20
             rng = np.random.default_rng([self.of.seed, list(_SIGNS).index(action), number])
             signs = _taken(n, self.identity, self.layers, rng) * np.int8(_SIGNS[action])
@@ -156,7 +162,7 @@ def _problem(action: str, rate: float, identity: ModelIdentity, n_layers: int) -
     if n < 1:
         least = math.ceil(500 / (identity.n_expert * n_layers)) / 1000
         return f"takes none of {identity.n_expert * n_layers} experts; give {least:g} or more"
-    if -(-n // n_layers) <= most:
+    if rate * identity.n_expert <= most + _ROUNDING:  # and so in every layer, one more or not
         return ""
     if not most:
         return f"a token uses all {experts}, so none can be suppressed; leave it out"
