@@ -1,4 +1,4 @@
-"""The options of the commands that measure (eval, sweep, tune, experiment, transfer, audit), and what they open with them."""
+"""The options of the commands that measure (eval, sweep, tune, experiment, transfer, audit), and what they open."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Measures steerings of one model on one task: all answers, their scores, and how well a neutral text is predicted.
 
-The studies (evaluate, sweep, tune, transfer, audit, experiments) ask an `Evaluator` for `Measurement`s and do arithmetic on
-them. Results are kept by steering, item and seed, so nothing is measured twice, also after an interruption.
+The studies (evaluate, sweep, tune, transfer, audit, experiments) ask an `Evaluator` for `Measurement`s and compute
+with them. Results are kept by steering, item and seed, so nothing is measured twice, also after an interruption.
 """
 
 from __future__ import annotations
