@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .evaluation.measuring.evaluator import Evaluator as Bench
     from .evaluation.measuring.opening import open_evaluator, open_steering
     from .evaluation.measuring.opening import open_evaluator as open_bench
+    from .evaluation.studies.audit.audit import audit
     from .evaluation.studies.evaluate import evaluate, run_evaluation
     from .evaluation.studies.search.sweep import sweep
     from .evaluation.studies.search.tune import tune
@@ -80,6 +81,7 @@ __all__ = [
     "UntilStable",
     "UsageError",
     "VersionError",
+    "audit",
     "evaluate",
     "load_pairs",
     "model_info",
@@ -108,6 +110,7 @@ _LAZY = {
     "Engine": (".generation.engine", "Engine"),
     "Evaluator": (".evaluation.measuring.evaluator", "Evaluator"),
     "SteeredLlama": (".llama.steered_llama", "SteeredLlama"),
+    "audit": (".evaluation.studies.audit.audit", "audit"),
     "evaluate": (".evaluation.studies.evaluate", "evaluate"),
     "open_bench": (".evaluation.measuring.opening", "open_evaluator"),
     "open_evaluator": (".evaluation.measuring.opening", "open_evaluator"),

@@ -60,6 +60,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "signatures": {"steerings", "controls"},
         "evaluate": {"steerings", "controls", "signatures"},
         "transfer": {"steerings", "evaluate"},
+        "audit": {"layers", "transfer"},
     },
     "cli": {
         "streams": set(),

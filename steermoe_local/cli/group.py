@@ -6,6 +6,7 @@ import click
 
 from .. import __version__
 from .commands.attribute import attribute
+from .commands.audit import audit
 from .commands.bias import bias
 from .commands.chat import chat
 from .commands.completion import completion
@@ -71,6 +72,7 @@ for command in (
     sweep,
     tune,
     transfer,
+    audit,
     demo,
     config,
     completion,
