@@ -35,6 +35,13 @@ namespace {
 constexpr int64_t ROWS_CHUNK = 64; // rows whose addresses are kept
 constexpr int64_t COLS_STEP  = 16; // columns are divided among threads by so many
 
+// for more, tiled/ is faster: measured
+#    if FAST_EXPERTS_512
+constexpr int64_t MAX_TILED_ROWS = 60;
+#    else
+constexpr int64_t MAX_TILED_ROWS = 28;
+#    endif
+
 // rows of activations, and where their results of the first column go
 struct row_list {
     const char * values[ROWS_CHUNK];
@@ -151,7 +158,7 @@ template <typename BLOCK> inline float scale_of(const BLOCK & x) {
     return GGML_CPU_FP16_TO_FP32(x.GGML_COMMON_AGGR_U.GGML_COMMON_AGGR_S.d);
 }
 
-// acc + a*b as the kernel of tiled/ that is compiled: one leaves it to the compiler to fuse them
+// acc + a*b as the kernel of tiled/ that is compiled. The one for VNNI leaves it to the compiler to fuse them.
 inline __m128 add_product(__m128 acc, __m128 a, __m128 b) {
 #    if defined(__AVX512VNNI__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
     return _mm_add_ps(acc, _mm_mul_ps(a, b));
@@ -159,6 +166,12 @@ inline __m128 add_product(__m128 acc, __m128 a, __m128 b) {
     return _mm_fmadd_ps(a, b, acc);
 #    endif
 }
+
+#    if FAST_EXPERTS_512
+inline __m512 add_product(__m512 acc, __m512 a, __m512 b) {
+    return _mm512_add_ps(acc, _mm512_mul_ps(a, b));
+}
+#    endif
 
 // A column in a vector. Where one instruction multiplies unsigned bytes and signed ones, signed values get 128 added:
 // sum(x*y) = sum((x + 128)*y) - sum(128*y).
@@ -175,13 +188,13 @@ struct vec256 {
     static floats fmadd(floats a, floats b, floats c) { return _mm256_fmadd_ps(a, b, c); }
     static ints   zero_ints() { return _mm256_setzero_si256(); }
     static ints   sub32(ints a, ints b) { return _mm256_sub_epi32(a, b); }
+    static ints   sub16(ints a, ints b) { return _mm256_sub_epi16(a, b); }
     static ints   set8(int8_t x) { return _mm256_set1_epi8(x); }
     static ints   bits_xor(ints a, ints b) { return _mm256_xor_si256(a, b); }
     static ints   bits_and(ints a, ints b) { return _mm256_and_si256(a, b); }
     static ints   bits_or(ints a, ints b) { return _mm256_or_si256(a, b); }
     static ints   left16(ints a, int n) { return _mm256_slli_epi16(a, n); }
     static ints   right16(ints a, int n) { return _mm256_srli_epi16(a, n); }
-    static ints   left32(ints a, int n) { return _mm256_slli_epi32(a, n); }
     static ints   maddubs(ints u, ints s) { return _mm256_maddubs_epi16(u, s); }
     static ints   madd16(ints a, ints b) { return _mm256_madd_epi16(a, b); }
     static ints   load_row(const void * y) { return _mm256_loadu_si256((const __m256i *) y); }
@@ -253,6 +266,7 @@ struct vec512 {
     static floats fmadd(floats a, floats b, floats c) { return _mm512_fmadd_ps(a, b, c); }
     static ints   zero_ints() { return _mm512_setzero_si512(); }
     static ints   sub32(ints a, ints b) { return _mm512_sub_epi32(a, b); }
+    static ints   sub16(ints a, ints b) { return _mm512_sub_epi16(a, b); }
     static ints   set8(int8_t x) { return _mm512_set1_epi8(x); }
     static ints   bits_xor(ints a, ints b) { return _mm512_xor_si512(a, b); }
     static ints   dot(ints acc, ints u, ints s) { return _mm512_dpbusd_epi32(acc, u, s); }
@@ -261,7 +275,6 @@ struct vec512 {
     static ints   bits_or(ints a, ints b) { return _mm512_or_si512(a, b); }
     static ints   left16(ints a, int n) { return _mm512_slli_epi16(a, n); }
     static ints   right16(ints a, int n) { return _mm512_srli_epi16(a, n); }
-    static ints   left32(ints a, int n) { return _mm512_slli_epi32(a, n); }
     static ints   maddubs(ints u, ints s) { return _mm512_maddubs_epi16(u, s); }
     static ints   madd16(ints a, ints b) { return _mm512_madd_epi16(a, b); }
     static ints   load_row(const void * y) { return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *) y)); }
@@ -331,7 +344,7 @@ struct vec512 {
         const __m512i sum =
             _mm512_add_epi32(_mm512_unpacklo_epi64(two[0], two[1]), _mm512_unpackhi_epi64(two[0], two[1]));
         const __m512 scale = _mm512_broadcast_f32x4(_mm_loadu_ps(dy));
-        return _mm512_add_ps(acc, _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), d), scale)); // see add_product
+        return add_product(acc, _mm512_mul_ps(_mm512_cvtepi32_ps(sum), d), scale);
     }
 
     template <int N> static void store_quad(quad x, float * const * results) {
@@ -454,18 +467,18 @@ inline __m512i add_madd16(__m512i acc, __m512i a, __m512i b) {
 
 // The integer sums of a block, of NV vectors of columns and NR rows; the lanes of a product still have to be added.
 template <typename V, int NV, int NR>
-inline void sums_of_q6_K(const block_q6_K * x, int64_t stride, const char * const * values, int64_t b,
+inline void sums_of_q6_K(const block_q6_K * x, int64_t stride, const block_q8_K * const (&rows)[NR],
                          typename V::ints (&sums)[NR][NV]) {
     const size_t bytes = stride * sizeof(block_q6_K);
     const auto   low   = V::set8(0x0F);
 
     typename V::ints scales[NV];
     for (int v = 0; v < NV; v++) {
-        scales[v] = V::load_widened(x[v * V::n_cols * stride].scales, bytes);
+        // values are 32 too large: sum((q - 32)*y) = sum(q*y) - 32*sum(y)
+        scales[v]          = V::load_widened(x[v * V::n_cols * stride].scales, bytes);
+        const auto minus32 = V::left16(V::sub16(V::zero_ints(), scales[v]), 5);
         for (int r = 0; r < NR; r++) {
-            // values are 32 too large: sum((q - 32)*y) = sum(q*y) - 32*sum(y)
-            const auto y = V::load_row(((const block_q8_K *) values[r])[b].bsums);
-            sums[r][v]   = V::sub32(V::zero_ints(), V::left32(V::madd16(y, scales[v]), 5));
+            sums[r][v] = V::madd16(V::load_row(rows[r]->bsums), minus32);
         }
     }
     for (int half = 0; half < 2; half++) {
@@ -487,7 +500,7 @@ inline void sums_of_q6_K(const block_q6_K * x, int64_t stride, const char * cons
                 scale[v] = V::pair_of(scales[v], x[v * V::n_cols * stride].scales, 4 * half + i);
             }
             for (int r = 0; r < NR; r++) {
-                const auto y = V::load_row(((const block_q8_K *) values[r])[b].qs + 128 * half + 32 * i);
+                const auto y = V::load_row(rows[r]->qs + 128 * half + 32 * i);
                 for (int v = 0; v < NV; v++) {
                     sums[r][v] = add_madd16(sums[r][v], V::maddubs(q[v][i], y), scale[v]);
                 }
@@ -510,12 +523,16 @@ void multiply_q6_K(int64_t nb, const block_q6_K * x, int64_t stride, const char 
         if (prefetch) {
             prefetch_next<NV * V::n_cols, sizeof(block_q6_K)>(x, stride * sizeof(block_q6_K));
         }
+        const block_q8_K * rows[NR];
+        for (int r = 0; r < NR; r++) {
+            rows[r] = (const block_q8_K *) values[r] + b;
+        }
         typename V::ints sums[NR][NV];
-        sums_of_q6_K<V, NV, NR>(x, stride, values, b, sums);
+        sums_of_q6_K<V, NV, NR>(x, stride, rows, sums);
         for (int v = 0; v < NV; v++) {
             const auto d = V::scales(x + v * V::n_cols * stride, stride);
             for (int r = 0; r < NR; r++) {
-                const auto dy = V::set(((const block_q8_K *) values[r])[b].d);
+                const auto dy = V::set(rows[r]->d);
                 acc[r][v]     = V::fmadd(V::mul(d, dy), V::to_float(sums[r][v]), acc[r][v]);
             }
         }
@@ -536,12 +553,16 @@ void multiply_q6_K_tiled(int64_t nb, const block_q6_K * x, int64_t stride, const
         if (prefetch) {
             prefetch_next<NV * V::n_cols, sizeof(block_q6_K)>(x, stride * sizeof(block_q6_K));
         }
+        const block_q8_K * rows[NR];
+        for (int r = 0; r < NR; r++) {
+            rows[r] = (const block_q8_K *) values[r] + b;
+        }
         typename V::ints sums[NR][NV];
-        sums_of_q6_K<V, NV, NR>(x, stride, values, b, sums);
+        sums_of_q6_K<V, NV, NR>(x, stride, rows, sums);
         const auto d     = V::quad_scales(x, stride);
         float      dy[8] = {};
         for (int r = 0; r < NR; r++) {
-            dy[r] = ((const block_q8_K *) values[r])[b].d;
+            dy[r] = rows[r]->d;
         }
         acc0 = V::template add_quad<N0>(acc0, d, dy, sums);
         if constexpr (N1 > 0) {
@@ -860,7 +881,7 @@ bool ggml_dot_rows(const ggml_tensor * dst, const char * expert, int64_t first_c
 bool ggml_dot_rows_tiled(const ggml_compute_params * params, const ggml_tensor * dst, int64_t expert,
                          const int32_t * expert_rows, int64_t n_rows) {
     const ggml_tensor * src0 = dst->src[0];
-    if (src0->type != GGML_TYPE_Q6_K || dst->src[1]->type == packed_type(dst)) {
+    if (src0->type != GGML_TYPE_Q6_K || n_rows > MAX_TILED_ROWS || dst->src[1]->type == packed_type(dst)) {
         return false;
     }
     const int64_t n_steps = (src0->ne[1] + COLS_STEP - 1) / COLS_STEP;
