@@ -127,6 +127,17 @@ static inline __m256i last_quads(__m256i c0123, __m256i c4567) {
     return _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(c0123), _mm256_castsi256_ps(c4567), 0xDD));
 }
 
+// Of the columns that are unpacked next, as much as a block of all groups has: spread over the blocks of a product, it is
+// there in time, and memory is read while the processor multiplies.
+template <typename V, typename WEIGHTS> static inline void prefetch_part(const WEIGHTS * next, int64_t b) {
+    if (next != nullptr) {
+        const char * first = (const char *) (next + b * V::n_groups);
+        for (size_t i = 0; i < V::n_groups * sizeof(WEIGHTS); i += 64) {
+            _mm_prefetch(first + i, _MM_HINT_T0);
+        }
+    }
+}
+
 //
 // Q4_0, MXFP4, IQ4_NL: one scale for a block of 32 values
 //
@@ -148,7 +159,7 @@ template <typename BLOC_TYPE> struct rows_product_b32 {
     static constexpr int  bias         = is_q4_0 ? 8 : is_mxfp4 ? 12 : is_signed ? 0 : 128;
     static constexpr int  n_quads_16   = is_q4_0 ? 8 : 4; // products that a 16-bit sum holds: 8*2*15*127, 4*2*24*127
     static constexpr bool gemm_differs = false;           // gemm has the bits of gemv
-    static constexpr int  min_rows     = 9;               // for fewer, columns are not kept: measured
+    static constexpr int  min_rows     = 6;               // for fewer, columns are not kept: measured
 
     using weights =
         std::conditional_t<is_q4_0, block_q4_0x8, std::conditional_t<is_mxfp4, block_mxfp4x8, block_iq4_nlx8>>;
@@ -270,12 +281,13 @@ template <typename BLOC_TYPE> struct rows_product_b32 {
     // out of line: GCC unrolls it less
     template <typename V, int NR, bool OF_GEMM>
     REPACK_ROWS_NOINLINE static void kernel(int64_t nb, const columns<V> * c, const param * const * rows,
-                                            const info * const * infos, float * const * dst) {
+                                            const info * const * infos, float * const * dst, const weights * next) {
         typename V::floats acc[NR];
         for (int r = 0; r < NR; r++) {
             acc[r] = V::zero_ps();
         }
         for (int64_t b = 0; b < nb; b++) {
+            prefetch_part<V>(next, b);
             typename V::ints sum[NR];
             sums<V, NR>([&](int i) { return c[b].q[i]; }, rows, infos, b, sum);
             for (int r = 0; r < NR; r++) {
@@ -327,7 +339,7 @@ template <> struct rows_product<block_q4_K> {
     using narrow = vec256;
     using wide   = vec_wide;
 
-    static constexpr int  min_rows     = 9;
+    static constexpr int  min_rows     = 6;
     static constexpr bool gemm_differs = true; // it adds to the floats after every two sub-blocks, gemv after all eight
 
     using weights = block_q4_Kx8;
@@ -444,12 +456,13 @@ template <> struct rows_product<block_q4_K> {
 
     template <typename V, int NR, bool OF_GEMM>
     REPACK_ROWS_NOINLINE static void kernel(int64_t nb, const columns<V> * c, const param * const * rows,
-                                            const info * const * infos, float * const * dst) {
+                                            const info * const * infos, float * const * dst, const weights * next) {
         typename V::floats acc[NR], acc_min[NR];
         for (int r = 0; r < NR; r++) {
             acc[r] = acc_min[r] = V::zero_ps();
         }
         for (int64_t b = 0; b < nb; b++) {
+            prefetch_part<V>(next, b);
             const int8_t *   ys[NR];
             typename V::ints sum[NR];
             for (int r = 0; r < NR; r++) {
@@ -569,19 +582,17 @@ static void rows_multiply(char * scratch, int64_t nb, const char * src0, size_t 
             using V  = decltype(v);
             auto * c = (typename product::template columns<V> *) scratch;
             product::template unpack_columns<V>((const weights *) (src0 + col * nb01), nb, c);
-            int64_t    i       = 0;
-            const auto kernels = [&](auto nr) {
-                for (; i + nr <= n; i += nr) {
-                    product::template kernel<V, nr, OF_GEMM>(nb, c, rows + i, infos + i, dst + i);
-                }
-            };
-            kernels(std::integral_constant<int, V::n_rows>());
-            if constexpr (V::n_rows > 4) {
-                kernels(std::integral_constant<int, 4>());
+            const bool is_last = col + 8 * V::n_groups >= n_cols;
+            const auto next    = is_last ? nullptr : (const weights *) (src0 + (col + 8 * V::n_groups) * nb01);
+            for (int64_t i = 0, count; i < n; i += count) { // the last two parts are even: 9 rows are 5 and 4
+                const int64_t left = n - i;
+                count              = left <= V::n_rows ? left : left < 2 * V::n_rows ? (left + 1) / 2 : V::n_rows;
+                with_count<V::n_rows>(count, [&](auto nr) {
+                    product::template kernel<V, nr, OF_GEMM>(nb, c, rows + i, infos + i, dst + i,
+                                                             i == 0 ? next : nullptr);
+                });
             }
-            kernels(std::integral_constant<int, 2>());
-            kernels(std::integral_constant<int, 1>());
-            for (i = 0; i < n; i++) {
+            for (int64_t i = 0; i < n; i++) {
                 dst[i] += 8 * V::n_groups;
             }
             col += 8 * V::n_groups;
