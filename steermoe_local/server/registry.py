@@ -373,8 +373,10 @@ def n_bytes(steering: Steering) -> int:
     """Size of a steering's tables."""
     expert_map, bias = steering.expert_map, steering.bias
     if expert_map is not None:
-        tables = (expert_map.rd, expert_map.a1, expert_map.a2, expert_map.se)
-        return sum(table.nbytes for table in tables if table is not None)
+        names = ("rd", "a1", "a2", "se", "logit", "weight")
+        tables = [table for name in names if (table := getattr(expert_map, name)) is not None]
+        effects = 0 if expert_map.effects is None else expert_map.effects.nbytes
+        return effects + sum(int(table.nbytes) for table in tables)
     return 0 if bias is None else sum(row.nbytes for row in bias.values.values())
 
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 
+from ..maps.effects import Effects
 from ..steering.steering import Steering
 from .api_errors import ApiError, request_error
 from .json_requests import Json, JsonRoute
@@ -66,7 +67,7 @@ def router(service: Service) -> APIRouter:
         scale: Annotated[float | None, Query(ge=-1000, le=1000, allow_inf_nan=False)] = None,
         preset: Preset | None = None,
     ) -> dict[str, Any]:
-        """RD of every expert, [layers][experts], and the sign of each that is chosen by these numbers."""
+        """RD of every expert, [layers][experts], its effects, and the sign of each that is chosen by these numbers."""
         service.worker.require_ready()
         numbers: dict[str, Any] = {"activate": activate, "deactivate": deactivate, "reverse": reverse}
         numbers |= {"layers": layers, "mode": mode, "scale": scale, "preset": preset}
@@ -91,6 +92,7 @@ def _table(steering: Steering, service: Service) -> dict[str, Any]:
         "n_expert": identity.n_expert,
         "n_expert_used": identity.n_expert_used,
         "rd": None if steering.expert_map is None else steering.expert_map.rd.round(6).tolist(),
+        "effects": None if steering.expert_map is None else _effects(steering.expert_map.effects),
         "signs": None if bias is None else bias.signs.tolist(),
         "n_active": 0 if bias is None else bias.n_active,
         "n_inactive": 0 if bias is None else bias.n_inactive,
@@ -99,3 +101,15 @@ def _table(steering: Steering, service: Service) -> dict[str, Any]:
         names = ("activate", "deactivate", "reverse", "layers", "scale", "preset")
         table |= {name: getattr(steering, name) for name in names} | {"mode": steering.mode, "side": steering.side}
     return table
+
+
+def _effects(effects: Effects | None) -> dict[str, Any] | None:
+    """The rows that an expert map stores, six digits of each figure, and how they were estimated."""
+    if effects is None:
+        return None
+    rows = [
+        {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in row.items()}
+        | {"significant": significant}
+        for row, significant in zip(effects.rows(), effects.significant.tolist(), strict=True)
+    ]
+    return {"attribution": effects.facts.to_dict(), "rows": rows}
