@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ChoiceError, UsageError
-from .effects import PROMOTE, SUPPRESS, Effects
+from .effects import ATTRIBUTE, PROMOTE, SUPPRESS, Effects
 from .scores import FloatArray, log_odds
 
 Rank = Literal["rd", "log-odds", "logit", "weight", "effect", "efficiency"]
@@ -62,10 +62,7 @@ def observed_score(expert_map: Scored, rank: str, what: str = "rank") -> FloatAr
 def require_effects(expert_map: Scored, rank: str, what: str = "rank") -> Effects:
     """The map's effects, which `rank` needs. Raises UsageError for a map without them, as `observed_score`."""
     if expert_map.effects is None:
-        raise UsageError(
-            f"{what} {rank}: the map has no effects; estimate them: steermoe attribute -m MODEL --pairs PAIRS "
-            "--map MAP -o MAP2"
-        )
+        raise UsageError(f"{what} {rank}: the map has no effects; estimate them: {ATTRIBUTE}")
     return expert_map.effects
 
 
