@@ -75,10 +75,10 @@ def map_fields(data: object) -> dict[str, Any]:
     """The arguments of `ExpertMap` in the parsed JSON of its file. Raises FormatError, which names the field."""
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise FormatError(f'not an expert map (no "format": "{FORMAT}" in it); {AGAIN}')
-    if data.get("version") not in (1, VERSION):
+    version = data.get("version")
+    if isinstance(version, bool) or version not in (1, VERSION):  # True is 1 to Python
         raise FormatError(
-            f"an expert map of version {data.get('version')!r}, this program reads 1 to {VERSION}; "
-            "upgrade steermoe-local"
+            f"an expert map of version {version!r}, this program reads 1 to {VERSION}; upgrade steermoe-local"
         )
     _check(data)
     return {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
@@ -57,7 +59,11 @@ def router(service: Service) -> APIRouter:
         await asyncio.to_thread(registry.remove, name)
         return Response(status_code=204)
 
-    @routes.get("/v1/steering/{name}/map", responses={k: ERRORS[k] for k in (400, 401, 404, 503)})
+    @routes.get(
+        "/v1/steering/{name}/map",
+        responses={k: ERRORS[k] for k in (400, 401, 404, 503)},
+        response_model=dict[str, Any],
+    )
     async def map_of(
         name: NameInPath,
         activate: Count = None,
@@ -70,7 +76,7 @@ def router(service: Service) -> APIRouter:
         rank: RankName | None = None,
         weights: WeightsName | None = None,
         cap: Cap | None = None,
-    ) -> dict[str, Any]:
+    ) -> Response:
         """RD of every expert, [layers][experts], its effects, and the sign of each that is chosen by these numbers."""
         service.worker.require_ready()
         numbers: dict[str, Any] = {"activate": activate, "deactivate": deactivate, "reverse": reverse}
@@ -82,7 +88,12 @@ def router(service: Service) -> APIRouter:
             wanted = SteeringChoice.model_validate({"map": name} | given) if given else name
         except ValidationError as error:
             raise request_error(error) from None
-        return entry.to_dict() | await asyncio.to_thread(_table, registry.chosen(wanted), service)
+
+        def answer() -> Response:  # made in the thread as a whole: a map may have very many numbers
+            text = _json(entry.to_dict() | _table(registry.chosen(wanted), service))
+            return Response(text, media_type="application/json")
+
+        return await asyncio.to_thread(answer)
 
     return routes
 
@@ -107,6 +118,18 @@ def _table(steering: Steering, service: Service) -> dict[str, Any]:
         table |= {name: getattr(steering, name) for name in names} | {"mode": steering.mode, "side": steering.side}
         table["cap"] = json_cap(steering.cap)
     return table
+
+
+def _json(data: Any) -> str:
+    """JSON, made row by row: one call for all of a table would not give way to the event loop."""
+    if isinstance(data, dict):
+        return f"{{{', '.join(f'{_dumps(name)}: {_json(value)}' for name, value in data.items())}}}"
+    if isinstance(data, list):
+        return f"[{', '.join(map(_dumps, data))}]"
+    return _dumps(data)
+
+
+_dumps = functools.partial(json.dumps, ensure_ascii=False, allow_nan=False)
 
 
 def _effects(effects: Effects | None) -> dict[str, Any] | None:

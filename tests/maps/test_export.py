@@ -228,6 +228,8 @@ def change(data: Any, path: str, value: Any) -> None:
     [
         ("format", "x"),
         ("version", 3),
+        ("version", True),
+        ("version", [2]),
         ("version", 1),  # which has no effects
         ("rd", ...),
         ("colour", 1),

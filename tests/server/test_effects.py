@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 
 from steermoe_local import ExpertMap
 from steermoe_local.models.shipped_maps import shipped_maps
-from steermoe_local.server import registry
+from steermoe_local.server import registry, routes_steering
 from steermoe_local.steering.steering import Steering
 from tests.support.random_effects import random_effects
 from tests.support.running_server import Running, running
@@ -54,6 +55,23 @@ def test_the_table_tells_effects(server: Running, tried: ExpertMap) -> None:
         assert server.client.get("/v1/steering/tried/map", params=params).json()["effects"] == table["effects"] | {
             "rows": [row | {"significant": s} for row, s in zip(rows, effects.significant.tolist(), strict=True)]
         }
+
+
+def test_the_table_is_made_beside_the_event_loop(
+    server: Running, tried: ExpertMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A map with 24,000 effects would hold up all streams for half a second."""
+    make, made = routes_steering._json, []
+
+    def followed(data: object) -> str:
+        with pytest.raises(RuntimeError):
+            asyncio.get_running_loop()
+        made.append(data)
+        return make(data)
+
+    monkeypatch.setattr(routes_steering, "_json", followed)
+    table = server.client.get("/v1/steering/digits-words/map").json()
+    assert made[0] == table
 
 
 def test_the_folder_keeps_them(server: Running, folder: Path, tried: ExpertMap) -> None:

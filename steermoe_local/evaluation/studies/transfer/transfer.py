@@ -164,7 +164,7 @@ class _Study:
         return column
 
     def _own_map(self, evaluator: Evaluator, name: str) -> ExpertMap | None:
-        """The map of the pairs by this model's own routing."""
+        """The map of the pairs by this model's own routing: RD alone, as effects were measured on another model."""
         if self.pairs is None:
             return None
         base = self.expert_map
