@@ -86,7 +86,8 @@ RD > 0 and {{ n_minus }} RD < 0.
 
 {% if effects %}
 What promoting or suppressing one expert did to the margin of the positive answer over the negative one, by
-interventions on {{ facts.n_items }} {{ "pairs" if facts.response == "pairs" else "items of " ~ (facts.response | line) }}:
+interventions on {{ facts.n_items }} \
+{{ "pairs" if facts.response == "pairs" else "items of " ~ (facts.response | line) }}:
 above 0 steers towards the positive side.
 Cost: KL divergence from the unsteered model on a neutral text. Both in nats a token.
 
@@ -103,7 +104,7 @@ Cost: KL divergence from the unsteered model on a neutral text. Both in nats a t
 | {{ "%.4f" | format(row.cost) if "cost" in row else "" }} | {{ "%+.4f" | format(map.rd[row.layer, row.expert]) }} |
 {% endfor %}
 {% else %}
-Not tried. RD counts which experts differ between the sides; only an intervention shows which have an effect \
+Not measured. RD counts which experts differ between the sides; only an intervention shows which have an effect \
 (`steermoe attribute`).
 {% endif %}
 

@@ -72,6 +72,8 @@ def experts_report(routing: AnswerRouting, steering: Steering | None) -> list[Re
             line += f"; on the map's scale {routing.position:.2f} (0: {visible(low)}, 1: {visible(high)})"
         lines.append(line + ".")
     columns = "share of the tokens" + ("" if routing.mean_rd is None else ", RD")
+    if expert_map and expert_map.effects is not None:
+        columns += " (effect of promoting / suppressing it, nats a token)"
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("layer", justify="right", no_wrap=True)
     table.add_column(f"expert: {columns}", overflow="fold")
@@ -86,7 +88,12 @@ def experts_report(routing: AnswerRouting, steering: Steering | None) -> list[Re
 def _use(use: ExpertUse) -> Text:
     rd = "" if use.rd is None else f" {use.rd:+.2f}"
     style = {1: "bold green", -1: "bold red", 0: ""}[use.sign]
-    return Text(f"{_MARKS[use.sign]}{use.expert}: {use.of_tokens:.0%}{rd}", style=style)
+    effects = "" if use.promote is None and use.suppress is None else f" ({_tried(use.promote)}/{_tried(use.suppress)})"
+    return Text(f"{_MARKS[use.sign]}{use.expert}: {use.of_tokens:.0%}{rd}{effects}", style=style)
+
+
+def _tried(effect: float | None) -> str:
+    return "?" if effect is None else f"{effect:+.2f}"
 
 
 @dataclass

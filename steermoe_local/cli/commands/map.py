@@ -12,11 +12,14 @@ from rich.table import Table
 from ..._util.visible import visible
 from ...errors import UsageError
 from ...maps import significance
+from ...maps.difference_plot import plot_difference
 from ...maps.effect_comparison import compare_effects
+from ...maps.effect_plot import plot_effects
 from ...maps.effects import ACTIONS
 from ...maps.expert_map import ExpertMap, parse_layers
 from ...maps.pair_counts import PairCounts
-from ...maps.plots import plot_difference, plot_map, require_drawable
+from ...maps.picture import require_drawable
+from ...maps.plots import plot_map
 from ..options.common import FILE, json_option, lock_output, output_option
 from ..options.groups import is_given, together
 from ..options.steering import RANK
@@ -123,30 +126,53 @@ def stats(map_file: Path, per_pair: Path, output: Path, draws: int, halves: int,
 @click.argument("map_file", metavar="MAP", type=FILE)
 @output_option(_OUTPUT)
 @click.option(
-    "-n", "--top", type=click.IntRange(1, 60), default=20, show_default=True, help="Experts in the bar chart."
+    "-n",
+    "--top",
+    type=click.IntRange(1, 60),
+    default=20,
+    show_default=True,
+    help="Experts in the bar chart, or to name.",
 )
 @click.option("--activate", type=click.IntRange(0), default=0, help="Mark the experts that this would promote.")
 @click.option("--deactivate", type=click.IntRange(0), default=0, help="Mark the experts that this would suppress.")
 @click.option(*RANK[0], **RANK[1])
 @click.option("--reverse", is_flag=True, help="Flip the sign of RD for the choice, as in `bias build`.")
 @click.option("--layers", metavar="A-B", help="Choose in these layers only, like 3-7,9.")
+@click.option("--effects", is_flag=True, help="Draw RD against effect instead: what only differs, and what matters.")
 def plot(
-    map_file: Path, output: Path, top: int, activate: int, deactivate: int, rank: str, reverse: bool, layers: str | None
+    map_file: Path,
+    output: Path,
+    top: int,
+    activate: int,
+    deactivate: int,
+    rank: str,
+    reverse: bool,
+    layers: str | None,
+    effects: bool,
 ) -> None:
-    """Draw a map: layers x experts, RD by depth, first experts with their intervals.
+    """Draw a map: layers x experts, RD by depth, first experts with their intervals, effects where the map has them.
+
+    With --effects it draws one point for each action on each expert that `steermoe attribute` tried: RD against effect.
 
     --activate, --deactivate, --rank, --reverse and --layers mark what `steermoe bias build` would choose. Needs
     matplotlib: pip install 'steermoe-local[plot]'.
 
     \b
-    Example:
+    Examples:
       steermoe map plot map.json -o map.png --activate 8 --deactivate 8
+      steermoe map plot map.json -o effects.png --effects
     """
     require_drawable(output)
     lock_output(output)
     if (reverse or layers or is_given("rank")) and not activate and not deactivate:
         raise UsageError("--rank, --reverse and --layers belong to a choice; give --activate N, --deactivate N or both")
+    if effects and (activate or deactivate):
+        raise UsageError("--effects draws all that was tried; leave out the choice (--activate, --deactivate)")
     expert_map = ExpertMap.load(map_file)
+    if effects:
+        plot_effects(expert_map, output, top)
+        say_written(output)
+        return
     signs = None
     if activate or deactivate:
         chosen = None if layers is None else parse_layers(layers)
