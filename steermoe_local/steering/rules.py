@@ -34,6 +34,8 @@ class Rule:
     cap: float | None = None
 
     def __post_init__(self) -> None:
+        if type(self.scale) is int and abs(self.scale) > 1e300:  # JSON has integers that no float holds
+            raise UsageError("strength: an integer of hundreds of digits is no number of logits")
         if self.cap is not None and self.scale is not None:
             raise UsageError("the soft rule has a strength and the capped rule a cap; give one of them")
         if self.weights is not None:

@@ -257,6 +257,54 @@ def test_other_commands_that_choose(scored: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "n.svg").exists()
 
 
+def test_commands_that_measure(scored: Path, tmp_path: Path) -> None:
+    small = [
+        "-m",
+        "tiny",
+        "--map",
+        str(scored),
+        "--task",
+        "builtin:digits-words",
+        "-t",
+        "1",
+        "-n",
+        "4",
+        "--n-text",
+        "50",
+    ]
+    small += ["--json", "--rank", "effect", "--cap", "3"]
+    runs = {
+        "eval": ["eval", "--activate", "3", "--deactivate", "3", "--control-draws", "2", "--benign", "none"],
+        "experiment": ["experiment", "top20", "--activate", "3", "--draws", "2", "--benign", "none"],
+        "kinds": ["experiment", "routing-kinds", "--activate", "3", "--benign", "none"],
+    }
+    for name, command in runs.items():
+        done = CliRunner().invoke(main, [*command, *small, "-o", str(tmp_path / name)])
+        assert done.exit_code == 0, done.output
+        data = json.loads(done.stdout)
+        facts = data["steering"] if name == "eval" else data["about"]["steering"]
+        assert (facts["rank"], facts["cap"], facts["mode"]) == ("effect", 3.0, "capped")
+        if name == "experiment":
+            assert "by effect" in data["finding"]
+
+
+def test_run_steers_by_what_is_chosen(scored: Path) -> None:
+    """The answer is that of the bias file of the same choice."""
+    ask = ["run", "-m", "tiny", "-t", "1", "--temp", "0", "-n", "12", "-p", "Count from three to nine."]
+    answers = set()
+    for flags in (["--strength", "30"], ["--strength", "30", "--weights", "logit", "--rank", "logit"]):
+        choice = ["--activate", "6", "--deactivate", "6", "--reverse", *flags]
+        done = CliRunner().invoke(main, [*ask, "--map", str(scored), *choice])
+        assert done.exit_code == 0, done.output
+        bias = scored.with_name("run.gguf")
+        built = CliRunner().invoke(main, ["bias", "build", str(scored), "-o", str(bias), "--mode", "soft", *choice])
+        assert built.exit_code == 0, built.output
+        same = CliRunner().invoke(main, [*ask, "--bias", str(bias)])
+        assert same.stdout == done.stdout
+        answers.add(done.stdout)
+    assert len(answers) == 2
+
+
 #
 # chat
 #

@@ -13,16 +13,20 @@ import pytest
 from steermoe_local.errors import ChoiceError, UsageError
 from steermoe_local.evaluation.measuring.opening import open_steering
 from steermoe_local.evaluation.reports.sweep import sweep_csv, sweep_markdown
+from steermoe_local.evaluation.studies.controls import draws as control_draws
 from steermoe_local.evaluation.studies.controls.controls import ALL, Controls, run_controls
 from steermoe_local.evaluation.studies.search.grid import Choice, Grid, parse_caps, plan
 from steermoe_local.evaluation.studies.search.objective import Budget, search_space
 from steermoe_local.evaluation.studies.search.sweep import sweep
 from steermoe_local.evaluation.studies.search.tune import tune
 from steermoe_local.evaluation.studies.steerings import both_ways
+from steermoe_local.maps.expert_map import ExpertMap
 from steermoe_local.maps.ranks import RANKS
+from steermoe_local.pairs.pairs import Pair
 from steermoe_local.steering.rules import Rule
 from steermoe_local.steering.steering import Steering
 from tests.evaluation.test_control_runs import MadeUpEvaluator
+from tests.support.builders import random_counts
 from tests.support.fake_evaluator import FakeEvaluator, rising
 from tests.support.scored_maps import DIGITS, scored_map
 
@@ -178,6 +182,30 @@ def test_the_least_by_the_rank() -> None:
         assert len(chosen) == 4
         others = sizes[(np.sign(SCORED.logit) == sign) & (bias.signs == 0)]
         assert chosen.max() < others.min()
+
+
+@pytest.mark.parametrize("of_file", [True, False])
+def test_maps_of_other_pairs_under_the_real_rule(monkeypatch: pytest.MonkeyPatch, of_file: bool) -> None:
+    """By log-odds and capped: counts are enough; a bias file does not tell its rank, but its cap."""
+    other = replace(ExpertMap.from_counts(random_counts(1, SCORED.identity, 40, 50)), n_pairs=3)
+    monkeypatch.setattr(control_draws, "superficial_maps", lambda *_, **__: {"form": other})
+    real = steering(rank="log-odds", cap=2.0, epsilon=0.5)
+    if of_file:
+        real = Steering("file", bias=real.build())
+    pairs = [Pair("1", "a b", "c d", "b", "d")]
+    evaluator = MadeUpEvaluator(np.zeros(SCORED.rd.shape), SCORED.identity)
+    (found,) = run_controls(
+        evaluator,  # type: ignore[arg-type]
+        real,
+        Controls(4, ["superficial"], pairs),
+        real_effect=0.5,
+    )
+    assert found.labels == ("form",), found.note
+    for number, bias in enumerate(evaluator.asked):
+        assert bias is not None
+        assert (bias.mode, bias.cap, bias.epsilon) == ("capped", 2.0, 0.5)
+        wanted = other.choose(4, 4, reverse=bool(number), rank="rd" if of_file else "log-odds")
+        assert np.array_equal(bias.signs, wanted)
 
 
 #

@@ -116,6 +116,8 @@ BAD: list[dict[str, Any]] = [
     {"cap": "infinity"},
     {"cap": "1"},
     {"cap": 10**400},
+    {"scale": 10**400},
+    {"scale": -(10**400), "weights": "logit"},
     {"cap": 1e300},
     {"cap": 2.0, "scale": 1.0},
     {"cap": [2.0]},

@@ -80,7 +80,7 @@ def build(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Choose experts from MAP in the order of |RD|, or of another --rank, and write them as a bias file.
+    """Choose experts from MAP, by |RD| or another score, and write them as a bias file.
 
     At most top-k experts of a layer are promoted; what is over is dropped. `steermoe presets` shows the numbers that
     --preset takes.

@@ -105,9 +105,8 @@ def sweep(
     from ...evaluation.studies.search.sweep import sweep as run
 
     # wrong input fails before anything is written or loaded
-    if caps is not None and is_default("strengths"):
-        strengths = ""
-    grid = _grid(activates, deactivates, layer_ranges, (strengths, caps or "", soft_weights), both_ways)
+    soft_or_hard = None if caps is not None and is_default("strengths") else strengths
+    grid = _grid(activates, deactivates, layer_ranges, (soft_or_hard, caps, soft_weights), both_ways)
     steering = setup.map_steering
     planned = plan(steering, grid, setup.identity)
     if not planned.n_measured:
@@ -135,10 +134,10 @@ def _grid(
     activates: str | None,
     deactivates: str | None,
     layer_ranges: tuple[str, ...],
-    rules: tuple[str, str, str | None],
+    rules: tuple[str | None, str | None, str | None],
     both_ways: bool,
 ) -> Grid:
-    """The grid of the lists; `rules` are strengths, caps and weights, "" for none."""
+    """The grid of the lists; `rules` are strengths, caps and weights."""
     from ...evaluation.studies.search.grid import Grid, parse_caps, parse_numbers, parse_strengths
     from ...maps.expert_map import parse_layers
 
@@ -152,8 +151,8 @@ def _grid(
         activate=parse_numbers(activates or "0", "--activate"),
         deactivate=parse_numbers(deactivates or "0", "--deactivate"),
         layers=tuple(None if layers == _ALL else layers for layers in layer_ranges) or (None,),
-        strengths=parse_strengths(strengths, "--strength") if strengths else (),
-        caps=parse_caps(caps, "--cap") if caps else (),
+        strengths=parse_strengths(strengths, "--strength") if strengths is not None else (),
+        caps=parse_caps(caps, "--cap") if caps is not None else (),
         weights=None if weights == EQUAL else weights,
         both_ways=both_ways,
     )

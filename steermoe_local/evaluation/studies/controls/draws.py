@@ -259,7 +259,7 @@ class ControlPlan:
         """The biases of another map, as the real ones were built."""
         real = self.steering
         if real.bias is not None:
-            common = {"epsilon": real.bias.epsilon}
+            common = {"epsilon": real.bias.epsilon} | ({"cap": real.bias.cap} if real.bias.cap else {})
             if real.mode == "soft":
                 common = {"scale": float(np.abs(self.tables[0]).max())}
             real = Steering(
@@ -267,7 +267,7 @@ class ControlPlan:
                 expert_map=expert_map,
                 activate=real.bias.n_active,
                 deactivate=real.bias.n_inactive,
-                **common,  # type: ignore[arg-type]  # epsilon or scale
+                **common,  # type: ignore[arg-type]  # epsilon and cap, or scale
             )
         choices = [real.changed(expert_map=expert_map, path=None, preset=None, preset_model=None)]
         if len(self.real) > 1:
