@@ -208,6 +208,18 @@ def test_the_order(behaviour: int, other: int, order: str, rates: tuple[float | 
     assert words.get(order, "80% or more at every rate") in text
 
 
+def test_only_a_difference_tells_the_order() -> None:
+    """70% of 200 items is below the level, 73% of 30 may be above it, but neither is told from the other."""
+
+    def kept(n: int, of: int) -> Any:
+        return lambda signs: first(n if steered(signs) > 12 else of, of)
+
+    found = audited(RuledEvaluator(kept(140, 200), kept(22, 30)))
+    assert (found.breaks[0].behaviour, found.breaks[0].unrelated, found.breaks[0].order) == (0.6, None, "not told")
+    found = audited(RuledEvaluator(kept(22, 30), kept(140, 200)))
+    assert (found.breaks[0].behaviour, found.breaks[0].unrelated, found.breaks[0].order) == (None, 0.6, "not told")
+
+
 def test_against_the_text() -> None:
     """Without an unrelated task; and with nothing at all."""
     found = audited(RuledEvaluator(shows_until(12), same_top=lambda signs: 1 - 0.001 * steered(signs)))
