@@ -140,6 +140,10 @@ def test_interrupted_and_resumed(
     assert done.exit_code == 0, done.output
     assert not any(name.endswith(".partial") for name in names(out))
     assert figures(json.loads(done.stdout)["models"]) == figures(json.loads(finished[0].stdout)["models"][:1])
+    lines = [(folder / "base.records.jsonl").read_text("utf-8").splitlines() for folder in (out, finished[1])]
+    answers = [[line for line in found if '"kind": "text"' not in line] for found in lines]
+    assert len(lines[0]) == len(lines[1])
+    assert answers[0] == answers[1], "but for texts, which were predicted in other batches"
     if n > 13:  # the unsteered model is measured, so its speed is not known
         assert ", about" not in done.stderr
 

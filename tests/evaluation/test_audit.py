@@ -80,7 +80,7 @@ def test_blocks_are_parts_of_the_same_draws() -> None:
         assert np.array_equal(signs_of(bias), signs_of(one) + signs_of(two))
         assert not signs_of(one)[3].any()
     few = Perturbations((0.3,), (), n_draws=3).plan(MODEL, LAYERS)
-    assert len(few.biases(SUPPRESS, 0.3, (1,))) == few.n_layer_draws == 3, "no more than there are"
+    assert len(few.biases(SUPPRESS, 0.3, (1,))) == few.n_draws((1,)) == 3, "no more than there are"
     assert Perturbations((0.3,), (), n_layer_draws=0).plan(MODEL, LAYERS).blocks == ()
     assert Perturbations((0.3,), ()).plan(MODEL, (2,)).blocks == (), "one layer is the whole"
 
@@ -208,6 +208,18 @@ def test_the_order(behaviour: int, other: int, order: str, rates: tuple[float | 
     assert words.get(order, "80% or more at every rate") in text
 
 
+def test_only_a_difference_tells_the_order() -> None:
+    """70% of 200 items is below the level, 73% of 30 may be above it, but neither is told from the other."""
+
+    def kept(n: int, of: int) -> Any:
+        return lambda signs: first(n if steered(signs) > 12 else of, of)
+
+    found = audited(RuledEvaluator(kept(140, 200), kept(22, 30)))
+    assert (found.breaks[0].behaviour, found.breaks[0].unrelated, found.breaks[0].order) == (0.6, None, "not told")
+    found = audited(RuledEvaluator(kept(22, 30), kept(140, 200)))
+    assert (found.breaks[0].behaviour, found.breaks[0].unrelated, found.breaks[0].order) == (None, 0.6, "not told")
+
+
 def test_against_the_text() -> None:
     """Without an unrelated task; and with nothing at all."""
     found = audited(RuledEvaluator(shows_until(12), same_top=lambda signs: 1 - 0.001 * steered(signs)))
@@ -306,6 +318,20 @@ def test_how_much_work_is_told_before_it() -> None:
     assert work.n_steerings == len(evaluator.asked) - 1 == 3 * 5 + 2 * 4 * 2
     assert work.n_answers == work.n_steerings * 65
     assert work.seconds is not None
+
+
+def test_progress_over_all() -> None:
+    """In steerings, rising from none to all of them, whatever is measured in between."""
+    seen: list[tuple[str, int, int]] = []
+    evaluator = RuledEvaluator(shows_until(4))
+    evaluator.progress = note = lambda *shown: seen.append(shown)
+    audited(evaluator, n_draws=5, n_layer_draws=2)
+    whole = [shown for shown in seen if shown[0] == "audit of base"]
+    assert whole[0][1:] == (0, 3 * 5 + 4 * 2)
+    assert whole[-1][1:] == (23, 23)
+    assert [done for _, done, _ in whole] == sorted(done for _, done, _ in whole)
+    assert {total for *_, total in whole} == {23}
+    assert evaluator.progress is note
 
 
 def test_read_again() -> None:

@@ -46,12 +46,18 @@ class RuledEvaluator:
         self.metadata: dict[str, Any] = {}
         self.settings: dict[str, Any] = {"task_sha256": "0" * 64}
         self.n_computed = 0
+        self.progress: Callable[[str, int, int], None] = lambda *_: None
         self.asked: list[BiasFile | None] = []
 
     def measure(self, biases: Sequence[BiasFile | None], *, what: str = "") -> list[Measurement]:
         """As `Evaluator.measure`."""
         self.asked += biases
-        return [self._measured(bias) for bias in biases]
+        found = []
+        for n, bias in enumerate(biases):
+            self.progress(what, n, len(biases))
+            found.append(self._measured(bias))
+        self.progress(what, len(biases), len(biases))
+        return found
 
     def _measured(self, bias: BiasFile | None) -> Measurement:
         signs = np.zeros(self.identity.shape, dtype=np.int8) if bias is None else bias.signs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +13,7 @@ from ...errors import UsageError
 from ..options.common import SHARE, SHARES, WORDS
 from ..options.evaluation_setup import NONE, EvaluationSetup, evaluation_options
 from ..options.models_measured import COLUMNS, QuantizerBar, models_done, say_models_kept
+from ..options.steering import SteeringFlags
 from ..output import print_json, print_reports, say, say_written, warn
 from ..streams import console
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ...evaluation.tasks.tasks import Scorer, Task
 
 _PICTURES = ("audit.png", "audit.svg")
-_STEERING = ("map_file", "activate", "deactivate", "preset", "reverse", "layers", "strength", "bias", "force")
+_STEERING = tuple(field.name for field in fields(SteeringFlags))  # experts are drawn, not chosen
 
 
 @click.command()

@@ -147,6 +147,8 @@ def _broken(found: Audit, part: Break) -> str:
         return f"{what}{told}; there is nothing to compare it with."
     name = found.unrelated or "the neutral text"
     rate = part.unrelated if found.unrelated else part.text
+    if part.behaviour is None and rate is None and part.order != HOLDS:
+        return f"{what}neither {found.task} nor {name} is seen to break at any rate."
     other = f"{name} is not seen to break" if rate is None else f"{name} breaks at {rate:.3g}"
     order = {
         HOLDS: "",
@@ -226,6 +228,9 @@ def draw_audit(found: Audit, paths: Sequence[StrPath]) -> None:
         _draw_models(axes[0][-1], found)
         if base.blocks:
             axes[1][-1].set_axis_off()
+    # below all panels: draws that lose everything lie at the bottom of each
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
     save(figure, paths)
 
 
@@ -278,7 +283,6 @@ def _draw_points(
                 capsize=2.5,
                 label=label,
             )
-    axes.legend(fontsize=7, frameon=False, loc="lower left")
 
 
 def _draw_models(axes: Any, found: Audit) -> None:

@@ -11,29 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ...._util.files import StrPath, timestamp, tool_name
 from ....errors import UsageError
 from ....model_files.model_info import model_info
-from ....steering.bias_file import BiasFile
+from ....pairs.prompts import PromptItem
 from ...measuring.evaluator import Evaluator, Progress
-from ...measuring.measurements import Answer, Measurement
-from ...measuring.side_effects import LOOPING
+from ...measuring.measurements import Measurement
 from ...metrics.crossed import crossed_difference
 from ...metrics.intervals import rate as share_of
 from ..transfer.agreement import Reference, compare_text, take_reference
 from ..transfer.quantize import ModelFile, Quantizer, file_type
 from ..transfer.transfer import BASE, N_AGREEMENT
 from .perturbations import Perturbations, Plan
-from .results import LEVEL, Audit, Kept, ModelAudit, Point, Weakest
+from .points import Key, Shown, Table, ids, point, table
+from .results import LEVEL, Audit, ModelAudit, Point, Weakest
 
-SHOWN = 0.5
-"""An item shows a behaviour if its value, the mean over its seeds, is at least this."""
 FEW = 20
 """Fewer items that show the behaviour than this are noted."""
 
-Mask = npt.NDArray[np.bool_]
 OpenEvaluator = Callable[[Path, str], AbstractContextManager[Evaluator]]
 """Opens the evaluator on a model's file; the second argument is its name in the results ("base", "Q4_K_M", ...)."""
 
@@ -136,27 +132,10 @@ def audit_quantizations(
     return study.result(facts, models, origin, filter(None, [quantizer.warning]))
 
 
-def unrelated_to(evaluator: Evaluator) -> str | None:
-    """The name of the evaluator's second task; None without one."""
-    return None if evaluator.benign_task is None else evaluator.benign_task.name
-
-
 def _level(level: float) -> float:
     if not 0 < level <= 1:
         raise UsageError(f"level: {level} is no share above 0 and at most 1, like 0.8 or 80%")
     return level
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """Which items of the task, and of the unrelated one, showed it on the unsteered base."""
-
-    behaviour: Mask
-    unrelated: Mask
-
-    @classmethod
-    def of(cls, measured: Measurement) -> _Shown:
-        return cls(_shows(measured.values), _shows(measured.benign_values))
 
 
 class _Study:
@@ -170,26 +149,25 @@ class _Study:
         """Measure the model itself, its blocks of layers included."""
         plan = self._plan(evaluator)
         unsteered, seconds = _timed(evaluator, BASE)
-        shown = _Shown.of(unsteered)
+        shown = Shown.of(unsteered)
         if not shown.behaviour.any():
             raise UsageError(
                 f"task {evaluator.task.name}: none of {shown.behaviour.size} items shows the behaviour "
                 f"({evaluator.task.positive or 'value 1'}) unsteered, so nothing can be kept or lost; take items that "
                 "do, or look at what the scorer makes of the answers"
             )
-        self._tell(evaluator, BASE, plan, plan.n_steerings, seconds)
+        self._tell(BASE, plan.n_steerings, unsteered, seconds)
         whole = _by_rate(plan)
         last = {action: rates[-1] for action, rates in plan.rates.items() if rates}
         parts = [(action, rate, block) for action, rate in last.items() for block in plan.blocks]
-        measured = self._measured(evaluator, BASE, plan, [*whole, *parts])
-        points = [_point(plan, key, found, unsteered, shown) for key, found in measured.items()]
+        measured = self._measured(evaluator, BASE, plan, [*whole, *parts], unsteered, shown)
         weakest = []
         for action, rate in last.items() if plan.blocks else ():
-            tables = {b: _table(measured[action, rate, b], shown.behaviour) for b in plan.blocks}
+            tables = {block: measured[action, rate, block][1] for block in plan.blocks}
             least = min(tables, key=lambda block: float(tables[block].mean()))
             margins = tuple(
-                crossed_difference(table, tables[least], same_items=True)
-                for block, table in tables.items()
+                crossed_difference(kept, tables[least], same_items=True)
+                for block, kept in tables.items()
                 if block != least
             )
             weakest.append(Weakest(action, least, margins))
@@ -197,11 +175,11 @@ class _Study:
             BASE,
             file,
             share_of(shown.behaviour.astype(np.float64)),
-            tuple(points[: len(whole)]),
-            tuple(points[len(whole) :]),
+            tuple(measured[key][0] for key in whole),
+            tuple(measured[key][0] for key in parts),
             tuple(weakest),
-            shown=_ids(evaluator.task.items, shown.behaviour),
-            unrelated_shown=_ids(evaluator.benign_task.items if evaluator.benign_task else (), shown.unrelated),
+            shown=ids(evaluator.task.items, shown.behaviour),
+            unrelated_shown=ids(_unrelated(evaluator), shown.unrelated),
         )
 
     def quantization(
@@ -210,24 +188,21 @@ class _Study:
         """Measure a quantization under the draws of the base; what is kept is of what the unsteered base shows."""
         plan = self._plan(evaluator)
         unsteered, seconds = _timed(evaluator, name)
-        shown = _Shown(
+        shown = Shown(
             np.isin([str(item.id) for item in evaluator.task.items], base.shown),
-            np.isin(
-                [str(item.id) for item in (evaluator.benign_task.items if evaluator.benign_task else ())],
-                base.unrelated_shown,
-            ),
+            np.isin([str(item.id) for item in _unrelated(evaluator)], base.unrelated_shown),
         )
-        here = _Shown.of(unsteered)
+        here = Shown.of(unsteered)
         wanted = _by_rate(plan)
-        self._tell(evaluator, name, plan, len(wanted) * self.perturbations.n_draws, seconds)
-        measured = self._measured(evaluator, name, plan, wanted)
+        self._tell(name, len(wanted) * plan.n_draws(), unsteered, seconds)
+        measured = self._measured(evaluator, name, plan, wanted, unsteered, shown)
         routing, text = compare_text(evaluator, reference, partial(evaluator.progress, f"routing of {name}"))
         unrelated = here.unrelated[shown.unrelated].astype(np.float64)
         return ModelAudit(
             name,
             file,
             share_of(here.behaviour.astype(np.float64)),
-            tuple(_point(plan, key, found, unsteered, shown) for key, found in measured.items()),
+            tuple(found for found, _ in measured.values()),
             kept=share_of(here.behaviour[shown.behaviour].astype(np.float64)),
             unrelated_kept=share_of(unrelated) if unrelated.size else None,
             routing=routing,
@@ -272,22 +247,37 @@ class _Study:
         layers = [index for index, info in enumerate(evaluator.model.layer_info()) if info.steerable]
         return self.perturbations.plan(evaluator.identity, layers)
 
-    def _tell(self, evaluator: Evaluator, name: str, plan: Plan, n_steerings: int, seconds: float | None) -> None:
-        n_items = len(evaluator.task.items) + len(evaluator.benign_task.items if evaluator.benign_task else ())
-        whole = None if seconds is None else seconds * n_steerings
-        self._on_work(Work(name, n_steerings, n_steerings * n_items, whole))
+    def _tell(self, name: str, n_steerings: int, unsteered: Measurement, seconds: float | None) -> None:
+        n_answers = n_steerings * (len(unsteered.answers) + len(unsteered.benign))
+        self._on_work(Work(name, n_steerings, n_answers, None if seconds is None else seconds * n_steerings))
 
     def _measured(
-        self, evaluator: Evaluator, name: str, plan: Plan, wanted: Sequence[_Key]
-    ) -> dict[_Key, list[Measurement]]:
-        """The draws of each key. All at once: one bar then shows how long all takes."""
-        biases: dict[_Key, list[BiasFile | None]] = {key: plan.biases(*key) for key in wanted}
-        found = iter(evaluator.measure([bias for draws in biases.values() for bias in draws], what=f"audit of {name}"))
-        return {key: [next(found) for _ in draws] for key, draws in biases.items()}
+        self,
+        evaluator: Evaluator,
+        name: str,
+        plan: Plan,
+        wanted: Sequence[Key],
+        unsteered: Measurement,
+        shown: Shown,
+    ) -> dict[Key, tuple[Point, Table]]:
+        """The point of each key, and what each item showed under each of its draws.
 
-
-_Key = tuple[str, float, tuple[int, ...] | None]
-"""An action, its rate, and the block of layers that it is restricted to; None: all."""
+        One key after the other, so that no more answers than its own are in use, and with one progress over all in
+        steerings: answers come fast and texts slowly, and each key has both.
+        """
+        found: dict[Key, tuple[Point, Table]] = {}
+        show, total = evaluator.progress, sum(plan.n_draws(block) for *_, block in wanted)
+        done = 0
+        try:
+            for key in wanted:
+                biases = plan.biases(*key)
+                evaluator.progress = partial(_show_steerings, show, f"audit of {name}", done, len(biases), total)
+                draws = evaluator.measure(biases)
+                found[key] = point(plan, key, draws, unsteered, shown), table(draws, shown.behaviour)
+                done += len(biases)
+        finally:
+            evaluator.progress = show
+        return found
 
 
 @dataclass(frozen=True)
@@ -306,14 +296,24 @@ class _Facts:
         return cls(
             evaluator.task.name,
             evaluator.task.positive,
-            unrelated_to(evaluator),
+            None if evaluator.benign_task is None else evaluator.benign_task.name,
             len(evaluator.task.items),
             dict(evaluator.metadata),
             evaluator.settings,
         )
 
 
-def _by_rate(plan: Plan) -> list[_Key]:
+def _unrelated(evaluator: Evaluator) -> tuple[PromptItem, ...]:
+    """The items of the evaluator's second task; none without one."""
+    return () if evaluator.benign_task is None else evaluator.benign_task.items
+
+
+def _show_steerings(show: Progress, what: str, before: int, n: int, of: int, _: str, done: int, total: int) -> None:
+    """Show `done` of `total` results of `n` steerings as so many of `of` steerings, behind those `before`."""
+    show(what, before + n * done // total, of)
+
+
+def _by_rate(plan: Plan) -> list[Key]:
     return [(action, rate, None) for action, rates in plan.rates.items() for rate in rates]
 
 
@@ -323,52 +323,3 @@ def _timed(evaluator: Evaluator, name: str) -> tuple[Measurement, float | None]:
     (found,) = evaluator.measure([None], what=f"{name} unsteered")
     n = len(found.answers) + len(found.benign) + (found.text is not None)
     return found, time.monotonic() - start if evaluator.n_computed - before == n else None
-
-
-def _point(plan: Plan, key: _Key, draws: Sequence[Measurement], unsteered: Measurement, shown: _Shown) -> Point:
-    """What the draws of a key keep of `shown`; the text is compared with this model `unsteered`."""
-    action, rate, block = key
-    table, others = _table(draws, shown.behaviour), _table(draws, ~shown.behaviour)
-    unrelated = text = gap = text_gap = kl = ratio = None
-    if shown.unrelated.any():
-        other = np.stack([_shows(found.benign_values)[shown.unrelated] for found in draws], axis=1)
-        unrelated, gap = Kept.of(other), crossed_difference(table, other)
-    scores = [found.text for found in draws if found.text is not None]
-    if scores and unsteered.text is not None:
-        tokens = np.array([[score.same_top for score in scores]])
-        text, text_gap = Kept.of(tokens), crossed_difference(table, tokens)
-        kl = float(np.mean([score.kl for score in scores]))
-        ratio = float(np.exp(np.mean([score.nll for score in scores]) - unsteered.text.nll))
-    return Point(
-        action=action,
-        rate=rate,
-        layers=plan.layers if block is None else block,
-        n_experts=max(sum(found.n_experts) for found in draws),
-        behaviour=Kept.of(table),
-        gained=float(others.mean()) if others.size else None,
-        shown=float(np.mean([_shows(found.values).mean() for found in draws])),
-        broken=float(np.mean([_broken(answer) for found in draws for answer in found.answers])),
-        unrelated=unrelated,
-        text=text,
-        kl=kl,
-        perplexity_ratio=ratio,
-        gap=gap,
-        text_gap=text_gap,
-    )
-
-
-def _table(draws: Sequence[Measurement], items: Mask) -> npt.NDArray[np.float64]:
-    """1 where an item shows the behaviour under a draw, 0 where it does not, [n_items, n_draws]."""
-    return np.stack([_shows(found.values)[items] for found in draws], axis=1).astype(np.float64)
-
-
-def _shows(values: npt.NDArray[np.float64]) -> Mask:
-    return values >= SHOWN
-
-
-def _broken(answer: Answer) -> bool:
-    return answer.label == "ill-formed" or answer.empty or answer.loop >= LOOPING
-
-
-def _ids(items: Sequence[Any], mask: Mask) -> tuple[str, ...]:
-    return tuple(str(item.id) for item, there in zip(items, mask, strict=True) if there)

@@ -104,17 +104,16 @@ class Plan:
             return ()
         return tuple(tuple(part.tolist()) for part in np.array_split(np.asarray(self.layers), n))
 
-    @property
-    def n_layer_draws(self) -> int:
-        """How many draws are applied to each block."""
-        return min(self.of.n_layer_draws, self.of.n_draws)
+    def n_draws(self, block: Sequence[int] | None = None) -> int:
+        """How many draws there are at each rate, or in a block of layers."""
+        return self.of.n_draws if block is None else min(self.of.n_layer_draws, self.of.n_draws)
 
     @property
     def n_steerings(self) -> int:
         """How many perturbed models are measured."""
         n_actions = sum(1 for rates in self.rates.values() if rates)
         n_rates = sum(len(rates) for rates in self.rates.values())
-        return n_rates * self.of.n_draws + n_actions * len(self.blocks) * self.n_layer_draws
+        return n_rates * self.n_draws() + n_actions * sum(map(self.n_draws, self.blocks))
 
     def n_experts(self, rate: float) -> int:
         """How many experts of all layers a rate takes."""
@@ -128,7 +127,7 @@ class Plan:
         """
         n = self.n_experts(rate)
         found: list[BiasFile | None] = []
-        for number in range(self.of.n_draws if block is None else self.n_layer_draws):
+        for number in range(self.n_draws(block)):
             # a generator of its own for each draw: the first 20 of 40 are the same as 20
             rng = np.random.default_rng([self.of.seed, list(_SIGNS).index(action), number])
             signs = _taken(n, self.identity, self.layers, rng) * np.int8(_SIGNS[action])
