@@ -23,7 +23,7 @@
 #include <utility>
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(GGML_CPU_NO_FAST_EXPERTS)
-#    include "dot-bytes.h"
+#    include "vectors.h"
 
 #    if defined(__GNUC__) && !defined(__clang__)
 #        pragma GCC diagnostic ignored "-Wuninitialized" // of GCC 12's own headers: `__Y`
@@ -175,29 +175,10 @@ inline __m512 add_product(__m512 acc, __m512 a, __m512 b) {
 
 // A column in a vector. Where one instruction multiplies unsigned bytes and signed ones, signed values get 128 added:
 // sum(x*y) = sum((x + 128)*y) - sum(128*y).
-struct vec256 {
-    using ints   = __m256i;
-    using floats = __m256;
-
+struct vec256 : simd256 {
     static constexpr int n_cols = 1;
 
-    static floats zero() { return _mm256_setzero_ps(); }
-    static floats set(float x) { return _mm256_set1_ps(x); }
-    static floats to_float(ints a) { return _mm256_cvtepi32_ps(a); }
-    static floats mul(floats a, floats b) { return _mm256_mul_ps(a, b); }
-    static floats fmadd(floats a, floats b, floats c) { return _mm256_fmadd_ps(a, b, c); }
-    static ints   zero_ints() { return _mm256_setzero_si256(); }
-    static ints   sub32(ints a, ints b) { return _mm256_sub_epi32(a, b); }
-    static ints   sub16(ints a, ints b) { return _mm256_sub_epi16(a, b); }
-    static ints   set8(int8_t x) { return _mm256_set1_epi8(x); }
-    static ints   bits_xor(ints a, ints b) { return _mm256_xor_si256(a, b); }
-    static ints   bits_and(ints a, ints b) { return _mm256_and_si256(a, b); }
-    static ints   bits_or(ints a, ints b) { return _mm256_or_si256(a, b); }
-    static ints   left16(ints a, int n) { return _mm256_slli_epi16(a, n); }
-    static ints   right16(ints a, int n) { return _mm256_srli_epi16(a, n); }
-    static ints   maddubs(ints u, ints s) { return _mm256_maddubs_epi16(u, s); }
-    static ints   madd16(ints a, ints b) { return _mm256_madd_epi16(a, b); }
-    static ints   load_row(const void * y) { return _mm256_loadu_si256((const __m256i *) y); }
+    static ints load_row(const void * y) { return _mm256_loadu_si256((const __m256i *) y); }
 
     // 32 bytes of a column; 16 bytes as 16-bit values; two of the 16, the pair i, eight times each
     static ints load(const void * x, size_t) { return load_row(x); }
@@ -211,7 +192,7 @@ struct vec256 {
 
     template <typename BLOCK> static ints unpack(const BLOCK * x, int64_t) { return quants<BLOCK>::unpack(*x); }
 
-    template <typename BLOCK> static floats scales(const BLOCK * x, int64_t) { return set(scale_of(*x)); }
+    template <typename BLOCK> static floats scales(const BLOCK * x, int64_t) { return set_ps(scale_of(*x)); }
 
     template <int NV> static void reduce(const floats * acc, float * out) {
         for (int v = 0; v < NV; v++) {
@@ -244,39 +225,14 @@ struct vec256 {
             results[r][0] = found[r];
         }
     }
-
-#    if FAST_EXPERTS_VNNI
-    static ints dot(ints acc, ints u, ints s) { return dot_bytes(acc, u, s); }
-#    endif
 };
 
 #    if FAST_EXPERTS_512
 
 // two columns in a vector
-struct vec512 {
-    using ints   = __m512i;
-    using floats = __m512;
-
+struct vec512 : simd512 {
     static constexpr int n_cols = 2;
 
-    static floats zero() { return _mm512_setzero_ps(); }
-    static floats set(float x) { return _mm512_set1_ps(x); }
-    static floats to_float(ints a) { return _mm512_cvtepi32_ps(a); }
-    static floats mul(floats a, floats b) { return _mm512_mul_ps(a, b); }
-    static floats fmadd(floats a, floats b, floats c) { return _mm512_fmadd_ps(a, b, c); }
-    static ints   zero_ints() { return _mm512_setzero_si512(); }
-    static ints   sub32(ints a, ints b) { return _mm512_sub_epi32(a, b); }
-    static ints   sub16(ints a, ints b) { return _mm512_sub_epi16(a, b); }
-    static ints   set8(int8_t x) { return _mm512_set1_epi8(x); }
-    static ints   bits_xor(ints a, ints b) { return _mm512_xor_si512(a, b); }
-    static ints   dot(ints acc, ints u, ints s) { return _mm512_dpbusd_epi32(acc, u, s); }
-
-    static ints   bits_and(ints a, ints b) { return _mm512_and_si512(a, b); }
-    static ints   bits_or(ints a, ints b) { return _mm512_or_si512(a, b); }
-    static ints   left16(ints a, int n) { return _mm512_slli_epi16(a, n); }
-    static ints   right16(ints a, int n) { return _mm512_srli_epi16(a, n); }
-    static ints   maddubs(ints u, ints s) { return _mm512_maddubs_epi16(u, s); }
-    static ints   madd16(ints a, ints b) { return _mm512_madd_epi16(a, b); }
     static ints   load_row(const void * y) { return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *) y)); }
     static ints   join(__m256i a, __m256i b) { return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1); }
     static floats join(__m256 a, __m256 b) { return _mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1); }
@@ -298,7 +254,7 @@ struct vec512 {
     }
 
     template <typename BLOCK> static floats scales(const BLOCK * x, int64_t stride) {
-        return join(vec256::set(scale_of(*x)), vec256::set(scale_of(x[stride])));
+        return join(vec256::set_ps(scale_of(*x)), vec256::set_ps(scale_of(x[stride])));
     }
 
     // as sum_of_lanes adds them
@@ -374,7 +330,7 @@ void multiply_quants(int64_t nb, const BLOCK * x, int64_t stride, const char * c
     typename V::floats acc[NR][NV];
     for (int r = 0; r < NR; r++) {
         for (int v = 0; v < NV; v++) {
-            acc[r][v] = V::zero();
+            acc[r][v] = V::zero_ps();
         }
     }
     for (int64_t b = 0; b < nb; b++) {
@@ -397,8 +353,8 @@ void multiply_quants(int64_t nb, const BLOCK * x, int64_t stride, const char * c
         for (int r = 0; r < NR; r++) {
             const row &              y     = ((const row *) values[r])[b];
             const typename V::ints   qy    = V::load_row(y.qs);
-            const typename V::floats dy    = V::set(scale_of(y));
-            typename V::ints         start = V::zero_ints();
+            const typename V::floats dy    = V::set_ps(scale_of(y));
+            typename V::ints         start = V::zero();
 #    if FAST_EXPERTS_VNNI
             if constexpr (type::is_signed) {
                 start = V::sub32(start, V::dot(start, V::set8(-128), qy));
@@ -476,7 +432,7 @@ inline void sums_of_q6_K(const block_q6_K * x, int64_t stride, const block_q8_K 
     for (int v = 0; v < NV; v++) {
         // values are 32 too large: sum((q - 32)*y) = sum(q*y) - 32*sum(y)
         scales[v]          = V::load_widened(x[v * V::n_cols * stride].scales, bytes);
-        const auto minus32 = V::left16(V::sub16(V::zero_ints(), scales[v]), 5);
+        const auto minus32 = V::left16(V::sub16(V::zero(), scales[v]), 5);
         for (int r = 0; r < NR; r++) {
             sums[r][v] = V::madd16(V::load_row(rows[r]->bsums), minus32);
         }
@@ -516,7 +472,7 @@ void multiply_q6_K(int64_t nb, const block_q6_K * x, int64_t stride, const char 
     typename V::floats acc[NR][NV];
     for (int r = 0; r < NR; r++) {
         for (int v = 0; v < NV; v++) {
-            acc[r][v] = V::zero();
+            acc[r][v] = V::zero_ps();
         }
     }
     for (int64_t b = 0; b < nb; b++, x++) {
@@ -532,7 +488,7 @@ void multiply_q6_K(int64_t nb, const block_q6_K * x, int64_t stride, const char 
         for (int v = 0; v < NV; v++) {
             const auto d = V::scales(x + v * V::n_cols * stride, stride);
             for (int r = 0; r < NR; r++) {
-                const auto dy = V::set(rows[r]->d);
+                const auto dy = V::set_ps(rows[r]->d);
                 acc[r][v]     = V::fmadd(V::mul(d, dy), V::to_float(sums[r][v]), acc[r][v]);
             }
         }

@@ -19,7 +19,7 @@
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(GGML_CPU_NO_FAST_EXPERTS)
 #    define REPACK_ROWS 1
-#    include "dot-bytes.h"
+#    include "vectors.h"
 #endif
 
 #if defined(_MSC_VER)
@@ -43,65 +43,21 @@ template <typename BLOC_TYPE> struct rows_product {
 // vectors of 8 or 16 columns
 //
 
-struct vec256 {
-    using ints   = __m256i;
-    using floats = __m256;
-
+struct vec256 : simd256 {
     static constexpr int n_groups = 1; // of eight columns
     static constexpr int n_rows   = 4; // that fill the registers
 
-    static ints   zero() { return _mm256_setzero_si256(); }
-    static ints   set32(int32_t x) { return _mm256_set1_epi32(x); }
-    static ints   set16(int16_t x) { return _mm256_set1_epi16(x); }
-    static ints   add16(ints a, ints b) { return _mm256_add_epi16(a, b); }
-    static ints   add32(ints a, ints b) { return _mm256_add_epi32(a, b); }
-    static ints   mul32(ints a, ints b) { return _mm256_mullo_epi32(a, b); }
-    static ints   bits_and(ints a, ints b) { return _mm256_and_si256(a, b); }
-    static ints   madd16(ints a, ints b) { return _mm256_madd_epi16(a, b); }
-    static ints   maddubs(ints u, ints s) { return _mm256_maddubs_epi16(u, s); }
-    static ints   abs8(ints a) { return _mm256_abs_epi8(a); }
-    static ints   with_sign_of(ints a, ints s) { return _mm256_sign_epi8(a, s); }
-    static floats zero_ps() { return _mm256_setzero_ps(); }
-    static floats set_ps(float x) { return _mm256_set1_ps(x); }
-    static floats to_float(ints a) { return _mm256_cvtepi32_ps(a); }
-    static floats mul(floats a, floats b) { return _mm256_mul_ps(a, b); }
-    static floats sub(floats a, floats b) { return _mm256_sub_ps(a, b); }
-    static floats fmadd(floats a, floats b, floats c) { return _mm256_fmadd_ps(a, b, c); }
-    static void   store(float * p, floats a) { _mm256_storeu_ps(p, a); }
-
     // columns 0 1 4 5 2 3 6 7, the order in which _mm256_shuffle_ps leaves them, and back
     static floats reorder(floats a) { return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(a), 0xD8)); }
-
-#    if FAST_EXPERTS_VNNI
-    static ints dot(ints acc, ints u, ints s) { return dot_bytes(acc, u, s); }
-#    endif
 };
 
 #    if FAST_EXPERTS_512
 
-struct vec512 {
-    using ints   = __m512i;
-    using floats = __m512;
-
+struct vec512 : simd512 {
     static constexpr int n_groups = 2;
     static constexpr int n_rows   = 8;
 
-    static ints   zero() { return _mm512_setzero_si512(); }
-    static ints   set32(int32_t x) { return _mm512_set1_epi32(x); }
-    static ints   add32(ints a, ints b) { return _mm512_add_epi32(a, b); }
-    static ints   mul32(ints a, ints b) { return _mm512_mullo_epi32(a, b); }
-    static ints   bits_and(ints a, ints b) { return _mm512_and_si512(a, b); }
-    static ints   madd16(ints a, ints b) { return _mm512_madd_epi16(a, b); }
-    static ints   dot(ints acc, ints u, ints s) { return _mm512_dpbusd_epi32(acc, u, s); }
-    static floats zero_ps() { return _mm512_setzero_ps(); }
-    static floats set_ps(float x) { return _mm512_set1_ps(x); }
-    // masks of all lanes: GCC 12 warns of its own headers without (`__Y` may be used uninitialized)
-    static floats to_float(ints a) { return _mm512_maskz_cvtepi32_ps(0xFFFF, a); }
-    static floats mul(floats a, floats b) { return _mm512_mul_ps(a, b); }
-    static floats sub(floats a, floats b) { return _mm512_sub_ps(a, b); }
-    static floats fmadd(floats a, floats b, floats c) { return _mm512_fmadd_ps(a, b, c); }
-    static void   store(float * p, floats a) { _mm512_storeu_ps(p, a); }
-    static floats reorder(floats a) {
+    static floats reorder(floats a) { // with a mask: see vectors.h
         return _mm512_castpd_ps(_mm512_maskz_permutex_pd(0xFF, _mm512_castps_pd(a), 0xD8));
     }
 };
