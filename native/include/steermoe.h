@@ -278,9 +278,10 @@ STEERMOE_API steermoe_status steermoe_recorder_set_sums(struct steermoe_recorder
 // spread:  [n_bins][n_layer], over the experts, too: the squared deviation of each logit from the mean of its token.
 // weights: [n_bins][n_layer][n_expert], the weight with which a selected expert's output is mixed, after the model's own
 //          normalisation and scaling; experts that are not selected add 0.
-// Each may be NULL. Returns STEERMOE_ERR_STATE with the reason if no sums are kept, or summing failed.
-STEERMOE_API steermoe_status steermoe_recorder_sums(const struct steermoe_recorder * recorder, double * logits,
-                                                    double * spread, double * weights);
+// Only those of the first n_bins bins (at most the recorder's) are copied. Each may be NULL. Returns STEERMOE_ERR_STATE
+// with the reason if no sums are kept, or summing failed.
+STEERMOE_API steermoe_status steermoe_recorder_sums(const struct steermoe_recorder * recorder, int32_t n_bins,
+                                                    double * logits, double * spread, double * weights);
 
 STEERMOE_API void steermoe_recorder_free(struct steermoe_recorder * recorder);
 

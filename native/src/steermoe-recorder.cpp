@@ -23,11 +23,36 @@ int topk_layer(const ggml_tensor * t) {
     return atoi(t->name + sizeof(PREFIX) - 1);
 }
 
+// Sum of term(0) ... term(n - 1), in an order that is fixed and leaves no term waiting for the one before it.
+template <typename F> double sum(int32_t n, F && term) {
+    double  parts[8] = {};
+    int32_t i        = 0;
+    for (; i + 8 <= n; i += 8) {
+        for (int32_t j = 0; j < 8; j++) {
+            parts[j] += term(i + j);
+        }
+    }
+    for (; i < n; i++) {
+        parts[i % 8] += term(i);
+    }
+    return ((parts[0] + parts[1]) + (parts[2] + parts[3])) + ((parts[4] + parts[5]) + (parts[6] + parts[7]));
+}
+
+// Set the values of some rows of a table to 0. rows: [n] is it one of them?
+template <typename T> void clear_rows(std::vector<T> & table, const std::vector<bool> & rows) {
+    const size_t width = table.size() / rows.size();
+    for (size_t row = 0; row < rows.size(); row++) {
+        if (rows[row]) {
+            std::fill_n(table.begin() + row * width, width, T());
+        }
+    }
+}
+
 } // namespace
 
 steermoe_recorder::steermoe_recorder(int32_t n_bins, int32_t n_layer, int32_t n_expert)
     : n_bins(n_bins), n_layer(n_layer), n_expert(n_expert) {
-    reset();
+    allocate();
 }
 
 void steermoe_recorder::bind(steermoe_hook * new_hook) {
@@ -56,10 +81,11 @@ void steermoe_recorder::set_mask(const int32_t * bins, int32_t n_tokens) {
 
 void steermoe_recorder::set_sums(bool new_sums) {
     sums = new_sums;
+    allocate();
     reset();
 }
 
-void steermoe_recorder::reset() {
+void steermoe_recorder::allocate() {
     const size_t n_rows = (size_t) n_bins * n_layer;
     counts.assign(n_rows * n_expert, 0);
     tokens.assign(n_rows, 0);
@@ -67,6 +93,18 @@ void steermoe_recorder::reset() {
     spread.assign(sums ? n_rows : 0, 0.0);
     weights.assign(sums ? n_rows * n_expert : 0, 0.0);
     summed.assign(sums ? 2 * n_rows : 0, 0);
+    written.assign(n_rows, false);
+}
+
+// Callers have many bins and use few of them: only what was written is cleared.
+void steermoe_recorder::reset() {
+    clear_rows(counts, written);
+    clear_rows(logits, written);
+    clear_rows(weights, written);
+    std::fill(tokens.begin(), tokens.end(), 0);
+    std::fill(spread.begin(), spread.end(), 0.0);
+    std::fill(summed.begin(), summed.end(), 0);
+    written.assign(tokens.size(), false);
     mask.clear();
     failure.clear();
 }
@@ -169,7 +207,9 @@ void steermoe_recorder::count(const ggml_tensor * topk, int il) {
         if (bin < 0) {
             continue;
         }
-        int64_t * sums_of = counts.data() + ((size_t) bin * n_layer + il) * n_expert;
+        const size_t row     = (size_t) bin * n_layer + il;
+        int64_t *    sums_of = counts.data() + row * n_expert;
+        written[row]         = true;
         for (int64_t k = 0; k < n_used; k++) {
             if (selected[k] < 0 || selected[k] >= n_expert) {
                 fail(std::string(topk->name) + ": selected expert " + std::to_string(selected[k]) + " of " +
@@ -178,7 +218,7 @@ void steermoe_recorder::count(const ggml_tensor * topk, int il) {
             }
             sums_of[selected[k]]++;
         }
-        tokens[(size_t) bin * n_layer + il]++;
+        tokens[row]++;
     }
     if (sums) {
         chosen_layer = il;
@@ -219,17 +259,11 @@ void steermoe_recorder::add_logits(int il) {
         const size_t  row  = (size_t) routed_bins[r] * n_layer + il;
         const float * mine = z.data() + r * n_expert;
         double *      to   = logits.data() + row * n_expert;
-        double        mean = 0.0;
+        const double  mean = sum(n_expert, [&](int32_t e) { return (double) mine[e]; }) / n_expert;
         for (int32_t e = 0; e < n_expert; e++) {
-            mean += mine[e];
             to[e] += mine[e];
         }
-        mean /= n_expert;
-        double squares = 0.0;
-        for (int32_t e = 0; e < n_expert; e++) {
-            squares += (mine[e] - mean) * (mine[e] - mean);
-        }
-        spread[row] += squares;
+        spread[row] += sum(n_expert, [&](int32_t e) { return (mine[e] - mean) * (mine[e] - mean); });
         summed[row]++;
     }
 }

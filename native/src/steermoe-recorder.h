@@ -41,6 +41,7 @@ struct steermoe_recorder {
     std::string failure; // the first one, "" if there is none
 
   private:
+    void allocate(); // everything at zero
     void begin_ubatch();
     bool find_routed(int64_t n); // fill routed_bins; false, with a failure: the n columns are not the ubatch's tokens
     void count(const ggml_tensor * topk, int il);
@@ -63,6 +64,7 @@ struct steermoe_recorder {
     std::vector<int32_t> chosen;      // [tokens that the layer routes][n_used] experts of layer chosen_layer
     int                  z_layer      = -1;
     int                  chosen_layer = -1;
+    std::vector<bool>    written;    // [n_bins][n_layer] may the row differ from zero?
     std::vector<int64_t> summed;     // [2][n_bins][n_layer] tokens in `logits`, and in `weights`
     std::vector<bool>    layer_done; // [n_layer] counted in this ubatch
     uint64_t             cur_ubatch = 0;

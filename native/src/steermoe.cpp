@@ -280,19 +280,23 @@ steermoe_status steermoe_recorder_set_sums(steermoe_recorder * recorder, bool su
     });
 }
 
-steermoe_status steermoe_recorder_sums(const steermoe_recorder * recorder, double * logits, double * spread,
-                                       double * weights) {
+steermoe_status steermoe_recorder_sums(const steermoe_recorder * recorder, int32_t n_bins, double * logits,
+                                       double * spread, double * weights) {
     return steermoe_guard([&] {
         require(recorder, "recorder");
+        if (n_bins < 0 || n_bins > recorder->n_bins) {
+            throw steermoe_error(STEERMOE_ERR_ARGUMENT, "n_bins: " + std::to_string(n_bins) + " of a recorder of " +
+                                                            std::to_string(recorder->n_bins) + " bins");
+        }
         const std::string failure = recorder->failure.empty() ? recorder->missing_sums() : recorder->failure;
         if (!recorder->sums || !failure.empty()) {
             throw steermoe_error(STEERMOE_ERR_STATE,
                                  recorder->sums ? failure
                                                 : "no sums are kept; ask for them by steermoe_recorder_set_sums");
         }
-        const auto copy = [](double * to, const std::vector<double> & from) {
+        const auto copy = [&](double * to, const std::vector<double> & from) {
             if (to != nullptr) {
-                memcpy(to, from.data(), from.size() * sizeof(double));
+                memcpy(to, from.data(), from.size() / recorder->n_bins * n_bins * sizeof(double));
             }
         };
         copy(logits, recorder->logits);

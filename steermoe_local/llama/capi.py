@@ -120,7 +120,7 @@ def _lib() -> ctypes.CDLL:
         "recorder_reset": (None, pointer),
         "recorder_counts": (ctypes.c_int, pointer, ctypes.POINTER(int64), ctypes.POINTER(int64)),
         "recorder_set_sums": (ctypes.c_int, pointer, ctypes.c_bool),
-        "recorder_sums": (ctypes.c_int, pointer, *[ctypes.POINTER(ctypes.c_double)] * 3),
+        "recorder_sums": (ctypes.c_int, pointer, int32, *[ctypes.POINTER(ctypes.c_double)] * 3),
         "recorder_free": (None, pointer),
     }
     for name, (result, *arguments) in signatures.items():
@@ -394,8 +394,8 @@ class NativeRecorder:
         _check(_lib().steermoe_recorder_counts(self._handle, counts, tokens))
         return counts, tokens
 
-    def sums(self) -> tuple[Any, Any, Any]:
-        """Sums over the counted tokens as ctypes double arrays (steermoe_recorder_sums).
+    def sums(self, n_bins: int | None = None) -> tuple[Any, Any, Any]:
+        """Sums over the counted tokens as ctypes double arrays (steermoe_recorder_sums), of the first `n_bins` bins.
 
         Router logits [n_bins * n_layer * n_expert], their squared deviations from their token's mean
         [n_bins * n_layer], mixing weights [n_bins * n_layer * n_expert].
@@ -403,10 +403,11 @@ class NativeRecorder:
         Raises NativeError with the reason if the recording went wrong, or no sums are kept.
         """
         n_layer, n_expert = self._shape
+        n_bins = self._n_bins if n_bins is None else n_bins
         logits, spread, weights = (
-            (ctypes.c_double * (self._n_bins * n_layer * width))() for width in (n_expert, 1, n_expert)
+            (ctypes.c_double * (n_bins * n_layer * width))() for width in (n_expert, 1, n_expert)
         )
-        _check(_lib().steermoe_recorder_sums(self._handle, logits, spread, weights))
+        _check(_lib().steermoe_recorder_sums(self._handle, n_bins, logits, spread, weights))
         return logits, spread, weights
 
     def close(self) -> None:
