@@ -39,6 +39,7 @@ from .steering.bias_file import BiasFile, read_bias, write_bias
 from .steering.steering import Steering
 
 if TYPE_CHECKING:
+    from .attribution.fit import fit
     from .detection.recorder import record_counts
     from .evaluation.measuring.evaluator import Evaluator
     from .evaluation.measuring.evaluator import Evaluator as Bench
@@ -78,6 +79,7 @@ __all__ = [
     "UsageError",
     "VersionError",
     "evaluate",
+    "fit",
     "load_pairs",
     "model_info",
     "open_bench",
@@ -106,6 +108,7 @@ _LAZY = {
     "Evaluator": (".evaluation.measuring.evaluator", "Evaluator"),
     "SteeredLlama": (".llama.steered_llama", "SteeredLlama"),
     "evaluate": (".evaluation.studies.evaluate", "evaluate"),
+    "fit": (".attribution.fit", "fit"),
     "open_bench": (".evaluation.measuring.opening", "open_evaluator"),
     "open_evaluator": (".evaluation.measuring.opening", "open_evaluator"),
     "open_steering": (".evaluation.measuring.opening", "open_steering"),
