@@ -197,7 +197,7 @@ class _Run:
         """Choose the candidates, and read what an interrupted run has kept. Raises UsageError."""
         options = self._options
         self._log = log
-        self._parts = Parts(self._decoder, "attribute", progress)
+        self._parts = Parts(self._decoder, "attribute", progress, log)
         layers = [layer for layer in self._decoder.steerable_layers if layer < self._map.identity.n_layer]
         self._candidates = choose_candidates(self._map, layers, options.n_candidates, options.seed)
         least = least_draws(len(self._candidates))
@@ -224,7 +224,7 @@ class _Run:
         per_block = len(self._items) + bool(self._documents)
         n_blocks = math.ceil(most / self._n_block)
         self._parts.total = len(actions) * (n_blocks * per_block + len(self._confirm))
-        at_most = "at most " if options.draws == AUTO else ""
+        self._parts.at_most = at_most = "at most " if options.draws == AUTO else ""
         self._log(
             f"{len(self._candidates)} candidates ({int(self._candidates.control.sum())} of them controls), "
             f"{len(self._items)} items, {len(self._confirm)} to confirm, {at_most}{most} draws of each action"

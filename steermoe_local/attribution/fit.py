@@ -317,7 +317,7 @@ class _Run:
         except BaseException:
             self._stack.close()
             raise
-        self._parts = Parts(self._decoder, "fit", progress)
+        self._parts = Parts(self._decoder, "fit", progress, self._log)
         self._base = 0.0
 
     def __enter__(self) -> _Run:
@@ -349,6 +349,7 @@ class _Run:
         n_generations = max(1, options.evaluations // options.population - 1) + 1 if self._searches else 0
         per_batch = (len(self._items) + 1) * math.ceil(options.population / self._decoder.n_steerings)
         last = math.ceil(3 / self._decoder.n_steerings)
+        self._parts.at_most = "at most " if self._searches else ""
         self._parts.total = (
             len(self._items)
             + (2 + n_generations) * per_batch
@@ -439,7 +440,10 @@ class _Run:
             group = partial(_same, biases[first : first + n])
             for row, item in enumerate(items):
                 found[row, first : first + n] = self._parts.values(
-                    f"{name}/{first}/{item.id}", group, partial(self._decoder.margins, item)
+                    f"{name}/{first}/{item.id}",
+                    group,
+                    partial(self._decoder.margins, item),
+                    typical=len(biases) == self._options.population,
                 )
         return found
 

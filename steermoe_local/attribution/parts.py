@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .._util.files import human_duration
 from ..generation.answer_file import AnswerFile
 from ..steering.bias_file import BiasFile
 from .decoding import InterventionDecoder
@@ -24,17 +26,26 @@ Biases = Callable[[], Sequence[BiasFile | None]]
 class Parts:
     """Values by the name of their part: those that an interrupted run has kept, or computed and kept.
 
-    `total` is how many steps there are at most.
+    `total` is how many steps there are, or how many at most if `at_most` says so, which stands before the time that
+    they take.
     """
 
-    def __init__(self, decoder: InterventionDecoder, what: str, progress: Progress | None) -> None:
-        """`what` names the run in its progress."""
+    def __init__(
+        self,
+        decoder: InterventionDecoder,
+        what: str,
+        progress: Progress | None,
+        log: Callable[[str], None] | None,
+    ) -> None:
+        """`what` names the run in its progress. `log` is told how long it takes, by the first part."""
         self._decoder, self._what = decoder, what
-        self._progress = progress or (lambda *_: None)
+        self._progress, self._log = progress or (lambda *_: None), log or (lambda _: None)
         self._kept: AnswerFile | None = None
         self._records: dict[str, list[float]] = {}
         self._steps = 0
+        self._timed = False
         self.total = 0
+        self.at_most = ""
 
     def open(self, kept: AnswerFile | None, settings: Mapping[str, Any], resume: bool) -> None:
         """Begin a run, or `resume` an interrupted one.
@@ -50,12 +61,22 @@ class Parts:
         else:
             kept.start(settings)
 
-    def values(self, name: str, biases: Biases, compute: Callable[[], FloatArray]) -> FloatArray:
-        """The values of a part: those kept, or computed under the biases and kept."""
+    def values(
+        self, name: str, biases: Biases, compute: Callable[[], FloatArray], *, typical: bool = True
+    ) -> FloatArray:
+        """The values of a part: those kept, or computed under the biases and kept.
+
+        The first `typical` part that is computed tells how long the others take.
+        """
         if name not in self._records:
             if self._decoder.attached is not biases():
                 self._decoder.steer_by(biases())
+            start = time.monotonic()
             values = [float(value) for value in compute()]
+            if typical and not self._timed:
+                self._timed = True
+                left = (time.monotonic() - start) * (self.total - self._steps)
+                self._log(f"{self.at_most}about {human_duration(left)}, by its first part")
             if self._kept is not None:
                 self._kept.add({"id": name, "values": values})
             self._records[name] = values
