@@ -40,6 +40,7 @@ from .steering.bias_file import BiasFile, read_bias, write_bias
 from .steering.steering import Steering
 
 if TYPE_CHECKING:
+    from .attribution.fit import fit
     from .detection.recorder import record_counts
     from .evaluation.measuring.evaluator import Evaluator
     from .evaluation.measuring.evaluator import Evaluator as Bench
@@ -83,6 +84,7 @@ __all__ = [
     "VersionError",
     "audit",
     "evaluate",
+    "fit",
     "load_pairs",
     "model_info",
     "open_bench",
@@ -112,6 +114,7 @@ _LAZY = {
     "SteeredLlama": (".llama.steered_llama", "SteeredLlama"),
     "audit": (".evaluation.studies.audit.audit", "audit"),
     "evaluate": (".evaluation.studies.evaluate", "evaluate"),
+    "fit": (".attribution.fit", "fit"),
     "open_bench": (".evaluation.measuring.opening", "open_evaluator"),
     "open_evaluator": (".evaluation.measuring.opening", "open_evaluator"),
     "open_steering": (".evaluation.measuring.opening", "open_steering"),

@@ -80,6 +80,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
 RESERVED = {
     "llama_cpp": {"llama", "server"},
     "jinja2": {"llama", "maps"},
+    "cma": {"attribution"},
     "llguidance": {"llama"},
     "ctypes": {"llama", "detection"},
     "gguf": {"model_files", "steering"},

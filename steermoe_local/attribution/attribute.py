@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .._util.files import human_duration
 from ..errors import UsageError
 from ..evaluation.tasks.neutral_text import Document, NeutralText
 from ..generation.answer_file import AnswerFile
@@ -28,20 +24,15 @@ from ..steering.bias_file import BiasFile
 from .decoding import InterventionDecoder
 from .design import Candidates, Design, choose_candidates, default_rate
 from .estimates import Estimates, agreement, estimate, least_draws
-from .items import Item, split
+from .items import Item, digest, split
+from .parts import Parts, Progress
+from .texts import documents, n_tokens
 
 FloatArray = npt.NDArray[np.float64]
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what is computed, steps that are done, steps at most)."""
-
-Biases = Callable[[], Sequence[BiasFile | None]]
-"""Gives the steerings of a block, the same object in every call."""
 
 AUTO = "auto"
 STABLE = 0.8
 """Agreement that ends a run with draws "auto", in two checks one after the other."""
-_PIECE = 32  # tokens of a piece of plain neutral text: short, so that many draws fit a batch
 _MOST = 16  # draws "auto" takes at most, for each candidate
 _BLOCK = 64  # draws that are computed together
 _LEAST_AUTO = 128
@@ -165,12 +156,10 @@ class _Run:
             raise UsageError(f"items: the id {twice!r} stands twice; give each its own")
         self._options, self._map, self._response, self._neutral = options, expert_map, response, neutral
         self._items, self._confirm = split(items, options.n_items, options.seed)
-        self._digest = _digest([*self._items, *self._confirm])
+        self._digest = digest([*self._items, *self._confirm])
         self._documents: list[Document] = []
         if neutral is not None:
-            renderer = renderer or Renderer(llama._model)
-            length = max(_PIECE, neutral.longest(renderer))
-            self._documents = neutral.documents(renderer, length, options.n_text)
+            self._documents = documents(neutral, renderer or Renderer(llama._model), options.n_text)
         self._stack = ExitStack()
         self._decoder = self._stack.enter_context(
             InterventionDecoder(
@@ -189,12 +178,7 @@ class _Run:
         )
         self._identity = self._decoder.identity
         self._candidates: Candidates
-        self._kept: AnswerFile | None = None
-        self._records: dict[str, list[float]] = {}
-        self._steps = 0
-        self._total = 0
-        self._at_most = ""
-        self._seconds: float | None = None  # of the first part that was computed here
+        self._parts: Parts
 
     def __enter__(self) -> _Run:
         return self
@@ -212,7 +196,8 @@ class _Run:
     ) -> None:
         """Choose the candidates, and read what an interrupted run has kept. Raises UsageError."""
         options = self._options
-        self._progress, self._log = progress, log
+        self._log = log
+        self._parts = Parts(self._decoder, "attribute", progress, log)
         layers = [layer for layer in self._decoder.steerable_layers if layer < self._map.identity.n_layer]
         self._candidates = choose_candidates(self._map, layers, options.n_candidates, options.seed)
         least = least_draws(len(self._candidates))
@@ -222,9 +207,6 @@ class _Run:
                 f"take at least {least}, or fewer candidates"
             )
         self._n_block = self._decoder.n_steerings
-        self._kept = kept
-        if kept is None:
-            return
         settings = {
             **metadata,
             "map": self._map.sha256,
@@ -232,11 +214,7 @@ class _Run:
             "neutral": None if self._neutral is None else self._neutral.sha256,
             **options.settings(),
         }
-        if resume and kept.exists():
-            kept.resume(settings)
-            self._records = {str(record["id"]): record["values"] for record in kept.records()}
-        else:
-            kept.start(settings)
+        self._parts.open(kept, settings, resume)
 
     def effects(self) -> Effects:
         """Run the interventions and estimate their effects."""
@@ -245,11 +223,11 @@ class _Run:
         most = self._most_draws()
         per_block = len(self._items) + bool(self._documents)
         n_blocks = math.ceil(most / self._n_block)
-        self._total = len(actions) * (n_blocks * per_block + len(self._confirm))
-        self._at_most = "at most " if options.draws == AUTO else ""
+        self._parts.total = len(actions) * (n_blocks * per_block + len(self._confirm))
+        self._parts.at_most = at_most = "at most " if options.draws == AUTO else ""
         self._log(
             f"{len(self._candidates)} candidates ({int(self._candidates.control.sum())} of them controls), "
-            f"{len(self._items)} items, {len(self._confirm)} to confirm, {self._at_most}{most} draws of each action"
+            f"{len(self._items)} items, {len(self._confirm)} to confirm, {at_most}{most} draws of each action"
         )
         found = {action: self._estimate(action) for action in actions}
         confirmed = {action: self._confirmed(action, found[action][0]) for action in actions}
@@ -311,15 +289,17 @@ class _Run:
         margins = np.zeros(n)
         for item in self._items:
             # a block that ends early is another one: batches of another shape round otherwise
-            margins += self._part(f"{action}/{block}/{n}/{item.id}", biases, partial(self._decoder.margins, item))
+            margins += self._parts.values(
+                f"{action}/{block}/{n}/{item.id}", biases, partial(self._decoder.margins, item)
+            )
         cost = np.zeros(n)
         if self._documents:
-            cost = self._part(f"{action}/{block}/{n}/text", biases, self._divergences) / self._n_text
+            cost = self._parts.values(f"{action}/{block}/{n}/text", biases, self._divergences) / self._n_text
         return margins / len(self._items), cost
 
     @property
     def _n_text(self) -> int:
-        return sum(document.n for document in self._documents)
+        return n_tokens(self._documents)
 
     def _divergences(self) -> FloatArray:
         total: FloatArray = sum(self._decoder.divergences(document) for document in self._documents)  # type: ignore[assignment]
@@ -328,7 +308,7 @@ class _Run:
     def _confirmed(self, action: str, found: Estimates) -> dict[int, tuple[float, float]]:
         """Effect and standard error over the confirming items of the first candidates, each intervened on alone."""
         if len(self._confirm) < 2:
-            self._step(len(self._confirm))
+            self._parts.step(len(self._confirm))
             return {}
         first = np.argsort(-np.abs(found.effect), kind="stable")[: min(self._options.first, self._n_block - 1)]
         design = Design(action, self._candidates, self._identity, 0.5, 0)
@@ -343,34 +323,13 @@ class _Run:
         names = ",".join(str(index) for index in first)
         values = np.array(
             [
-                self._part(f"confirm/{action}/{names}/{item.id}", biases, partial(self._decoder.margins, item))
+                self._parts.values(f"confirm/{action}/{names}/{item.id}", biases, partial(self._decoder.margins, item))
                 for item in self._confirm
             ]
         )
         change = values[:, 1:] - values[:, :1]
         mean, se = change.mean(axis=0), change.std(axis=0, ddof=1) / math.sqrt(len(change))
         return {int(index): (float(mean[i]), float(se[i])) for i, index in enumerate(first)}
-
-    def _part(self, name: str, biases: Biases, compute: Callable[[], FloatArray]) -> FloatArray:
-        """The values of a part: those kept, or computed under the biases and kept."""
-        if name not in self._records:
-            if self._decoder.attached is not biases():
-                self._decoder.steer_by(biases())
-            start = time.monotonic()
-            values = [float(value) for value in compute()]
-            if self._seconds is None:
-                self._seconds = time.monotonic() - start
-                left = self._seconds * (self._total - self._steps)
-                self._log(f"{self._at_most}about {human_duration(left)}, by its first part")
-            if self._kept is not None:
-                self._kept.add({"id": name, "values": values})
-            self._records[name] = values
-        self._step(1)
-        return np.array(self._records.pop(name))
-
-    def _step(self, n: int) -> None:
-        self._steps += n
-        self._progress("attribute", self._steps, self._total)
 
     def _effects(
         self,
@@ -421,12 +380,6 @@ class _Run:
             control=np.tile(self._candidates.control, times),
             **{name: np.array(values) for name, values in columns.items()},
         )
-
-
-def _digest(items: Sequence[Item]) -> str:
-    """SHA-256 (hex) of the items' tokens, in the order of their ids."""
-    data = [[item.id, item.prompt, [asdict(answer) for answer in item.answers]] for item in items]
-    return hashlib.sha256(json.dumps(sorted(data, key=lambda row: str(row[0]))).encode("utf-8")).hexdigest()
 
 
 def _twice(names: Sequence[str]) -> str | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import PairsError, UsageError
@@ -135,3 +136,9 @@ def split(items: Sequence[Item], n: int | None, seed: int) -> tuple[list[Item], 
     chosen = sorted(items, key=key)[:n]
     half = len(chosen) // 2 if len(chosen) > 2 else 0
     return chosen[half:], chosen[:half]
+
+
+def digest(items: Sequence[Item]) -> str:
+    """SHA-256 (hex) of the items' tokens, in the order of their ids."""
+    data = [[item.id, item.prompt, [asdict(answer) for answer in item.answers]] for item in items]
+    return hashlib.sha256(json.dumps(sorted(data, key=lambda row: str(row[0]))).encode("utf-8")).hexdigest()

@@ -15,6 +15,7 @@ from .commands.demo import demo
 from .commands.detect import detect
 from .commands.eval import eval_
 from .commands.experiment import experiment
+from .commands.fit import fit
 from .commands.info import info
 from .commands.map import map_
 from .commands.map_export import card, export, import_
@@ -61,6 +62,7 @@ for command in (
     tasks,
     detect,
     attribute,
+    fit,
     map_,
     presets,
     bias,
