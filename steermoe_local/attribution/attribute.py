@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UsageError
+from ..errors import FormatError, UsageError
 from ..evaluation.tasks.neutral_text import Document, NeutralText
 from ..generation.answer_file import AnswerFile
 from ..llama.rendering import Renderer
@@ -43,6 +43,7 @@ _PIECE = 32  # tokens of a piece of plain neutral text: short, so that many draw
 _MOST = 16  # draws "auto" takes at most, for each candidate
 _BLOCK = 64  # draws that are computed together
 _LEAST_AUTO = 128
+_AGAIN = "start over with --restart"
 
 
 @dataclass(frozen=True)
@@ -209,6 +210,7 @@ class _Run:
         """Choose the candidates, and read what an interrupted run has kept. Raises UsageError."""
         options = self._options
         self._progress, self._log = progress, log
+        self._map.identity.require_same(self._identity, "the map", "the model", options.force)
         layers = [layer for layer in self._decoder.steerable_layers if layer < self._map.identity.n_layer]
         self._candidates = choose_candidates(self._map, layers, options.n_candidates, options.seed)
         least = least_draws(len(self._candidates))
@@ -224,13 +226,13 @@ class _Run:
         settings = {
             **metadata,
             "map": self._map.sha256,
-            "items": self._digest,
             "neutral": None if self._neutral is None else self._neutral.sha256,
             **options.settings(),
+            "items": self._digest,  # after the number of items and the seed, by which they are chosen
         }
         if resume and kept.exists():
             kept.resume(settings)
-            self._records = {str(record["id"]): record["values"] for record in kept.records()}
+            self._records = {str(record["id"]): _values(record, kept) for record in kept.records()}
         else:
             kept.start(settings)
 
@@ -307,10 +309,10 @@ class _Run:
         margins = np.zeros(n)
         for item in self._items:
             # a block that ends early is another one: batches of another shape round otherwise
-            margins += self._part(f"{action}/{block}/{n}/{item.id}", biases, partial(self._decoder.margins, item))
+            margins += self._part(f"{action}/{block}/{n}/{item.id}", n, biases, partial(self._decoder.margins, item))
         cost = np.zeros(n)
         if self._documents:
-            cost = self._part(f"{action}/{block}/{n}/text", biases, self._divergences) / self._n_text
+            cost = self._part(f"{action}/{block}/{n}/text", n, biases, self._divergences) / self._n_text
         return margins / len(self._items), cost
 
     @property
@@ -336,10 +338,10 @@ class _Run:
         def biases() -> list[BiasFile | None]:
             return [None, *(alone(int(index)) for index in first)]
 
-        names = ",".join(str(index) for index in first)
+        names, n = ",".join(str(index) for index in first), 1 + len(first)
         values = np.array(
             [
-                self._part(f"confirm/{action}/{names}/{item.id}", biases, partial(self._decoder.margins, item))
+                self._part(f"confirm/{action}/{names}/{item.id}", n, biases, partial(self._decoder.margins, item))
                 for item in self._confirm
             ]
         )
@@ -347,8 +349,8 @@ class _Run:
         mean, se = change.mean(axis=0), change.std(axis=0, ddof=1) / math.sqrt(len(change))
         return {int(index): (float(mean[i]), float(se[i])) for i, index in enumerate(first)}
 
-    def _part(self, name: str, biases: Biases, compute: Callable[[], FloatArray]) -> FloatArray:
-        """The values of a part: those kept, or computed under the biases and kept."""
+    def _part(self, name: str, n: int, biases: Biases, compute: Callable[[], FloatArray]) -> FloatArray:
+        """The `n` values of a part: those kept, or computed under the biases and kept. Raises FormatError."""
         if name not in self._records:
             if self._decoder.attached is not biases():
                 self._decoder.steer_by(biases())
@@ -357,7 +359,11 @@ class _Run:
                 self._kept.add({"id": name, "values": values})
             self._records[name] = values
         self._step(1)
-        return np.array(self._records.pop(name))
+        found = np.array(self._records.pop(name))
+        if len(found) != n:
+            assert self._kept is not None
+            raise FormatError(f"{self._kept.path}: {len(found)} values of {name!r}, not {n}; {_AGAIN}")
+        return found
 
     def _step(self, n: int) -> None:
         self._steps += n
@@ -412,6 +418,14 @@ class _Run:
             control=np.tile(self._candidates.control, times),
             **{name: np.array(values) for name, values in columns.items()},
         )
+
+
+def _values(record: Mapping[str, Any], kept: AnswerFile) -> list[float]:
+    """The values of a part that was kept. Raises FormatError."""
+    values = record.get("values")
+    if not isinstance(values, list) or not all(type(value) is float for value in values):
+        raise FormatError(f"{kept.path}: a part that is no list of figures; {_AGAIN}")
+    return values
 
 
 def _digest(items: Sequence[Item]) -> str:
