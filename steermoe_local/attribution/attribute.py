@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from .._util.files import human_duration
 from ..errors import FormatError, UsageError
 from ..evaluation.tasks.neutral_text import Document, NeutralText
 from ..generation.answer_file import AnswerFile
@@ -192,6 +194,8 @@ class _Run:
         self._records: dict[str, list[float]] = {}
         self._steps = 0
         self._total = 0
+        self._at_most = ""
+        self._seconds: float | None = None  # of the first part that was computed here
 
     def __enter__(self) -> _Run:
         return self
@@ -244,10 +248,10 @@ class _Run:
         per_block = len(self._items) + bool(self._documents)
         n_blocks = math.ceil(most / self._n_block)
         self._total = len(actions) * (n_blocks * per_block + len(self._confirm))
-        at_most = "at most " if options.draws == AUTO else ""
+        self._at_most = "at most " if options.draws == AUTO else ""
         self._log(
             f"{len(self._candidates)} candidates ({int(self._candidates.control.sum())} of them controls), "
-            f"{len(self._items)} items, {len(self._confirm)} to confirm, {at_most}{most} draws of each action"
+            f"{len(self._items)} items, {len(self._confirm)} to confirm, {self._at_most}{most} draws of each action"
         )
         found = {action: self._estimate(action) for action in actions}
         confirmed = {action: self._confirmed(action, found[action][0]) for action in actions}
@@ -354,7 +358,12 @@ class _Run:
         if name not in self._records:
             if self._decoder.attached is not biases():
                 self._decoder.steer_by(biases())
+            start = time.monotonic()
             values = [float(value) for value in compute()]
+            if self._seconds is None:
+                self._seconds = time.monotonic() - start
+                left = self._seconds * (self._total - self._steps)
+                self._log(f"{self._at_most}about {human_duration(left)}, by its first part")
             if self._kept is not None:
                 self._kept.add({"id": name, "values": values})
             self._records[name] = values

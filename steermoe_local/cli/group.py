@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .. import __version__
+from .commands.attribute import attribute
 from .commands.bias import bias
 from .commands.chat import chat
 from .commands.completion import completion
@@ -58,6 +59,7 @@ for command in (
     pairs,
     tasks,
     detect,
+    attribute,
     map_,
     presets,
     bias,
