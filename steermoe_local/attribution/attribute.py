@@ -196,6 +196,7 @@ class _Run:
     ) -> None:
         """Choose the candidates, and read what an interrupted run has kept. Raises UsageError."""
         options = self._options
+        self._map.identity.require_same(self._identity, "the map", "the model", options.force)
         self._log = log
         self._parts = Parts(self._decoder, "attribute", progress, log)
         layers = [layer for layer in self._decoder.steerable_layers if layer < self._map.identity.n_layer]
@@ -210,9 +211,9 @@ class _Run:
         settings = {
             **metadata,
             "map": self._map.sha256,
-            "items": self._digest,
             "neutral": None if self._neutral is None else self._neutral.sha256,
             **options.settings(),
+            "items": self._digest,  # after the number of items and the seed, by which they are chosen
         }
         self._parts.open(kept, settings, resume)
 

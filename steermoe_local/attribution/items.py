@@ -127,14 +127,15 @@ def task_items(renderer: Renderer, task: Task, scorer: Scorer) -> list[Item]:
 def split(items: Sequence[Item], n: int | None, seed: int) -> tuple[list[Item], list[Item]]:
     """Items that estimate and items that confirm, halves of the first `n` (None: all) in an order of the seed's own.
 
-    The order depends on an item's id and the seed alone. A single item, or two, confirm nothing.
+    The order depends on an item's id and the seed alone. Fewer than four items confirm nothing: an error over items
+    takes two.
     """
 
     def key(item: Item) -> Any:
         return hashlib.sha256(f"{seed} {item.id}".encode()).digest()
 
     chosen = sorted(items, key=key)[:n]
-    half = len(chosen) // 2 if len(chosen) > 2 else 0
+    half = len(chosen) // 2 if len(chosen) > 3 else 0
     return chosen[half:], chosen[:half]
 
 

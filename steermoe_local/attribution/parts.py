@@ -10,9 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.files import human_duration
+from ..errors import FormatError
 from ..generation.answer_file import AnswerFile
 from ..steering.bias_file import BiasFile
 from .decoding import InterventionDecoder
+
+_AGAIN = "start over with --restart"
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -57,16 +60,17 @@ class Parts:
             return
         if resume and kept.exists():
             kept.resume(settings)
-            self._records = {str(record["id"]): record["values"] for record in kept.records()}
+            self._records = {str(record["id"]): _values(record, kept) for record in kept.records()}
         else:
             kept.start(settings)
 
     def values(
         self, name: str, biases: Biases, compute: Callable[[], FloatArray], *, typical: bool = True
     ) -> FloatArray:
-        """The values of a part: those kept, or computed under the biases and kept.
+        """The values of a part, one for each bias: those kept, or computed under the biases and kept.
 
-        The first `typical` part that is computed tells how long the others take.
+        The first `typical` part that is computed tells how long the others take. Raises FormatError for kept values
+        that are not as many.
         """
         if name not in self._records:
             if self._decoder.attached is not biases():
@@ -81,9 +85,20 @@ class Parts:
                 self._kept.add({"id": name, "values": values})
             self._records[name] = values
         self.step(1)
-        return np.array(self._records.pop(name))
+        found = np.array(self._records.pop(name))
+        if self._kept is not None and len(found) != (n := len(biases())):
+            raise FormatError(f"{self._kept.path}: {len(found)} values of {name!r}, not {n}; {_AGAIN}")
+        return found
 
     def step(self, n: int) -> None:
         """Count steps that are done."""
         self._steps += n
         self._progress(self._what, self._steps, self.total)
+
+
+def _values(record: Mapping[str, Any], kept: AnswerFile) -> list[float]:
+    """The values of a part that was kept. Raises FormatError."""
+    values = record.get("values")
+    if not isinstance(values, list) or not all(type(value) is float for value in values):
+        raise FormatError(f"{kept.path}: a part that is no list of figures; {_AGAIN}")
+    return values

@@ -219,7 +219,7 @@ def test_what_estimates_does_not_confirm(n: int, most: int | None) -> None:
     used = min(n, most or n)
     assert len(estimating) + len(confirming) == used
     assert len({item.id for item in [*estimating, *confirming]}) == used
-    assert len(confirming) == (used // 2 if used > 2 else 0)
+    assert len(confirming) == (used // 2 if used > 3 else 0)
     assert len(estimating) >= 1
 
 
