@@ -51,9 +51,10 @@ writes a small random model of every architecture that it can, with two experts 
 `steermoe info` says what the graph does, and a bias of zeros leaves every bit of the logits. Then each gets {n_expert}
 experts of which {k} are used, and **promise** stands for, in every steerable layer, on a prompt and on single tokens:
 
-- edited logits are those of the NumPy oracle, bit for bit; promoted experts are selected for every token, suppressed
-  experts never; selection and mixing weights are those the oracle computes from the edited logits, hard and soft;
-- a bias of zeros, or one that was taken off again, leaves every bit of the logits;
+- edited logits are those of the NumPy oracle, bit for bit, and selection and mixing weights are those it computes from
+  them, under the hard, the soft and the capped rule; under the hard rule, and under the capped one without a limit,
+  promoted experts are selected for every token, suppressed experts never;
+- a bias of zeros, a cap of 0, or a bias that was taken off again, leaves every bit of the logits;
 - recorded counts are those of the selection seen in the graph.
 
 *groups*: the same with {n_groups} groups of experts of which {n_groups_used} are used (any file may ask for them).

@@ -30,6 +30,7 @@ from .errors import (
 )
 from .identity import ModelIdentity
 from .maps.counts import RoutingCounts
+from .maps.effects import Attribution, Effects
 from .maps.expert_map import ExpertMap
 from .maps.scores import risk_difference
 from .maps.stability import UntilStable
@@ -52,10 +53,12 @@ if TYPE_CHECKING:
     from .llama.steered_llama import SteeredLlama
 
 __all__ = [
+    "Attribution",
     "Bench",
     "BiasFile",
     "BusyError",
     "ChoiceError",
+    "Effects",
     "Engine",
     "Evaluator",
     "ExpertMap",

@@ -9,6 +9,8 @@
 //               hard rule   z'_e = max(z) + epsilon  where the sign of expert e is +1
 //                           z'_e = min(z) - epsilon  where it is -1,  z'_e = z_e otherwise
 //               soft rule   z'_e = z_e + b_e
+//               capped rule z'_e = min(max(z) + epsilon, z_e + cap)   where the sign of expert e is +1
+//                           z'_e = max(min(z) - epsilon, z_e - cap)   where it is -1,  z'_e = z_e otherwise
 //             Each sequence of a context can have its own steering; one batch can contain all of them.
 //   Recording For the tokens of a mask, the selected experts are counted per layer. Nothing is kept per token.
 //
@@ -52,10 +54,11 @@
 #endif
 
 // Incremented whenever a signature, a struct or the meaning of a value below changes.
-#define STEERMOE_ABI_VERSION 2
+#define STEERMOE_ABI_VERSION 3
 
-// Version of the bias file format (`expertbias.version`).
-#define STEERMOE_BIAS_VERSION 1
+// Newest version of the bias file format (`expertbias.version`) that is read. Files of the hard and soft rules have
+// version 1, those of the capped rule version 2.
+#define STEERMOE_BIAS_VERSION 2
 
 // Maximum size of a bias file, in bytes.
 #define STEERMOE_BIAS_MAX_BYTES (256u * 1024u * 1024u)
@@ -83,8 +86,9 @@ typedef enum steermoe_status {
 } steermoe_status;
 
 typedef enum steermoe_mode {
-    STEERMOE_MODE_HARD = 0,
-    STEERMOE_MODE_SOFT = 1,
+    STEERMOE_MODE_HARD   = 0,
+    STEERMOE_MODE_SOFT   = 1,
+    STEERMOE_MODE_CAPPED = 2,
 } steermoe_mode;
 
 typedef enum steermoe_gating {
@@ -119,11 +123,13 @@ struct steermoe_bias_info {
     const char * architecture;  // general.architecture of the model, e.g. "olmoe"
     const char * router_sha256; // 64 lower-case hex digits, see steermoe_model_router_sha256
     int32_t      mode;          // steermoe_mode
-    float        epsilon;       // distance to the extreme logit under the hard rule, > 0; logits
+    float        epsilon;       // distance to the extreme logit under the hard and capped rules, > 0; logits
+    float        cap;           // how far the capped rule moves an expert at most, >= 0 or infinite; logits. 0 changes
+                                // nothing, infinity is the hard rule, bit for bit. Other rules: ignored by init, else 0
     int32_t      n_layer;       // layers of the model
     int32_t      n_expert;      // experts per layer
     int32_t      n_expert_used; // top-k
-    int32_t      n_steered;     // layers with at least one value that is not zero (init: ignored)
+    int32_t      n_steered;     // layers that it changes: with a value that is not zero, cap not 0 (init: ignored)
     int64_t      n_active;      // values > 0 in all layers (init: ignored)
     int64_t      n_inactive;    // values < 0 in all layers (init: ignored)
 };
@@ -138,8 +144,8 @@ STEERMOE_API steermoe_status steermoe_bias_load_buffer(const void * data, size_t
 // Create a bias without a file: no layer is steered until steermoe_bias_set_layer is called. Strings are copied.
 STEERMOE_API steermoe_status steermoe_bias_init(const struct steermoe_bias_info * info, struct steermoe_bias ** bias);
 
-// Set the values of layer il: [n_expert] signs -1, 0, +1 (hard) or finite logits (soft).
-// Under the hard rule at most n_expert_used may be +1, and at least n_expert_used must not be -1.
+// Set the values of layer il: [n_expert] signs -1, 0, +1 (hard, capped) or finite logits (soft).
+// Of signs at most n_expert_used may be +1, and at least n_expert_used must not be -1.
 STEERMOE_API steermoe_status steermoe_bias_set_layer(struct steermoe_bias * bias, int32_t il, const float * values,
                                                      int32_t n_expert);
 
@@ -191,13 +197,14 @@ STEERMOE_API steermoe_status steermoe_detach(struct llama_context * ctx);
 // seq_id is any sequence that llama_decode accepts in this context: 0 to n_seq_max - 1, with kv_unified 0 to 255.
 // Anything else is a STEERMOE_ERR_ARGUMENT.
 //
-// The sequences of one batch may have hard and soft rules, different epsilons and layers, or no steering. The edited
+// The sequences of one batch may have different rules, epsilons, caps and layers, or no steering. The edited
 // router logits of a token do not depend on the steering of other sequences, bit for bit, and the logits of unsteered
 // tokens keep their bits. A ubatch in which all tokens have equal steering is computed by the same graph as if that
 // steering were the context's.
 //
 // A change takes microseconds to milliseconds: a few values are written per layer. The context reserves its graphs
-// again only at the first change from unsteered to steered, and at the next one after steermoe_detach.
+// again only at the first change from unsteered to steered, at the first capped rule, and at the next one of each after
+// steermoe_detach.
 STEERMOE_API steermoe_status steermoe_attach_seq(struct llama_context * ctx, int32_t seq_id,
                                                  const struct steermoe_bias * bias, int32_t flags);
 

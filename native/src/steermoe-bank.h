@@ -19,18 +19,23 @@ struct steermoe_layer {
 
 // The edit that the rows of a layer need: nodes are built for no more. Each includes those above it.
 enum steermoe_edit : uint8_t {
-    STEERMOE_EDIT_NONE = 0,
-    STEERMOE_EDIT_SOFT = 1,
-    STEERMOE_EDIT_HARD = 2,
+    STEERMOE_EDIT_NONE   = 0,
+    STEERMOE_EDIT_SOFT   = 1,
+    STEERMOE_EDIT_HARD   = 2,
+    STEERMOE_EDIT_CAPPED = 3,
 };
+
+// The edit that a bias needs in the layers that it steers.
+steermoe_edit steermoe_edit_of(const steermoe_bias & bias);
 
 struct steermoe_bank {
     // The row of unsteered tokens. It is never written.
     static constexpr int32_t UNSTEERED = 0;
 
-    // Allocates tables for every steerable layer, all rows unsteered. layers: [n_layer]. Throws steermoe_error.
+    // Allocates tables for every steerable layer, all rows unsteered. layers: [n_layer]. largest: the greatest edit of
+    // any row, at least STEERMOE_EDIT_HARD. Throws steermoe_error.
     steermoe_bank(const llama_model & model, const std::vector<steermoe_layer> & layers, int32_t n_expert,
-                  int32_t n_rows);
+                  int32_t n_rows, steermoe_edit largest);
 
     // Write `bias` into a row.
     void write(int32_t row, const steermoe_bias & bias);
@@ -41,23 +46,34 @@ struct steermoe_bank {
     ggml_tensor * edit_logits(ggml_context * ctx, ggml_tensor * logits, int il, steermoe_edit edit,
                               ggml_tensor * rows) const;
 
-    // Selection scores [n_expert, n], whose top-k is selected -> scores with +1 experts above and -1 experts below all
-    // others. Returns `scores` itself if the edited logits decide the selection, and under the soft rule.
+    // Selection scores [n_expert, n], whose top-k is selected -> scores with +1 experts of the hard rule above and its
+    // -1 experts below all others. Returns `scores` itself if the edited logits decide the selection, and under the
+    // soft rule.
     ggml_tensor * edit_selection(ggml_context * ctx, ggml_tensor * scores, int il, steermoe_edit edit,
                                  ggml_tensor * rows) const;
 
     // Upper bound for the nodes added to a graph.
     uint32_t n_nodes() const;
 
-    const int32_t n_rows;
+    const int32_t       n_rows;
+    const steermoe_edit largest;
 
   private:
     // Each [n_expert, n_rows]; nullptr in layers that cannot be steered.
     struct table {
         ggml_tensor * index = nullptr; // I32, index of the logit in [z | max z | min z]
-        ggml_tensor * bias  = nullptr; // F32, added to that logit: b (soft), eps or -eps (hard)
+        ggml_tensor * bias  = nullptr; // F32, added to that logit: b (soft), eps or -eps (hard, capped)
         ggml_tensor * rank  = nullptr; // F32, added to the selection score (hard, where the selection is edited)
+
+        // only in a bank for the capped rule
+        ggml_tensor * against = nullptr; // F32, -1 where logits are raised, else 1
+        ggml_tensor * limit   = nullptr; // F32 [1, n_rows], -cap
+        ggml_tensor * choice  = nullptr; // I32, index in [edited without cap | edited with it]
     };
+
+    // [n_expert, n]: `uncapped`, what the rows make of z without a cap, taken back to their caps.
+    ggml_tensor * limit(ggml_context * ctx, ggml_tensor * z, ggml_tensor * uncapped, const table & t,
+                        ggml_tensor * rows) const;
 
     const int32_t                  n_expert;
     std::vector<steermoe_layer>    layers;  // [n_layer]

@@ -23,6 +23,7 @@ constexpr const char * KEY_EXPERT_COUNT  = "expertbias.expert_count";
 constexpr const char * KEY_EXPERT_USED   = "expertbias.expert_used_count";
 constexpr const char * KEY_MODE          = "expertbias.mode";
 constexpr const char * KEY_EPSILON       = "expertbias.epsilon";
+constexpr const char * KEY_CAP           = "expertbias.cap";
 constexpr const char * KEY_ROUTER_SHA256 = "expertbias.router_sha256";
 constexpr const char * TENSOR_PREFIX     = "bias.";
 
@@ -35,6 +36,12 @@ constexpr int32_t MAX_EXPERTS = 16384;
 // them are selected.
 constexpr float MAX_EPSILON = 20.0f;
 constexpr float MAX_SOFT    = 1e6f; // logits are in the tens; this keeps sums far from F32 overflow
+constexpr float MAX_CAP     = MAX_SOFT;
+
+// Version of the files of each rule: what reads version 1 alone must refuse a capped file.
+constexpr uint32_t VERSION_PLAIN  = 1;
+constexpr uint32_t VERSION_CAPPED = 2;
+static_assert(VERSION_CAPPED == STEERMOE_BIAS_VERSION, "the newest version");
 
 struct gguf_deleter {
     void operator()(gguf_context * ctx) const { gguf_free(ctx); }
@@ -144,9 +151,9 @@ int32_t require_count(const std::string & name, const char * key, int64_t value,
     return (int32_t) value;
 }
 
-// What the hard rule allows in a layer: the router must be able to select all +1 experts, and there must be enough
-// experts that are not -1 for it to select.
-void require_hard_counts(const steermoe_bias & bias, const std::string & where, int32_t n_plus, int32_t n_minus) {
+// The signs that a layer may have: the router must be able to select all +1 experts, and there must be enough experts
+// that are not -1 for it to select.
+void require_sign_counts(const steermoe_bias & bias, const std::string & where, int32_t n_plus, int32_t n_minus) {
     if (n_plus > bias.n_expert_used) {
         bad(bias.name, where + " activates " + std::to_string(n_plus) + " experts, its router selects only " +
                            std::to_string(bias.n_expert_used));
@@ -207,9 +214,10 @@ steermoe_bias steermoe_bias::from_buffer(const void * data, size_t size, const s
         bad(name, "its general.architecture is \"" + kind + "\", not \"expertbias\": this is not a bias file");
     }
     const uint32_t version = get_u32(ctx.get(), name, KEY_VERSION);
-    if (version != STEERMOE_BIAS_VERSION) {
-        bad(name, "format version " + std::to_string(version) + ", this library reads version " +
-                      std::to_string(STEERMOE_BIAS_VERSION) + "; use a matching steermoe-local");
+    if (version != VERSION_PLAIN && version != VERSION_CAPPED) {
+        bad(name, "format version " + std::to_string(version) + ", this library reads versions " +
+                      std::to_string(VERSION_PLAIN) + " and " + std::to_string(VERSION_CAPPED) +
+                      "; use a matching steermoe-local");
     }
 
     steermoe_bias bias;
@@ -225,8 +233,21 @@ steermoe_bias steermoe_bias::from_buffer(const void * data, size_t size, const s
         bias.mode = STEERMOE_MODE_HARD;
     } else if (mode == "soft") {
         bias.mode = STEERMOE_MODE_SOFT;
+    } else if (mode == "capped") {
+        bias.mode = STEERMOE_MODE_CAPPED;
     } else {
-        bad(name, std::string(KEY_MODE) + " is \"" + mode + "\", neither \"hard\" nor \"soft\"");
+        bad(name, std::string(KEY_MODE) + " is \"" + mode + "\", none of \"hard\", \"soft\" and \"capped\"");
+    }
+    const bool capped = bias.mode == STEERMOE_MODE_CAPPED;
+    if (capped != (version == VERSION_CAPPED)) {
+        bad(name, "rule \"" + mode + "\" in a file of version " + std::to_string(version) +
+                      "; build it again with steermoe bias build");
+    }
+    if (!capped && gguf_find_key(ctx.get(), KEY_CAP) >= 0) {
+        bad(name, std::string("key ") + KEY_CAP + " belongs to the rule \"capped\", not to \"" + mode + "\"");
+    }
+    if (capped) {
+        bias.cap = gguf_get_val_f32(ctx.get(), find(ctx.get(), name, KEY_CAP, GGUF_TYPE_FLOAT32));
     }
     bias.check_header();
 
@@ -266,10 +287,11 @@ steermoe_bias steermoe_bias::from_info(const steermoe_bias_info & info) {
     bias.router_sha256 = info.router_sha256 ? info.router_sha256 : "";
     bias.epsilon       = info.epsilon;
     bias.set_shape(info.n_layer, info.n_expert, info.n_expert_used);
-    if (info.mode != STEERMOE_MODE_HARD && info.mode != STEERMOE_MODE_SOFT) {
-        bad(bias.name, "mode " + std::to_string(info.mode) + " is neither hard nor soft");
+    if (info.mode < STEERMOE_MODE_HARD || info.mode > STEERMOE_MODE_CAPPED) {
+        bad(bias.name, "mode " + std::to_string(info.mode) + " is none of hard, soft and capped");
     }
     bias.mode = (steermoe_mode) info.mode;
+    bias.cap  = bias.mode == STEERMOE_MODE_CAPPED ? info.cap : 0.0f;
     bias.check_header();
     return bias;
 }
@@ -284,6 +306,9 @@ void steermoe_bias::set_shape(int64_t layer_count, int64_t expert_count, int64_t
 void steermoe_bias::check_header() const {
     if (!(epsilon > 0.0f) || epsilon > MAX_EPSILON) { // this form refuses NaN, too
         bad(name, std::string(KEY_EPSILON) + " must be above 0 and at most " + std::to_string((int) MAX_EPSILON));
+    }
+    if (!(cap >= 0.0f) || (cap > MAX_CAP && std::isfinite(cap))) {
+        bad(name, std::string(KEY_CAP) + " must be 0 to 1e6, or infinite");
     }
     if (architecture.empty()) {
         bad(name, std::string(KEY_MODEL_HINT) + " is empty");
@@ -305,31 +330,40 @@ void steermoe_bias::set_layer(int32_t il, const float * values, int32_t n) {
     if (!layers[il].empty()) {
         bad(name, where + " is given twice");
     }
-    int32_t n_plus  = 0;
-    int32_t n_minus = 0;
+    const bool signs   = mode != STEERMOE_MODE_SOFT;
+    int32_t    n_plus  = 0;
+    int32_t    n_minus = 0;
     for (int32_t e = 0; e < n; e++) {
         const float v = values[e];
         if (!std::isfinite(v)) {
             bad(name, where + ", expert " + std::to_string(e) + ": not a finite number");
         }
-        if (mode == STEERMOE_MODE_HARD && v != 0.0f && v != 1.0f && v != -1.0f) {
-            bad(name, where + ", expert " + std::to_string(e) + ": the hard rule takes -1, 0 or 1");
+        if (signs && v != 0.0f && v != 1.0f && v != -1.0f) {
+            bad(name, where + ", expert " + std::to_string(e) + ": hard and capped rules take -1, 0 or 1");
         }
-        if (mode == STEERMOE_MODE_SOFT && std::fabs(v) > MAX_SOFT) {
+        if (!signs && std::fabs(v) > MAX_SOFT) {
             bad(name, where + ", expert " + std::to_string(e) + ": a logit beyond 1e6; lower the scale");
         }
         n_plus += v > 0.0f;
         n_minus += v < 0.0f;
     }
-    if (mode == STEERMOE_MODE_HARD) {
-        require_hard_counts(*this, where, n_plus, n_minus);
+    if (signs) {
+        require_sign_counts(*this, where, n_plus, n_minus);
     }
     layers[il].assign(values, values + n);
 }
 
+bool steermoe_bias::is_hard() const {
+    return mode == STEERMOE_MODE_HARD || (mode == STEERMOE_MODE_CAPPED && std::isinf(cap));
+}
+
+bool steermoe_bias::is_capped() const {
+    return mode == STEERMOE_MODE_CAPPED && std::isfinite(cap);
+}
+
 bool steermoe_bias::layer_is_zero(int32_t il) const {
     const auto & v = layers.at(il);
-    return std::all_of(v.begin(), v.end(), [](float x) { return x == 0.0f; });
+    return (is_capped() && cap == 0.0f) || std::all_of(v.begin(), v.end(), [](float x) { return x == 0.0f; });
 }
 
 void steermoe_bias::require_model(const std::string & other_arch, int32_t other_n_layer, int32_t other_n_expert,

@@ -13,11 +13,16 @@ struct steermoe_bias {
     std::string   router_sha256;
     steermoe_mode mode          = STEERMOE_MODE_HARD;
     float         epsilon       = 0.0f;
+    float         cap           = 0.0f; // of the capped rule
     int32_t       n_layer       = 0;
     int32_t       n_expert      = 0;
     int32_t       n_expert_used = 0;
 
     std::vector<std::vector<float>> layers; // [n_layer], each [n_expert], or empty: the layer is not steered
+
+    // What the rule does to logits: an infinite cap is the hard rule.
+    bool is_hard() const;   // promoted experts above all others, suppressed ones below them
+    bool is_capped() const; // the same, but only as far as a finite cap allows
 
     // All of these throw steermoe_error.
     static steermoe_bias from_file(const std::string & path);
@@ -26,6 +31,7 @@ struct steermoe_bias {
 
     void set_layer(int32_t il, const float * values, int32_t n);
 
+    // Does it change nothing in the layer? Values that are all 0, or a cap of 0.
     bool layer_is_zero(int32_t il) const;
 
     // Requires the same architecture and shape and, unless `force`, the same router hash.

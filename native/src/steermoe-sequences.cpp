@@ -23,7 +23,11 @@ bool is_empty(const steermoe_bias & bias) {
 }
 
 bool is_equal(const steermoe_bias & a, const steermoe_bias & b) {
-    if (a.mode != b.mode || (a.mode == STEERMOE_MODE_HARD && a.epsilon != b.epsilon) || a.n_layer != b.n_layer) {
+    const steermoe_edit edit = steermoe_edit_of(a);
+    if (edit != steermoe_edit_of(b) || a.n_layer != b.n_layer) {
+        return false;
+    }
+    if ((edit != STEERMOE_EDIT_SOFT && a.epsilon != b.epsilon) || (edit == STEERMOE_EDIT_CAPPED && a.cap != b.cap)) {
         return false;
     }
     for (int32_t il = 0; il < a.n_layer; il++) {
@@ -37,10 +41,9 @@ bool is_equal(const steermoe_bias & a, const steermoe_bias & b) {
 
 // The edit that each layer of a bias needs.
 std::vector<steermoe_edit> edits_of(const steermoe_bias & bias) {
-    const steermoe_edit        edit = bias.mode == STEERMOE_MODE_HARD ? STEERMOE_EDIT_HARD : STEERMOE_EDIT_SOFT;
     std::vector<steermoe_edit> edits((size_t) bias.n_layer);
     for (int32_t il = 0; il < bias.n_layer; il++) {
-        edits[il] = bias.layer_is_zero(il) ? STEERMOE_EDIT_NONE : edit;
+        edits[il] = bias.layer_is_zero(il) ? STEERMOE_EDIT_NONE : steermoe_edit_of(bias);
     }
     return edits;
 }
@@ -94,17 +97,19 @@ bool steermoe_sequences::set(attachment & a, bool attached, const steermoe_bias 
         return false;
     }
 
-    const bool                     last  = a.to != nullptr && a.to.use_count() == 1; // nothing else needs its row
-    const std::vector<steering *>  stay  = steerings(last ? &a : nullptr);
-    const auto                     next  = std::make_shared<steering>(steering{ *bias, ::edits_of(*bias), 0 });
-    const auto                     n_row = (int32_t) stay.size() + 2; // with the unsteered one and the new one
+    const bool                     last    = a.to != nullptr && a.to.use_count() == 1; // nothing else needs its row
+    const std::vector<steering *>  stay    = steerings(last ? &a : nullptr);
+    const auto                     next    = std::make_shared<steering>(steering{ *bias, ::edits_of(*bias), 0 });
+    const auto                     n_row   = (int32_t) stay.size() + 2; // with the unsteered one and the new one
+    const steermoe_edit            before  = bank == nullptr ? STEERMOE_EDIT_NONE : bank->largest;
+    const steermoe_edit            largest = std::max({ before, STEERMOE_EDIT_HARD, steermoe_edit_of(*bias) });
     std::unique_ptr<steermoe_bank> grown;
-    if (bank == nullptr || n_row > bank->n_rows) {
-        grown = std::make_unique<steermoe_bank>(model, layers, (int32_t) model.hparams.n_expert, capacity(n_row));
+    if (largest != before || n_row > bank->n_rows) {
+        const int32_t n_rows = std::max(bank == nullptr ? 0 : bank->n_rows, capacity(n_row));
+        grown = std::make_unique<steermoe_bank>(model, layers, (int32_t) model.hparams.n_expert, n_rows, largest);
     }
 
     // from here on nothing fails
-    const bool first = bank == nullptr;
     if (grown != nullptr) {
         bank = std::move(grown);
         topology++; // graphs of the old bank read its tables
@@ -115,7 +120,7 @@ bool steermoe_sequences::set(attachment & a, bool attached, const steermoe_bias 
     next->row = last ? a.to->row : free_row(stay);
     bank->write(next->row, next->bias);
     a = { attached, next };
-    return first; // the graphs reserved with the first bank are the largest that any steering needs
+    return largest != before; // the graphs reserved with a bank are the largest that any of its rows needs
 }
 
 // The first row of the bank that no steering has.
@@ -213,7 +218,7 @@ uint64_t steermoe_sequences::begin_graph(const llama_ubatch * ubatch) {
     if (bank != nullptr && ubatch != nullptr) {
         next = edits_of(*ubatch);
     } else if (bank != nullptr) {
-        next.assign(model.hparams.n_layer(), STEERMOE_EDIT_HARD);
+        next.assign(model.hparams.n_layer(), bank->largest);
     }
     if (next != edits) {
         edits = std::move(next);

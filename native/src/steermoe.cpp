@@ -103,6 +103,7 @@ void steermoe_bias_get_info(const steermoe_bias * bias, steermoe_bias_info * inf
     info->router_sha256 = bias->router_sha256.c_str();
     info->mode          = bias->mode;
     info->epsilon       = bias->epsilon;
+    info->cap           = bias->cap;
     info->n_layer       = bias->n_layer;
     info->n_expert      = bias->n_expert;
     info->n_expert_used = bias->n_expert_used;

@@ -39,6 +39,7 @@ __all__ = [
 FORCE_ROUTER = 1
 MAX_SEQUENCES = 256  # llama.cpp: LLAMA_MAX_SEQ
 INVALID_BATCH = -1  # llama.h: llama_decode
+MODES = ("hard", "soft", "capped")  # steermoe.h: steermoe_mode
 GATING = ("none", "softmax", "sigmoid", "softmax_weight", "sqrt_softplus")
 
 _ERR_IO, _ERR_FORMAT, _ERR_MISMATCH, _ERR_UNSUPPORTED = 1, 2, 3, 4
@@ -56,6 +57,7 @@ class _BiasInfo(ctypes.Structure):
         ("router_sha256", ctypes.c_char_p),
         ("mode", ctypes.c_int32),
         ("epsilon", ctypes.c_float),
+        ("cap", ctypes.c_float),
         ("n_layer", ctypes.c_int32),
         ("n_expert", ctypes.c_int32),
         ("n_expert_used", ctypes.c_int32),
@@ -160,13 +162,18 @@ class NativeBias:
         n_expert: int,
         n_expert_used: int,
         layers: Mapping[int, Sequence[float]],
+        cap: float | None = None,
     ) -> NativeBias:
-        """Make one from rows of [n_expert] values by layer (steermoe_bias_init). Raises FormatError."""
+        """Make one from rows of [n_expert] values by layer (steermoe_bias_init). Raises FormatError.
+
+        `cap` is for mode "capped".
+        """
         info = _BiasInfo(
             architecture=architecture.encode(),
             router_sha256=router_sha256.encode(),
-            mode=("hard", "soft").index(mode),
+            mode=MODES.index(mode),
             epsilon=epsilon,
+            cap=0.0 if cap is None else cap,
             n_layer=n_layer,
             n_expert=n_expert,
             n_expert_used=n_expert_used,

@@ -234,6 +234,7 @@ def _build(bias: BiasFile) -> capi.NativeBias:
         router_sha256=identity.router_sha256,
         mode=bias.mode,
         epsilon=bias.epsilon,
+        cap=bias.cap,
         n_layer=identity.n_layer,
         n_expert=identity.n_expert,
         n_expert_used=identity.n_expert_used,

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 
+from ..steering.rules import json_cap
 from ..steering.steering import Steering
 from .api_errors import ApiError, request_error
 from .json_requests import Json, JsonRoute
 from .openapi import ERRORS
-from .schemas import Preset, RegisterRequest, SteeringChoice
+from .schemas import Cap, Preset, RankName, RegisterRequest, RuleMode, SteeringChoice, WeightsName
 from .service import Service
 
 NameInPath = Annotated[str, Path(max_length=64, description="A registered name.")]
@@ -62,14 +63,18 @@ def router(service: Service) -> APIRouter:
         deactivate: Count = None,
         reverse: bool | None = None,
         layers: Annotated[str | None, Query(max_length=200)] = None,
-        mode: Literal["hard", "soft"] | None = None,
+        mode: RuleMode | None = None,
         scale: Annotated[float | None, Query(ge=-1000, le=1000, allow_inf_nan=False)] = None,
         preset: Preset | None = None,
+        rank: RankName | None = None,
+        weights: WeightsName | None = None,
+        cap: Cap | None = None,
     ) -> dict[str, Any]:
         """RD of every expert, [layers][experts], and the sign of each that is chosen by these numbers."""
         service.worker.require_ready()
         numbers: dict[str, Any] = {"activate": activate, "deactivate": deactivate, "reverse": reverse}
-        numbers |= {"layers": layers, "mode": mode, "scale": scale, "preset": preset}
+        numbers |= {"layers": layers, "mode": mode, "scale": scale, "preset": preset, "rank": rank, "weights": weights}
+        numbers["cap"] = cap
         entry = registry.entry(name)
         given = {key: value for key, value in numbers.items() if value is not None}
         try:
@@ -96,6 +101,7 @@ def _table(steering: Steering, service: Service) -> dict[str, Any]:
         "n_inactive": 0 if bias is None else bias.n_inactive,
     }
     if steering.expert_map is not None:
-        names = ("activate", "deactivate", "reverse", "layers", "scale", "preset")
+        names = ("activate", "deactivate", "reverse", "layers", "scale", "preset", "rank", "weights")
         table |= {name: getattr(steering, name) for name in names} | {"mode": steering.mode, "side": steering.side}
+        table["cap"] = json_cap(steering.cap)
     return table

@@ -1,16 +1,18 @@
 """Bias files: a choice of experts as a small GGUF that the native library loads.
 
 The format follows llama.cpp's control vectors: `general.architecture` is "expertbias", and the metadata are
-`expertbias.version` (u32, 1), `.model_hint` (the model's architecture), `.layer_count`, `.expert_count`,
-`.expert_used_count` (u32), `.mode` ("hard" or "soft"), `.epsilon` (f32), `.router_sha256`, and any further string keys
-as provenance. The tensors are `bias.<layer>`, F32 [expert_count]: signs for hard, logits for soft. Layers without a
-tensor are untouched; a file without tensors is valid and steers nothing.
+`expertbias.version` (u32, 1; 2 in mode "capped"), `.model_hint` (the model's architecture), `.layer_count`,
+`.expert_count`, `.expert_used_count` (u32), `.mode` ("hard", "soft" or "capped"), `.epsilon` (f32), `.cap` (f32, in
+mode "capped" alone), `.router_sha256`, and any further string keys as provenance. The tensors are `bias.<layer>`, F32
+[expert_count]: logits for soft, signs for the others. Layers without a tensor are untouched; a file without tensors is
+valid and steers nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,15 +30,16 @@ from ..errors import FormatError, UsageError
 from ..identity import MAX_LAYERS, ModelIdentity
 from ..model_files.header import GGUFHeader, read_header
 
-Mode = Literal["hard", "soft"]
+Mode = Literal["hard", "soft", "capped"]
 DEFAULT_EPSILON = 0.01
 
 _ARCHITECTURE = "expertbias"
-_VERSION = 1
+_VERSION, _VERSION_CAPPED = 1, 2  # readers of version 1 alone refuse the rule that they do not know
 _MAX_BYTES = 256 << 20
 _MAX_FIELDS = 64
 _MAX_EPSILON = 20.0  # far beyond it the softmax of the others underflows to zero, and ties decide
 _MAX_SOFT = 1e6  # logits are tens; more would only bring F32 close to overflow
+_MAX_CAP = _MAX_SOFT
 _TENSOR = re.compile(r"bias\.(0|[1-9][0-9]{0,3})")
 _PROVENANCE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _U32, _STR = GGUFValueType.UINT32, GGUFValueType.STRING
@@ -50,6 +53,7 @@ _KEYS = {
     "epsilon": GGUFValueType.FLOAT32,
     "router_sha256": _STR,
 }
+_CAP = {"cap": GGUFValueType.FLOAT32}  # in mode "capped" only
 # The keys that hold the fields of the model's identity.
 _MODEL_KEYS = {
     "model_hint": "architecture",
@@ -65,9 +69,12 @@ class BiasFile:
     """What the native library adds to the routers of one model; an immutable value.
 
     `values` holds, for each touched layer, float32 [n_expert]: in mode "hard" the signs -1, 0 and +1 (z' = max z +
-    epsilon for +1, min z - epsilon for -1), in mode "soft" logits that are added (z' = z + b). `epsilon` is in logits,
-    rounded to float32; the soft rule does not use it. `provenance` are texts such as `map_sha256`, `behaviour`,
-    `choice` (JSON) and `tool`; empty ones are left out, NUL is refused. Arrays and mappings are copied and read-only.
+    epsilon for +1, min z - epsilon for -1), in mode "soft" logits that are added (z' = z + b), in mode "capped" signs
+    again, whose z' is at most `cap` away from z (z' = min(max z + epsilon, z + cap) for +1, max(min z - epsilon,
+    z - cap) for -1). `epsilon` is in logits, rounded to float32; the soft rule does not use it. `cap`, the same, is
+    0 (changes nothing) to 1e6 or infinite (the hard rule), and None in other modes. `provenance` are texts such as
+    `map_sha256`, `behaviour`, `choice` (JSON) and `tool`; empty ones are left out, NUL is refused. Arrays and mappings
+    are copied and read-only.
 
     Raises FormatError when the values break a rule of the format.
     """
@@ -77,28 +84,42 @@ class BiasFile:
     values: Mapping[int, npt.NDArray[np.float32]]
     epsilon: float = DEFAULT_EPSILON
     provenance: Mapping[str, str] = field(default_factory=dict)
+    cap: float | None = None
 
     def __post_init__(self) -> None:
         """Bring the fields into their final form and check them."""
-        if self.mode not in ("hard", "soft"):
-            raise FormatError(f"mode: {self.mode!r} is neither hard nor soft")
+        if self.mode not in ("hard", "soft", "capped"):
+            raise FormatError(f"mode: {self.mode!r} is none of hard, soft and capped")
         if not 0 < self.epsilon <= _MAX_EPSILON:
             raise FormatError(f"epsilon: {self.epsilon} is not above 0 and at most {_MAX_EPSILON}")
         epsilon = float(np.float32(self.epsilon))
         if not epsilon:
             raise FormatError(f"epsilon: {self.epsilon} is too small for float32")
         object.__setattr__(self, "epsilon", epsilon)
+        object.__setattr__(self, "cap", self._rounded_cap())
         rows = {layer: self._row(layer, self.values[layer]) for layer in sorted(self.values)}
         object.__setattr__(self, "values", MappingProxyType(rows))
         for key, text in self.provenance.items():
-            if not _PROVENANCE.fullmatch(key) or key in _KEYS or not isinstance(text, str):
+            if not _PROVENANCE.fullmatch(key) or key in _KEYS or key in _CAP or not isinstance(text, str):
                 raise FormatError(f"provenance: {key!r} is not a free name for a text")
             if "\0" in text:
                 raise FormatError(f"provenance: {key}: a NUL byte, where C programs would end the text; leave it out")
         kept = {key: text for key, text in self.provenance.items() if text}
-        if len(kept) > _MAX_FIELDS - len(_KEYS) - 1:
+        if len(kept) > _MAX_FIELDS - len(_keys(self.mode)) - 1:
             raise FormatError(f"provenance: {len(kept)} entries are too many")
         object.__setattr__(self, "provenance", MappingProxyType(kept))
+
+    def _rounded_cap(self) -> float | None:
+        if self.mode != "capped":
+            if self.cap is not None:
+                raise FormatError(f"cap: belongs to the rule capped, not to {self.mode}")
+            return None
+        if self.cap is None or not (0 <= self.cap <= _MAX_CAP or self.cap == math.inf):
+            raise FormatError(f"cap: {self.cap} is not 0 to {_MAX_CAP:g} logits, nor infinite")
+        cap = float(np.float32(self.cap)) + 0.0  # + 0: -0 and 0 are one
+        if not cap and self.cap:
+            raise FormatError(f"cap: {self.cap} is too small for float32")
+        return cap
 
     def _row(self, layer: int, values: npt.ArrayLike) -> npt.NDArray[np.float32]:
         name, (n_layer, n_expert) = f"bias.{layer}", self.identity.shape
@@ -115,7 +136,7 @@ class BiasFile:
                 raise FormatError(f"{name}: logits above {_MAX_SOFT:g}; lower the scale")
             return row
         if not np.isin(row, (-1, 0, 1)).all():
-            raise FormatError(f"{name}: a hard bias has only the values -1, 0 and +1")
+            raise FormatError(f"{name}: a {self.mode} bias has only the values -1, 0 and +1")
         uses = f"but a token uses {self.identity.n_expert_used}"
         if (active := int((row > 0).sum())) > self.identity.max_active:
             raise FormatError(f"{name}: activates {active} experts, {uses}")
@@ -153,20 +174,37 @@ class BiasFile:
         values = np.float32(scale) * np.asarray(bias, dtype=np.float32)
         return cls(identity, "soft", _touched(values, identity), DEFAULT_EPSILON, provenance or {})
 
+    @classmethod
+    def from_capped(
+        cls,
+        signs: npt.ArrayLike,
+        identity: ModelIdentity,
+        cap: float,
+        epsilon: float = DEFAULT_EPSILON,
+        provenance: Mapping[str, str] | None = None,
+    ) -> BiasFile:
+        """Make a capped bias of signs [n_layer, n_expert], which moves no router logit by more than `cap`.
+
+        Layers of zeros get no tensor. Raises UsageError for another shape, FormatError for impossible values.
+        """
+        return cls(identity, "capped", _touched(signs, identity), epsilon, provenance or {}, cap)
+
     @cached_property
     def key(self) -> str:
         """SHA-256 (hex, 64 digits) of what the bias does; two biases steer equally if their keys are equal.
 
-        Over the model's identity, the mode, epsilon in mode "hard", and the values that are not 0, as little-endian
-        float32. Not over `provenance`, nor over layers that hold only zeros.
+        Over the model's identity, the mode, epsilon except in mode "soft", the cap in mode "capped", and the values
+        that are not 0, as little-endian float32. Not over `provenance`, nor over layers that hold only zeros.
         """
         rows = {layer: row for layer, row in self.values.items() if row.any()}
         head = {
             "model": self.identity.to_dict(),
             "mode": self.mode,
-            "epsilon": self.epsilon if self.mode == "hard" else None,
+            "epsilon": None if self.mode == "soft" else self.epsilon,
             "layers": list(rows),
         }
+        if self.mode == "capped":
+            head["cap"] = self.cap
         digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode("utf-8"))
         for row in rows.values():
             digest.update((row + np.float32(0)).astype("<f4").tobytes())  # + 0: -0 and 0 are one
@@ -174,8 +212,8 @@ class BiasFile:
 
     @cached_property
     def is_empty(self) -> bool:
-        """Whether no value differs from 0, so that the bias changes nothing."""
-        return not any(row.any() for row in self.values.values())
+        """Whether no value differs from 0, or the cap is 0, so that the bias changes nothing."""
+        return self.cap == 0 or not any(row.any() for row in self.values.values())
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -225,11 +263,12 @@ def none_if_empty(bias: BiasFile | None) -> BiasFile | None:
 def write_bias(bias: BiasFile, path: StrPath) -> None:
     """Write a bias file; the same bias gives the same bytes. Raises UsageError."""
     metadata = {key: getattr(bias.identity, name) for key, name in _MODEL_KEYS.items()}
-    metadata |= {"version": _VERSION, "mode": bias.mode, "epsilon": bias.epsilon}
+    version = _VERSION_CAPPED if bias.mode == "capped" else _VERSION
+    metadata |= {"version": version, "mode": bias.mode, "epsilon": bias.epsilon, "cap": bias.cap}
     with replacing(path) as temporary:
         writer = GGUFWriter(temporary, _ARCHITECTURE)
         try:
-            for key, kind in _KEYS.items():
+            for key, kind in _keys(bias.mode).items():
                 writer.add_key_value(f"{_ARCHITECTURE}.{key}", metadata[key], kind)
             for key in sorted(bias.provenance):
                 writer.add_string(f"{_ARCHITECTURE}.{key}", bias.provenance[key])
@@ -259,27 +298,35 @@ def read_bias(path: StrPath) -> BiasFile:
             f"{path}: not a bias file: general.architecture is {found}, not {_ARCHITECTURE!r}; "
             "make one from an expert map"
         )
-    if version != _VERSION:
+    if version not in (_VERSION, _VERSION_CAPPED):
         raise FormatError(
-            f"{path}: a bias file of version {version!r}, this program reads {_VERSION}; upgrade steermoe-local"
+            f"{path}: a bias file of version {version!r}, this program reads {_VERSION} and {_VERSION_CAPPED}; "
+            "upgrade steermoe-local"
         )
     try:
-        metadata, provenance = _read_fields(header)
+        metadata, provenance = _read_fields(header, _keys("capped" if version == _VERSION_CAPPED else "hard"))
+        if (metadata["mode"] == "capped") != (version == _VERSION_CAPPED):
+            raise FormatError(f"mode {metadata['mode']!r} in a file of version {version}")
         if header.size > header.data_end:
             raise FormatError("bytes after the last tensor")
         identity = ModelIdentity(**{name: metadata[key] for key, name in _MODEL_KEYS.items()})
         if identity.n_layer * identity.n_expert > _MAX_TABLE:
             raise FormatError(f"{identity.n_layer} layers of {identity.n_expert} experts are too many")
         values = _read_tensors(header, identity)
-        return BiasFile(identity, metadata["mode"], values, metadata["epsilon"], provenance)
+        cap = metadata.get("cap")
+        return BiasFile(identity, metadata["mode"], values, metadata["epsilon"], provenance, cap)
     except FormatError as error:
         raise FormatError(f"{path}: {error}; make the bias file again") from None
 
 
-def _read_fields(header: GGUFHeader) -> tuple[dict[str, Any], dict[str, str]]:
+def _keys(mode: str) -> dict[str, GGUFValueType]:
+    return _KEYS | _CAP if mode == "capped" else _KEYS
+
+
+def _read_fields(header: GGUFHeader, keys: Mapping[str, GGUFValueType]) -> tuple[dict[str, Any], dict[str, str]]:
     fields = {name: field for name, field in header.fields.items() if name != "general.architecture"}
     metadata: dict[str, Any] = {}
-    for key, kind in _KEYS.items():
+    for key, kind in keys.items():
         found = fields.pop(f"{_ARCHITECTURE}.{key}", None)
         if found is None or found.type != kind:
             state = "missing" if found is None else f"a {found.type.name}"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from steermoe_local import ExpertMap, RoutingCounts, read_bias
+from steermoe_local import BiasFile, ExpertMap, RoutingCounts, read_bias, write_bias
 from steermoe_local.cli import main
 from steermoe_local.models.embedded import behaviours
 from tests.support.held import HELD, hold, patience
@@ -70,6 +70,15 @@ def test_bias_build_writes_what_choose_chooses(digits_map: Path, tmp_path: Path)
     shown = json.loads(run("bias", "show", out, "--json").stdout)
     assert (shown["n_active"], shown["n_inactive"]) == ((expected > 0).sum(), (expected < 0).sum())
     assert json.loads(shown["provenance"]["choice"])["reverse"] is True
+
+
+def test_bias_show_of_capped_files(digits_map: Path, tmp_path: Path) -> None:
+    expert_map = ExpertMap.load(digits_map)
+    for cap, shown, text in ((1.5, 1.5, "cap 1.5"), (float("inf"), "inf", "cap inf")):
+        write_bias(BiasFile.from_capped(expert_map.choose(2, 2), expert_map.identity, cap), tmp_path / "b.gguf")
+        facts = json.loads(run("bias", "show", tmp_path / "b.gguf", "--json").stdout)
+        assert (facts["mode"], facts["cap"]) == ("capped", shown)
+        assert f"capped, {text}, epsilon 0.01" in run("bias", "show", tmp_path / "b.gguf").stdout
 
 
 def test_soft_bias_has_the_strength(digits_map: Path, tmp_path: Path) -> None:

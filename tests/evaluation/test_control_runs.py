@@ -251,6 +251,18 @@ def test_the_smallest_rd() -> None:
         assert sorted(map(tuple, np.argwhere(towards.dense() == sign).tolist())) == sorted(cells)
 
 
+@pytest.mark.parametrize("cap", [1.5, float("inf")])
+def test_draws_of_a_capped_bias_have_its_cap(cap: float) -> None:
+    evaluator = MadeUpEvaluator(worth())
+    signs = made_map().choose(2, 2)
+    real = BiasFile.from_capped(signs, MODEL, cap, 0.5)
+    run(evaluator, Steering("b", bias=real), kinds=["random"], n_draws=3, real_effect=0.8)
+    drawn = [bias for bias in evaluator.asked if bias is not None]
+    assert len(drawn) == 6
+    assert {(bias.mode, bias.cap, bias.epsilon) for bias in drawn} == {("capped", cap, 0.5)}
+    assert all((bias.n_active, bias.n_inactive) == (2, 2) for bias in drawn)
+
+
 def test_a_reversed_choice_wants_the_other_direction() -> None:
     evaluator = MadeUpEvaluator(worth())
     found = run(evaluator, steering(reverse=True), kinds=["random"], n_draws=30)["random"]

@@ -80,7 +80,14 @@ bool same_bits(const std::vector<float> & a, const std::vector<float> & b) {
 }
 
 bool steers(const steermoe_bias * bias, int32_t il) {
-    const float * row = bias ? steermoe_bias_layer(bias, il) : nullptr;
+    const float *      row = bias ? steermoe_bias_layer(bias, il) : nullptr;
+    steermoe_bias_info info{};
+    if (row != nullptr) {
+        steermoe_bias_get_info(bias, &info);
+    }
+    if (info.mode == STEERMOE_MODE_CAPPED && info.cap == 0.0f) {
+        return false;
+    }
     for (int32_t e = 0; row != nullptr && e < n_expert; e++) {
         if (row[e] != 0.0f) {
             return true;

@@ -21,6 +21,10 @@ void require_valid(const steermoe_bias & bias) {
     fuzz_require(bias.n_expert >= 1 && bias.n_expert <= 16384, "1 to 16384 experts");
     fuzz_require(bias.n_expert_used >= 1 && bias.n_expert_used <= bias.n_expert, "1 to n_expert used");
     fuzz_require(bias.epsilon > 0.0f && bias.epsilon <= 20.0f, "epsilon above 0 and at most 20");
+    const bool capped = bias.mode == STEERMOE_MODE_CAPPED;
+    fuzz_require(bias.mode == STEERMOE_MODE_HARD || bias.mode == STEERMOE_MODE_SOFT || capped, "a known rule");
+    fuzz_require(capped ? (bias.cap >= 0.0f && bias.cap <= 1e6f) || std::isinf(bias.cap) : bias.cap == 0.0f,
+                 "a cap from 0 to 1e6 or infinite, under the capped rule alone");
     fuzz_require(!bias.architecture.empty(), "an architecture");
     fuzz_require(bias.router_sha256.size() == 64, "a hash of 64 digits");
     fuzz_require(bias.layers.size() == (size_t) bias.n_layer, "a row for each layer");
@@ -34,7 +38,7 @@ void require_valid(const steermoe_bias & bias) {
             n_minus += v == -1.0f;
             fuzz_require(bias.mode == STEERMOE_MODE_SOFT || v == 0.0f || std::fabs(v) == 1.0f, "signs are -1, 0, 1");
         }
-        if (bias.mode == STEERMOE_MODE_HARD) {
+        if (bias.mode != STEERMOE_MODE_SOFT) {
             fuzz_require(n_plus <= bias.n_expert_used, "at most n_expert_used are activated");
             fuzz_require(bias.n_expert - n_minus >= bias.n_expert_used, "n_expert_used are left");
         }
@@ -47,6 +51,7 @@ void require_same_by_hand(const steermoe_bias & bias) {
     info.router_sha256 = bias.router_sha256.c_str();
     info.mode          = bias.mode;
     info.epsilon       = bias.epsilon;
+    info.cap           = bias.cap;
     info.n_layer       = bias.n_layer;
     info.n_expert      = bias.n_expert;
     info.n_expert_used = bias.n_expert_used;
@@ -58,7 +63,7 @@ void require_same_by_hand(const steermoe_bias & bias) {
                 copy.set_layer(il, bias.layers[il].data(), bias.n_expert);
             }
         }
-        fuzz_require(copy.layers == bias.layers, "the same values by hand");
+        fuzz_require(copy.layers == bias.layers && copy.cap == bias.cap, "the same values by hand");
         copy.require_model(bias.architecture, bias.n_layer, bias.n_expert, bias.n_expert_used, bias.router_sha256,
                            false);
     });

@@ -57,15 +57,16 @@ def assert_same(c: Any, bias: native.NativeBias, expected: BiasFile) -> None:
     info, identity = bias.info(), expected.identity
     assert info["architecture"] == identity.architecture
     assert info["router_sha256"] == identity.router_sha256
-    assert info["mode"] == ("hard", "soft").index(expected.mode)
+    assert info["mode"] == ("hard", "soft", "capped").index(expected.mode)
     assert info["epsilon"] == expected.epsilon
+    assert info["cap"] == (expected.cap or 0)
     assert (info["n_layer"], info["n_expert"], info["n_expert_used"]) == (*identity.shape, identity.n_expert_used)
     assert (info["n_active"], info["n_inactive"]) == (expected.n_active, expected.n_inactive)
-    assert info["n_steered"] == sum(bool(row.any()) for row in expected.values.values())
+    assert info["n_steered"] == sum(bool(row.any()) for row in expected.values.values() if expected.cap != 0)
     assert values(c, bias) == {layer: row.tolist() for layer, row in expected.values.items()}
 
 
-@pytest.mark.parametrize("name", ["hard", "soft", "empty"])
+@pytest.mark.parametrize("name", ["hard", "soft", "empty", "capped"])
 def test_golden_files(c: Any, name: str) -> None:
     path = hostile.GOLDEN / f"{name}.gguf"
     assert_same(c, native.NativeBias.load(path), read_bias(path))
@@ -132,7 +133,11 @@ def test_forged_files(c: Any, tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("version-2", "format version 2, this library reads version 1; use a matching steermoe-local"),
+        ("version-3", "format version 3, this library reads versions 1 and 2; use a matching steermoe-local"),
+        ("version-1-capped", 'rule "capped" in a file of version 1'),
+        ("version-1-hard-with-cap", 'expertbias.cap belongs to the rule "capped", not to "hard"'),
+        ("no-cap", "key expertbias.cap is missing"),
+        ("cap-negative", "expertbias.cap must be 0 to 1e6, or infinite"),
         ("no-mode", "key expertbias.mode is missing; build the file again"),
         ("mode-number", "key expertbias.mode has the type u32, not str"),
         ("layers-above-the-bound", "expertbias.layer_count is 4097, outside 1 to 4096"),
@@ -184,6 +189,10 @@ def test_values_are_checked_one_by_one() -> None:
     for changes in ({"epsilon": 0}, {"epsilon": float("nan")}, {"epsilon": 2000}):
         with pytest.raises(FormatError, match="epsilon"):
             native_bias(identity, {}, **changes)
+    for cap in (-1.0, float("nan"), 2e6, float("-inf")):
+        with pytest.raises(FormatError, match="cap"):
+            native_bias(identity, {}, "capped", cap=cap)
+        assert native_bias(identity, {}, "hard", cap=cap).info()["cap"] == 0, "only the capped rule reads it"
 
 
 NULL = None

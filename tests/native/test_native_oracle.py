@@ -43,6 +43,8 @@ HARD = {
     "one on": all_layers(lambda m, rng: random_signs(rng, m.n_expert, m.k, 1, 0)),
     "one off": all_layers(lambda m, rng: random_signs(rng, m.n_expert, m.k, 0, 1)),
 }
+CAPS = (1e-3, 0.5, 4.0, float("inf"))  # the logits of these models are up to about 10 apart
+CAPPED = ("mixed", "k on, the rest off", "one on", "one off")
 SOFT = {
     "small": all_layers(lambda m, rng: rng.normal(scale=0.5, size=m.n_expert)),
     "large": all_layers(lambda m, rng: rng.normal(scale=30, size=m.n_expert)),
@@ -61,7 +63,13 @@ def weight_rows(seen: dict[str, list[Any]], name: str, layer: int, k: int) -> An
 
 
 def check_layer(
-    model: RandomModel, seen: dict[str, list[Any]], layer: int, row: Any, mode: str, epsilon: float
+    model: RandomModel,
+    seen: dict[str, list[Any]],
+    layer: int,
+    row: Any,
+    mode: str,
+    epsilon: float,
+    cap: float = float("inf"),
 ) -> None:
     gpt_oss = model.arch == "gpt-oss"
     raw, steered = "ffn_moe_logits", "ffn_moe_logits_steered"
@@ -73,11 +81,11 @@ def check_layer(
     assert z.shape == (len(TOKENS), model.n_expert)
     expected = z
     if row is not None:
-        expected = oracle.steer(z, mode, row, epsilon)
+        expected = oracle.steer(z, mode, row, epsilon, cap)
         edited = layer_values(seen, steered, layer)
         # + 0.0: the sign of a zero logit is not promised
         assert (edited + np.float32(0)).tobytes() == (expected + np.float32(0)).tobytes(), "edited logits differ"
-        if mode == "hard":
+        if mode != "soft":
             untouched = np.asarray(row) == 0
             assert edited[:, untouched].tobytes() == z[:, untouched].tobytes(), "untouched logits changed"
 
@@ -89,7 +97,7 @@ def check_layer(
     assert np.array_equal(np.take_along_axis(expected, topk, axis=1), np.take_along_axis(expected, wanted, axis=1)), (
         "the chosen experts are not in the order of their logits"
     )
-    if row is not None and mode == "hard":
+    if row is not None and (mode == "hard" or (mode == "capped" and cap == float("inf"))):
         signs = np.asarray(row)
         for expert in np.flatnonzero(signs > 0):
             assert (topk == expert).any(axis=1).all(), f"expert {expert} is +1, but not always chosen"
@@ -104,9 +112,17 @@ def check_layer(
     )
 
 
-def run(model: RandomModel, path: Any, loaded: Any, rows: Rows, mode: str, epsilon: float = 0.01) -> None:
+def run(
+    model: RandomModel,
+    path: Any,
+    loaded: Any,
+    rows: Rows,
+    mode: str,
+    epsilon: float = 0.01,
+    cap: float = float("inf"),
+) -> None:
     with Context(loaded, capture=True, n_ubatch=8) as context:
-        bias = native_bias(identity_of(path), rows, mode, epsilon)
+        bias = native_bias(identity_of(path), rows, mode, epsilon, cap)
         capi.attach(context.ctx, bias)
         context.decode(TOKENS[:N_PROMPT])
         for i, token in enumerate(TOKENS[N_PROMPT:]):
@@ -117,7 +133,7 @@ def run(model: RandomModel, path: Any, loaded: Any, rows: Rows, mode: str, epsil
             if layer < model.n_dense:
                 assert f"ffn_moe_logits-{layer}" not in context.seen
                 continue
-            check_layer(model, context.seen, layer, rows.get(layer), mode, epsilon)
+            check_layer(model, context.seen, layer, rows.get(layer), mode, epsilon, cap)
 
 
 @pytest.mark.parametrize("case", HARD)
@@ -130,6 +146,20 @@ def test_hard_rule(steerable: tuple[RandomModel, Any, Any], case: str) -> None:
 def test_epsilon(steerable: tuple[RandomModel, Any, Any], epsilon: float) -> None:
     model, path, loaded = steerable
     run(model, path, loaded, HARD["mixed"](model), "hard", epsilon)
+
+
+@pytest.mark.parametrize("cap", CAPS)
+@pytest.mark.parametrize("case", CAPPED)
+def test_capped_rule(steerable: tuple[RandomModel, Any, Any], case: str, cap: float) -> None:
+    model, path, loaded = steerable
+    run(model, path, loaded, HARD[case](model), "capped", cap=cap)
+
+
+@pytest.mark.parametrize("epsilon", [1e-3, 20.0])
+def test_epsilon_of_the_capped_rule(steerable: tuple[RandomModel, Any, Any], epsilon: float) -> None:
+    """A cap below epsilon moves every steered expert by the cap; one above leaves some at the extreme."""
+    model, path, loaded = steerable
+    run(model, path, loaded, HARD["mixed"](model), "capped", epsilon, 2.0)
 
 
 @pytest.mark.parametrize("case", SOFT)
@@ -156,6 +186,16 @@ def test_the_oracle_itself() -> None:
     assert hard.tolist() == [[-2.5, 3.5, -2.0, 0.5], [-0.5, 5.5, 4.0, 4.5]]
     assert oracle.chosen(hard, 2).tolist() == [[1, 3], [1, 3]]
     assert oracle.steer(z, "soft", [0, 1, 0, -1]).tolist() == [[3, 2, -2, -0.5], [0, 6, 4, 3.5]]
+    # by hand: expert 1 is 2 and 0 below the highest of its token, expert 0 is 5 and 0 above the lowest
+    for cap, first, second in (
+        (0.0, z[0], z[1]),
+        (1.5, [1.5, 2.5, -2, 0.5], [-0.5, 5.5, 4, 4.5]),
+        (4.0, [-1, 3.5, -2, 0.5], [-0.5, 5.5, 4, 4.5]),
+        (np.inf, hard[0], hard[1]),
+    ):
+        capped = oracle.steer(z, "capped", [-1, 1, 0, 0], 0.5, cap)
+        assert capped.tolist() == [list(first), list(second)], f"cap {cap}"
+        assert capped.dtype == np.float32
     even = np.array([[1.0, 1.0, 1.0, 1.0]], np.float32)
     experts = np.array([[0, 1]])
     assert oracle.weights(even, experts, "softmax", norm=False).tolist() == [[0.25, 0.25]]

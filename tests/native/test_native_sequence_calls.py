@@ -228,7 +228,7 @@ def test_recorder_counts_by_sequence(olmoe: Loaded, kv_unified: bool) -> None:
 
     def count(given: Sequence[Steering], sequences: Sequence[int], unified: bool) -> tuple[Any, Any]:
         recorder = capi.NativeRecorder(model.model, len(given), identity.shape)
-        with Context(model, recorder=recorder, n_ubatch=16, n_ctx=4096, kv_unified=unified) as context:
+        with Context(model, recorder=recorder, n_ubatch=16, n_ctx=4096, n_seq_max=16, kv_unified=unified) as context:
             recorder.bind(context.ctx)
             attach(context, identity, given)
             prompt = [(t, i, s, True) for s, seed in enumerate(sequences) for i, t in enumerate(tokens(seed, 9))]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from steermoe_local.llama import capi
-from tests.support.low_level import Context, lib, random_signs
+from tests.support.low_level import Context, Row, lib, random_signs
 from tests.support.sequence_steering import (
     NONE,
     Loaded,
@@ -55,7 +55,7 @@ def test_changes_between_decodes(olmoe: Loaded) -> None:
     """In any order of changes, a batch computes what it computes in a context that was made for it."""
     identity, model = olmoe
     pool: list[Steering | None] = [*steerings(identity), *steerings(identity, seed=2), None]
-    own_pool = [steerings(identity)[1], steerings(identity, 3)[0], NONE]
+    own_pool = [steerings(identity)[1], steerings(identity, 3)[0], steerings(identity, 3)[7], NONE]
     rng = np.random.default_rng(17)
     given: list[Steering | None] = [None] * 4
     own = NONE
@@ -71,7 +71,7 @@ def test_changes_between_decodes(olmoe: Loaded) -> None:
             else:
                 attach(context, identity, [None] * s + [given[s]])
             if step % 5 == 4:
-                own = own_pool[int(rng.integers(0, 3))]
+                own = own_pool[int(rng.integers(0, 4))]
                 capi.attach(context.ctx, own.native(identity))  # without values: those without their own run plain
             if step == 27:
                 capi.detach(context.ctx)
@@ -137,6 +137,43 @@ def test_sequences_of_the_same_rules_share_a_graph(olmoe: Loaded) -> None:
             before = n_reused(context)
             context.decode_rows([(6, 1 if sequence == 0 else 0, sequence, True)])
             assert n_reused(context) - before == reused, f"sequence {sequence}"
+
+
+def test_other_caps_keep_the_graph(olmoe: Loaded) -> None:
+    """A cap is a value of its row; the first capped steering of a context needs another graph than its hard ones."""
+    identity, model = olmoe
+    signs = random_signs(np.random.default_rng(31), 16, 4, 1, 5)
+    with Context(model) as context:
+        attach(context, identity, [Steering({0: signs})])
+        context.decode_rows([(5, 0, 0, True)])
+        for position, (cap, reused) in enumerate(((0.5, 0), (0.75, 1), (8.0, 1), (float("inf"), 0), (0.5, 0)), 1):
+            before = n_reused(context)
+            attach(context, identity, [Steering({0: signs}, "capped", cap=cap)])
+            context.decode_rows([(6, position, 0, True)])
+            assert n_reused(context) - before == reused, f"cap {cap}"
+
+
+def test_equal_rows_of_different_cap(olmoe: Loaded) -> None:
+    """Hard and capped sequences of the same signs in one batch: each as when all are under its rule."""
+    identity, model = olmoe
+    rows = steerings(identity)[0].rows
+    under = [Steering(rows), *(Steering(rows, "capped", cap=cap) for cap in (0.5, 2.0, float("inf"), 0.0))]
+
+    def run(given: list[Steering]) -> list[bytes]:
+        with Context(model) as context:
+            attach(context, identity, given)
+            logits = context.decode_rows(same_tokens(len(given)))
+        return [logits.reshape(4, len(given), -1)[:, s].tobytes() for s in range(len(given))]
+
+    def same_tokens(n: int) -> list[Row]:
+        return [(token, position, s, True) for token, position, _, _ in turns(1, 0, 4) for s in range(n)]
+
+    mixed = run(under)
+    for sequence, steering in enumerate(under):
+        assert run([steering] * len(under))[sequence] == mixed[sequence], f"cap {steering.cap}"
+    assert mixed[0] == mixed[3], "an infinite cap is the hard rule"
+    assert mixed[4] == run([NONE] * len(under))[4], "a cap of 0 is no steering"
+    assert len(set(mixed)) == 4
 
 
 def test_equal_rows_of_different_epsilon(olmoe: Loaded) -> None:

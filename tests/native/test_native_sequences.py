@@ -37,7 +37,7 @@ def test_mixed_batches_against_the_oracle(steerable: tuple[RandomModel, Path, An
     context_wide = Steering({0: np.eye(model.n_expert, dtype=np.float32)[2] * 4}, "soft")
     given: list[Steering | None] = [*steerings(identity), None]
     under = [context_wide if s is None else s for s in given]
-    with Context(loaded, capture=True, n_ubatch=12) as context:
+    with Context(loaded, capture=True, n_ubatch=12, n_seq_max=16) as context:
         capi.attach(context.ctx, context_wide.native(identity))
         attach(context, identity, given)
         batches = [turns(len(given), 0, 6), *(turns(len(given), i, i + 1) for i in range(6, 9))]
@@ -58,8 +58,8 @@ def test_infinite_logits_of_unsteered_tokens_stay(random_model: Any, tmp_path: P
             tensor.data[::3] *= 3
     loaded = open_model(path)
     identity = identity_of(path)
-    hard, soft = steerings(identity)[0], steerings(identity)[1]
-    for under in ([NONE, hard], [NONE, hard, soft]):
+    hard, soft, capped = steerings(identity)[0], steerings(identity)[1], steerings(identity)[7]
+    for under in ([NONE, hard], [NONE, hard, soft], [NONE, capped], [NONE, soft, capped, hard]):
         with Context(loaded, capture=True) as context:
             attach(context, identity, under)
             batch = turns(len(under), 0, 8)
@@ -68,13 +68,16 @@ def test_infinite_logits_of_unsteered_tokens_stay(random_model: Any, tmp_path: P
             z = layer_values(context.seen, "ffn_moe_logits", 1)[mine]
             assert {np.inf, -np.inf} <= set(z.ravel().tolist())
             assert layer_values(context.seen, "ffn_moe_logits_steered", 1)[mine].tobytes() == z.tobytes()
-    with Context(loaded, capture=True) as context:
-        attach(context, identity, [hard])
-        context.decode_rows(turns(1, 0, 8))
-        z, edited = (layer_values(context.seen, f"ffn_moe_logits{end}", 1) for end in ("", "_steered"))
-        untouched = hard.rows[1] == 0
-        assert not np.isfinite(z[:, untouched]).all()
-        assert edited[:, untouched].tobytes() == z[:, untouched].tobytes(), "the edit changes other logits of its token"
+    for steering in (hard, capped):
+        with Context(loaded, capture=True) as context:
+            attach(context, identity, [steering])
+            context.decode_rows(turns(1, 0, 8))
+            z, edited = (layer_values(context.seen, f"ffn_moe_logits{end}", 1) for end in ("", "_steered"))
+            untouched = steering.rows[1] == 0
+            assert not np.isfinite(z[:, untouched]).all()
+            assert edited[:, untouched].tobytes() == z[:, untouched].tobytes(), (
+                "the edit changes other logits of its token"
+            )
     loaded.close()
 
 
@@ -84,7 +87,7 @@ def test_batches_of_one_shape_agree_bit_for_bit(olmoe: Loaded) -> None:
     under = steerings(identity)
 
     def run(given: Sequence[Steering]) -> Any:
-        with Context(model) as context:
+        with Context(model, n_seq_max=16) as context:
             attach(context, identity, given)
             parts = [context.decode_rows(turns(len(given), 0, 8))]
             parts += [context.decode_rows(turns(len(given), i, i + 1)) for i in range(8, 12)]
@@ -103,7 +106,7 @@ def test_sequences_agree_with_each_alone(olmoe: Loaded, kv_unified: bool, output
     """Prompts of different lengths; where not all tokens are outputs, the last layer routes the outputs alone."""
     identity, model = olmoe
     under = steerings(identity)
-    lengths = [9, 4, 12, 7, 1, 10, 6]
+    lengths = [9, 4, 12, 7, 1, 10, 6, 8, 3, 11, 5]
 
     def prompt(sequence: int) -> list[Row]:
         n = lengths[sequence]
@@ -112,7 +115,7 @@ def test_sequences_agree_with_each_alone(olmoe: Loaded, kv_unified: bool, output
     def single(sequence: int, step: int) -> Row:
         return (step + sequence, lengths[sequence] + step, sequence, True)
 
-    with Context(model, kv_unified=kv_unified, n_ctx=4096, type_kv=F32) as context:
+    with Context(model, kv_unified=kv_unified, n_ctx=4096, n_seq_max=16, type_kv=F32) as context:
         attach(context, identity, under)
         batch = [row for sequence in range(len(under)) for row in prompt(sequence)]
         asked = [row for row in batch if row[3]]

@@ -64,6 +64,44 @@ def test_no_values_change_nothing(olmoe: Loaded) -> None:
     assert same(before, plain)
 
 
+def test_a_cap_of_0_leaves_the_graph(olmoe: Loaded) -> None:
+    """No node is added, in a context that never had another rule and in one that had."""
+    identity, model = olmoe
+    plain = fresh_logits(olmoe)
+    nothing = native_bias(identity, signs(1, [0, 2]), "capped", cap=0.0)
+    with Context(model, capture=True) as context:
+        for sequence_too in (False, True):
+            capi.attach(context.ctx, nothing)
+            if sequence_too:
+                capi.attach_sequence(context.ctx, 0, nothing)
+            assert not any(capi.layer_info(context.ctx, i).steered for i in range(identity.n_layer))
+            assert same(context.fresh(TOKENS), plain)
+            assert not any("steered" in name for name in context.seen)
+        capi.attach_sequence(context.ctx, 0, native_bias(identity, signs(1, [0, 2]), "capped", cap=1.0))
+        assert not same(context.fresh(TOKENS), plain)
+        capi.attach_sequence(context.ctx, 0, nothing)
+        context.seen.clear()
+        assert same(context.fresh(TOKENS), plain)
+        assert not any("steered" in name for name in context.seen)
+
+
+def test_an_infinite_cap_is_the_hard_rule(olmoe: Loaded) -> None:
+    """The same graph and the same bits; with a large cap other nodes, which compute the same values."""
+    identity, model = olmoe
+    rows = signs(1, [0, 2])
+    seen = []
+    for mode, cap in (("hard", None), ("capped", float("inf")), ("capped", 1e6)):
+        with Context(model, capture=True) as context:
+            capi.attach(context.ctx, native_bias(identity, rows, mode, 0.5, cap))
+            logits = context.decode(TOKENS)
+            edited = [b"".join(part.tobytes() for part in context.seen[f"ffn_moe_logits_steered-{i}"]) for i in rows]
+            seen.append((logits.tobytes(), edited, context.ops))
+    (hard, edited, ops), infinite, large = seen
+    assert infinite == (hard, edited, ops)
+    assert large[:2] == (hard, edited)
+    assert large[2]["ffn_moe_logits_steered-0"] != ops["ffn_moe_logits_steered-0"], "no other nodes: nothing was tested"
+
+
 def test_a_bias_changes_something(olmoe: Loaded) -> None:
     assert not same(fresh_logits(olmoe, signs(1, [0])), fresh_logits(olmoe))
 
@@ -84,6 +122,8 @@ SWAPS: dict[str, tuple[dict[int, Any], dict[str, Any]]] = {
     "more layers": (signs(2, [0, 1, 2, 3]), {}),
     "hard to soft": ({0: np.linspace(-1, 1, 16), 2: np.linspace(1, -1, 16)}, {"mode": "soft"}),
     "other epsilon": (signs(1, [0, 2]), {"epsilon": 1.5}),
+    "hard to capped": (signs(1, [0, 2]), {"mode": "capped", "cap": 0.75}),
+    "hard to capped, other layers": (signs(2, [1, 3]), {"mode": "capped", "cap": 0.75, "epsilon": 1.5}),
     "only on": ({0: np.eye(16)[3], 2: np.eye(16)[5]}, {}),
     "only off": ({0: -np.eye(16)[3], 2: -np.eye(16)[5]}, {}),
 }

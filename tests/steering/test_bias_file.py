@@ -19,7 +19,7 @@ from steermoe_local.errors import FormatError, ModelMismatchError, UsageError
 from steermoe_local.steering import old_digests
 from steermoe_local.steering.bias_file import BiasFile, none_if_empty, read_bias, write_bias
 from tests.support.builders import HEX, hard_bias, identity, write_gguf
-from tests.support.hostile import FIELDS, ROW
+from tests.support.hostile import CAPPED, FIELDS, ROW
 from tests.support.paths import GOLDEN
 
 
@@ -31,11 +31,16 @@ def empty_bias() -> BiasFile:
     return BiasFile.from_signs(np.zeros((3, 4)), identity())
 
 
-CASES = {"hard": hard_bias, "soft": soft_bias, "empty": empty_bias}
+def capped_bias() -> BiasFile:
+    hard = hard_bias()
+    return BiasFile.from_capped(hard.signs, hard.identity, 1.5, provenance=hard.provenance)
+
+
+CASES = {"hard": hard_bias, "soft": soft_bias, "empty": empty_bias, "capped": capped_bias}
 
 
 def same(one: BiasFile, two: BiasFile) -> bool:
-    plain = ("identity", "mode", "epsilon", "provenance", "layers")
+    plain = ("identity", "mode", "epsilon", "cap", "provenance", "layers")
     return all(getattr(one, n) == getattr(two, n) for n in plain) and np.array_equal(one.dense(), two.dense())
 
 
@@ -50,6 +55,7 @@ def test_golden_bytes(tmp_path: Path, name: str) -> None:
 KEYS = {
     "hard": "87c9ac085ef0e6283d775f0ce3c17288656c41a89231815744ddda7baf40b72a",
     "soft": "c50fe9a2531a965a966f730bc49ce71b070a97b9cc25dab11d976fab84fe3cbc",
+    "capped": "01d56638ec5596d5e41e0c820a3ecc1632a954b4a134ff4a8a9b518da7a1cf14",
 }
 
 
@@ -82,9 +88,17 @@ def test_the_key_is_what_a_bias_does() -> None:
     ]
     assert {bias.key for bias in same_key} == {hard.key}
     assert replace(soft, epsilon=0.5).key == soft.key, "the soft rule has no epsilon"
+    capped = capped_bias()
+    assert replace(capped, cap=np.float64(1.5)).key == capped.key
+    assert replace(capped, cap=-0.0).key == replace(capped, cap=0).key
     others = [
         hard,
         soft,
+        capped,
+        replace(capped, cap=0),
+        replace(capped, cap=2),
+        replace(capped, cap=float("inf")),
+        replace(capped, epsilon=0.5),
         replace(hard, epsilon=0.5),
         replace(hard, mode="soft"),
         replace(hard, values={2: rows[2]}),
@@ -123,12 +137,14 @@ def test_a_bias_that_changes_nothing_is_none() -> None:
         empty_bias(),
         BiasFile(identity(), "hard", {0: np.zeros(4)}),
         BiasFile(identity(), "soft", {1: -np.zeros(4)}),
+        BiasFile.from_capped(np.zeros((3, 4)), identity(), 1.0),
+        replace(capped_bias(), cap=0),
     ]
     for bias in nothing:
         assert bias.is_empty
         assert none_if_empty(bias) is None
     assert none_if_empty(None) is None
-    for bias in (hard_bias(), soft_bias()):
+    for bias in (hard_bias(), soft_bias(), capped_bias(), replace(capped_bias(), cap=float("inf"))):
         assert not bias.is_empty
         assert none_if_empty(bias) is bias
 
@@ -148,6 +164,22 @@ def test_what_gguf_py_reads() -> None:
     assert values["expertbias.behaviour"] == "digits-words"
     tensors = {tensor.name: tensor.data.tolist() for tensor in reader.tensors}
     assert tensors == {"bias.1": [1, 0, -1, 0], "bias.2": [-1, 0, 0, -1]}
+
+
+def test_only_capped_files_have_version_2() -> None:
+    """Readers of version 1 alone look at the version first: they refuse the rule that they do not know."""
+    found = {}
+    for name in CASES:
+        fields = gguf.GGUFReader(GOLDEN / f"{name}.gguf").fields
+        cap = fields.get("expertbias.cap")
+        found[name] = (fields["expertbias.version"].contents(), cap and (cap.types[0], cap.contents()))
+    plain = (1, None)
+    assert found == {
+        "hard": plain,
+        "soft": plain,
+        "empty": plain,
+        "capped": (2, (gguf.GGUFValueType.FLOAT32, 1.5)),
+    }
 
 
 def test_properties() -> None:
@@ -176,6 +208,24 @@ def test_round_trip(tmp_path: Path, data: Any) -> None:
     assert np.array_equal(bias.dense(), np.float32(scale) * np.array(table, dtype=np.float32))
     write_bias(bias, tmp_path / "b.gguf")
     assert same(read_bias(tmp_path / "b.gguf"), bias)
+    assert read_bias(tmp_path / "b.gguf").key == bias.key
+
+
+@given(
+    st.floats(0, 1e6, width=32) | st.just(float("inf")), st.lists(st.sampled_from((-1, 0, 1)), min_size=4, max_size=4)
+)
+def test_round_trip_of_capped_files(tmp_path: Path, cap: float, signs: list[int]) -> None:
+    model = identity(1, 4, 1)
+    if not (signs.count(1) <= 1 <= 4 - signs.count(-1)):
+        with pytest.raises(FormatError, match=r"bias\.0"):
+            BiasFile.from_capped([signs], model, cap)
+        return
+    bias = BiasFile.from_capped([signs], model, cap)
+    assert bias.cap == cap
+    assert bias.is_empty == (cap == 0 or not any(signs))
+    write_bias(bias, tmp_path / "b.gguf")
+    assert same(read_bias(tmp_path / "b.gguf"), bias)
+    assert read_bias(tmp_path / "b.gguf").key == bias.key
 
 
 @pytest.mark.parametrize("text", ["\0", "a\0b", "\0a"])
@@ -208,6 +258,14 @@ def test_impossible_fields() -> None:
     for epsilon in (0, -1, float("nan"), float("inf"), 20.001, 1e-60):
         with pytest.raises(FormatError, match="epsilon"):
             BiasFile(identity(), "hard", {}, epsilon)
+    for cap in (None, -1, float("nan"), float("-inf"), 1.1e6, 1e-60):
+        with pytest.raises(FormatError, match="cap"):
+            BiasFile(identity(), "capped", {}, cap=cap)
+    for mode in ("hard", "soft"):
+        with pytest.raises(FormatError, match=f"cap: .* not to {mode}"):
+            BiasFile(identity(), mode, {}, cap=1.0)  # type: ignore[arg-type]
+    with pytest.raises(FormatError, match="a capped bias has only"):
+        BiasFile(identity(), "capped", {0: row + 0.5}, cap=1.0)
     with pytest.raises(FormatError, match="mode: 'x'"):
         BiasFile(identity(), "x", {})  # type: ignore[arg-type]
     for layer in (-1, 3):
@@ -215,7 +273,7 @@ def test_impossible_fields() -> None:
             BiasFile(identity(), "hard", {layer: row})
     with pytest.raises(FormatError, match="lower the scale"):
         BiasFile(identity(), "soft", {0: row + 2e6})
-    for key in ("mode", "A", "a b", ""):
+    for key in ("mode", "cap", "A", "a b", ""):
         with pytest.raises(FormatError, match="provenance"):
             BiasFile(identity(), "hard", {}, provenance={key: "x"})
     with pytest.raises(FormatError, match="too many"):
@@ -227,7 +285,13 @@ def test_impossible_fields() -> None:
 @pytest.mark.parametrize(
     ("fields", "tensors", "words"),
     [
-        ({"expertbias.version": 2}, {}, "version 2"),
+        ({"expertbias.version": 3}, {}, "version 3"),
+        ({"expertbias.version": 2}, {}, "expertbias.cap: missing"),
+        ({"expertbias.version": 2, "expertbias.cap": 1.0}, {}, "mode 'hard' in a file of version 2"),
+        (CAPPED | {"expertbias.version": 1}, {}, "expertbias.cap: unknown field"),
+        (CAPPED | {"expertbias.cap": 1}, {}, "expertbias.cap: a UINT32"),
+        (CAPPED | {"expertbias.cap": -1.0}, {}, "cap: -1.0"),
+        (CAPPED, {"bias.0": ROW + 0.5}, "bias.0: a capped bias"),
         ({"expertbias.version": "1"}, {}, "version '1'"),
         ({"expertbias.mode": 1}, {}, "expertbias.mode: a UINT32"),
         ({"expertbias.mode": "firm"}, {}, "mode: 'firm'"),
@@ -284,8 +348,9 @@ def test_trailing_bytes(tmp_path: Path) -> None:
         read_bias(path)
 
 
-def test_truncated_at_every_length(tmp_path: Path) -> None:
-    data = (GOLDEN / "hard.gguf").read_bytes()
+@pytest.mark.parametrize("name", ["hard", "capped"])
+def test_truncated_at_every_length(tmp_path: Path, name: str) -> None:
+    data = (GOLDEN / f"{name}.gguf").read_bytes()
     path = tmp_path / "b.gguf"
     needed = len(data) - 16  # the last tensor's 16 bytes are padded to 32
     for length in range(len(data)):

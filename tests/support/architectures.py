@@ -233,11 +233,13 @@ class Checker:
         """The most products that one element of a matrix product adds."""
         return max(int(t.shape[0]) for t in GGUFReader(self.path).tensors if len(t.shape) > 1)
 
-    def logits(self, rows: dict[int, Any] | None = None, mode: str = "hard", detach: bool = False) -> list[bytes]:
+    def logits(
+        self, rows: dict[int, Any] | None = None, mode: str = "hard", detach: bool = False, cap: float | None = None
+    ) -> list[bytes]:
         """Logits of a prompt and of single tokens after it, with a bias of `rows`; None: never attached."""
         with Context(self.loaded, n_seq_max=1) as context:
             if rows is not None:
-                capi.attach(context.ctx, native_bias(self.identity, rows, mode))
+                capi.attach(context.ctx, native_bias(self.identity, rows, mode, cap=cap))
             if detach:
                 context.decode(self.tokens[:N_PROMPT])
                 capi.detach(context.ctx)
@@ -265,13 +267,19 @@ class Checker:
         assert self.info.has_selection_bias == bool(self.selection_biases)
 
     def check_zeros(self) -> None:
-        """A bias of zeros, hard or soft, and one that was taken off again leave every bit."""
+        """A bias of zeros, hard or soft, a cap of 0 and a bias that was taken off again leave every bit.
+
+        An infinite cap leaves those of the hard rule.
+        """
         plain = self.logits()
         zeros = {layer: np.zeros(N_EXPERT) for layer in self.steerable}
         assert self.logits(zeros) == plain, "a hard bias of zeros"
         assert self.logits(zeros, "soft") == plain, "a soft bias of zeros"
         signs = self.signs(1, 3)
-        assert self.logits(signs) != plain, "a hard bias changes nothing"
+        hard = self.logits(signs)
+        assert hard != plain, "a hard bias changes nothing"
+        assert self.logits(signs, "capped", cap=0.0) == plain, "a cap of 0"
+        assert self.logits(signs, "capped", cap=float("inf")) == hard, "an infinite cap"
         assert self.logits(signs, detach=True) == plain, "attached and detached"
 
     def signs(self, n_plus: int, n_minus: int) -> dict[int, Any]:
@@ -279,10 +287,10 @@ class Checker:
         rng = np.random.default_rng(7)
         return {layer: random_signs(rng, N_EXPERT, K, n_plus, n_minus) for layer in self.steerable}
 
-    def check_promise(self, rows: dict[int, Any], mode: str = "hard") -> None:
+    def check_promise(self, rows: dict[int, Any], mode: str = "hard", cap: float = float("inf")) -> None:
         """Edited logits bit for bit, choice and weights against the oracle, and the promise in so many words."""
         with Context(self.loaded, capture=True, n_seq_max=1) as context:
-            capi.attach(context.ctx, native_bias(self.identity, rows, mode))
+            capi.attach(context.ctx, native_bias(self.identity, rows, mode, cap=cap))
             self._decode(context)
             seen = context.seen
         for layer in self.steerable:
@@ -291,21 +299,23 @@ class Checker:
                 part = {name: arrays[call::n_calls] for name, arrays in seen.items()}
                 if n_calls == 2:  # computed once, used twice
                     part[f"ffn_moe_logits-{layer}"] = seen[f"ffn_moe_logits-{layer}"]
-                self._check_layer(part, layer, rows[layer], mode, adjugate=call == 1)
+                self._check_layer(part, layer, rows[layer], mode, cap, adjugate=call == 1)
 
     def check_sequences(self) -> None:
-        """Four sequences in one batch, under hard and soft rules of different layers and none: each as it is alone."""
+        """Sequences in one batch, under all rules, in different layers, and under none: each as it is alone."""
         rng = np.random.default_rng(13)
         none = dict.fromkeys(self.steerable, np.zeros(N_EXPERT, np.float32))
         soft = {layer: rng.normal(scale=2, size=N_EXPERT).astype(np.float32) for layer in self.steerable}
         some = {layer: row for layer, row in self.signs(K, N_EXPERT - K).items() if layer % 2 == 0}
-        under = [(self.signs(1, 3), "hard"), (soft, "soft"), (none, "hard"), (some, "hard")]
+        inf = float("inf")
+        under = [(self.signs(1, 3), "hard", inf), (soft, "soft", inf), (none, "hard", inf), (some, "hard", inf)]
+        under += [(self.signs(1, 3), "capped", 0.5), (some, "capped", 2.0), (some, "capped", inf)]
         n = len(under)
         seen: list[dict[str, list[Any]]] = [{} for _ in under]
         # a cache in F16 would round what differs in its last bit to neighbours, ten thousand times as far apart
         with Context(self.loaded, capture=True, n_seq_max=n, type_kv=F32) as context:
-            for sequence, (rows, mode) in enumerate(under):
-                capi.attach_sequence(context.ctx, sequence, native_bias(self.identity, rows, mode))
+            for sequence, (rows, mode, cap) in enumerate(under):
+                capi.attach_sequence(context.ctx, sequence, native_bias(self.identity, rows, mode, cap=cap))
             for start, end in ((0, N_PROMPT), *((i, i + 1) for i in range(N_PROMPT, N_TOKENS))):
                 context.seen.clear()
                 # sequence by sequence, all of one length: llama.cpp does not reorder these when it splits the batch
@@ -319,9 +329,9 @@ class Checker:
             if self.arch not in NOT_CAUSAL:
                 allowance = rounding.logits(logits, self.info.n_layer, self.longest_sum)
                 np.testing.assert_allclose(last, logits, rtol=0, atol=allowance)
-        for (rows, mode), mine in zip(under, seen, strict=True):
+        for (rows, mode, cap), mine in zip(under, seen, strict=True):
             for layer in self.steerable:
-                self._check_layer(mine, layer, rows.get(layer, none[layer]), mode, adjugate=False)
+                self._check_layer(mine, layer, rows.get(layer, none[layer]), mode, cap, adjugate=False)
 
     def _deal(self, tensors: dict[str, list[Any]], seen: list[dict[str, list[Any]]], n_tokens: int) -> None:
         """Give each sequence its rows of the tensors of one batch."""
@@ -336,7 +346,9 @@ class Checker:
             for sequence, mine in enumerate(seen):
                 mine.setdefault(name, []).append(rows[sequence * n_tokens : (sequence + 1) * n_tokens])
 
-    def _check_layer(self, seen: dict[str, list[Any]], layer: int, row: Any, mode: str, adjugate: bool) -> None:
+    def _check_layer(
+        self, seen: dict[str, list[Any]], layer: int, row: Any, mode: str, cap: float, adjugate: bool
+    ) -> None:
         info, where = self.layers[layer], f"layer {layer}"
 
         def rows_of(name: str, width: int) -> Any:
@@ -349,7 +361,7 @@ class Checker:
         edited = rows_of("ffn_moe_logits_steered", N_EXPERT)
         edited = rows_of("ffn_moe_probs", N_EXPERT) if info.gating == "softmax_weight" else edited
         assert z.shape == edited.shape == (N_TOKENS, N_EXPERT), where
-        steered = oracle.steer(z, mode, row)
+        steered = oracle.steer(z, mode, row, cap=cap)
         assert (edited + np.float32(0)).tobytes() == (steered + np.float32(0)).tobytes(), f"{where}: edited logits"
 
         # choice
@@ -363,7 +375,9 @@ class Checker:
         near = 2 * off.max(axis=1, keepdims=True)
         topk = rows_of("ffn_moe_topk", K)
         assert topk.shape == (N_TOKENS, K), where
-        signs = np.asarray(row) if mode == "hard" else np.zeros(N_EXPERT)
+        # only a cap leaves the choice to the architecture's own scores of the edited logits
+        hard = mode == "hard" or (mode == "capped" and cap == float("inf"))
+        signs = np.asarray(row) if hard else np.zeros(N_EXPERT)
         wanted = oracle.chosen_by(scores, signs, K)
         for name, table, allowed in (
             ("sign", np.broadcast_to(signs, scores.shape), np.zeros_like(near)),
@@ -458,6 +472,8 @@ def check(path: Path, arch: str, variant: str = "") -> Found:
         c.check_promise(c.signs(2, N_EXPERT - K))
         rng = np.random.default_rng(9)
         c.check_promise({layer: rng.normal(scale=2, size=N_EXPERT).astype(np.float32) for layer in c.steerable}, "soft")
+        for cap in (0.25, 3.0, float("inf")):
+            c.check_promise(c.signs(2, N_EXPERT - K), "capped", cap)
         c.check_sequences()
         c.check_recorder()
         c.check_refused()

@@ -26,11 +26,32 @@ FIELDS: dict[str, Any] = {
 }
 ROW = np.zeros(4, np.float32)
 SOFT = {"expertbias.mode": "soft"}
+CAPPED = {"expertbias.version": 2, "expertbias.mode": "capped", "expertbias.cap": 1.5}
 MAX_LAYERS, MAX_EXPERTS = 4096, 16384
 
 # name: (changed fields, tensors); `...` leaves a field out
 FORGED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "version-2": ({"expertbias.version": 2}, {}),
+    "version-0": ({"expertbias.version": 0}, {}),
+    "version-3": ({"expertbias.version": 3}, {}),
+    # the versions of the rules: what reads version 1 alone must not take a capped file for another
+    "version-2-hard": ({"expertbias.version": 2}, {}),
+    "version-2-hard-with-cap": (CAPPED | {"expertbias.mode": "hard"}, {}),
+    "version-2-soft-with-cap": (CAPPED | SOFT, {}),
+    "version-1-capped": (CAPPED | {"expertbias.version": 1}, {}),
+    "version-1-capped-without-cap": ({"expertbias.mode": "capped"}, {}),
+    "version-1-hard-with-cap": ({"expertbias.cap": 1.5}, {}),
+    "version-1-soft-with-a-text-as-cap": (SOFT | {"expertbias.cap": "1.5"}, {}),
+    "no-cap": (CAPPED | {"expertbias.cap": ...}, {}),
+    "cap-whole": (CAPPED | {"expertbias.cap": 1}, {}),
+    "cap-text": (CAPPED | {"expertbias.cap": "1.5"}, {}),
+    "cap-nan": (CAPPED | {"expertbias.cap": float("nan")}, {}),
+    "cap-negative": (CAPPED | {"expertbias.cap": -0.5}, {}),
+    "cap-negative-infinity": (CAPPED | {"expertbias.cap": float("-inf")}, {}),
+    "cap-large": (CAPPED | {"expertbias.cap": 1000001.0}, {}),
+    "capped-half-a-sign": (CAPPED, {"bias.0": ROW + 0.5}),
+    "capped-three-on": (CAPPED, {"bias.0": np.array([1, 1, 1, 0], np.float32)}),
+    "capped-three-off": (CAPPED, {"bias.0": np.array([-1, -1, -1, 0], np.float32)}),
+    "capped-epsilon-0": (CAPPED | {"expertbias.epsilon": 0.0}, {}),
     "version-text": ({"expertbias.version": "1"}, {}),
     "version-float": ({"expertbias.version": 1.0}, {}),
     "mode-number": ({"expertbias.mode": 1}, {}),
@@ -107,6 +128,11 @@ LEGAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "soft-all-off": (SOFT, {"bias.2": ROW - 5}),
     "two-on-two-off": ({}, {"bias.0": np.array([1, 1, -1, -1], np.float32)}),
     "minus-zero": ({}, {"bias.0": -ROW}),
+    "cap-0": (CAPPED | {"expertbias.cap": 0.0}, {"bias.0": np.array([1, 1, -1, -1], np.float32)}),
+    "cap-minus-0": (CAPPED | {"expertbias.cap": -0.0}, {"bias.0": np.array([1, 0, 0, -1], np.float32)}),
+    "cap-tiny": (CAPPED | {"expertbias.cap": 1e-40}, {"bias.0": np.array([1, 0, 0, -1], np.float32)}),
+    "cap-largest": (CAPPED | {"expertbias.cap": 1e6}, {"bias.1": np.array([1, 1, -1, -1], np.float32)}),
+    "cap-infinite": (CAPPED | {"expertbias.cap": float("inf")}, {"bias.2": np.array([1, 1, -1, -1], np.float32)}),
     "provenance": ({"expertbias.behaviour": "digits"}, {}),
 }
 # Where the library is more patient than Python, on purpose: it reads what it needs and leaves the rest to the writer.
@@ -211,9 +237,9 @@ def corpus(folder: Path, n_flips: int = 400) -> dict[str, bytes]:
     tables = {"forged": FORGED, "legal": LEGAL, "lenient": LENIENT}
     files = {f"{kind}-{name}": data for kind, table in tables.items() for name, data in forge(folder, table).items()}
     files |= {f"raw-{name}": data for name, data in RAW.items()}
-    for name in ("hard", "soft", "empty"):
+    for name in ("hard", "soft", "empty", "capped"):
         files |= flips(name, n_flips) | nuls(name)
-    files |= truncations("hard")
+    files |= truncations("hard") | truncations("capped")
     files["trailing"] = (GOLDEN / "hard.gguf").read_bytes() + bytes(1)
     return files
 

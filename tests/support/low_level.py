@@ -169,7 +169,11 @@ def identity_of(path: Path) -> ModelIdentity:
 
 
 def native_bias(
-    identity: ModelIdentity, layers: dict[int, Any], mode: str = "hard", epsilon: float = 0.01
+    identity: ModelIdentity,
+    layers: dict[int, Any],
+    mode: str = "hard",
+    epsilon: float = 0.01,
+    cap: float | None = None,
 ) -> capi.NativeBias:
     """A native bias of rows by layer."""
     return capi.NativeBias.from_values(
@@ -177,6 +181,7 @@ def native_bias(
         router_sha256=identity.router_sha256,
         mode=mode,
         epsilon=epsilon,
+        cap=cap,
         n_layer=identity.n_layer,
         n_expert=identity.n_expert,
         n_expert_used=identity.n_expert_used,

@@ -118,7 +118,7 @@ def reader_seeds(folder: Path) -> Path:
                 (folder / f"{name}.gguf").write_bytes(data)
     for name, data in hostile.RAW.items():
         (folder / f"raw-{name}.gguf").write_bytes(data)
-    for name in ("hard", "soft", "empty"):
+    for name in ("hard", "soft", "empty", "capped"):
         shutil.copy(hostile.GOLDEN / f"{name}.gguf", folder)
     return folder
 
@@ -141,6 +141,9 @@ def attach_seeds(folder: Path, model: Path) -> Path:
         "hard": BiasFile.from_signs(hard, identity),
         "wide": BiasFile.from_signs(wide, identity),
         "soft": BiasFile(identity, "soft", layers),
+        "capped": BiasFile.from_capped(hard, identity, 1.5),
+        "capped-infinite": BiasFile.from_capped(wide, identity, float("inf")),
+        "capped-by-0": BiasFile.from_capped(hard, identity, 0),
         "nothing": BiasFile.from_signs(0 * hard, identity),
         "layer-0": BiasFile.from_signs(dense, identity),
         "other-router": BiasFile.from_signs(hard, other),

@@ -17,14 +17,22 @@ Logits = npt.NDArray[np.float32]
 _TINIEST = 2.0**-126
 
 
-def steer(z: Logits, mode: str, values: npt.ArrayLike, epsilon: float = 0.01) -> Logits:
-    """The edited logits z' of one layer. `values` [experts]: signs for the hard rule, logits for the soft one."""
+def steer(z: Logits, mode: str, values: npt.ArrayLike, epsilon: float = 0.01, cap: float = np.inf) -> Logits:
+    """The edited logits z' of one layer. `values` [experts]: logits for the soft rule, signs for the others.
+
+    `cap`: the most logits by which the capped rule moves an expert.
+    """
     row = np.asarray(values, dtype=np.float32)
     if mode == "soft":
         return z + row
     eps = np.float32(epsilon)
     highest, lowest = z.max(axis=1, keepdims=True), z.min(axis=1, keepdims=True)  # both before any edit
-    return np.where(row > 0, highest + eps, np.where(row < 0, lowest - eps, z))
+    promoted, suppressed = np.broadcast_to(highest + eps, z.shape), np.broadcast_to(lowest - eps, z.shape)
+    if mode == "capped":
+        far = np.float32(cap)
+        promoted = np.maximum(z, np.minimum(promoted, z + far))
+        suppressed = np.minimum(z, np.maximum(suppressed, z - far))
+    return np.where(row > 0, promoted, np.where(row < 0, suppressed, z))
 
 
 def chosen(z: Logits, k: int) -> npt.NDArray[np.int64]:

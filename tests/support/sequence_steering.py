@@ -26,14 +26,15 @@ class Steering:
     rows: dict[int, Any] = field(default_factory=dict)
     mode: str = "hard"
     epsilon: float = 0.01
+    cap: float = float("inf")  # of the capped rule
 
     def native(self, identity: ModelIdentity) -> capi.NativeBias:
-        return native_bias(identity, self.rows, self.mode, self.epsilon)
+        return native_bias(identity, self.rows, self.mode, self.epsilon, self.cap)
 
     def logits(self, z: Any, layer: int) -> Any:
         """The oracle's edit of one layer's logits."""
         row = self.rows.get(layer)
-        return z if row is None else oracle.steer(z, self.mode, row, self.epsilon)
+        return z if row is None else oracle.steer(z, self.mode, row, self.epsilon, self.cap)
 
 
 NONE = Steering()
@@ -45,7 +46,7 @@ def allowance(logits: Any) -> float:
 
 
 def steerings(identity: ModelIdentity, seed: int = 1) -> list[Steering]:
-    """Hard rules of different layers and epsilon, soft ones, and none."""
+    """Hard rules of different layers and epsilon, soft ones, capped ones of several caps, and none."""
     rng = np.random.default_rng(seed)
     n, k, layers = identity.n_expert, identity.n_expert_used, range(identity.n_layer)
 
@@ -60,6 +61,10 @@ def steerings(identity: ModelIdentity, seed: int = 1) -> list[Steering]:
         Steering({0: signs(0, n - k), 1: signs(1, 0)}, epsilon=20.0),
         Steering({1: np.linspace(-30, 30, n, dtype=np.float32)}, "soft"),
         Steering({layer: signs(k, 0) for layer in layers}, epsilon=1e-3),
+        Steering({layer: signs(1, n // 2) for layer in layers}, "capped", cap=1.5),
+        Steering({0: signs(k, n - k), identity.n_layer - 1: signs(0, n - k)}, "capped", 2.5, 0.25),
+        Steering({1: signs(k, 0)}, "capped"),
+        Steering({layer: signs(1, 1) for layer in layers}, "capped", cap=0.0),
     ]
 
 

@@ -33,10 +33,19 @@ def describe(steering: Steering | None, on: bool = True) -> str:
         parts.append("reversed")
     if steering.preset:
         parts.append(f"preset {steering.preset}")
-    parts.append(f"soft rule, strength {steering.scale:g}" if steering.scale is not None else f"{steering.mode} rule")
+    parts += [f"by {steering.rank}"] if steering.rank != "rd" else []
+    parts.append(_rule(steering))
     parts.append(f"layers {steering.layers}" if steering.layers else "all layers")
     line = f"{steering.name}: {', '.join(parts)}"
     return line if on else f"off; /steer on goes back to {line}"
+
+
+def _rule(steering: Steering) -> str:
+    if steering.cap is not None:
+        return f"capped rule, cap {steering.cap:g}"
+    if steering.scale is None:
+        return f"{steering.mode} rule"
+    return f"soft rule, strength {steering.scale:g}" + (f" by {steering.weights}" if steering.weights else "")
 
 
 def _many(n: int, what: str) -> str:

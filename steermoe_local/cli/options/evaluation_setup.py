@@ -215,7 +215,10 @@ class EvaluationSetup:
             deactivate=flags.deactivate,
             reverse=flags.reverse,
             layers=flags.layers,
-            strength=flags.strength,
+            rank=flags.rank,
+            strength=flags.rule.scale,
+            weights=flags.rule.weights,
+            cap=flags.rule.cap,
         )
         warn(*steering.check(self.identity, str(self.model), flags.force))
         return steering

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from steermoe_local.llama.library import library_folder
-from steermoe_local.model_files.model_info import model_info
+from steermoe_local.model_files.model_info import ModelInfo, model_info
 from steermoe_local.steering.bias_file import BiasFile, Mode, write_bias
 from tests.integration.reference.native import data_file
 from tests.support.paths import ROOT
@@ -68,9 +68,13 @@ def run(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def zeros(path: Path, model: Path, mode: Mode) -> Path:
-    """A bias file with a row of zeros for every layer."""
-    identity = model_info(model).identity
+    """A bias file with a row of zeros for every layer; in mode "capped" with signs, and a cap of 0."""
+    info = model_info(model)
+    identity = info.identity
     assert identity is not None
+    if mode == "capped":
+        write_bias(BiasFile.from_capped(signs_of(info), identity, 0.0), path)
+        return path
     rows = {layer: np.zeros(identity.n_expert, dtype=np.float32) for layer in range(identity.n_layer)}
     write_bias(BiasFile(identity, mode, rows), path)
     return path
@@ -80,10 +84,15 @@ def real(path: Path, model: Path) -> Path:
     """A bias file that promotes the first expert of every MoE layer and suppresses the last."""
     info = model_info(model)
     assert info.identity is not None
+    write_bias(BiasFile.from_signs(signs_of(info), info.identity), path)
+    return path
+
+
+def signs_of(info: ModelInfo) -> np.ndarray:
+    assert info.identity is not None
     signs = np.zeros(info.identity.shape)
     signs[info.moe_layers, 0], signs[info.moe_layers, -1] = 1, -1
-    write_bias(BiasFile.from_signs(signs, info.identity), path)
-    return path
+    return signs
 
 
 def assert_same_bits(ours: Logits, stock: Logits) -> None:
@@ -100,7 +109,7 @@ def test_without_a_bias(run: Run, name: str) -> None:
     assert_same_bits(run(library_folder(), name), run(STOCK, name))
 
 
-@pytest.mark.parametrize("mode", ["hard", "soft"])
+@pytest.mark.parametrize("mode", ["hard", "soft", "capped"])
 @pytest.mark.parametrize("name", MODELS)
 def test_bias_of_zeros(run: Run, model: Callable[[str], Path], tmp_path: Path, name: str, mode: Mode) -> None:
     bias = zeros(tmp_path / "zeros.gguf", model(name), mode)
