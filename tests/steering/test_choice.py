@@ -45,9 +45,7 @@ def test_weighted(weights: str, scale: float, activate: int, deactivate: int, re
     """b = strength * sign * |w| / max |w| of the chosen experts."""
     rank = "effect" if weights == "effect" else "rd"
     signs = SCORED.choose(activate, deactivate, reverse=reverse, rank=rank)
-    found = steering(
-        activate=activate, deactivate=deactivate, reverse=reverse, rank=rank, scale=scale, weights=weights
-    )
+    found = steering(activate=activate, deactivate=deactivate, reverse=reverse, rank=rank, scale=scale, weights=weights)
     wanted = np.float32(scale) * (signs * relative_sizes(SCORED, weights, signs)).astype(np.float32)
     bias = built(found)
     assert np.array_equal(bias.dense(), wanted)
