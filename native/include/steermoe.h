@@ -12,7 +12,8 @@
 //               capped rule z'_e = min(max(z) + epsilon, z_e + cap)   where the sign of expert e is +1
 //                           z'_e = max(min(z) - epsilon, z_e - cap)   where it is -1,  z'_e = z_e otherwise
 //             Each sequence of a context can have its own steering; one batch can contain all of them.
-//   Recording For the tokens of a mask, the selected experts are counted per layer. Nothing is kept per token.
+//   Recording For the tokens of a mask, the selected experts are counted per layer, and what their routers computed is
+//             summed. Nothing is kept per token.
 //
 // Rules of the interface
 //   - Every function that can fail returns a steermoe_status. After a failure, steermoe_last_error() returns one line
@@ -267,6 +268,19 @@ STEERMOE_API void steermoe_recorder_reset(struct steermoe_recorder * recorder);
 // reason if counting failed.
 STEERMOE_API steermoe_status steermoe_recorder_counts(const struct steermoe_recorder * recorder, int64_t * counts,
                                                       int64_t * tokens);
+
+// With sums = true, what the routers compute for the counted tokens is summed beside the counts. Two more tensors of each
+// layer are then read. Sets all counts and sums to zero. Default: false.
+STEERMOE_API steermoe_status steermoe_recorder_set_sums(struct steermoe_recorder * recorder, bool sums);
+
+// Sums over the counted tokens (see tokens above), in float64, in the order of the batch:
+// logits:  [n_bins][n_layer][n_expert], the router's logits, before they are steered.
+// spread:  [n_bins][n_layer], over the experts, too: the squared deviation of each logit from the mean of its token.
+// weights: [n_bins][n_layer][n_expert], the weight with which a selected expert's output is mixed, after the model's own
+//          normalisation and scaling; experts that are not selected add 0.
+// Each may be NULL. Returns STEERMOE_ERR_STATE with the reason if no sums are kept, or summing failed.
+STEERMOE_API steermoe_status steermoe_recorder_sums(const struct steermoe_recorder * recorder, double * logits,
+                                                    double * spread, double * weights);
 
 STEERMOE_API void steermoe_recorder_free(struct steermoe_recorder * recorder);
 

@@ -39,7 +39,8 @@ bool steermoe_router::selects_by_logits() const {
 }
 
 steermoe_hook::steermoe_hook(const llama_model & model)
-    : model(model), routers(model.hparams.n_layer()), sequences(std::make_unique<steermoe_sequences>(model)) {}
+    : model(model), routers(model.hparams.n_layer()), noted_logits(routers.size()), noted_weights(routers.size()),
+      sequences(std::make_unique<steermoe_sequences>(model)) {}
 
 steermoe_hook::~steermoe_hook() = default;
 
@@ -56,6 +57,16 @@ ggml_tensor * steermoe_hook::edit_router(ggml_context * ctx, llm_graph_result * 
     if (router.external || logits->ne[1] == 0) {
         return logits;
     }
+    if (noted_graph != n_graph) { // the first router of a graph
+        noted_graph = n_graph;
+        notes.clear();
+        std::fill(noted_logits.begin(), noted_logits.end(), nullptr);
+        std::fill(noted_weights.begin(), noted_weights.end(), nullptr);
+    }
+    if (noted_logits[il] == nullptr) {
+        noted_logits[il] = logits;
+        notes[logits]    = { il, /*.weights =*/false };
+    }
     return sequences->edit_logits(ctx, res, logits, il);
 }
 
@@ -66,11 +77,26 @@ ggml_tensor * steermoe_hook::edit_selection(ggml_context * ctx, ggml_tensor * sc
     return sequences->edit_selection(ctx, scores, il);
 }
 
+void steermoe_hook::note_weights(const ggml_tensor * weights, int il) {
+    if (il < 0 || il >= n_layer() || noted_graph != n_graph || noted_logits[il] == nullptr ||
+        noted_weights[il] != nullptr) {
+        return;
+    }
+    noted_weights[il] = weights;
+    notes[weights]    = { il, /*.weights =*/true };
+}
+
+const steermoe_note * steermoe_hook::note(const ggml_tensor * t) const {
+    const auto found = notes.find(t);
+    return found == notes.end() ? nullptr : &found->second;
+}
+
 bool steermoe_hook::accepts(const llama_batch & batch) const {
     return passes(sequences->obstacle(batch));
 }
 
 uint64_t steermoe_hook::begin_graph(const llama_ubatch * ubatch) {
+    n_graph++;
     return sequences->begin_graph(ubatch);
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 class llm_graph_result;
@@ -36,6 +37,12 @@ struct steermoe_router {
     bool selects_by_logits() const;
 };
 
+// What a tensor of a graph holds of the routing of a layer.
+struct steermoe_note {
+    int  il;
+    bool weights; // the mixing weights of the selected experts; else the router's logits, before they are edited
+};
+
 struct steermoe_hook {
     explicit steermoe_hook(const llama_model & model);
     ~steermoe_hook();
@@ -55,6 +62,9 @@ struct steermoe_hook {
     // Before the top-k of the same layer: returns the selection scores [n_expert, n_tokens], edited if the logits alone
     // do not decide the selection.
     ggml_tensor * edit_selection(ggml_context * ctx, ggml_tensor * scores, int il);
+
+    // When the mixing weights of the same layer [1 or n_expert_used, ..., n_tokens] are final.
+    void note_weights(const ggml_tensor * weights, int il);
 
     // Before a batch is split: false, with a message, if one of its tokens has two steerings.
     bool accepts(const llama_batch & batch) const;
@@ -85,7 +95,11 @@ struct steermoe_hook {
 
     const steermoe_router * router(int il) const; // nullptr: the layer has no router
     int                     last_router() const;  // the last layer with a router, -1: none
-    int                     n_layer() const { return (int) routers.size(); }
+
+    // What t, a tensor of the graph built last, holds; nullptr: neither logits nor weights, or of no router.
+    const steermoe_note * note(const ggml_tensor * t) const;
+
+    int n_layer() const { return (int) routers.size(); }
 
     const llama_model & model;
 
@@ -101,7 +115,15 @@ struct steermoe_hook {
     std::vector<steermoe_layer> layers() const;
 
     std::vector<std::unique_ptr<steermoe_router>> routers; // [n_layer]
-    std::unique_ptr<steermoe_sequences>           sequences;
+
+    // of the graph built last; a layer may route twice by the same logits (grovemoe), of which the first time counts
+    std::unordered_map<const ggml_tensor *, steermoe_note> notes;
+    std::vector<const ggml_tensor *>                       noted_logits;    // [n_layer]
+    std::vector<const ggml_tensor *>                       noted_weights;   // [n_layer]
+    uint64_t                                               n_graph     = 0; // counts graphs, built or reused
+    uint64_t                                               noted_graph = 0; // the one that the notes are of
+
+    std::unique_ptr<steermoe_sequences> sequences;
 };
 
 // Attach the bias file that STEERMOE_BIAS names, if any, to a new context. Throws steermoe_error.

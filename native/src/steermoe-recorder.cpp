@@ -54,11 +54,33 @@ void steermoe_recorder::set_mask(const int32_t * bins, int32_t n_tokens) {
     mask.assign(bins, bins + n_tokens);
 }
 
+void steermoe_recorder::set_sums(bool new_sums) {
+    sums = new_sums;
+    reset();
+}
+
 void steermoe_recorder::reset() {
-    counts.assign((size_t) n_bins * n_layer * n_expert, 0);
-    tokens.assign((size_t) n_bins * n_layer, 0);
+    const size_t n_rows = (size_t) n_bins * n_layer;
+    counts.assign(n_rows * n_expert, 0);
+    tokens.assign(n_rows, 0);
+    logits.assign(sums ? n_rows * n_expert : 0, 0.0);
+    spread.assign(sums ? n_rows : 0, 0.0);
+    weights.assign(sums ? n_rows * n_expert : 0, 0.0);
+    summed.assign(sums ? 2 * n_rows : 0, 0);
     mask.clear();
     failure.clear();
+}
+
+std::string steermoe_recorder::missing_sums() const {
+    for (size_t i = 0; i < summed.size(); i++) {
+        const size_t row = i % tokens.size();
+        if (summed[i] != tokens[row]) {
+            return std::string(i < tokens.size() ? "the router logits" : "the mixing weights") + " of layer " +
+                   std::to_string(row % n_layer) + " were seen for " + std::to_string(summed[i]) + " of " +
+                   std::to_string(tokens[row]) + " counted tokens";
+        }
+    }
+    return "";
 }
 
 void steermoe_recorder::fail(const std::string & what) {
@@ -70,9 +92,11 @@ void steermoe_recorder::fail(const std::string & what) {
 // Looks up the bins of the ubatch's tokens by their index in the batch and clears them in the mask: each token is
 // computed once in a decode, so a later token of the same index belongs to a decode without a mask.
 void steermoe_recorder::begin_ubatch() {
-    cur_ubatch = hook->n_ubatch;
-    finished   = false;
-    any        = false;
+    cur_ubatch   = hook->n_ubatch;
+    finished     = false;
+    any          = false;
+    z_layer      = -1;
+    chosen_layer = -1;
     layer_done.assign(n_layer, false);
 
     const llama_ubatch & ubatch = *hook->ubatch;
@@ -133,31 +157,113 @@ void steermoe_recorder::count(const ggml_tensor * topk, int il) {
 
     // a strided view of the argsort: n_expert values for each token, of which the first n_used are selected
     const size_t n_bytes = (size_t) (n_routed - 1) * topk->nb[1] + (size_t) n_used * topk->nb[0];
-    const char * data    = (const char *) topk->data;
-    const auto * buffer  = topk->view_src ? topk->view_src->buffer : topk->buffer;
-    if (!ggml_backend_buffer_is_host(const_cast<ggml_backend_buffer *>(buffer))) {
-        scratch.resize(n_bytes);
-        ggml_backend_tensor_get(topk, scratch.data(), 0, n_bytes);
-        data = scratch.data();
-    }
+    const char * data    = read(topk, n_bytes, scratch);
 
+    chosen.clear();
     for (int64_t r = 0; r < n_routed; r++) {
-        const int32_t bin = routed_bins[r];
+        const int32_t bin      = routed_bins[r];
+        const auto *  selected = (const int32_t *) (data + r * topk->nb[1]);
+        if (sums) {
+            chosen.insert(chosen.end(), selected, selected + n_used);
+        }
         if (bin < 0) {
             continue;
         }
-        const auto * selected = (const int32_t *) (data + r * topk->nb[1]);
-        int64_t *    sums     = counts.data() + ((size_t) bin * n_layer + il) * n_expert;
+        int64_t * sums_of = counts.data() + ((size_t) bin * n_layer + il) * n_expert;
         for (int64_t k = 0; k < n_used; k++) {
             if (selected[k] < 0 || selected[k] >= n_expert) {
                 fail(std::string(topk->name) + ": selected expert " + std::to_string(selected[k]) + " of " +
                      std::to_string(n_expert));
                 return;
             }
-            sums[selected[k]]++;
+            sums_of[selected[k]]++;
         }
         tokens[(size_t) bin * n_layer + il]++;
     }
+    if (sums) {
+        chosen_layer = il;
+        add_logits(il);
+    }
+}
+
+const char * steermoe_recorder::read(const ggml_tensor * t, size_t n_bytes, std::vector<char> & memory) const {
+    const auto * buffer = t->view_src ? t->view_src->buffer : t->buffer;
+    if (ggml_backend_buffer_is_host(const_cast<ggml_backend_buffer *>(buffer))) {
+        return (const char *) t->data;
+    }
+    memory.resize(n_bytes);
+    ggml_backend_tensor_get(t, memory.data(), 0, n_bytes);
+    return memory.data();
+}
+
+// The logits are read before the selection, which says whether the layer's tokens are counted.
+void steermoe_recorder::keep_logits(const ggml_tensor * t, int il) {
+    if (t->type != GGML_TYPE_F32 || !ggml_is_contiguous(t) || t->ne[0] != n_expert || t->ne[2] != 1 || t->ne[3] != 1) {
+        fail(std::string(t->name) + ": unexpected layout of router logits");
+        return;
+    }
+    const auto * data = (const float *) read(t, ggml_nbytes(t), scratch);
+    z.assign(data, data + ggml_nelements(t));
+    z_layer = il;
+}
+
+// Behind count(), whose routed_bins are those of the logits.
+void steermoe_recorder::add_logits(int il) {
+    if (z_layer != il || z.size() != routed_bins.size() * n_expert) {
+        return;
+    }
+    for (size_t r = 0; r < routed_bins.size(); r++) {
+        if (routed_bins[r] < 0) {
+            continue;
+        }
+        const size_t  row  = (size_t) routed_bins[r] * n_layer + il;
+        const float * mine = z.data() + r * n_expert;
+        double *      to   = logits.data() + row * n_expert;
+        double        mean = 0.0;
+        for (int32_t e = 0; e < n_expert; e++) {
+            mean += mine[e];
+            to[e] += mine[e];
+        }
+        mean /= n_expert;
+        double squares = 0.0;
+        for (int32_t e = 0; e < n_expert; e++) {
+            squares += (mine[e] - mean) * (mine[e] - mean);
+        }
+        spread[row] += squares;
+        summed[row]++;
+    }
+}
+
+void steermoe_recorder::add_weights(const ggml_tensor * t, int il) {
+    if (chosen_layer != il) {
+        return; // not counted
+    }
+    if (t->type != GGML_TYPE_F32 || !ggml_is_contiguous(t) || (size_t) ggml_nelements(t) != chosen.size()) {
+        fail(std::string(t->name) + ": unexpected layout of mixing weights");
+        return;
+    }
+    const auto * data   = (const float *) read(t, ggml_nbytes(t), scratch);
+    const size_t n_used = chosen.size() / routed_bins.size();
+    for (size_t r = 0; r < routed_bins.size(); r++) {
+        if (routed_bins[r] < 0) {
+            continue;
+        }
+        const size_t row = (size_t) routed_bins[r] * n_layer + il;
+        for (size_t k = r * n_used; k < (r + 1) * n_used; k++) {
+            weights[row * n_expert + chosen[k]] += data[k];
+        }
+        summed[tokens.size() + row]++;
+    }
+}
+
+bool steermoe_recorder::is_end(const ggml_tensor * t, int topk_il) const {
+    const int               il     = hook->last_router();
+    const steermoe_router * router = hook->router(il);
+    if (!sums || router == nullptr || router->external) {
+        return topk_il >= 0 && topk_il == il;
+    }
+    const steermoe_note * note = hook->note(t);
+    return note != nullptr && note->weights && note->il == il;
 }
 
 bool steermoe_recorder::eval(const ggml_tensor * t, bool ask) {
@@ -172,14 +278,21 @@ bool steermoe_recorder::eval(const ggml_tensor * t, bool ask) {
         // returning false leaves all other nodes uncomputed.
         return ask;
     }
-    const int  il   = topk_layer(t);
-    const bool last = stop_early && il >= 0 && il == hook->last_router();
+    const int             il   = topk_layer(t);
+    const bool            last = stop_early && is_end(t, il);
+    const steermoe_note * note = sums && any ? hook->note(t) : nullptr;
     if (ask) {
-        return il >= 0 && (any || last);
+        return (il >= 0 && any) || note != nullptr || last;
+    }
+    if (note != nullptr && !note->weights) {
+        keep_logits(t, note->il);
     }
     if (il >= 0 && il < n_layer && any && !layer_done[il]) {
         layer_done[il] = true;
         count(t, il);
+    }
+    if (note != nullptr && note->weights) {
+        add_weights(t, note->il);
     }
     finished = last;
     return !last;

@@ -273,6 +273,34 @@ steermoe_status steermoe_recorder_counts(const steermoe_recorder * recorder, int
     });
 }
 
+steermoe_status steermoe_recorder_set_sums(steermoe_recorder * recorder, bool sums) {
+    return steermoe_guard([&] {
+        require(recorder, "recorder");
+        recorder->set_sums(sums);
+    });
+}
+
+steermoe_status steermoe_recorder_sums(const steermoe_recorder * recorder, double * logits, double * spread,
+                                       double * weights) {
+    return steermoe_guard([&] {
+        require(recorder, "recorder");
+        const std::string failure = recorder->failure.empty() ? recorder->missing_sums() : recorder->failure;
+        if (!recorder->sums || !failure.empty()) {
+            throw steermoe_error(STEERMOE_ERR_STATE,
+                                 recorder->sums ? failure
+                                                : "no sums are kept; ask for them by steermoe_recorder_set_sums");
+        }
+        const auto copy = [](double * to, const std::vector<double> & from) {
+            if (to != nullptr) {
+                memcpy(to, from.data(), from.size() * sizeof(double));
+            }
+        };
+        copy(logits, recorder->logits);
+        copy(spread, recorder->spread);
+        copy(weights, recorder->weights);
+    });
+}
+
 void steermoe_recorder_free(steermoe_recorder * recorder) {
     delete recorder;
 }

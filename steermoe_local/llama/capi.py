@@ -119,6 +119,8 @@ def _lib() -> ctypes.CDLL:
         "recorder_set_stop": (None, pointer, ctypes.c_bool),
         "recorder_reset": (None, pointer),
         "recorder_counts": (ctypes.c_int, pointer, ctypes.POINTER(int64), ctypes.POINTER(int64)),
+        "recorder_set_sums": (ctypes.c_int, pointer, ctypes.c_bool),
+        "recorder_sums": (ctypes.c_int, pointer, *[ctypes.POINTER(ctypes.c_double)] * 3),
         "recorder_free": (None, pointer),
     }
     for name, (result, *arguments) in signatures.items():
@@ -345,12 +347,17 @@ def router_sha256(model: Any) -> str:
 class NativeRecorder:
     """A `struct steermoe_recorder`. Close it after its context was freed."""
 
-    def __init__(self, model: Any, n_bins: int, shape: tuple[int, int]) -> None:
-        """`shape` is (n_layer, n_expert) of the model. Raises ModelError for a model without experts."""
+    def __init__(self, model: Any, n_bins: int, shape: tuple[int, int], *, sums: bool = False) -> None:
+        """`shape` is (n_layer, n_expert) of the model; `sums`: keep `sums` beside the counts.
+
+        Raises ModelError for a model without experts.
+        """
         self._handle = ctypes.c_void_p()
         self._n_bins = n_bins
         self._shape = shape
         _check(_lib().steermoe_recorder_init(model, n_bins, ctypes.byref(self._handle)))
+        if sums:
+            _check(_lib().steermoe_recorder_set_sums(self._handle, True))
 
     def install(self, context_params: Any) -> None:
         """Put the eval callback into `llama_context_params`; before llama_init_from_model."""
@@ -373,7 +380,7 @@ class NativeRecorder:
         _lib().steermoe_recorder_set_stop(self._handle, stop)
 
     def reset(self) -> None:
-        """Set all counts to 0."""
+        """Set all counts and sums to 0."""
         _lib().steermoe_recorder_reset(self._handle)
 
     def counts(self) -> tuple[Any, Any]:
@@ -386,6 +393,21 @@ class NativeRecorder:
         tokens = (ctypes.c_int64 * (self._n_bins * n_layer))()
         _check(_lib().steermoe_recorder_counts(self._handle, counts, tokens))
         return counts, tokens
+
+    def sums(self) -> tuple[Any, Any, Any]:
+        """Sums over the counted tokens as ctypes double arrays (steermoe_recorder_sums).
+
+        Router logits [n_bins * n_layer * n_expert], their squared deviations from their token's mean
+        [n_bins * n_layer], mixing weights [n_bins * n_layer * n_expert].
+
+        Raises NativeError with the reason if the recording went wrong, or no sums are kept.
+        """
+        n_layer, n_expert = self._shape
+        logits, spread, weights = (
+            (ctypes.c_double * (self._n_bins * n_layer * width))() for width in (n_expert, 1, n_expert)
+        )
+        _check(_lib().steermoe_recorder_sums(self._handle, logits, spread, weights))
+        return logits, spread, weights
 
     def close(self) -> None:
         """Free the recorder; its context must be gone."""

@@ -115,6 +115,7 @@ N_TOKENS, N_PROMPT = 20, 16  # the rest is decoded token by token
 WIDTHS = dict.fromkeys(
     ("ffn_moe_logits", "ffn_moe_logits_biased", "ffn_moe_logits_steered", "ffn_moe_probs"), N_EXPERT
 ) | dict.fromkeys(("ffn_moe_topk", "ffn_moe_weights", "ffn_moe_weights_softmax", "ffn_moe_weights_norm"), K)
+FINAL_WEIGHTS = tuple(f"ffn_moe_weights{end}" for end in ("_scaled", "_norm", "_softmax", ""))  # the last there is
 EXPERT_TENSOR = re.compile(r"blk\.\d+\.(ffn_(gate|up|down|gate_up)_(ch)?exps\.|ffn_gate_inp\.|exp_probs_b)")
 
 
@@ -405,29 +406,56 @@ class Checker:
             assert (np.abs(normed - weights) <= off).all(), f"{where}: normalised weights"
 
     def check_recorder(self) -> None:
-        """Recorded counts are those of the captured choice, on a prompt and on single tokens; of routers alone."""
+        """Recorded counts and sums are those of the captured tensors, on a prompt and on single tokens.
+
+        Of routers alone. Steering edits the logits, but not those that are summed.
+        """
+        for rows in (None, self.signs(1, 3)):
+            self._check_recorder(rows)
+
+    def _check_recorder(self, rows: dict[int, Any] | None) -> None:
+        bias = None if rows is None else native_bias(self.identity, rows)
         with Context(self.loaded, capture=True, n_seq_max=1) as context:
+            if bias is not None:
+                capi.attach(context.ctx, bias)
             self._decode(context)
             step = 2 if self.arch == "grovemoe" else 1
-            chosen = {
-                layer: np.concatenate([a.reshape(-1, K) for a in context.seen[f"ffn_moe_topk-{layer}"][::step]])
-                for layer in self.steerable
-            }
-        recorder = capi.NativeRecorder(self.loaded.model, 1, self.identity.shape)
+
+            def captured(layer: int, names: tuple[str, ...], width: int, step: int = step) -> Any:
+                name = next(name for name in names if f"{name}-{layer}" in context.seen)
+                return np.concatenate([a.reshape(-1, width) for a in context.seen[f"{name}-{layer}"][::step]])
+
+            chosen = {layer: captured(layer, ("ffn_moe_topk",), K) for layer in self.steerable}
+            weights = {layer: captured(layer, FINAL_WEIGHTS, K) for layer in self.steerable}
+            # gpt-oss renames what it selects by, unless it is edited first
+            renamed = ("ffn_moe_probs",) if rows is None and self.info.gating == "softmax_weight" else ()
+            names = (*renamed, "ffn_moe_logits_biased", "ffn_moe_logits")
+            logits = {layer: captured(layer, names, N_EXPERT, 1) for layer in self.steerable}
+        recorder = capi.NativeRecorder(self.loaded.model, 1, self.identity.shape, sums=True)
         with Context(self.loaded, recorder=recorder, n_seq_max=1) as context:
             recorder.bind(context.ctx)
+            if bias is not None:
+                capi.attach(context.ctx, bias)
             recorder.set_mask([0] * N_PROMPT)
             context.decode(self.tokens[:N_PROMPT])
             for i, token in enumerate(self.tokens[N_PROMPT:]):
                 recorder.set_mask([0])
                 context.decode([token], N_PROMPT + i)
-            found = recorder.counts()
+            found, sums = recorder.counts(), recorder.sums()
+        recorder.close()
         counts = np.array(found[0]).reshape(self.identity.shape)
         tokens = np.array(found[1])
         for layer in range(self.info.n_layer):
             used = chosen.get(layer, np.zeros((0, K), np.int32))
             assert tokens[layer] == len(used), f"layer {layer}: tokens"
             assert np.array_equal(counts[layer], np.bincount(used.ravel(), minlength=N_EXPERT)), f"layer {layer}"
+            expected = (np.zeros(N_EXPERT), np.zeros(1), np.zeros(N_EXPERT))
+            if layer in chosen:
+                expected = oracle.sums(logits[layer], used, weights[layer])
+            for name, table, values in zip(("logits", "spread", "weights"), sums, expected, strict=True):
+                mine = np.array(table).reshape(self.info.n_layer, -1)[layer]
+                allowed = oracle.sums_allowance(logits.get(layer), weights.get(layer), name)
+                assert (np.abs(mine - values) <= allowed).all(), f"layer {layer}: {name}"
 
     def check_refused(self) -> None:
         """A bias for a layer whose choice comes from outside is refused with the reason."""

@@ -88,6 +88,35 @@ def selected_weights(z: Logits, experts: npt.NDArray[Any], gating: str) -> npt.N
     return np.take_along_axis(_scores(wide, gating), experts, axis=1)
 
 
+Sums = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]
+
+
+def sums(z: Logits, experts: npt.NDArray[Any], mixed: npt.NDArray[Any]) -> Sums:
+    """What a recorder sums over tokens: logits [experts], their spread [1] and the mixing weights [experts].
+
+    z [tokens, experts], the chosen experts and their weights `mixed` [tokens, k].
+    """
+    wide = z.astype(np.float64)
+    spread = ((wide - wide.mean(axis=1, keepdims=True)) ** 2).sum()
+    weights = np.bincount(experts.ravel(), mixed.ravel().astype(np.float64), minlength=z.shape[1])
+    return wide.sum(axis=0), np.array([spread]), weights
+
+
+def sums_allowance(z: Logits | None, mixed: npt.NDArray[Any] | None, what: str) -> float:
+    """How far two orders of adding the same float64 terms may lie apart: n u times the sum of their sizes, twice.
+
+    A squared deviation is off by 4 roundings more, of the greatest logit's size.
+    """
+    if z is None or mixed is None:
+        return 0.0
+    u = 2.0**-53
+    if what == "spread":
+        size = float(np.abs(z).max())
+        return 2 * u * (z.size + z.shape[1] + 4) * z.size * 4 * size**2
+    terms = z if what == "logits" else mixed
+    return 2 * u * len(terms) * float(np.abs(terms.astype(np.float64)).sum())
+
+
 EXP = 4 * rounding.F32  # relative error of exp in F32: ggml's own is off by at most 2 units in the last place
 
 
