@@ -51,6 +51,9 @@ CAUSAL = 0.05  # nats per token: an expert whose suppression alone moves the mar
 N_RANDOM = 20
 PICTURE = "rd-effect.png"
 SHOWN = "document-memory"  # whose picture is in the docs
+import os
+
+NOFIT = os.environ.get("NOFIT")
 SCALES = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 CAPS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 
@@ -137,14 +140,17 @@ def truth(measured: Measured, expert_map: ExpertMap) -> dict[str, Any]:
     flat = [layer * rd.shape[1] + expert for layer, expert in experts]
     causal = (np.abs(real) >= CAUSAL) & (np.abs(real) >= 2 * error)
     n = int(causal.sum())
-    by_rd = np.zeros(len(experts), dtype=bool)
-    by_rd[np.argsort(-np.abs(rd.ravel()[flat]), kind="stable")[:n]] = True
+    size = np.round(np.abs(rd.ravel()[flat]), 9)
+    least = np.sort(size)[::-1][n - 1] if n else np.inf
+    tied = size == least
+    # of those that share the last place each is taken with the same probability: the order of ties means nothing
+    by_rd = (size > least) + tied * (n - int((size > least).sum())) / max(1, int(tied.sum()))
     said = sure.ravel()[flat] & (np.abs(estimated.ravel()[flat]) >= CAUSAL)
     strong = np.abs(rd.ravel()[flat]) >= 0.9
     return {
         "n": n,
         "n_experts": len(experts),
-        "effect": _found(said, causal),
+        "effect": _found(said.astype(float), causal),
         "rd": _found(by_rd, causal),
         "idle": int((strong & ~causal).sum()),
         "strong": int(strong.sum()),
@@ -157,13 +163,10 @@ def truth(measured: Measured, expert_map: ExpertMap) -> dict[str, Any]:
     }
 
 
-def _found(said: npt.NDArray[np.bool_], causal: npt.NDArray[np.bool_]) -> dict[str, float]:
-    both = int((said & causal).sum())
-    return {
-        "n": int(said.sum()),
-        "precision": both / max(1, int(said.sum())),
-        "recall": both / max(1, int(causal.sum())),
-    }
+def _found(said: FloatArray, causal: npt.NDArray[np.bool_]) -> dict[str, float]:
+    """Precision and recall; `said` is the probability with which each expert is named."""
+    both = float(said[causal].sum())
+    return {"n": float(said.sum()), "precision": both / max(1.0, said.sum()), "recall": both / max(1, causal.sum())}
 
 
 def methods(expert_map: ExpertMap, behaviour: Behaviour, fitted: Mapping[str, Path]) -> list[Method]:
@@ -217,7 +220,13 @@ def randoms(expert_map: ExpertMap, numbers: tuple[int, int], seed: int = 0) -> l
     return found
 
 
-def compare(measured: Measured, expert_map: ExpertMap, behaviour: Behaviour, fitted: Mapping[str, Path]) -> list[Any]:
+def compare(
+    measured: Measured,
+    expert_map: ExpertMap,
+    behaviour: Behaviour,
+    fitted: Mapping[str, Path],
+    causal: frozenset[tuple[int, int]],
+) -> list[Any]:
     """Every method at its best strength within the cost of RD's hard choice."""
     compared = methods(expert_map, behaviour, fitted)
     biases = [bias for method in compared for _, *pair in method.choices for bias in pair]
@@ -243,10 +252,10 @@ def compare(measured: Measured, expert_map: ExpertMap, behaviour: Behaviour, fit
     held_cost = measured.costs(both, measured.texts[1]).reshape(-1, 2).mean(axis=1)
     rates = rates_of(both, behaviour)
     rows: list[Any] = []
-    planted = behaviour.planted_positive | behaviour.planted_negative
-    for i, (name, label, towards, _) in enumerate(chosen):
+    idle = (behaviour.planted_positive | behaviour.planted_negative) - causal
+    for i, (name, label, towards, away) in enumerate(chosen):
         against = None if i == 0 else bootstrap(held_swing[i] - held_swing[0])
-        promoted = {(layer, e) for layer in towards.layers for e in towards.experts(layer)[0]}
+        promoted = {(layer, e) for bias in (towards, away) for layer in bias.layers for e in bias.experts(layer)[0]}
         rows.append(
             {
                 "name": name,
@@ -256,7 +265,7 @@ def compare(measured: Measured, expert_map: ExpertMap, behaviour: Behaviour, fit
                 "more_than_rd": None if against is None else plain(against),
                 "cost": float(held_cost[i]),
                 "rate": plain(difference(rates[2 * i], rates[2 * i + 1])),
-                "promoted_planted": sorted(promoted & planted),
+                "promoted_idle": len(promoted & idle),
             }
         )
     control = held_swing[len(chosen) :].mean(axis=1)
@@ -276,7 +285,7 @@ def compare(measured: Measured, expert_map: ExpertMap, behaviour: Behaviour, fit
                 "low": min(control_rates),
                 "high": max(control_rates),
             },
-            "promoted_planted": [],
+            "promoted_idle": None,
         }
     )
     return rows
@@ -315,15 +324,17 @@ def measure(behaviour: Behaviour, model: str, folder: Path, n_items: int | None)
         data: dict[str, Any] = json.loads(done.read_text("utf-8"))
         return data
     expert_map = made(behaviour, model, folder, n_items)
-    fitted = fits(behaviour, model, folder)
+    fitted = fits(behaviour, model, folder) if not NOFIT else {}
     llama = SteeredLlama(resolve_model(model), n_ctx=64, n_threads=1)
     measured = Measured(llama, behaviour, expert_map, n_items)
     effects = expert_map.effects
     assert effects is not None
+    real = truth(measured, expert_map)
+    causal = frozenset((layer, expert) for layer, expert in real["causal"])
     data = {
         "attribution": effects.facts.to_dict(),
-        "truth": truth(measured, expert_map),
-        "rules": compare(measured, expert_map, behaviour, fitted),
+        "truth": real,
+        "rules": compare(measured, expert_map, behaviour, fitted, causal),
         "sides": [behaviour.positive, behaviour.negative],
     }
     done.write_text(json.dumps(data), encoding="utf-8")
@@ -359,7 +370,7 @@ def render(report: Mapping[str, Any]) -> str:
         "held-out R2",
         "causal experts",
         "effects: precision / recall",
-        "as many by RD: precision / recall",
+        "as many by RD, ties at random: precision / recall",
         "correlation with the truth, effects / RD",
         "idle of those with RD of at least 0.9",
     ]
@@ -374,6 +385,7 @@ def render(report: Mapping[str, Any]) -> str:
                 "" if row["more_than_rd"] is None else span(row["more_than_rd"], "+"),
                 f"{row['cost']:.4f}",
                 span({key: 100 * value for key, value in row["rate"].items()}, digits=0),
+                "" if row["promoted_idle"] is None else str(row["promoted_idle"]),
             ]
             for row in found["rules"]
         ]
