@@ -51,9 +51,7 @@ CAUSAL = 0.05  # nats per token: an expert whose suppression alone moves the mar
 N_RANDOM = 20
 PICTURE = "rd-effect.png"
 SHOWN = "document-memory"  # whose picture is in the docs
-import os
 
-NOFIT = os.environ.get("NOFIT")
 SCALES = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 CAPS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 
@@ -324,7 +322,7 @@ def measure(behaviour: Behaviour, model: str, folder: Path, n_items: int | None)
         data: dict[str, Any] = json.loads(done.read_text("utf-8"))
         return data
     expert_map = made(behaviour, model, folder, n_items)
-    fitted = fits(behaviour, model, folder) if not NOFIT else {}
+    fitted = fits(behaviour, model, folder)
     llama = SteeredLlama(resolve_model(model), n_ctx=64, n_threads=1)
     measured = Measured(llama, behaviour, expert_map, n_items)
     effects = expert_map.effects
