@@ -8,7 +8,7 @@ import shlex
 from .._util.visible import visible
 from ..errors import UsageError
 from ..identity import UNKNOWN_ROUTER
-from .effects import ACTIONS
+from .effects import ACTIONS, ATTRIBUTE
 from .expert_map import ExpertMap
 
 N_TOP = 10
@@ -57,7 +57,7 @@ quantization; it holds no weights and no text of the pairs.
 | pairs SHA-256 | {{ digests or "not known" }} |
 | target tokens | {{ tokens or "not known" }} |
 {% if confidence %}
-| differs from shuffled pairs | {{ "yes" if confidence.separable else "**no**" }}, \
+| differs from shuffled pairs | {{ "yes (needed, not enough)" if confidence.differs_from_shuffled else "**no**" }}, \
 p = {{ "%.3g" | format(confidence.max_rd.p) }} by the largest RD, {{ "%.3g" | format(confidence.sum_top.p) }} by the \
 sum of the top {{ confidence.top_n }} |
 | split-half stability | Spearman {{ "%.2f" | format(confidence.split_half.spearman) }}, \
@@ -105,7 +105,7 @@ Cost: KL divergence from the unsteered model on a neutral text. Both in nats a t
 {% endfor %}
 {% else %}
 Not measured. RD counts which experts differ between the sides; only an intervention shows which have an effect \
-(`steermoe attribute`).
+(`{{ attribute }}`).
 {% endif %}
 
 ## Use
@@ -163,6 +163,7 @@ def render_card(expert_map: ExpertMap, base_model: str, *, license: str = "", fi
         digests=", ".join(f"`{digest}`" for digest in expert_map.pairs_sha256),
         tokens=f"{expert_map.n1:,} / {expert_map.n2:,}" if expert_map.n1 and expert_map.n2 else "",
         confidence=expert_map.confidence,
+        attribute=ATTRIBUTE,
         top=expert_map.top(N_TOP),
         rates=rates,
         facts=effects.facts if effects else None,

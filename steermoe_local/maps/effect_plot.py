@@ -8,7 +8,7 @@ import numpy as np
 
 from .._util.files import StrPath
 from ..errors import UsageError
-from .effects import ACTIONS, Effects
+from .effects import ACTIONS, ATTRIBUTE, Effects
 from .expert_map import ExpertMap
 from .picture import DPI, MINUS, Spot, plain, point, require_drawable, save
 from .plots import effect_words, write_title
@@ -31,9 +31,7 @@ def plot_effects(expert_map: ExpertMap, path: StrPath, top: int = 20) -> None:
     require_drawable(path)
     effects = expert_map.effects
     if effects is None:
-        raise UsageError(
-            "the map has no effects to draw; estimate them: steermoe attribute -m MODEL --pairs PAIRS --map MAP -o MAP2"
-        )
+        raise UsageError(f"the map has no effects to draw; estimate them: {ATTRIBUTE}")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 6.4), dpi=DPI)

@@ -23,6 +23,7 @@ FloatArray = npt.NDArray[np.float64]
 
 PROMOTE, SUPPRESS = 1, -1
 ACTIONS = {"promote": PROMOTE, "suppress": SUPPRESS}
+ATTRIBUTE = "steermoe attribute -m MODEL --pairs PAIRS --map MAP -o MAP2"  # the command that adds effects to a map
 LEVEL = 0.05  # share of false discoveries among the effects that are called significant
 _AGAIN = "run steermoe attribute again"
 _FIGURES = ("effect", "effect_se", "p", "cost", "cost_se", "confirm", "confirm_se")

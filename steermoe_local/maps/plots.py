@@ -72,8 +72,8 @@ def write_title(figure: Any, expert_map: ExpertMap, height: float) -> None:
     """Write what a map is of over a figure that is `height` inches high."""
     sides = f"  ({plain(expert_map.positive)} / {plain(expert_map.negative)})" if expert_map.positive else ""
     facts = f"{expert_map.identity.short}, {_counted(expert_map)}"
-    if expert_map.confidence is not None and not expert_map.confidence.separable:
-        facts += "; NOT separable from shuffled pairs"
+    if expert_map.confidence is not None and not expert_map.confidence.differs_from_shuffled:
+        facts += "; does NOT differ from shuffled pairs"
     title = (plain(expert_map.behaviour) or "expert map") + sides
     figure.text(0.06, 1 - 0.3 / height, title, fontsize=14, weight="bold", va="center", parse_math=False)
     figure.text(0.06, 1 - 0.58 / height, facts, fontsize=10, color="#444444", va="center", parse_math=False)

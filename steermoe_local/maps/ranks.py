@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UsageError
-from .effects import PROMOTE, SUPPRESS, Effects
+from .effects import ATTRIBUTE, PROMOTE, SUPPRESS, Effects
 from .scores import FloatArray, log_odds
 
 Rank = Literal["rd", "log-odds", "logit", "weight", "effect", "efficiency"]
@@ -73,10 +73,7 @@ def action_scores(expert_map: Scored, rank: str) -> tuple[FloatArray, FloatArray
         return score, -score
     effects, shape = expert_map.effects, (expert_map.rd.shape[0], expert_map.rd.shape[1])
     if effects is None:
-        raise UsageError(
-            f"rank {rank}: the map has no effects; estimate them: steermoe attribute -m MODEL --pairs PAIRS --map MAP "
-            "-o MAP2"
-        )
+        raise UsageError(f"rank {rank}: the map has no effects; estimate them: {ATTRIBUTE}")
     if rank == "efficiency" and np.isnan(effects.cost).any():
         raise UsageError("rank efficiency: the map's effects have no costs; run steermoe attribute with a neutral text")
 

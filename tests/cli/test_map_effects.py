@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from steermoe_local.cli import main
+from steermoe_local.maps.effects import ATTRIBUTE
 from steermoe_local.maps.expert_map import ExpertMap
 from steermoe_local.maps.pair_counts import PairCounts
 from tests.support.builders import identity, table_map
@@ -79,7 +80,7 @@ def test_show_without_effects_names_the_command(tmp_path: Path) -> None:
     table_map(RD).save(tmp_path / "m.json")
     result = run("map", "show", tmp_path / "m.json")
     said = " ".join(result.stdout.split())
-    assert said.count("steermoe attribute") == 1
+    assert said.count(ATTRIBUTE) == said.count("steermoe attribute") == 1
     assert "intervention" in said
     assert "effect" in next(line for line in result.stdout.splitlines() if line.startswith("effects"))
     assert json.loads(run("map", "show", tmp_path / "m.json", "--json").stdout)["effects"] is None

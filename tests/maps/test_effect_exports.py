@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from steermoe_local.errors import ModelMismatchError
 from steermoe_local.maps.cards import render_card
 from steermoe_local.maps.effect_comparison import compare_effects
-from steermoe_local.maps.effects import ACTIONS, COLUMNS
+from steermoe_local.maps.effects import ACTIONS, ATTRIBUTE, COLUMNS
 from steermoe_local.maps.export import plain_ranking, steermoe_csv
 from tests.support.builders import table_map
 from tests.support.random_effects import RD, attribution, effects, effects_map, five_effects, random_effects
@@ -107,7 +107,7 @@ def test_card_tells_effects() -> None:
 
 def test_card_without_effects_names_the_command() -> None:
     card = render_card(table_map(RD), "a/b", license="MIT")
-    assert "`steermoe attribute`" in card
+    assert f"`{ATTRIBUTE}`" in card
     assert "| action |" not in card
     assert "\n\n\n" not in card
 

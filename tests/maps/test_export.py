@@ -341,7 +341,7 @@ def test_the_maps_of_the_embedded_model(tiny_path: Path) -> None:
         assert made.license == "MIT"
         assert made.pairs_sha256 == (pairs_digest(load_pairs(behaviour.pairs)),)
         assert made.confidence is not None
-        assert made.confidence.separable
+        assert made.confidence.differs_from_shuffled
         assert (made.positive, made.negative) == (behaviour.positive, behaviour.negative)
         signs = made.choose(behaviour.n_activate, behaviour.n_deactivate)
         assert {(int(i), int(j)) for i, j in np.argwhere(signs > 0)} <= behaviour.planted_positive
@@ -397,7 +397,7 @@ def test_card_tells_where_a_map_comes_from() -> None:
         f"| pairs | {made.n_pairs} |",
         f"| target tokens | {made.n1:,} / {made.n2:,} |",
         "| licence | MIT |",
-        "| differs from shuffled pairs | yes",
+        "| differs from shuffled pairs | yes (needed, not enough), p = 0.001",
         "| RD > 0 | digits |",
         "steermoe bias build digits-words.json",
     ):

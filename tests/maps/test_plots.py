@@ -141,7 +141,7 @@ def test_intervals_and_warning_are_drawn(tmp_path: Path, monkeypatch: pytest.Mon
     pairs = PairCounts.load(write(tmp_path / "a.npz", random_pairs(1, 20)))
     made = significance.annotate(ExpertMap.from_counts(pairs.total()), pairs, draws=99, repeats=5)
     figure = drawn(made, monkeypatch, tmp_path / "a.png")
-    assert any("NOT separable" in text.get_text() for text in figure.texts)
+    assert any("NOT differ" in text.get_text() for text in figure.texts)
     assert "95% confidence intervals" in figure.axes[3].get_title(loc="left")
     layer, expert, value = made.top(1)[0]
     assert made.se is not None

@@ -81,7 +81,7 @@ def show(map_file: Path, top: int, per_pair: Path | None, level: float, correcti
         print_json(_facts(expert_map, top, level, correction))
     else:
         print_map(expert_map, top, level, correction)
-    warn_unless_separable(expert_map, map_file)
+    warn_unless_different(expert_map, map_file)
 
 
 @map_.command()
@@ -118,7 +118,7 @@ def stats(map_file: Path, per_pair: Path, output: Path, draws: int, halves: int,
     else:
         console().print(facts_table(_trust_rows(expert_map, "holm")))
         say_written(output, before="\n")
-    warn_unless_separable(expert_map, map_file)
+    warn_unless_different(expert_map, map_file)
 
 
 @map_.command()
@@ -235,14 +235,14 @@ def diff(first: Path, second: Path, output: Path | None, top: int, as_json: bool
         say_written(output, before="\n")
 
 
-def warn_unless_separable(expert_map: ExpertMap, where: Path) -> None:
+def warn_unless_different(expert_map: ExpertMap, where: Path) -> None:
     """Warn that a map cannot be told from maps of shuffled pairs."""
     confidence = expert_map.confidence
-    if confidence is None or confidence.separable:
+    if confidence is None or confidence.differs_from_shuffled:
         return
     p = min(confidence.max_rd.p, confidence.sum_top.p)
     warn(
-        f"{where}: not separable from maps of shuffled pairs (p = {min(2 * p, 1):.2g}, {confidence.n_pairs} "
+        f"{where}: does not differ from maps of shuffled pairs (p = {min(2 * p, 1):.2g}, {confidence.n_pairs} "
         "pairs): its experts may be chance; record more pairs"
     )
 
@@ -330,10 +330,10 @@ def _trust(expert_map: ExpertMap, correction: str) -> dict[str, Any]:
     """How sure a map is, as JSON: nulls for a map without statistics."""
     confidence = expert_map.confidence
     if confidence is None:
-        return {"separable": None, "n_significant": None, "confidence": None}
+        return {"differs_from_shuffled": None, "n_significant": None, "confidence": None}
     p = significance.corrected_p(expert_map, correction)
     return {
-        "separable": confidence.separable,
+        "differs_from_shuffled": confidence.differs_from_shuffled,
         "n_significant": int((p <= 0.05).sum()),
         "confidence": confidence.to_dict(),
     }
@@ -360,7 +360,8 @@ def _trust_rows(expert_map: ExpertMap, correction: str) -> list[tuple[str, str]]
                 f"95% below {control.q95:.3f}, p = {p_text(control.p)}",
             )
         )
-    return [*rows, ("separable", "yes" if confidence.separable else "NO: looks like shuffled pairs")]
+    differs = "yes, from shuffled pairs: needed, not enough", "NO: looks like shuffled pairs"
+    return [*rows, ("differs", differs[not confidence.differs_from_shuffled])]
 
 
 def _entries(expert_map: ExpertMap, top: int, level: float, correction: str) -> list[dict[str, Any]]:

@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ...maps.effect_comparison import EffectComparison
-from ...maps.effects import ACTIONS, Effects
+from ...maps.effects import ACTIONS, ATTRIBUTE, Effects
 from ...maps.expert_map import ExpertMap
 
-NO_EFFECTS = "not measured: RD counts which experts differ; only an intervention shows an effect (steermoe attribute)"
+NO_EFFECTS = "not measured: RD counts which experts differ; only an intervention shows an effect:"
 _NOTE = (
     "Effect on the margin of the positive answer, cost on the neutral text, in nats a token; ± standard error; "
     "* significant; random: a control, not one of the first by RD."
@@ -23,7 +23,7 @@ def effect_rows(expert_map: ExpertMap) -> list[tuple[str, str]]:
     """How effects were estimated, and how many there are, in words."""
     effects = expert_map.effects
     if effects is None:
-        return [("effects", NO_EFFECTS)]
+        return [("effects", NO_EFFECTS), ("", ATTRIBUTE)]
     facts = effects.facts
     lines = []
     for name, action in ACTIONS.items():
