@@ -104,7 +104,7 @@ Cost: KL divergence from the unsteered model on a neutral text. Both in nats a t
 | {{ "%.4f" | format(row.cost) if "cost" in row else "" }} | {{ "%+.4f" | format(map.rd[row.layer, row.expert]) }} |
 {% endfor %}
 {% else %}
-Not tried. RD counts which experts differ between the sides; only an intervention shows which have an effect \
+Not measured. RD counts which experts differ between the sides; only an intervention shows which have an effect \
 (`{{ attribute }}`).
 {% endif %}
 

@@ -25,6 +25,10 @@ BARE = {"effects": None, "logit": None, "weight": None}
 def test_the_first_are_significant_and_large() -> None:
     assert five_effects().first().tolist() == [3, 4, 0, 2, 1]
     assert five_effects().first(2).tolist() == [3, 4]
+    places = [{"layer": 0, "expert": expert, "action": "promote"} for expert in range(4)]
+    values = [{"effect": 0.9}, {"effect": 0.25, "p": 0.01}, {"effect": -0.5, "p": 0.01}, {"effect": -0.25, "p": 0.01}]
+    noisy = effects(*(place | value for place, value in zip(places, values, strict=True)))
+    assert noisy.first().tolist() == [2, 1, 3, 0], "what is large and not significant comes last"
     assert five_effects().numbers(1) == {"n": 3, "n_significant": 1, "n_random": 1, "n_random_significant": 0}
     assert five_effects().numbers(-1) == {"n": 2, "n_significant": 2, "n_random": 0, "n_random_significant": 0}
 

@@ -12,7 +12,7 @@ from ...maps.effect_comparison import EffectComparison
 from ...maps.effects import ACTIONS, ATTRIBUTE, Effects
 from ...maps.expert_map import ExpertMap
 
-NO_EFFECTS = "not tried: RD counts which experts differ, only an intervention shows which have an effect:"
+NO_EFFECTS = "not measured: RD counts which experts differ; only an intervention shows an effect:"
 _NOTE = (
     "Effect on the margin of the positive answer, cost on the neutral text, in nats a token; ± standard error; "
     "* significant; random: a control, not one of the first by RD."
