@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -12,11 +13,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steermoe_local import BiasFile, ExpertMap, FormatError, ModelIdentity, UsageError, read_bias, write_bias
+from steermoe_local import (
+    BiasFile,
+    ExpertMap,
+    FormatError,
+    ModelIdentity,
+    SteerMoEError,
+    UsageError,
+    read_bias,
+    write_bias,
+)
 from steermoe_local.maps.ranks import RANKS, WEIGHTS, relative_sizes
 from steermoe_local.steering.steering import Steering
+from tests.steering.test_steering import JSON
 from tests.support.builders import HEX
-from tests.support.scored_maps import save_scored, scored_map
+from tests.support.scored_maps import DIGITS, save_scored, scored_map
 
 SCORED = scored_map()
 
@@ -132,6 +143,23 @@ def test_damaged_choices_are_refused(tmp_path: Path, fields: dict[str, Any]) -> 
     data = Steering.open(map_file=tmp_path / "m.json", activate=2).to_dict()
     with pytest.raises(FormatError, match=r"^chat\.steering"):
         Steering.from_dict(data | fields, "chat.steering")
+
+
+NEAR = st.sampled_from([*RANKS, *WEIGHTS, "inf", "none", math.inf, 0, -0.0, 1e-300, 2.5])
+
+
+@given(st.dictionaries(st.sampled_from(["rank", "weights", "cap", "scale", "epsilon"]), JSON | NEAR, min_size=1))
+def test_whatever_stands_there(changes: dict[str, Any]) -> None:
+    """It steers as it says, or is refused by an error of the package's own."""
+    data = Steering.open(map_file=DIGITS, activate=2).to_dict()
+    try:
+        steering = Steering.from_dict(data | changes)
+    except FormatError:
+        return
+    assert steering.rank == changes.get("rank", "rd")
+    assert steering.weights == changes.get("weights")
+    with contextlib.suppress(SteerMoEError):
+        steering.build()
 
 
 @pytest.mark.parametrize("fields", [{"rank": "effect"}, {"cap": 1.0}, {"scale": 1.0, "weights": "logit"}])
