@@ -30,6 +30,7 @@ from .errors import (
 )
 from .identity import ModelIdentity
 from .maps.counts import RoutingCounts
+from .maps.effects import Attribution, Effects
 from .maps.expert_map import ExpertMap
 from .maps.scores import risk_difference
 from .maps.stability import UntilStable
@@ -39,11 +40,13 @@ from .steering.bias_file import BiasFile, read_bias, write_bias
 from .steering.steering import Steering
 
 if TYPE_CHECKING:
+    from .attribution.fit import fit
     from .detection.recorder import record_counts
     from .evaluation.measuring.evaluator import Evaluator
     from .evaluation.measuring.evaluator import Evaluator as Bench
     from .evaluation.measuring.opening import open_evaluator, open_steering
     from .evaluation.measuring.opening import open_evaluator as open_bench
+    from .evaluation.studies.audit.audit import audit
     from .evaluation.studies.evaluate import evaluate, run_evaluation
     from .evaluation.studies.search.sweep import sweep
     from .evaluation.studies.search.tune import tune
@@ -52,10 +55,12 @@ if TYPE_CHECKING:
     from .llama.steered_llama import SteeredLlama
 
 __all__ = [
+    "Attribution",
     "Bench",
     "BiasFile",
     "BusyError",
     "ChoiceError",
+    "Effects",
     "Engine",
     "Evaluator",
     "ExpertMap",
@@ -77,7 +82,9 @@ __all__ = [
     "UntilStable",
     "UsageError",
     "VersionError",
+    "audit",
     "evaluate",
+    "fit",
     "load_pairs",
     "model_info",
     "open_bench",
@@ -105,7 +112,9 @@ _LAZY = {
     "Engine": (".generation.engine", "Engine"),
     "Evaluator": (".evaluation.measuring.evaluator", "Evaluator"),
     "SteeredLlama": (".llama.steered_llama", "SteeredLlama"),
+    "audit": (".evaluation.studies.audit.audit", "audit"),
     "evaluate": (".evaluation.studies.evaluate", "evaluate"),
+    "fit": (".attribution.fit", "fit"),
     "open_bench": (".evaluation.measuring.opening", "open_evaluator"),
     "open_evaluator": (".evaluation.measuring.opening", "open_evaluator"),
     "open_steering": (".evaluation.measuring.opening", "open_steering"),

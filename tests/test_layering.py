@@ -35,8 +35,9 @@ ALLOWED: dict[str, set[str]] = {
     "detection": BELOW_LLAMA | {"llama"},
     "generation": BELOW_LLAMA | {"llama"},
     "evaluation": BELOW_EVALUATION,
+    "attribution": BELOW_EVALUATION | {"evaluation"},
     "server": BELOW_EVALUATION - {"detection"} | {"evaluation"},
-    "cli": BELOW_EVALUATION | {"evaluation", "server", "__init__"},
+    "cli": BELOW_EVALUATION | {"evaluation", "attribution", "server", "__init__"},
     "__main__": {"cli"},
 }
 # Inside evaluation and the command line.
@@ -59,6 +60,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "signatures": {"steerings", "controls"},
         "evaluate": {"steerings", "controls", "signatures"},
         "transfer": {"steerings", "evaluate"},
+        "audit": {"layers", "transfer"},
     },
     "cli": {
         "streams": set(),
@@ -78,6 +80,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
 RESERVED = {
     "llama_cpp": {"llama", "server"},
     "jinja2": {"llama", "maps"},
+    "cma": {"attribution"},
     "llguidance": {"llama"},
     "ctypes": {"llama", "detection"},
     "gguf": {"model_files", "steering"},

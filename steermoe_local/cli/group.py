@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 
 from .. import __version__
+from .commands.attribute import attribute
+from .commands.audit import audit
 from .commands.bias import bias
 from .commands.chat import chat
 from .commands.completion import completion
@@ -13,6 +15,7 @@ from .commands.demo import demo
 from .commands.detect import detect
 from .commands.eval import eval_
 from .commands.experiment import experiment
+from .commands.fit import fit
 from .commands.info import info
 from .commands.map import map_
 from .commands.map_export import card, export, import_
@@ -58,6 +61,8 @@ for command in (
     pairs,
     tasks,
     detect,
+    attribute,
+    fit,
     map_,
     presets,
     bias,
@@ -69,6 +74,7 @@ for command in (
     sweep,
     tune,
     transfer,
+    audit,
     demo,
     config,
     completion,

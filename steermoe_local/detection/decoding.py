@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from ..errors import NativeError, UsageError
 from ..llama import capi
 from ..llama.loaded_model import can_share, is_causal
+from ..llama.token_batch import TokenBatch
 from .grouping import Group
 
 Int64 = npt.NDArray[np.int64]
@@ -53,7 +53,7 @@ class GroupDecoder:
         self.n_bins = 2 * self.n_prompts
         self.kept: Sequence[int] = ()
         self._causal = is_causal(model)
-        self._batch = _Batch(options.n_batch)
+        self._batch = TokenBatch(options.n_batch)
         self._stack = contextlib.ExitStack()
         self._n_cells = 0
         self._ctx: Any = None
@@ -137,36 +137,12 @@ class GroupDecoder:
             first = int(ends[start - 1]) if start else 0
             self._recorder.set_mask(bins[part].tolist())
             batch = self._batch.fill(
-                tokens[part], positions[part], sequences[first : ends[part.stop - 1]], ends[part] - first, bins[part]
+                tokens[part],
+                positions[part],
+                sequences[first : ends[part.stop - 1]],
+                ends[part] - first,
+                bins[part] >= 0,  # counted tokens are outputs, because the last layer routes outputs only
             )
             status = capi.llama_cpp().llama_decode(self._ctx, batch)
             if status != 0:
                 raise NativeError(f"llama_decode failed with {status}; lower n_batch or change n_ctx", status)
-
-
-class _Batch:
-    """A `llama_batch` over NumPy arrays. Counted tokens are outputs, because the last layer routes outputs only."""
-
-    def __init__(self, n_rows: int) -> None:
-        self._integers = np.zeros((3, n_rows), dtype=np.int32)  # tokens, positions, sequences of each
-        self._outputs = np.zeros(n_rows, dtype=np.int8)
-        self._pointers = np.zeros(n_rows, dtype=np.uintp)
-        self._struct = capi.llama_cpp().llama_batch()
-        kinds = dict(self._struct._fields_)
-        arrays: dict[str, npt.NDArray[Any]] = dict(zip(("token", "pos", "n_seq_id"), self._integers, strict=True))
-        arrays |= {"seq_id": self._pointers, "logits": self._outputs}
-        for name, array in arrays.items():
-            setattr(self._struct, name, ctypes.cast(array.ctypes.data, kinds[name]))
-
-    def fill(self, tokens: Any, positions: Any, sequences: npt.NDArray[np.int32], ends: Int64, bins: Any) -> Any:
-        """Fill the struct and return it; it is valid until the next call."""
-        n = len(tokens)
-        self._sequences = np.ascontiguousarray(sequences)  # kept alive: the batch points into it
-        starts = np.concatenate(([0], ends[:-1]))
-        self._integers[0, :n] = tokens
-        self._integers[1, :n] = positions
-        self._integers[2, :n] = ends - starts
-        self._pointers[:n] = self._sequences.ctypes.data + starts * self._sequences.itemsize
-        self._outputs[:n] = bins >= 0
-        self._struct.n_tokens = n
-        return self._struct

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..maps.confidence import SEPARABLE
+from ..maps.confidence import SHUFFLED_LEVEL
 from ..maps.significance import DRAWS, REPEATS, shuffled_control, split_half, t_quantile
 from ..maps.stability import LEAST_PAIRS, Stability, UntilStable
 
@@ -33,7 +33,7 @@ class StabilityCheck:
         """`shape` is the model's (n_layer, n_expert)."""
         self._rule, self._n_given, self._shape = rule, n_given, shape
         self.looks = rule.looks(n_given)
-        self._alpha = SEPARABLE / max(1, len(self.looks))
+        self._alpha = SHUFFLED_LEVEL / max(1, len(self.looks))
         self._a: list[Counts] = []
         self._n: list[npt.NDArray[np.int64]] = []
         self._n_looked = self._in_a_row = 0

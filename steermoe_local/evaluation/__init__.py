@@ -2,5 +2,5 @@
 
 Imports: detection, generation and all below. Inside: metrics <- tasks <- datasets, measuring <- studies <- reports <-
 experiments.
-Public: `Evaluator`, `evaluate`, `sweep`, `tune`, `transfer`, `open_evaluator`.
+Public: `Evaluator`, `evaluate`, `sweep`, `tune`, `transfer`, `audit`, `open_evaluator`.
 """

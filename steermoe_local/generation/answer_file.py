@@ -159,6 +159,13 @@ class AnswerFile:
         remove(self.path)
         self.close()
 
+    def discard(self) -> None:
+        """Remove the partial file, of which the caller has written the output itself."""
+        self._close_file()
+        self._lines = {}
+        remove(self.path)
+        self.close()
+
     def close(self) -> None:
         """Close the partial file, which stays, and give up the lock if no block has it."""
         self._close_file()

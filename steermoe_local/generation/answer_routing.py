@@ -21,6 +21,7 @@ class ExpertUse:
 
     `slots`: tokens that selected it. `share`: of its layer's slots (tokens times top-k). `of_tokens`: of the tokens.
     `sign`: +1 promoted, -1 suppressed, 0 neither, when the answer was computed. `rd`: None without a map.
+    `promote`, `suppress`: the effect of that action on it in nats a token, None where the map does not have it.
     """
 
     expert: int
@@ -29,6 +30,8 @@ class ExpertUse:
     of_tokens: float
     sign: int
     rd: float | None
+    promote: float | None = None
+    suppress: float | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,7 @@ def answer_routing(
                         of_tokens=float(row[expert] * n_expert_used / slots[layer]),
                         sign=int(signs[layer, expert]),
                         rd=None if rd is None else float(rd[layer, expert]),
+                        **_effects(expert_map, layer, expert),
                     )
                     for expert in order
                 ),
@@ -200,6 +204,13 @@ def _change(sign: int, unsteered: Int64, steered: Int64, signs: Signs) -> SlotCh
     chosen, total = signs == sign, int(steered.sum())
     before, after = int(unsteered[chosen].sum()), int(steered[chosen].sum())
     return SlotChange(sign, int(chosen.sum()), before, after, before / total, after / total)
+
+
+def _effects(expert_map: ExpertMap | None, layer: int, expert: int) -> dict[str, float]:
+    """The effects of the actions on an expert, by the action's name."""
+    if expert_map is None or expert_map.effects is None:
+        return {}
+    return {action: row["effect"] for action, row in expert_map.effects.at(layer, expert).items()}
 
 
 def _mean_rd(counts: Int64, rd: npt.NDArray[np.float64]) -> float:

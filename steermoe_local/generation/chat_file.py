@@ -5,7 +5,7 @@
      "steering": {...} or null, "steering_on": ..., "sampling": {...}, "max_tokens": ... or null}
 
 The messages are the user's and the assistant's in turns. `steering` is `Steering.to_dict`: it names a file and its
-digest, and does not hold it.
+digest, and does not hold it. A chat whose steering has a rank, weights or a cap is of version 2.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from .bounds import MAX_BIASES, MAX_MESSAGES, MAX_TEXT, MAX_TOKEN_ID, MAX_TOKENS
 from .engine import Sampling
 
 _FORMAT = "steermoe-chat"
-_VERSION = 1
+_VERSION = 2  # of chats whose steering has a field of _NEW, which older readers would leave aside
+_NEW = ("rank", "weights", "cap")
 _MAX_BYTES = 64 << 20
 _ROLES = ("user", "assistant")
 _FIELDS = {"format", "version", "model", "created", "tool", "system", "messages"}
@@ -60,7 +61,7 @@ class ChatState:
         sampling["logit_bias"] = {str(token): None if bias == -float("inf") else bias for token, bias in biases}
         return {
             "format": _FORMAT,
-            "version": _VERSION,
+            "version": _VERSION if self.steering and any(name in self.steering for name in _NEW) else 1,
             "model": self.model.to_dict() if self.model else None,
             "created": timestamp(),
             "tool": tool_name(),
@@ -78,9 +79,9 @@ class ChatState:
         """Check what `to_dict` gives; `where` starts the messages. Raises FormatError."""
         if not isinstance(data, Mapping) or data.get("format") != _FORMAT:
             raise FormatError(f'{where}: not a saved chat (no "format": "{_FORMAT}" in it); check the path')
-        if data.get("version") != _VERSION:
+        if data.get("version") not in (1, _VERSION):
             raise FormatError(
-                f"{where}: a chat of version {_short(data.get('version'))}, this program reads {_VERSION}; "
+                f"{where}: a chat of version {_short(data.get('version'))}, this program reads 1 to {_VERSION}; "
                 "upgrade steermoe-local"
             )
         if missing := sorted(_FIELDS - set(data)):

@@ -8,6 +8,7 @@ import shlex
 from .._util.visible import visible
 from ..errors import UsageError
 from ..identity import UNKNOWN_ROUTER
+from .effects import ACTIONS, ATTRIBUTE
 from .expert_map import ExpertMap
 
 N_TOP = 10
@@ -56,7 +57,7 @@ quantization; it holds no weights and no text of the pairs.
 | pairs SHA-256 | {{ digests or "not known" }} |
 | target tokens | {{ tokens or "not known" }} |
 {% if confidence %}
-| differs from shuffled pairs | {{ "yes" if confidence.separable else "**no**" }}, \
+| differs from shuffled pairs | {{ "yes (needed, not enough)" if confidence.differs_from_shuffled else "**no**" }}, \
 p = {{ "%.3g" | format(confidence.max_rd.p) }} by the largest RD, {{ "%.3g" | format(confidence.sum_top.p) }} by the \
 sum of the top {{ confidence.top_n }} |
 | split-half stability | Spearman {{ "%.2f" | format(confidence.split_half.spearman) }}, \
@@ -80,6 +81,32 @@ top-{{ confidence.top_n }} overlap {{ "%.2f" | format(confidence.split_half.over
 
 RD = p1 - p2, the shares of target tokens that activated the expert on either side. In all, {{ n_plus }} experts have
 RD > 0 and {{ n_minus }} RD < 0.
+
+## Effects
+
+{% if effects %}
+What promoting or suppressing one expert did to the margin of the positive answer over the negative one, by
+interventions on {{ facts.n_items }} \
+{{ "pairs" if facts.response == "pairs" else "items of " ~ (facts.response | line) }}:
+above 0 steers towards the positive side.
+Cost: KL divergence from the unsteered model on a neutral text. Both in nats a token.
+
+{% for name in facts.n_draws %}
+- {{ name }}: {{ numbers[name].n_significant }} of {{ numbers[name].n }} experts significant at 5%, R2 \
+{{ "%.2f" | format(facts.r2[name]) }} on held-out draws{{ "" if facts.stable[name] else "; **not stable**" }}
+{% endfor %}
+
+| layer | expert | action | effect | se | p | cost | RD |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+{% for row in effects %}
+| {{ row.layer }} | {{ row.expert }} | {{ row.action }}{{ " (random control)" if row.control }} \
+| {{ "%+.4f" | format(row.effect) }} | {{ "%.4f" | format(row.effect_se) }} | {{ "%.2g" | format(row.p) }} \
+| {{ "%.4f" | format(row.cost) if "cost" in row else "" }} | {{ "%+.4f" | format(map.rd[row.layer, row.expert]) }} |
+{% endfor %}
+{% else %}
+Not tried. RD counts which experts differ between the sides; only an intervention shows which have an effect \
+(`{{ attribute }}`).
+{% endif %}
 
 ## Use
 
@@ -122,7 +149,7 @@ def render_card(expert_map: ExpertMap, base_model: str, *, license: str = "", fi
     )
     environment.filters["yaml"] = _yaml_string
     environment.filters["line"] = _one_line
-    identity = expert_map.identity
+    identity, effects = expert_map.identity, expert_map.effects
     rates = None
     if expert_map.a1 is not None and expert_map.a2 is not None:
         rates = (expert_map.a1 / expert_map.n1, expert_map.a2 / expert_map.n2)
@@ -136,8 +163,12 @@ def render_card(expert_map: ExpertMap, base_model: str, *, license: str = "", fi
         digests=", ".join(f"`{digest}`" for digest in expert_map.pairs_sha256),
         tokens=f"{expert_map.n1:,} / {expert_map.n2:,}" if expert_map.n1 and expert_map.n2 else "",
         confidence=expert_map.confidence,
+        attribute=ATTRIBUTE,
         top=expert_map.top(N_TOP),
         rates=rates,
+        facts=effects.facts if effects else None,
+        effects=[effects.rows()[index] for index in effects.first(N_TOP).tolist()] if effects else None,
+        numbers={name: effects.numbers(action) for name, action in ACTIONS.items()} if effects else None,
         n_plus=int((expert_map.rd > 0).sum()),
         n_minus=int((expert_map.rd < 0).sum()),
     )

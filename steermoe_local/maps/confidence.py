@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import FormatError
 
-SEPARABLE = 0.05  # false positive rate for a map without any difference between the sides
+SHUFFLED_LEVEL = 0.05  # false positive rate for a map without any difference between the sides
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,13 @@ class Confidence:
             raise FormatError("confidence: a share outside 0 to 1; run steermoe map stats again")
 
     @property
-    def separable(self) -> bool:
-        """Whether the map differs from the shuffled ones: the smaller of its two p-values, doubled, is at most 0.05.
+    def differs_from_shuffled(self) -> bool:
+        """Whether the map differs from maps of shuffled pairs: the smaller of its two p-values, doubled, is at most 5%.
 
-        Doubled (Bonferroni), as either statistic suffices.
+        Doubled (Bonferroni), as either statistic suffices. Needed for a map to show a behaviour, and not enough: maps
+        of random weights differ as well, since other tokens are always routed otherwise.
         """
-        return 2 * min(self.max_rd.p, self.sum_top.p) <= SEPARABLE
+        return 2 * min(self.max_rd.p, self.sum_top.p) <= SHUFFLED_LEVEL
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""

@@ -23,10 +23,13 @@ FloatArray = npt.NDArray[np.float64]
 
 PROMOTE, SUPPRESS = 1, -1
 ACTIONS = {"promote": PROMOTE, "suppress": SUPPRESS}
+ATTRIBUTE = "steermoe attribute -m MODEL --pairs PAIRS --map MAP -o MAP2"  # the command that adds effects to a map
 LEVEL = 0.05  # share of false discoveries among the effects that are called significant
 _AGAIN = "run steermoe attribute again"
 _FIGURES = ("effect", "effect_se", "p", "cost", "cost_se", "confirm", "confirm_se")
 _OPTIONAL = ("cost", "cost_se", "confirm", "confirm_se")
+COLUMNS = (*_FIGURES, "significant", "control")
+"""What `Effects.at` may say of an action on an expert."""
 _NONNEGATIVE = ("effect_se", "p", "cost_se", "confirm_se")
 
 
@@ -88,9 +91,10 @@ class Attribution:
             kind = {"n_draws": int, "stable": bool}.get(name)
             for value in of.values():
                 number = isinstance(value, float | int) and not isinstance(value, bool) and abs(value) <= 1e300
-                if (kind is not None and type(value) is not kind) or (kind is None and not number):
+                right = number if kind is None else type(value) is kind
+                if not right or (name == "n_draws" and value < 0) or (name == "rate" and not 0 <= value <= 1):
                     raise FormatError(f"attribution.{name}: {str(value)[:40]} is not what stands there; {_AGAIN}")
-            object.__setattr__(self, name, dict(of))
+            object.__setattr__(self, name, {key: value if kind else float(value) for key, value in of.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -144,6 +148,10 @@ class Effects:
             raise FormatError(f"effects: none; {_AGAIN}")
         if not np.isin(self.action, (PROMOTE, SUPPRESS)).all():
             raise FormatError(f"effects: an action that is neither promote nor suppress; {_AGAIN}")
+        if missing := [
+            name for name, sign in ACTIONS.items() if sign in self.action and name not in self.facts.n_draws
+        ]:
+            raise FormatError(f"effects: {missing[0]}: an action of which attribution says nothing; {_AGAIN}")
         if len(np.unique(np.stack([self.layer, self.expert, self.action]), axis=1).T) < n:
             raise FormatError(f"effects: an action on an expert that is there twice; {_AGAIN}")
         for name in _FIGURES:
@@ -153,12 +161,22 @@ class Effects:
             if not ((known >= least) & (known <= (1 if name == "p" else 1e9))).all():  # false for NaN
                 raise FormatError(f"effects: {name}: a value that is no figure; {_AGAIN}")
 
+        for name in ("cost", "confirm"):
+            if (np.isnan(getattr(self, name)) != np.isnan(getattr(self, f"{name}_se"))).any():
+                raise FormatError(f"effects: {name}, {name}_se: only one of them is there; {_AGAIN}")
+
     def check(self, identity: ModelIdentity) -> None:
         """Raise FormatError for an expert that the model does not have."""
         n_layer, n_expert = identity.shape
         inside = (self.layer >= 0) & (self.layer < n_layer) & (self.expert >= 0) & (self.expert < n_expert)
         if not inside.all():
             raise FormatError(f"effects: an expert outside {n_layer} layers of {n_expert}; {_AGAIN}")
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the arrays."""
+        columns = ("layer", "expert", "action", *_FIGURES, "control")
+        return sum(int(getattr(self, name).nbytes) for name in columns)
 
     @cached_property
     def significant(self) -> npt.NDArray[np.bool_]:
@@ -172,6 +190,33 @@ class Effects:
         NaN without costs; the effect itself over 1e-9 nats where cost and error are 0.
         """
         return self.effect / np.maximum(np.maximum(self.cost, self.cost_se), 1e-9)
+
+    def first(self, n: int | None = None) -> npt.NDArray[np.int64]:
+        """Indices of the first `n` rows: the significant ones by |effect|, then the others, ties in the rows' order."""
+        order = np.lexsort((-np.abs(self.effect), ~self.significant))
+        return order[:n].astype(np.int64)
+
+    def numbers(self, action: int) -> dict[str, int]:
+        """How many experts the action was tried on, and how many effects are significant: `n`, `n_significant`.
+
+        `n_random` and `n_random_significant` are the same of the candidates that were drawn at random.
+        """
+        rows = self.action == action
+        found = {"n": rows, "n_significant": rows & self.significant}
+        found |= {"n_random": rows & self.control, "n_random_significant": rows & self.control & self.significant}
+        return {name: int(marks.sum()) for name, marks in found.items()}
+
+    def at(self, layer: int, expert: int) -> dict[str, dict[str, Any]]:
+        """The rows of an expert, by the action's name, each with `significant`; {} for one that was not tried."""
+        return self._by_expert.get((layer, expert), {})
+
+    @cached_property
+    def _by_expert(self) -> dict[tuple[int, int], dict[str, dict[str, Any]]]:
+        found: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}
+        for row, significant in zip(self.rows(), self.significant.tolist(), strict=True):
+            place, action = (row.pop("layer"), row.pop("expert")), row.pop("action")
+            found.setdefault(place, {})[action] = row | {"significant": significant}
+        return found
 
     def table(self, action: int, name: str, shape: tuple[int, int]) -> FloatArray:
         """A column of one action as float64 `shape` [n_layer, n_expert], NaN where it was not tried."""

@@ -1,24 +1,8 @@
-"""Expert maps: the scores of one behaviour on one model, their file, and the choice of experts by them.
-
-The file is JSON with one row of scores a line, so that it can be read, compared and sent:
-
-    {"format": "steermoe-expert-map", "version": 2, "model": {...},
-     "behaviour": {"name": ..., "positive": ..., "negative": ...},
-     "n1": ..., "n2": ..., "n_pairs": ..., "pairs_sha256": [...], "dates": [...], "until_stable": {...},
-     "tool": ..., "created": ..., "license": ..., "notes": ..., "confidence": {...},
-     "rd": [[...], ...], "a1": [[...], ...], "a2": [[...], ...], "se": [[...], ...],
-     "logit": [[...], ...], "weight": [[...], ...], "attribution": {...}, "effects": [{...}, ...]}
-
-`rd` is [n_layer, n_expert]; the counts `a1` and `a2` are optional, and so are the standard errors `se` with their
-`confidence`, the scores `logit` and `weight`, and the `effects` of interventions with their `attribution`. A map
-without the last four is of version 1. `dates` are those that the chat template printed, left out where it prints none;
-`until_stable` is there where the run was to end early. Numbers are written so that they read back as the same float64.
-"""
+"""Expert maps: the scores of one behaviour on one model, and the choice of experts by them; `map_json` writes them."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -34,23 +18,15 @@ from ..errors import ChoiceError, FormatError, UsageError
 from ..identity import MAX_LAYERS, ModelIdentity
 from .confidence import Confidence
 from .counts import RoutingCounts, dates_problem
-from .effects import Attribution, Effects
+from .effects import Effects
+from .map_json import AGAIN, COUNTS, map_fields, map_text
 from .ranks import action_scores
 from .routing_sums import logit_difference, weight_difference
 from .scores import IntArray, risk_difference, risk_difference_from
 from .scores import rank as rank_experts
 from .stability import Stability
 
-_FORMAT = "steermoe-expert-map"
-_VERSION = 2  # of maps with a field of _NEW; the others are written as version 1, which older readers take
-_NEW = {"logit", "weight", "effects", "attribution"}
 _MAX_BYTES = 256 << 20
-_REQUIRED = {"format", "version", "model", "behaviour", "rd"}
-_NUMBERS = ("n1", "n2", "n_pairs")
-_TEXTS = ("tool", "created", "license", "notes")
-_BEHAVIOUR = ("name", "positive", "negative")
-_TABLES = ("rd", "a1", "a2", "se", "logit", "weight")
-_AGAIN = "run steermoe detect again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,17 +71,17 @@ class ExpertMap:
     def __post_init__(self) -> None:
         object.__setattr__(self, "rd", _table(self.rd, "rd", self.identity, np.float64))
         if not (np.isfinite(self.rd).all() and np.abs(self.rd).max() <= 1):
-            raise FormatError(f"rd: values that are not within -1 to 1; {_AGAIN}")
+            raise FormatError(f"rd: values that are not within -1 to 1; {AGAIN}")
         object.__setattr__(self, "pairs_sha256", tuple(self.pairs_sha256))
         if not all(is_sha256(digest) for digest in self.pairs_sha256):
-            raise FormatError(f"pairs_sha256: not SHA-256 digests; {_AGAIN}")
+            raise FormatError(f"pairs_sha256: not SHA-256 digests; {AGAIN}")
         if problem := dates_problem(self.dates):
-            raise FormatError(f"{problem}; {_AGAIN}")
+            raise FormatError(f"{problem}; {AGAIN}")
         object.__setattr__(self, "dates", tuple(self.dates))
-        for name in _NUMBERS:
+        for name in COUNTS:
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value <= 1 << 53:
-                raise FormatError(f"{name}: {value!r} is not a count; {_AGAIN}")
+                raise FormatError(f"{name}: {value!r} is not a count; {AGAIN}")
         for one, two in (("se", "confidence"), ("a1", "a2")):
             if (getattr(self, one) is None) != (getattr(self, two) is None):
                 raise FormatError(f"{one}, {two}: only one of them is there; give both or none")
@@ -119,22 +95,22 @@ class ExpertMap:
             if getattr(self, name) is not None:
                 table = _table(getattr(self, name), name, self.identity, np.float64)
                 if not (np.abs(table) <= 1e9).all():  # false for NaN
-                    raise FormatError(f"{name}: values that are no scores; {_AGAIN}")
+                    raise FormatError(f"{name}: values that are no scores; {AGAIN}")
                 object.__setattr__(self, name, table)
         if self.effects is not None:
             self.effects.check(self.identity)
         if self.stability and self.stability.n_pairs != self.n_pairs:
-            raise FormatError(f"until_stable: of {self.stability.n_pairs} pairs, not {self.n_pairs}; {_AGAIN}")
+            raise FormatError(f"until_stable: of {self.stability.n_pairs} pairs, not {self.n_pairs}; {AGAIN}")
         if self.a1 is None or self.a2 is None:
             return
         for name, a, n in (("a1", self.a1, self.n1), ("a2", self.a2, self.n2)):
             table = _table(a, name, self.identity, np.int64)
             if n == 0 or table.min() < 0 or table.max() > n:
-                raise FormatError(f"{name}: counts outside 0 to {n} tokens; {_AGAIN}")
+                raise FormatError(f"{name}: counts outside 0 to {n} tokens; {AGAIN}")
             object.__setattr__(self, name, table)
         again = risk_difference_from(self.a1, self.n1, self.a2, self.n2)
         if np.abs(again - self.rd).max() > 1e-9:
-            raise FormatError(f"rd: is not a1 / n1 - a2 / n2; {_AGAIN}")
+            raise FormatError(f"rd: is not a1 / n1 - a2 / n2; {AGAIN}")
 
     @classmethod
     def from_counts(
@@ -238,6 +214,13 @@ class ExpertMap:
         n_possible = len(negative) if possible.all() else int(np.argmin(possible))
         return (0, *(np.flatnonzero(kept) + 1).tolist()), tuple(range(n_possible + 1))
 
+    def n_worth(
+        self, *, reverse: bool = False, layers: Iterable[int] | None = None, rank: str = "rd"
+    ) -> tuple[int, int]:
+        """How many experts are worth promoting, and how many suppressing, by a rank. Raises as `numbers`."""
+        positive, negative = self._by_sign(reverse, layers, rank)
+        return len(positive), len(negative)
+
     def _by_sign(self, reverse: bool, layers: Iterable[int] | None, rank: str) -> tuple[IntArray, IntArray]:
         """The experts worth promoting and those worth suppressing, each as rows (layer, expert), the best first."""
         wanted, found = self._layers(layers), []
@@ -249,33 +232,7 @@ class ExpertMap:
 
     def to_json(self) -> str:
         """Return the text of the file; the same map gives the same text."""
-        head: dict[str, Any] = {
-            "format": _FORMAT,
-            "version": _VERSION if any(getattr(self, name, None) is not None for name in _NEW) else 1,
-            "model": self.identity.to_dict(),
-            "behaviour": {
-                "name": self.behaviour,
-                "positive": self.positive,
-                "negative": self.negative,
-            },
-            **{name: getattr(self, name) for name in _NUMBERS},
-            "pairs_sha256": list(self.pairs_sha256),
-            **({"dates": list(self.dates)} if self.dates else {}),
-            **({"until_stable": self.stability.to_dict()} if self.stability else {}),
-            **{name: getattr(self, name) for name in _TEXTS if getattr(self, name)},
-            **({"confidence": self.confidence.to_dict()} if self.confidence else {}),
-        }
-        text = json.dumps(head, ensure_ascii=False, indent=1).removesuffix("\n}")
-        for name in _TABLES:
-            table = getattr(self, name)
-            if table is not None:
-                rows = ",\n".join("  " + json.dumps(row) for row in table.tolist())
-                text += f',\n "{name}": [\n{rows}\n ]'
-        if self.effects is not None:
-            rows = ",\n".join("  " + json.dumps(row) for row in self.effects.rows())
-            text += f',\n "attribution": {json.dumps(self.effects.facts.to_dict(), ensure_ascii=False)}'
-            text += f',\n "effects": [\n{rows}\n ]'
-        return text + "\n}\n"
+        return map_text(self)
 
     @cached_property
     def sha256(self) -> str:
@@ -300,29 +257,8 @@ class ExpertMap:
     @classmethod
     def from_dict(cls, data: object, path: StrPath = "map") -> ExpertMap:
         """Check the JSON of a map, parsed; `path` begins the messages. Raises FormatError."""
-        if not isinstance(data, dict) or data.get("format") != _FORMAT:
-            raise FormatError(f'{path}: not an expert map (no "format": "{_FORMAT}" in it); {_AGAIN}')
-        if data.get("version") not in (1, _VERSION):
-            raise FormatError(
-                f"{path}: an expert map of version {data.get('version')!r}, this program reads "
-                f"1 to {_VERSION}; upgrade steermoe-local"
-            )
-        _check_fields(data, path)
         try:
-            return cls(
-                identity=ModelIdentity.from_dict(data["model"]),
-                behaviour=data["behaviour"]["name"],
-                positive=data["behaviour"].get("positive", ""),
-                negative=data["behaviour"].get("negative", ""),
-                pairs_sha256=tuple(data.get("pairs_sha256", ())),
-                dates=data.get("dates", ()),
-                **{name: data.get(name, 0) for name in _NUMBERS},
-                **{name: data.get(name, "") for name in _TEXTS},
-                **{name: data[name] for name in _TABLES if name in data},
-                confidence=Confidence.from_dict(data["confidence"]) if "confidence" in data else None,
-                stability=Stability.from_dict(data["until_stable"]) if "until_stable" in data else None,
-                effects=_effects(data),
-            )
+            return cls(**map_fields(data))
         except FormatError as error:
             raise FormatError(f"{path}: {error}") from None
 
@@ -393,37 +329,7 @@ def _table(value: Any, name: str, identity: ModelIdentity, dtype: type[np.generi
         table = np.empty(0)
     kinds = "iu" if dtype is np.int64 else "iuf"
     if table.shape != identity.shape or table.dtype.kind not in kinds:
-        raise FormatError(f"{name}: not a table of {identity.n_layer} rows of {identity.n_expert} numbers; {_AGAIN}")
+        raise FormatError(f"{name}: not a table of {identity.n_layer} rows of {identity.n_expert} numbers; {AGAIN}")
     copy = np.array(table, dtype=dtype)
     copy.flags.writeable = False
     return copy
-
-
-def _effects(data: dict[str, Any]) -> Effects | None:
-    if ("effects" in data) != ("attribution" in data):
-        raise FormatError("effects, attribution: only one of them is there; give both or none")
-    if "effects" not in data:
-        return None
-    return Effects.from_rows(Attribution.from_dict(data["attribution"]), data["effects"])
-
-
-def _check_fields(data: dict[str, Any], path: StrPath) -> None:
-    known = _REQUIRED | {*_NUMBERS, *_TEXTS, *_TABLES, "pairs_sha256", "dates", "until_stable", "confidence"}
-    if data["version"] == _VERSION:
-        known |= _NEW
-    else:
-        known -= _NEW
-    if missing := sorted(_REQUIRED - set(data)):
-        raise FormatError(f"{path}: {missing[0]}: missing; {_AGAIN}")
-    if unknown := sorted(set(data) - known):
-        raise FormatError(f"{path}: {unknown[0]}: unknown field; put remarks into notes")
-    behaviour = data["behaviour"]
-    if not isinstance(behaviour, dict) or not {"name"} <= set(behaviour) <= set(_BEHAVIOUR):
-        raise FormatError(f"{path}: behaviour: not an object with name, positive, negative")
-    texts = {f"behaviour.{key}": value for key, value in behaviour.items()}
-    texts |= {name: data[name] for name in _TEXTS if name in data}
-    for name, value in texts.items():
-        if not isinstance(value, str):
-            raise FormatError(f"{path}: {name}: not a string; put it in quotes")
-    if not isinstance(data.get("pairs_sha256", []), list):
-        raise FormatError(f"{path}: pairs_sha256: not a list; {_AGAIN}")

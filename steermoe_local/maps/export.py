@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ChoiceError, UsageError
+from .effects import ACTIONS, COLUMNS
 from .expert_map import ExpertMap
 
 
@@ -65,13 +66,17 @@ def steermoe_csv(expert_map: ExpertMap) -> str:
     """The ranking as CSV, a row for each expert in the order of |RD|, with the column names of SteerMoE's frames.
 
     `pandas.read_csv` reads it as the frame that the authors' `steer_moe` sorts (with float_precision="round_trip" as
-    the same float64). It has columns of counts if the map has counts. Lines end in LF.
+    the same float64). It has columns of counts if the map has counts. Behind those of the frames it has what else the
+    map knows: `logit`, `weight`, and of each action `promote_effect`, `promote_effect_se`, `promote_p`, `promote_cost`,
+    ..., `suppress_control`, empty where it was not tried. Lines end in LF.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     a1, a2, n1, n2 = expert_map.a1, expert_map.a2, expert_map.n1, expert_map.n2
     counts = ("a1", "a2", "d1", "d2", "a1_n", "a2_n") if a1 is not None else ()
-    writer.writerow(["layer", "expert", *counts, "risk_diff", "Layer_Expert", "risk_diff_abs"])
+    tables = {name: table for name in ("logit", "weight") if (table := getattr(expert_map, name)) is not None}
+    figures = [f"{action}_{name}" for action in ACTIONS for name in COLUMNS] if expert_map.effects else []
+    writer.writerow(["layer", "expert", *counts, "risk_diff", "Layer_Expert", "risk_diff_abs", *tables, *figures])
     for layer, expert, rd in expert_map.top(expert_map.rd.size):
         row: list[Any] = [layer, expert]
         if a1 is not None and a2 is not None:
@@ -79,6 +84,10 @@ def steermoe_csv(expert_map: ExpertMap) -> str:
             row += [one, two, n1 - one, n2 - two, repr(one / n1), repr(two / n2)]
         # the label in their plots, with its line break
         row += [repr(rd), f"L{layer:02d}\nE{expert:02d}", repr(abs(rd))]
+        row += [repr(float(table[layer, expert])) for table in tables.values()]
+        if expert_map.effects:
+            tried = expert_map.effects.at(layer, expert)
+            row += [repr(tried[a][name]) if name in tried.get(a, {}) else "" for a in ACTIONS for name in COLUMNS]
         writer.writerow(row)
     return text.getvalue()
 
@@ -86,7 +95,8 @@ def steermoe_csv(expert_map: ExpertMap) -> str:
 def plain_ranking(expert_map: ExpertMap) -> str:
     """The ranking as JSON: its source, and a list of experts in the order of |RD|, one a line.
 
-    Each has `layer`, `expert`, `rd`, and `p1`, `p2` (shares of the target tokens that activated it) when counted.
+    Each has `layer`, `expert`, `rd`, and `p1`, `p2` (shares of the target tokens that activated it) when counted; of
+    maps that have them also `logit`, `weight`, and under `promote` and `suppress` what the map's `effects` say of it.
     """
     head: dict[str, Any] = {
         "model": expert_map.identity.to_dict(),
@@ -97,6 +107,7 @@ def plain_ranking(expert_map: ExpertMap) -> str:
         "n2": expert_map.n2,
         "n_pairs": expert_map.n_pairs or None,  # not known of an imported ranking
         "map_sha256": expert_map.sha256,
+        **({"attribution": expert_map.effects.facts.to_dict()} if expert_map.effects else {}),
     }
     experts: list[str] = []
     for layer, expert, rd in expert_map.top(expert_map.rd.size):
@@ -104,6 +115,11 @@ def plain_ranking(expert_map: ExpertMap) -> str:
         if expert_map.a1 is not None and expert_map.a2 is not None:
             entry["p1"] = int(expert_map.a1[layer, expert]) / expert_map.n1
             entry["p2"] = int(expert_map.a2[layer, expert]) / expert_map.n2
+        for name in ("logit", "weight"):
+            if (table := getattr(expert_map, name)) is not None:
+                entry[name] = float(table[layer, expert])
+        if expert_map.effects is not None:
+            entry |= expert_map.effects.at(layer, expert)
         experts.append("  " + json.dumps(entry))
     text = json.dumps(head, ensure_ascii=False, indent=1).removesuffix("\n}")
     return f'{text},\n "experts": [\n' + ",\n".join(experts) + "\n ]\n}\n"

@@ -225,11 +225,7 @@ def compare(one: ExpertMap, two: ExpertMap, top_n: int = TOP_N) -> Comparison:
 
     Raises ModelMismatchError for other shapes.
     """
-    if one.identity.shape != two.identity.shape:
-        raise ModelMismatchError(
-            f"maps of {one.identity.short} and of {two.identity.short}: their experts do not correspond; "
-            "compare maps of one model"
-        )
+    require_one_shape(one, two)
     layers = np.flatnonzero(one.rd.any(axis=1) | two.rd.any(axis=1))
     x, y = one.rd[layers], two.rd[layers]
     if not x.size:
@@ -245,6 +241,15 @@ def compare(one: ExpertMap, two: ExpertMap, top_n: int = TOP_N) -> Comparison:
         layers=tuple(layers.tolist()),
         by_layer=tuple(pearson(a, b) for a, b in zip(x, y, strict=True)),
     )
+
+
+def require_one_shape(one: ExpertMap, two: ExpertMap) -> None:
+    """Raise ModelMismatchError for maps whose experts do not correspond."""
+    if one.identity.shape != two.identity.shape:
+        raise ModelMismatchError(
+            f"maps of {one.identity.short} and of {two.identity.short}: their experts do not correspond; "
+            "compare maps of one model"
+        )
 
 
 def pearson(x: npt.ArrayLike, y: npt.ArrayLike) -> float:

@@ -110,7 +110,7 @@ def faithfulness_pairs(
 
     `rows` as of `squad_rows`. Questions that the document does not answer are left out unless `keep_impossible`.
     """
-    documents = _Seen()
+    documents = Seen()
     for row in rows:
         tally.rows += 1
         context, question = only_text(row.get("context")), only_text(row.get("question"))
@@ -123,11 +123,16 @@ def faithfulness_pairs(
         else:
             yield Pair(
                 only_text(row.get("id")) or f"row-{tally.rows}",
-                (Message("user", f"Document: {context} Question: {question}"),),
+                (Message("user", document_prompt(context, question)),),
                 (Message("user", f"Question: {question}"),),
                 question,
                 question,
             )
+
+
+def document_prompt(context: str, question: str) -> str:
+    """A document and a question on it as one message (arXiv 2509.09660)."""
+    return f"Document: {context} Question: {question}"
 
 
 def safety_pairs(
@@ -146,7 +151,7 @@ def safety_pairs(
     """
     if not refusals:
         raise UsageError("no refusals to choose from; give at least one")
-    prompts = _Seen()
+    prompts = Seen()
     for row in rows:
         tally.rows += 1
         missing = [name for name in ("prompt", "response", "is_safe") if name not in row]
@@ -162,7 +167,7 @@ def safety_pairs(
         elif one_per_prompt and not prompts.add(prompt):
             tally.skip("another response to the prompt was taken")
         else:
-            refusal = refusals[_draw(seed, prompt, response) % len(refusals)]
+            refusal = refusals[drawn_number(seed, prompt, response) % len(refusals)]
             yield chat_pair(f"row-{tally.rows}", prompt, refusal, response)
 
 
@@ -237,7 +242,7 @@ def unique_ids(pairs: Iterable[Pair]) -> Iterator[Pair]:
         yield pair if name == pair.id else replace(pair, id=name)
 
 
-class _Seen:
+class Seen:
     """Texts seen before, as digests of 16 bytes."""
 
     def __init__(self) -> None:
@@ -251,7 +256,7 @@ class _Seen:
 
 
 def _unique(pairs: Iterable[Pair], tally: Tally) -> Iterator[Pair]:
-    seen = _Seen()
+    seen = Seen()
     for pair in pairs:
         content = {key: value for key, value in pair.to_dict().items() if key != "id"}
         if seen.add(json.dumps(content, ensure_ascii=False)):
@@ -273,12 +278,25 @@ def _with_impossible(row: dict[str, Any]) -> dict[str, Any]:
     """The row with is_impossible, which the hub's columns do not have: there a question without an answer is."""
     if truth(row.get("is_impossible")) is not None or "answers" not in row:
         return row
-    answers = row["answers"]
-    texts = answers.get("text") if isinstance(answers, dict) else answers
+    texts = _answer_texts(row["answers"])
     if isinstance(texts, list):
-        texts = [entry.get("text") if isinstance(entry, dict) else entry for entry in texts]
         return {**row, "is_impossible": not any(map(only_text, texts))}
     return {**row, "is_impossible": texts is None or texts == ""}
+
+
+def accepted_answers(row: dict[str, Any]) -> list[str]:
+    """The texts that a row of `squad_rows` accepts as answers, each once; blanks in them are single."""
+    texts = _answer_texts(row.get("answers"))
+    found = map(only_text, texts if isinstance(texts, list) else [texts])
+    return list(dict.fromkeys(" ".join(text.split()) for text in found if text))
+
+
+def _answer_texts(answers: Any) -> Any:
+    """The texts of SQuAD's [{"text": ...}, ...] or of the hub's {"text": [...]}; what is neither is left as it is."""
+    texts = answers.get("text") if isinstance(answers, dict) else answers
+    if isinstance(texts, list):
+        return [entry.get("text") if isinstance(entry, dict) else entry for entry in texts]
+    return texts
 
 
 def _not_squad() -> PairsError:
@@ -288,7 +306,8 @@ def _not_squad() -> PairsError:
     )
 
 
-def _draw(seed: int, *texts: str) -> int:
+def drawn_number(seed: int, *texts: str) -> int:
+    """A number of 64 bits that depends on the seed and the texts alone."""
     digest = hashlib.blake2b(repr(seed).encode(), digest_size=8)
     for text in texts:
         digest.update(b"\0" + text.encode("utf-8"))

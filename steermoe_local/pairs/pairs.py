@@ -87,6 +87,27 @@ class Pair:
             (self.negative, self.negative_target),
         )
 
+    def margin_problem(self) -> str | None:
+        """Why the pair has no log-probability margin of its positive over its negative target; None where it has one.
+
+        A margin compares two answers to one prompt: what stands in front of the target must be the same on both sides,
+        and not empty, and the targets must differ. The sentence names the cure.
+        """
+        prompts = [_before(side, target) for side, target in self.sides()]
+        same_target = self.positive_target == self.negative_target
+        if prompts[0] != prompts[1]:
+            return (
+                "the sides have different prompts and one target, so there are no two answers to compare; make pairs "
+                "of one prompt and two answers (of SQuAD: steermoe pairs faithfulness --choices)"
+                if same_target
+                else "the prompts in front of the targets differ; put both answers behind the same prompt"
+            )
+        if same_target:
+            return "both targets are the same text; give two answers that differ"
+        if not any(content for _, content in prompts[0]):
+            return "nothing stands in front of the targets; begin both sides with the prompt that they answer"
+        return None
+
     def to_dict(self) -> dict[str, Any]:
         """Return the pair as the JSON object of its line."""
         return {"id": self.id, **_content(self)}
@@ -249,6 +270,15 @@ def _content(pair: Pair) -> dict[str, Any]:
 def _carrier(side: Side, target: str) -> int | None:
     contents = (side,) if isinstance(side, str) else tuple(m.content for m in side)
     return next((i for i in reversed(range(len(contents))) if target in contents[i]), None)
+
+
+def _before(side: Side, target: str) -> tuple[tuple[str, str], ...]:
+    """(role, content) of what stands in front of the target: its last occurrence in the last message that holds it."""
+    messages = (("", side),) if isinstance(side, str) else tuple((m.role, m.content) for m in side)
+    carrier = _carrier(side, target)
+    assert carrier is not None  # a pair has its targets
+    role, content = messages[carrier]
+    return (*messages[:carrier], (role, content[: content.rindex(target)]))
 
 
 def parse_pair(data: Any, default_id: str) -> Pair:

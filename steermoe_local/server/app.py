@@ -20,8 +20,8 @@ from .worker import Worker
 
 _DESCRIPTION = (
     "OpenAI's API for a Mixture-of-Experts model whose experts are promoted or suppressed by request: the field "
-    "`steering` is a registered name, a choice {map, activate, deactivate, reverse, preset, layers, mode, scale}, or "
-    "null."
+    "`steering` is a registered name, a choice {map, activate, deactivate, reverse, preset, layers, rank, mode, scale, "
+    "weights, cap}, or null."
 )
 _PAGE = Path(__file__).parent / "page"
 # Not guessed by the system's table, which may be wrong: a browser runs only scripts of the right type.

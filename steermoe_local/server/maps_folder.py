@@ -181,7 +181,7 @@ class MapsFolder:
         if _DEVICES.fullmatch(name) or name.endswith(".choice"):
             raise ApiError(400, f"name: {name!r} is no name for a file; choose another", param="name")
         fields = ("preset", "layers", "scale") if steering.preset else _CHOICE_FIELDS
-        choice = {field: getattr(steering, field) for field in fields if getattr(steering, field)}
+        choice = {field: getattr(steering, field) for field in fields if getattr(steering, field)} | steering.further
         wanted: dict[Path, Any] = {}
         if of_map is not None:
             # Until it is read again the name of the map may be given to another one, or to other numbers.

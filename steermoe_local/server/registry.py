@@ -13,8 +13,10 @@ from typing import Any, Literal
 from ..errors import ModelMismatchError, SteerMoEError, UsageError
 from ..identity import ModelIdentity
 from ..llama.steered_llama import native_bias
+from ..maps.ranks import ranks_of
 from ..models.shipped_maps import recommended_numbers, shipped_maps
 from ..steering.bias_file import BiasFile
+from ..steering.rules import Rule, json_cap
 from ..steering.steering import Steering
 from .api_errors import ApiError
 from .maps_folder import KeptChoice, MapsFolder, bias_from_base64, map_from_json, name_of_file
@@ -30,6 +32,7 @@ NUMBERS = ("activate", "deactivate", "reverse", "layers")
 
 Source = Literal["ships", "folder", "command line", "request"]
 
+_RULE = ("scale", "weights", "cap")
 _MAX_NAMES = 256
 _MAX_BYTES = 256 << 20  # of all tables that came with requests
 _CACHED = 128  # biases that are kept ready
@@ -70,7 +73,8 @@ class Registered:
         if expert_map is None:
             assert steering.bias is not None
             return facts | {"n_active": steering.bias.n_active, "n_inactive": steering.bias.n_inactive}
-        facts |= {name: getattr(steering, name) for name in (*NUMBERS, "scale", "preset")}
+        facts |= {name: getattr(steering, name) for name in (*NUMBERS, "scale", "preset", "rank", "weights")}
+        facts |= {"cap": json_cap(steering.cap), "ranks": list(ranks_of(expert_map))}
         facts["presets"] = {p.name: {"activate": p.n_activate, "deactivate": p.n_deactivate} for p in steering.presets}
         facts |= {name: getattr(expert_map, name) for name in ("behaviour", "positive", "negative")}
         return facts | {"side": steering.side, "map_sha256": expert_map.sha256, "n_pairs": expert_map.n_pairs or None}
@@ -363,7 +367,8 @@ class SteeringRegistry:
         info |= {"n_inactive": bias.n_inactive, "bias_sha256": bias.key}
         if steering.expert_map is not None:
             info |= {"map_sha256": steering.expert_map.sha256, "side": steering.side}
-            info |= {field: getattr(steering, field) for field in (*NUMBERS, "scale")}
+            info |= {field: getattr(steering, field) for field in (*NUMBERS, "scale", "rank", "weights")}
+            info["cap"] = json_cap(steering.cap)
             if steering.preset is not None:
                 info["preset"] = steering.preset
         return Applied(entry.name if isinstance(wanted, str) else f"{entry.name}:changed", bias, info)
@@ -373,8 +378,10 @@ def n_bytes(steering: Steering) -> int:
     """Size of a steering's tables."""
     expert_map, bias = steering.expert_map, steering.bias
     if expert_map is not None:
-        tables = (expert_map.rd, expert_map.a1, expert_map.a2, expert_map.se)
-        return sum(table.nbytes for table in tables if table is not None)
+        names = ("rd", "a1", "a2", "se", "logit", "weight")
+        tables = [table for name in names if (table := getattr(expert_map, name)) is not None]
+        effects = 0 if expert_map.effects is None else expert_map.effects.nbytes
+        return effects + sum(int(table.nbytes) for table in tables)
     return 0 if bias is None else sum(row.nbytes for row in bias.values.values())
 
 
@@ -382,11 +389,11 @@ def _content(steering: Steering) -> tuple[Any, ...]:
     """Equal for steerings that build equal biases for one model."""
     if steering.expert_map is None:
         return (None if steering.bias is None else steering.bias.key,)
-    return (steering.expert_map.sha256, *(getattr(steering, name) for name in (*NUMBERS, "scale", "epsilon")))
+    return (steering.expert_map.sha256, *(getattr(steering, name) for name in (*NUMBERS, "epsilon", "rank", *_RULE)))
 
 
 def _has_choice(choice: SteeringChoice | RegisterRequest) -> bool:
-    return any(getattr(choice, name) is not None for name in (*NUMBERS, "mode", "scale", "preset"))
+    return any(getattr(choice, name) is not None for name in (*NUMBERS, "mode", "preset", "rank", *_RULE))
 
 
 def _chosen(entry: Registered, choice: SteeringChoice | RegisterRequest) -> Steering:
@@ -408,17 +415,18 @@ def _restored(entry: Registered, choice: KeptChoice) -> Steering:
 
 
 def _with_numbers(steering: Steering, choice: SteeringChoice | RegisterRequest) -> Steering:
-    changes = {name: value for name in NUMBERS if (value := getattr(choice, name)) is not None}
-    scale = steering.scale if choice.scale is None else choice.scale
-    mode = choice.mode or ("soft" if scale is not None else "hard")
-    if mode == "soft" and scale is None:
-        raise UsageError("mode soft: how strong? give scale, the logits that promoted experts get")
-    if mode == "hard" and choice.scale is not None:
-        raise UsageError("scale goes with mode soft; the hard rule has no strength")
-    changes["scale"] = scale if mode == "soft" else None
+    changes: dict[str, Any] = {
+        name: value for name in (*NUMBERS, "rank") if (value := getattr(choice, name)) is not None
+    }
+    rule = steering.rule
+    if choice.preset is not None:  # the paper's choice, whatever the map is registered with
+        changes |= {"reverse": False, "rank": "rd"}
+        rule = Rule(scale=rule.scale)
+    cap = None if choice.cap is None else float(choice.cap)
+    changes |= rule.changed(choice.mode, choice.scale, cap, choice.weights).fields
     if choice.preset is None:
         return steering.changed(**changes)
-    steering, warnings = steering.changed(**changes, reverse=False).with_preset(choice.preset)
+    steering, warnings = steering.changed(**changes).with_preset(choice.preset)
     for line in warnings:
         log.warning("%s", line)
     return steering

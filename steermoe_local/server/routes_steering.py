@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Literal
+import functools
+import json
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 
+from ..maps.effects import Effects
+from ..steering.rules import json_cap
 from ..steering.steering import Steering
 from .api_errors import ApiError, request_error
 from .json_requests import Json, JsonRoute
 from .openapi import ERRORS
-from .schemas import Preset, RegisterRequest, SteeringChoice
+from .schemas import Cap, Preset, RankName, RegisterRequest, RuleMode, SteeringChoice, WeightsName
 from .service import Service
 
 NameInPath = Annotated[str, Path(max_length=64, description="A registered name.")]
@@ -55,28 +59,41 @@ def router(service: Service) -> APIRouter:
         await asyncio.to_thread(registry.remove, name)
         return Response(status_code=204)
 
-    @routes.get("/v1/steering/{name}/map", responses={k: ERRORS[k] for k in (400, 401, 404, 503)})
+    @routes.get(
+        "/v1/steering/{name}/map",
+        responses={k: ERRORS[k] for k in (400, 401, 404, 503)},
+        response_model=dict[str, Any],
+    )
     async def map_of(
         name: NameInPath,
         activate: Count = None,
         deactivate: Count = None,
         reverse: bool | None = None,
         layers: Annotated[str | None, Query(max_length=200)] = None,
-        mode: Literal["hard", "soft"] | None = None,
+        mode: RuleMode | None = None,
         scale: Annotated[float | None, Query(ge=-1000, le=1000, allow_inf_nan=False)] = None,
         preset: Preset | None = None,
-    ) -> dict[str, Any]:
-        """RD of every expert, [layers][experts], and the sign of each that is chosen by these numbers."""
+        rank: RankName | None = None,
+        weights: WeightsName | None = None,
+        cap: Cap | None = None,
+    ) -> Response:
+        """RD of every expert, [layers][experts], its effects, and the sign of each that is chosen by these numbers."""
         service.worker.require_ready()
         numbers: dict[str, Any] = {"activate": activate, "deactivate": deactivate, "reverse": reverse}
-        numbers |= {"layers": layers, "mode": mode, "scale": scale, "preset": preset}
+        numbers |= {"layers": layers, "mode": mode, "scale": scale, "preset": preset, "rank": rank, "weights": weights}
+        numbers["cap"] = cap
         entry = registry.entry(name)
         given = {key: value for key, value in numbers.items() if value is not None}
         try:
             wanted = SteeringChoice.model_validate({"map": name} | given) if given else name
         except ValidationError as error:
             raise request_error(error) from None
-        return entry.to_dict() | await asyncio.to_thread(_table, registry.chosen(wanted), service)
+
+        def answer() -> Response:  # made in the thread as a whole: a map may have very many numbers
+            text = _json(entry.to_dict() | _table(registry.chosen(wanted), service))
+            return Response(text, media_type="application/json")
+
+        return await asyncio.to_thread(answer)
 
     return routes
 
@@ -91,11 +108,37 @@ def _table(steering: Steering, service: Service) -> dict[str, Any]:
         "n_expert": identity.n_expert,
         "n_expert_used": identity.n_expert_used,
         "rd": None if steering.expert_map is None else steering.expert_map.rd.round(6).tolist(),
+        "effects": None if steering.expert_map is None else _effects(steering.expert_map.effects),
         "signs": None if bias is None else bias.signs.tolist(),
         "n_active": 0 if bias is None else bias.n_active,
         "n_inactive": 0 if bias is None else bias.n_inactive,
     }
     if steering.expert_map is not None:
-        names = ("activate", "deactivate", "reverse", "layers", "scale", "preset")
+        names = ("activate", "deactivate", "reverse", "layers", "scale", "preset", "rank", "weights")
         table |= {name: getattr(steering, name) for name in names} | {"mode": steering.mode, "side": steering.side}
+        table["cap"] = json_cap(steering.cap)
     return table
+
+
+def _json(data: Any) -> str:
+    """JSON, made row by row: one call for all of a table would not give way to the event loop."""
+    if isinstance(data, dict):
+        return f"{{{', '.join(f'{_dumps(name)}: {_json(value)}' for name, value in data.items())}}}"
+    if isinstance(data, list):
+        return f"[{', '.join(map(_dumps, data))}]"
+    return _dumps(data)
+
+
+_dumps = functools.partial(json.dumps, ensure_ascii=False, allow_nan=False)
+
+
+def _effects(effects: Effects | None) -> dict[str, Any] | None:
+    """The rows that an expert map stores, six digits of each figure, and how they were estimated."""
+    if effects is None:
+        return None
+    rows = [
+        {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in row.items()}
+        | {"significant": significant}
+        for row, significant in zip(effects.rows(), effects.significant.tolist(), strict=True)
+    ]
+    return {"attribution": effects.facts.to_dict(), "rows": rows}

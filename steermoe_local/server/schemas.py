@@ -43,6 +43,14 @@ __all__ = [
 
 Preset = Literal["faithful", "safe"]
 """The names of `steering.presets.PRESETS`."""
+RankName = Literal["rd", "log-odds", "logit", "weight", "effect", "efficiency"]
+"""The names of `maps.ranks.RANKS`."""
+WeightsName = Literal["log-odds", "logit", "weight", "effect", "none"]
+"""The names of `maps.ranks.WEIGHTS`, and none for equal strengths."""
+RuleMode = Literal["hard", "soft", "capped"]
+"""The names of `steering.rules.RULES`."""
+Cap = Annotated[float, Field(gt=0, le=1000)] | Literal["inf"]
+"""The cap of the capped rule in logits; JSON has no infinity."""
 
 
 class SteeringChoice(Body):
@@ -53,11 +61,18 @@ class SteeringChoice(Body):
     deactivate: int | None = Field(None, ge=0, le=1_000_000, description="Experts with RD < 0 to suppress.")
     reverse: bool | None = Field(None, description="Flip the sign of RD first.")
     layers: str | None = Field(None, max_length=200, description='Steer only these layers, like "3-7,9".')
-    mode: Literal["hard", "soft"] | None = Field(None, description="The rule; soft adds `scale` to logits.")
+    mode: RuleMode | None = Field(
+        None, description="The rule; soft adds `scale` to logits, capped is hard but moves no logit by more than `cap`."
+    )
     scale: float | None = Field(None, ge=-1000, le=1000, description="Strength of the soft rule, in logits.")
     preset: Preset | None = Field(
         None, description="The paper's numbers for the map's model, instead of activate, deactivate and reverse."
     )
+    rank: RankName | None = Field(None, description="Score by which experts are chosen; the map has to have its data.")
+    weights: WeightsName | None = Field(
+        None, description="Soft rule: strength in proportion to this score, the largest of the chosen in full."
+    )
+    cap: Cap | None = Field(None, description='Most logits that the capped rule moves; "inf": any number.')
 
     @model_validator(mode="after")
     def _numbers_or_preset(self) -> SteeringChoice:
@@ -180,9 +195,12 @@ class RegisterRequest(Body):
     deactivate: int | None = Field(None, ge=0, le=1_000_000)
     reverse: bool | None = None
     layers: str | None = Field(None, max_length=200)
-    mode: Literal["hard", "soft"] | None = None
+    mode: RuleMode | None = None
     scale: float | None = Field(None, ge=-1000, le=1000)
     preset: Preset | None = Field(None, description="The paper's numbers for the map's model.")
+    rank: RankName | None = None
+    weights: WeightsName | None = None
+    cap: Cap | None = None
     replace: bool = Field(False, description="Take the place of what has this name.")
 
     @model_validator(mode="after")
@@ -198,3 +216,8 @@ def require_one_choice(choice: SteeringChoice | RegisterRequest) -> None:
     fixed = [name for name in ("activate", "deactivate", "reverse") if getattr(choice, name) is not None]
     if choice.preset is not None and fixed:
         raise ValueError(f"preset gives the numbers and the side; leave out {fixed[0]}, or preset")
+    other = {"rank": choice.rank not in (None, "rd"), "weights": choice.weights not in (None, "none")}
+    other |= {"cap": choice.cap is not None, "mode": choice.mode == "capped"}
+    if choice.preset is not None and any(other.values()):
+        name = next(name for name, is_other in other.items() if is_other)
+        raise ValueError(f"preset: the paper's numbers are those of RD and its own rule; leave out {name}, or preset")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from .._util.files import StrPath, is_sha256
 from ..errors import FormatError, UsageError
 from ..identity import ModelIdentity
 from ..maps.expert_map import ExpertMap, parse_layers
+from ..maps.ranks import RANKS, relative_sizes
 from .bias_file import DEFAULT_EPSILON, BiasFile, none_if_empty, read_bias
 from .old_digests import chat_digest
 from .presets import Preset, check_sides, preset_for, presets_for
+from .rules import Rule, json_cap
 
 # The fields that choose experts of a map and the rule, with their types in JSON; in a bias file the choice is made.
 _CHOICE: dict[str, tuple[type, ...]] = {
@@ -30,6 +33,13 @@ _CHOICE: dict[str, tuple[type, ...]] = {
     "preset": (str, NoneType),
     "preset_model": (str, NoneType),
 }
+# Fields that came later: written only where they are not the default, so that files stay as they were.
+_FURTHER: dict[str, tuple[type, ...]] = {
+    "rank": (str,),
+    "weights": (str, NoneType),
+    "cap": (int, float, NoneType),
+}
+_KNOWN = _CHOICE | _FURTHER
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +47,15 @@ class Steering:
     """A choice of experts from a map and a rule, or a ready bias file. Immutable; `changed` makes another.
 
     `name` is shown to users. `activate` and `deactivate` are numbers of experts, `layers` is written like "3-7,9"
-    (None: all), `reverse` flips the sign of RD first (`ExpertMap.choose`). With `scale` None the rule is hard, with
-    `epsilon`; a number makes it soft: the logits that promoted experts gain and suppressed ones lose. `preset` and
-    `preset_model` are set if the numbers are the paper's. `path` is the file of the map or bias, if it has one.
+    (None: all), `reverse` flips the sign of the scores first, `rank` names the score by which experts are chosen
+    (`ExpertMap.choose`). With `scale` and `cap` None the rule is hard, with `epsilon`. `scale` makes it soft: the
+    logits that promoted experts gain and suppressed ones lose; with `weights` (`ranks.WEIGHTS`) each expert in
+    proportion to the size of that score, the largest of the chosen ones in full. `cap` makes the rule capped: hard,
+    but no logit moves by more than these (`inf`: the hard rule). `preset` and `preset_model` are set if the numbers
+    are the paper's. `path` is the file of the map or bias, if it has one.
 
-    Raises UsageError for a map together with a bias file, for a choice on a bias file, and for a reversed preset.
+    Raises UsageError for a map together with a bias file, for a choice on a bias file, for values of two rules, and for
+    a preset that is reversed, by another rank than RD, weighted or capped: the paper's numbers are of its own choice.
     """
 
     name: str
@@ -56,6 +70,9 @@ class Steering:
     preset: str | None = None
     preset_model: str | None = None
     path: Path | None = None
+    rank: str = "rd"
+    weights: str | None = None
+    cap: float | None = None
 
     def __post_init__(self) -> None:
         """Check that the fields go together; numbers and layers are checked against the model by `build`."""
@@ -65,11 +82,20 @@ class Steering:
             if self.expert_map is not None:
                 raise UsageError(f"{self.name}: a bias file and a map both steer; give one of them")
             fields = self.__dataclass_fields__
-            if changed := [name for name in _CHOICE if getattr(self, name) != fields[name].default]:
+            if changed := [name for name in _KNOWN if getattr(self, name) != fields[name].default]:
                 raise UsageError(
                     f"{changed[0]}: {self.name} is a bias file, whose choice of experts is made; "
                     "give the map that it was built from (--map MAP) to change it"
                 )
+        if self.rank not in RANKS:
+            raise UsageError(f"rank: {self.rank!r} is none of {', '.join(RANKS)}")
+        _ = self.rule
+        if self.preset and self.further:
+            name, value = next(iter(self.further.items()))
+            raise UsageError(
+                f"preset {self.preset}: the paper's numbers of experts are those of RD and its own rule, not of {name} "
+                f"{value}; give numbers of your own"
+            )
         if self.preset and self.reverse:
             raise UsageError(
                 f"preset {self.preset}: never steers away from its behaviour; give numbers of experts of your own "
@@ -135,10 +161,15 @@ class Steering:
 
     @property
     def mode(self) -> str:
-        """The rule: hard or soft."""
+        """The rule: hard, soft or capped."""
         if self.bias is not None:
             return self.bias.mode
-        return "hard" if self.scale is None else "soft"
+        return self.rule.name
+
+    @property
+    def rule(self) -> Rule:
+        """The rule by which the experts of a map are steered."""
+        return Rule(self.scale, self.weights, self.cap)
 
     @property
     def side(self) -> str:
@@ -174,7 +205,9 @@ class Steering:
         if not self.activate and not self.deactivate:
             return None
         layers = None if self.layers is None else parse_layers(self.layers)
-        signs = self.expert_map.choose(self.activate, self.deactivate, reverse=self.reverse, layers=layers)
+        signs = self.expert_map.choose(
+            self.activate, self.deactivate, reverse=self.reverse, layers=layers, rank=self.rank
+        )
         identity = identity or self.expert_map.identity
         provenance = {
             "behaviour": self.expert_map.behaviour,
@@ -182,8 +215,11 @@ class Steering:
             "choice": json.dumps(self.choice),
             "tool": self.expert_map.tool,
         }
+        if self.cap is not None:
+            return BiasFile.from_capped(signs, identity, self.cap, self.epsilon, provenance)
         if self.scale is not None:
-            return BiasFile.from_soft(signs, identity, self.scale, provenance)
+            sizes = 1 if self.weights is None else relative_sizes(self.expert_map, self.weights, signs)
+            return BiasFile.from_soft(signs * sizes, identity, self.scale, provenance)
         return BiasFile.from_signs(signs, identity, self.epsilon, provenance)
 
     @property
@@ -194,7 +230,25 @@ class Steering:
             choice |= {"preset": self.preset, "preset_model": self.preset_model}
         if self.scale is not None:
             choice["scale"] = self.scale
-        return choice
+        return choice | self.further
+
+    @property
+    def further(self) -> dict[str, Any]:
+        """Rank, weights and cap as JSON values, those that are not the default."""
+        known = {"rank": self.rank, "weights": self.weights, "cap": json_cap(self.cap)}
+        fields = self.__dataclass_fields__
+        return {name: value for name, value in known.items() if value != fields[name].default}
+
+    @property
+    def shortfall(self) -> str:
+        """A sentence if fewer experts have a significant effect than are asked for; "" otherwise. Raises as `build`."""
+        if self.expert_map is None or self.rank not in ("effect", "efficiency"):
+            return ""
+        layers = None if self.layers is None else parse_layers(self.layers)
+        there = self.expert_map.n_worth(reverse=self.reverse, layers=layers, rank=self.rank)
+        asked = {"promote": (self.activate, there[0]), "suppress": (self.deactivate, there[1])}
+        words = [f"{n} to {action} ({wanted} asked for)" for action, (wanted, n) in asked.items() if n < wanted]
+        return f"{self.name}: too few experts with a significant effect: {', '.join(words)}" if words else ""
 
     def changed(self, **fields: Any) -> Steering:
         """A copy with other fields. With other numbers of experts it is no preset any more.
@@ -202,7 +256,7 @@ class Steering:
         Raises UsageError for a bias file, whose choice cannot be changed, and for an unknown field.
         """
         if unknown := sorted(set(fields) - set(self.__dataclass_fields__)):
-            raise UsageError(f"{unknown[0]}: not a part of steering; change one of {', '.join(_CHOICE)}")
+            raise UsageError(f"{unknown[0]}: not a part of steering; change one of {', '.join(_KNOWN)}")
         if {"activate", "deactivate"} & fields.keys() and "preset" not in fields:
             fields |= {"preset": None, "preset_model": None}
         return dataclasses.replace(self, **fields)
@@ -227,6 +281,7 @@ class Steering:
             "side": self.side,
             "mode": self.mode,
             **{name: getattr(self, name) for name in _CHOICE},
+            **self.further,
             **counts,
         }
 
@@ -247,9 +302,11 @@ class Steering:
             raise FormatError(f"{where}.{kind}: {name!r} did not come from a file; choose the steering again")
         if not Path(path).is_file():
             raise FormatError(f"{where}.{kind}: {path}: no such file; bring it back or choose another steering")
-        choice = {key: data[key] for key in _CHOICE if key in data} if kind == "map" else {}
+        choice = {key: data[key] for key in _KNOWN if key in data} if kind == "map" else {}
+        if choice.get("cap") == "inf":  # as JSON has it
+            choice["cap"] = math.inf
         for key, value in choice.items():
-            if type(value) not in _CHOICE[key] or (_CHOICE[key] == (int,) and value < 0):
+            if type(value) not in _KNOWN[key] or (_KNOWN[key] == (int,) and value < 0):
                 raise FormatError(f"{where}.{key}: {value!r} is not what stands there; choose the steering again")
         try:
             opened = cls.open(name=name, **{"map_file" if kind == "map" else "bias": path}, **choice)

@@ -40,6 +40,7 @@ from steermoe_local.generation.engine import FinishEvent
 from steermoe_local.steering.steering import Steering
 from tests.support.builders import identity, table_map
 from tests.support.paths import ROOT
+from tests.support.random_effects import effects
 
 MAPS = ROOT / "expert_maps" / "tiny"
 DONE = FinishEvent("stop", 12, 8, 5, 0.01, 0.5, 1, None, n_rows=6)
@@ -241,6 +242,22 @@ def test_reports_of_an_answer() -> None:
     assert "Promoted: 1 expert, 12.5% of the choices unsteered, 37.5% steered: 2 forced in." in text
     assert "Suppressed: 1 expert, 37.5% of the choices unsteered, 12.5% steered: 2 suppressed." in text
     assert "0 1 > 3 3 > 1 2" in text
+
+
+def test_experts_are_reported_with_their_effects() -> None:
+    rows = {"layer": 0, "expert": 0, "action": "promote", "effect": 0.25}, {
+        "layer": 0, "expert": 2, "action": "promote", "effect": -0.5,
+    }, {"layer": 0, "expert": 2, "action": "suppress", "effect": 0.125}  # fmt: skip
+    expert_map = table_map([[0.5, -0.5, 0.25, -0.25]], k=2, effects=effects(*rows))
+    console = Console(file=io.StringIO(), width=120, record=True)
+    routing = answer_routing(np.array([[3, 1, 2, 2]]), 2, np.array([[1, -1, 0, 0]], np.int8), expert_map)
+    console.print(*experts_report(routing, Steering("name", expert_map=expert_map, activate=1, deactivate=1)), sep="\n")
+    text = " ".join(console.export_text().split())
+    assert "share of the tokens, RD (effect of promoting / suppressing it, nats a token)" in text
+    assert "0 +0: 75% +0.50 (+0.25/?) -1: 25% -0.50 2: 50% +0.25 (-0.50/+0.12) 3: 50% -0.25" in text
+    assert [(use.promote, use.suppress) for use in routing.layers[0].experts] == [
+        (0.25, None), (-0.5, 0.125), (None, None), (None, None),
+    ]  # fmt: skip
 
 
 def test_a_maps_sides_stay_in_their_line() -> None:

@@ -34,6 +34,7 @@ WRITERS: dict[str, tuple[str, ...]] = {
     "eval": ("eval", *FAST, *MEASURED, "-o", "out"),
     "sweep": ("sweep", *FAST, *MEASURED, "--activate", "0,1", "-o", "out"),
     "experiment": ("experiment", "random10", *FAST, *MEASURED, "--draws", "2", "-o", "out"),
+    "audit": ("audit", *FAST, "--task", "builtin:digits-words", "-n", "4", "--draws", "2", "-o", "out"),
     "transfer": ("transfer", *FAST, *MEASURED, "--pairs", "none", "--quants", "Q8_0", "-o", "out"),
     "config set": ("config", "set", "threads", "2"),
 }

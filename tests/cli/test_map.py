@@ -51,7 +51,7 @@ def test_show_without_per_pair_counts(files: tuple[Path, Path]) -> None:
     assert header.split() == ["layer", "expert", "RD", "a1/N1", "a2/N2"]
     assert result.stderr == ""
     data = json.loads(run("map", "show", files[0], "--json").stdout)
-    assert data["confidence"] is data["separable"] is None
+    assert data["confidence"] is data["differs_from_shuffled"] is None
     assert set(data["top"][0]) == {"layer", "expert", "rd", "a1", "a2", "p1", "p2"}
 
 
@@ -60,8 +60,8 @@ def test_show_with_per_pair_counts(files: tuple[Path, Path]) -> None:
     assert result.exit_code == 0
     header = next(line for line in result.stdout.splitlines() if line.startswith("layer"))
     assert header.split() == ["layer", "expert", "RD", "95%", "CI", "p", "(holm)", "a1/N1", "a2/N2"]
-    assert "separable    NO: looks like shuffled pairs" in result.stdout
-    assert result.stderr.startswith(f"warning: {files[0]}: not separable")
+    assert "differs      NO: looks like shuffled pairs" in result.stdout
+    assert result.stderr.startswith(f"warning: {files[0]}: does not differ from maps of shuffled pairs")
     assert result.stderr.count("\n") == 1
     assert ExpertMap.load(files[0]).confidence is None, "show writes nothing"
 
@@ -70,7 +70,7 @@ def test_show_with_per_pair_counts(files: tuple[Path, Path]) -> None:
     annotated = significance.annotate(ExpertMap.load(files[0]), PairCounts.load(files[1]))
     assert annotated.se is not None
     assert annotated.confidence is not None
-    assert data["separable"] is False
+    assert data["differs_from_shuffled"] is False
     assert (data["level"], data["correction"]) == (0.9, "bh")
     assert data["confidence"] == annotated.confidence.to_dict()
     p = significance.corrected_p(annotated, "bh")
@@ -89,7 +89,7 @@ def test_show_with_per_pair_counts(files: tuple[Path, Path]) -> None:
 
 def test_a_clear_map_gets_no_warning(clear: tuple[Path, Path]) -> None:
     result = run("map", "show", clear[0], "--per-pair", clear[1], "-n", 2)
-    assert "separable    yes" in result.stdout
+    assert "differs      yes, from shuffled pairs: needed, not enough" in result.stdout
     assert result.stderr == ""
     lines = result.stdout.splitlines()[-2:]
     assert lines[0].split() == ["1", "0", "+1.0000", "no", "spread", "1e-08", "1.0000", "0.0000"]
@@ -110,7 +110,7 @@ def test_stats_writes_what_show_shows(clear: tuple[Path, Path], tmp_path: Path) 
     data = json.loads(again.stdout)
     assert data["confidence"]["draws"] == 99
     assert data["confidence"]["split_half"]["repeats"] == 5
-    assert data["separable"] is True
+    assert data["differs_from_shuffled"] is True
 
 
 def test_stats_refuses_other_pairs(files: tuple[Path, Path], clear: tuple[Path, Path], tmp_path: Path) -> None:

@@ -403,7 +403,7 @@ def test_the_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     page = (ROOT / "docs" / "pairs.md").read_text("utf-8")
     blocks = re.findall(r"(<!-- not run: [^\n]*-->\n)?^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     lines = [line for skipped, block in blocks if not skipped for line in block.replace("\\\n", "").splitlines()]
-    assert len(lines) == 6
+    assert len(lines) == 7
     for line in lines:
         program, group, *arguments = shlex.split(line)
         assert (program, group) == ("steermoe", "pairs")

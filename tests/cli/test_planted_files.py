@@ -31,6 +31,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="traps are made 
 FEW = "-m tiny --map digits-words -t 1 -n 2"
 MEASURED = f"{FEW} --benign none --n-text 20"
 TUNE = "tune -m tiny --map digits-words -t 1 -n 24 --n-text 100 --benign none --max-ppl-increase 5% --seed 1"
+AUDIT = "-m tiny -t 1 --task builtin:digits-words -n 4 --n-text 20 --draws 2 --layer-draws 0 --promote none"
 TRANSFER = f"transfer {FEW} -np 2 --pairs few.jsonl --neutral neutral.jsonl --quants q8_0"
 # What each command is tried with: something that it carries out, in the folder that `files` makes.
 COMMANDS = {
@@ -67,6 +68,7 @@ COMMANDS = {
     "sweep": f"sweep {MEASURED} --activate 2 --deactivate 0 -o OUT",
     "tune": f"{TUNE} -o OUT",
     "transfer": f"{TRANSFER} -o OUT",
+    "audit": f"audit {AUDIT} -o OUT",
     "demo": "demo -n 1 --draws 1 -o OUT",
     "config show": "config show",
     "config path": "config path",

@@ -67,6 +67,20 @@ def test_towards_and_away(swept: tuple[Path, Result]) -> None:
     assert rates[True] < 0.2
 
 
+def test_caps_and_weights_by_rank(tmp_path: Path) -> None:
+    """--cap alone measures the capped rule alone; with --strength both; weights are of the soft points."""
+    line = f"{MAP} --activate 2 --rank log-odds --cap 1,inf --json"
+    data = json.loads(start(line, "-o", str(tmp_path / "one")).stdout)
+    assert [(point["scale"], point["cap"]) for point in data["points"]] == [(None, 1.0), (None, "inf")]
+    assert data["about"]["steering"]["rank"] == "log-odds"
+    more = ("--strength", "hard,2", "--weights", "log-odds", "-o", str(tmp_path / "two"))
+    data = json.loads(start(line, *more).stdout)
+    found = [(point["scale"], point["weights"], point["cap"]) for point in data["points"]]
+    assert found == [(None, None, None), (2.0, "log-odds", None), (None, None, 1.0), (None, None, "inf")]
+    effects = [point["effect"]["value"] for point in data["points"]]
+    assert effects[0] == effects[3], "an infinite cap is the hard rule"
+
+
 def test_resumed(tmp_path: Path) -> None:
     """Interrupted, then --resume: the same answer as in one go; without it the rest is not trodden on."""
     line = f"{MAP} --activate 0..2 --json -o"
@@ -94,6 +108,13 @@ def test_resumed(tmp_path: Path) -> None:
         ("--activate 1-5", "--activate: '1-5'"),
         ("--deactivate 5..0", "--deactivate: '5..0'"),
         ("--activate 1 --strength 1,x", "--strength: 'x' in '1,x'"),
+        ("--activate 1 --cap 1,x", "--cap: 'x' in '1,x'"),
+        ("--activate 1 --cap 0", "--cap: '0'"),
+        ("--activate 1 --strength= --cap 1", "--strength"),
+        ("--activate 1 --weights logit", "weights logit"),
+        ("--activate 1 --strength 2 --weights logit", "steermoe detect"),
+        ("--activate 1 --rank effect", "steermoe attribute"),
+        ("--activate 1 --mode capped", "'--mode'"),
         ("--activate 1 --layers 3-", "layers: '3-'"),
         ("--activate 1 --layers 7", "layer 7"),
         ("--activate 0..9999 --deactivate 0..9999", "more than 100000"),
@@ -124,6 +145,9 @@ def test_settings_of_other_commands_do_not_reach_the_grid(tmp_path: Path, monkey
     """STEERMOE_ACTIVATE is how a chat is steered."""
     monkeypatch.setenv("STEERMOE_ACTIVATE", "5")
     monkeypatch.setenv("STEERMOE_LAYERS", "1")
+    monkeypatch.setenv("STEERMOE_CAP", "1")
+    monkeypatch.setenv("STEERMOE_WEIGHTS", "logit")
+    monkeypatch.setenv("STEERMOE_MODE", "capped")
     result = start(MAP, "-o", str(tmp_path / "out"))
     assert result.exit_code == 2
     assert "--activate LIST" in result.stderr

@@ -32,6 +32,11 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str, str]] = {
         "out/records.jsonl.partial",
     ),
     "experiment": (("experiment", "random10", *FAST, *MEASURED, "--draws", "2"), "out", "out/records.jsonl.partial"),
+    "audit": (
+        ("audit", *FAST, "--task", "builtin:digits-words", "-np", "1", "-n", "4", "--draws", "2", "--suppress", "10%"),
+        "out",
+        "out/base.records.jsonl.partial",
+    ),
     "transfer": (
         ("transfer", *FAST, *MEASURED, "--pairs", "none", "--quants", "Q8_0"),
         "out",

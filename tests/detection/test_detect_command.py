@@ -237,7 +237,7 @@ def test_a_map_of_shuffled_pairs_is_warned_of(tmp_path: Path, tiny_path: Path) -
         merged = run("map", "merge", name[1], name[2], "-o", name[3])
         for done, output in ((detected, name[0]), (merged, name[3])):
             assert done.exit_code == 0, done.stderr
-            warning = f"warning: {output}: not separable"
+            warning = f"warning: {output}: does not differ"
             assert done.stderr.startswith(warning) if shuffled else not done.stderr, done.stderr
 
 

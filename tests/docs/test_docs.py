@@ -57,8 +57,8 @@ def test_the_commands_that_measure_run(workplace: Path, monkeypatch: pytest.Monk
     (script,) = blocks("sh")[2:]
     before = {path.name for path in workplace.iterdir()}
     run(["bash", "-euo", "pipefail", "-c", script], workplace)
-    assert {path.name for path in workplace.iterdir()} - before == {"eval", "sweep", "tune", "transfer"}
-    pages = {"eval": "evaluation", "sweep": "tuning", "tune": "tuning", "transfer": "transfer"}
+    assert {path.name for path in workplace.iterdir()} - before == {"eval", "sweep", "tune", "transfer", "audit"}
+    pages = {"eval": "evaluation", "sweep": "tuning", "tune": "tuning", "transfer": "transfer", "audit": "audit"}
     for folder, name in pages.items():
         page = (ROOT / "docs" / f"{name}.md").read_text("utf-8")
         for file in (workplace / folder).iterdir():

@@ -16,6 +16,8 @@ import pytest
 
 from steermoe_local.cli import main
 from steermoe_local.evaluation.experiments.experiments import EXPERIMENTS
+from steermoe_local.evaluation.studies.audit.perturbations import Perturbations
+from steermoe_local.evaluation.studies.audit.results import LEVEL
 from steermoe_local.evaluation.studies.controls.controls import ALL
 from steermoe_local.evaluation.studies.evaluate import Controls
 from steermoe_local.models import local_models
@@ -23,7 +25,7 @@ from steermoe_local.models.embedded import behaviours
 from tests.docs.test_tutorial import commands, parse
 from tests.support.paths import ROOT
 
-PAGES = ("evaluation", "tasks", "task-builders", "experiments", "tuning", "transfer")
+PAGES = ("evaluation", "tasks", "task-builders", "experiments", "tuning", "transfer", "audit")
 BLOCK = re.compile(r"(<!-- not run: [^\n]*-->\n)?^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -80,6 +82,17 @@ def test_transfer_in_python(
     assert 0.9 < float(pearson) < 1
     assert 0 < float(same_sets) < 1
     assert effect.startswith("100% (")
+
+
+def test_audit_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (script,) = blocks("audit", "python")
+    exec(compile(script, "docs/audit.md", "exec"), {})
+    *points, breaks = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in points] == ["0.1", "0.4"]
+    assert all(line.count("% (") == 3 for line in points)
+    assert breaks.startswith("[('suppress', ")
+    assert not list(tmp_path.iterdir()), "without a file for the answers none is written"
 
 
 def test_building_in_python(tmp_path: Path) -> None:
@@ -141,9 +154,14 @@ def test_the_defaults_are_those_of_the_pages() -> None:
     assert default("eval", "--control-draws") == default("experiment", "--draws") == Controls().n_draws == 20
     assert default("eval", "--controls") is True
     assert Controls().kinds == ALL
-    for command in ("eval", "sweep", "tune", "transfer"):
+    for command in ("eval", "sweep", "tune", "transfer", "audit"):
         assert default(command, "--parallel") == 16
         assert default(command, "--n-text") == 2000
     assert default("transfer", "--quants") == "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0,Q3_K_M,Q2_K,IQ4_XS"
     assert default("transfer", "--top-n") == 20
+    wanted = Perturbations()
+    assert default("audit", "--draws") == wanted.n_draws == 20
+    assert default("audit", "--layer-draws") == wanted.n_layer_draws
+    assert default("audit", "--blocks") == wanted.n_blocks
+    assert default("audit", "--level") == f"{LEVEL:.0%}"
     assert default("tune", "--choosing-share") == "50%"

@@ -26,6 +26,7 @@ from steermoe_local.evaluation.tasks.builtin import builtin_task
 from steermoe_local.models.shipped_maps import map_path
 from steermoe_local.pairs.pairs import Pair
 from steermoe_local.steering.steering import Steering
+from tests.support.scored_maps import scored_map
 from tests.support.transfer_run import QUANTS, TransferRun, interval
 
 
@@ -193,6 +194,24 @@ def test_an_own_map_that_cannot_steer(
     assert column.routing is not None
     assert column.routing.n_tokens == 5
     assert "deactivating 9" in markdown(found)
+
+
+def test_own_maps_have_no_effects_to_choose_by(
+    done: TransferRun, tiny_path: Path, steering: Steering, evaluators: OpenEvaluator, pairs: list[Pair]
+) -> None:
+    """The map's choice by effect is measured on every model; a model's own map of the pairs is only compared."""
+    assert steering.expert_map is not None
+    scored = replace(steering.expert_map, effects=scored_map().effects)
+    by_effect = steering.changed(expert_map=scored, rank="effect", cap=3.0)
+    columns = {"base": done.found.base}
+    options: dict[str, Any] = {"folder": done.folder, "quants": ["Q8_0"], "done": columns, "n_agreement": 5}
+    found = transfer(tiny_path, by_effect, evaluators, pairs=pairs, **options)
+    (column,) = found.columns
+    (note,) = column.notes
+    assert note.startswith("its own map cannot be steered by: rank effect: ")
+    assert column.map is not None
+    assert (found.provenance["steering"]["rank"], found.provenance["steering"]["cap"]) == ("effect", 3.0)
+    assert "by effect" in markdown(found)
 
 
 def test_refused_before_anything_is_made(

@@ -39,11 +39,11 @@ def sure_map(**changes: Any) -> ExpertMap:
     return table_map([[0.5, -0.1], [0.2, 0.0]], **(fields | changes))
 
 
-def test_separable() -> None:
+def test_differs_from_shuffled() -> None:
     """Two chances to pass, so each counts double."""
-    for p1, p2, separable in ((0.025, 1.0, True), (1.0, 0.025, True), (0.026, 0.026, False), (0.001, 0.9, True)):
+    for p1, p2, differs in ((0.025, 1.0, True), (1.0, 0.025, True), (0.026, 0.026, False), (0.001, 0.9, True)):
         made = confidence(max_rd=replace(CONTROL, p=p1), sum_top=replace(CONTROL, p=p2))
-        assert made.separable is separable
+        assert made.differs_from_shuffled is differs
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from steermoe_local.models.embedded import behaviours
 from steermoe_local.pairs.pairs import load_pairs, pairs_digest
 from tests.support.builders import DATE, identity, random_counts, table_map
 from tests.support.paths import GOLDEN, ROOT
+from tests.support.random_effects import effects_map
 
 MAPS = ROOT / "expert_maps"
 SHIPPED = sorted(MAPS.glob("*/*.json"))
@@ -177,6 +178,11 @@ def test_plain_json(tmp_path: Path) -> None:
 
 def test_maps_fit_the_schema(schema: Any, tmp_path: Path) -> None:
     texts = [counted().to_json(), table_map(TABLE).to_json(), (GOLDEN / "map.json").read_text("utf-8")]
+    texts += [
+        effects_map().to_json(),
+        effects_map(logit=None, weight=None).to_json(),
+        effects_map(effects=None).to_json(),
+    ]
     texts += [path.read_text("utf-8") for path in SHIPPED]
     for text in texts:
         schema.validate(json.loads(text))
@@ -188,6 +194,10 @@ def good_map() -> dict[str, Any]:
     ended = Stability(
         UntilStable(), 2 * data["n_pairs"], data["n_pairs"], 9, True, 20, 0.9, 0.1, 0.05, 0.8, 0.002, 0.005
     )
+    made = effects_map()
+    assert made.effects is not None
+    data |= {"version": 2, "attribution": made.effects.facts.to_dict(), "effects": made.effects.rows()}
+    data |= {name: (np.array(data["rd"]) / 2).tolist() for name in ("logit", "weight")}
     return data | {"notes": "n", "dates": ["2026-08-06"], "until_stable": ended.to_dict()}
 
 
@@ -195,8 +205,10 @@ def test_the_schema_knows_every_field(schema: Any) -> None:
     """A field that is added to the format has to be added here."""
     properties = schema.schema["properties"]
     assert set(properties) == set(good_map())
-    for name in ("model", "behaviour", "confidence", "until_stable"):
+    for name in ("model", "behaviour", "confidence", "until_stable", "attribution"):
         assert set(properties[name]["properties"]) == set(good_map()[name])
+    fields = {field for row in good_map()["effects"] for field in row}
+    assert set(properties["effects"]["items"]["properties"]) == fields
     schema.validate(good_map())
     assert ExpertMap.from_dict(good_map()).stability is not None
 
@@ -215,7 +227,10 @@ def change(data: Any, path: str, value: Any) -> None:
     ("path", "value"),
     [
         ("format", "x"),
-        ("version", 2),
+        ("version", 3),
+        ("version", True),
+        ("version", [2]),
+        ("version", 1),  # which has no effects
         ("rd", ...),
         ("colour", 1),
         ("model", ...),
@@ -269,6 +284,39 @@ def change(data: Any, path: str, value: Any) -> None:
         ("until_stable.rule.level", 1),
         ("until_stable.rule.min_pairs", 19),
         ("until_stable.rule.more", 1),
+        ("a1", None),
+        ("logit", None),
+        ("logit.0.0", 2e9),
+        ("weight.0", []),
+        ("weight.0.0", "1"),
+        ("attribution", ...),
+        ("attribution.response", 1),
+        ("attribution.items_sha256", "x"),
+        ("attribution.steer", "prompt"),
+        ("attribution.n_text", -1),
+        ("attribution.n_draws", {}),
+        ("attribution.n_draws.promote", 0.5),
+        ("attribution.rate.promote", 1.5),
+        ("attribution.rate.third", 0.5),
+        ("attribution.r2.promote", None),
+        ("attribution.stable.promote", 1),
+        ("attribution.more", 1),
+        ("effects", ...),
+        ("effects", []),
+        ("effects.0", 1),
+        ("effects.0.layer", -1),
+        ("effects.0.layer", 4096),
+        ("effects.0.expert", "1"),
+        ("effects.0.action", 1),
+        ("effects.0.effect", ...),
+        ("effects.0.effect_se", -1),
+        ("effects.0.p", 1.5),
+        ("effects.0.cost", None),
+        ("effects.0.cost_se", -1),
+        ("effects.0.cost_se", ...),
+        ("effects.3.confirm_se", "x"),
+        ("effects.0.control", 1),
+        ("effects.0.more", 1),
     ],
 )
 def test_schema_and_reader_refuse(schema: Any, tmp_path: Path, path: str, value: Any) -> None:
@@ -293,7 +341,7 @@ def test_the_maps_of_the_embedded_model(tiny_path: Path) -> None:
         assert made.license == "MIT"
         assert made.pairs_sha256 == (pairs_digest(load_pairs(behaviour.pairs)),)
         assert made.confidence is not None
-        assert made.confidence.separable
+        assert made.confidence.differs_from_shuffled
         assert (made.positive, made.negative) == (behaviour.positive, behaviour.negative)
         signs = made.choose(behaviour.n_activate, behaviour.n_deactivate)
         assert {(int(i), int(j)) for i, j in np.argwhere(signs > 0)} <= behaviour.planted_positive
@@ -349,7 +397,7 @@ def test_card_tells_where_a_map_comes_from() -> None:
         f"| pairs | {made.n_pairs} |",
         f"| target tokens | {made.n1:,} / {made.n2:,} |",
         "| licence | MIT |",
-        "| differs from shuffled pairs | yes",
+        "| differs from shuffled pairs | yes (needed, not enough), p = 0.001",
         "| RD > 0 | digits |",
         "steermoe bias build digits-words.json",
     ):

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from steermoe_local.errors import ModelMismatchError, UsageError
-from steermoe_local.maps import plots, significance
+from steermoe_local.maps import picture, plots, significance
+from steermoe_local.maps.difference_plot import plot_difference
 from steermoe_local.maps.expert_map import ExpertMap
 from steermoe_local.maps.pair_counts import PairCounts
 from tests.support.builders import identity, random_counts, table_map
@@ -48,7 +49,7 @@ def cells(page: str) -> list[tuple[list[float], str]]:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_formats(tmp_path: Path, shape: tuple[int, int, int]) -> None:
     made = random_map(*shape)
-    for suffix in plots.SUFFIXES:
+    for suffix in picture.SUFFIXES:
         plots.plot_map(made, tmp_path / f"a{suffix}")
     width, height = size_of_png(tmp_path / "a.png")
     assert width == 2080
@@ -62,7 +63,7 @@ def test_formats(tmp_path: Path, shape: tuple[int, int, int]) -> None:
 
 def test_the_same_map_gives_the_same_picture(tmp_path: Path) -> None:
     made = random_map(2, 6, 2)
-    for suffix in plots.SUFFIXES:
+    for suffix in picture.SUFFIXES:
         for name in ("a", "b"):
             plots.plot_map(made, tmp_path / f"{name}{suffix}", made.choose(2, 2))
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
@@ -111,7 +112,7 @@ def drawn(expert_map: ExpertMap, monkeypatch: pytest.MonkeyPatch, path: Path, **
     """The figure that would be saved."""
     figures: list[Any] = []
     with monkeypatch.context() as patch:
-        patch.setattr(plots, "_save", lambda figure, *_: figures.append(figure))
+        patch.setattr(plots, "save", lambda figure, *_: figures.append(figure))
         plots.plot_map(expert_map, path, **options)
     return figures[0]
 
@@ -140,7 +141,7 @@ def test_intervals_and_warning_are_drawn(tmp_path: Path, monkeypatch: pytest.Mon
     pairs = PairCounts.load(write(tmp_path / "a.npz", random_pairs(1, 20)))
     made = significance.annotate(ExpertMap.from_counts(pairs.total()), pairs, draws=99, repeats=5)
     figure = drawn(made, monkeypatch, tmp_path / "a.png")
-    assert any("NOT separable" in text.get_text() for text in figure.texts)
+    assert any("NOT differ" in text.get_text() for text in figure.texts)
     assert "95% confidence intervals" in figure.axes[3].get_title(loc="left")
     layer, expert, value = made.top(1)[0]
     assert made.se is not None
@@ -161,7 +162,7 @@ def test_colours_are_distinct_for_the_colour_blind() -> None:
         "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
         "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
     }
-    colours = np.array(colormaps[plots._COLOURS]([0.05, 0.25, 0.5, 0.75, 0.95]))[:, :3]
+    colours = np.array(colormaps[picture.COLOURS]([0.05, 0.25, 0.5, 0.75, 0.95]))[:, :3]
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     for matrix in missing.values():
         seen = np.clip(linear @ np.array(matrix).T, 0, 1) ** (1 / 2.2)
@@ -186,7 +187,7 @@ def test_hostile_names(tmp_path: Path, name: str) -> None:
     made = random_map(2, 3, 1, behaviour=name, positive=name, negative=name)
     for suffix in (".png", ".html"):
         plots.plot_map(made, tmp_path / f"a{suffix}")
-        plots.plot_difference(made, made, tmp_path / f"b{suffix}", (name, name))
+        plot_difference(made, made, tmp_path / f"b{suffix}", (name, name))
     for letter in "ab":
         page = (tmp_path / f"{letter}.html").read_text("utf-8")
         assert "<script" not in page
@@ -215,7 +216,7 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="create it first"):
         plots.plot_map(made, tmp_path / "no" / "a.png")
     with pytest.raises(ModelMismatchError, match="do not correspond"):
-        plots.plot_difference(made, random_map(3, 3, 1), tmp_path / "a.png", ("a", "b"))
+        plot_difference(made, random_map(3, 3, 1), tmp_path / "a.png", ("a", "b"))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError, match=r"pip install 'steermoe-local\[plot\]'"):
         plots.plot_map(made, tmp_path / "a.png")
@@ -228,14 +229,14 @@ def test_a_map_of_zeros(tmp_path: Path) -> None:
     made = table_map(np.zeros((2, 3)))
     plots.plot_map(made, tmp_path / "a.png")
     with pytest.raises(UsageError, match="0 everywhere"):
-        plots.plot_difference(made, made, tmp_path / "b.png", ("a", "b"))
+        plot_difference(made, made, tmp_path / "b.png", ("a", "b"))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_difference(tmp_path: Path, shape: tuple[int, int, int]) -> None:
     one, two = random_map(*shape), random_map(*shape, seed=1)
-    for suffix in plots.SUFFIXES:
-        plots.plot_difference(one, two, tmp_path / f"a{suffix}", ("one.json", "two.json"))
+    for suffix in picture.SUFFIXES:
+        plot_difference(one, two, tmp_path / f"a{suffix}", ("one.json", "two.json"))
     titles = [words for _, words in cells((tmp_path / "a.html").read_text("utf-8"))]
     assert len(titles) == one.rd.size
     assert titles[-1] == (f"layer {shape[0] - 1}, expert {shape[1] - 1}: {one.rd[-1, -1]:+.4f} / {two.rd[-1, -1]:+.4f}")

@@ -403,7 +403,7 @@ def test_annotate(tmp_path: Path) -> None:
     confidence = annotated.confidence
     assert confidence is not None
     assert (confidence.n_pairs, confidence.moe_layers, confidence.top_n) == (30, (1, 2), 8)
-    assert not confidence.separable  # random choices
+    assert not confidence.differs_from_shuffled  # random choices
     annotated.save(tmp_path / "map.json")
     again = ExpertMap.load(tmp_path / "map.json")
     assert again.to_json() == annotated.to_json()

@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iostream>
 #include <memory>
 #include <string>
 #include <vector>
@@ -104,6 +105,19 @@ void print_results(const std::vector<uint32_t> & bits, int row_size, const std::
         n_zero += magnitude == 0;
     }
     printf("%016llx %zu %zu %zu", (unsigned long long) hash, n_hashed, n_finite, n_zero);
+}
+
+// The main function of a program: compute(library, case, how many timed runs) for each line of stdin.
+template <typename F> int run_cases(int argc, char ** argv, const F & compute) {
+    const bool timed = argc == 4 && strcmp(argv[2], "time") == 0;
+    if (argc != 2 && !timed) {
+        fail(std::string("usage: ") + argv[0] + " LIBRARY [time N] < CASES");
+    }
+    const library lib(argv[1]);
+    for (std::string line; std::getline(std::cin, line);) {
+        compute(lib, line, timed ? atoi(argv[3]) : 0);
+    }
+    return 0;
 }
 
 } // namespace

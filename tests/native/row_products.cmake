@@ -1,5 +1,5 @@
-# row_products, and libggml-cpu for some instruction sets: <set>-ours and <set>-stock, whose repack.cpp and ggml-cpu.c
-# are those of STEERMOE_STOCK_TREE, vnni-ours and off-ours. All use the libggml-base of STEERMOE_LIBS. Run by tests/support/row_products.py.
+# row_products, and libggml-cpu for some instruction sets: <set>-ours and <set>-stock, whose repack.cpp, ggml-cpu.c and
+# tiled/ are those of STEERMOE_STOCK_TREE, vnni-ours and off-ours. All use the libggml-base of STEERMOE_LIBS. Run by tests/support/row_products.py.
 
 find_library(lib_ggml-base ggml-base PATHS ${STEERMOE_LIBS} NO_DEFAULT_PATH REQUIRED)
 set(STEERMOE_ROWS_SANITIZERS "" CACHE STRING "sanitizers of row_products and libggml-cpu")
@@ -42,7 +42,7 @@ set(cpu ${GGML}/src/ggml-cpu)
 set(dot_rows ${ROOT}/native/src/ggml/dot-rows.cpp)
 # what is a kernel or chooses one, hence built for each set
 set(kernels ${cpu}/quants.c ${cpu}/vec.cpp ${cpu}/arch/x86/quants.c ${cpu}/arch/x86/repack.cpp)
-file(GLOB others ${cpu}/*.c ${cpu}/*.cpp ${cpu}/amx/*.cpp ${cpu}/tiled/*.cpp)
+file(GLOB others ${cpu}/*.c ${cpu}/*.cpp ${cpu}/amx/*.cpp)
 list(REMOVE_ITEM others ${cpu}/repack.cpp ${cpu}/ggml-cpu.c ${cpu}/quants.c ${cpu}/vec.cpp)
 
 # Objects with the options of ggml's own CMakeLists.txt.
@@ -59,8 +59,9 @@ endfunction()
 
 # A libggml-cpu of the kernels of a set, and what the patches change in a tree.
 function(add_rows_library name set tree)
-    add_rows_objects(${name}-rows ${tree}
-        ${tree}/ggml/src/ggml-cpu/repack.cpp ${tree}/ggml/src/ggml-cpu/ggml-cpu.c ${ARGN})
+    set(tree_cpu ${tree}/ggml/src/ggml-cpu)
+    add_rows_objects(${name}-rows ${tree} ${tree_cpu}/repack.cpp ${tree_cpu}/ggml-cpu.c
+        ${tree_cpu}/tiled/tiled.cpp ${tree_cpu}/tiled/tiled-kernel.cpp ${ARGN})
     target_compile_options(${name}-rows PRIVATE ${rows_optimization} ${${set}_flags})
     add_library(${name} MODULE
         $<TARGET_OBJECTS:rows_others> $<TARGET_OBJECTS:${set}-kernels> $<TARGET_OBJECTS:${name}-rows>)

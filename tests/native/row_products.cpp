@@ -27,7 +27,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <iostream>
 #include <limits>
 #include <memory>
 #include <sstream>
@@ -339,9 +338,6 @@ void compute(const library & lib, const product & p, int n_timed) {
 } // namespace
 
 int main(int argc, char ** argv) {
-    if (argc != 2 && !(argc == 4 && strcmp(argv[2], "time") == 0)) {
-        fail("usage: row_products LIBRARY [time N] < CASES");
-    }
     ggml_log_set(
         [](ggml_log_level level, const char * text, void *) {
             if (level == GGML_LOG_LEVEL_WARN || level == GGML_LOG_LEVEL_ERROR) {
@@ -349,12 +345,10 @@ int main(int argc, char ** argv) {
             }
         },
         nullptr);
-    const library lib(argv[1]);
-    if (lib.repacked == nullptr) {
-        fail(std::string(argv[1]) + ": built without repacked weights");
-    }
-    const int n_timed = argc == 4 ? atoi(argv[3]) : 0;
-    for (std::string line; std::getline(std::cin, line);) {
+    return run_cases(argc, argv, [](const library & lib, const std::string & line, int n_timed) {
+        if (lib.repacked == nullptr) {
+            fail("the library is built without repacked weights");
+        }
         compute(lib, parse(line), n_timed);
-    }
+    });
 }

@@ -1,6 +1,6 @@
 """Products with many rows have the bits of an unpatched ggml, by every kernel that an x86-64 CPU can run.
 
-Both are built here, from repack.cpp and ggml-cpu.c of the prepared tree and of the tree without patches
+Both are built here, from repack.cpp, ggml-cpu.c and tiled/ of the prepared tree and of the tree without patches
 (tests/native/row_products.cmake): for this machine's instructions, for AVX2, for AVX-VNNI with its instruction
 emulated, for AVX-512 without VNNI, and with the kernels left out.
 """
@@ -36,7 +36,7 @@ from tests.support.row_products import (
 
 pytestmark = pytest.mark.skipif(lacks() is not None, reason=str(lacks()))
 
-TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 63, 64, 65, 130, 512)
+TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 28, 60, 63, 64, 65, 130, 512)
 THREADS = (1, 2, 3, 4, 7, 16)
 EXPERTS = ((1, 1), (2, 1), (4, 2), (4, 4), (8, 3), (32, 8), (256, 4))  # how many, how many are used
 

@@ -8,7 +8,8 @@ set_target_properties(tile_ops PROPERTIES BUILD_RPATH ${STEERMOE_LIBS})
 
 set(sse42_flags -msse4.2)
 
-set(tile_others ${others} ${kernels} ${cpu}/repack.cpp ${cpu}/ggml-cpu.c ${dot_rows})
+set(tile_others ${others} ${kernels} ${cpu}/repack.cpp ${cpu}/ggml-cpu.c
+    ${cpu}/tiled/tiled.cpp ${cpu}/tiled/tiled-kernel.cpp ${dot_rows})
 list(REMOVE_ITEM tile_others ${cpu}/ops.cpp ${cpu}/binary-ops.cpp)
 add_rows_objects(tile_others ${STEERMOE_TREE} ${tile_others})
 target_include_directories(tile_others PRIVATE ${ROOT}/native/src/ggml)

@@ -17,7 +17,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iostream>
 #include <limits>
 #include <sstream>
 
@@ -203,11 +202,5 @@ void compute(const library & lib, const std::string & line, int n_timed) {
 } // namespace
 
 int main(int argc, char ** argv) {
-    if (argc != 2 && !(argc == 4 && strcmp(argv[2], "time") == 0)) {
-        fail("usage: tile_ops LIBRARY [time N] < CASES");
-    }
-    const library lib(argv[1]);
-    for (std::string line; std::getline(std::cin, line);) {
-        compute(lib, line, argc == 4 ? atoi(argv[3]) : 0);
-    }
+    return run_cases(argc, argv, compute);
 }

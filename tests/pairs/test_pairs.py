@@ -143,6 +143,43 @@ def test_digest_is_of_the_content_in_order() -> None:
     assert pairs_digest([one]) == hashlib.sha256(expected.encode()).hexdigest()
 
 
+def test_pairs_with_a_margin() -> None:
+    assert Pair("a", chat("1, 2"), chat("one, two"), "1, 2", "one, two").margin_problem() is None
+    # behind the target, the sides may differ; the targets are the last occurrences
+    assert Pair("a", chat("So: 1. Good."), chat("So: one."), "1", "one").margin_problem() is None
+    assert Pair("a", "Q? a a", "Q? a b", "a", "b").margin_problem() is None
+    assert Pair("a", (*chat("1"), ASK), (*chat("one"), Message("user", "Go on")), "1", "one").margin_problem() is None
+    for name in ("digits-words", "document-memory", "refuse-comply"):
+        shipped = load_pairs(ROOT / "steermoe_local" / "data" / f"{name}.pairs.jsonl")
+        assert not [pair.id for pair in shipped if pair.margin_problem()]
+
+
+@pytest.mark.parametrize(
+    ("pair", "words"),
+    [
+        # the paper's faithfulness pairs
+        (
+            Pair("a", (Message("user", "Document: x. Question: y?"),), (Message("user", "Question: y?"),), "y?", "y?"),
+            "--choices",
+        ),
+        (Pair("a", chat("1"), (Message("user", "Count"), Message("assistant", "one")), "1", "one"), "same prompt"),
+        (Pair("a", chat("So: 1"), chat("It is one"), "1", "one"), "same prompt"),
+        (
+            Pair("a", chat("1"), (Message("system", ASK.content), Message("assistant", "one")), "1", "one"),
+            "same prompt",
+        ),
+        (Pair("a", chat("1"), chat("1"), "1", "1"), "that differ"),
+        (Pair("a", "1", "one", "1", "one"), "in front"),
+        (Pair("a", (Message("user", "1 is it"),), (Message("user", "one"),), "1", "one"), "in front"),
+    ],
+)
+def test_pairs_without_a_margin_say_why(pair: Pair, words: str) -> None:
+    problem = pair.margin_problem()
+    assert problem is not None
+    assert words in problem
+    assert "\n" not in problem
+
+
 def test_last_exact_run() -> None:
     assert last_exact_run([1, 2, 1, 2, 3], [1, 2]) == range(2, 4)
     assert last_exact_run([1, 1, 1], [1, 1]) == range(1, 3)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
 
@@ -19,12 +20,14 @@ def copy_model(
     tokenizer_of: Path | None = None,
     template: str | None = None,
     pre: str | None = None,
+    random: int | None = None,
 ) -> list[Path]:
     """Write a copy; returns its files, in order.
 
     With `max_tensors` it is split, and `target` gives the name; `empty_first` leaves the first part without tensors.
     `order` is the key that sorts the tensors' names. `tokenizer_of` is the model whose tokenizer the copy gets.
     `template` is its chat template, "" for none; `pre` the name of its tokenizer's pattern.
+    `random` is the seed of random weights that the copy gets: normal, F32, ones in norms.
     """
     reader = GGUFReader(source)
     fields = dict(reader.fields)
@@ -44,8 +47,14 @@ def copy_model(
     if template:
         writer.add_chat_template(template)
     tensors = sorted(reader.tensors, key=lambda tensor: order(tensor.name)) if order else reader.tensors
+    draws = np.random.default_rng(random)
     for tensor in tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        if random is None:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+            continue
+        shape = tuple(int(n) for n in tensor.shape[::-1])
+        weights = np.ones(shape) if "norm" in tensor.name else draws.normal(scale=shape[-1] ** -0.5, size=shape)
+        writer.add_tensor(tensor.name, weights.astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -88,6 +88,8 @@ class Desk:
             page.locator(f"label:has(#{'reverse' if value else 'forward'})").click()
         elif field == "mode":
             page.locator(f"label:has(#{value})").click()
+        elif field in ("rank", "weights"):
+            page.select_option(f"#{field}", value)
         else:
             page.fill(f"#{field}", str(value))
             page.locator(f"#{field}").blur()

@@ -23,7 +23,7 @@
 #include <utility>
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(GGML_CPU_NO_FAST_EXPERTS)
-#    include "dot-bytes.h"
+#    include "vectors.h"
 
 #    if defined(__GNUC__) && !defined(__clang__)
 #        pragma GCC diagnostic ignored "-Wuninitialized" // of GCC 12's own headers: `__Y`
@@ -32,7 +32,15 @@
 
 namespace {
 
-constexpr int64_t ROWS_CHUNK = 16; // rows whose addresses are kept
+constexpr int64_t ROWS_CHUNK = 64; // rows whose addresses are kept
+constexpr int64_t COLS_STEP  = 16; // columns are divided among threads by so many
+
+// for more, tiled/ is faster: measured
+#    if FAST_EXPERTS_512
+constexpr int64_t MAX_TILED_ROWS = 60;
+#    else
+constexpr int64_t MAX_TILED_ROWS = 28;
+#    endif
 
 // rows of activations, and where their results of the first column go
 struct row_list {
@@ -40,10 +48,13 @@ struct row_list {
     float *      results[ROWS_CHUNK];
 };
 
-// The columns that come next: several are read side by side, and the processor only sees one such sequence ahead.
-template <size_t SIZE> inline void prefetch_next(const void * p) {
-    for (size_t i = 0; i < SIZE; i += 64) {
-        _mm_prefetch((const char *) p + i, _MM_HINT_T0);
+// SIZE bytes of each of the N columns behind the N that start at `p`: several are read side by side, and the processor
+// itself only sees one such sequence ahead.
+template <int N, size_t SIZE> inline void prefetch_next(const void * p, size_t stride) {
+    for (int c = N; c < 2 * N; c++) {
+        for (size_t i = 0; i < SIZE; i += 64) {
+            _mm_prefetch((const char *) p + c * stride + i, _MM_HINT_T0);
+        }
     }
 }
 
@@ -147,31 +158,27 @@ template <typename BLOCK> inline float scale_of(const BLOCK & x) {
     return GGML_CPU_FP16_TO_FP32(x.GGML_COMMON_AGGR_U.GGML_COMMON_AGGR_S.d);
 }
 
+// acc + a*b as the kernel of tiled/ that is compiled. The one for VNNI leaves it to the compiler to fuse them.
+inline __m128 add_product(__m128 acc, __m128 a, __m128 b) {
+#    if defined(__AVX512VNNI__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+    return _mm_add_ps(acc, _mm_mul_ps(a, b));
+#    else
+    return _mm_fmadd_ps(a, b, acc);
+#    endif
+}
+
+#    if FAST_EXPERTS_512
+inline __m512 add_product(__m512 acc, __m512 a, __m512 b) {
+    return _mm512_add_ps(acc, _mm512_mul_ps(a, b));
+}
+#    endif
+
 // A column in a vector. Where one instruction multiplies unsigned bytes and signed ones, signed values get 128 added:
 // sum(x*y) = sum((x + 128)*y) - sum(128*y).
-struct vec256 {
-    using ints   = __m256i;
-    using floats = __m256;
-
+struct vec256 : simd256 {
     static constexpr int n_cols = 1;
 
-    static floats zero() { return _mm256_setzero_ps(); }
-    static floats set(float x) { return _mm256_set1_ps(x); }
-    static floats to_float(ints a) { return _mm256_cvtepi32_ps(a); }
-    static floats mul(floats a, floats b) { return _mm256_mul_ps(a, b); }
-    static floats fmadd(floats a, floats b, floats c) { return _mm256_fmadd_ps(a, b, c); }
-    static ints   zero_ints() { return _mm256_setzero_si256(); }
-    static ints   sub32(ints a, ints b) { return _mm256_sub_epi32(a, b); }
-    static ints   set8(int8_t x) { return _mm256_set1_epi8(x); }
-    static ints   bits_xor(ints a, ints b) { return _mm256_xor_si256(a, b); }
-    static ints   bits_and(ints a, ints b) { return _mm256_and_si256(a, b); }
-    static ints   bits_or(ints a, ints b) { return _mm256_or_si256(a, b); }
-    static ints   left16(ints a, int n) { return _mm256_slli_epi16(a, n); }
-    static ints   right16(ints a, int n) { return _mm256_srli_epi16(a, n); }
-    static ints   left32(ints a, int n) { return _mm256_slli_epi32(a, n); }
-    static ints   maddubs(ints u, ints s) { return _mm256_maddubs_epi16(u, s); }
-    static ints   madd16(ints a, ints b) { return _mm256_madd_epi16(a, b); }
-    static ints   load_row(const void * y) { return _mm256_loadu_si256((const __m256i *) y); }
+    static ints load_row(const void * y) { return _mm256_loadu_si256((const __m256i *) y); }
 
     // 32 bytes of a column; 16 bytes as 16-bit values; two of the 16, the pair i, eight times each
     static ints load(const void * x, size_t) { return load_row(x); }
@@ -185,7 +192,7 @@ struct vec256 {
 
     template <typename BLOCK> static ints unpack(const BLOCK * x, int64_t) { return quants<BLOCK>::unpack(*x); }
 
-    template <typename BLOCK> static floats scales(const BLOCK * x, int64_t) { return set(scale_of(*x)); }
+    template <typename BLOCK> static floats scales(const BLOCK * x, int64_t) { return set_ps(scale_of(*x)); }
 
     template <int NV> static void reduce(const floats * acc, float * out) {
         for (int v = 0; v < NV; v++) {
@@ -193,38 +200,39 @@ struct vec256 {
         }
     }
 
-#    if FAST_EXPERTS_VNNI
-    static ints dot(ints acc, ints u, ints s) { return dot_bytes(acc, u, s); }
-#    endif
+    // A quad: the products of the columns of n_quad vectors with four rows, a float each.
+    static constexpr int n_quad = 1;
+
+    using quad = __m128;
+
+    static quad zero_quad() { return _mm_setzero_ps(); }
+    static quad quad_scales(const block_q6_K * x, int64_t) { return _mm_set1_ps(scale_of(*x)); }
+
+    // the first N of four rows, with the sums in `sums` and the scales `dy`
+    template <int N> static quad add_quad(quad acc, quad d, const float * dy, const ints (*sums)[n_quad]) {
+        __m128i four[4] = {};
+        for (int r = 0; r < N; r++) {
+            four[r] = _mm_add_epi32(_mm256_castsi256_si128(sums[r][0]), _mm256_extracti128_si256(sums[r][0], 1));
+        }
+        const __m128i sum = _mm_hadd_epi32(_mm_hadd_epi32(four[0], four[1]), _mm_hadd_epi32(four[2], four[3]));
+        return add_product(acc, _mm_mul_ps(_mm_cvtepi32_ps(sum), d), _mm_loadu_ps(dy));
+    }
+
+    template <int N> static void store_quad(quad x, float * const * results) {
+        float found[4];
+        _mm_storeu_ps(found, x);
+        for (int r = 0; r < N; r++) {
+            results[r][0] = found[r];
+        }
+    }
 };
 
 #    if FAST_EXPERTS_512
 
 // two columns in a vector
-struct vec512 {
-    using ints   = __m512i;
-    using floats = __m512;
-
+struct vec512 : simd512 {
     static constexpr int n_cols = 2;
 
-    static floats zero() { return _mm512_setzero_ps(); }
-    static floats set(float x) { return _mm512_set1_ps(x); }
-    static floats to_float(ints a) { return _mm512_cvtepi32_ps(a); }
-    static floats mul(floats a, floats b) { return _mm512_mul_ps(a, b); }
-    static floats fmadd(floats a, floats b, floats c) { return _mm512_fmadd_ps(a, b, c); }
-    static ints   zero_ints() { return _mm512_setzero_si512(); }
-    static ints   sub32(ints a, ints b) { return _mm512_sub_epi32(a, b); }
-    static ints   set8(int8_t x) { return _mm512_set1_epi8(x); }
-    static ints   bits_xor(ints a, ints b) { return _mm512_xor_si512(a, b); }
-    static ints   dot(ints acc, ints u, ints s) { return _mm512_dpbusd_epi32(acc, u, s); }
-
-    static ints   bits_and(ints a, ints b) { return _mm512_and_si512(a, b); }
-    static ints   bits_or(ints a, ints b) { return _mm512_or_si512(a, b); }
-    static ints   left16(ints a, int n) { return _mm512_slli_epi16(a, n); }
-    static ints   right16(ints a, int n) { return _mm512_srli_epi16(a, n); }
-    static ints   left32(ints a, int n) { return _mm512_slli_epi32(a, n); }
-    static ints   maddubs(ints u, ints s) { return _mm512_maddubs_epi16(u, s); }
-    static ints   madd16(ints a, ints b) { return _mm512_madd_epi16(a, b); }
     static ints   load_row(const void * y) { return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *) y)); }
     static ints   join(__m256i a, __m256i b) { return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1); }
     static floats join(__m256 a, __m256 b) { return _mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1); }
@@ -246,7 +254,7 @@ struct vec512 {
     }
 
     template <typename BLOCK> static floats scales(const BLOCK * x, int64_t stride) {
-        return join(vec256::set(scale_of(*x)), vec256::set(scale_of(x[stride])));
+        return join(vec256::set_ps(scale_of(*x)), vec256::set_ps(scale_of(x[stride])));
     }
 
     // as sum_of_lanes adds them
@@ -269,13 +277,51 @@ struct vec512 {
         const ints   order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
         _mm256_storeu_ps(out, _mm512_castps512_ps256(_mm512_permutexvar_ps(order, ones)));
     }
+
+    static constexpr int n_quad = 2;
+
+    using quad = __m512; // a column in each quarter
+
+    static quad zero_quad() { return _mm512_setzero_ps(); }
+    static quad quad_scales(const block_q6_K * x, int64_t stride) {
+        const __m128 d =
+            _mm_setr_ps(scale_of(x[0]), scale_of(x[stride]), scale_of(x[2 * stride]), scale_of(x[3 * stride]));
+        return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
+                                     _mm512_castps128_ps512(d));
+    }
+
+    template <int N> static quad add_quad(quad acc, quad d, const float * dy, const ints (*sums)[n_quad]) {
+        __m512i four[4] = {};
+        for (int r = 0; r < N; r++) {
+            four[r] = _mm512_add_epi32(_mm512_shuffle_i32x4(sums[r][0], sums[r][1], 0x88),
+                                       _mm512_shuffle_i32x4(sums[r][0], sums[r][1], 0xDD));
+        }
+        const __m512i two[2] = { add_pairs(four[0], four[1]), add_pairs(four[2], four[3]) };
+        const __m512i sum =
+            _mm512_add_epi32(_mm512_unpacklo_epi64(two[0], two[1]), _mm512_unpackhi_epi64(two[0], two[1]));
+        const __m512 scale = _mm512_broadcast_f32x4(_mm_loadu_ps(dy));
+        return add_product(acc, _mm512_mul_ps(_mm512_cvtepi32_ps(sum), d), scale);
+    }
+
+    template <int N> static void store_quad(quad x, float * const * results) {
+        const ints order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        float      found[16];
+        _mm512_storeu_ps(found, _mm512_permutexvar_ps(order, x));
+        for (int r = 0; r < N; r++) {
+            memcpy(results[r], found + 4 * r, 4 * sizeof(float));
+        }
+    }
+
+    static __m512i add_pairs(__m512i a, __m512i b) {
+        return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    }
 };
 #    endif
 
 // The products of NV vectors of columns, the first at `x`, with NR rows.
 template <typename V, int NV, int NR, typename BLOCK>
-void multiply_quants(int64_t nb, const BLOCK * x, int64_t stride, const char * const * values,
-                     float * const * results) {
+void multiply_quants(int64_t nb, const BLOCK * x, int64_t stride, const char * const * values, float * const * results,
+                     bool prefetch) {
     using type = quants<BLOCK>;
     using row  = typename type::row;
 
@@ -284,14 +330,14 @@ void multiply_quants(int64_t nb, const BLOCK * x, int64_t stride, const char * c
     typename V::floats acc[NR][NV];
     for (int r = 0; r < NR; r++) {
         for (int v = 0; v < NV; v++) {
-            acc[r][v] = V::zero();
+            acc[r][v] = V::zero_ps();
         }
     }
     for (int64_t b = 0; b < nb; b++) {
         typename V::ints   q[NV];
         typename V::floats d[NV];
-        for (int c = 0; c < n_cols; c++) {
-            prefetch_next<sizeof(BLOCK)>(x + (n_cols + c) * stride + b);
+        if (prefetch) {
+            prefetch_next<n_cols, sizeof(BLOCK)>(x + b, stride * sizeof(BLOCK));
         }
         for (int v = 0; v < NV; v++) {
             q[v] = V::unpack(x + v * V::n_cols * stride + b, stride);
@@ -307,8 +353,8 @@ void multiply_quants(int64_t nb, const BLOCK * x, int64_t stride, const char * c
         for (int r = 0; r < NR; r++) {
             const row &              y     = ((const row *) values[r])[b];
             const typename V::ints   qy    = V::load_row(y.qs);
-            const typename V::floats dy    = V::set(scale_of(y));
-            typename V::ints         start = V::zero_ints();
+            const typename V::floats dy    = V::set_ps(scale_of(y));
+            typename V::ints         start = V::zero();
 #    if FAST_EXPERTS_VNNI
             if constexpr (type::is_signed) {
                 start = V::sub32(start, V::dot(start, V::set8(-128), qy));
@@ -375,68 +421,113 @@ inline __m512i add_madd16(__m512i acc, __m512i a, __m512i b) {
 }
 #    endif
 
+// The integer sums of a block, of NV vectors of columns and NR rows; the lanes of a product still have to be added.
+template <typename V, int NV, int NR>
+inline void sums_of_q6_K(const block_q6_K * x, int64_t stride, const block_q8_K * const (&rows)[NR],
+                         typename V::ints (&sums)[NR][NV]) {
+    const size_t bytes = stride * sizeof(block_q6_K);
+    const auto   low   = V::set8(0x0F);
+
+    typename V::ints scales[NV];
+    for (int v = 0; v < NV; v++) {
+        // values are 32 too large: sum((q - 32)*y) = sum(q*y) - 32*sum(y)
+        scales[v]          = V::load_widened(x[v * V::n_cols * stride].scales, bytes);
+        const auto minus32 = V::left16(V::sub16(V::zero(), scales[v]), 5);
+        for (int r = 0; r < NR; r++) {
+            sums[r][v] = V::madd16(V::load_row(rows[r]->bsums), minus32);
+        }
+    }
+    for (int half = 0; half < 2; half++) {
+        typename V::ints q[NV][4];
+        for (int v = 0; v < NV; v++) {
+            const block_q6_K & w = x[v * V::n_cols * stride];
+
+            const auto l0 = V::load(w.ql + 64 * half, bytes), l1 = V::load(w.ql + 64 * half + 32, bytes);
+            const auto h = V::load(w.qh + 32 * half, bytes);
+            q[v][0]      = V::bits_or(V::bits_and(l0, low), V::left16(V::bits_and(h, V::set8(0x03)), 4));
+            q[v][1]      = V::bits_or(V::bits_and(l1, low), V::left16(V::bits_and(h, V::set8(0x0C)), 2));
+            q[v][2]      = V::bits_or(V::bits_and(V::right16(l0, 4), low), V::bits_and(h, V::set8(0x30)));
+            q[v][3] =
+                V::bits_or(V::bits_and(V::right16(l1, 4), low), V::right16(V::bits_and(h, V::set8((int8_t) 0xC0)), 2));
+        }
+        for (int i = 0; i < 4; i++) {
+            typename V::ints scale[NV];
+            for (int v = 0; v < NV; v++) {
+                scale[v] = V::pair_of(scales[v], x[v * V::n_cols * stride].scales, 4 * half + i);
+            }
+            for (int r = 0; r < NR; r++) {
+                const auto y = V::load_row(rows[r]->qs + 128 * half + 32 * i);
+                for (int v = 0; v < NV; v++) {
+                    sums[r][v] = add_madd16(sums[r][v], V::maddubs(q[v][i], y), scale[v]);
+                }
+            }
+        }
+    }
+}
+
+// in the bits of vec_dot, which keeps floats in the lanes of a product
 template <typename V, int NV, int NR>
 void multiply_q6_K(int64_t nb, const block_q6_K * x, int64_t stride, const char * const * values,
-                   float * const * results) {
-    constexpr int n_cols = NV * V::n_cols;
-    const size_t  bytes  = stride * sizeof(block_q6_K);
-    const auto    low    = V::set8(0x0F);
-
+                   float * const * results, bool prefetch) {
     typename V::floats acc[NR][NV];
     for (int r = 0; r < NR; r++) {
         for (int v = 0; v < NV; v++) {
-            acc[r][v] = V::zero();
+            acc[r][v] = V::zero_ps();
         }
     }
     for (int64_t b = 0; b < nb; b++, x++) {
-        typename V::ints sums[NR][NV], scales[NV];
-        for (int c = 0; c < n_cols; c++) {
-            prefetch_next<sizeof(block_q6_K)>(x + (n_cols + c) * stride);
+        if (prefetch) {
+            prefetch_next<NV * V::n_cols, sizeof(block_q6_K)>(x, stride * sizeof(block_q6_K));
         }
-        for (int v = 0; v < NV; v++) {
-            scales[v] = V::load_widened(x[v * V::n_cols * stride].scales, bytes);
-            for (int r = 0; r < NR; r++) {
-                // values are 32 too large: sum((q - 32)*y) = sum(q*y) - 32*sum(y)
-                const auto y = V::load_row(((const block_q8_K *) values[r])[b].bsums);
-                sums[r][v]   = V::sub32(V::zero_ints(), V::left32(V::madd16(y, scales[v]), 5));
-            }
+        const block_q8_K * rows[NR];
+        for (int r = 0; r < NR; r++) {
+            rows[r] = (const block_q8_K *) values[r] + b;
         }
-        for (int half = 0; half < 2; half++) {
-            typename V::ints q[NV][4];
-            for (int v = 0; v < NV; v++) {
-                const block_q6_K & w = x[v * V::n_cols * stride];
-
-                const auto l0 = V::load(w.ql + 64 * half, bytes), l1 = V::load(w.ql + 64 * half + 32, bytes);
-                const auto h = V::load(w.qh + 32 * half, bytes);
-                q[v][0]      = V::bits_or(V::bits_and(l0, low), V::left16(V::bits_and(h, V::set8(0x03)), 4));
-                q[v][1]      = V::bits_or(V::bits_and(l1, low), V::left16(V::bits_and(h, V::set8(0x0C)), 2));
-                q[v][2]      = V::bits_or(V::bits_and(V::right16(l0, 4), low), V::bits_and(h, V::set8(0x30)));
-                q[v][3]      = V::bits_or(V::bits_and(V::right16(l1, 4), low),
-                                          V::right16(V::bits_and(h, V::set8((int8_t) 0xC0)), 2));
-            }
-            for (int i = 0; i < 4; i++) {
-                typename V::ints scale[NV];
-                for (int v = 0; v < NV; v++) {
-                    scale[v] = V::pair_of(scales[v], x[v * V::n_cols * stride].scales, 4 * half + i);
-                }
-                for (int r = 0; r < NR; r++) {
-                    const auto y = V::load_row(((const block_q8_K *) values[r])[b].qs + 128 * half + 32 * i);
-                    for (int v = 0; v < NV; v++) {
-                        sums[r][v] = add_madd16(sums[r][v], V::maddubs(q[v][i], y), scale[v]);
-                    }
-                }
-            }
-        }
+        typename V::ints sums[NR][NV];
+        sums_of_q6_K<V, NV, NR>(x, stride, rows, sums);
         for (int v = 0; v < NV; v++) {
             const auto d = V::scales(x + v * V::n_cols * stride, stride);
             for (int r = 0; r < NR; r++) {
-                const auto dy = V::set(((const block_q8_K *) values[r])[b].d);
+                const auto dy = V::set_ps(rows[r]->d);
                 acc[r][v]     = V::fmadd(V::mul(d, dy), V::to_float(sums[r][v]), acc[r][v]);
             }
         }
     }
     for (int r = 0; r < NR; r++) {
         V::template reduce<NV>(acc[r], results[r]);
+    }
+}
+
+// in the bits of tiled/, which has one integer and one float for a product
+template <typename V, int NR>
+void multiply_q6_K_tiled(int64_t nb, const block_q6_K * x, int64_t stride, const char * const * values,
+                         float * const * results, bool prefetch) {
+    constexpr int NV = V::n_quad, N0 = std::min(NR, 4), N1 = NR - N0;
+
+    typename V::quad acc0 = V::zero_quad(), acc1 = V::zero_quad(); // of rows 0 to 3 and 4 to 7
+    for (int64_t b = 0; b < nb; b++, x++) {
+        if (prefetch) {
+            prefetch_next<NV * V::n_cols, sizeof(block_q6_K)>(x, stride * sizeof(block_q6_K));
+        }
+        const block_q8_K * rows[NR];
+        for (int r = 0; r < NR; r++) {
+            rows[r] = (const block_q8_K *) values[r] + b;
+        }
+        typename V::ints sums[NR][NV];
+        sums_of_q6_K<V, NV, NR>(x, stride, rows, sums);
+        const auto d     = V::quad_scales(x, stride);
+        float      dy[8] = {};
+        for (int r = 0; r < NR; r++) {
+            dy[r] = rows[r]->d;
+        }
+        acc0 = V::template add_quad<N0>(acc0, d, dy, sums);
+        if constexpr (N1 > 0) {
+            acc1 = V::template add_quad<N1>(acc1, d, dy + 4, sums + 4);
+        }
+    }
+    V::template store_quad<N0>(acc0, results);
+    if constexpr (N1 > 0) {
+        V::template store_quad<N1>(acc1, results + 4);
     }
 }
 
@@ -510,7 +601,8 @@ struct floats_bf16 {
 
 // The products of NC columns with NR rows.
 template <typename TYPE, int NC, int NR>
-void multiply_floats(int64_t n, const char * x, size_t stride, const char * const * values, float * const * results) {
+void multiply_floats(int64_t n, const char * x, size_t stride, const char * const * values, float * const * results,
+                     bool prefetch) {
     using value = typename TYPE::value;
     using vec   = typename TYPE::vec;
 
@@ -525,10 +617,8 @@ void multiply_floats(int64_t n, const char * x, size_t stride, const char * cons
             }
         }
         for (int64_t i = j * TYPE::n_values; i < n; i += step) {
-            if (j == 0) {
-                for (int c = NC; c < 2 * NC; c++) {
-                    prefetch_next<step * sizeof(value)>(x + c * stride + i * sizeof(value));
-                }
+            if (prefetch && j == 0) {
+                prefetch_next<NC, step * sizeof(value)>(x + i * sizeof(value), stride);
             }
             decltype(TYPE::load(nullptr)) w[NC];
             for (int c = 0; c < NC; c++) {
@@ -589,7 +679,7 @@ template <typename V, int NV, typename BLOCK> void quants_at(const product & p, 
         float * results[n];
         multiply_quants<V, NV, n>(p.k / 32, (const BLOCK *) (p.columns + col * p.stride),
                                   (int64_t) (p.stride / sizeof(BLOCK)), p.rows->values + row,
-                                  p.results_of(row, col, results, n));
+                                  p.results_of(row, col, results, n), row == 0);
     });
 }
 
@@ -613,7 +703,7 @@ template <typename V, int NV> void q6_K_at(const product & p, int64_t col) {
         float * results[n];
         multiply_q6_K<V, NV, n>(p.k / QK_K, (const block_q6_K *) (p.columns + col * p.stride),
                                 (int64_t) (p.stride / sizeof(block_q6_K)), p.rows->values + row,
-                                p.results_of(row, col, results, n));
+                                p.results_of(row, col, results, n), row == 0);
     });
 }
 
@@ -629,6 +719,27 @@ void all_q6_K(const product & p) {
     }
 }
 
+template <typename V, int MAX_ROWS> void q6_K_tiled_at(const product & p, int64_t col) {
+    in_parts<MAX_ROWS>(p.n_rows, [&](int64_t row, auto n) {
+        float * results[n];
+        multiply_q6_K_tiled<V, n>(p.k / QK_K, (const block_q6_K *) (p.columns + col * p.stride),
+                                  (int64_t) (p.stride / sizeof(block_q6_K)), p.rows->values + row,
+                                  p.results_of(row, col, results, n), row == 0);
+    });
+}
+
+void all_q6_K_tiled(const product & p) {
+    int64_t col = 0;
+#    if FAST_EXPERTS_512
+    for (; col + 4 <= p.n_cols; col += 4) {
+        q6_K_tiled_at<vec512, 8>(p, col);
+    }
+#    endif
+    for (; col < p.n_cols; col++) {
+        q6_K_tiled_at<vec256, 4>(p, col);
+    }
+}
+
 template <typename TYPE> void all_floats(const product & p) {
 #    if defined(__AVX512F__)
     constexpr int n_cols = 4;
@@ -639,7 +750,7 @@ template <typename TYPE> void all_floats(const product & p) {
         in_parts<4>(p.n_rows, [&](int64_t row, auto nr) {
             float * results[nr];
             multiply_floats<TYPE, nc, nr>(p.k, p.columns + col * p.stride, p.stride, p.rows->values + row,
-                                          p.results_of(row, col, results, nr));
+                                          p.results_of(row, col, results, nr), row == 0);
         });
     });
 }
@@ -686,20 +797,19 @@ kernel kernel_of(ggml_type type, int64_t k, int64_t first, int64_t last) {
     }
 }
 
-} // namespace
+// of the rows of activations, when they are quantized
+ggml_type packed_type(const ggml_tensor * dst) {
+    return ggml_get_type_traits_cpu(dst->src[0]->type)->vec_dot_type;
+}
 
-bool ggml_dot_rows(const ggml_tensor * dst, const char * expert, int64_t first_col, int64_t last_col,
-                   const int32_t * expert_rows, int64_t first_row, int64_t last_row, const void * rows) {
-    const ggml_tensor * src0   = dst->src[0];
-    const ggml_tensor * src1   = dst->src[1];
-    const int64_t       k      = src0->ne[0];
-    const kernel        run    = kernel_of(src0->type, k, first_row, last_row);
-    const ggml_type     packed = ggml_get_type_traits_cpu(src0->type)->vec_dot_type;
-    if (run == nullptr || src1->type == packed) {
-        return false;
-    }
-    const size_t row_size = ggml_row_size(packed, k);
-    row_list     list;
+// The products of some columns of an expert with some of its rows.
+void multiply_expert(kernel run, const ggml_tensor * dst, const char * expert, int64_t first_col, int64_t last_col,
+                     const int32_t * expert_rows, int64_t first_row, int64_t last_row, const void * rows) {
+    const ggml_tensor * src0     = dst->src[0];
+    const ggml_tensor * src1     = dst->src[1];
+    const int64_t       k        = src0->ne[0];
+    const size_t        row_size = ggml_row_size(packed_type(dst), k);
+    row_list            list;
     for (int64_t row = first_row; row < last_row; row += ROWS_CHUNK) {
         const int64_t n = std::min(last_row - row, ROWS_CHUNK);
         for (int64_t i = 0; i < n; i++) {
@@ -710,6 +820,31 @@ bool ggml_dot_rows(const ggml_tensor * dst, const char * expert, int64_t first_c
         }
         run({ k, last_col - first_col, n, expert + first_col * src0->nb[1], src0->nb[1], &list });
     }
+}
+
+} // namespace
+
+bool ggml_dot_rows(const ggml_tensor * dst, const char * expert, int64_t first_col, int64_t last_col,
+                   const int32_t * expert_rows, int64_t first_row, int64_t last_row, const void * rows) {
+    const kernel run = kernel_of(dst->src[0]->type, dst->src[0]->ne[0], first_row, last_row);
+    if (run == nullptr || dst->src[1]->type == packed_type(dst)) {
+        return false;
+    }
+    multiply_expert(run, dst, expert, first_col, last_col, expert_rows, first_row, last_row, rows);
+    return true;
+}
+
+bool ggml_dot_rows_tiled(const ggml_compute_params * params, const ggml_tensor * dst, int64_t expert,
+                         const int32_t * expert_rows, int64_t n_rows) {
+    const ggml_tensor * src0 = dst->src[0];
+    if (src0->type != GGML_TYPE_Q6_K || n_rows > MAX_TILED_ROWS || dst->src[1]->type == packed_type(dst)) {
+        return false;
+    }
+    const int64_t n_steps = (src0->ne[1] + COLS_STEP - 1) / COLS_STEP;
+    const int64_t first   = n_steps * params->ith / params->nth * COLS_STEP;
+    const int64_t last    = std::min(n_steps * (params->ith + 1) / params->nth * COLS_STEP, src0->ne[1]);
+    multiply_expert(all_q6_K_tiled, dst, (const char *) src0->data + expert * src0->nb[2], first, last, expert_rows, 0,
+                    n_rows, params->wdata);
     return true;
 }
 
@@ -717,6 +852,10 @@ bool ggml_dot_rows(const ggml_tensor * dst, const char * expert, int64_t first_c
 
 bool ggml_dot_rows(const ggml_tensor *, const char *, int64_t, int64_t, const int32_t *, int64_t, int64_t,
                    const void *) {
+    return false;
+}
+
+bool ggml_dot_rows_tiled(const ggml_compute_params *, const ggml_tensor *, int64_t, const int32_t *, int64_t) {
     return false;
 }
 

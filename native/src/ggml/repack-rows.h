@@ -19,7 +19,7 @@
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(GGML_CPU_NO_FAST_EXPERTS)
 #    define REPACK_ROWS 1
-#    include "dot-bytes.h"
+#    include "vectors.h"
 #endif
 
 #if defined(_MSC_VER)
@@ -43,65 +43,21 @@ template <typename BLOC_TYPE> struct rows_product {
 // vectors of 8 or 16 columns
 //
 
-struct vec256 {
-    using ints   = __m256i;
-    using floats = __m256;
-
+struct vec256 : simd256 {
     static constexpr int n_groups = 1; // of eight columns
     static constexpr int n_rows   = 4; // that fill the registers
 
-    static ints   zero() { return _mm256_setzero_si256(); }
-    static ints   set32(int32_t x) { return _mm256_set1_epi32(x); }
-    static ints   set16(int16_t x) { return _mm256_set1_epi16(x); }
-    static ints   add16(ints a, ints b) { return _mm256_add_epi16(a, b); }
-    static ints   add32(ints a, ints b) { return _mm256_add_epi32(a, b); }
-    static ints   mul32(ints a, ints b) { return _mm256_mullo_epi32(a, b); }
-    static ints   bits_and(ints a, ints b) { return _mm256_and_si256(a, b); }
-    static ints   madd16(ints a, ints b) { return _mm256_madd_epi16(a, b); }
-    static ints   maddubs(ints u, ints s) { return _mm256_maddubs_epi16(u, s); }
-    static ints   abs8(ints a) { return _mm256_abs_epi8(a); }
-    static ints   with_sign_of(ints a, ints s) { return _mm256_sign_epi8(a, s); }
-    static floats zero_ps() { return _mm256_setzero_ps(); }
-    static floats set_ps(float x) { return _mm256_set1_ps(x); }
-    static floats to_float(ints a) { return _mm256_cvtepi32_ps(a); }
-    static floats mul(floats a, floats b) { return _mm256_mul_ps(a, b); }
-    static floats sub(floats a, floats b) { return _mm256_sub_ps(a, b); }
-    static floats fmadd(floats a, floats b, floats c) { return _mm256_fmadd_ps(a, b, c); }
-    static void   store(float * p, floats a) { _mm256_storeu_ps(p, a); }
-
     // columns 0 1 4 5 2 3 6 7, the order in which _mm256_shuffle_ps leaves them, and back
     static floats reorder(floats a) { return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(a), 0xD8)); }
-
-#    if FAST_EXPERTS_VNNI
-    static ints dot(ints acc, ints u, ints s) { return dot_bytes(acc, u, s); }
-#    endif
 };
 
 #    if FAST_EXPERTS_512
 
-struct vec512 {
-    using ints   = __m512i;
-    using floats = __m512;
-
+struct vec512 : simd512 {
     static constexpr int n_groups = 2;
     static constexpr int n_rows   = 8;
 
-    static ints   zero() { return _mm512_setzero_si512(); }
-    static ints   set32(int32_t x) { return _mm512_set1_epi32(x); }
-    static ints   add32(ints a, ints b) { return _mm512_add_epi32(a, b); }
-    static ints   mul32(ints a, ints b) { return _mm512_mullo_epi32(a, b); }
-    static ints   bits_and(ints a, ints b) { return _mm512_and_si512(a, b); }
-    static ints   madd16(ints a, ints b) { return _mm512_madd_epi16(a, b); }
-    static ints   dot(ints acc, ints u, ints s) { return _mm512_dpbusd_epi32(acc, u, s); }
-    static floats zero_ps() { return _mm512_setzero_ps(); }
-    static floats set_ps(float x) { return _mm512_set1_ps(x); }
-    // masks of all lanes: GCC 12 warns of its own headers without (`__Y` may be used uninitialized)
-    static floats to_float(ints a) { return _mm512_maskz_cvtepi32_ps(0xFFFF, a); }
-    static floats mul(floats a, floats b) { return _mm512_mul_ps(a, b); }
-    static floats sub(floats a, floats b) { return _mm512_sub_ps(a, b); }
-    static floats fmadd(floats a, floats b, floats c) { return _mm512_fmadd_ps(a, b, c); }
-    static void   store(float * p, floats a) { _mm512_storeu_ps(p, a); }
-    static floats reorder(floats a) {
+    static floats reorder(floats a) { // with a mask: see vectors.h
         return _mm512_castpd_ps(_mm512_maskz_permutex_pd(0xFF, _mm512_castps_pd(a), 0xD8));
     }
 };
@@ -127,6 +83,17 @@ static inline __m256i last_quads(__m256i c0123, __m256i c4567) {
     return _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(c0123), _mm256_castsi256_ps(c4567), 0xDD));
 }
 
+// Of the columns that are unpacked next, as much as a block of all groups has: spread over the blocks of a product, it is
+// there in time, and memory is read while the processor multiplies.
+template <typename V, typename WEIGHTS> static inline void prefetch_part(const WEIGHTS * next, int64_t b) {
+    if (next != nullptr) {
+        const char * first = (const char *) (next + b * V::n_groups);
+        for (size_t i = 0; i < V::n_groups * sizeof(WEIGHTS); i += 64) {
+            _mm_prefetch(first + i, _MM_HINT_T0);
+        }
+    }
+}
+
 //
 // Q4_0, MXFP4, IQ4_NL: one scale for a block of 32 values
 //
@@ -148,7 +115,7 @@ template <typename BLOC_TYPE> struct rows_product_b32 {
     static constexpr int  bias         = is_q4_0 ? 8 : is_mxfp4 ? 12 : is_signed ? 0 : 128;
     static constexpr int  n_quads_16   = is_q4_0 ? 8 : 4; // products that a 16-bit sum holds: 8*2*15*127, 4*2*24*127
     static constexpr bool gemm_differs = false;           // gemm has the bits of gemv
-    static constexpr int  min_rows     = 9;               // for fewer, columns are not kept: measured
+    static constexpr int  min_rows     = 6;               // for fewer, columns are not kept: measured
 
     using weights =
         std::conditional_t<is_q4_0, block_q4_0x8, std::conditional_t<is_mxfp4, block_mxfp4x8, block_iq4_nlx8>>;
@@ -270,12 +237,13 @@ template <typename BLOC_TYPE> struct rows_product_b32 {
     // out of line: GCC unrolls it less
     template <typename V, int NR, bool OF_GEMM>
     REPACK_ROWS_NOINLINE static void kernel(int64_t nb, const columns<V> * c, const param * const * rows,
-                                            const info * const * infos, float * const * dst) {
+                                            const info * const * infos, float * const * dst, const weights * next) {
         typename V::floats acc[NR];
         for (int r = 0; r < NR; r++) {
             acc[r] = V::zero_ps();
         }
         for (int64_t b = 0; b < nb; b++) {
+            prefetch_part<V>(next, b);
             typename V::ints sum[NR];
             sums<V, NR>([&](int i) { return c[b].q[i]; }, rows, infos, b, sum);
             for (int r = 0; r < NR; r++) {
@@ -327,7 +295,7 @@ template <> struct rows_product<block_q4_K> {
     using narrow = vec256;
     using wide   = vec_wide;
 
-    static constexpr int  min_rows     = 9;
+    static constexpr int  min_rows     = 6;
     static constexpr bool gemm_differs = true; // it adds to the floats after every two sub-blocks, gemv after all eight
 
     using weights = block_q4_Kx8;
@@ -444,12 +412,13 @@ template <> struct rows_product<block_q4_K> {
 
     template <typename V, int NR, bool OF_GEMM>
     REPACK_ROWS_NOINLINE static void kernel(int64_t nb, const columns<V> * c, const param * const * rows,
-                                            const info * const * infos, float * const * dst) {
+                                            const info * const * infos, float * const * dst, const weights * next) {
         typename V::floats acc[NR], acc_min[NR];
         for (int r = 0; r < NR; r++) {
             acc[r] = acc_min[r] = V::zero_ps();
         }
         for (int64_t b = 0; b < nb; b++) {
+            prefetch_part<V>(next, b);
             const int8_t *   ys[NR];
             typename V::ints sum[NR];
             for (int r = 0; r < NR; r++) {
@@ -569,19 +538,17 @@ static void rows_multiply(char * scratch, int64_t nb, const char * src0, size_t 
             using V  = decltype(v);
             auto * c = (typename product::template columns<V> *) scratch;
             product::template unpack_columns<V>((const weights *) (src0 + col * nb01), nb, c);
-            int64_t    i       = 0;
-            const auto kernels = [&](auto nr) {
-                for (; i + nr <= n; i += nr) {
-                    product::template kernel<V, nr, OF_GEMM>(nb, c, rows + i, infos + i, dst + i);
-                }
-            };
-            kernels(std::integral_constant<int, V::n_rows>());
-            if constexpr (V::n_rows > 4) {
-                kernels(std::integral_constant<int, 4>());
+            const bool is_last = col + 8 * V::n_groups >= n_cols;
+            const auto next    = is_last ? nullptr : (const weights *) (src0 + (col + 8 * V::n_groups) * nb01);
+            for (int64_t i = 0, count; i < n; i += count) { // the last two parts are even: 9 rows are 5 and 4
+                const int64_t left = n - i;
+                count              = left <= V::n_rows ? left : left < 2 * V::n_rows ? (left + 1) / 2 : V::n_rows;
+                with_count<V::n_rows>(count, [&](auto nr) {
+                    product::template kernel<V, nr, OF_GEMM>(nb, c, rows + i, infos + i, dst + i,
+                                                             i == 0 ? next : nullptr);
+                });
             }
-            kernels(std::integral_constant<int, 2>());
-            kernels(std::integral_constant<int, 1>());
-            for (i = 0; i < n; i++) {
+            for (int64_t i = 0; i < n; i++) {
                 dst[i] += 8 * V::n_groups;
             }
             col += 8 * V::n_groups;

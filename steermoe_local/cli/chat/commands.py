@@ -8,11 +8,14 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
 from ...errors import UsageError
 from ...maps.expert_map import parse_layers
+from ...maps.ranks import RANKS, WEIGHTS, ranks_of
+from ...steering.rules import EQUAL
 from ..options.model import ModelPath
 from .reports import experts_report, why_report
 from .screen import speed
@@ -86,15 +89,49 @@ def _steer_words(session: Session) -> Iterable[str]:
 
 def _strength(session: Session, argument: str) -> None:
     if argument == "hard":
-        session.change_steering(scale=None)
+        _change_rule(session, mode="hard")
         return
-    try:
-        scale = float(argument)
-    except ValueError:
-        scale = math.nan
-    if not math.isfinite(scale):
+    if not math.isfinite(scale := _number(argument)):
         raise UsageError(f"/strength {argument}: give the logits to add, like 2.5, or hard for the hard rule")
-    session.change_steering(scale=scale)
+    _change_rule(session, scale=scale)
+
+
+def _cap(session: Session, argument: str) -> None:
+    if argument == "off":
+        _change_rule(session, mode="hard")
+        return
+    if not (cap := _number(argument)) > 0:  # false for NaN
+        raise UsageError(f"/cap {argument}: give the most logits that steering may move, like 2, inf, or off")
+    _change_rule(session, cap=cap)
+
+
+def _weights(session: Session, argument: str) -> None:
+    if argument not in (*WEIGHTS, EQUAL):
+        raise UsageError(f"/weights {argument}: give one of {', '.join(WEIGHTS)}, or {EQUAL} for all alike")
+    names = {"mode": "rule", "scale": "/strength X", "weights": "/weights"}
+    _change_rule(session, weights=argument, names=names)
+
+
+def _change_rule(session: Session, **asked: Any) -> None:
+    session.change_steering(**session.steering.rule.changed(**asked).fields)
+
+
+def _number(argument: str) -> float:
+    try:
+        return float(argument)
+    except ValueError:
+        return math.nan
+
+
+def _rank(session: Session, argument: str) -> None:
+    if argument not in RANKS:
+        raise UsageError(f"/rank {argument}: give one of {', '.join(RANKS)}")
+    session.change_steering(rank=argument)
+
+
+def _ranks(session: Session) -> Iterable[str]:
+    steering = session.chat.steering
+    return () if steering is None or steering.expert_map is None else ranks_of(steering.expert_map)
 
 
 def _activate(session: Session, argument: str) -> None:
@@ -253,8 +290,15 @@ def _on_off(session: Session) -> Iterable[str]:
 COMMANDS: dict[str, Command] = {
     "steer": Command("on|off|NAME", "switch steering, or choose a map or bias file", _steer, _steer_words),
     "strength": Command("X|hard", "soft rule: add X to the router's logits", _strength, lambda session: ("hard",)),
+    "cap": Command(
+        "X|off", "capped rule: the hard one, moving no logit by more than X", _cap, lambda session: ("off",)
+    ),
+    "weights": Command(
+        "NAME", "soft rule: strength in proportion to a score", _weights, lambda session: (*WEIGHTS, EQUAL)
+    ),
     "activate": Command("N", "promote the map's first N experts with RD > 0", _activate),
     "deactivate": Command("N", "suppress the first N experts with RD < 0", _deactivate),
+    "rank": Command("NAME", "choose experts by another score than RD", _rank, _ranks),
     "reverse": Command("[on|off]", "steer to the map's other side", _reverse, _on_off),
     "layers": Command("A-B|all", "steer these layers only, like 3-7,9", _layers, lambda session: ("all",)),
     "compare": Command("[on|off]", "answer unsteered and steered, side by side", _compare, _on_off),

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..._util.regular_files import open_regular
 from ...errors import UsageError
 from ...identity import ModelIdentity
+from ...maps.ranks import ranks_of
 from ...models.shipped_maps import recommended_numbers, shipped_maps
 from ...steering.steering import Steering
 from ..options.system_text import is_text
@@ -42,7 +43,7 @@ class MapFinder:
         """The steering of that name or path, and warnings.
 
         A map is taken with the numbers of experts that are recommended for it, else with those of `before`, else with
-        none; rule and layers are those of `before`.
+        none; rule and layers are those of `before`, and so are rank and weights, if the map has their data.
 
         Raises UsageError for a name that nothing has, FormatError, ModelMismatchError.
         """
@@ -54,7 +55,12 @@ class MapFinder:
             numbers = recommended_numbers(path)
             if before is not None and before.expert_map is not None:
                 numbers = numbers or (before.activate, before.deactivate)
-                steering = steering.changed(scale=before.scale, epsilon=before.epsilon, layers=before.layers)
+                steering = steering.changed(epsilon=before.epsilon, layers=before.layers, **before.rule.fields)
+                there = () if steering.expert_map is None else ranks_of(steering.expert_map)
+                steering = steering.changed(
+                    rank=before.rank if before.rank in there else "rd",
+                    weights=before.weights if before.weights in there else None,
+                )
             activate, deactivate = numbers or (0, 0)
             steering = steering.changed(activate=activate, deactivate=deactivate)
         return steering, steering.check(self._identity, str(self._where), self._force)

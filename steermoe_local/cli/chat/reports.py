@@ -33,10 +33,19 @@ def describe(steering: Steering | None, on: bool = True) -> str:
         parts.append("reversed")
     if steering.preset:
         parts.append(f"preset {steering.preset}")
-    parts.append(f"soft rule, strength {steering.scale:g}" if steering.scale is not None else f"{steering.mode} rule")
+    parts += [f"by {steering.rank}"] if steering.rank != "rd" else []
+    parts.append(_rule(steering))
     parts.append(f"layers {steering.layers}" if steering.layers else "all layers")
     line = f"{steering.name}: {', '.join(parts)}"
     return line if on else f"off; /steer on goes back to {line}"
+
+
+def _rule(steering: Steering) -> str:
+    if steering.cap is not None:
+        return f"capped rule, cap {steering.cap:g}"
+    if steering.scale is None:
+        return f"{steering.mode} rule"
+    return f"soft rule, strength {steering.scale:g}" + (f" by {steering.weights}" if steering.weights else "")
 
 
 def _many(n: int, what: str) -> str:
@@ -63,6 +72,8 @@ def experts_report(routing: AnswerRouting, steering: Steering | None) -> list[Re
             line += f"; on the map's scale {routing.position:.2f} (0: {visible(low)}, 1: {visible(high)})"
         lines.append(line + ".")
     columns = "share of the tokens" + ("" if routing.mean_rd is None else ", RD")
+    if expert_map and expert_map.effects is not None:
+        columns += " (effect of promoting / suppressing it, nats a token)"
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("layer", justify="right", no_wrap=True)
     table.add_column(f"expert: {columns}", overflow="fold")
@@ -77,7 +88,12 @@ def experts_report(routing: AnswerRouting, steering: Steering | None) -> list[Re
 def _use(use: ExpertUse) -> Text:
     rd = "" if use.rd is None else f" {use.rd:+.2f}"
     style = {1: "bold green", -1: "bold red", 0: ""}[use.sign]
-    return Text(f"{_MARKS[use.sign]}{use.expert}: {use.of_tokens:.0%}{rd}", style=style)
+    effects = "" if use.promote is None and use.suppress is None else f" ({_tried(use.promote)}/{_tried(use.suppress)})"
+    return Text(f"{_MARKS[use.sign]}{use.expert}: {use.of_tokens:.0%}{rd}{effects}", style=style)
+
+
+def _tried(effect: float | None) -> str:
+    return "?" if effect is None else f"{effect:+.2f}"
 
 
 @dataclass

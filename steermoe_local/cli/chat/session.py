@@ -193,6 +193,8 @@ class Session:
 
     def steer(self, steering: Steering) -> None:
         """Steer by another choice, and say what applies. On an error the old one stays."""
+        if words := steering.shortfall:
+            self.screen.note(f"warning: {words}")
         self.say_steering(self.chat.steer(steering))
 
     def say_steering(self, n_recomputed: int = 0) -> None:

@@ -12,9 +12,11 @@ from ...errors import UsageError
 from ...model_files.model_info import model_info
 from ...steering.bias_file import DEFAULT_EPSILON, BiasFile, read_bias, write_bias
 from ...steering.presets import PRESETS
+from ...steering.rules import RULES
 from ...steering.steering import Steering
 from ..options.common import json_option, other_model_option, output_option, strength_option
 from ..options.groups import is_given
+from ..options.steering import CAP, RANK, SOFT_WEIGHTS, rule_of
 from ..options.system_text import UserPath
 from ..output import facts_table, print_json, print_lines, say_written, warn
 from ..streams import console
@@ -25,6 +27,7 @@ def bias() -> None:
     """Build and look at bias files."""
 
 
+rank_option = click.option(*RANK[0], **RANK[1])
 preset_option = click.option(
     "--preset", type=click.Choice(PRESETS), help="Numbers of experts that the paper took for the map's model."
 )
@@ -36,17 +39,22 @@ _check_option = other_model_option("GGUF file to check against: fail if made for
 @output_option("Bias file to write, GGUF.")
 @click.option("--activate", type=click.IntRange(0), help="Experts with RD > 0 to promote.  [default: 0]")
 @click.option("--deactivate", type=click.IntRange(0), help="Experts with RD < 0 to suppress.  [default: 0]")
+@rank_option
 @preset_option
 @click.option("--reverse", is_flag=True, help="Steer to the negative side: flip the sign of RD first.")
 @click.option("--layers", metavar="A-B", help="Only these layers, like 3-7,9.  [default: all]")
-@click.option("--mode", type=click.Choice(["hard", "soft"]), default="hard", show_default=True, help="Steering rule.")
+@click.option("--mode", type=click.Choice(RULES), default="hard", show_default=True, help="Steering rule.")
 @strength_option(
     "strength",
     type=float,
     metavar="X",
     help="Soft rule: logits added to promoted, taken from suppressed experts.  [default: 1]",
 )
-@click.option("--epsilon", type=float, help=f"Hard rule: distance to the extreme logit.  [default: {DEFAULT_EPSILON}]")
+@click.option(*CAP[0], **CAP[1])
+@click.option(*SOFT_WEIGHTS[0], **SOFT_WEIGHTS[1])
+@click.option(
+    "--epsilon", type=float, help=f"Hard and capped rule: distance to the extreme logit.  [default: {DEFAULT_EPSILON}]"
+)
 @_check_option
 @click.option(
     "--force",
@@ -59,17 +67,20 @@ def build(
     output: Path,
     activate: int | None,
     deactivate: int | None,
+    rank: str,
     preset: str | None,
     reverse: bool,
     layers: str | None,
     mode: str,
     strength: float | None,
+    cap: float | None,
+    weights: str | None,
     epsilon: float | None,
     model: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Choose experts from MAP in the order of |RD| and write them as a bias file.
+    """Choose experts from MAP, by |RD| or another score, and write them as a bias file.
 
     At most top-k experts of a layer are promoted; what is over is dropped. `steermoe presets` shows the numbers that
     --preset takes.
@@ -79,14 +90,15 @@ def build(
       steermoe bias build map.json -o bias.gguf --activate 8 --deactivate 8
       steermoe bias build map.json -o bias.gguf --preset faithful
       steermoe bias build map.json -o soft.gguf --deactivate 8 --mode soft --strength 2.5
+      steermoe bias build map.json -o capped.gguf --activate 8 --rank log-odds --mode capped --cap 2
     """
     check_preset(preset, activate, deactivate, reverse)
     if not preset and not activate and not deactivate:
         raise UsageError("nothing to steer; give --activate N, --deactivate N or both, or a --preset")
-    if mode == "hard" and is_given("strength"):  # another command's default in the configuration is left aside
-        raise UsageError("--strength belongs to --mode soft; the hard rule has none")
+    # another command's default in the configuration is left aside
+    rule = rule_of(mode, strength, cap, weights, {"mode", *filter(is_given, ("strength", "cap", "weights"))})
     if mode == "soft" and epsilon is not None:
-        raise UsageError("--epsilon belongs to --mode hard; the soft rule does not use it")
+        raise UsageError("--epsilon belongs to --mode hard and capped; the soft rule does not use it")
     if force and not model:
         raise UsageError("--force makes the bias for a model; name it with -m MODEL")
     steering = Steering.open(
@@ -95,8 +107,9 @@ def build(
         deactivate=deactivate or 0,
         reverse=reverse,
         layers=layers,
-        scale=(1.0 if strength is None else strength) if mode == "soft" else None,
         epsilon=epsilon or DEFAULT_EPSILON,
+        rank=rank_of(rank, preset),
+        **rule.fields,
     )
     identity = None
     if model:
@@ -106,6 +119,7 @@ def build(
         steering = with_preset(steering, preset)
     made = steering.bias_file(identity)
     assert made is not None  # experts are chosen
+    warn(*filter(None, [steering.shortfall]))
     write_bias(made, output)
     if as_json:
         print_json({"bias": str(output), **_facts(made)})
@@ -120,6 +134,11 @@ def check_preset(preset: str | None, activate: int | None, deactivate: int | Non
         raise UsageError(
             "--preset gives the numbers and the side; leave out --activate, --deactivate and --reverse, or --preset"
         )
+
+
+def rank_of(rank: str, preset: str | None) -> str:
+    """The rank to choose by: with a preset RD, whatever stands in the configuration."""
+    return "rd" if preset and not is_given("rank") else rank
 
 
 def with_preset(steering: Steering, preset: str) -> Steering:

@@ -45,7 +45,7 @@ from ..options.model import model_option
 from ..options.opening import open_model
 from ..output import ProgressLines, SummedLines, print_json, say, say_written
 from ..streams import console
-from .map import print_map, top_experts, warn_unless_separable
+from .map import print_map, top_experts, warn_unless_different
 
 if TYPE_CHECKING:
     from ...detection.recorder import RecordingProgress
@@ -239,7 +239,7 @@ def detect(
         counts.save(counts_file)
     expert_map.save(output)
     checkpoint.remove()
-    warn_unless_separable(expert_map, output)
+    warn_unless_different(expert_map, output)
     files = [path for path in (output, counts_file, per_pair_file) if path]
     if as_json:
         print_json(

@@ -18,7 +18,6 @@ from ..output import print_json, print_reports, say, say_written
 
 if TYPE_CHECKING:
     from ...evaluation.experiments.experiments import ExperimentResult
-    from ...evaluation.tasks.tasks import Scorer, Task
 
 _NAMES = ("random10", "top20", "activate-benign", "superficial", "random-matched", "layers", "routing-kinds")
 _FILES = ("report.md", "summary.json", RECORDS)
@@ -86,7 +85,7 @@ def experiment(
     steering = setup.steering  # wrong input fails before anything is written or loaded
     _ = setup.task, setup.scorer, setup.guards
     pairs = load_pairs(pairs_file) if pairs_file is not None else pairs_of(steering)
-    harmless = _ability(setup, ability) if name == "activate-benign" else None
+    harmless = setup.unrelated(ability) if name == "activate-benign" else None
     setup.check_output(*_FILES, *(_PICTURES if name == "layers" else ()))
     with setup.evaluator() as evaluator:
         found = run_experiment(
@@ -123,17 +122,6 @@ def _check(name: str, setup: EvaluationSetup, ability: str | None) -> None:
             f"{setup.model}: which map? {_DEFAULTS['map_file']} is of the embedded model alone; give --map MAP, with "
             "--activate and --deactivate, and --task"
         )
-
-
-def _ability(setup: EvaluationSetup, name: str | None) -> tuple[Task, Scorer] | None:
-    """The task that steering should leave alone, with its scorer."""
-    from ...evaluation.tasks.builtin import is_embedded, open_task
-    from ...evaluation.tasks.scorers import make_scorer
-
-    if name == "none" or (name is None and not is_embedded(setup.identity)):
-        return None
-    task = open_task(name or "builtin:neutral").first(setup.n_items)
-    return task, make_scorer(task.scorer, task.options)
 
 
 def _draw(found: ExperimentResult, setup: EvaluationSetup) -> tuple[str, ...]:

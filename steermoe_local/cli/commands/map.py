@@ -12,13 +12,20 @@ from rich.table import Table
 from ..._util.visible import visible
 from ...errors import UsageError
 from ...maps import significance
+from ...maps.difference_plot import plot_difference
+from ...maps.effect_comparison import compare_effects
+from ...maps.effect_plot import plot_effects
+from ...maps.effects import ACTIONS
 from ...maps.expert_map import ExpertMap, parse_layers
 from ...maps.pair_counts import PairCounts
-from ...maps.plots import plot_difference, plot_map, require_drawable
+from ...maps.picture import require_drawable
+from ...maps.plots import plot_map
 from ..options.common import FILE, json_option, lock_output, output_option
-from ..options.groups import together
+from ..options.groups import is_given, together
+from ..options.steering import RANK
 from ..output import facts_table, print_json, say, say_written, warn
 from ..streams import console
+from .map_effects import compared_rows, effect_rows, effect_text, effects_json, effects_table, p_text
 
 _OUTPUT = "Picture to write: .png, .svg, or .html, which names the expert under the pointer."
 
@@ -58,9 +65,10 @@ _intervals = together(
 @_intervals
 @json_option
 def show(map_file: Path, top: int, per_pair: Path | None, level: float, correction: str, as_json: bool) -> None:
-    """Show a map: where it comes from, how sure it is, and its experts in the order of |RD|.
+    """Show a map: where it comes from, how sure it is, its experts in the order of |RD|, and the first effects.
 
     Intervals, p-values and stability need the counts of each pair: `steermoe detect --per-pair` keeps them.
+    RD says which experts differ; only an intervention shows which have an effect, and `steermoe attribute` tries them.
 
     \b
     Examples:
@@ -74,7 +82,7 @@ def show(map_file: Path, top: int, per_pair: Path | None, level: float, correcti
         print_json(_facts(expert_map, top, level, correction))
     else:
         print_map(expert_map, top, level, correction)
-    warn_unless_separable(expert_map, map_file)
+    warn_unless_different(expert_map, map_file)
 
 
 @map_.command()
@@ -111,40 +119,64 @@ def stats(map_file: Path, per_pair: Path, output: Path, draws: int, halves: int,
     else:
         console().print(facts_table(_trust_rows(expert_map, "holm")))
         say_written(output, before="\n")
-    warn_unless_separable(expert_map, map_file)
+    warn_unless_different(expert_map, map_file)
 
 
 @map_.command()
 @click.argument("map_file", metavar="MAP", type=FILE)
 @output_option(_OUTPUT)
 @click.option(
-    "-n", "--top", type=click.IntRange(1, 60), default=20, show_default=True, help="Experts in the bar chart."
+    "-n",
+    "--top",
+    type=click.IntRange(1, 60),
+    default=20,
+    show_default=True,
+    help="Experts in the bar chart, or to name.",
 )
 @click.option("--activate", type=click.IntRange(0), default=0, help="Mark the experts that this would promote.")
 @click.option("--deactivate", type=click.IntRange(0), default=0, help="Mark the experts that this would suppress.")
+@click.option(*RANK[0], **RANK[1])
 @click.option("--reverse", is_flag=True, help="Flip the sign of RD for the choice, as in `bias build`.")
 @click.option("--layers", metavar="A-B", help="Choose in these layers only, like 3-7,9.")
+@click.option("--effects", is_flag=True, help="Draw RD against effect instead: what only differs, and what matters.")
 def plot(
-    map_file: Path, output: Path, top: int, activate: int, deactivate: int, reverse: bool, layers: str | None
+    map_file: Path,
+    output: Path,
+    top: int,
+    activate: int,
+    deactivate: int,
+    rank: str,
+    reverse: bool,
+    layers: str | None,
+    effects: bool,
 ) -> None:
-    """Draw a map: layers x experts, RD by depth, first experts with their intervals.
+    """Draw a map: layers x experts, RD by depth, first experts with their intervals, effects where the map has them.
 
-    --activate, --deactivate, --reverse and --layers mark what `steermoe bias build` would choose. Needs matplotlib:
-    pip install 'steermoe-local[plot]'.
+    With --effects it draws one point for each action on each expert that `steermoe attribute` tried: RD against effect.
+
+    --activate, --deactivate, --rank, --reverse and --layers mark what `steermoe bias build` would choose. Needs
+    matplotlib: pip install 'steermoe-local[plot]'.
 
     \b
-    Example:
+    Examples:
       steermoe map plot map.json -o map.png --activate 8 --deactivate 8
+      steermoe map plot map.json -o effects.png --effects
     """
     require_drawable(output)
     lock_output(output)
-    if (reverse or layers) and not activate and not deactivate:
-        raise UsageError("--reverse and --layers belong to a choice; give --activate N, --deactivate N or both")
+    if (reverse or layers or is_given("rank")) and not activate and not deactivate:
+        raise UsageError("--rank, --reverse and --layers belong to a choice; give --activate N, --deactivate N or both")
+    if effects and (activate or deactivate):
+        raise UsageError("--effects draws all that was tried; leave out the choice (--activate, --deactivate)")
     expert_map = ExpertMap.load(map_file)
+    if effects:
+        plot_effects(expert_map, output, top)
+        say_written(output)
+        return
     signs = None
     if activate or deactivate:
         chosen = None if layers is None else parse_layers(layers)
-        signs = expert_map.choose(activate, deactivate, reverse=reverse, layers=chosen)
+        signs = expert_map.choose(activate, deactivate, reverse=reverse, layers=chosen, rank=rank)
     plot_map(expert_map, output, signs, top)
     say_written(output)
 
@@ -158,7 +190,8 @@ def plot(
 def diff(first: Path, second: Path, output: Path | None, top: int, as_json: bool) -> None:
     """Compare two maps: two behaviours, two quantizations, two runs.
 
-    Overlap counts experts that both maps have among their first by |RD|, with the same sign.
+    Overlap counts experts that both maps have among their first by |RD|, with the same sign. Effects are compared where
+    both maps have them.
 
     \b
     Example:
@@ -169,6 +202,7 @@ def diff(first: Path, second: Path, output: Path | None, top: int, as_json: bool
         lock_output(output)
     one, two = ExpertMap.load(first), ExpertMap.load(second)
     result = significance.compare(one, two, top)
+    effects = compare_effects(one, two)
     same_model = one.identity == two.identity
     if not same_model:
         say(
@@ -179,9 +213,15 @@ def diff(first: Path, second: Path, output: Path | None, top: int, as_json: bool
         names = (first.name, second.name) if first.name != second.name else (str(first), str(second))
         plot_difference(one, two, output, names, top)
     if as_json:
-        print_json(
-            {"first": str(first), "second": str(second), "same_model": same_model, "plot": output, **asdict(result)}
-        )
+        data: dict[str, Any] = {
+            "first": str(first),
+            "second": str(second),
+            "same_model": same_model,
+            "plot": output,
+            **asdict(result),
+        }
+        data["effects"] = None if effects is None else {name: asdict(found) for name, found in effects.items()}
+        print_json(data)
         return
     worst = min(range(len(result.layers)), key=lambda i: result.by_layer[i])
     rows = [
@@ -191,20 +231,21 @@ def diff(first: Path, second: Path, output: Path | None, top: int, as_json: bool
         ("Spearman of RD", f"{result.spearman:+.4f}"),
         ("overlap", f"{result.overlap:.0%} of the first {result.top_n} experts (by chance {result.chance:.1%})"),
         ("lowest layer", f"layer {result.layers[worst]}, Pearson {result.by_layer[worst]:+.4f}"),
+        *compared_rows(one, two, effects),
     ]
     console().print(facts_table(rows))
     if output:
         say_written(output, before="\n")
 
 
-def warn_unless_separable(expert_map: ExpertMap, where: Path) -> None:
+def warn_unless_different(expert_map: ExpertMap, where: Path) -> None:
     """Warn that a map cannot be told from maps of shuffled pairs."""
     confidence = expert_map.confidence
-    if confidence is None or confidence.separable:
+    if confidence is None or confidence.differs_from_shuffled:
         return
     p = min(confidence.max_rd.p, confidence.sum_top.p)
     warn(
-        f"{where}: not separable from maps of shuffled pairs (p = {min(2 * p, 1):.2g}, {confidence.n_pairs} "
+        f"{where}: does not differ from maps of shuffled pairs (p = {min(2 * p, 1):.2g}, {confidence.n_pairs} "
         "pairs): its experts may be chance; record more pairs"
     )
 
@@ -227,6 +268,7 @@ def print_map(expert_map: ExpertMap, top: int, level: float = 0.95, correction: 
         *([("until stable", expert_map.stability.reason)] if expert_map.stability else []),
         ("experts", f"RD > 0: {int((rd > 0).sum())}, RD < 0: {int((rd < 0).sum())}"),
         *_trust_rows(expert_map, correction),
+        *effect_rows(expert_map),
     ]
     out.print(facts_table(rows))
     out.print()
@@ -237,17 +279,24 @@ def print_map(expert_map: ExpertMap, top: int, level: float = 0.95, correction: 
     }
     names |= {"layer": "layer", "expert": "expert", "rd": "RD", "p1": "a1/N1", "p2": "a2/N2"}
     entries = _entries(expert_map, top, level, correction)
-    for name in (name for name in ("layer", "expert", "rd", "ci_low", "p", "p1", "p2") if name in entries[0]):
-        table.add_column(names[name], justify="right")
+    columns: list[str] = [name for name in ("layer", "expert", "rd", "ci_low", "p", "p1", "p2") if name in entries[0]]
+    if expert_map.effects is not None:  # they take the place of the rates, so that a line has 80 columns
+        columns = [name for name in columns if name not in ("p1", "p2")] + list(ACTIONS)
+    for name in columns:
+        table.add_column(names.get(name, name), justify="right")
     for entry in entries:
         row = [str(entry["layer"]), str(entry["expert"]), f"{entry['rd']:+.4f}"]
         if "p" in entry:
             none = entry["ci_low"] is None
-            row += ["no spread" if none else f"{entry['ci_low']:+.4f} to {entry['ci_high']:+.4f}", _p(entry["p"])]
-        if "p1" in entry:
+            row += ["no spread" if none else f"{entry['ci_low']:+.4f} to {entry['ci_high']:+.4f}", p_text(entry["p"])]
+        if expert_map.effects is not None:
+            row += [effect_text(entry.get(name)) for name in ACTIONS]
+        elif "p1" in entry:
             row += [f"{entry['p1']:.4f}", f"{entry['p2']:.4f}"]
         table.add_row(*row)
     out.print(table)
+    for part in effects_table(expert_map, top):
+        out.print("", part, sep="\n")
 
 
 def _counted(expert_map: ExpertMap) -> str:
@@ -276,6 +325,7 @@ def _facts(expert_map: ExpertMap, top: int, level: float, correction: str) -> di
         **_trust(expert_map, correction),
         **({"level": level, "correction": correction} if expert_map.se is not None else {}),
         "top": _entries(expert_map, top, level, correction),
+        "effects": effects_json(expert_map, top),
     }
 
 
@@ -283,10 +333,10 @@ def _trust(expert_map: ExpertMap, correction: str) -> dict[str, Any]:
     """How sure a map is, as JSON: nulls for a map without statistics."""
     confidence = expert_map.confidence
     if confidence is None:
-        return {"separable": None, "n_significant": None, "confidence": None}
+        return {"differs_from_shuffled": None, "n_significant": None, "confidence": None}
     p = significance.corrected_p(expert_map, correction)
     return {
-        "separable": confidence.separable,
+        "differs_from_shuffled": confidence.differs_from_shuffled,
         "n_significant": int((p <= 0.05).sum()),
         "confidence": confidence.to_dict(),
     }
@@ -310,10 +360,11 @@ def _trust_rows(expert_map: ExpertMap, correction: str) -> list[tuple[str, str]]
             (
                 "shuffled" if name == "max_rd" else "",
                 f"{words} {control.value:.3f}; shuffled pairs: median {control.median:.3f}, "
-                f"95% below {control.q95:.3f}, p = {_p(control.p)}",
+                f"95% below {control.q95:.3f}, p = {p_text(control.p)}",
             )
         )
-    return [*rows, ("separable", "yes" if confidence.separable else "NO: looks like shuffled pairs")]
+    differs = "yes, from shuffled pairs: needed, not enough", "NO: looks like shuffled pairs"
+    return [*rows, ("differs", differs[not confidence.differs_from_shuffled])]
 
 
 def _entries(expert_map: ExpertMap, top: int, level: float, correction: str) -> list[dict[str, Any]]:
@@ -337,9 +388,7 @@ def _entries(expert_map: ExpertMap, top: int, level: float, correction: str) -> 
         if a1 is not None and a2 is not None:
             entry |= {"a1": int(a1[at]), "a2": int(a2[at])}
             entry |= {"p1": entry["a1"] / expert_map.n1, "p2": entry["a2"] / expert_map.n2}
+        if expert_map.effects is not None:
+            entry |= expert_map.effects.at(layer, expert)
         entries.append(entry)
     return entries
-
-
-def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"

@@ -26,9 +26,10 @@ from ..options.common import (
     output_option,
     require_distinct,
 )
+from ..options.groups import is_given
 from ..options.system_text import is_text
 from ..output import print_json, say_written, warn
-from .bias import check_preset, preset_option, with_preset
+from .bias import check_preset, preset_option, rank_of, rank_option, with_preset
 from .map import print_map, top_experts
 
 FORMATS = ("easysteer", "steermoe-csv", "json")
@@ -143,6 +144,7 @@ def _declared(
 @output_option("File to write.")
 @click.option("--activate", type=click.IntRange(0), help="easysteer: experts with RD > 0 to promote.  [default: 0]")
 @click.option("--deactivate", type=click.IntRange(0), help="easysteer: experts with RD < 0 to suppress.  [default: 0]")
+@rank_option
 @preset_option
 @click.option("--reverse", is_flag=True, help="easysteer: steer to the negative side: flip the sign of RD first.")
 @click.option("--layers", metavar="A-B", help="easysteer: only these layers, like 3-7,9.  [default: all]")
@@ -159,6 +161,7 @@ def export(
     output: Path,
     activate: int | None,
     deactivate: int | None,
+    rank: str,
     preset: str | None,
     reverse: bool,
     layers: str | None,
@@ -179,7 +182,7 @@ def export(
     """
     chosen = preset or activate or deactivate
     if format_ != "easysteer":
-        if chosen or reverse or layers or epsilon or spec:
+        if chosen or reverse or layers or epsilon or spec or is_given("rank"):
             raise UsageError(f"--format {format_} writes all experts; choosing some belongs to --format easysteer")
     elif not chosen:
         raise UsageError("no experts chosen; give --activate N, --deactivate N or both, or a --preset")
@@ -203,8 +206,10 @@ def export(
             deactivate=deactivate or 0,
             reverse=reverse,
             layers=layers,
+            rank=rank_of(rank, preset),
             path=map_file,
         )
+        warn(*filter(None, [steering.shortfall]))
         made = (with_preset(steering, preset) if preset else steering).bias_file()
         assert made is not None  # experts are chosen
         text = easysteer_config(made.signs, epsilon)

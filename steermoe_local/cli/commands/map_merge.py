@@ -15,7 +15,7 @@ from ...maps.pair_counts import PairCounts, merge_pair_counts
 from ...maps.significance import annotate
 from ..options.common import FILE, json_option, lock_output, meaning_options, output_option, require_distinct
 from ..output import print_json, say_written, warn
-from .map import print_map, warn_unless_separable
+from .map import print_map, warn_unless_different
 
 
 @click.command()
@@ -83,7 +83,7 @@ def merge(
     if counts_file:
         counts.save(counts_file)
     expert_map.save(output)
-    warn_unless_separable(expert_map, output)
+    warn_unless_different(expert_map, output)
     written = [str(path) for path in (output, counts_file, per_pair_file) if path]
     if as_json:
         print_json(

@@ -23,6 +23,7 @@ from ...pairs.builders import (
     squad_rows,
     unique_ids,
 )
+from ...pairs.choice_pairs import answer_pool, choice_pairs
 from ...pairs.control_pairs import SURFACES, prompts_of, shuffled_pairs, superficial_pairs
 from ...pairs.number_pairs import number_pairs
 from ...pairs.pairs import Pair, load_pairs, save_pairs
@@ -44,6 +45,8 @@ _SAFETY_COLUMNS = ("prompt", "response", "is_safe")
 # what to do about rows that are left out for a reason
 _TAKES = {
     "the document does not answer the question": "--keep-impossible takes such questions",
+    "no answer that stands in the document": "--choices takes answers that the document holds word for word",
+    "no other answer of the same kind is certainly wrong": "wrong answers are those of the other questions; give more",
     "is_safe is true": "pairs are made of rows with is_safe false",
     "is_safe is neither true nor false": "write true or false",
     "another number of cells than the header": "check the quotes and --delimiter",
@@ -86,6 +89,9 @@ def _writes_pairs(make: Callable[..., tuple[Iterator[Pair], str]]) -> Callable[.
 @click.option("--squad", required=True, metavar="FILE|hub:ID", help="SQuAD: its JSON (v1.1, v2), or the hub's columns.")
 @click.option("--keep-impossible", is_flag=True, help="Also questions that their document does not answer (v2).")
 @click.option("--one-per-document", is_flag=True, help="Take one question of each document.")
+@click.option(
+    "--choices", is_flag=True, help="The document's answer against a wrong one of the same kind, behind one prompt."
+)
 @selection_options("pairs")
 @hub_offline_option
 @_writes_pairs
@@ -94,19 +100,38 @@ def faithfulness(
     squad: str,
     keep_impossible: bool,
     one_per_document: bool,
+    choices: bool,
     wanted: dict[str, Any],
     offline: bool,
 ) -> tuple[Iterator[Pair], str]:
     """A question with its document against the question alone; the question's tokens count.
 
-    SQuAD's rows stand article by article, so --sample gives more variety than --limit.
+    SQuAD's rows stand article by article, so --sample gives more variety than --limit. --choices makes pairs of one
+    prompt and two answers, which `steermoe attribute` needs: the answer's tokens count. The wrong answer is that of
+    another question, drawn by --seed; the file is read twice.
 
     \b
-    Example:
+    Examples:
       steermoe pairs faithfulness --squad hub:rajpurkar/squad:validation --sample 500 -o faithful.jsonl
+      steermoe pairs faithfulness --squad hub:rajpurkar/squad:validation --sample 500 --choices -o answers.jsonl
     """
-    data = squad_rows(_rows(squad, offline, _SQUAD_COLUMNS))
-    made = faithfulness_pairs(data, tally, keep_impossible=keep_impossible, one_per_document=one_per_document)
+    if choices and keep_impossible:
+        raise UsageError(
+            "--choices needs the document's answer, which --keep-impossible does without; give one of them"
+        )
+    paths = hub.local_files(squad, offline=offline)
+
+    def data() -> Iterator[dict[str, Any]]:
+        return squad_rows(row for path in paths for row in rows(path, _SQUAD_COLUMNS))
+
+    if not choices:
+        made = faithfulness_pairs(data(), tally, keep_impossible=keep_impossible, one_per_document=one_per_document)
+        return select(made, tally, **wanted), squad
+    if streams := [path for path in paths if path.is_fifo() or path.is_char_device()]:
+        raise UsageError(f"{streams[0]}: not a file, and --choices reads the data twice; save it as a file")
+    seed = wanted["seed"]
+    pool = answer_pool(data(), seed=seed)
+    made = choice_pairs(data(), tally, pool, seed=seed, one_per_document=one_per_document)
     return select(made, tally, **wanted), squad
 
 

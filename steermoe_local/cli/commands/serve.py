@@ -17,16 +17,19 @@ from ..._util.regular_files import open_regular
 from ...errors import SteerMoEError, UsageError
 from ...models.embedded import TINY, data_folder
 from ...steering.presets import PRESETS
+from ...steering.rules import RULES, json_cap
 from ..failures import log_to_stderr
-from ..options.common import FILE, template_options
+from ..options.common import FILE, strength_option, template_options
 from ..options.groups import is_given
 from ..options.llama import LlamaFlags, llama_options
 from ..options.model import model_option
 from ..options.opening import check_memory, context_size, open_engine, warn_of_unknown_reasoning
 from ..options.sampling import sampling_options
 from ..options.secrets import SecretOption, warn_of_readers
+from ..options.steering import CAP, RANK, SOFT_WEIGHTS, rule_choice
 from ..output import say, warn
 
+_RULE = ("mode", "strength", "cap", "weights")
 _MAX_KEY = 1 << 16  # bytes of a key's file
 
 if TYPE_CHECKING:
@@ -52,6 +55,13 @@ if TYPE_CHECKING:
 )
 @click.option("--activate", type=click.IntRange(0), metavar="N", help="Experts to promote by that map.")
 @click.option("--deactivate", type=click.IntRange(0), metavar="N", help="Experts to suppress by that map.")
+@click.option(
+    *RANK[0], **{**RANK[1], "default": None, "show_default": False, "help": "Score by which they are chosen."}
+)
+@click.option("--mode", type=click.Choice(RULES), help="Steering rule for that map.")
+@strength_option("strength", type=float, metavar="X", help="Strength of the soft rule, in logits.")
+@click.option(*CAP[0], **CAP[1])
+@click.option(*SOFT_WEIGHTS[0], **SOFT_WEIGHTS[1])
 @click.option(
     "--preset", type=click.Choice(PRESETS), help="Numbers of experts that the paper took for this model, for that map."
 )
@@ -117,6 +127,11 @@ def serve(
     steering: str | None,
     activate: int | None,
     deactivate: int | None,
+    rank: str | None,
+    mode: str | None,
+    strength: float | None,
+    cap: float | None,
+    weights: str | None,
     preset: Literal["faithful", "safe"] | None,
     force: bool,
     api_key: str | None,
@@ -146,12 +161,18 @@ def serve(
     from ...server import ServerSettings, SteeringRegistry
     from ...server.program import run_server
 
-    numbers = {"activate": activate, "deactivate": deactivate, "preset": preset}
-    numbers = {name: value for name, value in numbers.items() if value is not None}
-    if preset is not None and len(numbers) > 1:
+    values = {"activate": activate, "deactivate": deactivate, "preset": preset, "rank": rank}
+    numbers: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+    if preset is not None and {"activate", "deactivate"} & set(numbers):
         raise UsageError("--preset gives the numbers and the side; leave out --activate and --deactivate, or --preset")
-    if steering is None and (idle := [name for name in numbers if is_given(name)]):
-        raise UsageError(f"--{idle[0]}: of which map? give it with --steering NAME|FILE")
+    if preset is not None and numbers.pop("rank", "rd") != "rd" and is_given("rank"):
+        raise UsageError("--preset gives the paper's numbers, which are those of --rank rd; leave out one of them")
+    given = frozenset(filter(is_given, ("activate", "deactivate", "preset", "rank", *_RULE)))
+    if steering is None and given:
+        raise UsageError(f"--{min(given)}: of which map? give it with --steering NAME|FILE")
+    if steering is not None:
+        rule = rule_choice(mode, strength, cap, weights, given)
+        numbers |= rule | ({"cap": json_cap(rule["cap"])} if "cap" in rule else {})
     facts = model_info(model, routers=False)
     settings = ServerSettings(
         model=_name(model),
@@ -178,7 +199,7 @@ def serve(
         with open_engine(facts, flags, n_ctx, parallel, force=force) as engine:
             warn(*registry.open(engine.identity))
             if steering is not None:
-                _choose_default(registry, steering, numbers)
+                _choose_default(registry, steering, numbers, bool(given))
             yield engine
 
     with closing(registry):
@@ -215,9 +236,15 @@ def _key(key: str | None, file: Path | None) -> str | None:
     return found
 
 
-def _choose_default(registry: SteeringRegistry, wanted: str, numbers: Mapping[str, Any]) -> None:
-    """Steer by a registered name, or by a file, which is registered then, with the numbers. Raises SteerMoEError."""
-    from ...server.api_errors import ApiError
+def _choose_default(registry: SteeringRegistry, wanted: str, numbers: Mapping[str, Any], given: bool) -> None:
+    """Steer by a registered name, or by a file, which is registered then, with the numbers and the rule.
+
+    A bias file takes none: they are refused if they were `given` on the command line, and else left aside. Raises
+    SteerMoEError.
+    """
+    from pydantic import ValidationError
+
+    from ...server.api_errors import ApiError, request_error
     from ...server.schemas import SteeringChoice
 
     path = Path(os.path.expanduser(wanted))
@@ -226,10 +253,11 @@ def _choose_default(registry: SteeringRegistry, wanted: str, numbers: Mapping[st
         name, warnings = registry.add_file(path)
         warn(*warnings)
     try:
-        if numbers:
-            registry.entry(name)  # no name is refused as one
+        if numbers and (registry.entry(name).is_map or given):  # no name is refused as one
             registry.choose(SteeringChoice(map=name, **numbers))
         registry.resolve(name)
+    except ValidationError as error:
+        raise UsageError(f"--steering {wanted}: {request_error(error)}") from None
     except ApiError as error:
         cure = "; give --activate N, --deactivate N or --preset" if error.code == "no_numbers" else ""
         reason = str(error).partition("; ")[0] if cure else str(error)

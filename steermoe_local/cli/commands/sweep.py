@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 import click
 
 from ...errors import UsageError
+from ...steering.rules import EQUAL
 from ..options.common import strength_option
 from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
+from ..options.groups import is_default
+from ..options.steering import SOFT_WEIGHTS
 from ..output import print_json, rich_table, say, say_written
 from ..streams import console
 
@@ -25,7 +28,9 @@ _MOST_ROWS = 60  # of a table on the terminal; the files have all
 
 
 @click.command()
-@evaluation_options(without=("activate", "deactivate", "layers", "strength", "preset", "bias"))
+@evaluation_options(
+    without=("activate", "deactivate", "layers", "mode", "strength", "cap", "weights", "preset", "bias")
+)
 @click.option(
     "--activate",
     "activates",
@@ -56,6 +61,14 @@ _MOST_ROWS = 60  # of a table on the terminal; the files have all
     metavar="LIST",
     help="`hard` for the hard rule, numbers for the soft one, like hard,2,4.",
 )
+@click.option(
+    "--cap",
+    "caps",
+    allow_from_autoenv=False,
+    metavar="LIST",
+    help="Numbers for the capped rule, in logits, like 1,2,inf; alone, without the others.",
+)
+@click.option(*SOFT_WEIGHTS[0], "soft_weights", allow_from_autoenv=False, **SOFT_WEIGHTS[1])
 @click.option("--both-ways", is_flag=True, help="Measure each choice towards the behaviour and away from it.")
 @click.option(
     "--cost",
@@ -70,6 +83,8 @@ def sweep(
     deactivates: str | None,
     layer_ranges: tuple[str, ...],
     strengths: str,
+    caps: str | None,
+    soft_weights: str | None,
     both_ways: bool,
     cost: str,
 ) -> None:
@@ -83,14 +98,15 @@ def sweep(
     Examples:
       steermoe sweep -m tiny --map digits-words --activate 0..4 --deactivate 0..4 --both-ways -o out
       steermoe sweep -m olmoe.gguf --map map.json --activate 0,5,10 --deactivate 0..200:20 --layers all \\
-        --layers 4-11 --strength hard,2,4 --task questions.jsonl -o out
+        --layers 4-11 --strength hard,2,4 --cap 1,2 --task questions.jsonl -o out
     """
     from ...evaluation.reports.sweep import sweep_csv, sweep_markdown, sweep_tables
     from ...evaluation.studies.search.grid import plan
     from ...evaluation.studies.search.sweep import sweep as run
 
     # wrong input fails before anything is written or loaded
-    grid = _grid(activates, deactivates, layer_ranges, strengths, both_ways)
+    soft_or_hard = None if caps is not None and is_default("strengths") else strengths
+    grid = _grid(activates, deactivates, layer_ranges, (soft_or_hard, caps, soft_weights), both_ways)
     steering = setup.map_steering
     planned = plan(steering, grid, setup.identity)
     if not planned.n_measured:
@@ -115,13 +131,19 @@ def sweep(
 
 
 def _grid(
-    activates: str | None, deactivates: str | None, layer_ranges: tuple[str, ...], strengths: str, both_ways: bool
+    activates: str | None,
+    deactivates: str | None,
+    layer_ranges: tuple[str, ...],
+    rules: tuple[str | None, str | None, str | None],
+    both_ways: bool,
 ) -> Grid:
-    from ...evaluation.studies.search.grid import Grid, parse_numbers, parse_strengths
+    """The grid of the lists; `rules` are strengths, caps and weights."""
+    from ...evaluation.studies.search.grid import Grid, parse_caps, parse_numbers, parse_strengths
     from ...maps.expert_map import parse_layers
 
     if activates is None and deactivates is None:
         raise UsageError("which numbers of experts? give --activate LIST, --deactivate LIST or both, like 0..20:5")
+    strengths, caps, weights = rules
     for layers in layer_ranges:
         if layers != _ALL:
             parse_layers(layers)
@@ -129,7 +151,9 @@ def _grid(
         activate=parse_numbers(activates or "0", "--activate"),
         deactivate=parse_numbers(deactivates or "0", "--deactivate"),
         layers=tuple(None if layers == _ALL else layers for layers in layer_ranges) or (None,),
-        strengths=parse_strengths(strengths, "--strength"),
+        strengths=parse_strengths(strengths, "--strength") if strengths is not None else (),
+        caps=parse_caps(caps, "--cap") if caps is not None else (),
+        weights=None if weights == EQUAL else weights,
         both_ways=both_ways,
     )
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ...pairs.pairs import Pair, PairsFile, pairs_digest
-from ..options.common import WORDS, check_unfinished
+from ..options.common import WORDS
 from ..options.evaluation_setup import NONE, EvaluationSetup, evaluation_options
-from ..output import print_json, print_reports, progress_bar, say, say_written, warn
+from ..options.models_measured import COLUMNS, QuantizerBar, models_done, say_models_kept
+from ..output import print_json, print_reports, say_written, warn
 from ..streams import console
 
 if TYPE_CHECKING:
     from ...evaluation.studies.transfer.results import Transfer
-    from ...generation.answer_file import AnswerFile
 
-_COLUMNS = "columns.jsonl"
 _PICTURES = ("transfer.png", "transfer.svg")
 _QUANTS = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0,Q3_K_M,Q2_K,IQ4_XS"
 
@@ -79,20 +78,22 @@ def transfer(
     steering = setup.steering  # wrong input fails before anything is written
     _ = setup.task, setup.scorer, setup.guards
     pairs = _pairs(setup, pairs_file)
-    setup.check_output("summary.json", "report.md", _COLUMNS, *_PICTURES)
+    setup.check_output("summary.json", "report.md", COLUMNS, *_PICTURES)
     folder = setup.path("models")
     quantizer = Quantizer(setup.facts, folder)
     warn(*filter(None, [quantizer.warning]))
     with ExitStack() as stack:
-        kept = stack.enter_context(AnswerFile(setup.path(_COLUMNS)))
-        done = _done(setup, kept, {**_settings(setup, pairs, top_n, n_agreement), "base_sha256": quantizer.sha256})
+        kept = stack.enter_context(AnswerFile(setup.path(COLUMNS)))
+        done = models_done(
+            setup, kept, {**_settings(setup, pairs, top_n, n_agreement), "base_sha256": quantizer.sha256}
+        )
         columns = {str(record.pop("id")): Column.from_dict(record, folder) for record in done}
 
         def keep_column(column: Column) -> None:
             kept.add({"id": column.name, **column.to_dict(items=True)})
 
-        stack.push(lambda kind, *_: _tell(kept) if kind else None)
-        bar = _QuantizerBar()
+        stack.push(lambda kind, *_: say_models_kept(kept) if kind else None)
+        bar = QuantizerBar()
         stack.callback(bar.close)
         found = measure(
             setup.model,
@@ -146,45 +147,6 @@ def _settings(setup: EvaluationSetup, pairs: Collection[Pair] | None, top_n: int
         "n_agreement": n_agreement,
         "seed": setup.seed,
     }
-
-
-def _done(setup: EvaluationSetup, kept: AnswerFile, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Columns of an interrupted run. Raises UsageError without --resume or --restart, or with other settings."""
-    check_unfinished(kept, setup.resume, setup.restart)
-    if kept.exists() and setup.resume:
-        kept.resume(settings)
-        return list(kept.records())
-    if setup.restart:
-        for path in setup.path(".").glob("*.records.jsonl.partial"):
-            path.unlink()
-    kept.start(settings)
-    return []
-
-
-def _tell(kept: AnswerFile) -> None:
-    """Say how much of an interrupted run is kept."""
-    if kept.n_kept:
-        what = "1 model is" if kept.n_kept == 1 else f"{kept.n_kept} models are"
-        say(f"{what} done and kept in {kept.path}; go on with the same command and --resume")
-
-
-class _QuantizerBar:
-    """The bar while a model is quantized; the evaluator has its own, and two do not go together."""
-
-    def __init__(self) -> None:
-        self._open = ExitStack()
-        self._show: Callable[[str, int, int], None] | None = None
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if self._show is None:
-            self._show = self._open.enter_context(progress_bar())
-        self._show(what, done, total)
-        if done >= total:
-            self.close()
-
-    def close(self) -> None:
-        self._show = None
-        self._open.close()
 
 
 def _print(found: Transfer) -> None:

@@ -61,6 +61,10 @@ def _share(text: str) -> float:
     return share
 
 
+def _shares(text: str) -> tuple[float, ...]:
+    return () if text.strip() == "none" else tuple(_share(part) for part in text.split(","))
+
+
 def _json_object(text: str) -> dict[str, Any]:
     try:
         data = parse_json(text)
@@ -82,6 +86,8 @@ WORDS = Parsed[tuple[str, ...]]("words", tuple, _words)
 """Words with commas between them."""
 SHARE = Parsed("share", float, _share)
 """A share from 0: 5% or 0.05."""
+SHARES = Parsed[tuple[float, ...]]("shares", tuple, _shares)
+"""Shares with commas between them, `none` for none."""
 FILE = UserPath(path_type=Path)
 
 

@@ -1,4 +1,4 @@
-"""The options of the commands that measure (eval, sweep, tune, experiment, transfer), and what they open with them."""
+"""The options of the commands that measure (eval, sweep, tune, experiment, transfer, audit), and what they open."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ class EvaluationSetup:
     """The options of a measurement, and what they name: model, steering, task. Each is read when it is first used.
 
     `seed` is that of random draws (bootstrap, controls), `seeds` are those of sampled answers. `output` is the folder
-    of the results, None for a command without one. `command` is a line that does the same again.
+    of the results, None for a command without one. `command` is a line that does the same again. `second`: a task that
+    is measured in the place of the benign prompts.
     """
 
     model: Path
@@ -168,6 +169,7 @@ class EvaluationSetup:
     date: datetime.date | None = None
     as_json: bool = False
     command: str = ""
+    second: tuple[Task, Scorer] | None = None
 
     def __post_init__(self) -> None:
         """Raise UsageError for options that exclude each other."""
@@ -215,7 +217,10 @@ class EvaluationSetup:
             deactivate=flags.deactivate,
             reverse=flags.reverse,
             layers=flags.layers,
-            strength=flags.strength,
+            rank=flags.rank,
+            strength=flags.rule.scale,
+            weights=flags.rule.weights,
+            cap=flags.rule.cap,
         )
         warn(*steering.check(self.identity, str(self.model), flags.force))
         return steering
@@ -241,6 +246,19 @@ class EvaluationSetup:
 
         return make_scorer(self.task.scorer, self.task.options)
 
+    def unrelated(self, name: str | None) -> tuple[Task, Scorer] | None:
+        """A task that steering should leave alone, with its scorer: a file or builtin:NAME, None for `none`.
+
+        Without a name it is that of the embedded model, for that model alone. Raises FormatError, UsageError.
+        """
+        from ...evaluation.tasks.builtin import is_embedded, open_task
+        from ...evaluation.tasks.scorers import make_scorer
+
+        if name == NONE or (name is None and not is_embedded(self.identity)):
+            return None
+        task = open_task(name or "builtin:neutral").first(self.n_items)
+        return task, make_scorer(task.scorer, task.options)
+
     @cached_property
     def guards(self) -> tuple[tuple[Task, Scorer] | None, NeutralText | None]:
         """Benign prompts with their scorer, and the neutral text: those that were named, else the shipped ones."""
@@ -250,7 +268,7 @@ class EvaluationSetup:
             "default" if name is None else None if name == NONE else name
             for name in (self.benign_name, self.neutral_name)
         )
-        return open_guards(self.model, benign, neutral)
+        return open_guards(self.model, self.second or benign, neutral)
 
     @cached_property
     def settings(self) -> EvaluatorSettings:

@@ -14,6 +14,7 @@ import numpy as np
 from ..._util.files import timestamp, tool_name
 from ...errors import ChoiceError, UsageError
 from ...maps.expert_map import parse_layers
+from ...maps.ranks import action_scores
 from ...maps.scores import rank
 from ..measuring.evaluator import Evaluator
 from ..measuring.side_effects import fluency
@@ -104,19 +105,25 @@ def top20(setup: ExperimentSetup) -> Found:
     expert_map = setup.steering.expert_map
     assert expert_map is not None
     scope = None if setup.steering.layers is None else parse_layers(setup.steering.layers)
-    scores = [float(expert_map.rd[layer, expert]) for layer, expert in rank(expert_map.rd, scope)[:20].tolist()]
-    n_plus, n_minus = sum(score > 0 for score in scores), sum(score < 0 for score in scores)
+    by = setup.steering.rank
+    promote, suppress = action_scores(expert_map, by)
+    worth = np.maximum(np.maximum(promote, suppress), 0.0)  # |RD|, where experts are chosen by it
+    first = [(layer, e) for layer, e in rank(worth, scope)[:20].tolist() if worth[layer, e] > 0]
+    n_plus = sum(bool(promote[cell] > suppress[cell]) for cell in first)
+    n_minus = len(first) - n_plus
     steering = setup.steering.changed(activate=n_plus, deactivate=n_minus)
     reverse = setup.steering.changed(activate=n_minus, deactivate=n_plus, reverse=True)
     sides, found = setup.compare(["random", "bottom"], steering, reverse)
     control = require(found["random"])
+    score = "|RD|" if by == "rd" else by
+    signs = ("with RD > 0", "with RD < 0") if by == "rd" else ("promoted", "suppressed")
     rates = [percent(measured.rate) for measured in (sides.unsteered, sides.positive, sides.negative)]
     ratio = fluency(sides.positive, sides.unsteered).perplexity_ratio
     cost = (
         f"; towards, perplexity on the neutral text changes by {100 * (ratio - 1):+.1f}%" if ratio is not None else ""
     )
     finding = (
-        f"The top {n_plus + n_minus} experts by |RD| ({n_plus} with RD > 0, {n_minus} with RD < 0) take the rate from "
+        f"The top {n_plus + n_minus} experts by {score} ({n_plus} {signs[0]}, {n_minus} {signs[1]}) take the rate from "
         f"{rates[0]} to {rates[1]} towards and {rates[2]} away: "
         f"{compared('they', sides.effect, control)}{cost}."
     )
@@ -282,11 +289,11 @@ def _part_cells(sides: Sides) -> tuple[str, ...]:
 
 def routing_kinds(setup: ExperimentSetup) -> Found:
     """The same experts under the hard rule, promoted or suppressed alone, and under soft rules."""
-    base = setup.steering.changed(scale=None)
+    base = setup.steering.changed(scale=None, weights=None, cap=None)
     variants = {"hard": base}
     if base.activate and base.deactivate:
         variants |= {"hard, promote only": base.changed(deactivate=0), "hard, suppress only": base.changed(activate=0)}
-    variants |= {f"soft {scale:g}": base.changed(scale=scale) for scale in SCALES}
+    variants |= {f"soft {scale:g}": base.changed(scale=scale, weights=setup.steering.weights) for scale in SCALES}
     found = setup.measure({name: setup.biases(steering) for name, steering in variants.items()}, "routing kinds")
     rows = [
         (

@@ -1,7 +1,7 @@
 """Measures steerings of one model on one task: all answers, their scores, and how well a neutral text is predicted.
 
-The studies (evaluate, sweep, tune, transfer, experiments) ask an `Evaluator` for `Measurement`s and do arithmetic on
-them. Results are kept by steering, item and seed, so nothing is measured twice, also after an interruption.
+The studies (evaluate, sweep, tune, transfer, audit, experiments) ask an `Evaluator` for `Measurement`s and compute
+with them. Results are kept by steering, item and seed, so nothing is measured twice, also after an interruption.
 """
 
 from __future__ import annotations
@@ -130,7 +130,8 @@ class Evaluator:
     ) -> None:
         """Render all prompts and make the context.
 
-        `benign` is a task whose positive side is a refusal, `neutral` a text to predict; None: not measured. Results
+        `benign` is a second task, which every steering answers as well: one whose positive side is a refusal, to count
+        over-refusal, or whatever a study compares with. `neutral` is a text to predict. None: not measured. Results
         are kept in `kept`, where it is given: a new file, or with `resume` what an interrupted run left, if the
         settings and `metadata` (facts of the caller that results depend on, such as the model's file) are the same.
 

@@ -134,13 +134,17 @@ def open_steering(
     reverse: bool = False,
     layers: str | None = None,
     strength: float | None = None,
+    weights: str | None = None,
+    cap: float | None = None,
+    rank: str = "rd",
 ) -> Steering:
-    """Read a map (a file, or the name of a shipped one) or a bias file, and choose experts.
+    """Read a map (a file, or the name of a shipped one) or a bias file, and choose experts, as `Steering` says.
 
-    Without numbers a shipped map gets those of its card. Raises FormatError, UsageError.
+    `strength` is its `scale`. Without numbers a shipped map gets those of its card. Raises FormatError, UsageError.
     """
     if map is None:
-        if reverse or any(value is not None for value in (activate, deactivate, layers, strength)):
+        choice = (activate, deactivate, layers, strength, weights, cap)
+        if reverse or rank != "rd" or any(value is not None for value in choice):
             raise UsageError("the experts are chosen from a map; name it")
         return Steering.open(bias=bias)
     path = map_path(map)
@@ -154,4 +158,7 @@ def open_steering(
         reverse=reverse,
         layers=layers,
         scale=strength,
+        weights=weights,
+        cap=cap,
+        rank=rank,
     )

@@ -131,6 +131,7 @@ def _question(evaluation: Evaluation, model: dict[str, Any], settings: dict[str,
     steering = evaluation.steering
     what = steering.get("map") or steering.get("bias") or steering["name"]
     side = f" to its side *{escape(steering['side'])}*" if steering.get("side") else ""
+    side += f" by the experts of largest {escape(steering['rank'])}" if "rank" in steering else ""
     n = evaluation.sides[0].rate.n
     sampling = settings.get("sampling", {})
     greedy = sampling.get("temperature", 0) == 0

@@ -84,7 +84,7 @@ def sweep_csv(result: Sweep) -> str:
     """All points, one a line, numbers in full; impossible choices have the reason in the last column."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    choice = ("activate", "deactivate", "layers", "strength", "reverse")
+    choice = ("activate", "deactivate", "layers", "strength", "reverse", "cap", "weights")
     figures = [f"{name}{end}" for name in ("rate", "effect", "swing") for end in ("", "_low", "_high")]
     figures = ["n_active", "n_inactive", "gain", *figures]
     guards = ("perplexity", "perplexity_ratio", "kl", "same_top", "distinct_2", "looping", "empty", "cut", "ill_formed")
@@ -114,8 +114,9 @@ def sweep_csv(result: Sweep) -> str:
 
 def _choice_cells(choice: Choice) -> tuple[Any, ...]:
     layers = "all" if choice.layers is None else choice.layers
-    scale = "hard" if choice.scale is None else choice.scale
-    return choice.activate, choice.deactivate, layers, scale, int(choice.reverse)
+    hard = "" if choice.cap is not None else "hard"
+    scale = hard if choice.scale is None else choice.scale
+    return choice.activate, choice.deactivate, layers, scale, int(choice.reverse), choice.cap, choice.weights
 
 
 def _bounds(found: Interval | None) -> tuple[float | None, ...]:
@@ -183,4 +184,5 @@ def _draw_front(axes: Any, result: Sweep, shown: Sequence[Point]) -> None:
 def _numbers(choice: Choice) -> str:
     words = f"+{choice.activate} -{choice.deactivate}"
     words += f" L{choice.layers}" if choice.layers is not None else ""
+    words += f" cap {choice.cap:g}" if choice.cap is not None else ""
     return words + (f" x{choice.scale:g}" if choice.scale is not None else "")

@@ -149,6 +149,7 @@ def markdown(found: Transfer, command: str = "", pictures: Sequence[str] = ()) -
     ]
     digests = {"base": metadata["base_sha256"], "map": steering["map_sha256"], "pairs": metadata["pairs_sha256"]}
     chosen = f"{steering['activate']} experts activated, {steering['deactivate']} deactivated"
+    chosen += f" by {steering['rank']}" if "rank" in steering else ""
     first = f"Task {escape(found.task)}; {chosen}; "
     return "\n".join([*parts, *how_to_repeat(command, metadata, digests, first)])
 

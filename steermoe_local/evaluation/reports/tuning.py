@@ -18,6 +18,8 @@ def tuning_verdict(result: Tuning) -> str:
     if result.chosen is None or result.outcome != "found":
         return f"{result.outcome}: {result.reason}; no bias is written"
     numbers = f"--activate {result.chosen.activate} --deactivate {result.chosen.deactivate}"
+    steering = result.metadata["steering"]
+    numbers = f"--rank {steering['rank']} {numbers}" if "rank" in steering else numbers
     return f"{numbers}: {result.reason}; {_saving(result)}"
 
 

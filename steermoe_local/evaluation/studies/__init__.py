@@ -1,5 +1,5 @@
-"""Studies of a steering on an evaluator: effect with controls, search of its numbers, depth, transfer to quantizations.
+"""Studies on an evaluator: a steering's effect with controls, its numbers, depth, transfer; audits of a behaviour.
 
 Imports: metrics, tasks, measuring.
-Public: `evaluate`, `run_evaluation`, `by_layer`; in its folders `run_controls`, `sweep`, `tune`, `transfer`.
+Public: `evaluate`, `run_evaluation`, `by_layer`; in its folders `run_controls`, `sweep`, `tune`, `transfer`, `audit`.
 """

@@ -163,6 +163,9 @@ def run_evaluation(
     reverse: bool = False,
     layers: str | None = None,
     strength: float | None = None,
+    weights: str | None = None,
+    cap: float | None = None,
+    rank: str = "rd",
     task: Task | StrPath | None = None,
     away: bool = True,
     controls: Controls | None = _DEFAULT,
@@ -173,7 +176,7 @@ def run_evaluation(
 ) -> Evaluation:
     """Evaluate a steering from files and names, like `steermoe eval`.
 
-    `task` is by default the shipped map's own. `map` to `strength` are the arguments of `open_steering`, `pairs` is the
+    `task` is by default the shipped map's own. `map` to `rank` are the arguments of `open_steering`, `pairs` is the
     file of pairs that the map was made from, `evaluator_arguments` are those of `open_evaluator`. Raises as these and
     `evaluate`.
     """
@@ -187,6 +190,9 @@ def run_evaluation(
         reverse=reverse,
         layers=layers,
         strength=strength,
+        weights=weights,
+        cap=cap,
+        rank=rank,
     )
     steering.check(identity, str(path), settings is not None and settings.force)
     shipped_pairs = pairs_of(steering)

@@ -92,6 +92,7 @@ def study_metadata(evaluator: Evaluator, steering: Steering) -> dict[str, Any]:
             "reverse": steering.reverse,
             "layers": steering.layers,
             "scale": steering.scale,
+            **steering.further,
         },
         "positive": evaluator.task.positive,
         "negative": evaluator.task.negative,

@@ -266,6 +266,9 @@ class MultipleChoice(Scorer):
     def choices(self, item: PromptItem) -> tuple[str, ...]:
         return tuple(self.prefix + text for text in self._texts(item))
 
+    def right_choices(self, item: PromptItem) -> tuple[int, ...]:
+        return tuple(self._indices(item, "answer", self._texts(item)))
+
     def score_choices(self, item: PromptItem, choices: tuple[Choice, ...]) -> Score:
         """1 if the likeliest one is right; of equal ones the first is taken, as argmax does."""
         texts = self._texts(item)

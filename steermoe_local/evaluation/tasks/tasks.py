@@ -80,6 +80,10 @@ class Scorer(Protocol):
         """Texts whose log-probability after the prompt is needed (kind "choices")."""
         raise NotImplementedError
 
+    def right_choices(self, item: PromptItem) -> tuple[int, ...]:
+        """Indices of the choices that are right (kind "choices")."""
+        raise NotImplementedError
+
     def score_choices(self, item: PromptItem, choices: tuple[Choice, ...]) -> Score:
         """Score the choices by their log-probabilities (kind "choices")."""
         raise NotImplementedError

@@ -5,13 +5,20 @@ import { Rendered } from "./markdown.js";
 
 const NEAR = 60; // pixels from the end within which the page follows an answer
 
+function ruleWords({ mode, scale, weights, cap }) {
+  if (mode === "soft" && Number.isFinite(scale)) return `soft rule, ${scale} logits${weights ? ` by ${weights}` : ""}`;
+  if (mode === "capped" && (cap ?? null) !== null) return `capped rule, ${cap} logits`;
+  return `${mode} rule`;
+}
+
 /** Words for what was applied to an answer. */
 export function appliedWords(applied) {
   if (!applied) return ["unsteered"];
   const words = [];
   if (applied.n_active || applied.n_inactive) words.push(`${applied.n_active} promoted`, `${applied.n_inactive} suppressed`);
   else words.push("no experts chosen");
-  if (applied.mode) words.push(applied.mode === "soft" && Number.isFinite(applied.scale) ? `soft rule, ${applied.scale} logits` : `${applied.mode} rule`);
+  if (applied.rank && applied.rank !== "rd") words.push(`by ${applied.rank}`);
+  if (applied.mode) words.push(ruleWords(applied));
   if (applied.layers) words.push(`layers ${applied.layers}`);
   return words;
 }

@@ -1,12 +1,12 @@
-// Drawing the map of experts on a canvas: RD as colour, the chosen experts framed, those that an answer used as dots.
+// Drawing the map of experts on a canvas: RD, or an effect, as colour, the chosen experts framed, those that an answer used as dots.
 
 export const LEFT = 26; // CSS pixels for the layers' numbers
 export const TOP = 15; // and for the experts'
 
 const SHADES = 64; // of a colour, on each side of 0
 
-/** How strong a colour is for an RD: the root, so that small differences are seen next to large ones. */
-const strength = (rd, most) => Math.sqrt(Math.min(1, Math.abs(rd) / most));
+/** How strong a colour is for a value: the root, so that small differences are seen next to large ones. */
+const strength = (value, most) => Math.sqrt(Math.min(1, Math.abs(value) / most));
 
 /** [red, green, blue] of #rrggbb, which is how page.css writes the colours. */
 const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
@@ -29,8 +29,9 @@ function colours(element) {
 }
 
 /**
- * Draws a map with cells of `cell` pixels. `table` is {n_layer, n_expert, rd, signs}, rd and signs may be null; `most` is
- * the |RD| of the full colour; `use` is {counts, tokens} or null, selections [layers][experts] and tokens [layers].
+ * Draws a map with cells of `cell` pixels. `table` is {n_layer, n_expert, values, signs}: values [layers][experts] are
+ * the colours, null for a small grey cell; both may be null; `most` is the |value| of the full colour; `use` is {counts, tokens} or
+ * null, selections [layers][experts] and tokens [layers].
  */
 export function drawMap(canvas, table, use, cell, most) {
   const [width, height] = [LEFT + table.n_expert * cell + 1, TOP + table.n_layer * cell + 1];
@@ -50,13 +51,14 @@ export function drawMap(canvas, table, use, cell, most) {
 
 const gap = (cell) => (cell >= 10 ? 1 : 0.5);
 
-function drawCells(pen, { n_layer: layers, n_expert: experts, rd }, cell, most, look) {
+function drawCells(pen, { n_layer: layers, n_expert: experts, values }, cell, most, look) {
   const size = cell - gap(cell);
   for (let layer = 0; layer < layers; layer++) {
     for (let expert = 0; expert < experts; expert++) {
-      const value = rd ? rd[layer][expert] : 0;
-      pen.fillStyle = rd ? (value < 0 ? look.down : look.up)[Math.round(SHADES * strength(value, most))] : look.empty;
-      pen.fillRect(LEFT + expert * cell, TOP + layer * cell, size, size);
+      const value = values ? values[layer][expert] : null;
+      pen.fillStyle = value === null ? look.empty : (value < 0 ? look.down : look.up)[Math.round(SHADES * strength(value, most))];
+      const inset = values && value === null ? 0.3 * size : 0; // not the colour of 0, which is a value
+      pen.fillRect(LEFT + expert * cell + inset, TOP + layer * cell + inset, size - 2 * inset, size - 2 * inset);
     }
   }
 }
@@ -118,7 +120,7 @@ function drawNumbers(pen, { n_layer: layers, n_expert: experts }, cell, look) {
   for (let expert = 0; expert < experts; expert += step) pen.fillText(String(expert), LEFT + (expert + 0.5) * cell, TOP / 2);
 }
 
-/** Draws the legend's ramp of colours, from the largest negative RD to the largest positive one. */
+/** Draws the legend's ramp of colours, from the largest negative value to the largest positive one. */
 export function drawRamp(canvas) {
   const pen = canvas.getContext("2d");
   const look = colours(canvas);

@@ -3,6 +3,7 @@
 
 import { signed } from "./dom.js";
 import { LEFT, TOP, drawMap } from "./drawing.js";
+import { effectLine, effectTables } from "./effects.js";
 
 const SMALLEST = 6; // pixels of a cell; a map that is wider then scrolls
 const LARGEST = 34;
@@ -14,7 +15,10 @@ export class Heatmap {
   #tooltip;
   #live;
   #scroll;
-  #table = null; // {n_layer, n_expert, n_expert_used, rd, signs}
+  #table = null; // {n_layer, n_expert, n_expert_used, rd, signs, effects}
+  #effects = {}; // their tables, by action
+  #shown = "rd"; // or an action, whose effects are the colours
+  #values = null; // [layers][experts], the colours
   #use = null; // {counts, tokens}: selections [layers][experts], tokens [layers]
   #cell = 12;
   #at = { layer: 0, expert: 0 };
@@ -48,22 +52,47 @@ export class Heatmap {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
   }
 
-  /** The largest |RD|, which has the full colour. */
+  /** The largest |RD|, or |effect|, which has the full colour. */
   get most() {
     return this.#most;
   }
 
-  /** Shows another map; `rd` and `signs` may be null. */
+  /** What can be shown as colour: "rd" where the map has it, and the actions whose effects it has. */
+  get choices() {
+    return [...(this.#table?.rd ? ["rd"] : []), ...Object.keys(this.#effects)];
+  }
+
+  /** What is shown as colour. */
+  get shown() {
+    return this.#shown;
+  }
+
+  /** Shows another map; `rd`, `signs` and `effects` may be null. */
   setTable(table) {
     this.#table = table;
-    const all = (table?.rd ?? []).flat().map(Math.abs);
-    this.#most = all.reduce((most, value) => Math.max(most, value), 0) || 1;
+    this.#effects = effectTables(table);
+    this.#colour(this.#shown);
     if (table) {
       this.#at.layer = Math.min(this.#at.layer, table.n_layer - 1);
       this.#at.expert = Math.min(this.#at.expert, table.n_expert - 1);
     }
     this.#hide();
     this.#fit(true);
+  }
+
+  /** Shows RD, or the effects of an action, as colour. */
+  show(what) {
+    this.#colour(what);
+    this.#hide();
+    this.draw();
+  }
+
+  #colour(what) {
+    this.#shown = what in this.#effects ? what : "rd";
+    const effects = this.#effects[this.#shown];
+    this.#values = effects ? effects.map((row) => row.map((cell) => cell && cell.effect)) : (this.#table?.rd ?? null);
+    const all = (this.#values ?? []).flat().map(Math.abs); // |null| is 0
+    this.#most = all.reduce((most, value) => Math.max(most, value), 0) || 1;
   }
 
   /** Lays the experts that an answer used over the map; null takes them away. A table of another shape is left out. */
@@ -84,6 +113,8 @@ export class Heatmap {
       layer,
       expert,
       rd: rd ? rd[layer][expert] : null,
+      value: this.#values ? this.#values[layer][expert] : null, // what its colour shows
+      effects: Object.values(this.#effects).map((rows) => rows[layer][expert]).filter(Boolean),
       sign: signs ? Math.sign(signs[layer][expert]) : 0,
       used: tokens > 0 ? { tokens: this.#use.counts[layer][expert], of: tokens, share: this.#use.counts[layer][expert] / tokens } : null,
     };
@@ -94,6 +125,7 @@ export class Heatmap {
     const about = this.describe(layer, expert);
     const lines = [`Layer ${layer}, expert ${expert}`];
     if (about.rd !== null) lines.push(`RD ${signed(about.rd)}`);
+    lines.push(...about.effects.map(effectLine));
     if (about.sign) lines.push(about.sign > 0 ? "promoted" : "suppressed");
     if (about.used) {
       lines.push(`used for ${Math.round(100 * about.used.share)}% of tokens (${about.used.tokens} of ${Math.round(about.used.of)})`);
@@ -118,7 +150,7 @@ export class Heatmap {
     if (!this.#table) return;
     const [canvas, table, cell] = [this.#canvas, this.#table, this.#cell];
     Object.assign(canvas.dataset, { layers: table.n_layer, experts: table.n_expert, cell, left: LEFT, top: TOP });
-    drawMap(canvas, table, this.#use, cell, this.#most);
+    drawMap(canvas, { ...table, values: this.#values }, this.#use, cell, this.#most);
   }
 
   #cellAt(x, y) {

@@ -2,9 +2,11 @@
 
 import { byId, el, plural, signed } from "./dom.js";
 import { drawRamp } from "./drawing.js";
+import { effectMeaning } from "./effects.js";
 import { Heatmap } from "./heatmap.js";
 
 const LISTED = 200; // experts in the list
+const SHOWN = { rd: "RD", promote: "promote", suppress: "suppress" };
 const SIGNS = { 1: "promoted", "-1": "suppressed", 0: "" };
 
 export class MapCard {
@@ -12,6 +14,7 @@ export class MapCard {
   #used = null; // the answer whose experts are laid over the map
   #turn = null; // and its turn
   #name = "";
+  #entry = null;
   #onUse;
   #heatmap = new Heatmap({
     canvas: byId("heatmap"),
@@ -46,23 +49,56 @@ export class MapCard {
     this.#table = table;
     this.#name = entry?.name ?? "";
     byId("map-card").hidden = !table;
+    this.#entry = entry;
     this.#heatmap.setTable(table);
     if (!table) return;
+    this.#describe();
+    for (const mark of ["mark-promoted", "mark-suppressed"]) byId(mark).hidden = !table.signs;
+    this.#offerShown();
+    this.#lay();
+  }
+
+  /** Says what the colours are. */
+  #describe() {
+    const [table, entry] = [this.#table, this.#entry];
     const what = entry ? `Map of ${entry.name}` : "The model's experts";
-    byId("heatmap").setAttribute("aria-label", `${what}: ${plural(table.n_layer, "layer")} of ${plural(table.n_expert, "expert")}`);
-    const { most } = this.#heatmap;
+    const { most, shown } = this.#heatmap;
+    const effect = shown === "rd" ? "" : `, effects of the action ${shown}`;
+    byId("heatmap").setAttribute("aria-label", `${what}: ${plural(table.n_layer, "layer")} of ${plural(table.n_expert, "expert")}${effect}`);
     byId("scale-legend").hidden = !table.rd;
     byId("legend-low").textContent = signed(-most, 2);
     byId("legend-high").textContent = signed(most, 2);
     drawRamp(byId("ramp"));
-    for (const mark of ["mark-promoted", "mark-suppressed"]) byId(mark).hidden = !table.signs;
     byId("meaning").textContent = this.#meaning(entry);
-    this.#lay();
+  }
+
+  /** The choice between RD and the effects, where the map has any. */
+  #offerShown() {
+    const box = byId("shown");
+    const { choices, shown } = this.#heatmap;
+    box.hidden = choices.length < 2;
+    const focused = box.contains(document.activeElement) ? document.activeElement.value : null;
+    const show = (what) => {
+      this.#heatmap.show(what);
+      this.#describe();
+      this.#list();
+    };
+    box.replaceChildren(
+      el("legend", {}, "Colour"),
+      ...choices.map((what) => {
+        const radio = el("input", { type: "radio", name: "shown", value: what, checked: what === shown, onchange: () => show(what) });
+        const effect = what === "rd" ? null : el("span", { class: "hidden" }, "effect of the action ");
+        return el("label", {}, radio, el("span", {}, effect, SHOWN[what]));
+      }),
+    );
+    if (focused) box.querySelector(`input[value="${CSS.escape(focused)}"]`)?.focus();
   }
 
   #meaning(entry) {
     if (!entry) return "Rows are layers, columns experts. No map is chosen, so there is no RD.";
     if (!this.#table.rd) return "Rows are layers, columns experts. A bias file holds the choice of experts, but no RD.";
+    const { shown } = this.#heatmap;
+    if (shown !== "rd") return effectMeaning(shown, this.#table.effects, entry);
     const named = entry.positive && entry.negative;
     const sides = named ? `for ${entry.positive} than for ${entry.negative}` : "for the behaviour than for its opposite";
     return `RD, the risk difference: how much more often an expert is selected ${sides}. Rows are layers.`;
@@ -106,6 +142,8 @@ export class MapCard {
     const rows = byId("expert-rows");
     rows.replaceChildren();
     const table = this.#table;
+    const actions = this.#heatmap.choices.filter((what) => what !== "rd");
+    for (const action of ["promote", "suppress"]) byId(`column-${action}`).hidden = !actions.includes(action);
     if (!table || !byId("experts").open) return;
     const found = [];
     for (let layer = 0; layer < table.n_layer; layer++) {
@@ -114,14 +152,17 @@ export class MapCard {
         if (about.sign || (!table.signs && about.used?.tokens)) found.push(about);
       }
     }
-    const weight = (about) => (about.rd === null ? (about.used?.share ?? 0) : Math.abs(about.rd));
+    const weight = (about) => (about.rd === null ? (about.used?.share ?? 0) : Math.abs(about.value));
     found.sort((a, b) => weight(b) - weight(a));
-    for (const { layer, expert, rd, sign, used } of found.slice(0, LISTED)) {
-      const cells = [layer, expert, rd === null ? "" : signed(rd), SIGNS[sign], used ? `${Math.round(100 * used.share)}%` : ""];
+    for (const { layer, expert, rd, effects, sign, used } of found.slice(0, LISTED)) {
+      const tried = actions.map((action) => effects.find((row) => row.action === action));
+      const told = tried.map((row) => (row ? `${signed(row.effect)}${row.significant ? "*" : ""}` : ""));
+      const cells = [layer, expert, rd === null ? "" : signed(rd), ...told, SIGNS[sign], used ? `${Math.round(100 * used.share)}%` : ""];
       rows.append(el("tr", {}, ...cells.map((text) => el("td", {}, String(text)))));
     }
+    const columns = 5 + actions.length;
     const rest = found.length - LISTED;
-    if (rest > 0) rows.append(el("tr", {}, el("td", { colspan: 5 }, `and ${rest} more`)));
-    if (!found.length) rows.append(el("tr", {}, el("td", { colspan: 5 }, "none")));
+    if (rest > 0) rows.append(el("tr", {}, el("td", { colspan: columns }, `and ${rest} more`)));
+    if (!found.length) rows.append(el("tr", {}, el("td", { colspan: columns }, "none")));
   }
 }

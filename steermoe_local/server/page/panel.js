@@ -4,22 +4,39 @@ import { byId, copy, debounced, el, plural } from "./dom.js";
 
 const START = 8; // experts, for a map that comes without numbers
 const SOFT = 4; // logits, when the soft rule is chosen
+const CAP = 4; // logits, when the capped rule is chosen: the server's default, too
+const RANKS = { rd: "RD", "log-odds": "log-odds", logit: "router logit", weight: "routed weight", effect: "measured effect", efficiency: "effect for its cost" };
+const WEIGHTS = ["log-odds", "logit", "weight", "effect"];
+const USUAL = { rank: "rd", weights: null, cap: null };
 const SOURCES = { ships: "ships with the model", folder: "from the maps folder", "command line": "given at the start", request: "registered by a program" };
 
 const whole = (value, most) => Math.max(0, Math.min(most, Math.round(Number(value)) || 0));
+
+/** The name of the rule of a choice. */
+export function ruleOf(choice) {
+  if ((choice.cap ?? null) !== null) return "capped";
+  return (choice.scale ?? null) === null ? "hard" : "soft";
+}
 
 /** A choice as a request names it; null where nothing would steer. `own` is what the map is registered with. */
 export function requestOf(entry, choice, nLayer) {
   if (!entry) return null;
   if (entry.kind !== "map") return entry.name;
   if (!choice.activate && !choice.deactivate) return null;
+  const [ours, own] = [choice, entry].map((one) => Object.fromEntries(Object.entries(USUAL).map(([field, usual]) => [field, one[field] ?? usual])));
   const same = ["activate", "deactivate", "reverse", "scale"].every((field) => choice[field] === entry[field]);
-  if (same && choice.layers === (entry.layers ?? "")) return entry.name;
+  const alike = Object.keys(USUAL).every((field) => ours[field] === own[field]);
+  if (same && alike && choice.layers === (entry.layers ?? "")) return entry.name;
   const asked = { map: entry.name, activate: choice.activate, deactivate: choice.deactivate, reverse: choice.reverse };
   if (choice.layers) asked.layers = choice.layers;
   else if (entry.layers) asked.layers = `0-${nLayer - 1}`; // left out, it would be the map's own
-  asked.mode = choice.scale === null ? "hard" : "soft";
-  if (choice.scale !== null) asked.scale = choice.scale;
+  if (ours.rank !== "rd" || own.rank !== "rd") asked.rank = ours.rank;
+  asked.mode = ruleOf(choice);
+  if (asked.mode === "soft") {
+    asked.scale = choice.scale;
+    if (ours.weights || own.weights) asked.weights = ours.weights ?? "none";
+  }
+  if (asked.mode === "capped") asked.cap = ours.cap;
   return asked;
 }
 
@@ -60,7 +77,18 @@ export class Panel {
       });
     }
     byId("direction").addEventListener("change", () => this.#set({ reverse: byId("reverse").checked }));
-    byId("rule").addEventListener("change", () => this.#set({ scale: byId("soft").checked ? (this.entry.scale ?? SOFT) : null }));
+    for (const id of ["cap-range", "cap"]) {
+      byId(id).addEventListener(id === "cap" ? "change" : "input", (event) => {
+        this.#set({ cap: Math.max(0.25, Math.min(1000, Number(event.target.value) || CAP)) });
+      });
+    }
+    byId("rule").addEventListener("change", () => {
+      const { scale, weights, cap } = this.entry;
+      const soft = byId("soft").checked;
+      this.#set({ scale: soft ? (scale ?? SOFT) : null, weights: soft ? (weights ?? null) : null, cap: byId("capped").checked ? (cap ?? CAP) : null });
+    });
+    byId("rank").addEventListener("change", (event) => this.#set({ rank: event.target.value }));
+    byId("weights").addEventListener("change", (event) => this.#set({ weights: event.target.value || null }));
     byId("layers").addEventListener("input", (event) => this.#set({ layers: event.target.value.replace(/\s+/g, "") }, false));
     byId("reset").addEventListener("click", () => {
       delete state.choices[this.entry.name];
@@ -103,13 +131,20 @@ export class Panel {
     const own = { activate: entry.activate, deactivate: entry.deactivate, reverse: entry.reverse, layers: entry.layers ?? "", scale: entry.scale };
     if (!entry.usable_by_name) Object.assign(own, startOf(entry));
     const left = this.#state.choices[entry.name] ?? {};
-    const scale = left.scale === undefined ? own.scale : left.scale;
+    const of = (field) => (left[field] === undefined ? (entry[field] ?? null) : left[field]);
+    const cap = of("cap") === "inf" || of("cap") > 0 ? of("cap") : null;
+    const scale = cap === null && Number.isFinite(of("scale")) ? of("scale") : null;
+    const ranks = entry.ranks ?? ["rd"];
+    const weights = scale !== null && WEIGHTS.includes(of("weights")) && ranks.includes(of("weights")) ? of("weights") : null;
     return {
       activate: whole(left.activate ?? own.activate, this.#experts),
       deactivate: whole(left.deactivate ?? own.deactivate, this.#experts),
       reverse: typeof left.reverse === "boolean" ? left.reverse : own.reverse,
       layers: typeof left.layers === "string" ? left.layers : own.layers,
-      scale: Number.isFinite(scale) ? scale : null,
+      scale,
+      weights,
+      cap,
+      rank: [left.rank, entry.rank].find((rank) => ranks.includes(rank)) ?? "rd",
     };
   }
 
@@ -126,7 +161,9 @@ export class Panel {
     if (this.request() === null) return `${entry.name}: no experts chosen`;
     const parts = [entry.name, `+${choice.activate} \u2212${choice.deactivate}`];
     if (choice.reverse) parts.push("reversed");
-    if (choice.scale !== null) parts.push(`soft ${choice.scale}`);
+    if (choice.rank !== "rd") parts.push(`by ${choice.rank}`);
+    if (choice.scale !== null) parts.push(`soft ${choice.scale}${choice.weights ? ` by ${choice.weights}` : ""}`);
+    if (choice.cap !== null) parts.push(`cap ${choice.cap}`);
     if (choice.layers) parts.push(`layers ${choice.layers}`);
     return parts.join(" \u00b7 ");
   }
@@ -183,14 +220,37 @@ export class Panel {
       Object.assign(byId(name), { max: this.#experts, value: choice[name] });
     }
     this.#fillPresets(entry);
-    const soft = choice.scale !== null;
-    byId(soft ? "soft" : "hard").checked = true;
-    byId("strength").hidden = !soft;
-    if (soft) {
+    const rule = ruleOf(choice);
+    byId(rule).checked = true;
+    byId("strength").hidden = byId("weighting").hidden = rule !== "soft";
+    byId("limit").hidden = rule !== "capped";
+    this.#fillScores(entry, choice);
+    if (rule === "capped") {
+      const bounded = choice.cap !== "inf";
+      Object.assign(byId("cap-range"), { max: bounded ? Math.max(16, choice.cap) : 16, value: bounded ? choice.cap : 16 });
+      byId("cap").value = bounded ? choice.cap : "";
+    }
+    if (rule === "soft") {
       Object.assign(byId("scale-range"), { max: Math.max(16, choice.scale), value: choice.scale });
       byId("scale").value = choice.scale;
     }
     if (texts) byId("layers").value = choice.layers;
+  }
+
+  /** The scores that the map has: those to choose by, and those to weight by. */
+  #fillScores(entry, choice) {
+    const ranks = (entry.ranks ?? ["rd"]).filter((rank) => rank in RANKS);
+    const weights = WEIGHTS.filter((name) => ranks.includes(name));
+    byId("scoring").hidden = ranks.length < 2;
+    if (!weights.length) byId("weighting").hidden = true;
+    if (byId("rank").dataset.of !== String(ranks)) { // a list that is open stays as it is
+      const options = (names) => names.map((name) => el("option", { value: name }, RANKS[name]));
+      byId("rank").dataset.of = String(ranks);
+      byId("rank").replaceChildren(...options(ranks));
+      byId("weights").replaceChildren(el("option", { value: "" }, "all alike"), ...options(weights));
+    }
+    byId("rank").value = choice.rank;
+    byId("weights").value = choice.weights ?? "";
   }
 
   /** A button for each preset that fits the map and its model: the paper's numbers, on the map's positive side. */
@@ -201,7 +261,7 @@ export class Panel {
     byId("preset-buttons").replaceChildren(
       ...presets.map(([name, { activate, deactivate }]) => {
         const text = `${name} +${activate} \u2212${deactivate}`;
-        const onclick = () => this.#set({ activate, deactivate, reverse: false });
+        const onclick = () => this.#set({ activate, deactivate, reverse: false, rank: "rd", weights: null, cap: null });
         return el("button", { type: "button", class: "quiet", title: "The paper's numbers for this model", onclick }, text);
       }),
     );
@@ -215,9 +275,8 @@ export class Panel {
     const fetching = (this.#fetching = new AbortController());
     const told = byId("chosen");
     try {
-      const asked = choice && { ...choice, mode: choice.scale === null ? "hard" : "soft" };
       const request = this.request();
-      const numbers = request === null ? asked && { activate: 0, deactivate: 0 } : typeof request === "object" ? request : null;
+      const numbers = request === null ? choice && { activate: 0, deactivate: 0 } : typeof request === "object" ? request : null;
       const table = await this.#server.table(entry.name, numbers, fetching.signal);
       if (fetching.signal.aborted) return;
       told.textContent = choice ? this.#counted(table, choice) : "";

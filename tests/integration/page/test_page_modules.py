@@ -269,6 +269,23 @@ def test_what_a_choice_asks_for(tab: Desk) -> None:
         (entry, own | {"layers": ""}, whole | {"layers": "0-4"}),  # left out, they would be the map's own
         (entry, own | {"scale": 1.5}, whole | {"mode": "soft", "scale": 1.5}),
         (entry | {"scale": 2}, own, whole),
+        (entry, own | {"rank": "rd", "weights": None, "cap": None}, "m"),
+        (entry, own | {"rank": "effect"}, whole | {"rank": "effect"}),
+        (entry | {"rank": "effect"}, own | {"rank": "effect"}, "m"),
+        (entry | {"rank": "effect"}, own, whole | {"rank": "rd"}),  # left out, it would be the map's own
+        (entry, own | {"cap": 2}, whole | {"mode": "capped", "cap": 2}),
+        (entry | {"cap": "inf"}, own | {"cap": "inf"}, "m"),
+        (entry | {"cap": "inf"}, own, whole),
+        (
+            entry,
+            own | {"scale": 1.5, "weights": "logit"},
+            whole | {"mode": "soft", "scale": 1.5, "weights": "logit"},
+        ),
+        (
+            entry | {"scale": 1.5, "weights": "logit"},
+            own | {"scale": 1.5},
+            whole | {"mode": "soft", "scale": 1.5, "weights": "none"},
+        ),
     ]
     for entry_of, choice, wanted in cases:
         assert run(tab, "panel", "return m.requestOf(...x);", [entry_of, choice, 5]) == wanted

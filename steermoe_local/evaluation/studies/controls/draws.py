@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ....errors import ChoiceError, UsageError
 from ....maps.counts import RoutingCounts
 from ....maps.expert_map import ExpertMap, parse_layers
+from ....maps.ranks import OBSERVED, action_scores, observed_score
 from ....maps.significance import pearson
 from ....pairs.pairs import Pair
 from ....steering.bias_file import BiasFile
@@ -101,6 +102,9 @@ class ControlPlan:
 
     def draws(self, kind: str) -> Kind:
         """The draws of one of `ALL`. Raises ChoiceError, FormatError, PairsError, UsageError where it has none."""
+        for name in filter(None, (self.steering.rank, self.steering.weights)):
+            if kind in ("superficial", "shuffled", "same-side") and name not in ("rd", "log-odds"):
+                return Kind(note=f"left out: maps of other pairs have counts alone, and experts are chosen by {name}")
         found: Kind = getattr(self, f"_{kind.replace('-', '_')}")()
         return found
 
@@ -159,14 +163,19 @@ class ControlPlan:
         }
         note = ""
         if linked is not None and linked >= 0.5:
-            note = f"{linked:.0%} of the drawn experts have an |RD| as large as the chosen: they are tied to it as well"
+            score = "an |RD|" if self.steering.rank == "rd" else f"a score ({self.steering.rank})"
+            note = f"{linked:.0%} of the drawn experts have {score} as large as the chosen: they are tied to it as well"
         return Kind(draws, note, details)
 
     def _linked(self, draws: Sequence[Draw]) -> float | None:
-        """Share of the drawn experts whose |RD| is at least the smallest of the chosen ones; None without a map."""
+        """Share of the drawn experts whose score is at least the smallest of the chosen ones'; None without a map.
+
+        The score is that of the rank by which they were chosen: |RD|, unless another one is named.
+        """
         if self.steering.expert_map is None:
             return None
-        sizes = np.abs(self.steering.expert_map.rd)
+        # the larger of what either action is worth: |RD| where experts are chosen by it
+        sizes = np.maximum(*map(np.abs, action_scores(self.steering.expert_map, self.steering.rank)))
         least = sizes[self.tables[0] != 0].min()
         drawn = [sizes[draw.biases[0].dense() != 0] for draw in draws if draw.biases[0] is not None]
         return float(np.mean(np.concatenate(drawn) >= least))
@@ -175,19 +184,27 @@ class ControlPlan:
         expert_map = self.steering.expert_map
         if expert_map is None:
             return Kind(note="left out: a bias file has no scores; give the map that it was built from")
-        tables = []
+        # effects are known of the candidates alone, so the least of all experts are those of RD
+        rank = self.steering.rank if self.steering.rank in OBSERVED else "rd"
+        score, tables = observed_score(expert_map, rank), []
         for bias, reverse in zip(self.real, (self.steering.reverse, not self.steering.reverse), strict=False):
-            rd = -expert_map.rd if reverse else expert_map.rd
-            signs = bottom_signs(rd, bias.n_active, bias.n_inactive, self.identity, self.layers)
+            signs = bottom_signs(
+                -score if reverse else score, bias.n_active, bias.n_inactive, self.identity, self.layers
+            )
             strength = np.float32(1 if self.steering.scale is None else self.steering.scale)
-            tables.append(signs.astype(np.float32) * strength)
+            table = signs.astype(np.float32) * strength
+            if self.steering.weights is not None:  # the same strengths as the real ones
+                for sign in (1, -1):
+                    table[signs == sign] = bias.dense()[bias.signs == sign]
+            tables.append(table)
+        smallest = f"the smallest |{rank.upper() if rank == 'rd' else rank}|"
         if any(np.array_equal(table, real) for table in tables for real in self.tables):
-            return Kind(note="left out: the choice takes all experts, so those with the smallest |RD| are the same")
+            return Kind(note=f"left out: the choice takes all experts, so those with {smallest} are the same")
         shared = sum(
             int(((table != 0) & (table == real)).sum()) for table, real in zip(tables, self.tables, strict=True)
         )
         note = "one draw: p cannot be below 0.5"
-        return Kind([self._draw("smallest |RD|", tables)], note, {"shared_experts": shared})
+        return Kind([self._draw(smallest.removeprefix("the "), tables)], note, {"shared_experts": shared})
 
     def _superficial(self) -> Kind:
         pairs = self.controls.pairs
@@ -242,7 +259,7 @@ class ControlPlan:
         """The biases of another map, as the real ones were built."""
         real = self.steering
         if real.bias is not None:
-            common = {"epsilon": real.bias.epsilon}
+            common = {"epsilon": real.bias.epsilon} | ({"cap": real.bias.cap} if real.bias.cap else {})
             if real.mode == "soft":
                 common = {"scale": float(np.abs(self.tables[0]).max())}
             real = Steering(
@@ -250,7 +267,7 @@ class ControlPlan:
                 expert_map=expert_map,
                 activate=real.bias.n_active,
                 deactivate=real.bias.n_inactive,
-                **common,  # type: ignore[arg-type]  # epsilon or scale
+                **common,  # type: ignore[arg-type]  # epsilon and cap, or scale
             )
         choices = [real.changed(expert_map=expert_map, path=None, preset=None, preset_model=None)]
         if len(self.real) > 1:

@@ -11,6 +11,7 @@ from typing import Any
 from ....errors import ChoiceError, UsageError
 from ....identity import ModelIdentity
 from ....steering.bias_file import BiasFile
+from ....steering.rules import MAX_CAP, Rule, json_cap
 from ....steering.steering import Steering
 from ...measuring.json_values import plain
 from ...measuring.measurements import UNSTEERED, bias_key
@@ -71,11 +72,29 @@ def parse_strengths(text: str, what: str = "strength") -> tuple[float | None, ..
     return tuple(found)
 
 
+def parse_caps(text: str, what: str = "cap") -> tuple[float, ...]:
+    """Caps of the capped rule in their order, each once: logits above 0, `inf` for none.
+
+    Raises UsageError; `what` begins its message.
+    """
+    found: dict[float, None] = {}
+    for part in (part.strip() for part in text.split(",")):
+        try:
+            number = float(part)
+        except ValueError:
+            number = math.nan
+        if not (0 < number <= MAX_CAP or number == math.inf) or not part.isascii() or "_" in part:
+            raise UsageError(f"{what}: {part!r} in {text!r} is neither a number of logits above 0, like 2, nor inf")
+        found[number] = None
+    return tuple(found)
+
+
 @dataclass(frozen=True)
 class Grid:
-    """All combinations of these; `strengths`: None is the hard rule; `both_ways`: also the reverse of each.
+    """All combinations of these; `both_ways`: also the reverse of each.
 
-    Raises UsageError for an empty list, or too large a grid.
+    `strengths` and `caps` together are the rules: None is the hard rule, another strength the soft one, with `weights`,
+    a cap the capped one. Raises UsageError for an empty list, weights without a soft rule, or too large a grid.
     """
 
     activate: tuple[int, ...] = (0,)
@@ -83,34 +102,49 @@ class Grid:
     layers: tuple[str | None, ...] = (None,)
     strengths: tuple[float | None, ...] = (None,)
     both_ways: bool = False
+    caps: tuple[float, ...] = ()
+    weights: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("activate", "deactivate", "layers", "strengths"):
+        for name in ("activate", "deactivate", "layers", "strengths", "caps"):
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
-            if not getattr(self, name):
+            if not getattr(self, name) and not (name == "caps" or (name == "strengths" and self.caps)):
                 raise UsageError(f"grid: {name}: nothing given; give one value at least")
+        if self.weights is not None and not any(strength is not None for strength in self.strengths):
+            raise UsageError(f"grid: weights {self.weights}: belong to the soft rule; give strengths, too")
         if self.n > _MOST_CHOICES:
             raise UsageError(f"grid: {self.n} choices are more than {_MOST_CHOICES}; take larger steps")
 
     @property
     def n(self) -> int:
         """How many choices it has."""
-        n = len(self.activate) * len(self.deactivate) * len(self.layers) * len(self.strengths)
+        n = len(self.activate) * len(self.deactivate) * len(self.layers) * len(self.rules)
         return 2 * n if self.both_ways else n
 
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules, those with a cap last."""
+        strengths = (Rule(scale, None if scale is None else self.weights) for scale in self.strengths)
+        return (*strengths, *(Rule(cap=cap) for cap in self.caps))
+
     def to_dict(self) -> dict[str, Any]:
-        return plain(self)
+        return {**plain(self), "caps": [json_cap(cap) for cap in self.caps]}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One choice of the grid; `scale` None is the hard rule, `layers` None are all."""
+    """One choice of the grid; without `scale` and `cap` the rule is hard, `layers` None are all."""
 
     activate: int
     deactivate: int
     layers: str | None = None
     scale: float | None = None
     reverse: bool = False
+    cap: float | None = None
+    weights: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "cap": json_cap(self.cap)}
 
     def __str__(self) -> str:
         """Like "+5 -20, layers 0-2, strength 2, reverse"."""
@@ -118,6 +152,8 @@ class Choice:
             f"+{self.activate} -{self.deactivate}",
             f"layers {self.layers}" if self.layers is not None else "",
             f"strength {self.scale:g}" if self.scale is not None else "",
+            f"weights {self.weights}" if self.weights is not None else "",
+            f"cap {self.cap:g}" if self.cap is not None else "",
             "reverse" if self.reverse else "",
         ]
         return ", ".join(part for part in parts if part)
@@ -163,16 +199,16 @@ class Plan:
 def plan(steering: Steering, grid: Grid, identity: ModelIdentity | None = None) -> Plan:
     """Build all choices of a grid from the steering's map; nothing is measured yet.
 
-    `identity` is the model's, by default the map's. The steering's own numbers, layers and strength do not count; its
+    `identity` is the model's, by default the map's. The steering's own numbers, layers and rule do not count; its
     direction does. Raises UsageError for a bias file, ChoiceError when no choice is possible.
     """
     map_of(steering)
     choices, biases, impossible = [], [], []
     ways = (steering.reverse, not steering.reverse) if grid.both_ways else (steering.reverse,)
-    for layers, scale, activate, deactivate, reverse in itertools.product(
-        grid.layers, grid.strengths, grid.activate, grid.deactivate, ways
+    for layers, rule, activate, deactivate, reverse in itertools.product(
+        grid.layers, grid.rules, grid.activate, grid.deactivate, ways
     ):
-        choice = Choice(activate, deactivate, layers, scale, reverse)
+        choice = Choice(activate, deactivate, layers, reverse=reverse, **rule.fields)
         try:
             biases.append(steering.changed(**asdict(choice)).build(identity))
             choices.append(choice)

@@ -138,4 +138,4 @@ def search_space(steering: Steering) -> SearchSpace:
     `ExpertMap.choose`. Raises UsageError for a bias file, ChoiceError for layers that are not there.
     """
     layers = None if steering.layers is None else parse_layers(steering.layers)
-    return SearchSpace(*map_of(steering).numbers(reverse=steering.reverse, layers=layers))
+    return SearchSpace(*map_of(steering).numbers(reverse=steering.reverse, layers=layers, rank=steering.rank))

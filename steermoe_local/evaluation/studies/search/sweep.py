@@ -49,7 +49,8 @@ class Point:
 
     def to_dict(self) -> dict[str, Any]:
         data = asdict(self)
-        return {**data.pop("choice"), **data}
+        del data["choice"]
+        return {**self.choice.to_dict(), **data}
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +72,7 @@ class Sweep:
             "grid": self.grid.to_dict(),
             "unsteered": {"rate": asdict(self.unsteered), "fluency": asdict(self.unsteered_fluency)},
             "points": [point.to_dict() for point in self.points],
-            "impossible": [{**asdict(found.choice), "why": found.why} for found in self.impossible],
+            "impossible": [{**found.choice.to_dict(), "why": found.why} for found in self.impossible],
             "n_measured": self.n_measured,
             "cost": self.cost,
         }

@@ -142,7 +142,7 @@ class _Study:
                 changed = self.steering.changed(expert_map=own, path=None)
                 both_ways(changed, own.identity)
                 steerings.append(changed)
-            except ChoiceError as error:  # one model's own map must not end the run over all of them
+            except (ChoiceError, UsageError) as error:  # one model's own map must not end the run over all of them
                 notes = (f"its own map cannot be steered by: {error}",)
         # all at once: the neutral text is then predicted under all of them together
         biases = [bias for one in steerings for bias in side_biases(one, evaluator.identity).values()]
@@ -164,7 +164,7 @@ class _Study:
         return column
 
     def _own_map(self, evaluator: Evaluator, name: str) -> ExpertMap | None:
-        """The map of the pairs by this model's own routing."""
+        """The map of the pairs by this model's own routing: RD alone, as effects were measured on another model."""
         if self.pairs is None:
             return None
         base = self.expert_map

@@ -1,0 +1,247 @@
+"""steermoe fit."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import click
+
+from ...errors import SteerMoEError
+from ...maps.expert_map import ExpertMap
+from ...model_files.model_info import model_info
+from ...models.shipped_maps import map_path
+from ...steering.bias_file import write_bias
+from ..options.common import (
+    check_resume,
+    check_unfinished,
+    json_option,
+    output_option,
+    resume_options,
+    template_options,
+)
+from ..options.items import ItemFlags, item_options
+from ..options.llama import RecordingFlags, recording_options
+from ..options.model import model_option
+from ..options.opening import open_model
+from ..output import SummedLines, facts_table, print_json, progress_bar, say, say_written, warn
+from ..streams import console
+
+if TYPE_CHECKING:
+    from ...attribution.fit import Comparison, Fit, Shift
+
+_MOST = 1e6  # as FitOptions has it
+
+
+@click.command()
+@model_option
+@click.option("--map", "map_name", required=True, metavar="MAP", help="Expert map with effects (steermoe attribute).")
+@item_options
+@output_option("Bias file to write.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(0, _MOST, min_open=True, max_open=True),
+    required=True,
+    metavar="KL",
+    help="Most KL from the unsteered model on the neutral text, in nats per token, like 0.02.",
+)
+@click.option("--reverse", is_flag=True, help="Towards the negative side.")
+@click.option(
+    "--experts",
+    "n_experts",
+    type=click.IntRange(1, 1 << 20),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Experts that get a value, at most.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["cma", "none"]),
+    default="cma",
+    show_default=True,
+    help="Refine the start by CMA-ES, or only find its scale.",
+)
+@click.option(
+    "--evaluations",
+    type=click.IntRange(1, 1 << 31),
+    default=640,
+    show_default=True,
+    metavar="N",
+    help="Steerings that the search measures.",
+)
+@click.option(
+    "--population",
+    type=click.IntRange(4, 1 << 12),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Steerings of a generation, which share their batches.",
+)
+@click.option(
+    "--bound",
+    type=click.FloatRange(0, _MOST, min_open=True, max_open=True),
+    default=8.0,
+    show_default=True,
+    metavar="X",
+    help="Largest value of an expert, in logits.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the search.")
+@click.option("--force", is_flag=True, help="Also with a map of another model of the same shape.")
+@resume_options()
+@template_options
+@recording_options
+@json_option
+def fit(
+    model: Path,
+    map_name: str,
+    item_flags: ItemFlags,
+    output: Path,
+    budget: float,
+    reverse: bool,
+    n_experts: int,
+    method: str,
+    evaluations: int,
+    population: int,
+    bound: float,
+    seed: int,
+    force: bool,
+    resume: bool,
+    restart: bool,
+    thinking: bool,
+    template_arguments: dict[str, Any] | None,
+    date: datetime.date | None,
+    flags: RecordingFlags,
+    as_json: bool,
+) -> None:
+    """Fit a soft bias: a value for each expert that moves the answers most within a budget of KL.
+
+    Starts from the effects and costs that steermoe attribute has found: values proportional to effect / cost, whose
+    scale is measured. CMA-ES then changes the values, and what it finds is taken if it is better than the start on
+    items that it has not seen. Both are measured at the end on the items that the attribution has kept to confirm, and
+    on other neutral text. The pairs or the task are those of the attribution; docs/fit.md has the mathematics.
+
+    What is computed is kept in OUTPUT.partial: an interrupted run goes on with the same command and --resume, and may
+    be given more evaluations.
+
+    \b
+    Example:
+      steermoe fit -m tiny --pairs pairs.jsonl --map map2.json --budget 0.02 -o bias.gguf
+    """
+    from ...attribution.fit import FitOptions, effects_of
+    from ...attribution.fit import fit as run
+    from ...evaluation.measuring.opening import model_facts
+    from ...generation.answer_file import AnswerFile
+    from ...llama.rendering import Renderer, vocabulary_renderer
+
+    check_resume(resume, restart)
+    kept = click.get_current_context().with_resource(AnswerFile(output))  # its lock, until the command ends
+    check_unfinished(kept, resume, restart)
+    path = map_path(map_name)
+    expert_map = ExpertMap.load(path)
+    try:
+        effects_of(expert_map)
+    except SteerMoEError as error:
+        raise type(error)(f"{path}: {error}") from None
+    context = flags.context_arguments()
+    options = FitOptions(
+        budget=budget,
+        n_experts=n_experts,
+        method=cast(Literal["cma", "none"], method),
+        evaluations=evaluations,
+        population=population,
+        bound=bound,
+        reverse=reverse,
+        n_text=item_flags.n_text,
+        seed=seed,
+        force=force,
+        **{name: context[name] for name in ("n_batch", "n_threads", "type_k", "type_v", "flash_attn")},
+    )
+    facts = model_info(model)
+    warn(*expert_map.identity.require_same(facts.require_moe(), map_name, str(model), force))
+    neutral = item_flags.neutral(model)
+    rendering: dict[str, Any] = {"thinking": thinking, "template_arguments": template_arguments, "date": date}
+    skipped = SummedLines(say)
+    with vocabulary_renderer(model, **rendering) as renderer:  # before the weights are loaded
+        items = item_flags.items(
+            renderer, lambda name, reason: skipped.add(f"skipped: pair {name!r}: {reason}", f"skipped: {reason}")
+        )
+    skipped.close()
+    metadata = {"model": model_facts(facts), "flash_attn": flags.flash_attn}
+    with open_model(facts, flags, 2 * flags.batch_size, path=model) as llama, progress_bar() as show:
+        try:
+            result = run(
+                llama,
+                items,
+                expert_map,
+                neutral=neutral,
+                renderer=Renderer(llama._model, **rendering),
+                options=options,
+                kept=kept,
+                resume=resume,
+                metadata=metadata,
+                progress=show,
+                log=say,
+            )
+        except BaseException:
+            if kept.n_kept:
+                say(f"{kept.n_kept} parts are kept in {kept.path}; go on with the same command and --resume")
+            raise
+        write_bias(result.bias, output)
+        kept.discard()
+    if result.confirmed_on is not None and not result.is_confirmed:
+        warn(f"{output}: on other items the margin does not move to the wanted side by two standard errors")
+    if as_json:
+        print_json({"bias": str(output), "bias_digest": result.bias.key, **result.to_dict()})
+        return
+    _print(result)
+    say_written(output, before="\n")
+
+
+def _print(result: Fit) -> None:
+    start, fitted = result.start.dense(), result.bias.dense()
+    searched = result.choice is not None and result.choice.taken == "search"
+    rows = [
+        (
+            f"layer {layer}, expert {expert}",
+            (f"{start[layer, expert]:+.2f} -> " if searched else "") + f"{fitted[layer, expert]:+.2f}",
+        )
+        for layer, expert in result.experts
+    ]
+    console().print(facts_table([("expert", "logits, start -> fitted" if searched else "logits"), *rows]))
+    for name, compared in (("items and text of the fit", result.fitted_on), ("others", result.confirmed_on)):
+        if compared is not None:
+            console().print("", facts_table(_of(name, compared, searched)), sep="\n")
+    if (choice := result.choice) is not None and choice.gain is not None and choice.gain_se is not None:
+        verdict = "it was taken" if choice.taken == "search" else "the start was kept"
+        console().print(
+            f"\nthe search against the start, on {choice.n_items} items that it has not seen: "
+            f"{choice.gain:+.3f} ± {choice.gain_se:.3f}; {verdict}"
+        )
+    console().print(
+        f"{result.n_evaluations} steerings measured; margins and KL in nats per token, ± one standard error, budget "
+        f"{result.options.budget:g}"
+    )
+
+
+def _of(name: str, compared: Comparison, searched: bool) -> list[tuple[str, str]]:
+    """The rows of a comparison; without a search that was taken, the start is the fitted bias."""
+
+    def shift(of: Shift) -> str:
+        change, kl = _with_error(of.change, of.change_se, "+"), _with_error(of.kl, of.kl_se)
+        return f"margin {of.margin:+.3f} ({change}), KL {kl}"
+
+    rows = [
+        (name, f"{compared.n_items} items, {compared.n_text} tokens"),
+        ("unsteered", f"margin {compared.unsteered:+.3f}"),
+        ("fitted", shift(compared.fitted)),
+    ]
+    if searched:
+        rows[2:2] = [("start", shift(compared.start))]
+        rows.append(("fitted - start", _with_error(compared.gain, compared.gain_se, "+")))
+    return rows
+
+
+def _with_error(value: float, error: float | None, sign: str = "") -> str:
+    return f"{value:{sign}.4f}" if error is None else f"{value:{sign}.4f} ± {error:.4f}"
