@@ -51,7 +51,7 @@ class Archive:
             found, fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
             fits = len(found) == 1 and found[0] <= _MAX_LIST if shape is None else found == shape
             if kind not in (dtype.kind, dtype.str) or not fits or (fortran and len(found) > 1):
-                want = {"U": "a text", "f": "numbers"}.get(kind, "whole numbers")
+                want = {"U": "a text", "f": "numbers", "<f8": "numbers"}.get(kind, "whole numbers")
                 raise FormatError(
                     f"{self._path}: {name}: {dtype} of shape {found}, "
                     f"not {want} of shape {'(n,)' if shape is None else shape}; {self._again}"

@@ -35,11 +35,13 @@ from .._util.locks import OutputLock
 from .._util.writing import beside, remove, remove_leftovers
 from ..errors import FormatError, UsageError
 from ..llama.template_date import other_date
+from ..maps import routing_sums
+from ..maps.routing_sums import RoutingSums
 
 Int64 = npt.NDArray[np.int64]
 
 _FORMAT = "steermoe-partial-counts"
-_VERSION = 1
+_VERSION = 2
 _META = {"format", "version", "settings", "next", "n_pairs", "n_skipped", "journal"}
 _WHAT = "a checkpoint of steermoe detect"
 _AGAIN = "start again with --restart"
@@ -51,12 +53,13 @@ _HEADER = struct.Struct("<II")
 class Checkpoint:
     """State of a recording.
 
-    `a` is int64 [2, n_layer, n_expert], `n` int64 [2, n_layer] (positive, negative). Pairs before index `next` are
-    counted, or skipped.
+    `a` is int64 [2, n_layer, n_expert], `n` int64 [2, n_layer] (positive, negative), `sums` of the same tokens. Pairs
+    before index `next` are counted, or skipped.
     """
 
     a: Int64
     n: Int64
+    sums: RoutingSums
     next: int = 0
     n_pairs: int = 0
     n_skipped: int = 0
@@ -113,10 +116,13 @@ class CheckpointFile:
             _require_same(meta["settings"], {n: v for n, v in settings.items() if n not in lacks}, self.path)
             a = archive.array("a", "i", (2, *shape)).astype(np.int64)
             n = archive.array("n", "i", (2, shape[0])).astype(np.int64)
+            sums = RoutingSums(
+                **{name: archive.array(name, "<f8", size) for name, size in routing_sums.shapes(shape).items()}
+            )
         numbers = {name: meta[name] for name in ("next", "n_pairs", "n_skipped", "journal")}
         if any(type(value) is not int or value < 0 for value in numbers.values()) or a.min() < 0 or n.min() < 0:
             raise FormatError(f"{self.path}: numbers below 0; {_AGAIN}")
-        return Checkpoint(a, n, **numbers)
+        return Checkpoint(a, n, sums, **numbers)
 
     def save(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
         """Replace the checkpoint. Raises UsageError and StorageError when it cannot be written."""
@@ -124,7 +130,8 @@ class CheckpointFile:
         meta |= {name: getattr(checkpoint, name) for name in ("next", "n_pairs", "n_skipped", "journal")}
         again = _RESUME if self.exists() else ""
         with replacing(self.path, cure=again) as temporary, open(temporary, "wb") as file:
-            np.savez(file, a=checkpoint.a, n=checkpoint.n, meta=np.asarray(json.dumps(meta)))
+            sums = {name: getattr(checkpoint.sums, name) for name in routing_sums.MEMBERS}
+            np.savez(file, a=checkpoint.a, n=checkpoint.n, meta=np.asarray(json.dumps(meta)), **sums)
 
     def append(self, records: PairRecords, at: int) -> int:
         """Write a frame at byte `at` of the journal, replacing any later content; returns where it ends.

@@ -17,6 +17,7 @@ from ..llama.token_batch import TokenBatch
 from .grouping import Group
 
 Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
 
 _ROWS_A_PROMPT = 8  # expected tokens of a prompt; shorter prompts leave a batch partly empty
 _STATES = 16  # sequences for a recurrent model, which keeps a state for each
@@ -41,9 +42,12 @@ class GroupDecoder:
     group computes the same bits whatever was decoded before it.
     """
 
-    def __init__(self, model: Any, shape: tuple[int, int], options: ContextOptions) -> None:
-        """`model` is llama_cpp's `LlamaModel`, `shape` its (n_layer, n_expert). Raises ModelError."""
-        self._model, self._shape, self._options = model, shape, options
+    def __init__(self, model: Any, shape: tuple[int, int], options: ContextOptions, *, sums: bool = False) -> None:
+        """`model` is llama_cpp's `LlamaModel`, `shape` its (n_layer, n_expert); with `sums` it keeps `sums`, too.
+
+        Raises ModelError.
+        """
+        self._model, self._shape, self._options, self._keeps_sums = model, shape, options, sums
         parallel = min(capi.MAX_SEQUENCES - 1, max(2, options.n_batch // _ROWS_A_PROMPT))
         self.n_prompts = parallel if can_share(model) else min(parallel, _STATES)
         self.n_bins = 2 * self.n_prompts
@@ -80,6 +84,19 @@ class GroupDecoder:
             np.ctypeslib.as_array(tokens).reshape(self.n_bins, self._shape[0])[:n_bins],
         )
 
+    def sums(self, n_bins: int) -> tuple[Float64, Float64, Float64]:
+        """The tables of `RoutingSums` of the group counted last, each with `n_bins` in place of the sides.
+
+        Raises NativeError.
+        """
+        n_layer, n_expert = self._shape
+        logits, spread, weights = self._recorder.sums(n_bins)
+        return (
+            np.ctypeslib.as_array(logits).reshape(n_bins, n_layer, n_expert),
+            np.ctypeslib.as_array(spread).reshape(n_bins, n_layer),
+            np.ctypeslib.as_array(weights).reshape(n_bins, n_layer, n_expert),
+        )
+
     def _reserve(self, n_cells: int) -> None:
         """Make the context, or a larger one."""
         if n_cells <= self._n_cells:
@@ -87,7 +104,7 @@ class GroupDecoder:
         self._stack.close()
         self._n_cells = max(n_cells, 2 * self._n_cells)
         options = self._options
-        self._recorder = capi.NativeRecorder(self._model.model, self.n_bins, self._shape)
+        self._recorder = capi.NativeRecorder(self._model.model, self.n_bins, self._shape, sums=self._keeps_sums)
         self._stack.callback(self._recorder.close)
         n_sequences = self.n_prompts + 1
         # llama.cpp aborts on more sequences than batch tokens

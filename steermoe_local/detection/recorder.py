@@ -20,6 +20,7 @@ from ..llama.loaded_model import can_share, loaded_identity, open_model
 from ..llama.rendering import Renderer
 from ..llama.template_date import AnyDate, may_lack
 from ..maps.counts import RoutingCounts, Source
+from ..maps.routing_sums import RoutingSums
 from ..maps.stability import Stability, UntilStable
 from ..pairs.pairs import Pair, PairsFile, in_fixed_order, pairs_digest
 from .batches import Owners, PairBatch, PairBatches
@@ -138,7 +139,8 @@ def record_counts(
         progress: called with (prompts done, prompts in all).
         on_batch: called after every batch.
 
-    Returns: counts with a1, a2 [n_layer, n_expert] and N1, N2.
+    Returns: counts with a1, a2 [n_layer, n_expert] and N1, N2, and the sums of what the routers computed for the same
+    tokens, unless a router overflowed.
 
     Raises ModelError (not a MoE model), PairsError (a target that cannot be located; a prompt longer than n_ctx; no
     pair that could be counted), UsageError (no pairs; a checkpoint of another run), BusyError (another process is at
@@ -184,7 +186,9 @@ class _Recording:
         self._share = options.share_prefixes and can_share(model)
         self._settings = self._all_settings(per_pair is not None)
         shape = self._identity.shape
-        self._counted = Checkpoint(np.zeros((2, *shape), np.int64), np.zeros((2, shape[0]), np.int64))
+        self._counted = Checkpoint(
+            np.zeros((2, *shape), np.int64), np.zeros((2, shape[0]), np.int64), RoutingSums.zeros(shape)
+        )
         if checkpoint is not None and checkpoint.exists():
             self._counted = checkpoint.load(self._settings, shape, may_lack(self._renderer.date_given))
         self._sink = per_pair(self._identity, self._digest) if per_pair else None
@@ -205,7 +209,7 @@ class _Recording:
         batches = PairBatches(self._source, options.shard, self._renderer, options.n_ctx, on_skip)
         if counted.next:
             report(self._progress())
-        with GroupDecoder(self._model, self._identity.shape, options.context) as decoder:
+        with GroupDecoder(self._model, self._identity.shape, options.context, sums=True) as decoder:
             if self._share:
                 decoder.kept = batches.common_beginning(options.n_batch)
             looks = self._check.looks if self._check else ()
@@ -264,16 +268,18 @@ class _Recording:
             np.zeros((len(batch.items), 2), np.int64),
             np.zeros((len(batch.items), 2, *shape), np.uint32),
         )
-        a, n = np.zeros_like(counted.a), np.zeros_like(counted.n)
+        a, n, sums = np.zeros_like(counted.a), np.zeros_like(counted.n), RoutingSums.zeros(shape)
         for group, owners in batch.groups:
             counts, tokens = decoder.count(group)
             self._n_decoded += len(group.tokens)
             _pool(a, n, counts, tokens, group, owners)
+            sums += _pooled_sums(decoder.sums(len(group.members)), group, owners)
             if self._sink is not None or self._check is not None:
                 _split(records, counts, tokens, group, owners)
         self._n_tokens += sum(len(prompt.tokens) for item in batch.items for prompt in item.prompts)
         counted.a += a
         counted.n += n
+        counted.sums += sums
         counted.n_pairs += len(batch.items)
         counted.n_skipped += batch.n_skipped
         counted.next = batch.next
@@ -320,6 +326,7 @@ class _Recording:
             sources=(source,),
             dates=() if self._renderer.date is None else (self._renderer.date,),
             stability=stability,
+            sums=counted.sums if counted.sums.is_finite else None,
         )
         result.validate("recorded counts")
         return result
@@ -347,6 +354,20 @@ def _model_settings(model: Any, identity: ModelIdentity) -> dict[str, str]:
         "model file": f"{model.desc()}, {size} bytes",
         "model metadata": hashlib.sha256(metadata).hexdigest(),
     }
+
+
+def _pooled_sums(sums: Sequence[npt.NDArray[np.float64]], group: Group, owners: Owners) -> RoutingSums:
+    """The sums of a group's sides. The bins are added in their order, so that the same group has the same bits."""
+    sides = np.array([side for _, side in owners])
+    times = np.stack([group.members[:, sides == side].sum(axis=1) for side in (0, 1)])
+    totals = []
+    for table in sums:
+        total = np.zeros((2, *table.shape[1:]))
+        for side, number in np.argwhere(times):
+            with np.errstate(invalid="ignore"):  # infinities of a router that overflowed
+                total[side] += times[side, number] * table[number]
+        totals.append(total)
+    return RoutingSums(*totals)
 
 
 def _pool(a: Int64, n: Int64, counts: Int64, tokens: Int64, group: Group, owners: Owners) -> None:

@@ -3,7 +3,8 @@
 The file is an uncompressed NumPy `.npz` without pickles: `a1` and `a2` (int64 [n_layer, n_expert]), `n1` and `n2`
 (int64), `moe_layers` (int64 [n]) and `meta` (a JSON text: format, version, model, behaviour, n_pairs, pairs_sha256,
 created, tool; `sources` where it is known which pairs of which file were counted, `dates` where the chat template
-printed the date, and `until_stable` where the run was to end early).
+printed the date, and `until_stable` where the run was to end early). With sums it is of version 2, and has the tables
+of `RoutingSums`, too.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from .._util.file_kinds import COUNTS
 from .._util.files import StrPath, is_sha256, parse_json, replacing, timestamp, tool_name
 from ..errors import FormatError, ModelMismatchError, UsageError
 from ..identity import ModelIdentity
+from . import routing_sums
+from .routing_sums import RoutingSums
 from .stability import Stability
 
 _FORMAT = "steermoe-counts"
-_VERSION = 1
+_VERSION, _VERSION_WITH_SUMS = 1, 2
 _WHAT = "a counts file (.npz of steermoe detect)"
 _AGAIN = "record the counts again"
 _MAX_TOKENS = 1 << 53  # beyond it float64 rates would no longer be exact to one token
@@ -83,7 +86,8 @@ class RoutingCounts:
     digest of every pairs file that was counted, sorted (a single string is accepted too).
     `sources` says which pairs these were, where that is known; their `n_pairs` then add up to `n_pairs`. `dates` are
     those (YYYY-MM-DD, sorted) that the chat template printed, if it prints one. `stability` says how a run
-    ended that was to end early; a sum of counts has none.
+    ended that was to end early; a sum of counts has none. `sums` are what the routers computed for the same tokens, if
+    it was recorded; counts that are added have them where all of them do.
     Counts of the same model and behaviour add up with `+`.
 
     The arrays are copied and read-only. `validate` checks what they must satisfy.
@@ -103,6 +107,7 @@ class RoutingCounts:
     sources: tuple[Source, ...] = ()
     dates: tuple[str, ...] = ()
     stability: Stability | None = None
+    sums: RoutingSums | None = None
 
     def __post_init__(self) -> None:
         for name in ("a1", "a2"):
@@ -140,6 +145,8 @@ class RoutingCounts:
             if not 0 <= n <= _MAX_TOKENS:
                 raise FormatError(f"{where}: n{name}: {n} tokens; {_AGAIN}")
             check_routing(a[None], np.array([n]), self.identity, layers, f"{where}: a{name}", _AGAIN)
+        if self.sums is not None:
+            self.sums.check(np.stack([self.a1, self.a2]), where, _AGAIN)
         if not all(is_sha256(digest) for digest in self.pairs_digest):
             raise FormatError(f"{where}: pairs_sha256: not 64 lowercase hex digits; {_AGAIN}")
         if type(self.n_pairs) is not int or self.n_pairs < 0:
@@ -192,6 +199,7 @@ class RoutingCounts:
             # sources that cover only a part would not add up to n_pairs
             sources=self.sources + other.sources if self.sources and other.sources else (),
             dates=self.dates + other.dates,
+            sums=self.sums + other.sums if self.sums and other.sums else None,
         )
 
     def save(self, path: StrPath) -> None:
@@ -202,7 +210,7 @@ class RoutingCounts:
         self.validate("counts")
         metadata = {
             "format": _FORMAT,
-            "version": _VERSION,
+            "version": _VERSION if self.sums is None else _VERSION_WITH_SUMS,
             "model": self.identity.to_dict(),
             "behaviour": self.behaviour,
             "n_pairs": self.n_pairs,
@@ -216,6 +224,7 @@ class RoutingCounts:
             metadata["dates"] = list(self.dates)
         if self.stability:
             metadata["until_stable"] = self.stability.to_dict()
+        names = () if self.sums is None else routing_sums.MEMBERS
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(
                 file,
@@ -225,19 +234,26 @@ class RoutingCounts:
                 n2=np.int64(self.n2),
                 moe_layers=np.asarray(self.moe_layers, dtype=np.int64),
                 meta=np.asarray(json.dumps(metadata, ensure_ascii=False)),
+                **{name: getattr(self.sums, name) for name in names},
             )
 
     @classmethod
     def load(cls, path: StrPath) -> RoutingCounts:
         """Read counts and validate them. Raises FormatError."""
         with npz.opened(path, _WHAT, _AGAIN, COUNTS) as archive:
-            if sorted(archive.names()) != _MEMBERS:
-                raise FormatError(f"{path}: not a counts file: its arrays are {sorted(archive.names())}")
+            members = sorted(archive.names())
+            has_sums = members == sorted([*_MEMBERS, *routing_sums.MEMBERS])
+            if not has_sums and members != _MEMBERS:
+                raise FormatError(f"{path}: not a counts file: its arrays are {members}")
+            version = _VERSION_WITH_SUMS if has_sums else _VERSION
             optional = ("sources", "dates", "until_stable")
-            data = read_metadata(archive.text("meta"), str(path), _FORMAT, _VERSION, METADATA, optional)
+            data = read_metadata(archive.text("meta"), str(path), _FORMAT, version, METADATA, optional)
             identity = ModelIdentity.from_dict(data["model"], f"{path}: model")
             shapes = {"a1": identity.shape, "a2": identity.shape, "n1": (), "n2": (), "moe_layers": None}
             tables: dict[str, Any] = {name: archive.array(name, "<i8", shape) for name, shape in shapes.items()}
+            if has_sums:
+                found = routing_sums.shapes(identity.shape).items()
+                tables["sums"] = RoutingSums(**{name: archive.array(name, "<f8", shape) for name, shape in found})
         sources = data.get("sources", [])
         if not isinstance(sources, list):
             raise FormatError(f"{path}: meta.sources: not a list; {_AGAIN}")

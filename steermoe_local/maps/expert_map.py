@@ -21,6 +21,7 @@ from .counts import RoutingCounts, dates_problem
 from .effects import Effects
 from .map_json import AGAIN, COUNTS, map_fields, map_text
 from .ranks import action_scores
+from .routing_sums import logit_difference, weight_difference
 from .scores import IntArray, risk_difference, risk_difference_from
 from .scores import rank as rank_experts
 from .stability import Stability
@@ -123,9 +124,10 @@ class ExpertMap:
         notes: str = "",
         created: str | None = None,
     ) -> ExpertMap:
-        """Score routing counts (arXiv 2509.09660, Eq. 4). `behaviour` defaults to the counts'.
+        """Score routing counts (arXiv 2509.09660, Eq. 4), and their sums where there are any.
 
-        `created` defaults to SOURCE_DATE_EPOCH or now. Raises UsageError when a side is empty.
+        `behaviour` defaults to the counts', `created` to SOURCE_DATE_EPOCH or now. Raises UsageError when a side is
+        empty.
         """
         return cls(
             identity=counts.identity,
@@ -144,6 +146,8 @@ class ExpertMap:
             created=timestamp(created),
             dates=counts.dates,
             stability=counts.stability,
+            logit=None if counts.sums is None else logit_difference(counts.sums, counts.n1, counts.n2),
+            weight=None if counts.sums is None else weight_difference(counts.sums, counts.n1, counts.n2),
         )
 
     def top(self, n: int) -> list[tuple[int, int, float]]:

@@ -19,6 +19,7 @@ from steermoe_local._util.file_kinds import DATA, FileKind, kind_of
 from steermoe_local.cli import main
 from steermoe_local.detection.checkpoint import Checkpoint, CheckpointFile
 from steermoe_local.maps.export import easysteer_config, easysteer_spec, plain_ranking, steermoe_csv
+from steermoe_local.maps.routing_sums import RoutingSums
 from steermoe_local.models.embedded import embedded_model
 from steermoe_local.pairs.pairs import Pair, save_pairs
 from steermoe_local.steering.bias_file import write_bias
@@ -55,7 +56,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     random_counts(1).save(at("COUNTS"))
     random_pairs.write(at("PAIR_COUNTS"), random_pairs.random_pairs(1))
     kept = CheckpointFile(folder / "c")
-    kept.save(Checkpoint(np.zeros((2, 3, 4), np.int64), np.zeros((2, 3), np.int64)), {})
+    kept.save(Checkpoint(np.zeros((2, 3, 4), np.int64), np.zeros((2, 3), np.int64), RoutingSums.zeros((3, 4))), {})
     kept.path.rename(at("CHECKPOINT"))
     save_pairs([Pair("a", "one", "1", "one", "1")], at("PAIRS"))
     at("PROMPTS", '{"prompt": "x", "positive": "y"}\n')

@@ -18,7 +18,8 @@ from steermoe_local import (
 )
 from steermoe_local.detection.checkpoint import Checkpoint, CheckpointFile, PairRecords
 from steermoe_local.detection.recorder import RecordingProgress
-from tests.support.detecting import same, text_pairs
+from steermoe_local.maps.routing_sums import RoutingSums
+from tests.support.detecting import same, sums_bytes, text_pairs
 
 #
 # checkpoints
@@ -30,7 +31,8 @@ SHAPE = (3, 4)
 
 def checkpoint_of(seed: int) -> Checkpoint:
     rng = np.random.default_rng(seed)
-    return Checkpoint(rng.integers(0, 9, (2, *SHAPE)), rng.integers(0, 9, (2, SHAPE[0])), 7, 6, 1, 0)
+    sums = RoutingSums(rng.normal(size=(2, *SHAPE)), rng.random((2, SHAPE[0])), rng.random((2, *SHAPE)))
+    return Checkpoint(rng.integers(0, 9, (2, *SHAPE)), rng.integers(0, 9, (2, SHAPE[0])), sums, 7, 6, 1, 0)
 
 
 def records_of(seed: int, n: int) -> PairRecords:
@@ -53,7 +55,10 @@ def test_checkpoint_file(tmp_path: Path) -> None:
     again = file.load(SETTINGS, SHAPE)
     assert again.__dict__.keys() == state.__dict__.keys()
     for name, value in state.__dict__.items():
-        assert np.array_equal(getattr(again, name), value)
+        if name == "sums":
+            assert sums_bytes(again.sums) == sums_bytes(value)
+        else:
+            assert np.array_equal(getattr(again, name), value)
     again.a += 1  # it is gone on with
     found = list(file.records(again.journal, SHAPE))
     for seed, (n, records) in enumerate(zip((3, 1, 5), found, strict=True)):
@@ -141,6 +146,7 @@ def test_resume_at_every_batch(tiny_path: Path, tmp_path: Path, chat_pairs: list
             counts = record_counts(tiny_path, pairs, n_threads=1, n_batch=128, checkpoint=copy, on_batch=again.append)
             assert [progress.n_done for progress in again] == done[batch:]
             assert same(counts, whole)
+            assert sums_bytes(counts.sums) == sums_bytes(whole.sums)
             assert copy.exists(), "it is the caller's to remove, once the result is saved"
 
 
@@ -157,6 +163,7 @@ def test_resume_of_skipped_and_sharded(tiny_path: Path, tmp_path: Path) -> None:
     interrupted(tiny_path, pairs, file, 2, on_skip=skip, **options)
     counts = record_counts(tiny_path, pairs, n_threads=1, on_skip=skip, checkpoint=file, **options)
     assert same(counts, whole)
+    assert sums_bytes(counts.sums) == sums_bytes(whole.sums)
     assert counts.sources == whole.sources
     assert (counts.n_pairs, counts.n_skipped) == (15, 1)
     assert skipped == ["bad"] * 2, "reported once by a run, not again when it goes on"
