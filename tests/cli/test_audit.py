@@ -95,7 +95,7 @@ def test_its_json(finished: tuple[Result, Path]) -> None:
     assert {(found["model"], found["action"]) for found in data["breaks"]} == {
         (model, action) for model in ("base", "Q4_0") for action in ("suppress", "promote")
     }
-    assert data["command"].startswith("steermoe audit --model tiny --task builtin:refuse-comply")
+    assert data["command"].startswith("steermoe audit --task builtin:refuse-comply --model tiny")
     assert "--suppress 0.1,0.4 --promote 0.125" in data["command"]
     assert str(out) not in done.stdout
 

@@ -305,6 +305,13 @@ def test_nothing_to_audit() -> None:
     assert any("no item of other" in note for note in found.notes)
 
 
+def test_sampled_answers_are_noted() -> None:
+    evaluator = RuledEvaluator(shows_until(4))
+    assert audited(evaluator).notes == ()
+    evaluator.settings = evaluator.settings | {"sampling": {"temperature": 0.8}}
+    assert "sampled" in audited(evaluator).notes[0]
+
+
 def test_how_much_work_is_told_before_it() -> None:
     told: list[module.Work] = []
     evaluator = RuledEvaluator(shows_until(4), lambda signs: first(5, 5))

@@ -44,7 +44,7 @@ class RuledEvaluator:
         layers = [SimpleNamespace(steerable=layer not in dense) for layer in range(self.identity.n_layer)]
         self.model = SimpleNamespace(layer_info=lambda: layers)
         self.metadata: dict[str, Any] = {}
-        self.settings: dict[str, Any] = {"task_sha256": "0" * 64}
+        self.settings: dict[str, Any] = {"task_sha256": "0" * 64, "sampling": {"temperature": 0}}
         self.n_computed = 0
         self.progress: Callable[[str, int, int], None] = lambda *_: None
         self.asked: list[BiasFile | None] = []

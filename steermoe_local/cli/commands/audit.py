@@ -28,7 +28,13 @@ _STEERING = tuple(field.name for field in fields(SteeringFlags))  # experts are 
 
 
 @click.command()
-@evaluation_options(without=(*_STEERING, "benign_name"))
+@click.option(
+    "--task",
+    "task_name",
+    metavar="TASK",
+    help="Task whose positive side is the behaviour: a file (docs/tasks.md), or builtin:NAME.  [required]",
+)
+@evaluation_options(without=(*_STEERING, "benign_name", "task_name"))
 @click.option(
     "--suppress",
     type=SHARES,

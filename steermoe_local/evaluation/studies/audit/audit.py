@@ -223,6 +223,8 @@ class _Study:
             found.append(f"{n_shown} of {facts.n_items} items show the behaviour unsteered, so the intervals are wide")
         if facts.unrelated is not None and not models[0].unrelated_shown:
             found.append(f"no item of {facts.unrelated} shows its positive side unsteered, so it is not compared")
+        if facts.settings["sampling"]["temperature"]:
+            found.append("answers are sampled, so items are lost and gained without any perturbation, too")
         return Audit(
             task=facts.task,
             positive=facts.positive,
