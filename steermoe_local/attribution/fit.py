@@ -90,8 +90,12 @@ class FitOptions:
             raise UsageError(f"seed: {self.seed!r} is not a whole number from 0 to 4294967295")
 
     def settings(self) -> dict[str, Any]:
-        """What results depend on, as plain JSON values. The number of evaluations is not in it: more can be added."""
-        return {name: value for name, value in asdict(self).items() if name not in ("evaluations", "n_threads")}
+        """What the parts of a run depend on, as plain JSON values.
+
+        Budget and evaluations are not in it: a part is known by the values that it measures, whatever asked for them.
+        """
+        without = {"budget", "evaluations", "n_threads"}
+        return {name: value for name, value in asdict(self).items() if name not in without}
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def _draws(text: str) -> int | str:
 )
 @click.option(
     "--draws",
-    type=Parsed[Any]("draws", object, _draws),
+    type=Parsed[Any]("draws", int, _draws),
     default=_AUTO,
     show_default=True,
     metavar="N|auto",
