@@ -22,6 +22,7 @@ from .items import Item
 FloatArray = npt.NDArray[np.float64]
 
 _LOGITS_BYTES = 128 << 20  # of one decode's outputs: a large vocabulary takes fewer rows at once
+_LEAST = -700.0  # stands for -inf as a log-probability of a token that some models never give; its exponential is 0
 _STATES = 16  # sequences of a recurrent model, which keeps a state for each
 
 
@@ -201,7 +202,7 @@ class InterventionDecoder:
             base, *others = self._texts(inputs, shared, document.first, sequences)
             p = np.exp(base)
             for i, steered in zip(group, others, strict=True):
-                found[i] = max(0.0, float((p * (base - steered)).sum()))
+                found[i] = np.maximum(0.0, (p * (base - steered)).sum())  # NaN stays NaN
         return _finite(found)
 
     @property
@@ -241,7 +242,7 @@ class InterventionDecoder:
             )
             for logits in self._outputs(len(group) * n_outputs).reshape(len(group), n_outputs, self._n_vocab):
                 values = logits.astype(np.float64)
-                found.append(values - _log_sum_exp(values)[:, None])
+                found.append(np.maximum(values - _log_sum_exp(values)[:, None], _LEAST))
         return found
 
     def _log_probabilities(self, rows: Sequence[_Row]) -> FloatArray:

@@ -61,7 +61,7 @@ def estimate(draws: npt.ArrayLike, response: npt.ArrayLike) -> Estimates:
     inverse = np.linalg.pinv(full.T @ full)
     coefficients = inverse @ (full.T @ y)
     residual = y - full @ coefficients
-    leverage = np.einsum("ij,jk,ik->i", full, inverse, full)
+    leverage = ((full @ inverse) * full).sum(axis=1)
     weighted = full * (residual / np.maximum(1 - leverage, 1e-12))[:, None]
     variance = np.diag(inverse @ (weighted.T @ weighted) @ inverse)
     effect, se = np.zeros(p), np.full(p, np.inf)
@@ -85,12 +85,17 @@ def held_out_r2(x: FloatArray, y: FloatArray) -> float:
 
 
 def agreement(effect: FloatArray, se: FloatArray, first: int, seed: int = 0) -> float:
-    """Share of the `first` experts by |effect| that another run of as many draws is expected to find among its first.
+    """Share of the `first` experts by |effect| that two runs of as many draws are expected to have in common.
 
-    By a parametric bootstrap: estimates are drawn from the normal distribution about those that were found.
+    By a parametric bootstrap: pairs of runs are drawn from normal distributions about the estimates, which are shrunk
+    towards 0 first (James and Stein, positive part), as estimates spread more widely than what they estimate. Without
+    it, runs that measure nothing but noise would seem to agree.
     """
-    noise = np.random.default_rng(seed).standard_normal((_BOOTSTRAPS, len(effect)))
-    again = np.abs(effect + noise * np.where(np.isfinite(se), se, np.abs(effect).max(initial=0.0)))
-    mine = np.argsort(-np.abs(effect), kind="stable")[:first]
-    theirs = np.argsort(-again, axis=1, kind="stable")[:, :first]
-    return float(np.isin(theirs, mine).mean())
+    known = np.isfinite(se)
+    spread = float(np.square(effect[known]).sum())
+    kept = max(0.0, 1 - float(np.square(se[known]).sum()) / spread) if spread else 0.0
+    error = np.where(known, se, np.abs(effect).max(initial=0.0))
+    noise = np.random.default_rng(seed).standard_normal((2, _BOOTSTRAPS, len(effect)))
+    order = np.argsort(-np.abs(kept * effect + noise * error), axis=-1, kind="stable")[..., :first]
+    both = (order[0][:, :, None] == order[1][:, None, :]).any(axis=2)
+    return float(both.mean())

@@ -75,11 +75,15 @@ def _pair_item(renderer: Renderer, pair: Pair) -> Item:
             "the tokens before the targets differ, so the targets do not answer one prompt; write the same text "
             "before both"
         )
+    if not first:
+        raise PairsError(
+            "no token stands before the targets, so their first one cannot be predicted; begin with a prompt"
+        )
     answers = []
     for prompt, sign in ((one, 1.0), (two, -1.0)):
         scored = tuple(index - first for index in prompt.target)
         answers.append(Answer(tuple(prompt.tokens[first:]), scored, sign))
-    return _item(pair.id, one.tokens[:first], answers)
+    return Item(pair.id, tuple(one.tokens[:first]), tuple(answers))
 
 
 def task_items(renderer: Renderer, task: Task, scorer: Scorer) -> list[Item]:
@@ -111,27 +115,27 @@ def task_items(renderer: Renderer, task: Task, scorer: Scorer) -> list[Item]:
             )
             for index, tokens in enumerate(whole)
         ]
-        found.append(_item(str(item.id), whole[0][:first], answers))
+        if not first:
+            raise UsageError(
+                f"task {task.name}, {item.id}: no token stands before the choices, so their first one cannot be "
+                "predicted; begin with a prompt"
+            )
+        found.append(Item(str(item.id), tuple(whole[0][:first]), tuple(answers)))
     return found
-
-
-def _item(name: str, prompt: Sequence[int], answers: Sequence[Answer]) -> Item:
-    if not prompt:
-        raise UsageError(f"item {name}: no token stands before the answers, so their first one cannot be predicted")
-    return Item(name, tuple(prompt), tuple(answers))
 
 
 def split(items: Sequence[Item], n: int | None, seed: int) -> tuple[list[Item], list[Item]]:
     """Items that estimate and items that confirm, halves of the first `n` (None: all) in an order of the seed's own.
 
-    The order depends on an item's id and the seed alone. A single item, or two, confirm nothing.
+    The order depends on an item's id and the seed alone. Fewer than four items confirm nothing: an error over items
+    takes two.
     """
 
     def key(item: Item) -> Any:
         return hashlib.sha256(f"{seed} {item.id}".encode()).digest()
 
     chosen = sorted(items, key=key)[:n]
-    half = len(chosen) // 2 if len(chosen) > 2 else 0
+    half = len(chosen) // 2 if len(chosen) > 3 else 0
     return chosen[half:], chosen[:half]
 
 

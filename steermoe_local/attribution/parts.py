@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.files import human_duration
+from ..errors import FormatError
 from ..generation.answer_file import AnswerFile
 from ..steering.bias_file import BiasFile
 from .decoding import InterventionDecoder
@@ -21,6 +22,8 @@ Progress = Callable[[str, int, int], None]
 
 Biases = Callable[[], Sequence[BiasFile | None]]
 """Gives the steerings of a block, the same object in every call."""
+
+_AGAIN = "start over with --restart"
 
 
 class Parts:
@@ -57,16 +60,16 @@ class Parts:
             return
         if resume and kept.exists():
             kept.resume(settings)
-            self._records = {str(record["id"]): record["values"] for record in kept.records()}
+            self._records = {str(record["id"]): _values(record, kept) for record in kept.records()}
         else:
             kept.start(settings)
 
     def values(
-        self, name: str, biases: Biases, compute: Callable[[], FloatArray], *, typical: bool = True
+        self, name: str, n: int, biases: Biases, compute: Callable[[], FloatArray], *, typical: bool = True
     ) -> FloatArray:
-        """The values of a part: those kept, or computed under the biases and kept.
+        """The `n` values of a part: those kept, or computed under the biases and kept.
 
-        The first `typical` part that is computed tells how long the others take.
+        The first `typical` part that is computed tells how long the others take. Raises FormatError.
         """
         if name not in self._records:
             if self._decoder.attached is not biases():
@@ -81,9 +84,21 @@ class Parts:
                 self._kept.add({"id": name, "values": values})
             self._records[name] = values
         self.step(1)
-        return np.array(self._records.pop(name))
+        found = np.array(self._records.pop(name))
+        if len(found) != n:
+            assert self._kept is not None
+            raise FormatError(f"{self._kept.path}: {len(found)} values of {name!r}, not {n}; {_AGAIN}")
+        return found
 
     def step(self, n: int) -> None:
         """Count steps that are done."""
         self._steps += n
         self._progress(self._what, self._steps, self.total)
+
+
+def _values(record: Mapping[str, Any], kept: AnswerFile) -> list[float]:
+    """The values of a part that was kept. Raises FormatError."""
+    values = record.get("values")
+    if not isinstance(values, list) or not all(type(value) is float for value in values):
+        raise FormatError(f"{kept.path}: a part that is no list of figures; {_AGAIN}")
+    return values

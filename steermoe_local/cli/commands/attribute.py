@@ -29,12 +29,12 @@ from ..options.opening import open_model
 from ..output import SummedLines, print_json, progress_bar, say, say_written, warn
 from ..streams import console
 
-_AUTO = "auto"
 _IDLE = 20  # the first experts by RD of which the result says how many do nothing
+_AUTO = 0  # draws until the first experts are stable
 
 
-def _draws(text: str) -> int | str:
-    if text == _AUTO:
+def _draws(text: str) -> int:
+    if text == "auto":
         return _AUTO
     if text.isdecimal() and 0 < int(text) < 1 << 31:
         return int(text)
@@ -56,8 +56,8 @@ def _draws(text: str) -> int | str:
 )
 @click.option(
     "--draws",
-    type=Parsed[Any]("draws", int, _draws),
-    default=_AUTO,
+    type=Parsed("draws", int, _draws),
+    default="auto",
     show_default=True,
     metavar="N|auto",
     help="Random interventions of each action; auto: until the first experts are stable.",
@@ -104,7 +104,7 @@ def attribute(
     item_flags: ItemFlags,
     output: Path,
     candidates: int,
-    draws: int | Literal["auto"],
+    draws: int,
     n_items: int | None,
     action: str,
     rate: float | None,
@@ -147,7 +147,7 @@ def attribute(
     expert_map = ExpertMap.load(map_path(map_name))
     options = AttributionOptions(
         n_candidates=candidates,
-        draws=draws,
+        draws=draws or "auto",
         n_items=n_items,
         actions=tuple(ACTIONS) if action == "both" else (action,),
         rate=rate,
