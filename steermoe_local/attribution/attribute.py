@@ -196,9 +196,9 @@ class _Run:
     ) -> None:
         """Choose the candidates, and read what an interrupted run has kept. Raises UsageError."""
         options = self._options
-        self._map.identity.require_same(self._identity, "the map", "the model", options.force)
         self._log = log
         self._parts = Parts(self._decoder, "attribute", progress, log)
+        self._map.identity.require_same(self._identity, "the map", "the model", options.force)
         layers = [layer for layer in self._decoder.steerable_layers if layer < self._map.identity.n_layer]
         self._candidates = choose_candidates(self._map, layers, options.n_candidates, options.seed)
         least = least_draws(len(self._candidates))
@@ -291,11 +291,11 @@ class _Run:
         for item in self._items:
             # a block that ends early is another one: batches of another shape round otherwise
             margins += self._parts.values(
-                f"{action}/{block}/{n}/{item.id}", biases, partial(self._decoder.margins, item)
+                f"{action}/{block}/{n}/{item.id}", n, biases, partial(self._decoder.margins, item)
             )
         cost = np.zeros(n)
         if self._documents:
-            cost = self._parts.values(f"{action}/{block}/{n}/text", biases, self._divergences) / self._n_text
+            cost = self._parts.values(f"{action}/{block}/{n}/text", n, biases, self._divergences) / self._n_text
         return margins / len(self._items), cost
 
     @property
@@ -321,10 +321,12 @@ class _Run:
         def biases() -> list[BiasFile | None]:
             return [None, *(alone(int(index)) for index in first)]
 
-        names = ",".join(str(index) for index in first)
+        names, n = ",".join(str(index) for index in first), 1 + len(first)
         values = np.array(
             [
-                self._parts.values(f"confirm/{action}/{names}/{item.id}", biases, partial(self._decoder.margins, item))
+                self._parts.values(
+                    f"confirm/{action}/{names}/{item.id}", n, biases, partial(self._decoder.margins, item)
+                )
                 for item in self._confirm
             ]
         )

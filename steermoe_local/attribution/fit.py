@@ -90,8 +90,12 @@ class FitOptions:
             raise UsageError(f"seed: {self.seed!r} is not a whole number from 0 to 4294967295")
 
     def settings(self) -> dict[str, Any]:
-        """What results depend on, as plain JSON values. The number of evaluations is not in it: more can be added."""
-        return {name: value for name, value in asdict(self).items() if name not in ("evaluations", "n_threads")}
+        """What the parts of a run depend on, as plain JSON values.
+
+        Budget and evaluations are not in it: a part is known by the values that it measures, whatever asked for them.
+        """
+        without = {"budget", "evaluations", "n_threads"}
+        return {name: value for name, value in asdict(self).items() if name not in without}
 
 
 @dataclass(frozen=True)
@@ -249,7 +253,7 @@ def split_as_attributed(items: Sequence[Item], effects: Effects) -> tuple[list[I
     Raises UsageError when the items are not those of the attribution.
     """
     facts = effects.facts
-    # an attribution with a single confirming item says that it has none
+    # an attribution that had no room for two steerings at once did not confirm, and says that it has no such items
     for n in sorted({facts.n_items + facts.n_confirm, 2 * facts.n_items - 1, 2 * facts.n_items}):
         estimating, confirming = split(items, n, facts.seed)
         if digest([*estimating, *confirming]) == facts.items_sha256:
@@ -441,6 +445,7 @@ class _Run:
             for row, item in enumerate(items):
                 found[row, first : first + n] = self._parts.values(
                     f"{name}/{first}/{item.id}",
+                    len(group()),
                     group,
                     partial(self._decoder.margins, item),
                     typical=len(biases) == self._options.population,
@@ -463,7 +468,7 @@ class _Run:
             group = partial(_same, biases[first : first + n])
             for row, text in enumerate(texts):
                 found[row, first : first + n] = self._parts.values(
-                    f"{name}/{first}//{row}", group, partial(divergences, text)
+                    f"{name}/{first}//{row}", len(group()), group, partial(divergences, text)
                 )
         return found
 

@@ -15,8 +15,6 @@ from ..generation.answer_file import AnswerFile
 from ..steering.bias_file import BiasFile
 from .decoding import InterventionDecoder
 
-_AGAIN = "start over with --restart"
-
 FloatArray = npt.NDArray[np.float64]
 
 Progress = Callable[[str, int, int], None]
@@ -24,6 +22,8 @@ Progress = Callable[[str, int, int], None]
 
 Biases = Callable[[], Sequence[BiasFile | None]]
 """Gives the steerings of a block, the same object in every call."""
+
+_AGAIN = "start over with --restart"
 
 
 class Parts:
@@ -65,12 +65,11 @@ class Parts:
             kept.start(settings)
 
     def values(
-        self, name: str, biases: Biases, compute: Callable[[], FloatArray], *, typical: bool = True
+        self, name: str, n: int, biases: Biases, compute: Callable[[], FloatArray], *, typical: bool = True
     ) -> FloatArray:
-        """The values of a part, one for each bias: those kept, or computed under the biases and kept.
+        """The `n` values of a part: those kept, or computed under the biases and kept.
 
-        The first `typical` part that is computed tells how long the others take. Raises FormatError for kept values
-        that are not as many.
+        The first `typical` part that is computed tells how long the others take. Raises FormatError.
         """
         if name not in self._records:
             if self._decoder.attached is not biases():
@@ -86,7 +85,8 @@ class Parts:
             self._records[name] = values
         self.step(1)
         found = np.array(self._records.pop(name))
-        if self._kept is not None and len(found) != (n := len(biases())):
+        if len(found) != n:
+            assert self._kept is not None
             raise FormatError(f"{self._kept.path}: {len(found)} values of {name!r}, not {n}; {_AGAIN}")
         return found
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._util.package import away_from
 from ..errors import UsageError
 from ..maps.effects import Effects
 
@@ -242,7 +243,8 @@ def _strategy(start: FloatArray, bound: float, population: int, seed: int) -> An
 
 def _cma() -> Any:
     try:
-        import cma
+        with away_from("matplotlibrc"):  # which cma imports matplotlib with, if that is there
+            import cma
     except ImportError:
         raise UsageError(
             "the search needs cma, which is not installed: pip install 'steermoe-local[fit]', or take --method none"

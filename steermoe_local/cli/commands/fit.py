@@ -123,7 +123,7 @@ def fit(
     on other neutral text. The pairs or the task are those of the attribution; docs/fit.md has the mathematics.
 
     What is computed is kept in OUTPUT.partial: an interrupted run goes on with the same command and --resume, and may
-    be given more evaluations.
+    be given another budget, or more evaluations.
 
     \b
     Example:
