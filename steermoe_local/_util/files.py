@@ -34,6 +34,13 @@ def read_bytes(path: StrPath, what: str, limit: int) -> bytes:
     return data
 
 
+def human_duration(seconds: float) -> str:
+    """A time for people: 45 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
+
+
 def human_size(n_bytes: int) -> str:
     """A size for messages: 4.2 GB, 10.1 MB."""
     return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.1f} MB"

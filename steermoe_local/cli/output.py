@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .._util.file_kinds import StrPath
+from .._util.files import human_duration
 from .._util.visible import shortened, visible, visible_json
 from .streams import console, echo, put
 
@@ -177,7 +178,7 @@ class ProgressLines:
             if rate or now > self._start:
                 speed = (done - self._done) / (now - self._start) if now > self._start else 0.0
                 parts.append(rate or _speed(speed))
-                parts += [f"about {duration((total - done) / speed)} left"] if speed else []
+                parts += [f"about {human_duration((total - done) / speed)} left"] if speed else []
             say(", ".join(parts))
 
 
@@ -186,13 +187,6 @@ def _speed(per_second: float) -> str:
         if per_second * seconds >= 1 or unit == "h":
             break
     return f"{per_second * seconds:,.1f}/{unit}"
-
-
-def duration(seconds: float) -> str:
-    """A time from seconds to hours in words, like "12 min"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
 
 
 class SummedLines:

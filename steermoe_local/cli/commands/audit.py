@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..._util.files import human_duration
 from ...errors import UsageError
 from ..options.common import SHARE, SHARES, WORDS
 from ..options.evaluation_setup import NONE, EvaluationSetup, evaluation_options
 from ..options.models_measured import COLUMNS, QuantizerBar, models_done, say_models_kept
 from ..options.steering import SteeringFlags
-from ..output import duration, print_json, print_reports, say, say_written, warn
+from ..output import print_json, print_reports, say, say_written, warn
 from ..streams import console
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def _settings(setup: EvaluationSetup, wanted: Perturbations) -> dict[str, Any]:
 
 def _say_work(work: Work) -> None:
     """How much there is to do, and how long it takes."""
-    took = "" if work.seconds is None else f", about {duration(work.seconds)} at the unsteered model's speed"
+    took = "" if work.seconds is None else f", about {human_duration(work.seconds)} at the unsteered model's speed"
     say(f"{work.name}: {work.n_steerings:,} random steerings, {work.n_answers:,} answers{took}")
 
 
