@@ -128,8 +128,9 @@ def conclusions(found: Audit) -> list[str]:
     lines += [_weakest(part) for part in found.base.weakest]
     lost = [m.name for m in found.models if m.kept is not None and m.kept.high < found.level]
     if len(found.models) > 1:
-        words = f"less than {found.level:.0%} is kept on {', '.join(lost)}" if lost else "none is told to break it"
-        lines.append(f"Of the quantizations, unsteered, {words}.")
+        which = ", ".join(lost)
+        told = f"less than {found.level:.0%} is kept on {which}" if lost else "none is seen to break the behaviour"
+        lines.append(f"Of the quantizations, unsteered, {told}.")
     return lines
 
 
