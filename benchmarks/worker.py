@@ -144,7 +144,7 @@ class Runner:
         params.no_perf = True
         if variant == "recorder":
             shape = (self.n_layer, int(self.metadata("{arch}.expert_count")))
-            self.recorder = capi.NativeRecorder(self.model, 1, shape)
+            self.recorder = capi.NativeRecorder(self.model, 1, shape, sums=True)  # as detection does
             self.recorder.install(params)
         ctx = self.lib.llama_init_from_model(self.model, params)
         if not ctx:

@@ -18,7 +18,7 @@ from tests.support.builders import HEX, hard_bias
 from tests.support.low_level import Context, identity_of, native_bias, open_model
 from tests.support.random_models import OLMOE, STEERABLE, write_random_model
 
-OK, IO, FORMAT, MISMATCH, ARGUMENT = 0, 1, 2, 3, 5
+OK, IO, FORMAT, MISMATCH, ARGUMENT, STATE = 0, 1, 2, 3, 5, 6
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +239,8 @@ def test_null_arguments(c: Any, tiny_model: Any) -> None:
                 c.steermoe_recorder_bind(NULL, ctx),
                 c.steermoe_recorder_set_mask(NULL, mask, 4),
                 c.steermoe_recorder_counts(NULL, NULL, NULL),
+                c.steermoe_recorder_set_sums(NULL, True),
+                c.steermoe_recorder_sums(NULL, 0, NULL, NULL, NULL),
             ],
             "bins": [c.steermoe_recorder_set_mask(recorder._handle, NULL, 4)],
             "range": [c.steermoe_get_layer_info(ctx, layer, info) for layer in (-1, 10**6)],
@@ -248,6 +250,11 @@ def test_null_arguments(c: Any, tiny_model: Any) -> None:
         assert c.steermoe_recorder_set_mask(recorder._handle, NULL, 0) == OK
         assert c.steermoe_recorder_set_mask(recorder._handle, mask, -1) == ARGUMENT
         assert c.steermoe_recorder_counts(recorder._handle, NULL, NULL) == OK
+        assert c.steermoe_recorder_sums(recorder._handle, 0, NULL, NULL, NULL) == STATE
+        assert c.steermoe_recorder_set_sums(recorder._handle, True) == OK
+        assert c.steermoe_recorder_sums(recorder._handle, 1, NULL, NULL, NULL) == OK
+        for n_bins in (-1, 2):
+            assert c.steermoe_recorder_sums(recorder._handle, n_bins, NULL, NULL, NULL) == ARGUMENT
         assert c.steermoe_bias_load(NULL, out) == ARGUMENT
         assert c.steermoe_last_error() == b"path must not be NULL"
     recorder.close()
