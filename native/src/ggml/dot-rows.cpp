@@ -601,8 +601,7 @@ struct floats_bf16 {
 
 // The products of NC columns with NR rows.
 template <typename TYPE, int NC, int NR>
-void multiply_floats(int64_t n, const char * x, size_t stride, const char * const * values, float * const * results,
-                     bool prefetch) {
+void multiply_floats(int64_t n, const char * x, size_t stride, const char * const * values, float * const * results) {
     using value = typename TYPE::value;
     using vec   = typename TYPE::vec;
 
@@ -617,7 +616,7 @@ void multiply_floats(int64_t n, const char * x, size_t stride, const char * cons
             }
         }
         for (int64_t i = j * TYPE::n_values; i < n; i += step) {
-            if (prefetch && j == 0) {
+            if (j == 0) { // for all rows, again and again: measured
                 prefetch_next<NC, step * sizeof(value)>(x + i * sizeof(value), stride);
             }
             decltype(TYPE::load(nullptr)) w[NC];
@@ -750,7 +749,7 @@ template <typename TYPE> void all_floats(const product & p) {
         in_parts<4>(p.n_rows, [&](int64_t row, auto nr) {
             float * results[nr];
             multiply_floats<TYPE, nc, nr>(p.k, p.columns + col * p.stride, p.stride, p.rows->values + row,
-                                          p.results_of(row, col, results, nr), row == 0);
+                                          p.results_of(row, col, results, nr));
         });
     });
 }
