@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from ..errors import ModelMismatchError, SteerMoEError, UsageError
 from ..identity import ModelIdentity
 from ..llama.steered_llama import native_bias
@@ -18,7 +20,7 @@ from ..models.shipped_maps import recommended_numbers, shipped_maps
 from ..steering.bias_file import BiasFile
 from ..steering.rules import Rule, json_cap
 from ..steering.steering import Steering
-from .api_errors import ApiError
+from .api_errors import ApiError, request_error
 from .maps_folder import KeptChoice, MapsFolder, bias_from_base64, map_from_json, name_of_file
 from .schemas import RegisterRequest, SteeringChoice
 
@@ -178,8 +180,15 @@ class SteeringRegistry:
         name = name_of_file(path)
         return name, self._put(name, steering, "command line", replace=True)
 
-    def choose(self, choice: SteeringChoice) -> None:
-        """Give a name other numbers of experts from now on, as the command line asks. Raises ApiError, UsageError."""
+    def choose(self, name: str, fields: Mapping[str, Any]) -> None:
+        """Change the choice of a name from now on, as the command line asks: `fields` of SteeringChoice.
+
+        Raises ApiError, UsageError.
+        """
+        try:
+            choice = SteeringChoice(map=name, **fields)
+        except ValidationError as error:
+            raise request_error(error) from None
         with self._lock:
             entry = self.entry(choice.map)
             self._put(entry.name, _chosen(entry, choice), entry.source, replace=True)

@@ -12,7 +12,7 @@ import pytest
 
 from steermoe_local import BiasFile, ExpertMap, model_info
 from steermoe_local.server import SteeringRegistry
-from steermoe_local.server.schemas import Preset, SteeringChoice
+from steermoe_local.server.schemas import Preset
 from steermoe_local.steering.presets import PRESETS
 from tests.support.paper_models import paper_model, ranking
 from tests.support.running_server import Running, running
@@ -129,7 +129,7 @@ def test_the_default_of_a_server(olmoe: Path, faithful: ExpertMap, maps: Path) -
     """What `steermoe serve --steering authors --preset faithful` does."""
     registry = SteeringRegistry(folder=maps)
     registry.open(model_info(olmoe).require_moe())
-    registry.choose(SteeringChoice(map="authors", preset="faithful"))
+    registry.choose("authors", {"preset": "faithful"})
     applied = registry.resolve("authors")
     assert applied.bias is not None
     assert applied.bias.key == wanted(faithful, "faithful")

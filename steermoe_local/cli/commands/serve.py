@@ -242,10 +242,7 @@ def _choose_default(registry: SteeringRegistry, wanted: str, numbers: Mapping[st
     A bias file takes none: they are refused if they were `given` on the command line, and else left aside. Raises
     SteerMoEError.
     """
-    from pydantic import ValidationError
-
-    from ...server.api_errors import ApiError, request_error
-    from ...server.schemas import SteeringChoice
+    from ...server.api_errors import ApiError
 
     path = Path(os.path.expanduser(wanted))
     name = wanted
@@ -254,10 +251,8 @@ def _choose_default(registry: SteeringRegistry, wanted: str, numbers: Mapping[st
         warn(*warnings)
     try:
         if numbers and (registry.entry(name).is_map or given):  # no name is refused as one
-            registry.choose(SteeringChoice(map=name, **numbers))
+            registry.choose(name, numbers)
         registry.resolve(name)
-    except ValidationError as error:
-        raise UsageError(f"--steering {wanted}: {request_error(error)}") from None
     except ApiError as error:
         cure = "; give --activate N, --deactivate N or --preset" if error.code == "no_numbers" else ""
         reason = str(error).partition("; ")[0] if cure else str(error)
