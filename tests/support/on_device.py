@@ -84,7 +84,14 @@ def rows_of(seen: Seen, name: str, layer: int, width: int) -> npt.NDArray[Any]:
 
 
 def check_promise(
-    seen: Seen, layer: int, info: capi.LayerInfo, row: Any, mode: str, epsilon: float = 0.01, exp: float = oracle.EXP
+    seen: Seen,
+    layer: int,
+    info: capi.LayerInfo,
+    row: Any,
+    mode: str,
+    epsilon: float = 0.01,
+    exp: float = oracle.EXP,
+    cap: float = float("inf"),
 ) -> None:
     """The edit of a steered layer against the NumPy oracle, the choice and the weights that follow, as captured.
 
@@ -97,16 +104,17 @@ def check_promise(
     last = "ffn_moe_logits_steered" if f"ffn_moe_logits_steered-{layer}" in seen else "ffn_moe_probs"
     edited = rows_of(seen, last, layer, n)
     signs = np.asarray(row)
-    expected = oracle.steer(z, mode, row, epsilon)
+    expected = oracle.steer(z, mode, row, epsilon, cap)
     # + 0.0: the sign of a zero logit is not promised
     assert (edited + np.float32(0)).tobytes() == (expected + np.float32(0)).tobytes(), "edited logits differ"
 
     topk = rows_of(seen, "ffn_moe_topk", layer, k)
     assert topk.shape == (len(z), k)
     assert all(len(set(chosen)) == k for chosen in topk.tolist()), "an expert was chosen twice"
-    if mode == "hard":
+    if mode != "soft":
         untouched = signs == 0
         assert edited[:, untouched].tobytes() == z[:, untouched].tobytes(), "untouched logits changed"
+    if mode == "hard":
         for expert in np.flatnonzero(signs > 0):
             assert (topk == expert).any(axis=1).all(), f"expert {expert} is +1, but not always chosen"
         assert not np.isin(topk, np.flatnonzero(signs < 0)).any(), "an expert with -1 was chosen"
@@ -128,19 +136,22 @@ def check_promise(
 def check_sequences(
     context: DeviceContext, identity: ModelIdentity, layers: Sequence[int], exp: float = oracle.EXP
 ) -> None:
-    """Sequences under hard rules, soft ones and none in one batch: each token's edit is that of its own steering."""
+    """Sequences under all rules and under none in one batch: each token's edit is that of its own steering."""
     rng = np.random.default_rng(19)
     n, k = identity.n_expert, identity.n_expert_used
     one, other = ({layer: random_signs(rng, n, k, 1, n // 2) for layer in layers} for _ in range(2))
     zeros = np.zeros(n, np.float32)
-    under: list[tuple[dict[int, Any], str, float]] = [
-        (one, "hard", 0.01),
-        ({layer: 3 * row for layer, row in other.items()}, "soft", 0.01),
-        ({}, "hard", 0.01),
-        ({layers[0]: other[layers[0]]}, "hard", 2.5),
+    inf = float("inf")
+    under: list[tuple[dict[int, Any], str, float, float]] = [
+        (one, "hard", 0.01, inf),
+        ({layer: 3 * row for layer, row in other.items()}, "soft", 0.01, inf),
+        ({}, "hard", 0.01, inf),
+        ({layers[0]: other[layers[0]]}, "hard", 2.5, inf),
+        (one, "capped", 0.01, 1.5),
+        ({layers[-1]: other[layers[-1]]}, "capped", 2.5, 0.25),
     ]
-    for sequence, (rows, mode, epsilon) in enumerate(under):
-        bias = native_bias(identity, rows, mode, epsilon) if rows else None
+    for sequence, (rows, mode, epsilon, cap) in enumerate(under):
+        bias = native_bias(identity, rows, mode, epsilon, cap) if rows else None
         capi.attach_sequence(context.ctx, sequence, bias)
     seen: list[Seen] = [{} for _ in under]
     for start, end in ((0, 6), (6, 7), (7, 8)):
@@ -154,7 +165,7 @@ def check_sequences(
             values = arrays[0].reshape(len(batch), -1)
             for sequence, mine in enumerate(seen):
                 mine.setdefault(name, []).append(values[sequence :: len(under)])
-    for (rows, mode, epsilon), mine in zip(under, seen, strict=True):
+    for (rows, mode, epsilon, cap), mine in zip(under, seen, strict=True):
         for layer in layers:
             info = capi.layer_info(context.ctx, layer)
-            check_promise(mine, layer, info, rows.get(layer, zeros), mode, epsilon, exp)
+            check_promise(mine, layer, info, rows.get(layer, zeros), mode, epsilon, exp, cap)

@@ -145,16 +145,17 @@ def test_logits(path_of: PathOf, servers: list[str], name: str) -> None:
     assert np.abs(steered - plain).max() > 0.05 * np.abs(plain).max()
 
 
-@pytest.mark.parametrize("mode", ["hard", "soft"])
+@pytest.mark.parametrize("mode", ["hard", "soft", "capped"])
 @pytest.mark.parametrize("name", MODELS)
 def test_promise(path_of: PathOf, servers: list[str], name: str, mode: str) -> None:
     path, model = path_of(name), MODELS[name]
-    rows = signs_of(model) if mode == "hard" else {layer: 3 * row for layer, row in signs_of(model).items()}
+    rows = {layer: 3 * row for layer, row in signs_of(model).items()} if mode == "soft" else signs_of(model)
+    cap = 1.5
     with spread(path) as loaded, DeviceContext(loaded, capture=True, n_ubatch=16) as context:
-        capi.attach(context.ctx, bias_of(path, rows, mode))
+        capi.attach(context.ctx, native_bias(identity_of(path), rows, mode, cap=cap))
         decode_all(context)
         for layer, row in rows.items():
-            check_promise(context.seen, layer, capi.layer_info(context.ctx, layer), row, mode)
+            check_promise(context.seen, layer, capi.layer_info(context.ctx, layer), row, mode, cap=cap)
         assert context.hosts == {False}
         assert {place for place in context.places if any(address in place for address in servers)} == context.places
         assert len(context.places) == 2, "the layers are not on both servers"
@@ -204,10 +205,10 @@ def test_tensor_parallel(path_of: PathOf, servers: list[str], name: str) -> None
 def test_recorder(path_of: PathOf, servers: list[str], name: str, stop: bool) -> None:
     path, model = path_of(name), MODELS[name]
     shape, mask = (model.n_layer, model.n_expert), np.random.default_rng(1).integers(-1, 2, N_PROMPT).tolist()
-    found = []
+    found, sums = [], []
     with model_on(path, 0, devices=()) as alone, spread(path) as both:
         for loaded in (alone, both):
-            recorder = capi.NativeRecorder(loaded.model, 2, shape)
+            recorder = capi.NativeRecorder(loaded.model, 2, shape, sums=True)
             with DeviceContext(loaded, recorder=recorder, n_ubatch=20, **CACHE) as context:
                 recorder.bind(context.ctx)
                 recorder.set_stop(stop)
@@ -216,6 +217,7 @@ def test_recorder(path_of: PathOf, servers: list[str], name: str, stop: bool) ->
                 recorder.set_stop(False)
                 rest = np.concatenate([context.decode([t], N_PROMPT + i) for i, t in enumerate(TOKENS[N_PROMPT:])])
                 found.append((np.array(recorder.counts()[0]).reshape(2, *shape), rest))
+                sums.append([np.array(table).reshape(2, model.n_layer, -1) for table in recorder.sums()])
             recorder.close()
         with DeviceContext(both, capture=True, n_ubatch=20, **CACHE) as context:
             context.fresh(TOKENS[:N_PROMPT])
@@ -227,6 +229,11 @@ def test_recorder(path_of: PathOf, servers: list[str], name: str, stop: bool) ->
                 expected[bin_, layer, experts] += 1
     assert np.array_equal(found[1][0], expected)
     assert np.array_equal(found[0][0], found[1][0]), "other counts than in one process"
+    # of one token and expert, in units of its layer's deviation; a weight is off by at most twice as much, of 1
+    off = N_PROMPT * rounding.logits([-1.0, 1.0], model.n_layer, N_SUM)
+    for one, two, size in zip(*sums, (sums[0][0], sums[0][1], np.ones(1)), strict=True):
+        assert one.any()
+        assert np.abs(one - two).max() <= 2 * off * np.abs(size).max()
     assert np.abs(found[0][1] - found[1][1]).max() <= rounding.logits(found[0][1], model.n_layer, N_SUM)
 
 

@@ -141,17 +141,23 @@ def test_logits_are_those_of_the_cpu(path_of: PathOf, name: str, ngl: int) -> No
 
 
 def run_captured(
-    path: Path, loaded: Any, model: RandomModel, rows: dict[int, Any], mode: str = "hard", tokens: Any = None
+    path: Path,
+    loaded: Any,
+    model: RandomModel,
+    rows: dict[int, Any],
+    mode: str = "hard",
+    tokens: Any = None,
+    cap: float = float("inf"),
 ) -> set[bool]:
     tokens = tokens or tokens_of(ALL)
     n_ubatch = 4 if len(tokens) < 32 else 512
     with DeviceContext(loaded, capture=True, n_ubatch=n_ubatch) as context:
-        capi.attach(context.ctx, bias_of(path, rows, mode))
+        capi.attach(context.ctx, native_bias(identity_of(path), rows, mode, cap=cap))
         decode_all(context, tokens)
         for layer, row in rows.items():
             info = capi.layer_info(context.ctx, layer)
             assert info.steered
-            check_promise(context.seen, layer, info, row, mode, exp=EXP)
+            check_promise(context.seen, layer, info, row, mode, exp=EXP, cap=cap)
         return context.hosts
 
 
@@ -181,6 +187,15 @@ def test_soft_rule(path_of: PathOf, name: str, ngl: int) -> None:
     rows = {layer: rng.normal(scale=3, size=model.n_expert) for layer in range(model.n_dense, model.n_layer)}
     with model_on(path, ngl) as loaded:
         run_captured(path, loaded, model, rows, "soft")
+
+
+@pytest.mark.parametrize("ngl", [2, ALL])
+@pytest.mark.parametrize("name", MODELS)
+def test_capped_rule(path_of: PathOf, name: str, ngl: int) -> None:
+    path, model = path_of(name), MODELS[name]
+    with model_on(path, ngl) as loaded:
+        for cap in (0.25, 3.0):
+            run_captured(path, loaded, model, signs_of(model), "capped", cap=cap)
 
 
 @by_case
