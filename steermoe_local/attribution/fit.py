@@ -33,7 +33,7 @@ FloatArray = npt.NDArray[np.float64]
 
 CMA = "cma"
 _LEAST_POPULATION = 4
-_CHOOSING = 3  # of so many of the attribution's items one chooses between start and search
+_CHOOSING = 3  # one of so many items, and documents, chooses between start and search
 _LEAST_CHOOSING = 2  # items: with fewer there is no error
 _SURE = 2.0  # standard errors that a change on the confirming items must exceed to be called confirmed
 
@@ -133,14 +133,17 @@ class Comparison:
 class Choice:
     """How it was chosen between the start and what the search found.
 
-    `taken` is "start" or "search"; `gain` is the gain of the search over the start on `n_items` items that the search
-    has not seen, with its standard error. None of both where there were too few items: the search was taken then.
+    `taken` is "start" or "search". `gain` is the gain of the search over the start on `n_items` items that the search
+    has not seen, with its standard error, and `kl` its cost on `n_text` tokens that the search has not seen. None of
+    them where there were too few items, or documents: the search was taken then, or the cost was not looked at.
     """
 
     taken: Literal["start", "search"]
     n_items: int
+    n_text: int
     gain: float | None
     gain_se: float | None
+    kl: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +224,7 @@ def fit(
             sees two thirds of those that the attribution estimated on, and the others decide whether its result is
             better than the start; those that the attribution confirmed on are measured once, at the end.
         expert_map: a map with effects, as `attribute` returns it.
-        neutral: text on which the cost is measured.
+        neutral: text on which the cost is measured; it is divided in the same way, by documents.
         renderer: of the neutral text; None: the model's.
         options: how. Its fields may also be given as keywords: `fit(llama, items, m, neutral=text, budget=0.05)`.
         kept: where finished parts are kept; with `resume` the run goes on from it, to the bit.
@@ -296,7 +299,9 @@ class _Run:
         held = {item.id for item in self._choosing}
         self._items = [item for item in estimating if item.id not in held]
         renderer = renderer or Renderer(llama._model)
-        self._text = documents(neutral, renderer, options.n_text)
+        text = documents(neutral, renderer, options.n_text)
+        self._choosing_text = text[_CHOOSING - 1 :: _CHOOSING] if self._choosing else []
+        self._text = [document for document in text if document not in self._choosing_text]
         used = max(options.n_text, effects.facts.n_text)  # the start's costs were estimated on the text's beginning
         self._other_text = other_documents(neutral, renderer, used, options.n_text)
         self._stack = ExitStack()
@@ -304,7 +309,7 @@ class _Run:
             InterventionDecoder(
                 llama._model,
                 [*estimating, *self._confirm],
-                [*self._text, *self._other_text],
+                [*text, *self._other_text],
                 n_steerings=options.population,
                 steer="all" if effects.facts.steer == "all" else "answer",
                 n_batch=options.n_batch,
@@ -357,14 +362,14 @@ class _Run:
         self._parts.total = (
             len(self._items)
             + (2 + n_generations) * per_batch
-            + math.ceil(4 / self._decoder.n_steerings) * len(self._choosing)
+            + last * (len(self._choosing) + bool(self._choosing_text))
             + last * (len(self._items) + len(self._text))
             + (last * (len(self._confirm) + len(self._other_text)) if self._confirm else 0)
         )
         self._log(
             f"{len(self._toward)} experts; items: {len(self._items)} to fit, {len(self._choosing)} to choose, "
             f"{len(self._confirm)} to confirm; neutral text: {n_tokens(self._text)} tokens to fit, "
-            f"{n_tokens(self._other_text)} to confirm"
+            f"{n_tokens(self._choosing_text)} to choose, {n_tokens(self._other_text)} to confirm"
         )
         self._base = float(self._margins("unsteered", self._items, [None]).mean())
         start, n = scale_start(self._measure, self._toward, **common)
@@ -395,18 +400,27 @@ class _Run:
         )
 
     def _choose(self, points: Sequence[Point]) -> tuple[Point, Choice]:
-        """The start, which is the first point, or a better one, by the items that choose."""
+        """The start, which is the first point, or a better one, by the items and the text that choose."""
+        n_text = n_tokens(self._choosing_text)
         if not self._choosing:
-            return points[1], Choice("search", 0, None, None)
+            return points[1], Choice("search", 0, 0, None, None, None)
         biases = [self._bias(point.values) for point in points]
-        keys = "".join(bias.key[:16] for bias in biases)
-        margins = self._margins(f"choosing/{keys}", self._choosing, biases)
-        index, gain, error = choose(-margins if self._options.reverse else margins)
+        name = "choosing/" + "".join(bias.key[:16] for bias in biases)
+        margins = self._margins(name, self._choosing, biases)
+        costs = np.zeros(len(points))
+        if self._choosing_text:
+            costs = self._costs(name, self._choosing_text, biases, whole=True)[0] / n_text
+        gains = -margins if self._options.reverse else margins
+        taken, best, gain, error = choose(gains, costs, self._options.budget)
+        cost = float(costs[best]) if n_text else None
+        at = "" if cost is None else f", at a KL of {cost:.4f}"
+        verdict = "it is taken" if taken else "the start stays"
         self._log(
             f"choosing: the search's margin is {gain:+.3f} \N{PLUS-MINUS SIGN} {error:.3f} from the start's on other "
-            f"items; {'it is taken' if index else 'the start stays'}"
+            f"items{at}; {verdict}"
         )
-        return points[index], Choice("search" if index else "start", len(self._choosing), gain, error)
+        choice = Choice("search" if taken else "start", len(self._choosing), n_text, gain, error, cost)
+        return points[taken], choice
 
     def _bias(self, values: FloatArray, n_evaluations: int | None = None) -> BiasFile:
         """The soft bias of some values; with provenance if the number of measured steerings is given."""

@@ -190,6 +190,11 @@ def test_the_confirming_items_and_text_are_measured_last(ground: Ground, monkeyp
     assert (len(searched), len(choosing)) == (found.fitted_on.n_items, found.choice.n_items) == (6, 4)
     assert [n for name, n in order if name in choosing] == [3] * len(choosing)
     assert before - set(text) == estimating
+    choosing_text = {name for name, n in order[:-last] if isinstance(name, Document) and n == 3} - {
+        name for name, n in order[:-last] if isinstance(name, Document) and n == 8
+    }
+    assert 0 < sum(document.n for document in choosing_text) == found.choice.n_text
+    assert found.choice.n_text + found.fitted_on.n_text == 32
 
 
 @pytest.mark.parametrize("n_items", [3, 4, 5, 9])

@@ -192,6 +192,9 @@ def fit(
         kept.discard()
     if result.confirmed_on is not None and not result.is_confirmed:
         warn(f"{output}: on other items the margin does not move to the wanted side by two standard errors")
+    if result.confirmed_on is not None and result.confirmed_on.fitted.kl > budget:
+        cost = result.confirmed_on.fitted
+        warn(f"{output}: on other text the KL is {_with_error(cost.kl, cost.kl_se)}, above the budget of {budget:g}")
     if as_json:
         print_json({"bias": str(output), "bias_digest": result.bias.key, **result.to_dict()})
         return
@@ -217,7 +220,9 @@ def _print(result: Fit) -> None:
         verdict = "it was taken" if choice.taken == "search" else "the start was kept"
         console().print(
             f"\nthe search against the start, on {choice.n_items} items that it has not seen: "
-            f"{choice.gain:+.3f} ± {choice.gain_se:.3f}; {verdict}"
+            f"{choice.gain:+.3f} ± {choice.gain_se:.3f}"
+            + ("" if choice.kl is None else f", KL {choice.kl:.4f} on other text")
+            + f"; {verdict}"
         )
     console().print(
         f"{result.n_evaluations} steerings measured; margins and KL in nats per token, ± one standard error, budget "
