@@ -15,7 +15,8 @@ import pytest
 from steermoe_local import ExpertMap, SteeredLlama, load_pairs
 from steermoe_local.attribution.attribute import attribute
 from steermoe_local.attribution.decoding import InterventionDecoder
-from steermoe_local.attribution.fit import Fit, FitOptions, fit, split_as_attributed
+from steermoe_local.attribution.fit import fit, split_as_attributed
+from steermoe_local.attribution.fitted import Fit, FitOptions
 from steermoe_local.attribution.items import Item, pair_items
 from steermoe_local.attribution.texts import documents, other_documents
 from steermoe_local.errors import ModelMismatchError, UsageError
@@ -119,7 +120,7 @@ def test_its_figures_one_by_one(ground: Ground, fitted: Fit) -> None:
         assert shift.change_se == pytest.approx(change.std(ddof=1) / np.sqrt(10), abs=1e-3)
         assert shift.margin == pytest.approx(np.mean(values[name]), abs=1e-3)
         assert shift.kl == pytest.approx(sum(values[f"{name} kl"]) / 32, abs=1e-3)
-    assert found.gain == pytest.approx(found.fitted.change - found.start.change)
+    assert found.difference == pytest.approx(found.fitted.change - found.start.change)
 
 
 def test_the_provenance(ground: Ground, fitted: Fit, tmp_path: Path) -> None:

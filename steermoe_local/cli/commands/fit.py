@@ -29,7 +29,7 @@ from ..output import SummedLines, facts_table, print_json, progress_bar, say, sa
 from ..streams import console
 
 if TYPE_CHECKING:
-    from ...attribution.fit import Comparison, Fit, Shift
+    from ...attribution.fitted import Comparison, Fit, Shift
 
 _MOST = 1e6  # as FitOptions has it
 
@@ -129,8 +129,9 @@ def fit(
     Example:
       steermoe fit -m tiny --pairs pairs.jsonl --map map2.json --budget 0.02 -o bias.gguf
     """
-    from ...attribution.fit import FitOptions, effects_of
+    from ...attribution.fit import effects_of
     from ...attribution.fit import fit as run
+    from ...attribution.fitted import FitOptions
     from ...evaluation.measuring.opening import model_facts
     from ...generation.answer_file import AnswerFile
     from ...llama.rendering import Renderer, vocabulary_renderer
@@ -244,7 +245,7 @@ def _of(name: str, compared: Comparison, searched: bool) -> list[tuple[str, str]
     ]
     if searched:
         rows[2:2] = [("start", shift(compared.start))]
-        rows.append(("fitted - start", _with_error(compared.gain, compared.gain_se, "+")))
+        rows.append(("fitted - start", _with_error(compared.difference, compared.difference_se, "+")))
     return rows
 
 
