@@ -19,10 +19,11 @@ from steermoe_local.attribution.fit import fit, split_as_attributed
 from steermoe_local.attribution.fitted import Fit, FitOptions
 from steermoe_local.attribution.items import Item, pair_items
 from steermoe_local.attribution.texts import documents, other_documents
-from steermoe_local.errors import ModelMismatchError, UsageError
+from steermoe_local.errors import FormatError, ModelMismatchError, UsageError
 from steermoe_local.evaluation.measuring.opening import open_guards
 from steermoe_local.evaluation.tasks.neutral_text import Document, NeutralText
 from steermoe_local.generation.answer_file import AnswerFile
+from steermoe_local.llama import capi
 from steermoe_local.llama.rendering import Renderer
 from steermoe_local.models.embedded import behaviour
 from steermoe_local.models.shipped_maps import map_path
@@ -230,6 +231,33 @@ def test_the_text_that_was_cut_goes_on_behind_its_document(ground: Ground) -> No
     assert sum(document.n for document in rest) == 40
 
 
+@pytest.mark.parametrize(("most", "together"), [(10, 4), (4, 1)])
+def test_a_population_that_does_not_fit_a_batch(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch, most: int, together: int
+) -> None:
+    """In groups of as many steerings as the sequences allow, with the same figures up to rounding."""
+    whole = ground.fit(method="none")
+    attached: list[int] = []
+    steer_by = InterventionDecoder.steer_by
+
+    def seen(self: InterventionDecoder, biases: Any) -> None:
+        attached.append(len(biases))
+        steer_by(self, biases)
+
+    monkeypatch.setattr(capi, "MAX_SEQUENCES", most)
+    monkeypatch.setattr(InterventionDecoder, "steer_by", seen)
+    steps: list[tuple[int, int]] = []
+    found = ground.fit(method="none", progress=lambda _, done, total: steps.append((done, total)))
+    assert max(attached) == together
+    assert found.n_evaluations == whole.n_evaluations
+    assert steps[-1][0] == steps[-1][1]
+    assert found.confirmed_on is not None
+    assert whole.confirmed_on is not None
+    assert found.confirmed_on.unsteered == pytest.approx(whole.confirmed_on.unsteered, abs=1e-3)
+    # scales of nearly equal gain may change places by rounding; their neighbours are a fifth apart, or two steps
+    assert found.start.dense() == pytest.approx(whole.start.dense(), rel=0.5)
+
+
 #
 # interruptions
 #
@@ -261,6 +289,18 @@ def test_resumed_with_more_evaluations(ground: Ground, tmp_path: Path) -> None:
     assert added <= 3 * 7 + 4 + 6 + 10 + 20
     with AnswerFile(tmp_path / "b.gguf") as kept, pytest.raises(UsageError, match="seed"):
         ground.fit(kept=kept, resume=True, seed=1)
+
+
+@pytest.mark.parametrize("values", ["[0.5]", '"x"', "[null]", "[true, 1, 2]", "{}"])
+def test_a_kept_part_that_is_none(ground: Ground, tmp_path: Path, values: str) -> None:
+    path = tmp_path / "b.gguf.partial"
+    with interrupted_after(12), AnswerFile(tmp_path / "b.gguf") as kept, pytest.raises(KeyboardInterrupt):
+        ground.fit(kept=kept)
+    lines = path.read_text("utf-8").splitlines()
+    name = json.loads(lines[-1])["id"]
+    path.write_text("\n".join([*lines[:-1], f'{{"id": {json.dumps(name)}, "values": {values}}}', ""]), "utf-8")
+    with AnswerFile(tmp_path / "b.gguf") as kept, pytest.raises(FormatError, match="--restart"):
+        ground.fit(kept=kept, resume=True)
 
 
 #
