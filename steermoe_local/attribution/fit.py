@@ -7,9 +7,9 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from ..maps.effects import Effects
 from ..maps.expert_map import ExpertMap
 from ..steering.bias_file import BiasFile
 from .decoding import InterventionDecoder
+from .fitted import CMA, Choice, Comparison, Fit, FitOptions, Shift
 from .items import Item, digest, split
 from .parts import Parts, Progress
 from .search import Direction, Point, choose, direction, refine, require_search, scale_start, search_version
@@ -31,171 +32,8 @@ from .texts import documents, n_tokens, other_documents
 
 FloatArray = npt.NDArray[np.float64]
 
-CMA = "cma"
-_LEAST_POPULATION = 4
-_CHOOSING = 3  # of so many of the attribution's items one chooses between start and search
+_CHOOSING = 3  # one of so many items, and documents, chooses between start and search
 _LEAST_CHOOSING = 2  # items: with fewer there is no error
-_SURE = 2.0  # standard errors that a change on the confirming items must exceed to be called confirmed
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """How `fit` chooses a soft bias.
-
-    Attributes:
-        budget: most KL(unsteered || steered) per token of the neutral text, in nats.
-        n_experts: experts that get a value, at most.
-        method: "cma" refines the start by CMA-ES; "none" only scales it.
-        evaluations: steerings that the search measures, in whole generations.
-        population: steerings of one generation, which share their batches.
-        bound: largest |value|, in logits.
-        reverse: towards the negative side.
-        n_text: tokens of the neutral text that the search uses; as many others confirm.
-        seed: of the search.
-        n_batch, n_threads, type_k, type_v, flash_attn: as in `llama_cpp.Llama`.
-        force: steer a model whose routers differ from the map's.
-
-    Raises UsageError for values outside their ranges.
-    """
-
-    budget: float
-    n_experts: int = 16
-    method: Literal["cma", "none"] = "cma"
-    evaluations: int = 640
-    population: int = 32
-    bound: float = 8.0
-    reverse: bool = False
-    n_text: int = 96
-    seed: int = 0
-    n_batch: int = 512
-    n_threads: int | None = None
-    type_k: int | None = None
-    type_v: int | None = None
-    flash_attn: bool | Literal["auto"] = "auto"
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("budget", "bound"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-                raise UsageError(f"{name}: {value!r} is not a number above 0 and below a million")
-        for name in ("n_experts", "evaluations", "n_text", "n_batch"):
-            if type(value := getattr(self, name)) is not int or value < 1:
-                raise UsageError(f"{name}: {value!r} is not a whole number from 1 up")
-        if type(self.population) is not int or self.population < _LEAST_POPULATION:
-            raise UsageError(f"population: {self.population!r} is not a whole number from {_LEAST_POPULATION} up")
-        if self.method not in (CMA, "none"):
-            raise UsageError(f"method: {self.method!r} is neither cma nor none")
-        if type(self.seed) is not int or not 0 <= self.seed < 1 << 32:
-            raise UsageError(f"seed: {self.seed!r} is not a whole number from 0 to 4294967295")
-
-    def settings(self) -> dict[str, Any]:
-        """What the parts of a run depend on, as plain JSON values.
-
-        Budget and evaluations are not in it: a part is known by the values that it measures, whatever asked for them.
-        """
-        without = {"budget", "evaluations", "n_threads"}
-        return {name: value for name, value in asdict(self).items() if name not in without}
-
-
-@dataclass(frozen=True)
-class Shift:
-    """What a steering does to some items, and to a text: means with their standard errors, in nats per token.
-
-    `margin` is the mean margin, `change` its difference to the unsteered one. The error of `change` is over the items,
-    that of `kl` over the text's documents; None where there is only one.
-    """
-
-    margin: float
-    change: float
-    change_se: float | None
-    kl: float
-    kl_se: float | None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The unsteered model, the start and the fitted bias on the same items and text.
-
-    `gain` is the change by the fitted bias less that by the start, with its error over the items.
-    """
-
-    n_items: int
-    n_text: int
-    unsteered: float
-    start: Shift
-    fitted: Shift
-    gain: float
-    gain_se: float | None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How it was chosen between the start and what the search found.
-
-    `taken` is "start" or "search"; `gain` is the gain of the search over the start on `n_items` items that the search
-    has not seen, with its standard error. None of both where there were too few items: the search was taken then.
-    """
-
-    taken: Literal["start", "search"]
-    n_items: int
-    gain: float | None
-    gain_se: float | None
-
-
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """A fitted soft bias, and what was measured of it.
-
-    `start` is the bias of the closed form at its best scale. `fitted_on` are the items and the text that the search
-    has used, so that its figures are too good; `confirmed_on` are others, None where there is no item to confirm on.
-    `choice` says whether `bias` is the start or what the search found, None without a search.
-    """
-
-    bias: BiasFile
-    start: BiasFile
-    experts: tuple[tuple[int, int], ...]
-    options: FitOptions
-    choice: Choice | None
-    fitted_on: Comparison
-    confirmed_on: Comparison | None
-    n_evaluations: int
-    n_generations: int
-    ended: str
-
-    @property
-    def is_confirmed(self) -> bool:
-        """Whether the margin moves to the wanted side on other items, by more than two standard errors."""
-        if self.confirmed_on is None or (error := self.confirmed_on.fitted.change_se) is None:
-            return False
-        change = self.confirmed_on.fitted.change
-        return (-change if self.options.reverse else change) > _SURE * error
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        start, fitted = self.start.dense(), self.bias.dense()
-        return {
-            "method": self.options.method,
-            "reverse": self.options.reverse,
-            "budget": self.options.budget,
-            "seed": self.options.seed,
-            "n_evaluations": self.n_evaluations,
-            "n_generations": self.n_generations,
-            "ended": self.ended,
-            "choice": None if self.choice is None else asdict(self.choice),
-            "experts": [
-                {
-                    "layer": layer,
-                    "expert": expert,
-                    "start": float(start[layer, expert]),
-                    "fitted": float(fitted[layer, expert]),
-                }
-                for layer, expert in self.experts
-            ],
-            "fitted_on": asdict(self.fitted_on),
-            "confirmed_on": None if self.confirmed_on is None else asdict(self.confirmed_on),
-            "is_confirmed": self.is_confirmed,
-        }
 
 
 def fit(
@@ -221,7 +59,7 @@ def fit(
             sees two thirds of those that the attribution estimated on, and the others decide whether its result is
             better than the start; those that the attribution confirmed on are measured once, at the end.
         expert_map: a map with effects, as `attribute` returns it.
-        neutral: text on which the cost is measured.
+        neutral: text on which the cost is measured; it is divided in the same way, by documents.
         renderer: of the neutral text; None: the model's.
         options: how. Its fields may also be given as keywords: `fit(llama, items, m, neutral=text, budget=0.05)`.
         kept: where finished parts are kept; with `resume` the run goes on from it, to the bit.
@@ -296,7 +134,9 @@ class _Run:
         held = {item.id for item in self._choosing}
         self._items = [item for item in estimating if item.id not in held]
         renderer = renderer or Renderer(llama._model)
-        self._text = documents(neutral, renderer, options.n_text)
+        text = documents(neutral, renderer, options.n_text)
+        self._choosing_text = text[_CHOOSING - 1 :: _CHOOSING] if self._choosing else []
+        self._text = [document for document in text if document not in self._choosing_text]
         used = max(options.n_text, effects.facts.n_text)  # the start's costs were estimated on the text's beginning
         self._other_text = other_documents(neutral, renderer, used, options.n_text)
         self._stack = ExitStack()
@@ -304,7 +144,7 @@ class _Run:
             InterventionDecoder(
                 llama._model,
                 [*estimating, *self._confirm],
-                [*self._text, *self._other_text],
+                [*text, *self._other_text],
                 n_steerings=options.population,
                 steer="all" if effects.facts.steer == "all" else "answer",
                 n_batch=options.n_batch,
@@ -357,14 +197,14 @@ class _Run:
         self._parts.total = (
             len(self._items)
             + (2 + n_generations) * per_batch
-            + math.ceil(4 / self._decoder.n_steerings) * len(self._choosing)
+            + last * (len(self._choosing) + bool(self._choosing_text))
             + last * (len(self._items) + len(self._text))
             + (last * (len(self._confirm) + len(self._other_text)) if self._confirm else 0)
         )
         self._log(
             f"{len(self._toward)} experts; items: {len(self._items)} to fit, {len(self._choosing)} to choose, "
             f"{len(self._confirm)} to confirm; neutral text: {n_tokens(self._text)} tokens to fit, "
-            f"{n_tokens(self._other_text)} to confirm"
+            f"{n_tokens(self._choosing_text)} to choose, {n_tokens(self._other_text)} to confirm"
         )
         self._base = float(self._margins("unsteered", self._items, [None]).mean())
         start, n = scale_start(self._measure, self._toward, **common)
@@ -395,18 +235,27 @@ class _Run:
         )
 
     def _choose(self, points: Sequence[Point]) -> tuple[Point, Choice]:
-        """The start, which is the first point, or a better one, by the items that choose."""
+        """The start, which is the first point, or a better one, by the items and the text that choose."""
+        n_text = n_tokens(self._choosing_text)
         if not self._choosing:
-            return points[1], Choice("search", 0, None, None)
+            return points[1], Choice("search", 0, 0, None, None, None)
         biases = [self._bias(point.values) for point in points]
-        keys = "".join(bias.key[:16] for bias in biases)
-        margins = self._margins(f"choosing/{keys}", self._choosing, biases)
-        index, gain, error = choose(-margins if self._options.reverse else margins)
+        name = "choosing/" + "".join(bias.key[:16] for bias in biases)
+        margins = self._margins(name, self._choosing, biases)
+        costs = np.zeros(len(points))
+        if self._choosing_text:
+            costs = self._costs(name, self._choosing_text, biases, whole=True)[0] / n_text
+        gains = -margins if self._options.reverse else margins
+        taken, best, gain, error = choose(gains, costs, self._options.budget)
+        cost = float(costs[best]) if n_text else None
+        at = "" if cost is None else f", at a KL of {cost:.4f}"
+        verdict = "it is taken" if taken else "the start stays"
         self._log(
             f"choosing: the search's margin is {gain:+.3f} \N{PLUS-MINUS SIGN} {error:.3f} from the start's on other "
-            f"items; {'it is taken' if index else 'the start stays'}"
+            f"items{at}; {verdict}"
         )
-        return points[index], Choice("search" if index else "start", len(self._choosing), gain, error)
+        choice = Choice("search" if taken else "start", len(self._choosing), n_text, gain, error, cost)
+        return points[taken], choice
 
     def _bias(self, values: FloatArray, n_evaluations: int | None = None) -> BiasFile:
         """The soft bias of some values; with provenance if the number of measured steerings is given."""
@@ -487,15 +336,15 @@ class _Run:
             mean, se = _mean(change[:, index])
             return Shift(float(margins[:, index].mean()), mean, se, kl, kl_se)
 
-        gain, gain_se = _mean(margins[:, 2] - margins[:, 1])
+        difference, difference_se = _mean(margins[:, 2] - margins[:, 1])
         return Comparison(
             n_items=len(items),
             n_text=n_tokens(list(text)),
             unsteered=float(margins[:, 0].mean()),
             start=shift(1),
             fitted=shift(2),
-            gain=gain,
-            gain_se=gain_se,
+            difference=difference,
+            difference_se=difference_se,
         )
 
 

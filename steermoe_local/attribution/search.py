@@ -28,6 +28,7 @@ _GRIDS = 3  # grids at most, each below the one before, until a scale is within 
 _RAY = (0.75, 1.1)  # multiples of the search's mean that are measured at its end
 _STEEP = 2.0  # slope of the penalty, in gains for each budget: four times that of the gain in the start's model
 _WIDTH = 0.3  # first standard deviation of the search, in shares of each value
+_ROUNDING = 1e-3  # nats: margins of equal steerings may differ by less, as batches round
 _LEAST_SHARE = 0.25  # of the largest value: experts with smaller ones are varied as if they had it
 
 
@@ -184,18 +185,23 @@ def refine(
     )
 
 
-def choose(gains: FloatArray) -> tuple[int, float, float]:
-    """Which of some points to take by their gains on other items, float64 [n_items, n_points], the start first.
+def choose(gains: FloatArray, costs: FloatArray, budget: float) -> tuple[int, int, float, float]:
+    """Which of some points to take by what they do to other items and another text.
 
-    The start stays unless another one is better by more than a standard error of the difference (the rule of one
-    standard error: Breiman et al., Classification and Regression Trees, 1984). Returns the index, and the difference of
-    the best other point with its error. `n_items` is at least 2, `n_points` as well.
+    `gains`: float64 [n_items, n_points], `costs`: float64 [n_points]; the start is the first point. It stays unless
+    another one is within the budget, and better by more than a standard error of the difference (the rule of one
+    standard error: Breiman et al., Classification and Regression Trees, 1984). `n_items` and `n_points` are 2 at least.
+
+    Returns the index of the point to take; and that of the best other one, its difference and the error of that.
     """
     others = gains[:, 1:] - gains[:, :1]
-    best = int(others.mean(axis=0).argmax())
-    difference = float(others[:, best].mean())
+    within = np.flatnonzero(costs[1:] <= budget)
+    means = others.mean(axis=0)
+    best = int(within[means[within].argmax()] if len(within) else means.argmax())
+    difference = float(means[best])
     error = float(others[:, best].std(ddof=1) / np.sqrt(len(gains)))
-    return (best + 1 if difference > error else 0), difference, error
+    taken = len(within) > 0 and difference > max(error, _ROUNDING)
+    return (best + 1 if taken else 0), best + 1, difference, error
 
 
 def require_search() -> None:

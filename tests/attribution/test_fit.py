@@ -15,13 +15,15 @@ import pytest
 from steermoe_local import ExpertMap, SteeredLlama, load_pairs
 from steermoe_local.attribution.attribute import attribute
 from steermoe_local.attribution.decoding import InterventionDecoder
-from steermoe_local.attribution.fit import Fit, FitOptions, fit, split_as_attributed
+from steermoe_local.attribution.fit import fit, split_as_attributed
+from steermoe_local.attribution.fitted import Fit, FitOptions
 from steermoe_local.attribution.items import Item, pair_items
 from steermoe_local.attribution.texts import documents, other_documents
-from steermoe_local.errors import ModelMismatchError, UsageError
+from steermoe_local.errors import FormatError, ModelMismatchError, UsageError
 from steermoe_local.evaluation.measuring.opening import open_guards
 from steermoe_local.evaluation.tasks.neutral_text import Document, NeutralText
 from steermoe_local.generation.answer_file import AnswerFile
+from steermoe_local.llama import capi
 from steermoe_local.llama.rendering import Renderer
 from steermoe_local.models.embedded import behaviour
 from steermoe_local.models.shipped_maps import map_path
@@ -119,7 +121,7 @@ def test_its_figures_one_by_one(ground: Ground, fitted: Fit) -> None:
         assert shift.change_se == pytest.approx(change.std(ddof=1) / np.sqrt(10), abs=1e-3)
         assert shift.margin == pytest.approx(np.mean(values[name]), abs=1e-3)
         assert shift.kl == pytest.approx(sum(values[f"{name} kl"]) / 32, abs=1e-3)
-    assert found.gain == pytest.approx(found.fitted.change - found.start.change)
+    assert found.difference == pytest.approx(found.fitted.change - found.start.change)
 
 
 def test_the_provenance(ground: Ground, fitted: Fit, tmp_path: Path) -> None:
@@ -190,6 +192,11 @@ def test_the_confirming_items_and_text_are_measured_last(ground: Ground, monkeyp
     assert (len(searched), len(choosing)) == (found.fitted_on.n_items, found.choice.n_items) == (6, 4)
     assert [n for name, n in order if name in choosing] == [3] * len(choosing)
     assert before - set(text) == estimating
+    choosing_text = {name for name, n in order[:-last] if isinstance(name, Document) and n == 3} - {
+        name for name, n in order[:-last] if isinstance(name, Document) and n == 8
+    }
+    assert 0 < sum(document.n for document in choosing_text) == found.choice.n_text
+    assert found.choice.n_text + found.fitted_on.n_text == 32
 
 
 @pytest.mark.parametrize("n_items", [3, 4, 5, 9])
@@ -224,6 +231,33 @@ def test_the_text_that_was_cut_goes_on_behind_its_document(ground: Ground) -> No
     assert sum(document.n for document in rest) == 40
 
 
+@pytest.mark.parametrize(("most", "together"), [(10, 4), (4, 1)])
+def test_a_population_that_does_not_fit_a_batch(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch, most: int, together: int
+) -> None:
+    """In groups of as many steerings as the sequences allow, with the same figures up to rounding."""
+    whole = ground.fit(method="none")
+    attached: list[int] = []
+    steer_by = InterventionDecoder.steer_by
+
+    def seen(self: InterventionDecoder, biases: Any) -> None:
+        attached.append(len(biases))
+        steer_by(self, biases)
+
+    monkeypatch.setattr(capi, "MAX_SEQUENCES", most)
+    monkeypatch.setattr(InterventionDecoder, "steer_by", seen)
+    steps: list[tuple[int, int]] = []
+    found = ground.fit(method="none", progress=lambda _, done, total: steps.append((done, total)))
+    assert max(attached) == together
+    assert found.n_evaluations == whole.n_evaluations
+    assert steps[-1][0] == steps[-1][1]
+    assert found.confirmed_on is not None
+    assert whole.confirmed_on is not None
+    assert found.confirmed_on.unsteered == pytest.approx(whole.confirmed_on.unsteered, abs=1e-3)
+    # scales of nearly equal gain may change places by rounding; their neighbours are a fifth apart, or two steps
+    assert found.start.dense() == pytest.approx(whole.start.dense(), rel=0.5)
+
+
 #
 # interruptions
 #
@@ -255,6 +289,18 @@ def test_resumed_with_more_evaluations(ground: Ground, tmp_path: Path) -> None:
     assert added <= 3 * 7 + 4 + 6 + 10 + 20
     with AnswerFile(tmp_path / "b.gguf") as kept, pytest.raises(UsageError, match="seed"):
         ground.fit(kept=kept, resume=True, seed=1)
+
+
+@pytest.mark.parametrize("values", ["[0.5]", '"x"', "[null]", "[true, 1, 2]", "{}"])
+def test_a_kept_part_that_is_none(ground: Ground, tmp_path: Path, values: str) -> None:
+    path = tmp_path / "b.gguf.partial"
+    with interrupted_after(12), AnswerFile(tmp_path / "b.gguf") as kept, pytest.raises(KeyboardInterrupt):
+        ground.fit(kept=kept)
+    lines = path.read_text("utf-8").splitlines()
+    name = json.loads(lines[-1])["id"]
+    path.write_text("\n".join([*lines[:-1], f'{{"id": {json.dumps(name)}, "values": {values}}}', ""]), "utf-8")
+    with AnswerFile(tmp_path / "b.gguf") as kept, pytest.raises(FormatError, match="--restart"):
+        ground.fit(kept=kept, resume=True)
 
 
 #

@@ -289,16 +289,33 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 #
 
 
-def test_the_start_stays_unless_another_is_better_by_an_error() -> None:
-    start = np.array([1.0, 2.0, 3.0, 4.0])
-    noise = np.array([-0.4, 0.4, -0.4, 0.4])
-    error = float(noise.std(ddof=1) / 2)
-    worse, level, better = (start + noise + by * error for by in (-1.5, 0.9, 1.1))
-    index, gain, se = choose(np.stack([start, worse, level], axis=1))
-    assert (index, gain, se) == (0, pytest.approx(0.9 * error), pytest.approx(error))
-    index, gain, _ = choose(np.stack([start, worse, better, level], axis=1))
-    assert (index, gain) == (2, pytest.approx(1.1 * error))
+START = np.array([1.0, 2.0, 3.0, 4.0])
+NOISE = np.array([-0.4, 0.4, -0.4, 0.4])
+ERROR = float(NOISE.std(ddof=1) / 2)
 
 
-def test_equal_points_leave_the_start() -> None:
-    assert choose(np.ones((5, 3)))[0] == 0
+def points(*by: float) -> Array:
+    """The start's gains, and those of points that are better by some standard errors."""
+    return np.stack([START, *(START + NOISE + errors * ERROR for errors in by)], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("by", "costs", "found"),
+    [
+        ((-1.5, 0.9), (0, 0, 0), (0, 2, 0.9)),
+        ((-1.5, 1.1, 0.9), (0, 0, 0, 0), (2, 2, 1.1)),
+        ((3.0, 2.0), (0, 1.1, 1.0), (2, 2, 2.0)),  # the best one is above the budget, which is 1
+        ((3.0, 0.5), (0, 1.1, 1.0), (0, 2, 0.5)),
+        ((3.0, 4.0), (0, 1.1, 1.2), (0, 2, 4.0)),  # all are
+        ((-1.5, 0.9), (9, 0, 0), (0, 2, 0.9)),  # the start's own cost does not count: the search has bound it
+    ],
+)
+def test_the_start_stays_unless_another_is_better_by_an_error(by: Any, costs: Any, found: Any) -> None:
+    taken, best, gain, error = choose(points(*by), np.array(costs, float), 1.0)
+    assert (taken, best, gain) == (*found[:2], pytest.approx(found[2] * ERROR))
+    assert error == pytest.approx(ERROR)
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1e-4])
+def test_equal_points_leave_the_start(rounding: float) -> None:
+    assert choose(np.stack([START, START + rounding], axis=1), np.zeros(2), 1.0)[0] == 0

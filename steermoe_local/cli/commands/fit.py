@@ -29,7 +29,7 @@ from ..output import SummedLines, facts_table, print_json, progress_bar, say, sa
 from ..streams import console
 
 if TYPE_CHECKING:
-    from ...attribution.fit import Comparison, Fit, Shift
+    from ...attribution.fitted import Comparison, Fit, Shift
 
 _MOST = 1e6  # as FitOptions has it
 
@@ -129,8 +129,9 @@ def fit(
     Example:
       steermoe fit -m tiny --pairs pairs.jsonl --map map2.json --budget 0.02 -o bias.gguf
     """
-    from ...attribution.fit import FitOptions, effects_of
+    from ...attribution.fit import effects_of
     from ...attribution.fit import fit as run
+    from ...attribution.fitted import FitOptions
     from ...evaluation.measuring.opening import model_facts
     from ...generation.answer_file import AnswerFile
     from ...llama.rendering import Renderer, vocabulary_renderer
@@ -192,6 +193,9 @@ def fit(
         kept.discard()
     if result.confirmed_on is not None and not result.is_confirmed:
         warn(f"{output}: on other items the margin does not move to the wanted side by two standard errors")
+    if result.confirmed_on is not None and result.confirmed_on.fitted.kl > budget:
+        cost = result.confirmed_on.fitted
+        warn(f"{output}: on other text the KL is {_with_error(cost.kl, cost.kl_se)}, above the budget of {budget:g}")
     if as_json:
         print_json({"bias": str(output), "bias_digest": result.bias.key, **result.to_dict()})
         return
@@ -217,7 +221,9 @@ def _print(result: Fit) -> None:
         verdict = "it was taken" if choice.taken == "search" else "the start was kept"
         console().print(
             f"\nthe search against the start, on {choice.n_items} items that it has not seen: "
-            f"{choice.gain:+.3f} ± {choice.gain_se:.3f}; {verdict}"
+            f"{choice.gain:+.3f} ± {choice.gain_se:.3f}"
+            + ("" if choice.kl is None else f", KL {choice.kl:.4f} on other text")
+            + f"; {verdict}"
         )
     console().print(
         f"{result.n_evaluations} steerings measured; margins and KL in nats per token, ± one standard error, budget "
@@ -239,7 +245,7 @@ def _of(name: str, compared: Comparison, searched: bool) -> list[tuple[str, str]
     ]
     if searched:
         rows[2:2] = [("start", shift(compared.start))]
-        rows.append(("fitted - start", _with_error(compared.gain, compared.gain_se, "+")))
+        rows.append(("fitted - start", _with_error(compared.difference, compared.difference_se, "+")))
     return rows
 
 
