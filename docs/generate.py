@@ -55,7 +55,7 @@ experts of which {k} are used, and **promise** stands for, in every steerable la
   them, under the hard, the soft and the capped rule; under the hard rule, and under the capped one without a limit,
   promoted experts are selected for every token, suppressed experts never;
 - a bias of zeros, a cap of 0, or a bias that was taken off again, leaves every bit of the logits;
-- recorded counts are those of the selection seen in the graph.
+- recorded counts are those of the selection seen in the graph, recorded sums those of its logits and weights.
 
 *groups*: the same with {n_groups} groups of experts of which {n_groups_used} are used (any file may ask for them).
 *saturated*: the same with logits so large that gating rounds many of them to one value. *by table*: the same with a
