@@ -36,6 +36,7 @@ SIDES = ("answer", "all", "alone", "kept")
 RUN = {"actions": 2, "draws": 1088, "items": 30, "confirm": 30}
 N_FIRST = 9  # steerings of a confirming item: the first experts, and none
 CORES = 8
+APART = ("difference, answers", "difference, prompts, too", "difference, one by one, other batches")
 # what is compared: (column, faster, slower); the first has the aim
 RATIOS = (
     ("answers steered, over one by one", "answer", "alone"),
@@ -63,7 +64,7 @@ def start(model: Path, n_threads: int, *flags: str) -> Worker:
 def measure_model(model: Path, n_threads: int, n_rounds: int, log: performance.Log) -> dict[str, Any]:
     """Seconds of a draw on each side, round by round, how far margins lie apart, and peaks of memory."""
     times: dict[str, list[dict[str, float]]] = {name: [] for name in (*SIDES, "text")}
-    apart: dict[str, float] = {"answer": 0.0, "all": 0.0}
+    apart: dict[str, float] = {"answer": 0.0, "all": 0.0, "kept": 0.0}
     with (
         start(model, n_threads, "--steer", "answer") as answer,
         start(model, n_threads, "--steer", "all") as both,
@@ -89,6 +90,9 @@ def measure_model(model: Path, n_threads: int, n_rounds: int, log: performance.L
             for batched, one in (("answer", "kept"), ("all", "alone")):
                 off = np.abs(values[batched][: N_DRAWS[one]] - values[one])
                 apart[batched] = max(apart[batched], float(off.max()))
+        # what rounding does to SteeredLlama itself
+        again = np.array(alone.ask("kept", n=N_DRAWS["kept"], n_together=16)["values"])
+        apart["kept"] = float(np.abs(again - values["kept"]).max())
         spread = {name: float(np.std(values[name])) for name in ("answer", "all")}
         peaks = {
             name: worker.ask("memory")["peak"] for name, worker in (("answer", answer), ("all", both), ("alone", alone))
@@ -161,7 +165,7 @@ def render(report: dict[str, Any]) -> str:
                     for found in one["ratios"].values()
                 ),
                 one["holds"],
-                *(f"{one['apart'][side]:.1e} / {one['spread'][side]:.1e}" for side in ("answer", "all")),
+                *(f"{one['apart'][side]:.4f}" for side in ("answer", "all", "kept")),
             ]
         )
         total = run_hours(one)
@@ -177,16 +181,16 @@ def render(report: dict[str, Any]) -> str:
             ],
             speeds,
         ),
-        "How many times as many draws in CPU time (in wall time), and the largest difference of a margin from that of "
-        f"the same intervention alone over the spread of margins; aim of the first: {AIM:.0f}.",
+        f"How many times as many draws in CPU time (in wall time); aim of the first: {AIM:.0f}. Then the largest "
+        "difference, in nats, of a margin from that of the same intervention one by one, and last of SteeredLlama's "
+        "own margins when it reads the prompt in other batches: what rounding does to these random models.",
         performance.table(
             [
                 "model",
                 "threads",
                 *(column for column, _, _ in RATIOS),
                 "holds",
-                "apart, answers",
-                "apart, prompts, too",
+                *APART,
             ],
             ratios,
         ),

@@ -96,12 +96,16 @@ class Interventions:
         """The same margins with steered prompts by SteeredLlama, one draw after the other; the answers share it."""
         return _timed(lambda: np.array([self._margin(bias) for bias in self._biases(n)]))
 
-    def kept(self, n: int) -> dict[str, Any]:
-        """The same with the unsteered prompt kept in memory, which SteeredLlama's interface does not offer."""
+    def kept(self, n: int, n_together: int = 512) -> dict[str, Any]:
+        """The same with the unsteered prompt kept in memory, which SteeredLlama's interface does not offer.
+
+        The prompt is read `n_together` tokens at a time.
+        """
 
         def compute() -> npt.NDArray[np.float64]:
             self.llama.set_bias(None)
-            self._read(self.item.prompt[:-1])
+            for start in range(0, len(self.item.prompt) - 1, n_together):
+                self._read(self.item.prompt[:-1][start : start + n_together])
             found = []
             for bias in self._biases(n):
                 assert bias is not None
