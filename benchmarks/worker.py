@@ -58,14 +58,15 @@ def steering_rows(n_layer: int, n_expert: int, mode: str, seed: int = 1) -> dict
 
 
 def memory_use() -> dict[str, float | None]:
-    """Peak of resident memory, and what is private now (no file pages), in MB; None where the system has no /proc."""
+    """Peak of resident memory, and of what is resident now private memory and pages of mapped files, in MB.
+
+    None where the system has no /proc.
+    """
+    figures = (("peak", "VmHWM"), ("anonymous", "RssAnon"), ("mapped", "RssFile"))
     if not STATUS.exists():
-        return {"peak": None, "anonymous": None}
+        return {name: None for name, _ in figures}
     fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-    return {
-        name: int(fields[field].split()[0]) * 1024 / 1e6
-        for name, field in (("peak", "VmHWM"), ("anonymous", "RssAnon"))
-    }
+    return {name: int(fields[field].split()[0]) * 1024 / 1e6 for name, field in figures}
 
 
 class Runner:
