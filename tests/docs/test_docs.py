@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from steermoe_local.llama.library import pinned_version
+from steermoe_local.maps.expert_map import ExpertMap
 from tests.support.paths import ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -50,11 +51,18 @@ def test_the_shell_blocks_run_and_steer(workplace: Path) -> None:
     assert json.loads("{" + data)["steering"]["n_active"] == 2
 
 
+def test_the_commands_about_causes_run(workplace: Path) -> None:
+    printed = run(["bash", "-euo", "pipefail", "-c", blocks("sh")[2]], workplace)
+    assert ExpertMap.load(workplace / "causes.json").effects is not None
+    assert printed.strip().splitlines()[-1].strip().isdigit()
+    assert len(blocks("sh")) == 4, "each block is run by a test"
+
+
 def test_the_commands_that_measure_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With less of the guards than they would take, which is most of their time."""
     for name, value in (("BENIGN", "none"), ("N_TEXT", "50")):
         monkeypatch.setenv(f"STEERMOE_{name}", value)
-    (script,) = blocks("sh")[2:]
+    script = blocks("sh")[3]
     before = {path.name for path in workplace.iterdir()}
     run(["bash", "-euo", "pipefail", "-c", script], workplace)
     assert {path.name for path in workplace.iterdir()} - before == {"eval", "sweep", "tune", "transfer", "audit"}
