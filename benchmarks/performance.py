@@ -190,8 +190,8 @@ def measure_memory(shape: str, model: Path, n_repetitions: int, n_threads: int, 
     pages of a mapped file come and go with the system's cache.
 
     Those of the libraries are left out of what the promise is about: they are as many for one expert as for all,
-    processes share them, and the kernel maps them by 64 kB, so that their number depends on where the linker puts what
-    is used.
+    processes share them, and the kernel maps them by 64 kB, so that their number depends on where the linker puts
+    what is used.
     """
     n_tokens = 512  # a full ubatch: every part of the buffers is used
     modes: tuple[Mode, ...] = ("hard", "soft")
@@ -424,15 +424,8 @@ def memory_section(memory: dict[str, Any]) -> str:
             total = statistics.median(found["megabytes"][name]["peak"])
             cells = [f"{over[kind]:+.2f} MB" for kind in ("peak", "own", "anonymous")] + [limit, over.get("holds", "")]
             rows.append([f"{shape}, {found['n_experts']:,} experts", NAMES.get(name, name), f"{total:.1f} MB", *cells])
-    header = [
-        "shape",
-        "run",
-        "peak",
-        "peak over stock",
-        "without the libraries' pages",
-        "private at the end, over stock",
-    ]
-    header += ["promise", "holds"]
+    header = ["shape", "run", "peak", "peak over stock", "without the libraries' pages"]
+    header += ["private at the end, over stock", "promise", "holds"]
     return "### Memory\n\n" + table(header, rows)
 
 

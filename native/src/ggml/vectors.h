@@ -7,7 +7,8 @@
 
 #include <cstdint>
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VNNI__)
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__) &&                 \
+    defined(__AVX512VNNI__)
 #    define FAST_EXPERTS_512 1 // with 512-bit registers, too
 #endif
 
