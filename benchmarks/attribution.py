@@ -197,7 +197,13 @@ def render(report: dict[str, Any]) -> str:
         f"A run with {RUN['actions']} actions, {RUN['draws']} draws of each (the most that `auto` takes for 64 "
         f"candidates), {RUN['items']} such items that estimate, {RUN['confirm']} that confirm, and the neutral text:",
         performance.table(
-            ["model", "threads", "hours of CPU time", f"hours on {CORES} cores like these", "one by one, CPU time"],
+            [
+                "model",
+                "threads",
+                "hours of CPU time",
+                f"hours on {CORES} cores like these",
+                "one by one, CPU time, about",
+            ],
             hours,
         ),
     ]
