@@ -319,7 +319,9 @@ def test_budgets_that_are_none(budget: Any) -> None:
     [
         {"n_experts": 0},
         {"evaluations": 0},
+        {"n_experts": 1025},
         {"population": 3},
+        {"population": 1025},
         {"bound": 0.0},
         {"n_text": 0},
         {"seed": -1},
