@@ -190,13 +190,13 @@ class _Run:
             "bound": options.bound,
             "population": options.population,
         }
-        n_generations = max(1, options.evaluations // options.population - 1) + 1 if self._searches else 0
+        n_batches = 2 + (max(1, options.evaluations // options.population - 1) + 1 if self._searches else 0)
         per_batch = (len(self._items) + 1) * math.ceil(options.population / self._decoder.n_steerings)
         last = math.ceil(3 / self._decoder.n_steerings)
         self._parts.at_most = "at most " if self._searches else ""
         self._parts.total = (
             len(self._items)
-            + (2 + n_generations) * per_batch
+            + n_batches * per_batch
             + last * (len(self._choosing) + bool(self._choosing_text))
             + last * (len(self._items) + len(self._text))
             + (last * (len(self._confirm) + len(self._other_text)) if self._confirm else 0)
@@ -208,6 +208,8 @@ class _Run:
         )
         self._base = float(self._margins("unsteered", self._items, [None]).mean())
         start, n = scale_start(self._measure, self._toward, **common)
+        more = n // options.population - 2  # grids that a small budget has needed
+        self._parts.total += more * per_batch
         self._log(f"start: margin {start.gain:+.3f} at a KL of {start.cost:.4f}, {n} scales")
         best, generations, ended = start, 0, "no search"
         choice: Choice | None = None
@@ -219,6 +221,7 @@ class _Run:
                 f"search: margin {found.best.gain:+.3f} at a KL of {found.best.cost:.4f}, {generations} generations "
                 f"({ended})"
             )
+            self._parts.total += (n // options.population - n_batches - more) * per_batch  # it may have ended early
             best, choice = self._choose([start, found.best, found.ray])
         biases = [None, self._bias(start.values), self._bias(best.values, n)]
         return Fit(

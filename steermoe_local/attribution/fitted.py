@@ -9,7 +9,8 @@ from ..errors import UsageError
 from ..steering.bias_file import BiasFile
 
 CMA = "cma"
-_LEAST_POPULATION = 4
+LEAST_POPULATION, MOST_POPULATION = 4, 1024
+MOST_EXPERTS = 1024  # the search keeps a matrix of as many rows and columns, and decomposes it
 _SURE = 2.0  # standard errors that a change on the confirming items must exceed to be called confirmed
 
 
@@ -57,8 +58,12 @@ class FitOptions:
         for name in ("n_experts", "evaluations", "n_text", "n_batch"):
             if type(value := getattr(self, name)) is not int or value < 1:
                 raise UsageError(f"{name}: {value!r} is not a whole number from 1 up")
-        if type(self.population) is not int or self.population < _LEAST_POPULATION:
-            raise UsageError(f"population: {self.population!r} is not a whole number from {_LEAST_POPULATION} up")
+        if self.n_experts > MOST_EXPERTS:
+            raise UsageError(f"n_experts: {self.n_experts} are more than the search can do, {MOST_EXPERTS}")
+        if type(self.population) is not int or not LEAST_POPULATION <= self.population <= MOST_POPULATION:
+            raise UsageError(
+                f"population: {self.population!r} is not a whole number from {LEAST_POPULATION} to {MOST_POPULATION}"
+            )
         if self.method not in (CMA, "none"):
             raise UsageError(f"method: {self.method!r} is neither cma nor none")
         if type(self.seed) is not int or not 0 <= self.seed < 1 << 32:

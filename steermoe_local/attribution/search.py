@@ -27,6 +27,7 @@ _BEYOND = 8.0  # the first grid goes on beyond the bound by it: experts at the b
 _GRIDS = 3  # grids at most, each below the one before, until a scale is within the budget
 _RAY = (0.75, 1.1)  # multiples of the search's mean that are measured at its end
 _STEEP = 2.0  # slope of the penalty, in gains for each budget: four times that of the gain in the start's model
+_TOLERANCES = {"tolx": 1e-4, "tolfun": 1e-6}  # logits, nats: a search whose steps are smaller has come to rest
 _WIDTH = 0.3  # first standard deviation of the search, in shares of each value
 _ROUNDING = 1e-3  # nats: margins of equal steerings may differ by less, as batches round
 _LEAST_SHARE = 0.25  # of the largest value: experts with smaller ones are varied as if they had it
@@ -237,8 +238,7 @@ def _strategy(start: FloatArray, bound: float, population: int, seed: int) -> An
         # draws of its own: neither the global generator nor the clock has a part in them
         "randn": np.random.RandomState(seed % 2**32).randn,
         "seed": np.nan,
-        "tolx": 1e-4,  # logits
-        "tolfun": 1e-6,  # nats
+        **_TOLERANCES,
         "verbose": -10,  # prints nothing, writes nothing, and reads no file of signals
         "verb_log": 0,
         "verb_disp": 0,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from steermoe_local import ExpertMap, SteeredLlama, load_pairs
+from steermoe_local.attribution import search
 from steermoe_local.attribution.attribute import attribute
 from steermoe_local.attribution.decoding import InterventionDecoder
 from steermoe_local.attribution.fit import fit, split_as_attributed
@@ -231,6 +232,25 @@ def test_the_text_that_was_cut_goes_on_behind_its_document(ground: Ground) -> No
     assert sum(document.n for document in rest) == 40
 
 
+@pytest.mark.parametrize("changed", [{"method": "none", "budget": 1e-4}, {"evaluations": 400}])
+def test_the_progress_ends_with_its_last_step(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]
+) -> None:
+    """Also where a small budget takes a second grid, and where a search comes to rest before its evaluations end."""
+
+    def squares(self: InterventionDecoder, document: Document) -> Any:
+        biases = self.attached or ()
+        return np.array([0 if bias is None else document.n * (bias.dense() ** 2).sum() for bias in biases], np.float64)
+
+    monkeypatch.setattr(InterventionDecoder, "divergences", squares)
+    monkeypatch.setattr(search, "_TOLERANCES", {"tolx": 1e3, "tolfun": 1e3})
+    steps: list[tuple[int, int]] = []
+    found = ground.fit(**changed, progress=lambda _, done, total: steps.append((done, total)))
+    assert found.n_evaluations == 3 * 8 if "budget" in changed else found.n_evaluations < 2 * 8 + 400
+    assert [done for done, _ in steps] == list(range(1, len(steps) + 1))
+    assert steps[-1][0] == steps[-1][1]
+
+
 @pytest.mark.parametrize(("most", "together"), [(10, 4), (4, 1)])
 def test_a_population_that_does_not_fit_a_batch(
     ground: Ground, monkeypatch: pytest.MonkeyPatch, most: int, together: int
@@ -319,7 +339,9 @@ def test_budgets_that_are_none(budget: Any) -> None:
     [
         {"n_experts": 0},
         {"evaluations": 0},
+        {"n_experts": 1025},
         {"population": 3},
+        {"population": 1025},
         {"bound": 0.0},
         {"n_text": 0},
         {"seed": -1},

@@ -33,6 +33,7 @@ MEASURED = f"{FEW} --benign none --n-text 20"
 TUNE = "tune -m tiny --map digits-words -t 1 -n 24 --n-text 100 --benign none --max-ppl-increase 5% --seed 1"
 AUDIT = "-m tiny -t 1 --task builtin:digits-words -n 4 --n-text 20 --draws 2 --layer-draws 0 --promote none"
 TRANSFER = f"transfer {FEW} -np 2 --pairs few.jsonl --neutral neutral.jsonl --quants q8_0"
+ATTRIBUTE = "attribute -m tiny --candidates 8 --draws 64 --n-text 20 --action suppress -t 1"
 FIT = "fit -m tiny --pairs few.jsonl --map effects.json --budget 1 --population 4 --evaluations 4 --n-text 20 -t 1"
 # What each command is tried with: something that it carries out, in the folder that `files` makes.
 COMMANDS = {
@@ -50,6 +51,7 @@ COMMANDS = {
     "tasks list": "tasks list",
     "tasks check": "tasks check regex.jsonl --scorer regex -m tiny",
     "detect": "detect -m tiny --pairs few.jsonl --behaviour numbers -t 1 -o OUT",
+    "attribute": f"{ATTRIBUTE} --pairs few.jsonl --map map.json -o OUT",
     "fit": f"{FIT} -o OUT",
     "map show": "map show map.json",
     "map stats": "map stats map.json --per-pair pairs.npz -o OUT",
@@ -115,10 +117,7 @@ def files(folder: Path) -> None:
     (folder / "ranking.pkl").write_bytes(frames.dumps(frames.frame(frames.ranking(counts, counts[:, ::-1], 60, 60))))
     made = [f"detect -m tiny --pairs {folder}/few.jsonl --behaviour x -t 1 --per-pair {folder}/pairs.npz"]
     made[0] += f" --counts {folder}/counts.npz -o {folder}/map.json"
-    made += [
-        f"attribute -m tiny --pairs {folder}/few.jsonl --map {folder}/map.json --candidates 8 --draws 64 --n-text 20 "
-        f"--action suppress -t 1 -o {folder}/effects.json"
-    ]
+    made += [f"{ATTRIBUTE} --pairs {folder}/few.jsonl --map {folder}/map.json -o {folder}/effects.json"]
     made += [f"bias build {folder}/map.json --activate 2 --deactivate 2 -o {folder}/bias.gguf"]
     for words in made:
         done = CliRunner().invoke(main, words.split())

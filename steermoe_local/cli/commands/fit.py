@@ -31,9 +31,10 @@ from ..streams import console
 if TYPE_CHECKING:
     from ...attribution.fitted import Comparison, Fit, Shift
 
-_MOST = 1e6  # as FitOptions has it
+_MOST = 1e6
 
 
+# the ranges are those of FitOptions, which is imported with the native library
 @click.command()
 @model_option
 @click.option("--map", "map_name", required=True, metavar="MAP", help="Expert map with effects (steermoe attribute).")
@@ -50,7 +51,7 @@ _MOST = 1e6  # as FitOptions has it
 @click.option(
     "--experts",
     "n_experts",
-    type=click.IntRange(1, 1 << 20),
+    type=click.IntRange(1, 1024),
     default=16,
     show_default=True,
     metavar="N",
@@ -73,7 +74,7 @@ _MOST = 1e6  # as FitOptions has it
 )
 @click.option(
     "--population",
-    type=click.IntRange(4, 1 << 12),
+    type=click.IntRange(4, 1024),
     default=32,
     show_default=True,
     metavar="N",
