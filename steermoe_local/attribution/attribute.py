@@ -201,6 +201,9 @@ class _Run:
         self._map.identity.require_same(self._identity, "the map", "the model", options.force)
         layers = [layer for layer in self._decoder.steerable_layers if layer < self._map.identity.n_layer]
         self._candidates = choose_candidates(self._map, layers, options.n_candidates, options.seed)
+        for action in options.actions:
+            if not (options.rate or default_rate(action, self._candidates, self._identity)):
+                raise UsageError(f"actions: {action}: a token uses all experts of the model, so none can be left out")
         least = least_draws(len(self._candidates))
         if isinstance(options.draws, int) and options.draws < least:
             raise UsageError(
