@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from steermoe_local.cli import main
+from steermoe_local.generation.answer_file import AnswerFile
 from steermoe_local.models.embedded import behaviour
 from steermoe_local.models.shipped_maps import map_path
 from steermoe_local.steering.bias_file import read_bias
@@ -128,3 +129,11 @@ def test_a_budget_that_was_too_small(folder: Path, fitted: Result, tmp_path: Pat
     assert (tmp_path / "b.gguf").read_bytes() == b"mine"
     assert fit(folder, tmp_path / "b.gguf", "--resume").exit_code == 0
     assert (tmp_path / "b.gguf").read_bytes() == (folder / "bias.gguf").read_bytes()
+
+
+def test_an_output_that_another_process_writes(folder: Path, tmp_path: Path) -> None:
+    with AnswerFile(tmp_path / "b.gguf"):
+        result = fit(folder, tmp_path / "b.gguf")
+    assert result.exit_code == 1
+    assert "writing this" in result.stderr
+    assert not (tmp_path / "b.gguf").exists()
