@@ -48,6 +48,7 @@ FloatArray = npt.NDArray[np.float64]
 DOCS = ROOT / "docs" / "results.md"
 START, END = "<!-- causes:start -->", "<!-- causes:end -->"
 CAUSAL = 0.05  # nats per token: an expert whose suppression alone moves the margin by less is called idle
+DRAWS = 768  # of each action, on 120 candidates
 N_RANDOM = 20
 PICTURE = "rd-effect.png"
 SHOWN = "document-memory"  # whose picture is in the docs
@@ -73,7 +74,7 @@ def made(behaviour: Behaviour, model: str, folder: Path, n_items: int | None) ->
     if not attributed.exists():
         half = ExpertMap.load(detected).rd.size // 2
         some = () if n_items is None else ("--items", str(n_items))
-        words = ("--candidates", str(half), "-t", "1", "-o", str(attributed), *some)
+        words = ("--candidates", str(half), "--draws", str(DRAWS), "-t", "1", "-o", str(attributed), *some)
         again = ["--resume"] if Path(f"{attributed}.partial").exists() else []
         pairs = ("--pairs", str(behaviour.pairs))
         steermoe("attribute", "-m", model, "--map", str(detected), *pairs, *words, *again)
@@ -302,8 +303,8 @@ def plain(interval: Interval) -> dict[str, float]:
     return {"value": interval.value, "low": interval.low, "high": interval.high}
 
 
-def fits(behaviour: Behaviour, model: str, folder: Path) -> dict[str, Path]:
-    """The biases of `steermoe fit`, towards both sides."""
+def fits(behaviour: Behaviour, model: str, folder: Path, budget: float) -> dict[str, Path]:
+    """The biases of `steermoe fit`, towards both sides, within a budget of KL."""
     found = {}
     for side, words in (("towards", ()), ("away", ("--reverse",))):
         path = folder / f"{behaviour.name}.{side}.gguf"
@@ -311,7 +312,7 @@ def fits(behaviour: Behaviour, model: str, folder: Path) -> dict[str, Path]:
             again = ["--resume"] if Path(f"{path}.partial").exists() else []
             effects = str(folder / f"{behaviour.name}.effects.json")
             common = ("-m", model, "--map", effects, "--pairs", str(behaviour.pairs), "-o", str(path), "-t", "1")
-            steermoe("fit", *common, *words, *again)
+            steermoe("fit", *common, "--budget", f"{budget:.6f}", *words, *again)
         found[side] = path
     return found
 
@@ -322,11 +323,12 @@ def measure(behaviour: Behaviour, model: str, folder: Path, n_items: int | None)
         data: dict[str, Any] = json.loads(done.read_text("utf-8"))
         return data
     expert_map = made(behaviour, model, folder, n_items)
-    fitted = fits(behaviour, model, folder)
     llama = SteeredLlama(resolve_model(model), n_ctx=64, n_threads=1)
     measured = Measured(llama, behaviour, expert_map, n_items)
     effects = expert_map.effects
     assert effects is not None
+    by_rd = methods(expert_map, behaviour, {})[0].choices[0][1:]
+    fitted = fits(behaviour, model, folder, float(measured.costs(by_rd, measured.texts[0]).mean()))
     real = truth(measured, expert_map)
     causal = frozenset((layer, expert) for layer, expert in real["causal"])
     data = {
