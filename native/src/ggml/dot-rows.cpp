@@ -4,10 +4,11 @@
 // multiplied together, so that each block is loaded, unpacked and scaled once for all of them.
 //
 // The results have the bits of vec_dot: sums of integers are exact in any order, and the floats are multiplied and added
-// in the same order, in the same lanes (docs/upstream/moe-prompts-plain.md).
+// in the same order, in the same lanes (docs/upstream/moe-prompts-plain.md). Those of Q6_K have the bits of tiled/ where that
+// would compute them.
 //
-// On x86 with AVX2, for Q8_0, Q5_0, Q4_1, Q5_1, F16, BF16, Q4_0 that is not repacked, and few rows of Q6_K (for more rows of
-// K-quants, tiled/ has kernels). Other types and processors keep vec_dot. GGML_CPU_NO_FAST_EXPERTS leaves all of it out.
+// On x86 with AVX2, for Q8_0, Q5_0, Q4_1, Q5_1, F16, BF16, Q4_0 that is not repacked, and Q6_K with up to MAX_TILED_ROWS rows.
+// Other types and processors keep vec_dot. GGML_CPU_NO_FAST_EXPERTS leaves all of it out.
 
 #define GGML_COMMON_DECL_CPP
 #include "dot-rows.h"
@@ -412,7 +413,7 @@ void multiply_quants(int64_t nb, const BLOCK * x, int64_t stride, const char * c
 }
 
 //
-// Q6_K: blocks of 256 values, in sixteen sub-blocks of 16 with a scale each. For few rows: more are left to tiled/.
+// Q6_K: blocks of 256 values, in sixteen sub-blocks of 16 with a scale each
 //
 
 #    if (defined(__AVX512VNNI__) && defined(__AVX512VL__))
