@@ -1,6 +1,6 @@
 """Interventions per second: `steermoe attribute`'s batches against the same interventions one by one.
 
-    python benchmarks/attribution.py [--write-docs]     (some ten minutes on two cores)
+    python benchmarks/attribution.py [--write-docs]     (ten minutes on two quiet cores)
 
 Whole models of real shapes with random Q4_0 weights. One item of a prompt and two answers, under random draws of 64
 candidates; three processes take turns in each round: batches that steer the answers, batches that steer the prompts,
@@ -27,13 +27,16 @@ from workers import Worker
 START, END = "<!-- attribution:start -->", "<!-- attribution:end -->"
 MODELS = {"Granite 1B-A400M": "granite", "OLMoE 1B-7B": "olmoe"}
 N_PROMPT, N_ANSWER = 96, 8  # tokens of the prompt, and of each of two answers
-N_BLOCK, N_ALONE = 64, 8  # draws of a block; of one round one by one
+# draws of a round; 64 are a block of `attribute`, of which 16 fill several batches where prompts or texts are steered
+N_DRAWS = {"answer": 64, "text": 16, "all": 16, "alone": 4, "kept": 4}
+N_TEXT = 96  # tokens of the neutral text that count: the command's default
 AIM = 5.0
 SIDES = ("answer", "all", "alone", "kept")
 # a run for the docs: both actions, so many draws, items that estimate, items that confirm the first experts
 RUN = {"actions": 2, "draws": 1088, "items": 30, "confirm": 30}
 N_FIRST = 9  # steerings of a confirming item: the first experts, and none
 CORES = 8
+APART = ("difference, answers", "difference, prompts, too", "difference, one by one, other batches")
 # what is compared: (column, faster, slower); the first has the aim
 RATIOS = (
     ("answers steered, over one by one", "answer", "alone"),
@@ -61,31 +64,35 @@ def start(model: Path, n_threads: int, *flags: str) -> Worker:
 def measure_model(model: Path, n_threads: int, n_rounds: int, log: performance.Log) -> dict[str, Any]:
     """Seconds of a draw on each side, round by round, how far margins lie apart, and peaks of memory."""
     times: dict[str, list[dict[str, float]]] = {name: [] for name in (*SIDES, "text")}
-    apart: dict[str, float] = {"answer": 0.0, "all": 0.0}
+    apart: dict[str, float] = {"answer": 0.0, "all": 0.0, "kept": 0.0}
     with (
         start(model, n_threads, "--steer", "answer") as answer,
         start(model, n_threads, "--steer", "all") as both,
         start(model, n_threads) as alone,
     ):
         asks = {
-            "answer": (answer, "batched", N_BLOCK),
-            "text": (answer, "text", N_BLOCK),
-            "all": (both, "batched", N_BLOCK),
-            "alone": (alone, "alone", N_ALONE),
-            "kept": (alone, "kept", N_ALONE),
+            "answer": (answer, "batched"),
+            "text": (answer, "text"),
+            "all": (both, "batched"),
+            "alone": (alone, "alone"),
+            "kept": (alone, "kept"),
         }
-        for worker, do, _ in asks.values():
+        for worker, do in asks.values():
             worker.ask(do, n=2)  # to warm up
-        answer.ask("batched", n=N_BLOCK)
         for number in range(n_rounds):
             log(f"round {number + 1} of {n_rounds}")
             values = {}
-            for name, (worker, do, n) in asks.items():
-                found = worker.ask(do, n=n)
+            for name, (worker, do) in asks.items():
+                found = worker.ask(do, n=N_DRAWS[name])
                 values[name] = np.array(found["values"])
-                times[name].append({kind: found[kind] / n for kind in ("cpu", "seconds")})
+                of_draw = N_DRAWS[name] / (N_TEXT / found["n_tokens"] if name == "text" else 1)
+                times[name].append({kind: found[kind] / of_draw for kind in ("cpu", "seconds")})
             for batched, one in (("answer", "kept"), ("all", "alone")):
-                apart[batched] = max(apart[batched], float(np.abs(values[batched][:N_ALONE] - values[one]).max()))
+                off = np.abs(values[batched][: N_DRAWS[one]] - values[one])
+                apart[batched] = max(apart[batched], float(off.max()))
+        # what rounding does to SteeredLlama itself
+        again = np.array(alone.ask("kept", n=N_DRAWS["kept"], n_together=16)["values"])
+        apart["kept"] = float(np.abs(again - values["kept"]).max())
         spread = {name: float(np.std(values[name])) for name in ("answer", "all")}
         peaks = {
             name: worker.ask("memory")["peak"] for name, worker in (("answer", answer), ("all", both), ("alone", alone))
@@ -158,7 +165,7 @@ def render(report: dict[str, Any]) -> str:
                     for found in one["ratios"].values()
                 ),
                 one["holds"],
-                *(f"{one['apart'][side]:.1e} / {one['spread'][side]:.1e}" for side in ("answer", "all")),
+                *(f"{one['apart'][side]:.4f}" for side in ("answer", "all", "kept")),
             ]
         )
         total = run_hours(one)
@@ -170,27 +177,33 @@ def render(report: dict[str, Any]) -> str:
         performance.table(
             [
                 *("model", "threads", "answers steered", "prompts, too", "one by one", "one by one, prompt kept"),
-                *("neutral text", "peak, answers", "peak, prompts, too", "peak, one by one"),
+                *(f"neutral text, {N_TEXT} tokens", "peak, answers", "peak, prompts, too", "peak, one by one"),
             ],
             speeds,
         ),
-        "How many times as many draws in CPU time (in wall time), and the largest difference of a margin from that of "
-        f"the same intervention alone over the spread of margins; aim of the first: {AIM:.0f}.",
+        f"How many times as many draws in CPU time (in wall time); aim of the first: {AIM:.0f}. Then the largest "
+        "difference, in nats, of a margin from that of the same intervention one by one, and last of SteeredLlama's "
+        "own margins when it reads the prompt in other batches: what rounding does to these random models.",
         performance.table(
             [
                 "model",
                 "threads",
                 *(column for column, _, _ in RATIOS),
                 "holds",
-                "apart, answers",
-                "apart, prompts, too",
+                *APART,
             ],
             ratios,
         ),
         f"A run with {RUN['actions']} actions, {RUN['draws']} draws of each (the most that `auto` takes for 64 "
         f"candidates), {RUN['items']} such items that estimate, {RUN['confirm']} that confirm, and the neutral text:",
         performance.table(
-            ["model", "threads", "hours of CPU time", f"hours on {CORES} cores like these", "one by one, CPU time"],
+            [
+                "model",
+                "threads",
+                "hours of CPU time",
+                f"hours on {CORES} cores like these",
+                "one by one, CPU time, about",
+            ],
             hours,
         ),
     ]
@@ -210,7 +223,7 @@ def main() -> None:
     parser.add_argument("--write-docs", action="store_true", help="put the tables into docs/performance.md")
     parser.add_argument("--check", action="store_true", help="fail if the aim is not reached")
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="numbers of threads")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a toy model: tries the script, means nothing")
     parser.add_argument("--models", type=Path, default=performance.OUTPUT / "models", help="keeps the random models")
     arguments = parser.parse_args()

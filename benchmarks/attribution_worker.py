@@ -30,7 +30,7 @@ from steermoe_local.maps.expert_map import ExpertMap
 
 N_CANDIDATES = 32  # and as many controls: the command's default
 N_BLOCK = 64  # draws of a block, as in `attribute`
-N_TEXT, N_PIECE = 96, 32  # tokens of the neutral text that count, and of a piece of it
+N_PIECE = 32  # tokens of a piece of plain neutral text, as in `attribute`
 
 
 class Interventions:
@@ -57,10 +57,11 @@ class Interventions:
         scored = tuple(range(n_answer))
         answers = (Answer(some(n_answer), scored, 1.0), Answer(some(n_answer), scored, -1.0))
         self.item = Item("item", some(n_prompt), answers)
-        n_pieces = -(-N_TEXT // (N_PIECE - 1))
-        self.texts = [Document(some(N_PIECE), 0) for _ in range(n_pieces)]
+        self.document = Document(some(N_PIECE), 0)
         self.decoder = (
-            InterventionDecoder(model, [self.item], self.texts, n_steerings=N_BLOCK, steer=steer, n_threads=n_threads)
+            InterventionDecoder(
+                model, [self.item], [self.document], n_steerings=N_BLOCK, steer=steer, n_threads=n_threads
+            )
             if steer
             else None
         )
@@ -81,21 +82,30 @@ class Interventions:
         return _timed(compute)
 
     def text(self, n: int) -> dict[str, Any]:
-        """Divergences of the neutral text under the first `n` draws; they are attached already."""
+        """Divergences of a piece of neutral text under the first `n` draws."""
         assert self.decoder is not None
         decoder = self.decoder
-        return _timed(lambda: np.sum([decoder.divergences(document) for document in self.texts], axis=0))
+
+        def compute() -> npt.NDArray[np.float64]:
+            decoder.steer_by(self._biases(n))
+            return decoder.divergences(self.document)
+
+        return {**_timed(compute), "n_tokens": self.document.n}
 
     def alone(self, n: int) -> dict[str, Any]:
         """The same margins with steered prompts by SteeredLlama, one draw after the other; the answers share it."""
         return _timed(lambda: np.array([self._margin(bias) for bias in self._biases(n)]))
 
-    def kept(self, n: int) -> dict[str, Any]:
-        """The same with the unsteered prompt kept in memory, which SteeredLlama's interface does not offer."""
+    def kept(self, n: int, n_together: int = 512) -> dict[str, Any]:
+        """The same with the unsteered prompt kept in memory, which SteeredLlama's interface does not offer.
+
+        The prompt is read `n_together` tokens at a time.
+        """
 
         def compute() -> npt.NDArray[np.float64]:
             self.llama.set_bias(None)
-            self._read(self.item.prompt[:-1])
+            for start in range(0, len(self.item.prompt) - 1, n_together):
+                self._read(self.item.prompt[:-1][start : start + n_together])
             found = []
             for bias in self._biases(n):
                 assert bias is not None

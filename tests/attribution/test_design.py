@@ -66,10 +66,12 @@ def test_draws_do_not_depend_on_the_calls_before(design: Design, blocks: list[in
 
 
 def test_blocks_actions_and_seeds_draw_differently() -> None:
-    model = identity(4, 32, 8)
-    one = Design("promote", all_of(model), model, 0.3, 1)
-    others = (one.draws(1, 64), Design("suppress", all_of(model), model, 0.3, 1).draws(0, 64))
-    for draws in (*others, Design("promote", all_of(model), model, 0.3, 2).draws(0, 64)):
+    """With one candidate of each layer, which no layer has too many of."""
+    model = identity(12, 4, 2)
+    candidates = Candidates(np.array([(layer, 1) for layer in range(12)]), np.zeros(12, dtype=bool))
+    one = Design("promote", candidates, model, 0.3, 1)
+    others = (Design("suppress", candidates, model, 0.3, 1), Design("promote", candidates, model, 0.3, 2))
+    for draws in (one.draws(1, 64), *(other.draws(0, 64) for other in others)):
         assert not np.array_equal(draws, one.draws(0, 64))
 
 
