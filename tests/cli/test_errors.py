@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,15 @@ from steermoe_local.maps.pair_counts import PairCountsWriter
 from steermoe_local.pairs.pairs import load_pairs
 from steermoe_local.steering.bias_file import BiasFile
 from tests.support.paths import ROOT
+from tests.support.random_effects import effects
 
 PAIRS = ROOT / "examples" / "pairs"
 
 # Every command with good input. `<kind` is a file to read, `<<folder` a folder; `>name` is a file to write.
 LINES = [
+    "attribute -m <model --map <map --pairs <pairs -o >map2.json",
+    "attribute -m tiny --map <map --pairs <pairs --neutral <prompts -o >map2.json",
+    "audit -m tiny --task <task --neutral none -o out",
     "bias build <map -o >bias.gguf --activate 1",
     "bias build <map -o >bias.gguf --activate 1 -m <model",
     "bias show <bias",
@@ -48,6 +53,7 @@ LINES = [
     "eval -m tiny --bias <bias --task <task --neutral none --benign <task --no-controls -o out",
     "eval -m tiny --map <map --activate 1 --task <task --neutral none --benign none --pairs <pairs -o out",
     "experiment top20 -m tiny --map <map --activate 1 --task <task --neutral none --benign none -o out",
+    "fit -m <model --map <effects --pairs <pairs --budget 0.02 -o >bias.gguf",
     "info <model",
     "map card <map --base-model some/model -o >README.md",
     "map diff <map <map -o >diff.png",
@@ -108,6 +114,8 @@ def good(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path) -> dict[str,
     counts.save(folder / "counts.npz")
     expert_map = ExpertMap.from_counts(counts)
     expert_map.save(folder / "map.json")
+    tried = effects({"layer": 1, "expert": 2, "action": "suppress", "effect": 0.5, "effect_se": 0.1, "p": 0.001})
+    replace(expert_map, effects=tried).save(folder / "effects.json")
     write_bias(BiasFile.from_signs(expert_map.choose(1, 1), expert_map.identity), folder / "bias.gguf")
     (folder / "prompts.txt").write_text("hello\n")
     (folder / "safety.jsonl").write_text('{"prompt": "p", "response": "r", "is_safe": false}\n')
@@ -117,6 +125,7 @@ def good(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path) -> dict[str,
     (folder / "key").write_text("0123456789abcdef0123456789abcdef\n")
     return {
         "map": folder / "map.json",
+        "effects": folder / "effects.json",
         "counts": folder / "counts.npz",
         "perpair": per_pair,
         "bias": folder / "bias.gguf",
@@ -222,7 +231,7 @@ def test_wrong_files(line: str, place: int, kind: str, good: dict[str, Path], wo
     elif kind == "garbage":
         bad.write_bytes(bytes(range(256)) * 20)
     elif kind == "wrong":  # a good file of another kind
-        bad = good["bias" if what in ("pairs", "map", "squad", "safety") else "pairs"]
+        bad = good["bias" if what in ("pairs", "map", "effects", "squad", "safety") else "pairs"]
     if wants_folder and kind == "missing" and line.startswith(SEES_WHAT_IS_THERE):
         return
     if not wants_folder and what == "ranking" and not good[what].exists():
