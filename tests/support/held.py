@@ -29,15 +29,17 @@ def hold(
     tokens: int | None = None,
     answers: int | None = None,
     checkpoints: int | None = None,
+    parts: int | None = None,
     until: Path | None = None,
 ) -> dict[str, str]:
     """Environment under which `HELD` does not come to its end until it gets a signal, or the file `until` exists.
 
     It is held when so many `answers` are complete, or so many `checkpoints` of a recording were written that count
-    other pairs than the one before. From so many `tokens` of an answer on, it computes one every `PAUSE` seconds: what
-    is shown can be seen to grow, and an answer of thousands takes longer than any test waits.
+    other pairs than the one before, or so many `parts` of an attribution are kept. From so many `tokens` of an answer
+    on, it computes one every `PAUSE` seconds: what is shown can be seen to grow, and an answer of thousands takes
+    longer than any test waits.
     """
-    places = {"tokens": tokens, "answers": answers, "checkpoints": checkpoints}
+    places = {"tokens": tokens, "answers": answers, "checkpoints": checkpoints, "parts": parts}
     return {_VARIABLE: json.dumps(places | {"until": None if until is None else str(until)})}
 
 
@@ -109,12 +111,30 @@ def _hold_recorder(gate: _Gate, checkpoints: int) -> None:
     CheckpointFile.save = held_save  # type: ignore[method-assign]
 
 
+def _hold_attribution(gate: _Gate, parts: int) -> None:
+    from steermoe_local.generation.answer_file import AnswerFile
+
+    add = AnswerFile.add
+    n_kept = 0
+
+    def held_add(file: AnswerFile, record: Any) -> None:
+        nonlocal n_kept
+        add(file, record)
+        n_kept += 1
+        if n_kept >= parts:
+            gate.wait()
+
+    AnswerFile.add = held_add  # type: ignore[method-assign]
+
+
 def _main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell's children ignore it
     places = json.loads(os.environ.pop(_VARIABLE))
     gate = _Gate(places["until"])
     if places["checkpoints"] is not None:
         _hold_recorder(gate, places["checkpoints"])
+    elif places["parts"] is not None:
+        _hold_attribution(gate, places["parts"])
     else:
         _hold_engine(gate, places["tokens"], places["answers"])
     from steermoe_local.cli import main

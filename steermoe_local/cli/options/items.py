@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from .groups import option, option_group
 if TYPE_CHECKING:
     from ...attribution.items import Item
     from ...evaluation.tasks.neutral_text import NeutralText
+    from ...evaluation.tasks.tasks import Task
     from ...llama.rendering import Renderer
 
 _NONE = "none"
@@ -42,10 +44,17 @@ class ItemFlags:
         if (self.pairs_file is None) == (self.task_name is None):
             raise UsageError("what is the effect measured on? give --pairs FILE, or --task TASK, and not both")
 
+    @cached_property
+    def task(self) -> Task | None:
+        """The task, None with pairs. Raises FormatError, UsageError."""
+        from ...evaluation.tasks.builtin import open_task
+
+        return None if self.task_name is None else open_task(self.task_name)
+
     @property
     def response(self) -> str:
         """Name of what the margin is measured on: "pairs", or the task's."""
-        return "pairs" if self.task_name is None else self.task_name
+        return "pairs" if self.task is None else self.task.name
 
     def neutral(self, model: Path) -> NeutralText | None:
         """The neutral text: that which was named, else the one shipped for the model. Raises FormatError."""
@@ -60,14 +69,13 @@ class ItemFlags:
         Raises PairsError, FormatError, UsageError.
         """
         from ...attribution.items import pair_items, task_items
-        from ...evaluation.tasks.builtin import open_task
         from ...evaluation.tasks.scorers import make_scorer
         from ...pairs.pairs import load_pairs
 
         if self.pairs_file is not None:
             return pair_items(renderer, load_pairs(self.pairs_file), on_skip)
-        task = open_task(self.task_name or "")
-        return task_items(renderer, task, make_scorer(task.scorer, task.options))
+        assert self.task is not None
+        return task_items(renderer, self.task, make_scorer(self.task.scorer, self.task.options))
 
 
 item_options = option_group(ItemFlags, "item_flags")
