@@ -40,6 +40,7 @@ from .steering.bias_file import BiasFile, read_bias, write_bias
 from .steering.steering import Steering
 
 if TYPE_CHECKING:
+    from .attribution.attribute import AttributionOptions, attribute
     from .attribution.fit import fit
     from .detection.recorder import record_counts
     from .evaluation.measuring.evaluator import Evaluator
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Attribution",
+    "AttributionOptions",
     "Bench",
     "BiasFile",
     "BusyError",
@@ -82,6 +84,7 @@ __all__ = [
     "UntilStable",
     "UsageError",
     "VersionError",
+    "attribute",
     "audit",
     "evaluate",
     "fit",
@@ -108,10 +111,12 @@ except PackageNotFoundError:  # a source tree that was not installed
 
 # What needs the native library: (module, name there), imported when it is first asked for.
 _LAZY = {
+    "AttributionOptions": (".attribution.attribute", "AttributionOptions"),
     "Bench": (".evaluation.measuring.evaluator", "Evaluator"),
     "Engine": (".generation.engine", "Engine"),
     "Evaluator": (".evaluation.measuring.evaluator", "Evaluator"),
     "SteeredLlama": (".llama.steered_llama", "SteeredLlama"),
+    "attribute": (".attribution.attribute", "attribute"),
     "audit": (".evaluation.studies.audit.audit", "audit"),
     "evaluate": (".evaluation.studies.evaluate", "evaluate"),
     "fit": (".attribution.fit", "fit"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -20,11 +20,12 @@ from ..llama.steered_llama import SteeredLlama
 from ..maps.effects import ACTIONS, Attribution, Effects
 from ..maps.expert_map import ExpertMap
 from ..maps.significance import benjamini_hochberg
+from ..pairs.pairs import Pair
 from ..steering.bias_file import BiasFile
 from .decoding import InterventionDecoder
 from .design import Candidates, Design, choose_candidates, default_rate
 from .estimates import Estimates, agreement, estimate, least_draws
-from .items import Item, digest, split
+from .items import Item, as_items, digest, split
 from .parts import Parts, Progress
 from .texts import documents, n_tokens
 
@@ -97,7 +98,7 @@ class AttributionOptions:
 
 def attribute(
     llama: SteeredLlama,
-    items: Sequence[Item],
+    items: Iterable[Item] | Iterable[Pair],
     expert_map: ExpertMap,
     *,
     response: str = "pairs",
@@ -115,11 +116,12 @@ def attribute(
 
     Args:
         llama: the model; its own context is not touched.
-        items: what the response is measured on: `items.pair_items` or `items.task_items`.
+        items: what the response is measured on: pairs of one prompt and two answers, or what `items.pair_items` and
+            `items.task_items` make.
         expert_map: the map whose first experts are the candidates.
         response: "pairs" or the task's name, for the map.
         neutral: text on which the cost is measured, None: no costs.
-        renderer: of the neutral text; None: the model's.
+        renderer: of pairs and of the neutral text; None: the model's.
         options: how. Its fields may also be given as keywords: `attribute(llama, items, m, draws=400)`.
         kept: where finished parts are kept; with `resume` the run goes on from it, to the bit.
         metadata: further facts that the results depend on, as JSON values.
@@ -130,7 +132,7 @@ def attribute(
     NativeError, StorageError.
     """
     chosen = replace(options or AttributionOptions(), **fields)
-    run = _Run(llama, items, expert_map, response, neutral, renderer, chosen)
+    run = _Run(llama, as_items(items, renderer, llama), expert_map, response, neutral, renderer, chosen)
     with run:
         run.open(kept, resume, metadata or {}, progress or (lambda *_: None), log or (lambda _: None))
         effects = run.effects()

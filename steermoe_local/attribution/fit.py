@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -22,10 +22,11 @@ from ..llama.rendering import Renderer
 from ..llama.steered_llama import SteeredLlama
 from ..maps.effects import Effects
 from ..maps.expert_map import ExpertMap
+from ..pairs.pairs import Pair
 from ..steering.bias_file import BiasFile
 from .decoding import InterventionDecoder
 from .fitted import CMA, Choice, Comparison, Fit, FitOptions, Shift
-from .items import Item, digest, split
+from .items import Item, as_items, digest, split
 from .parts import Parts, Progress
 from .search import Direction, Point, choose, direction, refine, require_search, scale_start, search_version
 from .texts import documents, n_tokens, other_documents
@@ -38,7 +39,7 @@ _LEAST_CHOOSING = 2  # items: with fewer there is no error
 
 def fit(
     llama: SteeredLlama,
-    items: Sequence[Item],
+    items: Iterable[Item] | Iterable[Pair],
     expert_map: ExpertMap,
     *,
     neutral: NeutralText | None,
@@ -55,9 +56,9 @@ def fit(
 
     Args:
         llama: the model; its own context is not touched.
-        items: those that the map's effects were estimated with: `items.pair_items` or `items.task_items`. The search
-            sees two thirds of those that the attribution estimated on, and the others decide whether its result is
-            better than the start; those that the attribution confirmed on are measured once, at the end.
+        items: those that the map's effects were estimated with, as `attribute` takes them. The search sees two thirds
+            of those that the attribution estimated on, and the others decide whether its result is better than the
+            start; those that the attribution confirmed on are measured once, at the end.
         expert_map: a map with effects, as `attribute` returns it.
         neutral: text on which the cost is measured; it is divided in the same way, by documents.
         renderer: of the neutral text; None: the model's.
@@ -73,7 +74,7 @@ def fit(
     if options is None and "budget" not in fields:
         raise UsageError("budget: none; give the KL per token, in nats, that the steering may cost, like 0.05")
     chosen = FitOptions(**fields) if options is None else replace(options, **fields)
-    with _Run(llama, items, expert_map, neutral, renderer, chosen, progress, log) as run:
+    with _Run(llama, as_items(items, renderer, llama), expert_map, neutral, renderer, chosen, progress, log) as run:
         run.open(kept, resume, metadata or {})
         return run.fit()
 

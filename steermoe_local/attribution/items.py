@@ -13,6 +13,7 @@ from ..evaluation.measuring.rendered_tasks import choices
 from ..evaluation.measuring.replies import render
 from ..evaluation.tasks.tasks import Scorer, Task
 from ..llama.rendering import Renderer
+from ..llama.steered_llama import SteeredLlama
 from ..llama.tokenizing import common_prefix
 from ..pairs.pairs import Pair
 
@@ -84,6 +85,14 @@ def _pair_item(renderer: Renderer, pair: Pair) -> Item:
         scored = tuple(index - first for index in prompt.target)
         answers.append(Answer(tuple(prompt.tokens[first:]), scored, sign))
     return Item(pair.id, tuple(one.tokens[:first]), tuple(answers))
+
+
+def as_items(given: Iterable[Item] | Iterable[Pair], renderer: Renderer | None, llama: SteeredLlama) -> list[Item]:
+    """Items as they are, and those of pairs; `renderer` None: the model's. Raises as `pair_items`."""
+    found = list(given)
+    pairs = [one for one in found if isinstance(one, Pair)]
+    items = [one for one in found if isinstance(one, Item)]
+    return items + (pair_items(renderer or Renderer(llama._model), pairs) if pairs else [])
 
 
 def task_items(renderer: Renderer, task: Task, scorer: Scorer) -> list[Item]:
