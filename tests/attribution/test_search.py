@@ -25,9 +25,10 @@ from steermoe_local.maps.effects import Attribution, Effects
 
 Array = np.ndarray[Any, Any]
 
+BOTH = ("promote", "suppress")
 FACTS = Attribution(
-    "pairs", "0" * 64, 8, 8, "text", 96, {"suppress": 64}, {"suppress": 0.1}, "answer", 0, {"suppress": 0.9}, {}, 8,
-    {"suppress": 1.0}, {"suppress": True},
+    "pairs", "0" * 64, 8, 8, "text", 96, dict.fromkeys(BOTH, 64), dict.fromkeys(BOTH, 0.1), "answer", 0,
+    dict.fromkeys(BOTH, 0.9), {}, 8, dict.fromkeys(BOTH, 1.0), dict.fromkeys(BOTH, True),
 )  # fmt: skip
 
 
