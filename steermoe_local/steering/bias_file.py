@@ -171,6 +171,8 @@ class BiasFile:
         With the signs of `ExpertMap.choose` as `bias`, promoted experts gain `scale` and suppressed ones lose it.
         Raises UsageError for another shape, FormatError for impossible values.
         """
+        if not math.isfinite(scale):
+            raise FormatError(f"scale: {scale} is not a number of logits; give a finite one")
         values = np.float32(scale) * np.asarray(bias, dtype=np.float32)
         return cls(identity, "soft", _touched(values, identity), DEFAULT_EPSILON, provenance or {})
 

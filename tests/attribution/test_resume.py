@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from steermoe_local.llama.loaded_model import loaded_identity
 from tests.support.builders import table_map
 from tests.support.interrupting import interrupted_after
 from tests.support.interventions import DECODER, Alone
+from tests.support.paths import ROOT
 from tests.support.random_models import OLMOE
 
 SETTINGS: dict[str, Any] = {**DECODER, "n_candidates": 4, "draws": 70, "first": 2}
@@ -136,10 +138,12 @@ def _killed(path: Path, folder: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 def test_a_killed_process(case: Case, whole: str, tmp_path: Path, random_model: Any) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=_killed, args=(random_model(OLMOE), tmp_path))
-    process.start()
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL
+    # this folder last: the package is the one that is tested here
+    code = "import sys; from pathlib import Path; sys.path.append(sys.argv[1]); "
+    code += "from tests.attribution.test_resume import _killed; _killed(Path(sys.argv[2]), Path(sys.argv[3]))"
+    words = [sys.executable, "-P", "-c", code, str(ROOT), str(random_model(OLMOE)), str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     with AnswerFile(tmp_path / "map.json") as kept:
         assert case.run(kept, resume=True) == whole
 

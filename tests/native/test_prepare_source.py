@@ -165,4 +165,4 @@ def test_the_patches_are_small() -> None:
         for line in patch.read_text("utf-8").splitlines()
         if line.startswith("+") and not line.startswith("+++") and line.strip("+ ")
     ]
-    assert 0 < len(added) < 110, f"{len(added)} added lines in upstream files"
+    assert 0 < len(added) < 120, f"{len(added)} added lines in upstream files"

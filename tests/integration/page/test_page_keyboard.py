@@ -60,7 +60,7 @@ def test_with_the_keyboard_alone(tab: Desk) -> None:
         assert seen(), visited
         assert len(visited) < 30
     assert visited == [
-        "activate-range", "activate", "deactivate-range", "deactivate", "hard", "layers", "reset",
+        "activate-range", "activate", "deactivate-range", "deactivate", "rank", "hard", "layers", "reset",
         "Use it from a program", "enlarge", "heatmap",
     ]  # fmt: skip
     while active() != "compare":
