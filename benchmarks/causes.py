@@ -397,6 +397,7 @@ def render(report: Mapping[str, Any]) -> str:
             "more than RD, hard",
             "KL",
             "swing of the rate, points",
+            "idle planted experts promoted, either way",
         ]
         parts.append(f"**{name}** ({' / '.join(found['sides'])})\n\n" + table(header, rows))
     return "\n\n".join(parts) + "\n"
