@@ -204,7 +204,7 @@ class _Run:
         layers = [layer for layer in self._decoder.steerable_layers if layer < self._map.identity.n_layer]
         self._candidates = choose_candidates(self._map, layers, options.n_candidates, options.seed)
         for action in options.actions:
-            if not (options.rate or default_rate(action, self._candidates, self._identity)):
+            if not self._rate(action):
                 raise UsageError(f"actions: {action}: a token uses all experts of the model, so none can be left out")
         least = least_draws(len(self._candidates))
         if isinstance(options.draws, int) and options.draws < least:
@@ -239,6 +239,9 @@ class _Run:
         confirmed = {action: self._confirmed(action, found[action][0]) for action in actions}
         return self._effects(found, confirmed)
 
+    def _rate(self, action: str) -> float:
+        return self._options.rate or default_rate(action, self._candidates, self._identity)
+
     def _most_draws(self) -> int:
         if isinstance(self._options.draws, int):
             return self._options.draws
@@ -249,8 +252,7 @@ class _Run:
     def _estimate(self, action: str) -> tuple[Estimates, Estimates | None, int, float, bool]:
         """Estimates of effect and cost, draws, agreement, and whether it is stable."""
         options = self._options
-        rate = options.rate or default_rate(action, self._candidates, self._identity)
-        design = Design(action, self._candidates, self._identity, rate, options.seed)
+        design = Design(action, self._candidates, self._identity, self._rate(action), options.seed)
         most, least = self._most_draws(), least_draws(len(self._candidates))
         first = min(options.first, len(self._candidates))
         draws: list[npt.NDArray[np.bool_]] = []
@@ -369,7 +371,7 @@ class _Run:
             neutral="" if self._neutral is None else self._neutral.name,
             n_text=self._n_text,
             n_draws={action: n_draws for action, (_, _, n_draws, _, _) in found.items()},
-            rate={action: options.rate or default_rate(action, self._candidates, self._identity) for action in found},
+            rate={action: self._rate(action) for action in found},
             steer=options.steer,
             seed=options.seed,
             r2={action: effect.r2 for action, (effect, *_) in found.items()},
