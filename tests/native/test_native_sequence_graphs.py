@@ -171,7 +171,8 @@ def test_equal_rows_of_different_cap(olmoe: Loaded) -> None:
     mixed = run(under)
     for sequence, steering in enumerate(under):
         assert run([steering] * len(under))[sequence] == mixed[sequence], f"cap {steering.cap}"
-    assert mixed[0] == mixed[3], "an infinite cap is the hard rule"
+    # at the same place of the batch: kernels may round rows at different places differently
+    assert mixed[3] == run([Steering(rows)] * len(under))[3], "an infinite cap is the hard rule"
     assert mixed[4] == run([NONE] * len(under))[4], "a cap of 0 is no steering"
     assert len(set(mixed)) == 4
 
