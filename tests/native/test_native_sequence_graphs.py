@@ -174,7 +174,7 @@ def test_equal_rows_of_different_cap(olmoe: Loaded) -> None:
     # at the same place of the batch: kernels may round rows at different places differently
     assert mixed[3] == run([Steering(rows)] * len(under))[3], "an infinite cap is the hard rule"
     assert mixed[4] == run([NONE] * len(under))[4], "a cap of 0 is no steering"
-    assert len(set(mixed)) == 4
+    assert len(set(mixed[1:])) == 4
 
 
 def test_equal_rows_of_different_epsilon(olmoe: Loaded) -> None:
