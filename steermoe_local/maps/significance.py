@@ -272,8 +272,11 @@ def overlap(x: FloatArray, y: FloatArray, n: int) -> float:
 
 
 @functools.cache
-def t_quantile(level: float, df: int) -> float:
-    """The t with P(|T| <= t) = level for Student's distribution. Raises UsageError unless 0 < level < 1 and df >= 1."""
+def t_quantile(level: float, df: float) -> float:
+    """The t with P(|T| <= t) = level for Student's distribution, whose `df` need not be whole.
+
+    Raises UsageError unless 0 < level < 1 and df >= 1.
+    """
     if not 0 < level < 1:
         raise UsageError(f"level: {level!r} is not between 0 and 1; write 0.95 for 95%")
     if df < 1:
@@ -287,7 +290,7 @@ def t_quantile(level: float, df: int) -> float:
     return high
 
 
-def _t_two_sided(t: FloatArray, df: int) -> FloatArray:
+def _t_two_sided(t: FloatArray, df: float) -> FloatArray:
     """P(|T| >= t): the regularised incomplete beta function I_x(df/2, 1/2) at x = df / (df + t^2)."""
     df = min(df, _MAX_DF)
     with np.errstate(over="ignore"):

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import UsageError
-from .intervals import Interval
+from ...maps.significance import t_quantile
+from .intervals import Z95, Interval, wilson_bounds
 
 CROSSED = "crossed"
-_Z = 1.959963984540054  # the standard normal quantile of a two-sided 95% interval
 _ROUNDING = 1e-12
 
 
@@ -44,13 +44,13 @@ def crossed_share(values: npt.ArrayLike) -> Interval:
     parts = _parts(table)
     seen = p * (1 - p)
     if parts.variance <= _ROUNDING or seen <= _ROUNDING:
-        n, z = float(min((side for side in table.shape if side > 1), default=1)), _Z
+        n, z = float(min((side for side in table.shape if side > 1), default=1)), Z95
     else:
         n, z = seen / parts.variance, _student(parts.freedom)
         if np.isin(table, (0, 1)).all():
             # a small table can vary so little by chance that it would count for more than its values
             n = min(n, float(table.size))
-    low, high = _wilson(p, n, z)
+    low, high = wilson_bounds(p, n, z)
     return Interval(p, low, high, table.shape[0], CROSSED)
 
 
@@ -113,28 +113,6 @@ def _of_cells(table: npt.NDArray[np.float64]) -> float:
     return float(table.var()) / (table.size - 1) if table.size > 1 else 0.0
 
 
-def _wilson(p: float, n: float, z: float) -> tuple[float, float]:
-    """Wilson's score interval with any number of observations and any quantile."""
-    z2 = z * z
-    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    low = 0.0 if p <= _ROUNDING else max(0.0, middle - half)
-    return low, 1.0 if p >= 1 - _ROUNDING else min(1.0, middle + half)
-
-
 def _student(freedom: float) -> float:
-    """Student's quantile of a two-sided 95% interval, by Cornish and Fisher's expansion from 3 degrees of freedom on.
-
-    Below (Abramowitz and Stegun 26.7.5 is then too small) it is that of 2 or 1, the exact ones.
-    """
-    if freedom < 3:
-        return 4.302652729911275 if freedom >= 2 else 12.706204736432095
-    z, v = _Z, freedom
-    terms = (
-        z,
-        (z**3 + z) / (4 * v),
-        (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2),
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3),
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * v**4),
-    )
-    return sum(terms)
+    """Student's quantile of a two-sided 95% interval; below 3 degrees of freedom that of the whole number below."""
+    return t_quantile(0.95, freedom if freedom >= 3 else math.floor(freedom))

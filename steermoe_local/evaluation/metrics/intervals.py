@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ...errors import UsageError
 
-_Z = 1.959963984540054  # the standard normal quantile of a two-sided 95% interval
+Z95 = 1.959963984540054  # the standard normal quantile of a two-sided 95% interval
 _DRAWS = 2000
 _EQUAL = 1e-12  # values that differ by less are the same up to rounding
 
@@ -37,12 +37,19 @@ def wilson(successes: int, n: int) -> Interval:
     """Wilson's score interval of a share (JASA 22 (1927) 209). Raises UsageError for impossible counts."""
     if not 0 <= successes <= n or n < 1:
         raise UsageError(f"{successes} of {n} is no share")
-    p, z2 = successes / n, _Z * _Z
+    p = successes / n
+    low, high = wilson_bounds(p, n)
+    return Interval(p, low, high, n, "wilson")
+
+
+def wilson_bounds(p: float, n: float, z: float = Z95) -> tuple[float, float]:
+    """Ends of Wilson's interval of a share `p` of `n` observations, which need not be whole, at the quantile `z`."""
+    z2 = z * z
     middle = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     # at the ends the bound is exactly 0 or 1, which rounding misses
-    low = 0.0 if successes == 0 else max(0.0, middle - half)
-    return Interval(p, low, 1.0 if successes == n else min(1.0, middle + half), n, "wilson")
+    low = 0.0 if p <= _EQUAL else max(0.0, middle - half)
+    return low, 1.0 if p >= 1 - _EQUAL else min(1.0, middle + half)
 
 
 def bootstrap(
