@@ -26,6 +26,7 @@ from .decoding import InterventionDecoder
 from .design import Candidates, Design, choose_candidates, default_rate
 from .estimates import Estimates, agreement, estimate, least_draws
 from .items import Item, as_items, digest, split
+from .options import DecoderOptions
 from .parts import Parts, Progress
 from .texts import documents, n_tokens
 
@@ -40,8 +41,8 @@ _LEAST_AUTO = 128
 
 
 @dataclass(frozen=True)
-class AttributionOptions:
-    """How `attribute` estimates effects.
+class AttributionOptions(DecoderOptions):
+    """How `attribute` estimates effects, beside the options of the context.
 
     Attributes:
         n_candidates: experts with the largest |RD|; as many others are drawn at random as control.
@@ -53,8 +54,6 @@ class AttributionOptions:
         n_text: tokens of the neutral text that count.
         first: how many experts of each action are compared by "auto", and confirmed.
         seed: of candidates, items and draws.
-        n_batch, n_threads, type_k, type_v, flash_attn: as in `llama_cpp.Llama`.
-        force: steer a model whose routers differ from the map's.
 
     Raises UsageError for values outside their ranges.
     """
@@ -68,17 +67,9 @@ class AttributionOptions:
     n_text: int = 96
     first: int = 8
     seed: int = 0
-    n_batch: int = 512
-    n_threads: int | None = None
-    type_k: int | None = None
-    type_v: int | None = None
-    flash_attn: bool | Literal["auto"] = "auto"
-    force: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("n_candidates", "n_text", "first", "n_batch"):
-            if type(value := getattr(self, name)) is not int or value < 1:
-                raise UsageError(f"{name}: {value!r} is not a whole number from 1 up")
+        self._require_whole("n_candidates", "n_text", "first", "n_batch")
         if self.draws != AUTO and (type(self.draws) is not int or self.draws < 1):
             raise UsageError(f'draws: {self.draws!r} is neither "auto" nor a whole number from 1 up')
         if self.n_items is not None and (type(self.n_items) is not int or self.n_items < 1):
@@ -170,12 +161,7 @@ class _Run:
                 self._documents,
                 n_steerings=_BLOCK,
                 steer=options.steer,
-                n_batch=options.n_batch,
-                n_threads=options.n_threads,
-                type_k=options.type_k,
-                type_v=options.type_v,
-                flash_attn=options.flash_attn,
-                force=options.force,
+                **options.decoder_arguments,
             )
         )
         self._identity = self._decoder.identity

@@ -22,6 +22,7 @@ from ..llama.rendering import Renderer
 from ..llama.steered_llama import SteeredLlama
 from ..maps.effects import Effects
 from ..maps.expert_map import ExpertMap
+from ..maps.ranks import require_effects
 from ..pairs.pairs import Pair
 from ..steering.bias_file import BiasFile
 from .decoding import InterventionDecoder
@@ -79,13 +80,6 @@ def fit(
         return run.fit()
 
 
-def effects_of(expert_map: ExpertMap) -> Effects:
-    """The effects of a map. Raises UsageError when it has none."""
-    if expert_map.effects is None:
-        raise UsageError("the map has no effects to start from; run steermoe attribute on it")
-    return expert_map.effects
-
-
 def split_as_attributed(items: Sequence[Item], effects: Effects) -> tuple[list[Item], list[Item]]:
     """Items that an attribution estimated on and confirmed on, by its own split.
 
@@ -119,7 +113,7 @@ class _Run:
         log: Callable[[str], None] | None,
     ) -> None:
         self._options, self._map = options, expert_map
-        self._effects = effects = effects_of(expert_map)
+        self._effects = effects = require_effects(expert_map, "fit")
         self._log = log or (lambda _: None)
         self._toward: Direction = direction(effects, options.n_experts, reverse=options.reverse)
         self._searches = options.method == CMA and len(self._toward) > 1
@@ -148,12 +142,7 @@ class _Run:
                 [*text, *self._other_text],
                 n_steerings=options.population,
                 steer="all" if effects.facts.steer == "all" else "answer",
-                n_batch=options.n_batch,
-                n_threads=options.n_threads,
-                type_k=options.type_k,
-                type_v=options.type_v,
-                flash_attn=options.flash_attn,
-                force=options.force,
+                **options.decoder_arguments,
             )
         )
         try:

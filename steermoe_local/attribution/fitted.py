@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ..errors import UsageError
 from ..steering.bias_file import BiasFile
+from .options import DecoderOptions
 
 CMA = "cma"
 LEAST_POPULATION, MOST_POPULATION = 4, 1024
@@ -15,8 +16,8 @@ _SURE = 2.0  # standard errors that a change on the confirming items must exceed
 
 
 @dataclass(frozen=True)
-class FitOptions:
-    """How `fit` chooses a soft bias.
+class FitOptions(DecoderOptions):
+    """How `fit` chooses a soft bias, beside the options of the context.
 
     Attributes:
         budget: most KL(unsteered || steered) per token of the neutral text, in nats.
@@ -28,8 +29,6 @@ class FitOptions:
         reverse: towards the negative side.
         n_text: tokens of the neutral text that the search uses; as many others confirm.
         seed: of the search.
-        n_batch, n_threads, type_k, type_v, flash_attn: as in `llama_cpp.Llama`.
-        force: steer a model whose routers differ from the map's.
 
     Raises UsageError for values outside their ranges.
     """
@@ -43,21 +42,13 @@ class FitOptions:
     reverse: bool = False
     n_text: int = 96
     seed: int = 0
-    n_batch: int = 512
-    n_threads: int | None = None
-    type_k: int | None = None
-    type_v: int | None = None
-    flash_attn: bool | Literal["auto"] = "auto"
-    force: bool = False
 
     def __post_init__(self) -> None:
         for name in ("budget", "bound"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
                 raise UsageError(f"{name}: {value!r} is not a number above 0 and below a million")
-        for name in ("n_experts", "evaluations", "n_text", "n_batch"):
-            if type(value := getattr(self, name)) is not int or value < 1:
-                raise UsageError(f"{name}: {value!r} is not a whole number from 1 up")
+        self._require_whole("n_experts", "evaluations", "n_text", "n_batch")
         if self.n_experts > MOST_EXPERTS:
             raise UsageError(f"n_experts: {self.n_experts} are more than the search can do, {MOST_EXPERTS}")
         if type(self.population) is not int or not LEAST_POPULATION <= self.population <= MOST_POPULATION:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from .._util.files import StrPath
-from ..errors import UsageError
-from .effects import ACTIONS, ATTRIBUTE, Effects
+from .effects import ACTIONS, Effects
 from .expert_map import ExpertMap
 from .picture import DPI, MINUS, Spot, plain, point, require_drawable, save
 from .plots import effect_words, write_title
+from .ranks import require_effects
 from .significance import t_quantile
 
 RANDOM = "#e08214"  # orange differs from the blue of the others under every common colour blindness
@@ -29,9 +29,7 @@ def plot_effects(expert_map: ExpertMap, path: StrPath, top: int = 20) -> None:
     written.
     """
     require_drawable(path)
-    effects = expert_map.effects
-    if effects is None:
-        raise UsageError(f"the map has no effects to draw; estimate them: {ATTRIBUTE}")
+    effects = require_effects(expert_map, "picture of effects")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 6.4), dpi=DPI)

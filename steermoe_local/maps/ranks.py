@@ -59,10 +59,10 @@ def observed_score(expert_map: Scored, rank: str, what: str = "rank") -> FloatAr
     return table
 
 
-def require_effects(expert_map: Scored, rank: str, what: str = "rank") -> Effects:
-    """The map's effects, which `rank` needs. Raises UsageError for a map without them, as `observed_score`."""
+def require_effects(expert_map: Scored, what: str) -> Effects:
+    """The map's effects, which `what` needs. Raises UsageError for a map without them; `what` begins the message."""
     if expert_map.effects is None:
-        raise UsageError(f"{what} {rank}: the map has no effects; estimate them: {ATTRIBUTE}")
+        raise UsageError(f"{what}: the map has no effects; estimate them: {ATTRIBUTE}")
     return expert_map.effects
 
 
@@ -81,7 +81,7 @@ def action_scores(expert_map: Scored, rank: str) -> tuple[FloatArray, FloatArray
     if rank in OBSERVED:
         score = observed_score(expert_map, rank)
         return score, -score
-    effects, shape = require_effects(expert_map, rank), (expert_map.rd.shape[0], expert_map.rd.shape[1])
+    effects, shape = require_effects(expert_map, f"rank {rank}"), (expert_map.rd.shape[0], expert_map.rd.shape[1])
     if rank == "efficiency" and np.isnan(effects.cost).any():
         raise UsageError("rank efficiency: the map's effects have no costs; run steermoe attribute with a neutral text")
 
@@ -122,7 +122,7 @@ def relative_sizes(expert_map: Scored, weights: str, signs: npt.NDArray[np.int8]
     if weights in OBSERVED:
         score = observed_score(expert_map, weights, "weights")
     else:
-        effects, shape = require_effects(expert_map, weights, "weights"), (signs.shape[0], signs.shape[1])
+        effects, shape = require_effects(expert_map, f"weights {weights}"), (signs.shape[0], signs.shape[1])
         score = np.where(signs > 0, *(effects.table(action, "effect", shape) for action in (PROMOTE, SUPPRESS)))
     sizes = np.where(signs != 0, np.abs(score), 0.0)
     if np.isnan(sizes).any():

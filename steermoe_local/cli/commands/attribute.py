@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import click
-from rich.table import Table
 
 from ...maps.effects import ACTIONS, Effects
 from ...maps.expert_map import ExpertMap
@@ -22,14 +21,14 @@ from ..options.common import (
     resume_options,
     template_options,
 )
-from ..options.items import ItemFlags, item_options
+from ..options.items import ItemFlags, decoder_arguments, interventions, item_options
 from ..options.llama import RecordingFlags, recording_options
 from ..options.model import model_option
-from ..options.opening import open_model
-from ..output import SummedLines, print_json, progress_bar, say, say_written, warn
+from ..output import print_json, say_written, warn
 from ..streams import console
+from .map_effects import effects_table
 
-_IDLE = 20  # the first experts by RD of which the result says how many do nothing
+_SHOWN = 20  # effects on the terminal; the map has all
 _AUTO = 0  # draws until the first experts are stable
 
 
@@ -137,9 +136,7 @@ def attribute(
     """
     from ...attribution.attribute import AttributionOptions
     from ...attribution.attribute import attribute as run
-    from ...evaluation.measuring.opening import model_facts
     from ...generation.answer_file import AnswerFile
-    from ...llama.rendering import Renderer, vocabulary_renderer
 
     check_resume(resume, restart)
     kept = click.get_current_context().with_resource(AnswerFile(output))  # its lock, until the command ends
@@ -155,43 +152,16 @@ def attribute(
         n_text=item_flags.n_text,
         first=first,
         seed=seed,
-        n_batch=flags.batch_size,
-        **_context(flags),
+        **decoder_arguments(flags),
         force=force,
     )
     facts = model_info(model)
     warn(*expert_map.identity.require_same(facts.require_moe(), map_name, str(model), force))
-    neutral = item_flags.neutral(model)
-    rendering: dict[str, Any] = {"thinking": thinking, "template_arguments": template_arguments, "date": date}
-    skipped = SummedLines(say)
-    with vocabulary_renderer(model, **rendering) as renderer:  # before the weights are loaded
-        items = item_flags.items(
-            renderer, lambda name, reason: skipped.add(f"skipped: pair {name!r}: {reason}", f"skipped: {reason}")
-        )
-    skipped.close()
-    metadata = {"model": model_facts(facts), "flash_attn": flags.flash_attn}
-    with open_model(facts, flags, 2 * flags.batch_size, path=model) as llama, progress_bar() as show:
-        try:
-            result = run(
-                llama,
-                items,
-                expert_map,
-                response=item_flags.response,
-                neutral=neutral,
-                renderer=Renderer(llama._model, **rendering),
-                options=options,
-                kept=kept,
-                resume=resume,
-                metadata=metadata,
-                progress=show,
-                log=say,
-            )
-        except BaseException:
-            if kept.n_kept:
-                say(f"{kept.n_kept} parts are kept in {kept.path}; go on with the same command and --resume")
-            raise
-        result.save(output)
-        kept.discard()
+    rendering = {"thinking": thinking, "template_arguments": template_arguments, "date": date}
+    with interventions(facts, model, item_flags, rendering, flags, kept, resume) as (llama, items, common):
+        result = run(llama, items, expert_map, response=item_flags.response, options=options, **common)
+    result.save(output)
+    kept.discard()
     effects = result.effects
     assert effects is not None
     if as_json:
@@ -203,14 +173,8 @@ def attribute(
     say_written(output, before="\n")
 
 
-def _context(flags: RecordingFlags) -> dict[str, Any]:
-    """The part of the flags that the attribution's context takes."""
-    given = flags.context_arguments()
-    return {name: given[name] for name in ("n_threads", "type_k", "type_v", "flash_attn") if name in given}
-
-
 def _of_rd(expert_map: ExpertMap) -> dict[str, Any]:
-    """How many of the first experts by RD have an effect by the action that RD names."""
+    """How many of the first experts by RD have a significant effect by any action."""
     effects = expert_map.effects
     assert effects is not None
     by_rd = [i for i in range(len(effects.layer)) if not effects.control[i]]
@@ -220,24 +184,8 @@ def _of_rd(expert_map: ExpertMap) -> dict[str, Any]:
 
 
 def _print(expert_map: ExpertMap, effects: Effects) -> None:
-    table = Table()
-    for name in ("layer", "expert", "action", "RD", "effect", "cost", "alone, other items", ""):
-        table.add_column(name, justify="left" if name in ("action", "") else "right")
-    order = sorted(range(len(effects.layer)), key=lambda i: -abs(float(effects.effect[i])))
-    names = {value: name for name, value in ACTIONS.items()}
-    for i in [i for i in order if effects.significant[i]][:_IDLE]:
-        layer, expert = int(effects.layer[i]), int(effects.expert[i])
-        table.add_row(
-            str(layer),
-            str(expert),
-            names[int(effects.action[i])],
-            f"{expert_map.rd[layer, expert]:+.3f}",
-            _with_error(effects.effect[i], effects.effect_se[i], "+"),
-            _with_error(effects.cost[i], effects.cost_se[i]),
-            _with_error(effects.confirm[i], effects.confirm_se[i], "+"),
-            "control" if effects.control[i] else "",
-        )
-    console().print(table)
+    for part in effects_table(expert_map, _SHOWN):
+        console().print(part)
     counts = _of_rd(expert_map)
     for action, n in effects.facts.n_draws.items():
         facts = effects.facts
@@ -250,7 +198,3 @@ def _print(expert_map: ExpertMap, effects: Effects) -> None:
         f"of the first {counts['first_by_rd']} experts by RD, {counts['of_them_with_an_effect']} have an effect; "
         f"effects in nats per token towards {expert_map.positive or 'the positive side'}, standard errors by the draws"
     )
-
-
-def _with_error(value: float, error: float, sign: str = "") -> str:
-    return "" if value != value else f"{value:{sign}.3f} ± {error:.3f}"

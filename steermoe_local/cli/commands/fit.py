@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
-from ...errors import SteerMoEError
 from ...maps.expert_map import ExpertMap
+from ...maps.ranks import require_effects
 from ...model_files.model_info import model_info
 from ...models.shipped_maps import map_path
 from ...steering.bias_file import write_bias
@@ -21,11 +21,10 @@ from ..options.common import (
     resume_options,
     template_options,
 )
-from ..options.items import ItemFlags, item_options
+from ..options.items import ItemFlags, decoder_arguments, interventions, item_options
 from ..options.llama import RecordingFlags, recording_options
 from ..options.model import model_option
-from ..options.opening import open_model
-from ..output import SummedLines, facts_table, print_json, progress_bar, say, say_written, warn
+from ..output import facts_table, print_json, say_written, warn
 from ..streams import console
 
 if TYPE_CHECKING:
@@ -130,23 +129,16 @@ def fit(
     Example:
       steermoe fit -m tiny --pairs pairs.jsonl --map map2.json --budget 0.02 -o bias.gguf
     """
-    from ...attribution.fit import effects_of
     from ...attribution.fit import fit as run
     from ...attribution.fitted import FitOptions
-    from ...evaluation.measuring.opening import model_facts
     from ...generation.answer_file import AnswerFile
-    from ...llama.rendering import Renderer, vocabulary_renderer
 
     check_resume(resume, restart)
     kept = click.get_current_context().with_resource(AnswerFile(output))  # its lock, until the command ends
     check_unfinished(kept, resume, restart)
     path = map_path(map_name)
     expert_map = ExpertMap.load(path)
-    try:
-        effects_of(expert_map)
-    except SteerMoEError as error:
-        raise type(error)(f"{path}: {error}") from None
-    context = flags.context_arguments()
+    require_effects(expert_map, str(path))
     options = FitOptions(
         budget=budget,
         n_experts=n_experts,
@@ -158,40 +150,15 @@ def fit(
         n_text=item_flags.n_text,
         seed=seed,
         force=force,
-        **{name: context[name] for name in ("n_batch", "n_threads", "type_k", "type_v", "flash_attn")},
+        **decoder_arguments(flags),
     )
     facts = model_info(model)
     warn(*expert_map.identity.require_same(facts.require_moe(), map_name, str(model), force))
-    neutral = item_flags.neutral(model)
-    rendering: dict[str, Any] = {"thinking": thinking, "template_arguments": template_arguments, "date": date}
-    skipped = SummedLines(say)
-    with vocabulary_renderer(model, **rendering) as renderer:  # before the weights are loaded
-        items = item_flags.items(
-            renderer, lambda name, reason: skipped.add(f"skipped: pair {name!r}: {reason}", f"skipped: {reason}")
-        )
-    skipped.close()
-    metadata = {"model": model_facts(facts), "flash_attn": flags.flash_attn}
-    with open_model(facts, flags, 2 * flags.batch_size, path=model) as llama, progress_bar() as show:
-        try:
-            result = run(
-                llama,
-                items,
-                expert_map,
-                neutral=neutral,
-                renderer=Renderer(llama._model, **rendering),
-                options=options,
-                kept=kept,
-                resume=resume,
-                metadata=metadata,
-                progress=show,
-                log=say,
-            )
-        except BaseException:
-            if kept.n_kept:
-                say(f"{kept.n_kept} parts are kept in {kept.path}; go on with the same command and --resume")
-            raise
-        write_bias(result.bias, output)
-        kept.discard()
+    rendering = {"thinking": thinking, "template_arguments": template_arguments, "date": date}
+    with interventions(facts, model, item_flags, rendering, flags, kept, resume) as (llama, items, common):
+        result = run(llama, items, expert_map, options=options, **common)
+    write_bias(result.bias, output)
+    kept.discard()
     if result.confirmed_on is not None and not result.is_confirmed:
         warn(f"{output}: on other items the margin does not move to the wanted side by two standard errors")
     if result.confirmed_on is not None and result.confirmed_on.fitted.kl > budget:

@@ -1,24 +1,31 @@
-"""The options that name the items of an attribution, and the neutral text of its costs."""
+"""The options that name the items of an attribution and the neutral text of its costs, and what they open."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ...errors import UsageError
+from ..output import SummedLines, progress_bar, say
 from .common import FILE
 from .groups import option, option_group
+from .opening import open_model
 
 if TYPE_CHECKING:
     from ...attribution.items import Item
     from ...evaluation.tasks.neutral_text import NeutralText
     from ...evaluation.tasks.tasks import Task
+    from ...generation.answer_file import AnswerFile
     from ...llama.rendering import Renderer
+    from ...llama.steered_llama import SteeredLlama
+    from ...model_files.model_info import ModelInfo
+    from .llama import LlamaFlags
 
 _NONE = "none"
 
@@ -76,6 +83,56 @@ class ItemFlags:
             return pair_items(renderer, load_pairs(self.pairs_file), on_skip)
         assert self.task is not None
         return task_items(renderer, self.task, make_scorer(self.task.scorer, self.task.options))
+
+
+def decoder_arguments(flags: LlamaFlags) -> dict[str, Any]:
+    """The part of the flags that the context of an attribution, or of a fit, takes."""
+    given = flags.context_arguments()
+    return {name: given[name] for name in ("n_batch", "n_threads", "type_k", "type_v", "flash_attn")}
+
+
+@contextmanager
+def interventions(
+    facts: ModelInfo,
+    model: Path,
+    item_flags: ItemFlags,
+    rendering: Mapping[str, Any],
+    flags: LlamaFlags,
+    kept: AnswerFile,
+    resume: bool,
+) -> Iterator[tuple[SteeredLlama, list[Item], dict[str, Any]]]:
+    """Render the items, load the model and show a bar; yields model, items, and further arguments of `attribute` and
+    `fit`: the neutral text, what is kept, progress.
+
+    `rendering` are the arguments of the renderer. A block that fails or is interrupted says what is kept. Raises what
+    the items raise, ResourceError, ModelError.
+    """
+    from ...evaluation.measuring.opening import model_facts
+    from ...llama.rendering import Renderer, vocabulary_renderer
+
+    neutral = item_flags.neutral(model)
+    skipped = SummedLines(say)
+    with vocabulary_renderer(model, **rendering) as renderer:  # before the weights are loaded
+        items = item_flags.items(
+            renderer, lambda name, reason: skipped.add(f"skipped: pair {name!r}: {reason}", f"skipped: {reason}")
+        )
+    skipped.close()
+    with open_model(facts, flags, 2 * flags.batch_size, path=model) as llama, progress_bar() as show:
+        common = {
+            "neutral": neutral,
+            "renderer": Renderer(llama._model, **rendering),
+            "kept": kept,
+            "resume": resume,
+            "metadata": {"model": model_facts(facts), "flash_attn": flags.flash_attn},
+            "progress": show,
+            "log": say,
+        }
+        try:
+            yield llama, items, common
+        except BaseException:
+            if kept.n_kept:
+                say(f"{kept.n_kept} parts are kept in {kept.path}; go on with the same command and --resume")
+            raise
 
 
 item_options = option_group(ItemFlags, "item_flags")
