@@ -10,6 +10,7 @@ from .detokenizer import possible_beginning
 from .reasoning_styles import MESSAGE, START, Channels, ReasoningStyle, Tags
 
 Kind = Literal["reasoning", "answer"]
+Place = Literal["start", "reasoning", "between", "answer"]
 
 _ROLE = "assistant"
 _LONGEST_HEADER = 200  # characters; a longer one is text of a model that left the format
@@ -39,6 +40,11 @@ class ReasoningSplitter:
         if style is not None and style.prefix:
             self.feed(style.prefix)
 
+    @property
+    def place(self) -> Place:
+        """Where the text so far ends: "start", reasoning may still come; "between", it has ended, and no answer yet."""
+        return "answer" if self._machine is None else self._machine.place
+
     def feed(self, text: str) -> list[Part]:
         """Add text; return the parts that are certain, in order. Text that may become a marker is held back."""
         if self._machine is None:
@@ -59,20 +65,17 @@ def split_reasoning(text: str, style: ReasoningStyle | None) -> tuple[str, str]:
     return reasoning, answer
 
 
-_State = Literal["start", "reasoning", "between", "answer"]
-
-
 class _Tagged:
     """Parser of: blank space, [reasoning, blank space], answer."""
 
     def __init__(self, tags: Tags) -> None:
         self.held = ""
         self._tags = tags
-        self._state: _State = "start"
+        self.place: Place = "start"
         self._fresh = True  # no text of the current part was yielded yet
         # Markers before a part, and the state behind them; None: the state stays. A reply without reasoning may begin
         # with its end.
-        states: dict[str, _State | None] = {
+        states: dict[str, Place | None] = {
             tags.header: None,
             tags.opening: "reasoning",
             tags.closing: "between",
@@ -87,23 +90,23 @@ class _Tagged:
     def run(self, last: bool) -> Iterator[tuple[Kind, str]]:
         going = True
         while going:
-            if self._state == "start" or self._state == "between":
+            if self.place == "start" or self.place == "between":
                 going = self._before(last)
             else:
-                going = yield from self._inside(self._state, last)
+                going = yield from self._inside(self.place, last)
 
     def _before(self, last: bool) -> bool:
         """Look for a marker that opens a part; False: more text is needed."""
         text = self.held.lstrip()
         for marker, state in self._states.items():
-            if marker == self._tags.closing and self._state == "between":
+            if marker == self._tags.closing and self.place == "between":
                 continue
             if text.startswith(marker):
-                self._enter(state or self._state, text[len(marker) :])
+                self._enter(state or self.place, text[len(marker) :])
                 return True
         if not last and any(marker.startswith(text) for marker in self._states):
             return False
-        blank_is_text = self._state == "start"
+        blank_is_text = self.place == "start"
         self._enter("answer", self.held if blank_is_text else text)
         self._fresh = False
         return True
@@ -131,8 +134,8 @@ class _Tagged:
         self.held = "" if last else self.held[len(certain) :]
         return False
 
-    def _enter(self, state: _State, rest: str) -> None:
-        self._state, self.held, self._fresh = state, rest, True
+    def _enter(self, state: Place, rest: str) -> None:
+        self.place, self.held, self._fresh = state, rest, True
 
 
 class _Channelled:
@@ -146,6 +149,13 @@ class _Channelled:
         self._in_call = False
         self._given: set[Kind] = set()
         self._parted = True  # the current text needs no blank line before it
+
+    @property
+    def place(self) -> Place:
+        """In a header that follows reasoning, or nothing, more reasoning may come."""
+        if self._kind == "answer" and (self._header is None or "answer" in self._given):
+            return "answer"
+        return "reasoning" if self._header is None else "start"
 
     def run(self, last: bool) -> Iterator[tuple[Kind, str]]:
         markers = self._channels.all_markers

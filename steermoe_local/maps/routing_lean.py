@@ -1,0 +1,64 @@
+"""How far the routing of a text leans to a side of an expert map."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import UsageError
+from .ranks import Scored, action_scores
+
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class RoutingLean:
+    """Scores routing: the sum, over all experts, of a map's score times the share of the tokens that select the expert.
+
+    `scores` float64 [n_layer, n_expert]. The last layer of the model counts nothing: it routes only the tokens whose
+    logits are asked for, which are not the same in every computation of a text.
+    """
+
+    scores: Float64
+
+    def __post_init__(self) -> None:
+        """Copy the scores, without those of the last layer."""
+        scores = np.array(self.scores, dtype=np.float64)
+        if scores.ndim != 2 or not np.isfinite(scores).all():
+            raise UsageError(f"scores of experts: not a table of finite numbers, but of shape {scores.shape}")
+        scores[-1:] = 0
+        scores.flags.writeable = False
+        object.__setattr__(self, "scores", scores)
+
+    @classmethod
+    def of_map(cls, expert_map: Scored, by: str = "rd") -> RoutingLean:
+        """Take the scores of a map: "rd", or "effect", the significant effects of promoting less those of suppressing.
+
+        Raises UsageError for a map without effects.
+        """
+        if by == "rd":
+            return cls(expert_map.rd)
+        promote, suppress = action_scores(expert_map, by)
+        return cls(promote - suppress)
+
+    def of_tokens(self, experts: npt.NDArray[np.int32]) -> Float64:
+        """Score of each token. experts: int32 [n_tokens, n_layer, top_k], -1 where a layer did not route the token.
+
+        Returns float64 [n_tokens]; the score of a span is their mean.
+        """
+        layers = np.arange(len(self.scores))[None, :, None]
+        of_slots = self.scores[layers, experts.clip(0)]
+        return np.asarray(np.where(experts < 0, 0.0, of_slots).sum(axis=(1, 2)))
+
+    def of_counts(self, counts: npt.NDArray[np.int64], n_tokens: int) -> float:
+        """Score of a span of `n_tokens` by its selections, [n_layer, n_expert]."""
+        return float((self.scores * counts).sum() / n_tokens)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the scores, in hex."""
+        return hashlib.sha256(np.ascontiguousarray(self.scores).tobytes()).hexdigest()

@@ -1,0 +1,243 @@
+"""Steering plans: an ordered list of rules, each of which says where in a text which steering is in force."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .._util.files import is_sha256
+from ..errors import FormatError, SteerMoEError, UsageError
+from ..identity import ModelIdentity
+from ..maps.expert_map import ExpertMap
+from ..maps.routing_lean import RoutingLean
+from .bias_plan import AnyBias, BiasRule, simplest
+from .plan_objects import rule_to_dict, rules_from
+from .plan_rules import RuleSpec
+from .plan_text import format_rule, parse_rule
+from .steering import Steering
+
+OpenSteering = Callable[[str, Mapping[str, Any]], Steering]
+"""(name, choice of experts) -> the steering that a rule names. Raises for an unknown name or an impossible choice."""
+OpenMap = Callable[[str], tuple[ExpertMap, Path | None]]
+"""name -> the map that a condition names, and its file."""
+
+
+@dataclass(frozen=True, eq=False)
+class PlanRule:
+    """A rule whose names were looked up.
+
+    `steering` None: nothing steers there. `looks_at` is the map of a condition on routing, `looks_at_path` its file.
+    """
+
+    spec: RuleSpec
+    steering: Steering | None
+    looks_at: ExpertMap | None = None
+    looks_at_path: Path | None = None
+
+    @property
+    def text(self) -> str:
+        """The rule as people write it."""
+        return format_rule(self.spec)
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringPlan:
+    """Rules, of which the first one that matches a token steers it; without a match it is unsteered.
+
+    Takes the place of a `Steering` wherever an answer is steered. `name` is shown to users, `path` is the file of the
+    plan, if it has one.
+    """
+
+    name: str
+    rules: tuple[PlanRule, ...]
+    path: Path | None = None
+
+    @classmethod
+    def open(
+        cls,
+        rules: Sequence[RuleSpec | str | Mapping[str, Any]],
+        steering: OpenSteering,
+        expert_map: OpenMap,
+        *,
+        name: str = "plan",
+        path: Path | None = None,
+    ) -> SteeringPlan:
+        """Look up what rules name, in their text form, their object form, or read already.
+
+        Raises UsageError, which names the rule, and what `steering` and `expert_map` raise, with the rule's number
+        before the message.
+        """
+        read = [rule if isinstance(rule, RuleSpec) else None for rule in rules]
+        specs = rules_from(list(rules)) if None in read else [rule for rule in read if rule is not None]
+        found = [_looked_up(number, spec, steering, expert_map) for number, spec in enumerate(specs, 1)]
+        return cls(name, tuple(found), path)
+
+    @property
+    def texts(self) -> list[str]:
+        """The rules as people write them."""
+        return [rule.text for rule in self.rules]
+
+    @property
+    def steerings(self) -> list[Steering]:
+        """The steerings of the rules, each once."""
+        return list(dict.fromkeys(rule.steering for rule in self.rules if rule.steering is not None))
+
+    @property
+    def expert_map(self) -> ExpertMap | None:
+        """The map of all steerings, if they are of one map; None otherwise."""
+        maps = {id(steering.expert_map): steering.expert_map for steering in self.steerings}
+        return next(iter(maps.values())) if len(maps) == 1 else None
+
+    @property
+    def identity(self) -> ModelIdentity | None:
+        """The model that the first map or bias was made for; None if nothing steers."""
+        return next((steering.identity for steering in self.steerings), None)
+
+    @property
+    def mode(self) -> str:
+        """The rule of all steerings (hard, soft or capped), "mixed" for several, "" if nothing steers."""
+        modes = {steering.mode for steering in self.steerings}
+        return modes.pop() if len(modes) == 1 else "mixed" if modes else ""
+
+    @property
+    def side(self) -> str:
+        """The side that all steerings steer towards, "" if there are several."""
+        sides = {steering.side for steering in self.steerings}
+        return sides.pop() if len(sides) == 1 else ""
+
+    @property
+    def shortfall(self) -> str:
+        """The first of the steerings' shortfalls; "" without any. Raises as `build`."""
+        return next(filter(None, (steering.shortfall for steering in self.steerings)), "")
+
+    def check(self, identity: ModelIdentity, where: str, force: bool = False) -> list[str]:
+        """Check that all maps and biases were made for the model `identity`, whose file is `where`.
+
+        Returns warnings, as `ModelIdentity.require_same`. Raises ModelMismatchError.
+        """
+        warnings: dict[str, None] = {}
+        for number, rule in enumerate(self.rules, 1):
+            if rule.steering is not None:
+                warnings |= dict.fromkeys(rule.steering.check(identity, where, force))
+            if rule.looks_at is not None:
+                what = f"rule {number}: when {rule.spec.where.when.map}" if rule.spec.where.when else ""
+                warnings |= dict.fromkeys(rule.looks_at.identity.require_same(identity, what, where, force))
+        return list(warnings)
+
+    def build(self, identity: ModelIdentity | None = None) -> AnyBias | None:
+        """What steers by this plan: a `BiasPlan`; a bias alone if one is in force at every token; None if none ever is.
+
+        It is made for `identity`, by default that of the maps; see `check`. Raises ChoiceError, UsageError, FormatError
+        for what the model cannot carry out, with the rule's number before the message.
+        """
+        return simplest([_built(number, rule, identity) for number, rule in enumerate(self.rules, 1)])
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the rules' texts and of the maps' and biases' contents, in hex."""
+        parts = []
+        for rule in self.rules:
+            made = None if rule.steering is None else rule.steering.expert_map or rule.steering.bias
+            parts += [rule.text, "" if made is None else made.sha256 if isinstance(made, ExpertMap) else made.key]
+            parts.append("" if rule.looks_at is None else rule.looks_at.sha256)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain JSON values: its rules as texts and as objects, with what steers. Raises as `build`."""
+        return {
+            "name": self.name,
+            "plan": None if self.path is None else str(self.path),
+            "plan_sha256": self.sha256,
+            "rules": [_rule_dict(rule) for rule in self.rules],
+        }
+
+    @classmethod
+    def from_dict(cls, data: object, where: str = "steering") -> SteeringPlan:
+        """Open the files that `to_dict` describes; their digests must be the same.
+
+        `where` starts the messages. Raises FormatError, also for a file that is missing or has changed.
+        """
+        rules = data.get("rules") if isinstance(data, Mapping) else None
+        name = data.get("name") if isinstance(data, Mapping) else None
+        if not isinstance(rules, list) or not isinstance(name, str):
+            raise FormatError(f"{where}: not a plan with a name and rules; choose the steering again")
+        found = []
+        for number, rule in enumerate(rules, 1):
+            at = f"{where}.rules[{number}]"
+            text = rule.get("text") if isinstance(rule, Mapping) else None
+            if not isinstance(text, str):
+                raise FormatError(f"{at}: not a rule with its text; choose the steering again")
+            try:
+                spec = parse_rule(text, number)
+            except UsageError as error:
+                raise FormatError(f"{at}: {error}") from None
+            steers = rule.get("steering")
+            steering = None if steers is None else Steering.from_dict(steers, f"{at}.steering")
+            found.append(PlanRule(spec, steering, *_map_from(rule.get("looks_at"), f"{at}.looks_at")))
+        plan = data.get("plan") if isinstance(data, Mapping) else None
+        return cls(name, tuple(found), Path(plan) if isinstance(plan, str) and "\0" not in plan else None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of a plan's file, NAME.plan.json: {"rules": [...]} in their object form."""
+        return {"rules": [rule_to_dict(rule.spec) for rule in self.rules]}
+
+
+AnySteering = Steering | SteeringPlan
+"""What can be chosen to steer answers."""
+
+
+def _rule_dict(rule: PlanRule) -> dict[str, Any]:
+    steering = None if rule.steering is None else rule.steering.to_dict()
+    data: dict[str, Any] = {"text": rule.text, **rule_to_dict(rule.spec), "steering": steering}
+    if rule.looks_at is not None:
+        path = None if rule.looks_at_path is None else str(rule.looks_at_path)
+        data["looks_at"] = {"map": path, "map_sha256": rule.looks_at.sha256}
+    return data
+
+
+def _map_from(data: object, where: str) -> tuple[ExpertMap | None, Path | None]:
+    """The map that a condition looks at, as `_rule_dict` describes it. Raises FormatError."""
+    if data is None:
+        return None, None
+    path, digest = (data.get("map"), data.get("map_sha256")) if isinstance(data, Mapping) else (None, None)
+    if not isinstance(path, str) or "\0" in path or not is_sha256(digest):
+        raise FormatError(f"{where}: not a map with its file and digest; choose the steering again")
+    if not Path(path).is_file():
+        raise FormatError(f"{where}.map: {path}: no such file; bring it back or choose another steering")
+    expert_map = ExpertMap.load(path)
+    if expert_map.sha256 != digest:
+        raise FormatError(f"{where}.map: {path}: not the file that it was; bring the old one back or choose again")
+    return expert_map, Path(path)
+
+
+@contextmanager
+def _naming(number: int) -> Iterator[None]:
+    """Put the number of a rule before the message of an error."""
+    try:
+        yield
+    except SteerMoEError as error:
+        error.args = (f"rule {number}: {error}", *error.args[1:])
+        raise
+
+
+def _looked_up(number: int, spec: RuleSpec, steering: OpenSteering, expert_map: OpenMap) -> PlanRule:
+    when = spec.where.when
+    with _naming(number):
+        found = None if spec.name is None else steering(spec.name, spec.choice)
+        if when is None or when.measure != "routing":
+            return PlanRule(spec, found)
+        looks_at, path = expert_map(when.map)
+        _ = RoutingLean.of_map(looks_at, when.by)  # what the map lacks is told now
+        return PlanRule(spec, found, looks_at, path)
+
+
+def _built(number: int, rule: PlanRule, identity: ModelIdentity | None) -> BiasRule:
+    when = rule.spec.where.when
+    with _naming(number):
+        bias = None if rule.steering is None else rule.steering.build(identity)
+        lean = None if rule.looks_at is None or when is None else RoutingLean.of_map(rule.looks_at, when.by)
+        return BiasRule(rule.spec.where, bias, lean)
