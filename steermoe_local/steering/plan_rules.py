@@ -119,7 +119,7 @@ class Where:
                 raise UsageError(f"{place}[...]: {number} is no number of tokens")
             if number is not None and number < 0 and self.phase != "prompt":
                 raise UsageError(
-                    f"{place}[...]: {number} counts from the end, which is known of the prompt alone; count from the start"
+                    f"{place}[...]: {number} counts from the end, which only the prompt has; count from the start"
                 )
         if self.stop is not None and self.stop <= self.start and (self.stop < 0) == (self.start < 0):
             raise UsageError(

@@ -6,10 +6,11 @@
     answer after "Answer:" when faithful < 0.1 over prompt: faithful +0 -50 mode=capped cap=4
 
 WHERE is a phase (prompt, thinking, answer) or all, then, in any order, a window [A:B], `after TEXT`, `until TEXT` (or
-a token: `after #123`), `every N` and last `when CONDITION`. A condition is `MAP [by rd|effect] < X over prompt`,
-`... over last N`, `entropy > X` or `margin < X`. WHAT is none, or the name of a map or bias file, the numbers of experts
-(+ promoted, - suppressed) and further fields of a choice as NAME=VALUE. Without "WHERE:" a rule is of all tokens. Texts
-and names with spaces, colons or quotes are written in single quotes, or in double quotes as JSON has them.
+a token: `after #123`), `every N` and `when CONDITION`. A condition is `MAP [by rd|effect] < X over prompt`,
+`... over last N`, `entropy > X` or `margin < X`. WHAT is none, or the name of a map or bias file, the numbers of
+experts (+ promoted, - suppressed) and further fields of a choice as NAME=VALUE. Without "WHERE:" a rule is of all
+tokens. Texts and names with spaces, colons or quotes are written in single quotes, or in double quotes as JSON has
+them.
 """
 
 from __future__ import annotations
@@ -233,7 +234,7 @@ def format_rule(rule: RuleSpec) -> str:
 
 def format_window(start: int, stop: int | None) -> str:
     """A window as it is written behind a phase; "" for all tokens."""
-    return "" if not start and stop is None else f"[{start or ''}:{'' if stop is None else stop}]"
+    return "" if not start and stop is None else f"[{start}:{'' if stop is None else stop}]"
 
 
 def _condition_words(when: Condition) -> Iterable[str]:
