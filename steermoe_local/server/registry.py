@@ -18,7 +18,7 @@ from ..llama.steered_llama import native_bias
 from ..maps.ranks import ranks_of
 from ..models.shipped_maps import recommended_numbers, shipped_maps
 from ..steering.bias_file import BiasFile
-from ..steering.rules import Rule, json_cap
+from ..steering.rules import json_cap
 from ..steering.steering import Steering
 from .api_errors import ApiError, request_error
 from .maps_folder import KeptChoice, MapsFolder, bias_from_base64, map_from_json, name_of_file
@@ -408,8 +408,6 @@ def _has_choice(choice: SteeringChoice | RegisterRequest) -> bool:
 def _chosen(entry: Registered, choice: SteeringChoice | RegisterRequest) -> Steering:
     if not _has_choice(choice):
         return entry.steering
-    if not entry.is_map:
-        raise UsageError(f"{entry.name}: a bias file, whose choice of experts is made; only a map takes other numbers")
     return _with_numbers(entry.steering, choice)
 
 
@@ -424,18 +422,8 @@ def _restored(entry: Registered, choice: KeptChoice) -> Steering:
 
 
 def _with_numbers(steering: Steering, choice: SteeringChoice | RegisterRequest) -> Steering:
-    changes: dict[str, Any] = {
-        name: value for name in (*NUMBERS, "rank") if (value := getattr(choice, name)) is not None
-    }
-    rule = steering.rule
-    if choice.preset is not None:  # the paper's choice, whatever the map is registered with
-        changes |= {"reverse": False, "rank": "rd"}
-        rule = Rule(scale=rule.scale)
-    cap = None if choice.cap is None else float(choice.cap)
-    changes |= rule.changed(choice.mode, choice.scale, cap, choice.weights).fields
-    if choice.preset is None:
-        return steering.changed(**changes)
-    steering, warnings = steering.changed(**changes).with_preset(choice.preset)
+    names = (*NUMBERS, "preset", "rank", "mode", *_RULE)
+    steering, warnings = steering.with_choice({name: getattr(choice, name) for name in names})
     for line in warnings:
         log.warning("%s", line)
     return steering

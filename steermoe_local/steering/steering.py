@@ -143,6 +143,28 @@ class Steering:
         )
         return changed, warnings
 
+    def with_choice(self, choice: Mapping[str, Any]) -> tuple[Steering, list[str]]:
+        """The same with what a rule of a plan or a request chooses, and warnings of `presets.check_sides`.
+
+        `choice` has some of activate, deactivate, reverse, layers, preset, rank, mode, scale, weights and cap; None is
+        as if it was left out. Raises UsageError, also for any choice on a bias file.
+        """
+        given = {name: value for name, value in choice.items() if value is not None}
+        if given and self.expert_map is None:
+            raise UsageError(
+                f"{self.name}: a bias file, whose choice of experts is made; only a map takes other numbers"
+            )
+        named = ("activate", "deactivate", "reverse", "layers", "rank")
+        changes = {name: given[name] for name in named if name in given}
+        rule, preset = self.rule, given.get("preset")
+        if preset is not None:  # the paper's choice, whatever it was before
+            changes |= {"reverse": False, "rank": "rd"}
+            rule = Rule(scale=rule.scale)
+        cap = float(given["cap"]) if "cap" in given else None
+        changes |= rule.changed(given.get("mode"), given.get("scale"), cap, given.get("weights")).fields
+        changed = self.changed(**changes)
+        return (changed, []) if preset is None else changed.with_preset(preset)
+
     @property
     def presets(self) -> list[Preset]:
         """The presets that fit the map; none for a bias file."""
