@@ -16,7 +16,7 @@ from .._util.files import tool_name
 from ..generation.engine import FinishEvent
 from .answers import Entry
 from .prompting import decode_token
-from .registry import Applied
+from .registered import Applied
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,95 +7,37 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
 from ..errors import ModelMismatchError, SteerMoEError, UsageError
 from ..identity import ModelIdentity
 from ..llama.steered_llama import native_bias
-from ..maps.ranks import ranks_of
 from ..models.shipped_maps import recommended_numbers, shipped_maps
-from ..steering.bias_file import BiasFile
-from ..steering.bias_plan import AnyBias, BiasPlan
+from ..steering.bias_plan import AnyBias
 from ..steering.plan import AnySteering, SteeringPlan
 from ..steering.plan_file import SUFFIXES as PLAN_SUFFIXES
 from ..steering.plan_file import read_plan_file
-from ..steering.rules import json_cap
 from ..steering.steering import Steering
 from .api_errors import ApiError, request_error
-from .choices import NUMBERS, RULE, has_choice, with_choice
+from .choices import has_choice, with_choice
 from .maps_folder import KeptChoice, Kind, MapsFolder, bias_from_base64, map_from_json, name_of_file
-from .plans import open_plan, refusing, tables_of
+from .plans import open_plan, refusing
+from .registered import NONE, Applied, Registered, Source, applied, biases_of, content_of, has_numbers, n_bytes
 from .schemas import GivenPlan, RegisterRequest, SteeringChoice, Wanted
 from .schemas_plans import is_name
 
 log = logging.getLogger("steermoe.server")
 
-NONE = "none"
-"""The name that stands for no steering."""
-
 UNNAMED_PLAN = "unnamed:plan"
 """The label of plans that come with a request; no registered name has a colon."""
 
-Source = Literal["ships", "folder", "command line", "request"]
-
 _MAX_NAMES = 256
 _MAX_BYTES = 256 << 20  # of all tables that came with requests
+_content = content_of  # the key of what is built
 _CACHED = 128  # biases that are kept ready, those of plans included
-
-
-@dataclass(frozen=True)
-class Applied:
-    """What steers an answer. `label` is its name in the metrics, `info` what the answer says about it."""
-
-    label: str
-    bias: AnyBias | None = None
-    info: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Registered:
-    """A name and the steering that it stands for."""
-
-    name: str
-    steering: AnySteering
-    source: Source
-
-    @property
-    def kind(self) -> Literal["map", "bias", "plan"]:
-        """What it is; a choice is a map with other numbers."""
-        if isinstance(self.steering, SteeringPlan):
-            return "plan"
-        return "bias" if self.steering.expert_map is None else "map"
-
-    @property
-    def is_map(self) -> bool:
-        """Whether requests can change the numbers of experts."""
-        return self.kind == "map"
-
-    @property
-    def has_numbers(self) -> bool:
-        """Whether a request needs to give nothing but the name."""
-        return _has_numbers(self.steering)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The entry in GET /v1/steering."""
-        steering, expert_map = self.steering, self.steering.expert_map
-        facts: dict[str, Any] = {"name": self.name, "object": "steering", "kind": self.kind, "source": self.source}
-        facts |= {"usable_by_name": self.has_numbers, "mode": steering.mode}
-        if isinstance(steering, SteeringPlan):
-            return facts | {"rules": steering.texts, "plan_sha256": steering.sha256}
-        if expert_map is None:
-            assert steering.bias is not None
-            return facts | {"n_active": steering.bias.n_active, "n_inactive": steering.bias.n_inactive}
-        facts |= {name: getattr(steering, name) for name in (*NUMBERS, "scale", "preset", "rank", "weights")}
-        facts |= {"cap": json_cap(steering.cap), "ranks": list(ranks_of(expert_map))}
-        facts["presets"] = {p.name: {"activate": p.n_activate, "deactivate": p.n_deactivate} for p in steering.presets}
-        facts |= {name: getattr(expert_map, name) for name in ("behaviour", "positive", "negative")}
-        return facts | {"side": steering.side, "map_sha256": expert_map.sha256, "n_pairs": expert_map.n_pairs or None}
 
 
 class SteeringRegistry:
@@ -377,11 +319,11 @@ class SteeringRegistry:
         label, steering = named
         kept = self._kept(steering)
         if kept is not None:
-            return _applied(label, steering, kept[0])
+            return applied(label, steering, kept[0])
         with refusing("steering") if isinstance(steering, SteeringPlan) else nullcontext():
             built = steering.build(self._identity)
         bias = self._keep(steering, built)
-        return _applied(label, steering, bias)
+        return applied(label, steering, bias)
 
     def ready(self, wanted: Wanted | None) -> Applied | None:
         """The same if the bias is built already, else None. Raises ApiError, UsageError."""
@@ -389,7 +331,7 @@ class SteeringRegistry:
         if named is None:
             return Applied(NONE)
         kept = self._kept(named[1])
-        return None if kept is None else _applied(*named, kept[0])
+        return None if kept is None else applied(*named, kept[0])
 
     def _named(self, wanted: Wanted | None) -> tuple[str, AnySteering] | None:
         """(label, what steers) of a request, None for no steering.
@@ -399,7 +341,7 @@ class SteeringRegistry:
         if wanted is None or wanted == NONE:
             return None
         label, steering = self._lookup(wanted)
-        if not _has_numbers(steering):
+        if not has_numbers(steering):
             name = label.partition(":")[0]
             raise ApiError(
                 400,
@@ -430,75 +372,16 @@ class SteeringRegistry:
 
     def _keep(self, steering: AnySteering, bias: AnyBias | None) -> AnyBias | None:
         """Keep a bias ready, with the native biases that the engine attaches: the engine's thread builds none."""
-        for one in _biases(bias):
+        for one in biases_of(bias):
             native_bias(one)
         content = _content(steering)
         with self._lock:
-            self._n_built -= len(_biases(self._built.pop(content, None)))
+            self._n_built -= len(biases_of(self._built.pop(content, None)))
             self._built[content] = bias
-            self._n_built += len(_biases(bias))
+            self._n_built += len(biases_of(bias))
             while len(self._built) > 1 and max(len(self._built), self._n_built) > _CACHED:
-                self._n_built -= len(_biases(self._built.popitem(last=False)[1]))
+                self._n_built -= len(biases_of(self._built.popitem(last=False)[1]))
         return bias
-
-
-def _biases(bias: AnyBias | None) -> tuple[BiasFile, ...]:
-    if bias is None:
-        return ()
-    return bias.biases if isinstance(bias, BiasPlan) else (bias,)
-
-
-def _has_numbers(steering: AnySteering) -> bool:
-    """Whether it steers as it is; a map may have come without numbers of experts."""
-    if isinstance(steering, SteeringPlan) or steering.expert_map is None:
-        return True
-    return bool(steering.activate or steering.deactivate)
-
-
-def _applied(label: str, steering: AnySteering, bias: AnyBias | None) -> Applied:
-    info: dict[str, Any] = {"name": steering.name if isinstance(steering, SteeringPlan) else label.partition(":")[0]}
-    if isinstance(steering, SteeringPlan):
-        info |= {"kind": "plan", "rules": steering.texts, "plan_sha256": steering.sha256, "side": steering.side}
-    if bias is None:
-        return Applied(NONE, None, info | {"n_active": 0, "n_inactive": 0})
-    info["mode"] = bias.mode if isinstance(bias, BiasFile) else steering.mode
-    info |= {"n_active": bias.n_active, "n_inactive": bias.n_inactive, "bias_sha256": bias.key}
-    if isinstance(steering, Steering) and steering.expert_map is not None:
-        info |= {"map_sha256": steering.expert_map.sha256, "side": steering.side}
-        info |= {field: getattr(steering, field) for field in (*NUMBERS, "scale", "rank", "weights")}
-        info["cap"] = json_cap(steering.cap)
-        if steering.preset is not None:
-            info["preset"] = steering.preset
-    return Applied(label, bias, info)
-
-
-def n_bytes(steering: AnySteering) -> int:
-    """Size of a steering's tables, and of a plan's rules."""
-    if isinstance(steering, SteeringPlan):
-        return sum(map(n_bytes, tables_of(steering))) + sum(len(text.encode()) for text in steering.texts)
-    expert_map, bias = steering.expert_map, steering.bias
-    if expert_map is not None:
-        names = ("rd", "a1", "a2", "se", "logit", "weight")
-        tables = [table for name in names if (table := getattr(expert_map, name)) is not None]
-        effects = 0 if expert_map.effects is None else expert_map.effects.nbytes
-        return effects + sum(int(table.nbytes) for table in tables)
-    return 0 if bias is None else sum(row.nbytes for row in bias.values.values())
-
-
-def _content(steering: AnySteering) -> tuple[Any, ...]:
-    """Equal for steerings that build equal biases for one model."""
-    if isinstance(steering, SteeringPlan):
-        return tuple(
-            (
-                rule.spec.where,
-                None if rule.steering is None else _content(rule.steering),
-                None if rule.looks_at is None else rule.looks_at.sha256,
-            )
-            for rule in steering.rules
-        )
-    if steering.expert_map is None:
-        return (None if steering.bias is None else steering.bias.key,)
-    return (steering.expert_map.sha256, *(getattr(steering, name) for name in (*NUMBERS, "epsilon", "rank", *RULE)))
 
 
 def _chosen(entry: Registered, choice: SteeringChoice | RegisterRequest) -> Steering:

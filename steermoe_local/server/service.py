@@ -12,7 +12,8 @@ from ..generation.engine import Sampling
 from .api_errors import ApiError
 from .metrics import Metrics
 from .prompting import Prompter
-from .registry import NONE, Applied, SteeringRegistry
+from .registered import NONE, Applied
+from .registry import SteeringRegistry
 from .routed_experts import ExpertTraces
 from .schemas import Generation, Wanted
 from .settings import ServerSettings
