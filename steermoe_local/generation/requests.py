@@ -23,7 +23,7 @@ class TokenEvent:
     of its probability before any sampler, `top` the likeliest (token, logprob); both only with `Request.n_probs`.
 
     `rule` is the index of the plan's rule that steers the token where it is read, 0 under a bias for all tokens, None:
-    it is unsteered. `phase` is told under a plan alone. Both are the token's; the text may be that of earlier ones, too.
+    it is unsteered. `phase` is told under a plan alone. Both are of the token; the text may be that of others, too.
     """
 
     text: str
