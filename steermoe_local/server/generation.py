@@ -194,6 +194,8 @@ class GenerationCall(ABC):
         fields: dict[str, Any] = {"tokens": answer.tokens} if self.request.return_tokens else {}
         if answer.steered is not None:
             fields |= answer.steered.fields(self.offset(index))
+            if self.request.return_tokens:
+                fields["token_rules"] = answer.steered.token_rules
         # as `routing`: beside the choices is that of the first
         return fields | (self.sglext(self.finishes[index]) if len(self.answers) > 1 else {})
 

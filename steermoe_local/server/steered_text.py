@@ -23,6 +23,8 @@ class SteeredText:
     def __init__(self) -> None:
         self.spans: dict[Kind, list[dict[str, int]]] = {"reasoning": [], "answer": []}
         """The steered stretches of both texts so far: {"rule", "start", "end"}, in characters, without overlap."""
+        self.token_rules: list[int | None] = []
+        """The rule of each token that was drawn."""
         self._ends: list[int] = []  # of the stretches of one rule in the text as it was drawn
         self._rules: list[int | None] = []
         self._waiting: dict[Kind, deque[_Run]] = {"reasoning": deque(), "answer": deque()}
@@ -30,6 +32,7 @@ class SteeredText:
 
     def drew(self, rule: int | None, n_characters: int) -> None:
         """Add a token that completes so many characters."""
+        self.token_rules.append(rule)
         if not n_characters:
             return
         end = n_characters + (self._ends[-1] if self._ends else 0)
