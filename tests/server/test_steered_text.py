@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -76,7 +76,9 @@ def test_each_character_has_the_rule_of_its_token(name: str, tools: OfferedTools
     rules = data.draw(st.lists(st.none() | st.integers(0, 2), min_size=1, max_size=7))
     stops = tuple(data.draw(st.sets(st.sampled_from([a + b for a in (*letters[:9], "<", " ") for b in letters[:9]]))))
 
-    answer = Answer(lambda number: raw[[0, *cuts][number] : [*cuts, len(raw)][number]], False, STYLES[name], tools=tools)
+    answer = Answer(
+        lambda number: raw[[0, *cuts][number] : [*cuts, len(raw)][number]], False, STYLES[name], tools=tools
+    )
     plain = answered(raw, cuts, rules, answer, stops)
     marked = Answer(
         lambda number: raw[[0, *cuts][number] : [*cuts, len(raw)][number]],
@@ -103,7 +105,9 @@ def test_each_character_has_the_rule_of_its_token(name: str, tools: OfferedTools
                 if piece_kind != kind:
                     continue
                 found |= dict.fromkeys(piece, rule)
-                inside = [span for span in steered.spans[kind] if span["start"] <= at and at + len(piece) <= span["end"]]
+                inside = [
+                    span for span in steered.spans[kind] if span["start"] <= at and at + len(piece) <= span["end"]
+                ]
                 assert [span["rule"] for span in inside] == ([] if rule is None else [rule])
                 at += len(piece)
         assert at == len(marked.texts[kind])
@@ -111,7 +115,7 @@ def test_each_character_has_the_rule_of_its_token(name: str, tools: OfferedTools
         assert all(0 <= span["start"] < span["end"] <= at for span in spans)
         assert all(
             one["end"] < two["start"] or (one["end"] == two["start"] and one["rule"] != two["rule"])
-            for one, two in zip(spans, spans[1:], strict=False)
+            for one, two in pairwise(spans)
         )
     wanted = {letter: rules[token_of[letter] % len(rules)] for letter in words if letter in found}
     assert {letter: found[letter] for letter in wanted} == wanted
@@ -133,7 +137,7 @@ def test_text_beside_calls() -> None:
 
 
 def test_bytes_that_no_token_completes() -> None:
-    data = "α".encode()[:1]
+    data = "β".encode()[:1]
     answer = Answer(lambda _: data, False, with_rules=True)
     answered(data, [], [3], answer, ())
     assert answer.text == "�"
