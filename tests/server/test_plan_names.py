@@ -16,10 +16,11 @@ from steermoe_local import ExpertMap, model_info, write_bias
 from steermoe_local.errors import FormatError, UsageError
 from steermoe_local.server import SteeringRegistry
 from steermoe_local.server.api_errors import ApiError
-from steermoe_local.server.registered import n_bytes
+from steermoe_local.server.registered import biases_of, n_bytes
 from steermoe_local.server.registry import _CACHED
 from steermoe_local.server.schemas import GivenPlan, RegisterRequest
 from steermoe_local.steering.bias_plan import BiasPlan
+from steermoe_local.steering.plan import SteeringPlan
 from steermoe_local.steering.plan_file import read_plan_file
 from steermoe_local.steering.plan_text import parse_rules
 from tests.support.running_server import TINY, Running, running
@@ -182,7 +183,7 @@ def test_the_biases_that_are_kept_ready_are_bounded() -> None:
         found = registry.ready(given(*rules))
         assert found is not None
         assert found.bias is bias
-        assert registry._n_built == sum(len(kept.biases) for kept in registry._built.values() if kept is not None)  # type: ignore[union-attr]
+        assert registry._n_built == sum(len(biases_of(kept)) for kept in registry._built.values())
         assert registry._n_built <= _CACHED
     for number in range(300):
         registry.resolve(given(f"answer[{number}:]: none"))
@@ -346,11 +347,13 @@ def test_files_and_plans_of_the_command_line(digits: ExpertMap, tmp_path: Path) 
     assert (name, warnings) == ("start-plan", [])
     entry = registry.entry(name)
     assert (entry.source, entry.kind) == ("command line", "plan")
-    assert registry.add_plan(replace(entry.steering, name="mine")) == []  # type: ignore[type-var]
+    plan = entry.steering
+    assert isinstance(plan, SteeringPlan)
+    assert registry.add_plan(replace(plan, name="mine")) == []
     assert registry.entry("mine").to_dict()["rules"] == ["answer: digits-words +2 -2"]
     for bad in ("Not a name", "none", "../x"):
         with pytest.raises(UsageError):
-            registry.add_plan(replace(entry.steering, name=bad))  # type: ignore[type-var]
+            registry.add_plan(replace(plan, name=bad))
     (tmp_path / "bad.plan.json").write_text('{"rules": ["answer: nothing"]}')
     with pytest.raises(UsageError, match=r"bad\.plan\.json: rule 1: "):
         registry.add_file(tmp_path / "bad.plan.json")

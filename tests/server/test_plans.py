@@ -1,4 +1,4 @@
-"""Plans in requests: the answers are those of the plan, alone or in a batch, and tell what was steered by which rule."""
+"""Plans in requests: answers are those of the plan, alone or in a batch, and tell what was steered by which rule."""
 
 from __future__ import annotations
 
@@ -117,12 +117,9 @@ def test_the_forms_of_a_plan(server: Running) -> None:
             assert body["steering"][field] == told[0]["steering"][field]
     assert [body["steering"]["name"] for body in told] == ["plan"] * 6 + ["mine"] * 2
     assert server.client.delete("/v1/steering/mine").status_code == 204
-    everywhere, named = (
-        server.chat(COUNT, steering=["digits-words"]).json(),
-        server.chat(COUNT, steering="digits-words"),
-    )
-    assert everywhere["choices"][0]["message"] == named.json()["choices"][0]["message"]
-    assert everywhere["steering"]["bias_sha256"] == named.json()["steering"]["bias_sha256"]
+    everywhere, named = (server.chat(COUNT, steering=form).json() for form in (["digits-words"], "digits-words"))
+    assert everywhere["choices"][0]["message"] == named["choices"][0]["message"]
+    assert everywhere["steering"]["bias_sha256"] == named["steering"]["bias_sha256"]
     nothing = server.chat(COUNT, steering=["answer: none", "thinking: none"]).json()
     assert nothing["choices"][0]["message"] == server.chat(COUNT).json()["choices"][0]["message"]
     assert (nothing["steering"]["n_active"], nothing["steering"]["n_steered"]) == (0, 0)
@@ -249,7 +246,7 @@ def test_the_two_voices_of_a_thinking_model(tmp_path: Path) -> None:
     said = "It is Rome.\n</think>\n\nRome, of course."
     rules = ["thinking[0:3]: digits-words", "answer: document-memory", "all: none"]
     with saying(said, source("StepFun3.5-Flash"), tmp_path) as server:
-        body = ask(server, "?", rules)
+        body = ask(server, "?", rules, max_tokens=200)
         choice = body["choices"][0]
         message = choice["message"]
         assert (message["reasoning_content"], message["content"]) == ("It is Rome.", "Rome, of course.")
@@ -265,10 +262,10 @@ def test_the_two_voices_of_a_thinking_model(tmp_path: Path) -> None:
         )
         assert body["steering"]["n_steered"] == 3 + choice["token_rules"].count(1)
         # phases are the model's own, whatever a client wants to be separated
-        raw = ask(server, "?", rules, reasoning_format="none")["choices"][0]
+        raw = ask(server, "?", rules, max_tokens=200, reasoning_format="none")["choices"][0]
         assert raw["token_rules"] == choice["token_rules"]
         assert raw["message"]["content"] == said
-        start = said.index("Rome, of course.")
+        start = said.index("\n\n")  # behind the marker
         assert raw["steered"][0] == span
         assert raw["steered"][-1] == {"rule": 1, "start": start, "end": len(said)}
 
@@ -289,12 +286,8 @@ def test_the_prompt_is_shared_where_it_is_unsteered() -> None:
             return int(body["usage"]["prompt_tokens"] - n_cached)
 
         n_prompt = server.chat(COUNT).json()["usage"]["prompt_tokens"]
-        for rules in (
-            "answer: digits-words",
-            ["answer[0:2]: digits-words reverse"],
-            ["answer when entropy < 1: digits-words"],
-        ):
-            assert cached(rules) == 1
+        for rule in ("answer: digits-words", "answer[0:2]: document-memory", "answer when entropy < 1: digits-words"):
+            assert cached(rule) == 1
         assert cached(None) == 1
         assert cached("digits-words") == n_prompt
         assert cached(["answer: digits-words"]) == n_prompt
