@@ -94,6 +94,16 @@ class SteeringPlan:
         return list(dict.fromkeys(rule.steering for rule in self.rules if rule.steering is not None))
 
     @property
+    def windows(self) -> list[str]:
+        """Where each rule is, and whether it steers: its text with "steered" in the place of what steers."""
+        return [format_rule(RuleSpec(rule.spec.where, rule.spec.name and "steered")) for rule in self.rules]
+
+    @property
+    def needs_routing(self) -> bool:
+        """Whether a condition looks at the routing of the text."""
+        return any(rule.looks_at is not None for rule in self.rules)
+
+    @property
     def single(self) -> Steering | None:
         """The steering of the rules, if all that steer have the same one; None otherwise."""
         contents = {steering.content for steering in self.steerings}
