@@ -44,7 +44,8 @@ class EvaluatorSettings:
     answers are decoded at once. `n_ctx` None: as the task needs. `n_text`: most tokens of the neutral text that count.
     `thinking`, `template_arguments`, `date`: as in `Renderer`; with None the date is that on which these settings were
     made. `placement`: a plan whose windows and conditions all that is measured is in force at, in the place of what
-    the plan steers by; None: at all tokens. `context`: further arguments of `Engine` (n_threads, type_k, ...).
+    the plan steers by; None: at all tokens. `record`: have a recorder, which plans with conditions on routing need, also
+    without a `placement` that has some. `context`: further arguments of `Engine` (n_threads, type_k, ...).
     Raises UsageError.
     """
 
@@ -58,6 +59,7 @@ class EvaluatorSettings:
     date: AnyDate = None
     force: bool = False
     placement: SteeringPlan | None = None
+    record: bool = False
     context: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -81,6 +83,11 @@ class EvaluatorSettings:
             "template_arguments": dict(self.template_arguments),
             **({} if self.placement is None else {"placement": self.placement.windows}),
         }
+
+    @property
+    def records(self) -> bool:
+        """Whether the engine has a recorder."""
+        return self.record or (self.placement is not None and self.placement.needs_routing)
 
     def placed(self, bias: AnyBias | None) -> AnyBias | None:
         """What is measured for a bias: itself, or a plan that has it where `placement` steers."""
@@ -177,7 +184,7 @@ class Evaluator:
                         sources, neutral, self.renderer, int(model._model.n_ctx_train()), self._settings.n_ctx
                     ),
                     n_slots=n_slots,
-                    record=self._settings.placement is not None and self._settings.placement.needs_routing,
+                    record=self._settings.records,
                     force=self._settings.force,
                     **context,
                 )

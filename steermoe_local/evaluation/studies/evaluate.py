@@ -96,8 +96,8 @@ def evaluate(
 
     "towards" is the map's positive side also if the steering is reversed. `away`: measure the reversed choice, too; a
     bias file, a preset and a plan have none. `controls` None: none are run, nor for a plan: it is measured as a whole.
-    A plan of one steering is better given as that steering, and the plan as `EvaluatorSettings.placement`. `seed` is that of bootstraps and control draws.
-    `log` is called with a line on what is being done.
+    A plan of one steering is better given as that steering, and the plan as `EvaluatorSettings.placement`. `seed` is
+    that of bootstraps and control draws. `log` is called with a line on what is being done.
 
     Raises UsageError (a steering that changes nothing), ChoiceError, ModelMismatchError, ModelError, NativeError, and
     what the scorer raises.

@@ -150,7 +150,8 @@ def score_text(engine: Engine, biases: Sequence[AnyBias | None], documents: Sequ
     with.
 
     Under a plan the tokens that count are those of the answer, all before them the prompt's. Each document is computed
-    under all of them in the same batches, so rounding does not differ by position. Raises UsageError (the engine has not as many free slots), NativeError.
+    under all of them in the same batches, so rounding does not differ by position. Raises UsageError (the
+    engine has not as many free slots), NativeError.
     """
     n_biases = len(biases)
     nll, kl, same = np.zeros(n_biases), np.zeros(n_biases), np.zeros(n_biases)
