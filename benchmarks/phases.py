@@ -2,9 +2,9 @@
 
     python benchmarks/phases.py [--write-docs] [--folder FOLDER] [--items N]
 
-For each behaviour of `tiny`, the map of `steermoe detect` steers both ways in several windows: how far the answers move,
-and what it costs on the neutral text. Then conditions: the steering of each behaviour is in force only where the prompt
-leans to it, with the threshold that `steermoe condition fit` finds on prompts of all behaviours.
+For each behaviour of `tiny`, the map of `steermoe detect` steers both ways in several windows: how far the answers
+move, and what it costs on the neutral text. Then conditions: the steering of each behaviour is in force only where the
+prompt leans to it, with the threshold that `steermoe condition fit` finds on prompts of all behaviours.
 """
 
 from __future__ import annotations

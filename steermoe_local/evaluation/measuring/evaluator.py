@@ -44,8 +44,8 @@ class EvaluatorSettings:
     answers are decoded at once. `n_ctx` None: as the task needs. `n_text`: most tokens of the neutral text that count.
     `thinking`, `template_arguments`, `date`: as in `Renderer`; with None the date is that on which these settings were
     made. `placement`: a plan whose windows and conditions all that is measured is in force at, in the place of what
-    the plan steers by; None: at all tokens. `record`: have a recorder, which plans with conditions on routing need, also
-    without a `placement` that has some. `context`: further arguments of `Engine` (n_threads, type_k, ...).
+    the plan steers by; None: at all tokens. `record`: have a recorder, which plans with conditions on routing need,
+    also without a `placement` that has some. `context`: further arguments of `Engine` (n_threads, type_k, ...).
     Raises UsageError.
     """
 
