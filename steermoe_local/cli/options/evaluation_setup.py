@@ -26,6 +26,7 @@ from .groups import F, command_line, field_options, option, option_group, togeth
 from .llama import LlamaFlags, llama_options
 from .model import model_option
 from .opening import check_memory, warn_of_unknown_reasoning
+from .plans import WhereText
 from .sampling import MIN_P, TOP_P
 from .steering import SteeringFlags, steering_options
 from .system_text import UserPath
@@ -152,6 +153,13 @@ class EvaluationSetup:
         "--benign",
         metavar="FILE",
         help="Benign prompts, to count over-refusal, `none` for none.  [default: shipped ones]",
+    )
+    where: str | None = option(
+        "--where",
+        type=WhereText(),
+        metavar="WHERE",
+        help="Steer only there, like answer[0:32] or thinking, as the rules of plans begin (docs/plans.md).  "
+        "[default: all tokens]",
     )
     output: Path | None = option(
         "-o",
@@ -404,7 +412,7 @@ class EvaluationSetup:
     @property
     def _shipped(self) -> str | None:
         """Name of the shipped map that steers, for its own task."""
-        name = self.steering_flags.source.get("map", "").removeprefix("tiny/")
+        name = (self.steering_flags.map_name or "").removeprefix("tiny/")
         return name if name in shipped_maps() else None
 
 
