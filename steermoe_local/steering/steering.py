@@ -257,6 +257,14 @@ class Steering:
         return choice | self.further
 
     @property
+    def content(self) -> tuple[Any, ...]:
+        """Equal for steerings that build equal biases for one model."""
+        if self.expert_map is None:
+            return (None if self.bias is None else self.bias.key,)
+        names = ("activate", "deactivate", "reverse", "layers", "epsilon", "rank", *self.rule.fields)
+        return (self.expert_map.sha256, *(getattr(self, name) for name in names))
+
+    @property
     def further(self) -> dict[str, Any]:
         """Rank, weights and cap as JSON values, those that are not the default."""
         known = {"rank": self.rank, "weights": self.weights, "cap": json_cap(self.cap)}
