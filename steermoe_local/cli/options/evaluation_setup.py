@@ -21,7 +21,7 @@ from ...identity import ModelIdentity
 from ...model_files.model_info import ModelInfo, model_info
 from ...models.shipped_maps import shipped_maps
 from ..output import progress_bar, say, warn
-from .common import Parsed, check_resume, check_unfinished, json_option, lock_output, template_options
+from .common import SEEDS, check_resume, check_unfinished, json_option, lock_output, template_options
 from .groups import F, command_line, field_options, option, option_group, together
 from .llama import LlamaFlags, llama_options
 from .model import model_option
@@ -39,19 +39,6 @@ if TYPE_CHECKING:
 
 RECORDS = "records.jsonl"
 NONE = "none"
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    """Whole numbers with commas between them, or ranges like 0-4, in their order."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        last = last if dash else first
-        fits = all(end.isdecimal() and len(end) < 10 for end in (first, last)) and int(first) <= int(last)
-        if not fits or int(last) - int(first) >= 1000:
-            raise ValueError(f"{text!r} is no list of seeds, like 0,1,2 or 0-4.")
-        seeds += range(int(first), int(last) + 1)
-    return tuple(seeds)
 
 
 @dataclass(frozen=True)
@@ -102,7 +89,7 @@ class EvaluationSetup:
     min_p: float = option("--min-p", **MIN_P)
     seeds: tuple[int, ...] = option(
         "--seeds",
-        type=Parsed[tuple[int, ...]]("seeds", tuple, _seeds),
+        type=SEEDS,
         default="0",
         value=(0,),
         show_default=True,

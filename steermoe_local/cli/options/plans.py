@@ -141,5 +141,6 @@ class _Files:
 
         path = self._find(name)
         if path not in self._opened:
-            self._opened[path] = Steering.open(**{"bias" if is_bias_file(path) else "map_file": path})
+            is_bias = is_bias_file(path)
+            self._opened[path] = Steering.open(bias=path) if is_bias else Steering.open(map_file=path)
         return self._opened[path]
