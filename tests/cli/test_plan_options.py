@@ -166,7 +166,10 @@ HOSTILE: dict[str, str | bytes] = {
     "no rules": '{"rules": []}',
     "other fields": '{"rules": ["answer: digits-words"], "name": "x"}',
     "deep": '{"rules": ' + "[" * 100_000 + "]" * 100_000 + "}",
-    "a deep rule": '{"rules": [{"phase": "answer", "map": "digits-words", "when": ' + '{"when": ' * 900 + "1" + "}" * 902,
+    "a deep rule": '{"rules": [{"phase": "answer", "map": "digits-words", "when": '
+    + '{"when": ' * 900
+    + "1"
+    + "}" * 902,
     "huge number": '{"rules": [{"phase": "answer", "tokens": [0, 1' + "0" * 400 + '], "map": "digits-words"}]}',
     "not a number": '{"rules": [{"phase": "answer", "map": "digits-words", "strength": NaN}]}',
     "endless": '{"rules": [{"phase": "answer", "map": "digits-words", "scale": 1e999}]}',
