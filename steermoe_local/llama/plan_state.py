@@ -70,15 +70,18 @@ class PlanState:
         """Whether tokens of a given reply can be decided before those in front of them are computed."""
         return not (self.needs_logits or self.needs_reply_routing)
 
-    def prompt(self, tokens: Sequence[int]) -> list[Decision]:
-        """Decide the tokens of the prompt. Called once, before the reply."""
+    def prompt(self, tokens: Sequence[int], *, ends: bool = True) -> list[Decision]:
+        """Decide the tokens of the prompt. Called once, before the reply.
+
+        With `ends` False more of the prompt is to come, and what counts from its end has not begun.
+        """
         if not self._rules:
             return [self._same("prompt")] * len(tokens)
         texts = [self._texts.next(token) for token in tokens]
         decided: list[Decision | None] = [None] * len(tokens)
         for index, state in enumerate(self._rules):
             decision = self._decision(index, "prompt")
-            for at in state.prompt(tokens, texts):
+            for at in state.prompt(tokens, texts, ends):
                 decided[at] = decided[at] or decision
         unsteered = Decision(None, None, "prompt")
         return [decision or unsteered for decision in decided]
@@ -195,7 +198,7 @@ class _RuleState:
         self._after = None if where.after is None else _Mark(where.after)
         self._until = None if where.until is None else _Mark(where.until)
 
-    def prompt(self, tokens: Sequence[int], texts: Sequence[str]) -> Sequence[int]:
+    def prompt(self, tokens: Sequence[int], texts: Sequence[str], ends: bool) -> Sequence[int]:
         """Indices of the prompt's tokens that the rule's window has."""
         where = self.rule.where
         if where.phase is None:
@@ -205,7 +208,11 @@ class _RuleState:
         there: Sequence[int] = range(len(tokens))
         if self._after is not None or self._until is not None:
             there = [i for i, token in enumerate(tokens) if self._passes(token, texts[i])]
-        return there[where.start : where.stop : where.every]
+        start, stop = where.start, where.stop
+        if not ends:
+            start = len(there) if start < 0 else start
+            stop = None if stop is not None and stop < 0 else stop
+        return there[start : stop : where.every]
 
     def next(self, token: int, text: str, phase: Phase) -> bool:
         """Whether the rule's window has the next token."""
