@@ -14,7 +14,7 @@ from .slots import Key, Known, Slot, key_of
 
 
 class Mark(NamedTuple):
-    """What is told of a token of a reply: the rule under which it was drawn, None: unsteered; its phase under a plan."""
+    """What is told of a token of a reply: the rule under which it was drawn, None for none; its phase under a plan."""
 
     rule: int | None = None
     phase: Literal["thinking", "answer"] | None = None
@@ -113,7 +113,7 @@ class TextSteering:
             self.keys.append(key_of(decision.bias))
 
     def _can_decide(self, plan: PlanState, index: int) -> bool:
-        """Whether all was told that conditions on a row of the reply look at; its first is drawn from no distribution."""
+        """Whether all was told that conditions on a row of the reply look at; its first is behind no drawn token."""
         return (
             (self._knows_prompt or not plan.needs_prompt_routing)
             and (self._n_routed == index or not plan.needs_reply_routing)
