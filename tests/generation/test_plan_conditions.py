@@ -52,7 +52,7 @@ def rules_of(engine: Engine, *requests: Request) -> list[tuple[list[int], list[i
 def test_over_the_prompt(
     open_engine: Any, llama: SteeredLlama, loop: TokenLoop, biases: Any, prompts: Any, scores: Any
 ) -> None:
-    """Decided once, by the experts of the whole prompt, whether it is in memory, in pieces or beside others."""
+    """Decided once, by the experts of the prompt; the same whether it is in memory, in pieces or beside others."""
     values = [float(leans(loop.at_once(prompt, [None] * len(prompt)), scores).mean()) for prompt in prompts]
     order = sorted(values)
     limit = (order[1] + order[2]) / 2
