@@ -184,7 +184,7 @@ def test_a_text_in_two_pairs_would_be_known_again() -> None:
     for cluster in np.unique(clusters):
         assert len(set(together.folds[clusters == cluster])) == 1
     found = judged(together, ConditionSpan(), ConditionOptions(draws=99))
-    assert apart.low > 0.7
+    assert apart.low > 0.6
     assert found["auc"].low < 0.5 < found["auc"].high
 
 
@@ -235,16 +235,16 @@ def test_folds_hold_whole_clusters_and_are_even(seed: int) -> None:
 
 
 def test_without_a_difference_the_interval_covers_one_half() -> None:
-    """0.5 is in the interval, and the control's p is above 5%, in nine of ten runs or more (docs/conditions.md)."""
+    """0.5 is in the interval, and the control's p is above 5%, in 95 of 100 runs (docs/conditions.md)."""
     covers, significant = [], []
     for seed in range(60):
         a, n = routing(np.random.default_rng(100 + seed), 20)
         found = judged(cross_fitted(a, n), ConditionSpan(), ConditionOptions(draws=99, seed=seed))
         covers.append(found["auc"].low <= 0.5 <= found["auc"].high)
         significant.append(found["control"].p <= 0.05)
-    # binomial, one of a thousand: 47 of 60 at 91%, 10 of 60 at 5%
-    assert sum(covers) >= 47
-    assert sum(significant) <= 10
+    # binomial: nine and more of sixty at 5% in one of three hundred
+    assert sum(covers) >= 52
+    assert sum(significant) <= 8
 
 
 @pytest.mark.parametrize("steer_when", ["positive", "negative"])

@@ -81,6 +81,19 @@ def test_only_scores_of_a_stratum_are_compared() -> None:
     assert abs(auc(*moved.T) - found.value) > 0.1
 
 
+def test_no_more_observations_than_swapped_sides_show() -> None:
+    rng = np.random.default_rng(3)
+    found, zeros, each = binormal(rng, 50, 0.8, 0.0), np.zeros(50, dtype=np.int64), np.arange(50)
+    narrow = auc_interval(found, zeros, each)
+    assert auc_interval(found, zeros, each, rng.normal(0.5, 0.01, 99)) == narrow
+    assert auc_interval(found, zeros, each, np.full(99, 0.5)) == narrow
+    wide = auc_interval(found, zeros, each, np.array([0.3, 0.7] * 40))  # as varied as 0.25 / 0.2^2 coins
+    assert wide.value == narrow.value
+    assert wide.low < narrow.low < narrow.high < wide.high
+    best = auc_interval(np.stack([each + 99.0, each], axis=1), zeros, each, np.array([0.4, 0.6] * 40))
+    assert (best.value, best.low) == (1.0, pytest.approx(wilson(25, 25).low))
+
+
 def test_the_ends() -> None:
     apart = np.stack([np.arange(20) + 100.0, np.arange(20)], axis=1)
     zeros, each = np.zeros(20, dtype=np.int64), np.arange(20)

@@ -267,8 +267,8 @@ def judged(scores: PairScores, span: ConditionSpan, options: ConditionOptions) -
         if limit is not None:
             holds[at] = np.vectorize(_condition(limit, span, options).holds)(held_out[at])
     wanted = 0 if options.steer_when == "positive" else 1
-    interval = auc_interval(held_out, scores.strata, scores.clusters)
     swapped = scores.swapped_aucs(_swaps(scores.clusters, options))
+    interval = auc_interval(held_out, scores.strata, scores.clusters, swapped if scores.depend else None)
     return fields | {
         "condition": _condition(final, span, options),
         "auc": interval,
