@@ -179,7 +179,7 @@ def test_the_engine_decides_by_the_same_value(llama: SteeredLlama, untied: list[
                 assert isinstance(end, FinishEvent)
                 assert end.experts is not None
                 n_prompt = len(prompt.tokens)
-                assert lean.of_tokens(end.experts[:n_prompt]).mean() == pytest.approx(score, abs=1e-9)
+                assert lean.of_tokens(end.experts[: n_prompt - 1]).mean() == pytest.approx(score, abs=1e-9)
                 steered = [event.rule for event in events if event.token >= 0]
                 assert steered == [0 if found.condition.holds(score) else None] * len(steered)
                 fires += steered
@@ -205,13 +205,14 @@ def test_a_plan_decides_by_the_same_value_of_a_reply(llama: SteeredLlama, shippe
             plan = BiasPlan((BiasRule(Where("answer", when=when), bias, lean),))
             state = PlanState(plan, None, lambda token: b"x")
             state.prompt(prompt.tokens[:first])
-            state.saw_prompt_routing(top_k[:first])
+            state.first()
             for index in range(first, len(prompt.tokens)):
-                decision = state.reply(prompt.tokens[index])
-                if index - first < n:
-                    assert decision.rule is None, "there are not so many tokens yet"
-                state.saw_reply_routing(top_k[index : index + 1])
-            assert (state.reply(prompt.tokens[-1]).rule == 0) is holds
+                state.saw_reply_routing(top_k[index - 1 : index])  # the row that drew the token
+                _, decision = state.reply(prompt.tokens[index])
+                if index - first + 1 < n:
+                    assert decision.rule is None, "there are not so many rows yet"
+            state.saw_reply_routing(top_k[-1:])
+            assert (state.reply(prompt.tokens[-1])[1].rule == 0) is holds
 
 
 #

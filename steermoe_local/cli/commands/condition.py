@@ -136,8 +136,9 @@ def fit(
 ) -> None:
     """Find the threshold of a condition `when MAP < X over prompt`, and how well it tells the sides apart.
 
-    Scores the prompts of both sides as requests have them, or the ends of their replies, by how their routing leans:
-    the mean over the tokens of the sum of the map's scores of the experts that a token selects. What is reported is of
+    Scores the prompts of both sides as requests have them (but their last token, which draws the answer), or the ends
+    of their replies, by how their routing leans: the mean over the tokens of the sum of the map's scores of the experts
+    that a token selects. What is reported is of
     held-out pairs: each is scored by a map, and judged by a threshold, that other pairs have made. The control is the
     same with sides swapped at random. The model runs unsteered.
 
