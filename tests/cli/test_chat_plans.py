@@ -211,19 +211,23 @@ def test_a_chat_under_a_plan(start: Start, tmp_path: Path) -> None:
     assert WORDS_ANSWER in terminal.say(COUNT)
     command("/steer answer: nothing +1", "error: rule 1: nothing: no such file")
     command("/steer", "a plan of 2 rules")
-    terminal.send("/quit\r")
-    assert terminal.status() == 0
+    terminal.child.send("/quit\r")
+    assert terminal.end() == 0
 
 
 def test_switching_the_answers_steering_recomputes_no_prompt(start: Start) -> None:
-    """What is said is how many tokens were computed under another steering; the system prompt is none of them."""
+    """What is said is how many tokens were computed under another steering: the answer's, and none of the prompt's."""
     terminal = start(*TINY, "--system-prompt", "Use digits. " * 20, "--steer", "answer: digits-words", columns=200)
     terminal.prompt()
     terminal.say(COUNT)
     shown = " ".join(terminal.say("/steer off").split())
-    found = re.search(r"the chat so far \((\d+) tokens\)", shown)
-    n = int(found[1]) if found else 0
-    assert n < 60, shown
+    found = re.search(r"; (\d+) tokens of the chat so far are recomputed", shown)
+    assert found, shown
+    assert int(found[1]) < 40 < len("Use digits. " * 20) / 4, "the answer is shorter than the prompt"
+    terminal.say("And from one to six.")
+    kept = re.search(r"\((\d+) kept\)", terminal.say("/speed"))
+    assert kept, "the prompt is still in memory"
+    assert int(kept[1]) > 60
 
 
 def test_a_plan_from_the_start_without_a_terminal(tmp_path: Path) -> None:
