@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .evaluation.measuring.opening import open_evaluator as open_bench
     from .evaluation.measuring.plans import open_plan
     from .evaluation.studies.audit.audit import audit
+    from .evaluation.studies.conditions.fit import ConditionOptions, fit_condition
     from .evaluation.studies.evaluate import evaluate, run_evaluation
     from .evaluation.studies.search.sweep import sweep
     from .evaluation.studies.search.tune import tune
@@ -64,6 +65,7 @@ __all__ = [
     "BiasFile",
     "BusyError",
     "ChoiceError",
+    "ConditionOptions",
     "Effects",
     "Engine",
     "Evaluator",
@@ -91,6 +93,7 @@ __all__ = [
     "audit",
     "evaluate",
     "fit",
+    "fit_condition",
     "load_pairs",
     "model_info",
     "open_bench",
@@ -117,6 +120,7 @@ except PackageNotFoundError:  # a source tree that was not installed
 _LAZY = {
     "AttributionOptions": (".attribution.attribute", "AttributionOptions"),
     "Bench": (".evaluation.measuring.evaluator", "Evaluator"),
+    "ConditionOptions": (".evaluation.studies.conditions.fit", "ConditionOptions"),
     "Engine": (".generation.engine", "Engine"),
     "Evaluator": (".evaluation.measuring.evaluator", "Evaluator"),
     "SteeredLlama": (".llama.steered_llama", "SteeredLlama"),
@@ -124,6 +128,7 @@ _LAZY = {
     "audit": (".evaluation.studies.audit.audit", "audit"),
     "evaluate": (".evaluation.studies.evaluate", "evaluate"),
     "fit": (".attribution.fit", "fit"),
+    "fit_condition": (".evaluation.studies.conditions.fit", "fit_condition"),
     "open_bench": (".evaluation.measuring.opening", "open_evaluator"),
     "open_evaluator": (".evaluation.measuring.opening", "open_evaluator"),
     "open_plan": (".evaluation.measuring.plans", "open_plan"),

@@ -311,13 +311,18 @@ def format_rule(rule: RuleSpec) -> str:
     if where.every != 1:
         words += ["every", str(where.every)]
     if where.when is not None:
-        words += ["when", *_condition_words(where.when)]
+        words += ["when", format_condition(where.when)]
     return f"{' '.join(words)}: {' '.join(_what_words(rule))}"
 
 
 def format_window(start: int, stop: int | None) -> str:
     """A window as it is written behind a phase; "" for all tokens."""
     return "" if not start and stop is None else f"[{start}:{'' if stop is None else stop}]"
+
+
+def format_condition(when: Condition) -> str:
+    """A condition as it is written behind "when"."""
+    return " ".join(_condition_words(when))
 
 
 def _condition_words(when: Condition) -> Iterable[str]:

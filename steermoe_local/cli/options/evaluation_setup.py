@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ...evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
     from ...evaluation.tasks.neutral_text import NeutralText
     from ...evaluation.tasks.tasks import Scorer, Task
+    from ...steering.plan import AnySteering, SteeringPlan
     from ...steering.steering import Steering
 
 RECORDS = "records.jsonl"
@@ -187,13 +188,52 @@ class EvaluationSetup:
         return self.facts.require_moe()
 
     @cached_property
-    def steering(self) -> Steering:
-        """The steering that the flags choose, checked against the model. Raises UsageError when they name none."""
+    def chosen(self) -> AnySteering:
+        """What the flags choose, checked against the model. Raises UsageError when they name nothing."""
         found = self.steering_flags.open(self.identity, self.model)
         if found is None:
-            raise UsageError("nothing to steer by; give --map MAP, or --bias FILE")
+            raise UsageError("nothing to steer by; give --map MAP, --bias FILE, or rules of a plan with --steer")
         found.build(self.identity)  # fails now if the model cannot be steered so
         return found
+
+    @cached_property
+    def steering(self) -> Steering:
+        """The choice of experts that is measured; of a plan that of all its rules, in force at the `placement`.
+
+        Raises UsageError for a plan of several choices, and when there is none.
+        """
+        plan = self._plan
+        if plan is None:
+            return cast("Steering", self.chosen)
+        if plan.single is None:
+            n = len(plan.steerings)
+            raise UsageError(
+                f"{plan.name}: its rules steer by {n or 'no'} choices of experts, and this command measures one; "
+                "steermoe eval measures such a plan as a whole"
+            )
+        return plan.single
+
+    @property
+    def whole(self) -> AnySteering:
+        """The choice of experts that is measured, or a plan of several. Raises UsageError when there is none."""
+        return self._plan if self._plan is not None and self._plan.single is None else self.steering
+
+    @cached_property
+    def placement(self) -> SteeringPlan | None:
+        """Where all that is measured is in force: where a plan of one choice steers, or --where; None: everywhere."""
+        from ...evaluation.measuring.plans import open_placement
+        from ...steering.plan_text import parse_where
+
+        if self.where is not None:
+            return open_placement(parse_where(self.where), self.map_steering)
+        return self._plan if self._plan is not None and self._plan.single is not None else None
+
+    @cached_property
+    def _plan(self) -> SteeringPlan | None:
+        from ...steering.plan import SteeringPlan
+
+        chosen = self.chosen if self.steering_flags.is_plan else None
+        return chosen if isinstance(chosen, SteeringPlan) else None
 
     @cached_property
     def map_steering(self) -> Steering:
@@ -283,6 +323,8 @@ class EvaluationSetup:
             template_arguments=self.template_arguments or {},
             date=self.date,
             force=self.steering_flags.force,
+            placement=self.placement,
+            record=self._plan is not None and self._plan.needs_routing,
             context=self.flags.context_arguments(),
         )
 
@@ -335,6 +377,7 @@ class EvaluationSetup:
 
         Raises UsageError, StorageError, BusyError (another process writes its results there).
         """
+        _ = self.placement  # wrong input fails before anything is written
         if self.output is None:
             return
         if self.output.exists() and not self.output.is_dir():

@@ -14,7 +14,7 @@ from ...maps.expert_map import ExpertMap
 from ...models.shipped_maps import map_path, recommended_numbers
 from ...steering.plan import SteeringPlan
 from ...steering.plan_file import SUFFIXES, read_plan
-from ...steering.plan_rules import RuleSpec
+from ...steering.plan_rules import RuleSpec, Where
 from ...steering.steering import Steering
 
 Find = Callable[[str], Path]
@@ -75,6 +75,12 @@ def open_plan(
         rules, name, find = read_plan(path), name or plan_name(path), beside(path, find)
     files = _Files(find, tell)
     return SteeringPlan.open(rules, files.steering, files.expert_map, name=name or "plan", path=path)
+
+
+def open_placement(where: Where, steering: Steering, *, find: Find = map_path) -> SteeringPlan:
+    """A plan that steers in one window, for `EvaluatorSettings.placement`. Raises as `open_plan`."""
+    files = _Files(find, lambda *warnings: None)
+    return SteeringPlan.open([RuleSpec(where, steering.name)], lambda name, choice: steering, files.expert_map)
 
 
 class _Files:
