@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from .._util.disk import cannot_write
-from .._util.files import StrPath
+from .._util.files import StrPath, human_size
 from .._util.npz_parts import NpzParts
 from .._util.parquet_parts import Column, ParquetParts, require_pyarrow
 from .._util.writing import Replacement
-from ..errors import UsageError
+from ..errors import StorageError, UsageError
 from ..identity import ModelIdentity
 from ..steering.plan_rules import PHASES
 from .tracing import TracedTokens
@@ -32,6 +33,7 @@ SIDE_NAMES = ("", "positive", "negative")
 MOST_ID = 100
 """Characters of an id that are kept, and so of the text of a token: both are repeated, and strangers choose them."""
 _CELLS = 100_000  # of a table of text that are in memory at once
+_OF_NPZ = 4 + 4 + 4 + 1 + 2 + 1  # bytes of a token, without what the layers do
 _OF_TOKEN = ("item", "id", "side", "position", "token", "text", "phase", "target", "rule", "layer")
 
 
@@ -84,15 +86,30 @@ def trace_kind(path: StrPath) -> str:
     return kind
 
 
-def token_bytes_written(path: StrPath, shape: TraceShape) -> int:
-    """Bytes that a file takes for each token: of `.npz` exactly, of the others about."""
+def bytes_of_tokens(path: StrPath, shape: TraceShape, n_tokens: int) -> int:
+    """Bytes that the tokens take in a file: in `.npz` exactly, in the others about."""
     n_layer, top_k = shape.identity.n_layer, shape.identity.n_expert_used
     kind = trace_kind(path)
     if kind == ".npz":
-        return 4 + 4 + 4 + 1 + 2 + 1 + n_layer * (top_k * (2 + 4) + 4 * shape.n_logits)
+        return n_tokens * (_OF_NPZ + n_layer * (top_k * (2 + 4) + 4 * shape.n_logits))
     if kind == ".csv":
-        return n_layer * (40 + top_k * (3 + 12) + 12 * shape.n_logits)
-    return n_layer * (4 + top_k * (1 + 4) + 4 * shape.n_logits)
+        return n_tokens * n_layer * (40 + top_k * (3 + 12) + 12 * shape.n_logits)
+    return n_tokens * n_layer * (4 + top_k * (1 + 4) + 4 * shape.n_logits)
+
+
+def require_room(path: StrPath, shape: TraceShape, n_tokens: int) -> None:
+    """Raise StorageError if the disk has less room than the trace of so many tokens is sure to take."""
+    if trace_kind(path) != ".npz":
+        return
+    largest = 4 * shape.identity.n_layer * (shape.n_logits or shape.identity.n_expert_used)
+    needed = bytes_of_tokens(path, shape, n_tokens) + n_tokens * largest  # one array is there twice, see `NpzParts`
+    with suppress(OSError):
+        free = shutil.disk_usage(Path(path).absolute().parent).free
+        if free < needed:
+            raise StorageError(
+                f"{path}: the trace takes {human_size(needed)} while it is written, but {human_size(free)} are free "
+                "there; free some room, or trace fewer texts"
+            )
 
 
 def _counts(writer: TraceWriter, shape: TraceShape) -> dict[str, Any]:
