@@ -246,7 +246,7 @@ class SteeringRegistry:
             if name == NONE or (name in self._entries and not replace and self._entries[name].source != "ships"):
                 raise UsageError(f"{steering.path or name}: the name {name!r} is taken; rename the file")
             warnings = self._check(steering)
-            _ = _content(steering)  # hashed once, here: looking a name up is quick then
+            _ = steering.content  # hashed once, here: looking a name up is quick then
             self._entries[name] = Registered(name, steering, source)
             return warnings
 
@@ -342,7 +342,7 @@ class SteeringRegistry:
 
     def _kept(self, steering: Steering) -> tuple[BiasFile | None] | None:
         """The bias that is kept ready, if one is."""
-        content = _content(steering)
+        content = steering.content
         with self._lock:
             if content not in self._built:
                 return None
@@ -361,7 +361,7 @@ class SteeringRegistry:
         if bias is not None:
             native_bias(bias)
         with self._lock:
-            self._built[_content(steering)] = bias
+            self._built[steering.content] = bias
             while len(self._built) > _CACHED:
                 self._built.popitem(last=False)
         return bias
@@ -392,13 +392,6 @@ def n_bytes(steering: Steering) -> int:
         effects = 0 if expert_map.effects is None else expert_map.effects.nbytes
         return effects + sum(int(table.nbytes) for table in tables)
     return 0 if bias is None else sum(row.nbytes for row in bias.values.values())
-
-
-def _content(steering: Steering) -> tuple[Any, ...]:
-    """Equal for steerings that build equal biases for one model."""
-    if steering.expert_map is None:
-        return (None if steering.bias is None else steering.bias.key,)
-    return (steering.expert_map.sha256, *(getattr(steering, name) for name in (*NUMBERS, "epsilon", "rank", *_RULE)))
 
 
 def _has_choice(choice: SteeringChoice | RegisterRequest) -> bool:

@@ -14,6 +14,7 @@ from ..errors import FormatError, SteerMoEError, UsageError
 from ..identity import ModelIdentity
 from ..maps.expert_map import ExpertMap
 from ..maps.routing_lean import RoutingLean
+from .bias_file import BiasFile
 from .bias_plan import AnyBias, BiasRule, simplest
 from .plan_objects import rule_to_dict, rules_from
 from .plan_rules import RuleSpec
@@ -42,6 +43,12 @@ class PlanRule:
     def text(self) -> str:
         """The rule as people write it."""
         return format_rule(self.spec)
+
+    @property
+    def lean(self) -> RoutingLean | None:
+        """What the condition looks at, if it is one on routing. Raises UsageError for a map without its scores."""
+        when = self.spec.where.when
+        return None if self.looks_at is None or when is None else RoutingLean.of_map(self.looks_at, when.by)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +92,28 @@ class SteeringPlan:
     def steerings(self) -> list[Steering]:
         """The steerings of the rules, each once."""
         return list(dict.fromkeys(rule.steering for rule in self.rules if rule.steering is not None))
+
+    @property
+    def windows(self) -> list[str]:
+        """Where each rule is, and whether it steers: its text with "steered" in the place of what steers."""
+        return [format_rule(RuleSpec(rule.spec.where, rule.spec.name and "steered")) for rule in self.rules]
+
+    @property
+    def needs_routing(self) -> bool:
+        """Whether a condition looks at the routing of the text."""
+        return any(rule.looks_at is not None for rule in self.rules)
+
+    @property
+    def single(self) -> Steering | None:
+        """The steering of the rules, if all that steer have the same one; None otherwise."""
+        contents = {steering.content for steering in self.steerings}
+        return self.steerings[0] if len(contents) == 1 else None
+
+    def placed(self, bias: BiasFile | None) -> AnyBias | None:
+        """What steers when `bias` takes the place of every steering of the plan."""
+        return simplest(
+            [BiasRule(rule.spec.where, None if rule.steering is None else bias, rule.lean) for rule in self.rules]
+        )
 
     @property
     def expert_map(self) -> ExpertMap | None:
@@ -230,14 +259,11 @@ def _looked_up(number: int, spec: RuleSpec, steering: OpenSteering, expert_map: 
         found = None if spec.name is None else steering(spec.name, spec.choice)
         if when is None or when.measure != "routing":
             return PlanRule(spec, found)
-        looks_at, path = expert_map(when.map)
-        _ = RoutingLean.of_map(looks_at, when.by)  # what the map lacks is told now
-        return PlanRule(spec, found, looks_at, path)
+        looked_up = PlanRule(spec, found, *expert_map(when.map))
+        _ = looked_up.lean  # what the map lacks is told now
+        return looked_up
 
 
 def _built(number: int, rule: PlanRule, identity: ModelIdentity | None) -> BiasRule:
-    when = rule.spec.where.when
     with _naming(number):
-        bias = None if rule.steering is None else rule.steering.build(identity)
-        lean = None if rule.looks_at is None or when is None else RoutingLean.of_map(rule.looks_at, when.by)
-        return BiasRule(rule.spec.where, bias, lean)
+        return BiasRule(rule.spec.where, None if rule.steering is None else rule.steering.build(identity), rule.lean)

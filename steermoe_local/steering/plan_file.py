@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .._util.file_kinds import PLAN, require_kind
 from .._util.files import StrPath, parse_json, read_bytes
 from .._util.toml_text import TomlError, parse_toml
 from ..errors import FormatError, UsageError
@@ -33,6 +34,7 @@ def read_plan(path: StrPath) -> list[RuleSpec]:
 
 
 def _parsed(path: Path) -> dict[str, Any]:
+    require_kind(path, "a steering plan", PLAN)
     raw = read_bytes(path, "a steering plan", _MAX_BYTES)
     try:
         text = raw.decode("utf-8")

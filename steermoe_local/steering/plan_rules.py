@@ -32,6 +32,11 @@ MAX_TEXT = 1000
 """Most characters of the text of `after` or `until`."""
 
 
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can write it, and a path can hold it: no half of a surrogate pair, no NUL."""
+    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 @dataclass(frozen=True)
 class Condition:
     """What must hold for a rule to be in force.
@@ -129,7 +134,7 @@ class Where:
             raise UsageError(f"every {self.every}: give a whole number from 1 on")
         for name in ("after", "until"):
             mark = getattr(self, name)
-            if mark == "" or (isinstance(mark, str) and len(mark) > MAX_TEXT):
+            if mark == "" or (isinstance(mark, str) and (len(mark) > MAX_TEXT or not is_text(mark))):
                 raise UsageError(f"{name}: give a text of 1 to {MAX_TEXT} characters, or a token like #123")
             if isinstance(mark, int) and not 0 <= mark < MAX_TOKENS:
                 raise UsageError(f"{name} #{mark}: no number of a token")
@@ -155,5 +160,8 @@ class RuleSpec:
     def __post_init__(self) -> None:
         """Raise UsageError for a choice without something to choose from."""
         object.__setattr__(self, "choice", MappingProxyType(dict(self.choice)))
+        looked_up = (self.name, self.where.when and self.where.when.map, *self.choice.values())
+        if not all(is_text(text) for text in looked_up if isinstance(text, str)):
+            raise UsageError("a name with half of a surrogate pair or a NUL in it; write it as text")
         if self.name is None and self.choice:
             raise UsageError(f"{NONE}: nothing steers there, so there is no {next(iter(self.choice))} to choose")

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from ..errors import UsageError
@@ -30,7 +31,8 @@ _WHAT_WORD = re.compile(rf"\s*({_QUOTED}|[^\s\"']+)")
 _WINDOW = re.compile(r"\[(-?\d*):(-?\d*)\]")
 _NUMBER = re.compile(r"[+-]\d{1,9}")
 _TYPES = {"layers": str, "preset": str, "rank": str, "mode": str, "scale": float, "weights": str, "cap": float}
-_PLAIN = re.compile(r"[^\s\"'<>\[\]:#+-][^\s\"'<>\[\]:]*")
+_PLAIN = re.compile(r"[^\s\"'<>\[\]:;#+-][^\s\"'<>\[\]:;]*")
+_CHOICE = re.compile(r"\s+(?!reverse\b|\w+=)[^\s+-]")  # behind a name this is no choice of experts
 _KEYWORDS = frozenset({"after", "until", "every", "when", "by", "over", "last", "reverse", "entropy", "margin", NONE})
 
 
@@ -41,35 +43,84 @@ def parse_rules(texts: Sequence[str]) -> list[RuleSpec]:
     return [parse_rule(text, number) for number, text in enumerate(texts, 1)]
 
 
-def parse_rule(text: str, number: int | None = None) -> RuleSpec:
-    """Read one rule. Raises UsageError, which names the rule by `number` and its text."""
+def split_rules(text: str) -> list[str]:
+    """The rules of one line, which semicolons outside of quotes separate; what is empty is left out."""
+    parts: list[str] = []
+    quote, escaped, start = "", False, 0
+    for at, letter in enumerate(text):
+        if escaped:
+            escaped = False
+        elif quote:
+            escaped = letter == "\\" and quote == '"'
+            quote = "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+        elif letter == ";":
+            parts.append(text[start:at])
+            start = at + 1
+    return [part.strip() for part in [*parts, text[start:]] if part.strip()]
+
+
+def parse_rule(text: str, number: int | None = None, *, colon: bool = True) -> RuleSpec:
+    """Read one rule. Without `colon` it may be left out, as in `answer[0:32] formal +8`.
+
+    Raises UsageError, which names the rule by `number` and its text.
+    """
+    with _naming("rule" if number is None else f"rule {number}", text):
+        return _Reader(text, colon).rule()
+
+
+def parse_where(text: str) -> Where:
+    """Read a WHERE alone, like `answer[0:32] every 2`. Raises UsageError, which names it."""
+    with _naming("where", text):
+        return _Reader(text).where()
+
+
+@contextmanager
+def _naming(what: str, text: str) -> Iterator[None]:
+    """Put what is read, and its text, before the message of an error."""
     try:
         if len(text) > _MAX_RULE:
             raise UsageError(f"longer than {_MAX_RULE} characters")
-        return _Reader(text).rule()
+        yield
     except UsageError as error:
         shown = text if len(text) <= 80 else text[:77] + "..."
-        raise UsageError(f"rule{'' if number is None else f' {number}'} {shown!r}: {error}") from None
+        raise UsageError(f"{what} {shown!r}: {error}") from None
 
 
 class _Reader:
-    """Reads the words of a rule from left to right."""
+    """Reads the words of a rule from left to right. Without `colon` it may be left out."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, colon: bool = True) -> None:
         self._text = text
         self._at = 0
+        self._colon = colon
 
     def rule(self) -> RuleSpec:
         where = self._where() if self._has_where() else Where()
         name, choice = self._what()
         return RuleSpec(where, name, choice)
 
+    def where(self) -> Where:
+        if not (word := self._next()):
+            _refuse(f"empty; give {', '.join(PHASES)} or {EVERYWHERE}, like answer[0:32]")
+        self._at, self._colon = 0, False
+        if word not in (*PHASES, EVERYWHERE):
+            _refuse(f"{word!r} is no place; begin with {', '.join(PHASES)} or {EVERYWHERE}")
+        where = self._where()
+        if rest := self._text[self._at :].strip():
+            _refuse(f"{rest[:20]!r} is not understood; give [A:B], after, until, every or when")
+        return where
+
     def _has_where(self) -> bool:
-        """Whether a colon ends a WHERE, rather than belonging to the path of a rule without one."""
+        """Whether a WHERE comes first: a colon that ends it does not belong to the path of a rule without one."""
         first = _WORD.match(self._text)
         known = first is not None and first[1] in (*PHASES, EVERYWHERE)
-        if known and ":" not in self._text and "[" not in self._text:
-            return False  # a map of that name, of all tokens
+        if first is not None and known and ":" not in self._text and "[" not in self._text:
+            if not _CHOICE.match(self._text, first.end()):
+                return False  # a map of that name, of all tokens
+            if self._colon:
+                _refuse(f"a colon and a steering are missing, like {first[1]}: formal +8 -8")
         if not known and ":" in re.sub(_QUOTED, "", self._text):
             word = first[1] if first else ""
             _refuse(
@@ -80,6 +131,7 @@ class _Reader:
     def _where(self) -> Where:
         place = self._next()
         fields: dict[str, Any] = {"phase": None if place == EVERYWHERE else place}
+        before = self._at
         while (word := self._next()) != ":":
             if word.startswith("["):
                 self._set(fields, "start", self._window(word)[0])
@@ -90,10 +142,14 @@ class _Reader:
                 self._set(fields, word, self._integer(self._next(), "every"))
             elif word == "when":
                 self._set(fields, word, self._condition())
+            elif not self._colon:
+                self._at = before
+                break
             elif not word:
                 _refuse("a colon and a steering are missing, like answer: formal +8 -8, or answer: none")
             else:
                 _refuse(f"{word!r} is not understood; give [A:B], after, until, every or when, and a colon behind them")
+            before = self._at
         return Where(**fields)
 
     def _set(self, fields: dict[str, Any], name: str, value: Any) -> None:
@@ -142,6 +198,8 @@ class _Reader:
         words = self._rest()
         if not words:
             _refuse(f"what steers there? give the name of a map, or {NONE}")
+        if _NUMBER.fullmatch(words[0]):
+            _refuse(f"{words[0]}: experts of which map? write its name before the numbers, like formal {words[0]}")
         name = None if words[0] == NONE else _unquoted(words[0])
         choice: dict[str, Any] = {}
         for word in words[1:]:

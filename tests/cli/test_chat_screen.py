@@ -324,7 +324,7 @@ def test_completion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("chat.json").touch()
     words = {"steer": ["on", "off", "digits-words"], "reset": [], "save": None}
-    completer = CommandCompleter(dict.fromkeys(words, "what it does"), words.get)
+    completer = CommandCompleter(dict.fromkeys(words, "what it does"), lambda name, typed: words.get(name))
 
     def offered(text: str) -> list[str]:
         completions = completer.get_completions(Document(text), CompleteEvent())

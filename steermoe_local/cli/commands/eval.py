@@ -22,7 +22,7 @@ _PICTURES = ("effect.png", "effect.svg")
 
 
 @click.command("eval")
-@evaluation_options
+@evaluation_options(without=("where",))
 @click.option("--no-away", is_flag=True, help="Do not measure the reverse.")
 @click.option(
     "--controls/--no-controls", default=True, help="Measure random experts and control maps, too.  [default: controls]"
@@ -55,6 +55,7 @@ def eval_(setup: EvaluationSetup, no_away: bool, controls: bool, control_draws: 
     Examples:
       steermoe eval -m tiny --map digits-words -o out
       steermoe eval -m olmoe.gguf --map map.json --activate 10 --deactivate 50 --task questions.jsonl -o out
+      steermoe eval -m tiny --steer "answer: digits-words" -o out
       steermoe eval -m olmoe.gguf --bias bias.gguf --task questions.jsonl --scorer contains --no-controls -o out
     """
     from ...evaluation.reports.evaluation import draw_effect, markdown, verdict

@@ -21,11 +21,12 @@ from ...identity import ModelIdentity
 from ...model_files.model_info import ModelInfo, model_info
 from ...models.shipped_maps import shipped_maps
 from ..output import progress_bar, say, warn
-from .common import Parsed, check_resume, check_unfinished, json_option, lock_output, template_options
+from .common import SEEDS, check_resume, check_unfinished, json_option, lock_output, template_options
 from .groups import F, command_line, field_options, option, option_group, together
 from .llama import LlamaFlags, llama_options
 from .model import model_option
 from .opening import check_memory, warn_of_unknown_reasoning
+from .plans import WhereText
 from .sampling import MIN_P, TOP_P
 from .steering import SteeringFlags, steering_options
 from .system_text import UserPath
@@ -38,19 +39,6 @@ if TYPE_CHECKING:
 
 RECORDS = "records.jsonl"
 NONE = "none"
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    """Whole numbers with commas between them, or ranges like 0-4, in their order."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        last = last if dash else first
-        fits = all(end.isdecimal() and len(end) < 10 for end in (first, last)) and int(first) <= int(last)
-        if not fits or int(last) - int(first) >= 1000:
-            raise ValueError(f"{text!r} is no list of seeds, like 0,1,2 or 0-4.")
-        seeds += range(int(first), int(last) + 1)
-    return tuple(seeds)
 
 
 @dataclass(frozen=True)
@@ -101,7 +89,7 @@ class EvaluationSetup:
     min_p: float = option("--min-p", **MIN_P)
     seeds: tuple[int, ...] = option(
         "--seeds",
-        type=Parsed[tuple[int, ...]]("seeds", tuple, _seeds),
+        type=SEEDS,
         default="0",
         value=(0,),
         show_default=True,
@@ -152,6 +140,13 @@ class EvaluationSetup:
         "--benign",
         metavar="FILE",
         help="Benign prompts, to count over-refusal, `none` for none.  [default: shipped ones]",
+    )
+    where: str | None = option(
+        "--where",
+        type=WhereText(),
+        metavar="WHERE",
+        help="Steer only there, like answer[0:32] or thinking, as the rules of plans begin (docs/plans.md).  "
+        "[default: all tokens]",
     )
     output: Path | None = option(
         "-o",
@@ -404,7 +399,7 @@ class EvaluationSetup:
     @property
     def _shipped(self) -> str | None:
         """Name of the shipped map that steers, for its own task."""
-        name = self.steering_flags.source.get("map", "").removeprefix("tiny/")
+        name = (self.steering_flags.map_name or "").removeprefix("tiny/")
         return name if name in shipped_maps() else None
 
 
