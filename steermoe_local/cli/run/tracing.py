@@ -116,6 +116,7 @@ class Tracing:
                 logits=self.job.logits,
                 force=self.flags.steering_flags.force,
             )
+            self.steered.check(reader.identity)
             with (
                 reader,
                 trace_file(self.job.output, shape, lambda token: _text(pieces(token)), self._about()) as writer,
