@@ -163,6 +163,6 @@ class Steered:
             yield engine
 
     def check(self, identity: ModelIdentity | None) -> None:
-        """Warn of what a bias file lacks for the loaded model; a map was checked before it. Raises ModelMismatchError."""
+        """Warn of a bias file that another model was meant for; a map was checked before. Raises ModelMismatchError."""
         if isinstance(self.steering, Steering) and self.steering.bias is not None and identity is not None:
             warn(*self.steering.check(identity, str(self.flags.model), self.flags.steering_flags.force))

@@ -119,7 +119,12 @@ class Tracing:
             self.steered.check(reader.identity)
             with (
                 reader,
-                trace_file(self.job.output, shape, lambda token: _text(pieces(token)), self._about()) as writer,
+                trace_file(
+                    self.job.output,
+                    TraceShape(reader.identity, self.job.logits),
+                    lambda token: _text(pieces(token)),
+                    self._about(),
+                ) as writer,
                 progress_bar() as show,
             ):
                 start, told = time.monotonic(), False
@@ -197,9 +202,10 @@ class Tracing:
             answer = n_ctx - 1 if self.flags.n_predict is None else min(self.flags.n_predict, n_ctx - 1)
             n_tokens += measure.n_texts * answer
             most = "at most "
-        about = "" if measure.n_texts >= self.job.n_texts else "about "
-        size = human_size(bytes_of_tokens(self.job.output, shape, n_tokens))
-        say(f"{self.job.output}: {most}{about}{n_tokens:,} tokens of {self.job.n_texts:,} texts, {most}about {size}")
+        about = most or ("" if measure.n_texts >= self.job.n_texts else "about ")
+        n_bytes = bytes_of_tokens(self.job.output, shape, n_tokens)
+        size = human_size(n_bytes) if n_bytes >= 1e5 else f"{n_bytes:,} bytes"
+        say(f"{self.job.output}: {about}{_tokens(n_tokens, self.job.n_texts)}, {about}{size}")
 
     def _say_time(self, measure: _Measure) -> None:
         n_left = self.job.n_texts - self.n_texts - self.n_skipped
@@ -245,7 +251,7 @@ class Tracing:
         """One line for people."""
         rate = f", {self.n_tokens / self.seconds:,.0f} tokens/s" if self.seconds else ""
         skipped = f", {self.n_skipped} pairs skipped" if self.n_skipped else ""
-        return f"{self.n_tokens:,} tokens of {self.n_texts:,} texts{skipped}{rate}"
+        return f"{_tokens(self.n_tokens, self.n_texts)}{skipped}{rate}"
 
     def figures(self) -> dict[str, Any]:
         """For --json."""
@@ -352,6 +358,10 @@ def _pair_prompts(renderer: Renderer, pair: Pair, n_ctx: int) -> list[Prompt]:
             n = len(prompts[-1].tokens)
             raise PairsError(f"{name}: needs {n} tokens of context, but n_ctx is {n_ctx}; raise it (-c {n})")
     return prompts
+
+
+def _tokens(n_tokens: int, n_texts: int) -> str:
+    return f"{n_tokens:,} tokens of {n_texts:,} text{'' if n_texts == 1 else 's'}"
 
 
 def _text(data: bytes) -> str:
