@@ -22,8 +22,9 @@ from ...llama.rendering import Prompt, RenderedPrompt, Renderer, vocabulary_rend
 from ...llama.tokenizing import token_bytes
 from ...pairs.pairs import SIDES, Pair, PairsFile
 from ...pairs.prompts import PromptItem
+from ...steering.bias_plan import BiasPlan
 from ..options.opening import open_model, warn_of_unknown_reasoning
-from ..output import SummedLines, progress_bar, say
+from ..output import SummedLines, progress_bar, say, warn
 from .batch import said
 from .setup import STEERED, RunFlags, Steered
 
@@ -91,12 +92,15 @@ class Tracing:
         identity = self.steered.facts.require_moe()
         if not isinstance(self.job.source, PairsFile):
             self.steered.warn_without_template()
+        if isinstance(self.steered.bias, BiasPlan) and not self._answers:
+            if not any(rule.where.phase in (None, "prompt") for rule in self.steered.bias.rules):
+                warn("what is traced is all prompt, and no rule of the plan is of it, so nothing is steered")
         shape = TraceShape(identity, self.job.logits)
         measure = self._measured()
         n_ctx = self._context(measure.longest)
         self._announce(shape, measure, n_ctx)
         flags = self.flags.flags
-        n_sequences = self.job.parallel if self.job.n_predict else 0
+        n_sequences = self.job.parallel if self._answers else 0
         in_context = max(n_ctx, flags.batch_size)
         with (
             open_model(self.steered.facts, flags, in_context, n_sequences + 1, path=self.flags.model) as llama,
@@ -107,8 +111,6 @@ class Tracing:
             renderer = self._configured(Renderer(llama._model))
             self.date = renderer.date
             pieces = functools.cache(functools.partial(token_bytes, llama._model.vocab, special=True))
-            texts = _Texts(self, renderer, pieces)
-            found = texts.of_pairs() if isinstance(self.job.source, PairsFile) else texts.of_prompts(engine)
             reader = TraceReader(
                 llama._model,
                 self.steered.bias,
@@ -116,30 +118,38 @@ class Tracing:
                 logits=self.job.logits,
                 force=self.flags.steering_flags.force,
             )
-            self.steered.check(reader.identity)
-            with (
-                reader,
-                trace_file(
-                    self.job.output,
-                    TraceShape(reader.identity, self.job.logits),
-                    lambda token: _text(pieces(token)),
-                    self._about(),
-                ) as writer,
-                progress_bar() as show,
-            ):
-                start, told = time.monotonic(), False
-                for tokens in reader.read(found):
-                    writer.add(tokens)
-                    self.n_texts, self.n_tokens = writer.n_texts, writer.n_tokens
-                    self.seconds = time.monotonic() - start
-                    show("trace", self.n_texts + self.n_skipped, self.job.n_texts)
-                    if not told and self.seconds > 1:
-                        told = True
-                        self._say_time(measure)
-                if not self.n_texts:
-                    raise PairsError(
-                        f"none of the {len(self.job.source)} pairs could be traced; see why each was skipped"
-                    )
+            with reader:
+                self.steered.check(reader.identity)
+                self._trace(reader, _Texts(self, renderer, pieces), engine, pieces)
+
+    def _trace(
+        self,
+        reader: TraceReader,
+        texts: _Texts,
+        engine: Engine | None,
+        pieces: Callable[[int], bytes],
+    ) -> None:
+        """Read the texts and write the trace."""
+        found = texts.of_pairs() if isinstance(self.job.source, PairsFile) else texts.of_prompts(engine)
+        shape = TraceShape(reader.identity, self.job.logits)  # with the hash of the routers
+        file = trace_file(self.job.output, shape, lambda token: _text(pieces(token)), self._about())
+        with file as writer, progress_bar() as show:
+            start, told = time.monotonic(), False
+            for tokens in reader.read(found):
+                writer.add(tokens)
+                self.n_texts, self.n_tokens = writer.n_texts, writer.n_tokens
+                self.seconds = time.monotonic() - start
+                show("trace", self.n_texts + self.n_skipped, self.job.n_texts)
+                if not told and self.seconds > 1:
+                    told = True
+                    self._say_time()
+            if not self.n_texts:
+                raise PairsError(f"{self.job.name}: no pair could be traced; see why each was skipped")
+
+    @property
+    def _answers(self) -> bool:
+        """Whether prompts are answered."""
+        return bool(self.job.n_predict) and not isinstance(self.job.source, PairsFile)
 
     #
     # beforehand
@@ -187,7 +197,7 @@ class Tracing:
 
     def _context(self, longest: int) -> int:
         """Tokens of context of a prompt and its answer."""
-        if not self.job.n_predict or isinstance(self.job.source, PairsFile):
+        if not self._answers:
             return max(longest, 1)
         n_ctx = self.flags.context(self.steered.facts, longest)
         if longest >= n_ctx:
@@ -198,7 +208,7 @@ class Tracing:
         """Say how much will be written, and refuse what there is no room for."""
         n_tokens, most = measure.n_tokens, ""
         require_room(self.job.output, shape, n_tokens)
-        if self.job.n_predict:
+        if self._answers:
             answer = n_ctx - 1 if self.flags.n_predict is None else min(self.flags.n_predict, n_ctx - 1)
             n_tokens += measure.n_texts * answer
             most = "at most "
@@ -207,7 +217,7 @@ class Tracing:
         size = human_size(n_bytes) if n_bytes >= 1e5 else f"{n_bytes:,} bytes"
         say(f"{self.job.output}: {about}{_tokens(n_tokens, self.job.n_texts)}, {about}{size}")
 
-    def _say_time(self, measure: _Measure) -> None:
+    def _say_time(self) -> None:
         n_left = self.job.n_texts - self.n_texts - self.n_skipped
         left = self.seconds / max(1, self.n_texts) * n_left
         if left > _SAID:
@@ -229,7 +239,7 @@ class Tracing:
     @contextlib.contextmanager
     def _engine(self, llama: Any, n_ctx: int) -> Iterator[Engine | None]:
         """What answers the prompts, if they are answered."""
-        if not self.job.n_predict or isinstance(self.job.source, PairsFile):
+        if not self._answers:
             yield None
             return
         from ...generation.engine import Engine
