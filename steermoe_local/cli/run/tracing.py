@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _COUNTED = 1000  # pairs that are rendered beforehand, to say how much will be written; the rest is as long on average
 _AHEAD = 8  # prompts that are answered for each slot before their answers are traced
+_OF_PROMPT = {None, "prompt"}
 _SAID = 10.0  # seconds from which on it is said how long a trace takes
 
 
@@ -92,9 +93,9 @@ class Tracing:
         identity = self.steered.facts.require_moe()
         if not isinstance(self.job.source, PairsFile):
             self.steered.warn_without_template()
-        if isinstance(self.steered.bias, BiasPlan) and not self._answers:
-            if not any(rule.where.phase in (None, "prompt") for rule in self.steered.bias.rules):
-                warn("what is traced is all prompt, and no rule of the plan is of it, so nothing is steered")
+        plan = self.steered.bias
+        if isinstance(plan, BiasPlan) and not (self._answers or {rule.where.phase for rule in plan.rules} & _OF_PROMPT):
+            warn("what is traced is all prompt, and no rule of the plan is of it, so nothing is steered")
         shape = TraceShape(identity, self.job.logits)
         measure = self._measured()
         n_ctx = self._context(measure.longest)
