@@ -167,7 +167,10 @@ class Steered:
         with open_engine(
             self.facts, self.flags.flags, n_ctx, n_slots, path=self.flags.model, record=record, force=force
         ) as engine:
-            bias = self.steering.bias if isinstance(self.steering, Steering) else None
-            if self.steering is not None and bias is not None and engine.identity is not None:
-                warn(*self.steering.check(engine.identity, str(self.flags.model), force))
+            self.check(engine.identity)
             yield engine
+
+    def check(self, identity: ModelIdentity | None) -> None:
+        """Warn of a bias file that another model was meant for; a map was checked before. Raises ModelMismatchError."""
+        if isinstance(self.steering, Steering) and self.steering.bias is not None and identity is not None:
+            warn(*self.steering.check(identity, str(self.flags.model), self.flags.steering_flags.force))
