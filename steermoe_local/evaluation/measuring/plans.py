@@ -78,7 +78,7 @@ def open_plan(
 
 
 def open_placement(where: Where, *, find: Find = map_path) -> SteeringPlan:
-    """A plan that steers in one window, by what is left open: an `EvaluatorSettings.placement`. Raises as `open_plan`."""
+    """An `EvaluatorSettings.placement` of one window; what steers there is left open. Raises as `open_plan`."""
     files, steered = _Files(find, lambda *warnings: None), Steering("steered")
     return SteeringPlan.open([RuleSpec(where, steered.name)], lambda name, choice: steered, files.expert_map)
 
