@@ -33,6 +33,7 @@ class RoutingLean:
         if scores.ndim != 2 or not np.isfinite(scores).all():
             raise UsageError(f"scores of experts: not a table of finite numbers, but of shape {scores.shape}")
         scores[-1:] = 0
+        scores += 0.0  # -0 and 0 are one
         scores.flags.writeable = False
         object.__setattr__(self, "scores", scores)
 
@@ -68,5 +69,7 @@ class RoutingLean:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the scores, in hex."""
-        return hashlib.sha256(np.ascontiguousarray(self.scores).tobytes()).hexdigest()
+        """SHA-256 of the table of scores, in hex."""
+        return hashlib.sha256(
+            repr(self.scores.shape).encode() + np.ascontiguousarray(self.scores).tobytes()
+        ).hexdigest()

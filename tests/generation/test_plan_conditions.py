@@ -220,7 +220,7 @@ def test_plans_that_cannot_be_followed(open_engine: Any, biases: Any, prompts: A
         end = answer(engine, greedy(prompts[2], 3, plan(("answer when entropy > 0", biases[1]))))[0][2]
         assert end.n_steered == end.n_generated == 3
     with open_engine() as engine:
-        other = plan(("answer", biases[1]), ("answer when m > 0 over prompt", biases[2]), scores=scores[:, 1:])
+        other = plan(("all", biases[1]), ("answer when m > 0 over prompt", biases[2]), scores=scores[:, 1:])
         engine.check(other)  # nothing ever looks at the second rule
         with pytest.raises(ModelMismatchError, match="rule 1"):
             engine.check(plan(("answer when m > 0 over prompt", biases[2]), scores=scores[:, 1:]))
