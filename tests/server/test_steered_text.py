@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -115,7 +115,7 @@ def test_each_character_has_the_rule_of_its_token(name: str, tools: OfferedTools
         assert all(0 <= span["start"] < span["end"] <= at for span in spans)
         assert all(
             one["end"] < two["start"] or (one["end"] == two["start"] and one["rule"] != two["rule"])
-            for one, two in zip(spans, spans[1:], strict=False)
+            for one, two in pairwise(spans)
         )
     wanted = {letter: rules[token_of[letter] % len(rules)] for letter in words if letter in found}
     assert {letter: found[letter] for letter in wanted} == wanted
@@ -137,7 +137,7 @@ def test_text_beside_calls() -> None:
 
 
 def test_bytes_that_no_token_completes() -> None:
-    data = "α".encode()[:1]
+    data = "β".encode()[:1]
     answer = Answer(lambda _: data, False, with_rules=True)
     answered(data, [], [3], answer, ())
     assert answer.text == "�"
