@@ -43,6 +43,8 @@ LINES = [
     "chat -m tiny --plan <plan",
     "chat -m tiny --maps <<folder",
     "completion bash",
+    "condition fit -m <model --pairs <pairs -o >condition.json --write-map >lean.json",
+    "condition fit -m tiny --map <map --pairs <pairs -o >condition.json",
     "config",
     "config path",
     "config set threads 1",

@@ -131,8 +131,13 @@ class ConditionFit:
         """What speaks against steering by the condition, a sentence each."""
         if self.auc is None or self.control is None:
             return ("all spans have the same score, so there is no AUC and no threshold; take another map or span",)
-        if self.auc.high < 0.5:
+        if self.auc.high < 0.5 and self.expert_map is None:
             return ("the negative sides lean to the map's positive side; exchange the sides of the pairs",)
+        if self.auc.high < 0.5:
+            return (
+                "held-out pairs lean the other way than those that the map is made of, as if the same text were on "
+                "the positive side of some and on the negative side of others; give pairs that share no text",
+            )
         if not self.differs_from_shuffled:
             p = f"p = {self.control.p:.2g}"
             return (f"the lean tells the sides apart no better than with sides swapped at random ({p})",)
@@ -262,8 +267,8 @@ def judged(scores: PairScores, span: ConditionSpan, options: ConditionOptions) -
         if limit is not None:
             holds[at] = np.vectorize(_condition(limit, span, options).holds)(held_out[at])
     wanted = 0 if options.steer_when == "positive" else 1
-    interval = auc_interval(held_out, scores.strata, scores.clusters)
     swapped = scores.swapped_aucs(_swaps(scores.clusters, options))
+    interval = auc_interval(held_out, scores.strata, scores.clusters, swapped if scores.depend else None)
     return fields | {
         "condition": _condition(final, span, options),
         "auc": interval,
