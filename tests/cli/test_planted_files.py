@@ -67,7 +67,7 @@ COMMANDS = {
     "presets": "presets",
     "bias build": "bias build map.json --activate 2 --deactivate 2 -o OUT",
     "bias show": "bias show bias.gguf -m tiny",
-    "run": "run -m tiny --bias bias.gguf -p x -n 2 -t 1",
+    "run": "run -m tiny --plan rules.plan.toml -p x -n 2 -t 1",
     "chat": "chat -m tiny --bias bias.gguf -n 2 -t 1",
     "serve": "serve -m tiny --port 0 -t 1 -c 128",
     "eval": f"eval {MEASURED} --activate 2 --task regex.jsonl --scorer regex -o OUT",
@@ -115,6 +115,7 @@ def files(folder: Path) -> None:
     for name, rows in (("squad", COLUMNS), ("rated", RATED), ("counterfactual", COUNTERFACTUAL)):
         (folder / f"{name}.json").write_text(json.dumps(rows))
     (folder / "table.csv").write_text("p,a,b\nask,yes,no\n")
+    (folder / "rules.plan.toml").write_text('rules = ["answer: map +2 -2", "prompt: bias"]\n')
     counts = np.full((5, 24), 10, np.int64)  # of 60 tokens, top-4
     counts[:, ::2] += 5
     counts[:, 1::2] -= 5

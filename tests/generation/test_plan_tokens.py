@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steermoe_local import SteeredLlama, UsageError
+from steermoe_local import BiasFile, SteeredLlama, UsageError
 from steermoe_local.generation.engine import Engine, FinishEvent, Request, Sampling, TokenEvent
 from steermoe_local.llama import capi
 from steermoe_local.llama.reasoning_styles import reasoning_style
 from steermoe_local.llama.sampling import log_softmax
 from tests.support.generation import GREEDY, alone, answer, endless, greedy
-from tests.support.low_level import identity_of
+from tests.support.low_level import identity_of, open_model, random_signs
 from tests.support.placed import plan
+from tests.support.random_models import STEERABLE
 from tests.support.token_loop import TokenLoop
 
 pytestmark = pytest.mark.numeric
@@ -166,6 +167,39 @@ def test_thinking_and_answer(
     with open_engine() as engine:  # the same when it is given
         ((_, found),) = engine.logits([plan(*rules)], [*prompts[0], *tokens], n_prompt=len(prompts[0]), style=style)
     assert np.array_equal(found[0], loop.at_once([*prompts[0], *tokens[:-1]], own[:-1]).logits)
+
+
+@pytest.mark.parametrize("name", STEERABLE)
+def test_other_models(random_model: Any, name: str) -> None:
+    """Every token of the prompt and of the answer names its bias, whatever the router does with it."""
+    path = random_model(STEERABLE[name])
+    identity = identity_of(path)
+    rng = np.random.default_rng(5)
+    k, n_expert = identity.n_expert_used, identity.n_expert
+
+    def signs() -> Any:
+        return np.stack([random_signs(rng, n_expert, k, 1, n_expert // 3) for _ in range(identity.n_layer)])
+
+    one, two = BiasFile.from_signs(signs(), identity), BiasFile.from_soft(signs(), identity, 3.0)
+    steering = plan(("prompt[2:] every 3", one), ("answer[1:4]", two), ("all every 4", two))
+    prompt = rng.integers(0, 60, 20).tolist()
+    of_prompt = [one if i >= 2 and (i - 2) % 3 == 0 else two if i % 4 == 0 else None for i in range(len(prompt))]
+    llama = SteeredLlama(path, n_ctx=64, n_threads=1, n_threads_batch=1)
+    model = open_model(path)
+    with Engine(llama, n_ctx=256, n_threads=1) as engine, TokenLoop(model, identity) as loop:
+        events, finish = told(engine, greedy(prompt, 9, steering, n_probs=0))
+        tokens = [event.token for event in events]
+        rules = [1 if 1 <= j < 4 else 2 if (len(prompt) + j) % 4 == 0 else None for j in range(len(tokens))]
+        assert [event.rule for event in events] == rules
+        own = of_prompt + [None if rule is None else two for rule in rules]
+        read = loop.one_by_one([*prompt, *tokens[:-1]], own[: len(prompt) + len(tokens) - 1], len(prompt))
+        assert [event.logprob for event in events] == [
+            float(log_softmax(row)[token]) for row, token in zip(read.logits, tokens, strict=True)
+        ]
+        assert finish.n_steered == sum(rule is not None for rule in rules)
+        assert answer(engine, greedy(prompt, 9, steering))[0][1] == tokens, "with a memory"
+    llama.close()
+    model.close()
 
 
 def test_without_a_plan(open_engine: Any, biases: Any, prompts: Any) -> None:
