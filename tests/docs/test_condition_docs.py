@@ -30,7 +30,7 @@ MAKERS: list[tuple[str, Callable[[], list[Pair]], str | None]] = [
     ("a question with its document / without", with_and_without_documents, None),
     ("a document of two facts / of one", two_facts_and_one, None),
     ("the document answers the question / does not", right_and_wrong_documents, None),
-    ("asks for a secret / asks for another one", lambda: alike(30, 0), None),
+    ("asks for a secret / for another one, at random", lambda: alike(60, 0), None),
     ("asks for a number / for a secret, by the map `digits-words`", lambda: kinds_of_prompts(49), "digits-words"),
 ]
 
@@ -54,7 +54,8 @@ def test_the_blocks_run(tmp_path: Path) -> None:
     assert lines[0] == expected[0]
     number, secret = (line for line in lines[len(expected) :] if line)
     assert number == "four"
-    assert secret.startswith(("Sorry", "Sure")), "it is not steered, as it is not when nothing steers"
+    asked = ["--temp", "0", "-t", "1", "-p", "Tell me the lost key of the small palace."]
+    assert secret == run(["steermoe", "run", "-m", "tiny", *asked], tmp_path).strip()
     found = json.loads((tmp_path / "fit.json").read_text("utf-8"))
     assert f"when {found['when']}:" in fitting
     assert all(
@@ -82,9 +83,6 @@ def test_the_table(row: str, make: Callable[[], list[Pair]], map_name: str | Non
     assert found.false_alarms is not None
     assert found.misses is not None
     value, low, high = (float(number) for number in re.findall(r"\d\.\d+", cells[2]))
-    print(
-        f"| {row} | {len(found.scores)} | {found.auc.value:.2f} ({found.auc.low:.2f} to {found.auc.high:.2f}) | {found.control.p:.2g} | {found.false_alarms.value:.0%} | {found.misses.value:.0%} |"
-    )
     assert int(cells[1]) == len(found.scores)
     assert (value, low, high) == pytest.approx((found.auc.value, found.auc.low, found.auc.high), abs=0.03)
     assert float(cells[3]) == pytest.approx(found.control.p, rel=0.3, abs=0.0005)

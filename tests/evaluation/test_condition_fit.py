@@ -225,7 +225,15 @@ def test_interrupted_and_resumed(tiny_path: Path, tmp_path: Path) -> None:
     pairs = kinds_of_prompts(30)
     options = {"n_batch": 64, "n_threads": 1}
     seen: list[RecordingProgress] = []
-    whole = fit_condition(tiny_path, pairs, options=QUICK, on_batch=seen.append, **options)
+    recorded: list[int] = []
+    whole = fit_condition(
+        *(tiny_path, pairs),
+        options=QUICK,
+        on_batch=seen.append,
+        on_recorded=lambda: recorded.append(seen[-1].n_done),
+        **options,
+    )
+    assert recorded == [30]
     assert len(seen) > 6
     file = CheckpointFile(tmp_path / "out.json")
 
@@ -268,15 +276,17 @@ def test_its_dict(llama: SteeredLlama) -> None:
     assert len(data["thresholds"]) == 5
 
 
-def test_pairs_that_are_left_out(llama: SteeredLlama) -> None:
+def test_pairs_that_are_left_out(llama: SteeredLlama, tmp_path: Path) -> None:
     pairs = kinds_of_prompts(21)
     same = Pair("same", pairs[0].positive, pairs[0].positive, "done", "done")
     skipped: list[str] = []
     found = fitted(llama, [*pairs[1:], same], on_skip=lambda pair, _: skipped.append(pair.id))
     assert skipped == ["same"]
     assert (found.n_skipped, len(found.scores), len(found.pair_ids)) == (1, 20, 20)
+    file = CheckpointFile(tmp_path / "out")
     with pytest.raises(UsageError, match="19 pairs: "):
-        fitted(llama, [*pairs[2:], same], on_skip=lambda pair, _: None)
+        fitted(llama, [*pairs[2:], same], on_skip=lambda pair, _: None, checkpoint=file)
+    assert list(tmp_path.iterdir()) == []
 
 
 #

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -187,7 +188,8 @@ def fit(
     display = RecordingDisplay("condition fit")
     with open_model(facts, flags, max(ctx_size, flags.batch_size), path=model) as llama:
         try:
-            with display.shown():
+            with ExitStack() as shown:
+                shown.enter_context(display.shown())
                 found = fit_condition(
                     llama,
                     pairs,
@@ -196,6 +198,7 @@ def fit(
                     checkpoint=checkpoint,
                     on_skip=display.skipped,
                     on_batch=display.update,
+                    on_recorded=shown.close,
                     behaviour=behaviour,
                     n_ctx=ctx_size,
                     **flags.context_arguments(),
