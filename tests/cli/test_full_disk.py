@@ -31,6 +31,10 @@ WRITERS: dict[str, tuple[str, ...]] = {
     "map plot": ("map", "plot", MAP, "-o", "out.png"),
     "run": ("run", *FAST, "--temp", "0", "-n", "4", "--n-prompts", "questions.jsonl", "-o", "out"),
     "detect": ("detect", *FAST, "--pairs", PAIRS, "-o", "out", "--per-pair", "pairs.npz", "--counts", "counts.npz"),
+    "condition fit": (
+        *("condition", "fit", *FAST, "--pairs", PAIRS, "--over", "last:1", "--draws", "19"),
+        *("-o", "out", "--write-map", "lean.json"),
+    ),
     "attribute": (
         *("attribute", *FAST, "--map", MAP, "--pairs", PAIRS, "--candidates", "4", "--draws", "32", "--items", "4"),
         *("-o", "out"),

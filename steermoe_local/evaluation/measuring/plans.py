@@ -77,10 +77,10 @@ def open_plan(
     return SteeringPlan.open(rules, files.steering, files.expert_map, name=name or "plan", path=path)
 
 
-def open_placement(where: Where, steering: Steering, *, find: Find = map_path) -> SteeringPlan:
-    """A plan that steers in one window, for `EvaluatorSettings.placement`. Raises as `open_plan`."""
-    files = _Files(find, lambda *warnings: None)
-    return SteeringPlan.open([RuleSpec(where, steering.name)], lambda name, choice: steering, files.expert_map)
+def open_placement(where: Where, *, find: Find = map_path) -> SteeringPlan:
+    """An `EvaluatorSettings.placement` of one window; what steers there is left open. Raises as `open_plan`."""
+    files, steered = _Files(find, lambda *warnings: None), Steering("steered")
+    return SteeringPlan.open([RuleSpec(where, steered.name)], lambda name, choice: steered, files.expert_map)
 
 
 class _Files:
