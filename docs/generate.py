@@ -1,8 +1,8 @@
 """Write the generated pages (`make docs`); tests fail when they are out of date.
 
 docs/cli.md: every command's --help, as the program prints it. docs/architectures.md: the results of
-tests/support/architecture_checks.py on every architecture (needs `make tools`). docs/rehearsal.md: the chat templates and
-vocabularies of the pinned archive (needs transformers, which `make test-rehearsal` installs).
+tests/support/architecture_checks.py on every architecture (needs `make tools`). docs/rehearsal.md: the chat templates
+and vocabularies of the pinned archive (needs transformers, which `make test-rehearsal` installs).
 """
 
 from __future__ import annotations
