@@ -42,15 +42,18 @@ class GroupDecoder:
     group computes the same bits whatever was decoded before it.
     """
 
-    def __init__(self, model: Any, shape: tuple[int, int], options: ContextOptions, *, sums: bool = False) -> None:
+    def __init__(
+        self, model: Any, shape: tuple[int, int], options: ContextOptions, *, sums: bool = False, n_parts: int = 1
+    ) -> None:
         """`model` is llama_cpp's `LlamaModel`, `shape` its (n_layer, n_expert); with `sums` it keeps `sums`, too.
 
-        Raises ModelError.
+        Targets have `n_parts` parts, which are counted apart. Raises ModelError.
         """
         self._model, self._shape, self._options, self._keeps_sums = model, shape, options, sums
         parallel = min(capi.MAX_SEQUENCES - 1, max(2, options.n_batch // _ROWS_A_PROMPT))
         self.n_prompts = parallel if can_share(model) else min(parallel, _STATES)
-        self.n_bins = 2 * self.n_prompts
+        # two prompts of two parts each may need eight: one for each part, and for what they share
+        self.n_bins = 2 * self.n_prompts * n_parts
         self.kept: Sequence[int] = ()
         self._causal = is_causal(model)
         self._batch = TokenBatch(options.n_batch)
