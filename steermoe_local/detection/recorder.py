@@ -20,6 +20,7 @@ from ..llama.loaded_model import can_share, loaded_identity, open_model
 from ..llama.rendering import Renderer
 from ..llama.template_date import AnyDate, may_lack
 from ..maps.counts import RoutingCounts, Source
+from ..maps.map_phases import PhaseSplit
 from ..maps.routing_sums import RoutingSums
 from ..maps.stability import Stability, UntilStable
 from ..pairs.pairs import SIDES, Pair, PairsFile, in_fixed_order, pairs_digest
@@ -27,8 +28,8 @@ from .batches import Owners, PairBatch, PairBatches
 from .checkpoint import Checkpoint, CheckpointFile, PairRecords, Tables
 from .decoding import ContextOptions, GroupDecoder
 from .grouping import Group
-from .phase_split import PhaseSplit, TargetPhases
 from .stopping import StabilityCheck
+from .target_phases import TargetPhases
 
 Int64 = npt.NDArray[np.int64]
 

@@ -1,9 +1,7 @@
-"""Splits the tokens of targets in two phases, each of which gets counts and a map of its own."""
+"""Tells in which of two phases each token of a target is."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UsageError
@@ -11,47 +9,7 @@ from ..llama.phases import PhaseTracker, TokenTexts
 from ..llama.reasoning_styles import START, ReasoningStyle, reasoning_style
 from ..llama.rendering import Prompt
 from ..llama.tokenizing import token_bytes
-
-THINKING = "thinking"
-_FIRST = re.compile(r"first:([1-9][0-9]{0,8})")
-
-
-@dataclass(frozen=True)
-class PhaseSplit:
-    """How the tokens of each target are divided: the first `first` and those behind them; None: thinking and answer.
-
-    Raises UsageError for a number below 1.
-    """
-
-    first: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.first is not None and not 1 <= self.first < 1_000_000_000:
-            raise UsageError(f"phase first:{self.first}: give a number of tokens from 1 on")
-
-    @classmethod
-    def parse(cls, text: str) -> PhaseSplit:
-        """Read "first:N" or "thinking". Raises UsageError."""
-        found = _FIRST.fullmatch(text)
-        if found is None and text != THINKING:
-            raise UsageError(f"phase {text!r}: give first:N, like first:16, or {THINKING}")
-        return cls(int(found[1]) if found else None)
-
-    def __str__(self) -> str:
-        return THINKING if self.first is None else f"first:{self.first}"
-
-    @property
-    def names(self) -> tuple[str, str]:
-        """The two phases, as maps name them."""
-        return (THINKING, "answer") if self.first is None else (f"first:{self.first}", f"rest:{self.first}")
-
-    def missing(self, phase: str, side: str) -> str:
-        """Why there is no map of a phase without tokens on a side, and the cure."""
-        if self.first is None:
-            cure = "let the targets be whole replies, with their reasoning as the chat template writes it"
-        else:
-            cure = f"give fewer than {self.first} tokens, or longer targets"
-        return f"no target of the {side} side has tokens of the phase {phase}, so it has no map; {cure}"
+from ..maps.map_phases import THINKING, PhaseSplit
 
 
 class TargetPhases:
