@@ -25,7 +25,7 @@ from .._util.files import StrPath, is_sha256, parse_json, replacing, timestamp, 
 from ..errors import FormatError, ModelMismatchError, UsageError
 from ..identity import ModelIdentity
 from . import routing_sums
-from .map_phases import phase_problem, phase_words
+from .map_phases import phase_problem, phase_words, read_phase
 from .routing_sums import RoutingSums
 from .stability import Stability
 
@@ -272,11 +272,12 @@ class RoutingCounts:
         if problem := dates_problem(data.get("dates", [])):
             raise FormatError(f"{path}: meta.{problem}; {_AGAIN}")
         stability = None
-        if "until_stable" in data:
-            try:
+        try:
+            phase = read_phase(data, _AGAIN)
+            if "until_stable" in data:
                 stability = Stability.from_dict(data["until_stable"])
-            except FormatError as error:
-                raise FormatError(f"{path}: meta.{error}") from None
+        except FormatError as error:
+            raise FormatError(f"{path}: meta.{error}") from None
         counts = cls(
             identity=identity,
             **tables,
@@ -288,7 +289,7 @@ class RoutingCounts:
             sources=tuple(Source.from_dict(item, f"{path}: sources[{i}]") for i, item in enumerate(sources)),
             dates=tuple(data.get("dates", ())),
             stability=stability,
-            phase=data.get("phase", ""),
+            phase=phase,
         )
         counts.validate(str(path))
         return counts

@@ -26,6 +26,7 @@ from ..errors import FormatError
 from ..identity import ModelIdentity
 from .confidence import Confidence
 from .effects import Attribution, Effects
+from .map_phases import read_phase
 from .stability import Stability
 
 FORMAT = "steermoe-expert-map"
@@ -96,7 +97,7 @@ def map_fields(data: object) -> dict[str, Any]:
         "confidence": Confidence.from_dict(data["confidence"]) if "confidence" in data else None,
         "stability": Stability.from_dict(data["until_stable"]) if "until_stable" in data else None,
         "effects": _effects(data),
-        "phase": data.get("phase", ""),
+        "phase": read_phase(data, AGAIN),
     }
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from ..errors import UsageError
+from ..errors import FormatError, UsageError
 
 THINKING = "thinking"
 _FIRST = re.compile(r"first:([1-9][0-9]{0,8})")
@@ -55,6 +57,17 @@ def phase_problem(phase: object) -> str | None:
     if phase == "" or (isinstance(phase, str) and _NAME.fullmatch(phase)):
         return None
     return f"phase: {str(phase)[:40]!r} is none of first:N, rest:N, thinking and answer"
+
+
+def read_phase(data: Mapping[str, Any], again: str) -> str:
+    """The phase in the parsed JSON of a file, "" if there is none. Raises FormatError; `again` is the cure."""
+    if "phase" not in data:
+        return ""
+    if not data["phase"]:
+        raise FormatError(f"phase: {data['phase']!r} says nothing; leave it out; {again}")
+    if problem := phase_problem(data["phase"]):
+        raise FormatError(f"{problem}; {again}")
+    return str(data["phase"])
 
 
 def phase_words(phase: str) -> str:
