@@ -221,9 +221,7 @@ class SteeredLlama(Llama):
                 finally:
                     self._run = None
                 if (yield token) is not None:
-                    raise UsageError(
-                        "SteeredLlama: under a plan no tokens are sent into generate; give a prompt"
-                    )
+                    raise UsageError("SteeredLlama: under a plan no tokens are sent into generate; give a prompt")
                 if rows is not self._rows:
                     raise UsageError("SteeredLlama: the plan was changed while this was generated; start again")
         finally:
