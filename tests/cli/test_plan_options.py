@@ -17,9 +17,11 @@ from steermoe_local.cli import main
 from steermoe_local.cli.options import settings
 from steermoe_local.cli.options.steering import SteeringFlags
 from steermoe_local.evaluation.measuring.plans import plan_name
-from steermoe_local.steering.plan_text import split_rules
+from steermoe_local.steering.plan_rules import RuleSpec, Where
+from steermoe_local.steering.plan_text import format_rule, parse_rule, parse_where, split_rules
 from steermoe_local.steering.steering import Steering
 from tests.cli.test_run_options import DIGITS, steer_by
+from tests.support.plans import places, specs
 
 SHIPPED = "answer: digits-words"
 
@@ -203,6 +205,10 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(path)
     assert str(path) in refused(1, "--plan", path)
     assert str(tmp_path) in refused(1, "--plan", tmp_path)
+    for name in (path, tmp_path, "/dev/zero"):
+        message = refused(1, "--steer", f"answer: {name} +1")
+        assert "rule 1" in message
+        assert str(name) in message
 
 
 def test_a_plan_where_another_file_belongs(tmp_path: Path, bias: Path) -> None:
@@ -294,7 +300,7 @@ def test_who_has_the_options() -> None:
         for name in ("steer", "plan", "where")
     }
     assert has["plan"] == has["steer"] - {"attribute"}
-    assert has["plan"] == {"run", "chat", "serve", "eval", "experiment", "transfer"}
+    assert has["plan"] == {"run", "chat", "serve", "eval", "experiment", "trace", "transfer"}
     assert has["where"] == {"sweep", "tune", "audit"}
 
 
@@ -333,6 +339,20 @@ def test_the_python_interface(tmp_path: Path) -> None:
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\"';"), min_size=1), max_size=5))
 def test_lines_are_split_at_semicolons(parts: list[str]) -> None:
     assert split_rules(";".join(parts)) == [part.strip() for part in parts if part.strip()]
+
+
+@given(st.lists(specs(), min_size=1, max_size=4))
+def test_rules_of_one_line_are_told_apart(rules: list[RuleSpec]) -> None:
+    """Whatever names and texts have in them: as the rules are written, semicolons between them separate them."""
+    texts = [format_rule(rule) for rule in rules]
+    assert split_rules("; ".join(texts)) == texts
+
+
+@given(places())
+def test_a_place_alone_reads_as_that_of_a_rule(where: Where) -> None:
+    text = format_rule(RuleSpec(where, None))
+    assert parse_where(text.rpartition(":")[0]) == where
+    assert parse_rule(text.rpartition(":")[0] + " none", colon=False) == RuleSpec(where, None)
 
 
 @given(st.text(st.sampled_from("ab;\"'\\ "), max_size=30))
