@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steermoe_local import ExpertMap, FormatError, SteeringPlan, open_plan, write_bias
+from steermoe_local import ExpertMap, FormatError, SteeringPlan, open_plan, read_bias, write_bias
 from steermoe_local.cli import main
 from steermoe_local.cli.options import settings
 from steermoe_local.cli.options.steering import SteeringFlags
@@ -158,6 +158,21 @@ def test_a_plans_own_file_reads_back(tmp_path: Path) -> None:
     path.write_text(json.dumps(plan.to_json()))
     assert open_plan(path).texts == plan.texts
     assert open_plan(path).sha256 == plan.sha256
+
+
+def test_a_file_that_a_server_wrote(tmp_path: Path, bias: Path) -> None:
+    """It holds what its names stood for, and is refused when they stand for something else."""
+    (tmp_path / "own.json").write_bytes(DIGITS.read_bytes())
+    (tmp_path / "words.gguf").write_bytes(bias.read_bytes())
+    path = tmp_path / "kept.plan.json"
+    made_of = {"own": ExpertMap.load(DIGITS).sha256, "words": read_bias(bias).key}
+    rules = ["answer: own +1 -1", "prompt: words"]
+    path.write_text(json.dumps({"rules": rules, "made_of": made_of}))
+    assert opened("--plan", path)[0]["name"] == "kept"
+    for name in made_of:
+        path.write_text(json.dumps({"rules": rules, "made_of": made_of | {name: "0" * 64}}))
+        message = refused(1, "--plan", path)
+        assert f"{name} is not what the plan was made of" in message
 
 
 HOSTILE: dict[str, str | bytes] = {
