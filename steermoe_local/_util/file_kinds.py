@@ -232,7 +232,7 @@ def _of_json(text: bytes) -> FileKind | None:
 
 
 def _of_fields(fields: set[str]) -> FileKind | None:
-    if fields == {"rules"}:
+    if "rules" in fields and fields <= {"rules", "made_of"}:
         return PLAN
     if "layer_configs" in fields or "vectors" in fields:
         return EASYSTEER

@@ -17,7 +17,7 @@ from ..maps.routing_lean import RoutingLean
 from .bias_file import BiasFile
 from .bias_plan import AnyBias, BiasRule, simplest
 from .plan_objects import rule_to_dict, rules_from
-from .plan_rules import RuleSpec
+from .plan_rules import MAX_RULES, RuleSpec
 from .plan_text import format_rule, parse_rule
 from .steering import Steering
 
@@ -78,8 +78,7 @@ class SteeringPlan:
         Raises UsageError, which names the rule, and what `steering` and `expert_map` raise, with the rule's number
         before the message.
         """
-        read = [rule if isinstance(rule, RuleSpec) else None for rule in rules]
-        specs = rules_from(list(rules)) if None in read else [rule for rule in read if rule is not None]
+        specs = rules_from(rules)
         found = [_looked_up(number, spec, steering, expert_map) for number, spec in enumerate(specs, 1)]
         return cls(name, tuple(found), path)
 
@@ -118,8 +117,10 @@ class SteeringPlan:
     @property
     def expert_map(self) -> ExpertMap | None:
         """The map of all steerings, if they are of one map; None otherwise."""
-        maps = {id(steering.expert_map): steering.expert_map for steering in self.steerings}
-        return next(iter(maps.values())) if len(maps) == 1 else None
+        found = list(dict.fromkeys(steering.expert_map for steering in self.steerings))
+        if not found or None in found or len({made.sha256 for made in found if made}) > 1:
+            return None
+        return found[0]
 
     @property
     def identity(self) -> ModelIdentity | None:
@@ -167,12 +168,11 @@ class SteeringPlan:
 
     @property
     def sha256(self) -> str:
-        """Digest of the rules' texts and of the maps' and biases' contents, in hex."""
+        """Digest of the rules' texts and of what steers and is looked at, in hex."""
         parts = []
         for rule in self.rules:
-            made = None if rule.steering is None else rule.steering.expert_map or rule.steering.bias
-            parts += [rule.text, "" if made is None else made.sha256 if isinstance(made, ExpertMap) else made.key]
-            parts.append("" if rule.looks_at is None else rule.looks_at.sha256)
+            steers = None if rule.steering is None else rule.steering.content
+            parts += [rule.text, repr(steers), "" if rule.looks_at is None else rule.looks_at.sha256]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
@@ -192,8 +192,8 @@ class SteeringPlan:
         """
         rules = data.get("rules") if isinstance(data, Mapping) else None
         name = data.get("name") if isinstance(data, Mapping) else None
-        if not isinstance(rules, list) or not isinstance(name, str):
-            raise FormatError(f"{where}: not a plan with a name and rules; choose the steering again")
+        if not isinstance(rules, list) or not 1 <= len(rules) <= MAX_RULES or not isinstance(name, str):
+            raise FormatError(f"{where}: not a plan with a name and 1 to {MAX_RULES} rules; choose the steering again")
         found = []
         for number, rule in enumerate(rules, 1):
             at = f"{where}.rules[{number}]"
@@ -204,9 +204,16 @@ class SteeringPlan:
                 spec = parse_rule(text, number)
             except UsageError as error:
                 raise FormatError(f"{at}: {error}") from None
-            steers = rule.get("steering")
+            steers, looks_at, when = rule.get("steering"), rule.get("looks_at"), spec.where.when
+            for part, there, needed in (
+                ("steering", steers is not None, spec.name is not None),
+                ("looks_at", looks_at is not None, when is not None and when.measure == "routing"),
+            ):
+                if there != needed:
+                    what = "missing" if needed else "not of this rule"
+                    raise FormatError(f"{at}.{part}: {what}, {format_rule(spec)}; choose the steering again")
             steering = None if steers is None else Steering.from_dict(steers, f"{at}.steering")
-            found.append(PlanRule(spec, steering, *_map_from(rule.get("looks_at"), f"{at}.looks_at")))
+            found.append(PlanRule(spec, steering, *_map_from(looks_at, f"{at}.looks_at")))
         plan = data.get("plan") if isinstance(data, Mapping) else None
         return cls(name, tuple(found), Path(plan) if isinstance(plan, str) and "\0" not in plan else None)
 

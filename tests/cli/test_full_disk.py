@@ -34,6 +34,10 @@ WRITERS: dict[str, tuple[str, ...]] = {
     "trace": ("trace", *FAST, "--temp", "0", "-n", "4", "--prompts", "questions.jsonl", "-o", "out.npz"),
     "trace csv": ("trace", *FAST, "--pairs", PAIRS, "-o", "out.csv"),
     "trace parquet": ("trace", *FAST, "--pairs", PAIRS, "-o", "out.parquet"),
+    "condition fit": (
+        *("condition", "fit", *FAST, "--pairs", PAIRS, "--over", "last:1", "--draws", "19"),
+        *("-o", "out", "--write-map", "lean.json"),
+    ),
     "attribute": (
         *("attribute", *FAST, "--map", MAP, "--pairs", PAIRS, "--candidates", "4", "--draws", "32", "--items", "4"),
         *("-o", "out"),

@@ -26,6 +26,11 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "detect": (("detect", *FAST, "-b", "64"), "out.json", "out.json.partial.npz"),
     # keeps nothing: its lock says that it is at work
     "trace": (("trace", *FAST, "--temp", "0", "-n", "4", "-np", "1"), "out.npz", ".out.npz.lock"),
+    "condition fit": (
+        ("condition", "fit", *FAST, "-b", "64", "--over", "last:1"),
+        "out.json",
+        "out.json.partial.npz",
+    ),
     "attribute": (
         ("attribute", *FAST, "--map", "digits-words", "--candidates", "4", "--draws", "32", "--items", "4"),
         "out.json",
@@ -58,6 +63,7 @@ def words_of(command: str, folder: Path, output: str = "") -> list[str]:
         "run": ["--n-prompts", str(folder / "questions.jsonl")],
         "detect": ["--pairs", str(behaviours()[0].pairs)],
         "trace": ["--prompts", str(folder / "questions.jsonl")],
+        "condition fit": ["--pairs", str(behaviours()[0].pairs)],
         "attribute": ["--pairs", str(behaviours()[0].pairs)],
     }
     return [*words, *inputs.get(command, []), "-o", str(folder / (output or name))]
@@ -72,7 +78,8 @@ def running(command: str, folder: Path, until: Path | None = None) -> Iterator[s
     """The command, held once a part of its work is kept."""
     lines = behaviours()[0].heldout.read_text("utf-8").splitlines(keepends=True)
     (folder / "questions.jsonl").write_text("".join(lines[:5]), "utf-8")
-    places: dict[str, Any] = {{"detect": "checkpoints", "attribute": "parts"}.get(command, "answers"): 1}
+    recorders = dict.fromkeys(("detect", "condition fit"), "checkpoints")
+    places: dict[str, Any] = {(recorders | {"attribute": "parts"}).get(command, "answers"): 1}
     kept = folder / COMMANDS[command][2]
     with subprocess.Popen(
         [*HELD, *words_of(command, folder)],
@@ -83,7 +90,7 @@ def running(command: str, folder: Path, until: Path | None = None) -> Iterator[s
         text=True,
     ) as process:
         try:
-            if command in ("detect", "trace"):
+            if command in recorders:
                 patience(process, lambda: kept.exists() and kept.stat().st_size)
             else:
                 patience(process, lambda: kept.exists() and kept.read_bytes().count(b"\n") > 1)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..._util.regular_files import open_regular
 from ...errors import SteerMoEError, UsageError
+from ...evaluation.measuring.plans import beside, is_bias_file, is_plan_file, open_plan, plan_name
 from ...identity import ModelIdentity
 from ...maps.ranks import ranks_of
 from ...models.shipped_maps import recommended_numbers, shipped_maps
@@ -19,7 +20,6 @@ from ...steering.plan_file import read_plan
 from ...steering.plan_rules import EVERYWHERE, PHASES, Where
 from ...steering.plan_text import parse_rule, split_rules
 from ...steering.steering import Steering
-from ..options.plans import beside, is_bias_file, is_plan_file, open_plan, plan_name
 from ..options.system_text import is_text
 
 _HEAD = 1 << 16  # bytes
@@ -67,7 +67,7 @@ class MapFinder:
             rules = [parse_rule(text, number, colon=False) for number, text in enumerate(texts, 1)]
             steering = alone(open_plan(rules, find=self.find, tell=_to(warnings)))
         elif is_plan_file(path):
-            steering = open_plan(read_plan(path), name=plan_name(path), path=path, find=self.find, tell=_to(warnings))
+            steering = open_plan(path, find=self.find, tell=_to(warnings))
         elif is_bias_file(path):
             steering = Steering.open(bias=path)
         else:

@@ -12,7 +12,7 @@ from ...pairs.pairs import load_pairs
 from ..options.common import FILE
 from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
 from ..options.groups import is_given
-from ..output import print_json, print_reports, say_written
+from ..output import print_json, print_reports, say, say_written
 from ..streams import console
 
 if TYPE_CHECKING:
@@ -47,9 +47,10 @@ def eval_(setup: EvaluationSetup, no_away: bool, controls: bool, control_draws: 
 
     Answers the items of a task unsteered, steered towards the map's positive side, and away from it; scores them, and
     gives rates and differences with 95% intervals, the same for random experts and control maps, and guards:
-    perplexity and KL on a neutral text, loops, empty and cut answers, refusals of benign prompts. Failures are named by
-    the rule that found them (docs/evaluation.md). OUT gets summary.json, report.md, records.jsonl (all answers),
-    effect.png and effect.svg. A run that was interrupted goes on with --resume.
+    perplexity and KL on a neutral text, loops, empty and cut answers, refusals of benign prompts. Of a plan of one
+    choice of experts all this is measured where its rules steer; one of several is measured as a whole. Failures are
+    named by the rule that found them (docs/evaluation.md). OUT gets summary.json, report.md, records.jsonl (all
+    answers), effect.png and effect.svg. A run that was interrupted goes on with --resume.
 
     \b
     Examples:
@@ -62,7 +63,7 @@ def eval_(setup: EvaluationSetup, no_away: bool, controls: bool, control_draws: 
     from ...evaluation.studies.evaluate import evaluate
     from ...evaluation.studies.steerings import has_reverse
 
-    steering = setup.steering  # wrong input fails before anything is written or loaded
+    steering = setup.whole  # wrong input fails before anything is written or loaded
     _ = setup.task, setup.scorer, setup.guards
     wanted = _controls(setup, control_draws, pairs_file) if controls else None
     for option, given in (("--pairs", pairs_file is not None), ("--control-draws", is_given("control_draws"))):
@@ -83,10 +84,14 @@ def eval_(setup: EvaluationSetup, no_away: bool, controls: bool, control_draws: 
     say_written(setup.path("report.md"), before=f"\n{verdict(evaluation)}\n")
 
 
-def _controls(setup: EvaluationSetup, n_draws: int, pairs_file: Path | None) -> Controls:
+def _controls(setup: EvaluationSetup, n_draws: int, pairs_file: Path | None) -> Controls | None:
     from ...evaluation.measuring.opening import pairs_of
     from ...evaluation.studies.evaluate import Controls
+    from ...steering.plan import SteeringPlan
 
+    if isinstance(setup.whole, SteeringPlan):
+        say(f"{setup.whole.name}: no controls, as its rules steer by several choices of experts")
+        return None
     pairs = load_pairs(pairs_file) if pairs_file is not None else pairs_of(setup.steering)
     return Controls(n_draws=n_draws, pairs=pairs)
 

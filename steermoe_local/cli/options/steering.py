@@ -22,10 +22,11 @@ from ...steering.presets import PRESETS
 from ...steering.rules import DEFAULT_CAP, EQUAL, OWNERS, RULES, Rule
 from ..output import warn
 from .groups import RenamedOption, field_options, is_given, option, option_group, rank
-from .plans import Find, RuleText, open_plan, plan_name
+from .plans import RuleText
 from .system_text import UserPath
 
 if TYPE_CHECKING:
+    from ...evaluation.measuring.plans import Find
     from ...steering.plan import AnySteering
     from ...steering.plan_rules import RuleSpec
     from ...steering.steering import Steering
@@ -259,9 +260,10 @@ class SteeringFlags:
 
         steering: AnySteering
         if self.is_plan:
-            name = "plan" if self._source == "steer" or self.plan is None else plan_name(self.plan)
-            path = self.plan if self._source == "plan" else None
-            steering = open_plan(self.rules, name=name, path=path, find=find)
+            from ...evaluation.measuring.plans import open_plan
+
+            rules = self.plan if self._source == "plan" and self.plan else self.rules
+            steering = open_plan(rules, find=find, tell=warn)
             identity = identity or model_info(model_path).require_moe()
         elif self._map is not None:
             path = map_path(self._map)

@@ -205,7 +205,7 @@ class _Batch:
             whole: Record = {side: replies[side].to_dict() for side in self._steered.sides}
         else:
             whole = replies[STEERED].to_dict()
-        return {**head, **whole, "steering": self._steering}
+        return {**head, **whole, "steering": self._steered.of_answer(self._steering, replies[STEERED])}
 
     def figures(self) -> dict[str, Any]:
         """For --json: of this process; what was kept of an interrupted one is not in them."""
