@@ -56,6 +56,7 @@ def test_a_prompt_and_its_answer(tmp_path: Path) -> None:
     said = CliRunner().invoke(main, ["run", "-m", "tiny", "-t", "1", *asked, "-n", "8", "--json"])
     usage = json.loads(said.stdout)["usage"]
     arrays = arrays_of(out)
+    # "7" and then the end of the generation, which is drawn where "7" is read
     assert facts["n_tokens"] == usage["total_tokens"] == len(arrays["tokens"])
     assert facts["n_answered"] == usage["completion_tokens"]
     assert facts["bytes"] == out.stat().st_size
@@ -72,16 +73,22 @@ def test_a_prompt_and_its_answer(tmp_path: Path) -> None:
 
 
 def test_an_answer_is_read_under_what_steered_it(tmp_path: Path) -> None:
-    """Its own tokens and the prompt's, by their rules; with a condition it is what the generation decided."""
+    """A token of the answer is steered where it is drawn; with a condition it is what the generation decided."""
     out = tmp_path / "t.npz"
     rules = ("answer[0:1]: digits-words +2 -2 reverse", "answer when entropy > 0.001: digits-words +2 -2")
     steer = [word for rule in rules for word in ("--steer", rule)]
-    done("-p", "Count from one to five.", "--temp", "0", "-n", "6", *steer, "-o", out)
+    facts = json.loads(
+        done("-p", "Count from one to five.", "--temp", "0", "-n", "6", *steer, "-o", out, "--json").stdout
+    )
     arrays = arrays_of(out)
     answer = arrays["phases"] == ANSWER
-    assert (arrays["rules"][~answer] == -1).all()
-    assert arrays["rules"][answer][0] == 0
-    assert set(arrays["rules"][answer][1:].tolist()) <= {-1, 1}
+    assert facts["n_answered"] == 6
+    assert answer.sum() == 5, "the last token was drawn and never read"
+    n_prompt = int((~answer).sum())
+    assert (arrays["rules"][: n_prompt - 1] == -1).all()
+    assert arrays["rules"][n_prompt - 1] == 0
+    assert set(arrays["rules"][answer].tolist()) <= {-1, 1}
+    assert 1 in arrays["rules"]
     chosen = json.loads(str(arrays["meta"]))["steering"]["rules"]
     assert [rule["map"] for rule in chosen] == ["digits-words"] * 2
     signs: dict[int, Any] = {}
@@ -156,6 +163,12 @@ def test_pairs_that_cannot_be_traced(tmp_path: Path) -> None:
 
 def test_a_plan_that_steers_nothing_is_said(tmp_path: Path) -> None:
     result = done("-p", "x", "--steer", "answer: digits-words +2 -2", "-o", tmp_path / "t.npz")
+    assert "warning: " in result.stderr
+    rules = arrays_of(tmp_path / "t.npz")["rules"].tolist()
+    assert rules == [-1] * (len(rules) - 1) + [0]
+    pairs = tmp_path / "pairs.jsonl"
+    save_pairs(load_pairs(behaviour("digits-words").pairs)[:3], pairs)
+    result = done("--pairs", pairs, "--steer", "answer: digits-words +2 -2", "-o", tmp_path / "t.npz")
     assert "warning: " in result.stderr
     assert (arrays_of(tmp_path / "t.npz")["rules"] == -1).all()
 

@@ -198,7 +198,9 @@ def test_rules_and_phases(random_model: Any) -> None:
     phases = phases_of(2, [1, 2, 3, 4, 5, 6], style, pieces.__getitem__)
     assert [PHASES[phase] for phase in phases] == ["prompt"] * 2 + ["thinking"] * 3 + ["answer"] * 3
     assert set(phases_of(0, [1, 2, 3], None, pieces.__getitem__)) == {PHASES.index("answer")}
-    assert prompt_rules(None, [4, 4], None, pieces.__getitem__).tolist() == [-1, -1]
-    assert prompt_rules(bias, [4, 4], None, pieces.__getitem__).tolist() == [0, 0]
     windows = plan(("prompt[0:1]", None), ("prompt[-1:]", bias), ("answer", bias))
-    assert prompt_rules(windows, [4, 4, 4], None, pieces.__getitem__).tolist() == [-1, -1, 1]
+    for answered, expected in ((True, [-1, -1, 1, 2]), (False, [-1, -1, -1, 1])):
+        found = [
+            prompt_rules(each, [4] * 4, None, pieces.__getitem__, answered=answered) for each in (None, bias, windows)
+        ]
+        assert [rules.tolist() for rules in found] == [[-1] * 4, [0] * 4, expected]
