@@ -95,6 +95,10 @@ LINES = [
     "tasks check <task",
     "tasks check <task -m <model",
     "tasks list",
+    "trace -m <model -p hello -o >trace.npz",
+    "trace -m tiny --pairs <pairs --logits -o >trace.csv",
+    "trace -m tiny --prompts <prompts --map <map --activate 1 -n 1 --temp 0 -o >trace.npz",
+    "trace -m tiny -p hello --bias <bias -o >trace.npz",
     "transfer -m <model --map <map --activate 1 --task <task --neutral none --pairs <pairs --quants Q8_0 -o out",
     "tune -m tiny --map <map --task <task --benign none --max-ppl-increase 5% -o out",
 ]

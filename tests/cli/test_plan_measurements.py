@@ -45,7 +45,10 @@ def test_a_plan_of_several_choices_is_measured_as_a_whole(tmp_path: Path) -> Non
     data = measured(tmp_path / "out", "eval", *FAST, *TWO)
     assert {side["name"] for side in data["sides"]} == {"unsteered", "steered"}
     assert data["controls"] in ([], {})
-    assert [rule["text"] for rule in data["steering"]["rules"]] == ["answer: digits-words", "prompt: digits-words +1 -0"]
+    assert [rule["text"] for rule in data["steering"]["rules"]] == [
+        "answer: digits-words",
+        "prompt: digits-words +1 -0",
+    ]
 
 
 @pytest.mark.parametrize("command", ["experiment random10 --draws 1", "transfer --pairs none --quants Q8_0"])
