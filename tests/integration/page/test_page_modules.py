@@ -219,7 +219,7 @@ json_values = st.recursive(
 )
 kept_chats = st.fixed_dictionaries(
     {"version": st.just(1)},
-    optional=dict.fromkeys(("steering", "choices", "compare", "settings", "draft"), json_values)
+    optional=dict.fromkeys(("steering", "choices", "compare", "marks", "settings", "draft"), json_values)
     | {
         "turns": st.lists(
             st.fixed_dictionaries(
@@ -236,7 +236,7 @@ kept_chats = st.fixed_dictionaries(
 @given(kept_chats | json_values)
 def test_kept_chats_are_made_whole(tab: Desk, kept: Any) -> None:
     state = run(tab, "store", "return m.parsed(x);", json.dumps(kept))
-    assert set(state) == {"turns", "steering", "choices", "compare", "settings", "draft"}
+    assert set(state) == {"turns", "steering", "choices", "compare", "marks", "settings", "draft"}
     for turn in state["turns"]:
         assert isinstance(turn["user"], str)
         assert turn["answers"]
