@@ -106,7 +106,7 @@ class AnswerView {
     if (answer.reasoning) {
       this.#reasoning.hidden = false;
       const thoughts = `${answer.reasoning.length} ${spans.reasoning.length}`;
-      if (thoughts !== this.#thoughts) this.#reasoning.lastChild.replaceChildren(...new Marker(spans.reasoning).nodes(answer.reasoning, 0, title));
+      if (thoughts !== this.#thoughts) this.#reasoning.lastChild.replaceChildren(el("span", {}, new Marker(spans.reasoning).nodes(answer.reasoning, 0, title)));
       this.#thoughts = thoughts;
       this.#reasoning.firstChild.textContent = running && !answer.text ? "Reasoning \u2026" : "Reasoning";
     }

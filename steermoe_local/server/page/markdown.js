@@ -89,16 +89,17 @@ function laid({ parts, items, ...block }, marker) {
 /** Text nodes and elements of one run of text; `leaf(text, at)` gives those of a part without further markup. */
 function inline(text, leaf, at = 0) {
   const nodes = [];
+  const add = (more) => more.forEach((one) => nodes.push(one)); // spread as arguments, many of them would be too many
   let behind = 0;
   for (const match of text.matchAll(INLINE)) {
     const here = at + match.index;
-    if (match.index > behind) nodes.push(...leaf(text.slice(behind, match.index), at + behind));
-    if (match[2] !== undefined) nodes.push(el("code", {}, ...leaf(match[2], here + match[1].length)));
-    else if (match[3] !== undefined) nodes.push(el("strong", {}, ...inline(match[3], leaf, here + 2)));
-    else nodes.push(el("em", {}, ...inline(match[4], leaf, here + 1)));
+    if (match.index > behind) add(leaf(text.slice(behind, match.index), at + behind));
+    if (match[2] !== undefined) nodes.push(el("code", {}, leaf(match[2], here + match[1].length)));
+    else if (match[3] !== undefined) nodes.push(el("strong", {}, inline(match[3], leaf, here + 2)));
+    else nodes.push(el("em", {}, inline(match[4], leaf, here + 1)));
     behind = match.index + match[0].length;
   }
-  if (behind < text.length) nodes.push(...leaf(text.slice(behind), at + behind));
+  if (behind < text.length) add(leaf(text.slice(behind), at + behind));
   return nodes;
 }
 
@@ -110,19 +111,19 @@ function node(block, title) {
   const run = (part) => inline(part.text, leafOf(part));
   switch (block.kind) {
     case "code":
-      return el("pre", { class: "code", tabindex: "0", "data-language": block.language || null }, el("code", {}, ...leafOf(block)(block.text, 0)));
+      return el("pre", { class: "code", tabindex: "0", "data-language": block.language || null }, el("code", {}, leafOf(block)(block.text, 0)));
     case "heading":
-      return el("p", { class: `heading level-${block.level}` }, ...run(block));
+      return el("p", { class: `heading level-${block.level}` }, run(block));
     case "list":
       return el(
         "ul",
         { class: "list" },
-        ...block.items.map((item) =>
-          el("li", { class: `depth-${item.depth}` }, el("span", { class: "bullet" }, item.mark), el("span", {}, ...run(item))),
+        block.items.map((item) =>
+          el("li", { class: `depth-${item.depth}` }, el("span", { class: "bullet" }, item.mark), el("span", {}, run(item))),
         ),
       );
     default:
-      return el("p", {}, ...run(block));
+      return el("p", {}, run(block));
   }
 }
 

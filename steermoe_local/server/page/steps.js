@@ -84,14 +84,14 @@ export class Steps {
     const same = trace.text === answer.text && trace.reasoning === answer.reasoning;
     this.#say(same ? "" : "Asked again, the answer came out differently; these are the tokens of the new one.", !same);
     byId("steps-body").hidden = false;
-    this.#list.replaceChildren(
-      ...tokens.map((token, i) => {
-        const steered = Number.isSafeInteger(token.rule);
-        const name = `${shownToken(token, true)}${steered ? ", steered" : ""}`;
-        const title = steered ? ruleTitle(applied, token.rule) : null;
-        return el("span", { role: "option", id: `token-${i}`, class: steered ? "token steered" : "token", "data-at": i, "aria-selected": "false", "aria-label": name, title }, shownToken(token));
-      }),
-    );
+    this.#list.replaceChildren();
+    tokens.forEach((token, i) => {
+      const steered = Number.isSafeInteger(token.rule);
+      const name = `${shownToken(token, true)}${steered ? ", steered" : ""}`;
+      const title = steered ? ruleTitle(applied, token.rule) : null;
+      const look = { class: steered ? "token steered" : "token", title, "data-at": i };
+      this.#list.append(el("span", { role: "option", id: `token-${i}`, "aria-selected": "false", "aria-label": name, ...look }, shownToken(token)));
+    });
     this.#cells = Array.from({ length: routed.nLayer }, () => Array.from({ length: routed.nUsed }, () => el("span", { class: "expert" }, "", el("span", { class: "hidden" }))));
     byId("step-rows").replaceChildren(...this.#cells.map((cells, layer) => el("tr", {}, el("th", { scope: "row" }, String(layer)), el("td", {}, ...cells))));
     byId("step-meaning").textContent = table.signs
