@@ -60,7 +60,7 @@ def test_with_the_keyboard_alone(tab: Desk) -> None:
         assert seen(), visited
         assert len(visited) < 30
     assert visited == [
-        "activate-range", "activate", "deactivate-range", "deactivate", "rank", "hard", "layers", "reset",
+        "activate-range", "activate", "deactivate-range", "deactivate", "rank", "hard", "layers", "phase-all", "reset",
         "Use it from a program", "enlarge", "heatmap",
     ]  # fmt: skip
     while active() != "compare":
@@ -116,6 +116,8 @@ def test_the_skip_link_and_what_is_read_out(tab: Desk) -> None:
         ("hard", "radio"),
         ("soft", "radio"),
         ("Layers", "textbox"),
+        ("Where", "group"),
+        ("thinking", "radio"),
         ("Map of digits-words: 5 layers of 24 experts", "application"),
     ):
         assert page.get_by_role(role, name=name, exact=True).count() == 1, name  # type: ignore[arg-type]
@@ -161,6 +163,11 @@ def test_a_narrow_screen(browser: Any, server: Running, width: int) -> None:
         fits()
         page.mouse.move(1, 1)
         page.click("#enlarge")
+        fits()
+        page.keyboard.press("Escape")
+        page.click("#view-chat")
+        page.locator(".answer").first.get_by_role("button", name="Tokens").click()
+        page.locator("#step-map").wait_for()
         fits()
         page.keyboard.press("Escape")
         page.click("#open-key")
