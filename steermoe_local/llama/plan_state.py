@@ -59,12 +59,15 @@ class PlanState:
         """Whether tokens of a given reply can be decided before those in front of them are computed."""
         return not (self.needs_logits or self.needs_reply_routing)
 
-    def prompt(self, tokens: Sequence[int]) -> list[Decision]:
-        """Decide the tokens of the prompt. Called once, before the reply."""
+    def prompt(self, tokens: Sequence[int], *, ends: bool = True) -> list[Decision]:
+        """Decide the tokens of the prompt. Called once, before the reply.
+
+        With `ends` False more of the prompt is to come, and what counts from its end has not begun.
+        """
         if not self._rules:
             return [Decision(self._uniform, None, "prompt")] * len(tokens)
         texts = [self._texts.next(token) for token in tokens]
-        matches = [rule.prompt(tokens, texts) for rule in self._rules]
+        matches = [rule.prompt(tokens, texts, ends) for rule in self._rules]
         return [self._decision([match[i] for match in matches], "prompt") for i in range(len(tokens))]
 
     def reply(self, token: int) -> Decision:
@@ -124,7 +127,7 @@ class _RuleState:
         self._after = None if where.after is None else _Mark(where.after)
         self._until = None if where.until is None else _Mark(where.until)
 
-    def prompt(self, tokens: Sequence[int], texts: Sequence[str]) -> list[bool]:
+    def prompt(self, tokens: Sequence[int], texts: Sequence[str], ends: bool) -> list[bool]:
         """Whether the rule's window has each token of the prompt."""
         where = self.rule.where
         if where.phase is None:
@@ -132,7 +135,11 @@ class _RuleState:
         matches = [False] * len(tokens)
         if where.phase == "prompt":
             there = [i for i, token in enumerate(tokens) if self._passes(token, texts[i])]
-            for i in there[where.start : where.stop : where.every]:
+            start, stop = where.start, where.stop
+            if not ends:
+                start = len(there) if start < 0 else start
+                stop = None if stop is not None and stop < 0 else stop
+            for i in there[start : stop : where.every]:
                 matches[i] = True
         return matches
 

@@ -21,9 +21,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from ..errors import UsageError
-from .plan_rules import EVERYWHERE, MAX_RULES, NONE, PHASES, Condition, RuleSpec, Where
+from .plan_rules import EVERYWHERE, MAX_RULE, MAX_RULES, NONE, PHASES, Condition, RuleSpec, Where
 
-_MAX_RULE = 4096  # characters
 _QUOTED = r'"(?:[^"\\]|\\.)*"' + r"|'[^']*'"
 _WORD = re.compile(rf"\s*({_QUOTED}|\[[^\]\s]*\]|[<>]|:|[^\s\"'<>\[\]:]+)")
 _WHAT_WORD = re.compile(rf"\s*({_QUOTED}|[^\s\"']+)")
@@ -44,8 +43,8 @@ def parse_rules(texts: Sequence[str]) -> list[RuleSpec]:
 def parse_rule(text: str, number: int | None = None) -> RuleSpec:
     """Read one rule. Raises UsageError, which names the rule by `number` and its text."""
     try:
-        if len(text) > _MAX_RULE:
-            raise UsageError(f"longer than {_MAX_RULE} characters")
+        if len(text) > MAX_RULE:
+            raise UsageError(f"longer than {MAX_RULE} characters")
         return _Reader(text).rule()
     except UsageError as error:
         shown = text if len(text) <= 80 else text[:77] + "..."

@@ -21,6 +21,7 @@ from steermoe_local.llama import steered_llama
 from steermoe_local.models.shipped_maps import shipped_maps
 from steermoe_local.server import SteeringRegistry, metrics, registry
 from steermoe_local.server.api_errors import ApiError
+from steermoe_local.server.registered import n_bytes
 from steermoe_local.server.schemas import RegisterRequest
 from steermoe_local.steering.steering import Steering
 from tests.support.running_server import TINY, Running, running
@@ -176,7 +177,7 @@ def test_how_many_can_be_registered() -> None:
 
 
 def test_how_much_can_be_registered(digits: ExpertMap, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = registry.n_bytes(Steering("x", digits))
+    size = n_bytes(Steering("x", digits))
     monkeypatch.setattr(registry, "_MAX_BYTES", 2 * size)
     data = json.loads(digits.to_json())
     with running(parallel=1) as server:
