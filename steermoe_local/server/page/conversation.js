@@ -100,7 +100,7 @@ class AnswerView {
     const spans = marked && this.#actions.marks() ? answer.steered : { answer: [], reasoning: [] };
     const title = (rule) => ruleTitle(answer.applied, rule);
     this.#marks.hidden = !marked;
-    this.#marks.setAttribute("aria-pressed", String(this.#actions.marks()));
+    this.#marks.setAttribute("aria-pressed", String(marked && this.#actions.marks()));
     this.#legend.hidden = !spans.answer.length && !spans.reasoning.length;
     this.#rendered.show(answer.text, spans.answer, title);
     if (answer.reasoning) {

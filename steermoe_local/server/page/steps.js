@@ -65,7 +65,8 @@ export class Steps {
 
   async #ask(answer, turn, messages, shape, signal) {
     const bare = { ...shape, rd: null, signs: null };
-    const chosen = chosenIn(answer.asked);
+    const isPlan = typeof answer.asked === "string" && Array.isArray(answer.applied?.rules); // which has no table
+    const chosen = isPlan ? null : chosenIn(answer.asked);
     const table = chosen && this.#server.table(...chosen, signal).catch(() => null); // its steering may be gone
     const trace = traceOf(await this.#server.answer(traceRequest(answer, turn, messages), signal), shape);
     const found = await table;

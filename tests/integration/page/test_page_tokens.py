@@ -76,12 +76,6 @@ class Mock:
         self.tab.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         return str(self.tab.page.locator("#step-about").inner_text())
 
-    def experts(self) -> list[list[str]]:
-        """The list of experts, their texts for each layer."""
-        script = """(all) => all.map((cell) => [...cell.querySelectorAll(".expert")]
-            .map((one) => one.textContent).filter(Boolean))"""
-        return list(self.tab.page.locator("#step-rows td").evaluate_all(script))
-
     def option(self, **of: Any) -> Any:
         """Tokens of the list."""
         return self.tab.page.locator("#tokens").get_by_role("option", **of)
@@ -114,7 +108,7 @@ def test_the_same_is_asked_again(browser: Any, server: Running) -> None:
         tab.page.fill("#temperature", "0.5")
         tab.steer("digits-words")
         tab.send("First.")
-        tab.page.locator("label:has(#phase-answer)").click()
+        tab.place("answer")
         tab.send(QUESTION)
         first = tab.watch.sent[1]
         tab.steer("")
@@ -182,7 +176,7 @@ def test_the_experts_of_each_token(browser: Any, server: Running) -> None:
     with mock(browser, server) as found:
         tab = found.tab
         tab.steer("digits-words", activate=6, deactivate=6)
-        tab.page.locator("label:has(#phase-answer)").click()
+        tab.place("answer")
         tab.send(QUESTION)
         tab.steer("")  # what is chosen now does not matter
         found.open()
@@ -191,7 +185,7 @@ def test_the_experts_of_each_token(browser: Any, server: Running) -> None:
         for at in range(len(PARTS) - 1):
             about = found.about()
             assert f"number {100 + at}" in about
-            for layer, text in enumerate(found.experts()):
+            for layer, text in enumerate(found.tab.token_experts()):
                 experts = [int(expert) for expert in routed()[N_PROMPT + at, layer] if expert >= 0]
                 words = {1: " promoted", -1: " suppressed", 0: ""}
                 assert text == [f"{expert}{words[int(signs[layer, expert])]}" for expert in experts]
@@ -296,7 +290,7 @@ def test_a_server_that_says_less_of_tokens(browser: Any, server: Running) -> Non
         found.tab.send(QUESTION)
         found.open()
         assert found.about() == "Token 1 of 4: \u201c#100\u201d, number 100"
-        assert [len(texts) for texts in found.experts()] == [0, *[TOP_K] * (N_LAYER - 1)]
+        assert [len(texts) for texts in found.tab.token_experts()] == [0, *[TOP_K] * (N_LAYER - 1)]
 
 
 def test_closing_stops_the_question(browser: Any, server: Running) -> None:
@@ -369,5 +363,5 @@ def test_a_large_model_stays_quick(browser: Any, server: Running) -> None:
         }"""
         assert tab.page.evaluate(body) == [1, 0]
         assert found.about().startswith("Token 251 of 300:")
-        shown = [list(map(int, texts)) for texts in found.experts()]
+        shown = [list(map(int, texts)) for texts in found.tab.token_experts()]
         assert shown == random[N_PROMPT + 250].tolist()

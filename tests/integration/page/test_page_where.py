@@ -47,14 +47,6 @@ def mocked(browser: Any, server: Running, *, plans: dict[str, list[str]] | None 
         yield tab.open()
 
 
-def choose(tab: Desk, phase: str, start: str = "", stop: str = "") -> None:
-    tab.page.locator(f"label:has(#phase-{phase})").click()
-    if phase != "all":
-        for name, value in (("start", start), ("stop", stop)):
-            tab.page.fill(f"#window-{name}", value)
-            tab.page.locator(f"#window-{name}").blur()
-
-
 def sent(tab: Desk) -> Any:
     tab.send(QUESTION)
     snippet = json.loads("{" + (tab.page.locator("#snippet").text_content() or "") + "}")
@@ -78,7 +70,7 @@ def test_what_is_chosen_is_one_rule(browser: Any, server: Running, name: str) ->
     chosen, where, words = CHOSEN[name]
     with mocked(browser, server) as tab:
         tab.steer("digits-words")
-        choose(tab, *chosen)
+        tab.place(*chosen)
         asked = sent(tab)
         assert asked == {"rules": [where | {"map": "digits-words"}]}, "as it is registered: the name is enough"
         tab.steer("digits-words", activate=6, mode="soft")
@@ -89,7 +81,7 @@ def test_what_is_chosen_is_one_rule(browser: Any, server: Running, name: str) ->
         assert format_rule(rule).startswith(f"{words}: digits-words +6 -2"), "it is a rule of a plan"
         assert tab.page.locator("#chip").inner_text().endswith(f"soft 4 \u00b7 {words}")
         assert tab.page.locator("#chosen").inner_text() == "6 promoted, 2 suppressed of 120", "the map as ever"
-        choose(tab, "all")
+        tab.place("all")
         assert not tab.page.locator("#window").is_visible()
         assert sent(tab) == choice, "for all tokens the choice as ever"
 
@@ -97,10 +89,10 @@ def test_what_is_chosen_is_one_rule(browser: Any, server: Running, name: str) ->
 def test_it_is_kept_for_each_steering(browser: Any, server: Running) -> None:
     with mocked(browser, server) as tab:
         tab.steer("digits-words")
-        choose(tab, "prompt", "-4", "-1")
+        tab.place("prompt", "-4", "-1")
         tab.steer("document-memory")
         assert tab.page.locator("#phase-all").is_checked()
-        choose(tab, "answer", "1", "")
+        tab.place("answer", "1", "")
         tab.until(lambda: "document-memory" in tab.kept().get("choices", {}))
         tab.page.reload()
         tab.page.locator("#state[data-state=ok]").wait_for()
@@ -131,7 +123,7 @@ def test_what_a_browser_kept_is_checked(browser: Any, server: Running, where: An
 def test_a_window_without_tokens_is_told(browser: Any, server: Running) -> None:
     with mocked(browser, server) as tab:
         tab.steer("digits-words")
-        choose(tab, "answer", "8", "3")
+        tab.place("answer", "8", "3")
         told = tab.page.locator("#where-help")
         assert "answer[8:3]" in told.inner_text()
         assert "wrong" in (told.get_attribute("class") or "")
@@ -139,9 +131,9 @@ def test_a_window_without_tokens_is_told(browser: Any, server: Running) -> None:
             field = tab.page.locator(f"#window-{name}")
             assert field.get_attribute("aria-invalid") == "true"
             assert field.get_attribute("aria-describedby") == "where-help"
-        choose(tab, "answer", "3", "8")
+        tab.place("answer", "3", "8")
         assert "wrong" not in (told.get_attribute("class") or "")
-        choose(tab, "prompt", "-8", "3")
+        tab.place("prompt", "-8", "3")
         assert "wrong" not in (told.get_attribute("class") or ""), "from the eighth last to the third: perhaps some"
 
 
@@ -152,9 +144,9 @@ def test_thinking_is_offered_with_a_hint(browser: Any, server: Running, reasonin
     with mocked(browser, server, reasoning=reasoning) as tab:
         tab.steer("digits-words")
         told = tab.page.locator("#where-help")
-        choose(tab, "answer")
+        tab.place("answer")
         assert "has no thinking" not in told.inner_text()
-        choose(tab, "thinking")
+        tab.place("thinking")
         assert hint in told.inner_text()
         assert ("no thinking" in told.inner_text()) == (reasoning is None)
         assert sent(tab)["rules"][0]["phase"] == "thinking"
@@ -190,7 +182,7 @@ def test_by_the_keyboard_and_by_name(browser: Any, server: Running) -> None:
 def test_side_by_side_with_a_phase(browser: Any, server: Running) -> None:
     with mocked(browser, server) as tab:
         tab.steer("digits-words")
-        choose(tab, "answer")
+        tab.place("answer")
         tab.page.locator("label.switch").click()
         tab.send(COUNT)
         assert [one["steering"] for one in tab.watch.sent] == [
