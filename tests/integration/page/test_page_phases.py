@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.support import browser as browsers
-from tests.support.page_desk import Desk
+from tests.support.gguf_copy import copy_model
+from tests.support.page_desk import Desk, desk
 from tests.support.page_requests import COUNT, QUESTION, registered, table
+from tests.support.running_server import TINY, running
+from tests.support.templated import TURNS
 
 pytestmark = browsers.marks()
 
@@ -118,3 +122,32 @@ def test_the_tokens_of_an_answer(tab: Desk, steered: bool) -> None:
         tab.page.keyboard.press("ArrowRight")
     assert seen == ({-1, 0, 1} if steered else {0})
     assert json.dumps(tab.kept()).count("routed_experts") == 0, "they are not kept"
+
+
+THINKS = TURNS.replace("m.content", "m.content.split('</think>')[-1]") + (
+    "{% if add_generation_prompt %}<|assistant|><think>{% endif %}"
+)
+
+
+def test_thinking_is_marked(browser: Any, tmp_path: Path) -> None:
+    """A template that begins with thinking: all that the embedded model says is that, and steered there alone."""
+    (model,) = copy_model(TINY, tmp_path / "thinks.gguf", template=THINKS)
+    with running(model=model, n_ctx=512) as server, desk(browser, server) as tab:
+        tab.open().steer("digits-words", reverse=True)
+        tab.place("thinking")
+        hint = tab.page.locator("#where-help").inner_text()
+        assert "no thinking" not in hint
+        assert "not known" not in hint
+        tab.send(COUNT)
+        body = asked(tab)
+        thoughts = body["choices"][0]["message"]["reasoning_content"]
+        spans = [thoughts[span["start"] : span["end"]] for span in body["choices"][0]["steered_reasoning"]]
+        assert tab.page.locator(".thoughts").text_content() == thoughts
+        assert tab.page.locator(".thoughts mark.steered").all_text_contents() == spans == [thoughts]
+        tab.page.locator(".answer").get_by_role("button", name="Tokens").click()
+        tab.page.locator("#tokens").wait_for()
+        assert "steered by thinking: digits-words" in tab.page.locator("#step-about").inner_text()
+        tab.page.keyboard.press("Escape")
+        tab.place("answer")
+        tab.again()
+        assert tab.page.locator(".thoughts mark.steered").count() == 0
