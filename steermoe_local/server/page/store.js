@@ -81,13 +81,13 @@ export function save(state) {
     let left = n;
     const turns = state.turns.toReversed().map((turn) => ({
       ...turn,
-      answers: turn.answers.map((answer) => ({ ...answer, routing: left-- > 0 ? answer.routing : null })),
+      answers: turn.answers.map((answer) => ({ ...answer, routing: left-- > 0 ? answer.routing : null, steered: n ? answer.steered : null })),
     }));
     try {
       localStorage.setItem(PLACE, JSON.stringify({ ...state, version: VERSION, turns: turns.reverse() }));
       return true;
     } catch {
-      continue; // full: once more without the routing
+      continue; // full: once more without the routing and the marks
     }
   }
   return false;

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.support import browser as browsers
@@ -31,7 +31,18 @@ def modules(browser: Any, server: Running) -> Iterator[Desk]:
 # marks in Markdown
 #
 
-PIECES = ["`", "```", "**", "*", "\n", "\r\n", "\n\n", "- ", "1. ", "# ", "  ", " ", "\t"]
+# . is a character of its own
+PIECES = ["`", "```", "**", "*", "\n", "\r\n", "\n\n", "- ", "1) ", "# ", "  ", " ", "\t", ".", "..", "..."]
+WHOLE = [
+    "**..**",
+    "`..`",
+    "``.`.``",
+    "*..*",
+    "**.*..*.**",
+    "\n# ..  \n",
+    "\n- ..\n   ..\n2) .\n",
+    "\n```. .\n..\r\n  .\n```\n",
+]
 
 SHOW = """async ([text, spans, cuts]) => {
     const { Rendered } = await import("/page/markdown.js");
@@ -55,10 +66,13 @@ SHOW = """async ([text, spans, cuts]) => {
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.none() | st.sampled_from(PIECES), max_size=40), st.lists(st.integers(0, 60), max_size=12))
-def test_marks_are_where_the_text_was_steered(modules: Desk, pieces: list[str | None], cuts: list[int]) -> None:
+@given(
+    st.lists(st.sampled_from(PIECES) | st.sampled_from(WHOLE), max_size=20), st.lists(st.integers(0, 60), max_size=12)
+)
+@example(pieces=["``.`.``"], cuts=[2, 3])
+def test_marks_are_where_the_text_was_steered(modules: Desk, pieces: list[str], cuts: list[int]) -> None:
     """In any Markdown: every character that is shown is marked just if it was steered, and nothing else is changed."""
-    text = "".join(chr(0x4E00 + i) if piece is None else piece for i, piece in enumerate(pieces))  # each its own
+    text = "".join(chr(0x4E00 + i) if sign == "." else sign for i, sign in enumerate("".join(pieces)))
     edges = sorted({min(cut, len(text)) for cut in cuts})
     spans = [
         {"start": a, "end": b, "rule": i % 3} for i, (a, b) in enumerate(zip(edges[::2], edges[1::2], strict=False))
