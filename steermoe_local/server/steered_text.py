@@ -16,8 +16,8 @@ _Run = tuple[int | None, int]
 class SteeredText:
     """Follows the characters of an answer from its tokens to its parts.
 
-    A character belongs to the token that completes it, and has the rule that steers this token where it is read; None:
-    nothing steers it. Rules are numbered from 0, in the order of the plan.
+    A character belongs to the token that completes it, and has the rule under which this token was drawn; None: it was
+    drawn unsteered. Rules are numbered from 0, in the order of the plan.
     """
 
     def __init__(self) -> None:
@@ -49,12 +49,12 @@ class SteeredText:
 
     def _between(self, start: int, end: int) -> Iterable[_Run]:
         index = bisect_right(self._ends, start)
-        while start < end:
-            # the text of bytes that no token completes is the last token's
-            last = index >= len(self._ends) - 1
-            stop = end if last else min(end, self._ends[index])
-            yield (self._rules[min(index, len(self._rules) - 1)] if self._rules else None), stop - start
+        while start < end and index < len(self._ends):
+            stop = min(end, self._ends[index])
+            yield self._rules[index], stop - start
             start, index = stop, index + 1
+        if start < end:  # of bytes that no token completes: the last token's
+            yield self.token_rules[-1] if self.token_rules else None, end - start
 
     def skip(self, kind: Kind, n: int) -> None:
         """Leave out the next characters of a kind: they are none of the answer's text."""
