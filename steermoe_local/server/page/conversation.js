@@ -3,6 +3,7 @@
 import { PerFrame, byId, copy, el, plural } from "./dom.js";
 import { Rendered } from "./markdown.js";
 import { Marker, isMarked, ruleTitle } from "./marks.js";
+import { chosenIn } from "./where.js";
 
 const NEAR = 60; // pixels from the end within which the page follows an answer
 
@@ -94,7 +95,8 @@ class AnswerView {
     const { element } = this;
     element.dataset.state = answer.state;
     element.setAttribute("aria-busy", String(running));
-    this.title.textContent = answer.applied?.name ? `Steered: ${answer.applied.name}${answer.applied.side ? ` \u2192 ${answer.applied.side}` : ""}` : NAMES[answer.side];
+    const name = answer.applied?.name && (chosenIn(answer.asked)?.[0] ?? answer.applied.name); // rules have none of their own
+    this.title.textContent = name ? `Steered: ${name}${answer.applied.side ? ` \u2192 ${answer.applied.side}` : ""}` : NAMES[answer.side];
     this.#state.textContent = { stopped: "stopped", error: answer.text ? "not complete" : "" }[answer.state] ?? (running && !answer.text ? "waiting" : "");
     const marked = isMarked(answer);
     const spans = marked && this.#actions.marks() ? answer.steered : { answer: [], reasoning: [] };

@@ -44,6 +44,7 @@ def test_a_phase_is_applied_and_marked(tab: Desk, phase: str, start: str, stop: 
     assert marks(tab) == spans
     assert bool(spans) == (phase == "answer")
     assert (spans == [text]) == (phase == "answer" and not start), "a window is a part of it"
+    assert tab.answers()[0]["title"] == "Steered: digits-words \u2192 words"
     meta = tab.answers()[0]["meta"]
     assert meta[0] == body["steering"]["rules"][0]
     assert meta[1].startswith(f"{body['steering']['n_steered']} of ")
