@@ -53,7 +53,7 @@ class Part:
         """The position behind the last token."""
         return self.start + len(self.tokens)
 
-    @property
+    @functools.cached_property
     def own_biases(self) -> dict[str, BiasFile]:
         """The biases of its tokens by their keys."""
         return {bias.key: bias for bias in dict.fromkeys(self.biases) if bias is not None}
@@ -256,11 +256,8 @@ class SlotContext:
         biases = {key: bias for part in parts for key, bias in part.own_biases.items()}
         if not biases:
             return []
-        by_key = {key: self._row(bias, biases) for key, bias in biases.items()}
-        found = {
-            bias: -1 if bias is None else by_key[bias.key] for part in parts for bias in dict.fromkeys(part.biases)
-        }
-        return [found[bias] for part in parts for bias in part.biases]
+        found = {key: self._row(bias, biases) for key, bias in biases.items()}
+        return [-1 if bias is None else found[bias.key] for part in parts for bias in part.biases]
 
     def outputs(self, part: Part) -> Iterator[Logits]:
         """Logits of the outputs of the part that `decode` has just given, in their order."""
