@@ -271,6 +271,30 @@ def test_the_two_voices_of_a_thinking_model(tmp_path: Path) -> None:
         assert raw["steered"][-1] == {"rule": 1, "start": start, "end": len(said)}
 
 
+def test_calls_of_tools_have_no_marks(tmp_path: Path, server: Running) -> None:
+    tools = [{"type": "function", "function": {"name": "stop", "description": "It does.", "parameters": {}}}]
+    said = 'I look.\n\n<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>'
+    body: dict[str, Any] = {
+        "messages": messages("?"),
+        "tools": tools,
+        "max_tokens": 200,
+        "steering": ["all: digits-words"],
+    }
+    body |= {"return_steered": True}
+    with saying(said, source("Qwen-Qwen3-0.6B"), tmp_path) as calling:
+        choice = calling.client.post("/v1/chat/completions", json=body).json()["choices"][0]
+        assert choice["message"]["content"] == "I look."
+        assert [call["function"]["name"] for call in choice["message"]["tool_calls"]] == ["stop"]
+        assert choice["steered"] == [{"rule": 0, "start": 0, "end": 7}]
+        choices = [event["choices"][0] for event in calling.events("/v1/chat/completions", body)]
+        assert {one["rule"] for one in choices if "tool_calls" in one["delta"]} == {None}
+        assert "".join(one["delta"]["content"] for one in choices if one["rule"] == 0) == "I look."
+    forced = body | {"tool_choice": {"type": "function", "function": {"name": "stop"}}}
+    choice = server.client.post("/v1/chat/completions", json=forced).json()["choices"][0]
+    assert choice["message"]["tool_calls"][0]["function"]["name"] == "stop"
+    assert choice["steered"] == []
+
+
 #
 # memory and metrics
 #
