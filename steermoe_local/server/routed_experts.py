@@ -19,9 +19,9 @@ from ..generation.engine import Engine, FinishEvent
 from ..generation.engine import Request as EngineRequest
 from .api_errors import ApiError
 
-MAX_BYTES = 64 << 20
-"""Most bytes of int32 that a request may ask for, all of its answers together."""
-MAX_BYTES_AT_ONCE = 256 << 20
+MAX_BYTES = 32 << 20
+"""Most bytes of int32 that a request may ask for, all of its answers together; so many keep the event loop for 0.2 s."""
+MAX_BYTES_AT_ONCE = 128 << 20
 """Most bytes of all requests that are not at their end."""
 
 _FIELD = "return_routed_experts"

@@ -155,16 +155,16 @@ def engine(n_layer: int, n_ctx: int = 32768, n_used: int = 8) -> Any:
 @pytest.mark.parametrize(
     ("n", "n_prompt", "max_tokens", "n_bytes"),
     [
-        (1, 100, 28, 4 * 128 * 48 * 8),
-        (3, 100, 28, 3 * 4 * 128 * 48 * 8),
-        (1, 32767, 5000, 4 * 32768 * 48 * 8),  # no more than the context holds
-        (1, 10, None, 4 * 32768 * 48 * 8),
-        (1, 10, 0, 4 * 10 * 48 * 8),
+        (1, 100, 28, 4 * 128 * 24 * 8),
+        (3, 100, 28, 3 * 4 * 128 * 24 * 8),
+        (1, 32767, 5000, 4 * 32768 * 24 * 8),  # no more than the context holds
+        (1, 10, None, 4 * 32768 * 24 * 8),
+        (1, 10, 0, 4 * 10 * 24 * 8),
     ],
 )
 def test_what_is_reserved(n: int, n_prompt: int, max_tokens: int | None, n_bytes: int) -> None:
     traces = ExpertTraces()
-    give_back = traces.reserve(requests(n, n_prompt, max_tokens), engine(48))
+    give_back = traces.reserve(requests(n, n_prompt, max_tokens), engine(24))
     assert traces.n_bytes == n_bytes
     give_back()
     give_back()
@@ -177,7 +177,7 @@ def test_what_is_refused() -> None:
         traces.reserve(requests(2, 10, None), engine(48))
     assert (caught.value.status, caught.value.param) == (400, "return_routed_experts")
     assert "96 MiB" in str(caught.value)
-    assert "64 are the most" in str(caught.value)
+    assert "32 are the most" in str(caught.value)
     with pytest.raises(ApiError, match="no experts"):
         traces.reserve(requests(1, 10, None), SimpleNamespace(n_ctx=10, identity=None))  # type: ignore[arg-type]
     assert traces.n_bytes == 0
