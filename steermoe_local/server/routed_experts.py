@@ -20,7 +20,7 @@ from ..generation.engine import Request as EngineRequest
 from .api_errors import ApiError
 
 MAX_BYTES = 32 << 20
-"""Most bytes of int32 that a request may ask for, all of its answers together; so many keep the event loop for 0.2 s."""
+"""Most bytes of int32 that a request may ask for, of all its answers; so many keep the event loop for 0.2 s."""
 MAX_BYTES_AT_ONCE = 128 << 20
 """Most bytes of all requests that are not at their end."""
 

@@ -131,8 +131,8 @@ def test_plans_mixed_in_one_batch(server: Running) -> None:
     asked = [(question, steering) for steering in steerings for question in QUESTIONS]
     assert server.worker.engine is not None
 
-    def single(question: str, steering: Any) -> tuple[Any, ...]:
-        choice = ask(server, question, steering)["choices"][0]
+    def single(question: str, steering: Any, **fields: Any) -> tuple[Any, ...]:
+        choice = ask(server, question, steering, **fields)["choices"][0]
         return choice["message"]["content"], choice["tokens"], choice["token_rules"], choice["steered"]
 
     def streamed(question: str, steering: Any) -> tuple[Any, ...]:
@@ -142,10 +142,13 @@ def test_plans_mixed_in_one_batch(server: Running) -> None:
         text = "".join(choice["delta"].get("content", "") for choice in choices)
         return text, *(choices[-1][name] for name in ("tokens", "token_rules", "steered"))
 
+    def traced(question: str, steering: Any) -> tuple[Any, ...]:
+        return single(question, steering, return_routed_experts=True, routing=True)
+
     lone = [single(*one) for one in asked]
     with ThreadPoolExecutor(12) as pool:
         for _ in range(2):
-            for how in (single, streamed):
+            for how in (single, streamed, traced):
                 assert list(pool.map(lambda one, how=how: how(*one), asked)) == lone
 
 
