@@ -38,8 +38,8 @@ class TracedText:
     """A text to be traced: a prompt, a prompt with its answer, or a side of a pair.
 
     `item` is the index of the prompt or pair in its file, from 0, `id` its id. `tokens` are all tokens, `phases` int8
-    their phases as indices of `PHASES`. `rules` int16: the rule of the plan that steers each token (0 for a bias that
-    is no plan), -1: nothing does. `target`: the indices of the target's tokens.
+    their phases as indices of `PHASES`. `rules` int16: the rule of the plan that steers each token where it is read (0
+    for a bias that is no plan), -1: nothing does. `target`: the indices of the target's tokens.
     """
 
     item: int
@@ -192,11 +192,22 @@ class TraceReader:
 
 
 def prompt_rules(
-    bias: AnyBias | None, tokens: Sequence[int], style: ReasoningStyle | None, token_bytes: Callable[[int], bytes]
+    bias: AnyBias | None,
+    tokens: Sequence[int],
+    style: ReasoningStyle | None,
+    token_bytes: Callable[[int], bytes],
+    *,
+    answered: bool,
 ) -> Int16:
-    """The rule that steers each token of a prompt, as of `TracedText.rules`."""
-    decisions = PlanState(bias, style, token_bytes).prompt(tokens)
-    return rules_of([None if d.bias is None else d.rule or 0 for d in decisions])
+    """The rule that steers each token of a prompt where it is read, as of `TracedText.rules`.
+
+    The last token, which draws the reply's first, is of the reply if the prompt is `answered`; no condition on routing
+    holds there, as nothing is known of it. Else it is of the prompt as the others are.
+    """
+    state = PlanState(bias, style, token_bytes)
+    if answered:
+        return rules_of([*(each.rule for each in state.prompt(tokens)), state.first().rule])
+    return rules_of(each.rule for each in state.prompt([*tokens, tokens[-1]]))
 
 
 def rules_of(rules: Iterable[int | None]) -> Int16:

@@ -92,6 +92,11 @@ class TextSteering:
         """What is told of the last token whose row was decided; nothing under a plan before the reply."""
         return self._mark
 
+    @property
+    def rule(self) -> int | None:
+        """The rule of the last row that was decided, None for none."""
+        return self._mark.rule if self._new_plan is None else self._rule
+
     def decide(self) -> None:
         """Decide the rows of the tokens that were added, as far as that is possible."""
         plan, n_new = self._plan, len(self._tokens) - len(self.biases)
@@ -162,7 +167,7 @@ class TextSteering:
             assert experts is not None, "traced, see wants_experts"
             plan.saw_reply_routing(experts)
             self._n_routed = end
-        if plan.needs_logits and logits is not None:
+        if plan.needs_logits and logits is not None and end > self._first:
             plan.saw_logits(logits)
             self._n_seen = end
         self.decide()

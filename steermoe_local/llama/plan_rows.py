@@ -1,4 +1,4 @@
-"""A steering plan in a llama.cpp context: its biases attached to rows, and the row of each token of one generation."""
+"""A steering plan in a llama.cpp context: its biases attached to rows, and which one steers each token of a text."""
 
 from __future__ import annotations
 
@@ -64,9 +64,10 @@ class PlanRows:
 
 
 class PlanRun:
-    """What steers each token of one generation: a prompt, and the reply as it comes.
+    """What steers each token of one generation where it is read: a prompt, and the reply as it comes.
 
-    `start` is the position of the prompt's first token. Positions before it are not of the generation.
+    A token of the reply is steered where it is drawn, which is where the token before it is read (`PlanState`). `start`
+    is the position of the prompt's first token. Positions before it are not of the generation.
     """
 
     def __init__(
@@ -80,6 +81,8 @@ class PlanRun:
         self._rows, self._start = rows, start
         self._state = PlanState(rows.plan, style, token_bytes)
         self._decisions: list[Decision] = self._state.prompt(prompt)
+        if prompt:
+            self._decisions.append(self._state.first())
 
     @property
     def keys(self) -> list[Key]:
@@ -88,7 +91,7 @@ class PlanRun:
 
     @property
     def needs_logits(self) -> bool:
-        """Whether the distribution before a token of the reply decides about it."""
+        """Whether what steers where a token of the reply is read depends on the distribution that it was drawn from."""
         return self._state.needs_logits
 
     def n_decided(self, position: int) -> int:
@@ -103,7 +106,7 @@ class PlanRun:
         """The rows and keys of tokens at a position; those of the reply come in their order, each once."""
         first = position - self._start
         for token in tokens[len(self._decisions) - first :] if first + len(tokens) > len(self._decisions) else ():
-            self._decisions.append(self._state.reply(token))
+            self._decisions.append(self._state.reply(token)[1])
         found = self._decisions[first : first + len(tokens)]
         return [self._rows.row(decision.bias) for decision in found], [key_of(decision.bias) for decision in found]
 

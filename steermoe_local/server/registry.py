@@ -25,7 +25,7 @@ from .api_errors import ApiError, request_error
 from .choices import has_choice, with_choice
 from .maps_folder import KeptChoice, Kind, MapsFolder, bias_from_base64, map_from_json, name_of_file
 from .plans import open_plan, refusing
-from .registered import NONE, Applied, Registered, Source, applied, biases_of, content_of, has_numbers, n_bytes
+from .registered import NONE, Applied, Registered, Source, applied, biases_of, has_numbers, n_bytes
 from .schemas import GivenPlan, RegisterRequest, SteeringChoice, Wanted
 from .schemas_plans import is_name
 
@@ -36,7 +36,6 @@ UNNAMED_PLAN = "unnamed:plan"
 
 _MAX_NAMES = 256
 _MAX_BYTES = 256 << 20  # of all tables that came with requests
-_content = content_of  # the key of what is built
 _CACHED = 128  # biases that are kept ready, those of plans included
 
 
@@ -374,7 +373,7 @@ class SteeringRegistry:
         """Keep a bias ready, with the native biases that the engine attaches: the engine's thread builds none."""
         for one in biases_of(bias):
             native_bias(one)
-        content = _content(steering)
+        content = steering.content
         with self._lock:
             self._n_built -= len(biases_of(self._built.pop(content, None)))
             self._built[content] = bias

@@ -53,6 +53,7 @@ LINES = [
     "demo -o >folder",
     "detect -m <model --pairs <pairs -o >map.json",
     "detect -m tiny --pairs <pairs -o >map.json --counts >counts.npz --per-pair >run.pairs.npz",
+    "detect -m tiny --pairs <pairs -o >map.json --phase first:1",
     "eval -m tiny --bias <bias --task <task --neutral none --benign <task --no-controls -o out",
     "eval -m tiny --plan <plan --task <task --neutral none --benign none --no-controls -o out",
     "eval -m tiny --map <map --activate 1 --task <task --neutral none --benign none --pairs <pairs -o out",
@@ -94,6 +95,10 @@ LINES = [
     "tasks check <task",
     "tasks check <task -m <model",
     "tasks list",
+    "trace -m <model -p hello -o >trace.npz",
+    "trace -m tiny --pairs <pairs --logits -o >trace.csv",
+    "trace -m tiny --prompts <prompts --map <map --activate 1 -n 1 --temp 0 -o >trace.npz",
+    "trace -m tiny -p hello --bias <bias -o >trace.npz",
     "transfer -m <model --map <map --activate 1 --task <task --neutral none --pairs <pairs --quants Q8_0 -o out",
     "tune -m tiny --map <map --task <task --benign none --max-ppl-increase 5% -o out",
 ]

@@ -53,6 +53,7 @@ COMMANDS = {
     "tasks list": "tasks list",
     "tasks check": "tasks check regex.jsonl --scorer regex -m tiny",
     "detect": "detect -m tiny --pairs few.jsonl --behaviour numbers -t 1 -o OUT",
+    "trace": "trace -m tiny --pairs few.jsonl -t 1 -o OUT.parquet",
     "attribute": f"{ATTRIBUTE} --pairs few.jsonl --map map.json -o OUT",
     "fit": f"{FIT} -o OUT",
     "condition fit": "condition fit -m tiny --pairs prompts.jsonl --draws 19 -t 1 -o OUT --write-map OUT.json",

@@ -137,13 +137,14 @@ def test_a_loop_of_the_c_interface(name: str, fresh: SteeredLlama, biases: list[
     n = len(tokens)
 
     def bias_at(position: int) -> BiasFile | None:
+        drawn = position - (n - 1)  # the reply's token that is drawn there
         if name == "answer":
-            return one if position >= n else None
-        if position == n - 1:
+            return one if drawn >= 0 else None
+        if position == n - 2:
             return one
-        if n + 2 <= position < n + 6:
+        if 2 <= drawn < 6:
             return two
-        return soft if position < 3 or (position >= n and (position - n) % 2 == 0) else None
+        return soft if position < 3 or (drawn >= 0 and drawn % 2 == 0) else None
 
     by_hand = SteeredLlama(tiny_path, n_ctx=256, n_threads=1, n_batch=8)
     planned = SteeredLlama(tiny_path, bias=plans(biases)[name], n_ctx=256, n_threads=1, n_batch=8)
@@ -194,8 +195,8 @@ def test_memory_is_used_token_by_token(
     sizes = counted(fresh, monkeypatch)
     longer = [*tokens, *answer, *tokens[:4]]
     again = greedy(fresh, longer, 3)
-    # the answer's tokens were steered, as a part of the prompt they are not; the last drawn tokens are never read
-    assert sum(sizes) == len(longer) - len(tokens) + 2
+    # the prompt's last token and the answer's were steered, as a part of the prompt they are not
+    assert sum(sizes) == len(longer) - (len(tokens) - 1) + 2
     fresh.reset()
     fresh.bias = None
     fresh.bias = by_name["answer"]
@@ -329,7 +330,7 @@ def test_states(fresh: SteeredLlama, biases: list[BiasFile], monkeypatch: pytest
     # without a plan, of a plan's state the unsteered beginning is what was computed alike
     fresh.bias = None
     fresh.load_state(state)
-    assert fresh.n_tokens == len(tokens)
+    assert fresh.n_tokens == len(tokens) - 1
     assert greedy(fresh, tokens, 4) == answer
     fresh.bias = biases[0]
     fresh.load_state(state)

@@ -95,7 +95,9 @@ class Tracing:
             self.steered.warn_without_template()
         plan = self.steered.bias
         if isinstance(plan, BiasPlan) and not (self._answers or {rule.where.phase for rule in plan.rules} & _OF_PROMPT):
-            warn("what is traced is all prompt, and no rule of the plan is of it, so nothing is steered")
+            pairs = isinstance(self.job.source, PairsFile)
+            last = "" if pairs else " but its last token, which draws the answer's first"
+            warn(f"what is read is a prompt, and no rule of the plan is of it: nothing is steered{last}")
         shape = TraceShape(identity, self.job.logits)
         measure = self._measured()
         n_ctx = self._context(measure.longest)
@@ -312,7 +314,7 @@ class _Texts:
         prompts = (self._tracing.rendered(self._renderer, item) for item in items)
         if engine is None:
             for index, (item, prompt) in enumerate(zip(items, prompts, strict=True)):
-                yield self._text(index, str(item.id), prompt.tokens)
+                yield self._text(index, str(item.id), prompt.tokens, prompt=prompt)
             return
         for start in range(0, len(items), n := _AHEAD * self._tracing.job.parallel):
             some = items[start : start + n]
@@ -348,11 +350,15 @@ class _Texts:
         prompt: RenderedPrompt | None = None,
         reply: Reply | None = None,
     ) -> TracedText:
+        """`reply` to a prompt; `side` of a pair, which is not replied to."""
         style = None if prompt is None else prompt.style
-        answer = [] if reply is None else reply.tokens
-        rules = prompt_rules(self._bias, tokens, style, self._pieces)
-        if reply is not None:
-            rules = rules_of([*rules.tolist(), *reply.rules])
+        rules = prompt_rules(self._bias, tokens, style, self._pieces, answered=not side)
+        answer: list[int] = []
+        if reply is not None and reply.finish is not None:
+            # the last token is read if another one was drawn behind it, which ended the answer
+            drawn_under = [*reply.rules, *([reply.finish.end.rule] if reply.finish.end is not None else [])]
+            answer = reply.tokens[: reply.finish.n_rows - 1]
+            rules = rules_of([*rules.tolist()[:-1], *drawn_under[: len(answer) + 1]])
         phases = phases_of(len(tokens), answer, style, self._pieces)
         return TracedText(item, name, [*tokens, *answer], phases, rules, side, list(target))
 
