@@ -48,11 +48,13 @@ PER_EXPERTS = 10_000
 MEMORY_LIMIT = 1.0  # MB of its own over stock, for each PER_EXPERTS experts
 BIAS_LIMIT = 5.0  # ms
 # of "plain", "hard", ... prompt and decode over stock; detect is an additional figure without a promise
-AT_LEAST = {"plain": 1.0, "hard": 0.99, "soft": 0.99, "recorder": 1.0}
+AT_LEAST = {"plain": 1.0, "hard": 0.99, "soft": 0.99, "rows": 0.99, "trace": 0.99, "recorder": 1.0}
 NAMES = {
     "plain": "no bias",
     "hard": "hard rule in all layers",
     "soft": "soft rule in all layers",
+    "rows": "hard rule, tokens in turns under two biases and unsteered",
+    "trace": "trace, the experts of every token",
     "recorder": "recorder, all tokens in all layers",
     "detect": "`record_counts`, all it does",
 }
@@ -88,7 +90,7 @@ def measure_speed(
     with ExitStack() as stack:
         log(f"{shape}: loading")
         stock = [stack.enter_context(llama_worker(model, ["plain"], n_threads, stock=True)) for _ in range(2)]
-        ours = stack.enter_context(llama_worker(model, ["plain", "hard", "soft", "recorder", "detect"], n_threads))
+        ours = stack.enter_context(llama_worker(model, list(NAMES), n_threads))
         turns = Turns(stock, ours)
 
         def prompt(worker: Worker, variant: str) -> Answer:
@@ -196,7 +198,7 @@ def measure_memory(shape: str, model: Path, n_repetitions: int, n_threads: int, 
     n_tokens = 512  # a full ubatch: every part of the buffers is used
     modes: tuple[Mode, ...] = ("hard", "soft")
     biases = {str(mode): write_steering(model, mode) for mode in modes}
-    runs = ["stock", "stock, all outputs", *AT_LEAST]
+    runs = ["stock", "stock, all outputs", "plain", *modes, "recorder"]
     seen: dict[str, dict[str, list[float]]] = {name: {"peak": [], "mapped": [], "anonymous": []} for name in runs}
     for repetition in range(n_repetitions):
         for name in runs:

@@ -6,8 +6,9 @@ Requests and answers are lines of JSON on stdin and stdout (`Worker` in workers.
 libraries are those named by LLAMA_CPP_LIB_PATH, otherwise the installed package's.
 
 Variants, one context each: `plain` (no bias; the prompt's last token is an output, as in llama-bench), `all` (every
-token is an output), `hard` and `soft` (steered in every layer), `recorder` (every token is counted in every layer),
-`detect` (steermoe_local.record_counts as a user calls it).
+token is an output), `hard` and `soft` (steered in every layer), `rows` (the tokens of a prompt in turns unsteered and
+under two biases, those of an answer under the two), `trace` (the experts of every token are kept), `recorder` (every
+token is counted in every layer), `detect` (steermoe_local.record_counts as a user calls it).
 
 llama.cpp computes the last layer's experts only for tokens whose logits are wanted, and recording ends behind the last
 router. In a large model this is a small part; a model of one layer would hardly use its experts. With --whole every
@@ -111,6 +112,7 @@ class Runner:
         self.n_layer = self.lib.llama_model_n_layer(self.model)
         self.batch = self.lib.llama_batch_init(N_BATCH, 0, 1)
         self.recorder: capi.NativeRecorder | None = None
+        self.tracer: capi.NativeRecorder | None = None
         self.contexts = {name: self._context(name) for name in variants if name != "detect"}
         self.loaded = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
 
@@ -147,14 +149,23 @@ class Runner:
             shape = (self.n_layer, int(self.metadata("{arch}.expert_count")))
             self.recorder = capi.NativeRecorder(self.model, 1, shape, sums=True)  # as detection does
             self.recorder.install(params)
+        if variant == "trace":
+            shape = (self.n_layer, int(self.metadata("{arch}.expert_count")))
+            self.tracer = capi.NativeRecorder(self.model, 1, shape)
+            self.tracer.install(params)
         ctx = self.lib.llama_init_from_model(self.model, params)
         if not ctx:
             raise SystemExit("llama.cpp cannot make a context; is there enough memory?")
         if self.recorder is not None and variant == "recorder":
             self.recorder.bind(ctx)
             self.recorder.set_stop(True)
+        if self.tracer is not None and variant == "trace":
+            self.tracer.bind(ctx)
         if variant in ("hard", "soft"):
             capi.attach(ctx, self.bias(variant))
+        if variant == "rows":
+            for row, seed in enumerate((1, 2)):
+                capi.attach_row(ctx, row, self.bias("hard", seed), False)
         return ctx
 
     def tokens(self, n: int, start: int = 0) -> list[int]:
@@ -168,11 +179,19 @@ class Runner:
             self.batch.n_seq_id[i], self.batch.seq_id[i][0] = 1, 0
             self.batch.logits[i] = outputs == "all" or i + 1 == len(tokens)
 
-    def _decode(self, ctx: Any) -> float:
-        """Seconds of one llama_decode of the batch that `_fill` made."""
+    def _decode(self, ctx: Any, variant: str = "plain", rows: Sequence[int] = ()) -> float:
+        """Seconds of one llama_decode of the batch that `_fill` made; `rows` steer its tokens in the variant `rows`."""
         start, cpu = time.perf_counter(), time.process_time()
+        if variant == "rows":
+            capi.set_token_rows(ctx, rows)
+        if variant == "trace" and self.tracer is not None:
+            self.tracer.set_trace([True] * self.batch.n_tokens)
         status = self.lib.llama_decode(ctx, self.batch)
         self.lib.llama_synchronize(ctx)
+        if variant == "trace" and self.tracer is not None:
+            experts = self.tracer.trace().experts  # the last layer routes the outputs alone
+            if len(experts) != self.batch.n_tokens or (experts[:, :-1] < 0).any():
+                raise SystemExit(f"the trace has {len(experts)} of {self.batch.n_tokens} tokens, or lacks layers")
         seconds = time.perf_counter() - start
         self.cpu += time.process_time() - cpu
         if status:
@@ -201,7 +220,7 @@ class Runner:
             digest = hashlib.sha256()
             for at, part in parts:
                 self._fill(part, at, outputs)
-                seconds += self._decode(ctx)
+                seconds += self._decode(ctx, variant, [i % 3 - 1 for i in range(len(part))])
                 digest.update(self._logits(ctx, len(part) if outputs == "all" else 1))
             return {"seconds": seconds, "cpu": self.cpu, "logits": digest.hexdigest()}
         assert self.recorder is not None
@@ -226,7 +245,7 @@ class Runner:
         digest = hashlib.sha256()
         for i, token in enumerate(self.tokens(n, start)):
             self._fill([token], start + i, "last")
-            seconds += self._decode(ctx)
+            seconds += self._decode(ctx, variant, [(start + i) % 2])
             digest.update(self._logits(ctx))
         return {"seconds": seconds, "cpu": self.cpu, "logits": digest.hexdigest()}
 

@@ -37,6 +37,7 @@ from .maps.stability import UntilStable
 from .model_files.model_info import ModelInfo, model_info
 from .pairs.pairs import Message, Pair, load_pairs, save_pairs
 from .steering.bias_file import BiasFile, read_bias, write_bias
+from .steering.plan import SteeringPlan
 from .steering.steering import Steering
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ if TYPE_CHECKING:
     from .evaluation.measuring.evaluator import Evaluator as Bench
     from .evaluation.measuring.opening import open_evaluator, open_steering
     from .evaluation.measuring.opening import open_evaluator as open_bench
+    from .evaluation.measuring.plans import open_plan
     from .evaluation.studies.audit.audit import audit
+    from .evaluation.studies.conditions.fit import ConditionOptions, fit_condition
     from .evaluation.studies.evaluate import evaluate, run_evaluation
     from .evaluation.studies.search.sweep import sweep
     from .evaluation.studies.search.tune import tune
@@ -62,6 +65,7 @@ __all__ = [
     "BiasFile",
     "BusyError",
     "ChoiceError",
+    "ConditionOptions",
     "Effects",
     "Engine",
     "Evaluator",
@@ -80,6 +84,7 @@ __all__ = [
     "SteerMoEError",
     "SteeredLlama",
     "Steering",
+    "SteeringPlan",
     "StorageError",
     "UntilStable",
     "UsageError",
@@ -88,10 +93,12 @@ __all__ = [
     "audit",
     "evaluate",
     "fit",
+    "fit_condition",
     "load_pairs",
     "model_info",
     "open_bench",
     "open_evaluator",
+    "open_plan",
     "open_steering",
     "read_bias",
     "record_counts",
@@ -113,6 +120,7 @@ except PackageNotFoundError:  # a source tree that was not installed
 _LAZY = {
     "AttributionOptions": (".attribution.attribute", "AttributionOptions"),
     "Bench": (".evaluation.measuring.evaluator", "Evaluator"),
+    "ConditionOptions": (".evaluation.studies.conditions.fit", "ConditionOptions"),
     "Engine": (".generation.engine", "Engine"),
     "Evaluator": (".evaluation.measuring.evaluator", "Evaluator"),
     "SteeredLlama": (".llama.steered_llama", "SteeredLlama"),
@@ -120,8 +128,10 @@ _LAZY = {
     "audit": (".evaluation.studies.audit.audit", "audit"),
     "evaluate": (".evaluation.studies.evaluate", "evaluate"),
     "fit": (".attribution.fit", "fit"),
+    "fit_condition": (".evaluation.studies.conditions.fit", "fit_condition"),
     "open_bench": (".evaluation.measuring.opening", "open_evaluator"),
     "open_evaluator": (".evaluation.measuring.opening", "open_evaluator"),
+    "open_plan": (".evaluation.measuring.plans", "open_plan"),
     "open_steering": (".evaluation.measuring.opening", "open_steering"),
     "record_counts": (".detection.recorder", "record_counts"),
     "run_evaluation": (".evaluation.studies.evaluate", "run_evaluation"),

@@ -48,6 +48,7 @@ PROMPTS = FileKind("a file of prompts", "it is given with --n-prompts, or to ste
 TASK = FileKind("a task file", "it is given to steermoe eval with --task")
 ANSWERS = FileKind("a file of answers", "name the prompts or pairs that are meant")
 PARTIAL_ANSWERS = FileKind("the answers of an interrupted run", "finish that run: the same command with --resume")
+PLAN = FileKind("a steering plan", "a plan is given with --plan")
 CHAT = FileKind("a saved chat", "it is opened in steermoe chat with /load")
 RANKING = FileKind("a pickle", "steermoe map import makes an expert map of a pickled ranking")
 RESULTS = FileKind("results of an evaluation", "name the map, task or pairs that they were measured with")
@@ -228,6 +229,8 @@ def _of_json(text: bytes) -> FileKind | None:
 
 
 def _of_fields(fields: set[str]) -> FileKind | None:
+    if "rules" in fields and fields <= {"rules", "made_of"}:
+        return PLAN
     if "layer_configs" in fields or "vectors" in fields:
         return EASYSTEER
     if {"experts", "map_sha256"} <= fields or {"model", "experts"} <= fields:

@@ -10,6 +10,7 @@ from .commands.audit import audit
 from .commands.bias import bias
 from .commands.chat import chat
 from .commands.completion import completion
+from .commands.condition import condition
 from .commands.config import config
 from .commands.demo import demo
 from .commands.detect import detect
@@ -63,6 +64,7 @@ for command in (
     detect,
     attribute,
     fit,
+    condition,
     map_,
     presets,
     bias,

@@ -27,6 +27,7 @@ from .batches import Owners, PairBatch, PairBatches
 from .checkpoint import Checkpoint, CheckpointFile, PairRecords
 from .decoding import ContextOptions, GroupDecoder
 from .grouping import Group
+from .spans import ConditionSpan
 from .stopping import StabilityCheck
 
 Int64 = npt.NDArray[np.int64]
@@ -70,6 +71,7 @@ class RecordingOptions:
         repack: as in `SteeredLlama`, for a model that is given by its path.
         until_stable: end as soon as the first experts are settled; the pairs then come in an order that does not depend
             on their order in the file, and they and their counts are kept in memory. Not with a shard.
+        span: count the tokens that a condition of a steering plan looks at, in place of the targets.
 
     Raises UsageError for values outside their ranges.
     """
@@ -91,6 +93,7 @@ class RecordingOptions:
     verbose: bool = False
     repack: bool = True
     until_stable: UntilStable | None = None
+    span: ConditionSpan | None = None
 
     def __post_init__(self) -> None:
         if self.n_batch < 1 or self.n_ubatch < 1 or self.n_ctx < 0:
@@ -206,7 +209,7 @@ class _Recording:
         options, counted = self._options, self._counted
         if not isinstance(next(iter(self._source)).positive, str) and self._renderer.has_template:
             self._renderer.check_template()  # one line, not one for each pair
-        batches = PairBatches(self._source, options.shard, self._renderer, options.n_ctx, on_skip)
+        batches = PairBatches(self._source, options.shard, self._renderer, options.n_ctx, on_skip, options.span)
         if counted.next:
             report(self._progress())
         with GroupDecoder(self._model, self._identity.shape, options.context, sums=True) as decoder:
@@ -248,6 +251,7 @@ class _Recording:
             "per_pair": has_sink,
             **({} if self._renderer.date is None else {"date": self._renderer.date}),
             **({} if options.until_stable is None else {"until_stable": asdict(options.until_stable)}),
+            **({} if options.span is None else {"over": str(options.span)}),
         }
 
     def _progress(self) -> RecordingProgress:

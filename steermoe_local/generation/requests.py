@@ -22,8 +22,8 @@ class TokenEvent:
     `token` is the token that was drawn, -1 where only held back text is given out. `logprob` is the natural logarithm
     of its probability before any sampler, `top` the likeliest (token, logprob); both only with `Request.n_probs`.
 
-    `rule` is the index of the plan's rule that steers the token where it is read, 0 under a bias for all tokens, None:
-    it is unsteered. `phase` is told under a plan alone. Both are of the token; the text may be that of others, too.
+    `rule` is the index of the plan's rule under which the token was drawn, 0 under a bias for all tokens, None: it was
+    drawn unsteered. `phase` is told under a plan alone. Both are of the token; the text may be that of others, too.
     """
 
     text: str
@@ -47,9 +47,9 @@ class FinishEvent:
     `routing` [n_layer, n_expert] counts the selections of the `n_rows` rows whose logits were drawn from: the prompt's
     last token and the answer's, up to the one before the last draw. None without a recorder, or if not asked for.
 
-    `n_steered` of the answer's tokens have a rule that steers them. `experts`, int32 [n_prompt - 1 + n_rows, n_layer,
-    top_k], are those that each token selected that was read, the likeliest first as the router has them, -1: the layer
-    does not route; only if `Request.trace` asked for them.
+    `n_steered` of the answer's tokens were drawn under a rule that steers. `experts`, int32 [n_prompt - 1 + n_rows,
+    n_layer, top_k], are those that each token selected that was read, the likeliest first as the router has them, -1:
+    the layer does not route; only if `Request.trace` asked for them.
 
     `end` is the end-of-generation token, if one was drawn. `prompt` are the prompt's tokens from `Request.prompt_from`
     on, with the probabilities that the model gave them (none for the first of all), if `Request.prompt_probs` asked

@@ -14,7 +14,7 @@ from .slots import Key, Known, Slot, key_of
 
 
 class Mark(NamedTuple):
-    """What is told of a token of a reply: the rule that steers it, None: it is unsteered; its phase under a plan."""
+    """What is told of a token of a reply: the rule under which it was drawn, None for none; its phase under a plan."""
 
     rule: int | None = None
     phase: Literal["thinking", "answer"] | None = None
@@ -24,11 +24,12 @@ UNSTEERED = Mark()
 
 
 class TextSteering:
-    """Decides the bias of each token of a text under a bias or a plan.
+    """Decides the bias of each token's row of a text under a bias or a plan.
 
     `tokens` is the text so far, the caller's list, to which a reply's tokens are added; those before index `n_prompt`
-    are the prompt. The first `n_decided` of them have a bias. Under a plan with conditions a token of the reply is
-    decided when what its conditions look at was computed, and told by `saw`.
+    are the prompt. The first `n_decided` of them have a bias. A token of the reply is steered where it is drawn, in the
+    row of the token before it (`PlanState`), so the prompt's last row is the reply's first. Under a plan with
+    conditions a row of the reply is decided when what its conditions look at was computed, and told by `saw`.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class TextSteering:
         self._plan: PlanState | None = None
         self._new_plan = (lambda: PlanState(bias, style, context.text_bytes)) if isinstance(bias, BiasPlan) else None
         self._mark = UNSTEERED if self._uniform is None else Mark(0)
-        self._knows_prompt = False  # the routing of the prompt
-        self._n_routed = self._n_prompt  # tokens whose routing was told, with the prompt
+        self._rule: int | None = None  # of the last row that was decided
+        self._first = self._n_prompt - 1  # the first row of the reply
+        self._knows_prompt = not self._first  # its routing; of no row it is told that nothing is known
+        self._n_routed = self._first  # rows whose routing was told, with the prompt
         self._n_seen = 0  # tokens before the one whose distribution was told last
         self._begun = False
 
@@ -74,7 +77,7 @@ class TextSteering:
 
     @property
     def n_decided(self) -> int:
-        """How many tokens have a bias, or none, for certain."""
+        """How many tokens' rows have a bias, or none, for certain."""
         return len(self.biases)
 
     @property
@@ -86,11 +89,11 @@ class TextSteering:
 
     @property
     def mark(self) -> Mark:
-        """What is told of the last token that was decided; nothing under a plan before the reply."""
+        """What is told of the last token whose row was decided; nothing under a plan before the reply."""
         return self._mark
 
     def decide(self) -> None:
-        """Decide the tokens that were added, as far as that is possible."""
+        """Decide the rows of the tokens that were added, as far as that is possible."""
         plan, n_new = self._plan, len(self._tokens) - len(self.biases)
         if plan is None:
             self.biases += [self._uniform] * n_new
@@ -99,18 +102,22 @@ class TextSteering:
         for index in range(len(self.biases), len(self._tokens)):
             if not self._can_decide(plan, index):
                 return
-            bias, rule, phase = plan.reply(self._tokens[index])
-            assert phase != "prompt"
-            self._mark = Mark(None if bias is None else rule, phase)
-            self.biases.append(bias)
-            self.keys.append(key_of(bias))
+            if index == self._first:
+                decision = plan.first()
+            else:
+                phase, decision = plan.reply(self._tokens[index])
+                assert phase != "prompt"
+                self._mark = Mark(self._rule, phase)
+            self._rule = decision.rule
+            self.biases.append(decision.bias)
+            self.keys.append(key_of(decision.bias))
 
     def _can_decide(self, plan: PlanState, index: int) -> bool:
-        """Whether all was told that conditions on a token of the reply look at."""
+        """Whether all was told that conditions on a row of the reply look at; its first is behind no drawn token."""
         return (
             (self._knows_prompt or not plan.needs_prompt_routing)
             and (self._n_routed == index or not plan.needs_reply_routing)
-            and (self._n_seen == index or not plan.needs_logits)
+            and (self._n_seen == index or index == self._first or not plan.needs_logits)
         )
 
     def reusable(self, slot: Slot, at_most: int) -> int:
@@ -118,7 +125,7 @@ class TextSteering:
         self.begin()
         plan = self._plan
         n = self._held(slot, at_most)
-        if plan is not None and plan.needs_prompt_routing and n == self._n_prompt:
+        if plan is not None and plan.needs_prompt_routing and n == self._first and not self._knows_prompt:
             self._see_prompt(plan, slot)
             self.decide()
             n = self._held(slot, at_most)
@@ -127,7 +134,7 @@ class TextSteering:
     def _held(self, slot: Slot, at_most: int) -> int:
         plan = self._plan
         if plan is not None and plan.needs_reply_routing:
-            at_most = min(at_most, self._n_prompt)
+            at_most = min(at_most, self._first)
         if plan is not None and plan.needs_logits and self.n_decided < len(self._tokens):
             at_most = min(at_most, self.n_decided - 1)  # those of the last one are looked at
         return min(slot.holds(self._tokens, self.keys, self.known), at_most)
@@ -141,12 +148,12 @@ class TextSteering:
         plan = self._plan
         if plan is None:
             return self._trace
-        return self._trace or plan.needs_prompt_routing or (plan.needs_reply_routing and end > self._n_prompt)
+        return self._trace or plan.needs_prompt_routing or (plan.needs_reply_routing and end > self._first)
 
     def saw(self, slot: Slot, logits: Logits | None) -> None:
         """Tell what the slot holds now, and the logits of its last token if it was an output; decides by it."""
         plan, end = self._plan, len(slot.tokens)
-        if plan is None or end < self._n_prompt:
+        if plan is None or end < self._first:
             return
         if plan.needs_prompt_routing and not self._knows_prompt:
             self._see_prompt(plan, slot)
@@ -161,7 +168,7 @@ class TextSteering:
         self.decide()
 
     def _see_prompt(self, plan: PlanState, slot: Slot) -> None:
-        experts = slot.experts(0, self._n_prompt)
+        experts = slot.experts(0, self._first)
         assert experts is not None, "traced, see wants_experts and known"
         plan.saw_prompt_routing(experts)
         self._knows_prompt = True

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UsageError
 from ..maps.routing_lean import RoutingLean
 from ..steering.bias_file import BiasFile
 from ..steering.bias_plan import AnyBias, BiasPlan, BiasRule
-from ..steering.plan_rules import MAX_LAST, Condition, Phase
+from ..steering.plan_rules import Measure, Phase
 from .phases import PhaseTracker, TokenTexts
 from .reasoning_styles import ReasoningStyle
-from .sampling import log_softmax
 
 Logits = npt.NDArray[np.float32]
 
 
 class Decision(NamedTuple):
-    """What steers one token: the bias, None for none; the index of the rule that says so, None for none; the phase."""
+    """What steers one row: the bias, None for none; the index of the rule that steers it; the phase that it is of.
+
+    `rule` is None where nothing steers, and 0 for a bias that is no plan.
+    """
 
     bias: BiasFile | None
     rule: int | None
@@ -30,11 +30,15 @@ class Decision(NamedTuple):
 
 
 class PlanState:
-    """Decides what steers each token of a text: first those of the prompt, then those of the reply in their order.
+    """Decides what steers each row of a text: first those of the prompt, then those of the reply in their order.
 
-    What conditions look at has to be told before the tokens that depend on it are decided: `saw_prompt_routing` when
-    the prompt was computed, `saw_reply_routing` for each token of the reply, `saw_logits` for the distribution that
-    the next token is drawn from, each only where the plan needs it.
+    A token of the prompt is steered where it is read. A token of the reply is steered where it is drawn, in the row
+    of the token before it; so the row of the prompt's last token is the reply's first, and is decided by `first`. Where
+    reasoning may begin or the answer, the row counts as the answer's.
+
+    What conditions look at has to be told before the rows that depend on it are decided: `saw_prompt_routing` when the
+    prompt was computed up to its last token, `saw_reply_routing` for each row of the reply, `saw_logits` for the
+    distribution that the last token was drawn from, each only where the plan needs it.
     """
 
     def __init__(self, plan: AnyBias | None, style: ReasoningStyle | None, token_bytes: Callable[[int], bytes]) -> None:
@@ -44,15 +48,25 @@ class PlanState:
         self._rules = [_RuleState(rule) for rule in rules]
         self._texts = TokenTexts(token_bytes)
         self._phases = PhaseTracker(style)
-        self._leans = {rule.lean.digest: rule.lean for rule in rules if rule.lean is not None}
-        self._of_prompt: dict[str, float] = {}
-        self._of_reply: dict[str, deque[float]] = {digest: deque(maxlen=MAX_LAST) for digest in self._leans}
-        self._next: dict[str, float] = {}  # entropy and margin of the next token
-        self.needs_logits = isinstance(plan, BiasPlan) and plan.needs_logits
-        self.needs_prompt_routing = isinstance(plan, BiasPlan) and plan.needs_routing_of_prompt
-        self.needs_reply_routing = any(
-            rule.lean is not None and rule.where.when is not None and not rule.where.when.of_prompt for rule in rules
-        )
+        self._of_prompt = {
+            rule.lean.digest: _PromptLean(rule.lean)
+            for rule in rules
+            if rule.lean is not None and rule.where.when is not None and rule.where.when.of_prompt
+        }
+        self._of_reply: dict[str, _LastTokens] = {}
+        for rule in rules:
+            if rule.lean is not None and rule.where.when is not None and rule.where.when.last is not None:
+                known = self._of_reply.get(rule.lean.digest)
+                if known is None or known.most < rule.where.when.last:
+                    self._of_reply[rule.lean.digest] = _LastTokens(rule.lean, rule.where.when.last)
+        self._next: dict[Measure, float] = {
+            rule.where.when.measure: np.nan
+            for rule in rules
+            if rule.where.when is not None and rule.where.when.measure != "routing"
+        }
+        self.needs_logits = bool(self._next)
+        self.needs_prompt_routing = bool(self._of_prompt)
+        self.needs_reply_routing = bool(self._of_reply)
 
     @property
     def reads_ahead(self) -> bool:
@@ -60,61 +74,134 @@ class PlanState:
         return not (self.needs_logits or self.needs_reply_routing)
 
     def prompt(self, tokens: Sequence[int], *, ends: bool = True) -> list[Decision]:
-        """Decide the tokens of the prompt. Called once, before the reply.
+        """Decide the rows of the prompt's tokens but the last. Called once, before `first`.
 
-        With `ends` False more of the prompt is to come, and what counts from its end has not begun.
+        With `ends` False more of the prompt is to come: all rows are decided, and what counts from the prompt's end has
+        not begun. Nothing can be decided after that.
         """
+        n = len(tokens) - ends
         if not self._rules:
-            return [Decision(self._uniform, None, "prompt")] * len(tokens)
+            return [self._same("prompt")] * n
         texts = [self._texts.next(token) for token in tokens]
-        matches = [rule.prompt(tokens, texts, ends) for rule in self._rules]
-        return [self._decision([match[i] for match in matches], "prompt") for i in range(len(tokens))]
+        decided: list[Decision | None] = [None] * n
+        for index, state in enumerate(self._rules):
+            decision = self._decision(index, "prompt")
+            for at in state.prompt(tokens, texts, ends):
+                decided[at] = decided[at] or decision
+        unsteered = Decision(None, None, "prompt")
+        return [decision or unsteered for decision in decided]
 
-    def reply(self, token: int) -> Decision:
-        """Decide the reply's next token."""
-        if not self._rules:
-            return Decision(self._uniform, None, self._phases.next(self._texts.next(token)))
+    def first(self) -> Decision:
+        """Decide the row of the prompt's last token, which draws the reply's first."""
+        return self._of_next()
+
+    def reply(self, token: int) -> tuple[Phase, Decision]:
+        """Take the reply's next token: the phase that it is of itself, and the decision of its row."""
         text = self._texts.next(token)
         phase = self._phases.next(text)
-        return self._decision([rule.next(token, text, phase) and self._holds(rule) for rule in self._rules], phase)
+        for state in self._rules:
+            state.read(token, text, phase)
+        return phase, self._of_next()
 
-    def _decision(self, matches: Sequence[bool], phase: Phase) -> Decision:
-        first = next((index for index, match in enumerate(matches) if match), None)
-        return Decision(None if first is None else self._rules[first].rule.bias, first, phase)
+    def _of_next(self) -> Decision:
+        """The decision of the row that draws the next token."""
+        phase = self._phases.upcoming
+        if not self._rules:
+            return self._same(phase)
+        for index, state in enumerate(self._rules):
+            if state.has_next(phase) and self._holds(state.rule):
+                return self._decision(index, phase)
+        return Decision(None, None, phase)
 
-    def _holds(self, state: _RuleState) -> bool:
-        when, lean = state.rule.where.when, state.rule.lean
+    def _same(self, phase: Phase) -> Decision:
+        return Decision(self._uniform, None if self._uniform is None else 0, phase)
+
+    def _decision(self, index: int, phase: Phase) -> Decision:
+        bias = self._rules[index].rule.bias
+        return Decision(bias, None if bias is None else index, phase)
+
+    def _holds(self, rule: BiasRule) -> bool:
+        when = rule.where.when
         if when is None:
             return True
-        value = self._next.get(when.measure) if lean is None else self._lean_value(when, lean)
-        return value is not None and when.holds(value)
-
-    def _lean_value(self, when: Condition, lean: RoutingLean) -> float | None:
-        if when.last is None:
-            return self._of_prompt.get(lean.digest)
-        scores = self._of_reply[lean.digest]
-        return None if len(scores) < when.last else float(np.mean(list(scores)[-when.last :]))
+        if rule.lean is None:
+            return when.holds(self._next.get(when.measure, np.nan))
+        digest = rule.lean.digest
+        return when.holds(self._of_prompt[digest].mean if when.last is None else self._of_reply[digest].mean(when.last))
 
     def saw_prompt_routing(self, experts: npt.NDArray[np.int32]) -> None:
-        """Tell the selected experts of the whole prompt, int32 [n_prompt, n_layer, top_k]; -1: not routed."""
-        if not len(experts):
-            raise UsageError("the prompt has no tokens; give at least one")
-        self._of_prompt = {digest: float(lean.of_tokens(experts).mean()) for digest, lean in self._leans.items()}
+        """Tell the selected experts of the prompt without its last token, int32 [n_prompt - 1, n_layer, top_k].
+
+        -1: not routed. Of a prompt of one token nothing is known, and no condition on it holds.
+        """
+        for told in self._of_prompt.values():
+            told.mean = float(told.lean.of_tokens(experts).mean()) if len(experts) else float("nan")
 
     def saw_reply_routing(self, experts: npt.NDArray[np.int32]) -> None:
-        """Tell the selected experts of the next tokens of the reply, int32 [n, n_layer, top_k]."""
-        for digest, lean in self._leans.items():
-            self._of_reply[digest].extend(lean.of_tokens(experts).tolist())
+        """Tell the selected experts of the next rows of the reply, int32 [n, n_layer, top_k]."""
+        for told in self._of_reply.values():
+            told.append(told.lean.of_tokens(experts))
 
     def saw_logits(self, logits: Logits) -> None:
-        """Tell the logits that the next token is drawn from, float32 [n_vocab]."""
-        logprobs = log_softmax(logits)
-        second, first = np.partition(logprobs, -2)[-2:] if len(logprobs) > 1 else (-np.inf, logprobs[0])
-        finite = logprobs[np.isfinite(logprobs)]
-        self._next = {
-            "entropy": float(-(np.exp(finite) * finite).sum()),
-            "margin": float(first - second),
-        }
+        """Tell the logits that the reply's next token is drawn from, float32 [n_vocab].
+
+        With NaN or +infinity among them there is no distribution, and no condition on it holds.
+        """
+        for measure in self._next:
+            self._next[measure] = entropy(logits) if measure == "entropy" else margin(logits)
+
+
+def entropy(logits: Logits) -> float:
+    """Entropy of the softmax of logits [n_vocab], in nats; NaN if they have none."""
+    shifted = logits.astype(np.float64)
+    largest = shifted.max()
+    if not np.isfinite(largest):
+        return float("nan")
+    shifted -= largest
+    weights = np.exp(shifted)
+    total = weights.sum()
+    shifted[weights == 0] = 0  # where -infinity times 0 would be NaN
+    return float(np.log(total) - (weights * shifted).sum() / total)  # no BLAS: its bits depend on its threads
+
+
+def margin(logits: Logits) -> float:
+    """Log-probability of the likeliest token less that of the second, in nats; NaN if logits [n_vocab] have none."""
+    if len(logits) < 2 or not np.isfinite(logits.max()):
+        return float("inf") if len(logits) == 1 and np.isfinite(logits[0]) else float("nan")
+    second, first = np.partition(logits, -2)[-2:].astype(np.float64)
+    return float(first - second)
+
+
+class _PromptLean:
+    """How the prompt's routing leans; NaN until it is told."""
+
+    def __init__(self, lean: RoutingLean) -> None:
+        self.lean = lean
+        self.mean = float("nan")
+
+
+class _LastTokens:
+    """Scores of the last tokens of a reply."""
+
+    def __init__(self, lean: RoutingLean, most: int) -> None:
+        """At most the last `most` are asked for."""
+        self.lean = lean
+        self.most = most
+        self._scores = np.empty(max(1024, 2 * most))  # the last of them are at its end, moved when it is full
+        self._n = 0
+
+    def append(self, scores: npt.NDArray[np.float64]) -> None:
+        scores = scores[max(0, len(scores) - self.most) :]
+        if self._n + len(scores) > len(self._scores):
+            kept = min(self._n, self.most)
+            self._scores[:kept] = self._scores[self._n - kept : self._n]
+            self._n = kept
+        self._scores[self._n : self._n + len(scores)] = scores
+        self._n += len(scores)
+
+    def mean(self, n: int) -> float:
+        """Mean of the last `n`; NaN if there are fewer. Summed anew, so that it depends on these alone."""
+        return float(self._scores[self._n - n : self._n].sum() / n) if n <= self._n else float("nan")
 
 
 class _RuleState:
@@ -123,44 +210,72 @@ class _RuleState:
     def __init__(self, rule: BiasRule) -> None:
         self.rule = rule
         where = rule.where
-        self._index = 0  # tokens of the phase behind `after` so far
+        self._index = 0  # tokens of the phase so far, behind `after` and not behind `until`
         self._after = None if where.after is None else _Mark(where.after)
         self._until = None if where.until is None else _Mark(where.until)
 
-    def prompt(self, tokens: Sequence[int], texts: Sequence[str], ends: bool) -> list[bool]:
-        """Whether the rule's window has each token of the prompt."""
+    def prompt(self, tokens: Sequence[int], texts: Sequence[str], ends: bool) -> Sequence[int]:
+        """Indices of the prompt's rows that the rule's window has; the last token's is not one if the prompt ends."""
         where = self.rule.where
+        n = len(tokens) - ends
         if where.phase is None:
-            return [self.next(token, text, "prompt") for token, text in zip(tokens, texts, strict=True)]
-        matches = [False] * len(tokens)
-        if where.phase == "prompt":
-            there = [i for i, token in enumerate(tokens) if self._passes(token, texts[i])]
-            start, stop = where.start, where.stop
-            if not ends:
-                start = len(there) if start < 0 else start
-                stop = None if stop is not None and stop < 0 else stop
-            for i in there[start : stop : where.every]:
-                matches[i] = True
-        return matches
+            found = [i for i in range(n) if self._reads(tokens[i], texts[i])]
+            for token, text in zip(tokens[n:], texts[n:], strict=True):
+                self._look(token, text)
+            return found
+        if where.phase != "prompt":
+            return ()
+        there: Sequence[int] = range(n)
+        if self._after is not None or self._until is not None:
+            there = [i for i in range(n) if self._passes(tokens[i], texts[i])]
+        start, stop = where.start, where.stop
+        if not ends:  # what counts from the end has not begun
+            start = len(there) if start < 0 else start
+            stop = None if stop is not None and stop < 0 else stop
+        return there[start : stop : where.every]
 
-    def next(self, token: int, text: str, phase: Phase) -> bool:
-        """Whether the rule's window has the next token."""
+    def has_next(self, phase: Phase) -> bool:
+        """Whether the rule's window has the row that draws the next token, of this phase."""
         where = self.rule.where
-        if (where.phase is not None and where.phase != phase) or not self._passes(token, text):
-            return False
-        index = self._index
-        self._index += 1
+        return where.phase in (None, phase) and self._within and self._in_window
+
+    def read(self, token: int, text: str, phase: Phase) -> None:
+        """Take a token of the reply, of this phase."""
+        if self.rule.where.phase in (None, phase):
+            self._passes(token, text)
+
+    def _reads(self, token: int, text: str) -> bool:
+        """Take a token of the prompt; whether the rule's window has its row."""
+        has = self._within and self._in_window
+        self._passes(token, text)
+        return has
+
+    @property
+    def _within(self) -> bool:
+        """Whether what comes next is behind `after`, and not behind `until`."""
+        return (self._after is None or self._after.found) and not (self._until is not None and self._until.found)
+
+    @property
+    def _in_window(self) -> bool:
+        where, index = self.rule.where, self._index
         within = index >= where.start and (where.stop is None or index < where.stop)
         return within and (index - where.start) % where.every == 0
 
     def _passes(self, token: int, text: str) -> bool:
-        """Whether a token of the phase is behind `after`, and not behind `until`."""
-        behind = self._after is None or self._after.found
-        ended = self._until is not None and self._until.found
-        for mark in (self._after, self._until):
-            if mark is not None:
-                mark.feed(token, text)
-        return behind and not ended
+        """Count a token of the phase; whether it is behind `after`, and not behind `until`."""
+        passes = self._within
+        self._index += passes
+        self._look(token, text)
+        return passes
+
+    def _look(self, token: int, text: str) -> None:
+        """Look for `after` in a token of the phase, and for `until` behind it."""
+        if self._after is not None and not self._after.found:
+            rest = self._after.feed(token, text)
+            if rest and self._until is not None:
+                self._until.feed(None, rest)
+        elif self._until is not None and not self._until.found:
+            self._until.feed(token, text)
 
 
 class _Mark:
@@ -171,12 +286,15 @@ class _Mark:
         self._mark = mark
         self._seen = ""  # as much of the end of the text as the mark may begin in
 
-    def feed(self, token: int, text: str) -> None:
-        if self.found:
-            return
+    def feed(self, token: int | None, text: str) -> str:
+        """Read a token, or the end (`token` None) of one's text; returns what follows the mark if that is found."""
         if isinstance(self._mark, int):
             self.found = token == self._mark
-            return
+            return ""
         self._seen += text
-        self.found = self._mark in self._seen
+        start = self._seen.find(self._mark)
+        self.found = start >= 0
+        if self.found:
+            return self._seen[start + len(self._mark) :]
         self._seen = self._seen[max(0, len(self._seen) - len(self._mark) + 1) :]
+        return ""

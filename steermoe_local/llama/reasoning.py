@@ -61,6 +61,11 @@ class ReasoningSplitter:
         """Where the text so far ends: "start", reasoning may still come; "between", it has ended, and no answer yet."""
         return "answer" if self._machine is None else self._machine.place
 
+    @property
+    def answers_next(self) -> bool:
+        """Whether text of the answer may come next, with no marker before it."""
+        return self._machine is None or self._machine.answers_next
+
     def feed(self, text: str) -> list[Part]:
         """Add text; return the parts that are certain, in order. Text that may become a marker is held back."""
         self._n_fed += len(text)
@@ -111,6 +116,10 @@ class _Tagged:
             "reasoning": (tags.closing,),
             "answer": tuple(filter(None, (tags.answer_closing, tags.ending))),
         }
+
+    @property
+    def answers_next(self) -> bool:
+        return self.place in ("between", "answer") or (self.place == "start" and not self.held.strip())
 
     def run(self, last: bool) -> Iterator[_Piece]:
         going = True
@@ -182,6 +191,10 @@ class _Channelled:
         if self._kind == "answer" and (self._header is None or "answer" in self._given):
             return "answer"
         return "reasoning" if self._header is None else "start"
+
+    @property
+    def answers_next(self) -> bool:
+        return self.place == "answer"
 
     def run(self, last: bool) -> Iterator[_Piece]:
         markers = self._channels.all_markers

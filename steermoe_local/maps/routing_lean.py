@@ -14,6 +14,8 @@ from .ranks import Scored, action_scores
 
 Float64 = npt.NDArray[np.float64]
 
+_CHUNK = 1024  # tokens; of a long prompt the table of all selections would take hundreds of MB
+
 
 @dataclass(frozen=True, eq=False)
 class RoutingLean:
@@ -31,6 +33,7 @@ class RoutingLean:
         if scores.ndim != 2 or not np.isfinite(scores).all():
             raise UsageError(f"scores of experts: not a table of finite numbers, but of shape {scores.shape}")
         scores[-1:] = 0
+        scores += 0.0  # -0 and 0 are one
         scores.flags.writeable = False
         object.__setattr__(self, "scores", scores)
 
@@ -48,11 +51,17 @@ class RoutingLean:
     def of_tokens(self, experts: npt.NDArray[np.int32]) -> Float64:
         """Score of each token. experts: int32 [n_tokens, n_layer, top_k], -1 where a layer did not route the token.
 
-        Returns float64 [n_tokens]; the score of a span is their mean.
+        Returns float64 [n_tokens]; the score of a span is their mean. A token's score is the same, to the bit, whatever
+        it is asked for with.
         """
         layers = np.arange(len(self.scores))[None, :, None]
-        of_slots = self.scores[layers, experts.clip(0)]
-        return np.asarray(np.where(experts < 0, 0.0, of_slots).sum(axis=(1, 2)))
+        scores = np.empty(len(experts))
+        for start in range(0, len(experts), _CHUNK):
+            part = experts[start : start + _CHUNK]
+            of_slots = np.where(part < 0, 0.0, self.scores[layers, part.clip(0)])
+            # one row of numbers a token, so that its sum does not depend on the tokens beside it
+            scores[start : start + _CHUNK] = of_slots.reshape(len(part), -1).sum(axis=1)
+        return scores
 
     def of_counts(self, counts: npt.NDArray[np.int64], n_tokens: int) -> float:
         """Score of a span of `n_tokens` by its selections, [n_layer, n_expert]."""
@@ -60,5 +69,7 @@ class RoutingLean:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the scores, in hex."""
-        return hashlib.sha256(np.ascontiguousarray(self.scores).tobytes()).hexdigest()
+        """SHA-256 of the table of scores, in hex."""
+        return hashlib.sha256(
+            repr(self.scores.shape).encode() + np.ascontiguousarray(self.scores).tobytes()
+        ).hexdigest()

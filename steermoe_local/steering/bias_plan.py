@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..identity import ModelIdentity
@@ -21,23 +21,34 @@ class BiasRule:
     bias: BiasFile | None
     lean: RoutingLean | None = None
 
-    @property
+    @cached_property
+    def condition(self) -> tuple[Where, str]:
+        """Equal for rules that match the same tokens: where, without what a map is called, and what is looked at."""
+        where, lean = self.where, "" if self.lean is None else self.lean.digest
+        if where.when is not None and where.when.measure == "routing":
+            where = replace(where, when=replace(where.when, map="MAP", by="rd"))  # the scores are in the digest
+        return where, lean
+
+    @cached_property
     def key(self) -> str:
         """SHA-256 of what the rule does, in hex."""
-        parts = (
-            repr(self.where),
-            "" if self.bias is None else self.bias.key,
-            "" if self.lean is None else self.lean.digest,
-        )
+        where, lean = self.condition
+        parts = (repr(where), "" if self.bias is None else self.bias.key, lean)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def hides(self, later: BiasRule) -> bool:
+        """Whether it is known to match every token that a later rule of the same plan matches."""
+        if self.where in (Where(), Where(later.where.phase), replace(later.where, when=None)):
+            return True
+        return self.condition == later.condition
 
 
 @dataclass(frozen=True, eq=False)
 class BiasPlan:
     """Biases of one model and where each is in force: of the rules that match a token the first one steers it.
 
-    Used wherever a `BiasFile` steers a request. `key` says "same plan"; what a token was computed under is said by the
-    key of the bias that was in force there.
+    Used wherever a `BiasFile` steers a request. Plans with one `key` steer every text alike, whatever their maps are
+    called; what a token was computed under is said by the key of the bias that was in force there.
     """
 
     rules: tuple[BiasRule, ...]
@@ -88,12 +99,14 @@ AnyBias = BiasFile | BiasPlan
 
 
 def simplest(rules: Sequence[BiasRule]) -> AnyBias | None:
-    """The plan of these rules: None if it never steers, the bias alone if it steers all tokens alike."""
+    """The plan of these rules, which keep their indices; a bias alone if the first rule is of all tokens.
+
+    None if no rule steers that a rule before it does not hide.
+    """
     kept: list[BiasRule] = []
     for rule in rules:
-        kept.append(BiasRule(rule.where, none_if_empty(rule.bias), rule.lean))
-        if rule.where == Where():
-            break  # what comes behind it matches nothing
+        hidden = any(earlier.hides(rule) for earlier in kept)
+        kept.append(BiasRule(rule.where, None if hidden else none_if_empty(rule.bias), rule.lean))
     while kept and kept[-1].bias is None:
         del kept[-1]  # no rule, no steering
     if not kept:

@@ -14,9 +14,10 @@ from ..errors import FormatError, SteerMoEError, UsageError
 from ..identity import ModelIdentity
 from ..maps.expert_map import ExpertMap
 from ..maps.routing_lean import RoutingLean
+from .bias_file import BiasFile
 from .bias_plan import AnyBias, BiasRule, simplest
 from .plan_objects import rule_to_dict, rules_from
-from .plan_rules import RuleSpec
+from .plan_rules import MAX_RULES, RuleSpec
 from .plan_text import format_rule, parse_rule
 from .steering import Steering
 
@@ -42,6 +43,12 @@ class PlanRule:
     def text(self) -> str:
         """The rule as people write it."""
         return format_rule(self.spec)
+
+    @property
+    def lean(self) -> RoutingLean | None:
+        """What the condition looks at, if it is one on routing. Raises UsageError for a map without its scores."""
+        when = self.spec.where.when
+        return None if self.looks_at is None or when is None else RoutingLean.of_map(self.looks_at, when.by)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +78,7 @@ class SteeringPlan:
         Raises UsageError, which names the rule, and what `steering` and `expert_map` raise, with the rule's number
         before the message.
         """
-        read = [rule if isinstance(rule, RuleSpec) else None for rule in rules]
-        specs = rules_from(list(rules)) if None in read else [rule for rule in read if rule is not None]
+        specs = rules_from(rules)
         found = [_looked_up(number, spec, steering, expert_map) for number, spec in enumerate(specs, 1)]
         return cls(name, tuple(found), path)
 
@@ -87,10 +93,34 @@ class SteeringPlan:
         return list(dict.fromkeys(rule.steering for rule in self.rules if rule.steering is not None))
 
     @property
+    def windows(self) -> list[str]:
+        """Where each rule is, and whether it steers: its text with "steered" in the place of what steers."""
+        return [format_rule(RuleSpec(rule.spec.where, rule.spec.name and "steered")) for rule in self.rules]
+
+    @property
+    def needs_routing(self) -> bool:
+        """Whether a condition looks at the routing of the text."""
+        return any(rule.looks_at is not None for rule in self.rules)
+
+    @property
+    def single(self) -> Steering | None:
+        """The steering of the rules, if all that steer have the same one; None otherwise."""
+        contents = {steering.content for steering in self.steerings}
+        return self.steerings[0] if len(contents) == 1 else None
+
+    def placed(self, bias: BiasFile | None) -> AnyBias | None:
+        """What steers when `bias` takes the place of every steering of the plan."""
+        return simplest(
+            [BiasRule(rule.spec.where, None if rule.steering is None else bias, rule.lean) for rule in self.rules]
+        )
+
+    @property
     def expert_map(self) -> ExpertMap | None:
         """The map of all steerings, if they are of one map; None otherwise."""
-        maps = {id(steering.expert_map): steering.expert_map for steering in self.steerings}
-        return next(iter(maps.values())) if len(maps) == 1 else None
+        found = list(dict.fromkeys(steering.expert_map for steering in self.steerings))
+        if not found or None in found or len({made.sha256 for made in found if made}) > 1:
+            return None
+        return found[0]
 
     @property
     def identity(self) -> ModelIdentity | None:
@@ -137,13 +167,24 @@ class SteeringPlan:
         return simplest([_built(number, rule, identity) for number, rule in enumerate(self.rules, 1)])
 
     @property
+    def content(self) -> tuple[Any, ...]:
+        """Equal for plans that build equal biases for one model."""
+        return tuple(
+            (
+                rule.spec.where,
+                None if rule.steering is None else rule.steering.content,
+                None if rule.looks_at is None else rule.looks_at.sha256,
+            )
+            for rule in self.rules
+        )
+
+    @property
     def sha256(self) -> str:
-        """Digest of the rules' texts and of the maps' and biases' contents, in hex."""
+        """Digest of the rules' texts and of what steers and is looked at, in hex."""
         parts = []
         for rule in self.rules:
-            made = None if rule.steering is None else rule.steering.expert_map or rule.steering.bias
-            parts += [rule.text, "" if made is None else made.sha256 if isinstance(made, ExpertMap) else made.key]
-            parts.append("" if rule.looks_at is None else rule.looks_at.sha256)
+            steers = None if rule.steering is None else rule.steering.content
+            parts += [rule.text, repr(steers), "" if rule.looks_at is None else rule.looks_at.sha256]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
@@ -163,8 +204,8 @@ class SteeringPlan:
         """
         rules = data.get("rules") if isinstance(data, Mapping) else None
         name = data.get("name") if isinstance(data, Mapping) else None
-        if not isinstance(rules, list) or not isinstance(name, str):
-            raise FormatError(f"{where}: not a plan with a name and rules; choose the steering again")
+        if not isinstance(rules, list) or not 1 <= len(rules) <= MAX_RULES or not isinstance(name, str):
+            raise FormatError(f"{where}: not a plan with a name and 1 to {MAX_RULES} rules; choose the steering again")
         found = []
         for number, rule in enumerate(rules, 1):
             at = f"{where}.rules[{number}]"
@@ -175,9 +216,16 @@ class SteeringPlan:
                 spec = parse_rule(text, number)
             except UsageError as error:
                 raise FormatError(f"{at}: {error}") from None
-            steers = rule.get("steering")
+            steers, looks_at, when = rule.get("steering"), rule.get("looks_at"), spec.where.when
+            for part, there, needed in (
+                ("steering", steers is not None, spec.name is not None),
+                ("looks_at", looks_at is not None, when is not None and when.measure == "routing"),
+            ):
+                if there != needed:
+                    what = "missing" if needed else "not of this rule"
+                    raise FormatError(f"{at}.{part}: {what}, {format_rule(spec)}; choose the steering again")
             steering = None if steers is None else Steering.from_dict(steers, f"{at}.steering")
-            found.append(PlanRule(spec, steering, *_map_from(rule.get("looks_at"), f"{at}.looks_at")))
+            found.append(PlanRule(spec, steering, *_map_from(looks_at, f"{at}.looks_at")))
         plan = data.get("plan") if isinstance(data, Mapping) else None
         return cls(name, tuple(found), Path(plan) if isinstance(plan, str) and "\0" not in plan else None)
 
@@ -230,14 +278,11 @@ def _looked_up(number: int, spec: RuleSpec, steering: OpenSteering, expert_map: 
         found = None if spec.name is None else steering(spec.name, spec.choice)
         if when is None or when.measure != "routing":
             return PlanRule(spec, found)
-        looks_at, path = expert_map(when.map)
-        _ = RoutingLean.of_map(looks_at, when.by)  # what the map lacks is told now
-        return PlanRule(spec, found, looks_at, path)
+        looked_up = PlanRule(spec, found, *expert_map(when.map))
+        _ = looked_up.lean  # what the map lacks is told now
+        return looked_up
 
 
 def _built(number: int, rule: PlanRule, identity: ModelIdentity | None) -> BiasRule:
-    when = rule.spec.where.when
     with _naming(number):
-        bias = None if rule.steering is None else rule.steering.build(identity)
-        lean = None if rule.looks_at is None or when is None else RoutingLean.of_map(rule.looks_at, when.by)
-        return BiasRule(rule.spec.where, bias, lean)
+        return BiasRule(rule.spec.where, None if rule.steering is None else rule.steering.build(identity), rule.lean)

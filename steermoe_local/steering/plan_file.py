@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .._util.file_kinds import PLAN, require_kind
 from .._util.files import StrPath, is_sha256, parse_json, read_bytes
 from .._util.toml_text import TomlError, parse_toml
 from ..errors import FormatError, UsageError
 from .plan_objects import rules_from
-from .plan_rules import RuleSpec
+from .plan_rules import RuleSpec, shown
 
 SUFFIXES = (".plan.json", ".plan.toml")
 _MAX_BYTES = 1 << 20
@@ -44,7 +45,7 @@ def read_plan_file(path: StrPath) -> PlanFile:
     data = _parsed(path)
     if "rules" not in data or data.keys() - {"rules", "made_of"}:
         odd = next((name for name in data if name not in ("rules", "made_of")), None)
-        what = "has no rules" if odd is None else f"{odd}: not a part of a plan"
+        what = "has no rules" if odd is None else f"{shown(odd)}: not a part of a plan"
         raise FormatError(f"{path}: {what}; a plan has rules = [...] and nothing else")
     made_of = data.get("made_of", {})
     if not isinstance(made_of, dict) or not all(map(is_sha256, made_of.values())):
@@ -56,14 +57,16 @@ def read_plan_file(path: StrPath) -> PlanFile:
 
 
 def _parsed(path: Path) -> dict[str, Any]:
+    require_kind(path, "a steering plan", PLAN)
     raw = read_bytes(path, "a steering plan", _MAX_BYTES)
+    is_toml = path.suffix == ".toml"
     try:
         text = raw.decode("utf-8")
-        data = parse_toml(text) if path.suffix == ".toml" else parse_json(text)
+        data = parse_toml(text) if is_toml else parse_json(text)
     except TomlError as error:
         raise FormatError(f"{path}:{error.line or 1}: not a steering plan: not TOML ({error})") from None
     except ValueError as error:
-        raise FormatError(f"{path}: not a steering plan: not JSON ({error})") from None
+        raise FormatError(f"{path}: not a steering plan: not {'TOML' if is_toml else 'JSON'} ({error})") from None
     if not isinstance(data, dict):
         raise FormatError(f'{path}: not a steering plan, which is an object {{"rules": [...]}}')
     return data

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import UsageError
-from .plan_rules import EVERYWHERE, MAX_RULES, NONE, Condition, RuleSpec, Where
-from .plan_text import parse_rule
+from .plan_rules import CHOICE, EVERYWHERE, MAX_RULES, NONE, Condition, RuleSpec, Where, is_of, shown
+from .plan_text import parse_rule, require_short
 from .rules import json_cap
 
 _INTEGER, _REAL = (int,), (int, float)
@@ -29,18 +29,7 @@ _WHERE: dict[str, tuple[type, ...]] = {
     "every": _INTEGER,
     "when": (Mapping,),
 }
-_CHOICE: dict[str, tuple[type, ...]] = {
-    "activate": _INTEGER,
-    "deactivate": _INTEGER,
-    "reverse": (bool,),
-    "layers": (str,),
-    "preset": (str,),
-    "rank": (str,),
-    "mode": (str,),
-    "scale": _REAL,
-    "weights": (str,),
-    "cap": (int, float, str),
-}
+_CHOICE = CHOICE | {"cap": (*CHOICE["cap"], str)}  # "inf", as JSON has no infinity
 _WHEN: dict[str, tuple[type, ...]] = {
     "measure": (str,),
     "map": (str,),
@@ -52,12 +41,14 @@ _WHEN: dict[str, tuple[type, ...]] = {
 
 
 def rules_from(data: object) -> list[RuleSpec]:
-    """Read a list of rules, each an object or a text. Raises UsageError, which names the rule by its number."""
+    """Read a list of rules, each an object, a text, or read already. Raises UsageError, which names the rule by its
+    number.
+    """
     if isinstance(data, str) or not isinstance(data, Sequence):
         raise UsageError("rules: give a list of rules, objects or texts")
     if not 1 <= len(data) <= MAX_RULES:
         raise UsageError(f"rules: a plan has 1 to {MAX_RULES} rules, not {len(data)}")
-    return [rule_from(rule, number) for number, rule in enumerate(data, 1)]
+    return [rule if isinstance(rule, RuleSpec) else rule_from(rule, number) for number, rule in enumerate(data, 1)]
 
 
 def rule_from(data: object, number: int | None = None) -> RuleSpec:
@@ -67,7 +58,7 @@ def rule_from(data: object, number: int | None = None) -> RuleSpec:
     try:
         if not isinstance(data, Mapping):
             raise UsageError("give an object, or a text like answer: formal +8 -8")
-        return _rule(data)
+        return require_short(_rule(data))
     except UsageError as error:
         raise UsageError(f"rule{'' if number is None else f' {number}'}: {error}") from None
 
@@ -100,13 +91,14 @@ def _window(tokens: Sequence[Any]) -> dict[str, Any]:
 def _condition(data: Mapping[str, Any]) -> Condition:
     given = _checked(data, _WHEN, "when.")
     over = given.pop("over", None)
+    if over is not None and given.setdefault("measure", "routing") != "routing":
+        raise UsageError(f"when.over: {shown(given['measure'])} is of the next token alone; leave it out")
     if type(over) is int:
         given["last"] = over
     elif over not in (None, "prompt"):
-        raise UsageError('when.over: give "prompt", or how many last tokens of the answer')
-    measure = given.setdefault("measure", "routing")
-    if measure == "routing" and over is None:
-        raise UsageError('when.over is missing; give "prompt", or how many last tokens of the answer')
+        raise UsageError('when.over: give "prompt", or how many last tokens of the reply')
+    if over is None and given.setdefault("measure", "routing") == "routing":
+        raise UsageError('when.over: is missing; give "prompt", or how many last tokens of the reply')
     return Condition(**given)
 
 
@@ -114,10 +106,9 @@ def _checked(data: Mapping[str, Any], types: Mapping[str, tuple[type, ...]], whe
     """The fields that are not null. Raises UsageError for unknown ones and for wrong types."""
     for name, value in data.items():
         if name not in types:
-            raise UsageError(f"{where}{name}: not a field of a rule; there are {', '.join(types)}")
-        right = isinstance(value, types[name]) and (type(value) is not bool or types[name] == (bool,))
-        if value is not None and not right:
-            raise UsageError(f"{where}{name}: {str(value)[:40]!r} is of the wrong type")
+            raise UsageError(f"{where}{shown(name)}: not a field of a rule; there are {', '.join(types)}")
+        if value is not None and not is_of(value, types[name]):
+            raise UsageError(f"{where}{name}: {shown(value)} is of the wrong type")
     return {name: value for name, value in data.items() if value is not None}
 
 

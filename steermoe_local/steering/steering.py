@@ -158,6 +158,8 @@ class Steering:
         changes = {name: given[name] for name in named if name in given}
         rule, preset = self.rule, given.get("preset")
         if preset is not None:  # the paper's choice, whatever it was before
+            if fixed := [name for name in ("activate", "deactivate", "reverse") if given.get(name)]:
+                raise UsageError(f"preset {preset} gives the numbers and the side; leave out {fixed[0]}, or preset")
             changes |= {"reverse": False, "rank": "rd"}
             rule = Rule(scale=rule.scale)
         cap = float(given["cap"]) if "cap" in given else None
@@ -253,6 +255,14 @@ class Steering:
         if self.scale is not None:
             choice["scale"] = self.scale
         return choice | self.further
+
+    @property
+    def content(self) -> tuple[Any, ...]:
+        """Equal for steerings that build equal biases for one model."""
+        if self.expert_map is None:
+            return (None if self.bias is None else self.bias.key,)
+        names = ("activate", "deactivate", "reverse", "layers", "epsilon", "rank", *self.rule.fields)
+        return (self.expert_map.sha256, *(getattr(self, name) for name in names))
 
     @property
     def further(self) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     at("TASK", '{"task": {"scorer": "contains"}}\n{"prompt": "x", "answer": "y"}\n')
     at("ANSWERS", '{"id": "a", "text": "x", "finish_reason": "stop", "usage": {}}\n')
     at("PARTIAL_ANSWERS", '{"format": "steermoe-partial-answers", "version": 1, "settings": {}}\n')
+    at("PLAN", '{"rules": ["thinking: none"]}')
     at("CHAT", '{\n "format": "steermoe-chat",\n "version": 1}')
     shutil.copy(GOLDEN / "frames" / "pandas-2.2.3.pkl", at("RANKING"))
     at("RESULTS", json.dumps({"task": {}, "positive": {}, "negative": {}, "sides": {}, "command": []}, indent=1))

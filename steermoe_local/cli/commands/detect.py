@@ -200,7 +200,7 @@ def detect(
     if restart:
         checkpoint.remove()
     name = behaviour or pairs_file.name.split(".")[0]
-    display = _Display("detect, at most" if rule else "detect")
+    display = RecordingDisplay("detect, at most" if rule else "detect")
     with ExitStack() as stack:
         # the recorder's context holds a batch, or the longest prompt; how long the pairs are is not known yet
         llama = stack.enter_context(open_model(model_info(model), flags, max(ctx_size, flags.batch_size), path=model))
@@ -263,7 +263,7 @@ def detect(
     say_written(*files, before=f"\n{display.summary()}\n")
 
 
-class _Display:
+class RecordingDisplay:
     """What a run says of itself while it runs: a bar on a terminal, skipped pairs on stderr."""
 
     def __init__(self, what: str) -> None:

@@ -21,11 +21,12 @@ from ...identity import ModelIdentity
 from ...model_files.model_info import ModelInfo, model_info
 from ...models.shipped_maps import shipped_maps
 from ..output import progress_bar, say, warn
-from .common import Parsed, check_resume, check_unfinished, json_option, lock_output, template_options
+from .common import SEEDS, check_resume, check_unfinished, json_option, lock_output, template_options
 from .groups import F, command_line, field_options, option, option_group, together
 from .llama import LlamaFlags, llama_options
 from .model import model_option
 from .opening import check_memory, warn_of_unknown_reasoning
+from .plans import WhereText
 from .sampling import MIN_P, TOP_P
 from .steering import SteeringFlags, steering_options
 from .system_text import UserPath
@@ -34,23 +35,11 @@ if TYPE_CHECKING:
     from ...evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
     from ...evaluation.tasks.neutral_text import NeutralText
     from ...evaluation.tasks.tasks import Scorer, Task
+    from ...steering.plan import AnySteering, SteeringPlan
     from ...steering.steering import Steering
 
 RECORDS = "records.jsonl"
 NONE = "none"
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    """Whole numbers with commas between them, or ranges like 0-4, in their order."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        last = last if dash else first
-        fits = all(end.isdecimal() and len(end) < 10 for end in (first, last)) and int(first) <= int(last)
-        if not fits or int(last) - int(first) >= 1000:
-            raise ValueError(f"{text!r} is no list of seeds, like 0,1,2 or 0-4.")
-        seeds += range(int(first), int(last) + 1)
-    return tuple(seeds)
 
 
 @dataclass(frozen=True)
@@ -101,7 +90,7 @@ class EvaluationSetup:
     min_p: float = option("--min-p", **MIN_P)
     seeds: tuple[int, ...] = option(
         "--seeds",
-        type=Parsed[tuple[int, ...]]("seeds", tuple, _seeds),
+        type=SEEDS,
         default="0",
         value=(0,),
         show_default=True,
@@ -153,6 +142,13 @@ class EvaluationSetup:
         metavar="FILE",
         help="Benign prompts, to count over-refusal, `none` for none.  [default: shipped ones]",
     )
+    where: str | None = option(
+        "--where",
+        type=WhereText(),
+        metavar="WHERE",
+        help="Steer only there, like answer[0:32] or thinking, as the rules of plans begin (docs/plans.md).  "
+        "[default: all tokens]",
+    )
     output: Path | None = option(
         "-o",
         "--output",
@@ -192,13 +188,52 @@ class EvaluationSetup:
         return self.facts.require_moe()
 
     @cached_property
-    def steering(self) -> Steering:
-        """The steering that the flags choose, checked against the model. Raises UsageError when they name none."""
+    def chosen(self) -> AnySteering:
+        """What the flags choose, checked against the model. Raises UsageError when they name nothing."""
         found = self.steering_flags.open(self.identity, self.model)
         if found is None:
-            raise UsageError("nothing to steer by; give --map MAP, or --bias FILE")
+            raise UsageError("nothing to steer by; give --map MAP, --bias FILE, or rules of a plan with --steer")
         found.build(self.identity)  # fails now if the model cannot be steered so
         return found
+
+    @cached_property
+    def steering(self) -> Steering:
+        """The choice of experts that is measured; of a plan that of all its rules, in force at the `placement`.
+
+        Raises UsageError for a plan of several choices, and when there is none.
+        """
+        plan = self._plan
+        if plan is None:
+            return cast("Steering", self.chosen)
+        if plan.single is None:
+            n = len(plan.steerings)
+            raise UsageError(
+                f"{plan.name}: its rules steer by {n or 'no'} choices of experts, and this command measures one; "
+                "steermoe eval measures such a plan as a whole"
+            )
+        return plan.single
+
+    @property
+    def whole(self) -> AnySteering:
+        """The choice of experts that is measured, or a plan of several. Raises UsageError when there is none."""
+        return self._plan if self._plan is not None and self._plan.single is None else self.steering
+
+    @cached_property
+    def placement(self) -> SteeringPlan | None:
+        """Where all that is measured is in force: where a plan of one choice steers, or --where; None: everywhere."""
+        from ...evaluation.measuring.plans import open_placement
+        from ...steering.plan_text import parse_where
+
+        if self.where is not None:
+            return open_placement(parse_where(self.where), self.map_steering)
+        return self._plan if self._plan is not None and self._plan.single is not None else None
+
+    @cached_property
+    def _plan(self) -> SteeringPlan | None:
+        from ...steering.plan import SteeringPlan
+
+        chosen = self.chosen if self.steering_flags.is_plan else None
+        return chosen if isinstance(chosen, SteeringPlan) else None
 
     @cached_property
     def map_steering(self) -> Steering:
@@ -288,6 +323,8 @@ class EvaluationSetup:
             template_arguments=self.template_arguments or {},
             date=self.date,
             force=self.steering_flags.force,
+            placement=self.placement,
+            record=self._plan is not None and self._plan.needs_routing,
             context=self.flags.context_arguments(),
         )
 
@@ -340,6 +377,7 @@ class EvaluationSetup:
 
         Raises UsageError, StorageError, BusyError (another process writes its results there).
         """
+        _ = self.placement  # wrong input fails before anything is written
         if self.output is None:
             return
         if self.output.exists() and not self.output.is_dir():
@@ -404,7 +442,7 @@ class EvaluationSetup:
     @property
     def _shipped(self) -> str | None:
         """Name of the shipped map that steers, for its own task."""
-        name = self.steering_flags.source.get("map", "").removeprefix("tiny/")
+        name = (self.steering_flags.map_name or "").removeprefix("tiny/")
         return name if name in shipped_maps() else None
 
 

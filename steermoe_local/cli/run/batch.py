@@ -18,6 +18,7 @@ from ...generation.reply import Reply
 from ...llama.rendering import RenderedPrompt, vocabulary_renderer
 from ...llama.template_date import may_lack
 from ...pairs.prompts import PromptItem, load_prompts, prompts_digest, read_prompts
+from ...steering.plan import SteeringPlan
 from ..options.common import check_unfinished
 from ..output import print_json, progress_bar, say, say_written
 from .setup import STEERED, BatchFlags, RunFlags, Steered
@@ -159,7 +160,9 @@ class _Batch:
         self._n_tokens = 0
         self._seconds = 0.0
         described = steered.describe() or {}
-        short = ("name", "mode", "n_active", "n_inactive", "map_sha256")
+        if isinstance(steered.steering, SteeringPlan):
+            described["rules"] = steered.steering.texts
+        short = ("name", "mode", "n_active", "n_inactive", "map_sha256", "plan_sha256", "rules")
         self._steering = {key: described[key] for key in short if key in described} or None
 
     def records(self, n_parallel: int, ordered: bool) -> Iterator[Record]:

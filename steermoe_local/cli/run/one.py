@@ -92,7 +92,7 @@ class _Printer:
         self._reasoning = {"auto": self._terminal, "show": True, "hide": False}[steered.flags.reasoning]
         self._headings: dict[str, str] = {}
         if steered.flags.compare and steered.steering is not None:
-            self._headings = {UNSTEERED: "== unsteered", STEERED: f"== steered: {steered.steering.name}"}
+            self._headings = {UNSTEERED: "== unsteered", STEERED: f"== steered: {steered.title}"}
         self._order = list(steered.sides)
         self._held: list[Event] = []
         self._shown: set[str] = set()  # kinds of the present side

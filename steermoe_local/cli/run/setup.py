@@ -13,6 +13,9 @@ from ...errors import UsageError
 from ...identity import ModelIdentity
 from ...model_files.model_info import ModelInfo, model_info
 from ...steering.bias_file import BiasFile, none_if_empty
+from ...steering.bias_plan import AnyBias
+from ...steering.plan import AnySteering, SteeringPlan
+from ...steering.steering import Steering
 from ..options.common import check_resume
 from ..options.llama import LlamaFlags
 from ..options.opening import context_size, open_engine, warn_of_unknown_reasoning
@@ -21,7 +24,6 @@ from ..output import warn
 
 if TYPE_CHECKING:
     from ...generation.engine import Engine, Sampling
-    from ...steering.steering import Steering
 
 UNSTEERED, STEERED = "unsteered", "steered"
 
@@ -49,7 +51,7 @@ class RunFlags:
     def __post_init__(self) -> None:
         """Raise UsageError for options that exclude each other."""
         if self.compare and not self.steering_flags.wanted:
-            raise UsageError("--compare needs a steering; give --map MAP or --bias FILE")
+            raise UsageError("--compare needs a steering; give --map MAP, --bias FILE or --steer RULE")
         if not self.raw:
             return
         if self.system_prompt:
@@ -89,19 +91,32 @@ class Steered:
         """Read the headers of model and bias, or the map. Raises ModelError, FormatError, ModelMismatchError."""
         self.flags = flags
         # the routers are hashed to check a map; a bias file is checked when the model is loaded
-        maps = "map" in flags.steering_flags.source
+        maps = bool({"map", "steer", "plan"} & flags.steering_flags.source.keys())
         self.facts = model_info(flags.model, routers=maps)
         identity: ModelIdentity | None = self.facts.require_moe() if maps else None
-        self.steering: Steering | None = flags.steering_flags.open(identity, flags.model)
-        self._file: BiasFile | None = self.steering.bias_file(identity) if self.steering is not None else None
-        self.bias = none_if_empty(self._file)
+        self.steering: AnySteering | None = flags.steering_flags.open(identity, flags.model)
+        self._file: BiasFile | None = None
+        self.bias: AnyBias | None
+        if isinstance(self.steering, SteeringPlan):
+            self.bias = self.steering.build(identity)
+        else:
+            self._file = self.steering.bias_file(identity) if self.steering is not None else None
+            self.bias = none_if_empty(self._file)
         if not flags.raw and not self.facts.chat_template and flags.system_prompt:
             raise UsageError(f"{flags.model}: no chat template, so no system message; put it into the prompt")
 
     @property
-    def sides(self) -> dict[str, BiasFile | None]:
+    def sides(self) -> dict[str, AnyBias | None]:
         """The biases to answer under, by name."""
         return {UNSTEERED: None, STEERED: self.bias} if self.flags.compare else {STEERED: self.bias}
+
+    @property
+    def title(self) -> str:
+        """What steers, in a few words: a name, or the rules of the command line."""
+        steering = self.steering
+        if isinstance(steering, SteeringPlan) and steering.path is None:
+            return "; ".join(steering.texts)
+        return steering.name if steering is not None else ""
 
     @property
     def chats(self) -> bool:
@@ -114,7 +129,12 @@ class Steered:
             warn(f"{self.flags.model}: no chat template, so the prompt is continued as it is (--raw)")
 
     def describe(self) -> dict[str, Any] | None:
-        """The steering for --json: name, file, rule, numbers of experts, and the provenance of the bias."""
+        """The steering for --json: name, file, rule, numbers of experts, and the provenance of the bias.
+
+        Of a plan what `SteeringPlan.to_dict` says.
+        """
+        if isinstance(self.steering, SteeringPlan):
+            return self.steering.to_dict()
         if self.steering is None or self._file is None:
             return None
         return {
@@ -139,6 +159,7 @@ class Steered:
         with open_engine(
             self.facts, self.flags.flags, n_ctx, n_slots, path=self.flags.model, record=False, force=force
         ) as engine:
-            if self.steering is not None and self.steering.bias is not None and engine.identity is not None:
+            bias = self.steering.bias if isinstance(self.steering, Steering) else None
+            if self.steering is not None and bias is not None and engine.identity is not None:
                 warn(*self.steering.check(engine.identity, str(self.flags.model), force))
             yield engine

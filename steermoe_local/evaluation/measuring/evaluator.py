@@ -22,8 +22,10 @@ from ...llama.steered_llama import SteeredLlama
 from ...llama.template_date import AnyDate, may_lack, template_date
 from ...model_files.model_info import model_info
 from ...pairs.prompts import PromptItem
-from ...steering.bias_file import BiasFile, none_if_empty
+from ...steering.bias_file import BiasFile
+from ...steering.bias_plan import AnyBias
 from ...steering.old_digests import record_name
+from ...steering.plan import SteeringPlan
 from ..tasks.neutral_text import NeutralText, TextScore, score_text
 from ..tasks.tasks import Score, Scorer, Task
 from .measurements import UNSTEERED, Answer, Measurement, bias_key, record_of
@@ -41,8 +43,10 @@ class EvaluatorSettings:
     `sampling`: temperature 0 is greedy; else every item is answered once for each of `seeds`. `n_parallel`: how many
     answers are decoded at once. `n_ctx` None: as the task needs. `n_text`: most tokens of the neutral text that count.
     `thinking`, `template_arguments`, `date`: as in `Renderer`; with None the date is that on which these settings were
-    made. `context`: further arguments of `Engine`
-    (n_threads, type_k, ...). Raises UsageError.
+    made. `placement`: a plan whose windows and conditions all that is measured is in force at, in the place of what
+    the plan steers by; None: at all tokens. `record`: have a recorder, which plans with conditions on routing need,
+    also without a `placement` that has some. `context`: further arguments of `Engine` (n_threads, type_k, ...).
+    Raises UsageError.
     """
 
     sampling: Sampling = GREEDY
@@ -54,6 +58,8 @@ class EvaluatorSettings:
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     date: AnyDate = None
     force: bool = False
+    placement: SteeringPlan | None = None
+    record: bool = False
     context: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -75,7 +81,17 @@ class EvaluatorSettings:
             "n_text": self.n_text,
             "thinking": self.thinking,
             "template_arguments": dict(self.template_arguments),
+            **({} if self.placement is None else {"placement": self.placement.windows}),
         }
+
+    @property
+    def records(self) -> bool:
+        """Whether the engine has a recorder."""
+        return self.record or (self.placement is not None and self.placement.needs_routing)
+
+    def placed(self, bias: AnyBias | None) -> AnyBias | None:
+        """What is measured for a bias: itself, or a plan that has it where `placement` steers."""
+        return bias if self.placement is None or not isinstance(bias, BiasFile) else self.placement.placed(bias)
 
 
 def plan(
@@ -168,7 +184,7 @@ class Evaluator:
                         sources, neutral, self.renderer, int(model._model.n_ctx_train()), self._settings.n_ctx
                     ),
                     n_slots=n_slots,
-                    record=False,
+                    record=self._settings.records,
                     force=self._settings.force,
                     **context,
                 )
@@ -229,7 +245,7 @@ class Evaluator:
 
     def measure(
         self,
-        biases: Sequence[BiasFile | None],
+        biases: Sequence[AnyBias | None],
         *,
         items: Iterable[str] | None = None,
         text: bool = True,
@@ -239,11 +255,13 @@ class Evaluator:
         """Measure steerings, in their order; None is the unsteered model.
 
         `items`: ids of the items to answer; None: all. `text`, `benign`: also predict the neutral text, and answer the
-        benign prompts, where the evaluator has them. Biases that steer equally are measured once. `what` is shown with
-        the progress. Raises UsageError, ModelMismatchError, NativeError, and what the scorer raises.
+        benign prompts, where the evaluator has them. Biases that steer equally are measured once; with `placement` in
+        the settings each is in force where that steers. `what` is shown with the progress. Raises
+        UsageError, ModelMismatchError, NativeError, and what the scorer raises.
         """
-        keys = [self._name(bias) for bias in biases]
-        by_key = {key: None if key == UNSTEERED else bias for key, bias in zip(keys, biases, strict=True)}
+        placed = [self._settings.placed(bias) for bias in biases]
+        keys = [self._name(bias) for bias in placed]
+        by_key = {key: None if key == UNSTEERED else bias for key, bias in zip(keys, placed, strict=True)}
         self._check(by_key.values())
         wanted = None if items is None else {str(name) for name in items}
         chosen = [item for item in self.task.items if wanted is None or str(item.id) in wanted]
@@ -284,7 +302,7 @@ class Evaluator:
             found[key] = Measurement(by_key[key], key, answered, refused, score)
         return [replace(found[key], bias=bias) for key, bias in zip(keys, biases, strict=True)]
 
-    def _check(self, biases: Iterable[BiasFile | None]) -> None:
+    def _check(self, biases: Iterable[AnyBias | None]) -> None:
         """Refuse biases that cannot steer this model, before long work. Raises as `measure`."""
         steered = [bias for bias in biases if bias is not None]
         if steered:
@@ -304,14 +322,13 @@ class Evaluator:
         self._kept.resume(settings, may_lack=may_lack(self.renderer.date_given))
         return {str(record["id"]): record for record in self._kept.records()}
 
-    def _name(self, bias: BiasFile | None) -> str:
+    def _name(self, bias: AnyBias | None) -> str:
         """The name of a bias in the records: of its key, or the old one in a file that an earlier version began."""
-        steering = none_if_empty(bias)
-        old = None if steering is None else record_name(steering)
-        return old if old in self._resumed_names else bias_key(steering)
+        old = record_name(bias) if isinstance(bias, BiasFile) else None
+        return old if old in self._resumed_names else bias_key(bias)
 
     def _jobs(
-        self, key: str, bias: BiasFile | None, of: Source, items: Sequence[PromptItem], part: str = ""
+        self, key: str, bias: AnyBias | None, of: Source, items: Sequence[PromptItem], part: str = ""
     ) -> list[Job]:
         task, scorer, seeds, prompts, *_ = of
         return [
@@ -342,7 +359,7 @@ class Evaluator:
                 scoring.add(job, reply)
             scoring.finish()
 
-    def _predict(self, biases: Mapping[str, BiasFile | None], keep: Callable[[dict[str, Any]], None]) -> None:
+    def _predict(self, biases: Mapping[str, AnyBias | None], keep: Callable[[dict[str, Any]], None]) -> None:
         """Predict the neutral text under each steering, beside the unsteered model."""
         keys = [key for key in biases if key != UNSTEERED]
         size = max(1, self._settings.n_parallel - 1)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...steering.bias_file import BiasFile, none_if_empty
+from ...steering.bias_plan import AnyBias
 from ..metrics.repetition import repetition
 from ..tasks.neutral_text import TextScore
 from ..tasks.tasks import Score
@@ -19,9 +20,9 @@ from .replies import Job, Reply
 UNSTEERED = "unsteered"
 
 
-def bias_key(bias: BiasFile | None) -> str:
+def bias_key(bias: AnyBias | None) -> str:
     """The first 16 digits of the bias's key, as in records.jsonl; "unsteered" for None and one that changes nothing."""
-    steering = none_if_empty(bias)
+    steering = none_if_empty(bias) if isinstance(bias, BiasFile) else bias
     return UNSTEERED if steering is None else steering.key[:16]
 
 
@@ -60,9 +61,12 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """What was measured under one steering: answers in the order of items and seeds, benign prompts, neutral text."""
+    """What was measured under one steering: answers in the order of items and seeds, benign prompts, neutral text.
 
-    bias: BiasFile | None
+    `bias` was in force where the evaluator's settings place it.
+    """
+
+    bias: AnyBias | None
     key: str
     answers: tuple[Answer, ...]
     benign: tuple[Answer, ...] = ()

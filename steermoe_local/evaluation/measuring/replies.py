@@ -12,7 +12,7 @@ from ...generation.engine import Engine, FinishEvent, Request, Sampling, TokenEv
 from ...llama.rendering import RenderedPrompt, Renderer
 from ...llama.tokenizing import common_prefix
 from ...pairs.prompts import PromptItem
-from ...steering.bias_file import BiasFile
+from ...steering.bias_plan import AnyBias
 from ..tasks.tasks import Choice, Scorer, Task
 
 GREEDY = Sampling(temperature=0)
@@ -32,7 +32,7 @@ class Job:
     """One reply that is wanted; `id` names its record."""
 
     id: str
-    bias: BiasFile | None
+    bias: AnyBias | None
     item: PromptItem
     prompt: RenderedPrompt
     scorer: Scorer
@@ -112,10 +112,20 @@ class _Pending:
                 job.max_tokens,
                 job.stop,
                 special=job.prompt.has_control_markers,
+                style=job.prompt.style,
             )
         else:
             tokens = self._tokens.popleft()
-            request = Request(tokens, job.bias, GREEDY, max_tokens=0, prompt_probs=0, prompt_from=self._first)
+            request = Request(
+                tokens,
+                job.bias,
+                GREEDY,
+                max_tokens=0,
+                prompt_probs=0,
+                prompt_from=self._first,
+                style=job.prompt.style,
+                n_prompt=self._first,
+            )
         engine.add(request)
         return request
 

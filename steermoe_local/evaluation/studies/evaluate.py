@@ -12,6 +12,7 @@ from ...errors import UsageError
 from ...model_files.model_info import model_info
 from ...models.local_models import resolve_model
 from ...pairs.pairs import load_pairs
+from ...steering.plan import AnySteering
 from ...steering.steering import Steering
 from ..measuring.evaluator import Evaluator, EvaluatorSettings
 from ..measuring.json_values import plain
@@ -83,7 +84,7 @@ _DEFAULT = Controls()
 
 def evaluate(
     evaluator: Evaluator,
-    steering: Steering,
+    steering: AnySteering,
     *,
     away: bool = True,
     controls: Controls | None = _DEFAULT,
@@ -94,8 +95,9 @@ def evaluate(
     """Measure a steering on an evaluator's task, with controls and side effects.
 
     "towards" is the map's positive side also if the steering is reversed. `away`: measure the reversed choice, too; a
-    bias file and a preset have none. `controls` None: none are run. `seed` is that of bootstraps and control draws.
-    `log` is called with a line on what is being done.
+    bias file, a preset and a plan have none. `controls` None: none are run, nor for a plan: it is measured as a whole.
+    A plan of one steering is better given as that steering, and the plan as `EvaluatorSettings.placement`. `seed` is
+    that of bootstraps and control draws. `log` is called with a line on what is being done.
 
     Raises UsageError (a steering that changes nothing), ChoiceError, ModelMismatchError, ModelError, NativeError, and
     what the scorer raises.
@@ -108,7 +110,7 @@ def evaluate(
     headline = list(effects)[-1]
     wanted = {name: -1 if name == NEGATIVE or (name == STEERED and _is_reversed(steering)) else 1 for name in effects}
     found: tuple[ControlResult, ...] = ()
-    if controls is not None:
+    if controls is not None and isinstance(steering, Steering):
         found = run_controls(
             evaluator,
             steering.changed(reverse=False) if away else steering,
@@ -206,9 +208,10 @@ def run_evaluation(
         return evaluate(evaluator, steering, away=away, controls=controls, seed=seed)
 
 
-def _is_reversed(steering: Steering) -> bool:
+def _is_reversed(steering: AnySteering) -> bool:
     """Whether a bias file says that it was made by a reversed choice."""
-    made = steering.bias.provenance.get("choice", "") if steering.bias is not None else ""
+    bias = steering.bias if isinstance(steering, Steering) else None
+    made = "" if bias is None else bias.provenance.get("choice", "")
     try:
         choice = parse_json(made)
     except ValueError:

@@ -11,6 +11,8 @@ from ..._util.files import timestamp, tool_name
 from ...errors import UsageError
 from ...identity import ModelIdentity
 from ...steering.bias_file import BiasFile
+from ...steering.bias_plan import AnyBias
+from ...steering.plan import AnySteering, SteeringPlan
 from ...steering.steering import Steering
 from ..measuring.measurements import UNSTEERED, Measurement
 from ..metrics.intervals import Interval, difference
@@ -23,9 +25,9 @@ POSITIVE, NEGATIVE, STEERED, EFFECT = "towards", "away", "steered", "swing"
 a bias file; and the rate of the first minus that of the second."""
 
 
-def has_reverse(steering: Steering) -> bool:
-    """Whether it can be reversed: not a bias file, and a preset never steers to the other side of its behaviour."""
-    return steering.expert_map is not None and not steering.preset
+def has_reverse(steering: AnySteering) -> bool:
+    """Whether it can be reversed: not a bias file or a plan, nor a preset, which never steers to the other side."""
+    return isinstance(steering, Steering) and steering.expert_map is not None and not steering.preset
 
 
 def both_ways(steering: Steering, identity: ModelIdentity, reverse: bool = True) -> tuple[BiasFile, ...]:
@@ -42,8 +44,13 @@ def both_ways(steering: Steering, identity: ModelIdentity, reverse: bool = True)
     return (steered,) if other is None else (steered, other)
 
 
-def side_biases(steering: Steering, identity: ModelIdentity, reverse: bool = True) -> dict[str, BiasFile | None]:
+def side_biases(steering: AnySteering, identity: ModelIdentity, reverse: bool = True) -> dict[str, AnyBias | None]:
     """The bias of each side by its name, the unsteered model's (None) first; with `reverse` of both. As `both_ways`."""
+    if isinstance(steering, SteeringPlan):
+        plan = steering.build(identity)
+        if plan is None:
+            raise UsageError(f"{steering.name}: no rule of the plan steers anything; name a map and numbers of experts")
+        return {UNSTEERED: None, STEERED: plan}
     biases = both_ways(steering, identity, reverse)
     names = [STEERED] if steering.expert_map is None else [POSITIVE, NEGATIVE]
     if steering.reverse:
@@ -69,12 +76,20 @@ def mirrored(effect: Interval) -> Interval:
     return replace(effect, value=-effect.value, low=-effect.high, high=-effect.low)
 
 
-def steering_facts(steering: Steering) -> dict[str, Any]:
+def steering_facts(steering: AnySteering) -> dict[str, Any]:
     """The choice as plain JSON values, without the user's folders."""
-    facts = steering.to_dict()
-    for kind in ("map", "bias"):
+    return _without_folders(steering.to_dict())
+
+
+def _without_folders(facts: dict[str, Any]) -> dict[str, Any]:
+    for kind in ("map", "bias", "plan"):
         if facts.get(kind):
             facts[kind] = Path(facts[kind]).name
+    for name in ("steering", "looks_at"):
+        if facts.get(name):
+            facts[name] = _without_folders(facts[name])
+    if "rules" in facts:
+        facts["rules"] = [_without_folders(rule) for rule in facts["rules"]]
     return facts
 
 

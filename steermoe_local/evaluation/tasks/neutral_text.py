@@ -24,7 +24,7 @@ from ...pairs.prompts import load_prompts
 
 if TYPE_CHECKING:
     from ...generation.engine import Engine
-    from ...steering.bias_file import BiasFile
+    from ...steering.bias_plan import AnyBias
 
 _MAX_BYTES = 64 << 20
 _LEAST = -700.0  # stands for -inf and NaN as a log-probability; finite, and so is its exponential
@@ -145,18 +145,19 @@ def load_neutral_text(path: StrPath) -> NeutralText:
     return NeutralText(name, ((None, text),))
 
 
-def score_text(engine: Engine, biases: Sequence[BiasFile | None], documents: Sequence[Document]) -> list[TextScore]:
+def score_text(engine: Engine, biases: Sequence[AnyBias | None], documents: Sequence[Document]) -> list[TextScore]:
     """Score documents under each of the biases; the first, None, is the unsteered model that the others are compared
     with.
 
-    Each document is computed under all of them in the same batches, so rounding does not differ by position. Raises
-    UsageError (the engine has not as many free slots), NativeError.
+    Under a plan the tokens that count are those of the answer, all before them the prompt's. Each document is computed
+    under all of them in the same batches, so rounding does not differ by position. Raises UsageError (the
+    engine has not as many free slots), NativeError.
     """
     n_biases = len(biases)
     nll, kl, same = np.zeros(n_biases), np.zeros(n_biases), np.zeros(n_biases)
     n = 0
     for document in documents:
-        for start, logits in engine.logits(biases, document.tokens, document.first):
+        for start, logits in engine.logits(biases, document.tokens, document.first, n_prompt=document.first + 1):
             targets = np.asarray(document.tokens[start + 1 : start + 1 + logits.shape[1]])
             logprobs = log_probabilities(logits)
             nll -= logprobs[:, np.arange(len(targets)), targets].sum(axis=1)
