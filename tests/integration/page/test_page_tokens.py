@@ -365,3 +365,15 @@ def test_a_large_model_stays_quick(browser: Any, server: Running) -> None:
         assert found.about().startswith("Token 251 of 300:")
         shown = [list(map(int, texts)) for texts in found.tab.token_experts()]
         assert shown == random[N_PROMPT + 250].tolist()
+
+
+def test_a_model_without_experts(browser: Any, server: Running) -> None:
+    with mock(browser, server) as found:
+        tab = found.tab
+        tab.page.route("**/v1/steering", lambda route: route.fulfill(json={"default": None, "model": None, "data": []}))
+        tab.page.reload()
+        tab.page.locator("#state[data-state=ok]").wait_for()
+        tab.send(QUESTION)
+        found.open()
+        assert "no experts" in found.wrong()
+        assert found.asked == []
