@@ -245,7 +245,7 @@ class SteeringRegistry:
             if name == NONE or (name in self._entries and not replace and self._entries[name].source != "ships"):
                 raise UsageError(f"{steering.path or name}: the name {name!r} is taken; rename the file")
             warnings = self._check(steering)
-            _ = _content(steering)  # hashed once, here: looking a name up is quick then
+            _ = steering.content  # hashed once, here: looking a name up is quick then
             self._entries[name] = Registered(name, steering, source)
             return warnings
 
@@ -353,7 +353,7 @@ class SteeringRegistry:
 
     def _kept(self, steering: AnySteering) -> tuple[AnyBias | None] | None:
         """The bias that is kept ready, if one is."""
-        content = _content(steering)
+        content = steering.content
         with self._lock:
             if content not in self._built:
                 return None

@@ -28,7 +28,7 @@ from ..steering.plan_rules import (
     PHASES,
     RuleSpec,
 )
-from ..steering.plan_rules import MAX_RULE
+from ..steering.plan_text import MAX_RULE
 from ..steering.presets import PRESETS
 from ..steering.rules import RULES
 from .schemas_base import NAME_PATTERN
