@@ -123,7 +123,7 @@ BODIES: dict[str, tuple[str, bytes, str]] = {
     "fields of a rule": (
         CHAT,
         json.dumps({**message(1), "steering": [dict.fromkeys(map(str, range(9000)))]}).encode(),
-        "rule 1: 0: not a field",
+        "rule 1: '0': not a field",
     ),
     "rules to register": (
         "/v1/steering",
