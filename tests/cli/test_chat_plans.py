@@ -124,7 +124,7 @@ def test_what_is_neither(typed: str, words: str, finder: MapFinder) -> None:
 
 @pytest.mark.parametrize("text", ["a" * 3_000_000, "ab " * 1_000_000, "'" * 3_000_001, "answer" + " x" * 1_000_000])
 def test_a_line_without_end_takes_its_length(text: str, finder: MapFinder) -> None:
-    """CPU time, of which a second is a hundred times what is needed; the square of the length would be hours."""
+    """CPU time: ten seconds are many times what is needed; the square of the length would take hours."""
     started = time.process_time()
     finder._is_rules(text)
     assert time.process_time() - started < 10
