@@ -246,10 +246,10 @@ def detect(
         require_writable(path)
     check_resume(resume, restart)
     pairs = PairsFile(pairs_file)
+    click.get_current_context().with_resource(checkpoint)  # the lock of the map, until the command ends
     for path in paths:
         if path != output:
             lock_output(path)
-    click.get_current_context().with_resource(checkpoint)  # the lock of the map, until the command ends
     check_unfinished(checkpoint, resume, restart)
     if restart:
         checkpoint.remove()
