@@ -20,13 +20,12 @@ from ..llama.loaded_model import can_share, loaded_identity, open_model
 from ..llama.rendering import Renderer
 from ..llama.template_date import may_lack
 from ..maps.counts import RoutingCounts, Source
-from ..maps.routing_sums import RoutingSums
 from ..maps.stability import Stability
 from ..pairs.pairs import SIDES, Pair, PairsFile, in_fixed_order, pairs_digest
-from .batches import Owners, PairBatch, PairBatches
+from .batches import PairBatch, PairBatches
 from .checkpoint import Checkpoint, CheckpointFile, PairRecords, Tables
 from .decoding import GroupDecoder
-from .grouping import Group
+from .pooling import add_counts, pooled_sums, split_pairs, times_counted
 from .recording_options import PairSink, RecordingOptions, RecordingProgress
 from .stopping import StabilityCheck
 from .target_phases import TargetPhases
@@ -255,11 +254,11 @@ class _Recording:
             self._n_decoded += len(group.tokens)
             sums = decoder.sums(len(group.members))
             for phase, tables in zip((None, *range(n_phases)), added, strict=True):
-                sides = _sides(group, owners, phase)
-                _pool(tables, counts, tokens, sides)
-                tables.sums += _pooled_sums(sums, sides)
+                times = times_counted(group, owners, phase)
+                add_counts(tables, counts, tokens, times)
+                tables.sums += pooled_sums(sums, times)
             if self._sinks or self._check is not None:
-                _split(records, counts, tokens, group, owners)
+                split_pairs(records, counts, tokens, group, owners)
         self._n_tokens += sum(len(prompt.tokens) for item in batch.items for prompt in item.prompts)
         for total, tables in zip((counted, *counted.phases), added, strict=True):
             total.add(tables)
@@ -361,43 +360,3 @@ def _model_settings(model: Any, identity: ModelIdentity) -> dict[str, str]:
         "model file": f"{model.desc()}, {size} bytes",
         "model metadata": hashlib.sha256(metadata).hexdigest(),
     }
-
-
-def _sides(group: Group, owners: Owners, phase: int | None) -> Int64:
-    """How often each bin counts for each side, int64 [2, bins]: of one phase of the targets, or of all tokens."""
-    n_parts = group.members.shape[1] // len(owners)
-    members = group.members.reshape(len(group.members), len(owners), n_parts)
-    chosen = (
-        np.asarray(members.any(axis=2)) if phase is None else members[:, :, phase]
-    )  # a prompt has a row in one part only
-    sides = np.array([side for _, side in owners])
-    return np.stack([chosen[:, sides == side].sum(axis=1, dtype=np.int64) for side in (0, 1)])
-
-
-def _pooled_sums(sums: Sequence[npt.NDArray[np.float64]], times: Int64) -> RoutingSums:
-    """The sums of a group's sides. The bins are added in their order, so that the same group has the same bits."""
-    totals = []
-    for table in sums:
-        total = np.zeros((2, *table.shape[1:]))
-        for side, number in np.argwhere(times):
-            with np.errstate(invalid="ignore"):  # infinities of a router that overflowed
-                total[side] += times[side, number] * table[number]
-        totals.append(total)
-    return RoutingSums(*totals)
-
-
-def _pool(tables: Tables, counts: Int64, tokens: Int64, times: Int64) -> None:
-    """Add a group's counts to its sides."""
-    tables.a += np.tensordot(times, counts, axes=1)
-    tables.n += times @ tokens
-
-
-def _split(records: PairRecords, counts: Int64, tokens: Int64, group: Group, owners: Owners) -> None:
-    """Add a group's counts to the records of their pairs."""
-    n_parts = group.members.shape[1] // len(owners)
-    for column in range(group.members.shape[1]):
-        item, side = owners[column // n_parts]
-        at = (item, side) if records.n.ndim == 2 else (item, side, column % n_parts)
-        mine = group.members[:, column]
-        records.a[at] = counts[mine].sum(axis=0)
-        records.n[at] = tokens[mine].sum(axis=0).max()

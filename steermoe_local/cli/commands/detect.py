@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -44,9 +44,6 @@ from ..output import facts_table, print_json, say, say_written
 from ..streams import console
 from .map import print_map, top_experts, warn_unless_different
 from .recording_display import RecordingDisplay
-
-if TYPE_CHECKING:
-    pass
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -241,10 +238,10 @@ def detect(
         require_writable(path)
     check_resume(resume, restart)
     pairs = PairsFile(pairs_file)
+    click.get_current_context().with_resource(checkpoint)  # the lock of the map, until the command ends
     for path in paths:
         if path != output:
             lock_output(path)
-    click.get_current_context().with_resource(checkpoint)  # the lock of the map, until the command ends
     check_unfinished(checkpoint, resume, restart)
     if restart:
         checkpoint.remove()
