@@ -49,12 +49,14 @@ class GroupDecoder:
         options: ContextOptions,
         *,
         sums: bool = False,
+        n_parts: int = 1,
         biases: Sequence[capi.NativeBias] = (),
         force: bool = False,
     ) -> None:
         """`model` is llama_cpp's `LlamaModel`, `shape` its (n_layer, n_expert); with `sums` it keeps `sums`, too.
 
-        `biases` are those that `trace` steers by; `force`: also those of another router.
+        Targets have `n_parts` parts, which are counted apart. `biases` are those that `trace` steers by; `force`: also
+        those of another router.
 
         Raises ModelError.
         """
@@ -62,7 +64,8 @@ class GroupDecoder:
         self._biases, self._force = biases, force
         parallel = min(capi.MAX_SEQUENCES - 1, max(2, options.n_batch // _ROWS_A_PROMPT))
         self.n_prompts = parallel if can_share(model) else min(parallel, _STATES)
-        self.n_bins = 2 * self.n_prompts
+        # two prompts of two parts each may need eight: one for each part, and for what they share
+        self.n_bins = 2 * self.n_prompts * n_parts
         self.kept: Sequence[int] = ()
         self._causal = is_causal(model)
         self._batch = TokenBatch(options.n_batch)

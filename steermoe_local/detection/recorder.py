@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -20,15 +20,17 @@ from ..llama.loaded_model import can_share, loaded_identity, open_model
 from ..llama.rendering import Renderer
 from ..llama.template_date import AnyDate, may_lack
 from ..maps.counts import RoutingCounts, Source
+from ..maps.map_phases import PhaseSplit
 from ..maps.routing_sums import RoutingSums
 from ..maps.stability import Stability, UntilStable
-from ..pairs.pairs import Pair, PairsFile, in_fixed_order, pairs_digest
+from ..pairs.pairs import SIDES, Pair, PairsFile, in_fixed_order, pairs_digest
 from .batches import Owners, PairBatch, PairBatches
-from .checkpoint import Checkpoint, CheckpointFile, PairRecords
+from .checkpoint import Checkpoint, CheckpointFile, PairRecords, Tables
 from .decoding import ContextOptions, GroupDecoder
 from .grouping import Group
 from .spans import ConditionSpan
 from .stopping import StabilityCheck
+from .target_phases import TargetPhases
 
 Int64 = npt.NDArray[np.int64]
 
@@ -72,6 +74,7 @@ class RecordingOptions:
         until_stable: end as soon as the first experts are settled; the pairs then come in an order that does not depend
             on their order in the file, and they and their counts are kept in memory. Not with a shard.
         span: count the tokens that a condition of a steering plan looks at, in place of the targets.
+        phase: count the tokens of two phases of each target apart, too (`record_phases`).
 
     Raises UsageError for values outside their ranges.
     """
@@ -94,6 +97,7 @@ class RecordingOptions:
     repack: bool = True
     until_stable: UntilStable | None = None
     span: ConditionSpan | None = None
+    phase: PhaseSplit | None = None
 
     def __post_init__(self) -> None:
         if self.n_batch < 1 or self.n_ubatch < 1 or self.n_ctx < 0:
@@ -114,6 +118,18 @@ class RecordingOptions:
     def pairs_before(self, n_pairs: int) -> int:
         """How many of the first `n_pairs` pairs of a file belong to the shard."""
         return len(range(self.shard[0] - 1, n_pairs, self.shard[1]))
+
+
+@dataclass(frozen=True)
+class PhaseCounts:
+    """Counts of a run whose targets were split: of all tokens, and by the names of the phases, in their order.
+
+    A phase that had no tokens on a side is in `missing`, with the sentence that says so and the cure.
+    """
+
+    whole: RoutingCounts
+    phases: Mapping[str, RoutingCounts] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 def record_counts(
@@ -146,10 +162,51 @@ def record_counts(
     tokens, unless a router overflowed.
 
     Raises ModelError (not a MoE model), PairsError (a target that cannot be located; a prompt longer than n_ctx; no
-    pair that could be counted), UsageError (no pairs; a checkpoint of another run), BusyError (another process is at
-    the checkpoint's output), StorageError (no room for the checkpoint), NativeError.
+    pair that could be counted), UsageError (no pairs; a checkpoint of another run; a phase), BusyError (another process
+    is at the checkpoint's output), StorageError (no room for the checkpoint), NativeError.
     """
     options = replace(options or RecordingOptions(), **fields)
+    if options.phase is not None:
+        raise UsageError("phase: gives counts of each phase; call record_phases")
+    sinks = None if per_pair is None else lambda identity, digest, _: per_pair(identity, digest)
+    return _recorded(model, pairs, options, checkpoint, sinks, on_skip, progress, on_batch).whole
+
+
+def record_phases(
+    model: str | os.PathLike[str] | Any,
+    pairs: Iterable[Pair] | PairsFile,
+    options: RecordingOptions | None = None,
+    *,
+    checkpoint: CheckpointFile | None = None,
+    per_pair: Callable[[ModelIdentity, str, str], PairSink] | None = None,
+    on_skip: Callable[[Pair, str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    on_batch: Callable[[RecordingProgress], None] | None = None,
+    **fields: Any,
+) -> PhaseCounts:
+    """`record_counts` in one pass for all tokens of the targets and for those of two phases, `options.phase`.
+
+    The counts of the phases add up to those of all tokens. `per_pair` is called for all tokens (with "") and for each
+    phase (with its name). Every pair counts as one of the phase, also one whose targets have no token there.
+
+    Raises as `record_counts`, and UsageError without a phase, and for a model whose chat template marks no reasoning.
+    """
+    options = replace(options or RecordingOptions(), **fields)
+    if options.phase is None:
+        raise UsageError("phase: missing; give a PhaseSplit, or call record_counts")
+    return _recorded(model, pairs, options, checkpoint, per_pair, on_skip, progress, on_batch)
+
+
+def _recorded(
+    model: Any,
+    pairs: Iterable[Pair] | PairsFile,
+    options: RecordingOptions,
+    checkpoint: CheckpointFile | None,
+    per_pair: Callable[[ModelIdentity, str, str], PairSink] | None,
+    on_skip: Callable[[Pair, str], None] | None,
+    progress: Callable[[int, int], None] | None,
+    on_batch: Callable[[RecordingProgress], None] | None,
+) -> PhaseCounts:
     source: Collection[Pair] = pairs if isinstance(pairs, PairsFile) else list(pairs)
     if not len(source):
         raise UsageError("no pairs to record; give at least one")
@@ -176,7 +233,7 @@ class _Recording:
         source: Collection[Pair],
         options: RecordingOptions,
         checkpoint: CheckpointFile | None,
-        per_pair: Callable[[ModelIdentity, str], PairSink] | None,
+        per_pair: Callable[[ModelIdentity, str, str], PairSink] | None,
     ) -> None:
         self._digest = source.digest if isinstance(source, PairsFile) else pairs_digest(source)
         if options.until_stable is not None:
@@ -189,30 +246,38 @@ class _Recording:
         self._share = options.share_prefixes and can_share(model)
         self._settings = self._all_settings(per_pair is not None)
         shape = self._identity.shape
-        self._counted = Checkpoint(
-            np.zeros((2, *shape), np.int64), np.zeros((2, shape[0]), np.int64), RoutingSums.zeros(shape)
-        )
+        self._names = () if options.phase is None else options.phase.names
+        self._part_of: TargetPhases | None = None
+        if options.phase is not None:
+            self._part_of = TargetPhases(options.phase, self._renderer.template, model.vocab)
+        self._counted = Checkpoint(**vars(Tables.zeros(shape)), phases=[Tables.zeros(shape) for _ in self._names])
         if checkpoint is not None and checkpoint.exists():
-            self._counted = checkpoint.load(self._settings, shape, may_lack(self._renderer.date_given))
-        self._sink = per_pair(self._identity, self._digest) if per_pair else None
+            lacks = may_lack(self._renderer.date_given)
+            self._counted = checkpoint.load(self._settings, shape, lacks, n_phases=len(self._names))
+        self._sinks: list[PairSink] = []
+        if per_pair is not None:
+            self._sinks = [per_pair(self._identity, self._digest, name) for name in ("", *self._names)]
         self._check: StabilityCheck | None = None
         if options.until_stable is not None:
             self._check = StabilityCheck(options.until_stable, len(source), shape)
             if checkpoint is not None:
-                for records in checkpoint.records(self._counted.journal, shape):
-                    self._check.add(records.a, records.n)
+                for records in checkpoint.records(self._counted.journal, shape, len(self._names)):
+                    self._check.add(records.of().a, records.of().n)
         self._n_tokens = self._n_decoded = 0
 
     def run(
         self, on_skip: Callable[[Pair, str], None] | None, report: Callable[[RecordingProgress], None]
-    ) -> RoutingCounts:
+    ) -> PhaseCounts:
         options, counted = self._options, self._counted
         if not isinstance(next(iter(self._source)).positive, str) and self._renderer.has_template:
             self._renderer.check_template()  # one line, not one for each pair
-        batches = PairBatches(self._source, options.shard, self._renderer, options.n_ctx, on_skip, options.span)
+        batches = PairBatches(
+            self._source, options.shard, self._renderer, options.n_ctx, on_skip, options.span, self._part_of
+        )
         if counted.next:
             report(self._progress())
-        with GroupDecoder(self._model, self._identity.shape, options.context, sums=True) as decoder:
+        n_parts = len(self._names) or 1
+        with GroupDecoder(self._model, self._identity.shape, options.context, sums=True, n_parts=n_parts) as decoder:
             if self._share:
                 decoder.kept = batches.common_beginning(options.n_batch)
             looks = self._check.looks if self._check else ()
@@ -252,6 +317,7 @@ class _Recording:
             **({} if self._renderer.date is None else {"date": self._renderer.date}),
             **({} if options.until_stable is None else {"until_stable": asdict(options.until_stable)}),
             **({} if options.span is None else {"over": str(options.span)}),
+            **({} if options.phase is None else {"phase": str(options.phase)}),
         }
 
     def _progress(self) -> RecordingProgress:
@@ -267,60 +333,82 @@ class _Recording:
     def _count(self, batch: PairBatch, decoder: GroupDecoder) -> None:
         """Decode a batch, add its counts, and keep them. Nothing is added when decoding fails."""
         shape, counted = self._identity.shape, self._counted
-        records = PairRecords(
-            np.array([item.index for item in batch.items], np.int64),
-            np.zeros((len(batch.items), 2), np.int64),
-            np.zeros((len(batch.items), 2, *shape), np.uint32),
-        )
-        a, n, sums = np.zeros_like(counted.a), np.zeros_like(counted.n), RoutingSums.zeros(shape)
+        n_phases = len(self._names)
+        records = PairRecords.zeros(np.array([item.index for item in batch.items], np.int64), shape, n_phases)
+        added = [Tables.zeros(shape) for _ in ("", *self._names)]
         for group, owners in batch.groups:
             counts, tokens = decoder.count(group)
             self._n_decoded += len(group.tokens)
-            _pool(a, n, counts, tokens, group, owners)
-            sums += _pooled_sums(decoder.sums(len(group.members)), group, owners)
-            if self._sink is not None or self._check is not None:
+            sums = decoder.sums(len(group.members))
+            for phase, tables in zip((None, *range(n_phases)), added, strict=True):
+                sides = _sides(group, owners, phase)
+                _pool(tables, counts, tokens, sides)
+                tables.sums += _pooled_sums(sums, sides)
+            if self._sinks or self._check is not None:
                 _split(records, counts, tokens, group, owners)
         self._n_tokens += sum(len(prompt.tokens) for item in batch.items for prompt in item.prompts)
-        counted.a += a
-        counted.n += n
-        counted.sums += sums
+        for total, tables in zip((counted, *counted.phases), added, strict=True):
+            total.add(tables)
         counted.n_pairs += len(batch.items)
         counted.n_skipped += batch.n_skipped
         counted.next = batch.next
         if self._check is not None:
-            self._check.add(records.a, records.n)
+            self._check.add(records.of().a, records.of().n)
         if self._checkpoint is not None:
-            if (self._sink is not None or self._check is not None) and batch.items:
+            if (self._sinks or self._check is not None) and batch.items:
                 counted.journal = self._checkpoint.append(records, counted.journal)
             self._checkpoint.save(counted, self._settings)
-        elif self._sink is not None:
-            self._sink.append([item.pair.id for item in batch.items], records.a, records.n)
+        else:
+            self._give([item.pair.id for item in batch.items], records)
+
+    def _give(self, ids: Sequence[str], records: PairRecords) -> None:
+        """Give the sinks some pairs."""
+        for phase, sink in zip((None, *range(len(self._names))), self._sinks, strict=False):
+            part = records.of(phase)
+            sink.append(ids, part.a, part.n)
 
     def _give_kept_records(self) -> None:
-        """Give the sink the per-pair counts that the checkpoint's journal holds, in the order of the pairs."""
-        if self._checkpoint is None or self._sink is None:
+        """Give the sinks the per-pair counts that the checkpoint's journal holds, in the order of the pairs."""
+        if self._checkpoint is None or not self._sinks:
             return
         pairs = enumerate(self._source)
 
         def id_of(wanted: int) -> str:  # asked for in ascending order
             return next(pair.id for index, pair in pairs if index == wanted)
 
-        for records in self._checkpoint.records(self._counted.journal, self._identity.shape):
-            self._sink.append([id_of(index) for index in records.indices.tolist()], records.a, records.n)
+        for records in self._checkpoint.records(self._counted.journal, self._identity.shape, len(self._names)):
+            self._give([id_of(index) for index in records.indices.tolist()], records)
 
-    def _result(self, stability: Stability | None) -> RoutingCounts:
+    def _result(self, stability: Stability | None) -> PhaseCounts:
+        counted, split = self._counted, self._options.phase
+        whole = self._counts(counted, stability, "")
+        phases: dict[str, RoutingCounts] = {}
+        missing: dict[str, str] = {}
+        for name, tables in zip(self._names, counted.phases, strict=True):
+            assert split is not None
+            empty = [side for side, n in zip(SIDES, tables.n, strict=True) if not n.any()]
+            if empty:
+                missing[name] = split.missing(name, empty[0])
+            else:
+                phases[name] = self._counts(tables, None, name)
+        for name in ("a", "n") if counted.phases else ():
+            if not np.array_equal(sum(getattr(tables, name) for tables in counted.phases), getattr(counted, name)):
+                raise NativeError("the counts of the phases are not those of all tokens together; report this")
+        return PhaseCounts(whole, phases, missing)
+
+    def _counts(self, tables: Tables, stability: Stability | None, phase: str) -> RoutingCounts:
         counted = self._counted
         moe_layers = np.flatnonzero(counted.n.any(axis=0))
         if not len(moe_layers):
             raise ModelError("no layer of the model routed a token; it cannot be steered")
-        seen = counted.n[:, moe_layers]
+        seen = tables.n[:, moe_layers]
         if (seen != seen[:, :1]).any():
             raise NativeError(f"the layers saw different numbers of tokens: {seen.tolist()}; report this")
         source = Source(self._digest, self._options.shard, counted.n_pairs, counted.n_skipped)
         result = RoutingCounts(
             identity=self._identity,
-            a1=counted.a[0],
-            a2=counted.a[1],
+            a1=tables.a[0],
+            a2=tables.a[1],
             n1=int(seen[0, 0]),
             n2=int(seen[1, 0]),
             moe_layers=tuple(int(layer) for layer in moe_layers),
@@ -330,7 +418,8 @@ class _Recording:
             sources=(source,),
             dates=() if self._renderer.date is None else (self._renderer.date,),
             stability=stability,
-            sums=counted.sums if counted.sums.is_finite else None,
+            sums=tables.sums if tables.sums.is_finite else None,
+            phase=phase,
         )
         result.validate("recorded counts")
         return result
@@ -360,10 +449,19 @@ def _model_settings(model: Any, identity: ModelIdentity) -> dict[str, str]:
     }
 
 
-def _pooled_sums(sums: Sequence[npt.NDArray[np.float64]], group: Group, owners: Owners) -> RoutingSums:
-    """The sums of a group's sides. The bins are added in their order, so that the same group has the same bits."""
+def _sides(group: Group, owners: Owners, phase: int | None) -> Int64:
+    """How often each bin counts for each side, int64 [2, bins]: of one phase of the targets, or of all tokens."""
+    n_parts = group.members.shape[1] // len(owners)
+    members = group.members.reshape(len(group.members), len(owners), n_parts)
+    chosen = (
+        np.asarray(members.any(axis=2)) if phase is None else members[:, :, phase]
+    )  # a prompt has a row in one part only
     sides = np.array([side for _, side in owners])
-    times = np.stack([group.members[:, sides == side].sum(axis=1) for side in (0, 1)])
+    return np.stack([chosen[:, sides == side].sum(axis=1, dtype=np.int64) for side in (0, 1)])
+
+
+def _pooled_sums(sums: Sequence[npt.NDArray[np.float64]], times: Int64) -> RoutingSums:
+    """The sums of a group's sides. The bins are added in their order, so that the same group has the same bits."""
     totals = []
     for table in sums:
         total = np.zeros((2, *table.shape[1:]))
@@ -374,18 +472,18 @@ def _pooled_sums(sums: Sequence[npt.NDArray[np.float64]], group: Group, owners: 
     return RoutingSums(*totals)
 
 
-def _pool(a: Int64, n: Int64, counts: Int64, tokens: Int64, group: Group, owners: Owners) -> None:
-    """Add a group's counts to its sides: `a` [2, n_layer, n_expert], `n` [2, n_layer]."""
-    sides = np.array([side for _, side in owners])
-    for side in (0, 1):
-        times = group.members[:, sides == side].sum(axis=1, dtype=np.int64)
-        a[side] += np.tensordot(times, counts, axes=1)
-        n[side] += times @ tokens
+def _pool(tables: Tables, counts: Int64, tokens: Int64, times: Int64) -> None:
+    """Add a group's counts to its sides."""
+    tables.a += np.tensordot(times, counts, axes=1)
+    tables.n += times @ tokens
 
 
 def _split(records: PairRecords, counts: Int64, tokens: Int64, group: Group, owners: Owners) -> None:
     """Add a group's counts to the records of their pairs."""
-    for prompt, (item, side) in enumerate(owners):
-        mine = group.members[:, prompt]
-        records.a[item, side] = counts[mine].sum(axis=0)
-        records.n[item, side] = tokens[mine].sum(axis=0).max()
+    n_parts = group.members.shape[1] // len(owners)
+    for column in range(group.members.shape[1]):
+        item, side = owners[column // n_parts]
+        at = (item, side) if records.n.ndim == 2 else (item, side, column % n_parts)
+        mine = group.members[:, column]
+        records.a[at] = counts[mine].sum(axis=0)
+        records.n[at] = tokens[mine].sum(axis=0).max()

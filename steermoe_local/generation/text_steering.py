@@ -167,7 +167,7 @@ class TextSteering:
             assert experts is not None, "traced, see wants_experts"
             plan.saw_reply_routing(experts)
             self._n_routed = end
-        if plan.needs_logits and logits is not None:
+        if plan.needs_logits and logits is not None and end > self._first:
             plan.saw_logits(logits)
             self._n_seen = end
         self.decide()

@@ -12,7 +12,7 @@ from ..steering.bias_plan import AnyBias, BiasPlan
 from ..steering.plan import AnySteering, SteeringPlan
 from ..steering.rules import json_cap
 from ..steering.steering import Steering
-from .choices import NUMBERS, RULE
+from .choices import NUMBERS
 from .plans import tables_of
 
 NONE = "none"
@@ -115,19 +115,3 @@ def n_bytes(steering: AnySteering) -> int:
         effects = 0 if expert_map.effects is None else expert_map.effects.nbytes
         return effects + sum(int(table.nbytes) for table in tables)
     return 0 if bias is None else sum(row.nbytes for row in bias.values.values())
-
-
-def content_of(steering: AnySteering) -> tuple[Any, ...]:
-    """Equal for steerings that build equal biases for one model."""
-    if isinstance(steering, SteeringPlan):
-        return tuple(
-            (
-                rule.spec.where,
-                None if rule.steering is None else content_of(rule.steering),
-                None if rule.looks_at is None else rule.looks_at.sha256,
-            )
-            for rule in steering.rules
-        )
-    if steering.expert_map is None:
-        return (None if steering.bias is None else steering.bias.key,)
-    return (steering.expert_map.sha256, *(getattr(steering, name) for name in (*NUMBERS, "epsilon", "rank", *RULE)))

@@ -25,7 +25,7 @@ from .api_errors import ApiError, request_error
 from .choices import has_choice, with_choice
 from .maps_folder import KeptChoice, Kind, MapsFolder, bias_from_base64, map_from_json, name_of_file
 from .plans import open_plan, refusing
-from .registered import NONE, Applied, Registered, Source, applied, biases_of, content_of, has_numbers, n_bytes
+from .registered import NONE, Applied, Registered, Source, applied, biases_of, has_numbers, n_bytes
 from .schemas import GivenPlan, RegisterRequest, SteeringChoice, Wanted
 from .schemas_plans import is_name
 
@@ -36,7 +36,6 @@ UNNAMED_PLAN = "unnamed:plan"
 
 _MAX_NAMES = 256
 _MAX_BYTES = 256 << 20  # of all tables that came with requests
-_content = content_of  # the key of what is built
 _CACHED = 128  # biases that are kept ready, those of plans included
 
 
@@ -246,7 +245,7 @@ class SteeringRegistry:
             if name == NONE or (name in self._entries and not replace and self._entries[name].source != "ships"):
                 raise UsageError(f"{steering.path or name}: the name {name!r} is taken; rename the file")
             warnings = self._check(steering)
-            _ = _content(steering)  # hashed once, here: looking a name up is quick then
+            _ = steering.content  # hashed once, here: looking a name up is quick then
             self._entries[name] = Registered(name, steering, source)
             return warnings
 
@@ -354,7 +353,7 @@ class SteeringRegistry:
 
     def _kept(self, steering: AnySteering) -> tuple[AnyBias | None] | None:
         """The bias that is kept ready, if one is."""
-        content = _content(steering)
+        content = steering.content
         with self._lock:
             if content not in self._built:
                 return None
@@ -374,7 +373,7 @@ class SteeringRegistry:
         """Keep a bias ready, with the native biases that the engine attaches: the engine's thread builds none."""
         for one in biases_of(bias):
             native_bias(one)
-        content = _content(steering)
+        content = steering.content
         with self._lock:
             self._n_built -= len(biases_of(self._built.pop(content, None)))
             self._built[content] = bias

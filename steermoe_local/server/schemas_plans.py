@@ -21,7 +21,6 @@ from ..steering.plan_rules import (
     BY,
     EVERYWHERE,
     MAX_LAST,
-    MAX_RULE,
     MAX_RULES,
     MAX_TEXT,
     MAX_TOKENS,
@@ -29,6 +28,7 @@ from ..steering.plan_rules import (
     PHASES,
     RuleSpec,
 )
+from ..steering.plan_text import MAX_RULE
 from ..steering.presets import PRESETS
 from ..steering.rules import RULES
 from .schemas_base import NAME_PATTERN

@@ -16,8 +16,8 @@ _Run = tuple[int | None, int]
 class SteeredText:
     """Follows the characters of an answer from its tokens to its parts.
 
-    A character belongs to the token that completes it, and has the rule that steers this token where it is read; None:
-    nothing steers it. Rules are numbered from 0, in the order of the plan.
+    A character belongs to the token that completes it, and has the rule under which this token was drawn; None: it was
+    drawn unsteered. Rules are numbered from 0, in the order of the plan.
     """
 
     def __init__(self) -> None:

@@ -26,8 +26,6 @@ NONE = "none"
 BY = ("rd", "effect")
 """The scores of a map that a condition on routing can weigh the experts by."""
 MAX_RULES = 64
-MAX_RULE = 4096
-"""Most characters of a rule in its text form."""
 MAX_TOKENS = 1 << 31
 MAX_LAST = 4096
 """Most tokens of an answer that a condition looks back to."""

@@ -23,7 +23,10 @@ from typing import Any, NoReturn
 
 from .._util.json_text import quoted
 from ..errors import UsageError
-from .plan_rules import CHOICE, EVERYWHERE, MAX_RULE, MAX_RULES, NONE, PHASES, Condition, RuleSpec, Where, shown
+from .plan_rules import CHOICE, EVERYWHERE, MAX_RULES, NONE, PHASES, Condition, RuleSpec, Where, shown
+
+MAX_RULE = 4096
+"""Most characters of a rule in its text form."""
 
 # Possessive (*+, ++), so that a text without an end costs no more than one with.
 _QUOTED = r'"(?:[^"\\]|\\.)*+"' + r"|'[^']*+'"

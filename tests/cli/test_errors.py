@@ -53,6 +53,7 @@ LINES = [
     "demo -o >folder",
     "detect -m <model --pairs <pairs -o >map.json",
     "detect -m tiny --pairs <pairs -o >map.json --counts >counts.npz --per-pair >run.pairs.npz",
+    "detect -m tiny --pairs <pairs -o >map.json --phase first:1",
     "eval -m tiny --bias <bias --task <task --neutral none --benign <task --no-controls -o out",
     "eval -m tiny --plan <plan --task <task --neutral none --benign none --no-controls -o out",
     "eval -m tiny --map <map --activate 1 --task <task --neutral none --benign none --pairs <pairs -o out",

@@ -23,7 +23,7 @@ MEASURED = ("--map", "digits-words", "-np", "1", "-n", "3")
 # the command without its output, the output, and the file that keeps what is done
 COMMANDS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "run": (("run", *FAST, "--temp", "0", "-n", "4", "-np", "1"), "out.jsonl", "out.jsonl.partial"),
-    "detect": (("detect", *FAST, "-b", "64"), "out.json", "out.json.partial.npz"),
+    "detect": (("detect", *FAST, "-b", "64", "--phase", "first:1"), "out.json", "out.json.partial.npz"),
     # keeps nothing: its lock says that it is at work
     "trace": (("trace", *FAST, "--temp", "0", "-n", "4", "-np", "1"), "out.npz", ".out.npz.lock"),
     "condition fit": (
@@ -125,6 +125,16 @@ def test_a_second_process(command: str, tmp_path: Path) -> None:
         answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
         questions = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text("utf-8").splitlines()]
         assert [answer["id"] for answer in answers] == [question["id"] for question in questions]
+
+
+def test_the_maps_of_phases_are_outputs(tmp_path: Path) -> None:
+    with running("detect", tmp_path) as process:
+        for output in ("out.first1.json", "out.rest1.json"):
+            done = invoke(*words_of("detect", tmp_path, output))
+            assert done.exit_code == 1, done.output
+            assert len(done.stderr.strip().splitlines()) == 1
+            assert f"another steermoe, pid {process.pid}," in done.stderr
+            assert output in done.stderr
 
 
 @pytest.mark.parametrize("command", ["run", "detect", "eval"])

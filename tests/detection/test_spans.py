@@ -56,15 +56,15 @@ def test_prompt_and_reply(side: Any, target: str, parts: Any) -> None:
 
 
 def test_the_prompt_is_that_of_a_request(renderer: Renderer) -> None:
-    """With the chat template's beginning of the answer, and without the reply."""
+    """With the chat template's beginning of the answer, but its last token, and without the reply."""
     other = (Message("system", "Be brief."), *ASK)
     for one, two in (((*ASK, REPLY), other), (ASK, (*other, REPLY))):
         found = PROMPT.prompts(renderer, pair(one, two))
-        assert [prompt.tokens for prompt in found] == [renderer.render(side).tokens for side in (ASK, other)]
+        assert [prompt.tokens for prompt in found] == [renderer.render(side).tokens[:-1] for side in (ASK, other)]
         assert [prompt.target for prompt in found] == [list(range(len(prompt.tokens))) for prompt in found]
     texts = pair("Count up: 1, 2", "Count down: 2, 1", "2", "1")
     for prompt, text in zip(PROMPT.prompts(renderer, texts), ("Count up: 1, ", "Count down: 2, "), strict=True):
-        assert prompt.tokens == renderer.render(text).tokens
+        assert prompt.tokens == renderer.render(text).tokens[:-1]
 
 
 def test_the_end_of_the_reply(renderer: Renderer) -> None:
@@ -86,6 +86,8 @@ def test_the_end_of_the_reply(renderer: Renderer) -> None:
         (ConditionSpan(500), pair((*ASK, REPLY), ASK, "5", "five"), r"positive: the reply has \d+ tokens"),
         (PROMPT, pair((REPLY,), ASK, "2", "five"), "positive: nothing stands before"),
         (PROMPT, pair("five", "one five"), "positive: nothing stands before"),
+        (PROMPT, pair("a", "one five", "a", "five"), "positive: nothing stands before"),
+        (PROMPT, pair("afive", "one five"), "positive: the prompt has one token"),
     ],
 )
 def test_pairs_without_the_span(renderer: Renderer, span: ConditionSpan, given: Pair, words: str) -> None:

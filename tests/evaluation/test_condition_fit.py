@@ -179,7 +179,7 @@ def test_the_engine_decides_by_the_same_value(llama: SteeredLlama, untied: list[
                 assert isinstance(end, FinishEvent)
                 assert end.experts is not None
                 n_prompt = len(prompt.tokens)
-                assert lean.of_tokens(end.experts[:n_prompt]).mean() == pytest.approx(score, abs=1e-9)
+                assert lean.of_tokens(end.experts[: n_prompt - 1]).mean() == pytest.approx(score, abs=1e-9)
                 steered = [event.rule for event in events if event.token >= 0]
                 assert steered == [0 if found.condition.holds(score) else None] * len(steered)
                 fires += steered
@@ -205,13 +205,14 @@ def test_a_plan_decides_by_the_same_value_of_a_reply(llama: SteeredLlama, shippe
             plan = BiasPlan((BiasRule(Where("answer", when=when), bias, lean),))
             state = PlanState(plan, None, lambda token: b"x")
             state.prompt(prompt.tokens[:first])
-            state.saw_prompt_routing(top_k[:first])
+            state.first()
             for index in range(first, len(prompt.tokens)):
-                decision = state.reply(prompt.tokens[index])
-                if index - first < n:
-                    assert decision.rule is None, "there are not so many tokens yet"
-                state.saw_reply_routing(top_k[index : index + 1])
-            assert (state.reply(prompt.tokens[-1]).rule == 0) is holds
+                state.saw_reply_routing(top_k[index - 1 : index])  # the row that drew the token
+                _, decision = state.reply(prompt.tokens[index])
+                if index - first + 1 < n:
+                    assert decision.rule is None, "there are not so many rows yet"
+            state.saw_reply_routing(top_k[-1:])
+            assert (state.reply(prompt.tokens[-1])[1].rule == 0) is holds
 
 
 #
@@ -224,7 +225,15 @@ def test_interrupted_and_resumed(tiny_path: Path, tmp_path: Path) -> None:
     pairs = kinds_of_prompts(30)
     options = {"n_batch": 64, "n_threads": 1}
     seen: list[RecordingProgress] = []
-    whole = fit_condition(tiny_path, pairs, options=QUICK, on_batch=seen.append, **options)
+    recorded: list[int] = []
+    whole = fit_condition(
+        *(tiny_path, pairs),
+        options=QUICK,
+        on_batch=seen.append,
+        on_recorded=lambda: recorded.append(seen[-1].n_done),
+        **options,
+    )
+    assert recorded == [30]
     assert len(seen) > 6
     file = CheckpointFile(tmp_path / "out.json")
 
@@ -267,15 +276,17 @@ def test_its_dict(llama: SteeredLlama) -> None:
     assert len(data["thresholds"]) == 5
 
 
-def test_pairs_that_are_left_out(llama: SteeredLlama) -> None:
+def test_pairs_that_are_left_out(llama: SteeredLlama, tmp_path: Path) -> None:
     pairs = kinds_of_prompts(21)
     same = Pair("same", pairs[0].positive, pairs[0].positive, "done", "done")
     skipped: list[str] = []
     found = fitted(llama, [*pairs[1:], same], on_skip=lambda pair, _: skipped.append(pair.id))
     assert skipped == ["same"]
     assert (found.n_skipped, len(found.scores), len(found.pair_ids)) == (1, 20, 20)
+    file = CheckpointFile(tmp_path / "out")
     with pytest.raises(UsageError, match="19 pairs: "):
-        fitted(llama, [*pairs[2:], same], on_skip=lambda pair, _: None)
+        fitted(llama, [*pairs[2:], same], on_skip=lambda pair, _: None, checkpoint=file)
+    assert list(tmp_path.iterdir()) == []
 
 
 #

@@ -10,6 +10,7 @@ import pytest
 from steermoe_local import UsageError
 from steermoe_local.detection.spans import ConditionSpan
 from steermoe_local.evaluation.metrics.separation import auc
+from steermoe_local.evaluation.studies.conditions import cross_fitting
 from steermoe_local.evaluation.studies.conditions.cross_fitting import (
     CrossFittedScores,
     FixedScores,
@@ -102,9 +103,10 @@ def test_scores_by_a_fixed_map() -> None:
     assert set(scores.strata.tolist()) == {0}
 
 
-@pytest.mark.parametrize("fixed", [False, True])
-def test_swapped_sides_are_computed_again(fixed: bool) -> None:
+@pytest.mark.parametrize(("fixed", "block"), [(False, 1 << 22), (False, 1), (True, 1)])
+def test_swapped_sides_are_computed_again(fixed: bool, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The AUC of each draw is that of pairs whose sides were exchanged before anything was computed."""
+    monkeypatch.setattr(cross_fitting, "_BLOCK", block)  # as many draws at a time as it holds, or one
     rng = np.random.default_rng(4)
     a, n = routing(rng, 24, shift=1.0)
     lean = RoutingLean(rng.normal(size=SHAPE))

@@ -48,9 +48,9 @@ def open_plan(*rules: str, name: str = "plan") -> SteeringPlan:
     )
 
 
-WORDS_IN_ANSWERS = open_plan("answer: digits-words +8 -8 reverse", "prompt[-1:]: digits-words +8 -8 reverse")
-DIGITS_IN_ANSWERS = open_plan("answer: digits-words +8 -8", "prompt[-1:]: digits-words +8 -8")
-ANSWERS_ALONE = open_plan("answer: digits-words +8 -8 reverse")
+WORDS_IN_ANSWERS = open_plan("answer: digits-words +8 -8 reverse")
+DIGITS_IN_ANSWERS = open_plan("answer: digits-words +8 -8")
+BUT_THE_FIRST = open_plan("answer[1:]: digits-words +8 -8 reverse")
 
 
 def test_a_plan_decides(new: Any) -> None:
@@ -67,11 +67,11 @@ def test_a_change_forgets_answers_alone(new: Any) -> None:
     chat = new()
     say(chat, QUESTIONS[0])
     held = chat.n_tokens
-    assert chat.steer(ANSWERS_ALONE) == 0, "the unsteered conversation is a prompt now, and stays unsteered"
+    assert chat.steer(BUT_THE_FIRST) == 0, "the unsteered conversation is a prompt now, and stays unsteered"
     assert chat.n_tokens == held
     _, second = say(chat, COUNT)
     assert second.n_cached == held
-    assert second.n_steered == second.n_generated > 3
+    assert second.n_steered == second.n_generated - 1 > 3
     held = chat.n_tokens
     assert chat.steer(WORDS_IN_ANSWERS) == held - second.n_prompt > 3, "what was steered as an answer"
     transcript = [dict(message) for message in chat.messages]
@@ -80,14 +80,14 @@ def test_a_change_forgets_answers_alone(new: Any) -> None:
     assert (found, routing(third).tolist()) == _as_fresh(new, transcript, WORDS_IN_ANSWERS, QUESTIONS[1])
     held = chat.n_tokens
     assert chat.switch(False) == held - chat.n_tokens > 1
-    assert chat.n_tokens == third.n_prompt - 1, "the prompt's last token was steered"
+    assert chat.n_tokens == third.n_prompt - 1, "the prompt's last row was steered as the answer's first"
     transcript = [dict(message) for message in chat.messages]
     found, fourth = say(chat, QUESTIONS[0])
     assert fourth.n_cached == third.n_prompt - 1
     assert (found, routing(fourth).tolist()) == _as_fresh(new, transcript, None, QUESTIONS[0])
     held = chat.n_tokens
     assert chat.steer(TO_WORDS) == held, "a steering of all tokens shares nothing"
-    assert chat.steer(ANSWERS_ALONE) == 0, "nothing is left"
+    assert chat.steer(BUT_THE_FIRST) == 0, "nothing is left"
 
 
 def _as_fresh(new: Any, transcript: Any, steering: Any, text: str) -> tuple[str, list[Any]]:
@@ -217,7 +217,7 @@ def test_files(new: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_plans_that_do_not_fit(new: Any, llama: Any) -> None:
-    chat = new(ANSWERS_ALONE)
+    chat = new(BUT_THE_FIRST)
     say(chat, QUESTIONS[0])
     held = chat.n_tokens
     for refused, kind in (
@@ -226,7 +226,7 @@ def test_plans_that_do_not_fit(new: Any, llama: Any) -> None:
     ):
         with pytest.raises(kind):
             chat.steer(refused)
-        assert chat.steering is ANSWERS_ALONE
+        assert chat.steering is BUT_THE_FIRST
         assert chat.n_tokens == held
     with Engine(llama, n_ctx=256, n_threads=1, record=False) as engine:
         routed = open_plan("answer when digits-words > 0 over prompt: digits-words +8 -8")

