@@ -166,6 +166,12 @@ def test_a_plan_that_steers_nothing_is_said(tmp_path: Path) -> None:
     assert "warning: " in result.stderr
     rules = arrays_of(tmp_path / "t.npz")["rules"].tolist()
     assert rules == [-1] * (len(rules) - 1) + [0]
+    looking = "answer when digits-words > -5 over prompt: digits-words +2 -2"
+    result = done("-p", "x", "--steer", looking, "-o", tmp_path / "t.npz")
+    assert result.stderr.count("warning: ") == 2
+    assert (arrays_of(tmp_path / "t.npz")["rules"] == -1).all()
+    done("-p", "x", "-n", "4", "--temp", "0", "--steer", looking, "-o", tmp_path / "t.npz")
+    assert 0 in arrays_of(tmp_path / "t.npz")["rules"]
     pairs = tmp_path / "pairs.jsonl"
     save_pairs(load_pairs(behaviour("digits-words").pairs)[:3], pairs)
     result = done("--pairs", pairs, "--steer", "answer: digits-words +2 -2", "-o", tmp_path / "t.npz")

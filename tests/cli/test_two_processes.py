@@ -91,6 +91,8 @@ def running(command: str, folder: Path, until: Path | None = None) -> Iterator[s
     ) as process:
         try:
             if command in recorders:
+                patience(process, kept.exists)
+            elif command == "trace":
                 patience(process, lambda: kept.exists() and kept.stat().st_size)
             else:
                 patience(process, lambda: kept.exists() and kept.read_bytes().count(b"\n") > 1)

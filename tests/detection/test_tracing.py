@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ import numpy as np
 import pytest
 
 from steermoe_local import BiasFile, ModelMismatchError, Pair, UsageError, record_counts
+from steermoe_local._util import npz_parts
 from steermoe_local.detection.decoding import ContextOptions
+from steermoe_local.detection.trace_files import TraceShape, trace_file
 from steermoe_local.detection.tracing import TracedText, TraceReader, phases_of, prompt_rules
 from steermoe_local.llama.reasoning_styles import reasoning_style
 from steermoe_local.llama.rendering import Renderer
@@ -180,6 +184,38 @@ def test_counts_are_those_of_detect(untied_pairs: list[Pair], tiny_f32_path: Pat
                         np.add.at(a[side, layer], experts[:, layer].ravel(), 1)
             assert n == [counts.n1, counts.n2]
             assert np.array_equal(a, [counts.a1, counts.a2])
+
+
+def test_memory_does_not_grow(random_model: Any, tmp_path: Path) -> None:
+    """Of Python and NumPy, from reading to the file: twice the texts, the same memory; twice their length, its tokens.
+
+    What is written is many times as much.
+    """
+    path = random_model(OLMOE)
+
+    def peak(n_texts: int, n_tokens: int) -> tuple[int, int]:
+        tokens, rules = tokens_of(n_tokens), np.zeros(n_tokens)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            with (
+                TraceReader(model, signs(path, 1), options(n_batch=32), logits=True) as reader,
+                trace_file(tmp_path / "t.npz", TraceShape(reader.identity, True), str, {}) as writer,
+            ):
+                for part in reader.read(text(tokens, rules, item) for item in range(n_texts)):
+                    writer.add(part)
+            return tracemalloc.get_traced_memory()[1], (tmp_path / "t.npz").stat().st_size
+        finally:
+            tracemalloc.stop()
+
+    with closing(open_model(path)) as model, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(npz_parts, "_COPIED", 1 << 14)
+        peak(2, 100)  # what is imported and cached once
+        small, size = peak(40, 100)
+        for n_texts, n_tokens in ((80, 100), (40, 200)):
+            large, written = peak(n_texts, n_tokens)
+            assert large - small < (written - size) / 16, (n_texts, n_tokens)
+            assert written - size > 1_000_000
 
 
 def test_errors(random_model: Any, tiny_path: Path) -> None:

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from steermoe_local.cli import main
 from steermoe_local.evaluation.measuring.plans import open_plan
-from steermoe_local.steering.plan_rules import MAX_RULE, MAX_RULES, MAX_TEXT, PHASES
-from steermoe_local.steering.plan_text import parse_rule, parse_where
+from steermoe_local.steering.plan_rules import MAX_RULES, MAX_TEXT, PHASES
+from steermoe_local.steering.plan_text import MAX_RULE, parse_rule, parse_where
 from tests.docs.test_tutorial import Block, blocks_of
 from tests.support.paths import ROOT
 from tests.support.running_server import running

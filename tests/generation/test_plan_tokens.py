@@ -264,6 +264,17 @@ def test_least_recently_used_rows_are_taken(
         assert sorted(engine._context._rows.values()) == [0, 1]
 
 
+def test_ever_new_biases_take_no_more_rows(open_engine: Any, biases: Any, prompts: Any) -> None:
+    """A bank of rows is memory of the device: not all that the library allows are taken."""
+    soft = biases[3]
+    with open_engine() as engine:
+        for scale in range(1, 71):
+            values = {layer: row * np.float32(scale / 50) for layer, row in soft.values.items()}
+            engine.check(replace(soft, values=values))
+        assert len(engine._context._rows) == 64 < capi.MAX_ROWS
+        assert answer(engine, greedy(prompts[3], bias=soft))[0][:2] == alone(open_engine, prompts[3], soft)[:2]
+
+
 def test_what_does_nothing_is_nothing(open_engine: Any, biases: Any, prompts: Any) -> None:
     with open_engine() as engine, engine.slot() as slot:
         for nothing in (plan(), plan(("answer", None)), plan(("all", None), ("answer", biases[1]))):

@@ -16,9 +16,12 @@ from steermoe_local.llama import capi
 from steermoe_local.llama.sampling import Sampling
 from steermoe_local.llama.steered_llama import native_bias
 from steermoe_local.maps.routing_lean import RoutingLean
+from steermoe_local.model_files.model_info import model_info
 from steermoe_local.steering.bias_plan import AnyBias, BiasPlan, BiasRule
 from steermoe_local.steering.plan_text import parse_rule
+from tests.support.architectures import widen, write_upstream
 from tests.support.low_level import identity_of, random_signs
+from tests.support.paths import BUILD
 from tests.support.random_models import OLMOE
 
 PROMPT = "What is three plus four? What is one plus one?"
@@ -214,6 +217,81 @@ def test_memory_is_used_token_by_token(
     fresh.bias = by_name["prompt"]
     greedy(fresh, longer, 3)
     assert sum(sizes) == len(longer) + 2
+
+
+def test_memory_is_always_what_the_plan_wants(
+    fresh: SteeredLlama, biases: list[BiasFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random plans, prompts that begin alike, and states: each token that is attended to has its bias of now."""
+    rng = np.random.default_rng(11)
+    places = ("answer", "prompt", "all", "prompt[-2:]", "answer[1:3]", "prompt every 2", "answer when margin < 2")
+    memory: dict[int, tuple[int, str]] = {}  # what was computed at each position, under which bias
+    rows: list[int] = []
+    wanted_rows = capi.set_token_rows
+    decode = fresh._ctx.decode
+
+    def take(ctx: Any, given: Any) -> None:
+        rows[:] = given
+        wanted_rows(ctx, given)
+
+    def spy(batch: Any) -> None:
+        assert fresh._rows is not None
+        keys = ["" if row < 0 else fresh._rows.plan.biases[row].key for row in rows]
+        for index, key in enumerate(keys):
+            memory[int(batch.batch.pos[index])] = (int(batch.batch.token[index]), key)
+        assert len(keys) == batch.batch.n_tokens
+        decode(batch)
+
+    monkeypatch.setattr(capi, "set_token_rows", take)
+    monkeypatch.setattr(fresh._ctx, "decode", spy)
+    base = prompt_tokens(fresh)
+    state: Any = None
+    kept: dict[int, tuple[int, str]] = {}
+    for _ in range(60):
+        chosen = [(str(place), [None, *biases][rng.integers(4)]) for place in rng.choice(places, 2, replace=False)]
+        fresh.bias = plan(*chosen)
+        if state is not None and rng.random() < 0.2:
+            fresh.load_state(state)
+            memory.clear()
+            memory.update(kept)
+        tokens = [*base[: rng.integers(2, len(base))], *rng.integers(20, 60, rng.integers(0, 3)).tolist()]
+        generated = fresh.generate(tokens, temp=0.0)
+        answer = [int(next(generated)) for _ in range(rng.integers(1, 6))]
+        run = generated.gi_frame.f_locals["run"]
+        text = [*tokens, *answer[:-1]]
+        assert fresh.n_tokens == len(text)
+        assert [memory[position] for position in range(len(text))] == list(zip(text, run.keys, strict=True))
+        assert fresh._known_keys() == run.keys
+        if rng.random() < 0.2:
+            state, kept = fresh.save_state(), dict(memory)
+
+
+@pytest.mark.parametrize("arch", ["lfm2moe", "qwen3next", "llama4"])
+def test_recurrent_states_and_windows(arch: str, tmp_path: Path) -> None:
+    """Memory that cannot be cut anywhere: answers are those of an empty memory, and of the engine."""
+    (source,) = write_upstream(BUILD / "bin" / "test-llama-archs", tmp_path, arch)
+    path = tmp_path / "wide.gguf"
+    widen(source, path)
+    identity, rng = identity_of(path), np.random.default_rng(1)
+    n, k = identity.n_expert, identity.n_expert_used
+    layers = model_info(path).moe_layers
+    bias = BiasFile(identity, "hard", {layer: random_signs(rng, n, k, 1, n // 3) for layer in layers})
+    steering = plan(("prompt[0:3]", bias), ("answer[1:4]", bias))
+    models = [SteeredLlama(path, bias=steering, n_ctx=256, n_threads=1) for _ in range(2)]
+    try:
+        tokens = [int(token) for token in rng.integers(0, models[0].n_vocab(), 12)]
+        first = greedy(models[0], tokens, 6)
+        longer = [*tokens, *first, *tokens[:3]]
+        second = greedy(models[0], longer, 6)
+        assert greedy(models[0], tokens, 6) == first
+        assert greedy(models[1], longer, 6) == second
+        with Engine(models[1], n_ctx=256, n_threads=1, record=False) as engine:
+            request = Request(tokens, steering, Sampling(temperature=0.0), 6, routing=False)
+            found = [event.token for _, event in engine.generate(request) if getattr(event, "token", -1) >= 0]
+        assert found == first
+    finally:
+        for model in models:
+            model.close()
 
 
 def test_a_prompt_that_is_in_memory_is_not_computed(

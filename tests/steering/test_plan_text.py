@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steermoe_local.errors import UsageError
-from steermoe_local.steering.plan_rules import MAX_RULE, Condition, RuleSpec, Where
-from steermoe_local.steering.plan_text import format_rule, format_window, parse_rule, parse_rules
+from steermoe_local.steering.plan_rules import Condition, RuleSpec, Where
+from steermoe_local.steering.plan_text import MAX_RULE, format_rule, format_window, parse_rule, parse_rules
 from tests.support.plans import specs
 
 FAITHFUL = Condition("routing", below=0.1, map="faithful")

@@ -93,11 +93,8 @@ class Tracing:
         identity = self.steered.facts.require_moe()
         if not isinstance(self.job.source, PairsFile):
             self.steered.warn_without_template()
-        plan = self.steered.bias
-        if isinstance(plan, BiasPlan) and not (self._answers or {rule.where.phase for rule in plan.rules} & _OF_PROMPT):
-            pairs = isinstance(self.job.source, PairsFile)
-            last = "" if pairs else " but its last token, which draws the answer's first"
-            warn(f"what is read is a prompt, and no rule of the plan is of it: nothing is steered{last}")
+        if isinstance(self.steered.bias, BiasPlan) and not self._answers:
+            self._warn_of(self.steered.bias)
         shape = TraceShape(identity, self.job.logits)
         measure = self._measured()
         n_ctx = self._context(measure.longest)
@@ -148,6 +145,15 @@ class Tracing:
                     self._say_time()
             if not self.n_texts:
                 raise PairsError(f"{self.job.name}: no pair could be traced; see why each was skipped")
+
+    def _warn_of(self, plan: BiasPlan) -> None:
+        """Warn of rules that mean nothing for texts that are only read."""
+        if not {rule.where.phase for rule in plan.rules} & _OF_PROMPT:
+            pairs = isinstance(self.job.source, PairsFile)
+            last = "" if pairs else " but its last token, which draws the answer's first"
+            warn(f"what is read is a prompt, and no rule of the plan is of it: nothing is steered{last}")
+        if plan.needs_routing:
+            warn("conditions on routing hold nowhere in a prompt that is only read; -n has it answered under them")
 
     @property
     def _answers(self) -> bool:
