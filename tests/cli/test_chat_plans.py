@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -119,6 +120,14 @@ def test_what_is_neither(typed: str, words: str, finder: MapFinder) -> None:
         finder.open(typed)
     assert type(caught.value).__module__ == "steermoe_local.errors"
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a" * 3_000_000, "ab " * 1_000_000, "'" * 3_000_001, "answer" + " x" * 1_000_000])
+def test_a_line_without_end_takes_its_length(text: str, finder: MapFinder) -> None:
+    """CPU time: ten seconds are many times what is needed; the square of the length would take hours."""
+    started = time.process_time()
+    finder._is_rules(text)
+    assert time.process_time() - started < 10
 
 
 def test_a_map_after_a_plan_has_no_numbers_of_before(finder: MapFinder) -> None:
