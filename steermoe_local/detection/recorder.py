@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,106 +18,19 @@ from ..identity import ModelIdentity
 from ..llama import capi
 from ..llama.loaded_model import can_share, loaded_identity, open_model
 from ..llama.rendering import Renderer
-from ..llama.template_date import AnyDate, may_lack
+from ..llama.template_date import may_lack
 from ..maps.counts import RoutingCounts, Source
-from ..maps.map_phases import PhaseSplit
-from ..maps.routing_sums import RoutingSums
-from ..maps.stability import Stability, UntilStable
+from ..maps.stability import Stability
 from ..pairs.pairs import SIDES, Pair, PairsFile, in_fixed_order, pairs_digest
-from .batches import Owners, PairBatch, PairBatches
+from .batches import PairBatch, PairBatches
 from .checkpoint import Checkpoint, CheckpointFile, PairRecords, Tables
-from .decoding import ContextOptions, GroupDecoder
-from .grouping import Group
-from .spans import ConditionSpan
+from .decoding import GroupDecoder
+from .pooling import add_counts, pooled_sums, split_pairs, times_counted
+from .recording_options import PairSink, RecordingOptions, RecordingProgress
 from .stopping import StabilityCheck
 from .target_phases import TargetPhases
 
 Int64 = npt.NDArray[np.int64]
-
-
-class PairSink(Protocol):
-    """Receiver of per-pair counts, for example `PairCountsWriter`."""
-
-    def append(self, pair_ids: Sequence[str], a: npt.ArrayLike, n: npt.ArrayLike) -> None:
-        """Add some pairs: `a` [pairs, 2, n_layer, n_expert], `n` [pairs, 2]; positive, negative."""
-
-
-@dataclass(frozen=True)
-class RecordingProgress:
-    """Progress of a run. Pairs of an earlier, interrupted run count as done, their tokens do not."""
-
-    n_done: int  # pairs counted or skipped
-    n_total: int  # pairs of the run (of its shard)
-    n_skipped: int
-    n_tokens: int  # of the prompts that this process worked on, up to the targets' ends
-    n_decoded: int  # tokens that this process computed; fewer where prompts share their beginning
-
-
-@dataclass(frozen=True)
-class RecordingOptions:
-    """How `record_counts` runs the pairs.
-
-    Attributes:
-        behaviour: name kept in the counts.
-        n_ctx: longest prompt in tokens; 0 takes the longest of the pairs.
-        n_batch: tokens of one llama_decode. Short prompts share one as parallel sequences.
-        n_ubatch, n_threads, n_gpu_layers, type_k, type_v: as in `llama_cpp.Llama`.
-        flash_attn: use flash attention, which is faster for prompts; "auto": where the backend has it. Where two router
-            logits are nearly equal, another expert may be counted than without it.
-        thinking, template_arguments: the chat template's switch for thinking, and further variables for it.
-        date: for templates that print one (a `datetime.date`, or YYYY-MM-DD). None: that of the run's start.
-        share_prefixes: compute what prompts begin with once. The mathematics is the same; float rounding may differ, as
-            it does between any two batch sizes. Models with recurrent layers never share.
-        shard: (i, n): only pairs i, i + n, i + 2n, ... of the file, counted from 1.
-        verbose: let llama.cpp log to stderr.
-        repack: as in `SteeredLlama`, for a model that is given by its path.
-        until_stable: end as soon as the first experts are settled; the pairs then come in an order that does not depend
-            on their order in the file, and they and their counts are kept in memory. Not with a shard.
-        span: count the tokens that a condition of a steering plan looks at, in place of the targets.
-        phase: count the tokens of two phases of each target apart, too (`record_phases`).
-
-    Raises UsageError for values outside their ranges.
-    """
-
-    behaviour: str = ""
-    n_ctx: int = 0
-    n_batch: int = 512
-    n_ubatch: int = 512
-    n_threads: int | None = None
-    n_gpu_layers: int = 0
-    type_k: int | None = None
-    type_v: int | None = None
-    flash_attn: bool | Literal["auto"] = "auto"
-    thinking: bool = False
-    template_arguments: Mapping[str, Any] | None = None
-    date: AnyDate = None
-    share_prefixes: bool = True
-    shard: tuple[int, int] = (1, 1)
-    verbose: bool = False
-    repack: bool = True
-    until_stable: UntilStable | None = None
-    span: ConditionSpan | None = None
-    phase: PhaseSplit | None = None
-
-    def __post_init__(self) -> None:
-        if self.n_batch < 1 or self.n_ubatch < 1 or self.n_ctx < 0:
-            raise UsageError("n_batch and n_ubatch must be at least 1, n_ctx at least 0")
-        if not 1 <= self.shard[0] <= self.shard[1]:
-            raise UsageError(f"shard {self.shard[0]}/{self.shard[1]}: the first number is not from 1 to the second")
-        if self.until_stable is not None and self.shard != (1, 1):
-            raise UsageError(
-                f"shard {self.shard[0]}/{self.shard[1]}: a shard alone cannot tell when all pairs are stable; "
-                "leave out --shard or --until-stable"
-            )
-
-    @property
-    def context(self) -> ContextOptions:
-        """The part of the options that llama.cpp's context takes."""
-        return ContextOptions(self.n_batch, self.n_ubatch, self.n_threads, self.type_k, self.type_v, self.flash_attn)
-
-    def pairs_before(self, n_pairs: int) -> int:
-        """How many of the first `n_pairs` pairs of a file belong to the shard."""
-        return len(range(self.shard[0] - 1, n_pairs, self.shard[1]))
 
 
 @dataclass(frozen=True)
@@ -341,11 +254,11 @@ class _Recording:
             self._n_decoded += len(group.tokens)
             sums = decoder.sums(len(group.members))
             for phase, tables in zip((None, *range(n_phases)), added, strict=True):
-                sides = _sides(group, owners, phase)
-                _pool(tables, counts, tokens, sides)
-                tables.sums += _pooled_sums(sums, sides)
+                times = times_counted(group, owners, phase)
+                add_counts(tables, counts, tokens, times)
+                tables.sums += pooled_sums(sums, times)
             if self._sinks or self._check is not None:
-                _split(records, counts, tokens, group, owners)
+                split_pairs(records, counts, tokens, group, owners)
         self._n_tokens += sum(len(prompt.tokens) for item in batch.items for prompt in item.prompts)
         for total, tables in zip((counted, *counted.phases), added, strict=True):
             total.add(tables)
@@ -447,43 +360,3 @@ def _model_settings(model: Any, identity: ModelIdentity) -> dict[str, str]:
         "model file": f"{model.desc()}, {size} bytes",
         "model metadata": hashlib.sha256(metadata).hexdigest(),
     }
-
-
-def _sides(group: Group, owners: Owners, phase: int | None) -> Int64:
-    """How often each bin counts for each side, int64 [2, bins]: of one phase of the targets, or of all tokens."""
-    n_parts = group.members.shape[1] // len(owners)
-    members = group.members.reshape(len(group.members), len(owners), n_parts)
-    chosen = (
-        np.asarray(members.any(axis=2)) if phase is None else members[:, :, phase]
-    )  # a prompt has a row in one part only
-    sides = np.array([side for _, side in owners])
-    return np.stack([chosen[:, sides == side].sum(axis=1, dtype=np.int64) for side in (0, 1)])
-
-
-def _pooled_sums(sums: Sequence[npt.NDArray[np.float64]], times: Int64) -> RoutingSums:
-    """The sums of a group's sides. The bins are added in their order, so that the same group has the same bits."""
-    totals = []
-    for table in sums:
-        total = np.zeros((2, *table.shape[1:]))
-        for side, number in np.argwhere(times):
-            with np.errstate(invalid="ignore"):  # infinities of a router that overflowed
-                total[side] += times[side, number] * table[number]
-        totals.append(total)
-    return RoutingSums(*totals)
-
-
-def _pool(tables: Tables, counts: Int64, tokens: Int64, times: Int64) -> None:
-    """Add a group's counts to its sides."""
-    tables.a += np.tensordot(times, counts, axes=1)
-    tables.n += times @ tokens
-
-
-def _split(records: PairRecords, counts: Int64, tokens: Int64, group: Group, owners: Owners) -> None:
-    """Add a group's counts to the records of their pairs."""
-    n_parts = group.members.shape[1] // len(owners)
-    for column in range(group.members.shape[1]):
-        item, side = owners[column // n_parts]
-        at = (item, side) if records.n.ndim == 2 else (item, side, column % n_parts)
-        mine = group.members[:, column]
-        records.a[at] = counts[mine].sum(axis=0)
-        records.n[at] = tokens[mine].sum(axis=0).max()

@@ -53,7 +53,6 @@ class Part:
         """The position behind the last token."""
         return self.start + len(self.tokens)
 
-    @functools.cached_property
     def own_biases(self) -> dict[str, BiasFile]:
         """The biases of its tokens by their keys."""
         return {bias.key: bias for bias in dict.fromkeys(self.biases) if bias is not None}
@@ -99,6 +98,7 @@ class SlotContext:
             raise UsageError(f"n_ctx: {self.n_ctx}, but this {architecture} model has {n_trained} positions; lower it")
         self._force = force
         self._rows: dict[str, int] = {}  # the library's row of each bias, by its key; the least recently used first
+        self._has_left = False  # whether rows or a trace may wait for a decode that did not come
         self._checked: dict[str, bool] = {}  # keys of biases that the library took; whether they change anything
         self._n_swa = int(lib.llama_model_n_swa(self.model.model))
         self._has_state = bool(
@@ -205,29 +205,35 @@ class SlotContext:
         Yields (index of the part, logits of its last token or None) when it is in memory; the logits, [n_vocab], are
         valid until the next item, and so are `outputs` and `experts`. Raises NativeError.
         """
-        for group in self._groups(parts):
-            last_rows, experts = self._decode_together([parts[index] for index in group])
+        needed = [part.own_biases() for part in parts]
+        for group in self._groups(needed):
+            biases = {key: bias for index in group for key, bias in needed[index].items()}
+            last_rows, experts = self._decode_together([parts[index] for index in group], biases)
             for index, row, selected in zip(group, last_rows, experts, strict=True):
                 self._last_row, self._selected = row, selected
                 yield index, self._logits(row) if parts[index].n_outputs else None
 
-    def _groups(self, parts: Sequence[Part]) -> list[list[int]]:
-        """Indices of the parts of each llama_decode: one, unless they need more rows than there are."""
+    def _groups(self, needed: Sequence[dict[str, BiasFile]]) -> list[list[int]]:
+        """Indices of the parts of each llama_decode: one, unless they need more biases than there are rows."""
         if self._one_at_a_time:
-            return [[index] for index in range(len(parts))]
+            return [[index] for index in range(len(needed))]
         groups: list[list[int]] = []
         keys: set[str] = set()
-        for index, part in enumerate(parts):
-            own = part.own_biases.keys()
-            if not groups or len(keys | own) > capi.MAX_ROWS:
+        for index, own in enumerate(needed):
+            if not groups or len(keys | own.keys()) > capi.MAX_ROWS:
                 groups.append([])
                 keys = set()
             groups[-1].append(index)
-            keys |= own
+            keys |= own.keys()
         return groups
 
-    def _decode_together(self, parts: Sequence[Part]) -> tuple[list[int], list[Int32 | None]]:
-        """One llama_decode; the index of each part's last row in it, and the experts of those that are traced."""
+    def _decode_together(
+        self, parts: Sequence[Part], biases: dict[str, BiasFile]
+    ) -> tuple[list[int], list[Int32 | None]]:
+        """One llama_decode; the index of each part's last row in it, and the experts of those that are traced.
+
+        `biases` are those of all parts, by their keys.
+        """
         rows: list[tuple[int, int, int, bool]] = []
         bins: list[int] = []
         traced: list[bool] = []
@@ -238,12 +244,16 @@ class SlotContext:
             bins += [-1] * (n - part.n_counted) + [part.slot] * part.n_counted
             traced += [part.traced] * n
             ends.append(len(rows) - 1)
-        # for none as well: an interrupt may have left those of a decode that did not come
-        capi.set_token_rows(self._ctx, self._token_rows(parts))
+        token_rows = self._token_rows(parts, biases)
+        left, self._has_left = self._has_left, True
+        if token_rows or left:
+            capi.set_token_rows(self._ctx, token_rows)
         if self._recorder:
             self._recorder.set_mask(bins)
-            self._recorder.set_trace(traced if any(traced) else ())
+            if any(traced) or left:
+                self._recorder.set_trace(traced if any(traced) else ())
         capi.decode(self._ctx, self._batch, rows)
+        self._has_left = False
         if self._recorder is None or not any(traced):
             return ends, [None] * len(parts)
         experts = self._recorder.trace().experts
@@ -251,9 +261,8 @@ class SlotContext:
         own = np.split(experts, sizes)
         return ends, [found if part.traced else None for part, found in zip(parts, own, strict=True)]
 
-    def _token_rows(self, parts: Sequence[Part]) -> list[int]:
+    def _token_rows(self, parts: Sequence[Part], biases: dict[str, BiasFile]) -> list[int]:
         """The library's row for each token, -1: unsteered; no rows if all are."""
-        biases = {key: bias for part in parts for key, bias in part.own_biases.items()}
         if not biases:
             return []
         found = {key: self._row(bias, biases) for key, bias in biases.items()}

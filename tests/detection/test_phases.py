@@ -14,11 +14,21 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steermoe_local import ExpertMap, Pair, RoutingCounts, UntilStable, UsageError, record_counts, save_pairs
+from steermoe_local import (
+    ExpertMap,
+    Pair,
+    RoutingCounts,
+    StorageError,
+    UntilStable,
+    UsageError,
+    record_counts,
+    save_pairs,
+)
 from steermoe_local.cli import main
 from steermoe_local.detection.checkpoint import CheckpointFile
 from steermoe_local.detection.grouping import GroupBuilder
-from steermoe_local.detection.recorder import PhaseCounts, RecordingProgress, record_phases
+from steermoe_local.detection.recorder import PhaseCounts, record_phases
+from steermoe_local.detection.recording_options import RecordingProgress
 from steermoe_local.detection.target_phases import TargetPhases
 from steermoe_local.llama.rendering import Prompt, Renderer, vocabulary
 from steermoe_local.llama.tokenizing import token_bytes
@@ -396,6 +406,48 @@ def test_a_phase_without_tokens(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == written
     assert list(json.loads(done.stdout)["phases"]) == ["first:99"]
     assert np.array_equal(ExpertMap.load(tmp_path / "m.json").rd, ExpertMap.load(tmp_path / "m.first99.json").rd)
+
+
+def test_a_disk_that_is_full_between_two_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counts stay until the last map is written: with --resume nothing is recorded again."""
+    command = [
+        "detect",
+        "-m",
+        "tiny",
+        "-t",
+        1,
+        "--pairs",
+        PAIRS,
+        "-o",
+        tmp_path / "m.json",
+        "--phase",
+        "first:2",
+        "--json",
+    ]
+    command += ["--per-pair", tmp_path / "p.npz"]
+    save = ExpertMap.save
+
+    def full(made: ExpertMap, path: Any) -> None:
+        if "rest" in Path(path).name:
+            raise StorageError(f"{path}: the disk is full; make room")
+        save(made, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExpertMap, "save", full)
+        failed = run(*command)
+    assert failed.exit_code == 1
+    assert failed.stdout == ""
+    assert "m.rest2.json" in failed.stderr
+    assert CheckpointFile(tmp_path / "m.json").exists()
+    assert run(*command).exit_code == 2, "neither --resume nor --restart"
+    done = run(*command, "--resume")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["n_tokens"] == 0
+    maps = [ExpertMap.load(tmp_path / name) for name in ("m.json", "m.first2.json", "m.rest2.json")]
+    assert maps[0].a1 is not None
+    assert np.array_equal(maps[1].a1 + maps[2].a1, maps[0].a1)
+    assert all(made.confidence is not None for made in maps)
+    assert not list(tmp_path.glob("*partial*"))
 
 
 def test_phases_of_shards_add_up_and_do_not_mix(tmp_path: Path) -> None:

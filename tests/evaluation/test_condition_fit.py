@@ -24,7 +24,7 @@ from steermoe_local import (
     record_counts,
 )
 from steermoe_local.detection.checkpoint import CheckpointFile
-from steermoe_local.detection.recorder import RecordingProgress
+from steermoe_local.detection.recording_options import RecordingProgress
 from steermoe_local.detection.spans import ConditionSpan
 from steermoe_local.detection.token_routing import selected_experts
 from steermoe_local.evaluation.studies.conditions.fit import ConditionFit

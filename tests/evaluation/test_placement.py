@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from steermoe_local import BiasFile, UsageError
+from steermoe_local import BiasFile, ExpertMap, UsageError
 from steermoe_local.cli import main
 from steermoe_local.evaluation.measuring.evaluator import Evaluator
 from steermoe_local.evaluation.measuring.plans import open_placement, open_plan
@@ -44,7 +44,7 @@ class TwoChoices(Scorer):
 
 
 def at(where: str) -> SteeringPlan:
-    return open_placement(parse_where(where), STEERING)
+    return open_placement(parse_where(where))
 
 
 def test_a_placement_is_the_plan(
@@ -164,3 +164,19 @@ def test_commands(tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert "2 choices of experts" in done.stderr
     assert not (tmp_path / "no").exists()
+
+
+def test_another_map_of_a_condition_is_another_placement() -> None:
+    """Its name is the same; what it looks at is not."""
+    assert STEERING.expert_map is not None
+    maps = [ExpertMap(STEERING.expert_map.identity, "m", scale * STEERING.expert_map.rd) for scale in (1, -1)]
+    found = []
+    for looks_at in maps:
+
+        def opened(name: str, looks_at: ExpertMap = looks_at) -> tuple[ExpertMap, None]:
+            return looks_at, None
+
+        plan = SteeringPlan.open(["answer when m < 0.1 over prompt: m"], lambda name, choice: STEERING, opened)
+        found.append(replace(SETTINGS, placement=plan).to_dict())
+    assert found[0]["placement"] == found[1]["placement"]
+    assert found[0] != found[1]

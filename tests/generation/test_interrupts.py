@@ -156,6 +156,7 @@ def test_an_interrupt_anywhere_leaves_everything_valid(
             memory = engine._context._memory
             for slot in engine._slots:
                 assert lib.llama_memory_seq_pos_max(memory, slot.index) + 1 >= len(slot.tokens), at
+                assert min(len(slot._keys), len(slot._selected)) >= len(slot.tokens) == len(slot.keys), at
             found = answer(engine, *requests())
             assert [case[:2] for case in found] == expected, at
             for i, (_, _, end) in enumerate(found):

@@ -285,7 +285,7 @@ def test_a_decode_that_fails_leaves_no_trace(olmoe: Loaded, way: str) -> None:
             recorder.trace()
         assert caught.value.code == STATE
         _, counted = recorder.counts()
-        assert max(counted) <= 4, "tokens of another decode were counted"
+        assert not any(counted), "tokens of another decode were counted"
     recorder.close()
 
 

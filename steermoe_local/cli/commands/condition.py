@@ -36,7 +36,7 @@ from ..options.model import model_option
 from ..options.opening import open_model
 from ..output import facts_table, print_json, say, say_written, warn
 from ..streams import console
-from .detect import RecordingDisplay
+from .recording_display import RecordingDisplay
 
 if TYPE_CHECKING:
     from ...evaluation.metrics.intervals import Interval

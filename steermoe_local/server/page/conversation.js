@@ -72,7 +72,7 @@ class AnswerView {
     this.#use = el("button", { type: "button", class: "quiet", "aria-pressed": "false", onclick: () => actions.use(answer) }, "Experts used");
     this.#steps = el("button", { type: "button", class: "quiet", "aria-haspopup": "dialog", onclick: () => actions.steps(answer) }, "Tokens");
     this.#marks = el("button", { type: "button", class: "quiet", onclick: () => actions.toggleMarks() }, "Steered text");
-    this.#legend = el("p", { class: "legend", hidden: true }, el("span", {}, el("mark", { class: "steered" }, "Underlined"), " text was steered where the model read it."));
+    this.#legend = el("p", { class: "legend", hidden: true }, el("span", {}, el("mark", { class: "steered" }, "Underlined"), " text was drawn under the steering."));
     this.#again = el("button", { type: "button", class: "quiet", hidden: true, onclick: () => actions.again() }, "Ask again");
     const copyButton = el("button", { type: "button", class: "quiet", onclick: (event) => copy(answer.text, event.currentTarget) }, "Copy");
     this.title = el("h2", {});

@@ -1,4 +1,4 @@
-// The dialog that goes through an answer token by token, and shows the experts that read each.
+// The dialog that goes through an answer token by token, and shows the experts that drew each.
 
 import { Problem } from "./api.js";
 import { PerFrame, byId, el } from "./dom.js";
@@ -68,7 +68,8 @@ export class Steps {
     const isPlan = typeof answer.asked === "string" && Array.isArray(answer.applied?.rules); // which has no table
     const chosen = isPlan ? null : chosenIn(answer.asked);
     const table = chosen && this.#server.table(...chosen, signal).catch(() => null); // its steering may be gone
-    const trace = traceOf(await this.#server.answer(traceRequest(answer, turn, messages), signal), shape);
+    const request = traceRequest(answer, turn, messages);
+    const trace = traceOf(await this.#server.answer(request, signal), shape, request);
     const found = await table;
     return { trace, table: found?.n_layer === shape.n_layer && found.n_expert === shape.n_expert ? found : bare };
   }
@@ -96,8 +97,8 @@ export class Steps {
     this.#cells = Array.from({ length: routed.nLayer }, () => Array.from({ length: routed.nUsed }, () => el("span", { class: "expert" }, "", el("span", { class: "hidden" }))));
     byId("step-rows").replaceChildren(...this.#cells.map((cells, layer) => el("tr", {}, el("th", { scope: "row" }, String(layer)), el("td", {}, ...cells))));
     byId("step-meaning").textContent = table.signs
-      ? "Dots and list are the experts that read the token. Framed experts are promoted (corner above right, \u25b2 in the list) or suppressed (below left, \u25bc)."
-      : "Dots and list are the experts that read the token; no single map says which are promoted.";
+      ? "Dots and list are the experts that drew the token. Framed experts are promoted (corner above right, \u25b2 in the list) or suppressed (below left, \u25bc)."
+      : "Dots and list are the experts that drew the token; no single map says which are promoted.";
     byId("step-map").setAttribute("aria-label", `Experts of the token: ${table.n_layer} layers of ${table.n_expert} experts`);
     this.#heatmap.setTable(table);
     this.#at = 0;
@@ -143,12 +144,10 @@ export class Steps {
     const words = [`Token ${this.#at + 1} of ${trace.tokens.length}: \u201c${shownToken(token).trimEnd()}\u201d, number ${token.id}`];
     if (token.probability !== null) words.push(`probability ${(100 * token.probability).toFixed(token.probability < 0.1 ? 1 : 0)}%`);
     if (token.rule !== undefined) words.push(token.rule === null ? "unsteered" : ruleTitle(trace.applied, token.rule).replace("Steered", "steered"));
-    if (token.row === null) words.push("no experts: nothing follows it, so it was not read");
     byId("step-about").textContent = words.join(", ");
-    byId("step-experts").classList.toggle("none", token.row === null);
-    this.#heatmap.setUse(token.row === null ? null : trace.routed.counts(token.row, table.n_expert));
+    this.#heatmap.setUse(trace.routed.counts(token.row, table.n_expert));
     this.#cells.forEach((cells, layer) => {
-      const experts = token.row === null ? [] : trace.routed.experts(token.row, layer);
+      const experts = trace.routed.experts(token.row, layer);
       cells.forEach((cell, i) => {
         const sign = i < experts.length && table.signs ? Math.sign(table.signs[layer][experts[i]] ?? 0) : 0;
         cell.firstChild.data = i < experts.length ? String(experts[i]) : "";

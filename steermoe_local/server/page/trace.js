@@ -50,6 +50,7 @@ function unreadable(why) {
  */
 export function traceRequest(answer, turn, messages) {
   const { temperature } = turn.options;
+  const { prompt } = answer.facts;
   return {
     messages,
     steering: answer.asked,
@@ -59,6 +60,7 @@ export function traceRequest(answer, turn, messages) {
     logprobs: true,
     return_tokens: true,
     return_routed_experts: true,
+    routed_experts_start_len: Number.isSafeInteger(prompt) && prompt > 0 ? prompt - 1 : 0, // the row that draws the first token
     return_steered: true,
   };
 }
@@ -66,19 +68,20 @@ export function traceRequest(answer, turn, messages) {
 const text = (value) => (typeof value === "string" ? value : "");
 
 /**
- * What an answer says of its tokens: {text, reasoning, routed, tokens}; tokens are {id, text, probability, rule, row},
- * row the token's in `routed`, null where it was not read, rule undefined where the server does not say. `shape` is the
- * model's. Raises Problem when the experts are missing or fit neither the tokens nor the model.
+ * What the answer to a `request` says of its tokens: {text, reasoning, applied, routed, tokens}; tokens are {id, text,
+ * probability, rule, row}, row that in `routed` which drew the token, the one of the token before it; rule is undefined where
+ * the server does not say. `shape` is the model's. Raises Problem when the experts are missing or fit neither the tokens nor
+ * the model.
  */
-export function traceOf(body, shape) {
+export function traceOf(body, shape, request) {
   const choice = body?.choices?.[0];
   const encoded = body?.sglext?.routed_experts;
   if (typeof encoded !== "string" || !Array.isArray(choice?.tokens)) throw new Problem("server", "This server does not give the experts of each token.");
   const routed = new Routed(encoded, shape.n_layer, shape.n_expert_used);
-  const nPrompt = body.usage?.prompt_tokens;
   const ids = choice.tokens;
-  if (!(nPrompt > 0) || routed.nTokens < nPrompt + ids.length - 1) {
-    throw unreadable(`experts of ${routed.nTokens} tokens came for ${nPrompt} of the prompt and ${ids.length} of the answer`);
+  const first = body.usage?.prompt_tokens - 1 - request.routed_experts_start_len; // NaN where the server does not say
+  if (!(first >= 0) || routed.nTokens < first + ids.length) {
+    throw unreadable(`experts of ${routed.nTokens} tokens came, from the one before token ${1 - first} of ${ids.length} on`);
   }
   const entries = choice.logprobs?.content ?? [];
   const tokens = ids.map((id, i) => ({
@@ -86,7 +89,7 @@ export function traceOf(body, shape) {
     text: text(entries[i]?.token),
     probability: Number.isFinite(entries[i]?.logprob) ? Math.exp(entries[i].logprob) : null,
     rule: choice.token_rules?.[i],
-    row: nPrompt + i < routed.nTokens ? nPrompt + i : null,
+    row: first + i,
   }));
   return { text: text(choice.message?.content), reasoning: text(choice.message?.reasoning_content), applied: body.steering ?? null, routed, tokens };
 }

@@ -6,9 +6,9 @@ const PHASES = ["all", "prompt", "thinking", "answer"];
 const MOST = 2 ** 31;
 const HELP = {
   all: "",
-  prompt: "Everything before the answer, earlier answers included. Negative numbers count from its end.",
+  prompt: "What comes before the answer, earlier answers included. Its last token is the answer's: it draws the first one. Negative numbers count from the end.",
   thinking: "What the model thinks before its answer.",
-  answer: "Steered where its tokens are read: the first is drawn when the prompt is read, so only those behind it change.",
+  answer: "What comes behind the thinking, from its first token on.",
 };
 const THINKING = {
   separated: "",

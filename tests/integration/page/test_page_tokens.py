@@ -30,8 +30,8 @@ def encoded(experts: Any) -> str:
     return base64.b64encode(np.asarray(experts, "<i4").tobytes()).decode()
 
 
-def routed(n: int = N_PROMPT + len(PARTS) - 1) -> Any:
-    """Experts [tokens, layers, top k]: other ones for each token and layer; the first layer has no router."""
+def routed(n: int = len(PARTS)) -> Any:
+    """Experts [tokens, layers, top k] from the prompt's last token on, all different; the first layer has no router."""
     token, layer, slot = np.ogrid[:n, :N_LAYER, :TOP_K]
     experts = (7 * token + 5 * layer + slot) % N_EXPERT
     experts[:, 0] = -1
@@ -85,7 +85,7 @@ class Mock:
 def mock(browser: Any, server: Running, answer: dict[str, Any] | None = None, status: int = 200) -> Iterator[Mock]:
     with desk(browser, server) as tab:
         found = Mock(tab, trace() if answer is None else answer, status)
-        reply = marked(PARTS, APPLIED)
+        reply = marked(PARTS, APPLIED, n_prompt=N_PROMPT)
 
         def respond(route: Any) -> None:
             if route.request.post_data_json.get("stream"):
@@ -123,6 +123,7 @@ def test_the_same_is_asked_again(browser: Any, server: Running) -> None:
         assert {name: asked[name] for name in same} == {name: first[name] for name in same}
         assert [message["role"] for message in asked["messages"]] == ["system", "user", "assistant", "user"]
         assert (asked["seed"], asked["max_tokens"]) == (7, len(PARTS)), "the seed that the server told"
+        assert asked["routed_experts_start_len"] == N_PROMPT - 1, "those of the prompt are not needed"
         for name in ("return_routed_experts", "return_tokens", "return_steered", "logprobs"):
             assert asked[name] is True
         tab.page.keyboard.press("Escape")
@@ -182,21 +183,19 @@ def test_the_experts_of_each_token(browser: Any, server: Running) -> None:
         found.open()
         signs = np.array(table(server, activate=6, deactivate=6, reverse=False, mode="hard")["signs"])
         seen = set()
-        for at in range(len(PARTS) - 1):
+        for at in range(len(PARTS)):
             about = found.about()
             assert f"number {100 + at}" in about
             for layer, text in enumerate(found.tab.token_experts()):
-                experts = [int(expert) for expert in routed()[N_PROMPT + at, layer] if expert >= 0]
+                experts = [int(expert) for expert in routed()[at, layer] if expert >= 0]
                 words = {1: " promoted", -1: " suppressed", 0: ""}
                 assert text == [f"{expert}{words[int(signs[layer, expert])]}" for expert in experts]
                 seen |= {int(signs[layer, expert]) for expert in experts}
             tab.page.keyboard.press("ArrowRight")
         assert seen == {-1, 0, 1}, "the experts here are of every kind"
-        assert "was not read" in found.about(), "nothing follows the last one"
-        assert not tab.page.locator("#step-map").is_visible()
         tab.page.keyboard.press("Home")
         found.about()
-        expert = int(routed()[N_PROMPT, 2, 0])
+        expert = int(routed()[0, 2, 0])
         data = tab.page.locator("#step-map").evaluate("(canvas) => ({...canvas.dataset})")
         cell, left, top = (float(data[name]) for name in ("cell", "left", "top"))
         for at, words in ((expert, "used for this token"), (expert - 1, "not used for this token")):
@@ -250,7 +249,7 @@ WRONG: dict[str, tuple[int, dict[str, Any], str]] = {
     "no tokens": (200, choice_with(tokens=None), "This server does not give the experts of each token."),
     "no base64": (200, trace(sglext={"routed_experts": "{}"}), "it is not base64"),
     "cut": (200, trace(sglext={"routed_experts": encoded([1, 2, 3])}), "12 bytes are no whole tokens"),
-    "too few": (200, trace(sglext={"routed_experts": encoded(routed(7))}), "experts of 7 tokens came for 5 of"),
+    "too few": (200, trace(sglext={"routed_experts": encoded(routed(3))}), "experts of 3 tokens came"),
     "no usage": (200, trace(usage=None), "cannot be read"),
     "busy": (429, {"error": {"message": "full"}}, "The server is busy"),
     "failed": (500, {"error": {"message": MARKUP}}, MARKUP),
@@ -331,7 +330,7 @@ def test_a_large_model_stays_quick(browser: Any, server: Running) -> None:
     """48 layers of 128 experts, 8 a token: keys faster than frames cost a drawing a frame, and no elements."""
     layers, experts, top_k, n = 48, 128, 8, 300
     shape = {"n_layer": layers, "n_expert": experts, "n_expert_used": top_k}
-    random = np.random.default_rng(0).integers(0, experts, (N_PROMPT + n - 1, layers, top_k))
+    random = np.random.default_rng(0).integers(0, experts, (n, layers, top_k))
     answer = trace(sglext={"routed_experts": encoded(random)})
     answer["choices"][0] |= {"tokens": list(range(n)), "token_rules": None, "logprobs": None}
     with mock(browser, server, answer) as found:
@@ -364,7 +363,7 @@ def test_a_large_model_stays_quick(browser: Any, server: Running) -> None:
         assert tab.page.evaluate(body) == [1, 0]
         assert found.about().startswith("Token 251 of 300:")
         shown = [list(map(int, texts)) for texts in found.tab.token_experts()]
-        assert shown == random[N_PROMPT + 250].tolist()
+        assert shown == random[250].tolist()
 
 
 def test_a_model_without_experts(browser: Any, server: Running) -> None:

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from ...._util.files import timestamp, tool_name
 from ....detection.checkpoint import CheckpointFile
-from ....detection.recorder import PairSink, RecordingProgress, record_counts
+from ....detection.recorder import record_counts
+from ....detection.recording_options import PairSink, RecordingProgress
 from ....detection.spans import ConditionSpan, usual_span
 from ....errors import UsageError
 from ....identity import ModelIdentity
