@@ -153,6 +153,22 @@ def test_a_uniform_bias_is_the_plan_for_all_tokens(random_model: Any) -> None:
         assert np.array_equal(uniform[item][0], planned[item][0])
 
 
+def test_texts_that_begin_alike_under_a_plan(random_model: Any) -> None:
+    """Each has its own steering of the tokens that they share."""
+    path = random_model(OLMOE)
+    bias = signs(path, 8)
+    tokens = tokens_of(12)
+    given = [[-1] * 12, [0] * 12, [-1] * 6 + [0] * 6]
+    with closing(open_model(path)) as model:
+        together = read(model, [text(tokens, rules, item) for item, rules in enumerate(given)], plan(("prompt", bias)))
+    forced = np.array([np.flatnonzero(bias.values[layer] > 0)[0] for layer in range(OLMOE.n_layer)])
+    for item, rules in enumerate(given):
+        steered = np.array(rules) == 0
+        first = together[item][0][:, :, 0]
+        assert (first[steered] == forced).all()
+        assert not (first[~steered] == forced).all() or steered.all()
+
+
 def test_layers_without_a_router(random_model: Any) -> None:
     with closing(open_model(random_model(DENSE_FIRST))) as model:
         experts, weights, logits = read(model, [text(tokens_of(5))])[0]
