@@ -256,7 +256,9 @@ STEERMOE_API steermoe_status steermoe_row_detach(struct llama_context * ctx, int
 //
 // What steermoe_attach_seq promises of the sequences of a batch holds for its tokens: any rules, epsilons, caps and layers
 // beside each other; edited logits that do not depend on the rows of other tokens, bit for bit; unsteered tokens that
-// keep the bits of their logits; and the graph of a steered context where one steering serves a whole ubatch.
+// keep the bits of their logits; and the graph of a steered context where one steering serves a whole ubatch. (A ubatch of
+// at most 32 tokens also has the nodes that one of the last 16 of its size needed. They change no bit, and rows that steer
+// the tokens of an answer in turns need no new graph for each.)
 STEERMOE_API steermoe_status steermoe_set_token_rows(struct llama_context * ctx, const int32_t * rows,
                                                      int32_t n_tokens);
 

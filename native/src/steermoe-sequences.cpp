@@ -60,6 +60,10 @@ int32_t capacity(int32_t n) {
     return rows;
 }
 
+// Graphs of at most FEW_TOKENS tokens, which may take less time to compute than to build, keep an edit for KEPT_GRAPHS.
+constexpr uint32_t FEW_TOKENS  = 32;
+constexpr uint64_t KEPT_GRAPHS = 16;
+
 } // namespace
 
 steermoe_sequences::steermoe_sequences(const llama_model & model)
@@ -301,12 +305,41 @@ steermoe_sequences::edits_t steermoe_sequences::edits_of(const llama_ubatch & ub
     return all;
 }
 
+// Rows may steer the tokens of an answer in turns. So that this does not build a graph for each token, a graph has what one
+// of the last ones of its size needed, too: edits that no token's row asks for change no bit.
+steermoe_sequences::edits_t steermoe_sequences::with_recent(const edits_t & next, uint32_t n_tokens) {
+    const size_t n_layer = model.hparams.n_layer();
+    if (lately.n_tokens != n_tokens) {
+        lately = { n_tokens, 0, {} };
+        lately.last.resize(n_layer);
+    }
+    lately.n_graph++;
+    edits_t all(n_layer, STEERMOE_EDIT_NONE);
+    bool    any = false;
+    for (size_t il = 0; il < n_layer; il++) {
+        lately.last[il][next.empty() ? STEERMOE_EDIT_NONE : next[il]] = lately.n_graph;
+        for (int edit = STEERMOE_EDIT_SOFT; edit <= STEERMOE_EDIT_CAPPED; edit++) {
+            const uint64_t last = lately.last[il][edit];
+            if (last != 0 && lately.n_graph - last < KEPT_GRAPHS) {
+                all[il] = (steermoe_edit) edit;
+                any     = true;
+            }
+        }
+    }
+    return any ? all : edits_t();
+}
+
 uint64_t steermoe_sequences::begin_graph(const llama_ubatch * ubatch) {
     edits_t next;
     if (bank != nullptr && ubatch != nullptr) {
         next = edits_of(*ubatch);
     } else if (bank != nullptr) {
         next.assign(model.hparams.n_layer(), bank->largest);
+    }
+    if (bank != nullptr && ubatch != nullptr && !token_rows.empty() && ubatch->n_tokens <= FEW_TOKENS) {
+        next = with_recent(next, ubatch->n_tokens);
+    } else {
+        lately.n_tokens = 0;
     }
     if (next != edits) {
         edits = std::move(next);

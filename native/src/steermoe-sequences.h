@@ -5,6 +5,7 @@
 #include "steermoe-bank.h"
 #include "steermoe-bias.h"
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -96,6 +97,8 @@ struct steermoe_sequences {
     std::vector<const steering *> steerings_of(const llama_ubatch & ubatch) const; // of each token
     edits_t                       edits_of(const llama_ubatch & ubatch) const;
 
+    edits_t with_recent(const edits_t & next, uint32_t n_tokens);
+
     std::string obstacle_of_rows(const std::vector<int32_t> & rows) const;
     std::string obstacle_of_sequences(const llama_batch & batch) const;
 
@@ -111,6 +114,16 @@ struct steermoe_sequences {
     size_t               n_waiting = 0; // tokens of token_rows whose inputs are not set yet
 
     std::unique_ptr<steermoe_bank> bank; // from the first steering on, until detach()
+
+    // What graphs of single tokens needed lately, see with_recent().
+    struct recent {
+        uint32_t n_tokens = 0; // of these graphs; 0: there are none
+        uint64_t n_graph  = 0; // counts them
+
+        std::vector<std::array<uint64_t, STEERMOE_EDIT_CAPPED + 1>> last; // [n_layer][edit] the last to need it, or 0
+    };
+
+    recent lately;
 
     // the graph that is being built
     edits_t               edits;

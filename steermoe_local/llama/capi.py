@@ -17,7 +17,7 @@ from ..model_files.model_info import check_loadable
 from .cpu import default_threads
 from .library import llama_cpp, take_log_error
 from .native_recorder import NativeRecorder, Trace
-from .signatures import BiasStruct, LayerStruct, check, lib
+from .signatures import BiasStruct, LayerStruct, check, lib, of_tokens
 
 __all__ = [
     "MAX_ROWS",
@@ -273,8 +273,8 @@ def set_token_rows(ctx: Any, rows: Sequence[int] | npt.NDArray[np.int32]) -> Non
 
     Valid for one decode; empty: the steering of the tokens' sequences. Raises NativeError for a row without a bias.
     """
-    array = np.ascontiguousarray(rows, np.int32)
-    check(lib().steermoe_set_token_rows(ctx, array.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)), array.size))
+    _held, address, n = of_tokens(rows, "i")
+    check(lib().steermoe_set_token_rows(ctx, address, n))
 
 
 def layer_info(ctx: Any, layer: int) -> LayerInfo:

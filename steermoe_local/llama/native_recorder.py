@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .signatures import check, lib
+from .signatures import check, lib, of_tokens
 
 __all__ = ["NativeRecorder", "Trace"]
 
@@ -62,10 +62,10 @@ class NativeRecorder:
         """Set the context whose decodes are counted; nothing is counted before."""
         check(lib().steermoe_recorder_bind(self._handle, ctx))
 
-    def set_mask(self, bins: Sequence[int]) -> None:
+    def set_mask(self, bins: Sequence[int] | npt.NDArray[np.int32]) -> None:
         """Bin of each token of the next llama_decode, -1: not counted."""
-        array = (ctypes.c_int32 * len(bins))(*bins)
-        check(lib().steermoe_recorder_set_mask(self._handle, array, len(bins)))
+        _held, address, n = of_tokens(bins, "i")
+        check(lib().steermoe_recorder_set_mask(self._handle, address, n))
 
     def set_stop(self, stop: bool) -> None:
         """Stop each decode after the last router; the context's logits are then undefined."""
@@ -110,11 +110,12 @@ class NativeRecorder:
 
         `weights`, `logits`: keep these of them beside their experts. Forgets the last trace; empty: trace nothing.
         """
-        array = np.ascontiguousarray(wanted, np.bool_)
+        # a C bool is 0 or 1
+        chosen = wanted.astype(np.bool_) if isinstance(wanted, np.ndarray) else bytes(map(bool, wanted))
+        _held, address, n = of_tokens(chosen, "b")
         flags = weights * TRACE_WEIGHTS | logits * TRACE_LOGITS
-        pointer = array.ctypes.data_as(ctypes.POINTER(ctypes.c_bool))
-        check(lib().steermoe_recorder_set_trace(self._handle, pointer, array.size, flags))
-        self._traced = int(array.sum()), flags
+        check(lib().steermoe_recorder_set_trace(self._handle, address, n, flags))
+        self._traced = int(chosen.sum()) if isinstance(chosen, np.ndarray) else chosen.count(1), flags
 
     def trace(self) -> Trace:
         """The trace of the tokens that the last `set_trace` wanted, after their decode.

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+from array import array
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from ..errors import FormatError, ModelError, ModelMismatchError, NativeError, SteerMoEError
 from .library import llama_cpp
 
-__all__ = ["BiasStruct", "LayerStruct", "check", "lib"]
+__all__ = ["BiasStruct", "LayerStruct", "check", "lib", "of_tokens"]
 
 _ERR_IO, _ERR_FORMAT, _ERR_MISMATCH, _ERR_UNSUPPORTED = 1, 2, 3, 4
 _ERRORS: dict[int, type[SteerMoEError]] = {
@@ -74,17 +79,17 @@ def lib() -> ctypes.CDLL:
         "detach_seq": (ctypes.c_int, pointer, int32),
         "row_attach": (ctypes.c_int, pointer, int32, pointer, int32),
         "row_detach": (ctypes.c_int, pointer, int32),
-        "set_token_rows": (ctypes.c_int, pointer, ctypes.POINTER(int32), int32),
+        "set_token_rows": (ctypes.c_int, pointer, pointer, int32),
         "get_layer_info": (ctypes.c_int, pointer, int32, ctypes.POINTER(LayerStruct)),
         "recorder_init": (ctypes.c_int, pointer, int32, ctypes.POINTER(pointer)),
         "recorder_bind": (ctypes.c_int, pointer, pointer),
-        "recorder_set_mask": (ctypes.c_int, pointer, ctypes.POINTER(int32), int32),
+        "recorder_set_mask": (ctypes.c_int, pointer, pointer, int32),
         "recorder_set_stop": (None, pointer, ctypes.c_bool),
         "recorder_reset": (None, pointer),
         "recorder_counts": (ctypes.c_int, pointer, ctypes.POINTER(int64), ctypes.POINTER(int64)),
         "recorder_set_sums": (ctypes.c_int, pointer, ctypes.c_bool),
         "recorder_sums": (ctypes.c_int, pointer, int32, *[ctypes.POINTER(ctypes.c_double)] * 3),
-        "recorder_set_trace": (ctypes.c_int, pointer, ctypes.POINTER(ctypes.c_bool), int32, int32),
+        "recorder_set_trace": (ctypes.c_int, pointer, pointer, int32, int32),
         "recorder_top_k": (int32, pointer),
         "recorder_trace": (ctypes.c_int, pointer, ctypes.POINTER(int32), *[ctypes.POINTER(ctypes.c_float)] * 2),
         "recorder_free": (None, pointer),
@@ -103,3 +108,16 @@ def check(status: int) -> None:
     message = lib().steermoe_last_error().decode("utf-8", "replace")
     kind = _ERRORS.get(status)
     raise kind(message) if kind else NativeError(message, status)
+
+
+def of_tokens(values: Sequence[int] | npt.NDArray[Any], code: str) -> tuple[Any, int, int]:
+    """Values of the tokens of a batch as C sees them: what holds them, its address, their number.
+
+    `code` is that of the array module, "i": int32_t, "b": bool. Called for each decode: numpy would take ten times as
+    long for a list of a few.
+    """
+    if isinstance(values, np.ndarray):
+        held = np.ascontiguousarray(values, code)
+        return held, held.ctypes.data, held.size
+    listed = array(code, values)
+    return listed, listed.buffer_info()[0], len(listed)

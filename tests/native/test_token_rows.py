@@ -25,13 +25,13 @@ from tests.support.sequence_steering import (
     tokens,
     turns,
 )
-from tests.support.token_rows import RowContext, alone, check_ubatches, number_of
+from tests.support.token_rows import KEPT_GRAPHS, RowContext, alone, check_ubatches, number_of
 
 pytestmark = pytest.mark.numeric
 
 
 def random_places(rng: np.random.Generator, n_tokens: int, n_under: int) -> list[int]:
-    return rng.integers(0, n_under, n_tokens).tolist()  # type: ignore[no-any-return]
+    return rng.integers(0, n_under, n_tokens).tolist()
 
 
 @pytest.mark.parametrize("n_ubatch", [512, 7])
@@ -47,7 +47,7 @@ def test_rows_in_one_prompt_against_the_oracle(steerable: tuple[RandomModel, Pat
         for i in range(56, 60):
             context.decode_under([(i, i, 0, True)], of_tokens[i : i + 1])
         sizes = [56] if n_ubatch > 56 else [n_ubatch] * (56 // n_ubatch)
-        check_ubatches(model, context.seen, under, of_tokens, [*sizes, 1, 1, 1, 1])
+        check_ubatches(model, context, under, of_tokens, [*sizes, 1, 1, 1, 1])
 
 
 @pytest.mark.parametrize("places", [(0, 1, 2), (3, 2, 8), (7, 6, 1)])
@@ -56,10 +56,10 @@ def test_three_rows_in_one_prompt(steerable: tuple[RandomModel, Path, Any], plac
     model, path, loaded = steerable
     identity = identity_of(path)
     under = [steerings(identity)[place] for place in places]
-    of_tokens = [1] * 5 + [0] * 9 + [2] * 4 + [0] * 6
-    with RowContext(loaded, identity, under, capture=True, n_ubatch=10) as context:
-        context.decode_under([(t, i, 0, True) for i, t in enumerate(tokens(0, 24))], of_tokens)
-        check_ubatches(model, context.seen, under, of_tokens, [10, 10, 4])
+    of_tokens = [1] * 20 + [0] * 36 + [2] * 16 + [0] * 24
+    with RowContext(loaded, identity, under, capture=True, n_ubatch=40) as context:
+        context.decode_under([(t, i, 0, True) for i, t in enumerate(tokens(0, 96))], of_tokens)
+        check_ubatches(model, context, under, of_tokens, [40, 40, 16])
 
 
 def test_unsteered_tokens_have_the_bits_of_an_unsteered_run(olmoe: Loaded) -> None:
@@ -105,7 +105,7 @@ def test_one_row_for_all_is_the_steering_of_the_context(olmoe: Loaded) -> None:
     """The same bits, the same nodes; and no nodes where all tokens are unsteered, whatever their sequences have."""
     identity, model = olmoe
     under = steerings(identity)
-    batch: list[Row] = [(t, i, 0, True) for i, t in enumerate(tokens(0, 16))]
+    batch: list[Row] = [(t, i, 0, True) for i, t in enumerate(tokens(0, 40))]
     with Context(model, capture=True) as context:
         unsteered, plain_ops = context.decode_rows(batch), context.ops
     assert not any("steered" in name for name in plain_ops)
@@ -116,7 +116,7 @@ def test_one_row_for_all_is_the_steering_of_the_context(olmoe: Loaded) -> None:
             capi.attach(context.ctx, steering.native(identity))
             attached, ops = context.decode_rows(batch), context.ops
         with RowContext(model, identity, under, capture=True) as context:
-            found = context.decode_under(batch, [place] * 16)
+            found = context.decode_under(batch, [place] * 40)
             assert found.tobytes() == attached.tobytes(), f"steering {place}"
             # a context with a capped row reserves more, but builds no more
             assert context.ops == ops, f"steering {place}"
@@ -124,7 +124,7 @@ def test_one_row_for_all_is_the_steering_of_the_context(olmoe: Loaded) -> None:
                 attach_it(context.ctx, steering.native(identity))
                 context.clear()
                 context.ops.clear()
-                assert context.decode_under(batch, [2] * 16).tobytes() == unsteered.tobytes()
+                assert context.decode_under(batch, [2] * 40).tobytes() == unsteered.tobytes()
                 assert context.ops == plain_ops
 
 
@@ -222,7 +222,7 @@ def test_many_rows(olmoe: Loaded) -> None:
     of_tokens = rng.permutation(400).tolist()
     with RowContext(model, identity, under, capture=True) as context:
         context.decode_under([(t, i, 0, True) for i, t in enumerate(tokens(0, 400))], of_tokens)
-        check_ubatches(OLMOE, context.seen, under, of_tokens, [400])
+        check_ubatches(OLMOE, context, under, of_tokens, [400])
 
 
 def n_reused(context: Context) -> int:
@@ -243,18 +243,49 @@ def test_other_rows_of_the_same_rules_keep_the_graph(olmoe: Loaded) -> None:
             attach(context, identity, [same_rules[i % 3]])
             context.decode_under([(5, i, 0, True)], [i % 3])
         assert n_reused(context) - before == 6
-        context.decode_under([(5, 8, 0, True)], [3])
-        assert n_reused(context) - before == 6, "an unsteered token needs fewer nodes"
         # rows that no token has are free for others
         capi.detach_row(context.ctx, context.numbers[1])
         for i in (4, 7):
             capi.detach_row(context.ctx, 100 + i)
         attach(context, identity, [NONE])
         capi.attach_row(context.ctx, number_of(1), steerings(identity, 9)[0].native(identity))
-        context.decode_under([(5, 9, 0, True)], [1])
+        context.decode_under([(5, 8, 0, True)], [1])
         before = n_reused(context)
-        context.decode_under([(5, 10, 0, True)], [2])
+        context.decode_under([(5, 9, 0, True)], [2])
         assert n_reused(context) - before == 1
+
+
+def test_steering_in_turns_keeps_the_graph(olmoe: Loaded) -> None:
+    """Of rules of different layers and none: their nodes stay for some tokens, in which they change no bit."""
+    identity, model = olmoe
+    rules = steerings(identity)
+    under = [NONE, rules[3], rules[4], rules[5]]  # the last layer, the first two, a soft one of the second
+    turns_of = [1, 0, 0, 2, 0, 3, 1, 3, 0, 0, 2, 0] * 3
+    rest = [0] * (KEPT_GRAPHS + 2)
+    found, reused, edited = [], [], []
+    with RowContext(model, identity, under, capture=True) as context:
+        for i, place in enumerate([*turns_of, *rest]):
+            before = n_reused(context)
+            context.seen.clear()
+            context.ubatches.clear()
+            found.append(context.decode_under([(i, i, 0, True)], [place]))
+            reused.append(n_reused(context) - before)
+            edited.append([layer for layer in range(4) if f"ffn_moe_logits_steered-{layer}" in context.seen])
+    # when a rule of other layers comes, when its nodes are no longer needed, and nothing between
+    assert [i for i, same in enumerate(reused) if not same] == [
+        0,
+        3,
+        len(turns_of) + KEPT_GRAPHS - 6,
+        len(turns_of) + KEPT_GRAPHS - 2,
+    ]
+    assert edited[2] == [3]
+    assert edited[len(turns_of)] == [0, 1, 3]
+    assert edited[-1] == []
+    with RowContext(model, identity, under) as context:
+        for i, place in enumerate([*turns_of, *rest]):
+            # a batch without rows forgets what was needed: its graph has what its token needs alone
+            capi.attach_sequence(context.ctx, 0, under[place].native(identity))
+            assert context.decode_rows([(i, i, 0, True)]).tobytes() == found[i].tobytes(), f"token {i}"
 
 
 LAYOUTS = st.lists(st.integers(1, 9), min_size=1, max_size=5)
