@@ -235,7 +235,7 @@ def render(report: Mapping[str, Any]) -> str:
             [
                 name,
                 gate["when"],
-                f"{gate['fit']['auc']:.2f}",
+                f"{gate['fit']['auc']['value']:.2f}",
                 span(gate["misses"], "%"),
                 span(gate["false_alarms"], "%"),
                 span(gate["gated"]["swing"]),

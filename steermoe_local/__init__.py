@@ -32,6 +32,7 @@ from .identity import ModelIdentity
 from .maps.counts import RoutingCounts
 from .maps.effects import Attribution, Effects
 from .maps.expert_map import ExpertMap
+from .maps.map_phases import PhaseSplit
 from .maps.scores import risk_difference
 from .maps.stability import UntilStable
 from .model_files.model_info import ModelInfo, model_info
@@ -43,7 +44,7 @@ from .steering.steering import Steering
 if TYPE_CHECKING:
     from .attribution.attribute import AttributionOptions, attribute
     from .attribution.fit import fit
-    from .detection.recorder import record_counts
+    from .detection.recorder import record_counts, record_phases
     from .evaluation.measuring.evaluator import Evaluator
     from .evaluation.measuring.evaluator import Evaluator as Bench
     from .evaluation.measuring.opening import open_evaluator, open_steering
@@ -79,6 +80,7 @@ __all__ = [
     "NativeError",
     "Pair",
     "PairsError",
+    "PhaseSplit",
     "ResourceError",
     "RoutingCounts",
     "SteerMoEError",
@@ -102,6 +104,7 @@ __all__ = [
     "open_steering",
     "read_bias",
     "record_counts",
+    "record_phases",
     "risk_difference",
     "run_evaluation",
     "save_pairs",
@@ -134,6 +137,7 @@ _LAZY = {
     "open_plan": (".evaluation.measuring.plans", "open_plan"),
     "open_steering": (".evaluation.measuring.opening", "open_steering"),
     "record_counts": (".detection.recorder", "record_counts"),
+    "record_phases": (".detection.recorder", "record_phases"),
     "run_evaluation": (".evaluation.studies.evaluate", "run_evaluation"),
     "sweep": (".evaluation.studies.search.sweep", "sweep"),
     "transfer": (".evaluation.studies.transfer.transfer", "transfer"),

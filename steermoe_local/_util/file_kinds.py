@@ -40,6 +40,7 @@ PROJECTOR = FileKind("the vision or audio part of a model (mmproj)", "name the m
 MAP = FileKind("an expert map", "a map is given with --map; steermoe bias build makes a bias file of it")
 COUNTS = FileKind("a counts file", "steermoe map merge makes an expert map of it")
 PAIR_COUNTS = FileKind("a file of per-pair counts", "it is given with --per-pair")
+TRACE = FileKind("a trace of routing", "numpy.load reads it, see docs/traces.md")
 CHECKPOINT = FileKind(
     "the checkpoint of an interrupted steermoe detect", "finish that run: the same command with --resume"
 )
@@ -183,6 +184,8 @@ def _of_archive(path: StrPath) -> FileKind | None:
     names = {name.removesuffix(".npy") for name in files if name.endswith(".npy")}
     if "meta" not in names:
         return None if names else ARCHIVE
+    if {"experts", "weights", "texts"} <= names:
+        return TRACE
     if {"a1", "a2"} & names:
         return COUNTS
     return CHECKPOINT if {"a", "n"} <= names else PAIR_COUNTS if "moe_layers" in names else None

@@ -29,6 +29,7 @@ from .commands.run import run
 from .commands.serve import serve
 from .commands.sweep import sweep
 from .commands.tasks import tasks
+from .commands.trace import trace
 from .commands.transfer import transfer
 from .commands.tune import tune
 from .program import SteerMoEGroup, debug_option, take_debug
@@ -62,6 +63,7 @@ for command in (
     pairs,
     tasks,
     detect,
+    trace,
     attribute,
     fit,
     condition,

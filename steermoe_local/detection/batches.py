@@ -23,6 +23,7 @@ class Item:
     index: int  # of the pair in the file
     pair: Pair
     prompts: tuple[Prompt, Prompt]
+    parts: tuple[list[int], list[int]] | None = None  # of the targets' tokens; None: they are not divided
 
 
 Owners = list[tuple[int, int]]
@@ -50,9 +51,11 @@ class PairBatches:
         n_ctx: int,
         on_skip: Callable[[Pair, str], None] | None,
         span: ConditionSpan | None = None,
+        part_of: Callable[[Prompt], list[int]] | None = None,
     ) -> None:
+        """`part_of` gives the part, 0 or 1, of each token of a target; None: targets are not divided."""
         self._source, self._shard, self._renderer = source, shard, renderer
-        self._n_ctx, self._on_skip, self._span = n_ctx, on_skip, span
+        self._n_ctx, self._on_skip, self._span, self._part_of = n_ctx, on_skip, span, part_of
 
     def common_beginning(self, n_batch: int) -> list[int]:
         """The tokens that the shard's first prompts (a batch of them) begin with: mostly the chat template's own text.
@@ -91,7 +94,12 @@ class PairBatches:
         Raises PairsError for a pair that cannot be counted, unless `on_skip` takes it.
         """
         builder = GroupBuilder(
-            n_rows=n_batch, n_prompts=decoder.n_prompts, n_bins=decoder.n_bins, kept=decoder.kept, share=share
+            n_rows=n_batch,
+            n_prompts=decoder.n_prompts,
+            n_bins=decoder.n_bins,
+            kept=decoder.kept,
+            share=share,
+            n_parts=1 if self._part_of is None else 2,
         )
         items: list[Item] = []
         n_skipped = 0
@@ -102,7 +110,7 @@ class PairBatches:
             if len(items) == 1 and self._n_ctx and builder.n_rows > max(n_batch, self._n_ctx):
                 for side, prompt in enumerate(items[0].prompts):  # one side at a time fits
                     builder.clear()
-                    builder.add([prompt])
+                    builder.add([prompt], items[0].parts and [items[0].parts[side]])
                     groups.append((builder.build(), [(0, side)]))
             elif items:
                 groups.append((builder.build(), [(item, side) for item in range(len(items)) for side in (0, 1)]))
@@ -120,10 +128,11 @@ class PairBatches:
                 self._on_skip(pair, str(error).lstrip(", :"))
                 n_skipped += 1
                 continue
-            if not builder.add(prompts):
+            parts = None if self._part_of is None else (self._part_of(prompts[0]), self._part_of(prompts[1]))
+            if not builder.add(prompts, parts):
                 yield batch(index)
-                builder.add(prompts)
-            items.append(Item(index, pair, prompts))
+                builder.add(prompts, parts)
+            items.append(Item(index, pair, prompts, parts))
             n_counted += 1
             if n_counted in ends:
                 yield batch(index + 1)

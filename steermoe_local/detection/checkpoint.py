@@ -3,10 +3,13 @@
 `<output>.partial.npz` (no pickles): `a` (int64 [2, n_layer, n_expert]; positive, negative), `n` (int64 [2, n_layer])
 and `meta` (a JSON text: format, version, settings, next, n_pairs, n_skipped, journal). `settings` is all that must be
 the same to resume: model, pairs, and what changes the counts. `next` is the index of the first pair not counted yet.
+Where targets are split into two phases there are the same tables of each phase, too (`a-0`, `a-1`, ...), and the
+version is 3.
 
 `<output>.partial.pairs`, only with per-pair counts: frames of eight bytes (two little-endian uint32: pairs, length) and
 as many bytes of zlib-deflated little-endian numbers: indices of the pairs (int64), target tokens (int64 [pairs, 2]),
-activations (uint32 [pairs, 2, n_layer, n_expert]). `journal` is how many bytes of it are valid.
+activations (uint32 [pairs, 2, n_layer, n_expert]). `journal` is how many bytes of it are valid. Where targets are split
+there are numbers of the two phases in place of each (int64 [pairs, 2, 2], uint32 [pairs, 2, 2, n_layer, n_expert]).
 
 The checkpoint is replaced atomically, and the journal grows, on the disk, before the checkpoint counts the new bytes: a
 killed process and a power cut leave both valid. The output is locked meanwhile, so that no second process counts.
@@ -20,7 +23,7 @@ import json
 import struct
 import zlib
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,7 @@ from ..maps.routing_sums import RoutingSums
 Int64 = npt.NDArray[np.int64]
 
 _FORMAT = "steermoe-partial-counts"
-_VERSION = 2
+_VERSION, _VERSION_WITH_PHASES = 2, 3
 _META = {"format", "version", "settings", "next", "n_pairs", "n_skipped", "journal"}
 _WHAT = "a checkpoint of steermoe detect"
 _AGAIN = "start again with --restart"
@@ -50,29 +53,66 @@ _HEADER = struct.Struct("<II")
 
 
 @dataclass
-class Checkpoint:
-    """State of a recording.
+class Tables:
+    """What was counted of some tokens: `a` int64 [2, n_layer, n_expert], `n` int64 [2, n_layer], `sums`.
 
-    `a` is int64 [2, n_layer, n_expert], `n` int64 [2, n_layer] (positive, negative), `sums` of the same tokens. Pairs
-    before index `next` are counted, or skipped.
+    The positive sides come first.
     """
 
     a: Int64
     n: Int64
     sums: RoutingSums
+
+    @classmethod
+    def zeros(cls, shape: tuple[int, int]) -> Tables:
+        """Those of no token of a model of `shape` (n_layer, n_expert)."""
+        return cls(np.zeros((2, *shape), np.int64), np.zeros((2, shape[0]), np.int64), RoutingSums.zeros(shape))
+
+    def add(self, other: Tables) -> None:
+        """Add what was counted of other tokens."""
+        self.a += other.a
+        self.n += other.n
+        self.sums += other.sums
+
+
+@dataclass
+class Checkpoint(Tables):
+    """State of a recording: the tables of all target tokens, and of the two phases if they are split.
+
+    Pairs before index `next` are counted, or skipped.
+    """
+
     next: int = 0
     n_pairs: int = 0
     n_skipped: int = 0
     journal: int = 0
+    phases: list[Tables] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
 class PairRecords:
-    """Counts of some pairs: `indices` [pairs] in the pairs file, `n` [pairs, 2], `a` [pairs, 2, n_layer, n_expert]."""
+    """Counts of some pairs: `indices` [pairs] in the pairs file, `n` [pairs, 2], `a` [pairs, 2, n_layer, n_expert].
+
+    Of targets that are split, `n` is [pairs, 2, 2] and `a` [pairs, 2, 2, n_layer, n_expert]: side, phase.
+    """
 
     indices: Int64
     n: Int64
     a: npt.NDArray[np.uint32]
+
+    @classmethod
+    def zeros(cls, indices: Int64, shape: tuple[int, int], n_phases: int) -> PairRecords:
+        """Those of pairs without a token; `n_phases` 0: targets are not split."""
+        sides = (len(indices), 2, n_phases) if n_phases else (len(indices), 2)
+        return cls(indices, np.zeros(sides, np.int64), np.zeros((*sides, *shape), np.uint32))
+
+    def of(self, phase: int | None = None) -> PairRecords:
+        """Those of one phase, or of all tokens."""
+        if self.n.ndim == 2:
+            return self
+        if phase is None:
+            return PairRecords(self.indices, self.n.sum(axis=2), self.a.sum(axis=2, dtype=np.uint32))
+        return PairRecords(self.indices, self.n[:, :, phase], self.a[:, :, phase])
 
 
 class CheckpointFile:
@@ -105,8 +145,17 @@ class CheckpointFile:
             remove(path)
             remove_leftovers(path)
 
-    def load(self, settings: Mapping[str, Any], shape: tuple[int, int], may_lack: Collection[str] = ()) -> Checkpoint:
+    def load(
+        self,
+        settings: Mapping[str, Any],
+        shape: tuple[int, int],
+        may_lack: Collection[str] = (),
+        *,
+        n_phases: int = 0,
+    ) -> Checkpoint:
         """Read the checkpoint of a model of `shape` (n_layer, n_expert); it may lack the settings `may_lack`.
+
+        `n_phases` 2: of targets that are split.
 
         Raises UsageError, which names the first of `settings` that was another one, and FormatError.
         """
@@ -114,24 +163,30 @@ class CheckpointFile:
             meta = _read_meta(archive.text("meta"), self.path)
             lacks = set(may_lack) - set(meta["settings"])
             _require_same(meta["settings"], {n: v for n, v in settings.items() if n not in lacks}, self.path)
-            a = archive.array("a", "i", (2, *shape)).astype(np.int64)
-            n = archive.array("n", "i", (2, shape[0])).astype(np.int64)
-            sums = RoutingSums(
-                **{name: archive.array(name, "<f8", size) for name, size in routing_sums.shapes(shape).items()}
-            )
+            if meta["version"] != _version(n_phases):
+                raise FormatError(f"{self.path}: of another version of steermoe-local; {_AGAIN}")
+            whole, *phases = [_read_tables(archive, end, shape) for end in _ends(n_phases)]
         numbers = {name: meta[name] for name in ("next", "n_pairs", "n_skipped", "journal")}
-        if any(type(value) is not int or value < 0 for value in numbers.values()) or a.min() < 0 or n.min() < 0:
+        negative = any(table.a.min() < 0 or table.n.min() < 0 for table in (whole, *phases))
+        if any(type(value) is not int or value < 0 for value in numbers.values()) or negative:
             raise FormatError(f"{self.path}: numbers below 0; {_AGAIN}")
-        return Checkpoint(a, n, sums, **numbers)
+        for name in ("a", "n") if phases else ():
+            if not np.array_equal(sum(getattr(table, name) for table in phases), getattr(whole, name)):
+                raise FormatError(f"{self.path}: {name} of the phases are not {name} of all tokens; {_AGAIN}")
+        return Checkpoint(whole.a, whole.n, whole.sums, **numbers, phases=phases)
 
     def save(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
         """Replace the checkpoint. Raises UsageError and StorageError when it cannot be written."""
-        meta: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "settings": dict(settings)}
+        version = _version(len(checkpoint.phases))
+        meta: dict[str, Any] = {"format": _FORMAT, "version": version, "settings": dict(settings)}
         meta |= {name: getattr(checkpoint, name) for name in ("next", "n_pairs", "n_skipped", "journal")}
         again = _RESUME if self.exists() else ""
         with replacing(self.path, cure=again) as temporary, open(temporary, "wb") as file:
-            sums = {name: getattr(checkpoint.sums, name) for name in routing_sums.MEMBERS}
-            np.savez(file, a=checkpoint.a, n=checkpoint.n, meta=np.asarray(json.dumps(meta)), **sums)
+            arrays: dict[str, Any] = {}
+            for end, tables in zip(_ends(len(checkpoint.phases)), [checkpoint, *checkpoint.phases], strict=True):
+                arrays |= {f"a{end}": tables.a, f"n{end}": tables.n}
+                arrays |= {f"{name}{end}": getattr(tables.sums, name) for name in routing_sums.MEMBERS}
+            np.savez(file, **arrays, meta=np.asarray(json.dumps(meta)))
 
     def append(self, records: PairRecords, at: int) -> int:
         """Write a frame at byte `at` of the journal, replacing any later content; returns where it ends.
@@ -152,11 +207,13 @@ class CheckpointFile:
             raise cannot_write(self.journal, error, _RESUME) from error
         return at + _HEADER.size + len(data)
 
-    def records(self, end: int, shape: tuple[int, int]) -> Iterator[PairRecords]:
+    def records(self, end: int, shape: tuple[int, int], n_phases: int = 0) -> Iterator[PairRecords]:
         """Read the journal's first `end` bytes, frame by frame. Raises FormatError."""
         if not end:
             return
-        per_pair = 8 + 16 + 8 * shape[0] * shape[1]
+        sides = (2, n_phases) if n_phases else (2,)
+        n_bins = 2 * max(n_phases, 1)
+        per_pair = 8 + n_bins * (8 + 4 * shape[0] * shape[1])
         try:
             with open(self.journal, "rb") as file:
                 at = 0
@@ -166,15 +223,34 @@ class CheckpointFile:
                     data = unpacker.decompress(file.read(length), n_pairs * per_pair + 1)
                     if len(data) != n_pairs * per_pair or not unpacker.eof:
                         raise ValueError("a frame of another length")
-                    numbers = np.frombuffer(data, "<i8", 3 * n_pairs)
+                    n_numbers = (1 + n_bins) * n_pairs
+                    numbers = np.frombuffer(data, "<i8", n_numbers)
                     yield PairRecords(
                         indices=numbers[:n_pairs],
-                        n=numbers[n_pairs:].reshape(n_pairs, 2),
-                        a=np.frombuffer(data, "<u4", offset=24 * n_pairs).reshape(n_pairs, 2, *shape),
+                        n=numbers[n_pairs:].reshape(n_pairs, *sides),
+                        a=np.frombuffer(data, "<u4", offset=8 * n_numbers).reshape(n_pairs, *sides, *shape),
                     )
                     at += _HEADER.size + length
         except (OSError, ValueError, struct.error, zlib.error) as error:
             raise FormatError(f"{self.journal}: damaged ({error}); {_AGAIN}") from error
+
+
+def _version(n_phases: int) -> int:
+    return _VERSION_WITH_PHASES if n_phases else _VERSION
+
+
+def _ends(n_phases: int) -> list[str]:
+    """Ends of the names of the arrays of all tokens, and of each phase."""
+    return ["", *(f"-{phase}" for phase in range(n_phases))]
+
+
+def _read_tables(archive: Any, end: str, shape: tuple[int, int]) -> Tables:
+    sums = routing_sums.shapes(shape).items()
+    return Tables(
+        archive.array(f"a{end}", "i", (2, *shape)).astype(np.int64),
+        archive.array(f"n{end}", "i", (2, shape[0])).astype(np.int64),
+        RoutingSums(**{name: archive.array(f"{name}{end}", "<f8", size) for name, size in sums}),
+    )
 
 
 def _read_meta(text: str, path: Path) -> dict[str, Any]:
@@ -183,7 +259,8 @@ def _read_meta(text: str, path: Path) -> dict[str, Any]:
         meta = parse_json(text)
     if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
         raise FormatError(f"{path}: not {_WHAT}; {_AGAIN}")
-    if meta.get("version") != _VERSION or set(meta) != _META or not isinstance(meta["settings"], dict):
+    known = meta.get("version") in (_VERSION, _VERSION_WITH_PHASES)
+    if not known or set(meta) != _META or not isinstance(meta["settings"], dict):
         raise FormatError(f"{path}: of another version of steermoe-local; {_AGAIN}")
     return meta
 

@@ -29,7 +29,8 @@ class Group:
         tokens, positions: int32 [rows].
         sequences: int32, the prompts of row 0, of row 1, ..., ascending in each; `ends` int64 [rows]: where each ends.
         bins: int32 [rows], which counter takes the row; -1 for none.
-        members: bool [bins, prompts]: for which prompts a counter counts. More than one where targets share tokens.
+        members: bool [bins, prompts * parts]: for which prompts a counter counts, and as which part of their targets:
+            column prompt * parts + part. More than one where targets share tokens.
     """
 
     n_prompts: int
@@ -45,9 +46,19 @@ class Group:
 class GroupBuilder:
     """Collects prompts, a pair at a time, as long as they fit into one decode."""
 
-    def __init__(self, *, n_rows: int, n_prompts: int, n_bins: int, kept: Sequence[int] = (), share: bool = True):
-        """At most `n_rows` tokens to decode. `kept`: tokens that memory holds already."""
+    def __init__(
+        self,
+        *,
+        n_rows: int,
+        n_prompts: int,
+        n_bins: int,
+        kept: Sequence[int] = (),
+        share: bool = True,
+        n_parts: int = 1,
+    ) -> None:
+        """At most `n_rows` tokens to decode. `kept`: tokens that memory holds already. Targets have `n_parts` parts."""
         self._limits = (n_rows, n_prompts, n_bins)
+        self._n_parts = n_parts
         self._kept = kept
         self._share = share
         self.clear()
@@ -59,8 +70,8 @@ class GroupBuilder:
         self._positions: list[int] = []
         self._children: dict[tuple[int, int], int] = {}  # (row before, token): row
         self._paths: list[list[int]] = []  # rows of each prompt
-        self._counted: dict[int, int] = {}  # row: bits of the prompts that count it
-        self._bins: Counter[int] = Counter()  # bits of the prompts that count it: rows
+        self._counted: dict[int, int] = {}  # row: bits of the prompts, and of their parts, that count it
+        self._bins: Counter[int] = Counter()  # such bits: rows
 
     def __len__(self) -> int:
         """Prompts in the group."""
@@ -71,12 +82,15 @@ class GroupBuilder:
         """Tokens to decode."""
         return len(self._tokens) - self._n_kept
 
-    def add(self, prompts: Sequence[Prompt]) -> bool:
-        """Add prompts if there is room. An empty group takes any number of tokens, to be decoded in pieces."""
+    def add(self, prompts: Sequence[Prompt], parts: Sequence[Sequence[int]] | None = None) -> bool:
+        """Add prompts if there is room. An empty group takes any number of tokens, to be decoded in pieces.
+
+        `parts` are those of each target's tokens; None: all are of part 0.
+        """
         was_empty = not self._paths
         state = self._n_kept, len(self._tokens), len(self._paths), self._counted.copy(), self._bins.copy()
-        for prompt in prompts:
-            self._add(prompt)
+        for index, prompt in enumerate(prompts):
+            self._add(prompt, None if parts is None else parts[index])
         n_rows, n_prompts, n_bins = self._limits
         if was_empty or (self.n_rows <= n_rows and len(self) <= n_prompts and len(self._bins) <= n_bins):
             return True
@@ -85,7 +99,7 @@ class GroupBuilder:
         del self._tokens[first_row:], self._positions[first_row:], self._paths[first_prompt:]
         return False
 
-    def _add(self, prompt: Prompt) -> None:
+    def _add(self, prompt: Prompt, parts: Sequence[int] | None) -> None:
         tokens, positions, children = self._tokens, self._positions, self._children
         path: list[int] = []
         row = -1
@@ -103,9 +117,9 @@ class GroupBuilder:
             path.extend(range(len(tokens), len(tokens) + len(prompt.tokens)))
             tokens.extend(prompt.tokens)
             positions.extend(range(len(prompt.tokens)))
-        bit = 1 << len(self._paths)
-        for index in prompt.target:
-            row = path[index]
+        first = self._n_parts * len(self._paths)
+        for index, part in zip(prompt.target, parts or [0] * len(prompt.target), strict=True):
+            row, bit = path[index], 1 << first + part
             bits = self._counted.get(row, 0)
             if bits:
                 self._bins[bits] -= 1
@@ -130,9 +144,10 @@ class GroupBuilder:
         bins = np.full(n_rows, -1, dtype=np.int32)
         for row, bits in self._counted.items():
             bins[row] = number[bits]
+        n_columns = self._n_parts * len(self._paths)
         members = np.array(
-            [[bits >> prompt & 1 for prompt in range(len(self._paths))] for bits in number], dtype=np.bool_
-        ).reshape(len(number), len(self._paths))
+            [[bits >> column & 1 for column in range(n_columns)] for bits in number], dtype=np.bool_
+        ).reshape(len(number), n_columns)
         return Group(
             n_prompts=len(self._paths),
             n_kept=kept,

@@ -7,8 +7,8 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Protocol
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,102 +18,31 @@ from ..identity import ModelIdentity
 from ..llama import capi
 from ..llama.loaded_model import can_share, loaded_identity, open_model
 from ..llama.rendering import Renderer
-from ..llama.template_date import AnyDate, may_lack
+from ..llama.template_date import may_lack
 from ..maps.counts import RoutingCounts, Source
-from ..maps.routing_sums import RoutingSums
-from ..maps.stability import Stability, UntilStable
-from ..pairs.pairs import Pair, PairsFile, in_fixed_order, pairs_digest
-from .batches import Owners, PairBatch, PairBatches
-from .checkpoint import Checkpoint, CheckpointFile, PairRecords
-from .decoding import ContextOptions, GroupDecoder
-from .grouping import Group
-from .spans import ConditionSpan
+from ..maps.stability import Stability
+from ..pairs.pairs import SIDES, Pair, PairsFile, in_fixed_order, pairs_digest
+from .batches import PairBatch, PairBatches
+from .checkpoint import Checkpoint, CheckpointFile, PairRecords, Tables
+from .decoding import GroupDecoder
+from .pooling import add_counts, pooled_sums, split_pairs, times_counted
+from .recording_options import PairSink, RecordingOptions, RecordingProgress
 from .stopping import StabilityCheck
+from .target_phases import TargetPhases
 
 Int64 = npt.NDArray[np.int64]
 
 
-class PairSink(Protocol):
-    """Receiver of per-pair counts, for example `PairCountsWriter`."""
-
-    def append(self, pair_ids: Sequence[str], a: npt.ArrayLike, n: npt.ArrayLike) -> None:
-        """Add some pairs: `a` [pairs, 2, n_layer, n_expert], `n` [pairs, 2]; positive, negative."""
-
-
 @dataclass(frozen=True)
-class RecordingProgress:
-    """Progress of a run. Pairs of an earlier, interrupted run count as done, their tokens do not."""
+class PhaseCounts:
+    """Counts of a run whose targets were split: of all tokens, and by the names of the phases, in their order.
 
-    n_done: int  # pairs counted or skipped
-    n_total: int  # pairs of the run (of its shard)
-    n_skipped: int
-    n_tokens: int  # of the prompts that this process worked on, up to the targets' ends
-    n_decoded: int  # tokens that this process computed; fewer where prompts share their beginning
-
-
-@dataclass(frozen=True)
-class RecordingOptions:
-    """How `record_counts` runs the pairs.
-
-    Attributes:
-        behaviour: name kept in the counts.
-        n_ctx: longest prompt in tokens; 0 takes the longest of the pairs.
-        n_batch: tokens of one llama_decode. Short prompts share one as parallel sequences.
-        n_ubatch, n_threads, n_gpu_layers, type_k, type_v: as in `llama_cpp.Llama`.
-        flash_attn: use flash attention, which is faster for prompts; "auto": where the backend has it. Where two router
-            logits are nearly equal, another expert may be counted than without it.
-        thinking, template_arguments: the chat template's switch for thinking, and further variables for it.
-        date: for templates that print one (a `datetime.date`, or YYYY-MM-DD). None: that of the run's start.
-        share_prefixes: compute what prompts begin with once. The mathematics is the same; float rounding may differ, as
-            it does between any two batch sizes. Models with recurrent layers never share.
-        shard: (i, n): only pairs i, i + n, i + 2n, ... of the file, counted from 1.
-        verbose: let llama.cpp log to stderr.
-        repack: as in `SteeredLlama`, for a model that is given by its path.
-        until_stable: end as soon as the first experts are settled; the pairs then come in an order that does not depend
-            on their order in the file, and they and their counts are kept in memory. Not with a shard.
-        span: count the tokens that a condition of a steering plan looks at, in place of the targets.
-
-    Raises UsageError for values outside their ranges.
+    A phase that had no tokens on a side is in `missing`, with the sentence that says so and the cure.
     """
 
-    behaviour: str = ""
-    n_ctx: int = 0
-    n_batch: int = 512
-    n_ubatch: int = 512
-    n_threads: int | None = None
-    n_gpu_layers: int = 0
-    type_k: int | None = None
-    type_v: int | None = None
-    flash_attn: bool | Literal["auto"] = "auto"
-    thinking: bool = False
-    template_arguments: Mapping[str, Any] | None = None
-    date: AnyDate = None
-    share_prefixes: bool = True
-    shard: tuple[int, int] = (1, 1)
-    verbose: bool = False
-    repack: bool = True
-    until_stable: UntilStable | None = None
-    span: ConditionSpan | None = None
-
-    def __post_init__(self) -> None:
-        if self.n_batch < 1 or self.n_ubatch < 1 or self.n_ctx < 0:
-            raise UsageError("n_batch and n_ubatch must be at least 1, n_ctx at least 0")
-        if not 1 <= self.shard[0] <= self.shard[1]:
-            raise UsageError(f"shard {self.shard[0]}/{self.shard[1]}: the first number is not from 1 to the second")
-        if self.until_stable is not None and self.shard != (1, 1):
-            raise UsageError(
-                f"shard {self.shard[0]}/{self.shard[1]}: a shard alone cannot tell when all pairs are stable; "
-                "leave out --shard or --until-stable"
-            )
-
-    @property
-    def context(self) -> ContextOptions:
-        """The part of the options that llama.cpp's context takes."""
-        return ContextOptions(self.n_batch, self.n_ubatch, self.n_threads, self.type_k, self.type_v, self.flash_attn)
-
-    def pairs_before(self, n_pairs: int) -> int:
-        """How many of the first `n_pairs` pairs of a file belong to the shard."""
-        return len(range(self.shard[0] - 1, n_pairs, self.shard[1]))
+    whole: RoutingCounts
+    phases: Mapping[str, RoutingCounts] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 def record_counts(
@@ -146,10 +75,51 @@ def record_counts(
     tokens, unless a router overflowed.
 
     Raises ModelError (not a MoE model), PairsError (a target that cannot be located; a prompt longer than n_ctx; no
-    pair that could be counted), UsageError (no pairs; a checkpoint of another run), BusyError (another process is at
-    the checkpoint's output), StorageError (no room for the checkpoint), NativeError.
+    pair that could be counted), UsageError (no pairs; a checkpoint of another run; a phase), BusyError (another process
+    is at the checkpoint's output), StorageError (no room for the checkpoint), NativeError.
     """
     options = replace(options or RecordingOptions(), **fields)
+    if options.phase is not None:
+        raise UsageError("phase: gives counts of each phase; call record_phases")
+    sinks = None if per_pair is None else lambda identity, digest, _: per_pair(identity, digest)
+    return _recorded(model, pairs, options, checkpoint, sinks, on_skip, progress, on_batch).whole
+
+
+def record_phases(
+    model: str | os.PathLike[str] | Any,
+    pairs: Iterable[Pair] | PairsFile,
+    options: RecordingOptions | None = None,
+    *,
+    checkpoint: CheckpointFile | None = None,
+    per_pair: Callable[[ModelIdentity, str, str], PairSink] | None = None,
+    on_skip: Callable[[Pair, str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    on_batch: Callable[[RecordingProgress], None] | None = None,
+    **fields: Any,
+) -> PhaseCounts:
+    """`record_counts` in one pass for all tokens of the targets and for those of two phases, `options.phase`.
+
+    The counts of the phases add up to those of all tokens. `per_pair` is called for all tokens (with "") and for each
+    phase (with its name). Every pair counts as one of the phase, also one whose targets have no token there.
+
+    Raises as `record_counts`, and UsageError without a phase, and for a model whose chat template marks no reasoning.
+    """
+    options = replace(options or RecordingOptions(), **fields)
+    if options.phase is None:
+        raise UsageError("phase: missing; give a PhaseSplit, or call record_counts")
+    return _recorded(model, pairs, options, checkpoint, per_pair, on_skip, progress, on_batch)
+
+
+def _recorded(
+    model: Any,
+    pairs: Iterable[Pair] | PairsFile,
+    options: RecordingOptions,
+    checkpoint: CheckpointFile | None,
+    per_pair: Callable[[ModelIdentity, str, str], PairSink] | None,
+    on_skip: Callable[[Pair, str], None] | None,
+    progress: Callable[[int, int], None] | None,
+    on_batch: Callable[[RecordingProgress], None] | None,
+) -> PhaseCounts:
     source: Collection[Pair] = pairs if isinstance(pairs, PairsFile) else list(pairs)
     if not len(source):
         raise UsageError("no pairs to record; give at least one")
@@ -176,7 +146,7 @@ class _Recording:
         source: Collection[Pair],
         options: RecordingOptions,
         checkpoint: CheckpointFile | None,
-        per_pair: Callable[[ModelIdentity, str], PairSink] | None,
+        per_pair: Callable[[ModelIdentity, str, str], PairSink] | None,
     ) -> None:
         self._digest = source.digest if isinstance(source, PairsFile) else pairs_digest(source)
         if options.until_stable is not None:
@@ -189,30 +159,38 @@ class _Recording:
         self._share = options.share_prefixes and can_share(model)
         self._settings = self._all_settings(per_pair is not None)
         shape = self._identity.shape
-        self._counted = Checkpoint(
-            np.zeros((2, *shape), np.int64), np.zeros((2, shape[0]), np.int64), RoutingSums.zeros(shape)
-        )
+        self._names = () if options.phase is None else options.phase.names
+        self._part_of: TargetPhases | None = None
+        if options.phase is not None:
+            self._part_of = TargetPhases(options.phase, self._renderer.template, model.vocab)
+        self._counted = Checkpoint(**vars(Tables.zeros(shape)), phases=[Tables.zeros(shape) for _ in self._names])
         if checkpoint is not None and checkpoint.exists():
-            self._counted = checkpoint.load(self._settings, shape, may_lack(self._renderer.date_given))
-        self._sink = per_pair(self._identity, self._digest) if per_pair else None
+            lacks = may_lack(self._renderer.date_given)
+            self._counted = checkpoint.load(self._settings, shape, lacks, n_phases=len(self._names))
+        self._sinks: list[PairSink] = []
+        if per_pair is not None:
+            self._sinks = [per_pair(self._identity, self._digest, name) for name in ("", *self._names)]
         self._check: StabilityCheck | None = None
         if options.until_stable is not None:
             self._check = StabilityCheck(options.until_stable, len(source), shape)
             if checkpoint is not None:
-                for records in checkpoint.records(self._counted.journal, shape):
-                    self._check.add(records.a, records.n)
+                for records in checkpoint.records(self._counted.journal, shape, len(self._names)):
+                    self._check.add(records.of().a, records.of().n)
         self._n_tokens = self._n_decoded = 0
 
     def run(
         self, on_skip: Callable[[Pair, str], None] | None, report: Callable[[RecordingProgress], None]
-    ) -> RoutingCounts:
+    ) -> PhaseCounts:
         options, counted = self._options, self._counted
         if not isinstance(next(iter(self._source)).positive, str) and self._renderer.has_template:
             self._renderer.check_template()  # one line, not one for each pair
-        batches = PairBatches(self._source, options.shard, self._renderer, options.n_ctx, on_skip, options.span)
+        batches = PairBatches(
+            self._source, options.shard, self._renderer, options.n_ctx, on_skip, options.span, self._part_of
+        )
         if counted.next:
             report(self._progress())
-        with GroupDecoder(self._model, self._identity.shape, options.context, sums=True) as decoder:
+        n_parts = len(self._names) or 1
+        with GroupDecoder(self._model, self._identity.shape, options.context, sums=True, n_parts=n_parts) as decoder:
             if self._share:
                 decoder.kept = batches.common_beginning(options.n_batch)
             looks = self._check.looks if self._check else ()
@@ -252,6 +230,7 @@ class _Recording:
             **({} if self._renderer.date is None else {"date": self._renderer.date}),
             **({} if options.until_stable is None else {"until_stable": asdict(options.until_stable)}),
             **({} if options.span is None else {"over": str(options.span)}),
+            **({} if options.phase is None else {"phase": str(options.phase)}),
         }
 
     def _progress(self) -> RecordingProgress:
@@ -267,60 +246,82 @@ class _Recording:
     def _count(self, batch: PairBatch, decoder: GroupDecoder) -> None:
         """Decode a batch, add its counts, and keep them. Nothing is added when decoding fails."""
         shape, counted = self._identity.shape, self._counted
-        records = PairRecords(
-            np.array([item.index for item in batch.items], np.int64),
-            np.zeros((len(batch.items), 2), np.int64),
-            np.zeros((len(batch.items), 2, *shape), np.uint32),
-        )
-        a, n, sums = np.zeros_like(counted.a), np.zeros_like(counted.n), RoutingSums.zeros(shape)
+        n_phases = len(self._names)
+        records = PairRecords.zeros(np.array([item.index for item in batch.items], np.int64), shape, n_phases)
+        added = [Tables.zeros(shape) for _ in ("", *self._names)]
         for group, owners in batch.groups:
             counts, tokens = decoder.count(group)
             self._n_decoded += len(group.tokens)
-            _pool(a, n, counts, tokens, group, owners)
-            sums += _pooled_sums(decoder.sums(len(group.members)), group, owners)
-            if self._sink is not None or self._check is not None:
-                _split(records, counts, tokens, group, owners)
+            sums = decoder.sums(len(group.members))
+            for phase, tables in zip((None, *range(n_phases)), added, strict=True):
+                times = times_counted(group, owners, phase)
+                add_counts(tables, counts, tokens, times)
+                tables.sums += pooled_sums(sums, times)
+            if self._sinks or self._check is not None:
+                split_pairs(records, counts, tokens, group, owners)
         self._n_tokens += sum(len(prompt.tokens) for item in batch.items for prompt in item.prompts)
-        counted.a += a
-        counted.n += n
-        counted.sums += sums
+        for total, tables in zip((counted, *counted.phases), added, strict=True):
+            total.add(tables)
         counted.n_pairs += len(batch.items)
         counted.n_skipped += batch.n_skipped
         counted.next = batch.next
         if self._check is not None:
-            self._check.add(records.a, records.n)
+            self._check.add(records.of().a, records.of().n)
         if self._checkpoint is not None:
-            if (self._sink is not None or self._check is not None) and batch.items:
+            if (self._sinks or self._check is not None) and batch.items:
                 counted.journal = self._checkpoint.append(records, counted.journal)
             self._checkpoint.save(counted, self._settings)
-        elif self._sink is not None:
-            self._sink.append([item.pair.id for item in batch.items], records.a, records.n)
+        else:
+            self._give([item.pair.id for item in batch.items], records)
+
+    def _give(self, ids: Sequence[str], records: PairRecords) -> None:
+        """Give the sinks some pairs."""
+        for phase, sink in zip((None, *range(len(self._names))), self._sinks, strict=False):
+            part = records.of(phase)
+            sink.append(ids, part.a, part.n)
 
     def _give_kept_records(self) -> None:
-        """Give the sink the per-pair counts that the checkpoint's journal holds, in the order of the pairs."""
-        if self._checkpoint is None or self._sink is None:
+        """Give the sinks the per-pair counts that the checkpoint's journal holds, in the order of the pairs."""
+        if self._checkpoint is None or not self._sinks:
             return
         pairs = enumerate(self._source)
 
         def id_of(wanted: int) -> str:  # asked for in ascending order
             return next(pair.id for index, pair in pairs if index == wanted)
 
-        for records in self._checkpoint.records(self._counted.journal, self._identity.shape):
-            self._sink.append([id_of(index) for index in records.indices.tolist()], records.a, records.n)
+        for records in self._checkpoint.records(self._counted.journal, self._identity.shape, len(self._names)):
+            self._give([id_of(index) for index in records.indices.tolist()], records)
 
-    def _result(self, stability: Stability | None) -> RoutingCounts:
+    def _result(self, stability: Stability | None) -> PhaseCounts:
+        counted, split = self._counted, self._options.phase
+        whole = self._counts(counted, stability, "")
+        phases: dict[str, RoutingCounts] = {}
+        missing: dict[str, str] = {}
+        for name, tables in zip(self._names, counted.phases, strict=True):
+            assert split is not None
+            empty = [side for side, n in zip(SIDES, tables.n, strict=True) if not n.any()]
+            if empty:
+                missing[name] = split.missing(name, empty[0])
+            else:
+                phases[name] = self._counts(tables, None, name)
+        for name in ("a", "n") if counted.phases else ():
+            if not np.array_equal(sum(getattr(tables, name) for tables in counted.phases), getattr(counted, name)):
+                raise NativeError("the counts of the phases are not those of all tokens together; report this")
+        return PhaseCounts(whole, phases, missing)
+
+    def _counts(self, tables: Tables, stability: Stability | None, phase: str) -> RoutingCounts:
         counted = self._counted
         moe_layers = np.flatnonzero(counted.n.any(axis=0))
         if not len(moe_layers):
             raise ModelError("no layer of the model routed a token; it cannot be steered")
-        seen = counted.n[:, moe_layers]
+        seen = tables.n[:, moe_layers]
         if (seen != seen[:, :1]).any():
             raise NativeError(f"the layers saw different numbers of tokens: {seen.tolist()}; report this")
         source = Source(self._digest, self._options.shard, counted.n_pairs, counted.n_skipped)
         result = RoutingCounts(
             identity=self._identity,
-            a1=counted.a[0],
-            a2=counted.a[1],
+            a1=tables.a[0],
+            a2=tables.a[1],
             n1=int(seen[0, 0]),
             n2=int(seen[1, 0]),
             moe_layers=tuple(int(layer) for layer in moe_layers),
@@ -330,7 +331,8 @@ class _Recording:
             sources=(source,),
             dates=() if self._renderer.date is None else (self._renderer.date,),
             stability=stability,
-            sums=counted.sums if counted.sums.is_finite else None,
+            sums=tables.sums if tables.sums.is_finite else None,
+            phase=phase,
         )
         result.validate("recorded counts")
         return result
@@ -358,34 +360,3 @@ def _model_settings(model: Any, identity: ModelIdentity) -> dict[str, str]:
         "model file": f"{model.desc()}, {size} bytes",
         "model metadata": hashlib.sha256(metadata).hexdigest(),
     }
-
-
-def _pooled_sums(sums: Sequence[npt.NDArray[np.float64]], group: Group, owners: Owners) -> RoutingSums:
-    """The sums of a group's sides. The bins are added in their order, so that the same group has the same bits."""
-    sides = np.array([side for _, side in owners])
-    times = np.stack([group.members[:, sides == side].sum(axis=1) for side in (0, 1)])
-    totals = []
-    for table in sums:
-        total = np.zeros((2, *table.shape[1:]))
-        for side, number in np.argwhere(times):
-            with np.errstate(invalid="ignore"):  # infinities of a router that overflowed
-                total[side] += times[side, number] * table[number]
-        totals.append(total)
-    return RoutingSums(*totals)
-
-
-def _pool(a: Int64, n: Int64, counts: Int64, tokens: Int64, group: Group, owners: Owners) -> None:
-    """Add a group's counts to its sides: `a` [2, n_layer, n_expert], `n` [2, n_layer]."""
-    sides = np.array([side for _, side in owners])
-    for side in (0, 1):
-        times = group.members[:, sides == side].sum(axis=1, dtype=np.int64)
-        a[side] += np.tensordot(times, counts, axes=1)
-        n[side] += times @ tokens
-
-
-def _split(records: PairRecords, counts: Int64, tokens: Int64, group: Group, owners: Owners) -> None:
-    """Add a group's counts to the records of their pairs."""
-    for prompt, (item, side) in enumerate(owners):
-        mine = group.members[:, prompt]
-        records.a[item, side] = counts[mine].sum(axis=0)
-        records.n[item, side] = tokens[mine].sum(axis=0).max()

@@ -17,10 +17,11 @@ DEFAULT_LAST = 16
 
 @dataclass(frozen=True)
 class ConditionSpan:
-    """What is scored of each side: its whole prompt (`last` None), or the last `last` tokens of its reply.
+    """What is scored of each side: its prompt without the last token (`last` None), or the last `last` of its reply.
 
     The prompt is what a request has: everything before the reply, with what the chat template puts at its end for the
-    answer. The reply is the last message if it is the assistant's, or the target that a plain text ends with.
+    answer. Its last token is left out, since a plan decides what steers it, where the reply's first token is drawn, by
+    what came before. The reply is the last message if it is the assistant's, or the target that a plain text ends with.
 
     Raises UsageError for a number of tokens that no condition can have.
     """
@@ -64,7 +65,9 @@ class ConditionSpan:
                 raise PairsError("nothing stands before the reply; begin with the prompt that it answers")
             if not isinstance(before, str) and not renderer.has_template:
                 raise PairsError("the model has no chat template; write the pairs' sides as plain texts")
-            tokens = renderer.render(before).tokens
+            tokens = renderer.render(before).tokens[:-1]
+            if not tokens:
+                raise PairsError("the prompt has one token, before which there is nothing; write a longer one")
             return Prompt(tokens, list(range(len(tokens))))
         if reply is None:
             raise PairsError(

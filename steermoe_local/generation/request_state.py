@@ -160,7 +160,8 @@ class RequestState:
         try:
             token = sampler.sample(logits)
             if token is None or self._context.is_end(token):
-                self._end = None if token is None else _token_event("", token, logits, request.n_probs)
+                mark = Mark(self.steering.rule)
+                self._end = None if token is None else _token_event("", token, logits, request.n_probs, mark)
                 return self.finish("stop")
             sampler.accept(token)
         except GrammarLimitError:  # of this request alone

@@ -92,6 +92,11 @@ class TextSteering:
         """What is told of the last token whose row was decided; nothing under a plan before the reply."""
         return self._mark
 
+    @property
+    def rule(self) -> int | None:
+        """The rule of the last row that was decided, None for none."""
+        return self._mark.rule if self._new_plan is None else self._rule
+
     def decide(self) -> None:
         """Decide the rows of the tokens that were added, as far as that is possible."""
         plan, n_new = self._plan, len(self._tokens) - len(self.biases)

@@ -3,8 +3,8 @@
 The file is an uncompressed NumPy `.npz` without pickles: `a1` and `a2` (int64 [n_layer, n_expert]), `n1` and `n2`
 (int64), `moe_layers` (int64 [n]) and `meta` (a JSON text: format, version, model, behaviour, n_pairs, pairs_sha256,
 created, tool; `sources` where it is known which pairs of which file were counted, `dates` where the chat template
-printed the date, and `until_stable` where the run was to end early). With sums it is of version 2, and has the tables
-of `RoutingSums`, too.
+printed the date, `until_stable` where the run was to end early, and `phase` where the tokens are those of one phase of
+the targets). With sums it is of version 2, and has the tables of `RoutingSums`, too.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .._util.files import StrPath, is_sha256, parse_json, replacing, timestamp, 
 from ..errors import FormatError, ModelMismatchError, UsageError
 from ..identity import ModelIdentity
 from . import routing_sums
+from .map_phases import phase_problem, phase_words, read_phase
 from .routing_sums import RoutingSums
 from .stability import Stability
 
@@ -87,8 +88,8 @@ class RoutingCounts:
     `sources` says which pairs these were, where that is known; their `n_pairs` then add up to `n_pairs`. `dates` are
     those (YYYY-MM-DD, sorted) that the chat template printed, if it prints one. `stability` says how a run
     ended that was to end early; a sum of counts has none. `sums` are what the routers computed for the same tokens, if
-    it was recorded; counts that are added have them where all of them do.
-    Counts of the same model and behaviour add up with `+`.
+    it was recorded; counts that are added have them where all of them do. `phase` says which of the targets' tokens
+    were counted, "" for all (`map_phases`). Counts of the same model, behaviour and phase add up with `+`.
 
     The arrays are copied and read-only. `validate` checks what they must satisfy.
     """
@@ -108,6 +109,7 @@ class RoutingCounts:
     dates: tuple[str, ...] = ()
     stability: Stability | None = None
     sums: RoutingSums | None = None
+    phase: str = ""
 
     def __post_init__(self) -> None:
         for name in ("a1", "a2"):
@@ -155,6 +157,8 @@ class RoutingCounts:
             raise FormatError(f"{where}: {problem}; {_AGAIN}")
         if self.stability and self.stability.n_pairs != self.n_pairs:
             raise FormatError(f"{where}: until_stable: of {self.stability.n_pairs} pairs, not {self.n_pairs}; {_AGAIN}")
+        if problem := phase_problem(self.phase):
+            raise FormatError(f"{where}: {problem}; {_AGAIN}")
         if len(self.sources) > MAX_SOURCES:
             raise FormatError(f"{where}: sources: {len(self.sources)}, more than {MAX_SOURCES}; {_AGAIN}")
         if self.sources:
@@ -180,6 +184,11 @@ class RoutingCounts:
         if self.moe_layers != other.moe_layers:
             raise ModelMismatchError("counts: the two runs saw different MoE layers; record both with one version")
         behaviour = same_behaviour(self.behaviour, other.behaviour)
+        if self.phase != other.phase:
+            raise UsageError(
+                f"counts: of {phase_words(self.phase)} and of {phase_words(other.phase)}; put together only counts of "
+                "one phase"
+            )
         for mine in self.sources:
             for theirs in other.sources:
                 if mine.overlaps(theirs):
@@ -200,6 +209,7 @@ class RoutingCounts:
             sources=self.sources + other.sources if self.sources and other.sources else (),
             dates=self.dates + other.dates,
             sums=self.sums + other.sums if self.sums and other.sums else None,
+            phase=self.phase,
         )
 
     def save(self, path: StrPath) -> None:
@@ -224,6 +234,8 @@ class RoutingCounts:
             metadata["dates"] = list(self.dates)
         if self.stability:
             metadata["until_stable"] = self.stability.to_dict()
+        if self.phase:
+            metadata["phase"] = self.phase
         names = () if self.sums is None else routing_sums.MEMBERS
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(
@@ -246,7 +258,7 @@ class RoutingCounts:
             if not has_sums and members != _MEMBERS:
                 raise FormatError(f"{path}: not a counts file: its arrays are {members}")
             version = _VERSION_WITH_SUMS if has_sums else _VERSION
-            optional = ("sources", "dates", "until_stable")
+            optional = ("sources", "dates", "until_stable", "phase")
             data = read_metadata(archive.text("meta"), str(path), _FORMAT, version, METADATA, optional)
             identity = ModelIdentity.from_dict(data["model"], f"{path}: model")
             shapes = {"a1": identity.shape, "a2": identity.shape, "n1": (), "n2": (), "moe_layers": None}
@@ -260,11 +272,12 @@ class RoutingCounts:
         if problem := dates_problem(data.get("dates", [])):
             raise FormatError(f"{path}: meta.{problem}; {_AGAIN}")
         stability = None
-        if "until_stable" in data:
-            try:
+        try:
+            phase = read_phase(data, _AGAIN)
+            if "until_stable" in data:
                 stability = Stability.from_dict(data["until_stable"])
-            except FormatError as error:
-                raise FormatError(f"{path}: meta.{error}") from None
+        except FormatError as error:
+            raise FormatError(f"{path}: meta.{error}") from None
         counts = cls(
             identity=identity,
             **tables,
@@ -276,6 +289,7 @@ class RoutingCounts:
             sources=tuple(Source.from_dict(item, f"{path}: sources[{i}]") for i, item in enumerate(sources)),
             dates=tuple(data.get("dates", ())),
             stability=stability,
+            phase=phase,
         )
         counts.validate(str(path))
         return counts

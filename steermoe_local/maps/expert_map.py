@@ -20,6 +20,7 @@ from .confidence import Confidence
 from .counts import RoutingCounts, dates_problem
 from .effects import Effects
 from .map_json import AGAIN, COUNTS, map_fields, map_text
+from .map_phases import phase_problem
 from .ranks import action_scores
 from .routing_sums import logit_difference, weight_difference
 from .scores import IntArray, risk_difference, risk_difference_from
@@ -39,8 +40,8 @@ class ExpertMap:
     how stable the scores are, both or None: see `significance.annotate`. `logit` and `weight` are further scores
     (float64, shaped like `rd`, or None): the difference of the mean router logit in units of the layer's deviation, and
     that of the mean routed weight. `effects` are those of interventions, or None. `dates` (YYYY-MM-DD) were printed by
-    the chat template, none if it prints none. `stability` says how a run ended that was to end early. The arrays are
-    copied and read-only.
+    the chat template, none if it prints none. `stability` says how a run ended that was to end early. `phase` says of
+    which tokens of the targets the map is, "" for all (`map_phases`). The arrays are copied and read-only.
 
     Raises FormatError when a field does not fit the others.
     """
@@ -67,6 +68,7 @@ class ExpertMap:
     logit: npt.NDArray[np.float64] | None = None
     weight: npt.NDArray[np.float64] | None = None
     effects: Effects | None = None
+    phase: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rd", _table(self.rd, "rd", self.identity, np.float64))
@@ -78,6 +80,8 @@ class ExpertMap:
         if problem := dates_problem(self.dates):
             raise FormatError(f"{problem}; {AGAIN}")
         object.__setattr__(self, "dates", tuple(self.dates))
+        if problem := phase_problem(self.phase):
+            raise FormatError(f"{problem}; {AGAIN}")
         for name in COUNTS:
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value <= 1 << 53:
@@ -148,6 +152,7 @@ class ExpertMap:
             stability=counts.stability,
             logit=None if counts.sums is None else logit_difference(counts.sums, counts.n1, counts.n2),
             weight=None if counts.sums is None else weight_difference(counts.sums, counts.n1, counts.n2),
+            phase=counts.phase,
         )
 
     def top(self, n: int) -> list[tuple[int, int, float]]:

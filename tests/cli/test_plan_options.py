@@ -12,14 +12,16 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steermoe_local import ExpertMap, FormatError, SteeringPlan, open_plan, write_bias
+from steermoe_local import ExpertMap, FormatError, SteeringPlan, open_plan, read_bias, write_bias
 from steermoe_local.cli import main
 from steermoe_local.cli.options import settings
 from steermoe_local.cli.options.steering import SteeringFlags
 from steermoe_local.evaluation.measuring.plans import plan_name
-from steermoe_local.steering.plan_text import split_rules
+from steermoe_local.steering.plan_rules import RuleSpec, Where
+from steermoe_local.steering.plan_text import format_rule, parse_rule, parse_where, split_rules
 from steermoe_local.steering.steering import Steering
 from tests.cli.test_run_options import DIGITS, steer_by
+from tests.support.plans import places, specs
 
 SHIPPED = "answer: digits-words"
 
@@ -158,6 +160,21 @@ def test_a_plans_own_file_reads_back(tmp_path: Path) -> None:
     assert open_plan(path).sha256 == plan.sha256
 
 
+def test_a_file_that_a_server_wrote(tmp_path: Path, bias: Path) -> None:
+    """It holds what its names stood for, and is refused when they stand for something else."""
+    (tmp_path / "own.json").write_bytes(DIGITS.read_bytes())
+    (tmp_path / "words.gguf").write_bytes(bias.read_bytes())
+    path = tmp_path / "kept.plan.json"
+    made_of = {"own": ExpertMap.load(DIGITS).sha256, "words": read_bias(bias).key}
+    rules = ["answer: own +1 -1", "prompt: words"]
+    path.write_text(json.dumps({"rules": rules, "made_of": made_of}))
+    assert opened("--plan", path)[0]["name"] == "kept"
+    for name in made_of:
+        path.write_text(json.dumps({"rules": rules, "made_of": made_of | {name: "0" * 64}}))
+        message = refused(1, "--plan", path)
+        assert f"{name} is not what the plan was made of" in message
+
+
 HOSTILE: dict[str, str | bytes] = {
     "empty": "",
     "a number": "1",
@@ -203,6 +220,10 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(path)
     assert str(path) in refused(1, "--plan", path)
     assert str(tmp_path) in refused(1, "--plan", tmp_path)
+    for name in (path, tmp_path, "/dev/zero"):
+        message = refused(1, "--steer", f"answer: {name} +1")
+        assert "rule 1" in message
+        assert str(name) in message
 
 
 def test_a_plan_where_another_file_belongs(tmp_path: Path, bias: Path) -> None:
@@ -294,7 +315,7 @@ def test_who_has_the_options() -> None:
         for name in ("steer", "plan", "where")
     }
     assert has["plan"] == has["steer"] - {"attribute"}
-    assert has["plan"] == {"run", "chat", "serve", "eval", "experiment", "transfer"}
+    assert has["plan"] == {"run", "chat", "serve", "eval", "experiment", "trace", "transfer"}
     assert has["where"] == {"sweep", "tune", "audit"}
 
 
@@ -333,6 +354,20 @@ def test_the_python_interface(tmp_path: Path) -> None:
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\"';"), min_size=1), max_size=5))
 def test_lines_are_split_at_semicolons(parts: list[str]) -> None:
     assert split_rules(";".join(parts)) == [part.strip() for part in parts if part.strip()]
+
+
+@given(st.lists(specs(), min_size=1, max_size=4))
+def test_rules_of_one_line_are_told_apart(rules: list[RuleSpec]) -> None:
+    """Whatever names and texts have in them: as the rules are written, semicolons between them separate them."""
+    texts = [format_rule(rule) for rule in rules]
+    assert split_rules("; ".join(texts)) == texts
+
+
+@given(places())
+def test_a_place_alone_reads_as_that_of_a_rule(where: Where) -> None:
+    text = format_rule(RuleSpec(where, None))
+    assert parse_where(text.rpartition(":")[0]) == where
+    assert parse_rule(text.rpartition(":")[0] + " none", colon=False) == RuleSpec(where, None)
 
 
 @given(st.text(st.sampled_from("ab;\"'\\ "), max_size=30))

@@ -297,11 +297,13 @@ def test_progress_on_a_terminal(tmp_path: Path, pairs_file: Path) -> None:
 MEMORY = """
 import sys
 from pathlib import Path
-from steermoe_local import record_counts
+from functools import partial
+from steermoe_local import PhaseSplit, record_counts, record_phases
 from steermoe_local.cli import main
 from steermoe_local.detection.checkpoint import CheckpointFile
 from steermoe_local.pairs.pairs import PairsFile
-model, pairs, output = sys.argv[1:]
+model, pairs, output, phase = sys.argv[1:]
+record = partial(record_phases, phase=PhaseSplit.parse(phase)) if phase else record_counts
 class Sink:
     def append(self, *arrays): pass
 sizes = []
@@ -309,14 +311,15 @@ def resident(_):
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon"):
             sizes.append(int(line.split()[1]) / 1024)
-record_counts(model, PairsFile(pairs), n_threads=1, checkpoint=CheckpointFile(output), on_batch=resident,
-              per_pair=lambda *_: Sink())
+record(model, PairsFile(pairs), n_threads=1, checkpoint=CheckpointFile(output), on_batch=resident,
+       per_pair=lambda *_: Sink())
 print(sizes[3], max(sizes))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
-def test_memory_does_not_grow_with_the_pairs(tiny_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("phase", ["", "first:1"])
+def test_memory_does_not_grow_with_the_pairs(tiny_path: Path, tmp_path: Path, phase: str) -> None:
     peaks = {}
     for n in (200, 5000):
         path = tmp_path / f"{n}.jsonl"
@@ -325,7 +328,7 @@ def test_memory_does_not_grow_with_the_pairs(tiny_path: Path, tmp_path: Path) ->
                 pair = Pair(f"{i}{'-' * 500}", f"x {i}", f"y {i}", f"{i}", f"{i}")
                 file.write(json.dumps(pair.to_dict()) + "\n")
         done = subprocess.run(
-            [sys.executable, "-c", MEMORY, str(tiny_path), str(path), str(tmp_path / f"{n}.json")],
+            [sys.executable, "-c", MEMORY, str(tiny_path), str(path), str(tmp_path / f"{n}.json"), phase],
             capture_output=True,
             text=True,
             check=True,

@@ -198,7 +198,7 @@ def good_map() -> dict[str, Any]:
     assert made.effects is not None
     data |= {"version": 2, "attribution": made.effects.facts.to_dict(), "effects": made.effects.rows()}
     data |= {name: (np.array(data["rd"]) / 2).tolist() for name in ("logit", "weight")}
-    return data | {"notes": "n", "dates": ["2026-08-06"], "until_stable": ended.to_dict()}
+    return data | {"notes": "n", "dates": ["2026-08-06"], "until_stable": ended.to_dict(), "phase": "first:16"}
 
 
 def test_the_schema_knows_every_field(schema: Any) -> None:
@@ -284,6 +284,13 @@ def change(data: Any, path: str, value: Any) -> None:
         ("until_stable.rule.level", 1),
         ("until_stable.rule.min_pairs", 19),
         ("until_stable.rule.more", 1),
+        ("phase", None),
+        ("phase", ""),
+        ("phase", 5),
+        ("phase", "first"),
+        ("phase", "rest:0"),
+        ("phase", "first:1234567890"),
+        ("phase", "prompt"),
         ("a1", None),
         ("logit", None),
         ("logit.0.0", 2e9),

@@ -310,7 +310,7 @@ def _words(*words: str) -> Callable[[Session, str], Iterable[str]]:
 COMMANDS: dict[str, Command] = {
     "steer": Command(
         "on|off|NAME|RULES",
-        "switch steering; choose a map, bias file or plan; or rules like answer: NAME +8 -8; thinking: none",
+        "switch steering, or choose a map, bias file or plan, or rules like answer: NAME +8 -8",
         _steer,
         _steer_words,
     ),

@@ -26,8 +26,8 @@ _HEAD = 1 << 16  # bytes
 # A place in the text, a word with a colon that may be a misspelt one, or a name and a choice of experts behind it.
 _RULES = re.compile(
     rf"(?:{'|'.join((*PHASES, EVERYWHERE))})[\s\[:]"
-    r"|[a-z]{2,}[^:/\\]*:(?:\s|$)"
-    r"|(?:\"[^\"]*\"|'[^']*'|[^\s\"':]+)\s+(?:[+-]\d|reverse\b|[a-z]+=)"
+    r"|[a-z]{2}[^:/\\]*+:(?:\s|$)"
+    r"|(?:\"[^\"]*+\"|'[^']*+'|[^\s\"':]++)\s++(?:[+-]\d|reverse\b|[a-z]++=)"
 )
 
 

@@ -215,7 +215,10 @@ class Session:
         self._n_forgotten = max(self._n_forgotten, n_recomputed) if self.chat.messages else 0
         line = f"steering: {describe(self.chat.steering, self.chat.steering_on)}"
         if self._n_forgotten:
-            line += f"; the chat so far ({self._n_forgotten} tokens) is recomputed under it with the next message"
+            n = f"{self._n_forgotten} token{'s' * (self._n_forgotten != 1)}"
+            # under a plan the beginning of the chat may have been computed as it is to be
+            what = f"{n} of the chat so far are" if self.chat.n_tokens else f"the chat so far ({n}) is"
+            line += f"; {what} recomputed under it with the next message"
         self.screen.note(line)
         if self.comparing and not self.chat.steered:
             self.comparing = False

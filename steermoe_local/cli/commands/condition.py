@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -35,7 +36,7 @@ from ..options.model import model_option
 from ..options.opening import open_model
 from ..output import facts_table, print_json, say, say_written, warn
 from ..streams import console
-from .detect import RecordingDisplay
+from .recording_display import RecordingDisplay
 
 if TYPE_CHECKING:
     from ...evaluation.metrics.intervals import Interval
@@ -136,8 +137,9 @@ def fit(
 ) -> None:
     """Find the threshold of a condition `when MAP < X over prompt`, and how well it tells the sides apart.
 
-    Scores the prompts of both sides as requests have them, or the ends of their replies, by how their routing leans:
-    the mean over the tokens of the sum of the map's scores of the experts that a token selects. What is reported is of
+    Scores the prompts of both sides as requests have them (but their last token, which draws the answer), or the ends
+    of their replies, by how their routing leans: the mean over the tokens of the sum of the map's scores of the experts
+    that a token selects. What is reported is of
     held-out pairs: each is scored by a map, and judged by a threshold, that other pairs have made. The control is the
     same with sides swapped at random. The model runs unsteered.
 
@@ -186,7 +188,8 @@ def fit(
     display = RecordingDisplay("condition fit")
     with open_model(facts, flags, max(ctx_size, flags.batch_size), path=model) as llama:
         try:
-            with display.shown():
+            with ExitStack() as shown:
+                shown.enter_context(display.shown())
                 found = fit_condition(
                     llama,
                     pairs,
@@ -195,6 +198,7 @@ def fit(
                     checkpoint=checkpoint,
                     on_skip=display.skipped,
                     on_batch=display.update,
+                    on_recorded=shown.close,
                     behaviour=behaviour,
                     n_ctx=ctx_size,
                     **flags.context_arguments(),

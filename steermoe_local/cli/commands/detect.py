@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import datetime
-import signal
-import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..._util.files import require_writable
-from ..._util.visible import shortened, visible
 from ...detection.checkpoint import CheckpointFile
-from ...errors import UsageError
+from ...errors import PairsError, UsageError
 from ...identity import ModelIdentity
+from ...maps.counts import RoutingCounts
 from ...maps.expert_map import ExpertMap
+from ...maps.map_phases import PhaseSplit, phase_words
 from ...maps.pair_counts import PairCounts, PairCountsWriter
-from ...maps.significance import annotate
+from ...maps.significance import annotate, compare
 from ...maps.stability import LEAST_PAIRS, UntilStable
 from ...model_files.model_info import model_info
-from ...pairs.pairs import Pair, PairsFile
+from ...pairs.pairs import PairsFile
 from ..options.common import (
     FILE,
     Parsed,
@@ -43,12 +40,10 @@ from ..options.groups import is_given, option_group
 from ..options.llama import RecordingFlags, recording_options
 from ..options.model import model_option
 from ..options.opening import open_model
-from ..output import ProgressLines, SummedLines, print_json, say, say_written
+from ..output import facts_table, print_json, say, say_written
 from ..streams import console
 from .map import print_map, top_experts, warn_unless_different
-
-if TYPE_CHECKING:
-    from ...detection.recorder import RecordingProgress
+from .recording_display import RecordingDisplay
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -57,6 +52,39 @@ def _shard(text: str) -> tuple[int, int]:
     if not (number.isdecimal() and total.isdecimal() and len(total) < 10 and 1 <= int(number) <= int(total)):
         raise ValueError(f"{text!r} is not like 2/4: the second of four parts.")
     return int(number), int(total)
+
+
+def _phase(text: str) -> PhaseSplit:
+    try:
+        return PhaseSplit.parse(text)
+    except UsageError as error:
+        raise ValueError(f"{error}.") from None
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What a run writes: of all tokens of the targets, or of one phase of them."""
+
+    output: Path
+    counts: Path | None
+    per_pair: Path | None
+
+    def of(self, phase: str) -> _Files:
+        """The files of a phase: words.json is words.first16.json for the first 16 tokens."""
+
+        def named(path: Path) -> Path:
+            return path.with_name(f"{path.stem}.{phase.replace(':', '')}{path.suffix}")
+
+        return _Files(named(self.output), self.counts and named(self.counts), self.per_pair and named(self.per_pair))
+
+    @property
+    def paths(self) -> list[Path]:
+        return [path for path in (self.output, self.counts, self.per_pair) if path]
+
+    def to_dict(self) -> dict[str, str | None]:
+        """For --json."""
+        named = {"map": self.output, "counts": self.counts, "per_pair": self.per_pair}
+        return {name: None if path is None else str(path) for name, path in named.items()}
 
 
 def _until_stable(
@@ -136,6 +164,13 @@ _stable_options = option_group(
 )
 @_stable_options
 @click.option(
+    "--phase",
+    "split",
+    type=Parsed("phase", PhaseSplit, _phase),
+    metavar="first:N|thinking",
+    help="Also write maps of two phases of the targets: the first N tokens and the rest, or thinking and answer.",
+)
+@click.option(
     "-c",
     "--ctx-size",
     type=click.IntRange(0),
@@ -163,6 +198,7 @@ def detect(
     restart: bool,
     shard: tuple[int, int],
     rule: UntilStable | None,
+    split: PhaseSplit | None,
     ctx_size: int,
     thinking: bool,
     template_arguments: dict[str, Any] | None,
@@ -181,21 +217,31 @@ def detect(
     mostly the same first experts, check after check, and the two sides are told apart. The map says how it ended. A run
     that never becomes stable uses all pairs, and the exit status is 0 all the same.
 
-    \b
-    Example:
-      steermoe detect -m tiny --pairs pairs.jsonl -o map.json
-    """
-    from ...detection.recorder import record_counts
+    With --phase first:16 the run also writes map.first16.json, of the first 16 tokens of each target, and
+    map.rest16.json, of those behind them, beside map.json, which is of all; with --phase thinking map.thinking.json and
+    map.answer.json, for targets that are replies with their reasoning. Counts and per-pair counts are split alike.
+    `steermoe map diff` compares the two.
 
-    require_distinct(output, counts_file, per_pair_file)
+    \b
+    Examples:
+      steermoe detect -m tiny --pairs pairs.jsonl -o map.json
+      steermoe detect -m tiny --pairs pairs.jsonl -o map.json --phase first:4
+    """
+    from ...detection.recorder import record_counts, record_phases
+
+    files = {"": _Files(output, counts_file, per_pair_file)}
+    files |= {name: files[""].of(name) for name in (split.names if split else ())}
+    paths = [path for part in files.values() for path in part.paths]
+    require_distinct(*paths)
     checkpoint = CheckpointFile(output)
-    for path in filter(None, (output, counts_file, per_pair_file, checkpoint.path)):
+    for path in (*paths, checkpoint.path):
         require_writable(path)
     check_resume(resume, restart)
     pairs = PairsFile(pairs_file)
-    for path in filter(None, (counts_file, per_pair_file)):
-        lock_output(path)
     click.get_current_context().with_resource(checkpoint)  # the lock of the map, until the command ends
+    for path in paths:
+        if path != output:
+            lock_output(path)
     check_unfinished(checkpoint, resume, restart)
     if restart:
         checkpoint.remove()
@@ -205,48 +251,60 @@ def detect(
         # the recorder's context holds a batch, or the longest prompt; how long the pairs are is not known yet
         llama = stack.enter_context(open_model(model_info(model), flags, max(ctx_size, flags.batch_size), path=model))
 
-        def sidecar(identity: ModelIdentity, digest: str) -> PairCountsWriter:
-            assert per_pair_file is not None
-            return stack.enter_context(PairCountsWriter(per_pair_file, identity, behaviour=name, pairs_digest=digest))
+        writers: dict[str, PairCountsWriter] = {}
 
+        def sidecar(identity: ModelIdentity, digest: str, phase: str = "") -> PairCountsWriter:
+            path = files[phase].per_pair
+            assert path is not None
+            writer = PairCountsWriter(path, identity, behaviour=name, pairs_digest=digest)
+            writers[phase] = stack.enter_context(writer)
+            return writer
+
+        settings: dict[str, Any] = {
+            "behaviour": name,
+            "n_ctx": ctx_size,
+            **flags.context_arguments(),
+            "thinking": thinking,
+            "template_arguments": template_arguments,
+            "date": date,
+            "share_prefixes": share_prefixes,
+            "shard": shard,
+            "until_stable": rule,
+            "checkpoint": checkpoint,
+            "per_pair": sidecar if per_pair_file else None,
+            "on_skip": display.skipped,
+            "on_batch": display.update,
+        }
+        missing: Mapping[str, str] = {}
         try:
             with display.shown():
-                counts = record_counts(
-                    llama,
-                    pairs,
-                    behaviour=name,
-                    n_ctx=ctx_size,
-                    **flags.context_arguments(),
-                    thinking=thinking,
-                    template_arguments=template_arguments,
-                    date=date,
-                    share_prefixes=share_prefixes,
-                    shard=shard,
-                    until_stable=rule,
-                    checkpoint=checkpoint,
-                    per_pair=sidecar if per_pair_file else None,
-                    on_skip=display.skipped,
-                    on_batch=display.update,
-                )
+                if split is None:
+                    counts = record_counts(llama, pairs, **settings)
+                    found = {"": counts}
+                else:
+                    by_phase = record_phases(llama, pairs, phase=split, **settings)
+                    counts, missing = by_phase.whole, by_phase.missing
+                    found = {"": counts, **by_phase.phases}
         except KeyboardInterrupt:
             if checkpoint.exists():
                 say(f"{display.summary()}; go on with the same command and --resume")
             raise
-    expert_map = ExpertMap.from_counts(counts, **meaning)
-    if per_pair_file and counts.n_pairs > 1:
-        expert_map = annotate(expert_map, PairCounts.load(per_pair_file))
-    if counts_file:
-        counts.save(counts_file)
-    expert_map.save(output)
+        for phase in missing:
+            if phase in writers:
+                writers[phase].abort()
+    maps = {phase: _write(counted, files[phase], meaning) for phase, counted in found.items()}
     checkpoint.remove()
-    warn_unless_different(expert_map, output)
-    files = [path for path in (output, counts_file, per_pair_file) if path]
+    for phase, made in maps.items():
+        warn_unless_different(made, files[phase].output)
+    expert_map = maps.pop("")
     if as_json:
+        phases = {
+            phase: {**files[phase].to_dict(), "n1": made.n1, "n2": made.n2, "top": top_experts(made)}
+            for phase, made in maps.items()
+        }
         print_json(
             {
-                "map": str(output),
-                "counts": str(counts_file) if counts_file else None,
-                "per_pair": str(per_pair_file) if per_pair_file else None,
+                **files[""].to_dict(),
                 "behaviour": expert_map.behaviour,
                 "n_pairs": counts.n_pairs,
                 "n_skipped": counts.n_skipped,
@@ -255,110 +313,38 @@ def detect(
                 "n1": counts.n1,
                 "n2": counts.n2,
                 "top": top_experts(expert_map),
+                "phases": phases or None,
                 **display.figures(),
             }
         )
-        return
-    print_map(expert_map, 10)
-    say_written(*files, before=f"\n{display.summary()}\n")
+    else:
+        print_map(expert_map, 10)
+        if maps:
+            console().print("", facts_table(_phase_rows(maps)), sep="\n")
+        written = [path for phase in found for path in files[phase].paths]
+        say_written(*written, before=f"\n{display.summary()}\n")
+    if missing:
+        phase, why = next(iter(missing.items()))
+        raise PairsError(f"{files[phase].output}: not written: {why}")
 
 
-class RecordingDisplay:
-    """What a run says of itself while it runs: a bar on a terminal, skipped pairs on stderr."""
+def _write(counts: RoutingCounts, files: _Files, meaning: dict[str, str]) -> ExpertMap:
+    """Write the counts and the map of all tokens, or of a phase; the per-pair counts are written already."""
+    expert_map = ExpertMap.from_counts(counts, **meaning)
+    if files.per_pair and counts.n_pairs > 1:
+        expert_map = annotate(expert_map, PairCounts.load(files.per_pair))
+    if files.counts:
+        counts.save(files.counts)
+    expert_map.save(files.output)
+    return expert_map
 
-    def __init__(self, what: str) -> None:
-        """`what` names the bar; its total is all pairs."""
-        self._what = what
-        self._last: RecordingProgress | None = None
-        self._start = time.monotonic()
-        self._seconds = 0.0
-        self._interrupted = False
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}", markup=False),
-            TimeRemainingColumn(elapsed_when_finished=True),
-        )
-        self._bar = Progress(
-            *columns,
-            console=console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-            speed_estimate_period=300,
-        )
-        self._task = self._bar.add_task(what, total=None, rate="")
-        self._terminal = sys.stderr.isatty()
-        self._lines = ProgressLines()
-        self._skipped = SummedLines(self._print)
 
-    @contextmanager
-    def shown(self) -> Iterator[None]:
-        """Show the bar; the clock of tokens per second starts. Ctrl-C takes effect behind the batch, or in a template.
-
-        Python would raise it in whatever Python function the library calls back, where it is lost.
-        """
-
-        from ...llama.template_pool import default_pool
-
-        def remember(*_: Any) -> None:
-            self._interrupted = True
-            signal.signal(signal.SIGINT, before)  # a second one takes effect where it can
-            if default_pool().waits:
-                raise KeyboardInterrupt
-
-        self._start = time.monotonic()
-        before = signal.getsignal(signal.SIGINT)
-        handled = threading.current_thread() is threading.main_thread() and before is not None
-        if handled:
-            signal.signal(signal.SIGINT, remember)
-        try:
-            with self._bar:
-                yield
-        finally:
-            self._skipped.close()
-            if handled:
-                signal.signal(signal.SIGINT, before)
-
-    def update(self, progress: RecordingProgress) -> None:
-        self._last = progress
-        self._seconds = time.monotonic() - self._start
-        if self._interrupted:
-            raise KeyboardInterrupt
-        rate = f"{self._rate():,.0f} tokens/s"
-        if self._terminal:
-            self._bar.update(self._task, completed=progress.n_done, total=progress.n_total, rate=rate)
-        else:
-            self._lines.show(self._what, progress.n_done, progress.n_total, rate)
-
-    def skipped(self, pair: Pair, reason: str) -> None:
-        self._skipped.add(f"skipped: pair {pair.id!r}: {reason}", f"skipped: {reason}")
-        if self._interrupted:
-            raise KeyboardInterrupt
-
-    def _print(self, line: str) -> None:
-        if self._terminal:
-            self._bar.console.print(visible(shortened(line, 4_000)), soft_wrap=True)
-        else:
-            say(visible(line))
-
-    def _rate(self) -> float:
-        return self._last.n_tokens / self._seconds if self._last and self._seconds else 0.0
-
-    def figures(self) -> dict[str, Any]:
-        """For --json: of this process; an interrupted one before it is not in them."""
-        if self._last is None:
-            return {}
-        return {
-            "n_tokens": self._last.n_tokens,
-            "n_decoded": self._last.n_decoded,
-            "seconds": round(self._seconds, 3),
-            "tokens_per_second": round(self._rate(), 1),
-        }
-
-    def summary(self) -> str:
-        last = self._last
-        if last is None:
-            return "no pair was counted yet"
-        skipped = f", {last.n_skipped} of them skipped" if last.n_skipped else ""
-        return f"{last.n_done} of {last.n_total} pairs{skipped}, {self._rate():,.0f} tokens/s"
+def _phase_rows(maps: Mapping[str, ExpertMap]) -> list[tuple[str, str]]:
+    """What the maps of phases are of, and how they agree."""
+    rows = [(phase, f"{made.n1:,} / {made.n2:,}, {phase_words(phase)}") for phase, made in maps.items()]
+    both = list(maps.values())
+    if len(both) == 2 and any(made.rd.any() for made in both):
+        found = compare(both[0], both[1])
+        shared = f"{found.overlap:.0%} of the first {found.top_n} experts (by chance {found.chance:.1%})"
+        rows.append(("overlap", f"{shared}, Pearson of RD {found.pearson:+.4f}"))
+    return rows

@@ -17,6 +17,7 @@ from ...maps.effect_comparison import compare_effects
 from ...maps.effect_plot import plot_effects
 from ...maps.effects import ACTIONS
 from ...maps.expert_map import ExpertMap, parse_layers
+from ...maps.map_phases import phase_words
 from ...maps.pair_counts import PairCounts
 from ...maps.picture import require_drawable
 from ...maps.plots import plot_map
@@ -188,7 +189,7 @@ def plot(
 @click.option("-n", "--top", type=click.IntRange(1), default=20, show_default=True, help="First experts to compare.")
 @json_option
 def diff(first: Path, second: Path, output: Path | None, top: int, as_json: bool) -> None:
-    """Compare two maps: two behaviours, two quantizations, two runs.
+    """Compare two maps: two behaviours, two quantizations, two runs, two phases (detect --phase).
 
     Overlap counts experts that both maps have among their first by |RD|, with the same sign. Effects are compared where
     both maps have them.
@@ -217,6 +218,7 @@ def diff(first: Path, second: Path, output: Path | None, top: int, as_json: bool
             "first": str(first),
             "second": str(second),
             "same_model": same_model,
+            "phases": [one.phase or None, two.phase or None],
             "plot": output,
             **asdict(result),
         }
@@ -225,8 +227,8 @@ def diff(first: Path, second: Path, output: Path | None, top: int, as_json: bool
         return
     worst = min(range(len(result.layers)), key=lambda i: result.by_layer[i])
     rows = [
-        ("first", f"{first}: {one.behaviour}"),
-        ("second", f"{second}: {two.behaviour}"),
+        ("first", f"{first}: {_what(one)}"),
+        ("second", f"{second}: {_what(two)}"),
         ("Pearson of RD", f"{result.pearson:+.4f}"),
         ("Spearman of RD", f"{result.spearman:+.4f}"),
         ("overlap", f"{result.overlap:.0%} of the first {result.top_n} experts (by chance {result.chance:.1%})"),
@@ -236,6 +238,11 @@ def diff(first: Path, second: Path, output: Path | None, top: int, as_json: bool
     console().print(facts_table(rows))
     if output:
         say_written(output, before="\n")
+
+
+def _what(expert_map: ExpertMap) -> str:
+    """The behaviour of a map, and the phase if it is of one."""
+    return expert_map.behaviour + (f", {phase_words(expert_map.phase)}" if expert_map.phase else "")
 
 
 def warn_unless_different(expert_map: ExpertMap, where: Path) -> None:
@@ -266,6 +273,7 @@ def print_map(expert_map: ExpertMap, top: int, level: float = 0.95, correction: 
         ("pairs", _counted(expert_map)),
         *([("date in prompts", ", ".join(expert_map.dates))] if expert_map.dates else []),
         *([("until stable", expert_map.stability.reason)] if expert_map.stability else []),
+        *([("phase", phase_words(expert_map.phase))] if expert_map.phase else []),
         ("experts", f"RD > 0: {int((rd > 0).sum())}, RD < 0: {int((rd < 0).sum())}"),
         *_trust_rows(expert_map, correction),
         *effect_rows(expert_map),
@@ -317,6 +325,7 @@ def _facts(expert_map: ExpertMap, top: int, level: float, correction: str) -> di
         "sha256": expert_map.sha256,
         "dates": list(expert_map.dates),
         "until_stable": expert_map.stability.to_dict() if expert_map.stability else None,
+        "phase": expert_map.phase or None,
         "created": expert_map.created,
         "tool": expert_map.tool,
         "license": expert_map.license,

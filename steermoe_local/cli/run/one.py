@@ -54,7 +54,8 @@ def run_one(flags: RunFlags, prompt: str, as_json: bool) -> None:
 
 def _result(replies: dict[str, Reply], steered: Steered) -> dict[str, Any]:
     whole = {side: reply.to_dict() | {"timings": reply.timings()} for side, reply in replies.items()}
-    facts = {"model": str(steered.flags.model), "steering": steered.describe()}
+    steering = steered.of_answer(steered.describe(), replies[STEERED])
+    facts = {"model": str(steered.flags.model), "steering": steering}
     if steered.flags.compare:
         return {**{side: whole[side] for side in (UNSTEERED, STEERED)}, **facts}
     return {**whole[STEERED], **facts}

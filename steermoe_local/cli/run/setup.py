@@ -13,7 +13,7 @@ from ...errors import UsageError
 from ...identity import ModelIdentity
 from ...model_files.model_info import ModelInfo, model_info
 from ...steering.bias_file import BiasFile, none_if_empty
-from ...steering.bias_plan import AnyBias
+from ...steering.bias_plan import AnyBias, BiasPlan
 from ...steering.plan import AnySteering, SteeringPlan
 from ...steering.steering import Steering
 from ..options.common import check_resume
@@ -24,6 +24,7 @@ from ..output import warn
 
 if TYPE_CHECKING:
     from ...generation.engine import Engine, Sampling
+    from ...generation.reply import Reply
 
 UNSTEERED, STEERED = "unsteered", "steered"
 
@@ -146,6 +147,12 @@ class Steered:
             **self._file.provenance,
         }
 
+    def of_answer(self, facts: dict[str, Any] | None, reply: Reply) -> dict[str, Any] | None:
+        """The facts about the steering with what is of one answer alone: how many of its tokens a plan steered."""
+        if facts is None or reply.finish is None or not isinstance(self.steering, SteeringPlan):
+            return facts
+        return {**facts, "n_steered": reply.finish.n_steered}
+
     @contextmanager
     def load(self, n_ctx: int, n_parallel: int = 1) -> Iterator[Engine]:
         """An engine on the loaded model, with `n_parallel` slots for each side.
@@ -156,10 +163,14 @@ class Steered:
             warn_of_unknown_reasoning(self.facts)
         n_slots = n_parallel * len(self.sides)
         force = self.flags.steering_flags.force
+        record = isinstance(self.bias, BiasPlan) and self.bias.needs_routing
         with open_engine(
-            self.facts, self.flags.flags, n_ctx, n_slots, path=self.flags.model, record=False, force=force
+            self.facts, self.flags.flags, n_ctx, n_slots, path=self.flags.model, record=record, force=force
         ) as engine:
-            bias = self.steering.bias if isinstance(self.steering, Steering) else None
-            if self.steering is not None and bias is not None and engine.identity is not None:
-                warn(*self.steering.check(engine.identity, str(self.flags.model), force))
+            self.check(engine.identity)
             yield engine
+
+    def check(self, identity: ModelIdentity | None) -> None:
+        """Warn of a bias file that another model was meant for; a map was checked before. Raises ModelMismatchError."""
+        if isinstance(self.steering, Steering) and self.steering.bias is not None and identity is not None:
+            warn(*self.steering.check(identity, str(self.flags.model), self.flags.steering_flags.force))

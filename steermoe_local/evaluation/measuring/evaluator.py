@@ -81,7 +81,7 @@ class EvaluatorSettings:
             "n_text": self.n_text,
             "thinking": self.thinking,
             "template_arguments": dict(self.template_arguments),
-            **({} if self.placement is None else {"placement": self.placement.windows}),
+            **({} if self.placement is None else _placement_settings(self.placement)),
         }
 
     @property
@@ -92,6 +92,12 @@ class EvaluatorSettings:
     def placed(self, bias: AnyBias | None) -> AnyBias | None:
         """What is measured for a bias: itself, or a plan that has it where `placement` steers."""
         return bias if self.placement is None or not isinstance(bias, BiasFile) else self.placement.placed(bias)
+
+
+def _placement_settings(placement: SteeringPlan) -> dict[str, Any]:
+    """Where a plan steers, with the digests of the maps that its conditions look at: their names say too little."""
+    maps = [rule.looks_at.sha256 for rule in placement.rules if rule.looks_at is not None]
+    return {"placement": placement.windows} | ({"placement_maps": maps} if maps else {})
 
 
 def plan(

@@ -9,11 +9,11 @@ from typing import Any
 
 from ..._util.files import StrPath
 from ..._util.regular_files import open_regular
-from ...errors import UsageError
+from ...errors import FormatError, UsageError
 from ...maps.expert_map import ExpertMap
 from ...models.shipped_maps import map_path, recommended_numbers
 from ...steering.plan import SteeringPlan
-from ...steering.plan_file import SUFFIXES, read_plan
+from ...steering.plan_file import SUFFIXES, read_plan_file
 from ...steering.plan_rules import RuleSpec, Where
 from ...steering.steering import Steering
 
@@ -67,20 +67,30 @@ def open_plan(
     package; in a file also `NAME`, `NAME.json` and `NAME.gguf` beside it, which come first. `find` looks up others. A
     shipped map without numbers gets those of its card. `name` is shown to users. `tell` is called with warnings.
 
-    Raises UsageError, FormatError, which name the rule.
+    Raises UsageError, FormatError, which name the rule; FormatError also where a name stands for another map or bias
+    than when a server wrote the file.
     """
     path: Path | None = None
+    made_of: Mapping[str, str] = {}
     if isinstance(rules, (str, os.PathLike)):
         path = Path(rules)
-        rules, name, find = read_plan(path), name or plan_name(path), beside(path, find)
+        read = read_plan_file(path)
+        rules, made_of, name, find = read.rules, read.made_of, name or plan_name(path), beside(path, find)
     files = _Files(find, tell)
-    return SteeringPlan.open(rules, files.steering, files.expert_map, name=name or "plan", path=path)
+    plan = SteeringPlan.open(rules, files.steering, files.expert_map, name=name or "plan", path=path)
+    for named, digest in made_of.items():
+        if (found := files.digest(named)) not in (None, digest):
+            raise FormatError(
+                f"{path}: {named} is not what the plan was made of ({found[:8]}, then {digest[:8]}); bring that back, "
+                "or take made_of out"
+            )
+    return plan
 
 
-def open_placement(where: Where, steering: Steering, *, find: Find = map_path) -> SteeringPlan:
-    """A plan that steers in one window, for `EvaluatorSettings.placement`. Raises as `open_plan`."""
-    files = _Files(find, lambda *warnings: None)
-    return SteeringPlan.open([RuleSpec(where, steering.name)], lambda name, choice: steering, files.expert_map)
+def open_placement(where: Where, *, find: Find = map_path) -> SteeringPlan:
+    """An `EvaluatorSettings.placement` of one window; what steers there is left open. Raises as `open_plan`."""
+    files, steered = _Files(find, lambda *warnings: None), Steering("steered")
+    return SteeringPlan.open([RuleSpec(where, steered.name)], lambda name, choice: steered, files.expert_map)
 
 
 class _Files:
@@ -89,6 +99,7 @@ class _Files:
     def __init__(self, find: Find, tell: Callable[..., None]) -> None:
         self._find, self._tell = find, tell
         self._opened: dict[Path, Steering] = {}
+        self._named: dict[str, Steering] = {}
 
     def steering(self, name: str, choice: Mapping[str, Any]) -> Steering:
         """The steering of a rule. Raises UsageError, FormatError."""
@@ -117,9 +128,18 @@ class _Files:
             raise UsageError(f"when {name}: a bias file has no scores to look at; name an expert map")
         return opened.expert_map, opened.path
 
+    def digest(self, name: str) -> str | None:
+        """The digest, as in `PlanFile.made_of`, of the map or bias that rules name so; None if none does."""
+        opened = self._named.get(name)
+        if opened is None:
+            return None
+        made = opened.expert_map or opened.bias
+        return made.sha256 if isinstance(made, ExpertMap) else None if made is None else made.key
+
     def _open(self, name: str) -> Steering:
         path = self._find(name)
         if path not in self._opened:
             is_bias = is_bias_file(path)
             self._opened[path] = Steering.open(bias=path) if is_bias else Steering.open(map_file=path)
+        self._named[name] = self._opened[path]
         return self._opened[path]

@@ -29,7 +29,7 @@ def auc(positive: Scores, negative: Scores) -> float:
     return float(_placements(positive, negative).mean())
 
 
-def auc_interval(scores: Scores, strata: Numbers, clusters: Numbers) -> Interval:
+def auc_interval(scores: Scores, strata: Numbers, clusters: Numbers, swapped: Scores | None = None) -> Interval:
     """AUC of pairs' scores [n_pairs, 2], within strata, with its 95% interval over `clusters` of pairs.
 
     The variance is that of the placements, the shares of the other side that a score is above (DeLong, DeLong and
@@ -37,6 +37,10 @@ def auc_interval(scores: Scores, strata: Numbers, clusters: Numbers) -> Interval
     text, count as one observation (Obuchowski, Biometrics 53, 1997). The interval is Wilson's with the effective number
     of observations AUC (1 - AUC) / variance and Student's quantile, as that of a share in `crossed`. Where nothing
     varies it is Wilson's for as many observations as there are clusters.
+
+    `swapped` are AUCs of the same pairs with sides swapped at random, for which all was computed anew. Scores by maps
+    of the other folds depend on each other, which placements do not show, and these AUCs do: no more observations are
+    counted than those of which a share of 1/2 varies as they do. Where the sides differ much that is too few.
 
     Raises UsageError for fewer than two clusters.
     """
@@ -57,10 +61,11 @@ def auc_interval(scores: Scores, strata: Numbers, clusters: Numbers) -> Interval
     of_clusters = np.bincount(cluster, weights=deviations)
     variance = float(np.square(of_clusters).sum()) / len(scores) ** 2
     seen = value * (1 - value)
-    if variance <= _ROUNDING or seen <= _ROUNDING:
-        low, high = wilson_bounds(value, n_clusters, Z95)
-    else:
-        low, high = wilson_bounds(value, seen / variance, t_quantile(0.95, n_clusters - 1))
+    varies = variance > _ROUNDING and seen > _ROUNDING
+    n = seen / variance if varies else float(n_clusters)
+    if swapped is not None and (of_swapped := float(swapped.var())) > _ROUNDING:
+        n = min(n, 0.25 / of_swapped)
+    low, high = wilson_bounds(value, n, t_quantile(0.95, n_clusters - 1) if varies else Z95)
     return Interval(value, low, high, len(scores), CLUSTERED)
 
 

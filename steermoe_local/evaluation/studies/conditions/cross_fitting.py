@@ -60,10 +60,12 @@ def folds_of(clusters: Numbers, n_folds: int, seed: int) -> Numbers:
 class PairScores(ABC):
     """Scores of pairs, float64 [n_pairs, 2] (positive, negative), in folds.
 
-    `strata` says which scores may be compared with each other. Raises UsageError as `folds_of`.
+    `strata` says which scores may be compared with each other, and `depend` whether pairs have made the maps by which
+    others are scored. Raises UsageError as `folds_of`.
     """
 
     strata: Numbers
+    depend: bool
 
     def __init__(self, pairs: KeptPairs, clusters: Numbers, n_folds: int, seed: int) -> None:
         self.clusters, self.folds, self.n_folds = clusters, folds_of(clusters, n_folds, seed), n_folds
@@ -103,6 +105,8 @@ class PairScores(ABC):
 class FixedScores(PairScores):
     """Scores by a map of other pairs. All of them can be compared."""
 
+    depend = False
+
     def __init__(self, pairs: KeptPairs, clusters: Numbers, n_folds: int, seed: int, lean: RoutingLean) -> None:
         super().__init__(pairs, clusters, n_folds, seed)
         self.strata = np.zeros(len(pairs), dtype=np.int64)
@@ -124,6 +128,8 @@ class CrossFittedScores(PairScores):
 
     A threshold for a fold is made of scores of the other folds, each by the map of all folds but these two.
     """
+
+    depend = True
 
     def __init__(self, pairs: KeptPairs, clusters: Numbers, n_folds: int, seed: int) -> None:
         super().__init__(pairs, clusters, n_folds, seed)

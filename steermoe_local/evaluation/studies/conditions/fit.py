@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from ...._util.files import timestamp, tool_name
 from ....detection.checkpoint import CheckpointFile
-from ....detection.recorder import PairSink, RecordingProgress, record_counts
+from ....detection.recorder import record_counts
+from ....detection.recording_options import PairSink, RecordingProgress
 from ....detection.spans import ConditionSpan, usual_span
 from ....errors import UsageError
 from ....identity import ModelIdentity
@@ -31,6 +33,7 @@ SteerWhen = Literal["positive", "negative"]
 
 LEAST_PAIRS = 20
 FOLDS = (3, 10)
+_DRAWS_AT_A_TIME = 256
 
 
 @dataclass(frozen=True)
@@ -131,8 +134,13 @@ class ConditionFit:
         """What speaks against steering by the condition, a sentence each."""
         if self.auc is None or self.control is None:
             return ("all spans have the same score, so there is no AUC and no threshold; take another map or span",)
-        if self.auc.high < 0.5:
+        if self.auc.high < 0.5 and self.expert_map is None:
             return ("the negative sides lean to the map's positive side; exchange the sides of the pairs",)
+        if self.auc.high < 0.5:
+            return (
+                "held-out pairs lean the other way than those that the map is made of, as if the same text were on "
+                "the positive side of some and on the negative side of others; give pairs that share no text",
+            )
         if not self.differs_from_shuffled:
             p = f"p = {self.control.p:.2g}"
             return (f"the lean tells the sides apart no better than with sides swapped at random ({p})",)
@@ -176,6 +184,7 @@ def fit_condition(
     checkpoint: CheckpointFile | None = None,
     on_skip: Callable[[Pair, str], None] | None = None,
     on_batch: Callable[[RecordingProgress], None] | None = None,
+    on_recorded: Callable[[], None] | None = None,
     **recording: Any,
 ) -> ConditionFit:
     """Find the threshold of a condition on routing, and its held-out AUC, false alarms and misses.
@@ -186,6 +195,7 @@ def fit_condition(
         expert_map: a map of other pairs. None: cross-fitting, by the risk differences of the other folds' spans.
         options: what is to be found.
         checkpoint, on_skip, on_batch, recording: as in `record_counts`, and its options.
+        on_recorded: called when all pairs are recorded; what follows is arithmetic alone.
 
     Raises UsageError (too few pairs; a map that was made of these pairs, or has no effects), ModelMismatchError (a map
     of another model), and what `record_counts` raises.
@@ -221,8 +231,15 @@ def fit_condition(
         span=span,
         **recording,
     )
+    if on_recorded:
+        on_recorded()
     clusters = clusters_of([contents[name] for name in kept.ids])
-    _require_pairs(clusters, len(kept), options)
+    try:
+        _require_pairs(clusters, len(kept), options)
+    except UsageError:
+        if checkpoint is not None:
+            checkpoint.remove()  # another start would skip the others all the same
+        raise
     scores: PairScores
     if lean is None:
         scores = CrossFittedScores(kept, clusters, options.n_folds, options.seed)
@@ -262,8 +279,8 @@ def judged(scores: PairScores, span: ConditionSpan, options: ConditionOptions) -
         if limit is not None:
             holds[at] = np.vectorize(_condition(limit, span, options).holds)(held_out[at])
     wanted = 0 if options.steer_when == "positive" else 1
-    interval = auc_interval(held_out, scores.strata, scores.clusters)
-    swapped = scores.swapped_aucs(_swaps(scores.clusters, options))
+    swapped = np.concatenate([scores.swapped_aucs(swaps) for swaps in _swaps(scores.clusters, options)])
+    interval = auc_interval(held_out, scores.strata, scores.clusters, swapped if scores.depend else None)
     return fields | {
         "condition": _condition(final, span, options),
         "auc": interval,
@@ -278,11 +295,13 @@ def _condition(limit: float, span: ConditionSpan, options: ConditionOptions) -> 
     return Condition("routing", map=options.name, by=options.by, last=span.last, **{side: limit})
 
 
-def _swaps(clusters: Numbers, options: ConditionOptions) -> Any:
-    """Which pairs have their sides exchanged, bool [draws, n_pairs]; the pairs of a cluster all together."""
+def _swaps(clusters: Numbers, options: ConditionOptions) -> Iterator[npt.NDArray[np.bool_]]:
+    """Which pairs have their sides exchanged, bool [draws, n_pairs] at a time; the pairs of a cluster all together."""
     numbers, cluster = np.unique(clusters, return_inverse=True)
     rng = np.random.default_rng(options.seed)
-    return rng.integers(0, 2, (options.draws, len(numbers))).astype(np.bool_)[:, cluster]
+    for start in range(0, options.draws, _DRAWS_AT_A_TIME):
+        n = min(_DRAWS_AT_A_TIME, options.draws - start)
+        yield rng.integers(0, 2, (n, len(numbers)), dtype=np.uint8).astype(np.bool_)[:, cluster]
 
 
 def _require_pairs(clusters: Numbers, n_pairs: int, options: ConditionOptions) -> None:
