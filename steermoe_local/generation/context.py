@@ -262,9 +262,9 @@ class SlotContext:
         return ends, [found if part.traced else None for part, found in zip(parts, own, strict=True)]
 
     def _token_rows(self, parts: Sequence[Part], biases: dict[str, BiasFile]) -> list[int]:
-        """The library's row for each token, -1: unsteered; no rows if all are."""
-        if not biases:
-            return []
+        """The library's row for each token, -1: unsteered; no rows while nothing was ever steered."""
+        if not biases and not self._rows:
+            return []  # else the library keeps the graph that steered tokens needed, for those that may come
         found = {key: self._row(bias, biases) for key, bias in biases.items()}
         return [-1 if bias is None else found[bias.key] for part in parts for bias in part.biases]
 
