@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pytest
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from hypothesis import given, settings
@@ -19,7 +20,7 @@ from tests.native.test_native_oracle import layer_values, weight_rows
 from tests.native.test_token_row_calls import REFUSED, aborting, decode, fails
 from tests.support import oracle
 from tests.support.low_level import F32, Context, Row, identity_of, lib, native_bias, open_model, random_signs
-from tests.support.random_models import DENSE_FIRST, N_VOCAB, OLMOE, RandomModel
+from tests.support.random_models import DENSE_FIRST, N_VOCAB, OLMOE, RandomModel, write_random_model
 from tests.support.sequence_steering import Loaded, allowance, attach, steerings, tokens
 
 pytestmark = pytest.mark.numeric
@@ -331,6 +332,32 @@ def test_nothing_of_a_warm_up_run(olmoe: Loaded) -> None:
     for token in range(2):
         for layer in range(identity.n_layer):
             check_absent(trace, token, layer)
+
+
+def test_the_memory_is_that_of_one_decode(tmp_path: Path) -> None:
+    """Traces of many decodes, each of a quarter of a megabyte: kept, they would be four times what is allowed."""
+    wide = RandomModel("olmoe", n_layer=4, n_expert=256, k=8)
+    model = open_model(write_random_model(tmp_path / "model.gguf", wide))
+    recorder = capi.NativeRecorder(model.model, 1, (wide.n_layer, wide.n_expert))
+    process, n_decodes, n_tokens = psutil.Process(), 480, 64
+    one_trace = n_tokens * wide.n_layer * wide.n_expert * 4
+    with Context(model, recorder=recorder) as context:
+        recorder.bind(context.ctx)
+        recorder.set_stop(True)
+
+        def decode(times: int) -> None:
+            for _ in range(times):
+                context.clear()
+                recorder.set_trace([True] * n_tokens, weights=True, logits=True)
+                context.decode(range(n_tokens))
+                recorder.trace()
+
+        decode(40)  # what is allocated once
+        before = process.memory_info().rss
+        decode(n_decodes)
+        assert process.memory_info().rss - before < n_decodes * one_trace / 4
+    recorder.close()
+    model.close()
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
