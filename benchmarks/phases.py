@@ -43,13 +43,11 @@ START, END = "<!-- phases:start -->", "<!-- phases:end -->"
 WINDOWS: tuple[tuple[str, ...], ...] = (
     ("all",),
     ("prompt",),
-    ("prompt[-1:]",),
+    ("prompt[-4:]",),
     ("answer",),
-    ("prompt[-1:]", "answer"),
     ("answer[0:1]",),
-    ("answer[0:2]",),
     ("answer[0:4]",),
-    ("prompt[-1:]", "answer[0:4]"),
+    ("answer[1:]",),
     ("all every 2",),
 )
 GATED = ("answer",)  # windows of a conditional rule
@@ -237,7 +235,7 @@ def render(report: Mapping[str, Any]) -> str:
             [
                 name,
                 gate["when"],
-                f"{gate['fit']['auc']:.2f}",
+                f"{gate['fit']['auc']['value']:.2f}",
                 span(gate["misses"], "%"),
                 span(gate["false_alarms"], "%"),
                 span(gate["gated"]["swing"]),

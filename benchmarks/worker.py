@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from steermoe_local import record_counts
-from steermoe_local.detection.recorder import RecordingOptions, RecordingProgress
+from steermoe_local.detection.recording_options import RecordingOptions, RecordingProgress
 from steermoe_local.llama import capi
 from steermoe_local.pairs.pairs import Pair
 

@@ -1,8 +1,8 @@
 """Write the generated pages (`make docs`); tests fail when they are out of date.
 
 docs/cli.md: every command's --help, as the program prints it. docs/architectures.md: the results of
-tests/support/architectures.py on every architecture (needs `make tools`). docs/rehearsal.md: the chat templates and
-vocabularies of the pinned archive (needs transformers, which `make test-rehearsal` installs).
+tests/support/architecture_checks.py on every architecture (needs `make tools`). docs/rehearsal.md: the chat templates
+and vocabularies of the pinned archive (needs transformers, which `make test-rehearsal` installs).
 """
 
 from __future__ import annotations
@@ -94,28 +94,29 @@ def architecture_row(found: list[Any], reference: str) -> str:
 
 
 def architectures(program: Path) -> str:
-    """docs/architectures.md: runs every check of tests/support/architectures.py. `program`: test-llama-archs."""
+    """docs/architectures.md: runs every check of tests/support/architecture_checks.py. `program`: test-llama-archs."""
     from steermoe_local.model_files.gating import gating
     from tests.integration.reference.architectures_table import DIFFERS, LEFT_OUT, REFERENCES, SMALL_DIFFERENCES
-    from tests.support import architectures as checks
+    from tests.support import architecture_checks as checks
+    from tests.support import architectures as models
 
     head = ARCHITECTURES.format(
-        n_expert=checks.N_EXPERT, k=checks.K, n_groups=checks.N_GROUPS, n_groups_used=checks.N_GROUPS_USED
+        n_expert=models.N_EXPERT, k=models.K, n_groups=models.N_GROUPS, n_groups_used=models.N_GROUPS_USED
     )
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for arch in checks.ARCHITECTURES:
+        for arch in models.ARCHITECTURES:
             print(arch, file=sys.stderr)
-            (path,) = checks.write_upstream(program, Path(folder), arch)
+            (path,) = models.write_upstream(program, Path(folder), arch)
             found = [checks.check_upstream(path, arch)]
             if not found[0].not_a_moe:
                 wide = Path(folder) / "wide.gguf"
-                found = [checks.check(checks.widen(path, wide, v), arch, v) for v in checks.variants(arch)]
+                found = [checks.check(models.widen(path, wide, v), arch, v) for v in models.variants(arch)]
             path.unlink()
             rows.append(architecture_row(found, _classes(REFERENCES, arch)))
     others = [
         f"| `{arch}` | {gating(arch, 0, 0, 0).replace('_', ' ')} | {_classes(REFERENCES, arch)} |"
-        for arch in checks.NOT_WRITTEN
+        for arch in models.NOT_WRITTEN
     ]
     sections = [head + "\n".join(rows), NOT_WRITTEN + "\n".join(others)]
     for header, notes in ((DIFFER, DIFFERS), (SMALLER, SMALL_DIFFERENCES), (NOT_COMPARED, LEFT_OUT)):

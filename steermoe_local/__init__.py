@@ -38,6 +38,7 @@ from .maps.stability import UntilStable
 from .model_files.model_info import ModelInfo, model_info
 from .pairs.pairs import Message, Pair, load_pairs, save_pairs
 from .steering.bias_file import BiasFile, read_bias, write_bias
+from .steering.plan import SteeringPlan
 from .steering.steering import Steering
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ if TYPE_CHECKING:
     from .evaluation.measuring.evaluator import Evaluator as Bench
     from .evaluation.measuring.opening import open_evaluator, open_steering
     from .evaluation.measuring.opening import open_evaluator as open_bench
+    from .evaluation.measuring.plans import open_plan
     from .evaluation.studies.audit.audit import audit
+    from .evaluation.studies.conditions.fit import ConditionOptions, fit_condition
     from .evaluation.studies.evaluate import evaluate, run_evaluation
     from .evaluation.studies.search.sweep import sweep
     from .evaluation.studies.search.tune import tune
@@ -63,6 +66,7 @@ __all__ = [
     "BiasFile",
     "BusyError",
     "ChoiceError",
+    "ConditionOptions",
     "Effects",
     "Engine",
     "Evaluator",
@@ -82,6 +86,7 @@ __all__ = [
     "SteerMoEError",
     "SteeredLlama",
     "Steering",
+    "SteeringPlan",
     "StorageError",
     "UntilStable",
     "UsageError",
@@ -90,10 +95,12 @@ __all__ = [
     "audit",
     "evaluate",
     "fit",
+    "fit_condition",
     "load_pairs",
     "model_info",
     "open_bench",
     "open_evaluator",
+    "open_plan",
     "open_steering",
     "read_bias",
     "record_counts",
@@ -116,6 +123,7 @@ except PackageNotFoundError:  # a source tree that was not installed
 _LAZY = {
     "AttributionOptions": (".attribution.attribute", "AttributionOptions"),
     "Bench": (".evaluation.measuring.evaluator", "Evaluator"),
+    "ConditionOptions": (".evaluation.studies.conditions.fit", "ConditionOptions"),
     "Engine": (".generation.engine", "Engine"),
     "Evaluator": (".evaluation.measuring.evaluator", "Evaluator"),
     "SteeredLlama": (".llama.steered_llama", "SteeredLlama"),
@@ -123,8 +131,10 @@ _LAZY = {
     "audit": (".evaluation.studies.audit.audit", "audit"),
     "evaluate": (".evaluation.studies.evaluate", "evaluate"),
     "fit": (".attribution.fit", "fit"),
+    "fit_condition": (".evaluation.studies.conditions.fit", "fit_condition"),
     "open_bench": (".evaluation.measuring.opening", "open_evaluator"),
     "open_evaluator": (".evaluation.measuring.opening", "open_evaluator"),
+    "open_plan": (".evaluation.measuring.plans", "open_plan"),
     "open_steering": (".evaluation.measuring.opening", "open_steering"),
     "record_counts": (".detection.recorder", "record_counts"),
     "record_phases": (".detection.recorder", "record_phases"),

@@ -61,6 +61,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "evaluate": {"steerings", "controls", "signatures"},
         "transfer": {"steerings", "evaluate"},
         "audit": {"layers", "transfer"},
+        "conditions": set(),
     },
     "cli": {
         "streams": set(),

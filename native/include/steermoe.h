@@ -11,9 +11,10 @@
 //               soft rule   z'_e = z_e + b_e
 //               capped rule z'_e = min(max(z) + epsilon, z_e + cap)   where the sign of expert e is +1
 //                           z'_e = max(min(z) - epsilon, z_e - cap)   where it is -1,  z'_e = z_e otherwise
-//             Each sequence of a context can have its own steering; one batch can contain all of them.
+//             Each sequence of a context can have its own steering, and so can each token: one batch can contain all
+//             of them.
 //   Recording For the tokens of a mask, the selected experts are counted per layer, and what their routers computed is
-//             summed. Nothing is kept per token.
+//             summed. For the tokens of a trace, the experts, and what the routers computed, are kept token by token.
 //
 // Rules of the interface
 //   - Every function that can fail returns a steermoe_status. After a failure, steermoe_last_error() returns one line
@@ -55,7 +56,7 @@
 #endif
 
 // Incremented whenever a signature, a struct or the meaning of a value below changes.
-#define STEERMOE_ABI_VERSION 3
+#define STEERMOE_ABI_VERSION 4
 
 // Newest version of the bias file format (`expertbias.version`) that is read. Files of the hard and soft rules have
 // version 1, those of the capped rule version 2.
@@ -63,6 +64,9 @@
 
 // Maximum size of a bias file, in bytes.
 #define STEERMOE_BIAS_MAX_BYTES (256u * 1024u * 1024u)
+
+// Number of rows that tokens of a context can be steered by, see steermoe_row_attach.
+#define STEERMOE_MAX_ROWS 1024
 
 #ifdef __cplusplus
 extern "C" {
@@ -100,10 +104,16 @@ typedef enum steermoe_gating {
     STEERMOE_GATING_SQRT_SOFTPLUS  = 4,
 } steermoe_gating;
 
-// Flags for steermoe_bias_check, steermoe_attach and steermoe_attach_seq.
+// Flags for steermoe_bias_check, steermoe_attach, steermoe_attach_seq and steermoe_row_attach.
 enum {
     // Accept another router hash if architecture, layers, experts and top-k match (files of unusual converters).
     STEERMOE_FORCE_ROUTER = 1,
+};
+
+// Flags for steermoe_recorder_set_trace: what is kept of a token beside its experts.
+enum {
+    STEERMOE_TRACE_WEIGHTS = 1,
+    STEERMOE_TRACE_LOGITS  = 2,
 };
 
 //
@@ -179,10 +189,19 @@ STEERMOE_API steermoe_status steermoe_bias_check(const struct steermoe_bias * bi
 //   memory (KV cache): a sequence keeps it when its cells are removed (llama_memory_seq_rm), and llama_memory_seq_cp
 //   does not copy it.
 //
+//   Tokens can have steering of their own, regardless of their sequences: biases are attached to numbered rows of the
+//   context (steermoe_row_attach), and steermoe_set_token_rows says which row steers which token of the next
+//   llama_decode. So one prompt can be steered in one part and not in another, without a decode for each part:
+//     steermoe_row_attach(ctx, 0, faithful, 0);
+//     steermoe_row_attach(ctx, 1, formal, 0);
+//     steermoe_set_token_rows(ctx, (int32_t[]) { -1, -1, 0, 0, 1 }, 5);
+//     llama_decode(ctx, batch_of_5_tokens);
+//
 //   WARNING: the memory (KV cache) contains keys and values computed under the old steering. Clear it
-//   (llama_memory_clear), or remove the sequence (llama_memory_seq_rm), before you continue under another steering. A
-//   token that belongs to several sequences is computed once, so all of them must have the same steering; else
-//   llama_decode returns -1, steermoe_last_error() names the token, and nothing has changed.
+//   (llama_memory_clear), or remove the sequence (llama_memory_seq_rm), before you continue under another steering, or
+//   keep only tokens that were computed under the steering that you want for them. A token that belongs to several
+//   sequences is computed once, so all of them must have the same steering, unless rows are given; else llama_decode
+//   returns -1, steermoe_last_error() names the token, and nothing has changed.
 //
 
 // Steer the sequences of ctx that have no steering of their own, from the next decode on; replaces what was attached to
@@ -190,7 +209,8 @@ STEERMOE_API steermoe_status steermoe_bias_check(const struct steermoe_bias * bi
 STEERMOE_API steermoe_status steermoe_attach(struct llama_context * ctx, const struct steermoe_bias * bias,
                                              int32_t flags);
 
-// Stop steering ctx and all its sequences. The graph then has the same nodes as that of an unpatched library.
+// Stop steering ctx, all its sequences and all its rows; forgets the rows of the next batch. The graph then has the same
+// nodes as that of an unpatched library.
 STEERMOE_API steermoe_status steermoe_detach(struct llama_context * ctx);
 
 // Steer sequence seq_id, regardless of the steering of the context; replaces what was attached to the sequence before.
@@ -212,6 +232,36 @@ STEERMOE_API steermoe_status steermoe_attach_seq(struct llama_context * ctx, int
 // Let sequence seq_id have the steering of the context again.
 STEERMOE_API steermoe_status steermoe_detach_seq(struct llama_context * ctx, int32_t seq_id);
 
+// Attach a bias to row `row` of ctx, 0 to STEERMOE_MAX_ROWS - 1 (else a STEERMOE_ERR_ARGUMENT); replaces what was attached
+// to the row before. Tokens of a row whose bias has no values are unsteered. The bias is copied.
+//
+// A change costs as much as one of a sequence's steering. Rows and sequences of equal steering share its values in
+// memory, so a row whose bias is attached elsewhere costs nothing.
+STEERMOE_API steermoe_status steermoe_row_attach(struct llama_context * ctx, int32_t row,
+                                                 const struct steermoe_bias * bias, int32_t flags);
+
+// Take the bias off a row, if it has one. A token of the next batch that steermoe_set_token_rows gave this row makes
+// llama_decode fail, unless a bias is attached to the row before.
+STEERMOE_API steermoe_status steermoe_row_detach(struct llama_context * ctx, int32_t row);
+
+// The row that steers each token of the next llama_decode or llama_encode: rows[i] is that of token i of the batch, -1: the
+// token is unsteered. Replaces what was set for it before; n_tokens = 0: tokens have the steering of their sequences, as
+// without this call. A row that does not exist or has no bias is a STEERMOE_ERR_ARGUMENT.
+//
+// Tokens are identified by their index in the batch, so llama.cpp may split and reorder the batch. Rows are valid for one
+// llama_decode, also if it fails; what follows it is under the steering of the sequences until the next call. If n_tokens
+// is not the number of tokens in the batch, or a bias was taken off a row in the meantime, llama_decode returns -1,
+// steermoe_last_error() says why, and nothing has changed. (A batch without tokens, or one of embeddings of another
+// model's size, llama.cpp refuses before it looks at it: the rows then wait for the next.)
+//
+// What steermoe_attach_seq promises of the sequences of a batch holds for its tokens: any rules, epsilons, caps and layers
+// beside each other; edited logits that do not depend on the rows of other tokens, bit for bit; unsteered tokens that
+// keep the bits of their logits; and the graph of a steered context where one steering serves a whole ubatch. (A ubatch of
+// at most 32 tokens also has the nodes that one of the last 16 of its size needed. They change no bit, and rows that steer
+// the tokens of an answer in turns need no new graph for each.)
+STEERMOE_API steermoe_status steermoe_set_token_rows(struct llama_context * ctx, const int32_t * rows,
+                                                     int32_t n_tokens);
+
 struct steermoe_layer_info {
     int32_t      gating; // steermoe_gating; STEERMOE_GATING_NONE: no router, the other fields are 0
     int32_t      n_expert;
@@ -219,7 +269,7 @@ struct steermoe_layer_info {
     bool         selection_bias; // a bias is added to the probabilities for the selection (DeepSeek-V3 and others)
     bool         expert_groups;  // groups of experts are selected first
     bool         steerable;
-    bool         steered; // by the bias of the context or of any sequence
+    bool         steered; // by the bias of the context, of any sequence or of any row
     const char * reason;  // why it is not steerable, "" if it is; static text
 };
 
@@ -249,7 +299,8 @@ STEERMOE_API steermoe_status steermoe_recorder_bind(struct steermoe_recorder * r
 // The tokens of the next llama_decode to count: bins[i] is the bin of token i of the batch, -1: not counted.
 // Tokens are identified by their index in the batch, so llama.cpp may split and reorder the batch.
 // The last layer routes only tokens whose batch.logits[i] is set: set it for every counted token.
-// A mask is valid for one llama_decode. Nothing is counted after it until the next mask. n_tokens = 0: count nothing.
+// A mask is valid for one llama_decode, also if it fails. Nothing is counted after it until the next mask. n_tokens = 0:
+// count nothing.
 STEERMOE_API steermoe_status steermoe_recorder_set_mask(struct steermoe_recorder * recorder, const int32_t * bins,
                                                         int32_t n_tokens);
 
@@ -259,7 +310,7 @@ STEERMOE_API steermoe_status steermoe_recorder_set_mask(struct steermoe_recorder
 // again. Default: false.
 STEERMOE_API void steermoe_recorder_set_stop(struct steermoe_recorder * recorder, bool stop);
 
-// Set all counts to zero and clear the mask and any failure.
+// Set all counts to zero and clear the mask, the trace and any failure.
 STEERMOE_API void steermoe_recorder_reset(struct steermoe_recorder * recorder);
 
 // counts: [n_bins][n_layer][n_expert], number of counted tokens for which the expert was selected.
@@ -282,6 +333,29 @@ STEERMOE_API steermoe_status steermoe_recorder_set_sums(struct steermoe_recorder
 // with the reason if no sums are kept, or summing failed.
 STEERMOE_API steermoe_status steermoe_recorder_sums(const struct steermoe_recorder * recorder, int32_t n_bins,
                                                     double * logits, double * spread, double * weights);
+
+// The tokens of the next llama_decode to trace: wanted[i] says whether token i of the batch is one. Valid for one
+// llama_decode as a mask is, and independent of it: tokens can be traced and not counted, counted and not traced, or
+// both. Forgets the last trace. flags: STEERMOE_TRACE_WEIGHTS and STEERMOE_TRACE_LOGITS, each of which reads one more tensor
+// of each layer. n_tokens = 0: trace nothing.
+STEERMOE_API steermoe_status steermoe_recorder_set_trace(struct steermoe_recorder * recorder, const bool * wanted,
+                                                         int32_t n_tokens, int32_t flags);
+
+// The most experts that a layer of the model selects for a token: n_used below.
+STEERMOE_API int32_t steermoe_recorder_top_k(const struct steermoe_recorder * recorder);
+
+// The trace of the tokens wanted in the last steermoe_recorder_set_trace, in the order of the batch, after llama_decode:
+// experts: [n_wanted][n_layer][n_used], the selected experts in the order of the model's selection, best first, -1: no
+//          (further) expert. -1 alone in layers without a router, in layers whose experts are not selected by their
+//          router, in the last layer for tokens whose batch.logits[i] is not set, which it does not route, and in a
+//          warm-up run (llama_set_warmup).
+// weights: the same shape, the weights of these experts (see steermoe_recorder_sums), 0 where there is none.
+// logits:  [n_wanted][n_layer][n_expert], the router's logits, before they are steered, NaN where there is no expert.
+// Each may be NULL. It is kept, for one decode at a time, until the next steermoe_recorder_set_trace or
+// steermoe_recorder_reset. Returns STEERMOE_ERR_STATE with the reason if no trace was asked for, or not of these values, if
+// the decode did not compute all wanted tokens, or recording failed.
+STEERMOE_API steermoe_status steermoe_recorder_trace(const struct steermoe_recorder * recorder, int32_t * experts,
+                                                     float * weights, float * logits);
 
 STEERMOE_API void steermoe_recorder_free(struct steermoe_recorder * recorder);
 

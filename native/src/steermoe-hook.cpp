@@ -91,8 +91,9 @@ const steermoe_note * steermoe_hook::note(const ggml_tensor * t) const {
     return found == notes.end() ? nullptr : &found->second;
 }
 
-bool steermoe_hook::accepts(const llama_batch & batch) const {
-    return passes(sequences->obstacle(batch));
+bool steermoe_hook::accepts(const llama_batch * batch) {
+    n_batch++;
+    return passes(sequences->begin_batch(batch)) && batch != nullptr;
 }
 
 uint64_t steermoe_hook::begin_graph(const llama_ubatch * ubatch) {
@@ -103,6 +104,7 @@ uint64_t steermoe_hook::begin_graph(const llama_ubatch * ubatch) {
 bool steermoe_hook::begin_ubatch(const llama_ubatch & new_ubatch) {
     ubatch = &new_ubatch;
     n_ubatch++;
+    sequences->end_inputs(new_ubatch);
     return passes(std::exchange(sequences->failure, ""));
 }
 
@@ -171,6 +173,19 @@ bool steermoe_hook::detach_seq(int32_t seq) {
     return sequences->detach_seq(seq);
 }
 
+bool steermoe_hook::attach_row(int32_t row, const steermoe_bias & bias, bool force) {
+    require_steerable(bias, force);
+    return sequences->attach_row(row, bias, layers());
+}
+
+bool steermoe_hook::detach_row(int32_t row) {
+    return sequences->detach_row(row);
+}
+
 bool steermoe_hook::detach() {
     return sequences->detach();
+}
+
+void steermoe_hook::set_token_rows(const int32_t * rows, int32_t n_tokens) {
+    sequences->set_token_rows(rows, n_tokens);
 }

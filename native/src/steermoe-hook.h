@@ -66,8 +66,9 @@ struct steermoe_hook {
     // When the mixing weights of the same layer [1 or n_expert_used, ..., n_tokens] are final.
     void note_weights(const ggml_tensor * weights, int il);
 
-    // Before a batch is split: false, with a message, if one of its tokens has two steerings.
-    bool accepts(const llama_batch & batch) const;
+    // Before a batch is split: false, with a message, if its tokens cannot be steered as they should be, and for a
+    // nullptr, a batch that llama.cpp refuses. What was given for the tokens of the next batch is taken by this one.
+    bool accepts(const llama_batch * batch);
 
     // Before a graph is built or reused: for a ubatch or, with nullptr, the largest one, to reserve memory. Returns a
     // number of the nodes that steering adds: a graph may be reused only under the same number.
@@ -83,15 +84,21 @@ struct steermoe_hook {
     // called by the C interface and by the recorder
     //
 
-    // Attach a bias to the context or to one sequence (nullptr: unsteered), detach one sequence, or detach all. They
-    // return true if the context must reserve its graphs again. The context must be synchronized. They throw
+    // Attach a bias to the context, to one sequence (nullptr: unsteered) or to a row, detach one of them, or detach all.
+    // They return true if the context must reserve its graphs again. The context must be synchronized. They throw
     // steermoe_error and change nothing then.
     bool attach(const steermoe_bias & bias, bool force);
     bool attach_seq(int32_t seq, const steermoe_bias * bias, bool force);
     bool detach_seq(int32_t seq);
+    bool attach_row(int32_t row, const steermoe_bias & bias, bool force);
+    bool detach_row(int32_t row);
     bool detach();
 
-    bool is_steered(int il) const; // by the context's bias or by that of any sequence
+    // The row that steers each token of the next batch, -1: none; n_tokens 0: the sequences decide. Throws
+    // steermoe_error and changes nothing then.
+    void set_token_rows(const int32_t * rows, int32_t n_tokens);
+
+    bool is_steered(int il) const; // by the bias of the context, of any sequence or of any row
 
     const steermoe_router * router(int il) const; // nullptr: the layer has no router
     int                     last_router() const;  // the last layer with a router, -1: none
@@ -107,6 +114,7 @@ struct steermoe_hook {
 
     const llama_ubatch * ubatch   = nullptr; // valid while a graph is computed
     uint64_t             n_ubatch = 0;       // counts graph computations
+    uint64_t             n_batch  = 0;       // counts batches, those that are refused included
 
   private:
     // Throws steermoe_error if the bias is not for this model or steers a layer that cannot be steered.

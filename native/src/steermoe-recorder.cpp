@@ -50,8 +50,8 @@ template <typename T> void clear_rows(std::vector<T> & table, const std::vector<
 
 } // namespace
 
-steermoe_recorder::steermoe_recorder(int32_t n_bins, int32_t n_layer, int32_t n_expert)
-    : n_bins(n_bins), n_layer(n_layer), n_expert(n_expert) {
+steermoe_recorder::steermoe_recorder(int32_t n_bins, int32_t n_layer, int32_t n_expert, int32_t n_used)
+    : n_bins(n_bins), n_layer(n_layer), n_expert(n_expert), trace(n_layer, n_expert, n_used) {
     allocate();
 }
 
@@ -59,6 +59,13 @@ void steermoe_recorder::bind(steermoe_hook * new_hook) {
     hook             = new_hook;
     hook->has_logits = !stop_early;
     cur_ubatch       = hook->n_ubatch;
+    mask_batch       = next_batch(); // if they were set before
+    trace_batch      = next_batch();
+}
+
+// Batches are counted when they are begun.
+uint64_t steermoe_recorder::next_batch() const {
+    return hook == nullptr ? 0 : hook->n_batch + 1;
 }
 
 void steermoe_recorder::set_stop(bool stop) {
@@ -77,6 +84,12 @@ void steermoe_recorder::set_mask(const int32_t * bins, int32_t n_tokens) {
         }
     }
     mask.assign(bins, bins + n_tokens);
+    mask_batch = next_batch();
+}
+
+void steermoe_recorder::set_trace(const bool * wanted, int32_t n_tokens, bool with_weights, bool with_logits) {
+    trace.set(wanted, n_tokens, with_weights, with_logits);
+    trace_batch = next_batch();
 }
 
 void steermoe_recorder::set_sums(bool new_sums) {
@@ -106,6 +119,7 @@ void steermoe_recorder::reset() {
     std::fill(summed.begin(), summed.end(), 0);
     written.assign(tokens.size(), false);
     mask.clear();
+    trace.clear();
     failure.clear();
 }
 
@@ -128,7 +142,7 @@ void steermoe_recorder::fail(const std::string & what) {
 }
 
 // Looks up the bins of the ubatch's tokens by their index in the batch and clears them in the mask: each token is
-// computed once in a decode, so a later token of the same index belongs to a decode without a mask.
+// computed once in a decode. What a decode that failed left of a mask is not the next one's.
 void steermoe_recorder::begin_ubatch() {
     cur_ubatch   = hook->n_ubatch;
     finished     = false;
@@ -137,28 +151,30 @@ void steermoe_recorder::begin_ubatch() {
     chosen_layer = -1;
     layer_done.assign(n_layer, false);
 
-    const llama_ubatch & ubatch = *hook->ubatch;
-    token_bins.assign(ubatch.n_tokens, -1);
-    if (mask.empty() || ubatch.data == nullptr) {
-        return;
+    if (mask_batch != hook->n_batch) {
+        mask.clear();
     }
-    const auto & idxs = ubatch.data->batch_idxs;
-    for (size_t i = 0; i < idxs.size() && i < token_bins.size(); i++) {
-        if (idxs[i] >= 0 && (size_t) idxs[i] < mask.size()) {
-            token_bins[i] = mask[idxs[i]];
-            any           = any || token_bins[i] >= 0;
-            mask[idxs[i]] = -1;
-        }
+    if (trace_batch != hook->n_batch) {
+        trace.end_batch();
     }
+    token_bins = steermoe_values_of(*hook->ubatch, mask, -1);
+    any        = std::any_of(token_bins.begin(), token_bins.end(), [](int32_t bin) { return bin >= 0; });
+    steermoe_clear_values_of(*hook->ubatch, mask, -1);
+    trace.begin_ubatch(*hook->ubatch);
 }
 
 bool steermoe_recorder::find_routed(int64_t n) {
-    const llama_ubatch &        ubatch = *hook->ubatch;
-    const std::vector<uint32_t> routed = steermoe_routed_tokens(ubatch, n);
+    const llama_ubatch & ubatch = *hook->ubatch;
+
+    routed = steermoe_routed_tokens(ubatch, n);
     if ((int64_t) routed.size() != n) {
         fail("a router saw " + std::to_string(n) + " columns for " + std::to_string(ubatch.n_tokens) + " tokens");
         return false;
     }
+    return true;
+}
+
+bool steermoe_recorder::find_bins() {
     routed_bins.clear();
     for (const uint32_t i : routed) {
         routed_bins.push_back(token_bins[i]);
@@ -189,7 +205,7 @@ void steermoe_recorder::count(const ggml_tensor * topk, int il) {
     if (router != nullptr && n_used != router->n_expert_used) {
         return; // a warm-up graph routes every token through all experts
     }
-    if (!find_routed(n_routed) || n_routed == 0) {
+    if (!find_routed(n_routed) || !find_bins() || n_routed == 0) {
         return;
     }
 
@@ -197,11 +213,16 @@ void steermoe_recorder::count(const ggml_tensor * topk, int il) {
     const size_t n_bytes = (size_t) (n_routed - 1) * topk->nb[1] + (size_t) n_used * topk->nb[0];
     const char * data    = read(topk, n_bytes, scratch);
 
+    const bool keep = sums || trace.keeps_weights(); // behind the weights, too
+
+    if (trace.is_on()) {
+        trace.add_experts(il, routed, (const int32_t *) data, topk->nb[1] / sizeof(int32_t), n_used);
+    }
     chosen.clear();
     for (int64_t r = 0; r < n_routed; r++) {
         const int32_t bin      = routed_bins[r];
         const auto *  selected = (const int32_t *) (data + r * topk->nb[1]);
-        if (sums) {
+        if (keep) {
             chosen.insert(chosen.end(), selected, selected + n_used);
         }
         if (bin < 0) {
@@ -220,10 +241,10 @@ void steermoe_recorder::count(const ggml_tensor * topk, int il) {
         }
         tokens[row]++;
     }
-    if (sums) {
+    if (keep) {
         chosen_layer = il;
-        add_logits(il);
     }
+    add_logits(il);
 }
 
 const char * steermoe_recorder::read(const ggml_tensor * t, size_t n_bytes, std::vector<char> & memory) const {
@@ -252,6 +273,15 @@ void steermoe_recorder::add_logits(int il) {
     if (z_layer != il || z.size() != routed_bins.size() * n_expert) {
         return;
     }
+    if (trace.keeps_logits()) {
+        trace.add_logits(il, routed, z.data(), n_expert);
+    }
+    if (sums) {
+        sum_logits(il);
+    }
+}
+
+void steermoe_recorder::sum_logits(int il) {
     for (size_t r = 0; r < routed_bins.size(); r++) {
         if (routed_bins[r] < 0) {
             continue;
@@ -278,13 +308,22 @@ void steermoe_recorder::add_weights(const ggml_tensor * t, int il) {
     }
     const auto * data   = (const float *) read(t, ggml_nbytes(t), scratch);
     const size_t n_used = chosen.size() / routed_bins.size();
+    if (trace.keeps_weights()) {
+        trace.add_weights(il, routed, data, n_used, n_used);
+    }
+    if (sums) {
+        sum_weights(il, data, n_used);
+    }
+}
+
+void steermoe_recorder::sum_weights(int il, const float * mixed, size_t n_used) {
     for (size_t r = 0; r < routed_bins.size(); r++) {
         if (routed_bins[r] < 0) {
             continue;
         }
         const size_t row = (size_t) routed_bins[r] * n_layer + il;
         for (size_t k = r * n_used; k < (r + 1) * n_used; k++) {
-            weights[row * n_expert + chosen[k]] += data[k];
+            weights[row * n_expert + chosen[k]] += mixed[k];
         }
         summed[tokens.size() + row]++;
     }
@@ -293,11 +332,15 @@ void steermoe_recorder::add_weights(const ggml_tensor * t, int il) {
 bool steermoe_recorder::is_end(const ggml_tensor * t, int topk_il) const {
     const int               il     = hook->last_router();
     const steermoe_router * router = hook->router(il);
-    if (!sums || router == nullptr || router->external) {
+    if (!(sums || trace.keeps_weights()) || router == nullptr || router->external) {
         return topk_il >= 0 && topk_il == il;
     }
     const steermoe_note * note = hook->note(t);
     return note != nullptr && note->weights && note->il == il;
+}
+
+bool steermoe_recorder::reads(const steermoe_note & note) const {
+    return (sums && any) || (note.weights ? trace.keeps_weights() : trace.keeps_logits());
 }
 
 bool steermoe_recorder::eval(const ggml_tensor * t, bool ask) {
@@ -314,14 +357,18 @@ bool steermoe_recorder::eval(const ggml_tensor * t, bool ask) {
     }
     const int             il   = topk_layer(t);
     const bool            last = stop_early && is_end(t, il);
-    const steermoe_note * note = sums && any ? hook->note(t) : nullptr;
+    const bool            here = any || trace.is_on(); // is anything of this ubatch read?
+    const steermoe_note * note = here ? hook->note(t) : nullptr;
+    if (note != nullptr && !reads(*note)) {
+        note = nullptr;
+    }
     if (ask) {
-        return (il >= 0 && any) || note != nullptr || last;
+        return (il >= 0 && here) || note != nullptr || last;
     }
     if (note != nullptr && !note->weights) {
         keep_logits(t, note->il);
     }
-    if (il >= 0 && il < n_layer && any && !layer_done[il]) {
+    if (il >= 0 && il < n_layer && here && !layer_done[il]) {
         layer_done[il] = true;
         count(t, il);
     }

@@ -39,7 +39,7 @@ void steermoe_rows_input::set_input(const llama_ubatch * ubatch) {
         if ((int64_t) rows.size() != n) {
             sequences.failure = "steering: a router has " + std::to_string(n) + " columns for " +
                                 std::to_string(ubatch->n_tokens) +
-                                " tokens; decode differently steered sequences one after the other";
+                                " tokens; decode differently steered ones one after the other";
             return;
         }
         if (t->buffer != nullptr) { // else no node reads it

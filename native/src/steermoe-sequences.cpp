@@ -7,9 +7,12 @@
 #include "llama-hparams.h"
 #include "llama-model.h"
 
+#include "steermoe-error.h"
 #include "steermoe-rows.h"
+#include "steermoe-ubatch.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace {
 
@@ -57,9 +60,14 @@ int32_t capacity(int32_t n) {
     return rows;
 }
 
+// Graphs of at most FEW_TOKENS tokens, which may take less time to compute than to build, keep an edit for KEPT_GRAPHS.
+constexpr uint32_t FEW_TOKENS  = 32;
+constexpr uint64_t KEPT_GRAPHS = 16;
+
 } // namespace
 
-steermoe_sequences::steermoe_sequences(const llama_model & model) : model(model), seqs(LLAMA_MAX_SEQ) {}
+steermoe_sequences::steermoe_sequences(const llama_model & model)
+    : model(model), seqs(LLAMA_MAX_SEQ), rows(STEERMOE_MAX_ROWS) {}
 
 steermoe_sequences::~steermoe_sequences() = default;
 
@@ -79,11 +87,22 @@ bool steermoe_sequences::detach_seq(int32_t seq) {
     return set(seqs.at(seq), false, nullptr, {});
 }
 
+bool steermoe_sequences::attach_row(int32_t row, const steermoe_bias & bias, const layers_t & layers) {
+    return set(rows.at(row), true, &bias, layers);
+}
+
+bool steermoe_sequences::detach_row(int32_t row) {
+    return set(rows.at(row), false, nullptr, {});
+}
+
 bool steermoe_sequences::detach() {
     const bool reserved = bank != nullptr;
     std::fill(seqs.begin(), seqs.end(), attachment());
+    std::fill(rows.begin(), rows.end(), attachment());
     context = attachment();
     bank.reset();
+    next_rows.clear();
+    token_rows.clear();
     return reserved;
 }
 
@@ -137,9 +156,11 @@ std::shared_ptr<steermoe_sequences::steering> steermoe_sequences::find(const ste
     if (context.to != nullptr && is_equal(context.to->bias, bias)) {
         return context.to;
     }
-    for (const attachment & a : seqs) {
-        if (a.to != nullptr && is_equal(a.to->bias, bias)) {
-            return a.to;
+    for (const std::vector<attachment> * all : { &seqs, &rows }) {
+        for (const attachment & a : *all) {
+            if (a.to != nullptr && is_equal(a.to->bias, bias)) {
+                return a.to;
+            }
         }
     }
     return nullptr;
@@ -147,13 +168,16 @@ std::shared_ptr<steermoe_sequences::steering> steermoe_sequences::find(const ste
 
 std::vector<steermoe_sequences::steering *> steermoe_sequences::steerings(const attachment * without) const {
     std::vector<steering *> all;
+    std::vector<bool>       seen((size_t) (bank == nullptr ? 0 : bank->n_rows));
     const auto              add = [&](const attachment & a) {
-        if (&a != without && a.to != nullptr && std::find(all.begin(), all.end(), a.to.get()) == all.end()) {
+        if (&a != without && a.to != nullptr && !seen[a.to->row]) {
+            seen[a.to->row] = true;
             all.push_back(a.to.get());
         }
     };
     add(context);
     std::for_each(seqs.begin(), seqs.end(), add);
+    std::for_each(rows.begin(), rows.end(), add);
     return all;
 }
 
@@ -167,7 +191,56 @@ const steermoe_sequences::steering * steermoe_sequences::steering_of(int32_t seq
     return a.attached ? a.to.get() : context.to.get();
 }
 
-std::string steermoe_sequences::obstacle(const llama_batch & batch) const {
+//
+// batches
+//
+
+void steermoe_sequences::set_token_rows(const int32_t * given, int32_t n_tokens) {
+    std::vector<int32_t> next(given, given + n_tokens);
+
+    const std::string obstacle = obstacle_of_rows(next);
+    if (!obstacle.empty()) {
+        throw steermoe_error(STEERMOE_ERR_ARGUMENT, obstacle);
+    }
+    next_rows = std::move(next);
+}
+
+std::string steermoe_sequences::begin_batch(const llama_batch * batch) {
+    token_rows.clear(); // of a batch that was not computed to its end
+    std::vector<int32_t> given = std::exchange(next_rows, {});
+    if (batch == nullptr) {
+        return "";
+    }
+    if (given.empty()) {
+        return obstacle_of_sequences(*batch);
+    }
+    if (given.size() != (size_t) batch->n_tokens) {
+        return "steering: " + std::to_string(given.size()) + " rows were given for a batch of " +
+               std::to_string(batch->n_tokens) + " tokens; give each token of the next batch one";
+    }
+    const std::string obstacle = obstacle_of_rows(given); // rows may have been detached
+    if (!obstacle.empty()) {
+        return "steering: " + obstacle;
+    }
+    token_rows = std::move(given);
+    n_waiting  = token_rows.size();
+    return "";
+}
+
+std::string steermoe_sequences::obstacle_of_rows(const std::vector<int32_t> & given) const {
+    for (size_t i = 0; i < given.size(); i++) {
+        const int32_t row = given[i];
+        if (row < -1 || row >= STEERMOE_MAX_ROWS || (row >= 0 && !rows[row].attached)) {
+            const bool exists = row >= 0 && row < STEERMOE_MAX_ROWS;
+            return "token " + std::to_string(i) + " of the batch has row " + std::to_string(row) +
+                   (exists ? ", to which no bias is attached (steermoe_row_attach)"
+                           : "; rows are 0 to " + std::to_string(STEERMOE_MAX_ROWS - 1) + ", and -1 for unsteered");
+        }
+    }
+    return "";
+}
+
+std::string steermoe_sequences::obstacle_of_sequences(const llama_batch & batch) const {
     for (int32_t i = 0; bank != nullptr && i < batch.n_tokens; i++) {
         for (int32_t s = 1; s < batch.n_seq_id[i]; s++) {
             const auto [a, b] = std::minmax(batch.seq_id[i][0], batch.seq_id[i][s]);
@@ -185,22 +258,41 @@ std::string steermoe_sequences::obstacle(const llama_batch & batch) const {
 // graphs
 //
 
-// The sequences of a token have one steering, see obstacle(): the first sequence tells it.
-std::vector<int32_t> steermoe_sequences::rows_of(const llama_ubatch & ubatch) const {
-    std::vector<int32_t> rows(ubatch.n_tokens, steermoe_bank::UNSTEERED);
-    for (uint32_t i = 0; i < ubatch.n_tokens; i++) {
-        if (const steering * s = steering_of(ubatch.seq_id[i][0])) {
-            rows[i] = s->row;
+// Without rows the sequences of a token have one steering, see obstacle_of_sequences(): the first sequence tells it.
+std::vector<const steermoe_sequences::steering *> steermoe_sequences::steerings_of(const llama_ubatch & ubatch) const {
+    std::vector<const steering *> all(ubatch.n_tokens);
+    if (token_rows.empty()) {
+        for (uint32_t i = 0; i < ubatch.n_tokens; i++) {
+            all[i] = steering_of(ubatch.seq_id[i][0]);
+        }
+    } else {
+        const std::vector<int32_t> mine = steermoe_values_of(ubatch, token_rows, -1);
+        for (uint32_t i = 0; i < ubatch.n_tokens; i++) {
+            all[i] = mine[i] < 0 ? nullptr : rows[mine[i]].to.get();
         }
     }
-    return rows;
+    return all;
+}
+
+std::vector<int32_t> steermoe_sequences::rows_of(const llama_ubatch & ubatch) const {
+    std::vector<int32_t> bank_rows;
+    for (const steering * s : steerings_of(ubatch)) {
+        bank_rows.push_back(s == nullptr ? steermoe_bank::UNSTEERED : s->row);
+    }
+    return bank_rows;
+}
+
+void steermoe_sequences::end_inputs(const llama_ubatch & ubatch) {
+    n_waiting -= std::min<size_t>(n_waiting, ubatch.n_tokens);
+    if (n_waiting == 0) {
+        token_rows.clear();
+    }
 }
 
 steermoe_sequences::edits_t steermoe_sequences::edits_of(const llama_ubatch & ubatch) const {
     edits_t           all;
     std::vector<bool> seen((size_t) bank->n_rows);
-    for (uint32_t i = 0; i < ubatch.n_tokens; i++) {
-        const steering * s = steering_of(ubatch.seq_id[i][0]);
+    for (const steering * s : steerings_of(ubatch)) {
         if (s == nullptr || seen[s->row]) {
             continue;
         }
@@ -213,12 +305,41 @@ steermoe_sequences::edits_t steermoe_sequences::edits_of(const llama_ubatch & ub
     return all;
 }
 
+// Rows may steer the tokens of an answer in turns. So that this does not build a graph for each token, a graph has what one
+// of the last ones of its size needed, too: edits that no token's row asks for change no bit.
+steermoe_sequences::edits_t steermoe_sequences::with_recent(const edits_t & next, uint32_t n_tokens) {
+    const size_t n_layer = model.hparams.n_layer();
+    if (lately.n_tokens != n_tokens) {
+        lately = { n_tokens, 0, {} };
+        lately.last.resize(n_layer);
+    }
+    lately.n_graph++;
+    edits_t all(n_layer, STEERMOE_EDIT_NONE);
+    bool    any = false;
+    for (size_t il = 0; il < n_layer; il++) {
+        lately.last[il][next.empty() ? STEERMOE_EDIT_NONE : next[il]] = lately.n_graph;
+        for (int edit = STEERMOE_EDIT_SOFT; edit <= STEERMOE_EDIT_CAPPED; edit++) {
+            const uint64_t last = lately.last[il][edit];
+            if (last != 0 && lately.n_graph - last < KEPT_GRAPHS) {
+                all[il] = (steermoe_edit) edit;
+                any     = true;
+            }
+        }
+    }
+    return any ? all : edits_t();
+}
+
 uint64_t steermoe_sequences::begin_graph(const llama_ubatch * ubatch) {
     edits_t next;
     if (bank != nullptr && ubatch != nullptr) {
         next = edits_of(*ubatch);
     } else if (bank != nullptr) {
         next.assign(model.hparams.n_layer(), bank->largest);
+    }
+    if (bank != nullptr && ubatch != nullptr && !token_rows.empty() && ubatch->n_tokens <= FEW_TOKENS) {
+        next = with_recent(next, ubatch->n_tokens);
+    } else {
+        lately.n_tokens = 0;
     }
     if (next != edits) {
         edits = std::move(next);

@@ -11,6 +11,7 @@
 #include "steermoe-model.h"
 #include "steermoe-recorder.h"
 
+#include <algorithm>
 #include <cstring>
 
 static_assert((int) STEERMOE_GATING_SOFTMAX == (int) LLAMA_EXPERT_GATING_FUNC_TYPE_SOFTMAX, "gating");
@@ -37,6 +38,13 @@ template <typename F> steermoe_status steer(llama_context * ctx, F && change) {
     });
 }
 
+// to may be NULL.
+template <typename T> void copy_all(T * to, const std::vector<T> & from) {
+    if (to != nullptr) {
+        std::copy(from.begin(), from.end(), to);
+    }
+}
+
 // Sequence ids that llama_decode accepts in ctx.
 void require_seq(const llama_context * ctx, int32_t seq_id) {
     const auto & cparams = ctx->get_cparams();
@@ -45,6 +53,24 @@ void require_seq(const llama_context * ctx, int32_t seq_id) {
         throw steermoe_error(STEERMOE_ERR_ARGUMENT, "sequence " + std::to_string(seq_id) +
                                                         " does not exist: the context has the sequences 0 to " +
                                                         std::to_string(n - 1));
+    }
+}
+
+void require_row(int32_t row) {
+    if (row < 0 || row >= STEERMOE_MAX_ROWS) {
+        throw steermoe_error(STEERMOE_ERR_ARGUMENT, "row " + std::to_string(row) +
+                                                        " does not exist: a context has the rows 0 to " +
+                                                        std::to_string(STEERMOE_MAX_ROWS - 1));
+    }
+}
+
+// What is said of each of n_tokens tokens.
+void require_tokens(const void * values, int32_t n_tokens, const char * what) {
+    if (n_tokens < 0) {
+        throw steermoe_error(STEERMOE_ERR_ARGUMENT, "n_tokens must not be negative");
+    }
+    if (n_tokens > 0) {
+        require(values, what);
     }
 }
 
@@ -176,6 +202,30 @@ steermoe_status steermoe_detach_seq(llama_context * ctx, int32_t seq_id) {
     });
 }
 
+steermoe_status steermoe_row_attach(llama_context * ctx, int32_t row, const steermoe_bias * bias, int32_t flags) {
+    return steer(ctx, [&](steermoe_hook & hook) {
+        require_row(row);
+        require(bias, "bias");
+        return hook.attach_row(row, *bias, flags & STEERMOE_FORCE_ROUTER);
+    });
+}
+
+steermoe_status steermoe_row_detach(llama_context * ctx, int32_t row) {
+    return steer(ctx, [&](steermoe_hook & hook) {
+        require_row(row);
+        return hook.detach_row(row);
+    });
+}
+
+// Without waiting for a graph that is still being computed: its inputs are set.
+steermoe_status steermoe_set_token_rows(llama_context * ctx, const int32_t * rows, int32_t n_tokens) {
+    return steermoe_guard([&] {
+        require(ctx, "ctx");
+        require_tokens(rows, n_tokens, "rows");
+        ctx->get_steermoe()->set_token_rows(rows, n_tokens);
+    });
+}
+
 steermoe_status steermoe_get_layer_info(const llama_context * ctx, int32_t il, steermoe_layer_info * info) {
     return steermoe_guard([&] {
         require(ctx, "ctx");
@@ -221,7 +271,8 @@ steermoe_status steermoe_recorder_init(const llama_model * model, int32_t n_bins
             throw steermoe_error(STEERMOE_ERR_UNSUPPORTED,
                                  "the model has no experts: it is not a Mixture-of-Experts model");
         }
-        *recorder = new steermoe_recorder(n_bins, (int32_t) hparams.n_layer(), (int32_t) hparams.n_expert);
+        *recorder = new steermoe_recorder(n_bins, (int32_t) hparams.n_layer(), (int32_t) hparams.n_expert,
+                                          (int32_t) hparams.n_expert_used_max());
     });
 }
 
@@ -240,12 +291,7 @@ steermoe_status steermoe_recorder_bind(steermoe_recorder * recorder, llama_conte
 steermoe_status steermoe_recorder_set_mask(steermoe_recorder * recorder, const int32_t * bins, int32_t n_tokens) {
     return steermoe_guard([&] {
         require(recorder, "recorder");
-        if (n_tokens < 0) {
-            throw steermoe_error(STEERMOE_ERR_ARGUMENT, "n_tokens must not be negative");
-        }
-        if (n_tokens > 0) {
-            require(bins, "bins");
-        }
+        require_tokens(bins, n_tokens, "bins");
         recorder->set_mask(bins, n_tokens);
     });
 }
@@ -264,12 +310,8 @@ steermoe_status steermoe_recorder_counts(const steermoe_recorder * recorder, int
         if (!recorder->failure.empty()) {
             throw steermoe_error(STEERMOE_ERR_STATE, recorder->failure);
         }
-        if (counts != nullptr) {
-            memcpy(counts, recorder->counts.data(), recorder->counts.size() * sizeof(int64_t));
-        }
-        if (tokens != nullptr) {
-            memcpy(tokens, recorder->tokens.data(), recorder->tokens.size() * sizeof(int64_t));
-        }
+        copy_all(counts, recorder->counts);
+        copy_all(tokens, recorder->tokens);
     });
 }
 
@@ -302,6 +344,38 @@ steermoe_status steermoe_recorder_sums(const steermoe_recorder * recorder, int32
         copy(logits, recorder->logits);
         copy(spread, recorder->spread);
         copy(weights, recorder->weights);
+    });
+}
+
+steermoe_status steermoe_recorder_set_trace(steermoe_recorder * recorder, const bool * wanted, int32_t n_tokens,
+                                            int32_t flags) {
+    return steermoe_guard([&] {
+        require(recorder, "recorder");
+        require_tokens(wanted, n_tokens, "wanted");
+        recorder->set_trace(wanted, n_tokens, flags & STEERMOE_TRACE_WEIGHTS, flags & STEERMOE_TRACE_LOGITS);
+    });
+}
+
+int32_t steermoe_recorder_top_k(const steermoe_recorder * recorder) {
+    return recorder->trace.n_used;
+}
+
+steermoe_status steermoe_recorder_trace(const steermoe_recorder * recorder, int32_t * experts, float * weights,
+                                        float * logits) {
+    return steermoe_guard([&] {
+        require(recorder, "recorder");
+        const steermoe_trace & trace   = recorder->trace;
+        const std::string      failure = recorder->failure.empty() ? trace.missing() : recorder->failure;
+        if (!failure.empty()) {
+            throw steermoe_error(STEERMOE_ERR_STATE, failure);
+        }
+        if ((weights != nullptr && !trace.has_weights()) || (logits != nullptr && !trace.has_logits())) {
+            throw steermoe_error(STEERMOE_ERR_STATE, "the trace keeps no such values; ask for them by the flags of "
+                                                     "steermoe_recorder_set_trace");
+        }
+        copy_all(experts, trace.experts);
+        copy_all(weights, trace.weights);
+        copy_all(logits, trace.logits);
     });
 }
 

@@ -40,6 +40,7 @@ PROJECTOR = FileKind("the vision or audio part of a model (mmproj)", "name the m
 MAP = FileKind("an expert map", "a map is given with --map; steermoe bias build makes a bias file of it")
 COUNTS = FileKind("a counts file", "steermoe map merge makes an expert map of it")
 PAIR_COUNTS = FileKind("a file of per-pair counts", "it is given with --per-pair")
+TRACE = FileKind("a trace of routing", "numpy.load reads it, see docs/traces.md")
 CHECKPOINT = FileKind(
     "the checkpoint of an interrupted steermoe detect", "finish that run: the same command with --resume"
 )
@@ -48,6 +49,7 @@ PROMPTS = FileKind("a file of prompts", "it is given with --n-prompts, or to ste
 TASK = FileKind("a task file", "it is given to steermoe eval with --task")
 ANSWERS = FileKind("a file of answers", "name the prompts or pairs that are meant")
 PARTIAL_ANSWERS = FileKind("the answers of an interrupted run", "finish that run: the same command with --resume")
+PLAN = FileKind("a steering plan", "a plan is given with --plan")
 CHAT = FileKind("a saved chat", "it is opened in steermoe chat with /load")
 RANKING = FileKind("a pickle", "steermoe map import makes an expert map of a pickled ranking")
 RESULTS = FileKind("results of an evaluation", "name the map, task or pairs that they were measured with")
@@ -182,6 +184,8 @@ def _of_archive(path: StrPath) -> FileKind | None:
     names = {name.removesuffix(".npy") for name in files if name.endswith(".npy")}
     if "meta" not in names:
         return None if names else ARCHIVE
+    if {"experts", "weights", "texts"} <= names:
+        return TRACE
     if {"a1", "a2"} & names:
         return COUNTS
     return CHECKPOINT if {"a", "n"} <= names else PAIR_COUNTS if "moe_layers" in names else None
@@ -228,6 +232,8 @@ def _of_json(text: bytes) -> FileKind | None:
 
 
 def _of_fields(fields: set[str]) -> FileKind | None:
+    if "rules" in fields and fields <= {"rules", "made_of"}:
+        return PLAN
     if "layer_configs" in fields or "vectors" in fields:
         return EASYSTEER
     if {"experts", "map_sha256"} <= fields or {"model", "experts"} <= fields:

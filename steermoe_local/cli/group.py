@@ -10,6 +10,7 @@ from .commands.audit import audit
 from .commands.bias import bias
 from .commands.chat import chat
 from .commands.completion import completion
+from .commands.condition import condition
 from .commands.config import config
 from .commands.demo import demo
 from .commands.detect import detect
@@ -28,6 +29,7 @@ from .commands.run import run
 from .commands.serve import serve
 from .commands.sweep import sweep
 from .commands.tasks import tasks
+from .commands.trace import trace
 from .commands.transfer import transfer
 from .commands.tune import tune
 from .program import SteerMoEGroup, debug_option, take_debug
@@ -61,8 +63,10 @@ for command in (
     pairs,
     tasks,
     detect,
+    trace,
     attribute,
     fit,
+    condition,
     map_,
     presets,
     bias,

@@ -11,6 +11,7 @@ from ..llama.tokenizing import common_prefix
 from ..pairs.pairs import SIDES, Pair
 from .decoding import GroupDecoder
 from .grouping import Group, GroupBuilder
+from .spans import ConditionSpan
 
 _MIN_KEPT = 8  # a shorter common beginning is not worth a decode of its own
 
@@ -49,11 +50,12 @@ class PairBatches:
         renderer: Renderer,
         n_ctx: int,
         on_skip: Callable[[Pair, str], None] | None,
+        span: ConditionSpan | None = None,
         part_of: Callable[[Prompt], list[int]] | None = None,
     ) -> None:
         """`part_of` gives the part, 0 or 1, of each token of a target; None: targets are not divided."""
         self._source, self._shard, self._renderer = source, shard, renderer
-        self._n_ctx, self._on_skip, self._part_of = n_ctx, on_skip, part_of
+        self._n_ctx, self._on_skip, self._span, self._part_of = n_ctx, on_skip, span, part_of
 
     def common_beginning(self, n_batch: int) -> list[int]:
         """The tokens that the shard's first prompts (a batch of them) begin with: mostly the chat template's own text.
@@ -145,15 +147,19 @@ class PairBatches:
 
     def _prompts(self, pair: Pair) -> tuple[Prompt, Prompt]:
         """Render both sides. Raises PairsError with a message that continues "pair ID"."""
+        prompts = self._targets(pair) if self._span is None else self._span.prompts(self._renderer, pair)
+        longest = max(len(prompt.tokens) for prompt in prompts)
+        if self._n_ctx and longest > self._n_ctx:
+            raise PairsError(
+                f" needs {longest} tokens of context, but n_ctx is {self._n_ctx}; raise it (-c {longest}) or leave it 0"
+            )
+        return prompts
+
+    def _targets(self, pair: Pair) -> tuple[Prompt, Prompt]:
         prompts = []
         for name, (side, target) in zip(SIDES, pair.sides(), strict=True):
             try:
                 prompts.append(self._renderer.prompt(side, target))
             except PairsError as error:
                 raise PairsError(f", {name}: {error}") from None
-        longest = max(len(prompt.tokens) for prompt in prompts)
-        if self._n_ctx and longest > self._n_ctx:
-            raise PairsError(
-                f" needs {longest} tokens of context, but n_ctx is {self._n_ctx}; raise it (-c {longest}) or leave it 0"
-            )
         return prompts[0], prompts[1]

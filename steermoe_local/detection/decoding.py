@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,13 +43,25 @@ class GroupDecoder:
     """
 
     def __init__(
-        self, model: Any, shape: tuple[int, int], options: ContextOptions, *, sums: bool = False, n_parts: int = 1
+        self,
+        model: Any,
+        shape: tuple[int, int],
+        options: ContextOptions,
+        *,
+        sums: bool = False,
+        n_parts: int = 1,
+        biases: Sequence[capi.NativeBias] = (),
+        force: bool = False,
     ) -> None:
         """`model` is llama_cpp's `LlamaModel`, `shape` its (n_layer, n_expert); with `sums` it keeps `sums`, too.
 
-        Targets have `n_parts` parts, which are counted apart. Raises ModelError.
+        Targets have `n_parts` parts, which are counted apart. `biases` are those that `trace` steers by; `force`: also
+        those of another router.
+
+        Raises ModelError.
         """
         self._model, self._shape, self._options, self._keeps_sums = model, shape, options, sums
+        self._biases, self._force = biases, force
         parallel = min(capi.MAX_SEQUENCES - 1, max(2, options.n_batch // _ROWS_A_PROMPT))
         self.n_prompts = parallel if can_share(model) else min(parallel, _STATES)
         # two prompts of two parts each may need eight: one for each part, and for what they share
@@ -69,23 +81,33 @@ class GroupDecoder:
 
     def count(self, group: Group) -> tuple[Int64, Int64]:
         """Decode a group: selections [bins, n_layer, n_expert] and tokens [bins, n_layer]. Raises NativeError."""
-        self._reserve(len(self.kept) + max(len(group.tokens), self._options.n_batch))
-        lib = capi.llama_cpp()
-        memory = lib.llama_get_memory(self._ctx)
-        if self.kept:
-            lib.llama_memory_seq_keep(memory, self.n_prompts)
-            for sequence in range(group.n_prompts if group.n_kept else 0):
-                lib.llama_memory_seq_cp(memory, self.n_prompts, sequence, 0, group.n_kept)
-        else:
-            lib.llama_memory_clear(memory, False)
+        self._begin(group)
         self._recorder.reset()
-        self._decode(group.tokens, group.positions, group.sequences, group.ends, group.bins)
+        self._count(group.tokens, group.positions, group.sequences, group.ends, group.bins)
         counts, tokens = self._recorder.counts()
         n_bins = len(group.members)
         return (
             np.ctypeslib.as_array(counts).reshape(self.n_bins, *self._shape)[:n_bins],
             np.ctypeslib.as_array(tokens).reshape(self.n_bins, self._shape[0])[:n_bins],
         )
+
+    def trace(
+        self, group: Group, steered: npt.NDArray[np.int32] | None = None, *, logits: bool = False
+    ) -> Iterator[tuple[slice, capi.Trace]]:
+        """Decode a group in pieces of n_batch rows, and yield (rows, trace) of each: what every layer selects for them.
+
+        `steered` int32 [rows]: which of the biases steers each row, -1: none. The trace is that of the rows in their
+        order, with the mixing weights and, on request, the routers' logits before steering. Raises NativeError.
+        """
+        self._begin(group)
+        arrays = (group.tokens, group.positions, group.sequences, group.ends)
+        # all are outputs, because the last layer routes outputs only
+        for part, batch in self._batches(*arrays, np.ones(len(group.tokens), np.bool_)):
+            self._recorder.set_trace(np.ones(part.stop - part.start, np.bool_), weights=True, logits=logits)
+            if steered is not None:
+                capi.set_token_rows(self._ctx, np.ascontiguousarray(steered[part], np.int32))
+            self._decode(batch)
+            yield part, self._recorder.trace()
 
     def sums(self, n_bins: int) -> tuple[Float64, Float64, Float64]:
         """The tables of `RoutingSums` of the group counted last, each with `n_bins` in place of the sides.
@@ -99,6 +121,18 @@ class GroupDecoder:
             np.ctypeslib.as_array(spread).reshape(n_bins, n_layer),
             np.ctypeslib.as_array(weights).reshape(n_bins, n_layer, n_expert),
         )
+
+    def _begin(self, group: Group) -> None:
+        """Make room for a group, and leave in memory what it begins with."""
+        self._reserve(len(self.kept) + max(len(group.tokens), self._options.n_batch))
+        lib = capi.llama_cpp()
+        memory = lib.llama_get_memory(self._ctx)
+        if self.kept:
+            lib.llama_memory_seq_keep(memory, self.n_prompts)
+            for sequence in range(group.n_prompts if group.n_kept else 0):
+                lib.llama_memory_seq_cp(memory, self.n_prompts, sequence, 0, group.n_kept)
+        else:
+            lib.llama_memory_clear(memory, False)
 
     def _reserve(self, n_cells: int) -> None:
         """Make the context, or a larger one."""
@@ -122,14 +156,25 @@ class GroupDecoder:
         self._stack.callback(capi.llama_cpp().llama_free, self._ctx)
         self._recorder.bind(self._ctx)
         self._recorder.set_stop(True)  # nobody reads this context's logits
+        for row, bias in enumerate(self._biases):
+            capi.attach_row(self._ctx, row, bias, self._force)
         if self.kept:
             n = len(self.kept)
             positions = np.arange(n, dtype=np.int32)
             own = np.full(n, self.n_prompts, dtype=np.int32)
             nothing = np.full(n, -1, dtype=np.int32)
-            self._decode(np.asarray(self.kept, np.int32), positions, own, np.arange(1, n + 1), nothing)
+            self._count(np.asarray(self.kept, np.int32), positions, own, np.arange(1, n + 1), nothing)
 
-    def _decode(self, tokens: Any, positions: Any, sequences: Any, ends: Int64, bins: Any) -> None:
+    def _count(self, tokens: Any, positions: Any, sequences: Any, ends: Int64, bins: Any) -> None:
+        # counted tokens are outputs, because the last layer routes outputs only
+        for part, batch in self._batches(tokens, positions, sequences, ends, bins >= 0):
+            self._recorder.set_mask(bins[part].tolist())
+            self._decode(batch)
+
+    def _batches(
+        self, tokens: Any, positions: Any, sequences: Any, ends: Int64, outputs: Any
+    ) -> Iterator[tuple[slice, Any]]:
+        """Batches of n_batch rows, each with its rows; one is valid until the next."""
         n_batch = self._options.n_batch
         if len(tokens) > n_batch and not self._causal:
             raise UsageError(
@@ -138,14 +183,16 @@ class GroupDecoder:
         for start in range(0, len(tokens), n_batch):
             part = slice(start, min(start + n_batch, len(tokens)))
             first = int(ends[start - 1]) if start else 0
-            self._recorder.set_mask(bins[part].tolist())
             batch = self._batch.fill(
                 tokens[part],
                 positions[part],
                 sequences[first : ends[part.stop - 1]],
                 ends[part] - first,
-                bins[part] >= 0,  # counted tokens are outputs, because the last layer routes outputs only
+                outputs[part],
             )
-            status = capi.llama_cpp().llama_decode(self._ctx, batch)
-            if status != 0:
-                raise NativeError(f"llama_decode failed with {status}; lower n_batch or change n_ctx", status)
+            yield part, batch
+
+    def _decode(self, batch: Any) -> None:
+        status = capi.llama_cpp().llama_decode(self._ctx, batch)
+        if status != 0:
+            raise NativeError(f"llama_decode failed with {status}; lower n_batch or change n_ctx", status)

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,102 +18,19 @@ from ..identity import ModelIdentity
 from ..llama import capi
 from ..llama.loaded_model import can_share, loaded_identity, open_model
 from ..llama.rendering import Renderer
-from ..llama.template_date import AnyDate, may_lack
+from ..llama.template_date import may_lack
 from ..maps.counts import RoutingCounts, Source
-from ..maps.map_phases import PhaseSplit
-from ..maps.stability import Stability, UntilStable
+from ..maps.stability import Stability
 from ..pairs.pairs import SIDES, Pair, PairsFile, in_fixed_order, pairs_digest
 from .batches import PairBatch, PairBatches
 from .checkpoint import Checkpoint, CheckpointFile, PairRecords, Tables
-from .decoding import ContextOptions, GroupDecoder
+from .decoding import GroupDecoder
 from .pooling import add_counts, pooled_sums, split_pairs, times_counted
+from .recording_options import PairSink, RecordingOptions, RecordingProgress
 from .stopping import StabilityCheck
 from .target_phases import TargetPhases
 
 Int64 = npt.NDArray[np.int64]
-
-
-class PairSink(Protocol):
-    """Receiver of per-pair counts, for example `PairCountsWriter`."""
-
-    def append(self, pair_ids: Sequence[str], a: npt.ArrayLike, n: npt.ArrayLike) -> None:
-        """Add some pairs: `a` [pairs, 2, n_layer, n_expert], `n` [pairs, 2]; positive, negative."""
-
-
-@dataclass(frozen=True)
-class RecordingProgress:
-    """Progress of a run. Pairs of an earlier, interrupted run count as done, their tokens do not."""
-
-    n_done: int  # pairs counted or skipped
-    n_total: int  # pairs of the run (of its shard)
-    n_skipped: int
-    n_tokens: int  # of the prompts that this process worked on, up to the targets' ends
-    n_decoded: int  # tokens that this process computed; fewer where prompts share their beginning
-
-
-@dataclass(frozen=True)
-class RecordingOptions:
-    """How `record_counts` runs the pairs.
-
-    Attributes:
-        behaviour: name kept in the counts.
-        n_ctx: longest prompt in tokens; 0 takes the longest of the pairs.
-        n_batch: tokens of one llama_decode. Short prompts share one as parallel sequences.
-        n_ubatch, n_threads, n_gpu_layers, type_k, type_v: as in `llama_cpp.Llama`.
-        flash_attn: use flash attention, which is faster for prompts; "auto": where the backend has it. Where two router
-            logits are nearly equal, another expert may be counted than without it.
-        thinking, template_arguments: the chat template's switch for thinking, and further variables for it.
-        date: for templates that print one (a `datetime.date`, or YYYY-MM-DD). None: that of the run's start.
-        share_prefixes: compute what prompts begin with once. The mathematics is the same; float rounding may differ, as
-            it does between any two batch sizes. Models with recurrent layers never share.
-        shard: (i, n): only pairs i, i + n, i + 2n, ... of the file, counted from 1.
-        verbose: let llama.cpp log to stderr.
-        repack: as in `SteeredLlama`, for a model that is given by its path.
-        until_stable: end as soon as the first experts are settled; the pairs then come in an order that does not depend
-            on their order in the file, and they and their counts are kept in memory. Not with a shard.
-        phase: count the tokens of two phases of each target apart, too (`record_phases`).
-
-    Raises UsageError for values outside their ranges.
-    """
-
-    behaviour: str = ""
-    n_ctx: int = 0
-    n_batch: int = 512
-    n_ubatch: int = 512
-    n_threads: int | None = None
-    n_gpu_layers: int = 0
-    type_k: int | None = None
-    type_v: int | None = None
-    flash_attn: bool | Literal["auto"] = "auto"
-    thinking: bool = False
-    template_arguments: Mapping[str, Any] | None = None
-    date: AnyDate = None
-    share_prefixes: bool = True
-    shard: tuple[int, int] = (1, 1)
-    verbose: bool = False
-    repack: bool = True
-    until_stable: UntilStable | None = None
-    phase: PhaseSplit | None = None
-
-    def __post_init__(self) -> None:
-        if self.n_batch < 1 or self.n_ubatch < 1 or self.n_ctx < 0:
-            raise UsageError("n_batch and n_ubatch must be at least 1, n_ctx at least 0")
-        if not 1 <= self.shard[0] <= self.shard[1]:
-            raise UsageError(f"shard {self.shard[0]}/{self.shard[1]}: the first number is not from 1 to the second")
-        if self.until_stable is not None and self.shard != (1, 1):
-            raise UsageError(
-                f"shard {self.shard[0]}/{self.shard[1]}: a shard alone cannot tell when all pairs are stable; "
-                "leave out --shard or --until-stable"
-            )
-
-    @property
-    def context(self) -> ContextOptions:
-        """The part of the options that llama.cpp's context takes."""
-        return ContextOptions(self.n_batch, self.n_ubatch, self.n_threads, self.type_k, self.type_v, self.flash_attn)
-
-    def pairs_before(self, n_pairs: int) -> int:
-        """How many of the first `n_pairs` pairs of a file belong to the shard."""
-        return len(range(self.shard[0] - 1, n_pairs, self.shard[1]))
 
 
 @dataclass(frozen=True)
@@ -267,7 +184,9 @@ class _Recording:
         options, counted = self._options, self._counted
         if not isinstance(next(iter(self._source)).positive, str) and self._renderer.has_template:
             self._renderer.check_template()  # one line, not one for each pair
-        batches = PairBatches(self._source, options.shard, self._renderer, options.n_ctx, on_skip, self._part_of)
+        batches = PairBatches(
+            self._source, options.shard, self._renderer, options.n_ctx, on_skip, options.span, self._part_of
+        )
         if counted.next:
             report(self._progress())
         n_parts = len(self._names) or 1
@@ -310,6 +229,7 @@ class _Recording:
             "per_pair": has_sink,
             **({} if self._renderer.date is None else {"date": self._renderer.date}),
             **({} if options.until_stable is None else {"until_stable": asdict(options.until_stable)}),
+            **({} if options.span is None else {"over": str(options.span)}),
             **({} if options.phase is None else {"phase": str(options.phase)}),
         }
 

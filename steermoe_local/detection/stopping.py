@@ -6,24 +6,21 @@ error is left.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..maps.confidence import SHUFFLED_LEVEL
+from ..maps.kept_pairs import KeptPairs, SomePairs
 from ..maps.significance import DRAWS, REPEATS, shuffled_control, split_half, t_quantile
 from ..maps.stability import LEAST_PAIRS, Stability, UntilStable
-
-Counts = npt.NDArray[np.unsignedinteger[Any]]
 
 GROUPS = LEAST_PAIRS // 2  # of the jackknife
 _SWAPS = 20  # maps of swapped sides, whose agreement is chance
 _BOUND = 0.90  # two-sided; its lower end holds with 95%
 _SEED = 0
-_CHUNK = 64  # pairs
 
 
 class StabilityCheck:
@@ -34,22 +31,19 @@ class StabilityCheck:
         self._rule, self._n_given, self._shape = rule, n_given, shape
         self.looks = rule.looks(n_given)
         self._alpha = SHUFFLED_LEVEL / max(1, len(self.looks))
-        self._a: list[Counts] = []
-        self._n: list[npt.NDArray[np.int64]] = []
+        self._kept = KeptPairs()
         self._n_looked = self._in_a_row = 0
 
     def add(self, a: npt.NDArray[np.unsignedinteger[Any]], n: npt.NDArray[np.int64]) -> None:
         """Add pairs: `a` [pairs, 2, n_layer, n_expert], `n` [pairs, 2]."""
-        # the smallest type that holds a pair: what is kept grows with the pairs
-        self._a += [counts.astype(np.min_scalar_type(int(counts.max(initial=0)))) for counts in a]
-        self._n += list(n.astype(np.int64))
+        self._kept.add(a, n)
 
     def stopped(self) -> Stability | None:
         """Make the checks that are due since the last call; how the run ended, if one of them ends it.
 
         What a check says depends on the pairs before it only, so that a resumed run repeats them.
         """
-        while self._n_looked < len(self.looks) and self.looks[self._n_looked] <= len(self._a):
+        while self._n_looked < len(self.looks) and self.looks[self._n_looked] <= len(self._kept):
             n_pairs = self.looks[self._n_looked]
             self._n_looked += 1
             if self._reached(n_pairs):
@@ -64,22 +58,22 @@ class StabilityCheck:
 
     def ended(self) -> Stability:
         """How a run ended that no check ended."""
-        n_pairs = len(self._a)
+        n_pairs = len(self._kept)
         if n_pairs < self._rule.min_pairs:
-            first = self._first(_Kept(self._a, self._n, np.arange(n_pairs)))
+            first = self._first(self._kept.some(np.arange(n_pairs)))
             return Stability(self._rule, self._n_given, n_pairs, len(self.looks), False, first)
         return self._judged(n_pairs, stopped=False)
 
-    def _first(self, kept: _Kept) -> int:
+    def _first(self, kept: SomePairs) -> int:
         """How many experts are compared: more than a quarter would mostly agree by chance."""
         return max(1, min(self._rule.first, len(kept.moe_layers) * self._shape[1] // 4))
 
     def _reached(self, n_pairs: int) -> bool:
-        agreement, _, error = self._agreement(_Kept(self._a, self._n, np.arange(n_pairs)), self._rule.level)
+        agreement, _, error = self._agreement(self._kept.some(np.arange(n_pairs)), self._rule.level)
         return agreement - t_quantile(_BOUND, GROUPS - 1) * error >= self._rule.level
 
     def _judged(self, n_pairs: int, *, stopped: bool) -> Stability:
-        kept = _Kept(self._a, self._n, np.arange(n_pairs))
+        kept = self._kept.some(np.arange(n_pairs))
         first = self._first(kept)
         agreement, chance, error = self._agreement(kept)
         # the smallest p, doubled, must be able to reach alpha
@@ -100,7 +94,7 @@ class StabilityCheck:
             alpha=self._alpha,
         )
 
-    def _agreement(self, kept: _Kept, needed: float = 0.0) -> tuple[float, float, float]:
+    def _agreement(self, kept: SomePairs, needed: float = 0.0) -> tuple[float, float, float]:
         """(agreement, chance, standard error); the error of an agreement below `needed` is not computed.
 
         The error is that of the pairs, by the jackknife over groups of them: halvings of the same pairs say nothing
@@ -120,34 +114,3 @@ class StabilityCheck:
             parts.append(split_half(replace(kept, at=without, swapped=None), first, REPEATS, _SEED).overlap / scale)
         error = np.sqrt((GROUPS - 1) / GROUPS * np.square(np.asarray(parts) - np.mean(parts)).sum())
         return agreement, chance, float(error)
-
-
-@dataclass(frozen=True, eq=False)
-class _Kept:
-    """Some of the pairs of a check, as the statistics take them; `swapped` of them have their sides exchanged."""
-
-    a: list[Counts]
-    tokens: list[npt.NDArray[np.int64]]
-    at: npt.NDArray[np.int64]
-    swapped: npt.NDArray[np.bool_] | None = None
-
-    @property
-    def n(self) -> npt.NDArray[np.int64]:
-        tokens: npt.NDArray[np.int64] = self._turned(np.stack([self.tokens[i] for i in self.at]), slice(None))
-        return tokens
-
-    @property
-    def moe_layers(self) -> tuple[int, ...]:
-        routed = np.any([self.a[i].any(axis=(0, 2)) for i in self.at], axis=0)
-        return tuple(np.flatnonzero(routed).tolist())
-
-    def chunks(self) -> Iterator[tuple[slice, Counts]]:
-        for start in range(0, len(self.at), _CHUNK):
-            part = slice(start, min(start + _CHUNK, len(self.at)))
-            yield part, self._turned(np.stack([self.a[i] for i in self.at[part]]), part)
-
-    def _turned(self, values: Any, part: slice) -> Any:
-        if self.swapped is not None:
-            exchanged = self.swapped[part]
-            values[exchanged] = values[exchanged][:, ::-1]
-        return values

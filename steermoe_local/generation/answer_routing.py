@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy.typing as npt
 
 from ..errors import UsageError
 from ..maps.expert_map import ExpertMap
+from ..steering.bias_plan import AnyBias, BiasPlan
+from .slots import Key
 
 Int64 = npt.NDArray[np.int64]
 Signs = npt.NDArray[np.int8]
@@ -121,6 +124,22 @@ class WhyReport:
             for name in ("promoted", "suppressed"):
                 part[name]["moved"] = getattr(source, name).moved
         return data
+
+
+def signs_in_force(bias: AnyBias | None, keys: Collection[Key]) -> Signs | None:
+    """Which experts were promoted (+1) and suppressed (-1) in a text, int8 [n_layer, n_expert]; None: none were.
+
+    `keys` are those of the biases at its tokens; only these count of a plan. An expert that some of them promote and
+    others suppress counts for neither.
+    """
+    if not isinstance(bias, BiasPlan):
+        return None if bias is None else bias.signs
+    in_force = set(keys)
+    signs = [one.signs for one in bias.biases if one.key in in_force]
+    if not signs:
+        return None
+    up, down = np.any([one > 0 for one in signs], axis=0), np.any([one < 0 for one in signs], axis=0)
+    return np.asarray(up.astype(np.int8) - down, np.int8)
 
 
 def answer_routing(

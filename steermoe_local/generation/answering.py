@@ -10,7 +10,7 @@ from dataclasses import replace
 from ..llama.reasoning import Part
 from ..llama.rendering import RenderedPrompt
 from ..llama.sampling import RANDOM_SEED
-from ..steering.bias_file import BiasFile
+from ..steering.bias_plan import AnyBias
 from .engine import Engine, Request, Sampling
 from .reply import Reply
 
@@ -21,7 +21,7 @@ Event = tuple[int, str, Part | Reply]
 def answers(
     engine: Engine,
     prompts: Iterable[RenderedPrompt],
-    sides: Mapping[str, BiasFile | None],
+    sides: Mapping[str, AnyBias | None],
     *,
     sampling: Sampling | None = None,
     max_tokens: int | None = None,
@@ -40,7 +40,15 @@ def answers(
         drawn = _seeded(sampling or Sampling())
         for side, bias in sides.items():
             requests.append(
-                Request(prompt.tokens, bias, drawn, max_tokens, tuple(stop), special=prompt.has_control_markers)
+                Request(
+                    prompt.tokens,
+                    bias,
+                    drawn,
+                    max_tokens,
+                    tuple(stop),
+                    special=prompt.has_control_markers,
+                    style=prompt.style,
+                )
             )
             replies.append((index, side, Reply(prompt.style)))
     with closing(engine.generate(*requests)) as events:

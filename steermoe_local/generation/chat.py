@@ -7,7 +7,6 @@ import secrets
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,12 +19,14 @@ from ..llama.reasoning_styles import ReasoningStyle
 from ..llama.sampling import RANDOM_SEED
 from ..llama.template_date import AnyDate
 from ..maps.expert_map import ExpertMap
-from ..steering.bias_file import BiasFile
+from ..steering.bias_plan import AnyBias
+from ..steering.plan import AnySteering, SteeringPlan
 from ..steering.steering import Steering
-from .answer_routing import AnswerRouting, WhyReport, answer_routing, why
-from .chat_file import ChatState, read_chat, write_chat
+from .answer_routing import AnswerRouting, Signs, WhyReport, answer_routing, signs_in_force, why
+from .chat_file import ChatState, read_chat, with_whole_paths, write_chat
 from .engine import Engine, FinishEvent, Request, Sampling
 from .reply import Reply
+from .slots import key_of
 
 __all__ = ["AnswerRouting", "Chat", "Part", "Side", "WhyReport"]
 
@@ -42,7 +43,9 @@ class _Answered:
     tokens: list[int]  # the prompt's, and the answer's
     n_prompt: int
     finish: FinishEvent | None
-    bias: BiasFile | None
+    style: ReasoningStyle | None
+    bias: AnyBias | None
+    signs: Signs | None  # of what was in force at its tokens, None: nothing
     expert_map: ExpertMap | None
 
     @property
@@ -53,11 +56,14 @@ class _Answered:
 
 
 class Chat:
-    """A conversation in a reserved slot of an `Engine`, under a steering that can be changed between two questions.
+    """A conversation in a reserved slot of an `Engine`, under a steering or plan that can be changed between questions.
 
-    What the model has in memory is always computed under the steering in force: a change forgets it, and the next
-    question computes the whole conversation again. Without a change only what is new is computed; where the template
-    renders earlier turns in another way (their reasoning left out), from the first difference on.
+    Of what the model has in memory only tokens are used that were computed under the bias which is in force at them
+    now. So a change of a steering forgets all of it, and a change between plans what comes behind the first token that
+    they steer otherwise. For the next question earlier answers are a part of the prompt: under a plan that steers
+    answers alone they are computed again, unsteered, and the prompts before them are not. Without a change only what is
+    new is computed; where the template renders earlier turns in another way (their reasoning left out), from the first
+    difference on.
 
     `messages` are the user's and the assistant's in turns, each with `role` and `content`, an assistant's also with
     `reasoning_content` if it reasoned; `system` comes before them. `sampling` and `max_tokens` (of an answer, None: up
@@ -74,7 +80,7 @@ class Chat:
         thinking: bool = False,
         template_arguments: Mapping[str, Any] | None = None,
         date: AnyDate = None,
-        steering: Steering | None = None,
+        steering: AnySteering | None = None,
     ) -> None:
         """Reserve a slot of the engine; with another free one, `compare` and `why` work.
 
@@ -95,7 +101,7 @@ class Chat:
         self.max_tokens = max_tokens
         self.messages: list[dict[str, str]] = []
         self.last: FinishEvent | None = None
-        self._steering: Steering | None = None
+        self._steering: AnySteering | None = None
         self._on = False
         self._answered: _Answered | None = None
         self._running: _Items | None = None
@@ -115,8 +121,8 @@ class Chat:
     #
 
     @property
-    def steering(self) -> Steering | None:
-        """The choice of steering, in force while `steering_on`."""
+    def steering(self) -> AnySteering | None:
+        """The choice of steering, or the plan, in force while `steering_on`."""
         return self._steering
 
     @property
@@ -126,7 +132,7 @@ class Chat:
 
     @property
     def steered(self) -> bool:
-        """Whether anything steers the next answer; a choice without experts does not."""
+        """Whether anything can steer the next answer; a choice without experts does not."""
         return self._slot.bias is not None
 
     @property
@@ -139,10 +145,11 @@ class Chat:
         """The date that the chat template may print, as YYYY-MM-DD; None for a template that reads none."""
         return self._renderer.date
 
-    def steer(self, steering: Steering | None) -> int:
-        """Steer by another choice from the next token on, None for nothing; it is switched on.
+    def steer(self, steering: AnySteering | None) -> int:
+        """Steer by another choice or plan from the next token on, None for nothing; it is switched on.
 
-        Returns how many tokens were forgotten and will be computed again; 0 if the routing does not change. On an error
+        Returns how many tokens were forgotten and will be computed again: those from the first one on that, as a part
+        of the next prompt, is now steered otherwise than it was computed; 0 if the routing does not change. On an error
         the old steering stays. Raises ModelMismatchError, ChoiceError, FormatError, UsageError.
         """
         return self._steer(steering, on=steering is not None)
@@ -153,17 +160,17 @@ class Chat:
             raise UsageError("there is no steering to switch on; choose one first: /steer NAME, or --map or --bias")
         return self._steer(self._steering, on)
 
-    def _steer(self, steering: Steering | None, on: bool) -> int:
+    def _steer(self, steering: AnySteering | None, on: bool) -> int:
         self._require_idle()
-        bias: BiasFile | None = None
+        bias: AnyBias | None = None
         if steering is not None and on:
             if self._engine.identity is not None:
                 steering.check(self._engine.identity, "this model", self._engine.force)
             bias = steering.build()
         n_held = len(self._slot.tokens)
-        changed = self._slot.steer(bias)
+        self._slot.steer(bias)
         self._steering, self._on = steering, on
-        return n_held if changed else 0
+        return n_held - len(self._slot.tokens)
 
     #
     # conversation
@@ -246,7 +253,11 @@ class Chat:
                 f"begin a new one with /reset, or start again with a larger -c (like -c {2 * n})"
             )
         request = Request(
-            prompt.tokens, sampling=sampling, max_tokens=self.max_tokens, special=prompt.has_control_markers
+            prompt.tokens,
+            sampling=sampling,
+            max_tokens=self.max_tokens,
+            special=prompt.has_control_markers,
+            style=prompt.style,
         )
         if side == "steered":
             request = replace(request, bias=self._slot.bias, slot=self._slot)
@@ -258,7 +269,9 @@ class Chat:
             [*prompt, *reply.tokens],
             len(prompt),
             reply.finish,
+            reply.style,
             self._slot.bias,
+            signs_in_force(self._slot.bias, self._slot.keys),
             self._steering.expert_map if self._steering else None,
         )
         message = {"role": "assistant", "content": reply.text}
@@ -283,27 +296,31 @@ class Chat:
     def routing(self) -> AnswerRouting:
         """Which experts the last answer used, set against the map, if there is one.
 
+        Under a plan an expert counts as promoted or suppressed if a bias that was in force at some token, of the prompt
+        or of the answer, does that to it, and none does the opposite; the map is that of all its steerings, if they
+        share one.
+
         Raises UsageError (no answer yet, an engine without recorder).
         """
         answered = self._last_answer()
         counts = self._counts(answered)
-        signs = None if answered.bias is None else answered.bias.signs
-        return answer_routing(counts, self._n_expert_used(), signs, answered.expert_map)
+        return answer_routing(counts, self._n_expert_used(), answered.signs, answered.expert_map)
 
     def why(self) -> WhyReport:
         """How steering changed the routing of the last answer.
 
-        Its tokens are read by the unsteered model, in another slot, and the routing of the two is compared.
+        Its tokens are read by the unsteered model, in another slot, and the routing of the two is compared. Which
+        experts count as promoted and suppressed under a plan: see `routing`.
 
         Raises UsageError (no answer yet, or one that nothing steered; an engine with one slot or without recorder).
         """
         answered = self._last_answer()
-        if answered.bias is None:
+        if answered.signs is None:
             raise UsageError("nothing steered the last answer; choose a steering (/steer NAME) and ask again")
         steered = self._counts(answered)
         self._require_second_slot()
         unsteered = self._engine.route(answered.tokens, None, *answered.rows)
-        return why(self._counted(unsteered), steered, self._n_expert_used(), answered.bias.signs)
+        return why(self._counted(unsteered), steered, self._n_expert_used(), answered.signs)
 
     def _last_answer(self) -> _Answered:
         self._require_idle()
@@ -314,11 +331,20 @@ class Chat:
     def _counts(self, answered: _Answered) -> npt.NDArray[np.int64]:
         if answered.finish is not None:
             return self._counted(answered.finish.routing)
-        if self._slot.bias is not answered.bias:
+        if key_of(self._slot.bias) != key_of(answered.bias):
             raise UsageError("the last answer was stopped, and the steering has changed since; ask again")
         # what was stopped gave no counts: read it once more
-        rows = answered.rows
-        return self._counted(self._engine.route(answered.tokens, answered.bias, *rows, slot=self._slot))
+        first, last = answered.rows
+        counts = self._engine.route(
+            answered.tokens,
+            answered.bias,
+            first,
+            last,
+            slot=self._slot,
+            n_prompt=answered.n_prompt,
+            style=answered.style,
+        )
+        return self._counted(counts)
 
     @staticmethod
     def _counted(counts: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
@@ -357,10 +383,11 @@ class Chat:
             warnings.append(
                 f"{where}: the answers are of {state.model.short}, and this is {self._engine.identity.short}"
             )
-        steering: Steering | None = None
+        steering: AnySteering | None = None
         try:
             if state.steering is not None:
-                steering = Steering.from_dict(state.steering, f"{where}: steering")
+                kind = SteeringPlan if "rules" in state.steering else Steering
+                steering = kind.from_dict(state.steering, f"{where}: steering")
             self._steer(steering, state.steering_on and steering is not None)
         except SteerMoEError as error:
             warnings.append(f"{error}; the chat goes on unsteered")
@@ -377,15 +404,11 @@ class Chat:
 
     def _state(self) -> ChatState:
         self._require_idle()
-        steering = None if self._steering is None else self._steering.to_dict()
-        for name in ("map", "bias"):
-            if steering and steering.get(name):
-                steering[name] = str(Path(steering[name]).absolute())  # to be found from any folder
         return ChatState(
             model=self._engine.identity,
             system=self.system,
             messages=self.messages,
-            steering=steering,
+            steering=None if self._steering is None else with_whole_paths(self._steering.to_dict()),
             steering_on=self._on,
             sampling=self.sampling,
             max_tokens=self.max_tokens,

@@ -5,7 +5,8 @@
      "steering": {...} or null, "steering_on": ..., "sampling": {...}, "max_tokens": ... or null}
 
 The messages are the user's and the assistant's in turns. `steering` is `Steering.to_dict`: it names a file and its
-digest, and does not hold it. A chat whose steering has a rank, weights or a cap is of version 2.
+digest, and does not hold it. A chat whose steering has a rank, weights or a cap is of version 2; that of a plan,
+`SteeringPlan.to_dict`, has `rules`, and the chat is of version 3.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from .bounds import MAX_BIASES, MAX_MESSAGES, MAX_TEXT, MAX_TOKEN_ID, MAX_TOKENS
 from .engine import Sampling
 
 _FORMAT = "steermoe-chat"
-_VERSION = 2  # of chats whose steering has a field of _NEW, which older readers would leave aside
-_NEW = ("rank", "weights", "cap")
+_VERSION = 3
+# By the first of these fields that the steering has: older readers would leave it aside.
+_VERSIONS = {"rules": 3, "rank": 2, "weights": 2, "cap": 2}
+_PATHS = ("map", "bias", "plan")
 _MAX_BYTES = 64 << 20
 _ROLES = ("user", "assistant")
 _FIELDS = {"format", "version", "model", "created", "tool", "system", "messages"}
@@ -41,8 +44,8 @@ _INTEGERS = ("top_k", "repeat_last_n", "seed")
 class ChatState:
     """The content of a saved conversation.
 
-    `steering` is `Steering.to_dict`, not opened yet. `date` (YYYY-MM-DD) is the one that the chat template printed, if
-    it prints one.
+    `steering` is `Steering.to_dict` or `SteeringPlan.to_dict`, not opened yet. `date` (YYYY-MM-DD) is the one that the
+    chat template printed, if it prints one.
     """
 
     model: ModelIdentity | None
@@ -61,7 +64,7 @@ class ChatState:
         sampling["logit_bias"] = {str(token): None if bias == -float("inf") else bias for token, bias in biases}
         return {
             "format": _FORMAT,
-            "version": _VERSION if self.steering and any(name in self.steering for name in _NEW) else 1,
+            "version": next((_VERSIONS[name] for name in _VERSIONS if name in (self.steering or ())), 1),
             "model": self.model.to_dict() if self.model else None,
             "created": timestamp(),
             "tool": tool_name(),
@@ -79,7 +82,7 @@ class ChatState:
         """Check what `to_dict` gives; `where` starts the messages. Raises FormatError."""
         if not isinstance(data, Mapping) or data.get("format") != _FORMAT:
             raise FormatError(f'{where}: not a saved chat (no "format": "{_FORMAT}" in it); check the path')
-        if data.get("version") not in (1, _VERSION):
+        if data.get("version") not in range(1, _VERSION + 1):
             raise FormatError(
                 f"{where}: a chat of version {_short(data.get('version'))}, this program reads 1 to {_VERSION}; "
                 "upgrade steermoe-local"
@@ -133,6 +136,20 @@ def write_chat(state: ChatState, path: StrPath) -> None:
         raise UsageError(f"{path}: cannot be written: the path of its map or bias is not UTF-8; {cure}") from None
     with replacing(path) as temporary:
         temporary.write_bytes(encoded)
+
+
+def with_whole_paths(steering: Mapping[str, Any]) -> dict[str, Any]:
+    """What a steering's or a plan's `to_dict` gave, with absolute paths: to be found from any folder."""
+    found = dict(steering)
+    for name in _PATHS:
+        if isinstance(found.get(name), str):
+            found[name] = str(Path(found[name]).absolute())
+    if "rules" in found:
+        found["rules"] = [
+            dict(rule) | {name: with_whole_paths(rule[name]) for name in ("steering", "looks_at") if rule.get(name)}
+            for rule in found["rules"]
+        ]
+    return found
 
 
 def read_chat(path: StrPath) -> ChatState:

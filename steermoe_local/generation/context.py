@@ -1,48 +1,61 @@
-"""A llama.cpp context whose slots have biases of their own: decode, memory, routing counts."""
+"""A llama.cpp context whose tokens have biases of their own: decode, memory, routing counts, selected experts."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ModelError, SteerMoEError, UsageError
+from ..errors import ModelError, ModelMismatchError, SteerMoEError, UsageError
 from ..llama import capi
 from ..llama.grammars import guided_tokenizer
 from ..llama.loaded_model import is_causal, loaded_identity
 from ..llama.steered_llama import SteeredLlama, native_bias
 from ..llama.tokenizing import token_bytes
 from ..steering.bias_file import BiasFile, none_if_empty
+from ..steering.bias_plan import AnyBias, BiasPlan, simplest
 
+Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
+Logits = npt.NDArray[np.float32]
 
 _CELLS = 256  # llama.cpp rounds a slot's cells up to a multiple of these
 _ONE_STREAM = ("kimi-linear",)  # llama.cpp cannot build its graph over several streams of cells
 _ONE_AT_A_TIME = ("plamo2",)  # llama.cpp's graph mixes up the sequences of one batch
 _MAX_CHECKED = 1024  # biases whose check is remembered
-_UNKNOWN = ""  # no bias has this key
+_KEPT_ROWS = 64  # of biases, also of those that no decode needs now: each row takes memory of the device
 _LEARNED_POSITIONS = ("gpt2", "mpt", "starcoder")  # llama.cpp aborts behind the last one
 
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive tokens of one slot for a decode; the last `n_outputs` of them are outputs, and `counted`.
+    """Consecutive tokens of one slot for a decode, each with the bias in force at it (None: none).
 
-    `scored`: all before them are outputs, too, but not counted.
+    The last `n_outputs` of them are outputs, the last `n_counted` of these are counted. `traced`: the experts that the
+    tokens select are wanted; the model's last layer routes the outputs alone.
     """
 
     slot: int
     start: int  # position of the first token
     tokens: Sequence[int]
-    bias: BiasFile | None
-    n_outputs: int
-    scored: bool = False
-    counted: bool = True
+    biases: Sequence[BiasFile | None]
+    n_outputs: int = 0
+    n_counted: int = 0
+    traced: bool = False
+
+    @property
+    def end(self) -> int:
+        """The position behind the last token."""
+        return self.start + len(self.tokens)
+
+    def own_biases(self) -> dict[str, BiasFile]:
+        """The biases of its tokens by their keys."""
+        return {bias.key: bias for bias in dict.fromkeys(self.biases) if bias is not None}
 
 
 class SlotContext:
@@ -84,7 +97,8 @@ class SlotContext:
         if self.n_ctx > n_trained and architecture in _LEARNED_POSITIONS:
             raise UsageError(f"n_ctx: {self.n_ctx}, but this {architecture} model has {n_trained} positions; lower it")
         self._force = force
-        self._attached: list[str | None] = [None] * n_slots  # the key of each slot's bias in the library, None: none
+        self._rows: dict[str, int] = {}  # the library's row of each bias, by its key; the least recently used first
+        self._has_left = False  # whether rows or a trace may wait for a decode that did not come
         self._checked: dict[str, bool] = {}  # keys of biases that the library took; whether they change anything
         self._n_swa = int(lib.llama_model_n_swa(self.model.model))
         self._has_state = bool(
@@ -129,68 +143,141 @@ class SlotContext:
         """Free the llama.cpp context."""
         self._stack.close()
 
-    def checked(self, bias: BiasFile | None) -> BiasFile | None:
-        """The bias, None for one that changes nothing. Raises ModelMismatchError, ModelError if it does not fit."""
+    def checked(self, bias: AnyBias | None) -> AnyBias | None:
+        """The bias, or the simplest plan that does the same; None for one that changes nothing.
+
+        Raises ModelMismatchError, ModelError if it does not fit the model, UsageError for a plan whose conditions
+        nothing can be seen of, or with more biases than a context has rows.
+        """
         if bias is None:
             return None
+        if isinstance(bias, BiasFile):
+            return bias if self._changes_routing(bias) else None
+        for one in bias.biases:
+            self._changes_routing(one)
+        plan = simplest(bias.rules)
+        if isinstance(plan, BiasPlan):
+            self._check_plan(plan)
+        return plan
+
+    def _changes_routing(self, bias: BiasFile) -> bool:
+        """Whether a bias does anything. Raises ModelMismatchError, ModelError if the library refuses it."""
         if bias.key not in self._checked:
-            self._attach(0, bias)  # the next decode of slot 0 attaches its own again
+            self._row(bias, ())
             if len(self._checked) >= _MAX_CHECKED:
                 self._checked.clear()
             self._checked[bias.key] = none_if_empty(bias) is not None
-        return bias if self._checked[bias.key] else None
+        return self._checked[bias.key]
 
-    def _attach(self, slot: int, bias: BiasFile | None) -> None:
-        key = None if bias is None else bias.key
-        if self._attached[slot] == key:
-            return
-        self._attached[slot] = _UNKNOWN  # until it is known again, whatever comes between
-        capi.attach_sequence(self._ctx, slot, None if bias is None else native_bias(bias), self._force)
-        self._attached[slot] = key
+    def _check_plan(self, plan: BiasPlan) -> None:
+        if len(plan.biases) > capi.MAX_ROWS:
+            raise UsageError(f"a plan of {len(plan.biases)} biases; a context has room for {capi.MAX_ROWS}")
+        if plan.needs_routing:
+            self.require_trace("a rule of the plan has a condition on routing")
+        for number, rule in enumerate(plan.rules, 1):
+            if rule.lean is not None and self.identity and rule.lean.scores.shape != self.identity.shape:
+                raise ModelMismatchError(
+                    f"rule {number}: its condition looks at {rule.lean.scores.shape} experts in layers, but the model "
+                    f"has {self.identity.shape}; take a map of this model"
+                )
 
-    def decode(self, parts: Sequence[Part]) -> Iterator[tuple[int, npt.NDArray[np.float32] | None]]:
+    def require_trace(self, why: str) -> None:
+        """Raise UsageError if nobody sees which experts tokens select; `why` says who wants to."""
+        if self._recorder is None:
+            raise UsageError(f"{why}, but the model has no experts, or the engine was made without a recorder")
+
+    def _row(self, bias: BiasFile, in_use: Collection[str]) -> int:
+        """The library's row of a bias. Biases with a key of `in_use` keep theirs; another may lose it."""
+        row = self._rows.pop(bias.key, None)
+        if row is None:
+            while len(self._rows) >= min(capi.MAX_ROWS, max(_KEPT_ROWS, len(in_use))):
+                del self._rows[next(key for key in self._rows if key not in in_use)]
+            taken = set(self._rows.values())
+            row = next(number for number in range(capi.MAX_ROWS) if number not in taken)
+            # what is attached there is nobody's until it is written down, whatever comes between
+            capi.attach_row(self._ctx, row, native_bias(bias), self._force)
+        self._rows[bias.key] = row
+        return row
+
+    def decode(self, parts: Sequence[Part]) -> Iterator[tuple[int, Logits | None]]:
         """Compute parts, at most `n_batch` tokens in all and one part a slot.
 
         Yields (index of the part, logits of its last token or None) when it is in memory; the logits, [n_vocab], are
-        valid until the next item, and so is `scores`. Raises NativeError.
+        valid until the next item, and so are `outputs` and `experts`. Raises NativeError.
         """
-        groups: dict[int, list[int]] = {}
-        for index, part in enumerate(parts):
-            self._attach(part.slot, part.bias)
-            groups.setdefault(part.slot if self._one_at_a_time else 0, []).append(index)
-        for group in groups.values():
-            last_rows = self._decode_together([parts[index] for index in group])
-            for index, row in zip(group, last_rows, strict=True):
-                self._last_row = row
+        needed = [part.own_biases() for part in parts]
+        for group in self._groups(needed):
+            biases = {key: bias for index in group for key, bias in needed[index].items()}
+            last_rows, experts = self._decode_together([parts[index] for index in group], biases)
+            for index, row, selected in zip(group, last_rows, experts, strict=True):
+                self._last_row, self._selected = row, selected
                 yield index, self._logits(row) if parts[index].n_outputs else None
 
-    def _decode_together(self, parts: Sequence[Part]) -> list[int]:
-        """One llama_decode; the index of each part's last row in it."""
+    def _groups(self, needed: Sequence[dict[str, BiasFile]]) -> list[list[int]]:
+        """Indices of the parts of each llama_decode: one, unless they need more biases than there are rows."""
+        if self._one_at_a_time:
+            return [[index] for index in range(len(needed))]
+        groups: list[list[int]] = []
+        keys: set[str] = set()
+        for index, own in enumerate(needed):
+            if not groups or len(keys | own.keys()) > capi.MAX_ROWS:
+                groups.append([])
+                keys = set()
+            groups[-1].append(index)
+            keys |= own.keys()
+        return groups
+
+    def _decode_together(
+        self, parts: Sequence[Part], biases: dict[str, BiasFile]
+    ) -> tuple[list[int], list[Int32 | None]]:
+        """One llama_decode; the index of each part's last row in it, and the experts of those that are traced.
+
+        `biases` are those of all parts, by their keys.
+        """
         rows: list[tuple[int, int, int, bool]] = []
         bins: list[int] = []
+        traced: list[bool] = []
         ends: list[int] = []
         for part in parts:
-            silent = len(part.tokens) - part.n_outputs
-            first = 0 if part.scored else silent
-            rows += [(t, part.start + i, part.slot, i >= first) for i, t in enumerate(part.tokens)]
-            bins += [-1] * silent + [part.slot if part.counted else -1] * part.n_outputs
+            n, silent = len(part.tokens), len(part.tokens) - part.n_outputs
+            rows += [(t, part.start + i, part.slot, i >= silent) for i, t in enumerate(part.tokens)]
+            bins += [-1] * (n - part.n_counted) + [part.slot] * part.n_counted
+            traced += [part.traced] * n
             ends.append(len(rows) - 1)
-        if self._recorder:  # for none as well: an interrupt may have left a mask
+        token_rows = self._token_rows(parts, biases)
+        left, self._has_left = self._has_left, True
+        if token_rows or left:
+            capi.set_token_rows(self._ctx, token_rows)
+        if self._recorder:
             self._recorder.set_mask(bins)
+            if any(traced) or left:
+                self._recorder.set_trace(traced if any(traced) else ())
         capi.decode(self._ctx, self._batch, rows)
-        return ends
+        self._has_left = False
+        if self._recorder is None or not any(traced):
+            return ends, [None] * len(parts)
+        experts = self._recorder.trace().experts
+        sizes = np.cumsum([len(part.tokens) if part.traced else 0 for part in parts])[:-1]
+        own = np.split(experts, sizes)
+        return ends, [found if part.traced else None for part, found in zip(parts, own, strict=True)]
 
-    def scores(self, part: Part) -> Iterator[npt.NDArray[np.float32]]:
-        """Logits of the scored tokens of the part that `decode` has just given, in their order."""
-        n = len(part.tokens) - part.n_outputs
-        first = self._last_row + 1 - len(part.tokens)
-        return (self._logits(row) for row in range(first, first + n))
+    def _token_rows(self, parts: Sequence[Part], biases: dict[str, BiasFile]) -> list[int]:
+        """The library's row for each token, -1: unsteered; no rows if all are."""
+        if not biases:
+            return []
+        found = {key: self._row(bias, biases) for key, bias in biases.items()}
+        return [-1 if bias is None else found[bias.key] for part in parts for bias in part.biases]
 
-    def outputs(self, part: Part) -> Iterator[npt.NDArray[np.float32]]:
-        """Logits of the last `n_outputs` tokens of the part that `decode` has just given, in their order."""
+    def outputs(self, part: Part) -> Iterator[Logits]:
+        """Logits of the outputs of the part that `decode` has just given, in their order."""
         return (self._logits(row) for row in range(self._last_row + 1 - part.n_outputs, self._last_row + 1))
 
-    def _logits(self, row: int) -> npt.NDArray[np.float32]:
+    @property
+    def experts(self) -> Int32 | None:
+        """Selected experts of the part that `decode` has just given, [n_tokens, n_layer, top_k], if it is traced."""
+        return self._selected
+
+    def _logits(self, row: int) -> Logits:
         return np.frombuffer(capi.logits(self._ctx, row, self.n_vocab), np.float32)
 
     @functools.cached_property
@@ -214,6 +301,10 @@ class SlotContext:
         if (token, special) not in self._bytes:
             self._bytes[token, special] = token_bytes(self.model.vocab, token, special)
         return self._bytes[token, special]
+
+    def text_bytes(self, token: int) -> bytes:
+        """Bytes of a token's text, those of control tokens included."""
+        return self.token_bytes(token, True)
 
     def checked_tokens(self, tokens: Sequence[int]) -> list[int]:
         """The tokens as a list. Raises UsageError for one that is not of the vocabulary: llama.cpp refuses it late."""

@@ -1,4 +1,4 @@
-"""Answers of a model to several requests at once, each under a bias of its own, in one llama.cpp context."""
+"""Answers of a model to several requests at once, each under a steering of its own, in one llama.cpp context."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ import numpy.typing as npt
 
 from ..errors import UsageError
 from ..identity import ModelIdentity
+from ..llama.reasoning_styles import ReasoningStyle
 from ..llama.rendering import Renderer
 from ..llama.sampling import Sampling
 from ..llama.steered_llama import SteeredLlama
-from ..steering.bias_file import BiasFile
+from ..steering.bias_plan import AnyBias
 from .context import SlotContext
-from .requests import Event, FinishEvent, Request, RequestState, TokenEvent
+from .request_state import RequestState
+from .requests import Event, FinishEvent, Request, TokenEvent
 from .slots import Slot
+from .text_steering import TextSteering
 
 __all__ = ["Engine", "FinishEvent", "Request", "Sampling", "Slot", "TokenEvent"]
 
@@ -31,8 +34,8 @@ class Engine:
 
     `add` queues a request, `step` gives the slots that are free to those that wait, first come, first served, and
     computes one round for all that have one; `abort` ends one early. A request gets the slot that holds most of its
-    prompt under its bias; if none holds much of it an empty one, or the one least recently used. `generate` does it all
-    for some requests. The model's own context is not touched.
+    prompt, each token computed under the bias that the request wants there; if none holds much of it an empty one, or
+    the one least recently used. `generate` does it all for some requests. The model's own context is not touched.
 
     A context manager. It belongs to one thread at a time. After an exception out of `step` (a KeyboardInterrupt, say)
     all that was computed ends as "cancelled" with the next step; what waits goes on waiting, and the slots stay usable.
@@ -148,8 +151,11 @@ class Engine:
         """
         self._context.prepare_grammars()
 
-    def check(self, bias: BiasFile | None) -> None:
-        """Raise ModelMismatchError or ModelError for a bias that cannot steer this model."""
+    def check(self, bias: AnyBias | None) -> None:
+        """Raise ModelMismatchError or ModelError for a bias or plan that cannot steer this model.
+
+        UsageError for a plan whose conditions this engine can see nothing of.
+        """
         self._context.checked(bias)
 
     #
@@ -243,13 +249,7 @@ class Engine:
         sizes = _shares([state.n_next(_COUNTED_ROWS) for state in states], self._context.n_batch)
         parts = [state.part(size) for state, size in zip(states, sizes, strict=True)]
         for index, logits in self._context.decode(parts):
-            state, part = states[index], parts[index]
-            assert state.slot is not None
-            if part.scored:
-                state.score(part, self._context.scores(part))
-            state.slot.tokens.extend(part.tokens)
-            if logits is not None:
-                self._take(state, state.advance(logits))
+            self._take(states[index], states[index].read(parts[index], logits))
         self._computing = []
         events, self._events = self._events, []
         return events
@@ -284,7 +284,7 @@ class Engine:
             if not free:
                 return
             if state.slot is None:
-                slot = _best(free, state.wanted, state.bias)
+                slot = _best(free, state.wanted, state.steering)
                 free.remove(slot)
                 self._clock += 1
                 slot.used = self._clock
@@ -295,7 +295,7 @@ class Engine:
 
     def _take(self, state: RequestState, events: list[Event]) -> None:
         self._events += [(state.request, event) for event in events]
-        if isinstance(events[-1], FinishEvent):
+        if events and isinstance(events[-1], FinishEvent):
             del self._states[state.request]
 
     #
@@ -305,75 +305,107 @@ class Engine:
     def route(
         self,
         tokens: Sequence[int],
-        bias: BiasFile | None,
+        bias: AnyBias | None,
         first: int,
         last: int | None = None,
         *,
         slot: Slot | None = None,
+        n_prompt: int | None = None,
+        style: ReasoningStyle | None = None,
     ) -> npt.NDArray[np.int64] | None:
-        """Read given tokens under a bias (teacher forcing) and count the routing of tokens [first, last).
+        """Read given tokens under a bias or plan (teacher forcing) and count the routing of tokens [first, last).
 
         With `tokens` = prompt + answer, `first` = n_prompt - 1 and `last` = `first` + `FinishEvent.n_rows` these are
-        the rows of `FinishEvent.routing`. Returns [n_layer, n_expert], None without a recorder. The tokens stay in the
-        memory of `slot`, None: of a free one. Raises UsageError, ModelMismatchError, ModelError, NativeError.
+        the rows of `FinishEvent.routing`. For a plan the tokens from `n_prompt` on are the reply, None: all are prompt,
+        and `style` says how it marks its reasoning. Returns [n_layer, n_expert], None without a recorder. The tokens
+        stay in the memory of `slot`, None: of a free one. Raises UsageError, ModelMismatchError, ModelError,
+        NativeError.
         """
         self._require_open()
         last = len(tokens) if last is None else last
         if not 0 <= first < last <= min(len(tokens), self.n_ctx):
             raise UsageError(f"route: no tokens {first} to {last} in {len(tokens)}, or n_ctx {self.n_ctx} is too small")
-        tokens, bias = self._context.checked_tokens(tokens[:last]), self._context.checked(bias)
+        tokens, bias = self._context.checked_tokens(tokens), self._context.checked(bias)
+        steering = TextSteering(self._context, bias, style, tokens, n_prompt)
         if slot is None:
-            slot = _best(self._free(1), tokens, bias)
+            slot = _best(self._free(1), tokens[:last], steering)
         else:
             self.require_idle(slot)
         slot.attach(bias)
-        slot.keep_common(tokens, first)
+        slot.keep(steering.reusable(slot, first))
         before = self._context.counts(slot.index)
         while (start := len(slot.tokens)) < last:
             counted = start >= first
             end = min(start + _COUNTED_ROWS, last) if counted else first
-            end = min(end, start + self._context.n_batch)
-            part = slot.part(tokens[start:end], n_outputs=end - start if counted else 0)
-            for _ in self._context.decode([part]):
-                slot.tokens.extend(part.tokens)
+            end = min(end, start + self._context.n_batch, steering.n_decided)
+            n = end - start if counted else 0
+            part = slot.part(
+                tokens[start:end],
+                steering.biases[start:end],
+                n_outputs=max(n, steering.wants_logits(end)),
+                n_counted=n,
+                traced=steering.wants_experts(end),
+            )
+            for _, logits in self._context.decode([part]):
+                slot.add(part, self._context.experts)
+                steering.saw(slot, logits)
         after = self._context.counts(slot.index)
         return None if before is None or after is None else after - before
 
     def logits(
-        self, biases: Sequence[BiasFile | None], tokens: Sequence[int], first: int = 0
+        self,
+        biases: Sequence[AnyBias | None],
+        tokens: Sequence[int],
+        first: int = 0,
+        *,
+        n_prompt: int | None = None,
+        style: ReasoningStyle | None = None,
     ) -> Generator[tuple[int, npt.NDArray[np.float32]]]:
-        """Read the same tokens under several biases at once (teacher forcing), in as many free slots.
+        """Read the same tokens under several biases or plans at once (teacher forcing), in as many free slots.
 
         Yields (start, logits), logits [n_biases, n, n_vocab] of the tokens [start, start + n) from `first` to the last
-        one but one: those of token i are about token i + 1. Nothing that is in memory is used. Raises UsageError,
+        one but one: those of token i are about token i + 1. `n_prompt` and `style` are as in `route`; where a plan's
+        conditions look at the reply, all are read token by token. Nothing that is in memory is used. Raises UsageError,
         ModelMismatchError, ModelError, NativeError.
         """
         self._require_open()
-        tokens = self._context.checked_tokens(tokens[:-1])
-        if not biases or not 0 <= first < len(tokens) <= self.n_ctx:
-            raise UsageError(f"logits: no tokens behind {first} of {len(tokens)}, or n_ctx {self.n_ctx} is too small")
+        tokens = self._context.checked_tokens(tokens)
+        n_read = len(tokens) - 1
+        if not biases or not 0 <= first < n_read <= self.n_ctx:
+            raise UsageError(f"logits: no tokens behind {first} of {n_read}, or n_ctx {self.n_ctx} is too small")
         room = self._context.n_batch // len(biases)
         if not room:
             raise UsageError(f"logits: n_batch {self._context.n_batch} is below {len(biases)} biases; raise it")
         checked = [self._context.checked(bias) for bias in biases]
+        steerings = [TextSteering(self._context, bias, style, tokens, n_prompt) for bias in checked]
         slots = self._free(len(biases))[: len(biases)]
         self._reserved.update(slots)  # nobody else's between two items
         try:
-            for slot, bias in zip(slots, checked, strict=True):
+            for slot, bias, steering in zip(slots, checked, steerings, strict=True):
                 slot.attach(bias)
                 slot.keep(0)
+                steering.begin()
             scored = max(1, _LOGITS_AT_ONCE // (self._context.n_vocab * len(slots)))
             start = 0
-            while start < len(tokens):
+            while start < n_read:
                 counted = max(start, first)
-                end = min(start + room, counted + scored, len(tokens))
+                end = min(start + room, counted + scored, n_read, *(steering.n_decided for steering in steerings))
                 n_outputs = max(0, end - counted)
-                parts = [slot.part(tokens[start:end], n_outputs=n_outputs) for slot in slots]
+                parts = [
+                    slot.part(
+                        tokens[start:end],
+                        steering.biases[start:end],
+                        n_outputs=max(n_outputs, steering.wants_logits(end)),
+                        traced=steering.wants_experts(end),
+                    )
+                    for slot, steering in zip(slots, steerings, strict=True)
+                ]
                 found = [np.empty((0, 0), np.float32)] * len(parts)
                 for index, last in self._context.decode(parts):
-                    if last is not None:
+                    if n_outputs:
                         found[index] = np.stack(list(self._context.outputs(parts[index])))
-                    slots[index].tokens.extend(parts[index].tokens)
+                    slots[index].add(parts[index], self._context.experts)
+                    steerings[index].saw(slots[index], last)
                 if n_outputs:
                     yield counted, np.stack(found)
                 start = end
@@ -381,9 +413,10 @@ class Engine:
             self._reserved.difference_update(slots)
 
 
-def _best(free: Sequence[Slot], tokens: Sequence[int], bias: BiasFile | None) -> Slot:
-    """The slot that holds most of the tokens under the same bias; else an empty one, else the least recently used."""
-    held = [slot.holds(tokens, bias) for slot in free]
+def _best(free: Sequence[Slot], tokens: Sequence[int], steering: TextSteering) -> Slot:
+    """The slot whose memory has most of the tokens under the same steering; else an empty one, or the oldest."""
+    steering.begin()
+    held = [slot.holds(tokens, steering.keys, steering.known) for slot in free]
     most = max(held)
     return free[held.index(most)] if most > _SIMILAR * len(tokens) else _least_recently_used(free)
 

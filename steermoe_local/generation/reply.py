@@ -14,13 +14,15 @@ from .engine import FinishEvent, TokenEvent
 class Reply:
     """Accumulates the events of one request; `style` says how reasoning is marked.
 
-    `raw` is the whole text, `texts` are its parts without the markers of reasoning, `tokens` all that were drawn.
-    `finish`, which has the routing, is None until the end.
+    `raw` is the whole text, `texts` are its parts without the markers of reasoning, `tokens` all that were drawn,
+    `rules` what steers each of them where it is read (`TokenEvent.rule`). `finish`, which has the routing, is None
+    until the end.
     """
 
     style: ReasoningStyle | None = None
     raw: str = ""
     tokens: list[int] = field(default_factory=list)
+    rules: list[int | None] = field(default_factory=list)
     texts: dict[Kind, str] = field(default_factory=lambda: {"reasoning": "", "answer": ""})
     finish: FinishEvent | None = None
 
@@ -45,6 +47,7 @@ class Reply:
         self.raw += event.text
         if event.token >= 0:
             self.tokens.append(event.token)
+            self.rules.append(event.rule)
         return self._keep(self._splitter.feed(event.text))
 
     def flush(self) -> list[Part]:

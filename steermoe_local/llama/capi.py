@@ -7,22 +7,30 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
-from ..errors import FormatError, ModelError, ModelMismatchError, NativeError, SteerMoEError, UsageError
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ModelError, NativeError, UsageError
 from ..model_files.model_info import check_loadable
 from .cpu import default_threads
 from .library import llama_cpp, take_log_error
+from .native_recorder import NativeRecorder, Trace
+from .signatures import BiasStruct, LayerStruct, check, lib, of_tokens
 
 __all__ = [
+    "MAX_ROWS",
     "LayerInfo",
     "NativeBias",
     "NativeRecorder",
+    "Trace",
     "attach",
+    "attach_row",
     "attach_sequence",
     "decode",
     "detach",
+    "detach_row",
     "detach_sequence",
     "layer_info",
     "llama_cpp",
@@ -32,52 +40,17 @@ __all__ = [
     "parallel_context_params",
     "router_sha256",
     "set_cache_options",
+    "set_token_rows",
     "take_log_error",
     "unsteered_environment",
 ]
 
 FORCE_ROUTER = 1
+MAX_ROWS = 1024  # steermoe.h: STEERMOE_MAX_ROWS
 MAX_SEQUENCES = 256  # llama.cpp: LLAMA_MAX_SEQ
 INVALID_BATCH = -1  # llama.h: llama_decode
 MODES = ("hard", "soft", "capped")  # steermoe.h: steermoe_mode
 GATING = ("none", "softmax", "sigmoid", "softmax_weight", "sqrt_softplus")
-
-_ERR_IO, _ERR_FORMAT, _ERR_MISMATCH, _ERR_UNSUPPORTED = 1, 2, 3, 4
-_ERRORS: dict[int, type[SteerMoEError]] = {
-    _ERR_IO: FormatError,
-    _ERR_FORMAT: FormatError,
-    _ERR_MISMATCH: ModelMismatchError,
-    _ERR_UNSUPPORTED: ModelError,
-}
-
-
-class _BiasInfo(ctypes.Structure):
-    _fields_ = (
-        ("architecture", ctypes.c_char_p),
-        ("router_sha256", ctypes.c_char_p),
-        ("mode", ctypes.c_int32),
-        ("epsilon", ctypes.c_float),
-        ("cap", ctypes.c_float),
-        ("n_layer", ctypes.c_int32),
-        ("n_expert", ctypes.c_int32),
-        ("n_expert_used", ctypes.c_int32),
-        ("n_steered", ctypes.c_int32),
-        ("n_active", ctypes.c_int64),
-        ("n_inactive", ctypes.c_int64),
-    )
-
-
-class _LayerInfo(ctypes.Structure):
-    _fields_ = (
-        ("gating", ctypes.c_int32),
-        ("n_expert", ctypes.c_int32),
-        ("n_expert_used", ctypes.c_int32),
-        ("selection_bias", ctypes.c_bool),
-        ("expert_groups", ctypes.c_bool),
-        ("steerable", ctypes.c_bool),
-        ("steered", ctypes.c_bool),
-        ("reason", ctypes.c_char_p),
-    )
 
 
 @dataclass(frozen=True)
@@ -94,51 +67,6 @@ class LayerInfo:
     reason: str
 
 
-@cache
-def _lib() -> ctypes.CDLL:
-    lib: ctypes.CDLL = llama_cpp().llama_cpp._lib
-    pointer = ctypes.c_void_p
-    int32, int64 = ctypes.c_int32, ctypes.c_int64
-    signatures: dict[str, tuple[Any, ...]] = {
-        # name: (result, *arguments)
-        "last_error": (ctypes.c_char_p,),
-        "bias_load": (ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(pointer)),
-        "bias_init": (ctypes.c_int, ctypes.POINTER(_BiasInfo), ctypes.POINTER(pointer)),
-        "bias_set_layer": (ctypes.c_int, pointer, int32, ctypes.POINTER(ctypes.c_float), int32),
-        "bias_get_info": (None, pointer, ctypes.POINTER(_BiasInfo)),
-        "bias_free": (None, pointer),
-        "model_router_sha256": (ctypes.c_int, pointer, ctypes.c_char_p),
-        "attach": (ctypes.c_int, pointer, pointer, int32),
-        "detach": (ctypes.c_int, pointer),
-        "attach_seq": (ctypes.c_int, pointer, int32, pointer, int32),
-        "detach_seq": (ctypes.c_int, pointer, int32),
-        "get_layer_info": (ctypes.c_int, pointer, int32, ctypes.POINTER(_LayerInfo)),
-        "recorder_init": (ctypes.c_int, pointer, int32, ctypes.POINTER(pointer)),
-        "recorder_bind": (ctypes.c_int, pointer, pointer),
-        "recorder_set_mask": (ctypes.c_int, pointer, ctypes.POINTER(int32), int32),
-        "recorder_set_stop": (None, pointer, ctypes.c_bool),
-        "recorder_reset": (None, pointer),
-        "recorder_counts": (ctypes.c_int, pointer, ctypes.POINTER(int64), ctypes.POINTER(int64)),
-        "recorder_set_sums": (ctypes.c_int, pointer, ctypes.c_bool),
-        "recorder_sums": (ctypes.c_int, pointer, int32, *[ctypes.POINTER(ctypes.c_double)] * 3),
-        "recorder_free": (None, pointer),
-    }
-    for name, (result, *arguments) in signatures.items():
-        function = getattr(lib, f"steermoe_{name}")
-        function.restype = result
-        function.argtypes = arguments
-    return lib
-
-
-def _check(status: int) -> None:
-    """Raise the exception of a steermoe_status."""
-    if status == 0:
-        return
-    message = _lib().steermoe_last_error().decode("utf-8", "replace")
-    kind = _ERRORS.get(status)
-    raise kind(message) if kind else NativeError(message, status)
-
-
 class NativeBias:
     """A `struct steermoe_bias`, made from values or loaded from a file; freed with the object."""
 
@@ -149,7 +77,7 @@ class NativeBias:
     def load(cls, path: str | os.PathLike[str]) -> NativeBias:
         """Read a bias file (steermoe_bias_load). Raises FormatError."""
         handle = ctypes.c_void_p()
-        _check(_lib().steermoe_bias_load(os.fsencode(path), ctypes.byref(handle)))
+        check(lib().steermoe_bias_load(os.fsencode(path), ctypes.byref(handle)))
         return cls(handle)
 
     @classmethod
@@ -170,7 +98,7 @@ class NativeBias:
 
         `cap` is for mode "capped".
         """
-        info = _BiasInfo(
+        info = BiasStruct(
             architecture=architecture.encode(),
             router_sha256=router_sha256.encode(),
             mode=MODES.index(mode),
@@ -181,23 +109,23 @@ class NativeBias:
             n_expert_used=n_expert_used,
         )
         handle = ctypes.c_void_p()
-        _check(_lib().steermoe_bias_init(ctypes.byref(info), ctypes.byref(handle)))
+        check(lib().steermoe_bias_init(ctypes.byref(info), ctypes.byref(handle)))
         bias = cls(handle)
         for layer, values in layers.items():
             row = (ctypes.c_float * len(values))(*values)
-            _check(_lib().steermoe_bias_set_layer(handle, layer, row, len(values)))
+            check(lib().steermoe_bias_set_layer(handle, layer, row, len(values)))
         return bias
 
     def info(self) -> dict[str, Any]:
         """The fields of `struct steermoe_bias_info`."""
-        info = _BiasInfo()
-        _lib().steermoe_bias_get_info(self._handle, ctypes.byref(info))
-        values = {name: getattr(info, name) for name, _ in _BiasInfo._fields_}
+        info = BiasStruct()
+        lib().steermoe_bias_get_info(self._handle, ctypes.byref(info))
+        values = {name: getattr(info, name) for name, _ in BiasStruct._fields_}
         return {k: v.decode("utf-8", "replace") if isinstance(v, bytes) else v for k, v in values.items()}
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
-            _lib().steermoe_bias_free(self._handle)
+            lib().steermoe_bias_free(self._handle)
 
 
 @contextmanager
@@ -304,12 +232,12 @@ def attach(ctx: Any, bias: NativeBias, force: bool = False) -> None:
 
     Raises ModelMismatchError, ModelError, NativeError.
     """
-    _check(_lib().steermoe_attach(ctx, bias._handle, FORCE_ROUTER if force else 0))
+    check(lib().steermoe_attach(ctx, bias._handle, FORCE_ROUTER if force else 0))
 
 
 def detach(ctx: Any) -> None:
     """Stop steering a `llama_context` and all its sequences (steermoe_detach)."""
-    _check(_lib().steermoe_detach(ctx))
+    check(lib().steermoe_detach(ctx))
 
 
 def attach_sequence(ctx: Any, sequence: int, bias: NativeBias | None, force: bool = False) -> None:
@@ -319,19 +247,41 @@ def attach_sequence(ctx: Any, sequence: int, bias: NativeBias | None, force: boo
     Raises ModelMismatchError, ModelError, NativeError.
     """
     handle = bias._handle if bias else None
-    _check(_lib().steermoe_attach_seq(ctx, sequence, handle, FORCE_ROUTER if force else 0))
+    check(lib().steermoe_attach_seq(ctx, sequence, handle, FORCE_ROUTER if force else 0))
 
 
 def detach_sequence(ctx: Any, sequence: int) -> None:
     """Give a sequence the steering of its context again (steermoe_detach_seq). Raises NativeError."""
-    _check(_lib().steermoe_detach_seq(ctx, sequence))
+    check(lib().steermoe_detach_seq(ctx, sequence))
+
+
+def attach_row(ctx: Any, row: int, bias: NativeBias, force: bool = False) -> None:
+    """Attach a bias to a row of a `llama_context`, below MAX_ROWS, that tokens can then name (steermoe_row_attach).
+
+    Raises ModelMismatchError, ModelError, NativeError.
+    """
+    check(lib().steermoe_row_attach(ctx, row, bias._handle, FORCE_ROUTER if force else 0))
+
+
+def detach_row(ctx: Any, row: int) -> None:
+    """Take the bias off a row of a `llama_context` (steermoe_row_detach). Raises NativeError."""
+    check(lib().steermoe_row_detach(ctx, row))
+
+
+def set_token_rows(ctx: Any, rows: Sequence[int] | npt.NDArray[np.int32]) -> None:
+    """Say which row steers each token of the next llama_decode, -1: unsteered (steermoe_set_token_rows).
+
+    Valid for one decode; empty: the steering of the tokens' sequences. Raises NativeError for a row without a bias.
+    """
+    _held, address, n = of_tokens(rows, "i")
+    check(lib().steermoe_set_token_rows(ctx, address, n))
 
 
 def layer_info(ctx: Any, layer: int) -> LayerInfo:
     """How a layer of a `llama_context` routes (steermoe_get_layer_info)."""
-    info = _LayerInfo()
-    _check(_lib().steermoe_get_layer_info(ctx, layer, ctypes.byref(info)))
-    values = {name: getattr(info, name) for name, _ in _LayerInfo._fields_}
+    info = LayerStruct()
+    check(lib().steermoe_get_layer_info(ctx, layer, ctypes.byref(info)))
+    values = {name: getattr(info, name) for name, _ in LayerStruct._fields_}
     values["gating"] = GATING[info.gating]
     values["reason"] = info.reason.decode()
     return LayerInfo(**values)
@@ -340,78 +290,5 @@ def layer_info(ctx: Any, layer: int) -> LayerInfo:
 def router_sha256(model: Any) -> str:
     """Hash of a loaded `llama_model`'s routers (steermoe_model_router_sha256)."""
     text = ctypes.create_string_buffer(65)
-    _check(_lib().steermoe_model_router_sha256(model, text))
+    check(lib().steermoe_model_router_sha256(model, text))
     return text.value.decode()
-
-
-class NativeRecorder:
-    """A `struct steermoe_recorder`. Close it after its context was freed."""
-
-    def __init__(self, model: Any, n_bins: int, shape: tuple[int, int], *, sums: bool = False) -> None:
-        """`shape` is (n_layer, n_expert) of the model; `sums`: keep `sums` beside the counts.
-
-        Raises ModelError for a model without experts.
-        """
-        self._handle = ctypes.c_void_p()
-        self._n_bins = n_bins
-        self._shape = shape
-        _check(_lib().steermoe_recorder_init(model, n_bins, ctypes.byref(self._handle)))
-        if sums:
-            _check(_lib().steermoe_recorder_set_sums(self._handle, True))
-
-    def install(self, context_params: Any) -> None:
-        """Put the eval callback into `llama_context_params`; before llama_init_from_model."""
-        callback = type(context_params.cb_eval)
-        address = ctypes.cast(_lib().steermoe_recorder_eval, ctypes.c_void_p).value
-        context_params.cb_eval = callback(address)
-        context_params.cb_eval_user_data = self._handle
-
-    def bind(self, ctx: Any) -> None:
-        """Set the context whose decodes are counted; nothing is counted before."""
-        _check(_lib().steermoe_recorder_bind(self._handle, ctx))
-
-    def set_mask(self, bins: Sequence[int]) -> None:
-        """Bin of each token of the next llama_decode, -1: not counted."""
-        array = (ctypes.c_int32 * len(bins))(*bins)
-        _check(_lib().steermoe_recorder_set_mask(self._handle, array, len(bins)))
-
-    def set_stop(self, stop: bool) -> None:
-        """Stop each decode after the last router; the context's logits are then undefined."""
-        _lib().steermoe_recorder_set_stop(self._handle, stop)
-
-    def reset(self) -> None:
-        """Set all counts and sums to 0."""
-        _lib().steermoe_recorder_reset(self._handle)
-
-    def counts(self) -> tuple[Any, Any]:
-        """Counts as ctypes int64 arrays: [n_bins * n_layer * n_expert] selections, [n_bins * n_layer] tokens.
-
-        Raises NativeError with the reason if the recording went wrong.
-        """
-        n_layer, n_expert = self._shape
-        counts = (ctypes.c_int64 * (self._n_bins * n_layer * n_expert))()
-        tokens = (ctypes.c_int64 * (self._n_bins * n_layer))()
-        _check(_lib().steermoe_recorder_counts(self._handle, counts, tokens))
-        return counts, tokens
-
-    def sums(self, n_bins: int | None = None) -> tuple[Any, Any, Any]:
-        """Sums over the counted tokens as ctypes double arrays (steermoe_recorder_sums), of the first `n_bins` bins.
-
-        Router logits [n_bins * n_layer * n_expert], their squared deviations from their token's mean
-        [n_bins * n_layer], mixing weights [n_bins * n_layer * n_expert].
-
-        Raises NativeError with the reason if the recording went wrong, or no sums are kept.
-        """
-        n_layer, n_expert = self._shape
-        n_bins = self._n_bins if n_bins is None else n_bins
-        logits, spread, weights = (
-            (ctypes.c_double * (n_bins * n_layer * width))() for width in (n_expert, 1, n_expert)
-        )
-        _check(_lib().steermoe_recorder_sums(self._handle, n_bins, logits, spread, weights))
-        return logits, spread, weights
-
-    def close(self) -> None:
-        """Free the recorder; its context must be gone."""
-        if self._handle:
-            _lib().steermoe_recorder_free(self._handle)
-            self._handle = ctypes.c_void_p()

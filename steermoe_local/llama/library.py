@@ -18,7 +18,7 @@ from typing import Any
 from .._util.package import PACKAGE
 from ..errors import NativeError, VersionError
 
-ABI_VERSION = 3  # steermoe.h: STEERMOE_ABI_VERSION
+ABI_VERSION = 4  # steermoe.h: STEERMOE_ABI_VERSION
 
 _CRASH_CURE = (
     "the model file may be damaged, or made for another llama.cpp: fetch it again, or try another file; "

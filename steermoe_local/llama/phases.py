@@ -21,6 +21,11 @@ class PhaseTracker:
     def __init__(self, style: ReasoningStyle | None) -> None:
         self._splitter = ReasoningSplitter(style)
 
+    @property
+    def upcoming(self) -> Phase:
+        """The phase of the token that comes next, as far as it is known: where reasoning may begin, the answer."""
+        return "answer" if self._splitter.answers_next else "thinking"
+
     def next(self, text: str) -> Phase:
         """The phase of the reply's next token, whose text this is, with those of control tokens."""
         before = self._splitter.place

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UsageError
 from ..maps.routing_lean import RoutingLean
 from ..steering.bias_file import BiasFile
 from ..steering.bias_plan import AnyBias, BiasPlan, BiasRule
@@ -20,7 +19,7 @@ Logits = npt.NDArray[np.float32]
 
 
 class Decision(NamedTuple):
-    """What steers one token: the bias, None for none; the index of the rule that steers it; the token's phase.
+    """What steers one row: the bias, None for none; the index of the rule that steers it; the phase that it is of.
 
     `rule` is None where nothing steers, and 0 for a bias that is no plan.
     """
@@ -31,11 +30,15 @@ class Decision(NamedTuple):
 
 
 class PlanState:
-    """Decides what steers each token of a text: first those of the prompt, then those of the reply in their order.
+    """Decides what steers each row of a text: first those of the prompt, then those of the reply in their order.
 
-    What conditions look at has to be told before the tokens that depend on it are decided: `saw_prompt_routing` when
-    the prompt was computed, `saw_reply_routing` for each token of the reply, `saw_logits` for the distribution that
-    the next token is drawn from, each only where the plan needs it.
+    A token of the prompt is steered where it is read. A token of the reply is steered where it is drawn, in the row
+    of the token before it; so the row of the prompt's last token is the reply's first, and is decided by `first`. Where
+    reasoning may begin or the answer, the row counts as the answer's.
+
+    What conditions look at has to be told before the rows that depend on it are decided: `saw_prompt_routing` when the
+    prompt was computed up to its last token, `saw_reply_routing` for each row of the reply, `saw_logits` for the
+    distribution that the last token was drawn from, each only where the plan needs it.
     """
 
     def __init__(self, plan: AnyBias | None, style: ReasoningStyle | None, token_bytes: Callable[[int], bytes]) -> None:
@@ -70,30 +73,45 @@ class PlanState:
         """Whether tokens of a given reply can be decided before those in front of them are computed."""
         return not (self.needs_logits or self.needs_reply_routing)
 
-    def prompt(self, tokens: Sequence[int]) -> list[Decision]:
-        """Decide the tokens of the prompt. Called once, before the reply."""
+    def prompt(self, tokens: Sequence[int], *, ends: bool = True) -> list[Decision]:
+        """Decide the rows of the prompt's tokens but the last. Called once, before `first`.
+
+        With `ends` False more of the prompt is to come: all rows are decided, and what counts from the prompt's end has
+        not begun. Nothing can be decided after that.
+        """
+        n = len(tokens) - ends
         if not self._rules:
-            return [self._same("prompt")] * len(tokens)
+            return [self._same("prompt")] * n
         texts = [self._texts.next(token) for token in tokens]
-        decided: list[Decision | None] = [None] * len(tokens)
+        decided: list[Decision | None] = [None] * n
         for index, state in enumerate(self._rules):
             decision = self._decision(index, "prompt")
-            for at in state.prompt(tokens, texts):
+            for at in state.prompt(tokens, texts, ends):
                 decided[at] = decided[at] or decision
         unsteered = Decision(None, None, "prompt")
         return [decision or unsteered for decision in decided]
 
-    def reply(self, token: int) -> Decision:
-        """Decide the reply's next token."""
+    def first(self) -> Decision:
+        """Decide the row of the prompt's last token, which draws the reply's first."""
+        return self._of_next()
+
+    def reply(self, token: int) -> tuple[Phase, Decision]:
+        """Take the reply's next token: the phase that it is of itself, and the decision of its row."""
         text = self._texts.next(token)
         phase = self._phases.next(text)
+        for state in self._rules:
+            state.read(token, text, phase)
+        return phase, self._of_next()
+
+    def _of_next(self) -> Decision:
+        """The decision of the row that draws the next token."""
+        phase = self._phases.upcoming
         if not self._rules:
             return self._same(phase)
-        first: int | None = None
-        for index, state in enumerate(self._rules):  # all of them: each counts its tokens
-            if state.next(token, text, phase) and first is None and self._holds(state.rule):
-                first = index
-        return Decision(None, None, phase) if first is None else self._decision(first, phase)
+        for index, state in enumerate(self._rules):
+            if state.has_next(phase) and self._holds(state.rule):
+                return self._decision(index, phase)
+        return Decision(None, None, phase)
 
     def _same(self, phase: Phase) -> Decision:
         return Decision(self._uniform, None if self._uniform is None else 0, phase)
@@ -112,19 +130,20 @@ class PlanState:
         return when.holds(self._of_prompt[digest].mean if when.last is None else self._of_reply[digest].mean(when.last))
 
     def saw_prompt_routing(self, experts: npt.NDArray[np.int32]) -> None:
-        """Tell the selected experts of the whole prompt, int32 [n_prompt, n_layer, top_k]; -1: not routed."""
-        if not len(experts):
-            raise UsageError("the prompt has no tokens; give at least one")
+        """Tell the selected experts of the prompt without its last token, int32 [n_prompt - 1, n_layer, top_k].
+
+        -1: not routed. Of a prompt of one token nothing is known, and no condition on it holds.
+        """
         for told in self._of_prompt.values():
-            told.mean = float(told.lean.of_tokens(experts).mean())
+            told.mean = float(told.lean.of_tokens(experts).mean()) if len(experts) else float("nan")
 
     def saw_reply_routing(self, experts: npt.NDArray[np.int32]) -> None:
-        """Tell the selected experts of the next tokens of the reply, int32 [n, n_layer, top_k]."""
+        """Tell the selected experts of the next rows of the reply, int32 [n, n_layer, top_k]."""
         for told in self._of_reply.values():
             told.append(told.lean.of_tokens(experts))
 
     def saw_logits(self, logits: Logits) -> None:
-        """Tell the logits that the next token is drawn from, float32 [n_vocab].
+        """Tell the logits that the reply's next token is drawn from, float32 [n_vocab].
 
         With NaN or +infinity among them there is no distribution, and no condition on it holds.
         """
@@ -172,7 +191,7 @@ class _LastTokens:
         self._n = 0
 
     def append(self, scores: npt.NDArray[np.float64]) -> None:
-        scores = scores[-self.most :]
+        scores = scores[max(0, len(scores) - self.most) :]
         if self._n + len(scores) > len(self._scores):
             kept = min(self._n, self.most)
             self._scores[:kept] = self._scores[self._n - kept : self._n]
@@ -191,43 +210,72 @@ class _RuleState:
     def __init__(self, rule: BiasRule) -> None:
         self.rule = rule
         where = rule.where
-        self._index = 0  # tokens of the phase behind `after` so far
+        self._index = 0  # tokens of the phase so far, behind `after` and not behind `until`
         self._after = None if where.after is None else _Mark(where.after)
         self._until = None if where.until is None else _Mark(where.until)
 
-    def prompt(self, tokens: Sequence[int], texts: Sequence[str]) -> Sequence[int]:
-        """Indices of the prompt's tokens that the rule's window has."""
+    def prompt(self, tokens: Sequence[int], texts: Sequence[str], ends: bool) -> Sequence[int]:
+        """Indices of the prompt's rows that the rule's window has; the last token's is not one if the prompt ends."""
         where = self.rule.where
+        n = len(tokens) - ends
         if where.phase is None:
-            return [i for i, token in enumerate(tokens) if self.next(token, texts[i], "prompt")]
+            found = [i for i in range(n) if self._reads(tokens[i], texts[i])]
+            for token, text in zip(tokens[n:], texts[n:], strict=True):
+                self._look(token, text)
+            return found
         if where.phase != "prompt":
             return ()
-        there: Sequence[int] = range(len(tokens))
+        there: Sequence[int] = range(n)
         if self._after is not None or self._until is not None:
-            there = [i for i, token in enumerate(tokens) if self._passes(token, texts[i])]
-        return there[where.start : where.stop : where.every]
+            there = [i for i in range(n) if self._passes(tokens[i], texts[i])]
+        start, stop = where.start, where.stop
+        if not ends:  # what counts from the end has not begun
+            start = len(there) if start < 0 else start
+            stop = None if stop is not None and stop < 0 else stop
+        return there[start : stop : where.every]
 
-    def next(self, token: int, text: str, phase: Phase) -> bool:
-        """Whether the rule's window has the next token."""
+    def has_next(self, phase: Phase) -> bool:
+        """Whether the rule's window has the row that draws the next token, of this phase."""
         where = self.rule.where
-        if (where.phase is not None and where.phase != phase) or not self._passes(token, text):
-            return False
-        index = self._index
-        self._index += 1
+        return where.phase in (None, phase) and self._within and self._in_window
+
+    def read(self, token: int, text: str, phase: Phase) -> None:
+        """Take a token of the reply, of this phase."""
+        if self.rule.where.phase in (None, phase):
+            self._passes(token, text)
+
+    def _reads(self, token: int, text: str) -> bool:
+        """Take a token of the prompt; whether the rule's window has its row."""
+        has = self._within and self._in_window
+        self._passes(token, text)
+        return has
+
+    @property
+    def _within(self) -> bool:
+        """Whether what comes next is behind `after`, and not behind `until`."""
+        return (self._after is None or self._after.found) and not (self._until is not None and self._until.found)
+
+    @property
+    def _in_window(self) -> bool:
+        where, index = self.rule.where, self._index
         within = index >= where.start and (where.stop is None or index < where.stop)
         return within and (index - where.start) % where.every == 0
 
     def _passes(self, token: int, text: str) -> bool:
-        """Whether a token of the phase is behind `after`, and not behind `until`, which is looked for behind it."""
-        behind = self._after is None or self._after.found
-        ended = self._until is not None and self._until.found
-        if self._after is not None and not behind:
+        """Count a token of the phase; whether it is behind `after`, and not behind `until`."""
+        passes = self._within
+        self._index += passes
+        self._look(token, text)
+        return passes
+
+    def _look(self, token: int, text: str) -> None:
+        """Look for `after` in a token of the phase, and for `until` behind it."""
+        if self._after is not None and not self._after.found:
             rest = self._after.feed(token, text)
             if rest and self._until is not None:
-                self._until.feed(None, rest)  # a token can complete both
-        elif self._until is not None and not ended:
+                self._until.feed(None, rest)
+        elif self._until is not None and not self._until.found:
             self._until.feed(token, text)
-        return behind and not ended
 
 
 class _Mark:

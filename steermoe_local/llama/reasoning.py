@@ -23,6 +23,18 @@ class Part(NamedTuple):
     text: str
 
 
+class Stretch(NamedTuple):
+    """Where a piece of a part stands in the reply as it was fed: its `n` characters end at `end`, of all so far."""
+
+    kind: Kind
+    end: int
+    n: int
+
+
+_Piece = tuple[Kind, str, int]
+"""A piece of a part, and how many of the characters that were fed come behind it."""
+
+
 class ReasoningSplitter:
     """Splits a streamed reply. The joined parts do not depend on how the text is cut into pieces.
 
@@ -32,6 +44,9 @@ class ReasoningSplitter:
 
     def __init__(self, style: ReasoningStyle | None) -> None:
         """`style` None: everything is answer."""
+        self.stretches: list[Stretch] = []
+        """Where the parts that the last call returned stand in the reply."""
+        self._n_fed = 0
         self._machine: _Tagged | _Channelled | None = None
         if style is not None and style.channels is not None:
             self._machine = _Channelled(style.channels, style.keeps_calls)
@@ -39,22 +54,37 @@ class ReasoningSplitter:
             self._machine = _Tagged(style.tags)
         if style is not None and style.prefix:
             self.feed(style.prefix)
+            self._n_fed = 0  # it stands before the reply
 
     @property
     def place(self) -> Place:
         """Where the text so far ends: "start", reasoning may still come; "between", it has ended, and no answer yet."""
         return "answer" if self._machine is None else self._machine.place
 
+    @property
+    def answers_next(self) -> bool:
+        """Whether text of the answer may come next, with no marker before it."""
+        return self._machine is None or self._machine.answers_next
+
     def feed(self, text: str) -> list[Part]:
         """Add text; return the parts that are certain, in order. Text that may become a marker is held back."""
+        self._n_fed += len(text)
         if self._machine is None:
-            return [Part("answer", text)] if text else []
+            return self._parts([("answer", text, 0)])
         self._machine.held += text
-        return _merged(self._machine.run(last=False))
+        return self._parts(self._machine.run(last=False))
 
     def finish(self) -> list[Part]:
         """End the reply: return the parts that were held back."""
-        return [] if self._machine is None else _merged(self._machine.run(last=True))
+        return self._parts([] if self._machine is None else self._machine.run(last=True))
+
+    def _parts(self, pieces: Iterable[_Piece]) -> list[Part]:
+        self.stretches = []
+        parts: list[tuple[Kind, str]] = []
+        for kind, text, behind in pieces:
+            parts.append((kind, text))
+            self.stretches.append(Stretch(kind, self._n_fed - behind, len(text)))
+        return _merged(parts)
 
 
 def split_reasoning(text: str, style: ReasoningStyle | None) -> tuple[str, str]:
@@ -87,7 +117,11 @@ class _Tagged:
             "answer": tuple(filter(None, (tags.answer_closing, tags.ending))),
         }
 
-    def run(self, last: bool) -> Iterator[tuple[Kind, str]]:
+    @property
+    def answers_next(self) -> bool:
+        return self.place in ("between", "answer") or (self.place == "start" and not self.held.strip())
+
+    def run(self, last: bool) -> Iterator[_Piece]:
         going = True
         while going:
             if self.place == "start" or self.place == "between":
@@ -111,7 +145,7 @@ class _Tagged:
         self._fresh = False
         return True
 
-    def _inside(self, kind: Kind, last: bool) -> Generator[tuple[Kind, str], None, bool]:
+    def _inside(self, kind: Kind, last: bool) -> Generator[_Piece, None, bool]:
         """Yield the text of a part up to its closing marker; return whether more can be parsed."""
         if self._fresh:
             self.held = self.held.lstrip()
@@ -119,7 +153,8 @@ class _Tagged:
         found = _first(self.held, closings)
         if found is not None:
             end, closing = found
-            yield kind, self.held[:end].rstrip()
+            text = self.held[:end].rstrip()
+            yield kind, text, len(self.held) - len(text)
             self._enter("between" if kind == "reasoning" else "answer", self.held[end + len(closing) :])
             self._fresh = kind == "reasoning"
             return True
@@ -129,7 +164,7 @@ class _Tagged:
             certain = self.held.rstrip() if kind == "reasoning" else self.held
         else:
             certain = self.held[: len(self.held) - possible_beginning(self.held, closings)].rstrip()
-        yield kind, certain
+        yield kind, certain, len(self.held) - len(certain)
         self._fresh = self._fresh and not certain
         self.held = "" if last else self.held[len(certain) :]
         return False
@@ -157,15 +192,20 @@ class _Channelled:
             return "answer"
         return "reasoning" if self._header is None else "start"
 
-    def run(self, last: bool) -> Iterator[tuple[Kind, str]]:
+    @property
+    def answers_next(self) -> bool:
+        return self.place == "answer"
+
+    def run(self, last: bool) -> Iterator[_Piece]:
         markers = self._channels.all_markers
         while True:
             found = _first(self.held, markers)
             if found is None:
                 break
             start, marker = found
-            yield from self._text(self.held[:start])
-            self.held = self.held[start + len(marker) :]
+            text, self.held = self.held[:start], self.held[start:]
+            yield from self._text(text)
+            self.held = self.held[len(marker) :]
             yield from self._marker(marker)
         keep = 0 if last else possible_beginning(self.held, markers)
         certain = self.held[: len(self.held) - keep]
@@ -174,7 +214,8 @@ class _Channelled:
         if last:
             yield from self._leave_header()
 
-    def _text(self, text: str) -> Iterator[tuple[Kind, str]]:
+    def _text(self, text: str) -> Iterator[_Piece]:
+        """Take text that ends where `held` begins."""
         if self._header is not None:
             self._header += text
             if len(self._header) <= _LONGEST_HEADER:
@@ -182,11 +223,11 @@ class _Channelled:
             text, self._header = self._header.removeprefix(_ROLE), None
             self._begin("answer")
         if text:
-            yield self._kind, text if self._parted else "\n\n" + text
+            yield self._kind, text if self._parted else "\n\n" + text, len(self.held)
             self._given.add(self._kind)
             self._parted = True
 
-    def _marker(self, marker: str) -> Iterator[tuple[Kind, str]]:
+    def _marker(self, marker: str) -> Iterator[_Piece]:
         channels = self._channels
         if marker == MESSAGE:
             if self._header is not None:
@@ -196,17 +237,17 @@ class _Channelled:
                 self._begin("answer" if is_answer or self._in_call else "reasoning")
                 if self._in_call:
                     self._parted = True
-                    yield self._kind, START + header + MESSAGE
+                    yield self._kind, START + header + MESSAGE, len(self.held)
         elif marker == START or marker in channels.ends:
             if self._in_call and marker != START:
-                yield self._kind, marker
+                yield self._kind, marker, len(self.held)
             self._in_call = False
             yield from self._leave_header()
             self._header = ""
         else:  # <|channel|>, also of a model that forgot the <|start|>, and <|constrain|>
             self._header = (self._header or "") + marker
 
-    def _leave_header(self) -> Iterator[tuple[Kind, str]]:
+    def _leave_header(self) -> Iterator[_Piece]:
         """End a header without <|message|>: if it says no kind it is an answer of a model that left the format."""
         header, self._header = self._header, None
         if header and not re.search(self._channels.known, header) and header.removeprefix(_ROLE).strip():

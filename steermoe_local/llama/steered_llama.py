@@ -6,15 +6,21 @@ import inspect
 import os
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from ..errors import ModelError, SteerMoEError, UsageError
 from ..steering.bias_file import BiasFile, none_if_empty, read_bias
+from ..steering.bias_plan import AnyBias, BiasPlan
 from . import backends, capi
 from .cpu import default_threads
+from .plan_rows import Key, PlanRows, PlanRun
+from .reasoning_styles import reasoning_style
 from .template_date import AnyDate, template_date
+from .tokenizing import common_prefix, token_bytes
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -24,7 +30,7 @@ else:
     from llama_cpp.llama_cache import BaseLlamaCache
 from .completion_formatter import own_rendering
 
-Bias = BiasFile | str | os.PathLike[str]
+Bias = BiasFile | BiasPlan | str | os.PathLike[str]
 
 _LLAMA_ARGUMENTS = {
     name
@@ -34,11 +40,19 @@ _LLAMA_ARGUMENTS = {
 
 
 class SteeredLlama(Llama):
-    """A `llama_cpp.Llama` that runs steered by a bias file.
+    """A `llama_cpp.Llama` that runs steered by a bias file or by a plan.
 
     Takes every argument of `llama_cpp.Llama`, but an unknown one raises TypeError instead of being ignored, and
     `verbose` is off by default. Without a bias it computes bit for bit what an unpatched llama.cpp computes.
+
+    Under a plan (`BiasPlan`) the tokens given to `generate` are the prompt, and those that it draws are the reply; so
+    it is in `create_completion` and `create_chat_completion`, which use it. The reply of a chat is split into thinking
+    and answer by the markers of the model's chat template, all of another reply is answer. A token in memory is used
+    again only if it was computed under the bias that it gets now. Raise UsageError under a plan: `eval` called by
+    itself, since nothing says of which phase its tokens are; `embed`, tokens sent into `generate`, and a draft model.
     """
+
+    n_tokens: int
 
     def __init__(
         self,
@@ -61,7 +75,7 @@ class SteeredLlama(Llama):
 
         Args:
             model_path: path of a GGUF model.
-            bias: a `BiasFile`, the path of one, or None for no steering.
+            bias: a `BiasFile`, the path of one, a `BiasPlan`, or None for no steering.
             force: accept a bias whose router hash is another one, as long as the shape fits.
             verbose: let llama.cpp log to stderr.
             flash_attn: use flash attention; "auto": where the backend has it.
@@ -77,8 +91,8 @@ class SteeredLlama(Llama):
             kwargs: arguments of `llama_cpp.Llama`. Without `n_threads`, it is the number of physical cores.
 
         Raises ModelError (the model cannot be loaded or steered), ModelMismatchError (bias of another model),
-        FormatError (not a valid bias file), UsageError (an unknown device or buffer type), NativeError (an RPC server
-        that cannot be used).
+        FormatError (not a valid bias file), UsageError (an unknown device or buffer type; a plan with a condition on
+        routing, or with a draft model), NativeError (an RPC server that cannot be used).
         """
         unknown = sorted(set(kwargs) - _LLAMA_ARGUMENTS)
         if unknown:
@@ -87,7 +101,11 @@ class SteeredLlama(Llama):
         if not os.path.isfile(path):
             raise ModelError(f"{path}: no such file; give the path of a GGUF model")
         loaded = _load(bias)
-        self._bias: BiasFile | None = None
+        self._bias: AnyBias | None = None
+        self._rows: PlanRows | None = None  # of a plan
+        self._run: PlanRun | None = None  # the generation whose tokens are evaluated now
+        self._keys: list[Key] = []  # under a plan, of the tokens in memory
+        self._chats = False  # inside a chat completion
         self._force = force
         if n_cpu_moe < 0:
             raise UsageError(f"n_cpu_moe is {n_cpu_moe}; give a number of layers")
@@ -128,8 +146,8 @@ class SteeredLlama(Llama):
                 raise
 
     @property
-    def bias(self) -> BiasFile | None:
-        """The bias that steers the model, None for unsteered. Assigning calls `set_bias`."""
+    def bias(self) -> AnyBias | None:
+        """The bias or plan that steers the model, None for unsteered. Assigning calls `set_bias`."""
         return self._bias
 
     @bias.setter
@@ -137,20 +155,163 @@ class SteeredLlama(Llama):
         self.set_bias(bias)
 
     def set_bias(self, bias: Bias | None) -> None:
-        """Steer by another bias (or its path) from the next token on; None stops steering.
+        """Steer by another bias (or its path) or plan from the next token on; None stops steering.
 
         The KV cache was computed under the old steering, so it is cleared: the next call computes its whole prompt
-        again. On an error the old steering stays.
+        again. From plan to plan it stays, and of it is used what was computed under the same bias, token by token. On
+        an error the old steering stays.
 
-        Raises ModelMismatchError, FormatError, ModelError.
+        Raises ModelMismatchError, FormatError, ModelError, UsageError (a plan with a condition on routing, or with a
+        draft model).
         """
         loaded = _load(bias)
-        if loaded is None:
+        rows = None
+        if isinstance(loaded, BiasPlan):
+            self._require_no_draft()
+            rows = PlanRows(loaded, native_bias)
+            rows.attach(self._ctx.ctx, self._force)
+        elif loaded is None:
             capi.detach(self._ctx.ctx)
         else:
             capi.attach(self._ctx.ctx, native_bias(loaded), self._force)
-        self._bias = loaded
-        self._drop_memory()
+            if self._rows is not None:
+                self._rows.detach(self._ctx.ctx)
+        keeps = rows is not None and self._rows is not None
+        self._bias, self._rows = loaded, rows
+        if not keeps:
+            self._keys = []
+            self._drop_memory()
+
+    #
+    # plans
+    #
+
+    def generate(self, tokens: Sequence[int], *arguments: Any, **keywords: Any) -> Generator[int, Any, None]:
+        """`llama_cpp.Llama.generate`; under a plan `tokens` are the prompt, and what is drawn is the reply."""
+        if self._rows is None:
+            return super().generate(tokens, *arguments, **keywords)  # type: ignore[no-any-return]
+        self._require_no_draft()
+        reset = arguments[7] if len(arguments) > 7 else keywords.get("reset", True)
+        return self._planned(self._rows, list(tokens), reset, super().generate(tokens, *arguments, **keywords))
+
+    def _planned(
+        self, rows: PlanRows, tokens: list[int], reset: bool, inner: Generator[int, Any, None]
+    ) -> Generator[int, Any, None]:
+        """Draw from `inner` under a plan, with of the memory only what has the plan's biases."""
+        style = None
+        if self._chats:
+            prompt = self.detokenize(tokens, special=True).decode("utf-8", "replace")
+            style = reasoning_style(self.metadata.get("tokenizer.chat_template", ""), prompt)
+        vocabulary = self._model.vocab
+        run = PlanRun(
+            rows, 0 if reset else self.n_tokens, tokens, style, lambda token: token_bytes(vocabulary, token, True)
+        )
+        if reset:
+            held = [(int(token), key) for token, key in zip(self._input_ids, self._known_keys(), strict=True)]
+            n = common_prefix(held, list(zip(tokens, run.keys, strict=True)))
+            if n < self.n_tokens:  # what comes behind was computed otherwise, and so were the last logits
+                self.n_tokens, self._requires_eval = n, True
+        try:
+            while True:
+                self._run = run
+                try:
+                    token = next(inner)
+                except StopIteration:
+                    return
+                finally:
+                    self._run = None
+                if (yield token) is not None:
+                    raise UsageError("SteeredLlama: under a plan no tokens are sent into generate; give a prompt")
+                if rows is not self._rows:
+                    raise UsageError("SteeredLlama: the plan was changed while this was generated; start again")
+        finally:
+            inner.close()
+
+    def _require_no_draft(self) -> None:
+        if self.draft_model is not None:
+            raise UsageError("SteeredLlama: a plan steers token by token; leave out the draft model, or the plan")
+
+    def _known_keys(self) -> list[Key]:
+        """Keys of the tokens in memory."""
+        n = self.n_tokens
+        return [*self._keys[:n], *[None] * (n - len(self._keys))]
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """`llama_cpp.Llama.eval`. Raises UsageError under a plan, outside of `generate`."""
+        run = self._run
+        if self._rows is None:
+            super().eval(tokens)
+            return
+        if run is None:
+            raise UsageError(
+                "SteeredLlama: a plan steers by the phases of a prompt and its reply, which eval does not know; use "
+                "generate, create_completion or create_chat_completion"
+            )
+        tokens, start = list(tokens), 0
+        while start < len(tokens):
+            first = self.n_tokens
+            n = min(self.n_batch, len(tokens) - start)
+            if run.needs_logits:
+                n = min(n, run.n_decided(first) or 1)
+                if not run.n_decided(first):
+                    run.saw_logits(np.array(capi.logits(self._ctx.ctx, -1, self._n_vocab), np.float32))
+            part = tokens[start : start + n]
+            wanted, keys = run.decide(part, first)
+            self._keys = self._known_keys()
+            capi.set_token_rows(self._ctx.ctx, wanted)
+            super().eval(part)
+            self._keys += keys
+            start += n
+
+    def create_chat_completion(self, *arguments: Any, **keywords: Any) -> Any:
+        """`llama_cpp.Llama.create_chat_completion`; under a plan its reply has phases."""
+        before, self._chats = self._chats, True
+        try:
+            return super().create_chat_completion(*arguments, **keywords)
+        finally:
+            self._chats = before
+
+    def _create_completion(self, *arguments: Any, **keywords: Any) -> Iterator[Any]:
+        parts = super()._create_completion(*arguments, **keywords)
+        return parts if self._rows is None else self._continued(parts, self._chats)
+
+    def _continued(self, parts: Iterator[Any], chats: bool) -> Iterator[Any]:
+        """The parts of a completion, which is computed while they are taken, perhaps long after it was asked for."""
+        while True:
+            before, self._chats = self._chats, chats
+            try:
+                part = next(parts)
+            except StopIteration:
+                return
+            finally:
+                self._chats = before
+            yield part
+
+    def embed(self, *arguments: Any, **keywords: Any) -> Any:
+        """`llama_cpp.Llama.embed`. Raises UsageError under a plan."""
+        if self._rows is not None:
+            raise UsageError("SteeredLlama: a plan does not say what steers embeddings; set a bias, or None")
+        return super().embed(*arguments, **keywords)
+
+    def save_state(self) -> Any:
+        """`llama_cpp.Llama.save_state`; under a plan the state keeps what each token was computed under."""
+        state = super().save_state()
+        if self._rows is not None:
+            state.steering_keys = self._known_keys()
+        return state
+
+    def load_state(self, state: Any) -> None:
+        """`llama_cpp.Llama.load_state`; of a state of a plan only tokens computed under the present steering are used.
+
+        Under a plan nothing is used of a state that was saved without one.
+        """
+        super().load_state(state)
+        keys: list[Key] | None = getattr(state, "steering_keys", None)
+        if self._rows is not None:
+            self._keys = [] if keys is None else list(keys)
+        elif keys is not None:
+            bias = none_if_empty(self._bias) if isinstance(self._bias, BiasFile) else None
+            self.n_tokens = common_prefix(keys, ["" if bias is None else bias.key] * len(keys))
 
     def layer_info(self) -> list[capi.LayerInfo]:
         """How each layer routes, and whether it can be and is steered."""
@@ -182,7 +343,9 @@ class _CacheBySteering(BaseLlamaCache):
         self._llama = llama
 
     def _key(self, key: Sequence[int]) -> tuple[int, ...]:
-        bias = none_if_empty(self._llama.bias)
+        bias = self._llama.bias
+        if isinstance(bias, BiasFile):
+            bias = none_if_empty(bias)
         # no token is negative
         return (-1 if bias is None else -2 - int(bias.key[:12], 16), *key)
 
@@ -205,8 +368,8 @@ class _CacheBySteering(BaseLlamaCache):
         self.inner[self._key(key)] = value
 
 
-def _load(bias: Bias | None) -> BiasFile | None:
-    return bias if bias is None or isinstance(bias, BiasFile) else read_bias(bias)
+def _load(bias: Bias | None) -> AnyBias | None:
+    return bias if bias is None or isinstance(bias, BiasFile | BiasPlan) else read_bias(bias)
 
 
 _built_lock = threading.Lock()

@@ -63,8 +63,8 @@ def token_bytes(vocab: Any, token: int, special: bool) -> bytes:
         size = -n
 
 
-def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
+def common_prefix(one: Sequence[object], other: Sequence[object]) -> int:
+    """How many tokens, or other values, both begin with."""
     n = min(len(one), len(other))
     if one[:n] == other[:n]:  # the usual case, and far quicker than token by token
         return n

@@ -154,7 +154,7 @@ def shuffled_control(pairs: Pairs, top_n: int = TOP_N, draws: int = DRAWS, seed:
         sizes = np.sort(np.abs(rd[layers]), axis=None)[::-1]
         maxima.append(sizes[0])
         sums.append(sizes[:top_n].sum())
-    return _control(np.asarray(maxima)), _control(np.asarray(sums))
+    return control_of(np.asarray(maxima)), control_of(np.asarray(sums))
 
 
 def annotate(
@@ -262,7 +262,7 @@ def pearson(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
 
 def spearman(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
     """Spearman's rank correlation of all values, ties at their mean rank; 0 when one side is constant."""
-    return pearson(_mean_ranks(x), _mean_ranks(y))
+    return pearson(mean_ranks(x), mean_ranks(y))
 
 
 def overlap(x: FloatArray, y: FloatArray, n: int) -> float:
@@ -343,16 +343,17 @@ def _rd(sums: FloatArray, tokens: npt.NDArray[Any]) -> FloatArray:
     return np.asarray(rates[0] - rates[1])
 
 
-def _control(values: FloatArray) -> Control:
-    """Control of the first value, the map's own, among the others, the shuffled maps'."""
+def control_of(values: FloatArray) -> Control:
+    """Control of the first value, that of the pairs as they are, among the others, those of shuffled pairs."""
     value, shuffled = float(values[0]), values[1:]
-    # maps that equal it up to rounding count as at least as large
+    # those that equal it up to rounding count as at least as large
     as_large = int((shuffled >= value - 1e-12).sum())
     median, q95 = np.quantile(shuffled, [0.5, 0.95]).tolist()
     return Control(value=value, median=median, q95=q95, p=(1 + as_large) / (1 + len(shuffled)))
 
 
-def _mean_ranks(values: npt.ArrayLike) -> FloatArray:
+def mean_ranks(values: npt.ArrayLike) -> FloatArray:
+    """Ranks from 1 of all values, ties at their mean rank."""
     _, inverse, counts = np.unique(np.asarray(values).ravel(), return_inverse=True, return_counts=True)
     return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse.ravel()], dtype=np.float64)
 

@@ -25,7 +25,7 @@ def map_path(name: str | os.PathLike[str]) -> Path:
     """
     text = os.path.expanduser(name)
     path = Path(text)
-    if path.exists():
+    if os.path.exists(path):  # false for a name that no system can have
         return path
     shipped = shipped_maps()
     if found := shipped.get(text.removeprefix("tiny/")):

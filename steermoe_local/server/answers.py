@@ -6,7 +6,7 @@ import codecs
 import json
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +17,7 @@ from ..generation.reply import Reply
 from ..llama.reasoning import Part
 from ..llama.reasoning_styles import ReasoningStyle
 from .grammar import ForcedCall
+from .steered_text import SteeredText
 from .tool_calls import CallSplitter, OfferedTools
 from .tool_readers import Call
 
@@ -37,11 +38,20 @@ class Entry:
 
 @dataclass
 class Chunk:
-    """The part of an answer that one event added. `arguments` are those of a forced call, which has no other text."""
+    """The part of an answer that one event added. `arguments` are those of a forced call, which has no other text.
+
+    `rules` are those of the parts, which are cut where the rule changes; empty where nobody asked for them.
+    """
 
     parts: list[Part]
     entries: list[Entry]
     arguments: str = ""
+    rules: Sequence[int | None] = ()
+
+    @property
+    def pieces(self) -> list[tuple[Part, int | None]]:
+        """The parts with their rules."""
+        return list(zip(self.parts, self.rules or [None] * len(self.parts), strict=True))
 
     @property
     def text(self) -> str:
@@ -70,9 +80,11 @@ class Answer(Reply):
         style: ReasoningStyle | None = None,
         call: ForcedCall | None = None,
         tools: OfferedTools | None = None,
+        with_rules: bool = False,
     ) -> None:
         """`token_bytes` gives a token's bytes as they are in the text; `tools` are those that may be called."""
         super().__init__(style)
+        self.steered = SteeredText() if with_rules else None
         self.call = call
         self._call_splitter = None if tools is None else CallSplitter(tools)
         self.entries: list[Entry] = []
@@ -87,27 +99,44 @@ class Answer(Reply):
         return [] if self._call_splitter is None else self._call_splitter.calls
 
     def _keep(self, parts: list[Part]) -> list[Part]:
+        if self.steered is not None:
+            self.steered.split(self._splitter.stretches)
         return super()._keep(parts if self._call_splitter is None else self._call_splitter.feed(parts))
 
     def flush(self) -> list[Part]:
         """Take what was held back because a marker or a call might come: nothing follows."""
         parts = super().flush()
-        return parts if self._call_splitter is None else parts + super()._keep(self._call_splitter.finish())
+        if self._call_splitter is None:
+            return parts
+        held = self._call_splitter.held
+        rest = self._call_splitter.finish()
+        if self.steered is not None and rest:
+            # text beside calls; what is left of several places has the rules of the first
+            self.steered.skip("answer", max(0, held.find(rest[0].text)))
+        return parts + super()._keep(rest)
 
     def take(self, event: TokenEvent | FinishEvent) -> Chunk:
         """Add an event; returns what became certain by it."""
+        n_characters = 0
+        if isinstance(event, TokenEvent) and event.token >= 0 and (self._with_tokens or self.steered is not None):
+            n_characters = len(self._decoder.decode(self._token_bytes(event.token)))
+            if self.steered is not None:
+                self.steered.drew(event.rule, n_characters)
         parts = self.add(event)
-        entries = self._certain_entries(event)
+        entries = self._certain_entries(event, n_characters)
         self.entries += entries
+        if self.call is None and self.steered is not None:
+            marked = self.steered.cut(parts)
+            return Chunk([part for part, _ in marked], entries, rules=[rule for _, rule in marked])
         if self.call is None:
             return Chunk(parts, entries)
         arguments = "".join(text for kind, text in parts if kind == "answer")
         return Chunk([], entries, arguments if self.call.name is not None else "")
 
-    def _certain_entries(self, event: TokenEvent | FinishEvent) -> list[Entry]:
+    def _certain_entries(self, event: TokenEvent | FinishEvent, n_characters: int) -> list[Entry]:
         if self._with_tokens and isinstance(event, TokenEvent) and event.token >= 0:
             self._waiting.append(Entry(event.token, event.logprob, event.top, self._n_read))
-            self._n_read += len(self._decoder.decode(self._token_bytes(event.token)))
+            self._n_read += n_characters
         everything = self.finish is not None and self.finish.stop is None
         found = []
         while self._waiting and (everything or self._waiting[0].offset < len(self.raw)):

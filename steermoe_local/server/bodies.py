@@ -1,7 +1,7 @@
 """Answers in OpenAI's JSON, whole and as chunks of a stream, in the form of llama_cpp.llama_types.
 
 Fields beyond OpenAI's: `steering` (what was applied), `routing` (the experts that were selected), `timings`, and `seed`
-of each choice.
+of each choice. `sglext` is SGLang's (routed_experts.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .._util.files import tool_name
 from ..generation.engine import FinishEvent
 from .answers import Entry
 from .prompting import decode_token
-from .registry import Applied
+from .registered import Applied
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,11 +66,15 @@ def usage(prompts: Sequence[Sequence[FinishEvent]]) -> dict[str, Any]:
     }
 
 
-def steering_info(applied: Applied, n_cached: int | None = None) -> dict[str, Any] | None:
-    """The steering field: what was applied, None for nothing; `n_cached` prompt tokens were in memory under it."""
+def steering_info(applied: Applied, finish: FinishEvent | None = None) -> dict[str, Any] | None:
+    """The steering field: what was applied, None for nothing.
+
+    With the end of an answer: `n_cached` prompt tokens were in memory, and `n_steered` tokens of it were steered.
+    """
     if applied.info is None:
         return None
-    return dict(applied.info) | ({} if n_cached is None else {"n_cached": n_cached})
+    counts = {} if finish is None else {"n_cached": finish.n_cached, "n_steered": finish.n_steered}
+    return dict(applied.info) | counts
 
 
 def timings(finish: FinishEvent) -> dict[str, Any]:

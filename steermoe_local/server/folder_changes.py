@@ -24,7 +24,7 @@ from .._util.files import parse_json, read_bytes, replacing
 from .._util.writing import require_no_link
 
 _JOURNAL = re.compile(r"\.(.+)\.changing")
-_STAGED = re.compile(r"\.(.+\.(?:json|gguf))\.[0-9a-f]{12}\.(?:new|old)")
+_STAGED = re.compile(r"\.(.+\.(?:json|gguf|toml))\.[0-9a-f]{12}\.(?:new|old)")
 _TEMPORARY = re.compile(r"\.\..+\.(?:[0-9a-f]{12}\.new|changing)\.[0-9a-f]{12}\.tmp")
 _FORMAT = "steermoe-folder-change"
 _MAX_JOURNAL = 64 << 10

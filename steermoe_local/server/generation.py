@@ -19,6 +19,7 @@ from .answers import Answer, Chunk
 from .api_errors import ApiError, as_api_error, status_of
 from .bodies import Head, steering_info, timings, usage
 from .prompting import Prompter
+from .routed_experts import Then, sglext
 from .schemas import Generation
 from .service import Asked, Service
 from .streaming import DONE, Answers, ClientGone, EventStream, Frame, sse
@@ -43,7 +44,8 @@ class GenerationCall(ABC):
         self.finishes: dict[int, FinishEvent] = {}
         self.head = Head(self.prefix, self.kinds[bool(request.stream)], asked.model)
         self._has_events = False
-        self._frames: dict[tuple[int, Kind], Frame | None] = {}  # by answer and kind of text; None: it is not sent yet
+        # by answer, kind of text and rule; None: it is not sent yet
+        self._frames: dict[tuple[int, Kind, int | None], Frame | None] = {}
 
     #
     # of the subclass
@@ -69,15 +71,22 @@ class GenerationCall(ABC):
     def texts(self) -> tuple[Any, Any]:
         """(prompt, answers) for the log."""
 
+    def offset(self, index: int) -> int:
+        """Where an answer begins in the text of its choice, in characters."""
+        return 0
+
     def take(self, index: int, event: TokenEvent | FinishEvent) -> Chunk:
         """Add an event to an answer; returns what it adds."""
         if isinstance(event, FinishEvent):
             self.finishes[index] = event
         return self.answers[index].take(event)
 
-    def chunk_choice(self, index: int, content: dict[str, Any], logprobs: Any = None) -> dict[str, Any]:
-        """The choice of a chunk that does not end its answer."""
-        return {"index": index, **content, "logprobs": logprobs, "finish_reason": None}
+    def chunk_choice(
+        self, index: int, content: dict[str, Any], logprobs: Any = None, rule: int | None = None
+    ) -> dict[str, Any]:
+        """The choice of a chunk that does not end its answer; `rule` steered its text."""
+        choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": None}
+        return choice | {"rule": rule} if self.request.stream and self.request.return_steered else choice
 
     #
     # answering
@@ -85,9 +94,20 @@ class GenerationCall(ABC):
 
     async def respond(self, request: Request) -> Response:
         """Ask the engine, and answer."""
+        requests = self.engine_requests()
+        if not self.request.return_routed_experts:
+            return await self._respond(request, requests)
+        give_back = self.service.traces.reserve(requests, self.service.worker.require_ready())
+        try:
+            return Then(await self._respond(request, requests), give_back)
+        except BaseException:
+            give_back()
+            raise
+
+    async def _respond(self, request: Request, requests: list[EngineRequest]) -> Response:
         client = request.client.host if request.client else ""
         deadline = self.asked.began + self.service.settings.timeout
-        ticket = Ticket(client, self.engine_requests(), deadline, streamed=bool(self.request.stream))
+        ticket = Ticket(client, requests, deadline, streamed=bool(self.request.stream))
         try:
             answers = Answers(self.service.worker, ticket, request)
         except ApiError as error:
@@ -161,18 +181,31 @@ class GenerationCall(ABC):
         return usage([ordered[start : start + n] for start in range(0, len(ordered), n)])
 
     def _body(self) -> dict[str, Any]:
-        choices = [self.choice(index) for index in range(len(self.answers))]
-        if self.request.return_tokens:
-            for choice, answer in zip(choices, self.answers, strict=True):
-                choice["tokens"] = answer.tokens
+        choices = [self.choice(index) | self._further(index) for index in range(len(self.answers))]
         if self.request.routing and len(choices) > 1:
             for index, choice in enumerate(choices):
                 choice["routing"] = _routing(self.finishes[index])
-        return self.head.body(choices, usage=self._usage, **self._facts(self.finishes[0]))
+        finish = self.finishes[0]
+        return self.head.body(choices, usage=self._usage, **self._facts(finish), **self.sglext(finish))
+
+    def _further(self, index: int) -> dict[str, Any]:
+        """Fields of a finished answer that only requests for them get."""
+        answer = self.answers[index]
+        fields: dict[str, Any] = {"tokens": answer.tokens} if self.request.return_tokens else {}
+        if answer.steered is not None:
+            fields |= answer.steered.fields(self.offset(index))
+            if self.request.return_tokens:
+                fields["token_rules"] = answer.steered.token_rules
+        # as `routing`: beside the choices is that of the first
+        return fields | (self.sglext(self.finishes[index]) if len(self.answers) > 1 else {})
+
+    def sglext(self, finish: FinishEvent) -> dict[str, Any]:
+        """SGLang's field with the experts of an answer's tokens, if they are asked for."""
+        return sglext(finish, self.request.routed_experts_start_len) if self.request.return_routed_experts else {}
 
     def _facts(self, finish: FinishEvent) -> dict[str, Any]:
         """The fields beside the choices at the end."""
-        facts: dict[str, Any] = {"steering": steering_info(self.asked.applied, finish.n_cached)}
+        facts: dict[str, Any] = {"steering": steering_info(self.asked.applied, finish)}
         if self.request.routing:
             facts["routing"] = _routing(finish)
         return facts | {"timings": timings(finish)}
@@ -207,7 +240,10 @@ class GenerationCall(ABC):
 
     def end(self) -> bytes:
         """The events at the end of a stream."""
-        data = sse(self._chunk([], usage=self._usage)) if self._includes_usage else b""
+        further = self.sglext(self.finishes[0])
+        data = sse(self._chunk([], **further)) if further else b""
+        if self._includes_usage:
+            data += sse(self._chunk([], usage=self._usage))
         self._end()
         return data + DONE
 
@@ -220,16 +256,16 @@ class GenerationCall(ABC):
         if isinstance(event, FinishEvent):
             last = self.chunk_choice(index, self.nothing)
             last |= {"finish_reason": self.answers[index].reason, "seed": event.seed}
-            if self.request.return_tokens:
-                last["tokens"] = self.answers[index].tokens
+            last |= self._further(index)
             return self._chunks_of(index, added, event) + sse(self._chunk([last], **self._facts(event)))
         if added.entries or added.arguments or len(added.parts) != 1:
             return self._chunks_of(index, added)
         [(kind, text)] = added.parts  # most tokens are text and nothing else
-        if (index, kind) not in self._frames:
-            event_of = self._chunks_of(index, Chunk([Part(kind, Frame.PLACEHOLDER)], []))
-            self._frames[index, kind] = Frame(event_of) if event_of else None
-        frame = self._frames[index, kind]
+        key = (index, kind, added.rules[0] if added.rules else None)
+        if key not in self._frames:
+            event_of = self._chunks_of(index, Chunk([Part(kind, Frame.PLACEHOLDER)], [], rules=added.rules))
+            self._frames[key] = Frame(event_of) if event_of else None
+        frame = self._frames[key]
         return b"" if frame is None else frame.of(text)
 
     def _chunks_of(self, index: int, added: Chunk, finish: FinishEvent | None = None) -> bytes:

@@ -1,9 +1,11 @@
-"""The folder of maps: NAME.json (a map), NAME.gguf (a bias file), NAME.choice.json (numbers for a map).
+"""The folder of maps: NAME.json (a map), NAME.gguf (a bias file), NAME.choice.json (numbers for a map), and plans.
 
 A choice is the JSON object of a request's `steering` field; without `map` it belongs to the map of its own name:
 
     faithful.json, faithful.choice.json: {"activate": 10, "deactivate": 50}
     words.choice.json: {"map": "digits-words", "activate": 2, "deactivate": 2, "reverse": true}
+
+NAME.plan.json and NAME.plan.toml hold the rules of a plan (steering/plan_file.py), which name maps and bias files.
 """
 
 from __future__ import annotations
@@ -26,19 +28,28 @@ from .._util.locks import OutputLock
 from ..errors import BusyError, FormatError, StorageError, UsageError
 from ..maps.expert_map import ExpertMap
 from ..steering.bias_file import BiasFile, read_bias, write_bias
-from ..steering.steering import Steering
+from ..steering.plan import AnySteering, SteeringPlan
+from ..steering.plan_file import SUFFIXES as PLAN_SUFFIXES
 from .api_errors import ApiError, storage_error
+from .choices import whole_choice
 from .folder_changes import change_together, old_view, undo_unfinished
+from .plans import sources
 from .schemas import NAME_PATTERN, SteeringChoice
 
 T = TypeVar("T")
-Kind = Literal["map", "bias", "choice"]
+Kind = Literal["map", "bias", "choice", "plan", "plan in toml"]
 
-_SUFFIXES: dict[Kind, str] = {"choice": ".choice.json", "map": ".json", "bias": ".gguf"}
+_SUFFIXES: dict[Kind, str] = {
+    "choice": ".choice.json",
+    "plan": PLAN_SUFFIXES[0],
+    "plan in toml": PLAN_SUFFIXES[1],
+    "map": ".json",
+    "bias": ".gguf",
+}
+_ENDINGS = (".choice", ".plan")  # of names whose map would have the file of something else
 _MAX_CHOICE = 64 << 10
 # Names that Windows takes for devices, whatever their suffix.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
-_CHOICE_FIELDS = ("activate", "deactivate", "reverse", "layers", "scale")
 
 
 class KeptChoice(SteeringChoice):
@@ -172,18 +183,19 @@ class MapsFolder:
         except ValueError as error:
             raise FormatError(f"{path}: not a choice of experts: not JSON ({error})") from None
 
-    def write(self, name: str, steering: Steering, of_map: str | None) -> None:
+    def write(self, name: str, steering: AnySteering, of_map: str | None) -> None:
         """Write a steering as NAME.* in place of what the name had; `of_map` is the map whose numbers it changes.
 
         After any error the folder is as it was. Raises ApiError: for a file that this server may not replace, and when
         the disk is full or fails.
         """
-        if _DEVICES.fullmatch(name) or name.endswith(".choice"):
+        if _DEVICES.fullmatch(name) or name.endswith(_ENDINGS):
             raise ApiError(400, f"name: {name!r} is no name for a file; choose another", param="name")
-        fields = ("preset", "layers", "scale") if steering.preset else _CHOICE_FIELDS
-        choice = {field: getattr(steering, field) for field in fields if getattr(steering, field)} | steering.further
         wanted: dict[Path, Any] = {}
-        if of_map is not None:
+        choice = {} if isinstance(steering, SteeringPlan) else whole_choice(steering)
+        if isinstance(steering, SteeringPlan):
+            wanted[self._file(name, "plan")] = steering.to_json() | {"made_of": sources(steering)}
+        elif of_map is not None:
             # Until it is read again the name of the map may be given to another one, or to other numbers.
             digest = {} if steering.expert_map is None else {"map_sha256": steering.expert_map.sha256}
             wanted[self._file(name, "choice")] = {"map": of_map} | digest | choice

@@ -1,4 +1,4 @@
-"""The steerings that requests can name: maps, bias files and choices, checked against the model that is served."""
+"""The steerings that requests can name: maps, bias files, choices and plans, checked against the served model."""
 
 from __future__ import annotations
 
@@ -6,80 +6,37 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
 from ..errors import ModelMismatchError, SteerMoEError, UsageError
 from ..identity import ModelIdentity
 from ..llama.steered_llama import native_bias
-from ..maps.ranks import ranks_of
 from ..models.shipped_maps import recommended_numbers, shipped_maps
-from ..steering.bias_file import BiasFile
-from ..steering.rules import json_cap
+from ..steering.bias_plan import AnyBias
+from ..steering.plan import AnySteering, SteeringPlan
+from ..steering.plan_file import SUFFIXES as PLAN_SUFFIXES
+from ..steering.plan_file import read_plan_file
 from ..steering.steering import Steering
 from .api_errors import ApiError, request_error
-from .maps_folder import KeptChoice, MapsFolder, bias_from_base64, map_from_json, name_of_file
-from .schemas import RegisterRequest, SteeringChoice
+from .choices import has_choice, with_choice
+from .maps_folder import KeptChoice, Kind, MapsFolder, bias_from_base64, map_from_json, name_of_file
+from .plans import open_plan, refusing
+from .registered import NONE, Applied, Registered, Source, applied, biases_of, has_numbers, n_bytes
+from .schemas import GivenPlan, RegisterRequest, SteeringChoice, Wanted
+from .schemas_plans import is_name
 
 log = logging.getLogger("steermoe.server")
 
-NONE = "none"
-"""The name that stands for no steering."""
+UNNAMED_PLAN = "unnamed:plan"
+"""The label of plans that come with a request; no registered name has a colon."""
 
-NUMBERS = ("activate", "deactivate", "reverse", "layers")
-"""The fields of a choice that say which experts."""
-
-Source = Literal["ships", "folder", "command line", "request"]
-
-_RULE = ("scale", "weights", "cap")
 _MAX_NAMES = 256
 _MAX_BYTES = 256 << 20  # of all tables that came with requests
-_CACHED = 128  # biases that are kept ready
-
-
-@dataclass(frozen=True)
-class Applied:
-    """What steers an answer. `label` is its name in the metrics, `info` what the answer says about it."""
-
-    label: str
-    bias: BiasFile | None = None
-    info: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Registered:
-    """A name and the steering that it stands for."""
-
-    name: str
-    steering: Steering
-    source: Source
-
-    @property
-    def is_map(self) -> bool:
-        """Whether requests can change the numbers of experts."""
-        return self.steering.expert_map is not None
-
-    @property
-    def has_numbers(self) -> bool:
-        """Whether a request needs to give nothing but the name."""
-        return not self.is_map or bool(self.steering.activate or self.steering.deactivate)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The entry in GET /v1/steering."""
-        steering, expert_map = self.steering, self.steering.expert_map
-        facts: dict[str, Any] = {"name": self.name, "object": "steering", "kind": "map" if expert_map else "bias"}
-        facts |= {"source": self.source, "usable_by_name": self.has_numbers, "mode": steering.mode}
-        if expert_map is None:
-            assert steering.bias is not None
-            return facts | {"n_active": steering.bias.n_active, "n_inactive": steering.bias.n_inactive}
-        facts |= {name: getattr(steering, name) for name in (*NUMBERS, "scale", "preset", "rank", "weights")}
-        facts |= {"cap": json_cap(steering.cap), "ranks": list(ranks_of(expert_map))}
-        facts["presets"] = {p.name: {"activate": p.n_activate, "deactivate": p.n_deactivate} for p in steering.presets}
-        facts |= {name: getattr(expert_map, name) for name in ("behaviour", "positive", "negative")}
-        return facts | {"side": steering.side, "map_sha256": expert_map.sha256, "n_pairs": expert_map.n_pairs or None}
+_CACHED = 128  # biases that are kept ready, those of plans included
 
 
 class SteeringRegistry:
@@ -96,7 +53,8 @@ class SteeringRegistry:
         self._lock = threading.RLock()
         self._entries: dict[str, Registered] = {}
         # By the content of map or bias and the choice. A name or an object can be given to something else, content not.
-        self._built: OrderedDict[tuple[Any, ...], BiasFile | None] = OrderedDict()
+        self._built: OrderedDict[tuple[Any, ...], AnyBias | None] = OrderedDict()
+        self._n_built = 0  # biases in it
         self._identity: ModelIdentity | None = None
         self.default: str | None = None
 
@@ -135,18 +93,19 @@ class SteeringRegistry:
 
     def _open_folder(self, folder: MapsFolder) -> list[str]:
         warnings: list[str] = []
-        choices: list[tuple[str, Path]] = []
+        later: dict[Kind, list[tuple[str, Path]]] = {"choice": [], "plan": [], "plan in toml": []}
         for name, path, kind in folder.files():
             try:
-                if kind == "choice":
-                    choices.append((name, path))
+                if kind in later:
+                    later[kind].append((name, path))
                     continue
                 steering = Steering.open(map_file=path) if kind == "map" else Steering.open(bias=path)
                 warnings += self._put(name, steering, "folder")
                 folder.take(path)
             except SteerMoEError as error:
                 warnings.append(f"left out: {error}")
-        return warnings + self._open_choices(folder, choices)  # last: they refer to the others, and to one another
+        warnings += self._open_choices(folder, later["choice"])  # they refer to the others, and to one another
+        return warnings + self._open_plans(folder, later["plan"] + later["plan in toml"])
 
     def _open_choices(self, folder: MapsFolder, choices: list[tuple[str, Path]]) -> list[str]:
         warnings: list[str] = []
@@ -168,17 +127,48 @@ class SteeringRegistry:
             choices = waiting
         return warnings
 
+    def _open_plans(self, folder: MapsFolder, plans: list[tuple[str, Path]]) -> list[str]:
+        warnings: list[str] = []
+        for name, path in plans:
+            try:
+                warnings += self._put(name, self._plan_of_file(name, path), "folder")
+                folder.take(path)
+            except SteerMoEError as error:
+                warnings.append(f"left out: {error}")
+        return warnings
+
+    def _plan_of_file(self, name: str, path: Path) -> SteeringPlan:
+        """The plan of a file, whose rules name what is registered. Raises FormatError, UsageError."""
+        read = read_plan_file(path)
+        try:
+            return open_plan(read.rules, self._steerings(), name, made_of=read.made_of or None, path=path)
+        except SteerMoEError as error:
+            error.args = (f"{path}: {error}", *error.args[1:])
+            raise
+
     def add_file(self, path: Path, activate: int = 0, deactivate: int = 0) -> tuple[str, list[str]]:
-        """Register a file of the command line; returns its name and warnings.
+        """Register a file of the command line; returns its name and warnings. The rules of a plan name registered ones.
 
         Raises FormatError, ModelMismatchError, UsageError.
         """
-        if path.suffix == ".gguf":
+        name = name_of_file(path)
+        steering: AnySteering
+        if path.name.endswith(PLAN_SUFFIXES):
+            steering = self._plan_of_file(name, path)
+        elif path.suffix == ".gguf":
             steering = Steering.open(bias=path)
         else:
             steering = Steering.open(map_file=path, activate=activate, deactivate=deactivate)
-        name = name_of_file(path)
         return name, self._put(name, steering, "command line", replace=True)
+
+    def add_plan(self, plan: SteeringPlan) -> list[str]:
+        """Register a plan of the command line under its name, which it takes from what has it; returns warnings.
+
+        Raises ModelMismatchError, UsageError.
+        """
+        if not is_name(plan.name):
+            raise UsageError(f"{plan.name!r}: not a name for requests; take letters, digits, '.', '_' and '-'")
+        return self._put(plan.name, plan, "command line", replace=True)
 
     def choose(self, name: str, fields: Mapping[str, Any]) -> None:
         """Change the choice of a name from now on, as the command line asks: `fields` of SteeringChoice.
@@ -200,17 +190,26 @@ class SteeringRegistry:
         """
         if request.name == NONE:
             raise ApiError(400, f"name: {NONE!r} stands for no steering; choose another", param="name")
+        steering: AnySteering
         if isinstance(request.map, str):
             steering = _chosen(self.entry(request.map), request)
         elif request.map is not None:
             steering = Steering(request.name, expert_map=map_from_json(request.map, request.name))
-            steering = _with_numbers(steering, request)
+            steering = with_choice(steering, request)
+        elif has_choice(request):
+            raise UsageError(
+                "the rules of a plan have numbers of their own; leave out those beside them"
+                if request.rules is not None
+                else "a bias file's choice of experts is made; leave out the numbers, or give the map"
+            )
+        elif request.rules is not None:
+            with refusing("rules"):
+                steering = open_plan(request.rules.rules, self._steerings(), request.name)
         else:
-            if _has_choice(request):
-                raise UsageError("a bias file's choice of experts is made; leave out the numbers, or give the map")
             steering = Steering(request.name, bias=bias_from_base64(request.bias or "", request.name))
         entry = Registered(request.name, steering, "request")
-        bias = steering.build(self._identity) if entry.has_numbers else None  # impossible numbers are refused now
+        with refusing("rules") if entry.kind == "plan" else nullcontext():
+            bias = steering.build(self._identity) if entry.has_numbers else None  # impossible numbers are refused now
         with self._lock:
             self._require_free(request.name, request.replace)
             self._require_room(request.name, steering)
@@ -241,7 +240,7 @@ class SteeringRegistry:
                 self._folder.remove(name)
             del self._entries[name]
 
-    def _put(self, name: str, steering: Steering, source: Source, replace: bool = False) -> list[str]:
+    def _put(self, name: str, steering: AnySteering, source: Source, replace: bool = False) -> list[str]:
         with self._lock:
             if name == NONE or (name in self._entries and not replace and self._entries[name].source != "ships"):
                 raise UsageError(f"{steering.path or name}: the name {name!r} is taken; rename the file")
@@ -250,7 +249,7 @@ class SteeringRegistry:
             self._entries[name] = Registered(name, steering, source)
             return warnings
 
-    def _check(self, steering: Steering) -> list[str]:
+    def _check(self, steering: AnySteering) -> list[str]:
         if self._identity is None:
             raise ModelMismatchError(f"{steering.name}: the model has no experts, so nothing can steer it")
         return steering.check(self._identity, "the served model", self._force)
@@ -272,7 +271,7 @@ class SteeringRegistry:
         in_folder = entry.source == "folder" and self._folder is not None and self._folder.holds(entry.name)
         return entry.source == "request" or in_folder
 
-    def _require_room(self, name: str, steering: Steering) -> None:
+    def _require_room(self, name: str, steering: AnySteering) -> None:
         others = [entry for entry in self._entries.values() if entry.source == "request" and entry.name != name]
         if sum(n_bytes(entry.steering) for entry in others) + n_bytes(steering) > _MAX_BYTES:
             raise ApiError(
@@ -299,11 +298,16 @@ class SteeringRegistry:
             )
         return found
 
-    def chosen(self, wanted: str | SteeringChoice) -> Steering:
-        """The steering of a name, or of a name with other numbers. Raises ApiError, UsageError."""
+    def _steerings(self) -> dict[str, AnySteering]:
+        """What the names stand for now, all at one time."""
+        with self._lock:
+            return {name: entry.steering for name, entry in self._entries.items()}
+
+    def chosen(self, wanted: Wanted) -> AnySteering:
+        """The steering of a name, of a name with other numbers, or of rules. Raises ApiError, UsageError."""
         return self._lookup(wanted)[1]
 
-    def resolve(self, wanted: str | SteeringChoice | None) -> Applied:
+    def resolve(self, wanted: Wanted | None) -> Applied:
         """The bias of a request's `steering`, built if it was not yet. Raises ApiError, UsageError, ChoiceError.
 
         Building takes milliseconds or more: use `ready` first on the event loop.
@@ -311,26 +315,33 @@ class SteeringRegistry:
         named = self._named(wanted)
         if named is None:
             return Applied(NONE)
-        entry, steering = named
+        label, steering = named
         kept = self._kept(steering)
-        bias = self._keep(steering, steering.build(self._identity)) if kept is None else kept[0]
-        return self._applied(wanted, entry, steering, bias)
+        if kept is not None:
+            return applied(label, steering, kept[0])
+        with refusing("steering") if isinstance(steering, SteeringPlan) else nullcontext():
+            built = steering.build(self._identity)
+        bias = self._keep(steering, built)
+        return applied(label, steering, bias)
 
-    def ready(self, wanted: str | SteeringChoice | None) -> Applied | None:
+    def ready(self, wanted: Wanted | None) -> Applied | None:
         """The same if the bias is built already, else None. Raises ApiError, UsageError."""
         named = self._named(wanted)
         if named is None:
             return Applied(NONE)
         kept = self._kept(named[1])
-        return None if kept is None else self._applied(wanted, *named, kept[0])
+        return None if kept is None else applied(*named, kept[0])
 
-    def _named(self, wanted: str | SteeringChoice | None) -> tuple[Registered, Steering] | None:
-        """What a request names, None for no steering. Each call looks up anew: a name may change hands in between."""
+    def _named(self, wanted: Wanted | None) -> tuple[str, AnySteering] | None:
+        """(label, what steers) of a request, None for no steering.
+
+        Each call looks up anew: a name may change hands in between.
+        """
         if wanted is None or wanted == NONE:
             return None
-        entry, steering = self._lookup(wanted)
-        if entry.is_map and not (steering.activate or steering.deactivate):
-            name = entry.name
+        label, steering = self._lookup(wanted)
+        if not has_numbers(steering):
+            name = label.partition(":")[0]
             raise ApiError(
                 400,
                 f"steering {name!r}: the map has no numbers of experts; send "
@@ -338,9 +349,9 @@ class SteeringRegistry:
                 param="steering",
                 code="no_numbers",
             )
-        return entry, steering
+        return label, steering
 
-    def _kept(self, steering: Steering) -> tuple[BiasFile | None] | None:
+    def _kept(self, steering: AnySteering) -> tuple[AnyBias | None] | None:
         """The bias that is kept ready, if one is."""
         content = steering.content
         with self._lock:
@@ -349,59 +360,38 @@ class SteeringRegistry:
             self._built.move_to_end(content)
             return (self._built[content],)
 
-    def _lookup(self, wanted: str | SteeringChoice) -> tuple[Registered, Steering]:
+    def _lookup(self, wanted: Wanted) -> tuple[str, AnySteering]:
+        """(label in the metrics, what steers)."""
         if isinstance(wanted, str):
-            entry = self.entry(wanted)
-            return entry, entry.steering
-        entry = self.entry(wanted.map)
-        return entry, _chosen(entry, wanted)
+            return wanted, self.entry(wanted).steering
+        if isinstance(wanted, GivenPlan):
+            with refusing("steering"):
+                return UNNAMED_PLAN, open_plan(wanted.rules, self._steerings(), "plan")
+        return f"{wanted.map}:changed", _chosen(self.entry(wanted.map), wanted)
 
-    def _keep(self, steering: Steering, bias: BiasFile | None) -> BiasFile | None:
-        """Keep a bias ready, with the native bias that the engine attaches: the engine's thread builds none."""
-        if bias is not None:
-            native_bias(bias)
+    def _keep(self, steering: AnySteering, bias: AnyBias | None) -> AnyBias | None:
+        """Keep a bias ready, with the native biases that the engine attaches: the engine's thread builds none."""
+        for one in biases_of(bias):
+            native_bias(one)
+        content = steering.content
         with self._lock:
-            self._built[steering.content] = bias
-            while len(self._built) > _CACHED:
-                self._built.popitem(last=False)
+            self._n_built -= len(biases_of(self._built.pop(content, None)))
+            self._built[content] = bias
+            self._n_built += len(biases_of(bias))
+            while len(self._built) > 1 and max(len(self._built), self._n_built) > _CACHED:
+                self._n_built -= len(biases_of(self._built.popitem(last=False)[1]))
         return bias
-
-    @staticmethod
-    def _applied(
-        wanted: str | SteeringChoice | None, entry: Registered, steering: Steering, bias: BiasFile | None
-    ) -> Applied:
-        if bias is None:
-            return Applied(NONE, None, {"name": entry.name, "n_active": 0, "n_inactive": 0})
-        info: dict[str, Any] = {"name": entry.name, "mode": bias.mode, "n_active": bias.n_active}
-        info |= {"n_inactive": bias.n_inactive, "bias_sha256": bias.key}
-        if steering.expert_map is not None:
-            info |= {"map_sha256": steering.expert_map.sha256, "side": steering.side}
-            info |= {field: getattr(steering, field) for field in (*NUMBERS, "scale", "rank", "weights")}
-            info["cap"] = json_cap(steering.cap)
-            if steering.preset is not None:
-                info["preset"] = steering.preset
-        return Applied(entry.name if isinstance(wanted, str) else f"{entry.name}:changed", bias, info)
-
-
-def n_bytes(steering: Steering) -> int:
-    """Size of a steering's tables."""
-    expert_map, bias = steering.expert_map, steering.bias
-    if expert_map is not None:
-        names = ("rd", "a1", "a2", "se", "logit", "weight")
-        tables = [table for name in names if (table := getattr(expert_map, name)) is not None]
-        effects = 0 if expert_map.effects is None else expert_map.effects.nbytes
-        return effects + sum(int(table.nbytes) for table in tables)
-    return 0 if bias is None else sum(row.nbytes for row in bias.values.values())
-
-
-def _has_choice(choice: SteeringChoice | RegisterRequest) -> bool:
-    return any(getattr(choice, name) is not None for name in (*NUMBERS, "mode", "preset", "rank", *_RULE))
 
 
 def _chosen(entry: Registered, choice: SteeringChoice | RegisterRequest) -> Steering:
-    if not _has_choice(choice):
-        return entry.steering
-    return _with_numbers(entry.steering, choice)
+    if isinstance(entry.steering, SteeringPlan):
+        raise ApiError(
+            400,
+            f"steering {entry.name!r}: a plan, whose rules have numbers of their own; send its name alone",
+            param="steering",
+            code="invalid_value",
+        )
+    return with_choice(entry.steering, choice)
 
 
 def _restored(entry: Registered, choice: KeptChoice) -> Steering:
@@ -409,14 +399,6 @@ def _restored(entry: Registered, choice: KeptChoice) -> Steering:
     if choice.map_sha256 is None:
         return _chosen(entry, choice)
     expert_map = entry.steering.expert_map
-    if expert_map is None or expert_map.sha256 != choice.map_sha256:
+    if not entry.is_map or expert_map is None or expert_map.sha256 != choice.map_sha256:
         raise UsageError(f"map: {choice.map!r} is not the map that it was made of; register it again")
-    return _with_numbers(Steering(entry.name, expert_map, path=entry.steering.path), choice)
-
-
-def _with_numbers(steering: Steering, choice: SteeringChoice | RegisterRequest) -> Steering:
-    names = (*NUMBERS, "preset", "rank", "mode", *_RULE)
-    steering, warnings = steering.with_choice({name: getattr(choice, name) for name in names})
-    for line in warnings:
-        log.warning("%s", line)
-    return steering
+    return with_choice(Steering(entry.name, expert_map, path=entry.steering.path), choice)

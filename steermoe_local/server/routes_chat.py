@@ -39,7 +39,8 @@ class ChatCall(GenerationCall):
         piece = functools.partial(prompter.piece, special=prompt.rendered.has_control_markers)
         style = None if request.reasoning_format == "none" else prompt.rendered.style
         answers = [
-            Answer(piece, bool(request.logprobs), style, prompt.call, prompt.tools) for _ in range(request.n or 1)
+            Answer(piece, bool(request.logprobs), style, prompt.call, prompt.tools, bool(request.return_steered))
+            for _ in range(request.n or 1)
         ]
         super().__init__(service, prompter, request, asked, answers)
         self.call_ids = [defaultdict[int, str](lambda: f"call_{secrets.token_hex(12)}") for _ in answers]
@@ -54,6 +55,7 @@ class ChatCall(GenerationCall):
             n_probs=request.top_logprobs or 0 if request.logprobs else None,
             special=prompt.rendered.has_control_markers,
             bias=self.asked.applied.bias,
+            style=prompt.rendered.style,
         )
         return self.service.engine_requests(request, first, [prompt.rendered.tokens])
 
@@ -80,23 +82,29 @@ class ChatCall(GenerationCall):
 
     def next_choices(self, index: int, added: Chunk, finish: FinishEvent | None) -> Iterator[dict[str, Any]]:
         answer = self.answers[index]
-        deltas: list[dict[str, Any]] = [
-            {"content" if kind == "answer" else "reasoning_content": text} for kind, text in added.parts
+        deltas: list[tuple[dict[str, Any], int | None]] = [
+            ({"content" if kind == "answer" else "reasoning_content": text}, rule)
+            for (kind, text), rule in added.pieces
         ]
+        calls: list[dict[str, Any]] = []
         if added.arguments:
-            deltas.append({"tool_calls": [{"index": 0, "function": {"arguments": added.arguments}}]})
+            calls.append({"index": 0, "function": {"arguments": added.arguments}})
         if finish is not None and answer.call is not None and answer.call.name is None:
-            deltas.append({"tool_calls": [{"index": 0, **self._tool_call(index)}]})
+            calls.append({"index": 0, **self._tool_call(index)})
         if finish is not None:
             for n, call in enumerate(answer.calls):
-                deltas.append({"tool_calls": [{"index": n, **self._call(index, n, call.name, "")}]})
-                deltas.append({"tool_calls": [{"index": n, "function": {"arguments": call.arguments}}]})
+                calls.append({"index": n, **self._call(index, n, call.name, "")})
+                calls.append({"index": n, "function": {"arguments": call.arguments}})
+        deltas += [({"tool_calls": [call]}, None) for call in calls]
         if added.entries and not deltas:
-            deltas.append({} if answer.call else {"content": ""})
+            deltas.append(({} if answer.call else {"content": ""}, None))
         entries = added.entries
-        for delta in deltas:
-            yield self.chunk_choice(index, {"delta": delta}, self._logprobs(entries))
+        for delta, rule in deltas:
+            yield self.chunk_choice(index, {"delta": delta}, self._logprobs(entries), rule)
             entries = []  # tokens go with the first part of their text
+
+    def offset(self, index: int) -> int:
+        return len(self._echoed)
 
     def texts(self) -> tuple[Any, Any]:
         return self.prompt.rendered.text, [answer.raw for answer in self.answers]

@@ -12,6 +12,7 @@ from fastapi.responses import Response
 
 from ..generation.engine import FinishEvent, TokenEvent
 from ..generation.engine import Request as EngineRequest
+from ..llama.reasoning import Part
 from .answers import Answer, Chunk, Entry
 from .bodies import completion_logprobs
 from .generation import GenerationCall
@@ -43,7 +44,7 @@ class _CompletionCall(GenerationCall):
         self.prompts = prompts
         self.prompt_of = [prompt for prompt in prompts for _ in range(request.n or 1)]  # by answer
         self._with_tokens = request.logprobs is not None
-        answers = [Answer(piece, self._with_tokens) for _ in self.prompt_of]
+        answers = [Answer(piece, self._with_tokens, with_rules=bool(request.return_steered)) for _ in self.prompt_of]
         super().__init__(service, prompter, request, asked, answers)
         # The prompt's tokens come with the end of an answer, but stand before it: nothing can be sent earlier.
         self._held = bool(request.echo) and self._with_tokens
@@ -72,8 +73,8 @@ class _CompletionCall(GenerationCall):
 
     def choice(self, index: int) -> dict[str, Any]:
         answer, finish = self.answers[index], self.finishes[index]
-        content = {"text": self._echoed(index) + answer.text}
-        choice = self.chunk_choice(index, content, self._logprobs(index, answer.entries, finish))
+        choice: dict[str, Any] = {"index": index, "text": self._echoed(index) + answer.text}
+        choice["logprobs"] = self._logprobs(index, answer.entries, finish)
         return choice | {"finish_reason": answer.reason, "seed": finish.seed}
 
     def first_choices(self) -> Iterator[dict[str, Any]]:
@@ -83,10 +84,19 @@ class _CompletionCall(GenerationCall):
     def next_choices(self, index: int, added: Chunk, finish: FinishEvent | None) -> Iterator[dict[str, Any]]:
         if self._held:
             if finish is not None:
-                whole = self.choice(index)
-                yield self.chunk_choice(index, {"text": whole["text"]}, whole["logprobs"])
-        elif (text := added.text) or added.entries:
-            yield self.chunk_choice(index, {"text": text}, self._logprobs(index, added.entries))
+                whole, steered = self.choice(index), self.answers[index].steered
+                text = whole["text"] if steered is None else self._echoed(index)
+                yield self.chunk_choice(index, {"text": text}, whole["logprobs"])
+                for text, rule in () if steered is None else steered.pieces(self.answers[index].text):
+                    yield self.chunk_choice(index, {"text": text}, None, rule)
+        elif added.parts or added.entries:
+            logprobs = self._logprobs(index, added.entries)
+            for (_, text), rule in added.pieces or [(Part("answer", ""), None)]:
+                yield self.chunk_choice(index, {"text": text}, logprobs, rule)
+                logprobs = self._logprobs(index, ())  # tokens go with the first part of their text
+
+    def offset(self, index: int) -> int:
+        return len(self._echoed(index))
 
     def texts(self) -> tuple[Any, Any]:
         return [prompt.text for prompt in self.prompts], [answer.text for answer in self.answers]

@@ -75,7 +75,8 @@ class _ResponseCall(ChatCall):
         super()._end()
         self._finished = self._whole()
         if self.wanted.store is not False:
-            self.store.keep(self._finished, self.items)
+            kept = {name: value for name, value in self._finished.items() if name != "sglext"}  # may be very long
+            self.store.keep(kept, self.items)
 
     #
     # what is sent
@@ -113,7 +114,10 @@ class _ResponseCall(ChatCall):
 
     def _whole(self) -> dict[str, Any]:
         finish = self.finishes[0]
-        facts = {"completed_at": int(time.time()), "usage": self._response_usage(finish), "seed": finish.seed}
+        facts: dict[str, Any] = {"completed_at": int(time.time()), "usage": self._response_usage(finish)}
+        facts |= {"seed": finish.seed} | self.sglext(finish)
+        if (steered := self.answers[0].steered) is not None:
+            facts |= steered.fields()
         if self.answers[0].reason == "length":
             cut = {"incomplete_details": {"reason": "max_output_tokens"}, "completed_at": None}
             return self._response("incomplete") | facts | cut | self._facts(finish)

@@ -12,8 +12,8 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 
 from ..maps.effects import Effects
+from ..steering.plan import AnySteering, SteeringPlan
 from ..steering.rules import json_cap
-from ..steering.steering import Steering
 from .api_errors import ApiError, request_error
 from .json_requests import Json, JsonRoute
 from .openapi import ERRORS
@@ -39,7 +39,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/steering", status_code=201, responses=ERRORS)
     async def register(body: Json[RegisterRequest]) -> JSONResponse:
-        """Register a map, a bias file or a choice under a name. It must have been made for the served model."""
+        """Register a map, a bias file, a choice or a plan under a name. It must fit the served model."""
         service.worker.require_ready()
         entry = await asyncio.to_thread(registry.register, body)
         return JSONResponse(entry.to_dict(), 201)
@@ -98,7 +98,9 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _table(steering: Steering, service: Service) -> dict[str, Any]:
+def _table(steering: AnySteering, service: Service) -> dict[str, Any]:
+    if isinstance(steering, SteeringPlan):
+        raise ApiError(400, f"{steering.name}: a plan, which has no table; ask for the maps that its rules name")
     identity = service.worker.require_ready().identity
     if identity is None:
         raise ApiError(400, "the model has no experts")

@@ -6,7 +6,7 @@ TypedDicts of llama_cpp.llama_types (bodies.py).
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -24,6 +24,7 @@ from .schemas_base import (
     Tokens,
     same,
 )
+from .schemas_plans import GivenPlan, OrPlan, Rules
 from .schemas_sampling import SamplingFields
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "CompletionRequest",
     "DetokenizeRequest",
     "Generation",
+    "GivenPlan",
     "Preset",
     "RegisterRequest",
     "Short",
@@ -80,6 +82,12 @@ class SteeringChoice(Body):
         return self
 
 
+if TYPE_CHECKING:
+    Wanted = str | SteeringChoice | GivenPlan
+else:  # the validator makes a GivenPlan of what is neither a name nor a choice
+    Wanted = Annotated[Name | SteeringChoice, *OrPlan]
+
+
 class StreamOptions(Body):
     """How to stream."""
 
@@ -96,12 +104,23 @@ class Generation(SamplingFields):
     model: Short | None = Field(
         None, description="MODEL:NAME chooses a steering by its name. A name without a colon is the served model."
     )
-    steering: Name | SteeringChoice | None = Field(
+    steering: Wanted | None = Field(
         None,
-        description="What steers this answer: a registered name, a choice, or null for nothing; the server's default "
-        "if it is left out.",
+        description="What steers this answer: a registered name, a choice, the rules of a plan, or null for nothing; "
+        "the server's default if it is left out.",
     )
     routing: bool = Field(False, description="Give the routing behind each answer, [layers][experts] selections.")
+    return_steered: bool | None = Field(
+        None, description="Say which characters of each answer were steered, by which rule of the plan."
+    )
+    return_routed_experts: bool | None = Field(
+        None,
+        description="Give the experts that each token of prompt and answer but the last selected, as SGLang does: "
+        "base64 of little-endian int32 [tokens][layers][experts used], in sglext.routed_experts.",
+    )
+    routed_experts_start_len: int | None = Field(
+        None, ge=0, le=MAX_TOKENS, description="The first of these tokens, at most the prompt's number of tokens."
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(
@@ -182,7 +201,7 @@ class DetokenizeRequest(Body):
 
 
 class RegisterRequest(Body):
-    """POST /v1/steering: give a choice, a map or a bias file a name."""
+    """POST /v1/steering: give a choice, a map, a bias file or a plan a name."""
 
     name: Name
     map: Name | dict[str, Any] | None = Field(
@@ -191,6 +210,7 @@ class RegisterRequest(Body):
     bias: Annotated[str, StringConstraints(max_length=24_000_000)] | None = Field(
         None, description="A bias file, its bytes in base64."
     )
+    rules: Rules | None = Field(None, description="The rules of a plan, texts or objects.")
     activate: int | None = Field(None, ge=0, le=1_000_000)
     deactivate: int | None = Field(None, ge=0, le=1_000_000)
     reverse: bool | None = None
@@ -205,8 +225,8 @@ class RegisterRequest(Body):
 
     @model_validator(mode="after")
     def _one_source(self) -> RegisterRequest:
-        if (self.map is None) == (self.bias is None):
-            raise ValueError("give one of map and bias")
+        if sum(source is not None for source in (self.map, self.bias, self.rules)) != 1:
+            raise ValueError("give one of map and bias, or the rules of a plan")
         require_one_choice(self)
         return self
 

@@ -23,7 +23,7 @@ _FURTHER = tuple(name for name in FullSampling.__dataclass_fields__ if name not 
 # The fields that hold whole numbers, also those of the subclasses.
 _WHOLE = frozenset({"max_tokens", "max_completion_tokens", "n_predict", "n", "n_cmpl", "n_probs", "logprobs"})
 _WHOLE |= {"top_logprobs", "seed", "top_k", "repeat_last_n", "min_keep", "mirostat"}
-_WHOLE |= {"dry_allowed_length", "dry_penalty_last_n"}
+_WHOLE |= {"dry_allowed_length", "dry_penalty_last_n", "routed_experts_start_len"}
 
 
 class SamplingFields(Body):

@@ -12,8 +12,10 @@ from ..generation.engine import Sampling
 from .api_errors import ApiError
 from .metrics import Metrics
 from .prompting import Prompter
-from .registry import NONE, Applied, SteeringRegistry
-from .schemas import Generation, SteeringChoice
+from .registered import NONE, Applied
+from .registry import SteeringRegistry
+from .routed_experts import ExpertTraces
+from .schemas import Generation, Wanted
 from .settings import ServerSettings
 from .worker import Worker
 
@@ -35,6 +37,7 @@ class Service:
     def __init__(self, worker: Worker, registry: SteeringRegistry, settings: ServerSettings) -> None:
         self.worker, self.registry, self.settings = worker, registry, settings
         self.metrics = Metrics(worker)
+        self.traces = ExpertTraces()
         self.created = int(time.time())
 
     @functools.cached_property
@@ -87,7 +90,7 @@ class Service:
             )
         return None if suffix == NONE else self.registry.entry(suffix).name
 
-    def _named(self, request: Generation) -> tuple[str, str | SteeringChoice | None]:
+    def _named(self, request: Generation) -> tuple[str, Wanted | None]:
         """(the model's id, the steering) that a request asks for. Raises ApiError."""
         asked = request.model or self.settings.model
         if asked not in self.model_names and ":" not in asked:
@@ -134,6 +137,14 @@ class Service:
             if not tokens:
                 raise ApiError(400, "the prompt has no tokens", param="prompt", code="empty_prompt")
             self.prompter().require_room(len(tokens))
+            if request.return_routed_experts and (request.routed_experts_start_len or 0) > len(tokens):
+                raise ApiError(
+                    400,
+                    f"routed_experts_start_len: {request.routed_experts_start_len} is behind the prompt, which has "
+                    f"{len(tokens)} tokens",
+                    param="routed_experts_start_len",
+                    code="invalid_value",
+                )
         seed = first.sampling.seed
         return [
             replace(
@@ -141,6 +152,7 @@ class Service:
                 tokens=tokens,
                 reuse=request.cache_prompt is not False,
                 routing=bool(request.routing),
+                trace=bool(request.return_routed_experts),
                 # n answers with a seed differ, and each is the same every time
                 sampling=replace(first.sampling, seed=None if seed is None else (seed + i) % 0xFFFFFFFF),
             )

@@ -46,6 +46,11 @@ class CallSplitter:
         self._in_calls = False
         self._begun = False  # text of the answer was seen
 
+    @property
+    def held(self) -> str:
+        """Text of the answer that may belong to a call."""
+        return self._held
+
     def feed(self, parts: Iterable[Part]) -> list[Part]:
         """Add parts of a reply; returns those that are certain, without calls."""
         return [Part(kind, certain) for kind, text in parts if (certain := self._certain(kind, text))]

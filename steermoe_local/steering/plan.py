@@ -167,6 +167,18 @@ class SteeringPlan:
         return simplest([_built(number, rule, identity) for number, rule in enumerate(self.rules, 1)])
 
     @property
+    def content(self) -> tuple[Any, ...]:
+        """Equal for plans that build equal biases for one model."""
+        return tuple(
+            (
+                rule.spec.where,
+                None if rule.steering is None else rule.steering.content,
+                None if rule.looks_at is None else rule.looks_at.sha256,
+            )
+            for rule in self.rules
+        )
+
+    @property
     def sha256(self) -> str:
         """Digest of the rules' texts and of what steers and is looked at, in hex."""
         parts = []

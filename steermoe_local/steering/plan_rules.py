@@ -93,10 +93,11 @@ class Condition:
     """What must hold for a rule to be in force.
 
     `measure` "routing": the mean, over the tokens of a span, of the sum of the map's scores `by` over the experts that
-    a token selects (`RoutingLean`). The span is the prompt (`last` None) or the last `last` tokens of the reply; before
-    there are so many the condition does not hold. "entropy" (nats) and "margin" (nats, the log-probability of the
-    likeliest token less that of the second) are of the distribution that the token was drawn from. Just one of `below`
-    and `above` is given. `map` is the name of the map as it was written.
+    a token selects (`RoutingLean`). The span is the prompt without its last token (`last` None), or the last `last`
+    rows of the reply; before there are so many the condition does not hold. "entropy" (nats) and "margin" (nats, the
+    log-probability of the likeliest token less that of the second) are of the distribution that the reply's last token
+    was drawn from; before the first one the condition does not hold. Just one of `below` and `above` is given. `map` is
+    the name of the map as it was written.
 
     Raises UsageError.
     """
@@ -151,12 +152,13 @@ class Condition:
 class Where:
     """The tokens of a text in which a rule can be in force.
 
-    A token is steered where it is read: the logits that the answer's first token is drawn from are those of the
-    prompt's last token, `prompt[-1:]`. `phase` None: all tokens. Of the tokens of the phase those are kept that come
-    behind the token which completes the first appearance of the text or token `after`, and up to the token, included,
-    which completes the first appearance of `until` behind that. Of these, `start` to `stop` is a window as in a slice
-    of Python (negative numbers: from the end, in the prompt alone), and of the window every `every`-th token, the first
-    included.
+    A token of the reply is steered where it is drawn: while the token before it is computed, whose logits it is drawn
+    from. So the prompt's last token is computed under the rule of the reply's first; the prompt's other tokens are
+    steered where they are read, and the phase "prompt" has these. `phase` None: all tokens. Of the tokens of the phase
+    those are kept that come behind the token which completes the first appearance of the text or token `after`, and up
+    to the token, included, which completes the first appearance of `until` behind that. Of these, `start` to `stop` is
+    a window as in a slice of Python (negative numbers: from the end, in the prompt alone), and of the window every
+    `every`-th token, the first included.
 
     Raises UsageError.
     """

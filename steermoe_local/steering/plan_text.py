@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from .._util.json_text import quoted
@@ -34,8 +35,8 @@ _WHAT_WORD = re.compile(rf"\s*+((?:[a-z]++=)?(?:{_QUOTED})|[^\s\"']++)", re.DOTA
 _INTEGER = re.compile(r"[0-9]{1,10}")  # not \d, which is the digits of all scripts
 _EXPERTS = re.compile(r"[+-][0-9]{1,9}")
 _REAL = re.compile(r"[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]{1,3})?")
-_PLAIN = re.compile(r"[^\s\"'<>\[\]:#+-][^\s\"'<>\[\]:]*")
-_PLAIN_VALUE = re.compile(r"[^\s\"']+")
+_PLAIN = re.compile(r"[^\s\"'<>\[\]:;#+-][^\s\"'<>\[\]:;]*")
+_PLAIN_VALUE = re.compile(r"[^\s\"';]+")
 _KEYWORDS = frozenset({"after", "until", "every", "when", "by", "over", "last", "reverse", "entropy", "margin", NONE})
 _FIELDS = [name for name in CHOICE if name not in ("activate", "deactivate", "reverse")]
 
@@ -47,14 +48,48 @@ def parse_rules(texts: Sequence[str]) -> list[RuleSpec]:
     return [parse_rule(text, number) for number, text in enumerate(texts, 1)]
 
 
-def parse_rule(text: str, number: int | None = None) -> RuleSpec:
-    """Read one rule. Raises UsageError, which names the rule by `number` and its text."""
+def split_rules(text: str) -> list[str]:
+    """The rules of one line, which semicolons outside of quotes separate; what is empty is left out."""
+    parts: list[str] = []
+    quote, escaped, start = "", False, 0
+    for at, letter in enumerate(text):
+        if escaped:
+            escaped = False
+        elif quote:
+            escaped = letter == "\\" and quote == '"'
+            quote = "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+        elif letter == ";":
+            parts.append(text[start:at])
+            start = at + 1
+    return [part.strip() for part in [*parts, text[start:]] if part.strip()]
+
+
+def parse_rule(text: str, number: int | None = None, *, colon: bool = True) -> RuleSpec:
+    """Read one rule. Without `colon` it may be left out, as in `answer[0:32] formal +8`.
+
+    Raises UsageError, which names the rule by `number` and its text.
+    """
+    with _naming("rule" if number is None else f"rule {number}", text):
+        return require_short(_Reader(text, colon).rule())
+
+
+def parse_where(text: str) -> Where:
+    """Read a WHERE alone, like `answer[0:32] every 2`. Raises UsageError, which names it."""
+    with _naming("where", text):
+        return _Reader(text, colon=False).where()
+
+
+@contextmanager
+def _naming(what: str, text: str) -> Iterator[None]:
+    """Put what is read, and its text, before the message of an error."""
     try:
         if len(text) > MAX_RULE:
             raise UsageError(f"longer than {MAX_RULE} characters")
-        return require_short(_Reader(text).rule())
+        yield
     except UsageError as error:
-        raise UsageError(f"rule{'' if number is None else f' {number}'} {quoted(text, 80)}: {error}") from None
+        raise UsageError(f"{what} {quoted(text, 80)}: {error}") from None
 
 
 def require_short(rule: RuleSpec) -> RuleSpec:
@@ -65,16 +100,25 @@ def require_short(rule: RuleSpec) -> RuleSpec:
 
 
 class _Reader:
-    """Reads the words of a rule from left to right."""
+    """Reads the words of a rule from left to right. Without `colon` it may be left out."""
 
-    def __init__(self, text: str) -> None:
-        self._text = text
+    def __init__(self, text: str, colon: bool) -> None:
+        self._text, self._colon = text, colon
         self._at = 0
 
     def rule(self) -> RuleSpec:
         where = self._where() if self._has_where() else Where()
         name, choice = self._what()
         return RuleSpec(where, name, choice)
+
+    def where(self) -> Where:
+        places = f"{', '.join(PHASES)} or {EVERYWHERE}"
+        if (first := next(self._words(), "")) not in (*PHASES, EVERYWHERE):
+            _refuse(f"{shown(first)} is no place; begin with {places}, like answer[0:32]")
+        where = self._where()
+        if rest := self._text[self._at :].strip():
+            _refuse(f"{quoted(rest, 20)} is not understood; behind {first} come [A:B], after, until, every or when")
+        return where
 
     def _has_where(self) -> bool:
         """Whether a colon ends a WHERE, rather than belonging to the path of a rule without one."""
@@ -99,6 +143,7 @@ class _Reader:
     def _where(self) -> Where:
         place = self._next()
         fields: dict[str, Any] = {"phase": None if place == EVERYWHERE else place}
+        before = self._at
         while (word := self._next()) != ":":
             if word.startswith("["):
                 start, stop = self._window(word)
@@ -110,6 +155,9 @@ class _Reader:
                 self._set(fields, word, self._integer(self._next(), "every"))
             elif word == "when":
                 self._set(fields, word, self._condition())
+            elif not self._colon:
+                self._at = before
+                break
             elif not word:
                 _refuse(
                     f"a colon and what steers are missing, like {place}: formal +8 -8, or {place}: {NONE}; "
@@ -120,6 +168,7 @@ class _Reader:
                     f"{shown(word)} is not understood; behind {place} come [A:B], after, until, every or when, "
                     "and then a colon"
                 )
+            before = self._at
         return Where(**fields)
 
     def _set(self, fields: dict[str, Any], name: str, value: Any) -> None:
@@ -265,13 +314,18 @@ def format_rule(rule: RuleSpec) -> str:
     if where.every != 1:
         words += ["every", str(where.every)]
     if where.when is not None:
-        words += ["when", *_condition_words(where.when)]
+        words += ["when", format_condition(where.when)]
     return f"{' '.join(words)}: {' '.join(_what_words(rule))}"
 
 
 def format_window(start: int, stop: int | None) -> str:
     """A window as it is written behind a phase; "" for all tokens."""
     return "" if not start and stop is None else f"[{start}:{'' if stop is None else stop}]"
+
+
+def format_condition(when: Condition) -> str:
+    """A condition as it is written behind "when"."""
+    return " ".join(_condition_words(when))
 
 
 def _condition_words(when: Condition) -> Iterable[str]:

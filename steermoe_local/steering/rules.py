@@ -83,6 +83,8 @@ class Rule:
                 words = ", ".join(called[name] for name in given)
                 raise UsageError(f"{words}: belong to the {' and the '.join(owners)} rule; give what belongs to one")
             mode = owners[0] if owners else self.name
+        if mode not in RULES:
+            raise UsageError(f"{called['mode']}: {mode!r} is none of {', '.join(RULES)}")
         for name in given:
             if OWNERS[name] != mode:
                 has = {"hard": "has no strength", "soft": "has no cap", "capped": "has a cap, and no strength"}[mode]

@@ -158,6 +158,8 @@ class Steering:
         changes = {name: given[name] for name in named if name in given}
         rule, preset = self.rule, given.get("preset")
         if preset is not None:  # the paper's choice, whatever it was before
+            if fixed := [name for name in ("activate", "deactivate", "reverse") if given.get(name)]:
+                raise UsageError(f"preset {preset} gives the numbers and the side; leave out {fixed[0]}, or preset")
             changes |= {"reverse": False, "rank": "rd"}
             rule = Rule(scale=rule.scale)
         cap = float(given["cap"]) if "cap" in given else None

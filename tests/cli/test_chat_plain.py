@@ -57,7 +57,7 @@ def test_forty_columns(start: Start) -> None:
         WORDS_ANSWER,
         "the chat so far",
         "is recomputed under it with the next message",
-        "switch steering, or choose a map or bias file",
+        "switch steering, or choose a map, bias file or plan,",
     ):
         assert words in joined or all(word in joined.split() for word in words.split()), words
     assert "unsteered\n3, 4, 5, 6, 7, 8" in text

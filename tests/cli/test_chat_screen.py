@@ -279,13 +279,19 @@ def test_maps_are_found_by_name_and_offered_if_they_fit(tmp_path: Path) -> None:
     finder = MapFinder([tmp_path], tiny, Path("tiny"))
     assert list(finder.names()) == ["digits-words", "document-memory", "mine"]
 
-    shipped, warnings = finder.open("digits-words")
-    assert (shipped.activate, shipped.deactivate, warnings) == (2, 2, []), "the numbers of the card"
-    mine, _ = finder.open("mine")
+    def opened(*wanted: Any) -> Steering:
+        steering, warnings = finder.open(*wanted)
+        assert isinstance(steering, Steering)
+        assert warnings == []
+        return steering
+
+    shipped = opened("digits-words")
+    assert (shipped.activate, shipped.deactivate) == (2, 2), "the numbers of the card"
+    mine = opened("mine")
     assert (mine.activate, mine.deactivate) == (0, 0)
-    kept, _ = finder.open("mine", shipped.changed(activate=7, layers="1-3", scale=2.0))
+    kept = opened("mine", shipped.changed(activate=7, layers="1-3", scale=2.0))
     assert (kept.activate, kept.deactivate, kept.layers, kept.scale) == (7, 2, "1-3", 2.0)
-    assert finder.open(str(tmp_path / "mine.json"))[0].path == tmp_path / "mine.json"
+    assert opened(str(tmp_path / "mine.json")).path == tmp_path / "mine.json"
     with pytest.raises(UsageError, match="mean mine"):
         finder.open("mines")
     with pytest.raises(UsageError, match="give the path"):
@@ -324,7 +330,7 @@ def test_completion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("chat.json").touch()
     words = {"steer": ["on", "off", "digits-words"], "reset": [], "save": None}
-    completer = CommandCompleter(dict.fromkeys(words, "what it does"), words.get)
+    completer = CommandCompleter(dict.fromkeys(words, "what it does"), lambda name, typed: words.get(name))
 
     def offered(text: str) -> list[str]:
         completions = completer.get_completions(Document(text), CompleteEvent())

@@ -465,7 +465,7 @@ def test_sigterm_while_the_history_is_read(caplog: pytest.LogCaptureFixture) -> 
             return ["one"]
 
     with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
-        reader = PromptReader(CommandCompleter({}, lambda name: ()), Signalled())
+        reader = PromptReader(CommandCompleter({}, lambda name, typed: ()), Signalled())
         before = signal.getsignal(signal.SIGTERM)
         keys.send_text("not reached\r")
         with pytest.raises(SystemExit) as ended:

@@ -40,8 +40,11 @@ LINES = [
     "chat -m <model",
     "chat -m tiny --map <map --activate 1",
     "chat -m tiny --bias <bias",
+    "chat -m tiny --plan <plan",
     "chat -m tiny --maps <<folder",
     "completion bash",
+    "condition fit -m <model --pairs <pairs -o >condition.json --write-map >lean.json",
+    "condition fit -m tiny --map <map --pairs <pairs -o >condition.json",
     "config",
     "config path",
     "config set threads 1",
@@ -52,6 +55,7 @@ LINES = [
     "detect -m tiny --pairs <pairs -o >map.json --counts >counts.npz --per-pair >run.pairs.npz",
     "detect -m tiny --pairs <pairs -o >map.json --phase first:1",
     "eval -m tiny --bias <bias --task <task --neutral none --benign <task --no-controls -o out",
+    "eval -m tiny --plan <plan --task <task --neutral none --benign none --no-controls -o out",
     "eval -m tiny --map <map --activate 1 --task <task --neutral none --benign none --pairs <pairs -o out",
     "experiment top20 -m tiny --map <map --activate 1 --task <task --neutral none --benign none -o out",
     "fit -m <model --map <effects --pairs <pairs --budget 0.02 -o >bias.gguf",
@@ -79,16 +83,22 @@ LINES = [
     "run -m <model -p hello -n 1",
     "run -m tiny -p hello -n 1 --map <map --activate 1",
     "run -m tiny -p hello -n 1 --bias <bias",
+    "run -m tiny -p hello -n 1 --plan <plan",
     "run -m tiny -f <prompts -n 1",
     "run -m tiny --n-prompts <prompts -n 1 -o >answers.jsonl",
     "serve -m <model --port 0",
     "serve -m tiny --port 0 --steering <steering --activate 1",
+    "serve -m tiny --port 0 --plan <plan",
     "serve -m tiny --port 0 --api-key-file <key",
     "sweep -m tiny --map <map --task <task --neutral none --benign none --activate 1 -o out",
     "tasks build mquake <mquake -o >task.jsonl",
     "tasks check <task",
     "tasks check <task -m <model",
     "tasks list",
+    "trace -m <model -p hello -o >trace.npz",
+    "trace -m tiny --pairs <pairs --logits -o >trace.csv",
+    "trace -m tiny --prompts <prompts --map <map --activate 1 -n 1 --temp 0 -o >trace.npz",
+    "trace -m tiny -p hello --bias <bias -o >trace.npz",
     "transfer -m <model --map <map --activate 1 --task <task --neutral none --pairs <pairs --quants Q8_0 -o out",
     "tune -m tiny --map <map --task <task --benign none --max-ppl-increase 5% -o out",
 ]
@@ -118,6 +128,7 @@ def good(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path) -> dict[str,
     tried = effects({"layer": 1, "expert": 2, "action": "suppress", "effect": 0.5, "effect_se": 0.1, "p": 0.001})
     replace(expert_map, effects=tried).save(folder / "effects.json")
     write_bias(BiasFile.from_signs(expert_map.choose(1, 1), expert_map.identity), folder / "bias.gguf")
+    (folder / "careful.plan.json").write_text(json.dumps({"rules": ["answer: map +1 -1"]}))
     (folder / "prompts.txt").write_text("hello\n")
     (folder / "safety.jsonl").write_text('{"prompt": "p", "response": "r", "is_safe": false}\n')
     edit = {"prompt": "{} is in", "subject": "a", "question": "q", "target_new": "b", "target_true": "c"}
@@ -130,6 +141,7 @@ def good(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path) -> dict[str,
         "counts": folder / "counts.npz",
         "perpair": per_pair,
         "bias": folder / "bias.gguf",
+        "plan": folder / "careful.plan.json",
         "prompts": folder / "prompts.txt",
         "safety": folder / "safety.jsonl",
         "key": folder / "key",

@@ -208,7 +208,7 @@ def test_restart_forgets(tmp_path: Path) -> None:
     ("words", "message"),
     [
         ((), "--task"),
-        (("--task", "builtin:digits-words"), "--map MAP, or --bias FILE"),
+        (("--task", "builtin:digits-words"), "--map MAP, --bias FILE, or rules"),
         (("--map", "no-such"), "--task"),
         (("--map", "no-such", "--task", "builtin:digits-words"), "no-such: "),
         (("--map", "digits-words", "--task", "builtin:no"), "'no'"),

@@ -55,6 +55,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     table_map([[0.5, -0.5]]).save(at("MAP"))
     random_counts(1).save(at("COUNTS"))
     random_pairs.write(at("PAIR_COUNTS"), random_pairs.random_pairs(1))
+    with open(at("TRACE"), "wb") as file:
+        np.savez(file, meta="{}", texts=np.zeros(1, np.int32), experts=np.zeros((1, 1, 1)), weights=np.zeros((1, 1, 1)))
     kept = CheckpointFile(folder / "c")
     kept.save(Checkpoint(np.zeros((2, 3, 4), np.int64), np.zeros((2, 3), np.int64), RoutingSums.zeros((3, 4))), {})
     kept.path.rename(at("CHECKPOINT"))
@@ -63,6 +65,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     at("TASK", '{"task": {"scorer": "contains"}}\n{"prompt": "x", "answer": "y"}\n')
     at("ANSWERS", '{"id": "a", "text": "x", "finish_reason": "stop", "usage": {}}\n')
     at("PARTIAL_ANSWERS", '{"format": "steermoe-partial-answers", "version": 1, "settings": {}}\n')
+    at("PLAN", '{"rules": ["thinking: none"]}')
     at("CHAT", '{\n "format": "steermoe-chat",\n "version": 1}')
     shutil.copy(GOLDEN / "frames" / "pandas-2.2.3.pkl", at("RANKING"))
     at("RESULTS", json.dumps({"task": {}, "positive": {}, "negative": {}, "sides": {}, "command": []}, indent=1))

@@ -31,6 +31,13 @@ WRITERS: dict[str, tuple[str, ...]] = {
     "map plot": ("map", "plot", MAP, "-o", "out.png"),
     "run": ("run", *FAST, "--temp", "0", "-n", "4", "--n-prompts", "questions.jsonl", "-o", "out"),
     "detect": ("detect", *FAST, "--pairs", PAIRS, "-o", "out", "--per-pair", "pairs.npz", "--counts", "counts.npz"),
+    "trace": ("trace", *FAST, "--temp", "0", "-n", "4", "--prompts", "questions.jsonl", "-o", "out.npz"),
+    "trace csv": ("trace", *FAST, "--pairs", PAIRS, "-o", "out.csv"),
+    "trace parquet": ("trace", *FAST, "--pairs", PAIRS, "-o", "out.parquet"),
+    "condition fit": (
+        *("condition", "fit", *FAST, "--pairs", PAIRS, "--over", "last:1", "--draws", "19"),
+        *("-o", "out", "--write-map", "lean.json"),
+    ),
     "detect by phase": (
         *("detect", *FAST, "--pairs", PAIRS, "-o", "out", "--per-pair", "pairs.npz", "--counts", "counts.npz"),
         *("--phase", "first:1"),

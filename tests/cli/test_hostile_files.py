@@ -80,6 +80,11 @@ def evil(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path) -> Path:
     head = {"task": {"scorer": "refusal", "name": EVIL, "positive": EVIL, "negative": EVIL, "license": EVIL}}
     (folder / "task.jsonl").write_text(f"{json.dumps(head)}\n{json.dumps({'id': EVIL, 'prompt': EVIL})}\n", "utf-8")
     (folder / "bad-task.jsonl").write_text(f"{json.dumps(head)}\n{json.dumps({'id': EVIL, EVIL: EVIL})}\n", "utf-8")
+    rule = {"phase": "answer", "after": EVIL, "map": "map", "activate": 1}
+    rules = [rule, f"thinking until {json.dumps(EVIL)}: none"]
+    (folder / "evil.plan.json").write_text(json.dumps({"rules": rules}), "utf-8")
+    (folder / "broken.plan.json").write_text(json.dumps({"rules": [rule, EVIL]}), "utf-8")
+    (folder / "lost.plan.json").write_text(json.dumps({"rules": [rule | {"map": EVIL}]}), "utf-8")
     (folder / "table.csv").write_text(f'"{EVIL}",b\n"{EVIL}",1\n', "utf-8", newline="")
     toml = json.dumps(EVIL).replace("\\udb40\\udc41\\udb40\\udc7f", "\\U000e0041")  # TOML has no surrogate pairs
     (folder / "config.toml").write_text(f"[run]\n{toml} = {toml}\n", "utf-8")
@@ -123,6 +128,9 @@ COMMANDS = [
     "run -m tiny --n-prompts {}/prompts.jsonl -n 1",
     "run -m tiny -p hi -n 1 --map {}/map.json --activate 1 --compare",
     "run -m tiny -p hi -n 1 --bias {}/bias.gguf",
+    "run -m tiny -p hi -n 1 --plan {}/evil.plan.json --json",
+    "run -m tiny -p hi -n 1 --plan {}/broken.plan.json",
+    "run -m tiny -p hi -n 1 --plan {}/lost.plan.json",
     "config show",
     "eval -m tiny --map {}/map.json --activate 1 --task {}/task.jsonl --neutral none --benign none -n 1 -o {}/e",
 ]
@@ -163,10 +171,14 @@ def test_a_chat(evil: Path, start: Any) -> None:
     """Files that are named in its commands, completions of names, and a chat that was saved."""
     terminal = start("chat", "-m", "tiny", program=PROGRAM, env={"PYTHONPATH": str(ROOT)})
     terminal.prompt()
+    assert "MARK" in terminal.say(f"/steer {evil}/evil.plan.json"), "the text of a rule came out"
     for line in (
         f"/steer {evil}/map.json",
         f"/steer {evil}/broken-map.json",
         f"/steer {evil}/bias.gguf",
+        "/steer",
+        f"/steer {evil}/broken.plan.json",
+        f"/steer {evil}/lost.plan.json",
         f"/load {evil}/chat.json",
         f"/model {evil}/architecture.gguf",
         "/why",

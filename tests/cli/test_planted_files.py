@@ -19,8 +19,10 @@ from click.testing import CliRunner
 
 from steermoe_local.cli import main
 from steermoe_local.models.embedded import behaviour, data_folder
+from steermoe_local.pairs.pairs import save_pairs
 from tests.pairs.test_pair_builders import COLUMNS, RATED
 from tests.support import pickled_frames as frames
+from tests.support.condition_pairs import kinds_of_prompts
 from tests.support.dataset_samples import COUNTERFACTUAL
 from tests.support.hub_stand_in import Hub, running
 from tests.support.planted import loaded_by_python, plant, traces
@@ -51,8 +53,10 @@ COMMANDS = {
     "tasks list": "tasks list",
     "tasks check": "tasks check regex.jsonl --scorer regex -m tiny",
     "detect": "detect -m tiny --pairs few.jsonl --behaviour numbers -t 1 -o OUT",
+    "trace": "trace -m tiny --pairs few.jsonl -t 1 -o OUT.parquet",
     "attribute": f"{ATTRIBUTE} --pairs few.jsonl --map map.json -o OUT",
     "fit": f"{FIT} -o OUT",
+    "condition fit": "condition fit -m tiny --pairs prompts.jsonl --draws 19 -t 1 -o OUT --write-map OUT.json",
     "map show": "map show map.json",
     "map stats": "map stats map.json --per-pair pairs.npz -o OUT",
     "map plot": "map plot map.json -o OUT.svg",
@@ -64,7 +68,7 @@ COMMANDS = {
     "presets": "presets",
     "bias build": "bias build map.json --activate 2 --deactivate 2 -o OUT",
     "bias show": "bias show bias.gguf -m tiny",
-    "run": "run -m tiny --bias bias.gguf -p x -n 2 -t 1",
+    "run": "run -m tiny --plan rules.plan.toml -p x -n 2 -t 1",
     "chat": "chat -m tiny --bias bias.gguf -n 2 -t 1",
     "serve": "serve -m tiny --port 0 -t 1 -c 128",
     "eval": f"eval {MEASURED} --activate 2 --task regex.jsonl --scorer regex -o OUT",
@@ -106,11 +110,13 @@ def files(folder: Path) -> None:
     }
     for name, (source, n) in lines.items():
         (folder / name).write_text("".join(source.read_text("utf-8").splitlines(keepends=True)[:n]))
+    save_pairs(kinds_of_prompts(20), folder / "prompts.jsonl")
     items = [{"id": str(n), "prompt": f"What is {n}?", "pattern": "(a|b)", "answer": "a"} for n in range(2)]
     (folder / "regex.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     for name, rows in (("squad", COLUMNS), ("rated", RATED), ("counterfactual", COUNTERFACTUAL)):
         (folder / f"{name}.json").write_text(json.dumps(rows))
     (folder / "table.csv").write_text("p,a,b\nask,yes,no\n")
+    (folder / "rules.plan.toml").write_text('rules = ["answer: map +2 -2", "prompt: bias"]\n')
     counts = np.full((5, 24), 10, np.int64)  # of 60 tokens, top-4
     counts[:, ::2] += 5
     counts[:, 1::2] -= 5

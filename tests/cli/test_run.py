@@ -103,7 +103,7 @@ def test_only_one_line_end_goes() -> None:
         (["-p", "x", "--raw", "-sys", "y"], 2, "--raw has no system message"),
         (["-p", "x", "--raw", "--thinking"], 2, "--raw uses no chat template"),
         (["-p", "x", "--raw", "--chat-template-kwargs", '{"a": 1}'], 2, "--raw uses no chat template"),
-        (["-p", "x", "--compare"], 2, "--compare needs a steering; give --map MAP or --bias FILE"),
+        (["-p", "x", "--compare"], 2, "--compare needs a steering; give --map MAP, --bias FILE or --steer RULE"),
         (["-p", "x", "--chat-template-kwargs", '{"messages": 1}'], 2, "messages: given by the program"),
         (["-p", "long " * 300, "-c", "64"], 2, "-c"),
         (["-p", "long " * 300, "-c", "64", "--map", "digits-words", "--compare"], 2, "-c"),

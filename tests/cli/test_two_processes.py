@@ -24,6 +24,13 @@ MEASURED = ("--map", "digits-words", "-np", "1", "-n", "3")
 COMMANDS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "run": (("run", *FAST, "--temp", "0", "-n", "4", "-np", "1"), "out.jsonl", "out.jsonl.partial"),
     "detect": (("detect", *FAST, "-b", "64", "--phase", "first:1"), "out.json", "out.json.partial.npz"),
+    # keeps nothing: its lock says that it is at work
+    "trace": (("trace", *FAST, "--temp", "0", "-n", "4", "-np", "1"), "out.npz", ".out.npz.lock"),
+    "condition fit": (
+        ("condition", "fit", *FAST, "-b", "64", "--over", "last:1"),
+        "out.json",
+        "out.json.partial.npz",
+    ),
     "attribute": (
         ("attribute", *FAST, "--map", "digits-words", "--candidates", "4", "--draws", "32", "--items", "4"),
         "out.json",
@@ -55,6 +62,8 @@ def words_of(command: str, folder: Path, output: str = "") -> list[str]:
     inputs = {
         "run": ["--n-prompts", str(folder / "questions.jsonl")],
         "detect": ["--pairs", str(behaviours()[0].pairs)],
+        "trace": ["--prompts", str(folder / "questions.jsonl")],
+        "condition fit": ["--pairs", str(behaviours()[0].pairs)],
         "attribute": ["--pairs", str(behaviours()[0].pairs)],
     }
     return [*words, *inputs.get(command, []), "-o", str(folder / (output or name))]
@@ -69,7 +78,8 @@ def running(command: str, folder: Path, until: Path | None = None) -> Iterator[s
     """The command, held once a part of its work is kept."""
     lines = behaviours()[0].heldout.read_text("utf-8").splitlines(keepends=True)
     (folder / "questions.jsonl").write_text("".join(lines[:5]), "utf-8")
-    places: dict[str, Any] = {{"detect": "checkpoints", "attribute": "parts"}.get(command, "answers"): 1}
+    recorders = dict.fromkeys(("detect", "condition fit"), "checkpoints")
+    places: dict[str, Any] = {(recorders | {"attribute": "parts"}).get(command, "answers"): 1}
     kept = folder / COMMANDS[command][2]
     with subprocess.Popen(
         [*HELD, *words_of(command, folder)],
@@ -80,8 +90,8 @@ def running(command: str, folder: Path, until: Path | None = None) -> Iterator[s
         text=True,
     ) as process:
         try:
-            if command == "detect":
-                patience(process, kept.exists)
+            if command in recorders:
+                patience(process, lambda: kept.exists() and kept.stat().st_size)
             else:
                 patience(process, lambda: kept.exists() and kept.read_bytes().count(b"\n") > 1)
             yield process
@@ -95,7 +105,7 @@ def test_a_second_process(command: str, tmp_path: Path) -> None:
     with running(command, tmp_path, go_on) as process:
         kept = tmp_path / COMMANDS[command][2]
         before = kept.read_bytes()
-        for flags in ([], ["--resume"], ["--restart"]):
+        for flags in ([], ["--resume"], ["--restart"]) if command != "trace" else ([],):
             done = invoke(*words_of(command, tmp_path), *flags)
             assert done.exit_code == 1, done.output
             assert done.stdout == ""

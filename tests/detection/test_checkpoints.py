@@ -17,7 +17,7 @@ from steermoe_local import (
     record_counts,
 )
 from steermoe_local.detection.checkpoint import Checkpoint, CheckpointFile, PairRecords
-from steermoe_local.detection.recorder import RecordingProgress
+from steermoe_local.detection.recording_options import RecordingProgress
 from steermoe_local.maps.routing_sums import RoutingSums
 from tests.support.detecting import same, sums_bytes, text_pairs
 

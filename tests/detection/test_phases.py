@@ -27,7 +27,8 @@ from steermoe_local import (
 from steermoe_local.cli import main
 from steermoe_local.detection.checkpoint import CheckpointFile
 from steermoe_local.detection.grouping import GroupBuilder
-from steermoe_local.detection.recorder import PhaseCounts, RecordingProgress, record_phases
+from steermoe_local.detection.recorder import PhaseCounts, record_phases
+from steermoe_local.detection.recording_options import RecordingProgress
 from steermoe_local.detection.target_phases import TargetPhases
 from steermoe_local.llama.rendering import Prompt, Renderer, vocabulary
 from steermoe_local.llama.tokenizing import token_bytes

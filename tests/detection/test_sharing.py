@@ -19,7 +19,7 @@ from steermoe_local import (
 )
 from steermoe_local.detection.decoding import ContextOptions, GroupDecoder, can_share, is_causal
 from steermoe_local.detection.grouping import Group, GroupBuilder
-from steermoe_local.detection.recorder import RecordingProgress
+from steermoe_local.detection.recording_options import RecordingProgress
 from steermoe_local.llama.rendering import Prompt
 from tests.support.architectures import widen, write_upstream
 from tests.support.detecting import CACHE, same, text_pairs

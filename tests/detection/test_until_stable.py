@@ -24,7 +24,7 @@ from steermoe_local import (
 )
 from steermoe_local.cli import main
 from steermoe_local.detection.checkpoint import CheckpointFile
-from steermoe_local.detection.recorder import RecordingProgress
+from steermoe_local.detection.recording_options import RecordingProgress
 from steermoe_local.maps.pair_counts import PairCounts
 from steermoe_local.maps.significance import overlap
 from tests.support.detecting import DATA, same, text_pairs

@@ -467,3 +467,42 @@ def test_commands_of_the_results(tmp_path: Path) -> None:
     (done / "summary.json").write_text("{}")
     (job,) = [job for job in found if job.name == "digits-words/eval"]
     results.run(job, tmp_path, lambda _: pytest.fail("what is there is not run again"))
+
+
+def test_switching(made: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is used again after each change, and a table of it; the times of so small a model say nothing."""
+    import switching
+
+    for name, value in {"N_CONVERSATION": 40, "N_ANSWER": 6, "N_QUESTION": 4, "N_PROMPT": 30, "N_DECODED": 3}.items():
+        monkeypatch.setattr(switching, name, value)
+    _, path = made
+    runner = switching.Runner(path, 1)
+    one, other = switching.biases_of(path)
+    switches = switching.measure_switches(runner, one, other, 1, lambda line: None)
+    cached = {name: found["cached"][0] for name, found in switches.items()}
+    assert cached == {
+        "none (unsteered)": 39,
+        "none (all tokens)": 39,
+        "none (answers)": 33,
+        "all tokens: on": 0,
+        "all tokens: another": 0,
+        "all tokens: off": 0,
+        "answers: on": 39,
+        "answers: another": 33,
+        "answers: off": 33,
+    }
+    rows = switching.measure_rows(runner, one, other, 2, lambda line: None)
+    for times in rows.values():
+        times["prompt"], times["answer"] = [2.0, 2.0], [1.0, 1.0]
+    rows[switching.ALONE]["answer"] = [1.25, 1.25]
+    ratios = switching.compare(rows)
+    assert ratios[switching.ALONE]["answer"]["median"] == 0.8
+    assert ratios[switching.ALONE]["answer"]["holds"] == "no"
+    assert ratios[switching.IN_TURN]["prompt"]["holds"] == "yes"
+    assert "holds" not in ratios["unsteered"]["prompt"]
+    about = {"machine": {"cpu": "x", "cores": 1, "system": "y"}, "date": "d", "commit": "", "seconds": 1}
+    text = switching.render(
+        {**about, "threads": 1, "shape": "toy", "rounds": 1, "switches": switches, "ratios": ratios}
+    )
+    assert "| answers: on | 39 of 44 |" in text
+    assert "| answers alone | 1.000 |" in text

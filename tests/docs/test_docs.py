@@ -51,18 +51,23 @@ def test_the_shell_blocks_run_and_steer(workplace: Path) -> None:
     assert json.loads("{" + data)["steering"]["n_active"] == 2
 
 
-def test_the_commands_about_causes_run(workplace: Path) -> None:
+def test_the_command_with_a_plan_runs(workplace: Path) -> None:
     printed = run(["bash", "-euo", "pipefail", "-c", blocks("sh")[2]], workplace)
+    assert printed.startswith("three, four, ")
+
+
+def test_the_commands_about_causes_run(workplace: Path) -> None:
+    printed = run(["bash", "-euo", "pipefail", "-c", blocks("sh")[3]], workplace)
     assert ExpertMap.load(workplace / "causes.json").effects is not None
     assert printed.strip().splitlines()[-1].strip().isdigit()
-    assert len(blocks("sh")) == 4, "each block is run by a test"
+    assert len(blocks("sh")) == 5, "each block is run by a test"
 
 
 def test_the_commands_that_measure_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With less of the guards than they would take, which is most of their time."""
     for name, value in (("BENIGN", "none"), ("N_TEXT", "50")):
         monkeypatch.setenv(f"STEERMOE_{name}", value)
-    script = blocks("sh")[3]
+    script = blocks("sh")[4]
     before = {path.name for path in workplace.iterdir()}
     run(["bash", "-euo", "pipefail", "-c", script], workplace)
     assert {path.name for path in workplace.iterdir()} - before == {"eval", "sweep", "tune", "transfer", "audit"}

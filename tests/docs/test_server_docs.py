@@ -43,16 +43,20 @@ def run(server: Running, command: list[str], text: str, folder: Path) -> str:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_curl(server: Running, tmp_path: Path) -> None:
-    chat, names = (run(server, ["bash", "-euc"], text, tmp_path) for text in blocks("sh"))
+    chat, names, plans = (run(server, ["bash", "-euc"], text, tmp_path) for text in blocks("sh"))
     assert '"content":"four"' in chat
     assert '"side":"words"' in chat
     assert names.count('"name":"words"') == 2
-    assert "error" not in chat + names
+    assert plans.count('"rules":["thinking: none","answer[0:3]: digits-words +8 -2"]') == 1
+    assert '"steered":[{"rule":1,"start":0,' in plans
+    assert '"rules":["answer[0:3]: digits-words +8 -8"]' in plans
+    assert "error" not in chat + names + plans
 
 
 def test_python(server: Running, tmp_path: Path) -> None:
-    (text,) = blocks("python")
-    assert run(server, [sys.executable, "-c"], text, tmp_path) == "4 digits\n"
+    chat, experts = (run(server, [sys.executable, "-c"], text, tmp_path) for text in blocks("python"))
+    assert chat == "4 digits\n"
+    assert re.fullmatch(r"\(\d+, 5, 4\)\n", experts)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("openai") is None, reason="openai is not installed")

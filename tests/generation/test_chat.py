@@ -78,6 +78,9 @@ def test_a_stale_cache_would_be_seen(new: Any, monkeypatch: pytest.MonkeyPatch) 
     with monkeypatch.context() as patch:
         patch.setattr(chat._slot, "keep", lambda n: None)
         chat.steer(TO_WORDS)
+        new_bias = chat._slot.bias
+        assert new_bias is not None
+        chat._slot._keys = [new_bias.key] * chat.n_tokens  # not true: they were computed under the old one
     transcript = [dict(message) for message in chat.messages]
     _, finish = say(chat, COUNT)
     _, alone = fresh(new, transcript, TO_WORDS, COUNT)

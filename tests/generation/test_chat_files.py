@@ -114,7 +114,7 @@ QUESTION = {"role": "user", "content": "x"}
 ANSWER = {"role": "assistant", "content": "x"}
 DAMAGE: list[tuple[dict[str, Any], str]] = [
     ({"format": "steermoe-expert-map"}, 'no "format": "steermoe-chat"'),
-    ({"version": 3}, "version 3"),
+    ({"version": 4}, "version 4"),
     ({"more": 1}, "more: "),
     ({"system": 3}, "system: 3"),
     ({"steering": "x"}, "steering: 'x'"),

@@ -67,30 +67,33 @@ def test_compare(new: Any) -> None:
 
 
 def test_both_sides_are_decoded_at_once(new: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the same llama_decode, each under its own steering of the native library (steermoe_attach_seq)."""
+    """In the same llama_decode, each token under the row that it names (steermoe_set_token_rows)."""
     chat = new(TO_WORDS)
     batches: list[list[int]] = []
-    attached: dict[int, bool] = {}
-    decode, attach = capi.decode, capi.attach_sequence
+    steered: set[tuple[int, int]] = set()  # (slot, row)
+    token_rows: list[int] = []
+    decode, set_token_rows = capi.decode, capi.set_token_rows
 
     def decoding(ctx: Any, batch: Any, rows: Any) -> None:
         batches.append([slot for _, _, slot, _ in rows])
+        steered.update(zip(batches[-1], token_rows, strict=True))
         decode(ctx, batch, rows)
 
-    def attaching(ctx: Any, slot: int, bias: Any, force: bool) -> None:
-        attached[slot] = bias is not None
-        attach(ctx, slot, bias, force)
+    def setting(ctx: Any, rows: Any) -> None:
+        token_rows[:] = rows
+        set_token_rows(ctx, rows)
 
     monkeypatch.setattr(capi, "decode", decoding)
-    monkeypatch.setattr(capi, "attach_sequence", attaching)
+    monkeypatch.setattr(capi, "set_token_rows", setting)
     chat.steer(TO_DIGITS)
     ends = {side: finish for side, (_, finish) in sides(chat.compare(COUNT)).items()}
     lengths = {side: finish.n_generated + 1 for side, finish in ends.items()}  # each end is drawn, too
     assert len(batches) == max(lengths.values()), "as many as the longer side needs by itself"
     both = [batch for batch in batches if len(set(batch)) == 2]
     assert len(both) == min(lengths.values())
-    assert attached[chat._slot.index]
-    assert sum(attached.values()) == 1, "an unsteered slot may be left as it was"
+    assert len(steered) == 2
+    for slot, row in steered:
+        assert (row >= 0) == (slot == chat._slot.index), "the chat's own alone is steered"
 
 
 def test_both_sides_have_one_seed(new: Any) -> None:

@@ -15,6 +15,7 @@ from steermoe_local import UsageError
 from steermoe_local.generation.engine import FinishEvent, Request, Sampling, TokenEvent
 from steermoe_local.llama import capi
 from tests.support.generation import alone, answer, greedy
+from tests.support.placed import plan
 
 
 def test_abort(open_engine: Any, prompts: Any) -> None:
@@ -72,8 +73,8 @@ def test_a_closed_iterator_cancels(open_engine: Any, prompts: Any) -> None:
                 assert answer(engine, greedy(prompt, slot=slot))[0][:2] == alone(open_engine, prompt)[:2]
 
 
-PARTS = {("generation", name) for name in ("engine", "requests", "slots", "context")}
-PARTS |= {("llama", name) for name in ("sampling", "detokenizer", "capi")}
+PARTS = {("generation", name) for name in ("engine", "request_state", "text_steering", "slots", "context")}
+PARTS |= {("llama", name) for name in ("sampling", "detokenizer", "capi", "native_recorder", "plan_state", "phases")}
 
 
 class Interrupt:
@@ -105,10 +106,26 @@ class Interrupt:
         return self._line
 
 
-def test_an_interrupt_anywhere_leaves_everything_valid(open_engine: Any, biases: Any, prompts: Any) -> None:
+@pytest.mark.parametrize("planned", [False, True])
+def test_an_interrupt_anywhere_leaves_everything_valid(
+    open_engine: Any, biases: Any, prompts: Any, planned: bool
+) -> None:
     """Ctrl-C can come between any two lines; what a slot says it holds is in memory all the same."""
     lib = capi.llama_cpp()
     hot = Sampling(temperature=1.5, seed=2, repeat_penalty=1.1)
+    if planned:
+        shape = biases[1].identity.shape
+        scores = np.random.default_rng(3).normal(size=shape)
+        biases = [
+            plan(("answer[1:]", biases[1]), ("prompt[-3:]", biases[2])),
+            plan(
+                ("answer when m < 0 over last 1", biases[1]),
+                ("answer when m > -99 over prompt", biases[3]),
+                ("answer when entropy > 0.1", biases[2]),
+                scores=scores,
+            ),
+            plan(("all every 2", biases[3])),
+        ]
     expected = [alone(open_engine, prompts[i], biases[i], sampling=hot, max_tokens=3)[:2] for i in (0, 1)]
     with open_engine(n_slots=3, n_batch=8) as engine:
         slots = [engine.slot() for _ in range(2)]
@@ -139,6 +156,7 @@ def test_an_interrupt_anywhere_leaves_everything_valid(open_engine: Any, biases:
             memory = engine._context._memory
             for slot in engine._slots:
                 assert lib.llama_memory_seq_pos_max(memory, slot.index) + 1 >= len(slot.tokens), at
+                assert min(len(slot._keys), len(slot._selected)) >= len(slot.tokens) == len(slot.keys), at
             found = answer(engine, *requests())
             assert [case[:2] for case in found] == expected, at
             for i, (_, _, end) in enumerate(found):
@@ -147,11 +165,12 @@ def test_an_interrupt_anywhere_leaves_everything_valid(open_engine: Any, biases:
 
 
 @pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("name", ["attach_row", "set_token_rows"])
 def test_an_interrupt_behind_a_change_of_steering(
-    open_engine: Any, biases: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch, number: int
+    open_engine: Any, biases: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch, number: int, name: str
 ) -> None:
-    """The library is steered by the new bias, and nobody was told."""
-    real = capi.attach_sequence
+    """The library has a new bias, or the rows of tokens that are not decoded, and nobody was told."""
+    real = getattr(capi, name)
 
     def interrupted(*arguments: Any) -> None:
         real(*arguments)
@@ -161,10 +180,10 @@ def test_an_interrupt_behind_a_change_of_steering(
         slot = engine.slot()
         answer(engine, greedy(prompts[3], 2, biases[number], slot=slot))
         with monkeypatch.context() as patch:
-            patch.setattr(capi, "attach_sequence", interrupted)
+            patch.setattr(capi, name, interrupted)
             with pytest.raises(KeyboardInterrupt):
-                slot.steer(biases[3])
-        assert slot.bias is biases[number]
+                answer(engine, greedy(prompts[3], 2, biases[3], slot=slot))
+        engine.step()
         found = answer(engine, greedy(prompts[3], 24, biases[number], slot=slot))[0]
         expected = alone(open_engine, prompts[3], biases[number])
         assert found[:2] == expected[:2]

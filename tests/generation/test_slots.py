@@ -251,20 +251,21 @@ def test_a_bias_goes_to_the_library_when_it_changes(
     open_engine: Make, biases: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attached: list[int] = []
-    real = capi.attach_sequence
+    real = capi.attach_row
 
-    def counted(ctx: Any, index: int, *arguments: Any) -> None:
-        attached.append(index)
-        real(ctx, index, *arguments)
+    def counted(ctx: Any, row: int, *arguments: Any) -> None:
+        attached.append(row)
+        real(ctx, row, *arguments)
 
-    monkeypatch.setattr(capi, "attach_sequence", counted)
+    monkeypatch.setattr(capi, "attach_row", counted)
     with open_engine(n_slots=2) as engine:
         same = replace(biases[1], provenance={"behaviour": "renamed"})
         answer(engine, greedy(prompts[0], 8, biases[1]))
-        n = len(attached)
-        assert n >= 1
-        answer(engine, greedy(prompts[0], 8, same))
-        assert len(attached) == n
+        assert len(attached) == 1
+        answer(engine, greedy(prompts[0], 8, same), greedy(prompts[1], 8, same))
+        assert len(attached) == 1
+        answer(engine, greedy(prompts[0], 8, biases[2]), greedy(prompts[1], 8, same))
+        assert len(attached) == len(set(attached)) == 2
 
 
 #

@@ -1,4 +1,4 @@
-"""What steers each token of a text, against a reference that decides each token by reading the whole text again."""
+"""What steers each row of a text, against a reference that decides each row by reading the whole text again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steermoe_local.errors import UsageError
 from steermoe_local.llama.plan_state import Decision, PlanState, entropy, margin
 from steermoe_local.llama.reasoning_styles import ReasoningStyle
 from steermoe_local.maps.routing_lean import RoutingLean
@@ -57,16 +56,18 @@ class Text:
 
 
 def decided(plan: Any, text: Text) -> list[Decision]:
-    """The decisions of a `PlanState` that is told everything in its time."""
+    """The decision of each row by a `PlanState` that is told everything in its time."""
     by_id = dict(zip(text.ids, text.tokens, strict=True))
     state = PlanState(plan, text.style, by_id.__getitem__)
     found = state.prompt(text.ids[: text.n_prompt])
-    if text.n_prompt:
-        state.saw_prompt_routing(text.experts[: text.n_prompt])
+    state.saw_prompt_routing(text.experts[: text.n_prompt - 1])
+    found.append(state.first())
     for i in range(text.n_prompt, len(text.tokens)):
+        state.saw_reply_routing(text.experts[i - 1 : i])
         state.saw_logits(text.logits[i])
-        found.append(state.reply(text.ids[i]))
-        state.saw_reply_routing(text.experts[i : i + 1])
+        phase, decision = state.reply(text.ids[i])
+        assert phase == read_phases(text)[1][i]
+        found.append(decision)
     return found
 
 
@@ -87,6 +88,19 @@ def read_phases(text: Text) -> tuple[list[str], list[str]]:
     return texts, phases
 
 
+def upcoming(style: ReasoningStyle | None, before: str) -> str:
+    """The phase of what is drawn behind this beginning of a reply: that of a text which is no marker."""
+    if style is not None and style.tags is not None and before.strip():
+        tags = style.tags
+        openings = [mark for mark in (tags.header, tags.opening, tags.closing, tags.answer_opening) if mark]
+        rest = (style.prefix + before).lstrip()
+        while tags.header and rest.startswith(tags.header):
+            rest = rest.removeprefix(tags.header).lstrip()
+        if rest and any(mark != rest and mark.startswith(rest) for mark in openings):
+            return "thinking"  # it may become a marker
+    return {"T": "thinking", "A": "answer"}[whole_text_phase(style, before + "Q", len(before), len(before) + 1)]
+
+
 def first_with(mark: str | int, texts: list[str], ids: list[int], first: int, offset: int) -> int:
     """The first token from `first` on that completes the mark, looked for from character `offset` on; else the end."""
     for k in range(first, len(ids)):
@@ -95,11 +109,15 @@ def first_with(mark: str | int, texts: list[str], ids: list[int], first: int, of
     return len(ids)
 
 
-def tokens_of(where: Where, text: Text) -> list[int]:
-    """Indices of the tokens that a rule's window has, whatever its condition."""
-    texts, phases = read_phases(text)
+def tokens_of(where: Where, text: Text, ids: list[int], texts: list[str], phases: list[str]) -> list[int]:
+    """Indices of the tokens that a rule's window has, whatever its condition.
+
+    The prompt's last token is not one: what is computed of it is the first token of the reply.
+    """
     there = [i for i, phase in enumerate(phases) if where.phase in (None, phase)]
-    own_texts, own_ids = [texts[i] for i in there], [text.ids[i] for i in there]
+    if where.phase == "prompt":
+        there = [i for i in there if i != text.n_prompt - 1]
+    own_texts, own_ids = [texts[i] for i in there], [ids[i] for i in there]
     begin, end, offset = 0, len(there), 0
     completing = -1
     if where.after is not None:
@@ -110,7 +128,8 @@ def tokens_of(where: Where, text: Text) -> list[int]:
     if where.until is not None and begin <= len(there):
         first = begin if isinstance(where.until, int) else max(completing, 0)
         end = first_with(where.until, own_texts, own_ids, first, offset) + 1
-    return there[begin:end][where.start : where.stop : where.every]
+    found = [i for i in there[begin:end] if i != text.n_prompt - 1]
+    return found[where.start : where.stop : where.every]
 
 
 def lean_of(lean: RoutingLean, experts: npt.NDArray[np.int32]) -> float:
@@ -127,11 +146,15 @@ def holds(rule: BiasRule, text: Text, i: int) -> bool:
         return True
     if when.measure == "routing":
         assert rule.lean is not None
-        span = text.experts[: text.n_prompt] if when.last is None else text.experts[text.n_prompt : i][-when.last :]
+        first = text.n_prompt - 1
+        span = text.experts[:first] if when.last is None else text.experts[first : i - 1][-when.last :]
         if len(span) < (when.last or 1):
             return False
         value = lean_of(rule.lean, span)
+    elif i == text.n_prompt:
+        return False  # the first token of the reply is behind no drawn one
     else:
+        i -= 1
         p = np.exp(text.logits[i].astype(np.float64) - np.float64(text.logits[i].max()))
         p = np.sort(p / p.sum())
         value = (
@@ -141,16 +164,20 @@ def holds(rule: BiasRule, text: Text, i: int) -> bool:
 
 
 def reference(plan: BiasPlan, text: Text) -> list[Decision]:
-    _, phases = read_phases(text)
-    windows = [tokens_of(rule.where, text) for rule in plan.rules]
+    """Of each row: of a token of the prompt that is read, then of each token that is drawn, the next one included."""
+    texts, own = read_phases(text)
     found: list[Decision] = []
-    for i, phase in enumerate(phases):
+    for i in [*range(text.n_prompt - 1), *range(text.n_prompt, len(text.tokens) + 1)]:
+        phases, seen, ids = own, texts, text.ids
+        if i >= text.n_prompt:  # by what is before it alone; the text of what is drawn does not matter
+            phase = upcoming(text.style, "".join(texts[text.n_prompt : i]))
+            phases, seen, ids = [*own[:i], phase], [*texts[:i], ""], [*ids[:i], -1]
         for index, rule in enumerate(plan.rules):
-            if i in windows[index] and holds(rule, text, i):
-                found.append(Decision(rule.bias, None if rule.bias is None else index, phase))  # type: ignore[arg-type]
+            if i in tokens_of(rule.where, text, ids, seen, phases) and holds(rule, text, i):
+                found.append(Decision(rule.bias, None if rule.bias is None else index, phases[i]))  # type: ignore[arg-type]
                 break
         else:
-            found.append(Decision(None, None, phase))  # type: ignore[arg-type]
+            found.append(Decision(None, None, phases[i]))  # type: ignore[arg-type]
     return found
 
 
@@ -175,7 +202,7 @@ def texts(draw: st.DrawFn) -> Text:
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     experts = np.stack([[rng.permutation(SHAPE[1])[:TOP_K] for _ in range(SHAPE[0])] for _ in tokens])
     logits = rng.normal(size=(len(tokens), N_VOCAB)) * 3
-    n_prompt = draw(st.integers(0, len(tokens)))
+    n_prompt = draw(st.integers(1, len(tokens)))
     return Text(tokens, n_prompt, STYLES[name], experts.astype(np.int32), logits.astype(np.float32))
 
 
@@ -213,7 +240,8 @@ def test_what_is_told_at_once_and_bit_by_bit(plan: list[BiasRule], text: Text, d
     state = PlanState(unconditional, text.style, by_id.__getitem__)
     assert state.reads_ahead
     assert not any((state.needs_logits, state.needs_prompt_routing, state.needs_reply_routing))
-    found = state.prompt(text.ids[: text.n_prompt]) + [state.reply(token) for token in text.ids[text.n_prompt :]]
+    found = [*state.prompt(text.ids[: text.n_prompt]), state.first()]
+    found += [state.reply(token)[1] for token in text.ids[text.n_prompt :]]
     assert found == decided(unconditional, text)
     told = [PlanState(BiasPlan(tuple(plan)), text.style, by_id.__getitem__) for _ in range(2)]
     cut = data.draw(st.integers(0, len(text.tokens)))
@@ -231,12 +259,16 @@ def test_what_is_told_at_once_and_bit_by_bit(plan: list[BiasRule], text: Text, d
 def steered(
     *lines: str, prompt: str = "", reply: str = "", style: str = "think", tokens: list[str] | None = None
 ) -> str:
-    """The rule that steers each character of a prompt and a reply, whose tokens are characters; "." for none."""
+    """The rule that steers each character of a prompt and a reply, whose tokens are characters; "." for none.
+
+    The prompt has one more character at its end, whose row is that of the reply's first.
+    """
     plan = BiasPlan(
         tuple(BiasRule(parse_rule(line).where, None if ": none" in line else BIASES[i]) for i, line in enumerate(lines))
     )
     state = PlanState(plan, STYLES[style], lambda token: chr(token).encode())
-    found = state.prompt([ord(sign) for sign in prompt]) + [state.reply(ord(sign)) for sign in reply]
+    found = [*state.prompt([ord(sign) for sign in prompt + "$"]), state.first()]
+    found = [*found, *(state.reply(ord(sign))[1] for sign in reply)][:-1]
     return "".join("." if decision.rule is None else str(decision.rule) for decision in found)
 
 
@@ -267,9 +299,9 @@ def steered(
         (["prompt after ab: x"], "abab", "xab", "..00..."),
         (["prompt[-1:] after ab: x"], "abxyz", "", "....0"),
         ([f"answer after #{ord('b')} until #{ord('d')}: x"], "", "abcdef", "..00.."),
-        (["thinking: x", "answer: x"], "", "<think>ab</think>cd", "0" * 17 + "11"),
+        (["thinking: x", "answer: x"], "", "<think>ab</think>cd", "1" + "0" * 16 + "11"),
         (["thinking after '<think>' until '</': x"], "", "<think>ab</think>c", "." * 7 + "0000" + "." * 7),
-        (["answer[:2]: x"], "", "<think>ab</think>cde", "." * 17 + "00."),
+        (["answer[:2]: x"], "", "<think>ab</think>cde", "0" + "." * 16 + "00."),
     ],
 )
 def test_windows(lines: list[str], prompt: str, reply: str, found: str) -> None:
@@ -279,9 +311,9 @@ def test_windows(lines: list[str], prompt: str, reply: str, found: str) -> None:
 def test_a_token_that_completes_both_marks_ends_the_window() -> None:
     plan = BiasPlan((BiasRule(parse_rule("answer after '(' until ')': x").where, BIASES[0]),))
     state = PlanState(plan, None, [b"a()b", b"(c", b"d)", b"e", b"x(", b")"].__getitem__)
-    assert [state.reply(token).rule for token in (0, 1, 2)] == [None, None, None]
+    assert [state.reply(token)[1].rule for token in (0, 1, 2)] == [None, None, None]
     state = PlanState(plan, None, [b"a)(b", b"c", b")d", b"e"].__getitem__)
-    assert [state.reply(token).rule for token in range(4)] == [None, 0, 0, None]
+    assert [state.reply(token)[1].rule for token in range(4)] == [0, 0, None, None]
 
 
 def test_a_bias_alone_and_nothing() -> None:
@@ -289,10 +321,11 @@ def test_a_bias_alone_and_nothing() -> None:
         state = PlanState(plan, STYLES["think"], [b"<think>", b"</think>", b"x"].__getitem__)
         assert state.reads_ahead
         assert not any((state.needs_logits, state.needs_prompt_routing, state.needs_reply_routing))
-        assert state.prompt([0, 2]) == [(plan, rule, "prompt")] * 2
-        assert [state.reply(token) for token in (0, 1, 2)] == [
-            (plan, rule, phase) for phase in ("thinking", "thinking", "answer")
-        ]
+        assert state.prompt([0, 2]) == [(plan, rule, "prompt")]
+        assert state.first() == (plan, rule, "answer"), "until it thinks"
+        found = [state.reply(token) for token in (0, 1, 2)]
+        assert [own for own, _ in found] == ["thinking", "thinking", "answer"]
+        assert [decision for _, decision in found] == [(plan, rule, of) for of in ("thinking", "answer", "answer")]
 
 
 #
@@ -340,7 +373,7 @@ def test_logits_that_are_no_distribution(logits: list[float], nats: float, lead:
             plan = BiasPlan((BiasRule(parse_rule(f"answer when {condition}: x").where, BIASES[0]),))
             state = PlanState(plan, None, [b"a"].__getitem__)
             state.saw_logits(given_logits)
-            assert state.reply(0).rule is None
+            assert state.reply(0)[1].rule is None
 
 
 def test_what_was_not_told_does_not_hold() -> None:
@@ -350,13 +383,17 @@ def test_what_was_not_told_does_not_hold() -> None:
         )
         state = PlanState(plan, None, [b"a"].__getitem__)
         state.prompt([0])
-        assert state.reply(0).rule is None
+        assert state.first().rule is None
+        assert state.reply(0)[1].rule is None
 
 
-def test_an_empty_prompt_leans_nowhere() -> None:
-    state = PlanState(None, None, [b"a"].__getitem__)
-    with pytest.raises(UsageError, match="prompt"):
-        state.saw_prompt_routing(np.zeros((0, *SHAPE), np.int32))
+def test_a_prompt_of_one_token_leans_nowhere() -> None:
+    for line in ("f < 9 over prompt", "f > -9 over prompt"):
+        plan = BiasPlan((BiasRule(parse_rule(f"answer when {line}: x").where, BIASES[0], LEANS[0]),))
+        state = PlanState(plan, None, [b"a"].__getitem__)
+        assert state.prompt([0]) == []
+        state.saw_prompt_routing(np.zeros((0, SHAPE[0], TOP_K), np.int32))
+        assert state.first().rule is None
 
 
 #
@@ -415,7 +452,7 @@ def test_the_last_tokens_of_a_long_piece() -> None:
                 state = PlanState(BiasPlan((BiasRule(where, BIASES[0], LEANS[0]),)), None, [b"a"].__getitem__)
                 for start, stop in zip([0, *cuts], [*cuts, 3000], strict=True):
                     state.saw_reply_routing(experts[start:stop])
-                assert state.reply(0).rule == rule
+                assert state.reply(0)[1].rule == rule
 
 
 def test_the_last_tokens_are_exact() -> None:
@@ -428,6 +465,6 @@ def test_the_last_tokens_are_exact() -> None:
     for expert in (0, 1) * 3000:
         state.saw_reply_routing(np.array([[[expert], [0]]], np.int32))
     state.saw_reply_routing(np.array([[[1], [0]]], np.int32))
-    assert state.reply(0).rule == 0
+    assert state.reply(0)[1].rule == 0
     state.saw_reply_routing(np.array([[[2], [0]]], np.int32))
-    assert state.reply(0).rule is None
+    assert state.reply(0)[1].rule is None

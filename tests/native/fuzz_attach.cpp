@@ -7,6 +7,7 @@
 #include "llama.h"
 #include "steermoe.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -53,8 +54,8 @@ std::vector<float> decode() {
     return { logits, logits + llama_vocab_n_tokens(llama_model_get_vocab(model)) };
 }
 
-// One batch of all sequences: the logits of the last token of each.
-sequences_t decode_sequences() {
+// One batch of all sequences: the logits of the last token of each. rows: those of all tokens, if they are given.
+sequences_t decode_sequences(const std::vector<int32_t> & rows = {}) {
     llama_memory_clear(llama_get_memory(ctx), true);
     llama_batch batch = llama_batch_init(N_SEQ * N_TOKENS, 0, 1);
     for (int32_t i = 0; i < N_SEQ * N_TOKENS; i++) {
@@ -65,6 +66,7 @@ sequences_t decode_sequences() {
         batch.logits[i]    = i % N_TOKENS == N_TOKENS - 1;
     }
     batch.n_tokens = N_SEQ * N_TOKENS;
+    fuzz_require(steermoe_set_token_rows(ctx, rows.data(), (int32_t) rows.size()) == STEERMOE_OK, "rows are taken");
     fuzz_require(llama_decode(ctx, batch) == 0, "sequences are decoded in one batch");
     sequences_t all;
     for (int32_t s = 0; s < N_SEQ; s++) {
@@ -142,6 +144,43 @@ void as_sequence(const steermoe_bias * bias, int32_t flags, bool decodes) {
     fuzz_require(steermoe_detach(ctx) == STEERMOE_OK, "steering can be ended");
     require_steered_by(nullptr);
     fuzz_require(steermoe_attach(ctx, bias, flags) == STEERMOE_OK, "and begun again");
+}
+
+// The accepted bias, which steers the context, as a row of tokens beside others. The context is left as it was.
+void as_row(const steermoe_bias * bias, int32_t flags, uint64_t hash, bool decodes) {
+    const int32_t     last  = STEERMOE_MAX_ROWS - 1;
+    const sequences_t alike = decodes ? decode_sequences() : sequences_t();
+    fuzz_require(steermoe_row_attach(ctx, last, bias, flags) == STEERMOE_OK, "what steers a context steers a row");
+    fuzz_require(steermoe_row_attach(ctx, 0, fixed.get(), 0) == STEERMOE_OK, "another bias can be attached");
+    require_steered_by(bias, fixed.get());
+    if (decodes) {
+        const sequences_t logits = decode_sequences({ 0, 0, last, last, -1, -1 });
+        fuzz_require(same_bits(logits[0], fixed_sequences[0]), "tokens are under the row that they have");
+        fuzz_require(same_bits(logits[1], alike[1]), "whatever the rows of others");
+        fuzz_require(same_bits(logits[2], unsteered_sequences[2]), "unsteered tokens are unsteered");
+
+        std::vector<int32_t> rows;
+        for (int32_t i = 0; i < N_SEQ * N_TOKENS; i++) {
+            const int32_t all[] = { -1, 0, last };
+            rows.push_back(all[(hash >> (8 + 2 * i)) % 3]);
+        }
+        const sequences_t mixed = decode_sequences(rows);
+        for (int32_t s = 0; s < N_SEQ; s++) {
+            std::vector<int32_t> others(rows.size(), 0);
+            std::copy_n(rows.begin() + s * N_TOKENS, N_TOKENS, others.begin() + s * N_TOKENS);
+            fuzz_require(same_bits(decode_sequences(others)[s], mixed[s]), "a sequence has its own rows alone");
+        }
+        fuzz_require(same_bits(decode_sequences()[1], alike[1]), "rows are of one decode");
+    }
+    fuzz_require(steermoe_row_detach(ctx, 0) == STEERMOE_OK, "a row can be given up");
+    const int32_t unknown[] = { last, 0 };
+    fuzz_require(steermoe_set_token_rows(ctx, unknown, 2) == STEERMOE_ERR_ARGUMENT, "a row without a bias is refused");
+    fuzz_require(steermoe_set_token_rows(ctx, unknown, 1) == STEERMOE_OK, "one with a bias is not");
+    llama_token tokens[N_TOKENS] = { 3, 5 };
+    fuzz_require(llama_decode(ctx, llama_batch_get_one(tokens, N_TOKENS)) == -1,
+                 "one row is not enough for two tokens");
+    fuzz_require(steermoe_row_detach(ctx, last) == STEERMOE_OK, "all rows can be given up");
+    require_steered_by(bias);
 }
 
 std::string meta(const char * key) {
@@ -263,6 +302,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
         }
         if (hash & 16) {
             as_sequence(bias.get(), flags, decodes);
+        }
+        if (hash & 32) {
+            as_row(bias.get(), flags, hash, decodes);
         }
         bias.reset(); // the context has a copy
         if (decodes) {

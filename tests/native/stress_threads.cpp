@@ -7,6 +7,7 @@
 #include "llama.h"
 #include "steermoe.h"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdio>
@@ -154,25 +155,46 @@ std::vector<int64_t> record(llama_context * ctx, steermoe_recorder * recorder, c
     llama_memory_clear(llama_get_memory(ctx), true);
     steermoe_recorder_reset(recorder);
     require_ok(steermoe_recorder_set_mask(recorder, bins.data(), N_BATCH), "the mask is taken");
+    bool wanted[N_BATCH];
+    for (int32_t i = 0; i < N_BATCH; i++) {
+        wanted[i] = i % 3 != 0;
+    }
+    require_ok(steermoe_recorder_set_trace(recorder, wanted, N_BATCH, STEERMOE_TRACE_WEIGHTS | STEERMOE_TRACE_LOGITS),
+               "a trace can be asked for");
     require(llama_decode(ctx, batch) == 0, "the recording decodes");
     llama_batch_free(batch);
+    const auto           n_wanted = (size_t) std::count(wanted, wanted + N_BATCH, true);
+    const size_t         n_used   = (size_t) steermoe_recorder_top_k(recorder);
+    std::vector<int32_t> experts(n_wanted * s.n_layer * n_used);
+    std::vector<float>   weights(experts.size());
+    std::vector<float>   logits(n_wanted * s.n_layer * s.n_expert);
+    require_ok(steermoe_recorder_trace(recorder, experts.data(), weights.data(), logits.data()), "there is a trace");
+    for (size_t i = 0; i < experts.size(); i++) {
+        require(experts[i] >= 0 && experts[i] < s.n_expert && weights[i] > 0.0f, "a token has its experts");
+    }
     const size_t         n_rows = (size_t) N_BINS * s.n_layer;
     std::vector<int64_t> counts(n_rows * s.n_expert);
     std::vector<int64_t> tokens(n_rows);
     require_ok(steermoe_recorder_counts(recorder, counts.data(), tokens.data()), "there are counts");
     counts.insert(counts.end(), tokens.begin(), tokens.end());
+    counts.insert(counts.end(), experts.begin(), experts.end());
     return counts;
 }
 
-// Sequences under all kinds of bias and an unsteered one in one batch, twice: all logits. The context is left unsteered.
-std::vector<float> decode_sequences(llama_context * ctx, const std::vector<bias_ptr> & biases) {
+// Sequences under all kinds of bias and an unsteered one in one batch, twice: all logits. by_rows: the same steering, said
+// of the tokens. The context is left unsteered.
+std::vector<float> decode_sequences(llama_context * ctx, const std::vector<bias_ptr> & biases, bool by_rows = false) {
     const auto         n       = (int32_t) biases.size() + 1;
     const int          n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
     std::vector<float> all;
     llama_memory_clear(llama_get_memory(ctx), true);
     for (int32_t s = 0; s < n; s++) {
         const steermoe_bias * bias = s + 1 < n ? biases[(size_t) s].get() : nullptr;
-        require_ok(steermoe_attach_seq(ctx, s, bias, 0), "a sequence can be steered");
+        if (!by_rows) {
+            require_ok(steermoe_attach_seq(ctx, s, bias, 0), "a sequence can be steered");
+        } else if (bias != nullptr) {
+            require_ok(steermoe_row_attach(ctx, s, bias, 0), "a row can be steered");
+        }
     }
     for (int32_t pos = 0; pos < 2; pos++) {
         llama_batch batch = llama_batch_init(n, 0, 1);
@@ -184,6 +206,13 @@ std::vector<float> decode_sequences(llama_context * ctx, const std::vector<bias_
             batch.logits[s]    = true;
         }
         batch.n_tokens = n;
+        if (by_rows) {
+            std::vector<int32_t> rows;
+            for (int32_t s = 0; s < n; s++) {
+                rows.push_back(s + 1 < n ? s : -1);
+            }
+            require_ok(steermoe_set_token_rows(ctx, rows.data(), n), "rows are taken");
+        }
         require(llama_decode(ctx, batch) == 0, "sequences are decoded in one batch");
         const float * logits = llama_get_logits(ctx);
         all.insert(all.end(), logits, logits + n * n_vocab);
@@ -387,8 +416,8 @@ void work(shared_state & state, int id) {
             require(same(decode(ctx.get()), state.e.unsteered), "unsteered logits are those of a single thread");
         }
         if (round % 3 == id % 3) {
-            require(same(decode_sequences(ctx.get(), state.biases), state.e.sequences),
-                    "sequences have the logits of a single thread");
+            require(same(decode_sequences(ctx.get(), state.biases, round % 2 == 0), state.e.sequences),
+                    "sequences have the logits of a single thread, steered as such or token by token");
         }
         if (round % 4 == id % 4) { // beside the steered one: a recorder and its context, from birth to death
             steermoe_recorder * made = nullptr;

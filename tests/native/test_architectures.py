@@ -8,16 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.architectures import (
-    ARCHITECTURES,
-    WITHOUT_ROUTERS,
-    check,
-    check_upstream,
-    checker,
-    variants,
-    widen,
-    write_upstream,
-)
+from tests.support.architecture_checks import check, check_upstream, checker
+from tests.support.architectures import ARCHITECTURES, WITHOUT_ROUTERS, variants, widen, write_upstream
 from tests.support.paths import BUILD, ROOT
 
 # every way of gating, groups, large logits, latent attention, recurrent layers, GELU from a table in F16

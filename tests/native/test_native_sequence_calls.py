@@ -13,7 +13,7 @@ import pytest
 
 from steermoe_local.errors import ModelError, ModelMismatchError, NativeError
 from steermoe_local.identity import ModelIdentity
-from steermoe_local.llama import capi
+from steermoe_local.llama import capi, signatures
 from steermoe_local.steering.bias_file import BiasFile, write_bias
 from tests.support.low_level import F32, Context, Row, identity_of, lib, native_bias, open_model, random_signs
 from tests.support.random_models import DENSE_FIRST, OLMOE
@@ -131,7 +131,9 @@ def test_a_token_of_two_steerings_is_refused(olmoe: Loaded) -> None:
         before = context.decode_rows(turns(3, 0, 4))
         for sequences, named in (([1, 0], "0 and 1"), ([0, 2, 1], "[01] and [12]")):
             assert decode_shared(context, sequences, 4) == -1
-            assert re.match(f"steering: token 0 .* the sequences {named}", capi._lib().steermoe_last_error().decode())
+            assert re.match(
+                f"steering: token 0 .* the sequences {named}", signatures.lib().steermoe_last_error().decode()
+            )
         # nothing has changed
         assert [lib().llama_memory_seq_pos_max(memory_of(context.ctx), s) for s in range(3)] == [3, 3, 3]
         after = context.decode_rows(turns(3, 4, 5))

@@ -150,6 +150,11 @@ def test_what_is_refused(tmp_path: Path) -> None:
             2,
             "--preset",
         ),
+        "a bad rule": (("--steer", "anser: digits-words"), 2, "--steer: rule 1 "),
+        "a rule of no map": (("--steer", "answer: nothing +1"), 2, "rule 1: nothing: no such file"),
+        "two starts": (("--steer", "answer: x", "--steering", "digits-words"), 2, "--steer and --steering both steer"),
+        "no plan": (("--plan", str(tmp_path / "broken.json")), 1, "broken.json: not a steering plan"),
+        "numbers beside a plan": (("--steer", "answer: x", "--activate", "1"), 2, "--activate: of which map?"),
         "numbers of no map": (("--activate", "1"), 2, "--activate: of which map?"),
         "numbers of no name": (("--steering", "No Name", "--activate", "1"), 2, "steering 'No Name' is not registered"),
         "no folder": (("--maps", str(tmp_path / "x")), 2, "no such folder"),
@@ -187,6 +192,29 @@ def test_a_name_with_other_numbers_as_the_default(tmp_path: Path) -> None:
         answer = httpx.post(f"{url}/v1/chat/completions", json=QUESTION, trust_env=False).json()
         applied = answer["steering"]
         assert (applied["name"], applied["n_active"], applied["n_inactive"]) == ("digits-words", 1, 2)
+
+
+def test_a_plan_from_the_start(tmp_path: Path) -> None:
+    """Its rules name maps of the folder; a request may say otherwise, and may name the plan."""
+    (tmp_path / "own.json").write_bytes(shipped_maps()["digits-words"].read_bytes())
+    rules = ("--steer", "thinking: none", "--steer", "answer: own +2 -2 reverse")
+    log = tmp_path / "log"
+    with program(*rules, "--maps", str(tmp_path), log=log) as (_, url):
+        assert "steering: start-plan)" in log.read_text()
+
+        def answer(**fields: Any) -> tuple[str, Any]:
+            body = QUESTION | fields
+            data = httpx.post(f"{url}/v1/chat/completions", json=body, trust_env=False).json()
+            return data["choices"][0]["message"]["content"], data["steering"]
+
+        text, steering = answer()
+        assert (text, steering["name"]) == ("four", "start-plan")
+        assert steering["rules"] == ["thinking: none", "answer: own +2 -2 reverse"]
+        assert answer(steering="digits-words")[0] == "4"
+        assert answer(steering="start-plan")[0] == "four"
+    (tmp_path / "brief.plan.toml").write_text('rules = ["answer: own +2 -2 reverse"]\n')
+    with program("--plan", str(tmp_path / "brief.plan.toml"), log=log) as (_, url):
+        assert "steering: brief)" in log.read_text()
 
 
 WITHOUT = """

@@ -12,7 +12,8 @@ import pytest
 
 from steermoe_local import ExpertMap
 from steermoe_local.models.shipped_maps import shipped_maps
-from steermoe_local.server import registry, routes_steering
+from steermoe_local.server import routes_steering
+from steermoe_local.server.registered import n_bytes
 from steermoe_local.steering.steering import Steering
 from tests.support.random_effects import random_effects
 from tests.support.running_server import Running, running
@@ -96,6 +97,6 @@ def test_damaged_effects_are_refused(server: Running, folder: Path, tried: Exper
 def test_effects_count_towards_the_limit_of_memory(tried: ExpertMap) -> None:
     assert tried.effects is not None
     bare = replace(tried, effects=None, logit=None, weight=None)
-    added = registry.n_bytes(Steering("x", tried)) - registry.n_bytes(Steering("x", bare))
+    added = n_bytes(Steering("x", tried)) - n_bytes(Steering("x", bare))
     n = len(tried.effects.layer)
     assert added == 2 * tried.rd.nbytes + n * (8 + 8 + 1 + 7 * 8 + 1)

@@ -102,6 +102,34 @@ BODIES: dict[str, tuple[str, bytes, str]] = {
     "biases": (CHAT, json.dumps({**message(1), "logit_bias": {str(i): 1 for i in range(9999)}}).encode(), "logit_bias"),
     "stops": (CHAT, json.dumps({**message(1), "stop": ["x"] * 100_000}).encode(), "stop"),
     "messages": (CHAT, json.dumps({"messages": message(1)["messages"] * 5000}).encode(), "messages"),
+    "rules": (CHAT, json.dumps({**message(1), "steering": ["answer: none"] * 60_000}).encode(), "1 to 64 rules"),
+    "a long rule": (CHAT, json.dumps({**message(1), "steering": "answer: " + "x" * 900_000}).encode(), "4096"),
+    "a rule of quotes": (CHAT, json.dumps({**message(1), "steering": ["'" * 4000]}).encode(), "rule 1"),
+    "a long phase": (
+        CHAT,
+        json.dumps({**message(1), "steering": {"rules": [{"phase": "x\n" * 300_000, "map": None}]}}).encode(),
+        "no phase",
+    ),
+    "a deep rule": (
+        CHAT,
+        json.dumps(message(1))[:-1].encode() + b', "steering": [{"after": ' + b"[" * 50 + b"1" + b"]" * 50 + b"}]}",
+        "rule 1: after",
+    ),
+    "a wide rule": (
+        CHAT,
+        json.dumps({**message(1), "steering": [{"tokens": [0] * 300_000, "map": None}]}).encode(),
+        "rule 1: tokens",
+    ),
+    "fields of a rule": (
+        CHAT,
+        json.dumps({**message(1), "steering": [dict.fromkeys(map(str, range(9000)))]}).encode(),
+        "rule 1: '0': not a field",
+    ),
+    "rules to register": (
+        "/v1/steering",
+        json.dumps({"name": "x", "rules": [{"map": "y" * 15_000}] * 64}).encode(),
+        "rule 1: ",
+    ),
     "a large map": ("/v1/steering", json.dumps({"name": "x", "map": {"rd": [0.5] * 200_000}}).encode(), "expert map"),
     "a large bias": ("/v1/steering", json.dumps({"name": "x", "bias": "A" * 900_000}).encode(), "GGUF"),
 }

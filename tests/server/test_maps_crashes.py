@@ -18,6 +18,7 @@ from steermoe_local.errors import BusyError
 from steermoe_local.server import SteeringRegistry
 from steermoe_local.server.api_errors import as_api_error
 from steermoe_local.server.schemas import RegisterRequest
+from steermoe_local.steering.steering import Steering
 from tests.support.crashing import failed_at_each_step, killed_at_each_step
 from tests.support.running_server import TINY, running
 from tests.support.steered_server import WORDS, bias_of, post
@@ -35,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def request_of(digits: ExpertMap, kind: str, folder: Path) -> RegisterRequest:
-    """A request that registers `entry` as a map with numbers, a bare map, a choice, or a bias."""
+    """A request that registers `entry` as a map with numbers, a bare map, a choice, a plan, or a bias."""
     data = json.loads(digits.to_json())
     if kind == "bias":
         path = folder.parent / "b.gguf"
@@ -46,6 +47,7 @@ def request_of(digits: ExpertMap, kind: str, folder: Path) -> RegisterRequest:
             "map": {"map": data, "activate": 3, "deactivate": 1},
             "bare": {"map": data | {"behaviour": data["behaviour"] | {"name": "something else"}}},
             "choice": {"map": "digits-words", "activate": 1, "deactivate": 2},
+            "plan": {"rules": ["thinking: none", "answer[0:8]: digits-words +1 -2"]},
         }[kind]
     return RegisterRequest(name="entry", replace=True, **body)
 
@@ -63,7 +65,8 @@ def held_by(registry: SteeringRegistry) -> State | None:
         return None
     facts = found.to_dict()
     del facts["source"], facts["name"]
-    return facts | {"bias": None if found.steering.bias is None else found.steering.bias.key}
+    bias = found.steering.bias if isinstance(found.steering, Steering) else None
+    return facts | {"bias": None if bias is None else bias.key}
 
 
 def state_of(folder: Path, *, writable: bool) -> State | None:
@@ -75,6 +78,7 @@ def state_of(folder: Path, *, writable: bool) -> State | None:
 
 
 CHANGES = [(None, "map"), ("map", None), ("bias", "map"), ("map", "bias"), ("map", "choice"), ("bare", "map")]
+CHANGES += [(None, "plan"), ("plan", None), ("map", "plan"), ("plan", "choice")]
 
 
 def change_of(digits: ExpertMap, folder: Path, new: str | None) -> Callable[[SteeringRegistry], Any]:
@@ -130,7 +134,7 @@ def test_killed_at_each_step(digits: ExpertMap, folder: Path, tmp_path: Path, ol
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES])
-@pytest.mark.parametrize(("old", "new"), [("map", "bias"), ("map", None), (None, "map")])
+@pytest.mark.parametrize(("old", "new"), [("map", "bias"), ("map", None), (None, "map"), ("map", "plan")])
 def test_failing_at_each_step(digits: ExpertMap, folder: Path, old: str | None, new: str | None, number: int) -> None:
     registry = opened(folder)
     if old is not None:

@@ -72,12 +72,13 @@ def test_each_answer_is_the_one_of_the_bias_that_was_named(parallel: int, tiny_f
 
 BROKEN = {
     "biases by name": """
-from steermoe_local.server import registry
-registry._content = lambda steering: (steering.name,)
+from steermoe_local.steering.steering import Steering
+Steering.content = property(lambda self: (self.name,))
 """,
     "biases by numbers alone": """
-from steermoe_local.server import registry
-registry._content = lambda steering, content=registry._content: content(steering)[1:] or content(steering)
+from steermoe_local.steering.steering import Steering
+content = Steering.content.fget
+Steering.content = property(lambda self: content(self)[1:] or content(self))
 """,
     "native biases by number of experts": """
 from steermoe_local.llama import steered_llama

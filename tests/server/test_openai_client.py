@@ -126,6 +126,43 @@ def test_models(client: OpenAI) -> None:
     assert client.chat.completions.create(**asked(QUESTION, model="tiny:none")).model_extra["steering"] is None
 
 
+@pytest.mark.parametrize(
+    "steering",
+    [
+        "answer[0:3]: digits-words +8 -8",
+        [
+            "thinking: none",
+            {"phase": "answer", "tokens": [0, 3], "map": "digits-words", "activate": 8, "deactivate": 8},
+        ],
+        {"rules": ["answer[0:3]: digits-words +8 -8"]},
+    ],
+)
+def test_plans(client: OpenAI, steering: Any) -> None:
+    """The client's own models keep what they do not know: marks, experts and what steered."""
+    wanted = {"steering": steering, "return_steered": True, "return_routed_experts": True, "return_tokens": True}
+    whole = client.chat.completions.create(**asked(LONG), extra_body=wanted)
+    choice = whole.choices[0]
+    assert choice.message.content is not None
+    assert whole.model_extra is not None
+    assert choice.model_extra is not None
+    rule = len(whole.model_extra["steering"]["rules"]) - 1
+    assert whole.model_extra["steering"]["n_steered"] == 3
+    (span,) = choice.model_extra["steered"]
+    assert (span["rule"], span["start"]) == (rule, 0)
+    assert choice.model_extra["token_rules"] == [rule] * 3 + [None] * (len(choice.model_extra["tokens"]) - 3)
+    assert whole.model_extra["sglext"]["routed_experts"]
+    chunks = list(client.chat.completions.create(**asked(LONG), stream=True, extra_body=wanted))
+    steered = [
+        one.delta.content for chunk in chunks for one in chunk.choices if (one.model_extra or {})["rule"] == rule
+    ]
+    assert "".join(filter(None, steered)) == choice.message.content[: span["end"]]
+    assert [chunk.model_extra for chunk in chunks if chunk.model_extra and "sglext" in chunk.model_extra] == [
+        {"sglext": whole.model_extra["sglext"]}
+    ]
+    with client.chat.completions.stream(**asked(LONG), extra_body=wanted) as stream:
+        assert stream.get_final_completion().choices[0].message.content == choice.message.content
+
+
 @pytest.mark.parametrize("steering", [None, WORDS])
 def test_streams_of_chats(client: OpenAI, steering: Any) -> None:
     whole = client.chat.completions.create(**asked(LONG), extra_body={"steering": steering})

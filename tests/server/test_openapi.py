@@ -83,10 +83,14 @@ def name_what_there_is(case: schemathesis.Case) -> None:
         return
     if "model" in body:
         body["model"] = "tiny"
-    if isinstance(body.get("steering"), str):
-        body["steering"] = "digits-words"
-    elif isinstance(body.get("steering"), dict):
-        body["steering"] |= {"map": "digits-words", "layers": None}
+    steering = body.get("steering")
+    if isinstance(steering, str):
+        body["steering"] = "digits-words" if len(steering) % 2 else "answer: digits-words +2 -2"
+    elif isinstance(steering, dict) and "rules" not in steering:
+        steering |= {"map": "digits-words", "layers": None}
+    for rules in (steering, body.get("rules"), steering.get("rules") if isinstance(steering, dict) else None):
+        if isinstance(rules, list):
+            rules[:] = ["answer: digits-words" if isinstance(rule, str) else rule_of(rule) for rule in rules]
     if "input" in body:
         name_what_a_response_needs(body)
     for message in body.get("messages", ()):
@@ -94,6 +98,14 @@ def name_what_there_is(case: schemathesis.Case) -> None:
             message["content"] = "one"
         if message["role"] != "assistant":
             message.pop("tool_calls", None)
+
+
+def rule_of(rule: dict[str, Any]) -> dict[str, Any]:
+    """What of a rule made up makes sense with other fields of it."""
+    kept = {
+        name: rule[name] for name in ("every", "after", "until", "activate", "deactivate", "reverse") if name in rule
+    }
+    return kept | {"phase": rule.get("phase"), "map": "digits-words"}
 
 
 def name_what_a_response_needs(body: dict[str, Any]) -> None:

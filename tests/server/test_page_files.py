@@ -157,7 +157,7 @@ def test_contrast(scheme: str) -> None:
         colours |= dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", dark))
     texts = {
         "ink": ("back", "card", "field", "code", "question", "accent-soft", "wrong-back", "cell"),
-        "faint": ("back", "card", "field", "code"),
+        "faint": ("back", "card", "field", "code", "accent-soft"),  # marks of steered text, in reasoning
         "accent": ("card", "accent-soft"),
         "accent-ink": ("accent",),
         "wrong": ("card", "wrong-back"),

@@ -21,6 +21,7 @@ from steermoe_local.llama import steered_llama
 from steermoe_local.models.shipped_maps import shipped_maps
 from steermoe_local.server import SteeringRegistry, metrics, registry
 from steermoe_local.server.api_errors import ApiError
+from steermoe_local.server.registered import n_bytes
 from steermoe_local.server.schemas import RegisterRequest
 from steermoe_local.steering.steering import Steering
 from tests.support.running_server import TINY, Running, running
@@ -176,7 +177,7 @@ def test_how_many_can_be_registered() -> None:
 
 
 def test_how_much_can_be_registered(digits: ExpertMap, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = registry.n_bytes(Steering("x", digits))
+    size = n_bytes(Steering("x", digits))
     monkeypatch.setattr(registry, "_MAX_BYTES", 2 * size)
     data = json.loads(digits.to_json())
     with running(parallel=1) as server:
@@ -287,7 +288,8 @@ def test_a_name_that_changes_hands_while_it_is_looked_up(digits: ExpertMap, monk
     found.open(digits.identity)
     found.register(RegisterRequest.model_validate({"name": "a", "map": data} | NUMBERS))
     found._built.clear()
-    content, replaced = registry._content, []
+    content, replaced = Steering.content.fget, []
+    assert content is not None
 
     def replacing(steering: Steering) -> Any:
         if not replaced:
@@ -295,7 +297,7 @@ def test_a_name_that_changes_hands_while_it_is_looked_up(digits: ExpertMap, monk
             found.register(RegisterRequest.model_validate({"name": "a", "map": data, "replace": True}))  # no numbers
         return content(steering)
 
-    monkeypatch.setattr(registry, "_content", replacing)
+    monkeypatch.setattr(Steering, "content", property(replacing))
     applied = found.resolve("a")
     assert replaced
     assert applied.bias is not None, "it runs unsteered"

@@ -138,7 +138,6 @@ def test_the_default_stays(digits: ExpertMap, tmp_path: Path) -> None:
         ({"map": "digits-words", "scale": 2, "mode": "hard"}, 400, "invalid_value", "mode soft; "),
         ({"map": "digits-words", "scale": 1e9}, 400, "invalid_value", "steering.scale: "),
         ({"map": "digits-words", "mode": "medium"}, 400, "invalid_value", "steering.mode: "),
-        (["digits-words"], 400, "invalid_value", "steering: "),
         (5, 400, "invalid_value", "steering: "),
     ],
 )

@@ -146,7 +146,7 @@ TOKENS = ["a", "b", "#", "<think>", "</think>", "\n"]
     st.lists(
         st.builds(BiasRule, st.one_of(st.just(ALL), st.just(ANSWER), UNCONDITIONAL), BIASES), min_size=1, max_size=6
     ),
-    st.lists(st.integers(0, 5), max_size=12),
+    st.lists(st.integers(0, 5), min_size=1, max_size=12),
     st.lists(st.integers(0, 5), max_size=20),
 )
 def test_the_simplest_plan_steers_alike(rules: list[BiasRule], prompt: list[int], reply: list[int]) -> None:
@@ -154,7 +154,7 @@ def test_the_simplest_plan_steers_alike(rules: list[BiasRule], prompt: list[int]
 
     def steered(plan: object) -> list[str | None]:
         state = PlanState(plan, reasoning_style("<think></think>"), lambda token: TOKENS[token].encode())  # type: ignore[arg-type]
-        decisions = state.prompt(prompt) + [state.reply(token) for token in reply]
+        decisions = [*state.prompt(prompt), state.first(), *(state.reply(token)[1] for token in reply)]
         keys = [decision.bias.key if decision.bias is not None else None for decision in decisions]
         if isinstance(plan, BiasPlan):
             for decision in decisions:

@@ -133,16 +133,16 @@ def check_promise(
     assert (np.abs(weights - from_logits) <= off).all(), f"weights: {np.abs(weights - from_logits).max()}"
 
 
-def check_sequences(
-    context: DeviceContext, identity: ModelIdentity, layers: Sequence[int], exp: float = oracle.EXP
-) -> None:
-    """Sequences under all rules and under none in one batch: each token's edit is that of its own steering."""
+Given = tuple[dict[int, Any], str, float, float]  # rows by layer, mode, epsilon, cap
+
+
+def steerings_of(identity: ModelIdentity, layers: Sequence[int]) -> list[Given]:
+    """Steerings by all rules and none, in all layers and in some."""
     rng = np.random.default_rng(19)
     n, k = identity.n_expert, identity.n_expert_used
     one, other = ({layer: random_signs(rng, n, k, 1, n // 2) for layer in layers} for _ in range(2))
-    zeros = np.zeros(n, np.float32)
     inf = float("inf")
-    under: list[tuple[dict[int, Any], str, float, float]] = [
+    return [
         (one, "hard", 0.01, inf),
         ({layer: 3 * row for layer, row in other.items()}, "soft", 0.01, inf),
         ({}, "hard", 0.01, inf),
@@ -150,22 +150,73 @@ def check_sequences(
         (one, "capped", 0.01, 1.5),
         ({layers[-1]: other[layers[-1]]}, "capped", 2.5, 0.25),
     ]
+
+
+def check_parts(
+    context: DeviceContext,
+    identity: ModelIdentity,
+    layers: Sequence[int],
+    under: list[Given],
+    parts: list[Seen],
+    exp: float,
+) -> None:
+    """The promise of each steering for its part of the captured rows."""
+    zeros = np.zeros(identity.n_expert, np.float32)
+    for (rows, mode, epsilon, cap), mine in zip(under, parts, strict=True):
+        for layer in layers:
+            info = capi.layer_info(context.ctx, layer)
+            check_promise(mine, layer, info, rows.get(layer, zeros), mode, epsilon, exp, cap)
+
+
+def deal(seen: Seen, parts: list[Seen], of_rows: npt.NDArray[Any]) -> None:
+    """Give each part its rows of the tensors of one ubatch; of_rows [tokens]: the part that each is of."""
+    for name, arrays in seen.items():
+        if name.endswith(")"):
+            continue  # a view of what has a name of its own
+        assert len(arrays) == 1, name
+        values = arrays[0].reshape(len(of_rows), -1)
+        for number, mine in enumerate(parts):
+            mine.setdefault(name, []).append(values[of_rows == number])
+
+
+def check_sequences(
+    context: DeviceContext, identity: ModelIdentity, layers: Sequence[int], exp: float = oracle.EXP
+) -> None:
+    """Sequences under all rules and under none in one batch: each token's edit is that of its own steering."""
+    under = steerings_of(identity, layers)
     for sequence, (rows, mode, epsilon, cap) in enumerate(under):
         bias = native_bias(identity, rows, mode, epsilon, cap) if rows else None
         capi.attach_sequence(context.ctx, sequence, bias)
-    seen: list[Seen] = [{} for _ in under]
+    parts: list[Seen] = [{} for _ in under]
     for start, end in ((0, 6), (6, 7), (7, 8)):
         context.seen.clear()
         batch = [(7 * i + s, i, s, True) for i in range(start, end) for s in range(len(under))]
         context.decode_rows(batch)
-        for name, arrays in context.seen.items():
-            if name.endswith(")"):
-                continue  # a view of what has a name of its own
-            assert len(arrays) == 1, name
-            values = arrays[0].reshape(len(batch), -1)
-            for sequence, mine in enumerate(seen):
-                mine.setdefault(name, []).append(values[sequence :: len(under)])
-    for (rows, mode, epsilon, cap), mine in zip(under, seen, strict=True):
-        for layer in layers:
-            info = capi.layer_info(context.ctx, layer)
-            check_promise(mine, layer, info, rows.get(layer, zeros), mode, epsilon, exp, cap)
+        deal(context.seen, parts, np.array([row[2] for row in batch]))
+    check_parts(context, identity, layers, under, parts, exp)
+
+
+def check_token_rows(
+    context: DeviceContext, identity: ModelIdentity, layers: Sequence[int], exp: float = oracle.EXP
+) -> None:
+    """The same of the tokens of one prompt; those before the first steered one have the bits of an unsteered run."""
+    under = steerings_of(identity, layers)
+    tokens = [(7 * i + 1) % 64 for i in range(24)]
+    plain = context.fresh(tokens)
+    for number, (rows, mode, epsilon, cap) in enumerate(under):
+        capi.attach_row(context.ctx, number, native_bias(identity, rows, mode, epsilon, cap))
+    of_tokens = np.array([2] * 4 + [place % len(under) for place in range(20)])
+    context.clear()
+    context.seen.clear()
+    capi.set_token_rows(context.ctx, of_tokens)
+    found = context.decode(tokens)
+    parts: list[Seen] = [{} for _ in under]
+    deal(context.seen, parts, of_tokens)
+    check_parts(context, identity, layers, under, parts, exp)
+    assert found[:4].tobytes() == plain[:4].tobytes()
+    assert not np.array_equal(found[4], plain[4])
+    # where the last token alone is an output, the last layer routes it alone
+    context.clear()
+    capi.set_token_rows(context.ctx, of_tokens)
+    (last,) = context.decode_rows([(token, i, 0, i == 23) for i, token in enumerate(tokens)])
+    assert np.abs(last - found[-1]).max() < np.abs(last - plain[-1]).max() / 4, "not under its own row"

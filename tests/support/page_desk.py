@@ -94,6 +94,20 @@ class Desk:
             page.fill(f"#{field}", str(value))
             page.locator(f"#{field}").blur()
 
+    def place(self, phase: str, start: str = "", stop: str = "") -> None:
+        """Choose where the steering is in force."""
+        self.page.locator(f"label:has(#phase-{phase})").click()
+        if phase != "all":
+            for name, value in (("start", start), ("stop", stop)):
+                self.page.fill(f"#window-{name}", value)
+                self.page.locator(f"#window-{name}").blur()
+
+    def token_experts(self) -> list[list[str]]:
+        """The experts that the dialog lists for its token, their texts for each layer."""
+        script = """(all) => all.map((cell) => [...cell.querySelectorAll(".expert")]
+            .map((one) => one.textContent).filter(Boolean))"""
+        return list(self.page.locator("#step-rows td").evaluate_all(script))
+
     @contextmanager
     def new_table(self) -> Iterator[None]:
         """Within the block the page asks for a map, and has drawn it at the end."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,3 +37,15 @@ def registered(server: Running, *bodies: dict[str, Any]) -> Iterator[None]:
 
 def sse(*chunks: dict[str, Any], end: str = "") -> str:
     return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + end
+
+
+def marked(parts: Sequence[tuple[str, int | None, bool]], applied: Any, *, n_prompt: int = 9) -> str:
+    """A whole stream that says what was steered: parts (text, rule, whether it is reasoning), each one token."""
+    chunks: list[dict[str, Any]] = [
+        {"choices": [{"delta": {"reasoning_content" if thought else "content": text}, "rule": rule}]}
+        for text, rule, thought in parts
+    ]
+    chunks[0]["steering"] = applied
+    last = {"choices": [{"delta": {}, "rule": None, "finish_reason": "stop", "seed": 7}], "steering": applied}
+    usage = {"choices": [], "usage": {"prompt_tokens": n_prompt, "completion_tokens": len(parts)}}
+    return sse(*chunks, last, usage, end="data: [DONE]\n\n")

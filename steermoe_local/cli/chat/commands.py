@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,10 @@ from rich.table import Table
 from ...errors import UsageError
 from ...maps.expert_map import parse_layers
 from ...maps.ranks import RANKS, WEIGHTS, ranks_of
+from ...steering.plan import SteeringPlan
+from ...steering.plan_rules import EVERYWHERE, NONE, PHASES
 from ...steering.rules import EQUAL
+from ...steering.steering import Steering
 from ..options.model import ModelPath
 from .reports import experts_report, why_report
 from .screen import speed
@@ -30,13 +34,13 @@ class Leave(Exception):
 class Command:
     """A command: what may follow its name, what it does in one line, and the function that does it.
 
-    `words` are the arguments to offer; None: paths.
+    `words` are the arguments to offer, given what was typed so far; None: paths.
     """
 
     arguments: str
     help: str
     run: Callable[[Session, str], None]
-    words: Callable[[Session], Iterable[str]] | None = lambda session: ()
+    words: Callable[[Session, str], Iterable[str]] | None = lambda session, typed: ()
 
 
 def perform(session: Session, line: str) -> None:
@@ -54,12 +58,12 @@ def perform(session: Session, line: str) -> None:
     command.run(session, argument.strip())
 
 
-def completions(session: Session, name: str) -> Iterable[str] | None:
-    """What can follow a command; None: any path."""
+def completions(session: Session, name: str, typed: str = "") -> Iterable[str] | None:
+    """What can follow a command, behind which `typed` stands so far; None: any path."""
     command = COMMANDS.get(name)
     if command is None:
         return ()
-    return None if command.words is None else command.words(session)
+    return None if command.words is None else command.words(session, typed)
 
 
 #
@@ -70,8 +74,11 @@ def completions(session: Session, name: str) -> Iterable[str] | None:
 def _steer(session: Session, argument: str) -> None:
     if not argument:
         session.say_steering()
+        if isinstance(session.chat.steering, SteeringPlan):
+            for number, text in enumerate(session.chat.steering.texts, 1):
+                session.screen.note(f"rule {number}: {text}")
         if names := ", ".join(session.maps.names()):
-            session.screen.note(f"maps and bias files for this model: {names}")
+            session.screen.note(f"maps, bias files and plans for this model: {names}")
     elif argument in ("on", "off"):
         if session.chat.steering is None:
             _ = session.steering  # says what can be chosen
@@ -83,8 +90,15 @@ def _steer(session: Session, argument: str) -> None:
         session.steer(steering)
 
 
-def _steer_words(session: Session) -> Iterable[str]:
-    return ("on", "off", *(session.maps.names() if session.loaded.facts.is_moe else ()))
+def _steer_words(session: Session, typed: str) -> Iterable[str]:
+    """Words, names and places; behind a place and its colon the names, behind a rule and its semicolon both again."""
+    if not session.loaded.facts.is_moe:
+        return ("on", "off")
+    names, places = [*session.maps.names()], [f"{place}: " for place in (*PHASES, EVERYWHERE)]
+    if behind := re.match(r"(.*[;:]\s*)", typed):
+        more = [NONE] if behind[1].rstrip().endswith(":") else places
+        return [f"{behind[1]}{word}" for word in (*names, *more)]
+    return ("on", "off", *names, *places)
 
 
 def _strength(session: Session, argument: str) -> None:
@@ -113,7 +127,7 @@ def _weights(session: Session, argument: str) -> None:
 
 
 def _change_rule(session: Session, **asked: Any) -> None:
-    session.change_steering(**session.steering.rule.changed(**asked).fields)
+    session.change_steering(**session.choice.rule.changed(**asked).fields)
 
 
 def _number(argument: str) -> float:
@@ -129,9 +143,10 @@ def _rank(session: Session, argument: str) -> None:
     session.change_steering(rank=argument)
 
 
-def _ranks(session: Session) -> Iterable[str]:
+def _ranks(session: Session, typed: str) -> Iterable[str]:
     steering = session.chat.steering
-    return () if steering is None or steering.expert_map is None else ranks_of(steering.expert_map)
+    expert_map = steering.expert_map if isinstance(steering, Steering) else None
+    return () if expert_map is None else ranks_of(expert_map)
 
 
 def _activate(session: Session, argument: str) -> None:
@@ -149,7 +164,7 @@ def _count(name: str, argument: str) -> int:
 
 
 def _reverse(session: Session, argument: str) -> None:
-    now = session.steering.reverse
+    now = session.choice.reverse
     session.change_steering(reverse=_switched("reverse", argument, now))
 
 
@@ -283,34 +298,40 @@ def _switched(name: str, argument: str, now: bool) -> bool:
     return not now if not argument else argument == "on"
 
 
-def _on_off(session: Session) -> Iterable[str]:
+def _on_off(session: Session, typed: str) -> Iterable[str]:
     return ("on", "off")
 
 
+def _words(*words: str) -> Callable[[Session, str], Iterable[str]]:
+    """Arguments that are always the same."""
+    return lambda session, typed: words
+
+
 COMMANDS: dict[str, Command] = {
-    "steer": Command("on|off|NAME", "switch steering, or choose a map or bias file", _steer, _steer_words),
-    "strength": Command("X|hard", "soft rule: add X to the router's logits", _strength, lambda session: ("hard",)),
-    "cap": Command(
-        "X|off", "capped rule: the hard one, moving no logit by more than X", _cap, lambda session: ("off",)
+    "steer": Command(
+        "on|off|NAME|RULES",
+        "switch steering, or choose a map, bias file or plan, or rules like answer: NAME +8 -8",
+        _steer,
+        _steer_words,
     ),
-    "weights": Command(
-        "NAME", "soft rule: strength in proportion to a score", _weights, lambda session: (*WEIGHTS, EQUAL)
-    ),
+    "strength": Command("X|hard", "soft rule: add X to the router's logits", _strength, _words("hard")),
+    "cap": Command("X|off", "capped rule: the hard one, moving no logit by more than X", _cap, _words("off")),
+    "weights": Command("NAME", "soft rule: strength in proportion to a score", _weights, _words(*WEIGHTS, EQUAL)),
     "activate": Command("N", "promote the map's first N experts with RD > 0", _activate),
     "deactivate": Command("N", "suppress the first N experts with RD < 0", _deactivate),
     "rank": Command("NAME", "choose experts by another score than RD", _rank, _ranks),
     "reverse": Command("[on|off]", "steer to the map's other side", _reverse, _on_off),
-    "layers": Command("A-B|all", "steer these layers only, like 3-7,9", _layers, lambda session: ("all",)),
+    "layers": Command("A-B|all", "steer these layers only, like 3-7,9", _layers, _words("all")),
     "compare": Command("[on|off]", "answer unsteered and steered, side by side", _compare, _on_off),
     "experts": Command("", "the experts that the last answer used, against the map", _experts),
     "why": Command("", "what steering forced and suppressed in the last answer", _why),
     "save": Command("FILE", "write the chat to a file", _save, None),
     "load": Command("FILE", "go on with a chat from a file", _load, None),
     "reset": Command("", "forget the chat, keep system prompt and steering", _reset),
-    "system": Command("[TEXT|off]", "show or set the system prompt", _system, lambda session: ("off",)),
+    "system": Command("[TEXT|off]", "show or set the system prompt", _system, _words("off")),
     "model": Command("MODEL", "go on with another model", _model, None),
     "regenerate": Command("", "answer the last message again", _regenerate),
-    "reasoning": Command("[show|hide]", "show or hide what the model thinks", _reasoning, lambda s: ("show", "hide")),
+    "reasoning": Command("[show|hide]", "show or hide what the model thinks", _reasoning, _words("show", "hide")),
     "speed": Command("[on|off]", "tokens per second, of the last answer or after every one", _speed, _on_off),
     "help": Command("", "this list", _help),
     "quit": Command("", "leave, as Ctrl-D", _quit),

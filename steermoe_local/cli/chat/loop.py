@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from ...errors import SteerMoEError
-from ...steering.steering import Steering
+from ...steering.plan import AnySteering
 from ..streams import ask
 from .commands import COMMANDS, Leave, completions, perform
 from .lines import PROMPT, BasicReader, PipeReader, Reader, is_block, joined
@@ -42,7 +42,7 @@ def run_chat(
     kind: TerminalKind,
     *,
     system: str | None,
-    steering: Steering | None,
+    steering: AnySteering | None,
     prompt: str | None,
     show_reasoning: bool | None,
     show_speed: bool,
@@ -125,7 +125,7 @@ def _reader(session: Session, kind: TerminalKind, keep_history: bool) -> Reader:
     from .prompt import CommandCompleter, PromptReader, history_file, open_history
 
     helps = {name: command.help for name, command in COMMANDS.items()}
-    completer = CommandCompleter(helps, lambda name: completions(session, name))
+    completer = CommandCompleter(helps, lambda name, typed: completions(session, name, typed))
     history = open_history(history_file() if keep_history else None, session.screen.note)
     return PromptReader(completer, history)
 

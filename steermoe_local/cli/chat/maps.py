@@ -5,24 +5,36 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..._util.regular_files import open_regular
-from ...errors import UsageError
+from ...errors import SteerMoEError, UsageError
+from ...evaluation.measuring.plans import beside, is_bias_file, is_plan_file, open_plan, plan_name
 from ...identity import ModelIdentity
 from ...maps.ranks import ranks_of
 from ...models.shipped_maps import recommended_numbers, shipped_maps
+from ...steering.plan import AnySteering, SteeringPlan
+from ...steering.plan_file import read_plan
+from ...steering.plan_rules import EVERYWHERE, PHASES, Where
+from ...steering.plan_text import parse_rule, split_rules
 from ...steering.steering import Steering
 from ..options.system_text import is_text
 
 _HEAD = 1 << 16  # bytes
+# A place in the text, a word with a colon that may be a misspelt one, or a name and a choice of experts behind it.
+_RULES = re.compile(
+    rf"(?:{'|'.join((*PHASES, EVERYWHERE))})[\s\[:]"
+    r"|[a-z]{2}[^:/\\]*+:(?:\s|$)"
+    r"|(?:\"[^\"]*+\"|'[^']*+'|[^\s\"':]++)\s++(?:[+-]\d|reverse\b|[a-z]++=)"
+)
 
 
 class MapFinder:
-    """Maps and bias files by path, or by name: those of folders, and those that ship with the package.
+    """Maps, bias files and plans by path, or by name: those of folders, and those that ship with the package.
 
-    Where several have a name, the first folder's counts.
+    Where several have a name, the first folder's counts, and in a folder a map before a plan.
     """
 
     def __init__(self, folders: Sequence[Path], identity: ModelIdentity, where: Path, force: bool = False) -> None:
@@ -39,21 +51,29 @@ class MapFinder:
             self._fitting = {name: path for name, path in self._named().items() if self._fits(path)}
         return self._fitting
 
-    def open(self, name: str, before: Steering | None = None) -> tuple[Steering, list[str]]:
-        """The steering of that name or path, and warnings.
+    def open(self, name: str, before: AnySteering | None = None) -> tuple[AnySteering, list[str]]:
+        """The steering of that name or path, or of that text of rules, and warnings.
 
         A map is taken with the numbers of experts that are recommended for it, else with those of `before`, else with
         none; rule and layers are those of `before`, and so are rank and weights, if the map has their data.
 
-        Raises UsageError for a name that nothing has, FormatError, ModelMismatchError.
+        Raises UsageError for a name that nothing has and for bad rules, FormatError, ModelMismatchError.
         """
-        path = self._find(name)
-        if _is_bias(path):
+        steering: AnySteering
+        warnings: list[str] = []
+        path = None if self._is_rules(name) else self.find(name)
+        if path is None:
+            texts = split_rules(name)
+            rules = [parse_rule(text, number, colon=False) for number, text in enumerate(texts, 1)]
+            steering = alone(open_plan(rules, find=self.find, tell=_to(warnings)))
+        elif is_plan_file(path):
+            steering = open_plan(path, find=self.find, tell=_to(warnings))
+        elif is_bias_file(path):
             steering = Steering.open(bias=path)
         else:
             steering = Steering.open(map_file=path)
             numbers = recommended_numbers(path)
-            if before is not None and before.expert_map is not None:
+            if isinstance(before, Steering) and before.expert_map is not None:
                 numbers = numbers or (before.activate, before.deactivate)
                 steering = steering.changed(epsilon=before.epsilon, layers=before.layers, **before.rule.fields)
                 there = () if steering.expert_map is None else ranks_of(steering.expert_map)
@@ -63,15 +83,22 @@ class MapFinder:
                 )
             activate, deactivate = numbers or (0, 0)
             steering = steering.changed(activate=activate, deactivate=deactivate)
-        return steering, steering.check(self._identity, str(self._where), self._force)
+        return steering, warnings + steering.check(self._identity, str(self._where), self._force)
 
-    def _find(self, name: str) -> Path:
-        path = Path(os.path.expanduser(name))
-        if path.is_file():
-            return path
+    def _is_rules(self, text: str) -> bool:
+        """Whether a text is one of rules, and not a name or path, which come first."""
+        if os.path.isfile(os.path.expanduser(text)) or text in self._named():
+            return False
+        return _RULES.match(text) is not None or len(split_rules(text)) > 1
+
+    def find(self, name: str) -> Path:
+        """The file of a name or path. Raises UsageError."""
+        path = os.path.expanduser(name)
+        if os.path.isfile(path):
+            return Path(path)
         named = self._named()
-        if name in named:
-            return named[name]
+        if found := named.get(name.removeprefix("tiny/")):
+            return found
         close = difflib.get_close_matches(name, self.names(), n=1, cutoff=0.6)
         hint = f"did you mean {close[0]}?" if close else "give the path of a map or bias file"
         raise UsageError(f"{name}: no such file, and no map of that name for this model; {hint}")
@@ -80,24 +107,36 @@ class MapFinder:
         named = shipped_maps()
         for folder in reversed(self._folders):
             with contextlib.suppress(OSError):  # gone, or not to be read: its names are not there
-                found = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".gguf"))
-                files = [path for path in found if is_text(path.name)]  # others cannot be kept in a saved chat
-                named |= {path.stem: path for path in files}
+                found = sorted(path for path in folder.iterdir() if is_text(path.name))  # others no chat can keep
+                plans = {plan_name(path): path for path in found if is_plan_file(path)}
+                rest = [path for path in found if path.suffix in (".json", ".gguf") and not is_plan_file(path)]
+                named |= plans | {path.stem: path for path in rest}
         return named
 
     def _fits(self, path: Path) -> bool:
         """Is the model's router hash in the file's head? Enough for a list of names; opening it looks closer."""
+        if is_plan_file(path):
+            with contextlib.suppress(SteerMoEError):
+                return all(self._is_fitting(path, rule.name) for rule in read_plan(path) if rule.name is not None)
+            return False
         try:
             with open_regular(path) as file:
                 return self._identity.router_sha256.encode() in file.read(_HEAD)
         except OSError:
             return False
 
+    def _is_fitting(self, plan: Path, name: str) -> bool:
+        """Does the map that a plan names fit?"""
+        found = beside(plan, self.find)(name)
+        return not is_plan_file(found) and self._fits(found)
 
-def _is_bias(path: Path) -> bool:
-    """By its first bytes: GGUF, or JSON as a map is."""
-    try:
-        with open_regular(path) as file:
-            return file.read(4) == b"GGUF"
-    except OSError:
-        return False  # reading it as a map says why
+
+def alone(plan: SteeringPlan) -> AnySteering:
+    """The steering of a plan that steers all tokens alike, whose numbers can be changed; else the plan."""
+    first = plan.rules[0]
+    return first.steering if first.steering is not None and first.spec.where == Where() else plan
+
+
+def _to(warnings: list[str]) -> Callable[..., None]:
+    """A function that keeps warnings."""
+    return lambda *lines: warnings.extend(lines)

@@ -21,8 +21,8 @@ from ..._util.visible import visible
 from .lines import CONTINUATION, PROMPT, encodable, is_unfinished
 from .terminal_state import END_SIGNALS, handling
 
-# A command's name -> the words or paths that may follow it; PATHS stands for any file.
-Words = Callable[[str], Iterable[str] | None]
+# A command's name, and what was typed behind it -> what may stand there; None: any path.
+Words = Callable[[str, str], Iterable[str] | None]
 
 
 class CommandCompleter(Completer):
@@ -45,7 +45,7 @@ class CommandCompleter(Completer):
                 if command.startswith(name):
                     yield Completion(command, -len(name), display=f"/{command}", display_meta=text)
             return
-        words = self._words(name)
+        words = self._words(name, rest)
         for word in words or ():
             if word.startswith(rest) and word != rest:
                 yield Completion(word, -len(rest), display=visible(word))

@@ -11,18 +11,26 @@ from rich.table import Table
 from rich.text import Text
 
 from ..._util.visible import visible
+from ...steering.plan import AnySteering, SteeringPlan
 from ...steering.steering import Steering
 
 if TYPE_CHECKING:
     from ...generation.answer_routing import AnswerRouting, ExpertUse, SlotChange, WhyReport
 
+_MOST = 200  # characters of a plan's rules in the line that says what steers
 _MARKS = {1: "+", -1: "-", 0: ""}
 
 
-def describe(steering: Steering | None, on: bool = True) -> str:
-    """One line: "digits-words: 4 experts promoted, 4 suppressed, towards digits, hard rule, all layers"."""
+def describe(steering: AnySteering | None, on: bool = True) -> str:
+    """One line: "digits-words: 4 experts promoted, 4 suppressed, towards digits, hard rule, all layers".
+
+    Of a plan its rules: "careful, a plan of 2 rules: thinking: none; answer: digits-words +2 -2".
+    """
     if steering is None:
         return "off; no map or bias file is chosen"
+    if isinstance(steering, SteeringPlan):
+        line = _describe_plan(steering)
+        return line if on else f"off; /steer on goes back to {line}"
     built = steering.bias_file()
     if built is None:
         return f"off; {steering.name} is chosen, but no experts: /activate N promotes, /deactivate N suppresses"
@@ -40,6 +48,15 @@ def describe(steering: Steering | None, on: bool = True) -> str:
     return line if on else f"off; /steer on goes back to {line}"
 
 
+def _describe_plan(plan: SteeringPlan) -> str:
+    name = "a plan" if plan.path is None else f"{plan.name}, a plan"
+    rules = "; ".join(plan.texts)
+    if len(rules) > _MOST:
+        rules = f"{rules[: _MOST - 3]}..."
+    nothing = " (steers nothing)" if plan.build() is None else ""
+    return f"{name} of {_many(len(plan.rules), 'rule')}{nothing}: {rules}"
+
+
 def _rule(steering: Steering) -> str:
     if steering.cap is not None:
         return f"capped rule, cap {steering.cap:g}"
@@ -52,7 +69,7 @@ def _many(n: int, what: str) -> str:
     return f"{n} {what}{'s' * (n != 1)}"
 
 
-def experts_report(routing: AnswerRouting, steering: Steering | None) -> list[RenderableType]:
+def experts_report(routing: AnswerRouting, steering: AnySteering | None) -> list[RenderableType]:
     """Which experts an answer used, layer by layer, the most used first."""
     head = (
         f"The last answer: {_many(routing.n_tokens, 'token')}, each through {_many(routing.n_expert_used, 'expert')} "

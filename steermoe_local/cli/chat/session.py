@@ -15,6 +15,7 @@ from ...generation.engine import FinishEvent, Sampling
 from ...llama.reasoning_styles import unknown_reasoning
 from ...llama.template_date import AnyDate
 from ...model_files.model_info import ModelInfo, model_info
+from ...steering.plan import AnySteering
 from ...steering.steering import Steering
 from ..options.opening import context_size, open_engine
 from .columns import SIDES
@@ -86,7 +87,7 @@ class Session:
     # the model
     #
 
-    def open(self, path: Path, system: str | None = None, steering: Steering | None = None) -> None:
+    def open(self, path: Path, system: str | None = None, steering: AnySteering | None = None) -> None:
         """Load a model and begin a conversation. Raises SteerMoEError."""
         self._open(model_info(path, routers=False))
         self.chat = self._new_chat(system)
@@ -154,7 +155,7 @@ class Session:
             date=date or self.flags.date,
         )
 
-    def _take_over(self, state: Chat, steering: Steering | None, on: bool) -> None:
+    def _take_over(self, state: Chat, steering: AnySteering | None, on: bool) -> None:
         self.chat = self._new_chat(state.system)
         self.chat.messages = [*state.messages]
         self.chat.sampling, self.chat.max_tokens = state.sampling, state.max_tokens
@@ -177,7 +178,7 @@ class Session:
     #
 
     @property
-    def steering(self) -> Steering:
+    def steering(self) -> AnySteering:
         """What steers, or would. Raises UsageError if nothing was chosen, ModelError for a model without experts."""
         chosen = self.chat.steering
         if chosen is None:
@@ -187,11 +188,22 @@ class Session:
             )
         return chosen
 
+    @property
+    def choice(self) -> Steering:
+        """The steering whose numbers and rule can be changed. Raises as `steering`, UsageError for a plan."""
+        chosen = self.steering
+        if not isinstance(chosen, Steering):
+            raise UsageError(
+                "a plan steers, and each of its rules has its own choice of experts; write it there and give all rules "
+                "again, like /steer answer: NAME +8 -8; thinking: none (/steer shows those of now)"
+            )
+        return chosen
+
     def change_steering(self, **fields: Any) -> None:
         """Change the choice of experts, and say what applies."""
-        self.steer(self.steering.changed(**fields))
+        self.steer(self.choice.changed(**fields))
 
-    def steer(self, steering: Steering) -> None:
+    def steer(self, steering: AnySteering) -> None:
         """Steer by another choice, and say what applies. On an error the old one stays."""
         if words := steering.shortfall:
             self.screen.note(f"warning: {words}")
@@ -203,7 +215,10 @@ class Session:
         self._n_forgotten = max(self._n_forgotten, n_recomputed) if self.chat.messages else 0
         line = f"steering: {describe(self.chat.steering, self.chat.steering_on)}"
         if self._n_forgotten:
-            line += f"; the chat so far ({self._n_forgotten} tokens) is recomputed under it with the next message"
+            n = f"{self._n_forgotten} token{'s' * (self._n_forgotten != 1)}"
+            # under a plan the beginning of the chat may have been computed as it is to be
+            what = f"{n} of the chat so far are" if self.chat.n_tokens else f"the chat so far ({n}) is"
+            line += f"; {what} recomputed under it with the next message"
         self.screen.note(line)
         if self.comparing and not self.chat.steered:
             self.comparing = False

@@ -83,6 +83,7 @@ def _draws(text: str) -> int:
 )
 @click.option(
     "--steer",
+    allow_from_autoenv=False,  # `run` has other rules
     type=click.Choice(["answer", "all"]),
     default="answer",
     show_default=True,

@@ -54,9 +54,10 @@ def chat(
 ) -> None:
     """Chat with a model, steered or not, and change the steering as you go.
 
-    /help lists what can be changed in the chat: the map, the numbers of experts, the side, the strength; /compare
-    answers unsteered and steered side by side, /experts and /why tell what the last answer's routing was. A change
-    holds from the next message on, and the chat so far is recomputed under it. Ctrl-C stops an answer, Ctrl-D leaves.
+    /help lists what can be changed in the chat: the map, the numbers of experts, the side, the strength, or the rules
+    of a plan; /compare answers unsteered and steered side by side, /experts and /why tell what the last answer's
+    routing was. A change holds from the next message on, and what it changes about the chat so far is recomputed.
+    Ctrl-C stops an answer, Ctrl-D leaves.
 
     Without a terminal every line of stdin is a message, or a command, and stdout gets the answers alone.
 
@@ -64,18 +65,25 @@ def chat(
     Examples:
       steermoe chat -m tiny --map digits-words
       steermoe chat -m olmoe.gguf --map map.json --activate 10 --deactivate 50 -c 8192
+      steermoe chat -m tiny --steer "thinking: none" --steer "answer: digits-words"
       steermoe chat -m olmoe.gguf --bias bias.gguf -sys "Be brief." --temp 0.3
       printf 'Hello.\\nWho are you?\\n' | steermoe chat -m olmoe.gguf
     """
     from ...model_files.model_info import model_info
     from ..chat.loop import TerminalKind, run_chat
+    from ..chat.maps import MapFinder
     from ..chat.session import ChatFlags
 
     # A map that does not fit is refused before the model is loaded; only then are the routers hashed here.
     facts = model_info(model, routers=steering_flags.wanted)
-    steering = steering_flags.open(facts.require_moe(), model) if steering_flags.wanted else None
+    flags = ChatFlags(**options, force=steering_flags.force)
+    steering = None
+    if steering_flags.wanted:
+        identity = facts.require_moe()
+        finder = MapFinder(flags.maps, identity, model, flags.force)
+        steering = steering_flags.open(identity, model, finder.find)
     run_chat(
-        ChatFlags(**options, force=steering_flags.force),
+        flags,
         model,
         TerminalKind.here(),
         system=system_prompt,

@@ -42,8 +42,8 @@ from ..options.model import model_option
 from ..options.opening import open_model
 from ..output import facts_table, print_json, say, say_written
 from ..streams import console
-from .detect_display import RecordingDisplay
 from .map import print_map, top_experts, warn_unless_different
+from .recording_display import RecordingDisplay
 
 
 def _shard(text: str) -> tuple[int, int]:

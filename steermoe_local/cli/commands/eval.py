@@ -12,7 +12,7 @@ from ...pairs.pairs import load_pairs
 from ..options.common import FILE
 from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
 from ..options.groups import is_given
-from ..output import print_json, print_reports, say_written
+from ..output import print_json, print_reports, say, say_written
 from ..streams import console
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _PICTURES = ("effect.png", "effect.svg")
 
 
 @click.command("eval")
-@evaluation_options
+@evaluation_options(without=("where",))
 @click.option("--no-away", is_flag=True, help="Do not measure the reverse.")
 @click.option(
     "--controls/--no-controls", default=True, help="Measure random experts and control maps, too.  [default: controls]"
@@ -47,21 +47,23 @@ def eval_(setup: EvaluationSetup, no_away: bool, controls: bool, control_draws: 
 
     Answers the items of a task unsteered, steered towards the map's positive side, and away from it; scores them, and
     gives rates and differences with 95% intervals, the same for random experts and control maps, and guards:
-    perplexity and KL on a neutral text, loops, empty and cut answers, refusals of benign prompts. Failures are named by
-    the rule that found them (docs/evaluation.md). OUT gets summary.json, report.md, records.jsonl (all answers),
-    effect.png and effect.svg. A run that was interrupted goes on with --resume.
+    perplexity and KL on a neutral text, loops, empty and cut answers, refusals of benign prompts. Of a plan of one
+    choice of experts all this is measured where its rules steer; one of several is measured as a whole. Failures are
+    named by the rule that found them (docs/evaluation.md). OUT gets summary.json, report.md, records.jsonl (all
+    answers), effect.png and effect.svg. A run that was interrupted goes on with --resume.
 
     \b
     Examples:
       steermoe eval -m tiny --map digits-words -o out
       steermoe eval -m olmoe.gguf --map map.json --activate 10 --deactivate 50 --task questions.jsonl -o out
+      steermoe eval -m tiny --steer "answer: digits-words" -o out
       steermoe eval -m olmoe.gguf --bias bias.gguf --task questions.jsonl --scorer contains --no-controls -o out
     """
     from ...evaluation.reports.evaluation import draw_effect, markdown, verdict
     from ...evaluation.studies.evaluate import evaluate
     from ...evaluation.studies.steerings import has_reverse
 
-    steering = setup.steering  # wrong input fails before anything is written or loaded
+    steering = setup.whole  # wrong input fails before anything is written or loaded
     _ = setup.task, setup.scorer, setup.guards
     wanted = _controls(setup, control_draws, pairs_file) if controls else None
     for option, given in (("--pairs", pairs_file is not None), ("--control-draws", is_given("control_draws"))):
@@ -82,10 +84,14 @@ def eval_(setup: EvaluationSetup, no_away: bool, controls: bool, control_draws: 
     say_written(setup.path("report.md"), before=f"\n{verdict(evaluation)}\n")
 
 
-def _controls(setup: EvaluationSetup, n_draws: int, pairs_file: Path | None) -> Controls:
+def _controls(setup: EvaluationSetup, n_draws: int, pairs_file: Path | None) -> Controls | None:
     from ...evaluation.measuring.opening import pairs_of
     from ...evaluation.studies.evaluate import Controls
+    from ...steering.plan import SteeringPlan
 
+    if isinstance(setup.whole, SteeringPlan):
+        say(f"{setup.whole.name}: no controls, as its rules steer by several choices of experts")
+        return None
     pairs = load_pairs(pairs_file) if pairs_file is not None else pairs_of(setup.steering)
     return Controls(n_draws=n_draws, pairs=pairs)
 

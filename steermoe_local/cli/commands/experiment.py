@@ -23,7 +23,7 @@ _NAMES = ("random10", "top20", "activate-benign", "superficial", "random-matched
 _FILES = ("report.md", "summary.json", RECORDS)
 _PICTURES = ("layers.png", "layers.svg")
 _DEFAULTS = {"model": TINY, "map_file": "digits-words"}
-_ABSENT = ("output", "reverse", "preset")
+_ABSENT = ("output", "reverse", "preset", "where")
 
 
 @click.command()

@@ -98,6 +98,7 @@ def run(
       steermoe run -m tiny --temp 0 -p "What is three plus four?"
       steermoe run -m tiny --map digits-words --reverse --compare --temp 0 -p "What is three plus four?"
       steermoe run -m olmoe.gguf --map map.json --activate 10 --deactivate 50 -p "..."
+      steermoe run -m olmoe.gguf --steer "answer[0:32]: map.json +0 -20" --steer "thinking: none" -p "..."
       cat doc.txt | steermoe run -m olmoe.gguf --map map.json --preset faithful -p "Summarise this." --json
       steermoe run -m olmoe.gguf --n-prompts questions.jsonl -n 200 -o answers.jsonl
     """

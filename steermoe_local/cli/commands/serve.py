@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,16 +22,19 @@ from ...steering.rules import RULES, json_cap
 from ..failures import log_to_stderr
 from ..options.common import FILE, strength_option, template_options
 from ..options.groups import is_given
+from ..options.groups import rank as rank_of
 from ..options.llama import LlamaFlags, llama_options
 from ..options.model import model_option
 from ..options.opening import check_memory, context_size, open_engine, warn_of_unknown_reasoning
+from ..options.plans import RuleText
 from ..options.sampling import sampling_options
 from ..options.secrets import SecretOption, warn_of_readers
-from ..options.steering import CAP, RANK, SOFT_WEIGHTS, rule_choice
+from ..options.steering import CAP, RANK, SOFT_WEIGHTS, SteeringFlags, rule_choice
 from ..output import say, warn
 
 _RULE = ("mode", "strength", "cap", "weights")
 _MAX_KEY = 1 << 16  # bytes of a key's file
+_PLAN = "start-plan"  # the name of a plan of --steer
 
 if TYPE_CHECKING:
     from ...generation.engine import Engine
@@ -53,6 +57,15 @@ if TYPE_CHECKING:
     metavar="NAME|FILE",
     help="What steers unless a request says otherwise: a name of --maps, or a map or bias file.  [default: none]",
 )
+@click.option(
+    "--steer",
+    type=RuleText(),
+    multiple=True,
+    metavar="RULE",
+    help='Rule of a plan that steers unless a request says otherwise, like "answer: digits-words +2 -2"; may be given '
+    f"again. Requests call it {_PLAN}.",
+)
+@click.option("--plan", type=FILE, metavar="FILE", help="File of such a plan; requests call it by its name.")
 @click.option("--activate", type=click.IntRange(0), metavar="N", help="Experts to promote by that map.")
 @click.option("--deactivate", type=click.IntRange(0), metavar="N", help="Experts to suppress by that map.")
 @click.option(
@@ -125,6 +138,8 @@ def serve(
     maps_folder: Path | None,
     maps_writable: bool,
     steering: str | None,
+    steer: tuple[str, ...],
+    plan: Path | None,
     activate: int | None,
     deactivate: int | None,
     rank: str | None,
@@ -145,14 +160,15 @@ def serve(
 ) -> None:
     """Serve a model under OpenAI's API, steered differently by each request, with a page at /.
 
-    A request's field `steering` is the name of a map or bias file of --maps, an object like {"map": NAME, "activate":
-    8, "reverse": true}, or null for none; the model's name can carry it, too: tiny:digits-words. The sampling options
-    are the defaults of requests. docs/server.md has the rest.
+    A request's field `steering` is the name of a map, bias file or plan of --maps, an object like {"map": NAME,
+    "activate": 8, "reverse": true}, rules of a plan, or null for none; the model's name can carry it, too:
+    tiny:digits-words. The sampling options are the defaults of requests. docs/server.md has the rest.
 
     \b
     Examples:
       steermoe serve -m tiny
       steermoe serve -m olmoe.gguf --maps maps/ --steering faithful -np 8 -c 8192
+      steermoe serve -m tiny --steer "thinking: none" --steer "answer: digits-words"
       steermoe serve -m tiny --host 0.0.0.0 --api-key-file key.txt
     """
     _require_extra()
@@ -160,6 +176,8 @@ def serve(
     from ...model_files.model_info import model_info
     from ...server import ServerSettings, SteeringRegistry
     from ...server.program import run_server
+    from ...steering.plan import SteeringPlan
+    from ..chat.maps import MapFinder
 
     values = {"activate": activate, "deactivate": deactivate, "preset": preset, "rank": rank}
     numbers: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
@@ -168,6 +186,7 @@ def serve(
     if preset is not None and numbers.pop("rank", "rd") != "rd" and is_given("rank"):
         raise UsageError("--preset gives the paper's numbers, which are those of --rank rd; leave out one of them")
     given = frozenset(filter(is_given, ("activate", "deactivate", "preset", "rank", *_RULE)))
+    steering, rules = _start(steering, steer, plan, force)
     if steering is None and given:
         raise UsageError(f"--{min(given)}: of which map? give it with --steering NAME|FILE")
     if steering is not None:
@@ -200,11 +219,37 @@ def serve(
             warn(*registry.open(engine.identity))
             if steering is not None:
                 _choose_default(registry, steering, numbers, bool(given))
+            elif rules.wanted and engine.identity is not None:
+                folders = () if maps_folder is None else (maps_folder,)
+                opened = rules.open(engine.identity, model, MapFinder(folders, engine.identity, model, force).find)
+                assert isinstance(opened, SteeringPlan)
+                opened = replace(opened, name=_PLAN) if opened.path is None else opened
+                warn(*registry.add_plan(opened))
+                registry.default = opened.name
             yield engine
 
     with closing(registry):
         registry.claim()  # before the model is loaded
         run_server(settings, registry, load, say)
+
+
+def _start(
+    steering: str | None, steer: tuple[str, ...], plan: Path | None, force: bool
+) -> tuple[str | None, SteeringFlags]:
+    """What steers from the start: a name or file, or the rules of a plan; what is nearer counts.
+
+    Raises UsageError for two on the command line, and for bad rules, FormatError for a bad file.
+    """
+    named = {name: value for name, value in (("steering", steering), ("steer", steer), ("plan", plan)) if value}
+    typed = [f"--{name}" for name in sorted(named) if is_given(name)]
+    if len(typed) > 1:
+        raise UsageError(f"{typed[0]} and {typed[1]} both steer; give one of them")
+    nearest = min(named, key=rank_of, default=None)
+    rules = SteeringFlags(
+        steer=steer if nearest == "steer" else (), plan=plan if nearest == "plan" else None, force=force
+    )
+    _ = rules.rules
+    return steering if nearest == "steering" else None, rules
 
 
 def _require_extra() -> None:

@@ -29,7 +29,10 @@ _MOST_ROWS = 60  # of a table on the terminal; the files have all
 
 @click.command()
 @evaluation_options(
-    without=("activate", "deactivate", "layers", "mode", "strength", "cap", "weights", "preset", "bias")
+    without=(
+        *("activate", "deactivate", "layers", "mode", "strength", "cap", "weights", "preset"),
+        *("bias", "steer", "plan"),  # the grid chooses experts of one map
+    )
 )
 @click.option(
     "--activate",
@@ -97,6 +100,7 @@ def sweep(
     \b
     Examples:
       steermoe sweep -m tiny --map digits-words --activate 0..4 --deactivate 0..4 --both-ways -o out
+      steermoe sweep -m tiny --map digits-words --activate 0..4 --where "answer[0:8]" -o out
       steermoe sweep -m olmoe.gguf --map map.json --activate 0,5,10 --deactivate 0..200:20 --layers all \\
         --layers 4-11 --strength hard,2,4 --cap 1,2 --task questions.jsonl -o out
     """

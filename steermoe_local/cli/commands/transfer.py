@@ -23,7 +23,7 @@ _QUANTS = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0,Q3_K_M,Q2_K,IQ4_XS"
 
 
 @click.command()
-@evaluation_options(without=("benign_name", "reverse", "bias"))
+@evaluation_options(without=("benign_name", "reverse", "bias", "where"))
 @click.option(
     "--pairs",
     "pairs_file",

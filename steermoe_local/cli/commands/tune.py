@@ -22,7 +22,7 @@ _PICTURES = ("tuning.png", "tuning.svg")
 
 
 @click.command()
-@evaluation_options(without=("activate", "deactivate", "preset"))
+@evaluation_options(without=("activate", "deactivate", "preset", "steer", "plan"))
 @click.option("--max-ppl-increase", type=SHARE, metavar="SHARE", help="Most increase of the perplexity, like 5%.")
 @click.option("--max-kl", type=click.FloatRange(0), metavar="X", help="Most KL from the unsteered model, in nats.")
 @click.option(
@@ -90,6 +90,7 @@ def tune(
     \b
     Examples:
       steermoe tune -m tiny --map digits-words --max-ppl-increase 5% -o out
+      steermoe tune -m tiny --map digits-words --max-kl 0.05 --where answer -o out
       steermoe tune -m olmoe.gguf --map map.json --task questions.jsonl --max-kl 0.05 --max-refusal-increase 5% -o out
     """
     from ...evaluation.reports.tuning import draw_tuning, tuning_markdown, tuning_tables, tuning_verdict

@@ -65,6 +65,18 @@ def _shares(text: str) -> tuple[float, ...]:
     return () if text.strip() == "none" else tuple(_share(part) for part in text.split(","))
 
 
+def _seeds(text: str) -> tuple[int, ...]:
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        last = last if dash else first
+        fits = all(end.isdecimal() and len(end) < 10 for end in (first, last)) and int(first) <= int(last)
+        if not fits or int(last) - int(first) >= 1000:
+            raise ValueError(f"{text!r} is no list of seeds, like 0,1,2 or 0-4.")
+        seeds += range(int(first), int(last) + 1)
+    return tuple(seeds)
+
+
 def _json_object(text: str) -> dict[str, Any]:
     try:
         data = parse_json(text)
@@ -88,6 +100,8 @@ SHARE = Parsed("share", float, _share)
 """A share from 0: 5% or 0.05."""
 SHARES = Parsed[tuple[float, ...]]("shares", tuple, _shares)
 """Shares with commas between them, `none` for none."""
+SEEDS = Parsed[tuple[int, ...]]("seeds", tuple, _seeds)
+"""Whole numbers with commas between them, or ranges like 0-4, in their order."""
 FILE = UserPath(path_type=Path)
 
 

@@ -12,9 +12,10 @@ from click.shell_completion import CompletionItem
 from ..._util.visible import visible
 from ...errors import SteerMoEError
 from ...models.embedded import TINY
+from ...steering.plan_file import SUFFIXES
 from . import settings
 
-_SUFFIXES = {"map": (".json",), "bias": (".gguf",), "pairs": (".jsonl", ".json")}
+_SUFFIXES = {"map": (".json",), "plan": SUFFIXES, "bias": (".gguf",), "pairs": (".jsonl", ".json")}
 _MOST = 200  # entries of a folder that are offered
 
 

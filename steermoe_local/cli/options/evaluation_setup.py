@@ -20,12 +20,14 @@ from ...errors import UsageError
 from ...identity import ModelIdentity
 from ...model_files.model_info import ModelInfo, model_info
 from ...models.shipped_maps import shipped_maps
-from ..output import progress_bar, say, warn
-from .common import Parsed, check_resume, check_unfinished, json_option, lock_output, template_options
+from ..output import progress_bar, say
+from .common import SEEDS, check_resume, check_unfinished, json_option, lock_output, template_options
 from .groups import F, command_line, field_options, option, option_group, together
 from .llama import LlamaFlags, llama_options
+from .measured_steering import MeasuredSteering
 from .model import model_option
 from .opening import check_memory, warn_of_unknown_reasoning
+from .plans import WhereText
 from .sampling import MIN_P, TOP_P
 from .steering import SteeringFlags, steering_options
 from .system_text import UserPath
@@ -34,27 +36,13 @@ if TYPE_CHECKING:
     from ...evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
     from ...evaluation.tasks.neutral_text import NeutralText
     from ...evaluation.tasks.tasks import Scorer, Task
-    from ...steering.steering import Steering
 
 RECORDS = "records.jsonl"
 NONE = "none"
 
 
-def _seeds(text: str) -> tuple[int, ...]:
-    """Whole numbers with commas between them, or ranges like 0-4, in their order."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        last = last if dash else first
-        fits = all(end.isdecimal() and len(end) < 10 for end in (first, last)) and int(first) <= int(last)
-        if not fits or int(last) - int(first) >= 1000:
-            raise ValueError(f"{text!r} is no list of seeds, like 0,1,2 or 0-4.")
-        seeds += range(int(first), int(last) + 1)
-    return tuple(seeds)
-
-
 @dataclass(frozen=True)
-class EvaluationSetup:
+class EvaluationSetup(MeasuredSteering):
     """The options of a measurement, and what they name: model, steering, task. Each is read when it is first used.
 
     `seed` is that of random draws (bootstrap, controls), `seeds` are those of sampled answers. `output` is the folder
@@ -101,7 +89,7 @@ class EvaluationSetup:
     min_p: float = option("--min-p", **MIN_P)
     seeds: tuple[int, ...] = option(
         "--seeds",
-        type=Parsed[tuple[int, ...]]("seeds", tuple, _seeds),
+        type=SEEDS,
         default="0",
         value=(0,),
         show_default=True,
@@ -153,6 +141,13 @@ class EvaluationSetup:
         metavar="FILE",
         help="Benign prompts, to count over-refusal, `none` for none.  [default: shipped ones]",
     )
+    where: str | None = option(
+        "--where",
+        type=WhereText(),
+        metavar="WHERE",
+        help="Steer only there, like answer[0:32] or thinking, as the rules of plans begin (docs/plans.md).  "
+        "[default: all tokens]",
+    )
     output: Path | None = option(
         "-o",
         "--output",
@@ -190,40 +185,6 @@ class EvaluationSetup:
     def identity(self) -> ModelIdentity:
         """The model's. Raises ModelError for one without experts."""
         return self.facts.require_moe()
-
-    @cached_property
-    def steering(self) -> Steering:
-        """The steering that the flags choose, checked against the model. Raises UsageError when they name none."""
-        found = self.steering_flags.open(self.identity, self.model)
-        if found is None:
-            raise UsageError("nothing to steer by; give --map MAP, or --bias FILE")
-        found.build(self.identity)  # fails now if the model cannot be steered so
-        return found
-
-    @cached_property
-    def map_steering(self) -> Steering:
-        """The map alone, for commands that choose the numbers of experts themselves.
-
-        The numbers are those of the flags, else of a shipped map's card, else 0. Raises UsageError for a bias file.
-        """
-        flags = self.steering_flags
-        if "map" not in flags.source:
-            raise UsageError("the experts are chosen from a map; give --map MAP")
-        from ...evaluation.measuring.opening import open_steering
-
-        steering = open_steering(
-            flags.source["map"],
-            activate=flags.activate,
-            deactivate=flags.deactivate,
-            reverse=flags.reverse,
-            layers=flags.layers,
-            rank=flags.rank,
-            strength=flags.rule.scale,
-            weights=flags.rule.weights,
-            cap=flags.rule.cap,
-        )
-        warn(*steering.check(self.identity, str(self.model), flags.force))
-        return steering
 
     @cached_property
     def task(self) -> Task:
@@ -288,6 +249,8 @@ class EvaluationSetup:
             template_arguments=self.template_arguments or {},
             date=self.date,
             force=self.steering_flags.force,
+            placement=self.placement,
+            record=self._plan is not None and self._plan.needs_routing,
             context=self.flags.context_arguments(),
         )
 
@@ -340,6 +303,7 @@ class EvaluationSetup:
 
         Raises UsageError, StorageError, BusyError (another process writes its results there).
         """
+        _ = self.placement  # wrong input fails before anything is written
         if self.output is None:
             return
         if self.output.exists() and not self.output.is_dir():
@@ -404,7 +368,7 @@ class EvaluationSetup:
     @property
     def _shipped(self) -> str | None:
         """Name of the shipped map that steers, for its own task."""
-        name = self.steering_flags.source.get("map", "").removeprefix("tiny/")
+        name = (self.steering_flags.map_name or "").removeprefix("tiny/")
         return name if name in shipped_maps() else None
 
 

@@ -24,18 +24,18 @@ MIN_P: dict[str, Any] = {
     "help": "Least probability, as a share of the likeliest token's.",
 }
 
+_N_PREDICT = click.option(
+    "-n",
+    "--predict",
+    "--n-predict",
+    "n_predict",
+    type=click.IntRange(-1),
+    default=-1,
+    show_default=True,
+    metavar="N",
+    help="Tokens to generate at most, -1: until the model ends.",
+)
 _OPTIONS = (
-    click.option(
-        "-n",
-        "--predict",
-        "--n-predict",
-        "n_predict",
-        type=click.IntRange(-1),
-        default=-1,
-        show_default=True,
-        metavar="N",
-        help="Tokens to generate at most, -1: until the model ends.",
-    ),
     click.option(
         "-s",
         "--seed",
@@ -99,17 +99,21 @@ _OPTIONS = (
 )
 
 
-def _sampling(seed: int, n_predict: int, **values: Any) -> dict[str, Any]:
+def _sampling(seed: int, **values: Any) -> Any:
     from ...generation.engine import Sampling
 
-    return {
-        "sampling": Sampling(**values, seed=None if seed < 0 else seed),
-        "n_predict": None if n_predict < 0 else n_predict,
-    }
+    return Sampling(**values, seed=None if seed < 0 else seed)
 
 
-sampling_options = option_group(_sampling, options=_OPTIONS)
+def _generation(n_predict: int, **values: Any) -> dict[str, Any]:
+    return {"sampling": _sampling(**values), "n_predict": None if n_predict < 0 else n_predict}
+
+
+sampling_options = option_group(_generation, options=(_N_PREDICT, *_OPTIONS))
 """How tokens are sampled; the command gets `sampling` (engine.Sampling) and `n_predict`.
 
 `n_predict` is None when there is no limit, and the sampling's seed is None when it is random.
 """
+
+drawing_options = option_group(_sampling, "sampling", _OPTIONS)
+"""The same without -n, for a command that has another one; the command gets `sampling`."""

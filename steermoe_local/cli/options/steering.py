@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +16,23 @@ from ...identity import ModelIdentity
 from ...maps.ranks import RANKS, WEIGHTS
 from ...model_files.model_info import model_info
 from ...models.shipped_maps import map_path, recommended_numbers
+from ...steering.plan_file import read_plan
+from ...steering.plan_text import parse_rules
 from ...steering.presets import PRESETS
 from ...steering.rules import DEFAULT_CAP, EQUAL, OWNERS, RULES, Rule
 from ..output import warn
 from .groups import RenamedOption, field_options, is_given, option, option_group, rank
+from .plans import RuleText
 from .system_text import UserPath
 
 if TYPE_CHECKING:
+    from ...evaluation.measuring.plans import Find
+    from ...steering.plan import AnySteering
+    from ...steering.plan_rules import RuleSpec
     from ...steering.steering import Steering
 
+# What names a steering, by parameter: of those that are equally near the first counts.
+_SOURCES = {"map_file": "--map", "bias": "--bias", "steer": "--steer", "plan": "--plan"}
 # What only goes with a map, by the option's name.
 _NUMBERS = ("activate", "deactivate", "preset", "reverse", "layers", "rank", "mode", "strength", "cap", "weights")
 _RULE = frozenset({"mode", "strength", "cap", "weights"})
@@ -91,7 +100,8 @@ def rule_of(
 class SteeringFlags:
     """The options that choose a steering.
 
-    `given` are the names of those on the command line. `bias_is_nearer`: where there is a map, too, the bias counts.
+    `given` are the names of those on the command line. `ranks` says how near --map, --bias, --steer and --plan were
+    given (`groups.rank`): the nearest counts.
     """
 
     map_file: str | None = option(
@@ -135,20 +145,40 @@ class SteeringFlags:
         show_envvar=True,
         help="Bias file to steer by, instead of a map.",
     )
+    steer: tuple[str, ...] = option(
+        "--steer",
+        type=RuleText(),
+        multiple=True,
+        metavar="RULE",
+        help='Rule of a steering plan, like "answer: digits-words +2 -2" or "thinking: none", instead of a map; may be '
+        "given again, the first that matches a token counts.",
+    )
+    plan: Path | None = option(
+        "--plan",
+        type=UserPath(path_type=Path),
+        metavar="FILE",
+        help="File of a steering plan (JSON or TOML with a list `rules`), instead of a map.",
+    )
     force: bool = option(
         "--force", is_flag=True, help="Accept a map or bias whose router hash is another one, if the shape fits."
     )
     given: frozenset[str] = frozenset()
-    bias_is_nearer: bool = False
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raise UsageError for flags that exclude each other.
 
         Only flags of the command line can: what comes from the environment or the configuration gives way to them.
         """
-        if {"map_file", "bias"} <= self.given:
-            raise UsageError("--bias and --map both steer; give one of them")
+        typed = sorted(option for name, option in _SOURCES.items() if name in self.given)
+        if len(typed) > 1:
+            raise UsageError(f"{typed[0]} and {typed[1]} both steer; give one of them")
         numbers = [f"--{name}" for name in _NUMBERS if name in self.given]
+        if numbers and self._source in ("steer", "plan"):
+            raise UsageError(
+                f"{numbers[0]}: each rule of a plan has its own choice of experts; write it there, like answer: NAME "
+                "+8 -8 layers=3-7"
+            )
         if numbers and not self._map:
             what = "a bias file's choice of experts is made" if self._bias else "the experts are chosen from a map"
             raise UsageError(f"{numbers[0]}: {what}; give the map with --map MAP")
@@ -158,11 +188,13 @@ class SteeringFlags:
             raise UsageError("--preset gives the paper's numbers, which are those of --rank rd; leave out one of them")
         if self.wanted or self.given & _RULE:
             _ = self.rule
+        if self._source == "steer":
+            _ = self.rules
 
     @property
     def wanted(self) -> bool:
-        """Whether there is a map or a bias file to steer by."""
-        return self._map is not None or self._bias is not None
+        """Whether there is a map, a bias file or a plan to steer by."""
+        return self._source is not None
 
     @property
     def rule(self) -> Rule:
@@ -170,31 +202,70 @@ class SteeringFlags:
         return rule_of(self.mode, self.strength, self.cap, self.weights, self.given)
 
     @property
+    def _source(self) -> str | None:
+        """The parameter that names what steers."""
+        there = [name for name in _SOURCES if getattr(self, name)]
+        return min(there, key=lambda name: self.ranks.get(name, 0), default=None)
+
+    @property
     def _map(self) -> str | None:
-        return None if self.bias is not None and self.bias_is_nearer else self.map_file
+        return self.map_file if self._source == "map_file" else None
 
     @property
     def _bias(self) -> Path | None:
-        return self.bias if self._map is None else None
+        return self.bias if self._source == "bias" else None
 
     @property
     def source(self) -> dict[str, str]:
-        """Where the steering comes from, as it was named: {"map": ...} or {"bias": ...}, {} for none."""
-        if self._map is not None:
-            return {"map": self._map}
-        return {} if self._bias is None else {"bias": str(self._bias)}
+        """Where the steering comes from, as it was named: {"map": ...}, {"bias": ...}, {"steer": ...} or {"plan": ...}.
 
-    def open(self, identity: ModelIdentity | None, model_path: Path) -> Steering | None:
-        """Read the map or bias file and check that it fits the model; None when nothing is to be steered.
+        {} for none.
+        """
+        if self._source is None:
+            return {}
+        value = getattr(self, self._source)
+        return {_SOURCES[self._source][2:]: "; ".join(value) if self._source == "steer" else str(value)}
 
-        `identity` is the model's. None: for a map it is read from the file, which takes hashing its routers; a bias
-        file is then only checked when it is attached. Warnings go to stderr.
+    @property
+    def is_plan(self) -> bool:
+        """Whether rules of a plan are what steers."""
+        return self._source in ("steer", "plan")
 
-        Raises FormatError, ModelMismatchError, ModelError, UsageError (no numbers of experts).
+    @cached_property
+    def rules(self) -> Sequence[RuleSpec]:
+        """The rules of the plan, none without one. Raises UsageError, FormatError, which name the rule."""
+        if self._source == "steer":
+            try:
+                return parse_rules(self.steer)
+            except UsageError as error:
+                raise UsageError(f"--steer: {error}") from None
+        return read_plan(self.plan) if self._source == "plan" and self.plan else ()
+
+    @property
+    def map_name(self) -> str | None:
+        """The name of the map that steers, as it was given; None for several, or for a bias file. Raises as `rules`."""
+        names = {rule.name for rule in self.rules if rule.name is not None}
+        return self._map if not self.is_plan else names.pop() if len(names) == 1 else None
+
+    def open(self, identity: ModelIdentity | None, model_path: Path, find: Find = map_path) -> AnySteering | None:
+        """Read the map, bias file or plan and check that it fits the model; None when nothing is to be steered.
+
+        `identity` is the model's. None: for a map or plan it is read from the file, which takes hashing its routers; a
+        bias file is then only checked when it is attached. `find` looks up what the rules of a plan name. Warnings go
+        to stderr.
+
+        Raises FormatError, ModelMismatchError, ModelError, UsageError (no numbers of experts, a bad rule).
         """
         from ...steering.steering import Steering
 
-        if self._map is not None:
+        steering: AnySteering
+        if self.is_plan:
+            from ...evaluation.measuring.plans import open_plan
+
+            rules = self.plan if self._source == "plan" and self.plan else self.rules
+            steering = open_plan(rules, find=find, tell=warn)
+            identity = identity or model_info(model_path).require_moe()
+        elif self._map is not None:
             path = map_path(self._map)
             steering = self._choice(Steering.open(map_file=path), path)
             identity = identity or model_info(model_path).require_moe()
@@ -231,7 +302,7 @@ def _flags(**values: Any) -> SteeringFlags:
     return SteeringFlags(
         **values,
         given=frozenset(filter(is_given, values)),
-        bias_is_nearer="map_file" in values and "bias" in values and rank("bias") < rank("map_file"),
+        ranks={name: rank(name) for name in _SOURCES if name in values},
     )
 
 

@@ -18,6 +18,7 @@ from ...generation.reply import Reply
 from ...llama.rendering import RenderedPrompt, vocabulary_renderer
 from ...llama.template_date import may_lack
 from ...pairs.prompts import PromptItem, load_prompts, prompts_digest, read_prompts
+from ...steering.plan import SteeringPlan
 from ..options.common import check_unfinished
 from ..output import print_json, progress_bar, say, say_written
 from .setup import STEERED, BatchFlags, RunFlags, Steered
@@ -34,7 +35,7 @@ def run_batch(flags: RunFlags, batch: BatchFlags, as_json: bool) -> None:
     with kept or contextlib.nullcontext():  # of the file: nobody else writes it, or reads what is kept, meanwhile
         if kept:
             check_unfinished(kept, batch.resume, batch.restart)
-        name, items = _items(batch.prompts_file)
+        name, items = read_items(batch.prompts_file)
         steered = Steered(flags)
         steered.warn_without_template()
         prompts, date = _prepared(name, items, steered)
@@ -74,7 +75,7 @@ def run_batch(flags: RunFlags, batch: BatchFlags, as_json: bool) -> None:
         say(run.summary())
 
 
-def _items(path: Path) -> tuple[str, list[PromptItem]]:
+def read_items(path: Path) -> tuple[str, list[PromptItem]]:
     """The prompts, and the name of their file for messages."""
     if str(path) == "-":
         if sys.stdin is None:
@@ -101,13 +102,14 @@ def _prepared(name: str, items: Sequence[PromptItem], steered: Steered) -> tuple
     ) as renderer:
         for item in items:
             try:
-                prepared.append(renderer.render(_said(item, steered)))
+                prepared.append(renderer.render(said(item, steered)))
             except (UsageError, ModelError) as error:
                 raise type(error)(f"{name}:{item.line}: {error}") from None
         return prepared, renderer.date if steered.chats else None
 
 
-def _said(item: PromptItem, steered: Steered) -> Any:
+def said(item: PromptItem, steered: Steered) -> Any:
+    """What `Renderer.render` takes for a prompt. Raises UsageError for a conversation without a chat template."""
     if steered.chats:
         return item.messages(steered.flags.system_prompt or "")
     why = "--raw uses" if steered.flags.raw else f"{steered.flags.model} has"
@@ -159,7 +161,9 @@ class _Batch:
         self._n_tokens = 0
         self._seconds = 0.0
         described = steered.describe() or {}
-        short = ("name", "mode", "n_active", "n_inactive", "map_sha256")
+        if isinstance(steered.steering, SteeringPlan):
+            described["rules"] = steered.steering.texts
+        short = ("name", "mode", "n_active", "n_inactive", "map_sha256", "plan_sha256", "rules")
         self._steering = {key: described[key] for key in short if key in described} or None
 
     def records(self, n_parallel: int, ordered: bool) -> Iterator[Record]:
@@ -201,7 +205,7 @@ class _Batch:
             whole: Record = {side: replies[side].to_dict() for side in self._steered.sides}
         else:
             whole = replies[STEERED].to_dict()
-        return {**head, **whole, "steering": self._steering}
+        return {**head, **whole, "steering": self._steered.of_answer(self._steering, replies[STEERED])}
 
     def figures(self) -> dict[str, Any]:
         """For --json: of this process; what was kept of an interrupted one is not in them."""

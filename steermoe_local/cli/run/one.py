@@ -54,7 +54,8 @@ def run_one(flags: RunFlags, prompt: str, as_json: bool) -> None:
 
 def _result(replies: dict[str, Reply], steered: Steered) -> dict[str, Any]:
     whole = {side: reply.to_dict() | {"timings": reply.timings()} for side, reply in replies.items()}
-    facts = {"model": str(steered.flags.model), "steering": steered.describe()}
+    steering = steered.of_answer(steered.describe(), replies[STEERED])
+    facts = {"model": str(steered.flags.model), "steering": steering}
     if steered.flags.compare:
         return {**{side: whole[side] for side in (UNSTEERED, STEERED)}, **facts}
     return {**whole[STEERED], **facts}
@@ -92,7 +93,7 @@ class _Printer:
         self._reasoning = {"auto": self._terminal, "show": True, "hide": False}[steered.flags.reasoning]
         self._headings: dict[str, str] = {}
         if steered.flags.compare and steered.steering is not None:
-            self._headings = {UNSTEERED: "== unsteered", STEERED: f"== steered: {steered.steering.name}"}
+            self._headings = {UNSTEERED: "== unsteered", STEERED: f"== steered: {steered.title}"}
         self._order = list(steered.sides)
         self._held: list[Event] = []
         self._shown: set[str] = set()  # kinds of the present side

@@ -137,9 +137,12 @@ def _question(evaluation: Evaluation, model: dict[str, Any], settings: dict[str,
     greedy = sampling.get("temperature", 0) == 0
     how = "greedily" if greedy else f"at temperature {sampling['temperature']:g} with seeds {settings.get('seeds')}"
     quantization = f" ({escape(str(model['quantization']))})" if model.get("quantization") else ""
+    rules = settings.get("placement") or [rule["text"] for rule in steering.get("rules", ())]
+    where = "".join(f"\n- `{rule}`" for rule in rules)
     return (
         f"\nDoes {escape(str(what))} steer the model{quantization}{side}? {n} items of the task "
         f"{escape(evaluation.task)}, answered {how}."
+        + (f" It is in force by the first of these rules that matches a token:\n{where}" if where else "")
     )
 
 

@@ -12,7 +12,7 @@ from ...errors import UsageError
 from ...model_files.model_info import model_info
 from ...models.local_models import resolve_model
 from ...pairs.pairs import load_pairs
-from ...steering.plan import AnySteering, SteeringPlan
+from ...steering.plan import AnySteering
 from ...steering.steering import Steering
 from ..measuring.evaluator import Evaluator, EvaluatorSettings
 from ..measuring.json_values import plain
@@ -110,10 +110,6 @@ def evaluate(
     headline = list(effects)[-1]
     wanted = {name: -1 if name == NEGATIVE or (name == STEERED and _is_reversed(steering)) else 1 for name in effects}
     found: tuple[ControlResult, ...] = ()
-    if controls is not None and isinstance(steering, SteeringPlan):
-        if log is not None:
-            log(f"{steering.name}: no controls, as its rules steer by several choices of experts")
-        controls = None
     if controls is not None and isinstance(steering, Steering):
         found = run_controls(
             evaluator,

@@ -2,8 +2,12 @@
 
 const KEY = "steermoe.key";
 
-/** What went wrong: `title` for everyone, `detail` from the server, `kind` for the page. */
+const CHAT = "v1/chat/completions";
+
+/** What went wrong: `title` for everyone, `detail` from the server, `kind` for the page; `field` of the request is to blame. */
 export class Problem extends Error {
+  field = "";
+
   constructor(kind, title, detail = "", retryAfter = null) {
     super(title);
     Object.assign(this, { kind, title, detail, retryAfter });
@@ -72,6 +76,7 @@ export async function* events(stream) {
 /** The server behind this page. Addresses are relative, so that the page also works behind a proxy's path. */
 export class Server {
   #key = ""; // for browsers that keep nothing for a page
+  #tellsSteered = true; // until it refuses the field
 
   get key() {
     try {
@@ -110,12 +115,13 @@ export class Server {
     }
     if (response.ok) return response;
     const told = await response.json().catch(() => null);
-    throw problemOf(response.status, told?.error, Number(response.headers.get("Retry-After")) || null, Boolean(key));
+    const problem = problemOf(response.status, told?.error, Number(response.headers.get("Retry-After")) || null, Boolean(key));
+    throw Object.assign(problem, { field: String(told?.error?.param ?? "") });
   }
 
-  /** A JSON answer. Raises Problem, and AbortError. */
-  async get(path, signal) {
-    const response = await this.#fetch(path, { signal });
+  /** A JSON answer; of a GET, unless there is a body. Raises Problem, and AbortError. */
+  async get(path, signal, body) {
+    const response = await this.#fetch(path, { signal, body });
     try {
       return await response.json();
     } catch (error) {
@@ -139,9 +145,23 @@ export class Server {
     return this.get(query.size ? `${path}?${query}` : path, signal);
   }
 
-  /** Chunks of an answer. Raises Problem, and AbortError. */
+  /** A whole answer. Raises Problem, and AbortError. */
+  answer(body, signal) {
+    return this.get(CHAT, signal, body);
+  }
+
+  /** Chunks of an answer; servers that cannot say what was steered are not asked to. Raises Problem, and AbortError. */
   async *chat(body, signal) {
-    const response = await this.#fetch("v1/chat/completions", { body: { ...body, stream: true }, signal });
+    const { return_steered: _, ...less } = body;
+    const ask = (asked) => this.#fetch(CHAT, { body: { ...asked, stream: true }, signal });
+    let response;
+    try {
+      response = await ask(this.#tellsSteered ? body : less);
+    } catch (problem) {
+      if (problem.field !== "return_steered") throw problem;
+      this.#tellsSteered = false;
+      response = await ask(less);
+    }
     for await (const data of events(response.body)) {
       const chunk = JSON.parse(data);
       if (chunk.error) throw problemOf(0, chunk.error, null, true);

@@ -1,20 +1,26 @@
 // A question and the answers to it: what is sent, and what is kept of what comes.
 
 import { Problem } from "./api.js";
+import { addSpan } from "./marks.js";
 
-/** A turn of the conversation, with one answer for each of `sides`: values of the field `steering`. */
-export function turnOf(user, seed, sides) {
+/**
+ * A turn of the conversation, with one answer for each of `sides`: values of the field `steering`. `options` are what else
+ * was asked with: {system, temperature}.
+ */
+export function turnOf(user, seed, sides, options = {}) {
   const answers = sides.map((steering) => ({
     side: steering === null ? "unsteered" : "steered",
+    asked: steering,
     text: "",
     reasoning: "",
+    steered: null, // {answer, reasoning}: spans of the texts, once the server says what was steered
     state: "running",
     applied: null,
     facts: { seed },
     problem: null,
     routing: null,
   }));
-  return { user, seed, answers };
+  return { user, seed, options, answers };
 }
 
 /**
@@ -34,8 +40,14 @@ export function messagesOf(system, turns, question) {
 /** Adds a chunk of the stream to an answer. */
 export function take(answer, chunk) {
   const choice = chunk.choices?.[0];
-  answer.text += choice?.delta?.content ?? "";
-  answer.reasoning += choice?.delta?.reasoning_content ?? "";
+  const [content, thought] = [choice?.delta?.content ?? "", choice?.delta?.reasoning_content ?? ""];
+  if (choice?.rule === null || Number.isSafeInteger(choice?.rule)) {
+    answer.steered ??= { answer: [], reasoning: [] };
+    addSpan(answer.steered.answer, answer.text.length, content.length, choice.rule);
+    addSpan(answer.steered.reasoning, answer.reasoning.length, thought.length, choice.rule);
+  }
+  answer.text += content;
+  answer.reasoning += thought;
   if (chunk.steering !== undefined) answer.applied = chunk.steering;
   if (chunk.routing) answer.routing = chunk.routing;
   const { facts } = answer;

@@ -2,6 +2,8 @@
 
 import { PerFrame, byId, copy, el, plural } from "./dom.js";
 import { Rendered } from "./markdown.js";
+import { Marker, isMarked, ruleTitle } from "./marks.js";
+import { chosenIn } from "./where.js";
 
 const NEAR = 60; // pixels from the end within which the page follows an answer
 
@@ -12,8 +14,12 @@ function ruleWords({ mode, scale, weights, cap }) {
 }
 
 /** Words for what was applied to an answer. */
-export function appliedWords(applied) {
+export function appliedWords(applied, nTokens) {
   if (!applied) return ["unsteered"];
+  if (Array.isArray(applied.rules)) {
+    const what = applied.rules.length === 1 ? String(applied.rules[0]) : plural(applied.rules.length, "rule");
+    return Number.isFinite(applied.n_steered) && nTokens > 0 ? [what, `${applied.n_steered} of ${plural(nTokens, "token")} steered`] : [what];
+  }
   const words = [];
   if (applied.n_active || applied.n_inactive) words.push(`${applied.n_active} promoted`, `${applied.n_inactive} suppressed`);
   else words.push("no experts chosen");
@@ -47,6 +53,10 @@ class AnswerView {
   #details;
   #problem;
   #use;
+  #steps;
+  #marks;
+  #legend;
+  #thoughts = ""; // what is shown of the reasoning, and how
   #again;
 
   constructor(answer, actions) {
@@ -60,6 +70,9 @@ class AnswerView {
     this.#details = el("details", { class: "details", hidden: true }, el("summary", {}, "Applied"), el("pre", { tabindex: "0" }));
     this.#problem = el("div", { class: "problem", role: "alert", hidden: true });
     this.#use = el("button", { type: "button", class: "quiet", "aria-pressed": "false", onclick: () => actions.use(answer) }, "Experts used");
+    this.#steps = el("button", { type: "button", class: "quiet", "aria-haspopup": "dialog", onclick: () => actions.steps(answer) }, "Tokens");
+    this.#marks = el("button", { type: "button", class: "quiet", onclick: () => actions.toggleMarks() }, "Steered text");
+    this.#legend = el("p", { class: "legend", hidden: true }, el("span", {}, el("mark", { class: "steered" }, "Underlined"), " text was drawn under the steering."));
     this.#again = el("button", { type: "button", class: "quiet", hidden: true, onclick: () => actions.again() }, "Ask again");
     const copyButton = el("button", { type: "button", class: "quiet", onclick: (event) => copy(answer.text, event.currentTarget) }, "Copy");
     this.title = el("h2", {});
@@ -70,7 +83,8 @@ class AnswerView {
       this.#reasoning,
       this.#body,
       this.#problem,
-      el("footer", {}, this.#meta, el("div", { class: "answer-actions" }, copyButton, this.#use, this.#again), this.#details),
+      this.#legend,
+      el("footer", {}, this.#meta, el("div", { class: "answer-actions" }, copyButton, this.#marks, this.#use, this.#steps, this.#again), this.#details),
     );
     this.update();
   }
@@ -81,21 +95,31 @@ class AnswerView {
     const { element } = this;
     element.dataset.state = answer.state;
     element.setAttribute("aria-busy", String(running));
-    this.title.textContent = answer.applied?.name ? `Steered: ${answer.applied.name}${answer.applied.side ? ` \u2192 ${answer.applied.side}` : ""}` : NAMES[answer.side];
+    const name = answer.applied?.name && (chosenIn(answer.asked)?.[0] ?? answer.applied.name); // rules have none of their own
+    this.title.textContent = name ? `Steered: ${name}${answer.applied.side ? ` \u2192 ${answer.applied.side}` : ""}` : NAMES[answer.side];
     this.#state.textContent = { stopped: "stopped", error: answer.text ? "not complete" : "" }[answer.state] ?? (running && !answer.text ? "waiting" : "");
-    this.#rendered.show(answer.text);
+    const marked = isMarked(answer);
+    const spans = marked && this.#actions.marks() ? answer.steered : { answer: [], reasoning: [] };
+    const title = (rule) => ruleTitle(answer.applied, rule);
+    this.#marks.hidden = !marked;
+    this.#marks.setAttribute("aria-pressed", String(marked && this.#actions.marks()));
+    this.#legend.hidden = !spans.answer.length && !spans.reasoning.length;
+    this.#rendered.show(answer.text, spans.answer, title);
     if (answer.reasoning) {
       this.#reasoning.hidden = false;
-      this.#reasoning.lastChild.textContent = answer.reasoning;
+      const thoughts = `${answer.reasoning.length} ${spans.reasoning.length}`;
+      if (thoughts !== this.#thoughts) this.#reasoning.lastChild.replaceChildren(el("span", {}, new Marker(spans.reasoning).nodes(answer.reasoning, 0, title)));
+      this.#thoughts = thoughts;
       this.#reasoning.firstChild.textContent = running && !answer.text ? "Reasoning \u2026" : "Reasoning";
     }
-    this.#meta.replaceChildren(...(running ? [] : [...appliedWords(answer.applied), ...figures(answer.facts)].map((word) => el("span", {}, word))));
+    this.#meta.replaceChildren(...(running ? [] : [...appliedWords(answer.applied, answer.facts.tokens), ...figures(answer.facts)].map((word) => el("span", {}, word))));
     this.#details.hidden = !answer.applied;
     this.#details.lastChild.textContent = answer.applied ? JSON.stringify(answer.applied, null, 1) : "";
     const nothing = answer.state === "error" && !answer.text;
     this.#body.hidden = nothing;
     element.querySelector("footer").hidden = running || nothing;
     this.#use.hidden = !answer.routing;
+    this.#steps.hidden = answer.state !== "done" || answer.asked === undefined || !(answer.facts.tokens > 0);
     const problem = answer.problem;
     this.#problem.hidden = !problem;
     if (problem && this.#problem.dataset.title !== problem.title) {
@@ -133,7 +157,10 @@ export class Conversation {
     this.#keepUp();
   });
 
-  /** `actions`: again() asks the last question again, use(answer) lays its experts over the map. */
+  /**
+   * `actions`: again() asks the last question again, use(answer) lays its experts over the map, steps(answer) goes through
+   * its tokens; marks() is whether steered text is marked, toggleMarks() changes that.
+   */
   constructor(actions) {
     this.#actions = actions;
     this.#scroll.addEventListener("scroll", () => {
@@ -170,6 +197,11 @@ export class Conversation {
     this.#frames.add(answer);
     this.#frames.flush();
     this.#lastOnes();
+  }
+
+  /** Draws all answers anew. */
+  redraw() {
+    for (const view of this.#views.values()) view.update();
   }
 
   markUsed(answer) {

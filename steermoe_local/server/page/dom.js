@@ -9,7 +9,7 @@ export function byId(id) {
 
 /**
  * A new element. `properties` are attributes; a function under "onNAME" listens to the event NAME, null and false are
- * left out. Strings among `children` become text nodes.
+ * left out. Strings among `children` become text nodes; lists among them may be long.
  */
 export function el(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
@@ -17,7 +17,7 @@ export function el(tag, properties = {}, ...children) {
     if (typeof value === "function") made.addEventListener(name.replace(/^on/, ""), value);
     else if (value !== null && value !== undefined && value !== false) made.setAttribute(name, value === true ? "" : String(value));
   }
-  made.append(...children.filter((child) => child !== null && child !== undefined));
+  for (const child of children.flat()) if (child !== null && child !== undefined) made.append(child);
   return made;
 }
 

@@ -127,7 +127,8 @@ export class Heatmap {
     if (about.rd !== null) lines.push(`RD ${signed(about.rd)}`);
     lines.push(...about.effects.map(effectLine));
     if (about.sign) lines.push(about.sign > 0 ? "promoted" : "suppressed");
-    if (about.used) {
+    if (about.used?.of === 1) lines.push(about.used.tokens ? "used for this token" : "not used for this token");
+    else if (about.used) {
       lines.push(`used for ${Math.round(100 * about.used.share)}% of tokens (${about.used.tokens} of ${Math.round(about.used.of)})`);
     }
     return lines;

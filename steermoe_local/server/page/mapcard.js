@@ -96,6 +96,7 @@ export class MapCard {
 
   #meaning(entry) {
     if (!entry) return "Rows are layers, columns experts. No map is chosen, so there is no RD.";
+    if (entry.kind === "plan") return "Rows are layers, columns experts. A plan has steerings of its own for its rules.";
     if (!this.#table.rd) return "Rows are layers, columns experts. A bias file holds the choice of experts, but no RD.";
     const { shown } = this.#heatmap;
     if (shown !== "rd") return effectMeaning(shown, this.#table.effects, entry);

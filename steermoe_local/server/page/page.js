@@ -7,6 +7,7 @@ import { Conversation } from "./conversation.js";
 import { byId, debounced, el, plural } from "./dom.js";
 import { MapCard } from "./mapcard.js";
 import { Panel } from "./panel.js";
+import { Steps } from "./steps.js";
 import { load, save } from "./store.js";
 
 const SEEDS = 2 ** 31;
@@ -79,7 +80,19 @@ const conversation = new Conversation({
     map.use(answer === map.used ? null : answer, turn);
     if (map.used) view("panel");
   },
+  steps(answer) {
+    const at = state.turns.findIndex((turn) => turn.answers.includes(answer));
+    const turn = state.turns[at];
+    steps.open(answer, turn, messagesOf(turn.options.system, state.turns.slice(0, at), turn.user), connection.info?.model ?? null);
+  },
+  marks: () => state.marks,
+  toggleMarks() {
+    state.marks = !state.marks;
+    conversation.redraw();
+    keepSoon();
+  },
 });
+const steps = new Steps(server);
 const map = new MapCard((answer) => conversation.markUsed(answer));
 const panel = new Panel(server, state, (table, entry) => map.show(table, entry), () => {
   byId("chip").textContent = panel.label;
@@ -98,7 +111,7 @@ const connection = new Connection(server, (info, model) => {
   const examples = EXAMPLES[model.id] ?? [];
   byId("examples-title").hidden = !examples.length;
   byId("examples").replaceChildren(...examples.map((text) => el("li", {}, el("button", { type: "button", onclick: () => ask(text) }, text))));
-  panel.load(info);
+  panel.load(info, model);
   if (early) say("");
   early = false;
 });
@@ -158,7 +171,7 @@ async function ask(text) {
   const sides = compare.checked ? [null, steering] : [steering];
   const { seed = Math.floor(Math.random() * SEEDS), ...others } = chosen;
   const messages = messagesOf(state.settings.system, state.turns, text);
-  const turn = turnOf(text, seed, sides);
+  const turn = turnOf(text, seed, sides, { system: state.settings.system ?? "", ...(others.temperature === undefined ? {} : { temperature: others.temperature }) });
   const { turns } = state; // Clear puts others in their place
   turns.push(turn);
   byId("welcome").hidden = true;
@@ -167,7 +180,7 @@ async function ask(text) {
   showRunning();
   keepSoon();
   const { signal } = running;
-  const body = { messages, seed, ...others, routing: true, stream_options: { include_usage: true } };
+  const body = { messages, seed, ...others, routing: true, return_steered: true, stream_options: { include_usage: true } };
   const one = async (answer, side) => {
     const problem = await follow(server, answer, { ...body, steering: side }, signal, () => {
       conversation.touched(answer);

@@ -1,6 +1,7 @@
 // Choosing what steers the next answers: the name, the numbers of experts, the rule, the layers.
 
 import { byId, copy, debounced, el, plural } from "./dom.js";
+import { WherePicker, steeringAt, whereOf, whereWords } from "./where.js";
 
 const START = 8; // experts, for a map that comes without numbers
 const SOFT = 4; // logits, when the soft rule is chosen
@@ -51,6 +52,8 @@ export class Panel {
   #state;
   #entries = new Map();
   #info = null;
+  #reasoning; // what the server says of the model's
+  #picker = new WherePicker((where) => this.#keep({ where }));
   #fetching = null;
   #onTable;
   #onChange;
@@ -99,9 +102,10 @@ export class Panel {
     byId("base").textContent = server.base;
   }
 
-  /** What the server has registered came. */
-  load(info) {
+  /** What the server has registered came; `model` is what it says of its model. */
+  load(info, model) {
     this.#info = info;
+    this.#reasoning = model?.meta?.reasoning;
     this.#entries = new Map(info.data.map((entry) => [entry.name, entry]));
     const select = byId("steering");
     select.replaceChildren(
@@ -148,8 +152,20 @@ export class Panel {
     };
   }
 
+  /** Where the chosen steering is in force; null for plans, which say so themselves, and for nothing. */
+  get where() {
+    const entry = this.entry;
+    return entry && entry.kind !== "plan" ? whereOf(this.#state.choices[entry.name]?.where) : null;
+  }
+
   /** The field `steering` of the next request. */
   request() {
+    const steering = this.#everywhere();
+    return this.where ? steeringAt(steering, this.where) : steering;
+  }
+
+  /** The same for all tokens. */
+  #everywhere() {
     return requestOf(this.entry, this.choice, this.#info?.model?.n_layer ?? 0);
   }
 
@@ -157,7 +173,8 @@ export class Panel {
   get label() {
     const [entry, choice] = [this.entry, this.choice];
     if (!entry) return "unsteered";
-    if (!choice) return entry.name;
+    const place = this.where && whereWords(this.where);
+    if (!choice) return place ? `${entry.name} \u00b7 ${place}` : entry.name;
     if (this.request() === null) return `${entry.name}: no experts chosen`;
     const parts = [entry.name, `+${choice.activate} \u2212${choice.deactivate}`];
     if (choice.reverse) parts.push("reversed");
@@ -165,13 +182,18 @@ export class Panel {
     if (choice.scale !== null) parts.push(`soft ${choice.scale}${choice.weights ? ` by ${choice.weights}` : ""}`);
     if (choice.cap !== null) parts.push(`cap ${choice.cap}`);
     if (choice.layers) parts.push(`layers ${choice.layers}`);
+    if (place) parts.push(place);
     return parts.join(" \u00b7 ");
   }
 
   #set(changes, fill = true) {
-    const entry = this.entry;
-    if (entry?.kind !== "map") return;
-    this.#state.choices[entry.name] = { ...this.choice, ...changes };
+    if (this.choice) this.#keep({ ...this.choice, ...changes }, fill);
+  }
+
+  #keep(changes, fill = true) {
+    const { choices } = this.#state;
+    const { name } = this.entry;
+    choices[name] = { ...choices[name], ...changes };
     this.#show(fill);
   }
 
@@ -182,9 +204,11 @@ export class Panel {
     byId("about").textContent = this.#about(entry);
     byId("program").hidden = !this.#info?.model;
     if (choice) this.#fill(entry, choice, fill);
-    byId("reset").hidden = !choice || this.#state.choices[entry.name] === undefined;
+    this.#picker.show(this.where, this.#reasoning);
+    this.#showPlan(entry);
+    byId("reset").hidden = !this.where || this.#state.choices[entry.name] === undefined;
     byId("snippet").textContent = `"steering": ${JSON.stringify(this.request(), null, 1).replace(/\n */g, " ")}`;
-    if (entry) {
+    if (this.where) {
       this.#fetchSoon();
     } else {
       this.#fetching?.abort();
@@ -192,9 +216,16 @@ export class Panel {
       byId("chosen").textContent = "";
       byId("chosen").classList.remove("wrong");
       const model = this.#info?.model;
-      this.#onTable(model ? { ...model, rd: null, signs: null } : null, null);
+      this.#onTable(model ? { ...model, rd: null, signs: null } : null, entry);
     }
     this.#onChange();
+  }
+
+  /** The rules of a plan, as they are written. */
+  #showPlan(entry) {
+    const rules = entry?.kind === "plan" && Array.isArray(entry.rules) ? entry.rules : [];
+    byId("plan").hidden = !rules.length;
+    byId("plan-rules").replaceChildren(...rules.map((rule) => el("li", {}, el("code", {}, String(rule)))));
   }
 
   #about(entry) {
@@ -202,7 +233,8 @@ export class Panel {
     if (!this.#info.model) return "This model has no experts, so nothing can steer it.";
     if (!entry) return this.#entries.size ? "The model answers as it is." : "The server has no maps; start it with --maps DIR.";
     const facts = [];
-    if (entry.kind !== "map") facts.push(`a bias file: ${entry.n_active} promoted, ${entry.n_inactive} suppressed, ${entry.mode} rule`);
+    if (entry.kind === "plan") facts.push("a plan");
+    else if (entry.kind !== "map") facts.push(`a bias file: ${entry.n_active} promoted, ${entry.n_inactive} suppressed, ${entry.mode} rule`);
     else if (entry.positive && entry.negative) facts.push(`${entry.positive} \u2194 ${entry.negative}`);
     if (entry.kind === "map") facts.push(entry.n_pairs ? plural(entry.n_pairs, "pair") : "unknown number of pairs");
     facts.push(SOURCES[entry.source] ?? entry.source);
@@ -270,12 +302,12 @@ export class Panel {
   /** Asks the server which experts the numbers come to: it chooses for the answers, too. */
   async #fetchTable() {
     const [entry, choice] = [this.entry, this.choice];
-    if (!entry) return;
+    if (!this.where) return;
     this.#fetching?.abort();
     const fetching = (this.#fetching = new AbortController());
     const told = byId("chosen");
     try {
-      const request = this.request();
+      const request = this.#everywhere();
       const numbers = request === null ? choice && { activate: 0, deactivate: 0 } : typeof request === "object" ? request : null;
       const table = await this.#server.table(entry.name, numbers, fetching.signal);
       if (fetching.signal.aborted) return;

@@ -1,5 +1,7 @@
 // What a reload keeps: the conversation, the choices and the settings, in this browser's localStorage.
 
+import { spansOf } from "./marks.js";
+
 const PLACE = "steermoe.chat";
 const VERSION = 1;
 const WITH_ROUTING = 20; // of the latest answers; a table of a large model has thousands of numbers
@@ -10,7 +12,7 @@ const STATES = ["done", "stopped", "error"];
 
 /** A conversation with nothing in it. */
 export function empty() {
-  return { turns: [], steering: null, choices: {}, compare: false, settings: {}, draft: "" };
+  return { turns: [], steering: null, choices: {}, compare: false, marks: true, settings: {}, draft: "" };
 }
 
 function answerOf(value) {
@@ -24,7 +26,9 @@ function answerOf(value) {
     facts: isObject(value.facts) ? value.facts : {},
     problem: isObject(value.problem) ? { title: text(value.problem.title), detail: text(value.problem.detail) } : null,
     routing: null,
+    steered: isObject(value.steered) ? { answer: spansOf(value.steered.answer), reasoning: spansOf(value.steered.reasoning) } : null,
   };
+  if (value.asked === null || typeof value.asked === "string" || isObject(value.asked)) answer.asked = value.asked; // else it is not known
   const rows = value.routing;
   if (Array.isArray(rows) && rows.every((row) => Array.isArray(row) && row.every(Number.isFinite))) answer.routing = rows;
   return answer;
@@ -43,10 +47,13 @@ export function parsed(json) {
   for (const turn of Array.isArray(kept.turns) ? kept.turns : []) {
     if (!isObject(turn) || typeof turn.user !== "string" || !Array.isArray(turn.answers)) continue;
     const answers = turn.answers.slice(0, 2).map(answerOf).filter(Boolean);
-    if (answers.length) state.turns.push({ user: turn.user, seed: Number.isSafeInteger(turn.seed) ? turn.seed : 0, answers });
+    const options = { system: text(turn.options?.system) };
+    if (Number.isFinite(turn.options?.temperature)) options.temperature = turn.options.temperature;
+    if (answers.length) state.turns.push({ user: turn.user, seed: Number.isSafeInteger(turn.seed) ? turn.seed : 0, options, answers });
   }
   state.steering = typeof kept.steering === "string" ? kept.steering : null;
   state.compare = kept.compare === true;
+  state.marks = kept.marks !== false;
   state.draft = text(kept.draft);
   if (isObject(kept.choices)) {
     for (const [name, choice] of Object.entries(kept.choices)) if (isObject(choice)) state.choices[name] = choice;
@@ -74,13 +81,13 @@ export function save(state) {
     let left = n;
     const turns = state.turns.toReversed().map((turn) => ({
       ...turn,
-      answers: turn.answers.map((answer) => ({ ...answer, routing: left-- > 0 ? answer.routing : null })),
+      answers: turn.answers.map((answer) => ({ ...answer, routing: left-- > 0 ? answer.routing : null, steered: n ? answer.steered : null })),
     }));
     try {
       localStorage.setItem(PLACE, JSON.stringify({ ...state, version: VERSION, turns: turns.reverse() }));
       return true;
     } catch {
-      continue; // full: once more without the routing
+      continue; // full: once more without the routing and the marks
     }
   }
   return false;

@@ -60,7 +60,7 @@ def test_with_the_keyboard_alone(tab: Desk) -> None:
         assert seen(), visited
         assert len(visited) < 30
     assert visited == [
-        "activate-range", "activate", "deactivate-range", "deactivate", "rank", "hard", "layers", "reset",
+        "activate-range", "activate", "deactivate-range", "deactivate", "rank", "hard", "layers", "phase-all", "reset",
         "Use it from a program", "enlarge", "heatmap",
     ]  # fmt: skip
     while active() != "compare":
@@ -116,6 +116,8 @@ def test_the_skip_link_and_what_is_read_out(tab: Desk) -> None:
         ("hard", "radio"),
         ("soft", "radio"),
         ("Layers", "textbox"),
+        ("Where", "group"),
+        ("thinking", "radio"),
         ("Map of digits-words: 5 layers of 24 experts", "application"),
     ):
         assert page.get_by_role(role, name=name, exact=True).count() == 1, name  # type: ignore[arg-type]
@@ -132,12 +134,14 @@ def test_a_narrow_screen(browser: Any, server: Running, width: int) -> None:
                 .filter((one) => {
                     const box = one.getBoundingClientRect();
                     const apart = one.closest(".map-scroll, .hidden, .segments");
-                    return box.width > 1 && !apart && box.right > innerWidth + 0.5;
+                    const end = Math.min(innerWidth, one.closest(".card")?.getBoundingClientRect().right ?? Infinity);
+                    return box.width > 1 && !apart && box.right > end + 0.5;
                 }).map((one) => one.id || one.className || one.textContent)"""
             assert page.evaluate(script) == []
 
         fits()
         tab.steer("digits-words", mode="soft")
+        tab.place("answer", "1", "3")
         assert not page.locator("#message").is_visible(), "one part at a time"
         for part in ("#settings", "#program", "#experts"):
             page.click(f"{part} summary")
@@ -146,6 +150,7 @@ def test_a_narrow_screen(browser: Any, server: Running, width: int) -> None:
         page.locator("label.switch").click()
         tab.send(COUNT)
         tab.send("x" * 300)
+        assert page.get_by_role("button", name="Steered text").first.is_visible()
         fits()
         boxes = [page.locator(".answer").nth(i).bounding_box() for i in (0, 1)]
         assert boxes[0]
@@ -161,6 +166,11 @@ def test_a_narrow_screen(browser: Any, server: Running, width: int) -> None:
         fits()
         page.mouse.move(1, 1)
         page.click("#enlarge")
+        fits()
+        page.keyboard.press("Escape")
+        page.click("#view-chat")
+        page.locator(".answer").first.get_by_role("button", name="Tokens").click()
+        page.locator("#step-map").wait_for()
         fits()
         page.keyboard.press("Escape")
         page.click("#open-key")

@@ -35,6 +35,7 @@ def run(tab: Desk, module: str, body: str, given: Any = None) -> Any:
 
 MARKDOWN: dict[str, tuple[str, list[str]]] = {
     "plain": ("one\ntwo\n\nthree", ["<p>one\ntwo</p>", "<p>three</p>"]),
+    "line ends": ("one\r\ntwo\rthree\r\n\r\nfour", ["<p>one\ntwo\nthree</p>", "<p>four</p>"]),
     "inline": ("a **b *c* d** `e*f` *g*", ["<p>a <strong>b <em>c</em> d</strong> <code>e*f</code> <em>g</em></p>"]),
     "not emphasis": ("2 * 3 * 4, a*b*c, ** x **", ["<p>2 * 3 * 4, a*b*c, ** x **</p>"]),
     "snake": ("snake_case_name", ["<p>snake_case_name</p>"]),
@@ -212,6 +213,26 @@ def test_routing_is_kept_of_the_latest_answers(tab: Desk) -> None:
     assert own == [[1, 2]], "what is shown now is not touched"
 
 
+def test_a_full_browser_keeps_the_texts(tab: Desk) -> None:
+    """What makes a chat long, routing and marks, is left out before the chat is lost."""
+    body = """const set = Storage.prototype.setItem;
+    Storage.prototype.setItem = function (name, value) {
+        if (value.length > x) throw new DOMException("full", "QuotaExceededError");
+        set.call(this, name, value);
+    };
+    const spans = Array.from({ length: 200 }, (_, i) => ({ start: 2 * i, end: 2 * i + 1, rule: 0 }));
+    const steered = { answer: spans, reasoning: [] };
+    const answer = { side: "steered", text: "t", state: "done", routing: [[1, 2]], facts: {}, steered };
+    const kept = m.save({ ...m.empty(), turns: [{ user: "q", seed: 1, answers: [answer] }] });
+    const back = kept && m.load().turns[0].answers[0];
+    Storage.prototype.setItem = set;
+    m.save(m.empty());
+    return kept && [back.text, back.routing, back.steered?.answer.length ?? 0];"""
+    assert run(tab, "store", body, 100_000) == ["t", [[1, 2]], 200]
+    assert run(tab, "store", body, 1000) == ["t", None, 0]
+    assert run(tab, "store", body, 100) is False
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -219,7 +240,7 @@ json_values = st.recursive(
 )
 kept_chats = st.fixed_dictionaries(
     {"version": st.just(1)},
-    optional=dict.fromkeys(("steering", "choices", "compare", "settings", "draft"), json_values)
+    optional=dict.fromkeys(("steering", "choices", "compare", "marks", "settings", "draft"), json_values)
     | {
         "turns": st.lists(
             st.fixed_dictionaries(
@@ -236,7 +257,7 @@ kept_chats = st.fixed_dictionaries(
 @given(kept_chats | json_values)
 def test_kept_chats_are_made_whole(tab: Desk, kept: Any) -> None:
     state = run(tab, "store", "return m.parsed(x);", json.dumps(kept))
-    assert set(state) == {"turns", "steering", "choices", "compare", "settings", "draft"}
+    assert set(state) == {"turns", "steering", "choices", "compare", "marks", "settings", "draft"}
     for turn in state["turns"]:
         assert isinstance(turn["user"], str)
         assert turn["answers"]

@@ -22,7 +22,15 @@ from steermoe_local.llama.library import library_folder
 from tests.support import rounding
 from tests.support.low_level import F32, identity_of, lib, native_bias, random_signs
 from tests.support.near_ties import near_ties_of_pairs
-from tests.support.on_device import ALL, DeviceContext, check_promise, check_sequences, model_on, rows_of
+from tests.support.on_device import (
+    ALL,
+    DeviceContext,
+    check_promise,
+    check_sequences,
+    check_token_rows,
+    model_on,
+    rows_of,
+)
 from tests.support.paths import ROOT
 from tests.support.random_models import (
     GPT_OSS,
@@ -171,6 +179,15 @@ def test_sequences(path_of: PathOf, servers: list[str], name: str) -> None:
         assert len(context.places) == 2, "the layers are not on both servers"
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_token_rows(path_of: PathOf, servers: list[str], name: str) -> None:
+    """Differently steered tokens in one prompt, half of the layers on each server."""
+    path, model = path_of(name), MODELS[name]
+    with spread(path) as loaded, DeviceContext(loaded, capture=True) as context:
+        check_token_rows(context, identity_of(path), range(model.n_dense, model.n_layer))
+        assert context.hosts == {False}
+
+
 @pytest.mark.parametrize("name", ["qwen3moe", "gpt-oss", "sigmoid"])
 def test_tensor_parallel(path_of: PathOf, servers: list[str], name: str) -> None:
     """-sm tensor: every layer's weights split over both servers, which llama.cpp cannot do for every architecture."""
@@ -205,7 +222,7 @@ def test_tensor_parallel(path_of: PathOf, servers: list[str], name: str) -> None
 def test_recorder(path_of: PathOf, servers: list[str], name: str, stop: bool) -> None:
     path, model = path_of(name), MODELS[name]
     shape, mask = (model.n_layer, model.n_expert), np.random.default_rng(1).integers(-1, 2, N_PROMPT).tolist()
-    found, sums = [], []
+    found, sums, traces = [], [], []
     with model_on(path, 0, devices=()) as alone, spread(path) as both:
         for loaded in (alone, both):
             recorder = capi.NativeRecorder(loaded.model, 2, shape, sums=True)
@@ -213,7 +230,9 @@ def test_recorder(path_of: PathOf, servers: list[str], name: str, stop: bool) ->
                 recorder.bind(context.ctx)
                 recorder.set_stop(stop)
                 recorder.set_mask(mask)
+                recorder.set_trace([True] * N_PROMPT, weights=True, logits=True)
                 context.fresh(TOKENS[:N_PROMPT])
+                traces.append(recorder.trace())
                 recorder.set_stop(False)
                 rest = np.concatenate([context.decode([t], N_PROMPT + i) for i, t in enumerate(TOKENS[N_PROMPT:])])
                 found.append((np.array(recorder.counts()[0]).reshape(2, *shape), rest))
@@ -227,6 +246,7 @@ def test_recorder(path_of: PathOf, servers: list[str], name: str, stop: bool) ->
         for bin_, experts in zip(mask, topk, strict=True):
             if bin_ >= 0:
                 expected[bin_, layer, experts] += 1
+        assert np.array_equal(traces[1].experts[:, layer], topk)
     assert np.array_equal(found[1][0], expected)
     assert np.array_equal(found[0][0], found[1][0]), "other counts than in one process"
     # of one token and expert, in units of its layer's deviation; a weight is off by at most twice as much, of 1
@@ -234,6 +254,8 @@ def test_recorder(path_of: PathOf, servers: list[str], name: str, stop: bool) ->
     for one, two, size in zip(*sums, (sums[0][0], sums[0][1], np.ones(1)), strict=True):
         assert one.any()
         assert np.abs(one - two).max() <= 2 * off * np.abs(size).max()
+    assert np.nanmax(np.abs(traces[0].logits - traces[1].logits)) <= 2 * off * np.abs(sums[0][0]).max()
+    assert np.abs(traces[0].weights - traces[1].weights).max() <= 2 * off
     assert np.abs(found[0][1] - found[1][1]).max() <= rounding.logits(found[0][1], model.n_layer, N_SUM)
 
 

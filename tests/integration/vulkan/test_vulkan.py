@@ -17,7 +17,15 @@ from steermoe_local import BiasFile, RoutingCounts, write_bias
 from steermoe_local.llama import backends, capi
 from tests.support import rounding
 from tests.support.low_level import identity_of, native_bias, random_signs
-from tests.support.on_device import ALL, DeviceContext, check_promise, check_sequences, model_on, rows_of
+from tests.support.on_device import (
+    ALL,
+    DeviceContext,
+    check_promise,
+    check_sequences,
+    check_token_rows,
+    model_on,
+    rows_of,
+)
 from tests.support.paths import ROOT
 from tests.support.random_models import (
     GPT_OSS,
@@ -206,6 +214,14 @@ def test_sequences(path_of: PathOf, name: str, ngl: int) -> None:
         check_sequences(context, identity_of(path), range(model.n_dense, model.n_layer), EXP)
 
 
+@by_case
+def test_token_rows(path_of: PathOf, name: str, ngl: int) -> None:
+    """Differently steered tokens in one prompt."""
+    path, model = path_of(name), MODELS[name]
+    with model_on(path, ngl) as loaded, DeviceContext(loaded, capture=True) as context:
+        check_token_rows(context, identity_of(path), range(model.n_dense, model.n_layer), EXP)
+
+
 @pytest.mark.parametrize("ngl", [2, ALL])
 @pytest.mark.parametrize("name", MODELS)
 def test_set_swap_and_clear(path_of: PathOf, name: str, ngl: int) -> None:
@@ -289,8 +305,10 @@ def test_recorder(path_of: PathOf, name: str, ngl: int, stop: bool) -> None:
                     capi.attach(context.ctx, bias_of(path, rows))
                 recorder.reset()
                 recorder.set_mask(mask)
+                recorder.set_trace([bin_ >= 0 for bin_ in mask], weights=True, logits=True)
                 context.fresh(tokens[:start])
                 counts, seen = recorder.counts()
+                check_trace(recorder.trace(), [bin_ for bin_ in mask if bin_ >= 0], expected)
                 assert np.array_equal(np.array(counts).reshape(2, *shape), expected)
                 per_bin = [mask.count(0), mask.count(1)]
                 moe = range(model.n_dense, model.n_layer)
@@ -309,6 +327,21 @@ def test_recorder(path_of: PathOf, name: str, ngl: int, stop: bool) -> None:
     with model_on(path, 0, devices=()) as loaded:
         on_cpu = counts_by_capture(path, loaded, model, tokens, mask, {})
     assert np.abs(wanted - on_cpu).sum() <= 0.02 * on_cpu.sum(), "another routing than on the CPU"
+
+
+def check_trace(trace: capi.Trace, bins: list[int], counts: Any) -> None:
+    """The traced tokens are the counted ones."""
+    assert trace.weights is not None
+    assert trace.logits is not None
+    n_layer, n_expert = counts.shape[1:]
+    for bin_ in (0, 1):
+        for layer in range(n_layer):
+            experts = trace.experts[np.array(bins) == bin_, layer]
+            found = np.bincount(experts[experts >= 0], minlength=n_expert)
+            assert np.array_equal(found, counts[bin_, layer])
+    routed = trace.experts >= 0
+    assert (trace.weights[routed] > 0).all()
+    assert np.isfinite(trace.logits[routed.any(axis=2)]).all()
 
 
 def counts_by_capture(

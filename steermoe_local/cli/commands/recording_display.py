@@ -1,4 +1,4 @@
-"""What steermoe detect says of itself while it runs."""
+"""What a recording says of itself while it runs: a progress bar, skipped pairs, an interruption."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..output import ProgressLines, SummedLines, say
 from ..streams import console
 
 if TYPE_CHECKING:
-    from ...detection.recorder import RecordingProgress
+    from ...detection.recording_options import RecordingProgress
 
 
 class RecordingDisplay:
-    """A bar on a terminal, lines elsewhere, and skipped pairs on stderr."""
+    """What a run says of itself while it runs: a bar on a terminal, skipped pairs on stderr."""
 
     def __init__(self, what: str) -> None:
         """`what` names the bar; its total is all pairs."""
