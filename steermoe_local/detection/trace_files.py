@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -25,7 +25,9 @@ from .._util.writing import Replacement
 from ..errors import StorageError, UsageError
 from ..identity import ModelIdentity
 from ..steering.plan_rules import PHASES
-from .tracing import TracedTokens
+
+if TYPE_CHECKING:
+    from .tracing import TracedTokens
 
 FORMAT = "steermoe-trace"
 VERSION = 1
