@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...detection.trace_files import trace_kind
 from ...errors import UsageError
 from ...pairs.pairs import PairsFile
 from ...pairs.prompts import PromptItem
@@ -19,9 +18,7 @@ from ..options.sampling import drawing_options
 from ..options.steering import SteeringFlags, steering_options
 from ..options.system_text import UserPath
 from ..output import print_json, say_written, warn
-from ..run.batch import DEFAULT_PARALLEL, read_items
-from ..run.setup import RunFlags
-from ..run.tracing import TraceJob, Tracing
+from ..run.setup import DEFAULT_PARALLEL, RunFlags
 
 if TYPE_CHECKING:
     from ...generation.engine import Sampling
@@ -110,6 +107,9 @@ def trace(
       steermoe trace -m olmoe.gguf --pairs pairs.jsonl --logits -o trace.parquet
       steermoe trace -m olmoe.gguf --prompts questions.jsonl --map map.json --preset faithful -n 200 -o trace.csv
     """
+    from ...detection.trace_files import trace_kind
+    from ..run.tracing import TraceJob, Tracing
+
     given = [name for name in ("prompt", "pairs_file", "prompts_file") if is_given(name)]
     if len(given) != 1:
         many = "; give one of them" if given else "; what is to be traced?"
@@ -156,6 +156,8 @@ def _source(
     if given == "pairs_file" and pairs_file is not None:
         return PairsFile(pairs_file), str(pairs_file)
     if given == "prompts_file" and prompts_file is not None:
+        from ..run.batch import read_items
+
         name, items = read_items(prompts_file)
         return items, name
     if not prompt or not prompt.strip():

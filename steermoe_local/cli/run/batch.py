@@ -21,9 +21,7 @@ from ...pairs.prompts import PromptItem, load_prompts, prompts_digest, read_prom
 from ...steering.plan import SteeringPlan
 from ..options.common import check_unfinished
 from ..output import print_json, progress_bar, say, say_written
-from .setup import STEERED, BatchFlags, RunFlags, Steered
-
-DEFAULT_PARALLEL = 4
+from .setup import DEFAULT_PARALLEL, STEERED, BatchFlags, RunFlags, Steered
 
 Record = dict[str, Any]
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ...generation.engine import Engine, Sampling
     from ...generation.reply import Reply
 
+DEFAULT_PARALLEL = 4  # answers at once of `run --n-prompts` and `trace`
 UNSTEERED, STEERED = "unsteered", "steered"
 
 
