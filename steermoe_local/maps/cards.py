@@ -10,6 +10,7 @@ from ..errors import UsageError
 from ..identity import UNKNOWN_ROUTER
 from .effects import ACTIONS, ATTRIBUTE
 from .expert_map import ExpertMap
+from .map_phases import phase_words
 
 N_TOP = 10
 
@@ -55,7 +56,7 @@ quantization; it holds no weights and no text of the pairs.
 {% endif %}
 | pairs | {{ map.n_pairs or "not known" }} |
 | pairs SHA-256 | {{ digests or "not known" }} |
-| target tokens | {{ tokens or "not known" }} |
+| target tokens | {{ tokens or "not known" }}{{ ": " ~ phase if phase }} |
 {% if confidence %}
 | differs from shuffled pairs | {{ "yes (needed, not enough)" if confidence.differs_from_shuffled else "**no**" }}, \
 p = {{ "%.3g" | format(confidence.max_rd.p) }} by the largest RD, {{ "%.3g" | format(confidence.sum_top.p) }} by the \
@@ -162,6 +163,7 @@ def render_card(expert_map: ExpertMap, base_model: str, *, license: str = "", fi
         file=shlex.quote(visible(file).replace("`", "_")),  # in a fenced line for a shell
         digests=", ".join(f"`{digest}`" for digest in expert_map.pairs_sha256),
         tokens=f"{expert_map.n1:,} / {expert_map.n2:,}" if expert_map.n1 and expert_map.n2 else "",
+        phase=phase_words(expert_map.phase) if expert_map.phase else "",
         confidence=expert_map.confidence,
         attribute=ATTRIBUTE,
         top=expert_map.top(N_TOP),

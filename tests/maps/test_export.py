@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -413,6 +414,8 @@ def test_card_tells_where_a_map_comes_from() -> None:
     layer, expert, rd = made.top(1)[0]
     assert f"| {layer} | {expert} | {rd:+.4f} | " in card
     assert card == render_card(made, "someone/tiny-moe", file="digits-words.json")
+    first = render_card(replace(made, phase="first:16"), "someone/tiny-moe")
+    assert f"| target tokens | {made.n1:,} / {made.n2:,}: the first 16 tokens of each target |" in first
     assert "\n\n\n" not in card
     assert card.endswith(".\n")
 
