@@ -220,9 +220,10 @@ class FakeEngine:
     def __init__(self, *sides: Any) -> None:
         self.sides = np.asarray(sides, dtype=np.float32)
 
-    def logits(self, biases: Any, tokens: Any, first: int) -> Any:
+    def logits(self, biases: Any, tokens: Any, first: int, *, n_prompt: int) -> Any:
         """[n_biases, n, n_vocab] in two parts."""
         assert len(biases) == len(self.sides)
+        assert n_prompt == first + 1, "what is scored is the reply"
         n = len(tokens) - 1 - first
         yield first, self.sides[:, :1]
         if n > 1:
