@@ -54,7 +54,7 @@ NAMES = {
     "hard": "hard rule in all layers",
     "soft": "soft rule in all layers",
     "rows": "hard rule, tokens in turns under two biases and unsteered",
-    "trace": "trace, the experts of every token",
+    "trace": "trace, the experts of every token in all layers but the last",
     "recorder": "recorder, all tokens in all layers",
     "detect": "`record_counts`, all it does",
 }

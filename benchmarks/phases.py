@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from performance import machine, table, write_docs
+from performance import git_commit, machine, table, write_docs
 from results import OUTPUT, ROOT, detect, map_of, steermoe
 
-from steermoe_local import __version__
+from steermoe_local._util.files import tool_name
 from steermoe_local.evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
 from steermoe_local.evaluation.measuring.measurements import Measurement
 from steermoe_local.evaluation.measuring.opening import open_evaluator
@@ -178,7 +178,7 @@ def fires(evaluator: Evaluator, plan: AnyBias | None, behaviour: Behaviour) -> n
     steered = np.zeros(len(requests), dtype=np.bool_)
     for index, event in evaluator.engine.generate(*requests):
         if isinstance(event, FinishEvent):
-            steered[index] = event.n_steered > 0
+            steered[index] = event.n_steered > 0 or (event.end is not None and event.end.rule is not None)
     return steered
 
 
@@ -188,7 +188,7 @@ def plain(interval: Interval) -> dict[str, float]:
 
 def measure(behaviour: Behaviour, folder: Path, n_items: int | None) -> dict[str, Any]:
     """All figures of a behaviour; finished ones are kept in the folder."""
-    done = folder / f"{behaviour.name}.phases.json"
+    done = folder / f"{behaviour.name}.{n_items or 'all'}.phases.json"
     if done.exists():
         data: dict[str, Any] = json.loads(done.read_text("utf-8"))
         return data
@@ -198,6 +198,7 @@ def measure(behaviour: Behaviour, folder: Path, n_items: int | None) -> dict[str
         "tiny", f"builtin:{behaviour.name}", benign=None, n_items=n_items, settings=settings, n_threads=1
     ) as evaluator:
         data = {
+            "made": f"{tool_name()}, {datetime.now(UTC).date().isoformat()}, {git_commit()}",
             "sides": [behaviour.positive, behaviour.negative],
             "n_items": len(evaluator.task.items),
             "n_text": settings.n_text,
@@ -210,8 +211,8 @@ def measure(behaviour: Behaviour, folder: Path, n_items: int | None) -> dict[str
 
 def render(report: Mapping[str, Any]) -> str:
     """The tables."""
-    about = report["about"]
-    parts = [f"{about['tool']}, {about['date']}, {about['machine']['cpu']}, one thread, greedy."]
+    made = dict.fromkeys(found["made"] for found in report["behaviours"].values())
+    parts = [f"{'; '.join(made)}; {report['machine']['cpu']}, one thread, greedy."]
     for name, found in report["behaviours"].items():
         header = ["steered", "towards", "away", "swing, points", "KL", "ill-formed answers"]
         rows = [
@@ -261,12 +262,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     detect("tiny", arguments.folder)
-    about = {
-        "tool": f"steermoe-local {__version__}",
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine(),
-    }
-    report: dict[str, Any] = {"about": about, "behaviours": {}}
+    report: dict[str, Any] = {"machine": machine(), "behaviours": {}}
     for behaviour in behaviours():
         print(behaviour.name, file=sys.stderr)
         report["behaviours"][behaviour.name] = measure(behaviour, arguments.folder, arguments.items)

@@ -6,9 +6,9 @@ Requests and answers are lines of JSON on stdin and stdout (`Worker` in workers.
 libraries are those named by LLAMA_CPP_LIB_PATH, otherwise the installed package's.
 
 Variants, one context each: `plain` (no bias; the prompt's last token is an output, as in llama-bench), `all` (every
-token is an output), `hard` and `soft` (steered in every layer), `rows` (the tokens of a prompt in turns unsteered and
-under two biases, those of an answer under the two), `trace` (the experts of every token are kept), `recorder` (every
-token is counted in every layer), `detect` (steermoe_local.record_counts as a user calls it).
+token is an output), `hard` and `soft` (steered in every layer), `rows` (the tokens of prompts and answers in turns
+unsteered and under two biases), `trace` (the experts of every token are kept), `recorder` (every token is counted in
+every layer), `detect` (steermoe_local.record_counts as a user calls it).
 
 llama.cpp computes the last layer's experts only for tokens whose logits are wanted, and recording ends behind the last
 router. In a large model this is a small part; a model of one layer would hardly use its experts. With --whole every
@@ -245,7 +245,7 @@ class Runner:
         digest = hashlib.sha256()
         for i, token in enumerate(self.tokens(n, start)):
             self._fill([token], start + i, "last")
-            seconds += self._decode(ctx, variant, [(start + i) % 2])
+            seconds += self._decode(ctx, variant, [(start + i) % 3 - 1])
             digest.update(self._logits(ctx))
         return {"seconds": seconds, "cpu": self.cpu, "logits": digest.hexdigest()}
 

@@ -1,5 +1,5 @@
 // The edit of router logits. A bank holds one row per steering in tables on each layer's device; every token takes the
-// row of its sequence. Knows ggml, not sequences and not recording.
+// row that it is given. Knows ggml, not sequences and not recording.
 #pragma once
 
 #include "steermoe-bias.h"

@@ -358,7 +358,9 @@ bool steermoe_recorder::eval(const ggml_tensor * t, bool ask) {
     const int             il   = topk_layer(t);
     const bool            last = stop_early && is_end(t, il);
     const bool            here = any || trace.is_on(); // is anything of this ubatch read?
-    const steermoe_note * note = here ? hook->note(t) : nullptr;
+    // Looked up for every tensor of a graph: only where one may be read.
+    const bool            noted = here && (sums || trace.keeps_weights() || trace.keeps_logits());
+    const steermoe_note * note  = noted ? hook->note(t) : nullptr;
     if (note != nullptr && !reads(*note)) {
         note = nullptr;
     }

@@ -115,7 +115,7 @@ struct steermoe_sequences {
 
     std::unique_ptr<steermoe_bank> bank; // from the first steering on, until detach()
 
-    // What graphs of single tokens needed lately, see with_recent().
+    // What graphs of few tokens needed lately, see with_recent().
     struct recent {
         uint32_t n_tokens = 0; // of these graphs; 0: there are none
         uint64_t n_graph  = 0; // counts them

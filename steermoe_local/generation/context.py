@@ -191,7 +191,7 @@ class SlotContext:
         row = self._rows.pop(bias.key, None)
         if row is None:
             while len(self._rows) >= min(capi.MAX_ROWS, max(_KEPT_ROWS, len(in_use))):
-                del self._rows[next(key for key in self._rows if key not in in_use)]
+                capi.detach_row(self._ctx, self._rows.pop(next(key for key in self._rows if key not in in_use)))
             taken = set(self._rows.values())
             row = next(number for number in range(capi.MAX_ROWS) if number not in taken)
             # what is attached there is nobody's until it is written down, whatever comes between

@@ -15,7 +15,7 @@ class Reply:
     """Accumulates the events of one request; `style` says how reasoning is marked.
 
     `raw` is the whole text, `texts` are its parts without the markers of reasoning, `tokens` all that were drawn,
-    `rules` what steers each of them where it is read (`TokenEvent.rule`). `finish`, which has the routing, is None
+    `rules` the rule under which each of them was drawn (`TokenEvent.rule`). `finish`, which has the routing, is None
     until the end.
     """
 

@@ -133,6 +133,8 @@ class Slot:
         self.tokens = self.tokens[:n]  # first: an interrupt must not leave more tokens here than in memory
         if not self._context.cut(self.index, len(self.tokens)):
             self.tokens = []
+        # behind the tokens: there must not be fewer of these
+        del self._keys[len(self.tokens) :], self._selected[len(self.tokens) :]
 
     def part(
         self,

@@ -140,7 +140,7 @@ class TextSteering:
         plan = self._plan
         if plan is not None and plan.needs_reply_routing:
             at_most = min(at_most, self._first)
-        if plan is not None and plan.needs_logits and self.n_decided < len(self._tokens):
+        if plan is not None and plan.needs_logits and self._first < self.n_decided < len(self._tokens):
             at_most = min(at_most, self.n_decided - 1)  # those of the last one are looked at
         return min(slot.holds(self._tokens, self.keys, self.known), at_most)
 

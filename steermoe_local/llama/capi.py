@@ -236,7 +236,7 @@ def attach(ctx: Any, bias: NativeBias, force: bool = False) -> None:
 
 
 def detach(ctx: Any) -> None:
-    """Stop steering a `llama_context` and all its sequences (steermoe_detach)."""
+    """Stop steering a `llama_context`, all its sequences and its rows (steermoe_detach)."""
     check(lib().steermoe_detach(ctx))
 
 

@@ -68,11 +68,6 @@ class PlanState:
         self.needs_prompt_routing = bool(self._of_prompt)
         self.needs_reply_routing = bool(self._of_reply)
 
-    @property
-    def reads_ahead(self) -> bool:
-        """Whether tokens of a given reply can be decided before those in front of them are computed."""
-        return not (self.needs_logits or self.needs_reply_routing)
-
     def prompt(self, tokens: Sequence[int], *, ends: bool = True) -> list[Decision]:
         """Decide the rows of the prompt's tokens but the last. Called once, before `first`.
 

@@ -165,6 +165,17 @@ class SteeredLlama(Llama):
         draft model).
         """
         loaded = _load(bias)
+        try:
+            self._attach(loaded)
+        except SteerMoEError:
+            raise
+        except BaseException:  # an interrupt: nobody knows how far it came
+            capi.detach(self._ctx.ctx)
+            self._bias = self._rows = None
+            self._forget()
+            raise
+
+    def _attach(self, loaded: AnyBias | None) -> None:
         rows = None
         if isinstance(loaded, BiasPlan):
             self._require_no_draft()
@@ -179,8 +190,7 @@ class SteeredLlama(Llama):
         keeps = rows is not None and self._rows is not None
         self._bias, self._rows = loaded, rows
         if not keeps:
-            self._keys = []
-            self._drop_memory()
+            self._forget()
 
     #
     # plans
@@ -257,9 +267,14 @@ class SteeredLlama(Llama):
                     run.saw_logits(np.array(capi.logits(self._ctx.ctx, -1, self._n_vocab), np.float32))
             part = tokens[start : start + n]
             wanted, keys = run.decide(part, first)
-            self._keys = self._known_keys()
-            capi.set_token_rows(self._ctx.ctx, wanted)
-            super().eval(part)
+            del self._keys[first:]
+            self._keys += [None] * (first - len(self._keys))
+            try:
+                capi.set_token_rows(self._ctx.ctx, wanted)
+                super().eval(part)
+            except BaseException:
+                capi.set_token_rows(self._ctx.ctx, ())  # of this decode, which may not have come, and of no other
+                raise
             self._keys += keys
             start += n
 
@@ -327,7 +342,8 @@ class SteeredLlama(Llama):
         if hasattr(self, "_stack"):
             super().close()
 
-    def _drop_memory(self) -> None:
+    def _forget(self) -> None:
+        self._keys = []
         memory = capi.llama_cpp().llama_get_memory(self._ctx.ctx)
         if memory is not None:
             capi.llama_cpp().llama_memory_clear(memory, True)

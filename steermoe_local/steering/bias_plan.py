@@ -83,16 +83,6 @@ class BiasPlan:
         """Whether a condition looks at the routing of the text."""
         return any(rule.lean is not None for rule in self.rules)
 
-    @property
-    def needs_logits(self) -> bool:
-        """Whether a condition looks at the distribution that a token was drawn from."""
-        return any(rule.where.when is not None and rule.where.when.measure != "routing" for rule in self.rules)
-
-    @property
-    def needs_routing_of_prompt(self) -> bool:
-        """Whether a condition looks at the routing of the prompt."""
-        return any(rule.where.when is not None and rule.where.when.of_prompt for rule in self.rules)
-
 
 AnyBias = BiasFile | BiasPlan
 """What a request can be steered by."""
@@ -105,8 +95,10 @@ def simplest(rules: Sequence[BiasRule]) -> AnyBias | None:
     """
     kept: list[BiasRule] = []
     for rule in rules:
-        hidden = any(earlier.hides(rule) for earlier in kept)
-        kept.append(BiasRule(rule.where, None if hidden else none_if_empty(rule.bias), rule.lean))
+        if any(earlier.hides(rule) for earlier in kept):
+            kept.append(BiasRule(replace(rule.where, when=None), None))  # nobody needs to look at its condition
+        else:
+            kept.append(BiasRule(rule.where, none_if_empty(rule.bias), rule.lean))
     while kept and kept[-1].bias is None:
         del kept[-1]  # no rule, no steering
     if not kept:

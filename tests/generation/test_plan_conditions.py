@@ -96,6 +96,13 @@ def test_the_prompt_in_memory_needs_its_experts(open_engine: Any, biases: Any, p
         assert n_cached(prompt, None, trace=True) == 0
         assert n_cached(prompt, None, trace=True) == whole
         assert n_cached(prompt, steering) == whole
+        # one that looks at distributions as well needs no more of the prompt
+        both = plan(
+            ("answer when m > -99 over prompt", biases[1]), ("answer when entropy > 99", biases[2]), scores=scores
+        )
+        assert answer(engine, greedy(prompt, 3, both, slot=slot))[0][2].n_cached == whole
+        slot.forget()
+        assert (slot.keys, slot._selected) == ([], []), "experts go with their tokens"
 
 
 @pytest.mark.parametrize("n_last", [1, 3])

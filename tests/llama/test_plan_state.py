@@ -238,7 +238,6 @@ def test_what_is_told_at_once_and_bit_by_bit(plan: list[BiasRule], text: Text, d
     unconditional = BiasPlan(tuple(BiasRule(replace(rule.where, when=None), rule.bias) for rule in plan))
     by_id = dict(zip(text.ids, text.tokens, strict=True))
     state = PlanState(unconditional, text.style, by_id.__getitem__)
-    assert state.reads_ahead
     assert not any((state.needs_logits, state.needs_prompt_routing, state.needs_reply_routing))
     found = [*state.prompt(text.ids[: text.n_prompt]), state.first()]
     found += [state.reply(token)[1] for token in text.ids[text.n_prompt :]]
@@ -319,7 +318,6 @@ def test_a_token_that_completes_both_marks_ends_the_window() -> None:
 def test_a_bias_alone_and_nothing() -> None:
     for plan, rule in ((BIASES[0], 0), (None, None)):
         state = PlanState(plan, STYLES["think"], [b"<think>", b"</think>", b"x"].__getitem__)
-        assert state.reads_ahead
         assert not any((state.needs_logits, state.needs_prompt_routing, state.needs_reply_routing))
         assert state.prompt([0, 2]) == [(plan, rule, "prompt")]
         assert state.first() == (plan, rule, "answer"), "until it thinks"

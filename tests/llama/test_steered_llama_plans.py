@@ -478,3 +478,47 @@ def test_a_prompt_behind_another(fresh: SteeredLlama, biases: list[BiasFile]) ->
     assert fresh.n_tokens == held + 3
     keys = fresh._known_keys()
     assert [index for index, key in enumerate(keys) if key == biases[0].key] == [0, held]
+
+
+def test_rows_of_an_interrupted_decode_steer_no_other(
+    fresh: SteeredLlama, biases: list[BiasFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C between the naming of the rows and the decode: what is decoded next is under its own steering."""
+    tokens = prompt_tokens(fresh)[:8]
+    fresh.bias = biases[0]
+    fresh.eval(tokens)
+    wanted = np.array(capi.logits(fresh._ctx.ctx, -1, fresh._n_vocab))
+    fresh.bias = plan(("answer[5:]", biases[1]))
+
+    def interrupted(batch: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fresh._ctx, "decode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            greedy(fresh, tokens, 1)
+    fresh.bias = biases[0]
+    fresh.eval(tokens)
+    np.testing.assert_array_equal(np.array(capi.logits(fresh._ctx.ctx, -1, fresh._n_vocab)), wanted)
+
+
+def test_an_interrupted_change_steers_nothing(
+    fresh: SteeredLlama, biases: list[BiasFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is attached then nobody knows: the model says that it is unsteered, and it is, with an empty memory."""
+    tokens = prompt_tokens(fresh)
+    unsteered = greedy(fresh, tokens)
+    fresh.bias = biases[0]
+    fresh.eval(tokens[:5])
+    attach = capi.attach_row
+
+    def interrupted(*arguments: Any) -> None:
+        attach(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(capi, "attach_row", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fresh.bias = plan(("all", biases[1]), ("answer", biases[2]))
+    assert (fresh.bias, fresh.n_tokens) == (None, 0)
+    assert greedy(fresh, tokens) == unsteered

@@ -72,21 +72,34 @@ def test_what_is_kept() -> None:
     assert [found.key for found in made.biases] == [A.key]
     assert (made.n_active, made.n_inactive) == (1, 0)
     assert made.identity == identity()
-    assert not any((made.needs_logits, made.needs_routing, made.needs_routing_of_prompt))
+    assert not made.needs_routing
+
+
+def test_hidden_rules_need_nothing() -> None:
+    """Nobody looks at the condition of a rule that another one hides: no recorder is needed for it."""
+    hidden = [rule("answer when f < 1 over prompt", B, LEAN), rule("answer when entropy > 1", B)]
+    made = simplest([rule(ANSWER, A), *hidden, rule("prompt[-2:]", A)])
+    assert isinstance(made, BiasPlan)
+    assert not made.needs_routing
+    state = PlanState(made, None, lambda token: b"x")
+    assert not any((state.needs_logits, state.needs_prompt_routing, state.needs_reply_routing))
+    assert len(made.rules) == 4, "indices are those of the rules"
 
 
 @pytest.mark.parametrize(
     ("text", "lean", "needs"),
     [
         ("answer when entropy < 1", None, (True, False, False)),
-        ("answer when f < 1 over prompt", LEAN, (False, True, True)),
-        ("answer when f < 1 over last 3", LEAN, (False, True, False)),
+        ("answer when f < 1 over prompt", LEAN, (False, True, False)),
+        ("answer when f < 1 over last 3", LEAN, (False, False, True)),
     ],
 )
 def test_needs(text: str, lean: RoutingLean | None, needs: tuple[bool, bool, bool]) -> None:
     made = simplest([rule(text, A, lean)])
     assert isinstance(made, BiasPlan)
-    assert (made.needs_logits, made.needs_routing, made.needs_routing_of_prompt) == needs
+    state = PlanState(made, None, lambda token: b"x")
+    assert (state.needs_logits, state.needs_prompt_routing, state.needs_reply_routing) == needs
+    assert made.needs_routing == any(needs[1:])
 
 
 def key(*rules: BiasRule) -> str | None:

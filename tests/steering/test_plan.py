@@ -168,7 +168,7 @@ def test_conditions_are_looked_up(folder: Folder) -> None:
     assert second is not None
     assert second.digest != first.digest
     assert plan.needs_routing
-    assert built.needs_routing_of_prompt
+    assert built.needs_routing
 
 
 def test_the_digest_is_of_what_steers(folder: Folder) -> None:
