@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType
 from steermoe_local import BiasFile, FormatError, ModelInfo, model_info, read_bias, write_bias
 from steermoe_local.errors import ModelMismatchError, NativeError
 from steermoe_local.llama import capi as native
+from steermoe_local.llama.signatures import lib
 from tests.support import hostile
 from tests.support.builders import HEX, hard_bias
 from tests.support.low_level import Context, identity_of, native_bias, open_model
@@ -24,7 +25,7 @@ OK, IO, FORMAT, MISMATCH, ARGUMENT, STATE = 0, 1, 2, 3, 5, 6
 @pytest.fixture(scope="module")
 def c() -> Any:
     """The functions of steermoe.h, `load_buffer` and `bias_layer` included."""
-    functions = native._lib()
+    functions = lib()
     buffer = functions.steermoe_bias_load_buffer
     buffer.restype = ctypes.c_int
     buffer.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p)]
