@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType
 from steermoe_local import BiasFile, FormatError, ModelInfo, model_info, read_bias, write_bias
 from steermoe_local.errors import ModelMismatchError, NativeError
 from steermoe_local.llama import capi as native
-from steermoe_local.llama.signatures import lib
+from steermoe_local.llama.signatures import BiasStruct, LayerStruct, check, lib
 from tests.support import hostile
 from tests.support.builders import HEX, hard_bias
 from tests.support.low_level import Context, identity_of, native_bias, open_model
@@ -204,7 +204,7 @@ def test_null_arguments(c: Any, tiny_model: Any) -> None:
     out = ctypes.byref(handle)
     bias = native_bias(hard_bias().identity, {})._handle
     text = ctypes.create_string_buffer(65)
-    info = native._LayerInfo()
+    info = LayerStruct()
     row = (ctypes.c_float * 4)()
     mask = (ctypes.c_int32 * 4)()
     with Context(tiny_model) as context:
@@ -214,7 +214,7 @@ def test_null_arguments(c: Any, tiny_model: Any) -> None:
             "bias": [
                 c.steermoe_bias_load(b"x", NULL),
                 c.steermoe_bias_load_buffer(b"x", 1, b"x", NULL),
-                c.steermoe_bias_init(native._BiasInfo(), NULL),
+                c.steermoe_bias_init(BiasStruct(), NULL),
                 c.steermoe_bias_set_layer(NULL, 0, row, 4),
                 c.steermoe_bias_check(NULL, model, 0),
                 c.steermoe_attach(ctx, NULL, 0),
@@ -311,10 +311,10 @@ def test_router_hash_of_half_precision_routers(tmp_path: Path) -> None:
 
 def test_errors_by_status(c: Any) -> None:
     with pytest.raises(NativeError) as caught:
-        native._check(c.steermoe_detach(None))
+        check(c.steermoe_detach(None))
     assert caught.value.code == ARGUMENT
     with pytest.raises(ModelMismatchError):
-        native._check(MISMATCH)
+        check(MISMATCH)
 
 
 def test_a_file_made_in_python_steers(tmp_path: Path, tiny_path: Path, tiny_model: Any) -> None:
