@@ -206,7 +206,7 @@ class RequestState:
             n_rows=self._n_rows,
             end=self._end,
             prompt=tuple(self._prompt),
-            n_steered=self._n_steered,
+            n_steered=self._n_steered + self.steering.n_steered_given(self._n_prompt),
             experts=self.slot.experts(0, self._n_held) if self.request.trace and self.begun and self.slot else None,
         )
         return [TokenEvent(rest, -1), finish] if rest else [finish]

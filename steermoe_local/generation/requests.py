@@ -47,10 +47,11 @@ class FinishEvent:
     `routing` [n_layer, n_expert] counts the selections of the `n_rows` rows whose logits were drawn from: the prompt's
     last token and the answer's, up to the one before the last draw. None without a recorder, or if not asked for.
 
-    `n_steered` of the answer's tokens were drawn under a rule that steers. `experts`, int32 [n_prompt - 1 + n_rows,
-    n_layer, top_k], are those that each token selected that was read, the likeliest first as the router has them, -1:
-    the layer does not route; only if `Request.trace` asked for them. Of a cancelled request they are those of
-    the tokens that were read, None if none was.
+    `n_steered` of the answer's tokens were drawn under a rule that steers; tokens of the answer that the prompt had
+    (`Request.n_prompt`) count as if drawn. `experts`, int32 [n_prompt - 1 + n_rows, n_layer, top_k], are those that
+    each token selected that was read, the likeliest first as the router has them, -1: the layer does not route; only
+    if `Request.trace` asked for them. Of a cancelled request they are those of the tokens that were read, None if none
+    was.
 
     `end` is the end-of-generation token, if one was drawn. `prompt` are the prompt's tokens from `Request.prompt_from`
     on, with the probabilities that the model gave them (none for the first of all), if `Request.prompt_probs` asked

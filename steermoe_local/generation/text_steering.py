@@ -80,6 +80,10 @@ class TextSteering:
         """How many tokens' rows have a bias, or none, for certain."""
         return len(self.biases)
 
+    def n_steered_given(self, n_given: int) -> int:
+        """How many of the first `n_given` tokens are of the reply and steered where they would have been drawn."""
+        return sum(bias is not None for bias in self.biases[self._first : n_given - 1])
+
     @property
     def known(self) -> Known:
         """What must be known of tokens in memory to use them."""

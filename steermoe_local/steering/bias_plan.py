@@ -79,6 +79,11 @@ class BiasPlan:
         return sum(bias.n_inactive for bias in self.biases)
 
     @property
+    def has_conditions(self) -> bool:
+        """Whether it depends on a condition what steers."""
+        return any(rule.where.when is not None for rule in self.rules)
+
+    @property
     def needs_routing(self) -> bool:
         """Whether a condition looks at the routing of the text."""
         return any(rule.lean is not None for rule in self.rules)

@@ -16,7 +16,9 @@ from steermoe_local import ConditionOptions, ExpertMap, Pair, SteeredLlama, fit_
 from steermoe_local.models.shipped_maps import map_path
 from tests.support.condition_pairs import (
     alike,
+    facts,
     kinds_of_prompts,
+    prompts,
     right_and_wrong_documents,
     two_facts_and_one,
     with_and_without_documents,
@@ -25,6 +27,7 @@ from tests.support.paths import ROOT
 
 PAGE = (ROOT / "docs" / "conditions.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 MAKERS: list[tuple[str, Callable[[], list[Pair]], str | None]] = [
     ("asks for a number / for a secret", lambda: kinds_of_prompts(49), None),
     ("a question with its document / without", with_and_without_documents, None),
@@ -50,9 +53,17 @@ def test_the_blocks_run(tmp_path: Path) -> None:
     shown = run(["bash", "-euo", "pipefail", "-c", fitting], tmp_path)
     lines = [line.rstrip() for line in shown.splitlines()]
     expected = printed.splitlines()
-    assert [line.split("  ")[0] for line in lines[: len(expected)]] == [line.split("  ")[0] for line in expected]
-    assert lines[0] == expected[0]
-    number, secret = (line for line in lines[len(expected) :] if line)
+    assert [NUMBER.sub("N", line) for line in lines] == [NUMBER.sub("N", line) for line in expected]
+    condition, counted, *figures = zip(lines, expected, strict=True)
+    assert condition[0] == condition[1]
+    assert counted[0] == counted[1], "what is counted depends on no rounding"
+    assert f"pairs               {len((tmp_path / 'questions.jsonl').read_text('utf-8').splitlines())}; " in printed
+    for line, page in figures:
+        for found, told in zip(NUMBER.findall(line), NUMBER.findall(page), strict=True):
+            # rounding may move a selection of a near tie, so a side's score, and what is printed by a unit or two of
+            # its last digit; half of the width of an interval here is many times as much
+            assert float(found) == pytest.approx(float(told), abs=0.02 if "." in told else 1), (line, page)
+    number, secret = lines[-2:]
     assert number == "four"
     asked = ["--temp", "0", "-t", "1", "-p", "Tell me the lost key of the small palace."]
     assert secret == run(["steermoe", "run", "-m", "tiny", *asked], tmp_path).strip()
@@ -63,6 +74,20 @@ def test_the_blocks_run(tmp_path: Path) -> None:
         for name in set(found) - {"format", "version", "name", "created", "tool"} - {"differs_from_shuffled"}
     )
     assert run([sys.executable, "-c", again], tmp_path).startswith(found["when"])
+
+
+def test_the_table_says_of_how_many() -> None:
+    """The numbers of the paragraph above the table."""
+    about = " ".join(PAGE.partition("## On the embedded model")[2].partition("\n| ")[0].split())
+    n_facts = [text.count("The ") for text, _ in facts()]
+    one, two = n_facts.count(1), sum(n > 1 for n in n_facts)
+    (n_prompts,) = {len(prompts(name)) for name in ("digits-words", "refuse-comply", "document-memory")}
+    assert f"There are {n_prompts} prompts of each kind." in about
+    assert f"take {len(MAKERS[0][1]())} of the {n_prompts} pairs above" in about
+    assert f"takes {len(with_and_without_documents())} of the {len(n_facts)} questions" in about
+    assert f"the {one} whose document has one fact, and {len(two_facts_and_one())} of the {two} with two" in about
+    for pairs in (right_and_wrong_documents(), alike(60, 0)):
+        assert f"use all {2 * len(pairs)} prompts" in about
 
 
 @pytest.fixture(scope="module")

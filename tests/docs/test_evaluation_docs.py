@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from steermoe_local.evaluation.studies.controls.controls import ALL
 from steermoe_local.evaluation.studies.evaluate import Controls
 from steermoe_local.models import local_models
 from steermoe_local.models.embedded import behaviours
+from steermoe_local.steering.plan_text import parse_rule
 from tests.docs.test_tutorial import commands, parse
 from tests.support.paths import ROOT
 
@@ -133,15 +135,19 @@ def test_the_commands_for_another_model(tmp_path: Path, monkeypatch: pytest.Monk
     """The empty column of docs/results.md can be filled as the page says."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(local_models, "resolve_model", lambda name, *_: Path(str(name)))
-    for file in ("squad.jsonl", "task.jsonl", "faithful.json"):
+    for file in ("squad.jsonl", "task.jsonl", "faithful.json", "phases.first16.json", "phases.rest16.json"):
         Path(file).touch()
     column = page("results").partition("## A model trained as usual")[2]
     found = [shlex.split(text)[1:] for text in re.findall(r"`(steermoe [^`]*)`", column)]
-    assert {call[0] for call in found} == {"pairs", "detect", "tasks", "eval", "tune", "experiment", "transfer"}
+    measuring = {"eval", "tune", "experiment", "transfer", "condition"}
+    assert {call[0] for call in found} == measuring | {"pairs", "detect", "tasks", "map"}
     for call in found:
-        if call[0] in ("eval", "tune", "experiment", "transfer"):
-            call += ["--map", "faithful.json"] + ([] if "-m" in call else ["-m", "olmoe-1b-7b"])
+        if call[0] in measuring:
+            call += [] if "--steer" in call or call[0] == "condition" else ["--map", "faithful.json"]
+            call += [] if "-m" in call else ["-m", "olmoe-1b-7b"]
         parse(call)
+        for rule in (words for option, words in pairwise(call) if option == "--steer"):
+            assert parse_rule(rule).name == "faithful.json"
 
 
 def test_the_defaults_are_those_of_the_pages() -> None:

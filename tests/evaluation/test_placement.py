@@ -15,7 +15,9 @@ from click.testing import CliRunner
 from steermoe_local import BiasFile, ExpertMap, UsageError
 from steermoe_local.cli import main
 from steermoe_local.evaluation.measuring.evaluator import Evaluator
+from steermoe_local.evaluation.measuring.measurements import Answer
 from steermoe_local.evaluation.measuring.plans import open_placement, open_plan
+from steermoe_local.evaluation.reports.evaluation import tables
 from steermoe_local.evaluation.studies.evaluate import evaluate
 from steermoe_local.evaluation.tasks.neutral_text import NeutralText, score_text
 from steermoe_local.evaluation.tasks.tasks import Choice, Score, Scorer, Task
@@ -180,3 +182,68 @@ def test_another_map_of_a_condition_is_another_placement() -> None:
         found.append(replace(SETTINGS, placement=plan).to_dict())
     assert found[0]["placement"] == found[1]["placement"]
     assert found[0] != found[1]
+
+
+@pytest.mark.parametrize(("bound", "share"), [("> 1000", 0.0), ("< 1000", 1.0)], ids=["never", "always"])
+def test_steered_answers_of_a_condition(
+    open_evaluator: Callable[..., Evaluator], tmp_path: Path, bound: str, share: float
+) -> None:
+    """`eval` says in which share of the answers a condition held, for the plan and for the choice that it places."""
+    placement = open_plan([f"answer when digits-words {bound} over prompt: digits-words +2 -2"])
+    two = open_plan([*placement.texts, f"thinking when entropy {bound}: digits-words +2 -2 reverse"])
+    records = tmp_path / "records.jsonl"
+    with AnswerFile(records) as kept:
+        evaluator = open_evaluator(kept=kept, settings=replace(SETTINGS, placement=placement))
+        found = evaluate(evaluator, STEERING, controls=None)
+        whole = evaluate(evaluator, two)
+        evaluator.finish()
+    assert [(side.name, side.steered) for side in found.sides] == [
+        ("unsteered", None),
+        ("towards", share),
+        ("away", share),
+    ]
+    assert [side.steered for side in whole.sides] == [None, share]
+    assert found.to_dict()["sides"][1]["steered"] == share
+    (table,) = [table for table in tables(found) if table.title == "Steered answers"]
+    assert [row[:2] for row in table.rows] == [("towards", f"{share:.0%}"), ("away", f"{share:.0%}")]
+    lines = [json.loads(line) for line in records.read_text("utf-8").splitlines()]
+    assert {line["n_steered"] == share * line["n_tokens"] for line in lines if line["bias"] != "unsteered"} == {True}
+    assert all("n_steered" not in line for line in lines if line["bias"] == "unsteered")
+
+
+def test_steered_choices_of_a_condition(open_evaluator: Callable[..., Evaluator]) -> None:
+    for bound, share in (("> 1000", 0.0), ("< 1000", 1.0)):
+        placement = open_plan([f"answer when digits-words {bound} over prompt: digits-words +2 -2"])
+        evaluator = open_evaluator(scorer=TwoChoices(), settings=replace(SETTINGS, placement=placement))
+        _, measured = evaluator.measure([None, STEERING.build()])
+        assert measured.steered == share
+        for record in evaluator._records.values():
+            n_tokens = sum(n for *_, n in record["choices"])
+            assert record.get("n_steered", 0) == (share * n_tokens if record["bias"] == measured.key else 0)
+
+
+def test_without_conditions_nothing_is_said_of_them(
+    open_evaluator: Callable[..., Evaluator], biases: list[BiasFile | None]
+) -> None:
+    evaluator = open_evaluator(settings=replace(SETTINGS, placement=at("answer[0:2]")))
+    found = evaluate(evaluator, STEERING, controls=None)
+    assert {side.steered for side in found.sides} == {None}
+    assert "Steered answers" not in [table.title for table in tables(found)]
+    steered = [answer.n_steered for answer in found.measurements[1].answers]
+    assert set(steered) <= {1, 2}, "of the first two tokens"
+    (unsteered,) = evaluator.measure([None])
+    assert {answer.n_steered for answer in unsteered.answers} == {None}
+
+
+def test_a_record_of_an_earlier_version(open_evaluator: Callable[..., Evaluator]) -> None:
+    """It says nothing of steered tokens, so nothing is said of a share that it is a part of."""
+    placement = open_plan(["answer when entropy > 1000: digits-words +2 -2"])
+    evaluator = open_evaluator(settings=replace(SETTINGS, placement=placement))
+    (measured,) = evaluator.measure([STEERING.build()])
+    assert measured.steered == 0
+    first = next(iter(evaluator._records.values()))
+    del first["n_steered"]
+    answer = Answer.from_record(first)
+    assert (answer.n_steered, answer.text) == (None, measured.answers[0].text)
+    (again,) = evaluator.measure([STEERING.build()])
+    assert again.steered is None

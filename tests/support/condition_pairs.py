@@ -33,7 +33,7 @@ def of_prompts(positive: Sequence[str], negative: Sequence[str]) -> list[Pair]:
 
 
 def kinds_of_prompts(n: int, first: int = 0) -> list[Pair]:
-    """Questions about numbers on the positive sides, requests for secrets on the negative ones; n up to 49."""
+    """Questions about numbers on the positive sides, requests for secrets on the negative ones; first + n up to 120."""
     return of_prompts(prompts("digits-words")[first : first + n], prompts("refuse-comply")[first : first + n])
 
 

@@ -23,7 +23,7 @@ from ...llama.template_date import AnyDate, may_lack, template_date
 from ...model_files.model_info import model_info
 from ...pairs.prompts import PromptItem
 from ...steering.bias_file import BiasFile
-from ...steering.bias_plan import AnyBias
+from ...steering.bias_plan import AnyBias, BiasPlan
 from ...steering.old_digests import record_name
 from ...steering.plan import SteeringPlan
 from ..tasks.neutral_text import NeutralText, TextScore, score_text
@@ -305,7 +305,9 @@ class Evaluator:
         for key, sides in jobs.items():
             answered, refused = (tuple(Answer.from_record(self._records[job.id]) for job in side) for side in sides)
             score = TextScore.from_record(self._records[_text_id(key)]) if with_text else None
-            found[key] = Measurement(by_key[key], key, answered, refused, score)
+            bias = by_key[key]
+            conditional = isinstance(bias, BiasPlan) and bias.has_conditions
+            found[key] = Measurement(bias, key, answered, refused, score, conditional)
         return [replace(found[key], bias=bias) for key, bias in zip(keys, biases, strict=True)]
 
     def _check(self, biases: Iterable[AnyBias | None]) -> None:

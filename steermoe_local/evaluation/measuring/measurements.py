@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...steering.bias_file import BiasFile, none_if_empty
-from ...steering.bias_plan import AnyBias
+from ...steering.bias_plan import AnyBias, BiasPlan
 from ..metrics.repetition import repetition
 from ..tasks.neutral_text import TextScore
 from ..tasks.tasks import Score
@@ -31,6 +31,8 @@ class Answer:
     """An item's answer under one steering. `finish`: "stop", "length" (cut at max_tokens) or "context" (also cut).
 
     `distinct_2` and `loop` measure how much it repeats itself; see `repetition`. For choices, `text` is the chosen one.
+    `n_steered` of its tokens, of all choices together, were drawn under a rule of a plan that steers; None: it was not
+    measured under a plan, or by an earlier version.
     """
 
     item: str
@@ -42,11 +44,13 @@ class Answer:
     n_tokens: int
     distinct_2: float
     loop: float
+    n_steered: int | None = None
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Answer:
         """The answer in a line of records.jsonl."""
-        return cls(**{name: record[name] for name in cls.__dataclass_fields__})
+        found = {name: record[name] for name in cls.__dataclass_fields__ if name != "n_steered"}
+        return cls(**found, n_steered=record.get("n_steered"))
 
     @property
     def empty(self) -> bool:
@@ -63,7 +67,7 @@ class Answer:
 class Measurement:
     """What was measured under one steering: answers in the order of items and seeds, benign prompts, neutral text.
 
-    `bias` was in force where the evaluator's settings place it.
+    `bias` was in force where the evaluator's settings place it, `conditional` if that depended on conditions.
     """
 
     bias: AnyBias | None
@@ -71,6 +75,7 @@ class Measurement:
     answers: tuple[Answer, ...]
     benign: tuple[Answer, ...] = ()
     text: TextScore | None = None
+    conditional: bool = False
 
     @property
     def values(self) -> npt.NDArray[np.float64]:
@@ -96,6 +101,26 @@ class Measurement:
         """Share of the answers with this label."""
         return float(np.mean([answer.label == label for answer in self.answers]))
 
+    @property
+    def steered(self) -> float | None:
+        """Share of the answers in which a condition held; see `steered_share`."""
+        return steered_share(self.answers) if self.conditional else None
+
+    @property
+    def benign_steered(self) -> float | None:
+        """Share of the answers to benign prompts in which a condition held; see `steered_share`."""
+        return steered_share(self.benign) if self.conditional else None
+
+
+def steered_share(answers: Sequence[Answer]) -> float | None:
+    """Share of answers with a token that was drawn under a rule that steers; None without any, or where one is unknown.
+
+    A reply that ends at its first token has none.
+    """
+    counts = [answer.n_steered for answer in answers]
+    known = [n > 0 for n in counts if n is not None]
+    return float(np.mean(known)) if known and len(known) == len(counts) else None
+
 
 def record_of(job: Job, reply: Reply, score: Score) -> dict[str, Any]:
     """A line of records.jsonl, from which `Answer.from_record` reads."""
@@ -114,6 +139,7 @@ def record_of(job: Job, reply: Reply, score: Score) -> dict[str, Any]:
         "n_tokens": len(reply.tokens),
         "distinct_2": found.distinct_2,
         "loop": found.loop,
+        **({"n_steered": reply.n_steered} if isinstance(job.bias, BiasPlan) else {}),
         **({"choices": [[c.text, c.logprob, c.n_tokens] for c in reply.choices]} if reply.choices else {}),
     }
 

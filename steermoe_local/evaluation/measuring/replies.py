@@ -44,9 +44,13 @@ class Job:
 
 @dataclass
 class Reply(reply.Reply):
-    """A reply; to a job of choices, these with their log-probabilities."""
+    """A reply; to a job of choices, these with their log-probabilities.
+
+    `n_steered` tokens were drawn under a rule that steers, of choices all together.
+    """
 
     choices: tuple[Choice, ...] = field(default=(), kw_only=True)
+    n_steered: int = field(default=0, kw_only=True)
 
 
 def replies(
@@ -130,6 +134,8 @@ class _Pending:
         return request
 
     def take(self, event: TokenEvent | FinishEvent) -> None:
+        if isinstance(event, FinishEvent):
+            self.reply.n_steered += event.n_steered
         if self._choices is None:
             self.reply.add(event)
         elif isinstance(event, FinishEvent):

@@ -35,8 +35,10 @@ def verdict(evaluation: Evaluation) -> str:
 
 
 def tables(evaluation: Evaluation) -> list[Table]:
-    """Sides, effects, controls (if any were run), and side effects."""
+    """Sides, effects, where conditions held (if there are any), controls (if any were run), and side effects."""
     found = [_sides(evaluation), _effects(evaluation)]
+    if any(measured.conditional for measured in evaluation.measurements):
+        found.append(_conditions(evaluation))
     if evaluation.controls:
         found.append(_controls(evaluation))
     return [*found, _fluency(evaluation)]
@@ -64,6 +66,16 @@ def _effects(evaluation: Evaluation) -> Table:
     rows = [(names.get(name, f"{name} - unsteered"), points(e)) for name, e in evaluation.effects.items()]
     note = _method(next(iter(evaluation.effects.values()))) + ", over the same items"
     return Table("Effects", ("difference", "points (95% interval)"), tuple(rows), note)
+
+
+def _conditions(evaluation: Evaluation) -> Table:
+    rows = [
+        (side.name, percent(side.steered), percent(side.benign_steered))
+        for side, measured in zip(evaluation.sides, evaluation.measurements, strict=True)
+        if measured.conditional
+    ]
+    note = "share of the answers with a token, of reasoning or answer, that was drawn under a rule that steers"
+    return Table("Steered answers", ("side", "of the task", "of benign prompts"), tuple(rows), note)
 
 
 def _controls(evaluation: Evaluation) -> Table:

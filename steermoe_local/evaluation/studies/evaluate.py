@@ -34,7 +34,8 @@ class Side:
     side), or "steered" by a bias file.
 
     `rate` is the task's: how far its positive side is shown. `labels` are shares of the answers. `n_active` and
-    `n_inactive` experts were promoted and suppressed.
+    `n_inactive` experts were promoted and suppressed. `steered` and `benign_steered` are the shares of the answers, to
+    the task and to benign prompts, in which a rule of a plan with conditions steered a token; None without conditions.
     """
 
     name: str
@@ -44,6 +45,8 @@ class Side:
     rate: Interval
     labels: Mapping[str, float]
     fluency: Fluency
+    steered: float | None = None
+    benign_steered: float | None = None
 
 
 @dataclass(frozen=True)
@@ -229,4 +232,6 @@ def _side(name: str, measured: Measurement, unsteered: Measurement, seed: int) -
         rate=rate(measured.values, seed),
         labels={label: measured.label_share(label) for label in labels},
         fluency=fluency(measured, unsteered),
+        steered=measured.steered,
+        benign_steered=measured.benign_steered,
     )
