@@ -15,6 +15,7 @@ from ..errors import ModelError, ModelMismatchError, SteerMoEError, UsageError
 from ..llama import capi
 from ..llama.grammars import guided_tokenizer
 from ..llama.loaded_model import is_causal, loaded_identity
+from ..llama.plan_state import require_tokens
 from ..llama.steered_llama import SteeredLlama, native_bias
 from ..llama.tokenizing import token_bytes
 from ..steering.bias_file import BiasFile, none_if_empty
@@ -147,12 +148,13 @@ class SlotContext:
         """The bias, or the simplest plan that does the same; None for one that changes nothing.
 
         Raises ModelMismatchError, ModelError if it does not fit the model, UsageError for a plan whose conditions
-        nothing can be seen of, or with more biases than a context has rows.
+        nothing can be seen of, with a token that is not of the vocabulary, or with more biases than a context has rows.
         """
         if bias is None:
             return None
         if isinstance(bias, BiasFile):
             return bias if self._changes_routing(bias) else None
+        require_tokens(bias, self.n_vocab)
         for one in bias.biases:
             self._changes_routing(one)
         plan = simplest(bias.rules)

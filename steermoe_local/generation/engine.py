@@ -154,7 +154,7 @@ class Engine:
     def check(self, bias: AnyBias | None) -> None:
         """Raise ModelMismatchError or ModelError for a bias or plan that cannot steer this model.
 
-        UsageError for a plan whose conditions this engine can see nothing of.
+        UsageError for a plan whose conditions this engine can see nothing of, or with a token that the model lacks.
         """
         self._context.checked(bias)
 

@@ -18,7 +18,7 @@ from .reasoning_styles import ReasoningStyle
 UNSTEERED = -1
 _SPARE = capi.MAX_ROWS - 1  # a row for tries: plans have far fewer biases
 
-Key = str | None
+KnownKey = str | None
 """Key of the bias that a token was computed under, "" for none; None: not known, which is like no other."""
 
 
@@ -85,9 +85,9 @@ class PlanRun:
             self._decisions.append(self._state.first())
 
     @property
-    def keys(self) -> list[Key]:
+    def keys(self) -> list[KnownKey]:
         """The keys of the biases of the tokens that are decided."""
-        return [key_of(decision.bias) for decision in self._decisions]
+        return [known_key(decision.bias) for decision in self._decisions]
 
     @property
     def needs_logits(self) -> bool:
@@ -102,15 +102,15 @@ class PlanRun:
         """Tell the distribution that the reply's next token was drawn from."""
         self._state.saw_logits(logits)
 
-    def decide(self, tokens: Sequence[int], position: int) -> tuple[list[int], list[Key]]:
+    def decide(self, tokens: Sequence[int], position: int) -> tuple[list[int], list[KnownKey]]:
         """The rows and keys of tokens at a position; those of the reply come in their order, each once."""
         first = position - self._start
         for token in tokens[len(self._decisions) - first :] if first + len(tokens) > len(self._decisions) else ():
             self._decisions.append(self._state.reply(token)[1])
         found = self._decisions[first : first + len(tokens)]
-        return [self._rows.row(decision.bias) for decision in found], [key_of(decision.bias) for decision in found]
+        return [self._rows.row(decision.bias) for decision in found], [known_key(decision.bias) for decision in found]
 
 
-def key_of(bias: BiasFile | None) -> str:
+def known_key(bias: BiasFile | None) -> str:
     """The key of a bias, "" for none."""
     return "" if bias is None else bias.key

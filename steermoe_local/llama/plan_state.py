@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import UsageError
 from ..maps.routing_lean import RoutingLean
 from ..steering.bias_file import BiasFile
 from ..steering.bias_plan import AnyBias, BiasPlan, BiasRule
@@ -27,6 +28,15 @@ class Decision(NamedTuple):
     bias: BiasFile | None
     rule: int | None
     phase: Phase
+
+
+def require_tokens(plan: BiasPlan, n_vocab: int) -> None:
+    """Raise UsageError for a rule that waits for a token which is not of the vocabulary: it would never match."""
+    for number, rule in enumerate(plan.rules, 1):
+        for name in ("after", "until"):
+            mark = getattr(rule.where, name)
+            if isinstance(mark, int) and mark >= n_vocab:
+                raise UsageError(f"rule {number}: {name} #{mark}: the vocabulary has 0 to {n_vocab - 1}")
 
 
 class PlanState:

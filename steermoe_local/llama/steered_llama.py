@@ -15,9 +15,13 @@ import numpy as np
 from ..errors import ModelError, SteerMoEError, UsageError
 from ..steering.bias_file import BiasFile, none_if_empty, read_bias
 from ..steering.bias_plan import AnyBias, BiasPlan
+from ..steering.plan import AnySteering, SteeringPlan
+from ..steering.steering import Steering
 from . import backends, capi
 from .cpu import default_threads
-from .plan_rows import Key, PlanRows, PlanRun
+from .loaded_model import loaded_identity
+from .plan_rows import KnownKey, PlanRows, PlanRun
+from .plan_state import require_tokens
 from .reasoning_styles import reasoning_style
 from .template_date import AnyDate, template_date
 from .tokenizing import common_prefix, token_bytes
@@ -30,7 +34,7 @@ else:
     from llama_cpp.llama_cache import BaseLlamaCache
 from .completion_formatter import own_rendering
 
-Bias = BiasFile | BiasPlan | str | os.PathLike[str]
+Bias = AnyBias | AnySteering | str | os.PathLike[str]
 
 _LLAMA_ARGUMENTS = {
     name
@@ -75,7 +79,8 @@ class SteeredLlama(Llama):
 
         Args:
             model_path: path of a GGUF model.
-            bias: a `BiasFile`, the path of one, a `BiasPlan`, or None for no steering.
+            bias: a `BiasFile`, the path of one, a `BiasPlan`, a `Steering` or `SteeringPlan`, which is built for the
+                model, or None for no steering.
             force: accept a bias whose router hash is another one, as long as the shape fits.
             verbose: let llama.cpp log to stderr.
             flash_attn: use flash attention; "auto": where the backend has it.
@@ -92,7 +97,8 @@ class SteeredLlama(Llama):
 
         Raises ModelError (the model cannot be loaded or steered), ModelMismatchError (bias of another model),
         FormatError (not a valid bias file), UsageError (an unknown device or buffer type; a plan with a condition on
-        routing, or with a draft model), NativeError (an RPC server that cannot be used).
+        routing, with a token that the model lacks, or with a draft model), NativeError (an RPC server that cannot be
+        used), and what `Steering.build` and `SteeringPlan.build` raise.
         """
         unknown = sorted(set(kwargs) - _LLAMA_ARGUMENTS)
         if unknown:
@@ -104,7 +110,7 @@ class SteeredLlama(Llama):
         self._bias: AnyBias | None = None
         self._rows: PlanRows | None = None  # of a plan
         self._run: PlanRun | None = None  # the generation whose tokens are evaluated now
-        self._keys: list[Key] = []  # under a plan, of the tokens in memory
+        self._keys: list[KnownKey] = []  # under a plan, of the tokens in memory
         self._chats = False  # inside a chat completion
         self._force = force
         if n_cpu_moe < 0:
@@ -155,16 +161,16 @@ class SteeredLlama(Llama):
         self.set_bias(bias)
 
     def set_bias(self, bias: Bias | None) -> None:
-        """Steer by another bias (or its path) or plan from the next token on; None stops steering.
+        """Steer by another bias (or its path), plan or `Steering` from the next token on; None stops steering.
 
         The KV cache was computed under the old steering, so it is cleared: the next call computes its whole prompt
         again. From plan to plan it stays, and of it is used what was computed under the same bias, token by token. On
         an error the old steering stays.
 
-        Raises ModelMismatchError, FormatError, ModelError, UsageError (a plan with a condition on routing, or with a
-        draft model).
+        Raises ModelMismatchError, FormatError, ModelError, UsageError (a plan with a condition on routing, with a token
+        that the model lacks, or with a draft model), and what `Steering.build` and `SteeringPlan.build` raise.
         """
-        loaded = _load(bias)
+        loaded = self._built(_load(bias))
         try:
             self._attach(loaded)
         except SteerMoEError:
@@ -175,10 +181,19 @@ class SteeredLlama(Llama):
             self._forget()
             raise
 
+    def _built(self, bias: AnyBias | AnySteering | None) -> AnyBias | None:
+        """A steering as it is for this model. Raises ModelMismatchError, and what building it raises."""
+        if not isinstance(bias, Steering | SteeringPlan):
+            return bias
+        identity = loaded_identity(self._model)
+        bias.check(identity, self.model_path, self._force)
+        return bias.build(identity)
+
     def _attach(self, loaded: AnyBias | None) -> None:
         rows = None
         if isinstance(loaded, BiasPlan):
             self._require_no_draft()
+            require_tokens(loaded, self._n_vocab)
             rows = PlanRows(loaded, native_bias)
             rows.attach(self._ctx.ctx, self._force)
         elif loaded is None:
@@ -241,7 +256,7 @@ class SteeredLlama(Llama):
         if self.draft_model is not None:
             raise UsageError("SteeredLlama: a plan steers token by token; leave out the draft model, or the plan")
 
-    def _known_keys(self) -> list[Key]:
+    def _known_keys(self) -> list[KnownKey]:
         """Keys of the tokens in memory."""
         n = self.n_tokens
         return [*self._keys[:n], *[None] * (n - len(self._keys))]
@@ -321,7 +336,7 @@ class SteeredLlama(Llama):
         Under a plan nothing is used of a state that was saved without one.
         """
         super().load_state(state)
-        keys: list[Key] | None = getattr(state, "steering_keys", None)
+        keys: list[KnownKey] | None = getattr(state, "steering_keys", None)
         if self._rows is not None:
             self._keys = [] if keys is None else list(keys)
         elif keys is not None:
@@ -384,8 +399,10 @@ class _CacheBySteering(BaseLlamaCache):
         self.inner[self._key(key)] = value
 
 
-def _load(bias: Bias | None) -> AnyBias | None:
-    return bias if bias is None or isinstance(bias, BiasFile | BiasPlan) else read_bias(bias)
+def _load(bias: Bias | None) -> AnyBias | AnySteering | None:
+    if bias is None or isinstance(bias, BiasFile | BiasPlan | Steering | SteeringPlan):
+        return bias
+    return read_bias(bias)
 
 
 _built_lock = threading.Lock()

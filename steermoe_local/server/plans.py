@@ -63,6 +63,10 @@ def open_plan(
         except ValidationError as error:
             raise UsageError(str(request_error(error))) from None
         if changed.expert_map is not None and not (changed.activate or changed.deactivate):
+            if {"activate", "deactivate"} & choice.keys():
+                raise UsageError(
+                    f"{named}: no experts, so nothing steers there; write +N or -N, or none in the map's place"
+                )
             raise UsageError(
                 f"{named}: the map has no numbers of experts; say how many to promote and suppress, like {named} +8 -8"
             )
@@ -75,7 +79,7 @@ def open_plan(
         return found.expert_map, found.path
 
     plan = SteeringPlan.open(rules, steering, expert_map, name=name, path=path)
-    return replace(plan, rules=tuple(map(_with_all, plan.rules)))
+    return replace(plan, rules=tuple(map(with_all, plan.rules)))
 
 
 def _source(name: str, entries: Mapping[str, AnySteering], made_of: Mapping[str, str] | None) -> Steering:
@@ -100,7 +104,7 @@ def _digest(steering: Steering) -> str:
     return steering.bias.key
 
 
-def _with_all(rule: PlanRule) -> PlanRule:
+def with_all(rule: PlanRule) -> PlanRule:
     """The rule with all that it chooses: a name may stand for other numbers by the time that it is read again."""
     if rule.steering is None or rule.steering.expert_map is None:
         return rule

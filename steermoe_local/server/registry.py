@@ -5,26 +5,29 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from ..errors import ModelMismatchError, SteerMoEError, UsageError
+from ..evaluation.measuring.plans import open_plan as open_files_plan
 from ..identity import ModelIdentity
 from ..llama.steered_llama import native_bias
-from ..models.shipped_maps import recommended_numbers, shipped_maps
+from ..models.shipped_maps import map_path, recommended_numbers, shipped_maps
 from ..steering.bias_plan import AnyBias
-from ..steering.plan import AnySteering, SteeringPlan
+from ..steering.plan import AnySteering, PlanRule, SteeringPlan
 from ..steering.plan_file import SUFFIXES as PLAN_SUFFIXES
 from ..steering.plan_file import read_plan_file
+from ..steering.plan_rules import EVERYWHERE, PHASES
 from ..steering.steering import Steering
 from .api_errors import ApiError, request_error
 from .choices import has_choice, with_choice
 from .maps_folder import KeptChoice, Kind, MapsFolder, bias_from_base64, map_from_json, name_of_file
-from .plans import open_plan, refusing
+from .plans import open_plan, refusing, with_all
 from .registered import NONE, Applied, Registered, Source, applied, biases_of, has_numbers, n_bytes
 from .schemas import GivenPlan, RegisterRequest, SteeringChoice, Wanted
 from .schemas_plans import is_name
@@ -34,6 +37,7 @@ log = logging.getLogger("steermoe.server")
 UNNAMED_PLAN = "unnamed:plan"
 """The label of plans that come with a request; no registered name has a colon."""
 
+_PLACES = (*PHASES, EVERYWHERE)
 _MAX_NAMES = 256
 _MAX_BYTES = 256 << 20  # of all tables that came with requests
 _CACHED = 128  # biases that are kept ready, those of plans included
@@ -140,20 +144,31 @@ class SteeringRegistry:
     def _plan_of_file(self, name: str, path: Path) -> SteeringPlan:
         """The plan of a file, whose rules name what is registered. Raises FormatError, UsageError."""
         read = read_plan_file(path)
-        try:
+        with _naming(path):
             return open_plan(read.rules, self._steerings(), name, made_of=read.made_of or None, path=path)
-        except SteerMoEError as error:
-            error.args = (f"{path}: {error}", *error.args[1:])
-            raise
+
+    def _find(self, name: str) -> Path:
+        """The file of a registered map or bias, or of a path or shipped map. Raises UsageError."""
+        with self._lock:
+            entry = self._entries.get(name)
+        path = None if entry is None or entry.kind == "plan" else entry.steering.path
+        # not of a choice, whose numbers its map's file lacks
+        return path if path is not None and name_of_file(path) == name else map_path(name)
 
     def add_file(self, path: Path, activate: int = 0, deactivate: int = 0) -> tuple[str, list[str]]:
-        """Register a file of the command line; returns its name and warnings. The rules of a plan name registered ones.
+        """Register a file of the command line; returns its name and warnings.
 
-        Raises FormatError, ModelMismatchError, UsageError.
+        The rules of a plan name what lies beside it, what is registered, and the maps that ship; those of a plan in the
+        maps folder what is registered. Raises ChoiceError, FormatError, ModelMismatchError, UsageError.
         """
         name = name_of_file(path)
         steering: AnySteering
         if path.name.endswith(PLAN_SUFFIXES):
+            if self._folder is None or path.resolve().parent != self._folder.path.resolve():
+                told: list[str] = []
+                with _naming(path):
+                    plan = open_files_plan(path, name=name, find=self._find, tell=lambda *lines: told.extend(lines))
+                return name, told + self.add_plan(plan)
             steering = self._plan_of_file(name, path)
         elif path.suffix == ".gguf":
             steering = Steering.open(bias=path)
@@ -164,11 +179,15 @@ class SteeringRegistry:
     def add_plan(self, plan: SteeringPlan) -> list[str]:
         """Register a plan of the command line under its name, which it takes from what has it; returns warnings.
 
-        Raises ModelMismatchError, UsageError.
+        Its rules show clients the names of files, never where they lie. Raises ModelMismatchError, UsageError, and what
+        building it raises.
         """
         if not is_name(plan.name):
             raise UsageError(f"{plan.name!r}: not a name for requests; take letters, digits, '.', '_' and '-'")
-        return self._put(plan.name, plan, "command line", replace=True)
+        shown = replace(plan, rules=tuple(map(_without_folders, plan.rules)))
+        warnings = self._put(plan.name, shown, "command line", replace=True)
+        self._keep(shown, shown.build(self._identity))  # impossible numbers are refused now
+        return warnings
 
     def choose(self, name: str, fields: Mapping[str, Any]) -> None:
         """Change the choice of a name from now on, as the command line asks: `fields` of SteeringChoice.
@@ -293,8 +312,11 @@ class SteeringRegistry:
             found = self._entries.get(name)
             names = ", ".join([*sorted(self._entries), NONE])
         if found is None:
+            hint = f"; a rule has a colon and what steers, like {name}: {NONE}" if name in _PLACES else ""
             raise ApiError.not_found(
-                f"steering {name!r} is not registered; there are: {names}", param="steering", code="steering_not_found"
+                f"steering {name!r} is not registered; there are: {names}{hint}",
+                param="steering",
+                code="steering_not_found",
             )
         return found
 
@@ -381,6 +403,27 @@ class SteeringRegistry:
             while len(self._built) > 1 and max(len(self._built), self._n_built) > _CACHED:
                 self._n_built -= len(biases_of(self._built.popitem(last=False)[1]))
         return bias
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the path of a plan's file before the message of an error, once."""
+    try:
+        yield
+    except SteerMoEError as error:
+        if not str(error).startswith(str(path)):
+            error.args = (f"{path}: {error}", *error.args[1:])
+        raise
+
+
+def _without_folders(rule: PlanRule) -> PlanRule:
+    """A rule with all that it chooses, whose maps are called as their files are. Raises UsageError."""
+    spec, where = rule.spec, rule.spec.where
+    if rule.steering is not None and rule.steering.path is not None:
+        spec = replace(spec, name=name_of_file(rule.steering.path))
+    if where.when is not None and rule.looks_at_path is not None:
+        spec = replace(spec, where=replace(where, when=replace(where.when, map=name_of_file(rule.looks_at_path))))
+    return with_all(replace(rule, spec=spec))
 
 
 def _chosen(entry: Registered, choice: SteeringChoice | RegisterRequest) -> Steering:

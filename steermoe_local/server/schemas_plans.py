@@ -16,7 +16,7 @@ from pydantic import (
 
 from ..errors import UsageError
 from ..maps.ranks import RANKS, WEIGHTS
-from ..steering.plan_objects import rules_from
+from ..steering.plan_objects import WHERE, rules_from
 from ..steering.plan_rules import (
     BY,
     EVERYWHERE,
@@ -28,7 +28,7 @@ from ..steering.plan_rules import (
     PHASES,
     RuleSpec,
 )
-from ..steering.plan_text import MAX_RULE
+from ..steering.plan_text import MAX_RULE, split_rules
 from ..steering.presets import PRESETS
 from ..steering.rules import RULES
 from .schemas_base import NAME_PATTERN
@@ -68,13 +68,21 @@ def _read_steering(value: Any, otherwise: ValidatorFunctionWrapHandler) -> Any:
     if isinstance(value, GivenPlan | list):
         return _read(value)
     if isinstance(value, str) and not is_name(value):
-        return _read([value])
+        rules = split_rules(value) if len(value) <= MAX_RULE else []
+        return _read(rules or [value])
     if isinstance(value, dict) and "rules" in value:
         if odd := next((name for name in value if name != "rules"), None):
             raise ValidationError.from_exception_data(
                 "GivenPlan", [{"type": "extra_forbidden", "loc": (odd,), "input": None}]
             )
         return _read(value["rules"])
+    if isinstance(value, dict) and (odd := next((name for name in WHERE if name in value), None)):
+        raise ValueError(f'{odd} is of a rule, which stands in a list, [{{...}}], or in {{"rules": [{{...}}]}}')
+    if isinstance(value, bool | int | float):
+        raise ValueError(
+            'give a name, a choice like {"map": NAME, "activate": 8}, a rule as text, a list of rules, '
+            '{"rules": [...]}, or null for no steering'
+        )
     return otherwise(value)
 
 

@@ -24,10 +24,7 @@ class BiasRule:
     @cached_property
     def condition(self) -> tuple[Where, str]:
         """Equal for rules that match the same tokens: where, without what a map is called, and what is looked at."""
-        where, lean = self.where, "" if self.lean is None else self.lean.digest
-        if where.when is not None and where.when.measure == "routing":
-            where = replace(where, when=replace(where.when, map="MAP", by="rd"))  # the scores are in the digest
-        return where, lean
+        return self.where.nameless, "" if self.lean is None else self.lean.digest
 
     @cached_property
     def key(self) -> str:

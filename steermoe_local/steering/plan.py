@@ -168,24 +168,21 @@ class SteeringPlan:
 
     @property
     def content(self) -> tuple[Any, ...]:
-        """Equal for plans that build equal biases for one model."""
+        """Equal for plans that build equal biases for one model, however they are written and their maps called."""
         return tuple(
             (
-                rule.spec.where,
+                rule.spec.where.nameless,
                 None if rule.steering is None else rule.steering.content,
                 None if rule.looks_at is None else rule.looks_at.sha256,
+                None if rule.spec.where.when is None else rule.spec.where.when.by,
             )
             for rule in self.rules
         )
 
     @property
     def sha256(self) -> str:
-        """Digest of the rules' texts and of what steers and is looked at, in hex."""
-        parts = []
-        for rule in self.rules:
-            steers = None if rule.steering is None else rule.steering.content
-            parts += [rule.text, repr(steers), "" if rule.looks_at is None else rule.looks_at.sha256]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        """Digest of `content`, in hex."""
+        return hashlib.sha256(repr(self.content).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON values: its rules as texts and as objects, with what steers. Raises as `build`."""

@@ -21,7 +21,7 @@ from .plan_text import parse_rule, require_short
 from .rules import json_cap
 
 _INTEGER, _REAL = (int,), (int, float)
-_WHERE: dict[str, tuple[type, ...]] = {
+WHERE: dict[str, tuple[type, ...]] = {
     "phase": (str,),
     "tokens": (list, tuple),
     "after": (str, int),
@@ -29,6 +29,7 @@ _WHERE: dict[str, tuple[type, ...]] = {
     "every": _INTEGER,
     "when": (Mapping,),
 }
+"""The fields that say where a rule is in force, with the types of the values."""
 _CHOICE = CHOICE | {"cap": (*CHOICE["cap"], str)}  # "inf", as JSON has no infinity
 _WHEN: dict[str, tuple[type, ...]] = {
     "measure": (str,),
@@ -64,10 +65,10 @@ def rule_from(data: object, number: int | None = None) -> RuleSpec:
 
 
 def _rule(data: Mapping[str, Any]) -> RuleSpec:
-    given = _checked(data, _WHERE | _CHOICE | {"map": (str,)})
+    given = _checked(data, WHERE | _CHOICE | {"map": (str,)})
     if "map" not in data:
         raise UsageError("map: name the map or bias file that steers there, or give null for no steering")
-    where: dict[str, Any] = {name: given.pop(name) for name in _WHERE if name in given}
+    where: dict[str, Any] = {name: given.pop(name) for name in WHERE if name in given}
     if where.get("phase") == EVERYWHERE:
         del where["phase"]
     if "tokens" in where:

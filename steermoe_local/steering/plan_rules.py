@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -203,6 +203,13 @@ class Where:
                 f"when: is known behind the prompt only, and {place} begins with it; "
                 "let the rule begin with thinking or answer"
             )
+
+    @property
+    def nameless(self) -> Where:
+        """The same without what a condition on routing calls its map and scores, which are to be told beside it."""
+        if self.when is None or self.when.measure != "routing":
+            return self
+        return replace(self, when=replace(self.when, map="MAP", by="rd"))
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,8 @@ def parse_rule(text: str, number: int | None = None, *, colon: bool = True) -> R
     Raises UsageError, which names the rule by `number` and its text.
     """
     with _naming("rule" if number is None else f"rule {number}", text):
+        if ";" in text and len(rules := split_rules(text)) > 1:
+            raise UsageError(f"{len(rules)} rules in one text; give them as {len(rules)}, or quote the semicolon")
         return require_short(_Reader(text, colon).rule())
 
 

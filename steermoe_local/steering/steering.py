@@ -261,8 +261,13 @@ class Steering:
         """Equal for steerings that build equal biases for one model."""
         if self.expert_map is None:
             return (None if self.bias is None else self.bias.key,)
-        names = ("activate", "deactivate", "reverse", "layers", "epsilon", "rank", *self.rule.fields)
-        return (self.expert_map.sha256, *(getattr(self, name) for name in names))
+        names = ("activate", "deactivate", "reverse", "layers", "rank", "weights")
+        reals = (self.epsilon, self.scale, self.cap)  # 3 and 3.0 are one number, and are to be written as one
+        return (
+            self.expert_map.sha256,
+            *(getattr(self, name) for name in names),
+            *(None if real is None else float(real) for real in reals),
+        )
 
     @property
     def further(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steermoe_local import ExpertMap, FormatError, SteeringPlan, open_plan, read_bias, write_bias
+from steermoe_local import ExpertMap, FormatError, SteeringPlan, UsageError, open_plan, read_bias, write_bias
 from steermoe_local.cli import main
 from steermoe_local.cli.options import settings
 from steermoe_local.cli.options.steering import SteeringFlags
@@ -349,6 +349,17 @@ def test_the_python_interface(tmp_path: Path) -> None:
     assert (plan.name, plan.path) == ("mine", None)
     with pytest.raises(FormatError, match="missing"):
         open_plan(tmp_path / "missing.plan.json")
+    rules = ["thinking: none", {"phase": "answer", "map": "digits-words", "activate": 1}]
+    assert open_plan({"rules": rules}).texts == open_plan(rules).texts
+    assert open_plan(open_plan(rules).to_json()).sha256 == open_plan(rules).sha256
+    for wrong in ({"rules": []}, {"rules": "answer: none"}, {}, {"phase": "answer", "map": None}, {"rules": 5}):
+        with pytest.raises(UsageError):
+            open_plan(wrong)
+    with pytest.raises(UsageError, match=r"answer: digits-words: no such file; give rules as a list"):
+        open_plan("answer: digits-words")
+    odd = tmp_path / "a: b.json"
+    odd.write_text('{"rules": ["answer: none"]}')
+    assert open_plan(str(odd)).texts == ["answer: none"]
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\"';"), min_size=1), max_size=5))

@@ -228,6 +228,20 @@ def test_no_distribution_of_the_prompt_is_looked_at(
     assert plain[0][1] == [1, 0, 0, 0]
 
 
+def test_a_token_that_the_model_lacks(open_engine: Any, biases: Any, prompts: Any) -> None:
+    with open_engine(n_slots=2) as engine, engine.slot() as slot:
+        n_vocab = engine.model.n_vocab()
+        engine.check(plan((f"answer after #{n_vocab - 1}", biases[1])))
+        for mark in (f"after #{n_vocab}", f"until #{n_vocab}", "after #999999 until 'x'"):
+            refused = plan(("prompt", None), (f"answer {mark}", biases[1]))
+            request = greedy(prompts[0], bias=refused)
+            for ask, given in ((engine.check, refused), (engine.add, request), (slot.steer, refused)):
+                with pytest.raises(UsageError, match=r"rule 2: \w+ #\d+: the vocabulary has 0 to") as caught:
+                    ask(given)
+                assert str(caught.value).endswith(f" {n_vocab - 1}")
+        assert slot.bias is None
+
+
 def test_plans_that_cannot_be_followed(open_engine: Any, biases: Any, prompts: Any, scores: Any) -> None:
     routed = plan(("answer when m > 0 over prompt", biases[1]), scores=scores)
     with open_engine(record=False) as engine:

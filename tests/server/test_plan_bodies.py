@@ -117,6 +117,55 @@ def test_what_is_refused(registry: SteeringRegistry, server: Running, steering: 
     assert server.client.get("/v1/steering/x").status_code == 404
 
 
+@pytest.mark.parametrize("steering", [{"phase": "answer", "map": "digits-words"}, {"tokens": [0, 4], "map": None}])
+def test_a_rule_by_itself(registry: SteeringRegistry, server: Running, steering: dict[str, Any]) -> None:
+    with pytest.raises(ApiError, match=r'is of a rule, which stands in a list, .* or in \{"rules"') as caught:
+        asked(registry, steering)
+    error = server.chat(steering=steering).json()["error"]
+    assert (error["param"], error["message"]) == ("steering", str(caught.value))
+    assert asked(registry, [steering]).label == asked(registry, {"rules": [steering]}).label
+
+
+@pytest.mark.parametrize("steering", [5, True, 0.5])
+def test_what_is_no_form_of_a_steering(server: Running, steering: Any) -> None:
+    response = server.chat(steering=steering)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "steering")
+    for form in ("name", '{"map": NAME', "rule as text", "list of rules", '{"rules": [...]}', "null"):
+        assert form in error["message"]
+
+
+@pytest.mark.parametrize("name", ["answer", "all"])
+def test_a_place_alone(server: Running, name: str) -> None:
+    response = server.chat(steering=name)
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "steering_not_found")
+    assert f"a rule has a colon and what steers, like {name}: none" in response.json()["error"]["message"]
+    assert "colon" not in server.chat(steering="nothing").json()["error"]["message"]
+
+
+def test_rules_in_one_text(registry: SteeringRegistry, server: Running) -> None:
+    rules = ["answer after 'x; y': digits-words +1", "thinking: none"]
+    assert asked(registry, "; ".join(rules) + ";").info == asked(registry, rules).info
+    for several in (["all: none", "; ".join(rules)], {"rules": ["all: none", "; ".join(rules)]}):
+        with pytest.raises(ApiError, match=r"rule 2 .*2 rules in one text; give them as 2"):
+            asked(registry, several)
+    for text in (" ; ", "answer: none; " * 1000):
+        assert server.chat(steering=text).status_code == 400
+    assert post(server, name="x", rules=["; ".join(rules)]).status_code == 400
+
+
+def test_a_token_that_the_model_lacks(server: Running) -> None:
+    n_vocab = server.client.get("/v1/models").json()["data"][0]["meta"]["n_vocab"]
+    for mark in ("after", "until"):
+        response = server.chat(steering=["all: digits-words", f"answer {mark} #{n_vocab}: digits-words +1"])
+        assert response.status_code == 200, "the first rule hides it"
+        response = server.chat(steering=["prompt: none", f"answer {mark} #{n_vocab}: digits-words +1"])
+        assert response.status_code == 400
+        told = response.json()["error"]["message"]
+        assert f"rule 2: {mark} #{n_vocab}: the vocabulary has 0 to {n_vocab - 1}" in told
+        assert server.chat(steering=f"answer {mark} #{n_vocab - 1}: digits-words +1").status_code == 200
+
+
 def test_fields_beside_rules(registry: SteeringRegistry) -> None:
     with pytest.raises(ApiError) as caught:
         asked(registry, {"rules": ["answer: none"], "map": "digits-words"})

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from steermoe_local import ExpertMap, model_info, write_bias
-from steermoe_local.errors import FormatError, UsageError
+from steermoe_local import ExpertMap, model_info, open_plan, write_bias
+from steermoe_local.errors import ChoiceError, FormatError, UsageError
 from steermoe_local.server import SteeringRegistry
 from steermoe_local.server.api_errors import ApiError
 from steermoe_local.server.registered import biases_of, n_bytes
@@ -105,6 +105,19 @@ def test_rules_have_all_that_they_choose() -> None:
     assert asked.label not in {entry.name for entry in registry.entries()}
 
 
+def test_one_plan_has_one_digest() -> None:
+    """With the numbers that a name stands for, as the server has them, and without, as the command line has them."""
+    rules = ["answer[0:3]: digits-words reverse", "answer when digits-words < 1 over prompt: document-memory +1 -1"]
+    registry = opened()
+    asked = registry.resolve(given(*rules))
+    assert asked.info is not None
+    assert asked.info["rules"][0] == "answer[0:3]: digits-words +2 -2 reverse"
+    for plan in (open_plan(rules), open_plan(asked.info["rules"])):
+        assert plan.sha256 == asked.info["plan_sha256"]
+        registry.add_plan(replace(plan, name="start"))
+        assert registry.entry("start").to_dict()["plan_sha256"] == plan.sha256
+
+
 @pytest.mark.parametrize(
     ("rules", "code", "words"),
     [
@@ -114,7 +127,8 @@ def test_rules_have_all_that_they_choose() -> None:
         (["answer when own-bias < 1 over prompt: none"], "invalid_value", "rule 1: when own-bias"),
         (["answer: own-bias +1 -1"], "invalid_value", "rule 1: own-bias: a bias file"),
         (["answer: bare"], "invalid_value", "rule 1: bare: the map has no numbers"),
-        (["answer: digits-words +0 -0"], "invalid_value", "rule 1: digits-words: the map has no numbers"),
+        (["answer: digits-words +0 -0"], "invalid_value", "rule 1: digits-words: no experts, so nothing steers there"),
+        (["answer: bare +0"], "invalid_value", "rule 1: bare: no experts, so nothing steers there"),
         (["answer: 'maps/x.json' +1 -1"], "invalid_value", "rule 1: 'maps/x.json' is no name"),
         (["answer: digits-words +1000001"], "invalid_value", "rule 1: activate: "),
         (["answer: digits-words scale=1001"], "invalid_value", "rule 1: scale: "),
@@ -354,6 +368,8 @@ def test_files_and_plans_of_the_command_line(digits: ExpertMap, tmp_path: Path) 
     for bad in ("Not a name", "none", "../x"):
         with pytest.raises(UsageError):
             registry.add_plan(replace(plan, name=bad))
+    with pytest.raises(ChoiceError, match="rule 1: "):
+        registry.add_plan(open_plan(["answer: digits-words layers=77"]))
     (tmp_path / "bad.plan.json").write_text('{"rules": ["answer: nothing"]}')
     with pytest.raises(UsageError, match=r"bad\.plan\.json: rule 1: "):
         registry.add_file(tmp_path / "bad.plan.json")
@@ -362,6 +378,53 @@ def test_files_and_plans_of_the_command_line(digits: ExpertMap, tmp_path: Path) 
         registry.add_file(tmp_path / "bad.plan.json")
     with pytest.raises(ApiError):
         registry.choose(name, {"activate": 1})
+
+
+def test_no_client_sees_a_path(digits: ExpertMap, tmp_path: Path) -> None:
+    folder = tmp_path / "secret"
+    folder.mkdir()
+    digits.save(folder / "My Map.json")
+    write_bias(bias_of(WORDS), folder / "own.gguf")
+    rules = [
+        f"answer when '{folder / 'My Map.json'}' < 1 over prompt: tiny/digits-words",
+        f"prompt: '{folder / 'My Map.json'}' +2 -0",
+        f"all: '{folder / 'own.gguf'}'",
+    ]
+    plan = open_plan(rules, name="start")
+    with running(parallel=1) as server:
+        assert server.registry.add_plan(plan) == []
+        told = server.chat(steering="start").json()["steering"]
+        listed = server.client.get("/v1/steering").text
+    expected = ["answer when my-map < 1 over prompt: digits-words +2 -2", "prompt: my-map +2", "all: own"]
+    assert told["rules"] == expected
+    assert told["plan_sha256"] == plan.sha256
+    assert "my-map +2" in listed
+    assert "secret" not in listed
+
+
+def test_a_plans_file_of_the_command_line_names_its_neighbours(digits: ExpertMap, tmp_path: Path) -> None:
+    other, maps = tmp_path / "other", tmp_path / "maps"
+    for folder in (other, maps):
+        folder.mkdir()
+    digits.save(other / "near.json")
+    digits.save(maps / "held.json")
+    write_bias(bias_of(WORDS), maps / "ready.gguf")
+    (maps / "few.choice.json").write_text('{"map": "held", "activate": 1}')
+    registry = opened(maps, writable=False)
+    path = other / "zz.plan.json"
+    path.write_text(
+        json.dumps({"rules": ["answer: near +2", "thinking: digits-words", "prompt: held +1", "all: ready"]})
+    )
+    assert registry.add_file(path) == ("zz", [])
+    told = registry.entry("zz").to_dict()["rules"]
+    assert told == ["answer: near +2", "thinking: digits-words +2 -2", "prompt: held +1", "all: ready"]
+    for rule in ("answer: held", "answer: few", "answer: gone +1"):
+        path.write_text(json.dumps({"rules": [rule]}))
+        with pytest.raises(UsageError, match=r"zz\.plan\.json: rule 1: "):
+            registry.add_file(path)
+    (maps / "kept.plan.json").write_text('{"rules": ["answer: few"]}')
+    registry.add_file(maps / "kept.plan.json")
+    assert registry.entry("kept").to_dict()["rules"] == ["answer: few +1"], "in the maps folder as it is registered"
 
 
 def test_a_plan_by_default() -> None:

@@ -196,6 +196,22 @@ def test_the_digest_is_of_what_steers(folder: Folder) -> None:
     assert len(digests) == 6
 
 
+def test_the_digest_is_not_of_how_it_is_written(folder: Folder) -> None:
+    def digest(where: str, map_file: str = "digits", scale: Any = 3, **fields: Any) -> str:
+        rule = {"phase": "answer", "map": map_file, "activate": 2, "deactivate": 0, "scale": scale}
+        return folder.plan(f"{where}: none", rule | fields).sha256
+
+    where = "answer when scored < 1 over prompt"
+    shutil.copy(folder.folder / "scored.json", folder.folder / "scored2.json")
+    first = digest(where)
+    assert first == digest("answer when scored2 < 1 over prompt"), "the name of a map"
+    assert first == digest(where, "digits2")
+    assert first == digest(where, scale=3.0, reverse=False, mode="soft")
+    others = [digest("answer when scored by effect < 1 over prompt"), digest("answer when memory < 1 over prompt")]
+    others += [digest("answer when scored > 1 over prompt"), digest("answer when entropy < 1"), digest(where, scale=4)]
+    assert len({first, *others}) == 6
+
+
 def saved(plan: SteeringPlan) -> Any:
     return json.loads(json.dumps(plan.to_dict()))
 

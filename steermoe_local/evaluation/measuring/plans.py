@@ -14,7 +14,7 @@ from ...maps.expert_map import ExpertMap
 from ...models.shipped_maps import map_path, recommended_numbers
 from ...steering.plan import SteeringPlan
 from ...steering.plan_file import SUFFIXES, read_plan_file
-from ...steering.plan_rules import RuleSpec, Where
+from ...steering.plan_rules import RuleSpec, Where, shown
 from ...steering.steering import Steering
 
 Find = Callable[[str], Path]
@@ -55,13 +55,13 @@ def beside(plan: Path, find: Find = map_path) -> Find:
 
 
 def open_plan(
-    rules: Sequence[RuleSpec | str | Mapping[str, Any]] | StrPath,
+    rules: Sequence[RuleSpec | str | Mapping[str, Any]] | Mapping[str, Any] | StrPath,
     *,
     name: str | None = None,
     find: Find = map_path,
     tell: Callable[..., None] = lambda *warnings: None,
 ) -> SteeringPlan:
-    """Read a plan, its rules or the file that has them, and look up what the rules name.
+    """Read a plan, its rules, `{"rules": [...]}` or the file that has them, and look up what the rules name.
 
     Names are those of maps and bias files as the command line takes them: paths, and the maps that ship with the
     package; in a file also `NAME`, `NAME.json` and `NAME.gguf` beside it, which come first. `find` looks up others. A
@@ -72,12 +72,21 @@ def open_plan(
     """
     path: Path | None = None
     made_of: Mapping[str, str] = {}
+    listed: Sequence[RuleSpec | str | Mapping[str, Any]]
     if isinstance(rules, (str, os.PathLike)):
         path = Path(rules)
+        if ":" in str(path) and not is_plan_file(path) and not os.path.lexists(path):
+            raise UsageError(f"{path}: no such file; give rules as a list, like open_plan(['answer: formal +8 -8'])")
         read = read_plan_file(path)
-        rules, made_of, name, find = read.rules, read.made_of, name or plan_name(path), beside(path, find)
+        listed, made_of, name, find = read.rules, read.made_of, name or plan_name(path), beside(path, find)
+    elif isinstance(rules, Mapping):
+        if odd := next((key for key in rules if key != "rules"), None):
+            raise UsageError(f"{shown(odd)}: not a part of a plan, which has rules alone; a rule stands in a list")
+        listed = rules.get("rules", ())
+    else:
+        listed = rules
     files = _Files(find, tell)
-    plan = SteeringPlan.open(rules, files.steering, files.expert_map, name=name or "plan", path=path)
+    plan = SteeringPlan.open(listed, files.steering, files.expert_map, name=name or "plan", path=path)
     for named, digest in made_of.items():
         if (found := files.digest(named)) not in (None, digest):
             raise FormatError(

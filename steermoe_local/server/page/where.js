@@ -26,7 +26,7 @@ export function whereOf(kept) {
 
 /** Whether a window has no token in it. */
 export function isEmpty({ phase, start, stop }) {
-  return phase !== "all" && stop !== null && stop <= start && (stop < 0) === (start < 0);
+  return phase !== "all" && stop !== null && (stop === 0 || (stop <= start && (stop < 0) === (start < 0)));
 }
 
 /** A steering as a request names it where it is in force: one rule of a plan; itself for all tokens. */

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from steermoe_local import UsageError
 from steermoe_local.steering.plan_objects import rules_from
 from steermoe_local.steering.plan_text import format_rule
 from tests.support import browser as browsers
@@ -135,6 +136,11 @@ def test_a_window_without_tokens_is_told(browser: Any, server: Running) -> None:
         assert "wrong" not in (told.get_attribute("class") or "")
         tab.place("prompt", "-8", "3")
         assert "wrong" not in (told.get_attribute("class") or ""), "from the eighth last to the third: perhaps some"
+        tab.place("prompt", "-3", "0")
+        assert "prompt[-3:0]" in told.inner_text()
+        assert "wrong" in (told.get_attribute("class") or "")
+        with pytest.raises(UsageError):
+            rules_from(["prompt[-3:0]: none"])
 
 
 @pytest.mark.parametrize(
