@@ -166,8 +166,7 @@ class SteeringRegistry:
 
         Raises ModelMismatchError, UsageError.
         """
-        if not is_name(plan.name):
-            raise UsageError(f"{plan.name!r}: not a name for requests; take letters, digits, '.', '_' and '-'")
+        require_plan_name(plan.name)
         return self._put(plan.name, plan, "command line", replace=True)
 
     def choose(self, name: str, fields: Mapping[str, Any]) -> None:
@@ -381,6 +380,12 @@ class SteeringRegistry:
             while len(self._built) > 1 and max(len(self._built), self._n_built) > _CACHED:
                 self._n_built -= len(biases_of(self._built.popitem(last=False)[1]))
         return bias
+
+
+def require_plan_name(name: str) -> None:
+    """Raise UsageError for a plan's name that no request could give."""
+    if not is_name(name):
+        raise UsageError(f"{name!r}: not a name for requests; take letters, digits, '.', '_' and '-'")
 
 
 def _chosen(entry: Registered, choice: SteeringChoice | RegisterRequest) -> Steering:
