@@ -167,7 +167,7 @@ def _fail_by_click(error: click.ClickException) -> NoReturn:
     if isinstance(error, click.NoSuchOption) and ctx is not None:
         instead = _INSTEAD.get(error.option_name)
         if instead and instead in (name for parameter in ctx.command.params for name in parameter.opts):
-            message += f"; this command has {instead}, see docs/plans.md"
+            message = f"no such option {error.option_name!r}; this command has {instead}, see docs/plans.md"
     if message[1:2].islower():
         message = message[0].lower() + message[1:]
     if isinstance(error, click.BadParameter) and ctx is not None and error.param is not None:
