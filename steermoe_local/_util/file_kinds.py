@@ -1,7 +1,8 @@
 """What kind of file something is, by its content, for messages about a file that stands where another kind belongs.
 
 `require_kind` is called by every reader before it reads: it refuses a file of another kind by its name, and leaves a
-file of no known kind, a damaged one included, to the reader. Only the first bytes are looked at.
+file of no known kind, a damaged one included, to the reader. Only the first bytes are looked at, and of TOML, which no
+bytes tell, the name.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .zip_files import zip_archive
 StrPath = str | os.PathLike[str]
 
 _HEAD = 1 << 16  # bytes
+_TOML_PLAN = ".plan.toml"
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -119,7 +121,7 @@ def kind_of(path: StrPath) -> FileKind | None:
         return None
     if head.startswith(b"PK\x03\x04"):
         return _of_archive(path)
-    return _of_start(head)
+    return _of_start(head) or (PLAN if os.fspath(path).endswith(_TOML_PLAN) else None)
 
 
 def require_kind(path: StrPath, what: str, *own: FileKind, error: type[Exception] = FormatError) -> None:

@@ -24,6 +24,8 @@ from .streams import settle_streams
 
 _DID_YOU_MEAN = re.compile(r"\.? \(?Did you mean (?:one of: )?(.*?)\?\)?$")
 EXIT_USAGE = 2
+# Commands that choose experts themselves say where these are in force, others by which rules: one has no other.
+_INSTEAD = {"--steer": "--where", "--plan": "--where", "--where": "--steer"}
 
 
 class SteerMoEGroup(click.Group):
@@ -157,13 +159,17 @@ def _fail_by_click(error: click.ClickException) -> NoReturn:
     if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
         error.show()
         sys.exit(error.exit_code)
+    ctx = getattr(error, "ctx", None)
     message = " ".join(error.format_message().split())
     if match := _DID_YOU_MEAN.search(message):
         message = f"{message[: match.start()]}; nearest: {match[1]}"
     message = message.rstrip(".")
+    if isinstance(error, click.NoSuchOption) and ctx is not None:
+        instead = _INSTEAD.get(error.option_name)
+        if instead and instead in (name for parameter in ctx.command.params for name in parameter.opts):
+            message = f"no such option {error.option_name!r}; this command has {instead}, see docs/plans.md"
     if message[1:2].islower():
         message = message[0].lower() + message[1:]
-    ctx = getattr(error, "ctx", None)
     if isinstance(error, click.BadParameter) and ctx is not None and error.param is not None:
         message += settings.provenance(ctx, error.param)
     if ctx is not None:

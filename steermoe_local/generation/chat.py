@@ -157,7 +157,9 @@ class Chat:
     def switch(self, on: bool) -> int:
         """Put the choice of steering in force or out of it; returns as `steer`. Raises UsageError without a choice."""
         if on and self._steering is None:
-            raise UsageError("there is no steering to switch on; choose one first: /steer NAME, or --map or --bias")
+            raise UsageError(
+                "there is no steering to switch on; choose one first: /steer NAME, or --map, --bias, --steer or --plan"
+            )
         return self._steer(self._steering, on)
 
     def _steer(self, steering: AnySteering | None, on: bool) -> int:

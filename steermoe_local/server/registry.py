@@ -182,8 +182,7 @@ class SteeringRegistry:
         Its rules show clients the names of files, never where they lie. Raises ModelMismatchError, UsageError, and what
         building it raises.
         """
-        if not is_name(plan.name):
-            raise UsageError(f"{plan.name!r}: not a name for requests; take letters, digits, '.', '_' and '-'")
+        require_plan_name(plan.name)
         shown = replace(plan, rules=tuple(map(_without_folders, plan.rules)))
         warnings = self._put(plan.name, shown, "command line", replace=True)
         self._keep(shown, shown.build(self._identity))  # impossible numbers are refused now
@@ -424,6 +423,12 @@ def _without_folders(rule: PlanRule) -> PlanRule:
     if where.when is not None and rule.looks_at_path is not None:
         spec = replace(spec, where=replace(where, when=replace(where.when, map=name_of_file(rule.looks_at_path))))
     return with_all(replace(rule, spec=spec))
+
+
+def require_plan_name(name: str) -> None:
+    """Raise UsageError for a plan's name that no request could give."""
+    if not is_name(name):
+        raise UsageError(f"{name!r}: not a name for requests; take letters, digits, '.', '_' and '-'")
 
 
 def _chosen(entry: Registered, choice: SteeringChoice | RegisterRequest) -> Steering:

@@ -141,8 +141,13 @@ class SteeringPlan:
 
     @property
     def shortfall(self) -> str:
-        """The first of the steerings' shortfalls; "" without any. Raises as `build`."""
-        return next(filter(None, (steering.shortfall for steering in self.steerings)), "")
+        """The first of the steerings' shortfalls, with its rule's number; "" without any. Raises as `build`."""
+        for number, rule in enumerate(self.rules, 1):
+            with _naming(number):
+                words = "" if rule.steering is None else rule.steering.shortfall
+            if words:
+                return f"rule {number}: {words}"
+        return ""
 
     def check(self, identity: ModelIdentity, where: str, force: bool = False) -> list[str]:
         """Check that all maps and biases were made for the model `identity`, whose file is `where`.

@@ -46,7 +46,7 @@ def read_plan_file(path: StrPath) -> PlanFile:
     if "rules" not in data or data.keys() - {"rules", "made_of"}:
         odd = next((name for name in data if name not in ("rules", "made_of")), None)
         what = "has no rules" if odd is None else f"{shown(odd)}: not a part of a plan"
-        raise FormatError(f"{path}: {what}; a plan has rules = [...] and nothing else")
+        raise FormatError(f"{path}: {what}; a plan has rules = [...], and made_of if a server wrote it")
     made_of = data.get("made_of", {})
     if not isinstance(made_of, dict) or not all(map(is_sha256, made_of.values())):
         raise FormatError(f"{path}: made_of: not digests by names; leave it out")

@@ -207,10 +207,16 @@ class _Reader:
             sign = self._next()
         if sign not in ("<", ">"):
             _refuse(f"{told}: write < or > and a number behind it, like faithful < 0.1 over prompt, or entropy > 2")
-        fields["below" if sign == "<" else "above"] = self._float(self._next(), "when")
+        limit = self._next()
+        if limit.startswith("="):
+            _refuse(f"{told}: {sign}= is no comparison here; write < or >")
+        fields["below" if sign == "<" else "above"] = self._float(limit, "when")
         if fields["measure"] == "routing":
             if self._next() != "over":
-                _refuse(f"{told}: over which tokens? write over prompt, or over last 16")
+                _refuse(
+                    f"{told}: no measure, which are entropy and margin; behind the name of a map write over "
+                    "which tokens it is taken: over prompt, or over last 16"
+                )
             span = self._next()
             if span == "last":
                 fields["last"] = self._integer(self._next(), "over last")

@@ -73,7 +73,7 @@ def preset_for(name: str, identity: ModelIdentity) -> Preset:
     known = ", ".join(model.name.split("/")[1] for model in PAPER_MODELS)
     raise UsageError(
         f"preset {name}: the paper has no numbers for {identity.short}; "
-        f"give --activate and --deactivate, or take a map of {known}"
+        f"give --activate and --deactivate (in a rule +N and -N), or take a map of {known}"
     )
 
 

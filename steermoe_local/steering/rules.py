@@ -14,6 +14,8 @@ from .bias_file import Mode
 RULES: tuple[Mode, ...] = get_args(Mode)
 DEFAULT_CAP = 4.0
 """Logits. On the embedded model 4 move the behaviour at a tenth of the hard rule's KL, and 8 move it as far as that."""
+DEFAULT_STRENGTH = 1.0
+"""Logits, of a soft rule without a strength where one is taken for it."""
 EQUAL = "none"
 """In place of weights: all experts get the same strength."""
 MAX_CAP = 1e6

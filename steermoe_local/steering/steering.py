@@ -143,11 +143,13 @@ class Steering:
         )
         return changed, warnings
 
-    def with_choice(self, choice: Mapping[str, Any]) -> tuple[Steering, list[str]]:
+    def with_choice(self, choice: Mapping[str, Any], *, strength: float | None = None) -> tuple[Steering, list[str]]:
         """The same with what a rule of a plan or a request chooses, and warnings of `presets.check_sides`.
 
         `choice` has some of activate, deactivate, reverse, layers, preset, rank, mode, scale, weights and cap; None is
-        as if it was left out. Raises UsageError, also for any choice on a bias file.
+        as if it was left out. `strength` is that of a soft rule without a scale; None: it has to be given.
+
+        Raises UsageError, also for any choice on a bias file.
         """
         given = {name: value for name, value in choice.items() if value is not None}
         if given and self.expert_map is None:
@@ -163,7 +165,9 @@ class Steering:
             changes |= {"reverse": False, "rank": "rd"}
             rule = Rule(scale=rule.scale)
         cap = float(given["cap"]) if "cap" in given else None
-        changes |= rule.changed(given.get("mode"), given.get("scale"), cap, given.get("weights")).fields
+        changes |= rule.changed(
+            given.get("mode"), given.get("scale"), cap, given.get("weights"), strength=strength
+        ).fields
         changed = self.changed(**changes)
         return (changed, []) if preset is None else changed.with_preset(preset)
 

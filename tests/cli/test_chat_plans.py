@@ -113,6 +113,7 @@ def test_names_come_before_rules(finder: MapFinder, tmp_path: Path, monkeypatch:
         ("maps/my file.json", "no such file"),
         ("C:\\maps\\x.json", "no such file"),
         ("xyzzy", "no such file"),
+        ("none", "/steer off"),
     ],
 )
 def test_what_is_neither(typed: str, words: str, finder: MapFinder) -> None:

@@ -68,6 +68,26 @@ def test_those_that_choose_experts_have_no_plans(command: str, option: str, tmp_
     assert option.partition("=")[0] in done.stderr
 
 
+@pytest.mark.parametrize("rule", ["answer: none", "all: none"])
+def test_a_plan_that_steers_nothing_is_not_measured(rule: str, tmp_path: Path) -> None:
+    words = ("--task", "builtin:digits-words", "--steer", rule, "-o", str(tmp_path / "out"))
+    done = start("eval", *FAST, *words)
+    assert done.exit_code == 2, done.output
+    assert "steer nothing" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "instead"),
+    [("sweep", "--steer", "--where"), ("tune", "--plan", "--where"), ("eval", "--where", "--steer")],
+)
+def test_the_other_option_is_named(command: str, option: str, instead: str) -> None:
+    done = start(command, "-m", "tiny", option, "answer")
+    assert done.exit_code == 2
+    assert f"this command has {instead}" in done.stderr
+
+
 def test_where_candidates_steer(tmp_path: Path) -> None:
     words = ("sweep", *FAST, "--map", "digits-words", "--activate", "0", "--deactivate", "4", "--both-ways")
     swings = {}

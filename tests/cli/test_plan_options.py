@@ -73,6 +73,30 @@ def test_rules_in_their_order(bias: Path) -> None:
     assert source["steer"].split("; ")[0] == "thinking: none"
 
 
+def test_semicolons_separate_rules(tmp_path: Path) -> None:
+    """On the command line and in the configuration as in a chat; rules are numbered through."""
+    steering, source = opened("--steer", 'thinking: none; answer after ";": digits-words;', "--steer", "prompt: none")
+    assert [rule["phase"] for rule in steering["rules"]] == ["thinking", "answer", "prompt"]
+    assert source["steer"] == 'thinking: none; answer after ";": digits-words; prompt: none'
+    message = refused(2, "--steer", "thinking: none; prompt: none", "--steer", "all: none; anser: x")
+    assert "rule 4 'anser: x'" in message
+    (tmp_path / "config.toml").write_text('steer = "thinking: none; answer: digits-words"\n')
+    steering, _ = opened(env={"STEERMOE_CONFIG": str(tmp_path / "config.toml")})
+    assert [rule["phase"] for rule in steering["rules"]] == ["thinking", "answer"]
+
+
+def test_a_soft_rule_has_a_strength() -> None:
+    """That of --mode soft; in texts and objects."""
+    by_option, _ = opened("--map", "digits-words", "--mode", "soft")
+    for rule in ("digits-words mode=soft", "digits-words weights=log-odds", "digits-words mode=soft scale=3"):
+        steering, _ = opened("--steer", f"answer: {rule}")
+        strength = 3 if "scale" in rule else by_option["scale"]
+        assert steering["rules"][0]["steering"]["scale"] == strength
+    plan = open_plan([{"phase": "answer", "map": "digits-words", "mode": "soft"}])
+    assert plan.steerings[0].scale == by_option["scale"]
+    assert open_plan(plan.texts).sha256 == plan.sha256
+
+
 def test_a_map_is_read_once_for_all_its_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Any] = []
     load = ExpertMap.load
@@ -90,6 +114,12 @@ def test_a_map_is_read_once_for_all_its_rules(monkeypatch: pytest.MonkeyPatch) -
         (["answer[8:2]: digits-words"], 2, ["rule 1", "answer[8:2]"]),
         (["answer: digits-words +8 -x"], 2, ["rule 1", "'-x'"]),
         (["answer: digits-words mode=firm"], 2, ["rule 1", "firm"]),
+        (["answer: digits-words weights=x"], 2, ["rule 1", "weights", "'x'", "log-odds"]),
+        (["answer: none", "all: digits-words rank=effect"], 2, ["rule 2", "rank effect"]),
+        (["answer: digits-words preset=faithful"], 2, ["rule 1", "+N and -N"]),
+        (["answer when entropy >= 2: digits-words"], 2, ["rule 1", ">=", "write < or >"]),
+        (["answer when entropy <=2: digits-words"], 2, ["rule 1", "<=", "write < or >"]),
+        (["answer when confidence > 2: digits-words"], 2, ["rule 1", "'confidence'", "entropy and margin", "over"]),
         (["answer: digits-words +0 -0"], 2, ["rule 1", "digits-words", "+N"]),
         (["answer: digits-words preset=safe +8"], 2, ["rule 1", "preset safe", "activate"]),
         (["prompt: none", "answer: digit-words"], 2, ["rule 2", "digit-words", "digits-words, document-memory"]),
@@ -229,7 +259,11 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 def test_a_plan_where_another_file_belongs(tmp_path: Path, bias: Path) -> None:
     path = tmp_path / "careful.plan.json"
     path.write_text(json.dumps({"rules": ["answer: digits-words"]}))
-    assert "this is a steering plan" in refused(1, "--map", path, "--activate", 1)
+    toml = tmp_path / "careful.plan.toml"
+    toml.write_text('# brief\nrules = ["answer: digits-words"]\n')
+    for plan in (path, toml):
+        assert "this is a steering plan" in refused(1, "--map", plan, "--activate", 1)
+        assert "this is a steering plan" in refused(1, "--bias", plan)
     assert "this is an expert map" in refused(1, "--plan", DIGITS)
     assert "this is a bias file" in refused(1, "--plan", bias)
     assert "steering plan" in refused(1, "--steer", f"answer: {path} +1"), "a plan holds no plans"
@@ -274,7 +308,11 @@ def test_the_environment_and_the_configuration(tmp_path: Path, bias: Path) -> No
     assert opened("--map", "digits-words", env=configured)[1] == {"map": "digits-words"}
     assert opened("--steer", SHIPPED, env={"STEERMOE_BIAS": str(bias)})[1] == {"steer": SHIPPED}
     assert opened(env=configured | {"STEERMOE_BIAS": str(bias)})[1] == {"bias": str(bias)}
-    assert "--steer: rule 1 'anser: x'" in refused(2, env=configured)
+    assert "--steer: rule 1 'anser: x'" in (message := refused(2, env=configured))
+    assert str(config) in message
+    message = refused(2, env={"STEERMOE_STEER": "thinking: none; anser: x"})
+    assert "rule 2 'anser: x'" in message
+    assert "STEERMOE_STEER" in message
     config.write_text('plan = "missing.json"\n')
     assert "missing.json" in refused(1, env=configured)
     assert opened("--steer", SHIPPED, env=configured)[1] == {"steer": SHIPPED}
@@ -306,6 +344,22 @@ def test_config_shows_and_sets_rules(tmp_path: Path) -> None:
     # `attribute` has another --steer, which the key of all commands is not for
     shown = json.loads(config("show", "--json", "attribute").stdout)["settings"]
     assert next(s["value"] for s in shown if s["option"] == "steer") == "answer"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("run.steer", "anser: x", "run.steer: rule 1 'anser: x'"),
+        ("steer", '["thinking: none; prompt: none", "anser: x"]', "steer: rule 3 'anser: x'"),
+        ("sweep.where", "answr", "sweep.where: where 'answr'"),
+    ],
+)
+def test_config_refuses_rules_that_are_none(key: str, value: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    done = CliRunner().invoke(main, ["config", "set", key, value], env={"STEERMOE_CONFIG": str(path)})
+    assert done.exit_code == 2, done.output
+    assert words in done.stderr
+    assert not path.exists()
 
 
 def test_who_has_the_options() -> None:

@@ -166,6 +166,12 @@ def test_a_plan_that_steers_nothing_is_said(tmp_path: Path) -> None:
     assert "warning: " in result.stderr
     rules = arrays_of(tmp_path / "t.npz")["rules"].tolist()
     assert rules == [-1] * (len(rules) - 1) + [0]
+    assert "but its last token" in result.stderr
+    for rule in ("answer when entropy < 99", "answer[1:]", "answer after x"):
+        result = done("-p", "x", "--steer", f"{rule}: digits-words +2 -2", "-o", tmp_path / "t.npz")
+        assert "nothing is steered" in result.stderr
+        assert "last token" not in result.stderr
+        assert (arrays_of(tmp_path / "t.npz")["rules"] == -1).all()
     looking = "answer when digits-words > -5 over prompt: digits-words +2 -2"
     result = done("-p", "x", "--steer", looking, "-o", tmp_path / "t.npz")
     assert result.stderr.count("warning: ") == 2

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 import pytest
@@ -22,8 +23,10 @@ from click.testing import CliRunner
 from steermoe_local import BiasFile, ExpertMap, write_bias
 from steermoe_local.cli import main
 from steermoe_local.models.shipped_maps import shipped_maps
+from tests.support import random_models
 from tests.support.gguf_copy import copy_model
 from tests.support.paths import BUILD
+from tests.support.random_models import RandomModel, write_random_model
 from tests.support.running_server import TINY, until
 
 PROGRAM = [sys.executable, "-c", "from steermoe_local.cli import main; main()", "serve"]
@@ -154,7 +157,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
         "a rule of no map": (("--steer", "answer: nothing +1"), 2, "rule 1: nothing: no such file"),
         "two starts": (("--steer", "answer: x", "--steering", "digits-words"), 2, "--steer and --steering both steer"),
         "no plan": (("--plan", str(tmp_path / "broken.json")), 1, "broken.json: not a steering plan"),
-        "numbers beside a plan": (("--steer", "answer: x", "--activate", "1"), 2, "--activate: of which map?"),
+        "numbers beside a plan": (("--steer", "answer: x", "--activate", "1"), 2, "--activate: each rule of a plan"),
+        "several rules in one": (("--steer", "thinking: none; anser: x"), 2, "--steer: rule 2 'anser: x'"),
+        "no name for requests": (("--plan", str(odd_plan(tmp_path))), 2, "not a name for requests"),
         "numbers of no map": (("--activate", "1"), 2, "--activate: of which map?"),
         "numbers of no name": (("--steering", "No Name", "--activate", "1"), 2, "steering 'No Name' is not registered"),
         "no folder": (("--maps", str(tmp_path / "x")), 2, "no such folder"),
@@ -170,6 +175,30 @@ def test_what_is_refused(tmp_path: Path) -> None:
             assert words in lines[-1], case
     result = CliRunner().invoke(main, ["serve", "-m", str(tmp_path / "broken.json")])
     assert (result.exit_code, len(result.output.splitlines())) == (1, 1)
+
+
+def test_a_plan_is_refused_before_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model without experts, as `run` refuses it; and names that are none."""
+    from steermoe_local.cli.commands import serve
+
+    with mock.patch.object(random_models, "N_VOCAB", 1280):  # of the embedded model
+        plain = write_random_model(tmp_path / "plain.gguf", RandomModel("dots1", n_layer=2, n_dense=2))
+    (dense,) = copy_model(plain, tmp_path / "dense.gguf", tokenizer_of=TINY)
+    monkeypatch.setattr(serve, "open_engine", lambda *_, **__: pytest.fail("the model is loaded"))
+    for model, rule, status, words in (
+        (dense, "answer: digits-words", 1, "no layer has experts"),
+        (TINY, "answer: nothing +1", 2, "rule 1: nothing: no such file"),
+    ):
+        done = CliRunner().invoke(main, ["serve", "-m", str(model), "-c", "64", "--port", "0", "--steer", rule])
+        assert done.exit_code == status, done.output
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def odd_plan(folder: Path) -> Path:
+    path = folder / "Odd Name.plan.json"
+    path.write_text(json.dumps({"rules": ["answer: digits-words"]}))
+    return path
 
 
 def shipped_copy(folder: Path) -> Path:

@@ -111,6 +111,7 @@ def test_facts(folder: Folder) -> None:
     assert isinstance(folder.plan("ready", "answer: digits +1").build(), BiasFile)
     short = folder.plan("thinking: none", "answer: scored +900 rank=effect")
     assert "900 asked for" in short.shortfall
+    assert short.shortfall.startswith("rule 2: ")
     assert folder.plan("answer: digits +2").shortfall == ""
 
 

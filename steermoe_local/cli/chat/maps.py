@@ -17,7 +17,7 @@ from ...maps.ranks import ranks_of
 from ...models.shipped_maps import recommended_numbers, shipped_maps
 from ...steering.plan import AnySteering, SteeringPlan
 from ...steering.plan_file import read_plan
-from ...steering.plan_rules import EVERYWHERE, PHASES, Where
+from ...steering.plan_rules import EVERYWHERE, NONE, PHASES, Where
 from ...steering.plan_text import parse_rule, split_rules
 from ...steering.steering import Steering
 from ..options.system_text import is_text
@@ -101,6 +101,8 @@ class MapFinder:
             return found
         close = difflib.get_close_matches(name, self.names(), n=1, cutoff=0.6)
         hint = f"did you mean {close[0]}?" if close else "give the path of a map or bias file"
+        if name == NONE:
+            hint = "/steer off steers by nothing"
         raise UsageError(f"{name}: no such file, and no map of that name for this model; {hint}")
 
     def _named(self) -> dict[str, Path]:

@@ -33,6 +33,7 @@ from ..options.config_file import (
     set_value,
     unset_value,
 )
+from ..options.plans import RuleText, WhereText, parse_texts
 from ..output import print_json, print_lines, warn
 from ..streams import console, put
 
@@ -222,7 +223,12 @@ def _check(root: click.Group, keys: Keys, value: Any) -> None:
     commands = dict(settings.commands(root))
     for path in owners_of(keys, settings.kinds(root)):
         option = settings.options(commands[path])[keys[-1]]
-        if type(option.type).__module__.startswith("click."):
+        if isinstance(option.type, RuleText):
+            try:
+                parse_texts(settings.for_click(option, value))
+            except UsageError as error:
+                raise UsageError(f"{'.'.join(keys)}: {error}") from None
+        elif type(option.type).__module__.startswith("click.") or isinstance(option.type, WhereText):
             with settings.context(root, path, commands[path]) as ctx:
                 try:
                     option.type_cast_value(ctx, settings.for_click(option, value))

@@ -29,7 +29,7 @@ from ..options.opening import check_memory, context_size, open_engine, warn_of_u
 from ..options.plans import RuleText
 from ..options.sampling import sampling_options
 from ..options.secrets import SecretOption, warn_of_readers
-from ..options.steering import CAP, RANK, SOFT_WEIGHTS, SteeringFlags, rule_choice
+from ..options.steering import CAP, OF_EACH_RULE, RANK, SOFT_WEIGHTS, SteeringFlags, rule_choice
 from ..output import say, warn
 
 _RULE = ("mode", "strength", "cap", "weights")
@@ -38,7 +38,9 @@ _PLAN = "start-plan"  # the name of a plan of --steer
 
 if TYPE_CHECKING:
     from ...generation.engine import Engine
+    from ...model_files.model_info import ModelInfo
     from ...server import SteeringRegistry
+    from ...steering.plan import SteeringPlan
 
 
 @click.command()
@@ -55,7 +57,8 @@ if TYPE_CHECKING:
 @click.option(
     "--steering",
     metavar="NAME|FILE",
-    help="What steers unless a request says otherwise: a name of --maps, or a map or bias file.  [default: none]",
+    help="What steers unless a request says otherwise: a name of --maps, or a file of a map, bias or plan.  "
+    "[default: none]",
 )
 @click.option(
     "--steer",
@@ -176,8 +179,6 @@ def serve(
     from ...model_files.model_info import model_info
     from ...server import ServerSettings, SteeringRegistry
     from ...server.program import run_server
-    from ...steering.plan import SteeringPlan
-    from ..chat.maps import MapFinder
 
     values = {"activate": activate, "deactivate": deactivate, "preset": preset, "rank": rank}
     numbers: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
@@ -187,12 +188,15 @@ def serve(
         raise UsageError("--preset gives the paper's numbers, which are those of --rank rd; leave out one of them")
     given = frozenset(filter(is_given, ("activate", "deactivate", "preset", "rank", *_RULE)))
     steering, rules = _start(steering, steer, plan, force)
+    if rules.wanted and given:
+        raise UsageError(f"--{min(given)}: {OF_EACH_RULE}")
     if steering is None and given:
         raise UsageError(f"--{min(given)}: of which map? give it with --steering NAME|FILE")
     if steering is not None:
         rule = rule_choice(mode, strength, cap, weights, given)
         numbers |= rule | ({"cap": json_cap(rule["cap"])} if "cap" in rule else {})
-    facts = model_info(model, routers=False)
+    facts = model_info(model, routers=rules.wanted)
+    start_plan = _start_plan(rules, facts, model, maps_folder) if rules.wanted else None
     settings = ServerSettings(
         model=_name(model),
         api_key=_key(api_key, api_key_file),
@@ -219,13 +223,9 @@ def serve(
             warn(*registry.open(engine.identity))
             if steering is not None:
                 _choose_default(registry, steering, numbers, bool(given))
-            elif rules.wanted and engine.identity is not None:
-                folders = () if maps_folder is None else (maps_folder,)
-                opened = rules.open(engine.identity, model, MapFinder(folders, engine.identity, model, force).find)
-                assert isinstance(opened, SteeringPlan)
-                opened = replace(opened, name=_PLAN) if opened.path is None else opened
-                warn(*registry.add_plan(opened))
-                registry.default = opened.name
+            elif start_plan is not None:
+                registry.add_plan(start_plan)  # what it warns of was said when the plan was opened
+                registry.default = start_plan.name
             yield engine
 
     with closing(registry):
@@ -250,6 +250,25 @@ def _start(
     )
     _ = rules.rules
     return steering if nearest == "steering" else None, rules
+
+
+def _start_plan(rules: SteeringFlags, facts: ModelInfo, model: Path, maps_folder: Path | None) -> SteeringPlan:
+    """The plan of the rules, checked before the model is loaded; those of the command line are called `_PLAN`.
+
+    Raises ModelError for a model without experts, and what the rules, names and numbers raise.
+    """
+    from ...server.registry import require_plan_name
+    from ...steering.plan import SteeringPlan
+    from ..chat.maps import MapFinder
+
+    identity = facts.require_moe()
+    folders = () if maps_folder is None else (maps_folder,)
+    plan = rules.open(identity, model, MapFinder(folders, identity, model, rules.force).find)
+    assert isinstance(plan, SteeringPlan)
+    plan = replace(plan, name=_PLAN) if plan.path is None else plan
+    require_plan_name(plan.name)
+    plan.build(identity)  # impossible numbers are refused now
+    return plan
 
 
 def _require_extra() -> None:

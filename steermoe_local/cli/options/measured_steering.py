@@ -34,7 +34,11 @@ class MeasuredSteering:
         found = self.steering_flags.open(self.identity, self.model)
         if found is None:
             raise UsageError("nothing to steer by; give --map MAP, --bias FILE, or rules of a plan with --steer")
-        found.build(self.identity)  # fails now if the model cannot be steered so
+        built = found.build(self.identity)  # fails now if the model cannot be steered so
+        if built is None and self.steering_flags.is_plan:
+            raise UsageError(
+                f"{found.name}: its rules steer nothing, so nothing can be measured; let one name a map or bias file"
+            )
         return found
 
     @cached_property

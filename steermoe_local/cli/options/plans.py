@@ -8,11 +8,26 @@ from typing import Any
 import click
 
 from ...errors import UsageError
-from ...steering.plan_text import parse_where, split_rules
+from ...steering.plan_rules import RuleSpec
+from ...steering.plan_text import parse_rules, parse_where, split_rules
+
+
+def rule_texts(values: Sequence[str]) -> list[str]:
+    """The rules of some values of --steer; semicolons separate several of one value."""
+    return [text for value in values for text in split_rules(value) or [value]]
+
+
+def parse_texts(values: Sequence[str]) -> list[RuleSpec]:
+    """Read the rules of some values of --steer. Raises UsageError, which names the rule by its number and text."""
+    return parse_rules(rule_texts(values))
 
 
 class RuleText(click.types.StringParamType):
-    """A rule of a plan in its text form; semicolons separate those of an environment variable."""
+    """A rule of a plan in its text form, or several with semicolons between them; it stays the text.
+
+    It is read when all values are there (`parse_texts`): rules are numbered through, and those of the configuration
+    do not matter where something nearer steers.
+    """
 
     name = "rule"
 

@@ -155,6 +155,13 @@ def provenance(ctx: click.Context, parameter: click.Parameter) -> str:
     return ""
 
 
+def provenance_of(name: str) -> str:
+    """`provenance` of a parameter of the command that runs, by its name; "" outside of commands."""
+    ctx = click.get_current_context(silent=True)
+    found = next((parameter for parameter in ctx.command.params if parameter.name == name), None) if ctx else None
+    return provenance(ctx, found) if ctx is not None and found is not None else ""
+
+
 def _entry(option: click.Parameter, entries: dict[str, Entry]) -> Entry | None:
     names = long_names(option)
     return next((entries[name] for name in reversed(entries) if name in names), None)  # as click takes them: the last

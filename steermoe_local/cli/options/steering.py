@@ -17,12 +17,12 @@ from ...maps.ranks import RANKS, WEIGHTS
 from ...model_files.model_info import model_info
 from ...models.shipped_maps import map_path, recommended_numbers
 from ...steering.plan_file import read_plan
-from ...steering.plan_text import parse_rules
 from ...steering.presets import PRESETS
-from ...steering.rules import DEFAULT_CAP, EQUAL, OWNERS, RULES, Rule
+from ...steering.rules import DEFAULT_CAP, DEFAULT_STRENGTH, EQUAL, OWNERS, RULES, Rule
 from ..output import warn
 from .groups import RenamedOption, field_options, is_given, option, option_group, rank
-from .plans import RuleText
+from .plans import RuleText, parse_texts, rule_texts
+from .settings import provenance_of
 from .system_text import UserPath
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ _SOURCES = {"map_file": "--map", "bias": "--bias", "steer": "--steer", "plan": "
 _NUMBERS = ("activate", "deactivate", "preset", "reverse", "layers", "rank", "mode", "strength", "cap", "weights")
 _RULE = frozenset({"mode", "strength", "cap", "weights"})
 _NAMES = {"mode": "--mode", "scale": "--strength", "cap": "--cap", "weights": "--weights"}
-_STRENGTH = 1.0  # logits, of a soft rule without --strength
+
+OF_EACH_RULE = "each rule of a plan has its own choice of experts; write it there, like answer: NAME +8 -8 layers=3-7"
+"""Why an option that chooses experts does not go with a plan."""
 
 # Options of commands that choose experts, as names and attributes: `rank` names the score, the others are of the rule.
 RANK: tuple[tuple[str, ...], dict[str, Any]] = (
@@ -85,7 +87,7 @@ def rule_choice(
         near = {"mode": mode}
     if not values:
         return {}
-    name = Rule().changed(**(near or values), strength=_STRENGTH, names=_NAMES).name
+    name = Rule().changed(**(near or values), strength=DEFAULT_STRENGTH, names=_NAMES).name
     return {"mode": name, **{field: value for field, value in values.items() if OWNERS.get(field) == name}}
 
 
@@ -93,7 +95,7 @@ def rule_of(
     mode: str | None, strength: float | None, cap: float | None, weights: str | None, given: Collection[str]
 ) -> Rule:
     """The rule that the options ask for; a soft one without a strength has 1 logit. Raises as `rule_choice`."""
-    return Rule().changed(**rule_choice(mode, strength, cap, weights, given), strength=_STRENGTH, names=_NAMES)
+    return Rule().changed(**rule_choice(mode, strength, cap, weights, given), strength=DEFAULT_STRENGTH, names=_NAMES)
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ class SteeringFlags:
         type=float,
         metavar="X",
         help="Soft rule: add X to the router's logits of promoted experts, take it from suppressed ones.  "
-        f"[default: {_STRENGTH:g} with --mode soft]",
+        f"[default: {DEFAULT_STRENGTH:g} with --mode soft]",
     )
     cap: float | None = option(*CAP[0], **CAP[1])
     weights: str | None = option(*SOFT_WEIGHTS[0], **SOFT_WEIGHTS[1])
@@ -175,10 +177,7 @@ class SteeringFlags:
             raise UsageError(f"{typed[0]} and {typed[1]} both steer; give one of them")
         numbers = [f"--{name}" for name in _NUMBERS if name in self.given]
         if numbers and self._source in ("steer", "plan"):
-            raise UsageError(
-                f"{numbers[0]}: each rule of a plan has its own choice of experts; write it there, like answer: NAME "
-                "+8 -8 layers=3-7"
-            )
+            raise UsageError(f"{numbers[0]}: {OF_EACH_RULE}")
         if numbers and not self._map:
             what = "a bias file's choice of experts is made" if self._bias else "the experts are chosen from a map"
             raise UsageError(f"{numbers[0]}: {what}; give the map with --map MAP")
@@ -224,7 +223,8 @@ class SteeringFlags:
         if self._source is None:
             return {}
         value = getattr(self, self._source)
-        return {_SOURCES[self._source][2:]: "; ".join(value) if self._source == "steer" else str(value)}
+        shown = "; ".join(rule_texts(self.steer)) if self._source == "steer" else str(value)
+        return {_SOURCES[self._source][2:]: shown}
 
     @property
     def is_plan(self) -> bool:
@@ -236,9 +236,9 @@ class SteeringFlags:
         """The rules of the plan, none without one. Raises UsageError, FormatError, which name the rule."""
         if self._source == "steer":
             try:
-                return parse_rules(self.steer)
+                return parse_texts(self.steer)
             except UsageError as error:
-                raise UsageError(f"--steer: {error}") from None
+                raise UsageError(f"--steer: {error}{provenance_of('steer')}") from None
         return read_plan(self.plan) if self._source == "plan" and self.plan else ()
 
     @property

@@ -149,11 +149,16 @@ class Tracing:
     def _warn_of(self, plan: BiasPlan) -> None:
         """Warn of rules that mean nothing for texts that are only read."""
         if not {rule.where.phase for rule in plan.rules} & _OF_PROMPT:
-            pairs = isinstance(self.job.source, PairsFile)
-            last = "" if pairs else " but its last token, which draws the answer's first"
+            # a condition needs routing, or a token that was drawn: none holds at the prompt's last token
+            drawn = any(
+                rule.bias is not None and rule.where.when is None and rule.where.after is None and not rule.where.start
+                for rule in plan.rules
+            )
+            is_last = drawn and not isinstance(self.job.source, PairsFile)
+            last = " but its last token, which draws the answer's first" if is_last else ""
             warn(f"what is read is a prompt, and no rule of the plan is of it: nothing is steered{last}")
-        if plan.needs_routing:
-            warn("conditions on routing hold nowhere in a prompt that is only read; -n has it answered under them")
+        if any(rule.where.when is not None for rule in plan.rules):
+            warn("conditions hold nowhere in a prompt that is only read; -n has it answered under them")
 
     @property
     def _answers(self) -> bool:

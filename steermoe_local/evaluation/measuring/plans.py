@@ -15,6 +15,7 @@ from ...models.shipped_maps import map_path, recommended_numbers
 from ...steering.plan import SteeringPlan
 from ...steering.plan_file import SUFFIXES, read_plan_file
 from ...steering.plan_rules import RuleSpec, Where, shown
+from ...steering.rules import DEFAULT_STRENGTH
 from ...steering.steering import Steering
 
 Find = Callable[[str], Path]
@@ -65,7 +66,8 @@ def open_plan(
 
     Names are those of maps and bias files as the command line takes them: paths, and the maps that ship with the
     package; in a file also `NAME`, `NAME.json` and `NAME.gguf` beside it, which come first. `find` looks up others. A
-    shipped map without numbers gets those of its card. `name` is shown to users. `tell` is called with warnings.
+    shipped map without numbers gets those of its card, and a soft rule without `scale` `DEFAULT_STRENGTH`. `name` is
+    shown to users. `tell` is called with warnings.
 
     Raises UsageError, FormatError, which name the rule; FormatError also where a name stands for another map or bias
     than when a server wrote the file.
@@ -126,7 +128,7 @@ class _Files:
             given["activate"], given["deactivate"] = numbers
         if "preset" not in given and not given.get("activate") and not given.get("deactivate"):
             raise UsageError(f"{name}: no experts, so nothing steers there; write +N or -N, or none in the map's place")
-        steering, warnings = opened.with_choice(given)
+        steering, warnings = opened.with_choice(given, strength=DEFAULT_STRENGTH)
         self._tell(*warnings)
         return steering
 
