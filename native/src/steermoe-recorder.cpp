@@ -355,9 +355,9 @@ bool steermoe_recorder::eval(const ggml_tensor * t, bool ask) {
         // returning false leaves all other nodes uncomputed.
         return ask;
     }
-    const int             il   = topk_layer(t);
-    const bool            last = stop_early && is_end(t, il);
-    const bool            here = any || trace.is_on(); // is anything of this ubatch read?
+    const int             il    = topk_layer(t);
+    const bool            last  = stop_early && is_end(t, il);
+    const bool            here  = any || trace.is_on(); // is anything of this ubatch read?
     // Looked up for every tensor of a graph: only where one may be read.
     const bool            noted = here && (sums || trace.keeps_weights() || trace.keeps_logits());
     const steermoe_note * note  = noted ? hook->note(t) : nullptr;
