@@ -316,6 +316,10 @@ class FakeSession:
     def __init__(self, steering: Steering) -> None:
         self.steering = steering
 
+    @property
+    def choice(self) -> Steering:
+        return self.steering
+
     def change_steering(self, **fields: Any) -> None:
         self.steering = self.steering.changed(**fields)
         self.steering.build()
