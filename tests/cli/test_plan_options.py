@@ -363,13 +363,13 @@ def test_config_refuses_rules_that_are_none(key: str, value: str, words: str, tm
 
 
 def test_who_has_the_options() -> None:
-    """Commands that choose experts themselves say where instead, and those that make maps or biases have neither."""
+    """Commands that choose experts themselves can say where alone, and those that make maps or biases have neither."""
     has = {
         name: {" ".join(path) for path, command in settings.commands(main) if name in settings.options(command)}
         for name in ("steer", "plan", "where")
     }
     assert has["plan"] == has["steer"] - {"attribute"}
-    assert has["plan"] == {"run", "chat", "serve", "eval", "experiment", "trace", "transfer"}
+    assert has["plan"] == {"run", "chat", "serve", "eval", "experiment", "sweep", "trace", "transfer", "tune"}
     assert has["where"] == {"sweep", "tune", "audit"}
 
 

@@ -31,7 +31,7 @@ _MOST_ROWS = 60  # of a table on the terminal; the files have all
 @evaluation_options(
     without=(
         *("activate", "deactivate", "layers", "mode", "strength", "cap", "weights", "preset"),
-        *("bias", "steer", "plan"),  # the grid chooses experts of one map
+        "bias",  # the grid chooses experts of one map
     )
 )
 @click.option(
@@ -94,8 +94,10 @@ def sweep(
     """Measure a map over a grid of choices: effect against fluency.
 
     All combinations of the lists are measured; a..b:step is a range, b included. Choices that the model cannot carry
-    out are listed, those that steer equally are measured once. OUT gets summary.json, report.md, table.csv,
-    records.jsonl (all answers), pareto.png and pareto.svg. A sweep that was interrupted goes on with --resume.
+    out are listed, those that steer equally are measured once. With --steer the rules say where the choices of their
+    map are in force, as --where does; their own numbers of experts are not used. OUT gets summary.json, report.md,
+    table.csv, records.jsonl (all answers), pareto.png and pareto.svg. A sweep that was interrupted goes on with
+    --resume.
 
     \b
     Examples:

@@ -22,7 +22,7 @@ _PICTURES = ("tuning.png", "tuning.svg")
 
 
 @click.command()
-@evaluation_options(without=("activate", "deactivate", "preset", "steer", "plan"))
+@evaluation_options(without=("activate", "deactivate", "preset"))
 @click.option("--max-ppl-increase", type=SHARE, metavar="SHARE", help="Most increase of the perplexity, like 5%.")
 @click.option("--max-kl", type=click.FloatRange(0), metavar="X", help="Most KL from the unsteered model, in nats.")
 @click.option(
@@ -81,9 +81,10 @@ def tune(
     """Find how many experts to steer: the strongest effect inside a budget of fluency.
 
     Searches along the order of |RD|, on a part of the items, and reports the effect on the others; docs/tuning.md says
-    how. --reverse tunes the other side, --layers and --strength hold for all choices. OUT gets bias.gguf, summary.json,
-    report.md, records.jsonl (all answers), tuning.png and tuning.svg. A search that was interrupted goes on with
-    --resume.
+    how. --reverse tunes the other side, --layers and --strength hold for all choices. With --steer the rules say where
+    the choices of their map are in force, as --where does; their own numbers of experts are not used. OUT gets
+    bias.gguf, summary.json, report.md, records.jsonl (all answers), tuning.png and tuning.svg. A search that was
+    interrupted goes on with --resume.
 
     Exit status 1, and no bias, if nothing inside the budget has an effect, or if the held-out items do not confirm it.
 

@@ -69,6 +69,8 @@ class MeasuredSteering:
         from ...evaluation.measuring.plans import open_placement
         from ...steering.plan_text import parse_where
 
+        if self.where is not None and self._plan is not None:
+            raise UsageError("--where and the rules of a plan both say where; give one of them")
         if self.where is not None:
             placement = open_placement(parse_where(self.where))
             warn(*placement.check(self.identity, str(self.model), self.steering_flags.force))
@@ -84,11 +86,13 @@ class MeasuredSteering:
 
     @cached_property
     def map_steering(self) -> Steering:
-        """The map alone, for commands that choose the numbers of experts themselves.
+        """The map alone, for commands that choose the numbers of experts themselves; of a plan that of all its rules.
 
         The numbers are those of the flags, else of a shipped map's card, else 0. Raises UsageError for a bias file.
         """
         flags = self.steering_flags
+        if self._plan is not None and self.steering.expert_map is not None:
+            return self.steering
         if "map" not in flags.source:
             raise UsageError("the experts are chosen from a map; give --map MAP")
         from ...evaluation.measuring.opening import open_steering
