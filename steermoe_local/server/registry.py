@@ -19,7 +19,7 @@ from ..identity import ModelIdentity
 from ..llama.steered_llama import native_bias
 from ..models.shipped_maps import map_path, recommended_numbers, shipped_maps
 from ..steering.bias_plan import AnyBias
-from ..steering.plan import AnySteering, PlanRule, SteeringPlan
+from ..steering.plan import AnySteering, SteeringPlan
 from ..steering.plan_file import SUFFIXES as PLAN_SUFFIXES
 from ..steering.plan_file import read_plan_file
 from ..steering.plan_rules import EVERYWHERE, PHASES
@@ -27,10 +27,9 @@ from ..steering.steering import Steering
 from .api_errors import ApiError, request_error
 from .choices import has_choice, with_choice
 from .maps_folder import KeptChoice, Kind, MapsFolder, bias_from_base64, map_from_json, name_of_file
-from .plans import open_plan, refusing, with_all
+from .plans import open_plan, refusing, require_plan_name, without_folders
 from .registered import NONE, Applied, Registered, Source, applied, biases_of, has_numbers, n_bytes
 from .schemas import GivenPlan, RegisterRequest, SteeringChoice, Wanted
-from .schemas_plans import is_name
 
 log = logging.getLogger("steermoe.server")
 
@@ -183,7 +182,7 @@ class SteeringRegistry:
         building it raises.
         """
         require_plan_name(plan.name)
-        shown = replace(plan, rules=tuple(map(_without_folders, plan.rules)))
+        shown = replace(plan, rules=tuple(map(without_folders, plan.rules)))
         warnings = self._put(plan.name, shown, "command line", replace=True)
         self._keep(shown, shown.build(self._identity))  # impossible numbers are refused now
         return warnings
@@ -413,22 +412,6 @@ def _naming(path: Path) -> Iterator[None]:
         if not str(error).startswith(str(path)):
             error.args = (f"{path}: {error}", *error.args[1:])
         raise
-
-
-def _without_folders(rule: PlanRule) -> PlanRule:
-    """A rule with all that it chooses, whose maps are called as their files are. Raises UsageError."""
-    spec, where = rule.spec, rule.spec.where
-    if rule.steering is not None and rule.steering.path is not None:
-        spec = replace(spec, name=name_of_file(rule.steering.path))
-    if where.when is not None and rule.looks_at_path is not None:
-        spec = replace(spec, where=replace(where, when=replace(where.when, map=name_of_file(rule.looks_at_path))))
-    return with_all(replace(rule, spec=spec))
-
-
-def require_plan_name(name: str) -> None:
-    """Raise UsageError for a plan's name that no request could give."""
-    if not is_name(name):
-        raise UsageError(f"{name!r}: not a name for requests; take letters, digits, '.', '_' and '-'")
 
 
 def _chosen(entry: Registered, choice: SteeringChoice | RegisterRequest) -> Steering:

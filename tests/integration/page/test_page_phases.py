@@ -147,7 +147,9 @@ def test_thinking_is_marked(browser: Any, tmp_path: Path) -> None:
         assert tab.page.locator(".thoughts mark.steered").all_text_contents() == spans == [thoughts]
         tab.page.locator(".answer").get_by_role("button", name="Tokens").click()
         tab.page.locator("#tokens").wait_for()
-        assert "steered by thinking: digits-words" in tab.page.locator("#step-about").inner_text()
+        about = tab.page.locator("#step-about")
+        tab.until(lambda: about.inner_text())  # the answer is asked for once more
+        assert "steered by thinking: digits-words" in about.inner_text()
         tab.page.keyboard.press("Escape")
         tab.place("answer")
         tab.again()
