@@ -19,7 +19,6 @@ from ..steering.rules import json_cap
 from ..steering.steering import Steering
 from .api_errors import ApiError, as_api_error, request_error
 from .choices import whole_choice, with_choice
-from .maps_folder import name_of_file
 from .schemas import SteeringChoice
 from .schemas_plans import is_name, one_line
 
@@ -135,19 +134,3 @@ def tables_of(plan: SteeringPlan) -> list[Steering]:
         *(Steering(plan.name, found) for found in {one.sha256: one for one in maps if one is not None}.values()),
         *biases.values(),
     ]
-
-
-def without_folders(rule: PlanRule) -> PlanRule:
-    """A rule with all that it chooses, whose maps are called as their files are. Raises UsageError."""
-    spec, where = rule.spec, rule.spec.where
-    if rule.steering is not None and rule.steering.path is not None:
-        spec = replace(spec, name=name_of_file(rule.steering.path))
-    if where.when is not None and rule.looks_at_path is not None:
-        spec = replace(spec, where=replace(where, when=replace(where.when, map=name_of_file(rule.looks_at_path))))
-    return with_all(replace(rule, spec=spec))
-
-
-def require_plan_name(name: str) -> None:
-    """Raise UsageError for a plan's name that no request could give."""
-    if not is_name(name):
-        raise UsageError(f"{name!r}: not a name for requests; take letters, digits, '.', '_' and '-'")

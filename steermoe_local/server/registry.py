@@ -27,7 +27,8 @@ from ..steering.steering import Steering
 from .api_errors import ApiError, request_error
 from .choices import has_choice, with_choice
 from .maps_folder import KeptChoice, Kind, MapsFolder, bias_from_base64, map_from_json, name_of_file
-from .plans import open_plan, refusing, require_plan_name, without_folders
+from .own_plan import require_plan_name, without_folders
+from .plans import open_plan, refusing
 from .registered import NONE, Applied, Registered, Source, applied, biases_of, has_numbers, n_bytes
 from .schemas import GivenPlan, RegisterRequest, SteeringChoice, Wanted
 

@@ -257,7 +257,7 @@ def _start_plan(rules: SteeringFlags, facts: ModelInfo, model: Path, maps_folder
 
     Raises ModelError for a model without experts, and what the rules, names and numbers raise.
     """
-    from ...server.plans import require_plan_name
+    from ...server.own_plan import require_plan_name
     from ...steering.plan import SteeringPlan
     from ..chat.maps import MapFinder
 
