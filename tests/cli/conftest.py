@@ -1,4 +1,4 @@
-"""Fixtures of the tests of `steermoe chat`."""
+"""Fixtures of the tests of the commands."""
 
 from __future__ import annotations
 
@@ -7,6 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from steermoe_local import write_bias
+from steermoe_local.steering.steering import Steering
+from tests.support.paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def bias(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bias file that steers the embedded model towards words."""
+    path = tmp_path_factory.mktemp("bias") / "words.gguf"
+    digits = ROOT / "expert_maps" / "tiny" / "digits-words.json"
+    made = Steering.open(map_file=digits, activate=2, deactivate=2, reverse=True).build()
+    assert made is not None
+    write_bias(made, path)
+    return path
 
 
 @pytest.fixture

@@ -12,14 +12,13 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steermoe_local import ExpertMap, FormatError, SteeringPlan, UsageError, open_plan, read_bias, write_bias
+from steermoe_local import ExpertMap, FormatError, SteeringPlan, UsageError, open_plan, read_bias
 from steermoe_local.cli import main
 from steermoe_local.cli.options import settings
 from steermoe_local.cli.options.steering import SteeringFlags
 from steermoe_local.evaluation.measuring.plans import plan_name
 from steermoe_local.steering.plan_rules import RuleSpec, Where
 from steermoe_local.steering.plan_text import format_rule, parse_rule, parse_where, split_rules
-from steermoe_local.steering.steering import Steering
 from tests.cli.test_run_options import DIGITS, steer_by
 from tests.support.plans import places, specs
 
@@ -41,15 +40,6 @@ def refused(status: int, *flags: Any, **kwargs: Any) -> str:
     assert result.stderr.startswith("error: ")
     assert "unexpected" not in result.stderr
     return result.stderr
-
-
-@pytest.fixture(scope="module")
-def bias(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bias") / "words.gguf"
-    made = Steering.open(map_file=DIGITS, activate=2, deactivate=2, reverse=True).build()
-    assert made is not None
-    write_bias(made, path)
-    return path
 
 
 #

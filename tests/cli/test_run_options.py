@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from steermoe_local import ExpertMap, UsageError, write_bias
+from steermoe_local import ExpertMap, UsageError
 from steermoe_local.cli.options.model import model_option
 from steermoe_local.cli.options.sampling import sampling_options
 from steermoe_local.cli.options.steering import SteeringFlags, steering_options
@@ -22,7 +22,6 @@ from steermoe_local.generation.engine import Sampling
 from steermoe_local.model_files.model_info import model_info
 from steermoe_local.models.embedded import behaviours
 from steermoe_local.models.shipped_maps import map_path, recommended_numbers, shipped_maps
-from steermoe_local.steering.steering import Steering
 from tests.support.paths import ROOT
 
 DIGITS = ROOT / "expert_maps" / "tiny" / "digits-words.json"
@@ -65,15 +64,6 @@ def source_of(*flags: Any, **kwargs: Any) -> dict[str, str]:
     assert result.exit_code == 0, result.output
     source: dict[str, str] = json.loads(result.stdout)[1]
     return source
-
-
-@pytest.fixture(scope="module")
-def bias(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bias") / "words.gguf"
-    made = Steering.open(map_file=DIGITS, activate=2, deactivate=2, reverse=True).build()
-    assert made is not None
-    write_bias(made, path)
-    return path
 
 
 #

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from steermoe_local import ExpertMap
+from tests.support.pages import run
 from tests.support.paths import ROOT
 
 PAGE = (ROOT / "docs" / "attribution.md").read_text("utf-8")
@@ -21,15 +20,6 @@ PAGE = (ROOT / "docs" / "attribution.md").read_text("utf-8")
 def block(language: str) -> str:
     (found,) = re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     return str(found)
-
-
-def run(command: list[str], folder: Path) -> str:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_the_blocks_run(tmp_path: Path) -> None:

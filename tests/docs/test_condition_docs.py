@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +21,7 @@ from tests.support.condition_pairs import (
     two_facts_and_one,
     with_and_without_documents,
 )
+from tests.support.pages import run
 from tests.support.paths import ROOT
 
 PAGE = (ROOT / "docs" / "conditions.md").read_text("utf-8")
@@ -36,15 +35,6 @@ MAKERS: list[tuple[str, Callable[[], list[Pair]], str | None]] = [
     ("asks for a secret / for another one, at random", lambda: alike(60, 0), None),
     ("asks for a number / for a secret, by the map `digits-words`", lambda: kinds_of_prompts(49), "digits-words"),
 ]
-
-
-def run(command: list[str], folder: Path) -> str:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_the_blocks_run(tmp_path: Path) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 
 from steermoe_local.llama.library import pinned_version
 from steermoe_local.maps.expert_map import ExpertMap
+from tests.support.pages import run
 from tests.support.paths import ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -28,15 +27,6 @@ def blocks(language: str) -> list[str]:
 def workplace(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "examples" / "pairs", tmp_path / "examples" / "pairs")
     return tmp_path
-
-
-def run(command: list[str], folder: Path) -> str:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    result = subprocess.run(
-        command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 def test_the_shell_blocks_run_and_steer(workplace: Path) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from steermoe_local import ExpertMap
+from tests.support.pages import run
 from tests.support.paths import ROOT
 from tests.support.traces import arrays_of
 
@@ -19,15 +18,6 @@ PAGE = (ROOT / "docs" / "traces.md").read_text("utf-8")
 
 def blocks(language: str) -> list[str]:
     return [str(text) for text in re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)]
-
-
-def run(command: list[str], folder: Path) -> str:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_the_blocks_run(tmp_path: Path) -> None:
