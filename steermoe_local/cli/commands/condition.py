@@ -26,6 +26,7 @@ from ..options.common import (
     check_unfinished,
     json_option,
     lock_output,
+    longest_prompt_option,
     output_option,
     require_distinct,
     resume_options,
@@ -102,14 +103,7 @@ def condition() -> None:
 @output_option("Report to write, JSON, with the scores of each pair.", required=False)
 @click.option("--write-map", "map_file", type=FILE, help="Map of all pairs to write, for the rule; not with --map.")
 @resume_options("Go on with an interrupted run, from the last batch that was recorded.")
-@click.option(
-    "-c",
-    "--ctx-size",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Longest prompt, 0: as the pairs need. Pairs with longer ones are reported and skipped.",
-)
+@longest_prompt_option
 @template_options
 @recording_options
 @json_option
@@ -139,9 +133,8 @@ def fit(
 
     Scores the prompts of both sides as requests have them (but their last token, which draws the answer), or the ends
     of their replies, by how their routing leans: the mean over the tokens of the sum of the map's scores of the experts
-    that a token selects. What is reported is of
-    held-out pairs: each is scored by a map, and judged by a threshold, that other pairs have made. The control is the
-    same with sides swapped at random. The model runs unsteered.
+    that a token selects. What is reported is of held-out pairs: each is scored by a map, and judged by a threshold,
+    that other pairs have made. The control is the same with sides swapped at random. The model runs unsteered.
 
     With -o or --write-map, what is recorded is kept beside that file until it is written: an interrupted run goes on
     with the same command and --resume.

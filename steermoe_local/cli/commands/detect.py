@@ -30,6 +30,7 @@ from ..options.common import (
     check_unfinished,
     json_option,
     lock_output,
+    longest_prompt_option,
     meaning_options,
     output_option,
     require_distinct,
@@ -170,14 +171,7 @@ _stable_options = option_group(
     metavar="first:N|thinking",
     help="Also write maps of two phases of the targets: the first N tokens and the rest, or thinking and answer.",
 )
-@click.option(
-    "-c",
-    "--ctx-size",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Longest prompt, 0: as the pairs need. Pairs with longer ones are reported and skipped.",
-)
+@longest_prompt_option
 @template_options
 @click.option(
     "--share-prefixes/--no-share-prefixes",

@@ -132,6 +132,14 @@ template_options = together(
 hub_offline_option = click.option(
     "--offline", is_flag=True, help="Take hub data from the cache alone, as with HF_HUB_OFFLINE=1."
 )
+longest_prompt_option = click.option(
+    "-c",
+    "--ctx-size",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Longest prompt, 0: as the pairs need. Pairs with longer ones are reported and skipped.",
+)
 seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything that is drawn.")
 
 
