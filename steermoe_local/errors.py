@@ -16,6 +16,9 @@ SteerMoEError
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 _MOST = 4000  # characters of a message: a field of a file, which it quotes, may have millions
 
 
@@ -76,3 +79,14 @@ class NativeError(SteerMoEError):
 
 class VersionError(SteerMoEError):
     """The llama_cpp package or the native library has another version than the supported one."""
+
+
+@contextmanager
+def prefixed(prefix: str, *, once: bool = False) -> Iterator[None]:
+    """Put `prefix` and a colon before the message of an error; with `once` not before one that starts with it."""
+    try:
+        yield
+    except SteerMoEError as error:
+        if not (once and str(error).startswith(prefix)):
+            error.args = (f"{prefix}: {error}", *error.args[1:])
+        raise

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from ..errors import SteerMoEError, UsageError
 from ..maps.expert_map import ExpertMap
-from ..steering.plan import AnySteering, PlanRule, SteeringPlan
+from ..steering.plan import AnySteering, PlanRule, SteeringPlan, map_of_condition, require_experts
 from ..steering.plan_rules import RuleSpec
 from ..steering.rules import json_cap
 from ..steering.steering import Steering
@@ -62,21 +62,11 @@ def open_plan(
             changed = with_choice(found, SteeringChoice(map=named, **fields))
         except ValidationError as error:
             raise UsageError(str(request_error(error))) from None
-        if changed.expert_map is not None and not (changed.activate or changed.deactivate):
-            if {"activate", "deactivate"} & choice.keys():
-                raise UsageError(
-                    f"{named}: no experts, so nothing steers there; write +N or -N, or none in the map's place"
-                )
-            raise UsageError(
-                f"{named}: the map has no numbers of experts; say how many to promote and suppress, like {named} +8 -8"
-            )
+        require_experts(named, changed, choice)
         return changed
 
     def expert_map(named: str) -> tuple[ExpertMap, Path | None]:
-        found = _source(named, entries, made_of)
-        if found.expert_map is None:
-            raise UsageError(f"when {named}: a bias file has no scores of experts; name a map")
-        return found.expert_map, found.path
+        return map_of_condition(named, _source(named, entries, made_of))
 
     plan = SteeringPlan.open(rules, steering, expert_map, name=name, path=path)
     return replace(plan, rules=tuple(map(with_all, plan.rules)))
@@ -92,16 +82,9 @@ def _source(name: str, entries: Mapping[str, AnySteering], made_of: Mapping[str,
         raise _UnknownName(f"steering {name!r} is not registered; there are: {told or 'none'}")
     if isinstance(found, SteeringPlan):
         raise UsageError(f"{name}: a plan; a rule names a map or a bias file")
-    if made_of is not None and made_of.get(name) != _digest(found):
+    if made_of is not None and made_of.get(name) != found.source_sha256:
         raise UsageError(f"{name!r} is not what the plan was made of; register the plan again")
     return found
-
-
-def _digest(steering: Steering) -> str:
-    if steering.expert_map is not None:
-        return steering.expert_map.sha256
-    assert steering.bias is not None
-    return steering.bias.key
 
 
 def with_all(rule: PlanRule) -> PlanRule:
@@ -119,8 +102,8 @@ def sources(plan: SteeringPlan) -> dict[str, str]:
     found = {}
     for rule in plan.rules:
         when = rule.spec.where.when
-        if rule.spec.name is not None and rule.steering is not None:
-            found[rule.spec.name] = _digest(rule.steering)
+        if rule.spec.name is not None and rule.steering is not None and (digest := rule.steering.source_sha256):
+            found[rule.spec.name] = digest
         if when is not None and rule.looks_at is not None:
             found[when.map] = rule.looks_at.sha256
     return found

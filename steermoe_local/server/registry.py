@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from ..errors import ModelMismatchError, SteerMoEError, UsageError
+from ..errors import ModelMismatchError, SteerMoEError, UsageError, prefixed
 from ..evaluation.measuring.plans import open_plan as open_files_plan
 from ..identity import ModelIdentity
 from ..llama.steered_llama import native_bias
@@ -144,7 +144,7 @@ class SteeringRegistry:
     def _plan_of_file(self, name: str, path: Path) -> SteeringPlan:
         """The plan of a file, whose rules name what is registered. Raises FormatError, UsageError."""
         read = read_plan_file(path)
-        with _naming(path):
+        with prefixed(str(path), once=True):
             return open_plan(read.rules, self._steerings(), name, made_of=read.made_of or None, path=path)
 
     def _find(self, name: str) -> Path:
@@ -166,7 +166,7 @@ class SteeringRegistry:
         if path.name.endswith(PLAN_SUFFIXES):
             if self._folder is None or path.resolve().parent != self._folder.path.resolve():
                 told: list[str] = []
-                with _naming(path):
+                with prefixed(str(path), once=True):
                     plan = open_files_plan(path, name=name, find=self._find, tell=lambda *lines: told.extend(lines))
                 return name, told + self.add_plan(plan)
             steering = self._plan_of_file(name, path)
@@ -402,17 +402,6 @@ class SteeringRegistry:
             while len(self._built) > 1 and max(len(self._built), self._n_built) > _CACHED:
                 self._n_built -= len(biases_of(self._built.popitem(last=False)[1]))
         return bias
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Put the path of a plan's file before the message of an error, once."""
-    try:
-        yield
-    except SteerMoEError as error:
-        if not str(error).startswith(str(path)):
-            error.args = (f"{path}: {error}", *error.args[1:])
-        raise
 
 
 def _chosen(entry: Registered, choice: SteeringChoice | RegisterRequest) -> Steering:

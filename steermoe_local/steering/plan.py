@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .._util.files import is_sha256
-from ..errors import FormatError, SteerMoEError, UsageError
+from ..errors import FormatError, UsageError, prefixed
 from ..identity import ModelIdentity
 from ..maps.expert_map import ExpertMap
 from ..maps.routing_lean import RoutingLean
@@ -143,7 +142,7 @@ class SteeringPlan:
     def shortfall(self) -> str:
         """The first of the steerings' shortfalls, with its rule's number; "" without any. Raises as `build`."""
         for number, rule in enumerate(self.rules, 1):
-            with _naming(number):
+            with prefixed(f"rule {number}"):
                 words = "" if rule.steering is None else rule.steering.shortfall
             if words:
                 return f"rule {number}: {words}"
@@ -240,6 +239,25 @@ AnySteering = Steering | SteeringPlan
 """What can be chosen to steer answers."""
 
 
+def require_experts(name: str, steering: Steering, choice: Mapping[str, Any]) -> None:
+    """Check that a rule with `choice` of the map `name` steers something. Raises UsageError, which says how."""
+    if steering.expert_map is None or steering.activate or steering.deactivate:
+        return
+    if {"activate", "deactivate"} & choice.keys():
+        raise UsageError(f"{name}: no experts, so nothing steers there; write +N or -N, or none in the map's place")
+    raise UsageError(
+        f"{name}: the map has no numbers of experts; write +N for those to promote (RD > 0), -N for those to suppress "
+        f"(RD < 0), like {name} +8 -8"
+    )
+
+
+def map_of_condition(name: str, source: Steering) -> tuple[ExpertMap, Path | None]:
+    """The map, and its file, that a condition names `name`. Raises UsageError for a bias file."""
+    if source.expert_map is None:
+        raise UsageError(f"when {name}: a bias file has no scores to look at; name an expert map")
+    return source.expert_map, source.path
+
+
 def _rule_dict(rule: PlanRule) -> dict[str, Any]:
     steering = None if rule.steering is None else rule.steering.to_dict()
     data: dict[str, Any] = {"text": rule.text, **rule_to_dict(rule.spec), "steering": steering}
@@ -264,19 +282,9 @@ def _map_from(data: object, where: str) -> tuple[ExpertMap | None, Path | None]:
     return expert_map, Path(path)
 
 
-@contextmanager
-def _naming(number: int) -> Iterator[None]:
-    """Put the number of a rule before the message of an error."""
-    try:
-        yield
-    except SteerMoEError as error:
-        error.args = (f"rule {number}: {error}", *error.args[1:])
-        raise
-
-
 def _looked_up(number: int, spec: RuleSpec, steering: OpenSteering, expert_map: OpenMap) -> PlanRule:
     when = spec.where.when
-    with _naming(number):
+    with prefixed(f"rule {number}"):
         found = None if spec.name is None else steering(spec.name, spec.choice)
         if when is None or when.measure != "routing":
             return PlanRule(spec, found)
@@ -286,5 +294,5 @@ def _looked_up(number: int, spec: RuleSpec, steering: OpenSteering, expert_map: 
 
 
 def _built(number: int, rule: PlanRule, identity: ModelIdentity | None) -> BiasRule:
-    with _naming(number):
+    with prefixed(f"rule {number}"):
         return BiasRule(rule.spec.where, None if rule.steering is None else rule.steering.build(identity), rule.lean)

@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import UsageError, prefixed
 from .plan_rules import CHOICE, EVERYWHERE, MAX_RULES, NONE, Condition, RuleSpec, Where, is_of, shown
 from .plan_text import parse_rule, require_short
 from .rules import json_cap
@@ -56,12 +56,10 @@ def rule_from(data: object, number: int | None = None) -> RuleSpec:
     """Read one rule, an object or a text. Raises UsageError, which names the rule by `number`."""
     if isinstance(data, str):
         return parse_rule(data, number)
-    try:
+    with prefixed("rule" if number is None else f"rule {number}"):
         if not isinstance(data, Mapping):
             raise UsageError("give an object, or a text like answer: formal +8 -8")
         return require_short(_rule(data))
-    except UsageError as error:
-        raise UsageError(f"rule{'' if number is None else f' {number}'}: {error}") from None
 
 
 def _rule(data: Mapping[str, Any]) -> RuleSpec:

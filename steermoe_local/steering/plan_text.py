@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from .._util.json_text import quoted
-from ..errors import UsageError
+from ..errors import UsageError, prefixed
 from .plan_rules import CHOICE, EVERYWHERE, MAX_RULES, NONE, PHASES, Condition, RuleSpec, Where, shown
 
 MAX_RULE = 4096
@@ -86,12 +86,10 @@ def parse_where(text: str) -> Where:
 @contextmanager
 def _naming(what: str, text: str) -> Iterator[None]:
     """Put what is read, and its text, before the message of an error."""
-    try:
+    with prefixed(f"{what} {quoted(text, 80)}"):
         if len(text) > MAX_RULE:
             raise UsageError(f"longer than {MAX_RULE} characters")
         yield
-    except UsageError as error:
-        raise UsageError(f"{what} {quoted(text, 80)}: {error}") from None
 
 
 def require_short(rule: RuleSpec) -> RuleSpec:

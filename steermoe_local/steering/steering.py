@@ -124,6 +124,13 @@ class Steering:
         path = Path(os.fspath(bias))  # type: ignore[arg-type]  # one of the two is given
         return cls(name or path.stem, bias=read_bias(path), path=path, **choice)
 
+    @property
+    def source_sha256(self) -> str | None:
+        """Digest of the map, or of what the bias file steers (`BiasFile.key`), in hex; None if there is neither."""
+        if self.expert_map is not None:
+            return self.expert_map.sha256
+        return None if self.bias is None else self.bias.key
+
     def with_preset(self, preset: str) -> tuple[Steering, list[str]]:
         """The same with the paper's numbers of experts for the map's model, and warnings of `presets.check_sides`.
 

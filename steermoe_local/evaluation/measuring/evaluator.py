@@ -85,8 +85,8 @@ class EvaluatorSettings:
         }
 
     @property
-    def records(self) -> bool:
-        """Whether the engine has a recorder."""
+    def needs_recorder(self) -> bool:
+        """Whether the engine records the routing, for `record` or for a condition of `placement`."""
         return self.record or (self.placement is not None and self.placement.needs_routing)
 
     def placed(self, bias: AnyBias | None) -> AnyBias | None:
@@ -190,7 +190,7 @@ class Evaluator:
                         sources, neutral, self.renderer, int(model._model.n_ctx_train()), self._settings.n_ctx
                     ),
                     n_slots=n_slots,
-                    record=self._settings.records,
+                    record=self._settings.needs_recorder,
                     force=self._settings.force,
                     **context,
                 )

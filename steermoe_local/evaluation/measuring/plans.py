@@ -12,7 +12,7 @@ from ..._util.regular_files import open_regular
 from ...errors import FormatError, UsageError
 from ...maps.expert_map import ExpertMap
 from ...models.shipped_maps import map_path, recommended_numbers
-from ...steering.plan import SteeringPlan
+from ...steering.plan import SteeringPlan, map_of_condition, require_experts
 from ...steering.plan_file import SUFFIXES, read_plan_file
 from ...steering.plan_rules import RuleSpec, Where, shown
 from ...steering.rules import DEFAULT_STRENGTH
@@ -120,32 +120,21 @@ class _Files:
         given = dict(choice)
         if not {"activate", "deactivate", "preset"} & given.keys():
             numbers = recommended_numbers(opened.path)
-            if numbers is None:
-                raise UsageError(
-                    f"{name}: how many experts? write +N for those to promote (RD > 0), -N for those to suppress "
-                    f"(RD < 0), like {name} +8 -8"
-                )
-            given["activate"], given["deactivate"] = numbers
-        if "preset" not in given and not given.get("activate") and not given.get("deactivate"):
-            raise UsageError(f"{name}: no experts, so nothing steers there; write +N or -N, or none in the map's place")
+            if numbers is not None:
+                given["activate"], given["deactivate"] = numbers
         steering, warnings = opened.with_choice(given, strength=DEFAULT_STRENGTH)
+        require_experts(name, steering, choice)
         self._tell(*warnings)
         return steering
 
     def expert_map(self, name: str) -> tuple[ExpertMap, Path | None]:
         """The map that a condition looks at. Raises UsageError, FormatError."""
-        opened = self._open(name)
-        if opened.expert_map is None:
-            raise UsageError(f"when {name}: a bias file has no scores to look at; name an expert map")
-        return opened.expert_map, opened.path
+        return map_of_condition(name, self._open(name))
 
     def digest(self, name: str) -> str | None:
         """The digest, as in `PlanFile.made_of`, of the map or bias that rules name so; None if none does."""
         opened = self._named.get(name)
-        if opened is None:
-            return None
-        made = opened.expert_map or opened.bias
-        return made.sha256 if isinstance(made, ExpertMap) else None if made is None else made.key
+        return None if opened is None else opened.source_sha256
 
     def _open(self, name: str) -> Steering:
         path = self._find(name)
