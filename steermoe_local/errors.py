@@ -16,8 +16,11 @@ SteerMoEError
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _MOST = 4000  # characters of a message: a field of a file, which it quotes, may have millions
 
