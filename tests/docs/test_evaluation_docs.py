@@ -24,7 +24,7 @@ from steermoe_local.evaluation.studies.evaluate import Controls
 from steermoe_local.models import local_models
 from steermoe_local.models.embedded import behaviours
 from steermoe_local.steering.plan_text import parse_rule
-from tests.docs.test_tutorial import commands, parse
+from tests.support.pages import commands, parse
 from tests.support.paths import ROOT
 
 PAGES = ("evaluation", "tasks", "task-builders", "experiments", "tuning", "transfer", "audit")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from steermoe_local.cli import main
 from steermoe_local.evaluation.measuring.plans import open_plan
 from steermoe_local.steering.plan_rules import MAX_RULES, MAX_TEXT, PHASES
 from steermoe_local.steering.plan_text import MAX_RULE, parse_rule, parse_where
-from tests.docs.test_tutorial import Block, blocks_of
+from tests.support.pages import Block, blocks_of, run_blocks
 from tests.support.paths import ROOT
 from tests.support.running_server import running
 
@@ -38,25 +36,7 @@ def test_every_block_says_what_it_is() -> None:
 
 
 def test_the_blocks_run_and_print_what_they_say(tmp_path: Path) -> None:
-    commands = {"sh": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    printed = ""
-    for block in BLOCKS:
-        if block.kind == "output":
-            assert printed.endswith(block.text), f"printed:\n{printed}\nthe page says:\n{block.text}"
-        elif block.kind == "tiny":
-            done = subprocess.run(
-                [*commands[block.language], block.text],
-                cwd=tmp_path,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=120,
-                check=False,
-            )
-            assert done.returncode == 0, f"{block.text}\n{done.stderr}"
-            printed = done.stdout
+    assert run_blocks(BLOCKS, tmp_path) > 0
     assert open_plan(tmp_path / "brief.plan.toml").name == "brief"
 
 
