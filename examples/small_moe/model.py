@@ -1,0 +1,91 @@
+"""OLMoE with a router loss as usual; each expert computes its own tokens only.
+
+Attention and norms are those of the tiny model (`tiny_moe.model`). Shapes: N tokens, D hidden, E experts, K chosen.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tiny_moe.model import Attention, Config, RMSNorm, rope_tables
+
+
+class Experts(nn.Module):
+    """Router and SwiGLU experts; weights are the softmax over all experts, not renormalised (as OLMoE)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        e, f, d = config.experts, config.expert_ff, config.hidden
+        self.top_k = config.top_k
+        self.router = nn.Parameter(torch.randn(e, d) * 0.02)
+        self.gate = nn.Parameter(torch.randn(e, f, d) * 0.02)
+        self.up = nn.Parameter(torch.randn(e, f, d) * 0.02)
+        self.down = nn.Parameter(torch.randn(e, d, f) * 0.02 / (2 * config.layers) ** 0.5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The block's output, router logits [N, E] in float32, and how many of the N tokens chose each expert [E]."""
+        shape = x.shape
+        x = x.reshape(-1, shape[-1])
+        with torch.autocast("cpu", enabled=False):
+            z = F.linear(x.float(), self.router)
+            weights, chosen = z.softmax(-1).topk(self.top_k, dim=-1)
+        flat = chosen.flatten()
+        order = flat.argsort(stable=True)
+        counts = torch.bincount(flat, minlength=len(self.router))
+        rows = order // self.top_k
+        pieces = []
+        for e, part in enumerate(x[rows].split(counts.tolist())):
+            h = F.silu(F.linear(part, self.gate[e])) * F.linear(part, self.up[e])
+            pieces.append(F.linear(h, self.down[e]))
+        y = torch.cat(pieces).float() * weights.flatten()[order, None]
+        return torch.zeros(x.shape).index_add(0, rows, y).view(shape), z, counts
+
+
+class Block(nn.Module):
+    """Attention and experts, each after its norm."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.attn_norm, self.ffn_norm = (RMSNorm(config.hidden, config.rms_eps) for _ in range(2))
+        self.attn, self.moe = Attention(config), Experts(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = x + self.attn(self.attn_norm(x), cos, sin)
+        y, z, counts = self.moe(self.ffn_norm(x))
+        return x + y, z, counts
+
+
+class SmallMoE(nn.Module):
+    """The whole model."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Parameter(torch.randn(config.vocab, config.hidden) * 0.02)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.hidden, config.rms_eps)
+        self.head = nn.Parameter(torch.randn(config.vocab, config.hidden) * 0.02)
+        for block in self.blocks:
+            for name in ("q_proj", "k_proj", "v_proj"):
+                nn.init.normal_(getattr(block.attn, name).weight, std=0.02)
+            nn.init.normal_(block.attn.o_proj.weight, std=0.02 / (2 * config.layers) ** 0.5)
+        cos, sin = rope_tables(config, config.context)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states [B, T, D] before the head, router logits [layers, N, E], counts [layers, E]; ids [B, T]."""
+        t = ids.shape[1]
+        x = F.embedding(ids, self.embed)
+        router, counts = [], []
+        for block in self.blocks:
+            x, z, n = block(x, self.cos[:t], self.sin[:t])
+            router.append(z)
+            counts.append(n)
+        return self.norm(x), torch.stack(router), torch.stack(counts)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of the vocabulary."""
+        return F.linear(hidden, self.head)
