@@ -16,8 +16,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-from builders import BUILDERS, lines  # noqa: E402
-
+from builders import BUILDERS  # noqa: E402
+from common import lines  # noqa: E402
 from steermoe_local.evaluation.tasks.builtin import side_of  # noqa: E402
 from steermoe_local.evaluation.tasks.scorers import make_scorer  # noqa: E402
 from steermoe_local.pairs.prompts import PromptItem  # noqa: E402
@@ -30,8 +30,6 @@ def files() -> dict[str, str]:
     """Every file, by its path below steermoe_local/behaviours, and its text."""
     found = {"neutral-questions.txt": "".join(f"{question}\n" for question in neutral_questions())}
     for name, facts in FACTS.items():
-        if name not in BUILDERS:
-            continue
         built = BUILDERS[name]()
         labelled = labelled_answers(name)
         wrong = errors(facts["scorer"], facts["options"], labelled)

@@ -23,7 +23,7 @@ from ..pairs.prompts import PromptItem, load_prompts
 
 _FOLDER = PACKAGE / "behaviours"
 # in the order in which they are listed
-_GENERAL = ("concise", "german")
+_GENERAL = ("concise", "formal", "digits", "json", "german", "step-by-step", "hedged", "document", "in-role")
 _PLANTED = {
     "digits-words": ("Answers with numbers in digits, not in words.", "Use digits.", "Use words.", False),
     "document-memory": (
