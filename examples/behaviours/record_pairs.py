@@ -50,10 +50,13 @@ def json_or_prose() -> Built:
     heldout: list[dict[str, str]] = []
     for index, record in enumerate(records):
         # of some records both wordings, on the same side of the split
-        for question in record.questions if index % 3 == 0 else record.questions[index % 2 :][:1]:
+        chosen = record.questions if index % 3 == 0 else record.questions[index % 2 :][:1]
+        for number, question in enumerate(chosen):
             prompt = _FORMS[(len(pairs) + len(heldout)) % len(_FORMS)].format(question=question)
             if index < len(records) * 6 // 11:
-                data = record.data if index % 5 else f"```json\n{record.data}\n```"
+                data = record.data if (index + number) % 5 else f"```json\n{record.data}\n```"
+                if number:  # another layout
+                    data = data.replace('", "', '",\n  "').replace('{"', '{\n  "', 1).replace("}", "\n}")
                 pairs.append((prompt, data, record.prose))
             else:
                 heldout.append({"prompt": prompt})

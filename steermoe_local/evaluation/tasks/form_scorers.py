@@ -96,7 +96,8 @@ class JsonOrProse(Scorer):
             return Score(0.0, "prose" if _WORDS.search(text) and not block else ILL_FORMED)
         body = body[: _end(body)].strip()
         share = len(body) / len(text.replace("```json", "").replace("```", "").strip() or "x")
-        if share < 0.25:  # a bracket in prose
+        # a bracket in prose
+        if share < 0.25 or (share < self.share and '"' not in body and _WORDS.search(text[:start])):
             return Score(0.0, "prose")
         if not _JSON_START.match(body) or _json_state(body) == "broken":
             # braces around other things, which prose has as well, or JSON with an error

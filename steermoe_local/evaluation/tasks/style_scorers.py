@@ -119,6 +119,7 @@ _DRIFT = re.compile(
     r"|\bi(?:['\u2019]m| am) (?:just |only |actually |really |simply )?(?:an? )?(?:artificial|ai\b|large language|"
     r"language model|virtual|digital|computer program|chatbot|machine|assistant\b|text-based|program\b|not (?:a |an )?"
     r"(?:real|actual|human|person|actually|really))"
+    r"|\bbeing an? (?:ai|artificial)\b|\bno (?:physical|human) (?:form|body)\b"
     r"|\b(?:language model|ai model|ai assistant|training data|my training|my programming|my developers)\b"
     r"|\bi (?:was|am|have been) (?:created|trained|developed|designed|programmed) (?:by|on|to|as)\b"
     r"|\bi (?:do not|don['\u2019]t|can['\u2019]t|cannot|can not) (?:actually |really |truly |physically )?"
