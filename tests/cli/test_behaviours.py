@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from steermoe_local.behaviours import behaviours
@@ -51,6 +53,15 @@ def test_a_behaviour_is_a_task(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "formal" in done.stdout
+
+
+def test_the_page_s_blocks_run(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "behaviours.md").read_text("utf-8")
+    commands, script = re.findall(r"^```(?:sh|python)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    exec(script, {})
+    assert capsys.readouterr().out == "120 digits\n"
+    for line in commands.splitlines():
+        assert CliRunner().invoke(main, line.split()[1:]).exit_code == 0
 
 
 def test_the_table_of_the_page_is_up_to_date() -> None:
