@@ -38,7 +38,9 @@ def formal() -> Built:
         question, one, two = line.split(" | ")
         pairs.append((question, one, two))
     frames, casual = lines("frames-formal.txt"), lines("frames-casual.txt")
-    for index, (question, _, sentence, more, _) in enumerate(bank()[:80]):
+    written = {question for question, *_ in pairs}
+    rest = [row for row in bank() if row[0] not in written]
+    for index, (question, _, sentence, more, _) in enumerate(rest[: 120 - len(pairs)]):
         texts = {"S": sentence, "s": _small(sentence), "M": more}
         one = frames[index % len(frames)].format(**texts).strip()
         if len(one) > MAX_TARGET:
