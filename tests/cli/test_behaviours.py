@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -43,6 +44,14 @@ def test_an_unknown_name() -> None:
     assert done.stderr.strip() == (
         "error: 'germna' is no behaviour that ships; did you mean german?; steermoe behaviours lists them"
     )
+
+
+def test_names_complete() -> None:
+    parameter = main.commands["behaviours"].params[0]
+    context = click.Context(main.commands["behaviours"])
+    assert [item.value for item in parameter.shell_complete(context, "d")] == [
+        "digits", "digits-words", "document", "document-memory",
+    ]  # fmt: skip
 
 
 def test_a_behaviour_is_a_task(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+from click.shell_completion import CompletionItem
 from rich.table import Table
 from rich.text import Text
 
 from ...behaviours import behaviour as find
 from ...behaviours import behaviours as all_behaviours
 from ..options.common import json_option
+from ..options.completion import starting
 from ..output import print_json, print_lines
 from ..streams import console
 
@@ -20,8 +22,12 @@ if TYPE_CHECKING:
 _ANY = "any"
 
 
+def _names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    return starting(incomplete, (one.name for one in all_behaviours()))
+
+
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=_names)
 @json_option
 def behaviours(name: str | None, as_json: bool) -> None:
     """List the behaviours that ship with the package, or show one: its sides, pairs, and how answers are scored.
