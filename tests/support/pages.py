@@ -7,6 +7,7 @@ their page.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -16,10 +17,12 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import click
 
 from steermoe_local.cli import main
+from tests.support.paths import ROOT
 
 BLOCK = re.compile(r"^( *)<!-- (.*?) -->\n\1```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _SHELL = ["bash", "-euo", "pipefail", "-c"]
@@ -108,3 +111,13 @@ def parse(arguments: list[str]) -> list[str]:
             context = click.Context(command, parent=context, info_name=name)
     command.make_context(path[-1], arguments, parent=context)
     return path
+
+
+def load_generate() -> ModuleType:
+    """docs/generate.py, which writes the generated pages, as a module."""
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    return generate
