@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .._util.files import StrPath, replacing
+from .._util.html_page import html_page
 from .._util.package import away_from
 from ..errors import UsageError
 
@@ -24,8 +25,6 @@ DPI = 160
 _STYLE = """body{font-family:sans-serif;margin:1.5em;color:#222}svg{max-width:100%;height:auto}
 rect.cell,circle.cell{fill:#000;fill-opacity:0;pointer-events:all}
 rect.cell:hover,circle.cell:hover{stroke:#000;stroke-width:1;fill-opacity:.15}"""
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 Spot = tuple[float, float, float, float, str]
 """(x, y, width, height, words) in points from the top left corner."""
@@ -87,9 +86,4 @@ def _page(svg: str, title: str, spots: Sequence[Spot]) -> str:
         for x, y, width, height, words in spots
     )
     end = body.rindex("</svg>")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style></head>\n<body>\n"
-        f"{body[:end]}<g>\n{cells}\n</g>\n{body[end:]}</body></html>\n"
-    )
+    return html_page(title, _STYLE, f"{body[:end]}<g>\n{cells}\n</g>\n{body[end:]}")

@@ -91,7 +91,7 @@ def test_every_experiment_answers(found: dict[str, ExperimentResult], setup: Exp
     for table in experiment.tables:
         assert table.rows
         assert all(len(row) == len(table.header) for row in table.rows), table.title
-    text = experiment.markdown(f"steermoe experiment {name}")
+    text = experiment.document(f"steermoe experiment {name}").markdown()
     assert text.startswith(f"# {name}\n")
     assert f"steermoe experiment {name}\n" in text
     assert all(f"## {table.title.split('(')[0].strip()}"[:12] in text for table in experiment.tables)

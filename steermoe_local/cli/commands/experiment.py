@@ -12,7 +12,7 @@ from ...errors import UsageError
 from ...models.embedded import TINY
 from ...pairs.pairs import load_pairs
 from ..options.common import FILE
-from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
+from ..options.evaluation_setup import RECORDS, REPORTS, EvaluationSetup, evaluation_options
 from ..options.groups import is_default
 from ..output import print_json, print_reports, say, say_written
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ...evaluation.experiments.experiments import ExperimentResult
 
 _NAMES = ("random10", "top20", "activate-benign", "superficial", "random-matched", "layers", "routing-kinds")
-_FILES = ("report.md", "summary.json", RECORDS)
+_FILES = (*REPORTS, "summary.json", RECORDS)
 _PICTURES = ("layers.png", "layers.svg")
 _DEFAULTS = {"model": TINY, "map_file": "digits-words"}
 _ABSENT = ("output", "reverse", "preset", "where")
@@ -68,9 +68,9 @@ def experiment(
     layers           effect of each third of the depth, and of each layer
     routing-kinds    hard and soft rules, promoting or suppressing alone
 
-    Without -m and --map it runs on the embedded model and its map digits-words. DIR gets report.md, summary.json and
-    records.jsonl (all answers). A run that was interrupted goes on with --resume. docs/experiments.md says what each
-    experiment steers, what it is compared with, and what result would speak for or against the map.
+    Without -m and --map it runs on the embedded model and its map digits-words. DIR gets report.md, report.html,
+    summary.json and records.jsonl (all answers). A run that was interrupted goes on with --resume. docs/experiments.md
+    says what each experiment steers, what it is compared with, and what result would speak for or against the map.
 
     \b
     Examples:
@@ -103,7 +103,7 @@ def experiment(
         )
         # inside: should the disk be full now, --resume finds all answers
         data = setup.write_summary(found.to_dict())
-        setup.write("report.md", found.markdown(setup.command, _draw(found, setup)))
+        setup.write_report(found.document(setup.command, _draw(found, setup)))
     if setup.as_json:
         print_json(data)
         return

@@ -15,7 +15,7 @@ from ..studies.controls.controls import ControlResult
 from ..studies.evaluate import Evaluation
 from ..studies.signatures import NAMES
 from ..studies.steerings import EFFECT, NEGATIVE, POSITIVE
-from .document import Table, escape, how_to_repeat, markdown_table, one_line, sections
+from .document import Block, Document, Heading, Listed, Table, Words, how_to_repeat, one_line, sections
 from .figure import BLUE, GREY, RED, error_bars, new_figure, plain, save
 
 _LONGEST = 100  # characters of an answer that is shown
@@ -123,39 +123,43 @@ def _fluency(evaluation: Evaluation) -> Table:
     return Table("Fluency", (*texts, *answers), tuple(rows), note)
 
 
-def markdown(evaluation: Evaluation, command: str = "", pictures: Sequence[str] = ()) -> str:
-    """A short report. `command` makes it again; `pictures` are names of files in the same folder."""
+def document(evaluation: Evaluation, command: str = "", pictures: Sequence[str] = ()) -> Document:
+    """The report. `command` makes it again; `pictures` are names of files in the same folder."""
     facts, settings = evaluation.provenance, evaluation.provenance.get("settings", {})
     model: dict[str, Any] = facts.get("model", {})
-    where = f" on {escape(str(model['file']))}" if "file" in model else ""
-    parts = [f"# {escape(evaluation.steering['name'])}{where}", _question(evaluation, model, settings), ""]
-    parts += [f"**{escape(verdict(evaluation))}**", "", *sections(tables(evaluation)), "## Failure signatures", ""]
-    parts += [
-        f"- **{signature.name}** ({signature.side}): {escape(signature.found)}. Rule: {escape(signature.rule)}."
+    where = f" on {model['file']}" if "file" in model else ""
+    fired = tuple(
+        f"{signature.name} ({signature.side}): {signature.found}. Rule: {signature.rule}."
         for signature in evaluation.signatures
-    ] or [f"None of the rules fired ({', '.join(NAMES)})."]
-    parts += ["", *sections([], pictures), "## Some answers", "", markdown_table(examples(evaluation)), ""]
+    )
     digests = {"task": settings.get("task_sha256"), "map": evaluation.steering.get("map_sha256")}
-    return "\n".join([*parts, *how_to_repeat(command, facts, digests)])
+    blocks: list[Block] = [
+        *_question(evaluation, model, settings),
+        *sections(tables(evaluation), pictures),
+        Heading("Failure signatures"),
+        Listed(fired) if fired else Words(f"None of the rules fired ({', '.join(NAMES)})."),
+        examples(evaluation),
+        *how_to_repeat(command, facts, digests),
+    ]
+    return Document(f"{evaluation.steering['name']}{where}", verdict(evaluation), tuple(blocks))
 
 
-def _question(evaluation: Evaluation, model: dict[str, Any], settings: dict[str, Any]) -> str:
+def _question(evaluation: Evaluation, model: dict[str, Any], settings: dict[str, Any]) -> list[Block]:
     steering = evaluation.steering
     what = steering.get("map") or steering.get("bias") or steering["name"]
-    side = f" to its side *{escape(steering['side'])}*" if steering.get("side") else ""
-    side += f" by the experts of largest {escape(steering['rank'])}" if "rank" in steering else ""
+    side = f" to its side {steering['side']}" if steering.get("side") else ""
+    side += f" by the experts of largest {steering['rank']}" if "rank" in steering else ""
     n = evaluation.sides[0].rate.n
     sampling = settings.get("sampling", {})
     greedy = sampling.get("temperature", 0) == 0
     how = "greedily" if greedy else f"at temperature {sampling['temperature']:g} with seeds {settings.get('seeds')}"
-    quantization = f" ({escape(str(model['quantization']))})" if model.get("quantization") else ""
+    quantization = f" ({model['quantization']})" if model.get("quantization") else ""
     rules = settings.get("placement") or [rule["text"] for rule in steering.get("rules", ())]
-    where = "".join(f"\n- `{rule}`" for rule in rules)
-    return (
-        f"\nDoes {escape(str(what))} steer the model{quantization}{side}? {n} items of the task "
-        f"{escape(evaluation.task)}, answered {how}."
-        + (f" It is in force by the first of these rules that matches a token:\n{where}" if where else "")
+    words = (
+        f"Does {what} steer the model{quantization}{side}? {n} items of the task {evaluation.task}, answered {how}."
+        + (" It is in force by the first of these rules that matches a token:" if rules else "")
     )
+    return [Words(words), *([Listed(tuple(rules), code=True)] if rules else [])]
 
 
 def examples(evaluation: Evaluation, n: int = _EXAMPLES) -> Table:

@@ -13,7 +13,7 @@ from ..metrics.intervals import Interval
 from ..studies.search.grid import Choice
 from ..studies.search.objective import cost_of
 from ..studies.search.sweep import Point, Sweep
-from .document import FLUENCY, Table, escape, fluency_cells, how_to_repeat, sections
+from .document import FLUENCY, Block, Document, Table, Words, fluency_cells, how_to_repeat, sections
 from .figure import RED, new_figure, plain, save
 
 _COSTS = {"ppl": "perplexity of the neutral text, increase in %", "kl": "KL from the unsteered model, nats"}
@@ -59,25 +59,27 @@ def _points_table(title: str, result: Sweep, shown: Sequence[Point], note: str) 
     return Table(title, header, tuple(rows), note)
 
 
-def sweep_markdown(result: Sweep, command: str = "", pictures: Sequence[str] = ()) -> str:
-    """A report. `command` makes it again; `pictures` are names of files in the same folder."""
+def sweep_document(result: Sweep, command: str = "", pictures: Sequence[str] = ()) -> Document:
+    """The report. `command` makes it again; `pictures` are names of files in the same folder."""
     n = len(result.points)
     summary = (
-        f"{n + len(result.impossible)} choices of {escape(str(result.metadata['steering']['name']))}: "
+        f"{n + len(result.impossible)} choices of {result.metadata['steering']['name']}: "
         f"{result.n_measured} steerings were measured on {result.metadata['n_items']} items each; choices that steer "
         f"equally share one measurement. {len(result.impossible)} cannot be carried out by the model."
     )
     cut = [table.cut("table.csv") for table in sweep_tables(result)]
-    return study_markdown("Sweep", result.metadata, summary, sections(cut, pictures), command)
+    blocks = [*sections([], pictures), Words(summary), *cut]
+    return study_document("Sweep", result.metadata, "", blocks, command)
 
 
-def study_markdown(title: str, metadata: Mapping[str, Any], summary: str, parts: Sequence[str], command: str) -> str:
+def study_document(
+    title: str, metadata: Mapping[str, Any], verdict: str, blocks: Sequence[Block], command: str
+) -> Document:
     """A report with the title, origin and digests of `study_metadata`."""
-    name = escape(str(metadata["steering"]["name"]))
     file = metadata["model"].get("file")
-    head = [f"# {title}: {name}{f' on {escape(str(file))}' if file else ''}", "", summary, ""]
     digests = {"task": metadata["settings"].get("task_sha256"), "map": metadata["steering"].get("map_sha256")}
-    return "\n".join([*head, *parts, *how_to_repeat(command, metadata, digests)])
+    whole = f"{title}: {metadata['steering']['name']}{f' on {file}' if file else ''}"
+    return Document(whole, verdict, (*blocks, *how_to_repeat(command, metadata, digests)))
 
 
 def sweep_csv(result: Sweep) -> str:

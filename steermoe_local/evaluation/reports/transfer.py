@@ -10,7 +10,7 @@ from ..metrics.formatting import points
 from ..metrics.intervals import Interval
 from ..studies.transfer.quantize import ModelFile
 from ..studies.transfer.results import Column, MapEffect, Transfer
-from .document import Table, escape, how_to_repeat, sections
+from .document import Block, Document, Table, Words, how_to_repeat, sections
 from .figure import BLUE, GREY, RED, error_bars, new_figure, plain, save
 
 _CEILING = 0.98  # of 1: there is no room to see a difference
@@ -134,24 +134,27 @@ def conclusions(found: Transfer) -> list[str]:
     return lines
 
 
-def markdown(found: Transfer, command: str = "", pictures: Sequence[str] = ()) -> str:
+def document(found: Transfer, command: str = "", pictures: Sequence[str] = ()) -> Document:
     """The report. `command` makes it again; `pictures` are names of files in the same folder."""
     metadata, steering = found.provenance, found.provenance["steering"]
-    parts = [f"# {escape(str(steering['name']))} over quantizations of {escape(found.base.file.path.name)}", ""]
-    parts += [f"{escape(line)}\n" for line in conclusions(found)]
-    parts += [f"**Note:** {escape(warning)}.\n" for warning in found.warnings]
-    parts += [f"**Note:** {column.name}: {escape(note)}.\n" for column in _models(found) for note in column.notes]
-    parts += [*sections([table(found)]), *sections([rates(found), types(found)], pictures)]
-    parts += [
-        "Routers are never quantized: every file has the base's router hash, checked when it was made "
-        f"({metadata['router_sha256'][:16]}...).",
-        "",
-    ]
     digests = {"base": metadata["base_sha256"], "map": steering["map_sha256"], "pairs": metadata["pairs_sha256"]}
     chosen = f"{steering['activate']} experts activated, {steering['deactivate']} deactivated"
     chosen += f" by {steering['rank']}" if "rank" in steering else ""
-    first = f"Task {escape(found.task)}; {chosen}; "
-    return "\n".join([*parts, *how_to_repeat(command, metadata, digests, first)])
+    routers = (
+        "Routers are never quantized: every file has the base's router hash, checked when it was made "
+        f"({metadata['router_sha256'][:16]}...)."
+    )
+    blocks: list[Block] = [
+        *map(Words, conclusions(found)),
+        *(Words(f"{warning}.", lead="Note") for warning in found.warnings),
+        *(Words(f"{column.name}: {note}.", lead="Note") for column in _models(found) for note in column.notes),
+        *sections([table(found)]),
+        *sections([rates(found), types(found)], pictures),
+        Words(routers),
+        *how_to_repeat(command, metadata, digests, f"Task {found.task}; {chosen}; "),
+    ]
+    title = f"{steering['name']} over quantizations of {found.base.file.path.name}"
+    return Document(title, "", tuple(blocks))
 
 
 def _models(found: Transfer) -> list[Column]:

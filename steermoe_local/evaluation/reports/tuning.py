@@ -8,9 +8,9 @@ from typing import Any
 from ..._util.files import StrPath
 from ..metrics.formatting import points
 from ..studies.search.tune import Evaluated, Tuning
-from .document import FLUENCY, Table, escape, fluency_cells, sections
+from .document import FLUENCY, Document, Heading, Listed, Table, Words, fluency_cells, sections
 from .figure import RED, new_figure, save
-from .sweep import study_markdown, study_title
+from .sweep import study_document, study_title
 
 
 def tuning_verdict(result: Tuning) -> str:
@@ -65,13 +65,17 @@ def _trial(trial: Evaluated) -> tuple[str, ...]:
     return _numbers(trial), gain, f"{ppl:+.1%}", f"{kl:.4f}", trial.over, trial.step
 
 
-def tuning_markdown(result: Tuning, command: str = "", pictures: Sequence[str] = ()) -> str:
-    """A report. `command` makes it again; `pictures` are names of files in the same folder."""
-    cut = [table.cut("summary.json") for table in tuning_tables(result)]
-    why = ["## Why it stopped", "", *(f"- {escape(line)}" for line in result.why), ""]
+def tuning_document(result: Tuning, command: str = "", pictures: Sequence[str] = ()) -> Document:
+    """The report. `command` makes it again; `pictures` are names of files in the same folder."""
     items = f"{len(result.choosing_items)} items were for choosing, {len(result.heldout_items)} were held out."
-    summary = f"**{escape(tuning_verdict(result))}.**\n\nBudget: {result.budget}. {items} {_saving(result)}."
-    return study_markdown("Tuning", result.metadata, summary, [*sections(cut, pictures), *why], command)
+    blocks = [
+        *sections([], pictures),
+        Words(f"Budget: {result.budget}. {items} {_saving(result)}."),
+        *(table.cut("summary.json") for table in tuning_tables(result)),
+        Heading("Why it stopped"),
+        Listed(tuple(result.why)),
+    ]
+    return study_document("Tuning", result.metadata, f"{tuning_verdict(result)}.", blocks, command)
 
 
 def draw_tuning(result: Tuning, paths: Sequence[StrPath]) -> None:
