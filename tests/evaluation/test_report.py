@@ -18,7 +18,7 @@ from steermoe_local.evaluation.measuring.measurements import Measurement
 from steermoe_local.evaluation.measuring.side_effects import fluency
 from steermoe_local.evaluation.metrics.intervals import difference, rate
 from steermoe_local.evaluation.reports.document import Table, escape, markdown_table
-from steermoe_local.evaluation.reports.evaluation import document, draw_effect, examples, tables, verdict
+from steermoe_local.evaluation.reports.evaluation import document, draw_effect, examples, statistics, tables
 from steermoe_local.evaluation.reports.figure import missing_matplotlib, plain
 from steermoe_local.evaluation.studies.controls.controls import ControlResult
 from steermoe_local.evaluation.studies.evaluate import Evaluation, Side
@@ -99,16 +99,16 @@ def test_signatures_are_reported_with_their_rules() -> None:
     evaluation = made(*BASE, signatures=(signature,))
     text = document(evaluation).markdown()
     assert "- no effect (swing): +1 (-3 to +5). Rule: the interval of the effect reaches 0." in text
-    assert verdict(evaluation).endswith("; found: no effect")
+    assert statistics(evaluation).endswith("; found: no effect")
     assert "How to repeat" in text
     assert "```" not in text
 
 
-def test_the_verdict() -> None:
-    assert verdict(made(*BASE)) == "swing +75 (+9 to +95) on 4 items; no failure signature"
+def test_the_statistics() -> None:
+    assert statistics(made(*BASE)) == "swing +75 (+9 to +95) on 4 items; no failure signature"
     control = ControlResult.of("random", [0.1, 0.9], ["1", "2"], 0.75)
-    assert "; larger than 50% of 2 draws of random experts; " in verdict(made(*BASE, controls=(control,)))
-    assert verdict(made(*BASE[:2])).startswith("towards +50 (")
+    assert "; larger than 50% of 2 draws of random experts; " in statistics(made(*BASE, controls=(control,)))
+    assert statistics(made(*BASE[:2])).startswith("towards +50 (")
 
 
 def test_tables_of_what_was_not_measured() -> None:

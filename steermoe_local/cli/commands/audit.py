@@ -14,7 +14,7 @@ from ..options.common import SHARE, SHARES, WORDS
 from ..options.evaluation_setup import NONE, REPORTS, EvaluationSetup, evaluation_options
 from ..options.models_measured import COLUMNS, QuantizerBar, models_done, say_models_kept
 from ..options.steering import SteeringFlags
-from ..output import print_json, print_reports, say, say_written, warn
+from ..output import print_json, print_reports, print_verdict, say, say_written, warn
 from ..streams import console
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def audit(
       steermoe audit -m olmoe-f16.gguf --task format.jsonl --quants Q8_0,Q4_K_M --draws 10 -o out
     """
     from ...evaluation.reports.audit import audit_document, draw_audit
+    from ...evaluation.reports.verdicts import of_audit
     from ...evaluation.studies.audit.audit import audit_quantizations
     from ...evaluation.studies.audit.perturbations import Perturbations
     from ...evaluation.studies.audit.results import ModelAudit
@@ -156,7 +157,7 @@ def audit(
             progress=bar,
         )
         drawn = setup.draw(lambda paths: draw_audit(found, paths), _PICTURES)
-        data = setup.write_summary(found.to_dict())
+        data = setup.write_summary({"verdict": of_audit(found), **found.to_dict()})
         setup.write_report(audit_document(found, setup.command, drawn))
         kept.finish([model.name for model in found.models])
     if setup.as_json:
@@ -198,7 +199,9 @@ def _say_work(work: Work) -> None:
 
 def _print(found: Audit) -> None:
     from ...evaluation.reports.audit import audit_tables, conclusions
+    from ...evaluation.reports.verdicts import of_audit
 
+    print_verdict(of_audit(found))
     print_reports(audit_tables(found))
     for line in (*conclusions(found), *(f"note: {note}" for note in found.notes)):
         console().print(f"\n{line}", soft_wrap=True, markup=False)

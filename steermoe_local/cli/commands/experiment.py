@@ -14,7 +14,7 @@ from ...pairs.pairs import load_pairs
 from ..options.common import FILE
 from ..options.evaluation_setup import RECORDS, REPORTS, EvaluationSetup, evaluation_options
 from ..options.groups import is_default
-from ..output import print_json, print_reports, say, say_written
+from ..output import print_json, print_reports, print_verdict, say, say_written
 
 if TYPE_CHECKING:
     from ...evaluation.experiments.experiments import ExperimentResult
@@ -102,13 +102,14 @@ def experiment(
             ),
         )
         # inside: should the disk be full now, --resume finds all answers
-        data = setup.write_summary(found.to_dict())
+        data = setup.write_summary({"in_words": found.in_words, **found.to_dict()})
         setup.write_report(found.document(setup.command, _draw(found, setup)))
     if setup.as_json:
         print_json(data)
         return
+    print_verdict(found.in_words)
     print_reports(found.tables)
-    say_written(setup.path("report.md"), before=f"\n{found.finding}\n")
+    say_written(setup.path("report.md"), before="\n")
 
 
 def _check(name: str, setup: EvaluationSetup, ability: str | None) -> None:

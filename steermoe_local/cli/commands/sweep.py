@@ -12,7 +12,7 @@ from ..options.common import strength_option
 from ..options.evaluation_setup import RECORDS, REPORTS, EvaluationSetup, evaluation_options
 from ..options.groups import is_default
 from ..options.steering import SOFT_WEIGHTS
-from ..output import print_json, rich_table, say, say_written
+from ..output import print_json, print_verdict, rich_table, say, say_written
 from ..streams import console
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def sweep(
         --layers 4-11 --strength hard,2,4 --cap 1,2 --task questions.jsonl -o out
     """
     from ...evaluation.reports.sweep import sweep_csv, sweep_document, sweep_tables
+    from ...evaluation.reports.verdicts import of_sweep
     from ...evaluation.studies.search.grid import plan
     from ...evaluation.studies.search.sweep import sweep as run
 
@@ -124,12 +125,13 @@ def sweep(
         result = run(evaluator, steering, grid, cost="kl" if cost == "kl" else "ppl", seed=setup.seed)
         # inside: should the disk be full now, --resume finds all answers
         drawn = setup.draw(lambda paths: _draw(result, paths), _PICTURES)
-        data = setup.write_summary(result.to_dict())
+        data = setup.write_summary({"verdict": of_sweep(result).text, **result.to_dict()})
         setup.write("table.csv", sweep_csv(result))
         setup.write_report(sweep_document(result, setup.command, drawn))
     if setup.as_json:
         print_json(data)
         return
+    print_verdict(of_sweep(result).text)
     for table in sweep_tables(result):
         if len(table.rows) <= _MOST_ROWS:
             console().print(rich_table(table), "")

@@ -12,7 +12,7 @@ from ...pairs.pairs import Pair, PairsFile, pairs_digest
 from ..options.common import WORDS
 from ..options.evaluation_setup import NONE, REPORTS, EvaluationSetup, evaluation_options
 from ..options.models_measured import COLUMNS, QuantizerBar, models_done, say_models_kept
-from ..output import print_json, print_reports, say_written, warn
+from ..output import print_json, print_reports, print_verdict, say_written, warn
 from ..streams import console
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def transfer(
         --activate 10 --deactivate 50 --quants Q8_0,Q4_K_M --keep -o out
     """
     from ...evaluation.reports.transfer import document, draw_transfer
+    from ...evaluation.reports.verdicts import of_transfer
     from ...evaluation.studies.transfer.quantize import Quantizer, file_type
     from ...evaluation.studies.transfer.results import Column
     from ...evaluation.studies.transfer.transfer import transfer as measure
@@ -113,7 +114,7 @@ def transfer(
             progress=bar,
         )
         drawn = setup.draw(lambda paths: draw_transfer(found, paths), _PICTURES)
-        data = setup.write_summary(found.to_dict())
+        data = setup.write_summary({"verdict": of_transfer(found), **found.to_dict()})
         setup.write_report(document(found, setup.command, drawn))
         kept.finish([found.base.name, *(column.name for column in found.columns)])
     if setup.as_json:
@@ -151,7 +152,9 @@ def _settings(setup: EvaluationSetup, pairs: Collection[Pair] | None, top_n: int
 
 def _print(found: Transfer) -> None:
     from ...evaluation.reports.transfer import conclusions, rates, table, types
+    from ...evaluation.reports.verdicts import of_transfer
 
+    print_verdict(of_transfer(found))
     print_reports((table(found), rates(found), types(found)))
     for line in (*conclusions(found), *(f"note: {warning}" for warning in found.warnings)):
         console().print(f"\n{line}", soft_wrap=True)

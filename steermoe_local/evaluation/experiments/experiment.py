@@ -17,6 +17,7 @@ from ..measuring.side_effects import fluency
 from ..metrics.formatting import number, percent
 from ..metrics.intervals import Interval, difference, rate
 from ..reports.document import Block, Code, Document, Heading, Table, Words, sections
+from ..reports.verdicts import of_experiment
 from ..studies.controls.controls import ControlResult, Controls, run_controls
 from ..tasks.tasks import Scorer, Task
 
@@ -151,6 +152,11 @@ class ExperimentResult:
     tables: tuple[Table, ...]
     metadata: Mapping[str, Any] = field(metadata={"json": "about"})
 
+    @property
+    def in_words(self) -> str:
+        """The verdict in plain words, with the finding."""
+        return of_experiment(self.verdict, self.finding)
+
     def to_dict(self) -> dict[str, Any]:
         return plain(self)
 
@@ -166,4 +172,4 @@ class ExperimentResult:
             *([Code(command)] if command else []),
             Words(", ".join(words) + "."),
         ]
-        return Document(self.name, self.finding, tuple(blocks))
+        return Document(self.name, self.in_words, tuple(blocks))

@@ -12,6 +12,7 @@ from ..studies.audit.perturbations import PROMOTE, SUPPRESS
 from ..studies.audit.results import AFTER, BEFORE, HOLDS, TOGETHER, Audit, Break, Kept, ModelAudit, Point, Weakest
 from .document import Block, Document, Table, Words, how_to_repeat, sections
 from .figure import BLUE, GREY, RED, error_bars, new_figure, plain, save
+from .verdicts import of_audit
 
 _DONE = {SUPPRESS: "suppressed", PROMOTE: "promoted"}
 _MOST_NAMES = 16  # below a panel, that still have room side by side
@@ -184,7 +185,7 @@ def audit_document(found: Audit, command: str = "", pictures: Sequence[str] = ()
         *sections([table.cut("summary.json") for table in audit_tables(found)], pictures),
         *how_to_repeat(command, metadata, digests, first),
     ]
-    return Document(f"How {found.task}{positive} holds under random routing", "", tuple(blocks))
+    return Document(f"How {found.task}{positive} holds under random routing", of_audit(found), tuple(blocks))
 
 
 def _rate(rate: float | None) -> str:

@@ -17,14 +17,15 @@ from ..studies.signatures import NAMES
 from ..studies.steerings import EFFECT, NEGATIVE, POSITIVE
 from .document import Block, Document, Heading, Listed, Table, Words, how_to_repeat, one_line, sections
 from .figure import BLUE, GREY, RED, error_bars, new_figure, plain, save
+from .verdicts import of_evaluation
 
 _LONGEST = 100  # characters of an answer that is shown
 _EXAMPLES = 4
 _METHODS = {"wilson": "Wilson's intervals", "newcombe": "Newcombe's paired intervals", "bootstrap": "bootstrap"}
 
 
-def verdict(evaluation: Evaluation) -> str:
-    """The result in one line."""
+def statistics(evaluation: Evaluation) -> str:
+    """The effect, its place among random draws and the failure signatures in one line."""
     name, effect = evaluation.headline
     words = f"{name} {points(effect)} on {effect.n} items"
     for control in evaluation.controls:
@@ -134,6 +135,7 @@ def document(evaluation: Evaluation, command: str = "", pictures: Sequence[str] 
     )
     digests = {"task": settings.get("task_sha256"), "map": evaluation.steering.get("map_sha256")}
     blocks: list[Block] = [
+        Words(f"{statistics(evaluation)}.", lead="In figures"),
         *_question(evaluation, model, settings),
         *sections(tables(evaluation), pictures),
         Heading("Failure signatures"),
@@ -141,7 +143,7 @@ def document(evaluation: Evaluation, command: str = "", pictures: Sequence[str] 
         examples(evaluation),
         *how_to_repeat(command, facts, digests),
     ]
-    return Document(f"{evaluation.steering['name']}{where}", verdict(evaluation), tuple(blocks))
+    return Document(f"{evaluation.steering['name']}{where}", of_evaluation(evaluation).text, tuple(blocks))
 
 
 def _question(evaluation: Evaluation, model: dict[str, Any], settings: dict[str, Any]) -> list[Block]:

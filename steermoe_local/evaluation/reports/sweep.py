@@ -15,6 +15,7 @@ from ..studies.search.objective import cost_of
 from ..studies.search.sweep import Point, Sweep
 from .document import FLUENCY, Block, Document, Table, Words, fluency_cells, how_to_repeat, sections
 from .figure import RED, new_figure, plain, save
+from .verdicts import of_sweep
 
 _COSTS = {"ppl": "perplexity of the neutral text, increase in %", "kl": "KL from the unsteered model, nats"}
 _NAMED = 8  # points of a picture with their numbers; more would cover each other
@@ -69,7 +70,7 @@ def sweep_document(result: Sweep, command: str = "", pictures: Sequence[str] = (
     )
     cut = [table.cut("table.csv") for table in sweep_tables(result)]
     blocks = [*sections([], pictures), Words(summary), *cut]
-    return study_document("Sweep", result.metadata, "", blocks, command)
+    return study_document("Sweep", result.metadata, of_sweep(result).text, blocks, command)
 
 
 def study_document(

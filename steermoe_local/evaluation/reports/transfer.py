@@ -12,6 +12,7 @@ from ..studies.transfer.quantize import ModelFile
 from ..studies.transfer.results import Column, MapEffect, Transfer
 from .document import Block, Document, Table, Words, how_to_repeat, sections
 from .figure import BLUE, GREY, RED, error_bars, new_figure, plain, save
+from .verdicts import of_transfer
 
 _CEILING = 0.98  # of 1: there is no room to see a difference
 
@@ -154,7 +155,7 @@ def document(found: Transfer, command: str = "", pictures: Sequence[str] = ()) -
         *how_to_repeat(command, metadata, digests, f"Task {found.task}; {chosen}; "),
     ]
     title = f"{steering['name']} over quantizations of {found.base.file.path.name}"
-    return Document(title, "", tuple(blocks))
+    return Document(title, of_transfer(found), tuple(blocks))
 
 
 def _models(found: Transfer) -> list[Column]:

@@ -11,10 +11,11 @@ from ..studies.search.tune import Evaluated, Tuning
 from .document import FLUENCY, Document, Heading, Listed, Table, Words, fluency_cells, sections
 from .figure import RED, new_figure, save
 from .sweep import study_document, study_title
+from .verdicts import of_tuning
 
 
-def tuning_verdict(result: Tuning) -> str:
-    """The outcome in one sentence."""
+def tuning_statistics(result: Tuning) -> str:
+    """The outcome in one line, with its numbers as options."""
     if result.chosen is None or result.outcome != "found":
         return f"{result.outcome}: {result.reason}; no bias is written"
     numbers = f"--activate {result.chosen.activate} --deactivate {result.chosen.deactivate}"
@@ -70,12 +71,13 @@ def tuning_document(result: Tuning, command: str = "", pictures: Sequence[str] =
     items = f"{len(result.choosing_items)} items were for choosing, {len(result.heldout_items)} were held out."
     blocks = [
         *sections([], pictures),
+        Words(f"{tuning_statistics(result)}.", lead="In figures"),
         Words(f"Budget: {result.budget}. {items} {_saving(result)}."),
         *(table.cut("summary.json") for table in tuning_tables(result)),
         Heading("Why it stopped"),
         Listed(tuple(result.why)),
     ]
-    return study_document("Tuning", result.metadata, f"{tuning_verdict(result)}.", blocks, command)
+    return study_document("Tuning", result.metadata, of_tuning(result).text, blocks, command)
 
 
 def draw_tuning(result: Tuning, paths: Sequence[StrPath]) -> None:
