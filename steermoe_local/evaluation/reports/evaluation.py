@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..._util.files import StrPath
+from ...maps.colours import LEAST_POINTS
 from ..measuring.measurements import Answer
 from ..metrics.formatting import draws_below, number, percent, points, signed
 from ..metrics.intervals import Interval
@@ -16,7 +17,7 @@ from ..studies.evaluate import Evaluation
 from ..studies.signatures import NAMES
 from ..studies.steerings import EFFECT, NEGATIVE, POSITIVE
 from .document import Block, Document, Heading, Listed, Table, Words, how_to_repeat, one_line, sections
-from .figure import BLUE, GREY, RED, error_bars, new_figure, plain, save
+from .figure import BLUE, GREY, RED, error_bars, legend_below, new_figure, plain, save, widen
 from .verdicts import of_evaluation
 
 _LONGEST = 100  # characters of an answer that is shown
@@ -195,7 +196,7 @@ def draw_effect(evaluation: Evaluation, paths: Sequence[StrPath]) -> None:
     """
     controls = [control for control in evaluation.controls if control.n]
     model = evaluation.provenance.get("model", {}).get("file", "")
-    figure = new_figure((9 if controls else 5, 3.6), f"{evaluation.steering['name']} {model}", fontsize=10)
+    figure = new_figure((9 if controls else 5, 3.9), f"{evaluation.steering['name']} {model}", fontsize=10)
     axes = figure.subplots(1, 2, width_ratios=[1, 1.4], squeeze=False)[0] if controls else [figure.subplots()]
     _draw_rates(axes[0], evaluation)
     if controls:
@@ -203,11 +204,16 @@ def draw_effect(evaluation: Evaluation, paths: Sequence[StrPath]) -> None:
     save(figure, paths)
 
 
+_SHAPES = {"unsteered": "o", NEGATIVE: "v"}  # in grey, too, the sides differ
+
+
 def _draw_rates(axes: Any, evaluation: Evaluation) -> None:
     colours = {"unsteered": GREY, NEGATIVE: BLUE}
     for x, side in enumerate(evaluation.sides):
         (value,), bars = error_bars([side.rate])
-        axes.errorbar(x, value, yerr=bars, fmt="o", color=colours.get(side.name, RED), capsize=4)
+        axes.errorbar(
+            x, value, yerr=bars, fmt=_SHAPES.get(side.name, "^"), color=colours.get(side.name, RED), capsize=4
+        )
     names = [side.name for side in evaluation.sides]
     axes.set_xticks(range(len(names)), names)
     axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(-4, 104), ylabel=plain(f"{evaluation.positive or 'rate'}, %", 40))
@@ -227,5 +233,6 @@ def _draw_controls(axes: Any, evaluation: Evaluation, controls: Sequence[Control
     axes.set_xticks(range(len(controls)), [f"{control.kind}\n{control.n}" for control in controls])
     axes.set(xlim=(-0.6, len(controls) - 0.4), ylabel=f"{name}, points")
     axes.set_title("the effect among its controls", fontsize=9, loc="left")
-    axes.legend(fontsize=8, loc="best")
     axes.grid(axis="y", alpha=0.3)
+    widen(axes, y=(-LEAST_POINTS, LEAST_POINTS))
+    legend_below(axes, fontsize=8)

@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..._util.files import StrPath
+from ...maps.colours import LEAST_KL, LEAST_PERCENT, LEAST_POINTS
 from ..metrics.formatting import points
 from ..metrics.intervals import Interval
 from ..studies.search.grid import Choice
 from ..studies.search.objective import cost_of
 from ..studies.search.sweep import Point, Sweep
 from .document import FLUENCY, Block, Document, Table, Words, fluency_cells, how_to_repeat, sections
-from .figure import RED, new_figure, plain, save
+from .figure import RED, legend_below, new_figure, plain, save, widen
 from .verdicts import of_sweep
 
 _COSTS = {"ppl": "perplexity of the neutral text, increase in %", "kl": "KL from the unsteered model, nats"}
@@ -142,13 +143,14 @@ def draw_sweep(result: Sweep, paths: Sequence[StrPath]) -> bool:
     if not any(shown.values()):
         return False
     title = f"{study_title(result.metadata)}: effect against its price"
-    figure = new_figure((6.6 * len(directions), 4.9), title, fontsize=12, weight="bold")
+    figure = new_figure((6.6 * len(directions), 5.1), title, fontsize=12, weight="bold")
     for column, reverse in enumerate(directions, 1):
         axes = figure.add_subplot(1, len(directions), column)
         side = str(result.metadata["negative" if reverse else "positive"])
         _draw_front(axes, result, shown[reverse])
         axes.set_title(plain(f"steered to {side}") if side else "steered", fontsize=10)
         axes.set(xlabel=_COSTS[result.cost], ylabel="gain over unsteered, points")
+        legend_below(axes)
     save(figure, paths)
     return True
 
@@ -181,7 +183,7 @@ def _draw_front(axes: Any, result: Sweep, shown: Sequence[Point]) -> None:
     # a choice that wrecks the text would squeeze all others into a line
     if len(spots) > 1 and max(x for x, _ in spots) > 20 * scale / 100 and min(x for x, _ in spots) >= -scale:
         axes.set_xscale("symlog", linthresh=scale / 100)
-    axes.legend(frameon=False, loc="lower right")
+    widen(axes, x=(0, LEAST_PERCENT if result.cost == "ppl" else LEAST_KL), y=(0, LEAST_POINTS))
 
 
 def _numbers(choice: Choice) -> str:

@@ -9,7 +9,7 @@ from ..._util.files import StrPath
 from ..metrics.formatting import points
 from ..studies.search.tune import Evaluated, Tuning
 from .document import FLUENCY, Document, Heading, Listed, Table, Words, fluency_cells, sections
-from .figure import RED, new_figure, save
+from .figure import RED, legend_below, new_figure, save
 from .sweep import study_document, study_title
 from .verdicts import of_tuning
 
@@ -110,7 +110,7 @@ def draw_tuning(result: Tuning, paths: Sequence[StrPath]) -> None:
     _count_axis(axes.yaxis, axes.set_yscale, max((trial.n_inactive for trial in result.trials), default=1))
     axes.set(xlabel="experts promoted", ylabel="experts suppressed", xlim=(-0.3, None), ylim=(-0.3, None))
     axes.set_title(f"{len(result.trials)} of {result.n_grid} choices looked at; {result.budget}", fontsize=9)
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.13), ncols=3, fontsize=9)
+    legend_below(axes, 3, fontsize=9)
     save(figure, paths)
 
 

@@ -3,6 +3,9 @@
 export const LEFT = 26; // CSS pixels for the layers' numbers
 export const TOP = 15; // and for the experts'
 
+/** Least |RD|, or |effect|, of the full colour, as LEAST_RD of maps/colours.py: below it differences are noise. */
+export const LEAST = 0.02;
+
 const SHADES = 64; // of a colour, on each side of 0
 
 /** How strong a colour is for a value: the root, so that small differences are seen next to large ones. */
