@@ -9,9 +9,9 @@ in server/page/tokens.css.
 from __future__ import annotations
 
 POSITIVE, NEGATIVE = "#b2182b", "#2166ac"
-"""On light ground: RD above 0 and promoted experts; RD below 0 and suppressed ones."""
-DARK_POSITIVE, DARK_NEGATIVE = "#e0566a", "#3a80d8"
-"""The same on dark ground."""
+"""In pictures: RD above 0 and promoted experts; RD below 0 and suppressed ones."""
+PAGE_LIGHT, PAGE_DARK = ("#cf3543", "#2b70d2"), ("#d24a5d", "#3a80d8")
+"""The same (positive, negative) on the page, on light and on dark ground: marks in the text's colour lie on them."""
 SCALE = "RdBu_r"
 """Matplotlib's name of the scale from `NEGATIVE` over white to `POSITIVE`."""
 NOTHING = "#d9d9d9"

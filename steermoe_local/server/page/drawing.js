@@ -11,7 +11,7 @@ const SHADES = 64; // of a colour, on each side of 0
 /** How strong a colour is for a value: the root, so that small differences are seen next to large ones. */
 const strength = (value, most) => Math.sqrt(Math.min(1, Math.abs(value) / most));
 
-/** [red, green, blue] of #rrggbb, which is how page.css writes the colours. */
+/** [red, green, blue] of #rrggbb, which is how the style sheets write the colours. */
 const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
 
 /** Shades from one colour to another. */
@@ -23,7 +23,7 @@ function shades(from, to) {
   });
 }
 
-/** The colours that page.css gives an element now. */
+/** The colours that the style sheets give an element now. */
 function colours(element) {
   const style = getComputedStyle(element);
   const of = (name) => style.getPropertyValue(name).trim();
@@ -66,8 +66,12 @@ function drawCells(pen, { n_layer: layers, n_expert: experts, values }, cell, mo
   }
 }
 
-/** Frames, and a corner filled: the upper right one of promoted, the lower left one of suppressed experts. */
+/**
+ * Frames, and a corner filled: the upper right one of promoted, the lower left one of suppressed experts. On cells that
+ * are too small for corners triangles, up and filled for promoted, down and hollow for suppressed ones.
+ */
 function drawChosen(pen, signs, cell, look) {
+  if (cell < 8) return drawTriangles(pen, signs, cell, look);
   const line = cell >= 18 ? 1.5 : 1.2;
   const size = cell - gap(cell);
   const wedge = Math.max(3, cell * 0.42);
@@ -89,6 +93,27 @@ function drawChosen(pen, signs, cell, look) {
   pen.lineWidth = line;
   pen.stroke(frames);
   pen.fill(corners);
+}
+
+function drawTriangles(pen, signs, cell, look) {
+  const half = Math.max(3, 0.6 * cell);
+  signs.forEach((row, layer) =>
+    row.forEach((sign, expert) => {
+      if (!sign) return;
+      const up = sign > 0 ? 1 : -1;
+      const [x, y] = [LEFT + (expert + 0.5) * cell, TOP + (layer + 0.5) * cell];
+      const shape = new Path2D();
+      shape.moveTo(x, y - up * half);
+      shape.lineTo(x + half, y + up * half);
+      shape.lineTo(x - half, y + up * half);
+      shape.closePath();
+      pen.fillStyle = sign > 0 ? look.ink : look.none;
+      pen.strokeStyle = sign > 0 ? look.none : look.ink;
+      pen.lineWidth = 1;
+      pen.fill(shape);
+      pen.stroke(shape);
+    }),
+  );
 }
 
 /** Dots whose area is the share of tokens. */
