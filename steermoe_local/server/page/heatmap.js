@@ -5,7 +5,7 @@ import { signed } from "./dom.js";
 import { LEAST, LEFT, TOP, drawMap } from "./drawing.js";
 import { effectLine, effectTables } from "./effects.js";
 
-const SMALLEST = 3; // pixels of a cell: 128 experts fit the panel; a map that is wider still scrolls
+const SMALLEST = 2; // pixels of a cell: 128 experts fit the panel; a map that is wider still scrolls
 const LARGEST = 34;
 const NEAR = 130; // pixels
 
