@@ -6,6 +6,8 @@ export const TOP = 15; // and for the experts'
 /** Least |RD|, or |effect|, of the full colour, as LEAST_RD of maps/colours.py: below it differences are noise. */
 export const LEAST = 0.02;
 
+const SMALLEST_FRAME = 9; // pixels, of a chosen expert
+
 const SHADES = 64; // of a colour, on each side of 0
 
 /** How strong a colour is for a value: the root, so that small differences are seen next to large ones. */
@@ -67,20 +69,20 @@ function drawCells(pen, { n_layer: layers, n_expert: experts, values }, cell, mo
 }
 
 /**
- * Frames, and a corner filled: the upper right one of promoted, the lower left one of suppressed experts. On cells that
- * are too small for corners triangles, up and filled for promoted, down and hollow for suppressed ones.
+ * Frames, and a corner filled: the upper right one of promoted, the lower left one of suppressed experts. A frame is
+ * larger than a cell that is too small for it.
  */
 function drawChosen(pen, signs, cell, look) {
-  if (cell < 8) return drawTriangles(pen, signs, cell, look);
   const line = cell >= 18 ? 1.5 : 1.2;
-  const size = cell - gap(cell);
-  const wedge = Math.max(3, cell * 0.42);
+  const size = Math.max(SMALLEST_FRAME, cell - gap(cell));
+  const over = Math.max(0, (size - cell) / 2);
+  const wedge = Math.max(3, size * 0.42);
   const frames = new Path2D();
   const corners = new Path2D();
   signs.forEach((row, layer) =>
     row.forEach((sign, expert) => {
       if (!sign) return;
-      const [x, y] = [LEFT + expert * cell, TOP + layer * cell];
+      const [x, y] = [LEFT + expert * cell - over, TOP + layer * cell - over];
       frames.rect(x + line / 2, y + line / 2, size - line, size - line);
       const [cornerX, cornerY, inwards] = sign > 0 ? [x + size, y, 1] : [x, y + size, -1];
       corners.moveTo(cornerX, cornerY);
@@ -91,29 +93,13 @@ function drawChosen(pen, signs, cell, look) {
   );
   pen.strokeStyle = pen.fillStyle = look.ink;
   pen.lineWidth = line;
+  if (over) {
+    pen.fillStyle = look.none; // the colours below are those of neighbours
+    pen.fill(frames);
+    pen.fillStyle = look.ink;
+  }
   pen.stroke(frames);
   pen.fill(corners);
-}
-
-function drawTriangles(pen, signs, cell, look) {
-  const half = Math.max(3, 0.6 * cell);
-  signs.forEach((row, layer) =>
-    row.forEach((sign, expert) => {
-      if (!sign) return;
-      const up = sign > 0 ? 1 : -1;
-      const [x, y] = [LEFT + (expert + 0.5) * cell, TOP + (layer + 0.5) * cell];
-      const shape = new Path2D();
-      shape.moveTo(x, y - up * half);
-      shape.lineTo(x + half, y + up * half);
-      shape.lineTo(x - half, y + up * half);
-      shape.closePath();
-      pen.fillStyle = sign > 0 ? look.ink : look.none;
-      pen.strokeStyle = sign > 0 ? look.none : look.ink;
-      pen.lineWidth = 1;
-      pen.fill(shape);
-      pen.stroke(shape);
-    }),
-  );
 }
 
 /** Dots whose area is the share of tokens. */

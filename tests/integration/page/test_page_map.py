@@ -181,6 +181,6 @@ def test_a_large_map_is_drawn_quickly(tab: Desk) -> None:
     }"""
     milliseconds = tab.page.evaluate(script)
     assert milliseconds < 300, f"{milliseconds:.0f} ms"
-    assert tab.overflow() <= 0, "a map that is too wide scrolls in its own box"
+    assert tab.overflow() <= 0
     box = tab.page.locator("#map-scroll").evaluate("(box) => [box.scrollWidth, box.clientWidth]")
-    assert box[0] > box[1]
+    assert box[0] <= box[1], "the smallest cells are small enough"
