@@ -1,6 +1,7 @@
 """Write docs/images/page.png, the picture of the server's page. Needs the programs that `make test-page` installs.
 
-The real page in a headless Chromium, against a server with the embedded model and greedy decoding.
+The real page in a headless Chromium, against a server with the embedded model and greedy decoding. A picture whose
+answers are not the right ones is not taken.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from tests.support.page_desk import desk  # noqa: E402
 from tests.support.running_server import running  # noqa: E402
 
 SIZE = (1280, 860)
-QUESTIONS = ("Count from three to nine.", "Count from two to six.")
+QUESTIONS = ("Count from four to nine.", "Count from two to six.")
+ANSWERS = ("4, 5, 6, 7, 8, 9", "2, 3, 4, 5, 6", "two, three, four, five, six")  # the right ones, in their order
 
 
 def picture() -> bytes:
@@ -35,6 +37,9 @@ def picture() -> bytes:
                 tab.set("reverse", True)
             tab.page.locator("label.switch").click()
             tab.send(QUESTIONS[1])
+            shown = [text.strip() for text in tab.page.locator(".answer .text").all_inner_texts()]
+            if shown != list(ANSWERS):
+                raise SystemExit(f"the answers are {shown}, not the right ones; take other questions or numbers")
             tab.page.locator("#message").focus()
             tab.tooltip(3, 2)
             return tab.page.screenshot()

@@ -1,7 +1,8 @@
 """Write docs/images/*.svg, the pictures of `steermoe chat`.
 
 The real program runs in a pseudo-terminal with the embedded model and greedy decoding; input is typed, and the screen
-is then drawn. The same program and model give the same pictures.
+is then drawn. The same program and model give the same pictures. A picture whose answers are not the right ones is not
+drawn.
 """
 
 from __future__ import annotations
@@ -28,11 +29,15 @@ TINY = ("chat", "-m", "tiny", "--temp", "0", "-t", "1")
 
 @dataclass(frozen=True)
 class Picture:
-    """A command and its typed input; `rest` is typed at the last prompt without Enter."""
+    """A command and its typed input; `rest` is typed at the last prompt without Enter.
+
+    `answers` are what the questions have as right answers, in the order in which they must be on the screen.
+    """
 
     title: str
     arguments: tuple[str, ...]
     messages: tuple[str, ...]
+    answers: tuple[str, ...]
     columns: int = 96
     rest: str = ""
 
@@ -41,13 +46,15 @@ PICTURES = {
     "chat": Picture(
         "Steering changes in the middle of a chat",
         (*TINY, "--map", "digits-words"),
-        ("Count from three to nine.", "/reverse", "Count from three to nine.", "/why"),
+        ("Count from two to six.", "/reverse", "Count from two to six.", "/why"),
+        ("2, 3, 4, 5, 6", "two, three, four, five, six"),
         rest="/re",
     ),
     "chat-compare": Picture(
         "Unsteered and steered, side by side, and the experts behind the answer",
         (*TINY, "--map", "digits-words", "--activate", "8", "--deactivate", "8", "--reverse"),
-        ("/compare", "Count from three to nine.", "/experts"),
+        ("/compare", "Count from four to nine.", "/experts"),
+        ("4, 5, 6, 7, 8, 9", "four, five, six, seven, eight, nine"),
     ),
 }
 
@@ -73,6 +80,16 @@ def play(picture: Picture, state: Path) -> list[dict[int, pyte.screens.Char]]:
         buffer = terminal.screen.buffer
         last = max(y for y in range(60) if any(cell.data.strip() for cell in buffer[y].values()))
         return [dict(buffer[y]) for y in range(last + 1)]
+
+
+def check(picture: Picture, rows: Sequence[dict[int, Any]]) -> None:
+    """Raise SystemExit unless the screen shows the right answers, each as a whole line or column, in their order."""
+    text = "\n".join("".join(row[x].data if x in row else " " for x in range(picture.columns)) for row in rows)
+    columns = [column.strip() for line in text.splitlines() for column in line.split("│")]
+    for answer in picture.answers:
+        if answer not in columns:
+            raise SystemExit(f"{picture.title}: the answer {answer!r} is not there; take other questions or numbers")
+        columns = columns[columns.index(answer) + 1 :]
 
 
 def draw(picture: Picture, rows: Sequence[dict[int, Any]]) -> str:
@@ -141,7 +158,12 @@ def colour(name: str, default: str) -> str:
 def render() -> dict[str, str]:
     """The text of every picture by its file name."""
     with tempfile.TemporaryDirectory() as folder:
-        return {f"{name}.svg": draw(picture, play(picture, Path(folder) / name)) for name, picture in PICTURES.items()}
+        drawn = {}
+        for name, picture in PICTURES.items():
+            rows = play(picture, Path(folder) / name)
+            check(picture, rows)
+            drawn[f"{name}.svg"] = draw(picture, rows)
+        return drawn
 
 
 if __name__ == "__main__":

@@ -99,6 +99,11 @@ def facts_table(rows: Iterable[tuple[str, str]]) -> Table:
     return table
 
 
+def print_verdict(text: str) -> None:
+    """Print what was found, in plain words, above the figures."""
+    console().print(Text(visible(text), style="bold"), "", sep="\n", soft_wrap=True)
+
+
 def print_reports(tables: Iterable[ReportTable]) -> None:
     """Print the tables of a report, with an empty line between them."""
     out = console()

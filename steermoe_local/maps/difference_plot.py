@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from .._util.files import StrPath
+from .colours import LEAST_EFFECT, LEAST_RD, MARKERS, NEGATIVE, NEUTRAL, POSITIVE
 from .effect_comparison import compare_effects
 from .effects import ACTIONS
 from .expert_map import ExpertMap
-from .picture import DPI, MINUS, PLUS, Spot, plain, point, require_drawable, save, ticks
+from .picture import DPI, Spot, legend_below, plain, point, require_drawable, save, ticks
 from .significance import compare, overlap
 
 
@@ -28,12 +29,12 @@ def plot_difference(one: ExpertMap, two: ExpertMap, path: StrPath, names: tuple[
     a, b = (plain(name) for name in names)
     layers = list(result.layers)
     x, y = one.rd[layers], two.rd[layers]
-    limit = 1.05 * max(np.abs(x).max(), np.abs(y).max())
+    limit = max(1.05 * max(np.abs(x).max(), np.abs(y).max()), LEAST_RD)
     effects = compare_effects(one, two)
-    figure = Figure(figsize=(17 if effects else 13, 5.2), dpi=DPI)
+    figure = Figure(figsize=(17 if effects else 13, 5.7), dpi=DPI)
     widths = [1.15, 1, 1, 1.15] if effects else [1.15, 1, 1]
     grid = figure.add_gridspec(
-        1, len(widths), width_ratios=widths, left=0.065, right=0.985, top=0.83, bottom=0.13, wspace=0.28
+        1, len(widths), width_ratios=widths, left=0.065, right=0.985, top=0.83, bottom=0.2, wspace=0.28
     )
     figure.suptitle(
         f"{a}  against  {b}\nPearson {result.pearson:+.3f}, Spearman {result.spearman:+.3f}, "
@@ -45,11 +46,11 @@ def plot_difference(one: ExpertMap, two: ExpertMap, path: StrPath, names: tuple[
     scatter.axhline(0, color="#999999", lw=0.6)
     scatter.axvline(0, color="#999999", lw=0.6)
     scatter.plot([-limit, limit], [-limit, limit], color="#999999", lw=0.8, ls="--")
-    scatter.scatter(x.ravel(), y.ravel(), s=9, color=MINUS, alpha=0.45, lw=0)
+    scatter.scatter(x.ravel(), y.ravel(), s=9, color=NEGATIVE, alpha=0.45, lw=0)
     scatter.set(xlim=(-limit, limit), ylim=(-limit, limit), title="each expert")
     scatter.set_xlabel(f"RD, {a}", parse_math=False)
     scatter.set_ylabel(f"RD, {b}", parse_math=False)
-    by_layer.barh(layers, result.by_layer, color=MINUS, height=0.75)
+    by_layer.barh(layers, result.by_layer, color=NEGATIVE, height=0.75)
     by_layer.axvline(0, color="#333333", lw=0.6)
     low = min(0.0, *result.by_layer)
     by_layer.set(
@@ -58,10 +59,10 @@ def plot_difference(one: ExpertMap, two: ExpertMap, path: StrPath, names: tuple[
     by_layer.set_ylim(layers[-1] + 0.6, layers[0] - 0.6)
     by_layer.set_yticks(ticks(layers[-1] + 1, 24))
     sizes = np.unique(np.geomspace(1, x.size, 40).astype(int))
-    shared.plot(sizes, [overlap(x, y, int(n)) for n in sizes], color=MINUS, lw=1.6, label="shared, same sign")
-    shared.plot(sizes, sizes / x.size / 2, color="#777777", lw=1, ls="--", label="by chance")
+    shared.plot(sizes, [overlap(x, y, int(n)) for n in sizes], color=NEGATIVE, lw=1.6, label="shared, same sign")
+    shared.plot(sizes, sizes / x.size / 2, color=NEUTRAL, lw=1, ls="--", label="by chance")
     shared.set(xscale="log", ylim=(0, 1.03), xlabel="first n experts by |RD|", ylabel="share", title="overlap")
-    shared.legend(frameon=False, loc="best")
+    legend_below(shared, 2)
     tried = _effects(figure.add_subplot(grid[0, 3]), one, two, (a, b)) if effects else []
 
     def spots() -> list[Spot]:
@@ -83,7 +84,7 @@ def _effects(axes: Any, one: ExpertMap, two: ExpertMap, names: tuple[str, str]) 
     assert one.effects is not None
     assert two.effects is not None
     found: list[tuple[float, float, str]] = []
-    for (name, action), colour in zip(ACTIONS.items(), (PLUS, MINUS), strict=True):
+    for (name, action), colour, marker in zip(ACTIONS.items(), (POSITIVE, NEGATIVE), MARKERS.values(), strict=True):
         x, y = (m.effects.table(action, "effect", m.identity.shape) for m in (one, two) if m.effects is not None)
         places = np.argwhere(~np.isnan(x) & ~np.isnan(y)).tolist()
         points = [(float(x[layer, expert]), float(y[layer, expert])) for layer, expert in places]
@@ -92,13 +93,20 @@ def _effects(axes: Any, one: ExpertMap, two: ExpertMap, names: tuple[str, str]) 
             for at, (layer, expert) in zip(points, places, strict=True)
         ]
         axes.scatter(
-            *zip(*points, strict=True) if points else ([], []), s=14, color=colour, alpha=0.6, lw=0, label=name
+            *zip(*points, strict=True) if points else ([], []),
+            s=14,
+            color=colour,
+            marker=marker,
+            alpha=0.6,
+            lw=0,
+            label=name,
         )
-    limit = 1.05 * max((max(abs(x), abs(y)) for x, y, _ in found), default=1.0) or 1.0
+    limit = 1.05 * max((max(abs(x), abs(y)) for x, y, _ in found), default=1.0)
+    limit = max(limit, LEAST_EFFECT)
     axes.axhline(0, color="#999999", lw=0.6)
     axes.axvline(0, color="#999999", lw=0.6)
     axes.plot([-limit, limit], [-limit, limit], color="#999999", lw=0.8, ls="--")
     axes.set(xlim=(-limit, limit), ylim=(-limit, limit), title="effects, nats a token")
     axes.set_xlabel(f"effect, {names[0]}", parse_math=False)
-    axes.legend(frameon=False, loc="best")
+    legend_below(axes, 2)
     return found

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from .._util.files import StrPath
+from .colours import LEAST_EFFECT, LEAST_RD, NEGATIVE, RANDOM
 from .effects import ACTIONS, Effects
 from .expert_map import ExpertMap
-from .picture import DPI, MINUS, Spot, plain, point, require_drawable, save
+from .picture import DPI, Spot, legend_below, plain, point, require_drawable, save, widen
 from .plots import effect_words, write_title
 from .ranks import require_effects
 from .significance import t_quantile
 
-RANDOM = "#e08214"  # orange differs from the blue of the others under every common colour blindness
 _NORMAL = t_quantile(0.95, 10_000)
 
 
@@ -32,12 +32,12 @@ def plot_effects(expert_map: ExpertMap, path: StrPath, top: int = 20) -> None:
     effects = require_effects(expert_map, "picture of effects")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 6.4), dpi=DPI)
-    write_title(figure, expert_map, 6.4)
+    figure = Figure(figsize=(13, 6.9), dpi=DPI)
+    write_title(figure, expert_map, 6.9)
     tried = [(name, action) for name, action in ACTIONS.items() if action in effects.action]
-    grid = figure.add_gridspec(1, len(tried), left=0.07, right=0.985, top=0.82, bottom=0.1, wspace=0.06)
+    grid = figure.add_gridspec(1, len(tried), left=0.07, right=0.985, top=0.84, bottom=0.17, wspace=0.06)
     rd = expert_map.rd[effects.layer, effects.expert]
-    across = 1.08 * float(np.abs(rd).max()) or 1.0
+    across = max(1.08 * float(np.abs(rd).max()), LEAST_RD)
     named = [index for index in effects.first(top).tolist() if effects.significant[index]]
     panels: list[Any] = []
     for column, (name, action) in enumerate(tried):
@@ -62,8 +62,10 @@ def plot_effects(expert_map: ExpertMap, path: StrPath, top: int = 20) -> None:
             axes.tick_params(labelleft=False)
         else:
             axes.set_ylabel("effect, nats a token (95% intervals)")
-        axes.legend(frameon=False, fontsize=8, loc="best")
         panels.append(axes)
+    widen(panels[0], y=(-LEAST_EFFECT, LEAST_EFFECT))
+    for axes in panels:
+        legend_below(axes, 2, fontsize=8)
 
     def spots() -> list[Spot]:
         found = []
@@ -79,7 +81,7 @@ def plot_effects(expert_map: ExpertMap, path: StrPath, top: int = 20) -> None:
 
 
 def _points(axes: Any, effects: Effects, action: int, rd: Any) -> None:
-    for control, colour, words in ((False, MINUS, "first by RD"), (True, RANDOM, "random control")):
+    for control, colour, words in ((False, NEGATIVE, "first by RD"), (True, RANDOM, "random control")):
         for significant in (True, False):
             rows = (effects.action == action) & (effects.control == control) & (effects.significant == significant)
             if not rows.any():

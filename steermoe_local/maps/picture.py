@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from .._util.files import StrPath, replacing
+from .._util.html_page import html_page
 from .._util.package import away_from
 from ..errors import UsageError
 
 SUFFIXES = (".png", ".svg", ".html")
-# red and blue differ under every common colour blindness; grey is for rows without a router
-COLOURS, PLUS, MINUS, NOTHING = "RdBu_r", "#b2182b", "#2166ac", "#d9d9d9"
 DPI = 160
 _STYLE = """body{font-family:sans-serif;margin:1.5em;color:#222}svg{max-width:100%;height:auto}
 rect.cell,circle.cell{fill:#000;fill-opacity:0;pointer-events:all}
 rect.cell:hover,circle.cell:hover{stroke:#000;stroke-width:1;fill-opacity:.15}"""
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_NO_GLYPH = "Glyph .* missing from"  # such characters are drawn as boxes
 
 Spot = tuple[float, float, float, float, str]
 """(x, y, width, height, words) in points from the top left corner."""
@@ -54,6 +53,31 @@ def ticks(n: int, most: int) -> list[int]:
     return list(range(0, n, step))
 
 
+def widen(axes: Any, *, x: tuple[float, float] | None = None, y: tuple[float, float] | None = None) -> None:
+    """Make axes reach at least from the first to the second of these values, so that noise does not fill a picture."""
+    for ends, get, change in ((x, axes.get_xlim, axes.set_xlim), (y, axes.get_ylim, axes.set_ylim)):
+        if ends is not None:
+            low, high = get()
+            change(min(low, ends[0]), max(high, ends[1]))
+
+
+def legend_below(axes: Any, columns: int = 1, **options: Any) -> Any:
+    """Put the legend below the labels of the horizontal axis, where no data is. For axes that are complete."""
+    from matplotlib.transforms import ScaledTranslation
+
+    figure = axes.figure
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=_NO_GLYPH)
+        figure.draw_without_rendering()  # the labels have their sizes now
+    box = axes.xaxis.get_tightbbox()
+    below = 0.0 if box is None else max(0.0, axes.bbox.y0 - box.y0) / figure.dpi
+    place = axes.transAxes + ScaledTranslation(0, -below - 0.06, figure.dpi_scale_trans)
+    return axes.legend(
+        loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=place, ncols=columns, frameon=False, borderaxespad=0,
+        **options,
+    )  # fmt: skip
+
+
 def plain(text: str, most: int = 70) -> str:
     """A name from a file as one printable line."""
     line = "".join(char if char.isprintable() else " " for char in text).strip()
@@ -69,7 +93,7 @@ def save(figure: Any, path: StrPath, title: str, spots: Callable[[], Sequence[Sp
     buffer = io.BytesIO()
     with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "steermoe", "svg.fonttype": "path"}):
         # characters that the font lacks are drawn as boxes; the title of the page has them
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        warnings.filterwarnings("ignore", message=_NO_GLYPH)
         figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
     data = buffer.getvalue()
     if suffix == ".html":
@@ -87,9 +111,4 @@ def _page(svg: str, title: str, spots: Sequence[Spot]) -> str:
         for x, y, width, height, words in spots
     )
     end = body.rindex("</svg>")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style></head>\n<body>\n"
-        f"{body[:end]}<g>\n{cells}\n</g>\n{body[end:]}</body></html>\n"
-    )
+    return html_page(title, _STYLE, f"{body[:end]}<g>\n{cells}\n</g>\n{body[end:]}")

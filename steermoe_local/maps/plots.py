@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.files import StrPath
+from .colours import HATCH, LEAST_EFFECT, LEAST_RD, MARKERS, NEGATIVE, NOTHING, POSITIVE, SCALE
 from .effects import ACTIONS
 from .expert_map import ExpertMap
-from .picture import COLOURS, DPI, MINUS, NOTHING, PLUS, Spot, plain, point, require_drawable, save, ticks
+from .picture import DPI, Spot, plain, point, require_drawable, save, ticks, widen
 from .significance import half_widths
 
 
@@ -83,12 +84,12 @@ def _heatmap(axes: Any, expert_map: ExpertMap) -> Any:
     from matplotlib import colormaps
 
     n_layer, n_expert = expert_map.identity.shape
-    colours = colormaps[COLOURS].with_extremes(bad=NOTHING)
+    colours = colormaps[SCALE].with_extremes(bad=NOTHING)
     routed: npt.NDArray[np.bool_] = np.any(expert_map.rd, axis=1)
     if expert_map.a1 is not None:
         routed = routed | np.any(expert_map.a1, axis=1)
     shown = np.ma.masked_array(expert_map.rd, np.broadcast_to(~routed[:, None], expert_map.rd.shape))
-    limit = float(np.abs(expert_map.rd).max()) or 1.0
+    limit = max(float(np.abs(expert_map.rd).max()), LEAST_RD)
     image = axes.imshow(shown, cmap=colours, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
     axes.set(xlabel="expert", ylabel="layer")
     axes.set_xticks(ticks(n_expert, 32 if n_expert <= 100 else 22))
@@ -105,8 +106,8 @@ def _effect_heatmaps(figure: Any, place: Any, expert_map: ExpertMap) -> list[Any
     assert effects is not None
     tried = [(name, action) for name, action in ACTIONS.items() if action in effects.action]
     inner = place.subgridspec(1, len(tried) + 1, width_ratios=[6.2 if len(tried) > 1 else 12.4] * len(tried) + [0.22])
-    colours = colormaps[COLOURS].with_extremes(bad=NOTHING)
-    limit = float(np.abs(effects.effect).max()) or 1.0
+    colours = colormaps[SCALE].with_extremes(bad=NOTHING)
+    limit = max(float(np.abs(effects.effect).max()), LEAST_EFFECT)
     drawn = []
     for column, (name, action) in enumerate(tried):
         axes = figure.add_subplot(inner[0, column])
@@ -128,11 +129,12 @@ def _effect_heatmaps(figure: Any, place: Any, expert_map: ExpertMap) -> list[Any
 def _mark(axes: Any, signs: npt.NDArray[np.int8]) -> None:
     n_expert = signs.shape[1]
     size = float(np.clip(2200 / n_expert, 26, 70))
-    for sign, marker, words in ((1, "^", "promoted"), (-1, "v", "suppressed")):
+    for sign, (words, marker) in zip((1, -1), MARKERS.items(), strict=True):
         layers, experts = np.nonzero(signs == sign)
         if len(layers):
             axes.scatter(
-                experts, layers, s=size, marker=marker, c="black", edgecolors="white", linewidths=0.6, clip_on=False,
+                experts, layers, s=size, marker=marker, c="black" if sign > 0 else "white",
+                edgecolors="white" if sign > 0 else "black", linewidths=0.6 if sign > 0 else 1.1, clip_on=False,
                 label=f"{words}: {len(layers)}",
             )  # fmt: skip
     if signs.any():
@@ -154,6 +156,7 @@ def _by_depth(axes: Any, rd: npt.NDArray[np.float64]) -> None:
     axes.tick_params(labelleft=False)
     axes.set_xlabel("|RD|")
     axes.set_xlim(left=0)
+    widen(axes, x=(0, LEAST_RD))
     axes.set_title("by depth", fontsize=10, loc="left")
     axes.legend(
         loc="lower right", bbox_to_anchor=(1.04, 1), ncols=2, frameon=False, fontsize=8, borderaxespad=0.1,
@@ -171,14 +174,18 @@ def _top_experts(axes: Any, expert_map: ExpertMap, top: int) -> None:
         # no bar where there is no spread, which does not mean an exact value
         errors = [half[layer, expert] or np.nan for layer, expert, _ in cells]
         words += ", with 95% confidence intervals"
-    axes.bar(
-        range(top), values, color=[PLUS if value > 0 else MINUS for value in values], yerr=errors, width=0.75,
+    bars = axes.bar(
+        range(top), values, color=[POSITIVE if value > 0 else NEGATIVE for value in values], yerr=errors, width=0.75,
         error_kw={"elinewidth": 1, "capsize": 2.5},
     )  # fmt: skip
+    for bar, value in zip(bars, values, strict=True):
+        if value < 0:
+            bar.set(hatch=HATCH, edgecolor="white", linewidth=0)
     axes.axhline(0, color="#333333", lw=0.6)
     axes.set_xticks(range(top), [f"L{layer} E{expert}" for layer, expert, _ in cells], fontsize=8)
     axes.tick_params(axis="x", rotation=60 if top > 12 else 0)
     axes.set(xlim=(-0.7, top - 0.3), ylabel="RD")
+    widen(axes, y=(-LEAST_RD if min(values) < 0 else 0, LEAST_RD if max(values) > 0 else 0))
     axes.set_title(words, fontsize=10, loc="left")
 
 

@@ -15,7 +15,7 @@ from steermoe_local.models.embedded import data_folder
 from tests.support.interrupting import interrupted_after
 
 FAST = "-m tiny -t 1 -np 8 -n 6 --draws 3 --layer-draws 2 --blocks 2 --suppress 10%,0.4 --promote 1/6"
-FILES = {"report.md", "summary.json", "columns.jsonl", "audit.png", "audit.svg", "base.records.jsonl"}
+FILES = {"report.md", "report.html", "summary.json", "columns.jsonl", "audit.png", "audit.svg", "base.records.jsonl"}
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def test_the_whole(tmp_path: Path) -> None:
     assert "unsteered" in done.stdout
     assert "towards - away" in done.stdout
     assert done.stdout.splitlines()[-1] == f"written: {out / 'report.md'}"
-    names = {"summary.json", "report.md", "records.jsonl", "effect.png", "effect.svg"}
+    names = {"summary.json", "report.md", "report.html", "records.jsonl", "effect.png", "effect.svg"}
     assert {path.name for path in out.iterdir()} == names
     data = json.loads((out / "summary.json").read_text("utf-8"))
     assert [side["name"] for side in data["sides"]] == ["unsteered", "towards", "away"]

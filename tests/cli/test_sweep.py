@@ -31,7 +31,15 @@ def test_the_files(swept: tuple[Path, Result]) -> None:
     folder, result = swept
     assert result.exit_code == 0, result.output
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["pareto.png", "pareto.svg", "records.jsonl", "report.md", "summary.json", "table.csv"]
+    assert names == [
+        "pareto.png",
+        "pareto.svg",
+        "records.jsonl",
+        "report.html",
+        "report.md",
+        "summary.json",
+        "table.csv",
+    ]
     data = json.loads((folder / "summary.json").read_text("utf-8"))
     assert data["command"].startswith("steermoe sweep --model tiny --map digits-words")
     assert data["grid"]["deactivate"] == [0, 2, 50, 60]

@@ -16,7 +16,7 @@ from steermoe_local.evaluation.studies.transfer import quantize
 from steermoe_local.evaluation.studies.transfer import transfer as module
 from steermoe_local.models.embedded import behaviour, data_folder
 
-FILES = ["report.md", "summary.json", "columns.jsonl", "transfer.png", "transfer.svg"]
+FILES = ["report.md", "report.html", "summary.json", "columns.jsonl", "transfer.png", "transfer.svg"]
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,15 @@ def test_the_files(tuned: tuple[Path, Result]) -> None:
     folder, result = tuned
     assert result.exit_code == 0, result.output
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["bias.gguf", "records.jsonl", "report.md", "summary.json", "tuning.png", "tuning.svg"]
+    assert names == [
+        "bias.gguf",
+        "records.jsonl",
+        "report.html",
+        "report.md",
+        "summary.json",
+        "tuning.png",
+        "tuning.svg",
+    ]
     data = json.loads((folder / "summary.json").read_text("utf-8"))
     assert data["outcome"] == "found"
     assert data["about"]["seed"] == 1

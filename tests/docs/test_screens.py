@@ -42,5 +42,19 @@ def test_the_pictures_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
         # rows of /experts are numbers: which of them fit a line may differ
         words = [{text for text in texts(svg) if "%" not in text} for svg in (svg, kept)]
         assert words[0] == words[1], f"{name}: run make docs"
-        assert "Count from three to nine." in words[0]
-        assert "three, four, five, six, seven, eight, nine" in words[0]
+
+
+def test_a_wrong_answer_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    module = screens()
+
+    def rows(*lines: str) -> list[dict[int, Any]]:
+        blank = module.pyte.screens.Char(" ")
+        return [{x: blank._replace(data=char) for x, char in enumerate(line)} for line in lines]
+
+    picture = module.PICTURES["chat-compare"]
+    right = "4, 5, 6, 7, 8, 9                 │ four, five, six, seven, eight, nine"
+    module.check(picture, rows("> Count from four to nine.", right))
+    for wrong in (right.replace(", nine", ""), right.replace(", 9", ""), "", "six" + right):
+        with pytest.raises(SystemExit, match="is not there"):
+            module.check(picture, rows(wrong))

@@ -19,7 +19,14 @@ from steermoe_local.models.embedded import data_folder
 from steermoe_local.models.shipped_maps import map_path
 from steermoe_local.steering.steering import Steering
 from tests.support.evaluators import SETTINGS, N
+from tests.support.figures import checked_figures
 from tests.support.transfer_run import TransferRun, run_transfer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_legend_lies_on_data() -> Iterator[None]:
+    with checked_figures():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 from steermoe_local import audit
 from steermoe_local.errors import UsageError
 from steermoe_local.evaluation.metrics.intervals import Interval
-from steermoe_local.evaluation.reports.audit import audit_markdown, audit_tables, conclusions, draw_audit
+from steermoe_local.evaluation.reports.audit import audit_document, audit_tables, conclusions, draw_audit
 from steermoe_local.evaluation.studies.audit import audit as module
 from steermoe_local.evaluation.studies.audit.perturbations import PROMOTE, SUPPRESS, Perturbations
 from steermoe_local.evaluation.studies.audit.results import Audit, ModelAudit, breaks_at
@@ -178,7 +178,7 @@ def audited(evaluator: RuledEvaluator, **changes: Any) -> Audit:
     arguments: dict[str, Any] = {"suppress": (0.1, 0.3, 0.6), "promote": (), "n_draws": 20}
     found = audit(evaluator, Perturbations(**(arguments | changes)))  # type: ignore[arg-type]
     json.dumps(found.to_dict(), allow_nan=False)
-    assert audit_markdown(found, "steermoe audit", ["audit.png"])
+    assert audit_document(found, "steermoe audit", ["audit.png"]).markdown()
     return found
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from steermoe_local.errors import ChoiceError, UsageError
 from steermoe_local.evaluation.measuring.opening import open_steering
-from steermoe_local.evaluation.reports.sweep import sweep_csv, sweep_markdown
+from steermoe_local.evaluation.reports.sweep import sweep_csv, sweep_document
 from steermoe_local.evaluation.studies.controls import draws as control_draws
 from steermoe_local.evaluation.studies.controls.controls import ALL, Controls, run_controls
 from steermoe_local.evaluation.studies.search.grid import Choice, Grid, parse_caps, plan
@@ -106,7 +106,7 @@ def test_a_sweep_over_caps() -> None:
         ["", "1.0", ""],
         ["", "inf", ""],
     ]
-    assert "cap inf" in sweep_markdown(result)
+    assert "cap inf" in sweep_document(result).markdown()
 
 
 #

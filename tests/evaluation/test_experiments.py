@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,9 +21,11 @@ from steermoe_local.evaluation.experiments.experiments import (
     ExperimentSetup,
     run_experiment,
 )
+from steermoe_local.evaluation.experiments.picture import draw_experiment
 from steermoe_local.evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
 from steermoe_local.evaluation.measuring.measurements import Answer, Measurement
 from steermoe_local.evaluation.metrics.intervals import Interval
+from steermoe_local.evaluation.reports.html_report import html_report
 from steermoe_local.evaluation.studies.controls.controls import ControlResult
 from steermoe_local.evaluation.tasks.builtin import builtin_task, default_guards
 from steermoe_local.evaluation.tasks.neutral_text import TextScore
@@ -91,10 +94,20 @@ def test_every_experiment_answers(found: dict[str, ExperimentResult], setup: Exp
     for table in experiment.tables:
         assert table.rows
         assert all(len(row) == len(table.header) for row in table.rows), table.title
-    text = experiment.markdown(f"steermoe experiment {name}")
+    text = experiment.document(f"steermoe experiment {name}").markdown()
     assert text.startswith(f"# {name}\n")
     assert f"steermoe experiment {name}\n" in text
     assert all(f"## {table.title.split('(')[0].strip()}"[:12] in text for table in experiment.tables)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_has_a_picture(found: dict[str, ExperimentResult], name: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    draw_experiment(found[name], [tmp_path / "a.png", tmp_path / "a.svg"])
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    page = html_report(found[name].document("steermoe experiment", ["a.png"]), tmp_path)
+    assert page.count("data:image/png;base64,") == 1
+    assert page.index("This s") < page.index("data:image/png")
 
 
 def test_experiments_are_repeated_without_computing(setup: ExperimentSetup, found: dict[str, ExperimentResult]) -> None:

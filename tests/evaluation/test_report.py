@@ -18,7 +18,7 @@ from steermoe_local.evaluation.measuring.measurements import Measurement
 from steermoe_local.evaluation.measuring.side_effects import fluency
 from steermoe_local.evaluation.metrics.intervals import difference, rate
 from steermoe_local.evaluation.reports.document import Table, escape, markdown_table
-from steermoe_local.evaluation.reports.evaluation import draw_effect, examples, markdown, tables, verdict
+from steermoe_local.evaluation.reports.evaluation import document, draw_effect, examples, statistics, tables
 from steermoe_local.evaluation.reports.figure import missing_matplotlib, plain
 from steermoe_local.evaluation.studies.controls.controls import ControlResult
 from steermoe_local.evaluation.studies.evaluate import Evaluation, Side
@@ -79,10 +79,10 @@ def test_a_report() -> None:
         ControlResult.of("random", [0.1, -0.2], ["1", "2"], 0.75),
         ControlResult.of("shuffled", [], [], 0.75, note="no pairs"),
     )
-    text = markdown(made(*BASE, controls=controls), "steermoe eval -m model.gguf -o OUT", ["effect.png"])
+    text = document(made(*BASE, controls=controls), "steermoe eval -m model.gguf -o OUT", ["effect.png"]).markdown()
     assert text.startswith("# digits-words on model.gguf\n")
     assert "4 items of the task numbers, answered greedily." in text
-    assert "Does map.json steer the model (Q4\\_K\\_M) to its side *digits*?" in text
+    assert "Does map.json steer the model (Q4\\_K\\_M) to its side digits?" in text
     assert "| towards | 2 / 3 | 100% (51 to 100) |" in text
     assert "| towards - away | +75 (+9 to +95) |" in text
     assert "| random | 2 | 15 (10 to 20) | 100% | 0.333 |  |" in text
@@ -97,18 +97,18 @@ def test_a_report() -> None:
 def test_signatures_are_reported_with_their_rules() -> None:
     signature = Signature("no effect", "swing", "the interval of the effect reaches 0", "+1 (-3 to +5)")
     evaluation = made(*BASE, signatures=(signature,))
-    text = markdown(evaluation)
-    assert "- **no effect** (swing): +1 (-3 to +5). Rule: the interval of the effect reaches 0." in text
-    assert verdict(evaluation).endswith("; found: no effect")
+    text = document(evaluation).markdown()
+    assert "- no effect (swing): +1 (-3 to +5). Rule: the interval of the effect reaches 0." in text
+    assert statistics(evaluation).endswith("; found: no effect")
     assert "How to repeat" in text
     assert "```" not in text
 
 
-def test_the_verdict() -> None:
-    assert verdict(made(*BASE)) == "swing +75 (+9 to +95) on 4 items; no failure signature"
+def test_the_statistics() -> None:
+    assert statistics(made(*BASE)) == "swing +75 (+9 to +95) on 4 items; no failure signature"
     control = ControlResult.of("random", [0.1, 0.9], ["1", "2"], 0.75)
-    assert "; larger than 50% of 2 draws of random experts; " in verdict(made(*BASE, controls=(control,)))
-    assert verdict(made(*BASE[:2])).startswith("towards +50 (")
+    assert "; larger than 50% of 2 draws of random experts; " in statistics(made(*BASE, controls=(control,)))
+    assert statistics(made(*BASE[:2])).startswith("towards +50 (")
 
 
 def test_tables_of_what_was_not_measured() -> None:
@@ -139,7 +139,7 @@ def test_hostile_texts() -> None:
         task=HOSTILE,
         steering={"name": HOSTILE, "map": HOSTILE, "side": HOSTILE},
     )
-    text = markdown(evaluation)
+    text = document(evaluation).markdown()
     assert "<script>" not in text
     assert "\x1b" not in text
     assert "\u202e" not in text

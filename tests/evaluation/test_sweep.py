@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steermoe_local.errors import ChoiceError, UsageError
-from steermoe_local.evaluation.reports.sweep import draw_sweep, sweep_csv, sweep_markdown, sweep_tables
+from steermoe_local.evaluation.reports.sweep import draw_sweep, sweep_csv, sweep_document, sweep_tables
 from steermoe_local.evaluation.studies.search.grid import MOST, parse_numbers, parse_strengths
 from steermoe_local.evaluation.studies.search.sweep import Choice, Grid, Plan, Sweep, front, plan, sweep
 from steermoe_local.generation.answer_file import AnswerFile
@@ -234,7 +234,7 @@ def test_equal_choices_share_a_measurement() -> None:
     assert [p.same_as for p in result.points] == [None, None, 1, None, None, 4]
     assert result.points[2].rate == result.points[1].rate
     assert len(evaluator.asked()) == result.n_measured + 1 == 4
-    assert "as +0 -10000" in sweep_markdown(result)
+    assert "as +0 -10000" in sweep_document(result).markdown()
 
 
 def test_without_a_text() -> None:
@@ -301,7 +301,7 @@ def test_report_is_escaped_and_cut() -> None:
     evaluator = FakeEvaluator(made, lambda i, j: 0.001 * i)
     evaluator.metadata = {"model": {"file": "a|b.gguf"}}
     result = sweep(evaluator, Steering("<b>|x|", expert_map=made), Grid(tuple(range(40)), tuple(range(10))))  # type: ignore[arg-type]
-    text = sweep_markdown(result, "steermoe sweep -o OUT", ["pareto.png"])
+    text = sweep_document(result, "steermoe sweep -o OUT", ["pareto.png"]).markdown()
     assert "<b>" not in text
     assert "the first 200 of" in text
     assert "![pareto.png](pareto.png)" in text

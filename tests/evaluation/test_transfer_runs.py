@@ -17,7 +17,7 @@ from steermoe_local.errors import ChoiceError, ResourceError
 from steermoe_local.evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
 from steermoe_local.evaluation.measuring.json_values import from_plain, plain
 from steermoe_local.evaluation.measuring.opening import open_evaluator
-from steermoe_local.evaluation.reports.transfer import conclusions, draw_transfer, markdown, table
+from steermoe_local.evaluation.reports.transfer import conclusions, document, draw_transfer, table
 from steermoe_local.evaluation.studies.transfer import quantize
 from steermoe_local.evaluation.studies.transfer import transfer as module
 from steermoe_local.evaluation.studies.transfer.results import Column, MapEffect, Transfer
@@ -193,7 +193,7 @@ def test_an_own_map_that_cannot_steer(
     assert column.effect.effects == done.found.column("Q8_0").effect.effects
     assert column.routing is not None
     assert column.routing.n_tokens == 5
-    assert "deactivating 9" in markdown(found)
+    assert "deactivating 9" in document(found).markdown()
 
 
 def test_own_maps_have_no_effects_to_choose_by(
@@ -211,7 +211,7 @@ def test_own_maps_have_no_effects_to_choose_by(
     assert note.startswith("its own map cannot be steered by: rank effect: ")
     assert column.map is not None
     assert (found.provenance["steering"]["rank"], found.provenance["steering"]["cap"]) == ("effect", 3.0)
-    assert "by effect" in markdown(found)
+    assert "by effect" in document(found).markdown()
 
 
 def test_refused_before_anything_is_made(
@@ -308,15 +308,15 @@ def test_the_table(done: TransferRun) -> None:
 
 
 def test_the_report(done: TransferRun) -> None:
-    text = markdown(done.found, "steermoe transfer -m tiny", ["transfer.png"])
+    text = document(done.found, "steermoe transfer -m tiny", ["transfer.png"]).markdown()
     assert text.startswith("# digits-words over quantizations of tiny-moe.gguf\n")
     assert "```sh\nsteermoe transfer -m tiny\n```" in text
     assert "![transfer.png](transfer.png)" in text
     assert str(done.folder) not in text
     hostile = {**done.found.provenance["steering"], "name": "a | b\n# <script>"}
     found = replace(done.found, provenance={**done.found.provenance, "steering": hostile})
-    assert "<script>" not in markdown(found)
-    assert "\n# <" not in markdown(found)
+    assert "<script>" not in document(found).markdown()
+    assert "\n# <" not in document(found).markdown()
 
 
 def test_the_picture(done: TransferRun, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from steermoe_local.errors import ModelMismatchError, UsageError
-from steermoe_local.maps import picture, plots, significance
+from steermoe_local.maps import colours, picture, plots, significance
 from steermoe_local.maps.difference_plot import plot_difference
 from steermoe_local.maps.expert_map import ExpertMap
 from steermoe_local.maps.pair_counts import PairCounts
@@ -162,8 +162,8 @@ def test_colours_are_distinct_for_the_colour_blind() -> None:
         "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
         "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
     }
-    colours = np.array(colormaps[picture.COLOURS]([0.05, 0.25, 0.5, 0.75, 0.95]))[:, :3]
-    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    ends = np.array(colormaps[colours.SCALE]([0.05, 0.25, 0.5, 0.75, 0.95]))[:, :3]
+    linear = np.where(ends <= 0.04045, ends / 12.92, ((ends + 0.055) / 1.055) ** 2.4)
     for matrix in missing.values():
         seen = np.clip(linear @ np.array(matrix).T, 0, 1) ** (1 / 2.2)
         distances = np.linalg.norm(seen[:, None] - seen[None], axis=2)[~np.eye(5, dtype=bool)]

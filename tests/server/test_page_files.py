@@ -152,9 +152,10 @@ def contrast(one: str, other: str) -> float:
 def test_contrast(scheme: str) -> None:
     """Texts have 4.5, edges of fields and marks 3, in both schemes."""
     light, dark = re.findall(r":root \{(.*?)\}", text("page.css"), re.DOTALL)[:2]
-    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", light))
+    light_experts, dark_experts = re.findall(r":root \{(.*?)\}", text("tokens.css"), re.DOTALL)[:2]
+    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", light + light_experts))
     if scheme == "dark":
-        colours |= dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", dark))
+        colours |= dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", dark + dark_experts))
     texts = {
         "ink": ("back", "card", "field", "code", "question", "accent-soft", "wrong-back", "cell"),
         "faint": ("back", "card", "field", "code", "accent-soft"),  # marks of steered text, in reasoning

@@ -24,7 +24,7 @@ from ..options.common import (
 from ..options.items import ItemFlags, decoder_arguments, interventions, item_options
 from ..options.llama import RecordingFlags, recording_options
 from ..options.model import model_option
-from ..output import print_json, say_written, warn
+from ..output import print_json, print_verdict, say_written, warn
 from ..streams import console
 from .map_effects import effects_table
 
@@ -167,9 +167,16 @@ def attribute(
     assert effects is not None
     if as_json:
         print_json(
-            {"map": str(output), "attribution": effects.facts.to_dict(), "effects": effects.rows(), **_of_rd(result)}
+            {
+                "verdict": _verdict(result),
+                "map": str(output),
+                "attribution": effects.facts.to_dict(),
+                "effects": effects.rows(),
+                **_of_rd(result),
+            }
         )
         return
+    print_verdict(_verdict(result))
     _print(result, effects)
     say_written(output, before="\n")
 
@@ -182,6 +189,15 @@ def _of_rd(expert_map: ExpertMap) -> dict[str, Any]:
     tried = {(int(effects.layer[i]), int(effects.expert[i])) for i in by_rd}
     acting = {(int(effects.layer[i]), int(effects.expert[i])) for i in by_rd if effects.significant[i]}
     return {"first_by_rd": len(tried), "of_them_with_an_effect": len(acting)}
+
+
+def _verdict(expert_map: ExpertMap) -> str:
+    from ...evaluation.reports.verdicts import of_effects
+
+    counts, effects = _of_rd(expert_map), expert_map.effects
+    assert effects is not None
+    stable = all(effects.facts.stable.values())
+    return of_effects(counts["first_by_rd"], counts["of_them_with_an_effect"], stable=stable)
 
 
 def _print(expert_map: ExpertMap, effects: Effects) -> None:

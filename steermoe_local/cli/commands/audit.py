@@ -11,10 +11,10 @@ import click
 from ..._util.files import human_duration
 from ...errors import UsageError
 from ..options.common import SHARE, SHARES, WORDS
-from ..options.evaluation_setup import NONE, EvaluationSetup, evaluation_options
+from ..options.evaluation_setup import NONE, REPORTS, EvaluationSetup, evaluation_options
 from ..options.models_measured import COLUMNS, QuantizerBar, models_done, say_models_kept
 from ..options.steering import SteeringFlags
-from ..output import print_json, print_reports, say, say_written, warn
+from ..output import print_json, print_reports, print_verdict, say, say_written, warn
 from ..streams import console
 
 if TYPE_CHECKING:
@@ -101,11 +101,11 @@ def audit(
     """Measure how a behaviour holds when random experts are suppressed or promoted.
 
     The behaviour is the task's positive side, on the items that show it unsteered: which share of them still does, at
-    several rates, with intervals over items and draws; in which layers it breaks first; and whether it breaks before
-    an unrelated task and the predictions of a neutral text do (docs/audit.md). With --quants the same on quantizations.
+    several rates, with intervals over items and draws; in which layers it breaks first; and whether it breaks before an
+    unrelated task and the predictions of a neutral text do (docs/audit.md). With --quants the same on quantizations.
     Random draws are no attack: what holds here may break under experts that were chosen for it. OUT gets summary.json,
-    report.md, audit.png, audit.svg, columns.jsonl, and all answers of each model. A run that was interrupted goes on
-    with --resume.
+    report.md, report.html, audit.png, audit.svg, columns.jsonl, and all answers of each model. A run that was
+    interrupted goes on with --resume.
 
     \b
     Examples:
@@ -114,7 +114,8 @@ def audit(
         --suppress 10%,30% --promote none -o out
       steermoe audit -m olmoe-f16.gguf --task format.jsonl --quants Q8_0,Q4_K_M --draws 10 -o out
     """
-    from ...evaluation.reports.audit import audit_markdown, draw_audit
+    from ...evaluation.reports.audit import audit_document, draw_audit
+    from ...evaluation.reports.verdicts import of_audit
     from ...evaluation.studies.audit.audit import audit_quantizations
     from ...evaluation.studies.audit.perturbations import Perturbations
     from ...evaluation.studies.audit.results import ModelAudit
@@ -128,7 +129,7 @@ def audit(
     wanted.plan(setup.identity, range(setup.identity.n_layer))  # wrong input fails before anything is written or loaded
     setup = replace(setup, second=_unrelated(setup, unrelated_name))
     _ = setup.task, setup.scorer, setup.guards
-    setup.check_output("summary.json", "report.md", COLUMNS, *_PICTURES)
+    setup.check_output("summary.json", *REPORTS, COLUMNS, *_PICTURES)
     folder = setup.path("models")
     settings = _settings(setup, wanted)
     if kinds:
@@ -156,8 +157,8 @@ def audit(
             progress=bar,
         )
         drawn = setup.draw(lambda paths: draw_audit(found, paths), _PICTURES)
-        data = setup.write_summary(found.to_dict())
-        setup.write("report.md", audit_markdown(found, setup.command, drawn))
+        data = setup.write_summary({"verdict": of_audit(found), **found.to_dict()})
+        setup.write_report(audit_document(found, setup.command, drawn))
         kept.finish([model.name for model in found.models])
     if setup.as_json:
         print_json(data)
@@ -198,7 +199,9 @@ def _say_work(work: Work) -> None:
 
 def _print(found: Audit) -> None:
     from ...evaluation.reports.audit import audit_tables, conclusions
+    from ...evaluation.reports.verdicts import of_audit
 
+    print_verdict(of_audit(found))
     print_reports(audit_tables(found))
     for line in (*conclusions(found), *(f"note: {note}" for note in found.notes)):
         console().print(f"\n{line}", soft_wrap=True, markup=False)

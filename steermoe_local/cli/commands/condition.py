@@ -35,7 +35,7 @@ from ..options.common import (
 from ..options.llama import RecordingFlags, recording_options
 from ..options.model import model_option
 from ..options.opening import open_model
-from ..output import facts_table, print_json, say, say_written, warn
+from ..output import facts_table, print_json, print_verdict, say, say_written, warn
 from ..streams import console
 from .recording_display import RecordingDisplay
 
@@ -203,7 +203,7 @@ def fit(
             if checkpoint and checkpoint.exists():
                 say(f"{display.summary()}; go on with the same command and --resume")
             raise
-    report = {"format": "steermoe-condition", "version": 1, **found.to_dict()}
+    report = {"format": "steermoe-condition", "version": 1, "verdict": _verdict(found), **found.to_dict()}
     if map_file:
         assert found.expert_map is not None
         found.expert_map.save(map_file)
@@ -220,9 +220,17 @@ def fit(
         files = {"report": output and str(output), "written_map": map_file and str(map_file)}
         print_json({**report, **files, **display.figures()})
         return
+    print_verdict(report["verdict"])
     console().print(facts_table(_rows(found)))
     if outputs:
         say_written(*outputs, before="\n")
+
+
+def _verdict(found: ConditionFit) -> str:
+    from ...evaluation.reports.verdicts import of_condition
+
+    errors = [None if share is None else share.value for share in (found.false_alarms, found.misses)]
+    return of_condition(*errors, differs=found.differs_from_shuffled)
 
 
 def _rows(found: ConditionFit) -> list[tuple[str, str]]:

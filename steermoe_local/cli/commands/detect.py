@@ -41,7 +41,7 @@ from ..options.groups import is_given, option_group
 from ..options.llama import RecordingFlags, recording_options
 from ..options.model import model_option
 from ..options.opening import open_model
-from ..output import facts_table, print_json, say, say_written
+from ..output import facts_table, print_json, print_verdict, say, say_written
 from ..streams import console
 from .map import print_map, top_experts, warn_unless_different
 from .recording_display import RecordingDisplay
@@ -298,6 +298,7 @@ def detect(
         }
         print_json(
             {
+                "verdict": _verdict(expert_map),
                 **files[""].to_dict(),
                 "behaviour": expert_map.behaviour,
                 "n_pairs": counts.n_pairs,
@@ -312,6 +313,7 @@ def detect(
             }
         )
     else:
+        print_verdict(_verdict(expert_map))
         print_map(expert_map, 10)
         if maps:
             console().print("", facts_table(_phase_rows(maps)), sep="\n")
@@ -320,6 +322,13 @@ def detect(
     if missing:
         phase, why = next(iter(missing.items()))
         raise PairsError(f"{files[phase].output}: not written: {why}")
+
+
+def _verdict(expert_map: ExpertMap) -> str:
+    from ...evaluation.reports.verdicts import of_map
+
+    confidence = expert_map.confidence
+    return of_map(None if confidence is None else confidence.differs_from_shuffled)
 
 
 def _write(counts: RoutingCounts, files: _Files, meaning: dict[str, str]) -> ExpertMap:

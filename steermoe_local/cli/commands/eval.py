@@ -10,9 +10,9 @@ import click
 from ...errors import UsageError
 from ...pairs.pairs import load_pairs
 from ..options.common import FILE
-from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
+from ..options.evaluation_setup import RECORDS, REPORTS, EvaluationSetup, evaluation_options
 from ..options.groups import is_given
-from ..output import print_json, print_reports, say, say_written
+from ..output import print_json, print_reports, print_verdict, say, say_written
 from ..streams import console
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ def eval_(setup: EvaluationSetup, no_away: bool, controls: bool, control_draws: 
     """Measure whether a steering does what it should, and what it costs.
 
     Answers the items of a task unsteered, steered towards the map's positive side, and away from it; scores them, and
-    gives rates and differences with 95% intervals, the same for random experts and control maps, and guards:
-    perplexity and KL on a neutral text, loops, empty and cut answers, refusals of benign prompts. Of a plan of one
-    choice of experts all this is measured where its rules steer; one of several is measured as a whole. Failures are
-    named by the rule that found them (docs/evaluation.md). OUT gets summary.json, report.md, records.jsonl (all
+    gives rates and differences with 95% intervals, the same for random experts and control maps, and guards: perplexity
+    and KL on a neutral text, loops, empty and cut answers, refusals of benign prompts. Of a plan of one choice of
+    experts all this is measured where its rules steer; one of several is measured as a whole. Failures are named by the
+    rule that found them (docs/evaluation.md). OUT gets summary.json, report.md, report.html, records.jsonl (all
     answers), effect.png and effect.svg. A run that was interrupted goes on with --resume.
 
     \b
@@ -59,7 +59,8 @@ def eval_(setup: EvaluationSetup, no_away: bool, controls: bool, control_draws: 
       steermoe eval -m tiny --steer "answer: digits-words" -o out
       steermoe eval -m olmoe.gguf --bias bias.gguf --task questions.jsonl --scorer contains --no-controls -o out
     """
-    from ...evaluation.reports.evaluation import draw_effect, markdown, verdict
+    from ...evaluation.reports.evaluation import document, draw_effect
+    from ...evaluation.reports.verdicts import of_evaluation
     from ...evaluation.studies.evaluate import evaluate
     from ...evaluation.studies.steerings import has_reverse
 
@@ -69,19 +70,19 @@ def eval_(setup: EvaluationSetup, no_away: bool, controls: bool, control_draws: 
     for option, given in (("--pairs", pairs_file is not None), ("--control-draws", is_given("control_draws"))):
         if given and not controls:
             raise UsageError(f"{option} is for controls; leave it out, or --no-controls")
-    setup.check_output("summary.json", "report.md", RECORDS, *_PICTURES)
+    setup.check_output("summary.json", *REPORTS, RECORDS, *_PICTURES)
     away = has_reverse(steering) and not no_away
     with setup.evaluator() as evaluator:
         evaluation = evaluate(evaluator, steering, away=away, controls=wanted, seed=setup.seed)
         # inside: should the disk be full now, --resume finds all answers
         drawn = setup.draw(lambda paths: draw_effect(evaluation, paths), _PICTURES)
-        data = setup.write_summary(evaluation.to_dict())
-        setup.write("report.md", markdown(evaluation, setup.command, drawn))
+        data = setup.write_summary({"verdict": of_evaluation(evaluation).text, **evaluation.to_dict()})
+        setup.write_report(document(evaluation, setup.command, drawn))
     if setup.as_json:
         print_json(data)
         return
     _print(evaluation)
-    say_written(setup.path("report.md"), before=f"\n{verdict(evaluation)}\n")
+    say_written(setup.path("report.md"), before="\n")
 
 
 def _controls(setup: EvaluationSetup, n_draws: int, pairs_file: Path | None) -> Controls | None:
@@ -97,10 +98,13 @@ def _controls(setup: EvaluationSetup, n_draws: int, pairs_file: Path | None) -> 
 
 
 def _print(evaluation: Evaluation) -> None:
-    from ...evaluation.reports.evaluation import tables
+    from ...evaluation.reports.evaluation import statistics, tables
+    from ...evaluation.reports.verdicts import of_evaluation
 
+    print_verdict(of_evaluation(evaluation).text)
     print_reports(tables(evaluation))
     for signature in evaluation.signatures:
         console().print(
             f"\n{signature.name} ({signature.side}): {signature.found}\n  rule: {signature.rule}", markup=False
         )
+    console().print(f"\n{statistics(evaluation)}", soft_wrap=True, markup=False)

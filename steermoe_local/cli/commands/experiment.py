@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -12,16 +12,12 @@ from ...errors import UsageError
 from ...models.embedded import TINY
 from ...pairs.pairs import load_pairs
 from ..options.common import FILE
-from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
+from ..options.evaluation_setup import RECORDS, REPORTS, EvaluationSetup, evaluation_options
 from ..options.groups import is_default
-from ..output import print_json, print_reports, say, say_written
-
-if TYPE_CHECKING:
-    from ...evaluation.experiments.experiments import ExperimentResult
+from ..output import print_json, print_reports, print_verdict, say, say_written
 
 _NAMES = ("random10", "top20", "activate-benign", "superficial", "random-matched", "layers", "routing-kinds")
-_FILES = ("report.md", "summary.json", RECORDS)
-_PICTURES = ("layers.png", "layers.svg")
+_FILES = (*REPORTS, "summary.json", RECORDS)
 _DEFAULTS = {"model": TINY, "map_file": "digits-words"}
 _ABSENT = ("output", "reverse", "preset", "where")
 
@@ -68,9 +64,10 @@ def experiment(
     layers           effect of each third of the depth, and of each layer
     routing-kinds    hard and soft rules, promoting or suppressing alone
 
-    Without -m and --map it runs on the embedded model and its map digits-words. DIR gets report.md, summary.json and
-    records.jsonl (all answers). A run that was interrupted goes on with --resume. docs/experiments.md says what each
-    experiment steers, what it is compared with, and what result would speak for or against the map.
+    Without -m and --map it runs on the embedded model and its map digits-words. DIR gets report.md, report.html,
+    summary.json, records.jsonl (all answers), NAME.png and NAME.svg. A run that was interrupted goes on with --resume.
+    docs/experiments.md says what each experiment steers, what it is compared with, and what result would speak for or
+    against the map.
 
     \b
     Examples:
@@ -78,6 +75,7 @@ def experiment(
       steermoe experiment top20 -m olmoe.gguf --map map.json --activate 10 --deactivate 50 --task questions.jsonl -o out
     """
     from ...evaluation.experiments.experiments import ExperimentSetup, run_experiment
+    from ...evaluation.experiments.picture import draw_experiment
     from ...evaluation.measuring.opening import pairs_of
 
     _check(name, setup, ability)
@@ -86,7 +84,8 @@ def experiment(
     _ = setup.task, setup.scorer, setup.guards
     pairs = load_pairs(pairs_file) if pairs_file is not None else pairs_of(steering)
     harmless = setup.unrelated(ability) if name == "activate-benign" else None
-    setup.check_output(*_FILES, *(_PICTURES if name == "layers" else ()))
+    pictures = (f"{name}.png", f"{name}.svg")
+    setup.check_output(*_FILES, *pictures)
     with setup.evaluator() as evaluator:
         found = run_experiment(
             name,
@@ -102,13 +101,15 @@ def experiment(
             ),
         )
         # inside: should the disk be full now, --resume finds all answers
-        data = setup.write_summary(found.to_dict())
-        setup.write("report.md", found.markdown(setup.command, _draw(found, setup)))
+        data = setup.write_summary({"in_words": found.in_words, **found.to_dict()})
+        drawn = setup.draw(lambda paths: draw_experiment(found, paths), pictures)
+        setup.write_report(found.document(setup.command, drawn))
     if setup.as_json:
         print_json(data)
         return
+    print_verdict(found.in_words)
     print_reports(found.tables)
-    say_written(setup.path("report.md"), before=f"\n{found.finding}\n")
+    say_written(setup.path("report.md"), before="\n")
 
 
 def _check(name: str, setup: EvaluationSetup, ability: str | None) -> None:
@@ -122,18 +123,6 @@ def _check(name: str, setup: EvaluationSetup, ability: str | None) -> None:
             f"{setup.model}: which map? {_DEFAULTS['map_file']} is of the embedded model alone; give --map MAP, with "
             "--activate and --deactivate, and --task"
         )
-
-
-def _draw(found: ExperimentResult, setup: EvaluationSetup) -> tuple[str, ...]:
-    """The picture of an experiment by depth; names of the files for the report."""
-    if "divided" not in found.figures:
-        return ()
-    from ...evaluation.measuring.json_values import from_plain
-    from ...evaluation.reports.layers import draw_layers
-    from ...evaluation.studies.layers import LayerEffects
-
-    effects = from_plain(LayerEffects, found.figures["divided"])
-    return setup.draw(lambda paths: draw_layers(effects, paths), _PICTURES)
 
 
 def _with_defaults(command: Any) -> None:

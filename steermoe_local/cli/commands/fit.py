@@ -24,7 +24,7 @@ from ..options.common import (
 from ..options.items import ItemFlags, decoder_arguments, interventions, item_options
 from ..options.llama import RecordingFlags, recording_options
 from ..options.model import model_option
-from ..output import facts_table, print_json, say_written, warn
+from ..output import facts_table, print_json, print_verdict, say_written, warn
 from ..streams import console
 
 if TYPE_CHECKING:
@@ -164,11 +164,30 @@ def fit(
     if result.confirmed_on is not None and result.confirmed_on.fitted.kl > budget:
         cost = result.confirmed_on.fitted
         warn(f"{output}: on other text the KL is {_with_error(cost.kl, cost.kl_se)}, above the budget of {budget:g}")
+    verdict = _verdict(result)
     if as_json:
-        print_json({"bias": str(output), "bias_digest": result.bias.key, **result.to_dict()})
+        print_json({"verdict": verdict, "bias": str(output), "bias_digest": result.bias.key, **result.to_dict()})
         return
+    print_verdict(verdict)
     _print(result)
     say_written(output, before="\n")
+
+
+def _verdict(result: Fit) -> str:
+    from ...evaluation.reports.verdicts import of_fit
+
+    found, options = result.confirmed_on, result.options
+    if found is None:
+        return of_fit(0.0, None, 0.0, options.budget, 0, confirmed=False).text
+    moved, sign = found.fitted, -1 if options.reverse else 1
+    return of_fit(
+        sign * moved.change,
+        moved.change_se,
+        moved.kl,
+        options.budget,
+        found.n_items,
+        confirmed=result.is_confirmed,
+    ).text
 
 
 def _print(result: Fit) -> None:

@@ -9,10 +9,10 @@ import click
 from ...errors import UsageError
 from ...steering.rules import EQUAL
 from ..options.common import strength_option
-from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
+from ..options.evaluation_setup import RECORDS, REPORTS, EvaluationSetup, evaluation_options
 from ..options.groups import is_default
 from ..options.steering import SOFT_WEIGHTS
-from ..output import print_json, rich_table, say, say_written
+from ..output import print_json, print_verdict, rich_table, say, say_written
 from ..streams import console
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ def sweep(
     All combinations of the lists are measured; a..b:step is a range, b included. Choices that the model cannot carry
     out are listed, those that steer equally are measured once. With --steer the rules say where the choices of their
     map are in force, as --where does; their own numbers of experts are not used. OUT gets summary.json, report.md,
-    table.csv, records.jsonl (all answers), pareto.png and pareto.svg. A sweep that was interrupted goes on with
-    --resume.
+    report.html, table.csv, records.jsonl (all answers), pareto.png and pareto.svg. A sweep that was interrupted goes on
+    with --resume.
 
     \b
     Examples:
@@ -106,7 +106,8 @@ def sweep(
       steermoe sweep -m olmoe.gguf --map map.json --activate 0,5,10 --deactivate 0..200:20 --layers all \\
         --layers 4-11 --strength hard,2,4 --cap 1,2 --task questions.jsonl -o out
     """
-    from ...evaluation.reports.sweep import sweep_csv, sweep_markdown, sweep_tables
+    from ...evaluation.reports.sweep import sweep_csv, sweep_document, sweep_tables
+    from ...evaluation.reports.verdicts import of_sweep
     from ...evaluation.studies.search.grid import plan
     from ...evaluation.studies.search.sweep import sweep as run
 
@@ -118,18 +119,19 @@ def sweep(
     if not planned.n_measured:
         raise UsageError(f"{planned}; nothing to measure: give --activate or --deactivate numbers above 0")
     n_items, guards = len(setup.task.items), setup.guards
-    setup.check_output("summary.json", "report.md", "table.csv", RECORDS, *_PICTURES)
+    setup.check_output("summary.json", *REPORTS, "table.csv", RECORDS, *_PICTURES)
     with setup.evaluator() as evaluator:
         _announce(planned, n_items, 0 if guards[0] is None else len(guards[0][0].items))
         result = run(evaluator, steering, grid, cost="kl" if cost == "kl" else "ppl", seed=setup.seed)
         # inside: should the disk be full now, --resume finds all answers
         drawn = setup.draw(lambda paths: _draw(result, paths), _PICTURES)
-        data = setup.write_summary(result.to_dict())
+        data = setup.write_summary({"verdict": of_sweep(result).text, **result.to_dict()})
         setup.write("table.csv", sweep_csv(result))
-        setup.write("report.md", sweep_markdown(result, setup.command, drawn))
+        setup.write_report(sweep_document(result, setup.command, drawn))
     if setup.as_json:
         print_json(data)
         return
+    print_verdict(of_sweep(result).text)
     for table in sweep_tables(result):
         if len(table.rows) <= _MOST_ROWS:
             console().print(rich_table(table), "")

@@ -10,9 +10,9 @@ import click
 
 from ...pairs.pairs import Pair, PairsFile, pairs_digest
 from ..options.common import WORDS
-from ..options.evaluation_setup import NONE, EvaluationSetup, evaluation_options
+from ..options.evaluation_setup import NONE, REPORTS, EvaluationSetup, evaluation_options
 from ..options.models_measured import COLUMNS, QuantizerBar, models_done, say_models_kept
-from ..output import print_json, print_reports, say_written, warn
+from ..output import print_json, print_reports, print_verdict, say_written, warn
 from ..streams import console
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def transfer(
     Makes the quantizations with llama.cpp's quantizer. For each: how its own map agrees with the map (RD correlation,
     first experts), how its routing and its predictions agree with the base's on the same text, what steering by the map
     and by its own does on the task, perplexity, size, and the types that its tensors really have (docs/transfer.md).
-    OUT gets summary.json, report.md, transfer.png, transfer.svg, a map and all answers of each model. A run that was
-    interrupted goes on with --resume, without the models that are done.
+    OUT gets summary.json, report.md, report.html, transfer.png, transfer.svg, a map and all answers of each model. A
+    run that was interrupted goes on with --resume, without the models that are done.
 
     \b
     Examples:
@@ -68,7 +68,8 @@ def transfer(
       steermoe transfer -m olmoe-f16.gguf --map map.json --pairs pairs.jsonl --task questions.jsonl \\
         --activate 10 --deactivate 50 --quants Q8_0,Q4_K_M --keep -o out
     """
-    from ...evaluation.reports.transfer import draw_transfer, markdown
+    from ...evaluation.reports.transfer import document, draw_transfer
+    from ...evaluation.reports.verdicts import of_transfer
     from ...evaluation.studies.transfer.quantize import Quantizer, file_type
     from ...evaluation.studies.transfer.results import Column
     from ...evaluation.studies.transfer.transfer import transfer as measure
@@ -78,7 +79,7 @@ def transfer(
     steering = setup.steering  # wrong input fails before anything is written
     _ = setup.task, setup.scorer, setup.guards
     pairs = _pairs(setup, pairs_file)
-    setup.check_output("summary.json", "report.md", COLUMNS, *_PICTURES)
+    setup.check_output("summary.json", *REPORTS, COLUMNS, *_PICTURES)
     folder = setup.path("models")
     quantizer = Quantizer(setup.facts, folder)
     warn(*filter(None, [quantizer.warning]))
@@ -113,8 +114,8 @@ def transfer(
             progress=bar,
         )
         drawn = setup.draw(lambda paths: draw_transfer(found, paths), _PICTURES)
-        data = setup.write_summary(found.to_dict())
-        setup.write("report.md", markdown(found, setup.command, drawn))
+        data = setup.write_summary({"verdict": of_transfer(found), **found.to_dict()})
+        setup.write_report(document(found, setup.command, drawn))
         kept.finish([found.base.name, *(column.name for column in found.columns)])
     if setup.as_json:
         print_json(data)
@@ -151,7 +152,9 @@ def _settings(setup: EvaluationSetup, pairs: Collection[Pair] | None, top_n: int
 
 def _print(found: Transfer) -> None:
     from ...evaluation.reports.transfer import conclusions, rates, table, types
+    from ...evaluation.reports.verdicts import of_transfer
 
+    print_verdict(of_transfer(found))
     print_reports((table(found), rates(found), types(found)))
     for line in (*conclusions(found), *(f"note: {warning}" for warning in found.warnings)):
         console().print(f"\n{line}", soft_wrap=True)

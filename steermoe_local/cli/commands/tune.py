@@ -13,9 +13,9 @@ from ...errors import UsageError
 from ...steering.bias_file import write_bias
 from ..failures import EXIT_ERROR
 from ..options.common import FILE, SHARE, lock_output
-from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
+from ..options.evaluation_setup import RECORDS, REPORTS, EvaluationSetup, evaluation_options
 from ..options.groups import is_given
-from ..output import print_json, rich_table, say, say_written
+from ..output import print_json, print_verdict, rich_table, say, say_written
 from ..streams import console
 
 _PICTURES = ("tuning.png", "tuning.svg")
@@ -83,8 +83,8 @@ def tune(
     Searches along the order of |RD|, on a part of the items, and reports the effect on the others; docs/tuning.md says
     how. --reverse tunes the other side, --layers and --strength hold for all choices. With --steer the rules say where
     the choices of their map are in force, as --where does; their own numbers of experts are not used. OUT gets
-    bias.gguf, summary.json, report.md, records.jsonl (all answers), tuning.png and tuning.svg. A search that was
-    interrupted goes on with --resume.
+    bias.gguf, summary.json, report.md, report.html, records.jsonl (all answers), tuning.png and tuning.svg. A search
+    that was interrupted goes on with --resume.
 
     Exit status 1, and no bias, if nothing inside the budget has an effect, or if the held-out items do not confirm it.
 
@@ -94,7 +94,8 @@ def tune(
       steermoe tune -m tiny --map digits-words --max-kl 0.05 --where answer -o out
       steermoe tune -m olmoe.gguf --map map.json --task questions.jsonl --max-kl 0.05 --max-refusal-increase 5% -o out
     """
-    from ...evaluation.reports.tuning import draw_tuning, tuning_markdown, tuning_tables, tuning_verdict
+    from ...evaluation.reports.tuning import draw_tuning, tuning_document, tuning_statistics, tuning_tables
+    from ...evaluation.reports.verdicts import of_tuning
     from ...evaluation.studies.search import tune as search
     from ...evaluation.studies.search.candidate_evaluator import split
     from ...evaluation.studies.search.objective import Budget, search_space
@@ -110,7 +111,7 @@ def tune(
     target = bias_output or setup.path("bias.gguf")
     if bias_output:
         lock_output(bias_output)
-    setup.check_output("bias.gguf", "summary.json", "report.md", RECORDS, *_PICTURES)
+    setup.check_output("bias.gguf", "summary.json", *REPORTS, RECORDS, *_PICTURES)
     common: dict[str, Any] = {"seed": setup.seed, "share": choosing_share}
     n = len(setup.task.items)
     words = "every choice is looked at" if exhaustive else f"at most {max_choices} choices are looked at"
@@ -132,16 +133,18 @@ def tune(
             write_bias(result.bias, target)
         else:  # the result of an earlier search would pass for this one's
             remove(target)
-        data = setup.write_summary({**result.to_dict(), "bias": str(target) if result.bias else None})
-        setup.write("report.md", tuning_markdown(result, setup.command, drawn))
+        facts = {"verdict": of_tuning(result).text, **result.to_dict()}
+        data = setup.write_summary({**facts, "bias": str(target) if result.bias else None})
+        setup.write_report(tuning_document(result, setup.command, drawn))
     if setup.as_json:
         print_json(data)
     else:
+        print_verdict(of_tuning(result).text)
         for table in tuning_tables(result):
             console().print(rich_table(table), "")
         written = [setup.path("report.md"), *([target] if result.bias else [])]
-        say_written(*written, before=f"{visible(tuning_verdict(result))}\n")
+        say_written(*written, before=f"{visible(tuning_statistics(result))}\n")
     if result.bias is None:
         if setup.as_json:
-            say(visible(tuning_verdict(result)))
+            say(visible(tuning_statistics(result)))
         raise SystemExit(EXIT_ERROR)

@@ -34,10 +34,13 @@ from .system_text import UserPath
 
 if TYPE_CHECKING:
     from ...evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
+    from ...evaluation.reports.document import Document
     from ...evaluation.tasks.neutral_text import NeutralText
     from ...evaluation.tasks.tasks import Scorer, Task
 
 RECORDS = "records.jsonl"
+REPORTS = ("report.md", "report.html")
+"""The report in two forms; the page has its pictures inside."""
 NONE = "none"
 
 
@@ -288,6 +291,13 @@ class EvaluationSetup(MeasuredSteering):
         whole = {**data, "command": self.command}
         self.write("summary.json", json.dumps(whole, ensure_ascii=False, indent=1) + "\n")
         return whole
+
+    def write_report(self, document: Document) -> None:
+        """Write report.md, and report.html with the pictures that were drawn before. Raises UsageError."""
+        from ...evaluation.reports.html_report import html_report
+
+        for name, text in zip(REPORTS, (document.markdown(), html_report(document, self.output)), strict=True):
+            self.write(name, text)
 
     def draw(self, draw: Callable[[Sequence[Path]], Any], names: Sequence[str]) -> tuple[str, ...]:
         """Draw pictures into the output folder; returns the one for the report. Without matplotlib, says so."""

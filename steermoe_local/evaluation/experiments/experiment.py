@@ -16,7 +16,8 @@ from ..measuring.measurements import Measurement
 from ..measuring.side_effects import fluency
 from ..metrics.formatting import number, percent
 from ..metrics.intervals import Interval, difference, rate
-from ..reports.document import Table, escape, sections
+from ..reports.document import Block, Code, Document, Heading, Table, Words, sections
+from ..reports.verdicts import of_experiment
 from ..studies.controls.controls import ControlResult, Controls, run_controls
 from ..tasks.tasks import Scorer, Task
 
@@ -151,15 +152,24 @@ class ExperimentResult:
     tables: tuple[Table, ...]
     metadata: Mapping[str, Any] = field(metadata={"json": "about"})
 
+    @property
+    def in_words(self) -> str:
+        """The verdict in plain words, with the finding."""
+        return of_experiment(self.verdict, self.finding)
+
     def to_dict(self) -> dict[str, Any]:
         return plain(self)
 
-    def markdown(self, command: str = "", pictures: Sequence[str] = ()) -> str:
-        """A short report; `command` makes it again, `pictures` are names of files in the same folder."""
-        lines = [f"# {self.name}", "", escape(self.question), "", f"**{escape(self.finding)}**", ""]
-        lines += [*sections(self.tables, pictures), "## Where it comes from", ""]
-        lines += ["```sh", command, "```", ""] if command else []
+    def document(self, command: str = "", pictures: Sequence[str] = ()) -> Document:
+        """The report; `command` makes it again, `pictures` are names of files in the same folder."""
         origin = [self.metadata.get(name) for name in ("tool", "created")]
         digests = [f"{name} {str(self.metadata.get(name))[:12]}" for name in ("map_sha256", "task_sha256")]
         words = [*(str(value) for value in origin if value), f"seed {self.metadata.get('seed')}", *digests]
-        return "\n".join([*lines, escape(", ".join(words)) + ".", ""])
+        blocks: list[Block] = [
+            Words(self.question),
+            *sections(self.tables, pictures),
+            Heading("Where it comes from"),
+            *([Code(command)] if command else []),
+            Words(", ".join(words) + "."),
+        ]
+        return Document(self.name, self.in_words, tuple(blocks))

@@ -21,12 +21,12 @@ from ..measuring.side_effects import fluency
 from ..metrics.formatting import in_points, percent, points
 from ..metrics.intervals import difference, rate
 from ..reports.document import Table
+from ..reports.verdicts import HARM
 from ..studies.controls.controls import ControlResult, Controls
 from ..studies.controls.draws import ControlPlan
 from ..studies.layers import by_layer, thirds
 from .experiment import GUARDS, Biases, ExperimentResult, ExperimentSetup, Found, Sides, Verdict, side_row, text_cells
 from .findings import (
-    HARM,
     LEAST,
     SCALES,
     ahead,

@@ -14,15 +14,12 @@ from ..metrics.formatting import draws_below, points
 from ..metrics.intervals import Interval, difference, margin
 from ..reports.document import Table
 from ..reports.evaluation import control_rows
+from ..reports.verdicts import ENOUGH, HARM
 from ..studies.controls.controls import ControlResult
 from .experiment import Sides, Verdict
 
 AHEAD = 0.95
 """Share of the draws that a map must be ahead of to be more than random."""
-ENOUGH = 19
-"""Draws of which being ahead of all is evidence: with fewer of them p cannot reach 0.05."""
-HARM = 0.05
-"""How far a neutral ability may fall, and perplexity rise (as a share), before it counts as harm."""
 LEAST = 0.05
 """The least effect that counts, in points of 1."""
 SCALES = (1.0, 2.0, 4.0, 8.0, 16.0)

@@ -10,8 +10,9 @@ from ..metrics.formatting import number, percent, points
 from ..metrics.intervals import Interval
 from ..studies.audit.perturbations import PROMOTE, SUPPRESS
 from ..studies.audit.results import AFTER, BEFORE, HOLDS, TOGETHER, Audit, Break, Kept, ModelAudit, Point, Weakest
-from .document import Table, escape, how_to_repeat, sections
+from .document import Block, Document, Table, Words, how_to_repeat, sections
 from .figure import BLUE, GREY, RED, error_bars, new_figure, plain, save
+from .verdicts import of_audit
 
 _DONE = {SUPPRESS: "suppressed", PROMOTE: "promoted"}
 _MOST_NAMES = 16  # below a panel, that still have room side by side
@@ -170,22 +171,21 @@ def _weakest(part: Weakest) -> str:
     )
 
 
-def audit_markdown(found: Audit, command: str = "", pictures: Sequence[str] = ()) -> str:
+def audit_document(found: Audit, command: str = "", pictures: Sequence[str] = ()) -> Document:
     """The report. `command` makes it again; `pictures` are names of files in the same folder."""
     metadata = found.provenance
-    positive = f" ({escape(found.positive)})" if found.positive else ""
-    parts = [f"# How {escape(found.task)}{positive} holds under random routing", ""]
-    parts += [f"{escape(line)}\n" for line in conclusions(found)]
-    parts += [f"**Note:** {escape(note)}.\n" for note in found.notes]
-    parts += [
-        "Random draws are no adversary: a fitted choice of experts may break at lower rates what holds here.",
-        "",
-        *sections([table.cut("summary.json") for table in audit_tables(found)], pictures),
-    ]
+    positive = f" ({found.positive})" if found.positive else ""
     digests = {"task": metadata["settings"].get("task_sha256"), "base": metadata.get("base_sha256")}
     n_draws = metadata["perturbations"]["n_draws"]
     first = f"{metadata['n_shown']} of {metadata['n_items']} items show it unsteered; {n_draws} draws at each rate; "
-    return "\n".join([*parts, *how_to_repeat(command, metadata, digests, first)])
+    blocks: list[Block] = [
+        *map(Words, conclusions(found)),
+        *(Words(f"{note}.", lead="Note") for note in found.notes),
+        Words("Random draws are no adversary: a fitted choice of experts may break at lower rates what holds here."),
+        *sections([table.cut("summary.json") for table in audit_tables(found)], pictures),
+        *how_to_repeat(command, metadata, digests, first),
+    ]
+    return Document(f"How {found.task}{positive} holds under random routing", of_audit(found), tuple(blocks))
 
 
 def _rate(rate: float | None) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..._util.files import StrPath
+from ...maps.colours import LEAST_POINTS
 from ..measuring.measurements import Answer
 from ..metrics.formatting import draws_below, number, percent, points, signed
 from ..metrics.intervals import Interval
@@ -15,16 +16,17 @@ from ..studies.controls.controls import ControlResult
 from ..studies.evaluate import Evaluation
 from ..studies.signatures import NAMES
 from ..studies.steerings import EFFECT, NEGATIVE, POSITIVE
-from .document import Table, escape, how_to_repeat, markdown_table, one_line, sections
-from .figure import BLUE, GREY, RED, error_bars, new_figure, plain, save
+from .document import Block, Document, Heading, Listed, Table, Words, how_to_repeat, one_line, sections
+from .figure import BLUE, GREY, RED, error_bars, legend_below, new_figure, plain, save, widen
+from .verdicts import of_evaluation
 
 _LONGEST = 100  # characters of an answer that is shown
 _EXAMPLES = 4
 _METHODS = {"wilson": "Wilson's intervals", "newcombe": "Newcombe's paired intervals", "bootstrap": "bootstrap"}
 
 
-def verdict(evaluation: Evaluation) -> str:
-    """The result in one line."""
+def statistics(evaluation: Evaluation) -> str:
+    """The effect, its place among random draws and the failure signatures in one line."""
     name, effect = evaluation.headline
     words = f"{name} {points(effect)} on {effect.n} items"
     for control in evaluation.controls:
@@ -123,39 +125,44 @@ def _fluency(evaluation: Evaluation) -> Table:
     return Table("Fluency", (*texts, *answers), tuple(rows), note)
 
 
-def markdown(evaluation: Evaluation, command: str = "", pictures: Sequence[str] = ()) -> str:
-    """A short report. `command` makes it again; `pictures` are names of files in the same folder."""
+def document(evaluation: Evaluation, command: str = "", pictures: Sequence[str] = ()) -> Document:
+    """The report. `command` makes it again; `pictures` are names of files in the same folder."""
     facts, settings = evaluation.provenance, evaluation.provenance.get("settings", {})
     model: dict[str, Any] = facts.get("model", {})
-    where = f" on {escape(str(model['file']))}" if "file" in model else ""
-    parts = [f"# {escape(evaluation.steering['name'])}{where}", _question(evaluation, model, settings), ""]
-    parts += [f"**{escape(verdict(evaluation))}**", "", *sections(tables(evaluation)), "## Failure signatures", ""]
-    parts += [
-        f"- **{signature.name}** ({signature.side}): {escape(signature.found)}. Rule: {escape(signature.rule)}."
+    where = f" on {model['file']}" if "file" in model else ""
+    fired = tuple(
+        f"{signature.name} ({signature.side}): {signature.found}. Rule: {signature.rule}."
         for signature in evaluation.signatures
-    ] or [f"None of the rules fired ({', '.join(NAMES)})."]
-    parts += ["", *sections([], pictures), "## Some answers", "", markdown_table(examples(evaluation)), ""]
+    )
     digests = {"task": settings.get("task_sha256"), "map": evaluation.steering.get("map_sha256")}
-    return "\n".join([*parts, *how_to_repeat(command, facts, digests)])
+    blocks: list[Block] = [
+        Words(f"{statistics(evaluation)}.", lead="In figures"),
+        *_question(evaluation, model, settings),
+        *sections(tables(evaluation), pictures),
+        Heading("Failure signatures"),
+        Listed(fired) if fired else Words(f"None of the rules fired ({', '.join(NAMES)})."),
+        examples(evaluation),
+        *how_to_repeat(command, facts, digests),
+    ]
+    return Document(f"{evaluation.steering['name']}{where}", of_evaluation(evaluation).text, tuple(blocks))
 
 
-def _question(evaluation: Evaluation, model: dict[str, Any], settings: dict[str, Any]) -> str:
+def _question(evaluation: Evaluation, model: dict[str, Any], settings: dict[str, Any]) -> list[Block]:
     steering = evaluation.steering
     what = steering.get("map") or steering.get("bias") or steering["name"]
-    side = f" to its side *{escape(steering['side'])}*" if steering.get("side") else ""
-    side += f" by the experts of largest {escape(steering['rank'])}" if "rank" in steering else ""
+    side = f" to its side {steering['side']}" if steering.get("side") else ""
+    side += f" by the experts of largest {steering['rank']}" if "rank" in steering else ""
     n = evaluation.sides[0].rate.n
     sampling = settings.get("sampling", {})
     greedy = sampling.get("temperature", 0) == 0
     how = "greedily" if greedy else f"at temperature {sampling['temperature']:g} with seeds {settings.get('seeds')}"
-    quantization = f" ({escape(str(model['quantization']))})" if model.get("quantization") else ""
+    quantization = f" ({model['quantization']})" if model.get("quantization") else ""
     rules = settings.get("placement") or [rule["text"] for rule in steering.get("rules", ())]
-    where = "".join(f"\n- `{rule}`" for rule in rules)
-    return (
-        f"\nDoes {escape(str(what))} steer the model{quantization}{side}? {n} items of the task "
-        f"{escape(evaluation.task)}, answered {how}."
-        + (f" It is in force by the first of these rules that matches a token:\n{where}" if where else "")
+    words = (
+        f"Does {what} steer the model{quantization}{side}? {n} items of the task {evaluation.task}, answered {how}."
+        + (" It is in force by the first of these rules that matches a token:" if rules else "")
     )
+    return [Words(words), *([Listed(tuple(rules), code=True)] if rules else [])]
 
 
 def examples(evaluation: Evaluation, n: int = _EXAMPLES) -> Table:
@@ -189,7 +196,7 @@ def draw_effect(evaluation: Evaluation, paths: Sequence[StrPath]) -> None:
     """
     controls = [control for control in evaluation.controls if control.n]
     model = evaluation.provenance.get("model", {}).get("file", "")
-    figure = new_figure((9 if controls else 5, 3.6), f"{evaluation.steering['name']} {model}", fontsize=10)
+    figure = new_figure((9 if controls else 5, 3.9), f"{evaluation.steering['name']} {model}", fontsize=10)
     axes = figure.subplots(1, 2, width_ratios=[1, 1.4], squeeze=False)[0] if controls else [figure.subplots()]
     _draw_rates(axes[0], evaluation)
     if controls:
@@ -197,11 +204,16 @@ def draw_effect(evaluation: Evaluation, paths: Sequence[StrPath]) -> None:
     save(figure, paths)
 
 
+_SHAPES = {"unsteered": "o", NEGATIVE: "v"}  # in grey, too, the sides differ
+
+
 def _draw_rates(axes: Any, evaluation: Evaluation) -> None:
     colours = {"unsteered": GREY, NEGATIVE: BLUE}
     for x, side in enumerate(evaluation.sides):
         (value,), bars = error_bars([side.rate])
-        axes.errorbar(x, value, yerr=bars, fmt="o", color=colours.get(side.name, RED), capsize=4)
+        axes.errorbar(
+            x, value, yerr=bars, fmt=_SHAPES.get(side.name, "^"), color=colours.get(side.name, RED), capsize=4
+        )
     names = [side.name for side in evaluation.sides]
     axes.set_xticks(range(len(names)), names)
     axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(-4, 104), ylabel=plain(f"{evaluation.positive or 'rate'}, %", 40))
@@ -221,5 +233,6 @@ def _draw_controls(axes: Any, evaluation: Evaluation, controls: Sequence[Control
     axes.set_xticks(range(len(controls)), [f"{control.kind}\n{control.n}" for control in controls])
     axes.set(xlim=(-0.6, len(controls) - 0.4), ylabel=f"{name}, points")
     axes.set_title("the effect among its controls", fontsize=9, loc="left")
-    axes.legend(fontsize=8, loc="best")
     axes.grid(axis="y", alpha=0.3)
+    widen(axes, y=(-LEAST_POINTS, LEAST_POINTS))
+    legend_below(axes, fontsize=8)

@@ -11,9 +11,15 @@ from typing import Any
 from ..._util.files import StrPath, replacing
 from ..._util.package import away_from
 from ...errors import UsageError
+from ...maps.colours import NEGATIVE as BLUE
+from ...maps.colours import NEUTRAL as GREY
+from ...maps.colours import POSITIVE as RED
+from ...maps.picture import legend_below, widen
 from ..metrics.intervals import Interval
 
-RED, BLUE, GREY = "#b2182b", "#2166ac", "#777777"  # as in pictures of maps
+__all__ = [
+    "BLUE", "GREY", "RED", "error_bars", "legend_below", "missing_matplotlib", "new_figure", "plain", "save", "widen",
+]  # fmt: skip
 
 
 def missing_matplotlib() -> str:

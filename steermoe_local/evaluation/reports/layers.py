@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..._util.files import StrPath
+from ...maps.colours import LEAST_POINTS
 from ..studies.layers import LayerEffects, LayerPart
-from .figure import BLUE, RED, error_bars, new_figure, save
+from .figure import BLUE, RED, error_bars, legend_below, new_figure, save, widen
 from .sweep import study_title
 
 
@@ -40,4 +41,5 @@ def _bars(axes: Any, parts: Sequence[LayerPart], whole: float) -> None:
     axes.axhline(100 * whole, color=RED, lw=1, ls="--", label="all layers")
     names = [part.name.removeprefix("layer ") for part in parts]
     axes.set_xticks(range(len(parts)), names, rotation=90 if len(parts) > 12 else 20 if len(names[0]) > 7 else 0)
-    axes.legend(frameon=False, fontsize=8)
+    widen(axes, y=(0, LEAST_POINTS))
+    legend_below(axes, fontsize=8)

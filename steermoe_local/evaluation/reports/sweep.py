@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..._util.files import StrPath
+from ...maps.colours import LEAST_KL, LEAST_PERCENT, LEAST_POINTS
 from ..metrics.formatting import points
 from ..metrics.intervals import Interval
 from ..studies.search.grid import Choice
 from ..studies.search.objective import cost_of
 from ..studies.search.sweep import Point, Sweep
-from .document import FLUENCY, Table, escape, fluency_cells, how_to_repeat, sections
-from .figure import RED, new_figure, plain, save
+from .document import FLUENCY, Block, Document, Table, Words, fluency_cells, how_to_repeat, sections
+from .figure import RED, legend_below, new_figure, plain, save, widen
+from .verdicts import of_sweep
 
 _COSTS = {"ppl": "perplexity of the neutral text, increase in %", "kl": "KL from the unsteered model, nats"}
 _NAMED = 8  # points of a picture with their numbers; more would cover each other
@@ -59,25 +61,27 @@ def _points_table(title: str, result: Sweep, shown: Sequence[Point], note: str) 
     return Table(title, header, tuple(rows), note)
 
 
-def sweep_markdown(result: Sweep, command: str = "", pictures: Sequence[str] = ()) -> str:
-    """A report. `command` makes it again; `pictures` are names of files in the same folder."""
+def sweep_document(result: Sweep, command: str = "", pictures: Sequence[str] = ()) -> Document:
+    """The report. `command` makes it again; `pictures` are names of files in the same folder."""
     n = len(result.points)
     summary = (
-        f"{n + len(result.impossible)} choices of {escape(str(result.metadata['steering']['name']))}: "
+        f"{n + len(result.impossible)} choices of {result.metadata['steering']['name']}: "
         f"{result.n_measured} steerings were measured on {result.metadata['n_items']} items each; choices that steer "
         f"equally share one measurement. {len(result.impossible)} cannot be carried out by the model."
     )
     cut = [table.cut("table.csv") for table in sweep_tables(result)]
-    return study_markdown("Sweep", result.metadata, summary, sections(cut, pictures), command)
+    blocks = [*sections([], pictures), Words(summary), *cut]
+    return study_document("Sweep", result.metadata, of_sweep(result).text, blocks, command)
 
 
-def study_markdown(title: str, metadata: Mapping[str, Any], summary: str, parts: Sequence[str], command: str) -> str:
+def study_document(
+    title: str, metadata: Mapping[str, Any], verdict: str, blocks: Sequence[Block], command: str
+) -> Document:
     """A report with the title, origin and digests of `study_metadata`."""
-    name = escape(str(metadata["steering"]["name"]))
     file = metadata["model"].get("file")
-    head = [f"# {title}: {name}{f' on {escape(str(file))}' if file else ''}", "", summary, ""]
     digests = {"task": metadata["settings"].get("task_sha256"), "map": metadata["steering"].get("map_sha256")}
-    return "\n".join([*head, *parts, *how_to_repeat(command, metadata, digests)])
+    whole = f"{title}: {metadata['steering']['name']}{f' on {file}' if file else ''}"
+    return Document(whole, verdict, (*blocks, *how_to_repeat(command, metadata, digests)))
 
 
 def sweep_csv(result: Sweep) -> str:
@@ -139,13 +143,14 @@ def draw_sweep(result: Sweep, paths: Sequence[StrPath]) -> bool:
     if not any(shown.values()):
         return False
     title = f"{study_title(result.metadata)}: effect against its price"
-    figure = new_figure((6.6 * len(directions), 4.9), title, fontsize=12, weight="bold")
+    figure = new_figure((6.6 * len(directions), 5.1), title, fontsize=12, weight="bold")
     for column, reverse in enumerate(directions, 1):
         axes = figure.add_subplot(1, len(directions), column)
         side = str(result.metadata["negative" if reverse else "positive"])
         _draw_front(axes, result, shown[reverse])
         axes.set_title(plain(f"steered to {side}") if side else "steered", fontsize=10)
         axes.set(xlabel=_COSTS[result.cost], ylabel="gain over unsteered, points")
+        legend_below(axes)
     save(figure, paths)
     return True
 
@@ -178,7 +183,7 @@ def _draw_front(axes: Any, result: Sweep, shown: Sequence[Point]) -> None:
     # a choice that wrecks the text would squeeze all others into a line
     if len(spots) > 1 and max(x for x, _ in spots) > 20 * scale / 100 and min(x for x, _ in spots) >= -scale:
         axes.set_xscale("symlog", linthresh=scale / 100)
-    axes.legend(frameon=False, loc="lower right")
+    widen(axes, x=(0, LEAST_PERCENT if result.cost == "ppl" else LEAST_KL), y=(0, LEAST_POINTS))
 
 
 def _numbers(choice: Choice) -> str:

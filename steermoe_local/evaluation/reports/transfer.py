@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..._util.files import StrPath
+from ...maps.colours import LEAST_POINTS
 from ..metrics.formatting import points
 from ..metrics.intervals import Interval
 from ..studies.transfer.quantize import ModelFile
 from ..studies.transfer.results import Column, MapEffect, Transfer
-from .document import Table, escape, how_to_repeat, sections
-from .figure import BLUE, GREY, RED, error_bars, new_figure, plain, save
+from .document import Block, Document, Table, Words, how_to_repeat, sections
+from .figure import BLUE, GREY, RED, error_bars, legend_below, new_figure, plain, save, widen
+from .verdicts import of_transfer
 
 _CEILING = 0.98  # of 1: there is no room to see a difference
 
@@ -134,24 +136,27 @@ def conclusions(found: Transfer) -> list[str]:
     return lines
 
 
-def markdown(found: Transfer, command: str = "", pictures: Sequence[str] = ()) -> str:
+def document(found: Transfer, command: str = "", pictures: Sequence[str] = ()) -> Document:
     """The report. `command` makes it again; `pictures` are names of files in the same folder."""
     metadata, steering = found.provenance, found.provenance["steering"]
-    parts = [f"# {escape(str(steering['name']))} over quantizations of {escape(found.base.file.path.name)}", ""]
-    parts += [f"{escape(line)}\n" for line in conclusions(found)]
-    parts += [f"**Note:** {escape(warning)}.\n" for warning in found.warnings]
-    parts += [f"**Note:** {column.name}: {escape(note)}.\n" for column in _models(found) for note in column.notes]
-    parts += [*sections([table(found)]), *sections([rates(found), types(found)], pictures)]
-    parts += [
-        "Routers are never quantized: every file has the base's router hash, checked when it was made "
-        f"({metadata['router_sha256'][:16]}...).",
-        "",
-    ]
     digests = {"base": metadata["base_sha256"], "map": steering["map_sha256"], "pairs": metadata["pairs_sha256"]}
     chosen = f"{steering['activate']} experts activated, {steering['deactivate']} deactivated"
     chosen += f" by {steering['rank']}" if "rank" in steering else ""
-    first = f"Task {escape(found.task)}; {chosen}; "
-    return "\n".join([*parts, *how_to_repeat(command, metadata, digests, first)])
+    routers = (
+        "Routers are never quantized: every file has the base's router hash, checked when it was made "
+        f"({metadata['router_sha256'][:16]}...)."
+    )
+    blocks: list[Block] = [
+        *map(Words, conclusions(found)),
+        *(Words(f"{warning}.", lead="Note") for warning in found.warnings),
+        *(Words(f"{column.name}: {note}.", lead="Note") for column in _models(found) for note in column.notes),
+        *sections([table(found)]),
+        *sections([rates(found), types(found)], pictures),
+        Words(routers),
+        *how_to_repeat(command, metadata, digests, f"Task {found.task}; {chosen}; "),
+    ]
+    title = f"{steering['name']} over quantizations of {found.base.file.path.name}"
+    return Document(title, of_transfer(found), tuple(blocks))
 
 
 def _models(found: Transfer) -> list[Column]:
@@ -175,17 +180,22 @@ def draw_transfer(found: Transfer, paths: Sequence[StrPath]) -> None:
     """
     columns = [found.base, *sorted(found.columns, key=lambda c: -c.file.bits_per_weight)]
     title = f"{found.provenance['steering']['name']} over quantizations of {found.base.file.path.name}"
-    figure = new_figure((14, 4.6), title, dpi=150)
+    figure = new_figure((14, 5.1), title, dpi=150)
     agreement, effects, text = figure.subplots(1, 3)
     _draw_agreement(agreement, columns)
     _draw_effects(effects, columns)
-    _draw_text(text, columns)
+    handles = _draw_text(text, columns)
     names = [found.base.file.file_type, *(column.name for column in columns[1:])]
     labels = [f"{plain(name)}\n{c.file.bits_per_weight:.1f}" for name, c in zip(names, columns, strict=True)]
     for axes in (agreement, effects, text):
         axes.set_xticks(range(len(columns)), labels, fontsize=7)
         axes.set(xlim=(-0.5, len(columns) - 0.5))
         axes.set_xlabel("quantization, bits per weight (the first is the base)", fontsize=8)
+    for axes in (agreement, effects):
+        if axes.get_legend_handles_labels()[1]:
+            legend_below(axes, 2, fontsize=7)
+    if handles:
+        legend_below(text, 2, handles=handles, fontsize=7)
     save(figure, paths)
 
 
@@ -208,8 +218,6 @@ def _draw_agreement(axes: Any, columns: Sequence[Column]) -> None:
         axes.axhline(chance, color=GREY, lw=0.8, ls=":", label="overlap by chance")
     axes.set_ylim(1.05 * low, 1.05)
     axes.set_title("agreement with the base", fontsize=10)
-    if axes.get_lines():
-        axes.legend(fontsize=7, frameon=False, loc="lower left")
 
 
 def _draw_effects(axes: Any, columns: Sequence[Column]) -> None:
@@ -228,10 +236,10 @@ def _draw_effects(axes: Any, columns: Sequence[Column]) -> None:
                 [x for x, _ in there], values, yerr=bars, fmt="o", color=colour, ms=4, capsize=2.5, label=label
             )
     axes.set_title(f"{columns[0].effect.headline} in points, 95% intervals", fontsize=10)
-    axes.legend(fontsize=7, frameon=False, loc="best")
+    widen(axes, y=(-LEAST_POINTS, LEAST_POINTS))
 
 
-def _draw_text(axes: Any, columns: Sequence[Column]) -> None:
+def _draw_text(axes: Any, columns: Sequence[Column]) -> list[Any]:
     base = columns[0].perplexity
     handles: list[Any] = []
     if base is not None:
@@ -249,5 +257,4 @@ def _draw_text(axes: Any, columns: Sequence[Column]) -> None:
         right.tick_params(labelsize=7)
     axes.tick_params(labelsize=7)
     axes.set_title("predictions, unsteered", fontsize=10)
-    if handles:
-        axes.legend(handles=handles, fontsize=7, frameon=False, loc="upper left")
+    return handles

@@ -8,13 +8,14 @@ from typing import Any
 from ..._util.files import StrPath
 from ..metrics.formatting import points
 from ..studies.search.tune import Evaluated, Tuning
-from .document import FLUENCY, Table, escape, fluency_cells, sections
-from .figure import RED, new_figure, save
-from .sweep import study_markdown, study_title
+from .document import FLUENCY, Document, Heading, Listed, Table, Words, fluency_cells, sections
+from .figure import RED, legend_below, new_figure, save
+from .sweep import study_document, study_title
+from .verdicts import of_tuning
 
 
-def tuning_verdict(result: Tuning) -> str:
-    """The outcome in one sentence."""
+def tuning_statistics(result: Tuning) -> str:
+    """The outcome in one line, with its numbers as options."""
     if result.chosen is None or result.outcome != "found":
         return f"{result.outcome}: {result.reason}; no bias is written"
     numbers = f"--activate {result.chosen.activate} --deactivate {result.chosen.deactivate}"
@@ -65,13 +66,18 @@ def _trial(trial: Evaluated) -> tuple[str, ...]:
     return _numbers(trial), gain, f"{ppl:+.1%}", f"{kl:.4f}", trial.over, trial.step
 
 
-def tuning_markdown(result: Tuning, command: str = "", pictures: Sequence[str] = ()) -> str:
-    """A report. `command` makes it again; `pictures` are names of files in the same folder."""
-    cut = [table.cut("summary.json") for table in tuning_tables(result)]
-    why = ["## Why it stopped", "", *(f"- {escape(line)}" for line in result.why), ""]
+def tuning_document(result: Tuning, command: str = "", pictures: Sequence[str] = ()) -> Document:
+    """The report. `command` makes it again; `pictures` are names of files in the same folder."""
     items = f"{len(result.choosing_items)} items were for choosing, {len(result.heldout_items)} were held out."
-    summary = f"**{escape(tuning_verdict(result))}.**\n\nBudget: {result.budget}. {items} {_saving(result)}."
-    return study_markdown("Tuning", result.metadata, summary, [*sections(cut, pictures), *why], command)
+    blocks = [
+        *sections([], pictures),
+        Words(f"{tuning_statistics(result)}.", lead="In figures"),
+        Words(f"Budget: {result.budget}. {items} {_saving(result)}."),
+        *(table.cut("summary.json") for table in tuning_tables(result)),
+        Heading("Why it stopped"),
+        Listed(tuple(result.why)),
+    ]
+    return study_document("Tuning", result.metadata, of_tuning(result).text, blocks, command)
 
 
 def draw_tuning(result: Tuning, paths: Sequence[StrPath]) -> None:
@@ -104,7 +110,7 @@ def draw_tuning(result: Tuning, paths: Sequence[StrPath]) -> None:
     _count_axis(axes.yaxis, axes.set_yscale, max((trial.n_inactive for trial in result.trials), default=1))
     axes.set(xlabel="experts promoted", ylabel="experts suppressed", xlim=(-0.3, None), ylim=(-0.3, None))
     axes.set_title(f"{len(result.trials)} of {result.n_grid} choices looked at; {result.budget}", fontsize=9)
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.13), ncols=3, fontsize=9)
+    legend_below(axes, 3, fontsize=9)
     save(figure, paths)
 
 

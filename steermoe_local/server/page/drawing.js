@@ -3,12 +3,17 @@
 export const LEFT = 26; // CSS pixels for the layers' numbers
 export const TOP = 15; // and for the experts'
 
+/** Least |RD|, or |effect|, of the full colour, as LEAST_RD of maps/colours.py: below it differences are noise. */
+export const LEAST = 0.02;
+
+const SMALLEST_FRAME = 9; // pixels, of a chosen expert
+
 const SHADES = 64; // of a colour, on each side of 0
 
 /** How strong a colour is for a value: the root, so that small differences are seen next to large ones. */
 const strength = (value, most) => Math.sqrt(Math.min(1, Math.abs(value) / most));
 
-/** [red, green, blue] of #rrggbb, which is how page.css writes the colours. */
+/** [red, green, blue] of #rrggbb, which is how the style sheets write the colours. */
 const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
 
 /** Shades from one colour to another. */
@@ -20,7 +25,7 @@ function shades(from, to) {
   });
 }
 
-/** The colours that page.css gives an element now. */
+/** The colours that the style sheets give an element now. */
 function colours(element) {
   const style = getComputedStyle(element);
   const of = (name) => style.getPropertyValue(name).trim();
@@ -63,17 +68,21 @@ function drawCells(pen, { n_layer: layers, n_expert: experts, values }, cell, mo
   }
 }
 
-/** Frames, and a corner filled: the upper right one of promoted, the lower left one of suppressed experts. */
+/**
+ * Frames, and a corner filled: the upper right one of promoted, the lower left one of suppressed experts. A frame is
+ * larger than a cell that is too small for it.
+ */
 function drawChosen(pen, signs, cell, look) {
   const line = cell >= 18 ? 1.5 : 1.2;
-  const size = cell - gap(cell);
-  const wedge = Math.max(3, cell * 0.42);
+  const size = Math.max(SMALLEST_FRAME, cell - gap(cell));
+  const over = Math.max(0, (size - cell) / 2);
+  const wedge = Math.max(3, size * 0.42);
   const frames = new Path2D();
   const corners = new Path2D();
   signs.forEach((row, layer) =>
     row.forEach((sign, expert) => {
       if (!sign) return;
-      const [x, y] = [LEFT + expert * cell, TOP + layer * cell];
+      const [x, y] = [LEFT + expert * cell - over, TOP + layer * cell - over];
       frames.rect(x + line / 2, y + line / 2, size - line, size - line);
       const [cornerX, cornerY, inwards] = sign > 0 ? [x + size, y, 1] : [x, y + size, -1];
       corners.moveTo(cornerX, cornerY);
@@ -84,6 +93,11 @@ function drawChosen(pen, signs, cell, look) {
   );
   pen.strokeStyle = pen.fillStyle = look.ink;
   pen.lineWidth = line;
+  if (over) {
+    pen.fillStyle = look.none; // the colours below are those of neighbours
+    pen.fill(frames);
+    pen.fillStyle = look.ink;
+  }
   pen.stroke(frames);
   pen.fill(corners);
 }

@@ -2,10 +2,10 @@
 // through it. drawing.js draws it.
 
 import { signed } from "./dom.js";
-import { LEFT, TOP, drawMap } from "./drawing.js";
+import { LEAST, LEFT, TOP, drawMap } from "./drawing.js";
 import { effectLine, effectTables } from "./effects.js";
 
-const SMALLEST = 6; // pixels of a cell; a map that is wider then scrolls
+const SMALLEST = 2; // pixels of a cell: 128 experts fit the panel; a map that is wider still scrolls
 const LARGEST = 34;
 const NEAR = 130; // pixels
 
@@ -92,7 +92,7 @@ export class Heatmap {
     const effects = this.#effects[this.#shown];
     this.#values = effects ? effects.map((row) => row.map((cell) => cell && cell.effect)) : (this.#table?.rd ?? null);
     const all = (this.#values ?? []).flat().map(Math.abs); // |null| is 0
-    this.#most = all.reduce((most, value) => Math.max(most, value), 0) || 1;
+    this.#most = all.reduce((most, value) => Math.max(most, value), LEAST);
   }
 
   /** Lays the experts that an answer used over the map; null takes them away. A table of another shape is left out. */

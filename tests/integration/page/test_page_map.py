@@ -37,11 +37,11 @@ def test_the_heat_map_says_what_the_map_says(tab: Desk) -> None:
         assert lines[0] == f"Layer {layer}, expert {expert}"
         assert float(lines[1].removeprefix("RD ")) == pytest.approx(own.rd[layer, expert], abs=5e-4)
         assert lines[2:] == {0: [], 1: ["promoted"], -1: ["suppressed"]}[int(signs[layer, expert])]
-    # blue for RD > 0, orange for RD < 0, the stronger the farther from grey
+    # red for RD > 0, blue for RD < 0, the stronger the farther from grey
     strongest = [tuple(divmod(int(at), 24)) for at in (rd.argmax(), rd.argmin())]
     (red, _, blue), (red2, _, blue2) = (np.median(tab.pixels(*at), axis=0) for at in strongest)
-    assert blue > red + 80
-    assert red2 > blue2 + 80
+    assert red > blue + 80
+    assert blue2 > red2 + 40
     grey = np.median(tab.pixels(*divmod(int(np.abs(rd).argmin()), 24)), axis=0)
     assert np.ptp(grey) < 30
     tab.page.mouse.move(5, 5)
@@ -181,6 +181,6 @@ def test_a_large_map_is_drawn_quickly(tab: Desk) -> None:
     }"""
     milliseconds = tab.page.evaluate(script)
     assert milliseconds < 300, f"{milliseconds:.0f} ms"
-    assert tab.overflow() <= 0, "a map that is too wide scrolls in its own box"
+    assert tab.overflow() <= 0
     box = tab.page.locator("#map-scroll").evaluate("(box) => [box.scrollWidth, box.clientWidth]")
-    assert box[0] > box[1]
+    assert box[0] <= box[1], "the smallest cells are small enough"
