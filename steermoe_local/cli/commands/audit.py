@@ -14,6 +14,7 @@ from ..options.common import SHARE, SHARES, WORDS
 from ..options.evaluation_setup import NONE, EvaluationSetup, evaluation_options
 from ..options.models_measured import COLUMNS, QuantizerBar, models_done, say_models_kept
 from ..options.steering import SteeringFlags
+from ..options.system_text import NameOrPath
 from ..output import print_json, print_reports, say, say_written, warn
 from ..streams import console
 
@@ -31,6 +32,7 @@ _STEERING = tuple(field.name for field in fields(SteeringFlags))  # experts are 
 @click.option(
     "--task",
     "task_name",
+    type=NameOrPath(),
     metavar="TASK",
     help="Task whose positive side is the behaviour: a file (docs/tasks.md), or builtin:NAME.  [required]",
 )
@@ -70,6 +72,7 @@ _STEERING = tuple(field.name for field in fields(SteeringFlags))  # experts are 
 @click.option(
     "--unrelated",
     "unrelated_name",
+    type=NameOrPath(),
     metavar="TASK",
     help="Task that has nothing to do with the behaviour: a file, builtin:NAME, or `none`.  "
     "[default: builtin:neutral for the embedded model; for others the neutral text alone is compared]",

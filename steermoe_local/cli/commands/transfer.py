@@ -12,6 +12,7 @@ from ...pairs.pairs import Pair, PairsFile, pairs_digest
 from ..options.common import WORDS
 from ..options.evaluation_setup import NONE, EvaluationSetup, evaluation_options
 from ..options.models_measured import COLUMNS, QuantizerBar, models_done, say_models_kept
+from ..options.system_text import NameOrPath
 from ..output import print_json, print_reports, say_written, warn
 from ..streams import console
 
@@ -27,6 +28,7 @@ _QUANTS = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0,Q3_K_M,Q2_K,IQ4_XS"
 @click.option(
     "--pairs",
     "pairs_file",
+    type=NameOrPath(),
     metavar="FILE",
     help="Pairs that the map was made from, for each model's own map; `none` for none.  [default: a shipped map's]",
 )

@@ -30,7 +30,7 @@ from .opening import check_memory, warn_of_unknown_reasoning
 from .plans import WhereText
 from .sampling import MIN_P, TOP_P
 from .steering import SteeringFlags, steering_options
-from .system_text import UserPath
+from .system_text import NameOrPath, UserPath
 
 if TYPE_CHECKING:
     from ...evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
@@ -54,7 +54,10 @@ class EvaluationSetup(MeasuredSteering):
     steering_flags: SteeringFlags
     flags: LlamaFlags
     task_name: str | None = option(
-        "--task", metavar="TASK", help="Task file (docs/tasks.md), or builtin:NAME.  [default: the shipped map's own]"
+        "--task",
+        type=NameOrPath(),
+        metavar="TASK",
+        help="Task file (docs/tasks.md), or builtin:NAME.  [default: the shipped map's own]",
     )
     scorer_name: str | None = option(
         "--scorer", metavar="NAME", help="How answers are scored.  [default: as the task says]"
@@ -125,6 +128,7 @@ class EvaluationSetup(MeasuredSteering):
     )
     neutral_name: str | None = option(
         "--neutral",
+        type=NameOrPath(),
         metavar="FILE",
         help="Neutral text for perplexity and KL, `none` for none.  [default: a shipped one]",
     )
@@ -138,6 +142,7 @@ class EvaluationSetup(MeasuredSteering):
     )
     benign_name: str | None = option(
         "--benign",
+        type=NameOrPath(),
         metavar="FILE",
         help="Benign prompts, to count over-refusal, `none` for none.  [default: shipped ones]",
     )

@@ -16,6 +16,7 @@ from ..output import SummedLines, progress_bar, say
 from .common import FILE
 from .groups import option, option_group
 from .opening import open_model
+from .system_text import NameOrPath
 
 if TYPE_CHECKING:
     from ...attribution.items import Item
@@ -36,10 +37,14 @@ class ItemFlags:
 
     pairs_file: Path | None = option("--pairs", type=FILE, help="Pairs of one prompt and two answers, JSONL.")
     task_name: str | None = option(
-        "--task", metavar="TASK", help="Instead of pairs: a task of choices (docs/tasks.md), or builtin:NAME."
+        "--task",
+        type=NameOrPath(),
+        metavar="TASK",
+        help="Instead of pairs: a task of choices (docs/tasks.md), or builtin:NAME.",
     )
     neutral_name: str | None = option(
         "--neutral",
+        type=NameOrPath(),
         metavar="FILE",
         help="Neutral text on which costs are measured, `none` for none.  [default: a shipped one]",
     )
