@@ -196,7 +196,8 @@ def _settings(setup: EvaluationSetup, wanted: Perturbations) -> dict[str, Any]:
 def _say_work(work: Work) -> None:
     """How much there is to do, and how long it takes."""
     took = "" if work.seconds is None else f", about {human_duration(work.seconds)} at the unsteered model's speed"
-    say(f"{work.name}: {work.n_steerings:,} random steerings, {work.n_answers:,} answers{took}")
+    shorter = " (shorter with --draws N or -n N)"
+    say(f"{work.name}: {work.n_steerings:,} random steerings, {work.n_answers:,} answers{took}{shorter}")
 
 
 def _print(found: Audit) -> None:

@@ -89,7 +89,7 @@ def experiment(
     pairs = load_pairs(pairs_file) if pairs_file is not None else pairs_of(steering)
     harmless = setup.unrelated(ability) if name == "activate-benign" else None
     setup.check_output(*_FILES, *(_PICTURES if name == "layers" else ()))
-    with setup.evaluator() as evaluator:
+    with setup.evaluator(shorter="-n N or --draws N") as evaluator:
         found = run_experiment(
             name,
             ExperimentSetup(

@@ -13,7 +13,7 @@ from ..options.common import WORDS
 from ..options.evaluation_setup import NONE, EvaluationSetup, evaluation_options
 from ..options.models_measured import COLUMNS, QuantizerBar, models_done, say_models_kept
 from ..options.system_text import NameOrPath
-from ..output import print_json, print_reports, say_written, warn
+from ..output import print_json, print_reports, say, say_written, warn
 from ..streams import console
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ def transfer(
     folder = setup.path("models")
     quantizer = Quantizer(setup.facts, folder)
     warn(*filter(None, [quantizer.warning]))
+    names = ", ".join(kind.name for kind in kinds)
+    say(f"transfer: the same on {len(kinds) + 1} models, one after the other: base, {names}")
     with ExitStack() as stack:
         kept = stack.enter_context(AnswerFile(setup.path(COLUMNS)))
         done = models_done(
@@ -100,7 +102,11 @@ def transfer(
         found = measure(
             setup.model,
             steering,
-            lambda path, name: setup.evaluator(model=path, kept=None if name in columns else f"{name}.records.jsonl"),
+            lambda path, name: setup.evaluator(
+                model=path,
+                kept=None if name in columns else f"{name}.records.jsonl",
+                shorter="-n N, fewer --quants or --pairs none",
+            ),
             folder=folder,
             quants=[kind.name for kind in kinds],
             pairs=pairs,

@@ -21,6 +21,7 @@ from ...identity import ModelIdentity
 from ...model_files.model_info import ModelInfo, model_info
 from ...models.shipped_maps import shipped_maps
 from ..output import progress_bar, say
+from .announcing import Announcer
 from .common import SEEDS, check_resume, check_unfinished, json_option, lock_output, template_options
 from .groups import F, command_line, field_options, option, option_group, together
 from .llama import LlamaFlags, llama_options
@@ -34,6 +35,7 @@ from .system_text import NameOrPath, UserPath
 
 if TYPE_CHECKING:
     from ...evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
+    from ...evaluation.measuring.workload import Work
     from ...evaluation.tasks.neutral_text import NeutralText
     from ...evaluation.tasks.tasks import Scorer, Task
 
@@ -322,8 +324,12 @@ class EvaluationSetup(MeasuredSteering):
         lock_output(self.output, folder=True)
 
     @contextmanager
-    def evaluator(self, *, model: Path | None = None, kept: str | None = RECORDS) -> Iterator[Evaluator]:
+    def evaluator(
+        self, *, model: Path | None = None, kept: str | None = RECORDS, shorter: str | None = None
+    ) -> Iterator[Evaluator]:
         """The evaluator on the model (or on another `model` for the same task), with a progress bar.
+
+        With `shorter`, the options that make the work shorter, stderr is told beforehand how much there is.
 
         What it measures is kept in the file `kept` of the output folder: written when the block ends, and left to go on
         from with --resume when it fails or is interrupted, which is said on stderr. Raises UsageError (a run that was
@@ -346,6 +352,11 @@ class EvaluationSetup(MeasuredSteering):
         settings = self.settings
         n_ctx = plan(path, self.task, self.scorer, benign=benign, neutral=neutral, settings=settings)
         flags = check_memory(facts, self.flags, n_ctx, max(2, settings.n_parallel))
+        announcer = Announcer(shorter or "")
+
+        def announce(work: Work) -> None:
+            announcer.announce(work.what, work, at_most=work.at_most)
+
         with (
             progress_bar() as show,
             open_evaluator(
@@ -358,7 +369,8 @@ class EvaluationSetup(MeasuredSteering):
                 records=records,
                 resume=self.resume,
                 metadata=self._metadata(facts),
-                progress=show,
+                progress=announcer.timed(show),
+                on_work=None if shorter is None else announce,
                 **flags.model_arguments(),
             ) as evaluator,
         ):

@@ -105,12 +105,13 @@ def interventions(
     flags: LlamaFlags,
     kept: AnswerFile,
     resume: bool,
+    shorter: str,
 ) -> Iterator[tuple[SteeredLlama, list[Item], dict[str, Any]]]:
     """Render the items, load the model and show a bar; yields model, items, and further arguments of `attribute` and
     `fit`: the neutral text, what is kept, progress.
 
-    `rendering` are the arguments of the renderer. A block that fails or is interrupted says what is kept. Raises what
-    the items raise, ResourceError, ModelError.
+    `rendering` are the arguments of the renderer, `shorter` the options that make the work shorter. A block that fails
+    or is interrupted says what is kept. Raises what the items raise, ResourceError, ModelError.
     """
     from ...evaluation.measuring.opening import model_facts
     from ...llama.rendering import Renderer, vocabulary_renderer
@@ -122,6 +123,13 @@ def interventions(
             renderer, lambda name, reason: skipped.add(f"skipped: pair {name!r}: {reason}", f"skipped: {reason}")
         )
     skipped.close()
+    said = False
+
+    def log(line: str) -> None:
+        nonlocal said
+        say(line if said else f"{line} (shorter with {shorter})")
+        said = True
+
     with open_model(facts, flags, 2 * flags.batch_size, path=model) as llama, progress_bar() as show:
         common = {
             "neutral": neutral,
@@ -130,7 +138,7 @@ def interventions(
             "resume": resume,
             "metadata": {"model": model_facts(facts), "flash_attn": flags.flash_attn},
             "progress": show,
-            "log": say,
+            "log": log,
         }
         try:
             yield llama, items, common
