@@ -98,6 +98,12 @@ def device_names() -> list[str]:
     return list(_devices(sorted(_rpc_servers)))
 
 
+def offload_devices(devices: Sequence[str] | None, rpc_servers: Sequence[str] = ()) -> list[Any]:
+    """The devices that layers go to: those named, or llama.cpp's choice for None. Raises UsageError."""
+    known = _devices(rpc_servers)
+    return _all_of(known) if devices is None else [_named(known, name, "device", "-dev") for name in devices]
+
+
 @contextmanager
 def parameters(model: Callable[[Any], None], context: Callable[[Any], None]) -> Iterator[None]:
     """Let `model` and `context` change the parameters of what this thread loads with `llama_cpp` inside.
@@ -273,5 +279,6 @@ def _buffer_types(rpc_servers: Sequence[str]) -> dict[str, Any]:
 
 def _named(known: Mapping[str, Any], name: str, what: str, flag: str) -> Any:
     if name not in known:
-        raise UsageError(f"unknown {what} {name!r} ({flag}); this library has {', '.join(known) or 'none'}")
+        has = ", ".join(known) or "none: build it with a GPU backend (docs/backends.md)"
+        raise UsageError(f"unknown {what} {name!r} ({flag}); this library has {has}")
     return known[name]
