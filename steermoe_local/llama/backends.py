@@ -105,10 +105,11 @@ def offload_devices(devices: Sequence[str] | None, rpc_servers: Sequence[str] = 
 
 
 @contextmanager
-def parameters(model: Callable[[Any], None], context: Callable[[Any], None]) -> Iterator[None]:
+def parameters(model: Callable[[Any], None], context: Callable[[Any, Any], None]) -> Iterator[None]:
     """Let `model` and `context` change the parameters of what this thread loads with `llama_cpp` inside.
 
-    They get the `llama_model_params` and `llama_context_params` just before the C functions do.
+    They get the `llama_model_params`, and the `llama_model` with the `llama_context_params`, just before the C
+    functions do.
     """
     module, thread = llama_cpp().llama_cpp, threading.get_ident()
     with _patching:
@@ -121,7 +122,7 @@ def parameters(model: Callable[[Any], None], context: Callable[[Any], None]) -> 
 
         def init_changed(handle: Any, params: Any) -> Any:
             if threading.get_ident() == thread:
-                context(params)
+                context(handle, params)
             return init(handle, params)
 
         module.llama_model_load_from_file, module.llama_init_from_model = load_changed, init_changed

@@ -76,7 +76,12 @@ def _flash_attn(default: str) -> Any:
 class LlamaFlags:
     """The flags of llama.cpp that a command was given."""
 
-    threads: int | None = option("-t", "--threads", type=click.IntRange(1), help="Threads.  [default: physical cores]")
+    threads: int | None = option(
+        "-t",
+        "--threads",
+        type=click.IntRange(1),
+        help="Threads.  [default: physical cores, fewer for tiny models]",
+    )
     batch_size: int = option(
         "-b", "--batch-size", type=click.IntRange(1), default=512, show_default=True, help="Tokens of one decode."
     )
