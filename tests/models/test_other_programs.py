@@ -298,6 +298,10 @@ def test_home_in_variables(client: Client, random_file: Path, monkeypatch: pytes
     (client.home / "models").mkdir()
     shutil.copy(random_file, client.home / "models" / "r.gguf")
     assert "r" in listing(client, STEERMOE_MODELS=os.pathsep.join(["~/none", "~/models"]))
+    config = client.folder / "c.toml"
+    config.write_text('models-dir = ["~/models"]\n')
+    assert "r" in listing(client, STEERMOE_CONFIG=str(config))
+    assert client("info", "r", STEERMOE_CONFIG=str(config)).exit_code == 0
 
 
 def test_home_in_names_that_may_be_paths(
