@@ -88,8 +88,8 @@ def open_evaluator(
     `model` is "tiny" or a GGUF file, `task` "builtin:NAME" or a file, of which the first `n_items` are taken.
     `records`: a file for all answers, or an AnswerFile; an interrupted block leaves `<records>.partial`, to go on from
     with `resume`. Nobody else writes it meanwhile.
-    `metadata`: further facts that results depend on, besides the model's. `on_work` is told beforehand how much there is
-    to measure. `model_arguments` are `SteeredLlama`'s.
+    `metadata`: further facts that results depend on, besides the model's. `on_work` is told beforehand how much there
+    is to measure. `model_arguments` are `SteeredLlama`'s.
 
     Raises FormatError, UsageError, BusyError (another process writes `records`), StorageError, and ModelError for a
     model without experts.
