@@ -161,7 +161,8 @@ def refused(words: list[Any], status: int = 2) -> str:
     assert done.exit_code == status, done.output
     assert done.stdout == ""
     *skipped, error = done.stderr.splitlines()
-    assert all(line.startswith(("skipped: ", "further ")) or " in all: " in line for line in skipped)
+    said = ("skipped: ", "further ", "condition fit: ")
+    assert all(line.startswith(said) or " in all: " in line for line in skipped)
     assert error.startswith("error: ")
     return error
 

@@ -343,7 +343,8 @@ def test_the_program_is_stopped(how: signal.Signals, endless: Path, tmp_path: Pa
     n_kept = partial.read_bytes().count(b"\n") - 1
     assert 3 <= n_kept < 100
     if how == signal.SIGINT:
-        kept, error = err.decode().splitlines()
+        announced, kept, error = err.decode().splitlines()
+        assert announced.startswith("run: 100 answers of at most 30 tokens")
         assert kept.startswith(f"{n_kept} of 100 answers")
         assert error == "error: interrupted"
     done = invoke(*ask, "--resume")
