@@ -219,7 +219,8 @@ class _Run:
         self._parts.at_most = at_most = "at most " if options.draws == AUTO else ""
         self._log(
             f"{len(self._candidates)} candidates ({int(self._candidates.control.sum())} of them controls), "
-            f"{len(self._items)} items, {len(self._confirm)} to confirm, {at_most}{most} draws of each action"
+            f"{len(self._items)} items, {len(self._confirm)} to confirm, {at_most}{most} draws of each action; "
+            f"{at_most}{self._parts.total:,} steps"
         )
         found = {action: self._estimate(action) for action in actions}
         confirmed = {action: self._confirmed(action, found[action][0]) for action in actions}

@@ -194,7 +194,8 @@ class _Run:
         self._log(
             f"{len(self._toward)} experts; items: {len(self._items)} to fit, {len(self._choosing)} to choose, "
             f"{len(self._confirm)} to confirm; neutral text: {n_tokens(self._text)} tokens to fit, "
-            f"{n_tokens(self._choosing_text)} to choose, {n_tokens(self._other_text)} to confirm"
+            f"{n_tokens(self._choosing_text)} to choose, {n_tokens(self._other_text)} to confirm; "
+            f"{self._parts.at_most}{self._parts.total:,} steps"
         )
         self._base = float(self._margins("unsteered", self._items, [None]).mean())
         start, n = scale_start(self._measure, self._toward, **common)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ def test_the_map_keeps_rd_and_has_effects(finished: tuple[Result, Path]) -> None
     assert int(made.effects.control.sum()) == 2 * 8
     facts = made.effects.facts
     assert facts.n_draws == {"promote": 64, "suppress": 64}
+    assert re.search(
+        r"3 items, 3 to confirm, 64 draws of each action; \d+ steps \(shorter with --draws N, .+\)$", done.stderr, re.M
+    )
+    assert done.stderr.count("shorter with") == 1
     assert (facts.n_items, facts.n_confirm, facts.response) == (3, 3, "pairs")
     assert (~np.isnan(made.effects.confirm)).sum() == 2 * 8  # the first of each action are tried alone
     assert sorted(path.name for path in output.parent.iterdir()) == ["map.json", "pairs.jsonl"]

@@ -181,7 +181,8 @@ def test_ctrl_c_and_resumed(tmp_path: Path) -> None:
         stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert stdout == ""
-    told, last = stderr.splitlines()
+    announced, told, last = [line for line in stderr.splitlines() if not line.startswith("eval: about ")]
+    assert announced.startswith("eval: 120 answers and 3 texts (shorter with ")
     assert told == f"{lines_kept() - 1} results are kept in {partial}; go on with the same command and --resume"
     assert last == "error: interrupted"
     words.append("--resume")

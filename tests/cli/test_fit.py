@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,9 @@ def test_the_file_and_the_result(folder: Path, fitted: Result) -> None:
     assert data["is_confirmed"] is True
     assert data["fitted_on"]["fitted"]["kl"] <= 0.05 * 1.001
     assert data["confirmed_on"]["n_items"] == 10
-    assert "to confirm" in fitted.stderr
+    assert re.search(
+        r"10 to confirm; .+; at most [\d,]+ steps \(shorter with --evaluations N, .+\)$", fitted.stderr, re.M
+    )
     assert not (folder / "bias.gguf.partial").exists()
     shown = start("bias show -m tiny", folder / "bias.gguf")
     assert shown.exit_code == 0, shown.output

@@ -14,6 +14,7 @@ from ...pairs.pairs import load_pairs
 from ..options.common import FILE
 from ..options.evaluation_setup import RECORDS, REPORTS, EvaluationSetup, evaluation_options
 from ..options.groups import is_default
+from ..options.system_text import NameOrPath
 from ..output import print_json, print_reports, print_verdict, say, say_written
 
 _NAMES = ("random10", "top20", "activate-benign", "superficial", "random-matched", "layers", "routing-kinds")
@@ -46,6 +47,7 @@ _ABSENT = ("output", "reverse", "preset", "where")
 )
 @click.option(
     "--ability",
+    type=NameOrPath(),
     metavar="TASK",
     help="Task that steering should leave alone, for `activate-benign`: a file, builtin:NAME, or `none`.  "
     "[default: builtin:neutral for the embedded model]",
@@ -86,7 +88,7 @@ def experiment(
     harmless = setup.unrelated(ability) if name == "activate-benign" else None
     pictures = (f"{name}.png", f"{name}.svg")
     setup.check_output(*_FILES, *pictures)
-    with setup.evaluator() as evaluator:
+    with setup.evaluator(shorter="-n N or --draws N") as evaluator:
         found = run_experiment(
             name,
             ExperimentSetup(

@@ -22,6 +22,7 @@ from ..tasks.neutral_text import NeutralText, load_neutral_text
 from ..tasks.scorers import make_scorer
 from ..tasks.tasks import Scorer, Task
 from .evaluator import Evaluator, EvaluatorSettings, Progress
+from .workload import OnWork
 
 Benign = tuple[Task, Scorer] | StrPath | None
 """Benign prompts: a task with its scorer or a file, "default" for those that fit the model, None for none."""
@@ -79,6 +80,7 @@ def open_evaluator(
     resume: bool = False,
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    on_work: OnWork | None = None,
     **model_arguments: Any,
 ) -> Iterator[Evaluator]:
     """Load a model and open an evaluator on it, for `evaluate`, `sweep`, `tune` and `transfer`.
@@ -86,7 +88,8 @@ def open_evaluator(
     `model` is "tiny" or a GGUF file, `task` "builtin:NAME" or a file, of which the first `n_items` are taken.
     `records`: a file for all answers, or an AnswerFile; an interrupted block leaves `<records>.partial`, to go on from
     with `resume`. Nobody else writes it meanwhile.
-    `metadata`: further facts that results depend on, besides the model's. `model_arguments` are `SteeredLlama`'s.
+    `metadata`: further facts that results depend on, besides the model's. `on_work` is told beforehand how much there
+    is to measure. `model_arguments` are `SteeredLlama`'s.
 
     Raises FormatError, UsageError, BusyError (another process writes `records`), StorageError, and ModelError for a
     model without experts.
@@ -119,6 +122,7 @@ def open_evaluator(
                 resume=resume and kept is not None and kept.exists(),
                 metadata={"model": model_facts(facts), **(metadata or {})},
                 progress=progress,
+                on_work=on_work,
             )
         )
         yield evaluator
