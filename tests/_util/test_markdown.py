@@ -14,34 +14,32 @@ from hypothesis import strategies as st
 from steermoe_local._util import markdown
 from steermoe_local._util.markdown import TooMuchError, tree
 
-ELEMENTS = set(
-    [
-        "p",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "ul",
-        "ol",
-        "li",
-        "blockquote",
-        "table",
-        "thead",
-        "tbody",
-        "tr",
-        "th",
-        "td",
-        "strong",
-        "em",
-        "s",
-        "a",
-        "code",
-        "pre",
-        "hr",
-    ]
-)
+ELEMENTS = {
+    "p",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "ul",
+    "ol",
+    "li",
+    "blockquote",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "strong",
+    "em",
+    "s",
+    "a",
+    "code",
+    "pre",
+    "hr",
+}
 FIELDS = {"tag", "children", "from", "start", "align", "language", "href"}
 
 

@@ -6,6 +6,7 @@ import { Connection } from "./connection.js";
 import { Conversation } from "./conversation.js";
 import { byId, debounced, el, plural } from "./dom.js";
 import { MapCard } from "./mapcard.js";
+import { Reader } from "./markdown.js";
 import { Panel } from "./panel.js";
 import { Steps } from "./steps.js";
 import { load, save } from "./store.js";
@@ -73,7 +74,9 @@ byId("view-panel").addEventListener("click", () => view("panel"));
 // the parts
 //
 
+const reader = new Reader(server);
 const conversation = new Conversation({
+  reader,
   again: askAgain,
   use(answer) {
     const turn = state.turns.find((one) => one.answers.includes(answer));
@@ -112,6 +115,7 @@ const connection = new Connection(server, (info, model) => {
   byId("examples-title").hidden = !examples.length;
   byId("examples").replaceChildren(...examples.map((text) => el("li", {}, el("button", { type: "button", onclick: () => ask(text) }, text))));
   panel.load(info, model);
+  reader.start();
   if (early) say("");
   early = false;
 });
