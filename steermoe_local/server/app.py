@@ -10,7 +10,16 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.middleware.cors import CORSMiddleware
 
-from . import api_errors, openapi, routes_chat, routes_completions, routes_model, routes_responses, routes_steering
+from . import (
+    api_errors,
+    openapi,
+    routes_chat,
+    routes_completions,
+    routes_model,
+    routes_page,
+    routes_responses,
+    routes_steering,
+)
 from .addresses import PlainAddresses
 from .registry import SteeringRegistry
 from .security import BodyGuard, HostGuard, KeyGuard
@@ -62,7 +71,7 @@ def create_app(worker: Worker, registry: SteeringRegistry, settings: ServerSetti
         openapi_url=None,
     )
     api_errors.install(app)
-    for module in (routes_chat, routes_responses, routes_completions, routes_model, routes_steering):
+    for module in (routes_chat, routes_responses, routes_completions, routes_model, routes_steering, routes_page):
         app.router.routes.extend(module.router(service).routes)  # flat, so that `addresses` sees all of them
 
     # not `async`, so that they run in threads: the document takes a tenth of a second the first time

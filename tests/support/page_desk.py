@@ -61,6 +61,7 @@ class Desk:
         last = self.page.locator(".turn").last
         self.until(lambda: last.locator(DONE).count() == last.locator(".answer").count() > 0)
         self.page.locator("#send").wait_for()
+        self.page.locator(".text[data-read=false]").wait_for(state="detached")
         return last.locator(".answer .text").all_inner_texts()
 
     def again(self) -> list[str]:
@@ -158,8 +159,10 @@ class Desk:
         return int(self.page.evaluate("() => document.documentElement.scrollWidth - innerWidth"))
 
     def kept(self) -> dict[str, Any]:
-        """What the browser keeps over a reload."""
-        text = self.page.evaluate("() => localStorage.getItem('steermoe.chat')")
+        """What the browser keeps over a reload of the chat that is shown."""
+        text = self.page.evaluate(
+            "() => localStorage.getItem(`steermoe.chat.${sessionStorage.getItem('steermoe.current')}`)"
+        )
         return dict(json.loads(text or "{}"))
 
 

@@ -1,4 +1,4 @@
-"""The page's modules by themselves, in a browser: what reads streams, Markdown and kept chats, and what asks."""
+"""The page's modules by themselves, in a browser: what reads streams and kept chats, and what asks."""
 
 from __future__ import annotations
 
@@ -27,111 +27,6 @@ def run(tab: Desk, module: str, body: str, given: Any = None) -> Any:
     """Run a function's body with a module's exports as `m` and what is given as `x`."""
     script = f"""async (x) => {{ const m = await import("/page/{module}.js"); {body} }}"""
     return tab.page.evaluate(script, given)
-
-
-#
-# Markdown
-#
-
-MARKDOWN: dict[str, tuple[str, list[str]]] = {
-    "plain": ("one\ntwo\n\nthree", ["<p>one\ntwo</p>", "<p>three</p>"]),
-    "line ends": ("one\r\ntwo\rthree\r\n\r\nfour", ["<p>one\ntwo\nthree</p>", "<p>four</p>"]),
-    "inline": ("a **b *c* d** `e*f` *g*", ["<p>a <strong>b <em>c</em> d</strong> <code>e*f</code> <em>g</em></p>"]),
-    "not emphasis": ("2 * 3 * 4, a*b*c, ** x **", ["<p>2 * 3 * 4, a*b*c, ** x **</p>"]),
-    "snake": ("snake_case_name", ["<p>snake_case_name</p>"]),
-    "heading": ("# One\ntext", ['<p class="heading level-1">One</p>', "<p>text</p>"]),
-    "no heading": ("#hash", ["<p>#hash</p>"]),
-    "code": (
-        "```py x\n# a **b**\n```\nc",
-        ['<pre class="code" tabindex="0" data-language="py"><code># a **b**</code></pre>', "<p>c</p>"],
-    ),
-    "open code": ("```\na\n\nb", ['<pre class="code" tabindex="0"><code>a\n\nb</code></pre>']),
-    "longer fence": ("````\n```\n````", ['<pre class="code" tabindex="0"><code>```</code></pre>']),
-    "ticks": ("``a`b``", ["<p><code>a`b</code></p>"]),
-    "list": (
-        "1. a\n   b\n2. **c**\n  - d",
-        [
-            '<ul class="list"><li class="depth-0"><span class="bullet">1.</span><span>a\nb</span></li>'
-            '<li class="depth-0"><span class="bullet">2.</span><span><strong>c</strong></span></li>'
-            '<li class="depth-1"><span class="bullet">\u2022</span><span>d</span></li></ul>'
-        ],
-    ),
-    "html": (
-        "<b>x</b> <img src=x onerror=alert(1)>",
-        ["<p>&lt;b&gt;x&lt;/b&gt; &lt;img src=x onerror=alert(1)&gt;</p>"],
-    ),
-    "link": ("[a](javascript:alert(1))", ["<p>[a](javascript:alert(1))</p>"]),
-    "nothing": ("", []),
-}
-
-SHOW = """const into = document.createElement("div"); const shown = new m.Rendered(into);
-for (const text of x) shown.show(text);
-return [...into.children].map((one) => one.outerHTML);"""
-
-
-@pytest.mark.parametrize("name", MARKDOWN)
-def test_markdown(tab: Desk, name: str) -> None:
-    text, blocks = MARKDOWN[name]
-    assert run(tab, "markdown", SHOW, [text]) == blocks
-    growing = [text[:n] for n in range(len(text) + 1)]
-    assert run(tab, "markdown", SHOW, growing) == blocks, "an answer that grows ends as if it had come at once"
-
-
-TOKENS = [
-    "`",
-    "```",
-    "**",
-    "*",
-    "\n",
-    "\n\n",
-    "- ",
-    "1. ",
-    "# ",
-    "  ",
-    "a",
-    "b c",
-    "<img src=x onerror=alert(1)>",
-    "&lt;",
-]
-ALLOWED = {"P", "STRONG", "EM", "CODE", "PRE", "UL", "LI", "SPAN"}
-
-
-@settings(max_examples=60)
-@given(st.lists(st.sampled_from(TOKENS) | st.text(max_size=8), max_size=30).map("".join))
-def test_markdown_makes_nothing_else(tab: Desk, text: str) -> None:
-    """Of any text: no other elements and attributes, and no word is lost."""
-    text = text.encode("utf-8", "ignore").decode()
-    body = """const into = document.createElement("div"); new m.Rendered(into).show(x);
-    const all = [...into.querySelectorAll("*")];
-    return [all.map((one) => one.tagName), all.flatMap((one) => one.getAttributeNames()), into.textContent];"""
-    names, attributes, shown = run(tab, "markdown", body, text)
-    assert set(names) <= ALLOWED
-    assert set(attributes) <= {"class", "tabindex", "data-language"}
-    assert text.count("<img") == shown.count("<img") + sum(line.count("<img") for line in fences(text))
-
-
-def fences(text: str) -> list[str]:
-    """Lines whose text is not shown: what stands behind an opening fence but for its first word."""
-    return [line for line in text.splitlines() if line.lstrip().startswith(("```", "~~~"))]
-
-
-HEAVY = [
-    "`" * 50_000,
-    "`a ``b " * 10_000,
-    "**a " * 20_000,
-    "**a *b" * 10_000,
-    "*a " * 20_000,
-    "# " + " " * 50_000 + "x",
-    "```" + "a" * 50_000 + "`",
-    "- " * 30_000,
-]
-
-
-@pytest.mark.parametrize("text", HEAVY, ids=range(len(HEAVY)))
-def test_markdown_takes_no_time(tab: Desk, text: str) -> None:
-    body = """const into = document.createElement("div"); const began = performance.now();
-    new m.Rendered(into).show(x); return performance.now() - began;"""
-    assert run(tab, "markdown", body, text) < 1000
 
 
 #
@@ -202,9 +97,9 @@ def test_problems(tab: Desk, status: int, error: Any, has_key: bool, kind: str, 
 def test_routing_is_kept_of_the_latest_answers(tab: Desk) -> None:
     body = """const answer = () => ({ side: "steered", text: "t", state: "done", routing: [[1, 2]], facts: {} });
     const turns = Array.from({ length: 15 }, () => ({ user: "q", seed: 1, answers: [answer(), answer()] }));
-    m.save({ ...m.empty(), turns });
-    const back = m.load().turns;
-    m.save(m.empty());
+    m.save({ ...m.empty("x"), turns });
+    const back = m.loadAll().get("x").turns;
+    m.forget("x");
     const kept = back.flatMap((turn) => turn.answers.map((one) => one.routing !== null));
     return [back.length, kept, turns[0].answers[0].routing];"""
     n, kept, own = run(tab, "store", body)
@@ -223,10 +118,10 @@ def test_a_full_browser_keeps_the_texts(tab: Desk) -> None:
     const spans = Array.from({ length: 200 }, (_, i) => ({ start: 2 * i, end: 2 * i + 1, rule: 0 }));
     const steered = { answer: spans, reasoning: [] };
     const answer = { side: "steered", text: "t", state: "done", routing: [[1, 2]], facts: {}, steered };
-    const kept = m.save({ ...m.empty(), turns: [{ user: "q", seed: 1, answers: [answer] }] });
-    const back = kept && m.load().turns[0].answers[0];
+    const kept = m.save({ ...m.empty("x"), turns: [{ user: "q", seed: 1, answers: [answer] }] });
+    const back = kept && m.loadAll().get("x").turns[0].answers[0];
     Storage.prototype.setItem = set;
-    m.save(m.empty());
+    m.forget("x");
     return kept && [back.text, back.routing, back.steered?.answer.length ?? 0];"""
     assert run(tab, "store", body, 100_000) == ["t", [[1, 2]], 200]
     assert run(tab, "store", body, 1000) == ["t", None, 0]
@@ -240,7 +135,9 @@ json_values = st.recursive(
 )
 kept_chats = st.fixed_dictionaries(
     {"version": st.just(1)},
-    optional=dict.fromkeys(("steering", "choices", "compare", "marks", "settings", "draft"), json_values)
+    optional=dict.fromkeys(
+        ("title", "changed", "steering", "choices", "compare", "marks", "settings", "draft"), json_values
+    )
     | {
         "turns": st.lists(
             st.fixed_dictionaries(
@@ -256,8 +153,10 @@ kept_chats = st.fixed_dictionaries(
 @settings(max_examples=60)
 @given(kept_chats | json_values)
 def test_kept_chats_are_made_whole(tab: Desk, kept: Any) -> None:
-    state = run(tab, "store", "return m.parsed(x);", json.dumps(kept))
-    assert set(state) == {"turns", "steering", "choices", "compare", "marks", "settings", "draft"}
+    state = run(tab, "store", 'return m.parsed(x, "id");', json.dumps(kept))
+    fields = {"turns", "steering", "choices", "compare", "marks", "settings", "draft"}
+    assert set(state) == fields | {"id", "title", "changed"}
+    assert state["id"] == "id"
     for turn in state["turns"]:
         assert isinstance(turn["user"], str)
         assert turn["answers"]
@@ -265,7 +164,7 @@ def test_kept_chats_are_made_whole(tab: Desk, kept: Any) -> None:
             assert answer["state"] in ("done", "stopped", "error")
             assert isinstance(answer["text"], str)
     assert all(isinstance(choice, dict) for choice in state["choices"].values())
-    again = run(tab, "store", "return m.parsed(x);", json.dumps(state | {"version": 1}))
+    again = run(tab, "store", 'return m.parsed(x, "id");', json.dumps(state | {"version": 1}))
     assert again == state
 
 
@@ -309,7 +208,7 @@ def test_what_a_choice_asks_for(tab: Desk) -> None:
         ),
     ]
     for entry_of, choice, wanted in cases:
-        assert run(tab, "panel", "return m.requestOf(...x);", [entry_of, choice, 5]) == wanted
+        assert run(tab, "choice", "return m.requestOf(...x);", [entry_of, choice, 5]) == wanted
 
 
 def test_once_a_frame(tab: Desk) -> None:
