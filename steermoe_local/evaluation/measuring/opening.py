@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from ..._util.files import StrPath
@@ -16,10 +17,10 @@ from ...model_files.model_info import ModelInfo, model_info
 from ...models.embedded import behaviour
 from ...models.local_models import resolve_model
 from ...models.shipped_maps import map_path, shipped_name
-from ...models.user_maps import PAIRS_FILE, beside_map
+from ...models.user_maps import PAIRS_FILE, TASK_FILE, beside_map
 from ...pairs.pairs import Pair, load_pairs
 from ...steering.steering import Steering
-from ..tasks.builtin import default_guards, open_task
+from ..tasks.builtin import BUILTIN, default_guards, open_task
 from ..tasks.neutral_text import NeutralText, load_neutral_text
 from ..tasks.scorers import make_scorer
 from ..tasks.tasks import Scorer, Task
@@ -49,6 +50,14 @@ def pairs_of(steering: Steering) -> list[Pair] | None:
         return load_pairs(behaviour(name).pairs)
     path = beside_map(steering.path, PAIRS_FILE) if steering.expert_map is not None else None
     return None if path is None else load_pairs(path)
+
+
+def task_of(path: Path | None) -> str | None:
+    """The task that belongs to a shipped or a learnt map, by the map's file, as `open_task` takes it; None: none."""
+    if (name := shipped_name(path)) is not None:
+        return f"{BUILTIN}{name}"
+    found = beside_map(path, TASK_FILE)
+    return None if found is None else str(found)
 
 
 def open_guards(
