@@ -21,7 +21,7 @@ from steermoe_local.cli.program import SteerMoEGroup
 from steermoe_local.generation.engine import Sampling
 from steermoe_local.model_files.model_info import model_info
 from steermoe_local.models.embedded import behaviours
-from steermoe_local.models.shipped_maps import map_path, recommended_numbers, shipped_maps
+from steermoe_local.models.shipped_maps import map_path, shipped_maps
 from tests.support.paths import ROOT
 
 DIGITS = ROOT / "expert_maps" / "tiny" / "digits-words.json"
@@ -231,13 +231,19 @@ def test_the_shipped_maps_are_those_of_the_project() -> None:
 
 
 def test_recommended_numbers_move_the_behaviour() -> None:
-    """The card's numbers take planted experts only."""
+    """What a shipped map recommends was measured, and takes planted experts only."""
     for behaviour in behaviours():
         if behaviour.name not in shipped_maps():
             continue
         path = map_path(behaviour.name)
-        assert recommended_numbers(path) == (behaviour.n_activate, behaviour.n_deactivate)
-        signs = ExpertMap.load(path).choose(*recommended_numbers(path) or ())
+        expert_map = ExpertMap.load(path)
+        recommended = expert_map.recommended
+        assert recommended is not None
+        assert recommended.choice == {"activate": behaviour.n_activate, "deactivate": behaviour.n_deactivate}
+        assert recommended.steered is not None and recommended.unsteered is not None
+        assert recommended.steered > recommended.unsteered
+        assert recommended.command.startswith("steermoe eval")
+        signs = expert_map.choose(behaviour.n_activate, behaviour.n_deactivate)
         assert {tuple(place) for place in np.argwhere(signs > 0).tolist()} <= behaviour.planted_positive
         assert {tuple(place) for place in np.argwhere(signs < 0).tolist()} <= behaviour.planted_negative
 
@@ -247,8 +253,7 @@ def test_a_file_comes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.
     assert map_path("digits-words").is_absolute()
     Path("digits-words").touch()
     assert map_path("digits-words") == Path("digits-words")
-    assert recommended_numbers(Path("digits-words")) is None
-    with pytest.raises(UsageError, match="map that ships"):
+    with pytest.raises(UsageError, match="neither a file nor a map"):
         map_path("tiny-maps")
     assert map_path("folder/map") == Path("folder/map")
 
