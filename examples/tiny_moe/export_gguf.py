@@ -30,7 +30,11 @@ DESCRIPTION = (
 # about as large as that of more experts. Fewer experts are also less likely to be hit at random.
 RECOMMENDED = {
     name: {"n_activate": promoted, "n_deactivate": suppressed}
-    for name, promoted, suppressed in (("digits-words", 4, 8), ("document-memory", 4, 4), ("refuse-comply", 2, 2))
+    for name, promoted, suppressed in (
+        ("digits-words", 2, 4),
+        ("document-memory", 4, 4),
+        ("refuse-comply", 2, 2),
+    )
 }
 
 
