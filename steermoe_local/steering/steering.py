@@ -212,8 +212,8 @@ class Steering:
         if choice.get("reverse", side) != side and not own:
             name = dataclasses.replace(self, reverse=side).side or "one side"
             raise UsageError(
-                f"{self.path or self.name}: recommends steering to {name} alone; give numbers of experts of your own for "
-                "the other side"
+                f"{self.path or self.name}: recommends steering to {name} alone; give numbers of experts of your own "
+                "for the other side"
             )
 
     @property
