@@ -10,4 +10,4 @@ from steermoe_local.models.shipped_maps import shipped_maps
 
 @pytest.fixture(scope="module")
 def digits() -> ExpertMap:
-    return ExpertMap.load(shipped_maps()["digits-words"])
+    return with_recommended(ExpertMap.load(shipped_maps()["digits-words"]), None)
