@@ -364,6 +364,7 @@ def test_another_map_keeps_what_it_has_data_for(scored: Path) -> None:
     assert before.identity is not None
     finder = MapFinder([scored.parent], before.identity, Path("tiny"))
     with_recommended(ExpertMap.load(map_path("digits-words")), None).save(scored.parent / "plain.json")
+    with_recommended(ExpertMap.load(scored), None).save(scored)
     plain, _ = finder.open("plain", before)
     assert (plain.rank, plain.rule, plain.activate) == ("rd", Rule(2.0), 3)
     recommending, _ = finder.open("digits-words", before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from steermoe_local import ExpertMap
+from steermoe_local.maps.recommended import with_recommended
 from steermoe_local.models.shipped_maps import shipped_maps
 
 

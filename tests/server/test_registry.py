@@ -18,6 +18,7 @@ import pytest
 
 from steermoe_local import BiasFile, ExpertMap, model_info, write_bias
 from steermoe_local.llama import steered_llama
+from steermoe_local.maps.recommended import Recommended, with_recommended
 from steermoe_local.models.shipped_maps import shipped_maps
 from steermoe_local.server import SteeringRegistry, metrics, registry
 from steermoe_local.server.api_errors import ApiError
