@@ -34,6 +34,7 @@ def test_a_bias_file_and_a_map_without_numbers(browser: Any, server: Running, tm
     write_bias(BiasFile.from_signs(own.choose(2, 2, reverse=True), own.identity), tmp_path / "b.gguf")
     ready = {"name": "ready", "bias": base64.b64encode((tmp_path / "b.gguf").read_bytes()).decode()}
     bare = {"name": "bare", "map": json.loads(shipped_maps()["digits-words"].read_text("utf-8"))}
+    del bare["map"]["recommended"]
     with registered(server, ready, bare), desk(browser, server) as tab:
         tab.open().steer("ready")
         assert not tab.page.locator("#choice").is_visible(), "its choice is made"
