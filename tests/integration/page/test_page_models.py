@@ -45,7 +45,11 @@ def test_a_bias_file_and_a_map_without_numbers(browser: Any, server: Running, tm
         for layer, expert in np.argwhere(signs):
             assert tab.tooltip(layer, expert)[1] == ("promoted" if signs[layer, expert] > 0 else "suppressed")
         tab.steer("bare")
-        assert tab.page.input_value("#activate") == "8"
+        assert tab.page.input_value("#activate") == "0", "nobody makes numbers up"
+        tab.page.wait_for_function("document.getElementById('chosen').textContent.includes('no numbers of experts')")
+        for name in ("activate", "deactivate"):
+            tab.page.fill(f"#{name}", "8")
+            tab.page.locator(f"#{name}").dispatch_event("change")
         tab.again()
         numbers = {"activate": 8, "deactivate": 8, "reverse": False, "mode": "hard"}
         assert tab.watch.sent[-1]["steering"] == {"map": "bare"} | numbers
