@@ -76,7 +76,7 @@ def _answer(
     ):
         if isinstance(event, Reply):
             assert event.finish is not None
-            record = {
+            record: dict[str, Any] = {
                 "id": wanted[index][0],
                 "text": event.text.strip(),
                 "finish": event.finish.reason,

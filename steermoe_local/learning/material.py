@@ -66,9 +66,7 @@ def of_pairs(
     return Material(tuple(found["pairs"]), tasks["choosing"], tasks["heldout"])
 
 
-def of_behaviour(
-    task: Task, pairs: Sequence[Pair], choosing: float, most: tuple[int, int, int]
-) -> Material:
+def of_behaviour(task: Task, pairs: Sequence[Pair], choosing: float, most: tuple[int, int, int]) -> Material:
     """The material of a behaviour that ships: all its pairs, and its held-out prompts divided in two."""
     parts: dict[str, list[PromptItem]] = {"choosing": [], "heldout": []}
     for item in task.items:
@@ -101,7 +99,8 @@ def choice_item(pair: Pair) -> PromptItem | None:
     if pair.margin_problem() is not None:
         return None
     choices = {"choices": [pair.positive_target, pair.negative_target], "answer": 0, "negative": 1}
-    if isinstance(pair.positive, str):
+    if isinstance(pair.positive, str) or isinstance(pair.negative, str):
+        assert isinstance(pair.positive, str)  # both sides of a pair are of one kind
         before = pair.positive[: pair.positive.rindex(pair.positive_target)]
         return PromptItem(pair.id, before, extra=choices) if before else None
     last = pair.positive[-1]
@@ -142,9 +141,7 @@ def task_lines(task: Task) -> str:
 
 
 def _choice_task(name: str, items: Iterable[PromptItem], sides: tuple[str, str], raw: bool) -> Task:
-    return Task(
-        name, tuple(items), _MARGIN, {"normalize": "tokens"}, positive=sides[0], negative=sides[1], raw=raw
-    )
+    return Task(name, tuple(items), _MARGIN, {"normalize": "tokens"}, positive=sides[0], negative=sides[1], raw=raw)
 
 
 def _first(pairs: list[Pair], n: int) -> list[Pair]:

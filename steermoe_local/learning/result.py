@@ -15,8 +15,8 @@ FAILED: Outcome = "did not work"
 
 ADVICE: Mapping[str, str] = {
     "answers": (
-        "take instructions that change every answer of this model (try them with steermoe chat --system), or give pairs "
-        "with --pairs"
+        "take instructions that change every answer of this model (try them with steermoe chat --system), or give "
+        "pairs with --pairs"
     ),
     "detect": "the sides of the pairs do not differ for the router: give more or clearer pairs, or try --thorough",
     "tune": (

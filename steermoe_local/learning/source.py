@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..behaviours import behaviour, neutral_questions
+from ..behaviours.builtin import behaviour, neutral_questions
 from ..errors import UsageError
-from ..identity import ModelIdentity
 from ..evaluation.tasks.builtin import builtin_task, is_embedded
 from ..evaluation.tasks.tasks import Task
+from ..identity import ModelIdentity
 from ..models import embedded
 from ..pairs.pairs import Pair, load_pairs, pairs_digest
 from ..pairs.prompts import PromptItem, load_prompts, prompts_digest
@@ -52,17 +52,17 @@ def open_source(contrast: Contrast, options: LearnOptions, model: ModelIdentity)
         return Source(positive, negative, f"{len(pairs)} pairs of {contrast.path.name}", settings, pairs=pairs)
     questions = tuple(_in_fixed_order(_questions(contrast, model)))
     instructions = dict(zip(SIDES, (contrast.like, contrast.unlike), strict=True))
-    settings = {"instructions": instructions, "questions": prompts_digest(questions)}
+    asked: dict[str, Any] = {"instructions": instructions, "questions": prompts_digest(questions)}
     words = f'the model\'s own answers to {len(questions)} questions under "{contrast.like}" and "{contrast.unlike}"'
-    return Source(*sides, words, settings, instructions, questions)
+    return Source(*sides, words, asked, instructions, questions)
 
 
 def _of_behaviour(contrast: Builtin, options: LearnOptions, model: ModelIdentity) -> Source:
     found = behaviour(contrast.name)
     if found.model and not is_embedded(model):
         raise UsageError(
-            f"{found.name}: a behaviour of the embedded model alone (-m {found.model}); steermoe behaviours lists those "
-            "for any instruct model"
+            f"{found.name}: a behaviour of the embedded model alone (-m {found.model}); steermoe behaviours lists "
+            "those for any instruct model"
         )
     pairs, task = tuple(found.pairs()), builtin_task(found.name)
     settings = {"behaviour": found.name, "pairs": pairs_digest(pairs), "task": task.sha256}

@@ -114,7 +114,11 @@ def attribute_experts(
         draws="auto",
         n_text=64,
         seed=options.seed,
-        **{name: context[name] for name in ("n_batch", "n_threads", "type_k", "type_v", "flash_attn") if name in context},
+        **{
+            name: context[name]
+            for name in ("n_batch", "n_threads", "type_k", "type_v", "flash_attn")
+            if name in context
+        },
     )
     n_drawn: dict[str, int] = {}
 

@@ -45,8 +45,8 @@ class CandidateEvaluator:
     """Measures candidates on the choosing part of the items, and effects on either part.
 
     `activate` and `deactivate` limit the search space to these numbers; `counts` are the numbers of experts that they
-    come to, ascending from 0 on each axis. With `all_items` the choosing part is all of them. `base` is the unsteered model on the choosing part, `ceiling` the largest
-    gain that is possible.
+    come to, ascending from 0 on each axis. With `all_items` the choosing part is all of them. `base` is the unsteered
+    model on the choosing part, `ceiling` the largest gain that is possible.
     """
 
     def __init__(

@@ -144,8 +144,8 @@ def tune(
 class Pick:
     """What a search chose, before anything confirmed it: "found" says that the gain on the choosing items is no chance.
 
-    `chosen` is the pick, None unless the outcome is "found"; `strongest` the candidate with the largest gain. `unsteered`
-    is the mean value of the unsteered model. `trials` and `why` are as in `Tuning`.
+    `chosen` is the pick, None unless the outcome is "found"; `strongest` the candidate with the largest gain.
+    `unsteered` is the mean value of the unsteered model. `trials` and `why` are as in `Tuning`.
     """
 
     outcome: Outcome
