@@ -63,9 +63,8 @@ def test_the_files(learnt: LearnResult) -> None:
 def test_what_is_held_out_is_not_learnt_from(learnt: LearnResult) -> None:
     pairs = load_pairs(learnt.folder / "pairs.jsonl")
     task = load_task(learnt.folder / "task.jsonl")
-    chosen_on = {
-        json.loads(line)["item"] for line in (learnt.folder / "work" / "tune.jsonl").open() if '"item"' in line
-    }
+    lines = (learnt.folder / "work" / "tune.jsonl").read_text("utf-8").splitlines()
+    chosen_on = {json.loads(line)["item"] for line in lines if '"item"' in line}
     learnt_from = {pair.positive[0].content for pair in pairs}
     held = {item.messages()[-1].content for item in task.items}
     assert len(held) == len(task.items) >= 10

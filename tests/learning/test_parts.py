@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,7 @@ def test_places() -> None:
 
 
 def test_pairs_of_one_prompt_stay_together() -> None:
-    twice = [
-        *PAIRS,
-        *(Pair(f"again-{p.id}", p.positive, p.negative, p.positive_target, p.negative_target) for p in PAIRS),
-    ]
+    twice = [*PAIRS, *(replace(pair, id=f"again-{pair.id}") for pair in PAIRS)]
     found = of_pairs("x", twice, 0.4, ("digits", "words"), (1000, 1000, 1000))
     parts = [
         {prompt_of(pair) for pair in found.pairs},
