@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from steermoe_local.cli import main
-from steermoe_local.learning.options import SIZES, Sizes
+from steermoe_local.learning.clock import Clock
+from steermoe_local.learning.options import SIZES
 from steermoe_local.models.embedded import behaviour
 from steermoe_local.models.user_maps import user_maps
 from steermoe_local.pairs.pairs import load_pairs, save_pairs
@@ -22,8 +24,9 @@ OPENINGS = ("--like", "Use digits.", "--unlike", "Use words.")
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Few of everything, and a maps folder of the test's own."""
-    monkeypatch.setitem(SIZES, "quick", Sizes(**{**SMALL, "n_random": 5}))  # type: ignore[index]
+    """Few of everything, a maps folder of the test's own, and a clock that stops nothing early."""
+    monkeypatch.setattr("steermoe_local.learning.learn.Clock", lambda *given: Clock(*given[:2], now=lambda: 0.0))
+    monkeypatch.setitem(SIZES, "quick", replace(SIZES["quick"], **SMALL))  # type: ignore[index]
     monkeypatch.setenv("STEERMOE_MAPS", str(tmp_path / "maps"))
 
 

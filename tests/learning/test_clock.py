@@ -90,8 +90,9 @@ def test_a_slow_step_takes_from_those_behind_it() -> None:
     time.now += 25
     assert clock.over()
     clock.begin("attribute")
-    assert not clock.over()
-    time.now += 6
+    time.now += 9
+    assert not clock.over()  # half of its own twenty seconds is its in any case
+    time.now += 2
     assert clock.over()
 
 
@@ -110,7 +111,7 @@ def test_never_more_than_it_said(factor: float) -> None:
             if step in stoppable and clock.over():
                 break
     clock.begin("")
-    assert 0.5 * clock.total <= clock.elapsed <= 1.35 * clock.total
+    assert 0.5 * clock.total <= clock.elapsed <= 2 * clock.total
 
 
 def test_without_an_expectation_nothing_is_stopped() -> None:
