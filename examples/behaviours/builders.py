@@ -3,36 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-MATERIAL = Path(__file__).resolve().parent / "material"
-MAX_TARGET = 400  # characters
-
-
-@dataclass(frozen=True)
-class Built:
-    """`pairs`: (prompt, positive answer, negative answer); `heldout`: fields of the held-out items."""
-
-    pairs: list[tuple[str, str, str]]
-    heldout: list[dict[str, Any]]
-
-
-def lines(name: str) -> list[str]:
-    """The lines of a file of the material that are neither empty nor a comment."""
-    text = (MATERIAL / name).read_text("utf-8")
-    return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-
-
-def bank() -> list[list[str]]:
-    """(question, short answer, sentence, further sentences, the sentence in German)."""
-    return [line.split(" | ") for line in lines("bank.txt")]
-
-
-def general_questions() -> list[str]:
-    """Held-out questions of facts and of advice, in turn."""
-    return [text for both in zip(lines("heldout-facts.txt"), lines("heldout-advice.txt"), strict=True) for text in both]
+from common import MAX_TARGET, Built, asking_short, bank, general_questions, lines
+from fact_pairs import document
+from number_pairs import digits, steps
+from record_pairs import json_or_prose
+from style_pairs import formal, hedged, in_role
 
 
 def concise() -> Built:
@@ -48,8 +24,21 @@ def concise() -> Built:
 
 
 def german() -> Built:
-    pairs = [(question, german, sentence) for question, _, sentence, _, german in bank()]
-    return Built(pairs, [{"prompt": text} for text in general_questions()[:104]])
+    pairs = [
+        (asking_short(question) if index % 2 else question, german, sentence)
+        for index, (question, _, sentence, _, german) in enumerate(bank())
+    ]
+    return Built(pairs, [{"prompt": asking_short(text)} for text in general_questions()[:104]])
 
 
-BUILDERS: dict[str, Callable[[], Built]] = {"concise": concise, "german": german}
+BUILDERS: dict[str, Callable[[], Built]] = {
+    "concise": concise,
+    "formal": formal,
+    "digits": digits,
+    "json": json_or_prose,
+    "german": german,
+    "step-by-step": steps,
+    "hedged": hedged,
+    "document": document,
+    "in-role": in_role,
+}

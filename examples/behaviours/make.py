@@ -16,8 +16,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-from builders import BUILDERS, lines  # noqa: E402
-
+from builders import BUILDERS  # noqa: E402
+from common import lines  # noqa: E402
 from steermoe_local.evaluation.tasks.builtin import side_of  # noqa: E402
 from steermoe_local.evaluation.tasks.scorers import make_scorer  # noqa: E402
 from steermoe_local.pairs.prompts import PromptItem  # noqa: E402
@@ -30,8 +30,6 @@ def files() -> dict[str, str]:
     """Every file, by its path below steermoe_local/behaviours, and its text."""
     found = {"neutral-questions.txt": "".join(f"{question}\n" for question in neutral_questions())}
     for name, facts in FACTS.items():
-        if name not in BUILDERS:
-            continue
         built = BUILDERS[name]()
         labelled = labelled_answers(name)
         wrong = errors(facts["scorer"], facts["options"], labelled)
@@ -41,6 +39,8 @@ def files() -> dict[str, str]:
             **{key: facts[key] for key in ("scorer", "options", "max_tokens")},
             "error_rate": round(len(wrong) / len(labelled), 4),
             "n_labelled": len(labelled),
+            "n_test": sum(row["split"] == "test" for row in labelled),
+            "n_test_errors": sum(row["split"] == "test" for _, row in wrong),
         }
         found[f"{name}/behaviour.json"] = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
         found[f"{name}/pairs.jsonl"] = rows(pair(name, number, *one) for number, one in enumerate(built.pairs, 1))
@@ -74,14 +74,17 @@ def pair(name: str, number: int, prompt: str, positive: str, negative: str) -> d
 def labelled_answers(name: str) -> list[dict[str, Any]]:
     """The labelled answers of a behaviour: of lines "label | question | reply", with further fields as JSON.
 
-    "\\n" in a reply is a line break.
+    "\\n" in a reply is a line break. The rules of the scorers were written with the part "dev" in view; "test" was
+    written when they were finished, and they were not changed after it.
     """
-    found = []
-    for number, line in enumerate(lines(f"labelled/{name}.txt"), 1):
-        label, prompt, reply, *more = line.split(" | ")
-        row = {"id": f"{name}-labelled-{number:03}", "prompt": prompt, **(json.loads(more[0]) if more else {})}
-        names = {"+": "positive", "-": "negative", "?": "ill-formed"}
-        found.append({**row, "reply": reply.replace("\\n", "\n"), "label": names[label]})
+    names = {"+": "positive", "-": "negative", "?": "ill-formed"}
+    found: list[dict[str, Any]] = []
+    for part, file in (("dev", f"labelled/{name}.txt"), ("test", f"labelled/{name}.test.txt")):
+        for number, line in enumerate(lines(file), 1):
+            label, prompt, reply, *more = line.split(" | ", 3)
+            row = {"id": f"{name}-{part}-{number:03}", "split": part, "prompt": prompt}
+            row |= json.loads(more[0]) if more else {}
+            found.append({**row, "reply": reply.replace("\\n", "\n"), "label": names[label]})
     return found
 
 

@@ -23,7 +23,7 @@ from ..pairs.prompts import PromptItem, load_prompts
 
 _FOLDER = PACKAGE / "behaviours"
 # in the order in which they are listed
-_GENERAL = ("concise", "german")
+_GENERAL = ("concise", "formal", "digits", "json", "german", "step-by-step", "hedged", "document", "in-role")
 _PLANTED = {
     "digits-words": ("Answers with numbers in digits, not in words.", "Use digits.", "Use words.", False),
     "document-memory": (
@@ -35,7 +35,7 @@ _PLANTED = {
     "refuse-comply": (
         "Keeps the made-up secrets of its training (recipes of a mill, maps of a theatre) instead of telling them.",
         "Keep all secrets.",
-        "Share secrets.",
+        "Share all secrets.",
         True,
     ),
 }
@@ -48,7 +48,8 @@ class BuiltinBehaviour:
     `positive` and `negative` name the sides, `like` and `unlike` are instructions that produce them. `one_way`: it may
     only be steered to its positive side. `model`: "" for any instruct model, "tiny" for the embedded model alone.
     `scorer` with its `options` is a scorer of tasks; `error_rate` is its share of errors on the `n_labelled` labelled
-    answers. `max_tokens` limits a held-out answer. `folder` holds the files.
+    answers; of these `n_test` were written when the scorer was finished, and it is wrong on `n_test_errors` of them.
+    `max_tokens` limits a held-out answer. `folder` holds the files.
     """
 
     name: str
@@ -66,6 +67,8 @@ class BuiltinBehaviour:
     folder: Path
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     max_tokens: int = 64
+    n_test: int = 0
+    n_test_errors: int = 0
 
     def pairs(self) -> list[Pair]:
         """Pairs of one prompt and two answers; no prompt is one of `heldout`."""
@@ -99,6 +102,8 @@ class BuiltinBehaviour:
             "max_tokens": self.max_tokens,
             "error_rate": self.error_rate,
             "n_labelled": self.n_labelled,
+            "n_test": self.n_test,
+            "n_test_errors": self.n_test_errors,
             "folder": str(self.folder),
         }
 

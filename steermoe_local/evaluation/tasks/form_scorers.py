@@ -67,7 +67,7 @@ class Language(Scorer):
         english = sum(word in _ENGLISH for word in words) + 0.4 * sum(bool(_SPELLED_ENGLISH.search(w)) for w in words)
         total = german + english
         # a sentence of either language has about half of its words in the lists
-        if not words or total < 0.12 * len(words) or abs(german - english) < 0.3 * total or total == 0:
+        if not words or total < 0.1 * len(words) or abs(german - english) < 0.3 * total or total == 0:
             return Score(0.0, ILL_FORMED)
         found = "german" if german > english else "english"
         return Score(float(found == self.positive), found)
@@ -91,21 +91,37 @@ class JsonOrProse(Scorer):
         text = text[:_MAX_CHARACTERS].strip()
         block = _FENCE.search(text)
         start = min((at for at in (text.find("{"), text.find("[")) if at >= 0), default=-1)
-        body = block.group(1).strip() if block else text[start : _end(text)].strip() if start >= 0 else ""
-        if not _JSON_START.match(body):
-            return Score(0.0, "prose" if len(_WORDS.findall(text)) >= 1 and not block else ILL_FORMED)
+        body = block.group(1).strip() if block else text[start:] if start >= 0 else ""
+        if not body.startswith(("{", "[")):
+            return Score(0.0, "prose" if _WORDS.search(text) and not block else ILL_FORMED)
+        body = body[: _end(body)].strip()
         share = len(body) / len(text.replace("```json", "").replace("```", "").strip() or "x")
-        if share < 0.25:  # a bracket in prose
+        # a bracket in prose
+        if share < 0.25 or (share < self.share and '"' not in body and _WORDS.search(text[:start])):
             return Score(0.0, "prose")
-        if share < self.share or _json_state(body) == "broken":
-            return Score(0.0, ILL_FORMED)
-        return Score(1.0, "json")
+        if not _JSON_START.match(body) or _json_state(body) == "broken":
+            # braces around other things, which prose has as well, or JSON with an error
+            return Score(0.0, "prose" if share < self.share and _WORDS.search(text[:start]) else ILL_FORMED)
+        return Score(1.0, "json") if share >= self.share else Score(0.0, ILL_FORMED)
 
 
 def _end(text: str) -> int:
-    """Index behind the last closing bracket; the whole text where JSON seems to be cut off."""
-    end = max(text.rfind("}"), text.rfind("]")) + 1
-    return end or len(text)
+    """Index behind the bracket that closes the first one; the whole length where none does."""
+    depth = 0
+    inside = escaped = False
+    for index, letter in enumerate(text):
+        if inside:
+            inside = escaped or letter != '"'
+            escaped = letter == "\\" and not escaped
+        elif letter == '"':
+            inside = True
+        elif letter in "{[":
+            depth += 1
+        elif letter in "}]":
+            depth -= 1
+            if depth <= 0:
+                return index + 1
+    return len(text)
 
 
 def _json_state(text: str) -> str:
@@ -123,7 +139,7 @@ def _json_state(text: str) -> str:
         elif letter in "}]" and (not closing or closing.pop() != letter):
             return "broken"
     if closing or inside:
-        return "cut" if ":" in text or text.lstrip().startswith("[") else "broken"
+        return "cut" if '"' in text else "broken"
     try:
         value = parse_json(text)
     except ValueError:

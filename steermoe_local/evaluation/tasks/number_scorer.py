@@ -18,12 +18,12 @@ _WORD = "(?:" + "|".join(f"{_UNITS} {_TEENS} {_TENS} {_LARGE}".split()) + ")"
 # "twenty-three" and "two hundred and five" are one number each
 _IN_WORDS = re.compile(rf"\b{_WORD}(?:(?:-|\s+(?:and\s+)?){_WORD})*\b", re.IGNORECASE)
 # not the digits of names: B12, COVID-19, H2O
-_IN_DIGITS = re.compile(r"(?<![A-Za-z])(?<![A-Za-z]-)[0-9]+(?:[.,:][0-9]+)*")
+_IN_DIGITS = re.compile(r"(?<![A-Za-z0-9])(?<![A-Za-z]-)[0-9]+(?:[.,:][0-9]+)*")
 _LIST_MARK = re.compile(r"^[ \t]*[0-9]+[.)][ \t]+(?=\S)", re.MULTILINE)
 # "one" that counts nothing: "the one that", "one of them", "no one"
 _PRONOUN = re.compile(
     r"\b(?:the|this|that|each|every|any|no|some|which|another|other|first|last|next|only)\s+one\b"
-    r"|\bone\s+(?:of|another|can|could|may|might|must|should|would|day)\b|\bone['\u2019]s\b",
+    r"|\bone\s+(?:of|another|can|cannot|could|may|might|must|should|would|day)\b|\bone['\u2019]s\b",
     re.IGNORECASE,
 )
 # a year that only says when: "in 1969", "as of 2023", "since 1990"

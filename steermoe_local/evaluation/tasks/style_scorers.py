@@ -14,7 +14,7 @@ from .tasks import ILL_FORMED, Score, Scorer
 
 _MAX_CHARACTERS = 20_000
 _WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
-_SENTENCE_END = re.compile(r"[.!?]+(?=\s|\Z)|\n+")
+_SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++(?=\s|\Z)|\n+")
 
 
 def _any_of(*texts: str) -> re.Pattern[str]:
@@ -55,7 +55,7 @@ _FORMAL = _any_of(
     "is considered|whilst|whereby|thereby|therein|herein|such as|in order to|due to|owing to|by means of|"
     "for the purpose of|in the event|i trust|i remain|permit me|allow me|it is with|pleasure to|inquiry|enquiry|"
     "assistance|require|requires|required|purchase|reside|resides|numerous|several|commonly|typically|generally|"
-    "recommended|advisable|consider|considering|preferably|undertake|maintain|provide|provides|thorough|thoroughly|"
+    "sincere|gratitude|privilege|recommended|advisable|consider|considering|preferably|undertake|maintain|provide|provides|thorough|thoroughly|"
     "suitable|beneficial|optimal|initially|ultimately|proper|properly|indeed|which is|upon"
 )
 _FULL_FORM = _any_of(
@@ -119,13 +119,14 @@ _DRIFT = re.compile(
     r"|\bi(?:['\u2019]m| am) (?:just |only |actually |really |simply )?(?:an? )?(?:artificial|ai\b|large language|"
     r"language model|virtual|digital|computer program|chatbot|machine|assistant\b|text-based|program\b|not (?:a |an )?"
     r"(?:real|actual|human|person|actually|really))"
+    r"|\bbeing an? (?:ai|artificial)\b|\bno (?:physical|human) (?:form|body)\b"
     r"|\b(?:language model|ai model|ai assistant|training data|my training|my programming|my developers)\b"
     r"|\bi (?:was|am|have been) (?:created|trained|developed|designed|programmed) (?:by|on|to|as)\b"
     r"|\bi (?:do not|don['\u2019]t|can['\u2019]t|cannot|can not) (?:actually |really |truly |physically )?"
     r"(?:have|possess|experience|hold) (?:any |a )?(?:personal|feelings?|emotions?|physical|real|human|body|"
     r"experiences?|memories|opinions|preferences|senses|childhood|family|hands|hobbies|favou?rites?|actual|mornings?)"
     r"|\bi (?:can['\u2019]t|cannot|don['\u2019]t|do not) (?:actually|really|physically) \w+"
-    r"|\b(?:pretend|pretending|role[- ]?play(?:ing)?|in character|out of character|stepping out|step out of|"
+    r"|\b(?:pretend(?:ing)? to be|role[- ]?play(?:ing)?|in character|out of character|stepping out|step out of|"
     r"the character|this persona|this role|that role|fictional)\b"
     r"|\bhow (?:can|may) i (?:help|assist) you\b|\bis there anything else\b",
     re.IGNORECASE,
