@@ -37,8 +37,9 @@ ALLOWED: dict[str, set[str]] = {
     "generation": BELOW_LLAMA | {"llama"},
     "evaluation": BELOW_EVALUATION,
     "attribution": BELOW_EVALUATION | {"evaluation"},
+    "learning": BELOW_EVALUATION | {"evaluation", "attribution", "behaviours"},
     "server": BELOW_EVALUATION - {"detection"} | {"evaluation"},
-    "cli": BELOW_EVALUATION | {"evaluation", "attribution", "server", "__init__"},
+    "cli": BELOW_EVALUATION | {"evaluation", "attribution", "learning", "behaviours", "server", "__init__"},
     "__main__": {"cli"},
 }
 # Inside evaluation and the command line.

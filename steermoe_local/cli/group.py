@@ -19,6 +19,7 @@ from .commands.eval import eval_
 from .commands.experiment import experiment
 from .commands.fit import fit
 from .commands.info import info
+from .commands.learn import learn
 from .commands.map import map_
 from .commands.map_export import card, export, import_
 from .commands.map_merge import merge
@@ -65,6 +66,7 @@ for command in (
     behaviours,
     pairs,
     tasks,
+    learn,
     detect,
     trace,
     attribute,

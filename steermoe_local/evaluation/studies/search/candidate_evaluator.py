@@ -46,8 +46,8 @@ class CandidateEvaluator:
     """Measures candidates on the choosing part of the items, and effects on either part.
 
     `activate` and `deactivate` limit the search space to these numbers; `counts` are the numbers of experts that they
-    come to, ascending from 0 on each axis. `base` is the unsteered model on the choosing part, `ceiling` the largest
-    gain that is possible.
+    come to, ascending from 0 on each axis. With `all_items` the choosing part is all of them. `base` is the unsteered
+    model on the choosing part, `ceiling` the largest gain that is possible.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class CandidateEvaluator:
         deactivate: Iterable[int] | None,
         *,
         max_trials: int | None = None,
+        all_items: bool = False,
     ) -> None:
         """Announce the search, of `max_trials` candidates at most (None: of all), and measure the unsteered model.
 
@@ -70,7 +71,8 @@ class CandidateEvaluator:
         self.space = search_space(steering)
         self.counts = _counts(self.space.activate, activate), _counts(self.space.deactivate, deactivate)
         self.evaluator, self.steering, self.budget, self.seed = evaluator, steering, budget, seed
-        self.choosing, self.heldout = split([str(item.id) for item in evaluator.task.items], seed, share)
+        ids = [str(item.id) for item in evaluator.task.items]
+        self.choosing, self.heldout = (tuple(ids), ()) if all_items else split(ids, seed, share)
         self._expect(self.n_choices if max_trials is None else min(max_trials, self.n_choices))
         self.base = self.measure([None], self.choosing)[0]
         self.ceiling = float(1 - self.values(self.base).mean())
