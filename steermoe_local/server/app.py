@@ -10,8 +10,18 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.middleware.cors import CORSMiddleware
 
-from . import api_errors, openapi, routes_chat, routes_completions, routes_model, routes_responses, routes_steering
+from . import (
+    api_errors,
+    openapi,
+    routes_chat,
+    routes_completions,
+    routes_learn,
+    routes_model,
+    routes_responses,
+    routes_steering,
+)
 from .addresses import PlainAddresses
+from .learn_jobs import LearnJobs
 from .registry import SteeringRegistry
 from .security import BodyGuard, HostGuard, KeyGuard
 from .service import Service
@@ -41,9 +51,18 @@ _DOCS_HEADERS = _PAGE_HEADERS | {
 }
 
 
-def create_app(worker: Worker, registry: SteeringRegistry, settings: ServerSettings, page: Path = _PAGE) -> FastAPI:
-    """Make the application, which starts and stops the worker. `page` is a folder with index.html, if it exists."""
-    service = Service(worker, registry, settings)
+def create_app(
+    worker: Worker,
+    registry: SteeringRegistry,
+    settings: ServerSettings,
+    page: Path = _PAGE,
+    jobs: LearnJobs | None = None,
+) -> FastAPI:
+    """Make the application, which starts and stops the worker, and stops the jobs of learning.
+
+    `page` is a folder with index.html, if it exists. Without `jobs` nothing can be learnt.
+    """
+    service = Service(worker, registry, settings, jobs)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -62,7 +81,7 @@ def create_app(worker: Worker, registry: SteeringRegistry, settings: ServerSetti
         openapi_url=None,
     )
     api_errors.install(app)
-    for module in (routes_chat, routes_responses, routes_completions, routes_model, routes_steering):
+    for module in (routes_chat, routes_responses, routes_completions, routes_model, routes_steering, routes_learn):
         app.router.routes.extend(module.router(service).routes)  # flat, so that `addresses` sees all of them
 
     # not `async`, so that they run in threads: the document takes a tenth of a second the first time

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from ..generation.engine import Request as EngineRequest
 from ..generation.engine import Sampling
 from .api_errors import ApiError
+from .learn_jobs import LearnJobs
 from .metrics import Metrics
 from .prompting import Prompter
 from .registered import NONE, Applied
@@ -34,8 +35,10 @@ class Asked:
 class Service:
     """One served model, for the routes."""
 
-    def __init__(self, worker: Worker, registry: SteeringRegistry, settings: ServerSettings) -> None:
-        self.worker, self.registry, self.settings = worker, registry, settings
+    def __init__(
+        self, worker: Worker, registry: SteeringRegistry, settings: ServerSettings, jobs: LearnJobs | None = None
+    ) -> None:
+        self.worker, self.registry, self.settings, self.jobs = worker, registry, settings, jobs
         self.metrics = Metrics(worker)
         self.traces = ExpertTraces()
         self.created = int(time.time())
@@ -58,6 +61,8 @@ class Service:
 
     def close(self) -> None:
         """End the threads."""
+        if self.jobs is not None:
+            self.jobs.close()
         if "_prompter" in self.__dict__:
             self._prompter.close()
         self.worker.stop()
