@@ -106,9 +106,16 @@ class LearnJobs:
     """
 
     def __init__(
-        self, options: Sequence[str], learnt: Callable[[str], None], *, start: Start = start_learning
+        self,
+        options: Sequence[str],
+        learnt: Callable[[str], object],
+        *,
+        hidden: Sequence[Path] = (),
+        start: Start = start_learning,
     ) -> None:
+        """`hidden` are folders whose paths no client is told."""
         self._options, self._learnt, self._start = tuple(options), learnt, start
+        self._hidden = [f"{folder}{os.sep}" for folder in (*hidden, Path.home())]
         self._changed = threading.Condition()
         self._jobs: dict[str, LearnJob] = {}  # in the order in which they came
         self._waiting: deque[str] = deque()
@@ -285,7 +292,7 @@ class LearnJobs:
         if self._jobs[job.id].ended:
             return
         if result is None or (result.outcome == "works") != (status == 0):
-            fault = said.fault() or f"the learner ended with status {status} and without a result"
+            fault = self._without_folders(said.fault()) or f"the learner ended with status {status} and without a result"
             log.warning("learning %s failed: %s", job.lesson.name, fault)
             return self._end(job.id, state="failed", error=fault)
         told = {"outcome": result.outcome, "verdict": result.verdict}
@@ -298,6 +305,11 @@ class LearnJobs:
                 return self._end(job.id, state="failed", error=sentence(text), **told)
             told["steering"] = job.lesson.name
         return self._end(job.id, state="done", **told)
+
+    def _without_folders(self, text: str) -> str:
+        for folder in self._hidden:
+            text = text.replace(folder, "")
+        return text
 
     def _end(self, id_: str, **changes: Any) -> None:
         with self._changed:

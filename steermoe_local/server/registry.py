@@ -18,6 +18,7 @@ from ..evaluation.measuring.plans import open_plan as open_files_plan
 from ..identity import ModelIdentity
 from ..llama.steered_llama import native_bias
 from ..models.shipped_maps import map_path, recommended_numbers, shipped_maps
+from ..models.user_maps import user_maps
 from ..steering.bias_plan import AnyBias
 from ..steering.plan import AnySteering, SteeringPlan
 from ..steering.plan_file import SUFFIXES as PLAN_SUFFIXES
@@ -175,6 +176,16 @@ class SteeringRegistry:
         else:
             steering = Steering.open(map_file=path, activate=activate, deactivate=deactivate)
         return name, self._put(name, steering, "command line", replace=True)
+
+    def add_learnt(self, name: str) -> list[str]:
+        """Register what was learnt under a name, in place of what had it; returns warnings.
+
+        Raises FormatError, ModelMismatchError, UsageError.
+        """
+        path = user_maps().get(name)
+        if path is None:
+            raise UsageError(f"{name}: not in the maps folder any more; learn it again")
+        return self._put(name, Steering.open(map_file=path), "folder", replace=True)
 
     def add_plan(self, plan: SteeringPlan) -> list[str]:
         """Register a plan of the command line under its name, which it takes from what has it; returns warnings.

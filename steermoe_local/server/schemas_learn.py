@@ -70,7 +70,9 @@ class Example(Body):
 class LearnRequest(Body):
     """POST /v1/learn: learn a steering from two instructions, a built-in behaviour, or examples."""
 
-    name: Name = Field(description="What the steering is called from then on.")
+    name: Name | None = Field(
+        None, description="What the steering is called from then on; a behaviour has its own name."
+    )
     like: Instruction | None = Field(None, description="An instruction that brings about the behaviour.")
     unlike: Instruction | None = Field(None, description="One that brings about its opposite.")
     behaviour: Name | None = Field(None, description="A name of GET /v1/behaviours.")
@@ -84,6 +86,8 @@ class LearnRequest(Body):
         instructions = self.like is not None or self.unlike is not None
         if sum((instructions, self.behaviour is not None, self.pairs is not None)) != 1:
             raise ValueError("give one of like with unlike, behaviour, and pairs")
+        if self.name is None and self.behaviour is None:
+            raise ValueError("name: missing; give the steering a name")
         if instructions and (self.like is None or self.unlike is None):
             raise ValueError("like and unlike go together: two instructions, one for each side")
         if instructions and (self.like or "").strip() == (self.unlike or "").strip():
