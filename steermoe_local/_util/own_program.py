@@ -39,9 +39,7 @@ def run_program() -> int:
 def _load_package() -> None:
     """Run the package's `__init__`, which a child leaves out: the command line imports from it."""
     path = list(sys.modules[_ROOT].__path__)
-    spec = importlib.util.spec_from_file_location(
-        _ROOT, Path(path[0]) / "__init__.py", submodule_search_locations=path
-    )
+    spec = importlib.util.spec_from_file_location(_ROOT, Path(path[0]) / "__init__.py", submodule_search_locations=path)
     assert spec is not None
     assert spec.loader is not None
     package = importlib.util.module_from_spec(spec)

@@ -292,7 +292,8 @@ class LearnJobs:
         if self._jobs[job.id].ended:
             return
         if result is None or (result.outcome == "works") != (status == 0):
-            fault = self._without_folders(said.fault()) or f"the learner ended with status {status} and without a result"
+            fault = self._without_folders(said.fault())
+            fault = fault or f"the learner ended with status {status} and without a result"
             log.warning("learning %s failed: %s", job.lesson.name, fault)
             return self._end(job.id, state="failed", error=fault)
         told = {"outcome": result.outcome, "verdict": result.verdict}

@@ -54,10 +54,10 @@ def progress_of(line: str) -> Progress | None:
         return None
     data = _parsed(line)
     step = data.get("step")
-    numbers = [data.get(name) for name in ("done", "total", "elapsed", "expected")]
-    if not isinstance(step, str) or not all(map(_is_figure, numbers)):
+    figures = [data[name] for name in ("done", "total", "elapsed", "expected") if _is_figure(data.get(name))]
+    if not isinstance(step, str) or len(figures) != 4:
         return None
-    done, total, elapsed, expected = numbers
+    done, total, elapsed, expected = figures
     return Progress(visible(step)[:40], int(done), int(total), float(elapsed), float(expected))
 
 
@@ -107,4 +107,4 @@ def _parsed(text: str) -> dict[str, Any]:
 def _is_figure(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return not isinstance(value, float) or math.isfinite(value) if 0 <= value <= _MOST else False
+    return math.isfinite(value) and 0 <= value <= _MOST

@@ -16,7 +16,7 @@ from .schemas_learn import LearnRequest
 
 
 def learn_jobs(model: Path, threads: int | None, registry: SteeringRegistry) -> LearnJobs:
-    """The jobs of a server that serves a model: each is of this model, with as many threads, and what works is served."""
+    """The jobs of a server: each is of its model, with as many threads; what works is served from then on."""
     options = [f"--model={model.absolute()}", *([] if threads is None else [f"--threads={threads}"])]
     return LearnJobs(options, registry.add_learnt, hidden=(model.absolute().parent, user_maps_folder()))
 
@@ -70,7 +70,9 @@ def _before(request: LearnRequest, name: str, folder: Path, registry: SteeringRe
     if not there.exists() and any(entry.name == name for entry in registry.entries()):
         raise ApiError(409, f"{name}: the name of another steering; choose another", code="name_taken")
     if done and not request.replace:
-        raise ApiError(409, f"{name}: learnt already; choose another name, or send replace: true", code="name_taken")
+        raise ApiError(
+            409, f"{name}: learnt already; choose another name, or send replace: true", code="learnt_already"
+        )
     if request.replace:
         return ("--restart",) if there.exists() else ()
     return ("--resume",) if there.exists() else ()

@@ -63,10 +63,8 @@ def test_a_steering_is_learnt(jobs: LearnJobs, learner: FakeLearner, learnt: lis
     job = jobs.add(lesson())
     assert (job["name"], job["source"], job["state"] in ("queued", "running")) == ("formal", "instructions", True)
     learner.wait_for()
-    assert learner.started == [
-        ["learn", "--quick", "--json", "--progress=json", "--model=/models/m.gguf"]
-        + ["--like=Be formal.", "--unlike=-n", "--", "formal"]
-    ]
+    words = ["learn", "--quick", "--json", "--progress=json", "--model=/models/m.gguf"]
+    assert learner.started == [[*words, "--like=Be formal.", "--unlike=-n", "--", "formal"]]
     learner.say("detect", 3, 8, 2.5, 30)
     until(lambda: jobs.get(job["id"])["step"] == "detect")
     running = jobs.get(job["id"])

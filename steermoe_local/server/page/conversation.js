@@ -1,6 +1,7 @@
 // The conversation on the page: questions, and answers that grow while they come.
 
 import { PerFrame, byId, copy, el, plural } from "./dom.js";
+import { thumbs } from "./examples.js";
 import { Rendered } from "./markdown.js";
 import { Marker, isMarked, ruleTitle } from "./marks.js";
 import { chosenIn } from "./where.js";
@@ -56,6 +57,7 @@ class AnswerView {
   #steps;
   #marks;
   #legend;
+  #thumbs;
   #thoughts = ""; // what is shown of the reasoning, and how
   #again;
 
@@ -74,6 +76,7 @@ class AnswerView {
     this.#marks = el("button", { type: "button", class: "quiet", onclick: () => actions.toggleMarks() }, "Steered text");
     this.#legend = el("p", { class: "legend", hidden: true }, el("span", {}, el("mark", { class: "steered" }, "Underlined"), " text was drawn under the steering."));
     this.#again = el("button", { type: "button", class: "quiet", hidden: true, onclick: () => actions.again() }, "Ask again");
+    this.#thumbs = thumbs(() => actions.rating(answer), (up) => actions.rate(answer, up));
     const copyButton = el("button", { type: "button", class: "quiet", onclick: (event) => copy(answer.text, event.currentTarget) }, "Copy");
     this.title = el("h2", {});
     this.element = el(
@@ -84,7 +87,7 @@ class AnswerView {
       this.#body,
       this.#problem,
       this.#legend,
-      el("footer", {}, this.#meta, el("div", { class: "answer-actions" }, copyButton, this.#marks, this.#use, this.#steps, this.#again), this.#details),
+      el("footer", {}, this.#meta, el("div", { class: "answer-actions" }, ...this.#thumbs.buttons, copyButton, this.#marks, this.#use, this.#steps, this.#again), this.#details),
     );
     this.update();
   }
@@ -119,6 +122,7 @@ class AnswerView {
     this.#body.hidden = nothing;
     element.querySelector("footer").hidden = running || nothing;
     this.#use.hidden = !answer.routing;
+    this.#thumbs.update(!running && Boolean(answer.text));
     this.#steps.hidden = answer.state !== "done" || answer.asked === undefined || !(answer.facts.tokens > 0);
     const problem = answer.problem;
     this.#problem.hidden = !problem;
@@ -159,7 +163,7 @@ export class Conversation {
 
   /**
    * `actions`: again() asks the last question again, use(answer) lays its experts over the map, steps(answer) goes through
-   * its tokens; marks() is whether steered text is marked, toggleMarks() changes that.
+   * its tokens; rating(answer) is its mark, rate(answer, up) changes it; marks() is whether steered text is marked, toggleMarks() changes that.
    */
   constructor(actions) {
     this.#actions = actions;

@@ -5,10 +5,12 @@ import { follow, messagesOf, turnOf } from "./asking.js";
 import { Connection } from "./connection.js";
 import { Conversation } from "./conversation.js";
 import { byId, debounced, el, plural } from "./dom.js";
+import { Examples } from "./examples.js";
 import { MapCard } from "./mapcard.js";
 import { Panel } from "./panel.js";
 import { Steps } from "./steps.js";
 import { load, save } from "./store.js";
+import { Teach } from "./teach.js";
 
 const SEEDS = 2 ** 31;
 // What the embedded model can be asked; others answer what they like.
@@ -73,7 +75,30 @@ byId("view-panel").addEventListener("click", () => view("panel"));
 // the parts
 //
 
+/** The conversation that an answer answers. */
+function askedOf(answer) {
+  const at = state.turns.findIndex((turn) => turn.answers.includes(answer));
+  const turn = state.turns[at];
+  return messagesOf(turn.options.system, state.turns.slice(0, at), turn.user);
+}
+
+const examples = new Examples(() => {
+  conversation.redraw();
+  teach.examplesChanged();
+});
+const teach = new Teach(server, examples, {
+  learnt: () => connection.connect(),
+  use(name) {
+    state.steering = name;
+    connection.connect();
+    byId("steering").focus();
+  },
+});
 const conversation = new Conversation({
+  rating: (answer) => examples.rating(() => askedOf(answer), answer.text),
+  rate(answer, up) {
+    if (!examples.rate(askedOf(answer), answer.text, up)) say("This answer or its conversation is too long for an example.");
+  },
   again: askAgain,
   use(answer) {
     const turn = state.turns.find((one) => one.answers.includes(answer));
@@ -112,6 +137,7 @@ const connection = new Connection(server, (info, model) => {
   byId("examples-title").hidden = !examples.length;
   byId("examples").replaceChildren(...examples.map((text) => el("li", {}, el("button", { type: "button", onclick: () => ask(text) }, text))));
   panel.load(info, model);
+  teach.load();
   if (early) say("");
   early = false;
 });
