@@ -54,4 +54,9 @@ def router(service: Service) -> APIRouter:
         """End a job; the same request later goes on where it was."""
         return await asyncio.to_thread(jobs().cancel, id)
 
+    @routes.get("/v1/behaviours", responses={401: ERRORS[401]})
+    async def behaviours() -> dict[str, Any]:
+        """What can be learnt by its name."""
+        return {"object": "list", "data": []}
+
     return routes
