@@ -57,6 +57,9 @@ if TYPE_CHECKING:
     from .evaluation.studies.search.tune import tune
     from .evaluation.studies.transfer.transfer import transfer
     from .generation.engine import Engine
+    from .learning.learn import learn
+    from .learning.options import Builtin, GivenPairs, LearnOptions, LikeUnlike
+    from .learning.result import LearnResult
     from .llama.steered_llama import SteeredLlama
 
 __all__ = [
@@ -64,6 +67,7 @@ __all__ = [
     "AttributionOptions",
     "Bench",
     "BiasFile",
+    "Builtin",
     "BusyError",
     "ChoiceError",
     "ConditionOptions",
@@ -72,6 +76,10 @@ __all__ = [
     "Evaluator",
     "ExpertMap",
     "FormatError",
+    "GivenPairs",
+    "LearnOptions",
+    "LearnResult",
+    "LikeUnlike",
     "Message",
     "ModelError",
     "ModelIdentity",
@@ -96,6 +104,7 @@ __all__ = [
     "evaluate",
     "fit",
     "fit_condition",
+    "learn",
     "load_pairs",
     "model_info",
     "open_bench",
@@ -124,6 +133,12 @@ _LAZY = {
     "AttributionOptions": (".attribution.attribute", "AttributionOptions"),
     "Bench": (".evaluation.measuring.evaluator", "Evaluator"),
     "ConditionOptions": (".evaluation.studies.conditions.fit", "ConditionOptions"),
+    "GivenPairs": (".learning.options", "GivenPairs"),
+    "LearnOptions": (".learning.options", "LearnOptions"),
+    "LearnResult": (".learning.result", "LearnResult"),
+    "LikeUnlike": (".learning.options", "LikeUnlike"),
+    "Builtin": (".learning.options", "Builtin"),
+    "learn": (".learning.learn", "learn"),
     "Engine": (".generation.engine", "Engine"),
     "Evaluator": (".evaluation.measuring.evaluator", "Evaluator"),
     "SteeredLlama": (".llama.steered_llama", "SteeredLlama"),

@@ -101,6 +101,7 @@ def attribute(
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     log: Callable[[str], None] | None = None,
+    stop: Callable[[str], bool] | None = None,
     **fields: Any,
 ) -> ExpertMap:
     """Estimate which experts cause a behaviour; returns the map with `effects`.
@@ -118,6 +119,7 @@ def attribute(
         metadata: further facts that the results depend on, as JSON values.
         progress: called with (what, steps done, steps at most).
         log: called with a line on what is being done.
+        stop: asked with the action after each block of its draws, once they are enough for an estimate; True ends them.
 
     Raises UsageError (too few draws, items, candidates), ModelMismatchError (the map is of another model), ModelError,
     NativeError, StorageError.
@@ -126,7 +128,7 @@ def attribute(
     run = _Run(llama, as_items(items, renderer, llama), expert_map, response, neutral, renderer, chosen)
     with run:
         run.open(kept, resume, metadata or {}, progress or (lambda *_: None), log or (lambda _: None))
-        effects = run.effects()
+        effects = run.effects(stop)
     return replace(expert_map, effects=effects)
 
 
@@ -208,8 +210,8 @@ class _Run:
         }
         self._parts.open(kept, settings, resume)
 
-    def effects(self) -> Effects:
-        """Run the interventions and estimate their effects."""
+    def effects(self, stop: Callable[[str], bool] | None = None) -> Effects:
+        """Run the interventions and estimate their effects; `stop` as of `attribute`."""
         options = self._options
         actions = [action for action in ACTIONS if action in options.actions]
         most = self._most_draws()
@@ -221,7 +223,7 @@ class _Run:
             f"{len(self._candidates)} candidates ({int(self._candidates.control.sum())} of them controls), "
             f"{len(self._items)} items, {len(self._confirm)} to confirm, {at_most}{most} draws of each action"
         )
-        found = {action: self._estimate(action) for action in actions}
+        found = {action: self._estimate(action, stop) for action in actions}
         confirmed = {action: self._confirmed(action, found[action][0]) for action in actions}
         return self._effects(found, confirmed)
 
@@ -235,7 +237,9 @@ class _Run:
         # whole blocks: a block is computed as one
         return self._n_block * math.ceil(max(_LEAST_AUTO, _MOST * n) / self._n_block)
 
-    def _estimate(self, action: str) -> tuple[Estimates, Estimates | None, int, float, bool]:
+    def _estimate(
+        self, action: str, stop: Callable[[str], bool] | None
+    ) -> tuple[Estimates, Estimates | None, int, float, bool]:
         """Estimates of effect and cost, draws, agreement, and whether it is stable."""
         options = self._options
         design = Design(action, self._candidates, self._identity, self._rate(action), options.seed)
@@ -260,6 +264,8 @@ class _Run:
                 n_stable = n_stable + 1 if share >= STABLE else 0
                 if n_stable == 2:
                     break
+            if stop is not None and n >= least and stop(action):
+                break
         x = np.concatenate(draws)
         effect = estimate(x, np.concatenate(margins))
         cost_of = estimate(x, np.concatenate(costs)) if self._documents else None

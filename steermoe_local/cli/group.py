@@ -18,6 +18,7 @@ from .commands.eval import eval_
 from .commands.experiment import experiment
 from .commands.fit import fit
 from .commands.info import info
+from .commands.learn import learn
 from .commands.map import map_
 from .commands.map_export import card, export, import_
 from .commands.map_merge import merge
@@ -62,6 +63,7 @@ for command in (
     info,
     pairs,
     tasks,
+    learn,
     detect,
     trace,
     attribute,

@@ -94,12 +94,14 @@ class Search:
     """A search over candidates up to `last`; `evaluate(candidate, step)` measures one.
 
     `ceiling` is the largest gain that is possible, `max_trials` how many candidates may be tried besides (0, 0).
+    `stop` is asked before each candidate; once it says so, no more are tried.
     """
 
     evaluate: Callable[[Candidate, str], Trial]
     last: Candidate
     ceiling: float
     max_trials: int = 100
+    stop: Callable[[], bool] = lambda: False
     trials: dict[Candidate, Trial] = field(default_factory=dict)
     steps: list[str] = field(default_factory=list)
 
@@ -123,7 +125,7 @@ class Search:
             for axis in (first, 1 - first):
                 self._line(self._best().candidate, axis)
             if self._used_up:
-                self.steps.append(f"{self.max_trials} choices were tried: stopped")
+                self.steps.append(f"{len(self.trials) - 1} choices were tried, no more may be: stopped")
                 return
             if within_error(before, self._best()):
                 self.steps.append(f"round {number}: no gain beyond one standard error: stopped")
@@ -132,7 +134,7 @@ class Search:
 
     @property
     def _used_up(self) -> bool:
-        return len(self.trials) > self.max_trials
+        return len(self.trials) > self.max_trials or (len(self.trials) > 1 and self.stop())
 
     def _try(self, candidate: Candidate, step: str) -> Trial | None:
         """The trial of a candidate; None if no more may be tried."""

@@ -45,8 +45,8 @@ class CandidateEvaluator:
     """Measures candidates on the choosing part of the items, and effects on either part.
 
     `activate` and `deactivate` limit the search space to these numbers; `counts` are the numbers of experts that they
-    come to, ascending from 0 on each axis. `base` is the unsteered model on the choosing part, `ceiling` the largest
-    gain that is possible.
+    come to, ascending from 0 on each axis. With `all_items` the choosing part is all of them. `base` is the unsteered
+    model on the choosing part, `ceiling` the largest gain that is possible.
     """
 
     def __init__(
@@ -58,13 +58,16 @@ class CandidateEvaluator:
         share: float,
         activate: Iterable[int] | None,
         deactivate: Iterable[int] | None,
+        *,
+        all_items: bool = False,
     ) -> None:
         """Measure the unsteered model. Raises as `tune`."""
         budget.check_guards(evaluator.benign_task, evaluator.neutral)
         self.space = search_space(steering)
         self.counts = _counts(self.space.activate, activate), _counts(self.space.deactivate, deactivate)
         self.evaluator, self.steering, self.budget, self.seed = evaluator, steering, budget, seed
-        self.choosing, self.heldout = split([str(item.id) for item in evaluator.task.items], seed, share)
+        ids = [str(item.id) for item in evaluator.task.items]
+        self.choosing, self.heldout = (tuple(ids), ()) if all_items else split(ids, seed, share)
         self.base = self.measure([None], self.choosing)[0]
         self.ceiling = float(1 - self.values(self.base).mean())
         self._built: dict[Candidate, BiasFile | None] = {(0, 0): None}

@@ -6,7 +6,7 @@ search never saw.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -138,6 +138,66 @@ def tune(
         max_trials,
     )
     return _result(candidates, "ladder", search.run())
+
+
+@dataclass(frozen=True, eq=False)
+class Pick:
+    """What a search chose, before anything confirmed it: "found" says that the gain on the choosing items is no chance.
+
+    `chosen` is the pick, None unless the outcome is "found"; `strongest` the candidate with the largest gain.
+    `unsteered` is the mean value of the unsteered model. `trials` and `why` are as in `Tuning`.
+    """
+
+    outcome: Outcome
+    reason: str
+    unsteered: float
+    chosen: Evaluated | None
+    strongest: Evaluated | None
+    trials: tuple[Evaluated, ...]
+    why: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return plain(self)
+
+
+def pick_numbers(
+    evaluator: Evaluator,
+    steering: Steering,
+    budget: Budget,
+    *,
+    seed: int = 0,
+    max_trials: int = 100,
+    stop: Callable[[], bool] = lambda: False,
+) -> Pick:
+    """Search as `tune` does, on all of the evaluator's items: for callers that confirm the pick on items of their own.
+
+    `stop` is asked before each candidate; once it says so, the pick is made of those that were measured. Raises as
+    `tune`.
+    """
+    candidates = CandidateEvaluator(evaluator, steering, budget, seed, 1.0, None, None, all_items=True)
+    search = Search(
+        lambda candidate, step: candidates.evaluate([candidate], step)[0],
+        (candidates.counts[0][-1], candidates.counts[1][-1]),
+        candidates.ceiling,
+        max_trials,
+        stop,
+    )
+    log = search.run()
+    others = [trial for trial in log.trials if trial.candidate != (0, 0)]
+    unsteered = next(trial for trial in log.trials if trial.candidate == (0, 0))
+    chosen, best = pick(log.trials), strongest(others)
+    assert chosen is not None  # the unsteered model is inside of every budget
+    outcome, reason = _judge(candidates, others, unsteered, chosen, best)
+    return Pick(
+        outcome,
+        reason,
+        1 - candidates.ceiling,
+        _evaluated(candidates, chosen) if outcome == "found" else None,
+        _evaluated(candidates, best) if best else None,
+        tuple(_evaluated(candidates, trial) for trial in others),
+        log.steps,
+    )
 
 
 def exhaustive(

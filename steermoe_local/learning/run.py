@@ -1,0 +1,383 @@
+"""One run of `learn`: its steps one after the other, each from what the one before it left in the folder of work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .._util.files import human_duration
+from ..errors import PairsError
+from ..evaluation.measuring.replies import render
+from ..evaluation.tasks.neutral_text import NeutralText
+from ..evaluation.tasks.tasks import Task
+from ..generation.answer_file import AnswerFile
+from ..generation.engine import Engine
+from ..llama.rendering import RenderedPrompt, Renderer
+from ..llama.steered_llama import SteeredLlama
+from ..maps.expert_map import ExpertMap
+from ..pairs.pairs import Pair, load_pairs, save_pairs
+from ..pairs.prompts import PromptItem
+from ..steering.steering import Steering
+from . import steps
+from .answers import SIDES, ask
+from .clock import Clock, Work, expected_seconds, measure_speed
+from .judging import Confirmed
+from .material import LEAST_CHOOSING, LEAST_HELDOUT, LEAST_PAIRS, Material, of_behaviour, of_pairs
+from .options import SIZES, LearnOptions
+from .source import Source
+from .work import WorkFolder
+
+_ROOM = 128  # tokens of context beyond a prompt and an answer, for what a template adds to an instruction
+_OTHERS = {"thorough": "normal", "normal": "quick"}
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What the steps found: up to the one that failed (`step`, with its `problem`), "" if none did."""
+
+    step: str = ""
+    problem: str = ""
+    material: Material | None = None
+    expert_map: ExpertMap | None = None
+    steering: Steering | None = None
+    pick: Mapping[str, Any] | None = None
+    confirmed: Confirmed | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Run:
+    """The steps of one run on a loaded model."""
+
+    def __init__(
+        self,
+        llama: SteeredLlama,
+        work: WorkFolder,
+        source: Source,
+        neutral: NeutralText | None,
+        options: LearnOptions,
+        clock: Clock,
+        about: Mapping[str, Any],
+        report: Callable[[str, int, int], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._llama, self._work, self._source, self._neutral = llama, work, source, neutral
+        self._options, self._clock, self._about = options, clock, about
+        self._report, self._say = report, say
+        self._sides = source.positive, source.negative
+        # the map is made under the names that the contrast gives its sides
+        self._named = replace(
+            options, positive=source.positive, negative=source.negative, license=options.license or source.license
+        )
+        self._renderer = Renderer(llama._model, **options.rendering)
+        self._notes: list[str] = []
+
+    def found(self) -> Found:
+        """Take all steps, or those up to the first that fails."""
+        try:
+            material = self._answers()
+        except _TooFewPairs as error:
+            return Found("answers", str(error), notes=tuple(self._notes))
+        expert_map, problem = self._detect(material)
+        if expert_map is None or problem:
+            return Found("detect", problem, material, expert_map, notes=tuple(self._notes))
+        expert_map = self._attribute(material, expert_map)
+        pick, steering = self._tune(material, expert_map)
+        if steering is None:
+            problem = f"{pick['outcome']}: {pick['reason']}"
+            return Found("tune", problem, material, expert_map, pick=pick, notes=tuple(self._notes))
+        confirmed = self._confirm(material, steering)
+        step = "confirm" if confirmed.problem else ""
+        return Found(step, confirmed.problem, material, expert_map, steering, pick, confirmed, notes=tuple(self._notes))
+
+    #
+    # answers
+    #
+
+    def _answers(self) -> Material:
+        """The material: of the model's own answers, of given pairs, or of a behaviour that ships."""
+        self._clock.begin("answers")
+        source, done = self._source, self._work.steps.get("answers")
+        if source.instructions is None:
+            self._expect(self._divided(list(source.pairs)))
+            if done is None:
+                self._work.finish("answers", {})
+            return self._divided(list(source.pairs))
+        path = self._work.work / "pairs.jsonl"
+        if done is None:
+            self._expect(None)
+            pairs, tally = self._own_pairs()
+            if pairs:
+                save_pairs(pairs, path)
+            self._work.finish("answers", {"n_pairs": len(pairs), "tally": tally})
+        else:
+            pairs = load_pairs(path) if done["n_pairs"] else []
+            tally = done["tally"]
+        return self._of_answers(pairs, tally)
+
+    def _of_answers(self, pairs: list[Pair], tally: Mapping[str, int]) -> Material:
+        left_out = [f"{n} times {reason}" for reason, n in tally.items() if reason != "asked" and n]
+        words = f"{len(pairs)} of {tally['asked']} questions made a pair"
+        self._notes.append("; ".join([words, *left_out]))
+        try:
+            return self._divided(pairs)
+        except PairsError:
+            most = max((n, reason) for reason, n in [("", 0), *((r, n) for r, n in tally.items() if r != "asked")])[1]
+            why = f"; most often {most}" if most else ""
+            raise _TooFewPairs(f"the model answers too few questions differently: {words}{why}") from None
+
+    def _divided(self, pairs: list[Pair]) -> Material:
+        """The pairs in parts. Raises PairsError."""
+        sizes, source, options = self._options.all_sizes, self._source, self._options
+        most = sizes.n_pairs, sizes.n_choosing, sizes.n_heldout
+        if source.task is not None:
+            task = replace(source.task, positive=self._sides[0], negative=self._sides[1])
+            material = of_behaviour(task, pairs, 1 - options.heldout - 0.2, most)
+        else:
+            material = of_pairs(self._work.name, pairs, options.heldout, self._sides, most)
+        if options.judge is None:
+            return material
+        bare = tuple(PromptItem(item.id, item.content, item.system) for item in material.heldout.items)
+        judged = replace(
+            material.heldout,
+            items=bare,
+            scorer="judge",
+            options=options.judge.to_dict(),
+            max_tokens=sizes.answer_tokens,
+        )
+        return replace(material, heldout=judged)
+
+    def _own_pairs(self) -> tuple[list[Pair], dict[str, int]]:
+        source, sizes = self._source, self._options.all_sizes
+        assert source.instructions is not None
+        wanted = self._wanted
+        with AnswerFile(self._work.work / "answers.jsonl") as kept:
+            records: dict[str, dict[str, Any]] = {}
+            if kept.exists():
+                kept.resume(self._metadata)
+                records = {str(record["id"]): record for record in kept.records()}
+            else:
+                kept.start(self._metadata)
+            with self._engine(self._longest) as engine:
+                pairs, tally = ask(
+                    engine,
+                    self._renderer,
+                    source.questions,
+                    source.instructions,
+                    max_tokens=sizes.answer_tokens,
+                    wanted=wanted,
+                    kept=kept,
+                    records=records,
+                    enough=lambda n: n >= _enough(self._options.heldout) and self._clock.over(),
+                    progress=lambda done, total: self._report("answers", done, total),
+                )
+            kept.finish(records)
+        return pairs, tally
+
+    @property
+    def _wanted(self) -> int:
+        """Pairs that fill the parts."""
+        sizes, heldout = self._options.all_sizes, self._options.heldout
+        return math.ceil(max(sizes.n_heldout / heldout, sizes.n_choosing / (0.3 * (1 - heldout))))
+
+    @property
+    def _longest(self) -> int:
+        """Tokens of the longest question under an instruction."""
+        instructions = self._source.instructions or {}
+        texts = sorted(
+            (question.messages() for question in self._source.questions), key=lambda m: sum(len(x.content) for x in m)
+        )[-4:]
+        first = [PromptItem("0", messages, text) for messages in texts for text in instructions.values()]
+        return max(len(self._renderer.render(item.messages()).tokens) for item in first)
+
+    def _engine(self, n_prompt: int) -> Engine:
+        options = self._options
+        context = {name: value for name, value in options.context.items() if value is not None}
+        context["n_batch"] = max(context.get("n_batch") or 512, options.n_parallel)
+        n_ctx = n_prompt + options.all_sizes.answer_tokens + _ROOM
+        return Engine(self._llama, n_ctx=n_ctx, n_slots=options.n_parallel, record=False, **context)
+
+    #
+    # time
+    #
+
+    def _expect(self, material: Material | None) -> None:
+        """Measure the model's speed in the first seconds, and say how long the steps take."""
+        if "expected" in self._work.facts:
+            return
+        prompts, work = self._prompts(material)
+        with self._engine(max(len(prompt.tokens) for prompt in prompts)) as engine:
+            speed = measure_speed(engine, prompts)
+        expected = expected_seconds(self._options.all_sizes, work, speed)
+        self._clock.expected |= expected
+        self._work.facts |= {"speed": speed.to_dict(), "expected": expected}
+        self._work.save()
+        parts = ", ".join(f"{step} {human_duration(seconds)}" for step, seconds in expected.items() if seconds >= 1)
+        what = f"{2 * work.n_asked} answers, " if work.n_asked else ""
+        self._say(
+            f"{what}{work.n_pairs} pairs, {work.n_heldout} held-out items; the model reads {speed.prompt:.0f} tokens/s "
+            f"and writes {speed.decode:.0f}: about {human_duration(self._clock.total)} ({parts})"
+            f"{self._shorter(work, speed)}"
+        )
+
+    def _shorter(self, work: Work, speed: Any) -> str:
+        other = _OTHERS.get(self._options.effort)
+        if other is None or self._options.sizes:
+            return ""
+        sizes = SIZES[other]
+        less = replace(
+            work,
+            n_asked=math.ceil(work.n_asked * sizes.n_heldout / self._options.all_sizes.n_heldout),
+            n_pairs=min(work.n_pairs, sizes.n_pairs),
+            n_choosing=min(work.n_choosing, sizes.n_choosing),
+            n_heldout=min(work.n_heldout, sizes.n_heldout),
+            answer=min(work.answer, sizes.answer_tokens),
+        )
+        seconds = sum(expected_seconds(sizes, less, speed).values())
+        flag = "--quick" if other == "quick" else "leaving out --thorough"
+        return f"; {flag}: about {human_duration(seconds)}"
+
+    def _prompts(self, material: Material | None) -> tuple[list[RenderedPrompt], Work]:
+        """Prompts to measure the speed with, and what has to be done."""
+        options, n = self._options, self._options.n_parallel
+        sizes = options.all_sizes
+        if material is None:
+            source = self._source
+            assert source.instructions is not None
+            text = source.instructions[SIDES[0]]
+            prompts = [self._renderer.render(question.messages(text)) for question in source.questions[:n]]
+            wanted = min(self._wanted, len(source.questions))
+            parts = [wanted * share for share in (0.7 * (1 - options.heldout), 0.3 * (1 - options.heldout))]
+            n_heldout = round(min(sizes.n_heldout, wanted * options.heldout))
+            generated = options.judge is not None
+            n_asked = min(len(source.questions), math.ceil(1.2 * wanted))
+            answer = 0.8 * sizes.answer_tokens
+            n_pairs, n_choosing = (
+                round(min(*two)) for two in zip(parts, (sizes.n_pairs, sizes.n_choosing), strict=True)
+            )
+            return prompts, Work(_mean(prompts), answer, n_asked, n_pairs, n_choosing, n_heldout, generated)
+        prompts = [render(self._renderer, material.choosing, item) for item in material.choosing.items[:n]]
+        targets = [pair.positive_target + pair.negative_target for pair in material.pairs[:n]]
+        answer = sum(len(self._renderer.tokenize(text, add_special=False)) for text in targets) / (2 * len(targets))
+        heldout, choosing = material.heldout, material.choosing
+        return prompts, Work(
+            _mean(prompts),
+            answer,
+            0,
+            len(material.pairs),
+            len(choosing.items),
+            len(heldout.items),
+            _is_generated(heldout),
+            _is_generated(choosing),
+        )
+
+    #
+    # the steps on the model
+    #
+
+    def _detect(self, material: Material) -> tuple[ExpertMap | None, str]:
+        self._clock.begin("detect")
+        if "detect" not in self._work.steps:
+            show = self._show("detect")
+            try:
+                steps.detect(self._llama, material.pairs, self._work.work, self._work.name, self._named, show)
+            except PairsError as error:
+                return None, str(error)
+            self._work.finish("detect", {})
+        expert_map = ExpertMap.load(self._work.work / "rd.json")
+        problem = ""
+        if expert_map.confidence is not None and not expert_map.confidence.differs_from_shuffled:
+            problem = (
+                f"both sides of the {expert_map.n_pairs} pairs select the same experts: the largest RD, "
+                f"{abs(expert_map.rd).max():.3f}, is no larger than that of pairs with shuffled sides "
+                f"(p = {expert_map.confidence.max_rd.p:.2g})"
+            )
+        return expert_map, problem
+
+    def _attribute(self, material: Material, expert_map: ExpertMap) -> ExpertMap:
+        self._clock.begin("attribute")
+        done = self._work.steps.get("attribute")
+        if done is None:
+            found = steps.attribute_experts(
+                self._llama,
+                material.pairs,
+                expert_map,
+                self._neutral,
+                self._work.work,
+                self._named,
+                metadata=self._metadata,
+                over=self._clock.over,
+                show=self._show("attribute"),
+            )
+            done = {"effects": found is not None}
+            self._work.finish("attribute", done)
+        if not done["effects"]:
+            self._notes.append("effects of single experts were not estimated: experts are chosen by RD")
+            return expert_map
+        return ExpertMap.load(self._work.work / "effects.json")
+
+    def _tune(self, material: Material, expert_map: ExpertMap) -> tuple[Mapping[str, Any], Steering | None]:
+        self._clock.begin("tune")
+        done = self._work.steps.get("tune")
+        if done is None:
+            with (
+                AnswerFile(self._work.work / "tune.jsonl") as kept,
+                self._evaluator(material.choosing, kept, "tune") as e,
+            ):
+                pick, steering, notes = steps.choose(e, expert_map, self._work.name, self._named, self._clock.over)
+                choice = None if steering is None else {**_numbers(steering)}
+                done = {"pick": pick.to_dict(), "choice": choice, "notes": notes}
+                self._work.finish("tune", done)
+                e.finish()
+        self._notes += done["notes"]
+        choice = done["choice"]
+        return done["pick"], None if choice is None else Steering(self._work.name, expert_map=expert_map, **choice)
+
+    def _confirm(self, material: Material, steering: Steering) -> Confirmed:
+        self._clock.begin("confirm")
+        done = self._work.steps.get("confirm")
+        if done is None:
+            path = self._work.work
+            with (
+                AnswerFile(path / "confirm.jsonl") as kept,
+                self._evaluator(material.heldout, kept, "confirm") as e,
+            ):
+                confirmed = steps.confirm(e, steering, path / "pairs.npz", self._named, self._clock.over)
+                done = confirmed.to_dict()
+                self._work.finish("confirm", done)
+                e.finish()
+        return Confirmed.from_dict(dict(done))
+
+    def _evaluator(self, task: Task, kept: AnswerFile, step: str) -> Any:
+        return steps.evaluator_of(self._llama, task, self._neutral, self._named, kept, self._metadata, self._show(step))
+
+    def _show(self, step: str) -> Callable[[int, int], None]:
+        return lambda done, total: self._report(step, done, total)
+
+    @property
+    def _metadata(self) -> dict[str, Any]:
+        return {"model": dict(self._about)}
+
+
+class _TooFewPairs(Exception):
+    """The model's own answers made too few pairs."""
+
+
+def _numbers(steering: Steering) -> dict[str, Any]:
+    """The fields of a choice that are not default."""
+    return {"activate": steering.activate, "deactivate": steering.deactivate} | steering.further
+
+
+def _enough(heldout: float) -> int:
+    """Pairs with which every part is likely to have its least."""
+    parts = LEAST_HELDOUT / heldout, LEAST_CHOOSING / (0.3 * (1 - heldout)), LEAST_PAIRS / (0.7 * (1 - heldout))
+    return math.ceil(1.5 * max(parts))
+
+
+def _is_generated(task: Task) -> bool:
+    return task.scorer != "choice"
+
+
+def _mean(prompts: list[RenderedPrompt]) -> float:
+    return sum(len(prompt.tokens) for prompt in prompts) / len(prompts)

@@ -1,0 +1,102 @@
+"""Opens a contrast: names of the sides, questions with two instructions, or pairs, and a behaviour's own task."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..behaviours.builtin import behaviour, neutral_questions
+from ..errors import UsageError
+from ..evaluation.tasks.builtin import builtin_task, is_embedded
+from ..evaluation.tasks.tasks import Task
+from ..identity import ModelIdentity
+from ..models import embedded
+from ..pairs.pairs import Pair, load_pairs, pairs_digest
+from ..pairs.prompts import PromptItem, load_prompts, prompts_digest
+from .answers import SIDES
+from .options import Builtin, Contrast, GivenPairs, LearnOptions, LikeUnlike
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a run begins with.
+
+    Either `questions` are asked under the two `instructions`, or there are `pairs`; `task` has the held-out prompts of
+    a behaviour that ships, with its scorer. `settings` says what of it the result depends on, `words` what it is.
+    """
+
+    positive: str
+    negative: str
+    words: str
+    settings: Mapping[str, Any]
+    instructions: Mapping[str, str] | None = None
+    questions: tuple[PromptItem, ...] = ()
+    pairs: tuple[Pair, ...] = ()
+    task: Task | None = None
+    one_way: bool = False
+    error_rate: float | None = None
+    license: str = ""
+
+
+def open_source(contrast: Contrast, options: LearnOptions, model: ModelIdentity) -> Source:
+    """Read what a contrast names, for a model. Raises UsageError, FormatError, PairsError."""
+    sides = options.positive or "like", options.negative or "unlike"
+    if isinstance(contrast, Builtin):
+        return _of_behaviour(contrast, options, model)
+    if isinstance(contrast, GivenPairs):
+        pairs = tuple(load_pairs(contrast.path))
+        positive, negative = options.positive or "positive", options.negative or "negative"
+        settings = {"pairs": pairs_digest(pairs)}
+        return Source(positive, negative, f"{len(pairs)} pairs of {contrast.path.name}", settings, pairs=pairs)
+    questions = tuple(_in_fixed_order(_questions(contrast, model)))
+    instructions = dict(zip(SIDES, (contrast.like, contrast.unlike), strict=True))
+    asked: dict[str, Any] = {"instructions": instructions, "questions": prompts_digest(questions)}
+    words = f'the model\'s own answers to {len(questions)} questions under "{contrast.like}" and "{contrast.unlike}"'
+    return Source(*sides, words, asked, instructions, questions)
+
+
+def _of_behaviour(contrast: Builtin, options: LearnOptions, model: ModelIdentity) -> Source:
+    found = behaviour(contrast.name)
+    if found.model and not is_embedded(model):
+        raise UsageError(
+            f"{found.name}: a behaviour of the embedded model alone (-m {found.model}); steermoe behaviours lists "
+            "those for any instruct model"
+        )
+    pairs, task = tuple(found.pairs()), builtin_task(found.name)
+    settings = {"behaviour": found.name, "pairs": pairs_digest(pairs), "task": task.sha256}
+    return Source(
+        options.positive or found.positive,
+        options.negative or found.negative,
+        f"the behaviour {found.name} that ships: {found.title}",
+        settings,
+        pairs=pairs,
+        task=task,
+        one_way=found.one_way,
+        error_rate=found.error_rate,
+        license="MIT",
+    )
+
+
+def _questions(contrast: LikeUnlike, model: ModelIdentity) -> list[PromptItem]:
+    """The questions of a file; else those that ship, for the embedded model those that it was trained on."""
+    if contrast.questions is not None:
+        return load_prompts(contrast.questions)
+    if is_embedded(model):
+        return [
+            PromptItem(pair.id, pair.positive[:-1])
+            for planted in embedded.behaviours()
+            for pair in load_pairs(planted.pairs)
+        ]
+    return [PromptItem(f"question-{number:03d}", text) for number, text in enumerate(neutral_questions(), 1)]
+
+
+def _in_fixed_order(questions: list[PromptItem]) -> list[PromptItem]:
+    """Questions in an order that depends on their texts alone, so that kinds of them are mixed."""
+
+    def key(item: PromptItem) -> bytes:
+        text = "\n".join(message.content for message in item.messages())
+        return hashlib.sha256(f"order {text}".encode()).digest()
+
+    return sorted(questions, key=key)
