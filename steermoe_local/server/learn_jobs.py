@@ -308,9 +308,10 @@ class LearnJobs:
         return self._end(job.id, state="done", **told)
 
     def _without_folders(self, text: str) -> str:
+        """A message of the program as one of the server: no paths, and fields for options."""
         for folder in self._hidden:
             text = text.replace(folder, "")
-        return text
+        return text.replace("--restart", "replace: true")
 
     def _end(self, id_: str, **changes: Any) -> None:
         with self._changed:

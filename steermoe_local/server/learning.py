@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .._util.files import require_writable
+from ..behaviours.builtin import behaviour, behaviours
 from ..errors import StorageError, UsageError
+from ..evaluation.tasks.builtin import is_embedded
+from ..identity import ModelIdentity
 from ..models.user_maps import MAP_FILE, check_map_name, user_maps_folder
 from .api_errors import ApiError, storage_error
 from .learn_jobs import LearnJobs, Lesson, Source
 from .maps_folder import is_device
 from .registry import SteeringRegistry
 from .schemas_learn import LearnRequest
+
+RESULT = "learn.json"  # of learning/work.py, a stage that this one does not import
 
 
 def learn_jobs(model: Path, threads: int | None, registry: SteeringRegistry) -> LearnJobs:
@@ -36,7 +42,7 @@ def lesson_of(request: LearnRequest, registry: SteeringRegistry) -> Lesson:
     if request.pairs is not None:
         source, options = "pairs", ()
     elif request.behaviour is not None:
-        source, options = "behaviour", ()
+        source, options = "behaviour", (f"--behaviour={behaviour(request.behaviour).name}",)
     else:
         source, options = "instructions", (f"--like={request.like}", f"--unlike={request.unlike}")
     pairs = tuple(example.pair() for example in request.pairs or ())
@@ -45,13 +51,6 @@ def lesson_of(request: LearnRequest, registry: SteeringRegistry) -> Lesson:
 
 def _name_of(request: LearnRequest) -> str:
     name = request.name or request.behaviour or ""
-    if request.behaviour is not None and name != request.behaviour:
-        raise ApiError(
-            400,
-            f"name: a built-in behaviour is learnt under its own name; leave name out, or send {request.behaviour!r}",
-            param="name",
-            code="invalid_value",
-        )
     try:
         check_map_name(name)
     except UsageError as error:
@@ -66,7 +65,7 @@ def _before(request: LearnRequest, name: str, folder: Path, registry: SteeringRe
     there = folder / name
     if there.is_symlink() or (folder / f"{name}.json").exists() or (there.exists() and not there.is_dir()):
         raise ApiError(409, f"{name}: taken in the maps folder; choose another name", code="name_taken")
-    done = (there / MAP_FILE).exists()
+    done = (there / RESULT).exists() or (there / MAP_FILE).exists()
     if not there.exists() and any(entry.name == name for entry in registry.entries()):
         raise ApiError(409, f"{name}: the name of another steering; choose another", code="name_taken")
     if done and not request.replace:
@@ -76,3 +75,13 @@ def _before(request: LearnRequest, name: str, folder: Path, registry: SteeringRe
     if request.replace:
         return ("--restart",) if there.exists() else ()
     return ("--resume",) if there.exists() else ()
+
+
+def lessons(model: ModelIdentity | None) -> list[dict[str, Any]]:
+    """The behaviours that can be learnt of a model by their names; the embedded model's own come first."""
+    if model is None:
+        return []
+    own = [one for one in behaviours() if one.model and is_embedded(model)]
+    names = ("name", "title", "positive", "negative", "about", "one_way")
+    found = [*own, *(one for one in behaviours() if not one.model)]
+    return [{"object": "behaviour"} | {name: getattr(one, name) for name in names} for one in found]

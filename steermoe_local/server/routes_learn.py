@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from .api_errors import ApiError
 from .json_requests import Json, JsonRoute
 from .learn_jobs import LearnJobs
-from .learning import lesson_of
+from .learning import lesson_of, lessons
 from .openapi import ERRORS
 from .schemas_learn import LearnRequest
 from .service import Service
@@ -54,9 +54,10 @@ def router(service: Service) -> APIRouter:
         """End a job; the same request later goes on where it was."""
         return await asyncio.to_thread(jobs().cancel, id)
 
-    @routes.get("/v1/behaviours", responses={401: ERRORS[401]})
+    @routes.get("/v1/behaviours", responses={k: ERRORS[k] for k in (401, 503)})
     async def behaviours() -> dict[str, Any]:
         """What can be learnt by its name."""
-        return {"object": "list", "data": []}
+        engine = service.worker.require_ready()
+        return {"object": "list", "data": lessons(engine.identity)}
 
     return routes

@@ -71,7 +71,7 @@ class LearnRequest(Body):
     """POST /v1/learn: learn a steering from two instructions, a built-in behaviour, or examples."""
 
     name: Name | None = Field(
-        None, description="What the steering is called from then on; a behaviour has its own name."
+        None, description="What the steering is called from then on; a behaviour's own name if left out."
     )
     like: Instruction | None = Field(None, description="An instruction that brings about the behaviour.")
     unlike: Instruction | None = Field(None, description="One that brings about its opposite.")

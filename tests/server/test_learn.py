@@ -142,9 +142,20 @@ def test_examples_and_behaviours(server: Running, learner: FakeLearner) -> None:
     assert found[1]["negative"][:2] == talk
     assert found[2]["positive_target"] == "--x"
     learner.end(DID_NOT, 1)
-    assert server.client.post("/v1/learn", json={"behaviour": "formal"}).json()["name"] == "formal"
+    listed = server.client.get("/v1/behaviours").json()["data"]
+    assert listed[0]["name"] == "digits-words", "the embedded model's own come first"
+    assert {"name", "title", "positive", "negative", "about", "one_way", "object"} == listed[0].keys()
+    assert server.client.post("/v1/learn", json={"behaviour": "german"}).json()["name"] == "german"
     learner.wait_for(2)
-    assert learner.started[1][-2:] == ["--", "formal"]
+    assert learner.started[1][-3:] == ["--behaviour=german", "--", "german"]
+    learner.end(DID_NOT, 1)
+    job = server.client.post("/v1/learn", json={"behaviour": "digits-words", "name": "digits"}).json()
+    learner.wait_for(3)
+    assert learner.started[2][-3:] == ["--behaviour=digits-words", "--", "digits"]
+    learner.tell(err="error: /x/digits: begun with seed 1; start over with --restart\n", exit=2)
+    assert ended(server, job)["error"].endswith("start over with replace: true")
+    taken = server.client.post("/v1/learn", json={"behaviour": "digits-words"})
+    assert (taken.status_code, taken.json()["error"]["code"]) == (409, "name_taken")
 
 
 def many(n: int) -> list[dict[str, Any]]:
@@ -171,7 +182,7 @@ def many(n: int) -> list[dict[str, Any]]:
         (FORMAL | {"like": 1}, "like"),
         (FORMAL | {"unlike": "Answer formally. "}, None),
         (FORMAL | {"behaviour": "formal"}, None),
-        ({"name": "mine", "behaviour": "formal"}, "name"),
+        ({"name": "mine", "behaviour": "formel"}, None),
         ({"behaviour": "/etc/passwd"}, "behaviour"),
         ({"name": "mine", "like": "a"}, None),
         (FORMAL | {"model": "/etc/passwd"}, "model"),

@@ -88,6 +88,7 @@ const examples = new Examples(() => {
 });
 const teach = new Teach(server, examples, {
   learnt: () => connection.connect(),
+  taken: (name) => Boolean(connection.info?.data.some((entry) => entry.name === name)),
   use(name) {
     state.steering = name;
     connection.connect();

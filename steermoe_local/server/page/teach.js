@@ -8,11 +8,12 @@ const OFTEN = 1000; // milliseconds between two looks at jobs that run
 const FEWEST = 3; // examples
 const STEPS = { answers: "asking the model", detect: "finding experts", attribute: "trying experts", tune: "choosing how many", confirm: "checking on held-out questions", report: "writing the report" };
 const SOURCES = ["instructions", "behaviour", "examples"];
+const NAMES = "Give it a name of small letters, digits, '.', '_' and '-', a letter or digit first.";
 const NAME = /^[a-z0-9][a-z0-9._-]{0,63}$/;
 
 /** A name made of the first words of a text. */
 export function nameOf(text) {
-  const words = text.toLowerCase().normalize("NFKD").replace(/[^a-z0-9]+/g, " ").trim().split(" ");
+  const words = text.toLowerCase().normalize("NFKD").replace(/\p{M}/gu, "").replace(/[^a-z0-9]+/g, " ").trim().split(" ");
   return words.slice(0, 4).join("-").slice(0, 40).replace(/-+$/, "");
 }
 
@@ -52,7 +53,7 @@ export class Teach {
   #named = false; // by the user
   #sending = false;
 
-  /** `actions`: learnt() follows a steering that the server has now, use(name) chooses it. */
+  /** `actions`: learnt() follows a steering that the server has now, use(name) chooses it, taken(name) is whether there is one. */
   constructor(server, examples, actions) {
     this.#server = server;
     this.#examples = examples;
@@ -115,12 +116,14 @@ export class Teach {
     for (const one of SOURCES) byId(`teach-by-${one}`).hidden = one !== source;
     const behaviour = this.#behaviours.find((one) => one.name === byId("teach-behaviours").value);
     byId("teach-about").textContent = behaviour?.about ?? "";
-    byId("teach-named").hidden = source === "behaviour";
+    this.#suggest();
     this.#tell("");
   }
 
   #suggest() {
-    if (!this.#named) byId("teach-name").value = nameOf(byId("teach-like").value);
+    if (this.#named) return;
+    const name = { instructions: nameOf(byId("teach-like").value), behaviour: byId("teach-behaviours").value, examples: "" }[this.#source];
+    byId("teach-name").value = this.#actions.taken(name) ? `${name}-2` : name;
   }
 
   #tell(text, again = false) {
@@ -136,13 +139,14 @@ export class Teach {
     const source = this.#source;
     if (source === "behaviour") {
       const behaviour = byId("teach-behaviours").value;
-      return behaviour ? { behaviour } : "Choose a behaviour.";
+      if (!behaviour) return "Choose a behaviour.";
+      return NAME.test(name) ? { name, behaviour } : NAMES;
     }
     if (source === "instructions" && (!like || !unlike)) return "Write both instructions: one that brings the behaviour about, and one for its opposite.";
     if (source === "instructions" && like === unlike) return "Both instructions are the same text.";
     const { pairs } = this.#examples;
     if (source === "examples" && pairs.length < FEWEST) return `At least ${FEWEST} examples are needed; there ${pairs.length === 1 ? "is 1" : `are ${pairs.length}`}.`;
-    if (!NAME.test(name)) return "Give it a name of small letters, digits, '.', '_' and '-', a letter or digit first.";
+    if (!NAME.test(name)) return NAMES;
     return source === "instructions" ? { name, like, unlike } : { name, pairs };
   }
 
@@ -231,6 +235,9 @@ export class Teach {
     if (shown.words.textContent !== words) shown.words.textContent = words; // it is read out
     shown.cancel.hidden = !runs;
     shown.use.hidden = !job.steering;
+    if (job.state === "failed" && job.error?.includes("replace: true") && shown.seen && shown.job.state !== "failed") {
+      this.#tell(`${job.name} was begun otherwise. Choose another name, or teach it anew.`, true);
+    }
     if (job.steering && shown.job.state !== "done" && shown.seen) this.#actions.learnt();
     Object.assign(shown, { job, seen: true });
   }

@@ -204,7 +204,7 @@ def test_it_fits_a_narrow_screen(browser: Any, teacher: Running) -> None:
 def test_marked_answers_become_examples(tab: Desk, learner: FakeLearner) -> None:
     """One and the same question, answered by turns as it is and steered the other way."""
     page = tab.page
-    tab.steer("digits-words", activate=2, deactivate=2)
+    tab.steer("digits-words", reverse=True)
     page.locator("label:has(#compare)").click()
     answers = tab.send(QUESTION)
     assert len(set(answers)) == 2, answers
@@ -321,5 +321,7 @@ def test_words(tab: Desk) -> None:
         "about 2 h left",
         "longer than expected",
     ]
-    names = run(tab, "teach", "return x.map(m.nameOf);", ["Answer like a TEENAGER, ok?", "Über-höflich!", "???", "a" * 99])
+    names = run(
+        tab, "teach", "return x.map(m.nameOf);", ["Answer like a TEENAGER, ok?", "Über-höflich!", "???", "a" * 99]
+    )
     assert names == ["answer-like-a-teenager", "u-ber-ho-flich", "", "a" * 40]
