@@ -116,8 +116,7 @@ def test_what_did_not_work_is_told_and_not_served(server: Running, learner: Fake
 def test_a_job_is_cancelled_and_goes_on_later(server: Running, learner: FakeLearner, folder: Path) -> None:
     job = server.client.post("/v1/learn", json=FORMAL).json()
     learner.wait_for()
-    (folder / "formal").mkdir()
-    (folder / "formal" / "learn.json").write_text("{}")
+    (folder / "formal" / "work").mkdir(parents=True)
     assert server.client.post("/v1/learn", json=FORMAL).status_code == 409, "it is being learnt"
     response = server.client.delete(f"/v1/learn/{job['id']}")
     assert (response.status_code, response.json()["state"]) == (200, "cancelled")

@@ -62,9 +62,9 @@ export class Teach {
       event.preventDefault();
       this.#start(false);
     });
-    byId("teach-from").addEventListener("change", () => this.#show());
+    byId("teach-from").addEventListener("change", () => this.#changed());
     byId("teach-like").addEventListener("input", () => this.#suggest());
-    byId("teach-behaviours").addEventListener("change", () => this.#show());
+    byId("teach-behaviours").addEventListener("change", () => this.#changed());
     byId("teach-name").addEventListener("input", () => (this.#named = byId("teach-name").value !== ""));
     byId("teach-again").addEventListener("click", () => this.#start(true));
     byId("teach-add").addEventListener("click", () => this.#add());
@@ -116,6 +116,10 @@ export class Teach {
     for (const one of SOURCES) byId(`teach-by-${one}`).hidden = one !== source;
     const behaviour = this.#behaviours.find((one) => one.name === byId("teach-behaviours").value);
     byId("teach-about").textContent = behaviour?.about ?? "";
+  }
+
+  #changed() {
+    this.#show();
     this.#suggest();
     this.#tell("");
   }
