@@ -100,6 +100,7 @@ RESERVED = {
     "h11": {"server"},
     "pydantic": {"server"},
     "prometheus_client": {"server"},
+    "markdown_it": {"_util"},
     "torch": set(),
     "httpx": {"evaluation"},
     "huggingface_hub": {"models"},

@@ -105,8 +105,11 @@ class Child(subprocess.Popen[bytes]):
     def end(self) -> None:
         """Kill it, if it runs, wait, and close the pipes."""
         self.kill()
-        with self:
-            pass
+        try:
+            with self:
+                pass
+        except BrokenPipeError:  # what it was sent and did not read any more
+            self.let_go()
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)

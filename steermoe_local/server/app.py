@@ -17,6 +17,7 @@ from . import (
     routes_completions,
     routes_learn,
     routes_model,
+    routes_page,
     routes_responses,
     routes_steering,
 )
@@ -81,7 +82,8 @@ def create_app(
         openapi_url=None,
     )
     api_errors.install(app)
-    for module in (routes_chat, routes_responses, routes_completions, routes_model, routes_steering, routes_learn):
+    answering = (routes_chat, routes_responses, routes_completions)
+    for module in (*answering, routes_model, routes_steering, routes_learn, routes_page):
         app.router.routes.extend(module.router(service).routes)  # flat, so that `addresses` sees all of them
 
     # not `async`, so that they run in threads: the document takes a tenth of a second the first time

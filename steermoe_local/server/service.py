@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..generation.engine import Request as EngineRequest
@@ -42,6 +43,7 @@ class Service:
         self.metrics = Metrics(worker)
         self.traces = ExpertTraces()
         self.created = int(time.time())
+        self._at_end: list[Callable[[], None]] = [] if jobs is None else [jobs.close]
 
     @functools.cached_property
     def _prompter(self) -> Prompter:
@@ -59,10 +61,14 @@ class Service:
         self.worker.require_ready()
         return self._prompter
 
+    def at_end(self, work: Callable[[], None]) -> None:
+        """Let something be done when the server ends."""
+        self._at_end.append(work)
+
     def close(self) -> None:
         """End the threads."""
-        if self.jobs is not None:
-            self.jobs.close()
+        for work in self._at_end:
+            work()
         if "_prompter" in self.__dict__:
             self._prompter.close()
         self.worker.stop()

@@ -61,6 +61,7 @@ class Desk:
         last = self.page.locator(".turn").last
         self.until(lambda: last.locator(DONE).count() == last.locator(".answer").count() > 0)
         self.page.locator("#send").wait_for()
+        self.page.locator(".text[data-read=false]").wait_for(state="detached")
         return last.locator(".answer .text").all_inner_texts()
 
     def again(self) -> list[str]:

@@ -150,6 +150,11 @@ export class Server {
     return this.get(query.size ? `${path}?${query}` : path, signal);
   }
 
+  /** The tree of a Markdown text, {blocks}. Raises Problem. */
+  markdown(text) {
+    return this.get("page/markdown", undefined, { text: text.toWellFormed?.() ?? text });
+  }
+
   /** A whole answer. Raises Problem, and AbortError. */
   answer(body, signal) {
     return this.get(CHAT, signal, body);

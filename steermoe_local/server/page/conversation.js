@@ -61,11 +61,12 @@ class AnswerView {
   #thoughts = ""; // what is shown of the reasoning, and how
   #again;
 
-  constructor(answer, actions) {
+  /** `drawn()` is called when its text was drawn anew by itself. */
+  constructor(answer, actions, drawn) {
     this.#answer = answer;
     this.#actions = actions;
     this.#body = el("div", { class: "text" });
-    this.#rendered = new Rendered(this.#body);
+    this.#rendered = new Rendered(this.#body, actions.reader, drawn);
     this.#state = el("span", { class: "faint" });
     this.#reasoning = el("details", { class: "reasoning", hidden: true }, el("summary", {}, "Reasoning"), el("div", { class: "thoughts" }));
     this.#meta = el("p", { class: "meta" });
@@ -163,7 +164,8 @@ export class Conversation {
 
   /**
    * `actions`: again() asks the last question again, use(answer) lays its experts over the map, steps(answer) goes through
-   * its tokens; rating(answer) is its mark, rate(answer, up) changes it; marks() is whether steered text is marked, toggleMarks() changes that.
+   * its tokens; marks() is whether steered text is marked, toggleMarks() changes that; rating(answer) is the user's mark,
+   * rate(answer, up) changes it; `reader` reads Markdown.
    */
   constructor(actions) {
     this.#actions = actions;
@@ -179,6 +181,7 @@ export class Conversation {
   show(turns) {
     this.#turns = turns;
     this.#views.clear();
+    this.#actions.reader.clear();
     this.#log.replaceChildren(...turns.map((turn) => this.#element(turn)));
     this.#lastOnes();
     this.toEnd();
@@ -219,7 +222,7 @@ export class Conversation {
 
   #element(turn) {
     const views = turn.answers.map((answer) => {
-      const view = new AnswerView(answer, this.#actions);
+      const view = new AnswerView(answer, this.#actions, () => this.#keepUp());
       this.#views.set(answer, view);
       return view.element;
     });

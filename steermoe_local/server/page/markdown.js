@@ -1,155 +1,225 @@
-// A small part of Markdown, as DOM nodes: fenced code, headings, lists, `code`, **bold**, *italic*. No links, images
-// or HTML: whatever else stands in a text is shown as it stands. Nothing here parses markup.
+// Markdown of an answer as DOM nodes. The server reads it and answers a tree of elements; here they are made one by one,
+// of the kinds below and no others. Text that was not read yet, or cannot be, stands behind them as it is.
 
-import { el } from "./dom.js";
+import { copy, el } from "./dom.js";
 import { Marker } from "./marks.js";
 
-// None of these takes more than linear time, whatever a model writes.
-const FENCE = /^ {0,3}(`{3,}|~{3,})(.*)$/;
-const HEADING = /^ {0,3}(#{1,4})[ \t]+(\S.*)$/;
-const ITEM = /^( {0,12})([-*+]|\d{1,9}[.)])[ \t]+(\S.*)$/;
-const INLINE = /(?<!`)(`+)([^`]|[^`][^]*?[^`])\1(?!`)|\*\*(?=\S)((?:[^*]|\*(?!\*))+?)\*\*|(?<![\w*])\*(?=[^\s*])([^*\n]+?)\*(?![\w*])/g;
+const MOST = 65536; // characters that the server reads at once
+const PAUSE = 120; // milliseconds between two readings of a text that grows
+const AGAIN = 3000; // milliseconds after which a server that failed is asked again
+// One line that means itself, which most short answers are; "4." alone, too, and no list.
+const PLAIN = /^(?!\d+[.)]\s+\S)[\p{L}\p{N}"'(][\p{L}\p{N} ,;:?!."'()%/]*$/u;
+const SAME = new Set(["p", "ul", "li", "blockquote", "thead", "tbody", "tr", "strong", "em", "s", "code", "hr"]);
+const LINKS = new Set(["http", "https", "mailto"]);
 
-/** The lines of a text, and where in it each begins. */
-function linesOf(text) {
-  const [lines, starts] = [[], []];
-  let start = 0;
-  for (const { index, 0: { length } } of text.matchAll(/\r\n|\r|\n/g)) {
-    lines.push(text.slice(start, index));
-    starts.push(start);
-    start = index + length;
+/** An address that a link may have; null for others. */
+export function linkOf(href) {
+  try {
+    return LINKS.has(new URL(href).protocol.slice(0, -1)) ? href : null;
+  } catch {
+    return null;
   }
-  return [[...lines, text.slice(start)], [...starts, start]];
 }
 
-/** The blocks of a text, each {kind, parts, ...}; parts are its lines, each [text, where in the whole text it begins]. */
-function blocks(text) {
-  const found = [];
-  let paragraph = [];
-  const end = () => {
-    while (paragraph.length && !paragraph.at(-1)[0].trim()) paragraph.pop();
-    if (paragraph.length) found.push({ kind: "text", parts: paragraph });
-    paragraph = [];
-  };
-  const [lines, starts] = linesOf(text);
-  for (let i = 0; i < lines.length; i++) {
-    const line = lines[i];
-    const at = starts[i];
-    let match;
-    if ((match = FENCE.exec(line)) && !(match[1][0] === "`" && match[2].includes("`"))) {
-      end();
-      const closing = new RegExp(`^ {0,3}${match[1][0]}{${match[1].length},}\\s*$`);
-      const code = [];
-      while (++i < lines.length && !closing.test(lines[i])) code.push([lines[i], starts[i]]);
-      found.push({ kind: "code", language: match[2].trim().split(/\s/, 1)[0], parts: code });
-    } else if ((match = HEADING.exec(line))) {
-      end();
-      found.push({ kind: "heading", level: match[1].length, parts: [[match[2].trimEnd(), at + line.length - match[2].length]] });
-    } else if ((match = ITEM.exec(line))) {
-      end();
-      const ordered = /\d/.test(match[2]);
-      const item = { depth: Math.min(3, Math.floor(match[1].length / 2)), mark: ordered ? match[2] : "\u2022", parts: [[match[3], at + line.length - match[3].length]] };
-      const last = found.at(-1);
-      if (last?.kind === "list") last.items.push(item);
-      else found.push({ kind: "list", items: [item] });
-    } else if (!line.trim()) {
-      end();
-    } else if (!paragraph.length && found.at(-1)?.kind === "list" && /^ {2,}\S/.test(line) && lines[i - 1].trim()) {
-      found.at(-1).items.at(-1).parts.push([line.trim(), at + line.length - line.trimStart().length]); // goes on in the item
-    } else {
-      paragraph.push([line, at]);
+function textOf(tree) {
+  return tree.text ?? tree.children.map(textOf).join("");
+}
+
+/** The nodes of a part of a tree; `leaf(text, at)` gives those of a text. */
+function nodes(tree, leaf) {
+  if (typeof tree.text === "string") return leaf(tree.text, tree.at);
+  const { tag } = tree;
+  const inner = () => tree.children.flatMap((child) => nodes(child, leaf));
+  if (SAME.has(tag)) return [el(tag, {}, inner())];
+  if (/^h[1-6]$/.test(tag)) {
+    const level = Number(tag[1]); // the page's own headings are above
+    return [el("p", { class: `heading level-${level}`, role: "heading", "aria-level": Math.min(6, level + 2) }, inner())];
+  }
+  if (tag === "ol") return [el("ol", { start: Number.isSafeInteger(tree.start) ? tree.start : null }, inner())];
+  if (tag === "a") {
+    const href = linkOf(tree.href);
+    return [href === null ? el("span", {}, inner()) : el("a", { href, title: href, target: "_blank", rel: "noopener noreferrer" }, inner())];
+  }
+  if (tag === "th" || tag === "td") {
+    const align = ["left", "center", "right"].includes(tree.align) ? `to-${tree.align}` : null;
+    return [el(tag, { class: align, scope: tag === "th" ? "col" : null }, inner())];
+  }
+  if (tag === "table") return [el("div", { class: "wide-table", tabindex: "0", role: "region", "aria-label": "Table" }, el("table", {}, inner()))];
+  if (tag === "pre") {
+    const button = el("button", { type: "button", class: "quiet", "aria-label": "Copy this code", onclick: (event) => copy(textOf(tree), event.currentTarget) }, "Copy");
+    const language = typeof tree.language === "string" ? tree.language : "";
+    const head = el("div", { class: "code-head", "data-language": language }, button);
+    return [el("div", { class: "code" }, head, el("pre", { tabindex: "0", "aria-label": `Code ${language}`.trim() }, el("code", {}, inner())))];
+  }
+  return [el("span", {}, inner())]; // an element that this page does not know
+}
+
+/** Has the server read the texts that want it, one after the other. */
+export class Reader {
+  #server;
+  #waiting = new Set();
+  #works = false;
+  #on = false;
+
+  constructor(server) {
+    this.#server = server;
+  }
+
+  /** The server answers: from now on it is asked. */
+  start() {
+    this.#on = true;
+    this.#work();
+  }
+
+  /** Nothing that waits is wanted any more. */
+  clear() {
+    this.#waiting.clear();
+  }
+
+  want(rendered) {
+    this.#waiting.add(rendered);
+    this.#work();
+  }
+
+  async #work() {
+    if (this.#works) return;
+    this.#works = true;
+    while (this.#on && this.#waiting.size) {
+      const now = performance.now();
+      const waiting = [...this.#waiting];
+      const next = waiting.findLast((one) => one.ready <= now); // the end of a conversation is what is looked at
+      if (!next) {
+        const soonest = Math.min(...waiting.slice(0, 100).map((one) => one.ready));
+        await new Promise((done) => setTimeout(done, soonest - now + 1));
+        continue;
+      }
+      this.#waiting.delete(next);
+      const problem = await next.read((text) => this.#server.markdown(text));
+      if (problem === null) continue;
+      this.#waiting.add(next);
+      this.#on = false;
+      if (problem.kind !== "key") setTimeout(() => this.start(), AGAIN);
     }
-  }
-  end();
-  return found;
-}
-
-/** Lines as one text, and the spans that `marker` finds in them, moved to where they are in it. */
-function joined(parts, marker) {
-  const spans = [];
-  let length = 0;
-  for (const [line, at] of parts) {
-    for (const { start, end, rule } of marker.within(at, at + line.length)) {
-      const last = spans.at(-1);
-      const moved = { start: length + start - at, end: length + end - at, rule };
-      if (last?.end === moved.start - 1 && start === at && last.rule === rule) last.end = moved.end; // over the line's end
-      else spans.push(moved);
-    }
-    length += line.length + 1;
-  }
-  return { text: parts.map(([line]) => line).join("\n"), spans };
-}
-
-/** A block without places of the whole text, which change when the text before it does. */
-function laid({ parts, items, ...block }, marker) {
-  if (items) return { ...block, items: items.map((item) => laid(item, marker)) };
-  return { ...block, ...joined(parts, marker) };
-}
-
-/** Text nodes and elements of one run of text; `leaf(text, at)` gives those of a part without further markup. */
-function inline(text, leaf, at = 0) {
-  const nodes = [];
-  const add = (more) => more.forEach((one) => nodes.push(one)); // spread as arguments, many of them would be too many
-  let behind = 0;
-  for (const match of text.matchAll(INLINE)) {
-    const here = at + match.index;
-    if (match.index > behind) add(leaf(text.slice(behind, match.index), at + behind));
-    if (match[2] !== undefined) nodes.push(el("code", {}, leaf(match[2], here + match[1].length)));
-    else if (match[3] !== undefined) nodes.push(el("strong", {}, inline(match[3], leaf, here + 2)));
-    else nodes.push(el("em", {}, inline(match[4], leaf, here + 1)));
-    behind = match.index + match[0].length;
-  }
-  if (behind < text.length) add(leaf(text.slice(behind), at + behind));
-  return nodes;
-}
-
-function node(block, title) {
-  const leafOf = ({ spans }) => {
-    const marker = new Marker(spans);
-    return spans.length ? (text, at) => marker.nodes(text, at, title) : (text) => [text];
-  };
-  const run = (part) => inline(part.text, leafOf(part));
-  switch (block.kind) {
-    case "code":
-      return el("pre", { class: "code", tabindex: "0", "data-language": block.language || null }, el("code", {}, leafOf(block)(block.text, 0)));
-    case "heading":
-      return el("p", { class: `heading level-${block.level}` }, run(block));
-    case "list":
-      return el(
-        "ul",
-        { class: "list" },
-        block.items.map((item) =>
-          el("li", { class: `depth-${item.depth}` }, el("span", { class: "bullet" }, item.mark), el("span", {}, run(item))),
-        ),
-      );
-    default:
-      return el("p", {}, run(block));
+    this.#works = false;
   }
 }
 
 /**
  * Shows a text that grows: blocks that did not change keep their elements, so that a long answer costs no more per
- * frame than its last block, and a selection in it stays.
+ * frame than its last block, and a selection in it stays. Of a text that grew, only what may have changed is read again.
  */
 export class Rendered {
   #into;
-  #shown = [];
+  #reader;
+  #drawn;
+  #text = "";
+  #spans = [];
+  #title = String;
+  #blocks = []; // {from, tree, made, key, element}
+  #seen = ""; // the beginning of the text that they show
+  #stuck = false; // the server reads no more of it
+  #tail = el("span", { class: "tail" });
 
-  constructor(into) {
+  /** From when on it may be read again, as of performance.now(). */
+  ready = 0;
+
+  /** `drawn()` is called after what is shown has changed by itself. */
+  constructor(into, reader, drawn = () => {}) {
     this.#into = into;
+    this.#reader = reader;
+    this.#drawn = drawn;
   }
 
   /** `spans` of the text are marked as steered; `title(rule)` says by what. */
   show(text, spans = [], title = () => "") {
-    const marker = new Marker(spans);
-    const wanted = blocks(text).map((block) => laid(block, marker)).map((block) => ({ key: JSON.stringify(block), block }));
-    let same = 0;
-    while (same < wanted.length && same < this.#shown.length && wanted[same].key === this.#shown[same].key) same++;
-    for (const old of this.#shown.splice(same)) old.element.remove();
-    for (const { key, block } of wanted.slice(same)) {
-      const element = node(block, title);
-      this.#into.append(element);
-      this.#shown.push({ key, element });
+    if (!text.startsWith(this.#seen)) {
+      this.#into.replaceChildren();
+      this.ready = 0;
+      [this.#blocks, this.#seen, this.#stuck] = [[], "", false];
     }
+    [this.#text, this.#spans, this.#title] = [text, spans, title];
+    if (this.#blocks.length < 2 && text !== this.#seen && PLAIN.test(text)) {
+      this.#take(0, [{ tag: "p", from: 0, children: [{ text, at: 0 }] }], text);
+    }
+    this.#draw();
+    if (this.#unread) this.#reader.want(this);
+  }
+
+  get #unread() {
+    return !this.#stuck && this.#seen.length < this.#text.length;
+  }
+
+  /** Reads on, by `ask(text)`; a Problem if the server did not answer. */
+  async read(ask) {
+    if (!this.#unread) return null;
+    // a line that is not complete can still turn what it begins into a part of the block before it
+    const line = this.#seen.lastIndexOf("\n") + 1;
+    const kept = Math.max(0, this.#blocks.findLastIndex(({ from }) => from < line));
+    const from = this.#blocks[kept]?.from ?? 0;
+    const part = this.#text.slice(from, from + MOST);
+    const seen = this.#text.slice(0, from) + part;
+    let found;
+    try {
+      found = (await ask(part)).blocks;
+    } catch (problem) {
+      if (problem.kind !== "refused") return problem;
+      found = null;
+    }
+    this.ready = performance.now() + PAUSE;
+    if (!this.#text.startsWith(seen)) {
+      this.#reader.want(this); // it is another text by now
+      return null;
+    }
+    this.#stuck = found === null || (part.length === MOST && seen === this.#seen);
+    if (found !== null) this.#take(kept, found.map((block) => ({ ...block, from: from + block.from })), seen, from);
+    this.#draw();
+    if (this.#unread) this.#reader.want(this);
+    this.#drawn();
+    return null;
+  }
+
+  /** These trees take the place of the blocks from `kept` on; they were read from `base` on. */
+  #take(kept, trees, seen, base = 0) {
+    const old = this.#blocks.splice(kept);
+    for (const { from, ...tree } of trees) {
+      const made = JSON.stringify([base - from, tree]); // places are counted from `base`
+      const same = old[0]?.from === from && old[0].made === made ? old.shift() : null;
+      this.#blocks.push(same ?? { from, base, tree, made, key: null, element: null });
+    }
+    for (const { element } of old) element?.remove();
+    this.#seen = seen;
+  }
+
+  #draw() {
+    const [spans, seen] = [this.#spans, this.#seen.length];
+    const [marker, second] = [new Marker(spans), new Marker(spans)];
+    this.#tail.remove();
+    this.#blocks.forEach((block, i) => {
+      const to = this.#blocks[i + 1]?.from ?? seen;
+      const key = JSON.stringify(marker.within(block.from, to).map(({ start, end, rule }) => [start - block.from, end - start, rule]));
+      if (key === block.key) return;
+      const leaf = (text, at) => (Number.isSafeInteger(at) ? second.nodes(text, block.base + at, this.#title) : [text]);
+      const [element] = nodes(block.tree, leaf);
+      if (block.element) block.element.replaceWith(element);
+      else this.#into.append(element);
+      Object.assign(block, { key, element });
+    });
+    const rest = this.#text.slice(seen);
+    if (rest.trim()) {
+      this.#tail.replaceChildren(...marker.nodes(rest, seen, this.#title));
+      (this.#open() ?? this.#into).append(this.#tail);
+    }
+    this.#into.dataset.read = String(!this.#unread);
+  }
+
+  /** The element in which the text goes on, if it probably does. */
+  #open() {
+    const last = this.#blocks.at(-1);
+    if (!last?.element || this.#text.startsWith("\n\n", this.#seen.length)) return null;
+    if (last.tree.tag === "pre") return last.element.querySelector("code");
+    if (!["p", "ul", "ol", "blockquote"].includes(last.tree.tag)) return null;
+    let found = last.element;
+    while (found.lastElementChild?.matches("p, ul, ol, li, blockquote")) found = found.lastElementChild;
+    return found;
   }
 }

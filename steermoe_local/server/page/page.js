@@ -7,6 +7,7 @@ import { Conversation } from "./conversation.js";
 import { byId, debounced, el, plural } from "./dom.js";
 import { Examples } from "./examples.js";
 import { MapCard } from "./mapcard.js";
+import { Reader } from "./markdown.js";
 import { Panel } from "./panel.js";
 import { Steps } from "./steps.js";
 import { load, save } from "./store.js";
@@ -95,7 +96,9 @@ const teach = new Teach(server, examples, {
     byId("steering").focus();
   },
 });
+const reader = new Reader(server);
 const conversation = new Conversation({
+  reader,
   rating: (answer) => examples.rating(() => askedOf(answer), answer.text),
   rate(answer, up) {
     if (!examples.rate(askedOf(answer), answer.text, up)) say("This answer or its conversation is too long for an example.");
@@ -139,6 +142,7 @@ const connection = new Connection(server, (info, model) => {
   byId("examples").replaceChildren(...examples.map((text) => el("li", {}, el("button", { type: "button", onclick: () => ask(text) }, text))));
   panel.load(info, model);
   teach.load();
+  reader.start();
   if (early) say("");
   early = false;
 });

@@ -1,4 +1,4 @@
-"""The page's modules by themselves, in a browser: what reads streams, Markdown and kept chats, and what asks."""
+"""The page's modules by themselves, in a browser: what reads streams and kept chats, and what asks."""
 
 from __future__ import annotations
 
@@ -27,111 +27,6 @@ def run(tab: Desk, module: str, body: str, given: Any = None) -> Any:
     """Run a function's body with a module's exports as `m` and what is given as `x`."""
     script = f"""async (x) => {{ const m = await import("/page/{module}.js"); {body} }}"""
     return tab.page.evaluate(script, given)
-
-
-#
-# Markdown
-#
-
-MARKDOWN: dict[str, tuple[str, list[str]]] = {
-    "plain": ("one\ntwo\n\nthree", ["<p>one\ntwo</p>", "<p>three</p>"]),
-    "line ends": ("one\r\ntwo\rthree\r\n\r\nfour", ["<p>one\ntwo\nthree</p>", "<p>four</p>"]),
-    "inline": ("a **b *c* d** `e*f` *g*", ["<p>a <strong>b <em>c</em> d</strong> <code>e*f</code> <em>g</em></p>"]),
-    "not emphasis": ("2 * 3 * 4, a*b*c, ** x **", ["<p>2 * 3 * 4, a*b*c, ** x **</p>"]),
-    "snake": ("snake_case_name", ["<p>snake_case_name</p>"]),
-    "heading": ("# One\ntext", ['<p class="heading level-1">One</p>', "<p>text</p>"]),
-    "no heading": ("#hash", ["<p>#hash</p>"]),
-    "code": (
-        "```py x\n# a **b**\n```\nc",
-        ['<pre class="code" tabindex="0" data-language="py"><code># a **b**</code></pre>', "<p>c</p>"],
-    ),
-    "open code": ("```\na\n\nb", ['<pre class="code" tabindex="0"><code>a\n\nb</code></pre>']),
-    "longer fence": ("````\n```\n````", ['<pre class="code" tabindex="0"><code>```</code></pre>']),
-    "ticks": ("``a`b``", ["<p><code>a`b</code></p>"]),
-    "list": (
-        "1. a\n   b\n2. **c**\n  - d",
-        [
-            '<ul class="list"><li class="depth-0"><span class="bullet">1.</span><span>a\nb</span></li>'
-            '<li class="depth-0"><span class="bullet">2.</span><span><strong>c</strong></span></li>'
-            '<li class="depth-1"><span class="bullet">\u2022</span><span>d</span></li></ul>'
-        ],
-    ),
-    "html": (
-        "<b>x</b> <img src=x onerror=alert(1)>",
-        ["<p>&lt;b&gt;x&lt;/b&gt; &lt;img src=x onerror=alert(1)&gt;</p>"],
-    ),
-    "link": ("[a](javascript:alert(1))", ["<p>[a](javascript:alert(1))</p>"]),
-    "nothing": ("", []),
-}
-
-SHOW = """const into = document.createElement("div"); const shown = new m.Rendered(into);
-for (const text of x) shown.show(text);
-return [...into.children].map((one) => one.outerHTML);"""
-
-
-@pytest.mark.parametrize("name", MARKDOWN)
-def test_markdown(tab: Desk, name: str) -> None:
-    text, blocks = MARKDOWN[name]
-    assert run(tab, "markdown", SHOW, [text]) == blocks
-    growing = [text[:n] for n in range(len(text) + 1)]
-    assert run(tab, "markdown", SHOW, growing) == blocks, "an answer that grows ends as if it had come at once"
-
-
-TOKENS = [
-    "`",
-    "```",
-    "**",
-    "*",
-    "\n",
-    "\n\n",
-    "- ",
-    "1. ",
-    "# ",
-    "  ",
-    "a",
-    "b c",
-    "<img src=x onerror=alert(1)>",
-    "&lt;",
-]
-ALLOWED = {"P", "STRONG", "EM", "CODE", "PRE", "UL", "LI", "SPAN"}
-
-
-@settings(max_examples=60)
-@given(st.lists(st.sampled_from(TOKENS) | st.text(max_size=8), max_size=30).map("".join))
-def test_markdown_makes_nothing_else(tab: Desk, text: str) -> None:
-    """Of any text: no other elements and attributes, and no word is lost."""
-    text = text.encode("utf-8", "ignore").decode()
-    body = """const into = document.createElement("div"); new m.Rendered(into).show(x);
-    const all = [...into.querySelectorAll("*")];
-    return [all.map((one) => one.tagName), all.flatMap((one) => one.getAttributeNames()), into.textContent];"""
-    names, attributes, shown = run(tab, "markdown", body, text)
-    assert set(names) <= ALLOWED
-    assert set(attributes) <= {"class", "tabindex", "data-language"}
-    assert text.count("<img") == shown.count("<img") + sum(line.count("<img") for line in fences(text))
-
-
-def fences(text: str) -> list[str]:
-    """Lines whose text is not shown: what stands behind an opening fence but for its first word."""
-    return [line for line in text.splitlines() if line.lstrip().startswith(("```", "~~~"))]
-
-
-HEAVY = [
-    "`" * 50_000,
-    "`a ``b " * 10_000,
-    "**a " * 20_000,
-    "**a *b" * 10_000,
-    "*a " * 20_000,
-    "# " + " " * 50_000 + "x",
-    "```" + "a" * 50_000 + "`",
-    "- " * 30_000,
-]
-
-
-@pytest.mark.parametrize("text", HEAVY, ids=range(len(HEAVY)))
-def test_markdown_takes_no_time(tab: Desk, text: str) -> None:
-    body = """const into = document.createElement("div"); const began = performance.now();
-    new m.Rendered(into).show(x); return performance.now() - began;"""
-    assert run(tab, "markdown", body, text) < 1000
 
 
 #
