@@ -44,15 +44,15 @@ def router(service: Service) -> APIRouter:
         lesson = await asyncio.to_thread(lesson_of, body, service.registry)
         return JSONResponse(taken.add(lesson), 202)
 
-    @routes.get("/v1/learn/{id}", responses={k: ERRORS[k] for k in (400, 401, 403, 404)})
-    async def one(id: JobId) -> dict[str, Any]:
+    @routes.get("/v1/learn/{job_id}", responses={k: ERRORS[k] for k in (400, 401, 403, 404)})
+    async def one(job_id: JobId) -> dict[str, Any]:
         """How far a job is, or how it ended."""
-        return jobs().get(id)
+        return jobs().get(job_id)
 
-    @routes.delete("/v1/learn/{id}", responses={k: ERRORS[k] for k in (400, 401, 403, 404)})
-    async def cancel(id: JobId) -> dict[str, Any]:
+    @routes.delete("/v1/learn/{job_id}", responses={k: ERRORS[k] for k in (400, 401, 403, 404)})
+    async def cancel(job_id: JobId) -> dict[str, Any]:
         """End a job; the same request later goes on where it was."""
-        return await asyncio.to_thread(jobs().cancel, id)
+        return await asyncio.to_thread(jobs().cancel, job_id)
 
     @routes.get("/v1/behaviours", responses={k: ERRORS[k] for k in (401, 503)})
     async def behaviours() -> dict[str, Any]:
