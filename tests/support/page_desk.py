@@ -159,8 +159,10 @@ class Desk:
         return int(self.page.evaluate("() => document.documentElement.scrollWidth - innerWidth"))
 
     def kept(self) -> dict[str, Any]:
-        """What the browser keeps over a reload."""
-        text = self.page.evaluate("() => localStorage.getItem('steermoe.chat')")
+        """What the browser keeps over a reload of the chat that is shown."""
+        text = self.page.evaluate(
+            "() => localStorage.getItem(`steermoe.chat.${sessionStorage.getItem('steermoe.current')}`)"
+        )
         return dict(json.loads(text or "{}"))
 
 

@@ -1,6 +1,7 @@
 // A question and the answers to it: what is sent, and what is kept of what comes.
 
 import { Problem } from "./api.js";
+import { plural } from "./dom.js";
 import { addSpan } from "./marks.js";
 
 /**
@@ -35,6 +36,13 @@ export function messagesOf(system, turns, question) {
     if (answer.text) found.push({ role: "user", content: turn.user }, { role: "assistant", content: answer.text });
   }
   return [...found, { role: "user", content: question }];
+}
+
+/** The turn of an answer, and the messages that it answers. */
+export function turnAt(turns, answer) {
+  const at = turns.findIndex((turn) => turn.answers.includes(answer));
+  const turn = turns[at];
+  return [turn, messagesOf(turn.options.system, turns.slice(0, at), turn.user)];
 }
 
 /** Adds a chunk of the stream to an answer. */
@@ -84,4 +92,49 @@ export async function follow(server, answer, body, signal, touched) {
     if (!known) console.error(error);
     return problem;
   }
+}
+
+/** A turn that takes the place of those behind the first `at` of a chat: not before an answer of it has begun. */
+export class Replacement {
+  #chat;
+  #turn;
+  #at;
+  #old;
+
+  begun = false;
+
+  constructor(chat, turn, at) {
+    [this.#chat, this.#turn, this.#at, this.#old] = [chat, turn, at, chat.turns.slice(at)];
+  }
+
+  /** Would something be lost? */
+  get loses() {
+    return this.#old.some((turn) => turn.answers.some((answer) => answer.text));
+  }
+
+  /** Puts the turn there; true if it was not there yet. */
+  begin() {
+    if (this.begun) return false;
+    this.begun = true;
+    this.#chat.turns.splice(this.#at, this.#old.length, this.#turn);
+    this.#chat.changed = Date.now();
+    return true;
+  }
+
+  /** Words for what is gone, "" if it was the same question. */
+  get words() {
+    if (!this.begun || !this.#old.length || (this.#old.length === 1 && this.#old[0].user === this.#turn.user)) return "";
+    return this.#old.length > 1 ? `${plural(this.#old.length, "question")} and their answers were replaced.` : "The question and its answer were replaced.";
+  }
+
+  undo() {
+    this.#chat.turns.splice(this.#at, Infinity, ...this.#old);
+  }
+}
+
+/** Changes the text of an answer, and tells listeners to `steermoe:edited`: {messages, before, after}. */
+export function changeAnswer(answer, turn, before, after) {
+  const detail = { messages: messagesOf(turn.options.system, before, turn.user), before: answer.text, after };
+  Object.assign(answer, { text: after, steered: null, original: answer.original ?? answer.text });
+  document.dispatchEvent(new CustomEvent("steermoe:edited", { detail }));
 }

@@ -1,6 +1,7 @@
 // The conversation on the page: questions, and answers that grow while they come.
 
 import { PerFrame, byId, copy, el, plural } from "./dom.js";
+import { edit } from "./editor.js";
 import { thumbs } from "./examples.js";
 import { Rendered } from "./markdown.js";
 import { Marker, isMarked, ruleTitle } from "./marks.js";
@@ -60,6 +61,7 @@ class AnswerView {
   #thumbs;
   #thoughts = ""; // what is shown of the reasoning, and how
   #again;
+  #edit;
 
   /** `drawn()` is called when its text was drawn anew by itself. */
   constructor(answer, actions, drawn) {
@@ -79,6 +81,7 @@ class AnswerView {
     this.#again = el("button", { type: "button", class: "quiet", hidden: true, onclick: () => actions.again() }, "Ask again");
     this.#thumbs = thumbs(() => actions.rating(answer), (up) => actions.rate(answer, up));
     const copyButton = el("button", { type: "button", class: "quiet", onclick: (event) => copy(answer.text, event.currentTarget) }, "Copy");
+    this.#edit = el("button", { type: "button", class: "quiet", onclick: () => this.#change() }, "Edit");
     this.title = el("h2", {});
     this.element = el(
       "article",
@@ -88,7 +91,7 @@ class AnswerView {
       this.#body,
       this.#problem,
       this.#legend,
-      el("footer", {}, this.#meta, el("div", { class: "answer-actions" }, ...this.#thumbs.buttons, copyButton, this.#marks, this.#use, this.#steps, this.#again), this.#details),
+      el("footer", {}, this.#meta, el("div", { class: "answer-actions" }, ...this.#thumbs.buttons, copyButton, this.#edit, this.#marks, this.#use, this.#steps, this.#again), this.#details),
     );
     this.update();
   }
@@ -116,7 +119,7 @@ class AnswerView {
       this.#thoughts = thoughts;
       this.#reasoning.firstChild.textContent = running && !answer.text ? "Reasoning \u2026" : "Reasoning";
     }
-    this.#meta.replaceChildren(...(running ? [] : [...appliedWords(answer.applied, answer.facts.tokens), ...figures(answer.facts)].map((word) => el("span", {}, word))));
+    this.#meta.replaceChildren(...(running ? [] : [...appliedWords(answer.applied, answer.facts.tokens), ...figures(answer.facts), ...(answer.original === undefined ? [] : ["edited"])].map((word) => el("span", {}, word))));
     this.#details.hidden = !answer.applied;
     this.#details.lastChild.textContent = answer.applied ? JSON.stringify(answer.applied, null, 1) : "";
     const nothing = answer.state === "error" && !answer.text;
@@ -124,7 +127,7 @@ class AnswerView {
     element.querySelector("footer").hidden = running || nothing;
     this.#use.hidden = !answer.routing;
     this.#thumbs.update(!running && Boolean(answer.text));
-    this.#steps.hidden = answer.state !== "done" || answer.asked === undefined || !(answer.facts.tokens > 0);
+    this.#steps.hidden = answer.state !== "done" || answer.original !== undefined || answer.asked === undefined || !(answer.facts.tokens > 0);
     const problem = answer.problem;
     this.#problem.hidden = !problem;
     if (problem && this.#problem.dataset.title !== problem.title) {
@@ -135,6 +138,11 @@ class AnswerView {
         el("button", { type: "button", class: "quiet retry", onclick: () => this.#actions.again() }, "Try again"),
       );
     }
+  }
+
+  #change() {
+    const answer = this.#answer;
+    edit(this.#body, this.#edit, answer.text, { label: "The answer", action: "Save", lines: true }, (text) => this.#actions.edited(answer, text));
   }
 
   /** Only the last question can be asked again. */
@@ -164,8 +172,9 @@ export class Conversation {
 
   /**
    * `actions`: again() asks the last question again, use(answer) lays its experts over the map, steps(answer) goes through
-   * its tokens; marks() is whether steered text is marked, toggleMarks() changes that; rating(answer) is the user's mark,
-   * rate(answer, up) changes it; `reader` reads Markdown.
+   * its tokens; askInstead(turn, text) asks another question in the place of a turn, false if it cannot; edited(answer, text)
+   * changes an answer; marks() is whether steered text is marked, toggleMarks() changes that; rating(answer) is
+   * the user's mark, rate(answer, up) changes it; `reader` reads Markdown.
    */
   constructor(actions) {
     this.#actions = actions;
@@ -179,7 +188,7 @@ export class Conversation {
 
   /** Shows these turns, and nothing else. */
   show(turns) {
-    this.#turns = turns;
+    this.#turns = [...turns];
     this.#views.clear();
     this.#actions.reader.clear();
     this.#log.replaceChildren(...turns.map((turn) => this.#element(turn)));
@@ -187,8 +196,11 @@ export class Conversation {
     this.toEnd();
   }
 
-  /** Shows a turn that was added to them. */
-  added(turn) {
+  /** Shows one more turn, behind the first `at` of them. */
+  added(turn, at = this.#turns.length) {
+    for (const old of this.#turns.splice(at)) for (const answer of old.answers) this.#views.delete(answer);
+    while (this.#log.children.length > at) this.#log.lastChild.remove();
+    this.#turns.push(turn);
     this.#log.append(this.#element(turn));
     this.#lastOnes();
     this.toEnd();
@@ -211,6 +223,11 @@ export class Conversation {
     for (const view of this.#views.values()) view.update();
   }
 
+  /** Is this turn shown? */
+  has(turn) {
+    return this.#turns.includes(turn);
+  }
+
   markUsed(answer) {
     for (const [shown, view] of this.#views) view.setUsed(shown === answer);
   }
@@ -226,10 +243,13 @@ export class Conversation {
       this.#views.set(answer, view);
       return view.element;
     });
+    const question = el("div", { class: "question" }, el("span", { class: "hidden" }, "You: "), turn.user);
+    const asking = { label: "Your message", action: "Ask", lines: false };
+    const onclick = (event) => edit(question, event.currentTarget, turn.user, asking, (text) => this.#actions.askInstead(turn, text));
     return el(
       "section",
       { class: "turn", "aria-label": "Question and answer" },
-      el("div", { class: "question" }, el("span", { class: "hidden" }, "You: "), turn.user),
+      el("div", { class: "question-row" }, question, el("button", { type: "button", class: "quiet", "aria-label": "Edit this message", onclick }, "Edit")),
       el("div", { class: views.length > 1 ? "answers two" : "answers" }, ...views),
     );
   }

@@ -206,7 +206,8 @@ export class Rendered {
     });
     const rest = this.#text.slice(seen);
     if (rest.trim()) {
-      this.#tail.replaceChildren(...marker.nodes(rest, seen, this.#title));
+      const blank = this.#blocks.length ? 0 : rest.length - rest.trimStart().length; // as it will be when it is read
+      this.#tail.replaceChildren(...marker.nodes(rest.slice(blank), seen + blank, this.#title));
       (this.#open() ?? this.#into).append(this.#tail);
     }
     this.#into.dataset.read = String(!this.#unread);

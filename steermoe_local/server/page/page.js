@@ -1,17 +1,18 @@
 // The page: a chat with the served model, steered and side by side, and the map of its experts.
 
 import { Server } from "./api.js";
-import { follow, messagesOf, turnOf } from "./asking.js";
+import { Replacement, changeAnswer, follow, messagesOf, turnAt, turnOf } from "./asking.js";
+import { Chats } from "./chats.js";
 import { Connection } from "./connection.js";
 import { Conversation } from "./conversation.js";
 import { byId, debounced, el, plural } from "./dom.js";
-import { Examples } from "./examples.js";
 import { MapCard } from "./mapcard.js";
 import { Reader } from "./markdown.js";
 import { Panel } from "./panel.js";
+import { fill, listen, numbers } from "./settings.js";
 import { Steps } from "./steps.js";
-import { load, save } from "./store.js";
 import { Teach } from "./teach.js";
+import { view } from "./view.js";
 
 const SEEDS = 2 ** 31;
 // What the embedded model can be asked; others answer what they like.
@@ -20,30 +21,48 @@ const EXAMPLES = {
 };
 
 const server = new Server();
-const state = load();
+const chats = new Chats({
+  onOpen: show,
+  onRemove(chat) {
+    if (asked === chat) running?.abort();
+  },
+  mayTake: () => !running && !dirty && !message.value.trim(),
+});
+let state = chats.current;
 const message = byId("message");
 const compare = byId("compare");
 let running = null; // AbortController of the answers that come
+let asked = null; // the chat that they are of
 let early = false; // a message was to be sent before the server answered
 
 //
 // keeping, and saying so
 //
 
-const keepSoon = debounced(keep, 500);
+const soon = debounced(keep, 500);
+let dirty = false; // the chat that is shown has changes that are not kept
 let full = false;
 let leaving = false;
 
-function keep() {
+function keepSoon() {
+  dirty = true;
+  soon();
+}
+
+/** Keeps the chat that is shown, or another one. */
+function keep(chat = state) {
   if (leaving) return; // what breaks off now breaks off because of that
-  state.draft = message.value;
-  const kept = save(state);
-  if (!kept && !full) say("This browser has no room to keep the chat over a reload.");
+  if (chat === state) {
+    state.draft = message.value;
+    dirty = false;
+  }
+  const kept = chats.keep(chat);
+  if (!kept && !full) say("This browser has no room to keep the chat over a reload. Export it, or delete other chats.");
   full = !kept;
 }
 
 addEventListener("pagehide", () => {
-  keep();
+  if (dirty) keep(); // another tab may have changed it since
   leaving = true;
 });
 addEventListener("pageshow", () => (leaving = false));
@@ -62,57 +81,46 @@ function say(text, action = null) {
   };
 }
 
-/** On a narrow screen one part is shown at a time. */
-function view(name) {
-  document.body.dataset.view = name;
-  byId("view-chat").setAttribute("aria-pressed", String(name === "chat"));
-  byId("view-panel").setAttribute("aria-pressed", String(name === "panel"));
-}
-
-byId("view-chat").addEventListener("click", () => view("chat"));
-byId("view-panel").addEventListener("click", () => view("panel"));
-
 //
 // the parts
 //
 
-/** The conversation that an answer answers. */
-function askedOf(answer) {
-  const at = state.turns.findIndex((turn) => turn.answers.includes(answer));
-  const turn = state.turns[at];
-  return messagesOf(turn.options.system, state.turns.slice(0, at), turn.user);
-}
-
-const examples = new Examples(() => {
-  conversation.redraw();
-  teach.examplesChanged();
-});
-const teach = new Teach(server, examples, {
-  learnt: () => connection.connect(),
+const teach = new Teach(server, {
+  asked: (answer) => turnAt(state.turns, answer)[1],
+  redraw: () => conversation.redraw(),
+  say,
+  reload: () => connection.connect(),
   taken: (name) => Boolean(connection.info?.data.some((entry) => entry.name === name)),
-  use(name) {
-    state.steering = name;
-    connection.connect();
-    byId("steering").focus();
-  },
+  choose: (name) => (state.steering = name),
 });
 const reader = new Reader(server);
 const conversation = new Conversation({
   reader,
-  rating: (answer) => examples.rating(() => askedOf(answer), answer.text),
-  rate(answer, up) {
-    if (!examples.rate(askedOf(answer), answer.text, up)) say("This answer or its conversation is too long for an example.");
-  },
+  rating: (answer) => teach.rating(answer),
+  rate: (answer, up) => teach.rate(answer, up),
   again: askAgain,
+  askInstead(turn, text) {
+    const at = state.turns.indexOf(turn);
+    if (at < 0 || running || !connection.info || chosenNumbers() === null) return false;
+    ask(text.trim(), at);
+    return true;
+  },
+  edited(answer, after) {
+    const at = state.turns.findIndex((turn) => turn.answers.includes(answer));
+    if (at < 0 || answer.text === after) return;
+    changeAnswer(answer, state.turns[at], state.turns.slice(0, at), after);
+    conversation.ended(answer);
+    state.changed = Date.now();
+    keep();
+  },
   use(answer) {
     const turn = state.turns.find((one) => one.answers.includes(answer));
     map.use(answer === map.used ? null : answer, turn);
     if (map.used) view("panel");
   },
   steps(answer) {
-    const at = state.turns.findIndex((turn) => turn.answers.includes(answer));
-    const turn = state.turns[at];
-    steps.open(answer, turn, messagesOf(turn.options.system, state.turns.slice(0, at), turn.user), connection.info?.model ?? null);
+    const [turn, messages] = turnAt(state.turns, answer);
+    steps.open(answer, turn, messages, connection.info?.model ?? null);
   },
   marks: () => state.marks,
   toggleMarks() {
@@ -160,80 +168,80 @@ byId("chip").addEventListener("click", () => {
 // settings
 //
 
-const SETTINGS = { system: "system", temperature: "temperature", seed: "seed", maxTokens: "max-tokens" };
-for (const [name, id] of Object.entries(SETTINGS)) {
-  byId(id).value = state.settings[name] ?? "";
-  byId(id).addEventListener("input", () => {
-    state.settings[name] = byId(id).value;
-    keepSoon();
-  });
-}
-byId("settings").open = Object.values(state.settings).some(Boolean);
+listen((name, text) => {
+  state.settings[name] = text;
+  keepSoon();
+});
 
-/** The numbers among the settings as a request has them; null and a message if one cannot be sent. */
-function numbers() {
-  const found = {};
-  for (const [id, field, step] of [["temperature", "temperature", "any"], ["seed", "seed", "1"], ["max-tokens", "max_tokens", "1"]]) {
-    const input = byId(id);
-    input.step = step; // coarser ones are for the arrows
-    if (!input.checkValidity()) {
-      const label = document.querySelector(`label[for="${id}"]`).textContent;
-      say(`${label}: give a ${step === "1" ? "whole " : ""}number from ${input.min} to ${input.max}, or nothing.`);
-      byId("settings").open = true;
-      view("panel");
-      input.focus();
-      return null;
-    }
-    if (input.value !== "") found[field] = Number(input.value);
-  }
-  return found;
-}
+/** The numbers among the settings; null, with the message shown, if one cannot be sent. */
+const chosenNumbers = () => numbers((text, input) => {
+  say(text);
+  byId("settings").open = true;
+  view("panel");
+  input.focus();
+});
 
 //
 // asking
 //
 
-async function ask(text) {
-  const chosen = numbers();
+/** Asks a question behind the first `at` turns. Those after them give way when an answer has begun, not before. */
+async function ask(text, at = state.turns.length) {
+  const chosen = chosenNumbers();
   if (chosen === null || running) return;
   say("");
   view("chat");
+  const chat = state;
   const steering = panel.request();
   const sides = compare.checked ? [null, steering] : [steering];
   const { seed = Math.floor(Math.random() * SEEDS), ...others } = chosen;
-  const messages = messagesOf(state.settings.system, state.turns, text);
-  const turn = turnOf(text, seed, sides, { system: state.settings.system ?? "", ...(others.temperature === undefined ? {} : { temperature: others.temperature }) });
-  const { turns } = state; // Clear puts others in their place
-  turns.push(turn);
+  const messages = messagesOf(chat.settings.system, chat.turns.slice(0, at), text);
+  const turn = turnOf(text, seed, sides, { system: chat.settings.system ?? "", ...(others.temperature === undefined ? {} : { temperature: others.temperature }) });
+  const replacement = new Replacement(chat, turn, at);
+  const begin = () => {
+    if (replacement.begin() && state === chat && !conversation.has(turn)) showTurns();
+  };
   byId("welcome").hidden = true;
-  conversation.added(turn);
-  running = new AbortController();
+  conversation.added(turn, at);
+  if (!replacement.loses) begin();
+  [running, asked] = [new AbortController(), chat];
   showRunning();
-  keepSoon();
+  if (replacement.begun) keepSoon();
   const { signal } = running;
   const body = { messages, seed, ...others, routing: true, return_steered: true, stream_options: { include_usage: true } };
   const one = async (answer, side) => {
     const problem = await follow(server, answer, { ...body, steering: side }, signal, () => {
+      if (answer.text || answer.reasoning) begin();
       conversation.touched(answer);
-      keepSoon();
+      if (state === chat) keepSoon();
     });
     conversation.ended(answer);
     if (answer.state !== "stopped") connection.met(problem);
   };
   await Promise.all(turn.answers.map((answer, i) => one(answer, sides[i])));
-  running = null;
+  running = asked = null;
   showRunning();
-  if (state.turns === turns) map.use(turn.answers.findLast((answer) => answer.routing) ?? null, turn);
-  keep();
+  if (turn.answers.some((answer) => answer.state === "done")) begin();
+  if (!replacement.begun) {
+    if (state === chat) showTurns();
+    const problem = turn.answers.find((answer) => answer.problem)?.problem;
+    if (problem) say(`${problem.title} ${problem.detail} The earlier answer stays.`, ["Try again", () => ask(text, at)]);
+  } else if (replacement.words) {
+    say(replacement.words, ["Undo", () => {
+      replacement.undo();
+      if (state === chat) showTurns();
+      keep(chat);
+    }]);
+  }
+  if (state === chat && chat.turns.includes(turn)) map.use(turn.answers.findLast((answer) => answer.routing) ?? null, turn);
+  keep(chat);
 }
 
 /** Asks the last question again, under what is chosen now. */
 function askAgain() {
-  if (running || numbers() === null || !state.turns.length) return;
-  const { user } = state.turns.pop();
-  conversation.show(state.turns);
+  if (running || chosenNumbers() === null || !state.turns.length) return;
   message.focus();
-  ask(user);
+  ask(state.turns.at(-1).user, state.turns.length - 1);
 }
 
 function showRunning() {
@@ -256,7 +264,7 @@ byId("composer").addEventListener("submit", (event) => {
     early = true;
     return say("The server does not answer yet; the message stays here.");
   }
-  if (numbers() === null) return;
+  if (chosenNumbers() === null) return;
   message.value = "";
   grow();
   ask(text);
@@ -276,17 +284,18 @@ document.addEventListener("keydown", (event) => {
 });
 
 byId("clear").addEventListener("click", () => {
-  running?.abort();
-  const { turns } = state;
-  state.turns = [];
+  if (asked === state) running?.abort();
+  const chat = state;
+  const { turns } = chat;
+  chat.turns = [];
   showTurns();
   keep();
   message.focus();
   if (!turns.length) return say("");
   say("Chat cleared.", ["Undo", () => {
-    state.turns = [...turns, ...state.turns];
-    showTurns();
-    keep();
+    chat.turns = [...turns, ...chat.turns];
+    if (state === chat) showTurns();
+    keep(chat);
   }]);
 });
 
@@ -297,8 +306,20 @@ function showTurns() {
   map.use(last?.answers.findLast((answer) => answer.routing) ?? null, last);
 }
 
-message.value = state.draft;
-grow();
-showTurns();
-message.focus();
+/** Shows another chat, with its steering and settings; an answer that comes in the one before it goes on. */
+function show(chat) {
+  if (dirty && chat !== state && state.id !== chat.id) keep();
+  state = chat;
+  dirty = false;
+  fill(state.settings);
+  message.value = state.draft;
+  say("");
+  view("chat");
+  panel.use(state);
+  grow();
+  showTurns();
+  message.focus();
+}
+
+show(state);
 connection.connect();

@@ -1,5 +1,6 @@
 // Choosing what steers the next answers: the name, the numbers of experts, the rule, the layers.
 
+import { requestOf, ruleOf } from "./choice.js";
 import { byId, copy, debounced, el, plural } from "./dom.js";
 import { WherePicker, steeringAt, whereOf, whereWords } from "./where.js";
 
@@ -8,38 +9,9 @@ const SOFT = 4; // logits, when the soft rule is chosen
 const CAP = 4; // logits, when the capped rule is chosen: the server's default, too
 const RANKS = { rd: "RD", "log-odds": "log-odds", logit: "router logit", weight: "routed weight", effect: "measured effect", efficiency: "effect for its cost" };
 const WEIGHTS = ["log-odds", "logit", "weight", "effect"];
-const USUAL = { rank: "rd", weights: null, cap: null };
 const SOURCES = { ships: "ships with the model", folder: "from the maps folder", "command line": "given at the start", request: "registered by a program" };
 
 const whole = (value, most) => Math.max(0, Math.min(most, Math.round(Number(value)) || 0));
-
-/** The name of the rule of a choice. */
-export function ruleOf(choice) {
-  if ((choice.cap ?? null) !== null) return "capped";
-  return (choice.scale ?? null) === null ? "hard" : "soft";
-}
-
-/** A choice as a request names it; null where nothing would steer. `own` is what the map is registered with. */
-export function requestOf(entry, choice, nLayer) {
-  if (!entry) return null;
-  if (entry.kind !== "map") return entry.name;
-  if (!choice.activate && !choice.deactivate) return null;
-  const [ours, own] = [choice, entry].map((one) => Object.fromEntries(Object.entries(USUAL).map(([field, usual]) => [field, one[field] ?? usual])));
-  const same = ["activate", "deactivate", "reverse", "scale"].every((field) => choice[field] === entry[field]);
-  const alike = Object.keys(USUAL).every((field) => ours[field] === own[field]);
-  if (same && alike && choice.layers === (entry.layers ?? "")) return entry.name;
-  const asked = { map: entry.name, activate: choice.activate, deactivate: choice.deactivate, reverse: choice.reverse };
-  if (choice.layers) asked.layers = choice.layers;
-  else if (entry.layers) asked.layers = `0-${nLayer - 1}`; // left out, it would be the map's own
-  if (ours.rank !== "rd" || own.rank !== "rd") asked.rank = ours.rank;
-  asked.mode = ruleOf(choice);
-  if (asked.mode === "soft") {
-    asked.scale = choice.scale;
-    if (ours.weights || own.weights) asked.weights = ours.weights ?? "none";
-  }
-  if (asked.mode === "capped") asked.cap = ours.cap;
-  return asked;
-}
 
 /** The numbers that a map without numbers starts with: its model's in the paper, where one preset fits it. */
 export function startOf(entry) {
@@ -66,7 +38,7 @@ export class Panel {
     this.#onTable = onTable;
     this.#onChange = onChange;
     byId("steering").addEventListener("change", (event) => {
-      state.steering = event.target.value;
+      this.#state.steering = event.target.value;
       this.#show();
     });
     for (const name of ["activate", "deactivate"]) {
@@ -94,7 +66,7 @@ export class Panel {
     byId("weights").addEventListener("change", (event) => this.#set({ weights: event.target.value || null }));
     byId("layers").addEventListener("input", (event) => this.#set({ layers: event.target.value.replace(/\s+/g, "") }, false));
     byId("reset").addEventListener("click", () => {
-      delete state.choices[this.entry.name];
+      delete this.#state.choices[this.entry.name];
       this.#show();
       byId("steering").focus(); // the button goes away
     });
@@ -113,9 +85,20 @@ export class Panel {
       ...info.data.map((entry) => el("option", { value: entry.name }, entry.name + (entry.name === info.default ? " (default)" : ""))),
     );
     select.disabled = !info.model;
-    const state = this.#state;
+    this.#choose();
+  }
+
+  /** Shows what the state has chosen, or the server's default. */
+  #choose() {
+    const [state, info] = [this.#state, this.#info];
     if (state.steering === null || (state.steering && !this.#entries.has(state.steering))) state.steering = info.default ?? "";
     this.#show();
+  }
+
+  /** Another chat is shown, with a state of its own. */
+  use(state) {
+    this.#state = state;
+    if (this.#info) this.#choose();
   }
 
   /** The registered steering that is chosen, if one is. */

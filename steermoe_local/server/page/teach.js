@@ -2,7 +2,8 @@
 
 import { Problem } from "./api.js";
 import { byId, el, plural } from "./dom.js";
-import { lineOf } from "./examples.js";
+import { Examples, lineOf } from "./examples.js";
+import { download } from "./export.js";
 
 const OFTEN = 1000; // milliseconds between two looks at jobs that run
 const FEWEST = 3; // examples
@@ -53,11 +54,17 @@ export class Teach {
   #named = false; // by the user
   #sending = false;
 
-  /** `actions`: learnt() follows a steering that the server has now, use(name) chooses it, taken(name) is whether there is one. */
-  constructor(server, examples, actions) {
+  /**
+   * `actions`: asked(answer) is the conversation that an answer answers, redraw() shows its marks, say(text) tells what is
+   * wrong; taken(name) is whether there is such a steering, reload() reads what there is, choose(name) chooses one.
+   */
+  constructor(server, actions) {
     this.#server = server;
-    this.#examples = examples;
     this.#actions = actions;
+    this.#examples = new Examples(() => {
+      actions.redraw();
+      this.examplesChanged();
+    });
     byId("teach-form").addEventListener("submit", (event) => {
       event.preventDefault();
       this.#start(false);
@@ -69,7 +76,7 @@ export class Teach {
     byId("teach-again").addEventListener("click", () => this.#start(true));
     byId("teach-add").addEventListener("click", () => this.#add());
     byId("teach-export").addEventListener("click", () => this.#export());
-    byId("teach-clear").addEventListener("click", () => examples.clear());
+    byId("teach-clear").addEventListener("click", () => this.#examples.clear());
     this.examplesChanged();
   }
 
@@ -89,6 +96,16 @@ export class Teach {
     byId("teach-behaviour").disabled = !this.#behaviours.length;
     this.#show();
     await this.#look();
+  }
+
+  /** The mark of an answer: true, false, or null for none. */
+  rating(answer) {
+    return this.#examples.rating(() => this.#actions.asked(answer), answer.text);
+  }
+
+  /** Marks an answer as wanted or not wanted. */
+  rate(answer, up) {
+    if (!this.#examples.rate(this.#actions.asked(answer), answer.text, up)) this.#actions.say("This answer or its conversation is too long for an example.");
   }
 
   /** There are other examples than before. */
@@ -184,9 +201,7 @@ export class Teach {
 
   #export() {
     const text = this.#examples.pairs.map((pair) => `${lineOf(pair)}\n`).join("");
-    const address = URL.createObjectURL(new Blob([text], { type: "application/jsonl" }));
-    el("a", { href: address, download: "pairs.jsonl" }).click();
-    setTimeout(() => URL.revokeObjectURL(address), 1000);
+    download("pairs.jsonl", "application/jsonl", text);
   }
 
   //
@@ -242,17 +257,23 @@ export class Teach {
     if (job.state === "failed" && job.error?.includes("replace: true") && shown.seen && shown.job.state !== "failed") {
       this.#tell(`${job.name} was begun otherwise. Choose another name, or teach it anew.`, true);
     }
-    if (job.steering && shown.job.state !== "done" && shown.seen) this.#actions.learnt();
+    if (job.steering && shown.job.state !== "done" && shown.seen) this.#actions.reload();
     Object.assign(shown, { job, seen: true });
   }
 
   #made(job) {
     const bar = el("progress", { max: "1", "aria-label": `Learning ${job.name}` });
     const words = el("p", { role: "status" });
-    const use = el("button", { type: "button", hidden: true, onclick: () => this.#actions.use(job.name) }, "Use it");
+    const use = el("button", { type: "button", hidden: true, onclick: () => this.#use(job.name) }, "Use it");
     const cancel = el("button", { type: "button", class: "quiet", onclick: () => this.#cancel(job.id) }, "Cancel");
     const element = el("li", {}, el("strong", {}, job.name), bar, words, el("div", { class: "card-actions" }, cancel, use));
     return { job, element, bar, words, use, cancel, seen: false };
+  }
+
+  #use(name) {
+    this.#actions.choose(name);
+    this.#actions.reload();
+    byId("steering").focus();
   }
 
   async #cancel(id) {

@@ -204,7 +204,7 @@ def test_what_a_choice_asks_for(tab: Desk) -> None:
         ),
     ]
     for entry_of, choice, wanted in cases:
-        assert run(tab, "panel", "return m.requestOf(...x);", [entry_of, choice, 5]) == wanted
+        assert run(tab, "choice", "return m.requestOf(...x);", [entry_of, choice, 5]) == wanted
 
 
 def test_once_a_frame(tab: Desk) -> None:
