@@ -22,6 +22,7 @@ from .commands.learn import learn
 from .commands.map import map_
 from .commands.map_export import card, export, import_
 from .commands.map_merge import merge
+from .commands.map_recommend import recommend
 from .commands.models import models
 from .commands.pairs import pairs
 from .commands.presets import presets
@@ -86,6 +87,6 @@ for command in (
     completion,
 ):
     main.add_command(command)
-for command in (merge, import_, export, card):
+for command in (merge, import_, export, card, recommend):
     map_.add_command(command)
 take_debug(main)

@@ -26,6 +26,12 @@ _MAX_TEXT = 10_000
 _RULE_OF = {"scale": "soft", "weights": "soft", "cap": "capped"}
 
 
+def nothing_to_steer(where: object, *given: int | None) -> str:
+    """The line for a map in the file `where` by which nothing would steer, where the numbers `given` are asked for."""
+    why = "0 experts were asked for" if any(number is not None for number in given) else "it recommends no choice"
+    return f"{where}: nothing to steer, as {why}; {CURES}"
+
+
 def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value <= 1 << 31
 
@@ -123,6 +129,16 @@ class Recommended:
             value = getattr(self, name)
             if not isinstance(value, str) or len(value) > _MAX_TEXT:
                 raise FormatError(f"recommended.{name}: not a short text; {_AGAIN}")
+
+    @property
+    def choice_words(self) -> str:
+        """The choice in a few words: "+8 -8 layers=3-7 cap=4", as rules of plans are written."""
+        choice = dict(self.choice)
+        numbers = [
+            f"{sign}{choice.pop(name)}" for name, sign in (("activate", "+"), ("deactivate", "-")) if name in choice
+        ]
+        numbers += ["reverse"] if choice.pop("reverse", False) else []
+        return " ".join([*numbers, *(f"{name}={value}" for name, value in choice.items())])
 
     @property
     def words(self) -> str:

@@ -24,7 +24,14 @@ RESULT = "learn.json"  # of learning/work.py, a stage that this one does not imp
 def learn_jobs(model: Path, threads: int | None, registry: SteeringRegistry) -> LearnJobs:
     """The jobs of a server: each is of its model, with as many threads; what works is served from then on."""
     options = [f"--model={model.absolute()}", *([] if threads is None else [f"--threads={threads}"])]
-    return LearnJobs(options, registry.add_learnt, hidden=(model.absolute().parent, user_maps_folder()))
+    return LearnJobs(
+        options, lambda name: add_learnt(registry, name), hidden=(model.absolute().parent, user_maps_folder())
+    )
+
+
+def add_learnt(registry: SteeringRegistry, name: str) -> None:
+    """Register what was learnt under a name. Raises FormatError, ModelMismatchError, UsageError."""
+    registry.add_learnt(name, user_maps_folder() / name / MAP_FILE)
 
 
 def lesson_of(request: LearnRequest, registry: SteeringRegistry) -> Lesson:

@@ -17,6 +17,7 @@ from ..errors import FormatError, UsageError
 from ..identity import ModelIdentity
 from ..maps.expert_map import ExpertMap, parse_layers
 from ..maps.ranks import RANKS, relative_sizes
+from ..maps.recommended import Recommended
 from .bias_file import DEFAULT_EPSILON, BiasFile, none_if_empty, read_bias
 from .old_digests import chat_digest
 from .presets import Preset, check_sides, preset_for, presets_for
@@ -179,6 +180,43 @@ class Steering:
         return (changed, []) if preset is None else changed.with_preset(preset)
 
     @property
+    def recommended(self) -> Recommended | None:
+        """The choice that the map recommends; None without one, and for a bias file."""
+        return None if self.expert_map is None else self.expert_map.recommended
+
+    def recommending(self, choice: Mapping[str, Any] | None = None) -> Steering:
+        """The same with all of the map's recommended choice, where neither this nor `choice` has numbers of experts.
+
+        `choice` is what is asked for beside it, as in `with_choice`, which may change it further: numbers, or a preset,
+        are instead of a recommended choice. Without one the steering stays as it is.
+
+        Raises UsageError where `choice` asks for the other side of a choice that is of one side alone.
+        """
+        given = {name: value for name, value in (choice or {}).items() if value is not None}
+        recommended = self.recommended
+        if recommended is None or self.activate or self.deactivate or self.preset:
+            return self
+        if {"activate", "deactivate", "preset"} & given.keys():
+            return self
+        self._require_recommended_side(given)
+        return self.with_choice(recommended.choice)[0]
+
+    def _require_recommended_side(self, choice: Mapping[str, Any]) -> None:
+        """Raise UsageError where `choice` takes the other side of a recommended choice that is of one side alone."""
+        recommended = self.recommended
+        if recommended is None or not recommended.one_way or {"activate", "deactivate", "preset"} & choice.keys():
+            return
+        side = recommended.choice.get("reverse", False)
+        numbers = [getattr(self, name) for name in ("activate", "deactivate")]
+        own = any(numbers) and numbers != [recommended.choice.get(name, 0) for name in ("activate", "deactivate")]
+        if choice.get("reverse", side) != side and not own:
+            name = dataclasses.replace(self, reverse=side).side or "one side"
+            raise UsageError(
+                f"{self.path or self.name}: recommends steering to {name} alone; give numbers of experts of your own "
+                "for the other side"
+            )
+
+    @property
     def presets(self) -> list[Preset]:
         """The presets that fit the map; none for a bias file."""
         return [] if self.expert_map is None else presets_for(self.expert_map.identity, *self._sides)
@@ -305,6 +343,7 @@ class Steering:
         """
         if unknown := sorted(set(fields) - set(self.__dataclass_fields__)):
             raise UsageError(f"{unknown[0]}: not a part of steering; change one of {', '.join(_KNOWN)}")
+        self._require_recommended_side(fields)
         if {"activate", "deactivate"} & fields.keys() and "preset" not in fields:
             fields |= {"preset": None, "preset_model": None}
         return dataclasses.replace(self, **fields)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from steermoe_local import UsageError
 from steermoe_local.models.shipped_maps import shipped_maps
 from steermoe_local.server import ServerSettings
 from steermoe_local.server.learn_jobs import LearnJobs
+from steermoe_local.server.learning import add_learnt
 from steermoe_local.server.schemas_learn import MAX_EXAMPLE, MAX_INSTRUCTION, MAX_PAIRS
 from tests.support.fake_learner import DID_NOT, WORKS, FakeLearner
 from tests.support.running_server import Running, running, unending, until
@@ -40,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def server(learner: FakeLearner, folder: Path) -> Iterator[Running]:
     with running(
-        parallel=2, jobs=lambda registry: LearnJobs(["--model=m"], registry.add_learnt, start=learner.start)
+        parallel=2, jobs=lambda registry: LearnJobs(["--model=m"], partial(add_learnt, registry), start=learner.start)
     ) as found:
         yield found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from steermoe_local.models.shipped_maps import shipped_maps
 from steermoe_local.server.learn_jobs import LearnJobs
+from steermoe_local.server.learning import add_learnt
 from tests.integration.page.test_page_modules import run
 from tests.support import browser as browsers
 from tests.support.fake_learner import DID_NOT, WORKS, FakeLearner
@@ -41,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def teacher(learner: FakeLearner, folder: Path) -> Iterator[Running]:
     with running(
-        parallel=2, n_ctx=512, jobs=lambda registry: LearnJobs([], registry.add_learnt, start=learner.start)
+        parallel=2, n_ctx=512, jobs=lambda registry: LearnJobs([], partial(add_learnt, registry), start=learner.start)
     ) as found:
         yield found
 
