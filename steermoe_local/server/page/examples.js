@@ -64,8 +64,14 @@ export class Examples {
       onChange();
     });
     document.addEventListener("steermoe:edited", ({ detail }) => {
-      if (isObject(detail)) this.add({ prompt: detail.messages, like: detail.after, unlike: detail.before });
+      if (isObject(detail)) this.#edited(detail);
     });
+  }
+
+  /** An answer edited once more goes on from what it was at first. */
+  #edited({ messages, before, after }) {
+    const first = isTalk(messages) && this.#given.find((one) => one.like === before && keyOf(one.prompt) === keyOf(messages));
+    this.add({ prompt: messages, like: after, unlike: first ? first.unlike : before });
   }
 
   /** true for an answer that is marked as wanted, false for one that is not wanted, null without a mark; `asked()` is its conversation. */

@@ -264,8 +264,9 @@ def edit(tab: Desk, detail: Any) -> None:
 def test_an_edit_is_an_example(tab: Desk) -> None:
     edit(tab, {"messages": TALK, "before": "yo", "after": "Good day."})
     assert examples(tab)["given"] == [PAIR]
-    edit(tab, {"messages": TALK, "before": "yo", "after": "Good evening."})
-    assert [pair["like"] for pair in examples(tab)["given"]] == ["Good evening."], "edited once more"
+    for before, after in (("yo", "Good evening."), ("Good evening.", "Good night.")):
+        edit(tab, {"messages": TALK, "before": before, "after": after})
+        assert examples(tab)["given"] == [PAIR | {"like": after}], "edited once more"
     for odd in (
         None,
         "text",
@@ -279,6 +280,17 @@ def test_an_edit_is_an_example(tab: Desk) -> None:
         edit(tab, odd)
     assert len(examples(tab)["given"]) == 1
     assert tab.page.locator("#teach-pairs li").count() == 1
+
+
+def test_an_answer_that_is_edited_on_the_page(tab: Desk) -> None:
+    (text,) = tab.send(QUESTION)
+    tab.page.locator(".answer").get_by_role("button", name="Edit", exact=True).click()
+    tab.page.keyboard.press("Control+A")
+    tab.page.keyboard.type("The number four.")
+    tab.page.keyboard.press("Control+Enter")
+    pair = {"prompt": [{"role": "user", "content": QUESTION}], "like": "The number four.", "unlike": text}
+    tab.until(lambda: examples(tab).get("given") == [pair])
+    assert marks(tab) == "1 example from your marks, edits and texts."
 
 
 def test_texts_are_no_markup(tab: Desk) -> None:
