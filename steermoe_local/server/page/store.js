@@ -97,14 +97,15 @@ export function loadAll() {
   return found;
 }
 
-/** Moves the chat of an earlier version to where chats are; if there is no room for it, it stays where it is. */
+/** Moves the chat of an earlier version to where chats are, and shows it; if there is no room for it, it stays where it is. */
 function takeOver() {
   const old = localStorage.getItem(OLD);
   if (old === null) return;
   const chat = parsed(old);
   if (!chat.turns.length && chat.steering === null && !chat.draft) return; // nothing that can be read
   localStorage.removeItem(OLD); // there is not room for two, perhaps
-  if (!save({ ...chat, changed: Date.now() })) localStorage.setItem(OLD, old);
+  if (save({ ...chat, changed: Date.now() })) saveCurrent(chat.id);
+  else localStorage.setItem(OLD, old);
 }
 
 /** The chat that this tab showed last. */

@@ -97,9 +97,9 @@ def test_problems(tab: Desk, status: int, error: Any, has_key: bool, kind: str, 
 def test_routing_is_kept_of_the_latest_answers(tab: Desk) -> None:
     body = """const answer = () => ({ side: "steered", text: "t", state: "done", routing: [[1, 2]], facts: {} });
     const turns = Array.from({ length: 15 }, () => ({ user: "q", seed: 1, answers: [answer(), answer()] }));
-    m.save({ ...m.empty(), turns });
-    const back = m.load().turns;
-    m.save(m.empty());
+    m.save({ ...m.empty("x"), turns });
+    const back = m.loadAll().get("x").turns;
+    m.forget("x");
     const kept = back.flatMap((turn) => turn.answers.map((one) => one.routing !== null));
     return [back.length, kept, turns[0].answers[0].routing];"""
     n, kept, own = run(tab, "store", body)
@@ -118,10 +118,10 @@ def test_a_full_browser_keeps_the_texts(tab: Desk) -> None:
     const spans = Array.from({ length: 200 }, (_, i) => ({ start: 2 * i, end: 2 * i + 1, rule: 0 }));
     const steered = { answer: spans, reasoning: [] };
     const answer = { side: "steered", text: "t", state: "done", routing: [[1, 2]], facts: {}, steered };
-    const kept = m.save({ ...m.empty(), turns: [{ user: "q", seed: 1, answers: [answer] }] });
-    const back = kept && m.load().turns[0].answers[0];
+    const kept = m.save({ ...m.empty("x"), turns: [{ user: "q", seed: 1, answers: [answer] }] });
+    const back = kept && m.loadAll().get("x").turns[0].answers[0];
     Storage.prototype.setItem = set;
-    m.save(m.empty());
+    m.forget("x");
     return kept && [back.text, back.routing, back.steered?.answer.length ?? 0];"""
     assert run(tab, "store", body, 100_000) == ["t", [[1, 2]], 200]
     assert run(tab, "store", body, 1000) == ["t", None, 0]
@@ -135,7 +135,9 @@ json_values = st.recursive(
 )
 kept_chats = st.fixed_dictionaries(
     {"version": st.just(1)},
-    optional=dict.fromkeys(("steering", "choices", "compare", "marks", "settings", "draft"), json_values)
+    optional=dict.fromkeys(
+        ("title", "changed", "steering", "choices", "compare", "marks", "settings", "draft"), json_values
+    )
     | {
         "turns": st.lists(
             st.fixed_dictionaries(
@@ -151,8 +153,10 @@ kept_chats = st.fixed_dictionaries(
 @settings(max_examples=60)
 @given(kept_chats | json_values)
 def test_kept_chats_are_made_whole(tab: Desk, kept: Any) -> None:
-    state = run(tab, "store", "return m.parsed(x);", json.dumps(kept))
-    assert set(state) == {"turns", "steering", "choices", "compare", "marks", "settings", "draft"}
+    state = run(tab, "store", 'return m.parsed(x, "id");', json.dumps(kept))
+    fields = {"turns", "steering", "choices", "compare", "marks", "settings", "draft"}
+    assert set(state) == fields | {"id", "title", "changed"}
+    assert state["id"] == "id"
     for turn in state["turns"]:
         assert isinstance(turn["user"], str)
         assert turn["answers"]
@@ -160,7 +164,7 @@ def test_kept_chats_are_made_whole(tab: Desk, kept: Any) -> None:
             assert answer["state"] in ("done", "stopped", "error")
             assert isinstance(answer["text"], str)
     assert all(isinstance(choice, dict) for choice in state["choices"].values())
-    again = run(tab, "store", "return m.parsed(x);", json.dumps(state | {"version": 1}))
+    again = run(tab, "store", 'return m.parsed(x, "id");', json.dumps(state | {"version": 1}))
     assert again == state
 
 
