@@ -97,8 +97,8 @@ def expected_seconds(sizes: Sizes, work: Work, speed: Speed) -> dict[str, float]
 class Clock:
     """Seconds that each step is `expected` to take, and has `spent`, those of earlier processes included.
 
-    A step may take its own time and what the steps before it left over, so that the whole takes no longer than was
-    said, as far as its steps can be stopped early.
+    A step may take its own time and what the steps before it left over, less what they took too long, but half of its
+    own in any case: a machine that became slower makes a run longer, not worse than it has to be.
     """
 
     def __init__(
@@ -140,7 +140,8 @@ class Clock:
         if not self.total or not self._step:
             return False
         before = sum(self.expected[step] for step in STEPS[: STEPS.index(self._step)])
-        return self.elapsed > before + share * self.expected[self._step]
+        own = share * self.expected[self._step]
+        return self.elapsed > before + own and self._spent[self._step] > own / 2
 
     def to_dict(self) -> dict[str, Any]:
         """Expected and spent seconds, by step and in all."""

@@ -26,7 +26,7 @@ from .clock import STEPS, Clock
 from .judging import Confirmed
 from .material import task_lines
 from .options import LearnOptions
-from .result import ADVICE, FAILED, WORKS, LearnResult, failed_sentence, works_sentence
+from .result import ADVICE, ALREADY, FAILED, WORKS, LearnResult, failed_sentence, works_sentence
 from .run import Found
 from .source import Source
 from .work import RESULT, WorkFolder
@@ -69,7 +69,8 @@ def _result(work: WorkFolder, found: Found, source: Source, clock: Clock, facts:
     }
     if found.step or found.confirmed is None:
         verdict = failed_sentence(found.problem)
-        advice = ADVICE[found.step]
+        already = found.step == "tune" and found.pick is not None and found.pick["unsteered"] >= 1
+        advice = ALREADY if already else ADVICE[found.step]
         return LearnResult(work.name, work.folder, FAILED, verdict, found.step, advice, tried=choice, **common)
     verdict = works_sentence(found.confirmed, source.positive)
     return LearnResult(work.name, work.folder, WORKS, verdict, choice=choice, **common)

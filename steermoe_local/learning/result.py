@@ -26,6 +26,10 @@ ADVICE: Mapping[str, str] = {
     "confirm": "try --thorough, more or clearer pairs, or another model",
 }
 """What to try after the step that failed."""
+ALREADY = (
+    "the model shows this side without steering, so nothing can be gained; swap the two sides to learn the other one"
+)
+"""What to say where the unsteered model shows the side in every answer."""
 
 
 @dataclass(frozen=True)

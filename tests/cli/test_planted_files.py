@@ -52,6 +52,7 @@ COMMANDS = {
     "tasks build": "tasks build faitheval-counterfactual counterfactual.json -o OUT",
     "tasks list": "tasks list",
     "tasks check": "tasks check regex.jsonl --scorer regex -m tiny",
+    "learn": "learn numbers -m tiny --behaviour document-memory --quick -t 1 --maps-dir OUT",
     "detect": "detect -m tiny --pairs few.jsonl --behaviour numbers -t 1 -o OUT",
     "trace": "trace -m tiny --pairs few.jsonl -t 1 -o OUT.parquet",
     "attribute": f"{ATTRIBUTE} --pairs few.jsonl --map map.json -o OUT",

@@ -1,0 +1,122 @@
+"""steermoe learn: the verdict, the next commands, the exit status, an interruption, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from steermoe_local.cli import main
+from steermoe_local.learning.clock import Clock
+from steermoe_local.learning.options import SIZES
+from steermoe_local.models.embedded import behaviour
+from steermoe_local.models.user_maps import user_maps
+from steermoe_local.pairs.pairs import load_pairs, save_pairs
+from tests.learning.conftest import SMALL
+from tests.support.interrupting import interrupted_after
+
+PAIRS = behaviour("digits-words").pairs
+OPENINGS = ("--like", "Use digits.", "--unlike", "Use words.")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Few of everything, a maps folder of the test's own, and a clock that stops nothing early."""
+    monkeypatch.setattr("steermoe_local.learning.learn.Clock", lambda *given: Clock(*given[:2], now=lambda: 0.0))
+    monkeypatch.setitem(SIZES, "quick", replace(SIZES["quick"], **SMALL))  # type: ignore[index]
+    monkeypatch.setenv("STEERMOE_MAPS", str(tmp_path / "maps"))
+
+
+def learn(*words: str) -> Result:
+    return CliRunner().invoke(main, ["learn", *words, "-m", "tiny", "-t", "1", "--quick"])
+
+
+def test_three_commands(tmp_path: Path) -> None:
+    """Learnt from two instructions; then --map NAME is it, with the numbers that it recommends."""
+    result = learn("numbers", *OPENINGS, "--positive", "digits")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("works: held out ")
+    assert "steermoe chat -m tiny --map numbers" in result.stdout
+    assert user_maps() == {"numbers": tmp_path / "maps" / "numbers" / "map.json"}
+    assert "the model reads" in result.stderr
+    assert "were expected" in result.stderr
+    folder = tmp_path / "maps" / "numbers"
+    assert "steermoe learn" in (folder / "report.md").read_text("utf-8")
+    built = CliRunner().invoke(main, ["map", "show", str(folder / "map.json"), "--json"])
+    assert built.exit_code == 0, built.output
+    again = learn("numbers", *OPENINGS)
+    assert again.exit_code == 2
+    assert "--restart" in again.stderr
+
+
+def test_json_and_progress_for_programs() -> None:
+    result = learn("numbers", "--pairs", str(PAIRS), "--json", "--progress", "json")
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert data["outcome"] == "works"
+    assert data["verdict"].startswith("works: ")
+    told = [json.loads(line) for line in result.stderr.splitlines() if line.startswith("{")]
+    assert [set(one) for one in told] == [{"step", "done", "total", "elapsed", "expected"}] * len(told)
+    assert [one["elapsed"] for one in told] == sorted(one["elapsed"] for one in told)
+    steps = list(dict.fromkeys(one["step"] for one in told))
+    assert steps == ["detect", "attribute", "tune", "confirm", "report"]
+    assert all(0 <= one["done"] <= one["total"] for one in told)
+
+
+def test_what_did_not_work(tmp_path: Path) -> None:
+    """Exit status 1, the reason and what to try; the results are written all the same."""
+    result = learn("documents", "--behaviour", "document-memory")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("did not work: ")
+    assert "what to try: " in result.stdout
+    assert "Traceback" not in result.output
+    assert (tmp_path / "maps" / "documents" / "report.md").exists()
+
+
+def test_interrupted_and_resumed() -> None:
+    with interrupted_after(40):
+        result = learn("numbers", *OPENINGS)
+    assert result.exit_code == 130
+    assert "--resume" in result.stderr
+    refused = learn("numbers", *OPENINGS)
+    assert refused.exit_code == 2
+    assert "--resume" in refused.stderr
+    result = learn("numbers", *OPENINGS, "--resume")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("works: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("terse", "what is to be learnt?"),
+        ("terse --like x", "--like and --unlike go together"),
+        ("terse --like x --unlike x", "the same instruction"),
+        ("terse --like x --unlike y --pairs pairs.jsonl", "give one of them"),
+        ("terse --questions q.txt --pairs pairs.jsonl", "--questions"),
+        ("terse --pairs none.jsonl", "none.jsonl"),
+        ("terse --behaviour digit-words", "digits-words"),
+        ("Terse --like x --unlike y", "no name for a map"),
+        ("terse --like x --unlike y --thorough", "exclude each other"),
+        ("terse --like x --unlike y --resume --restart", "exclude each other"),
+        ("terse --like x --unlike y --judge http://localhost:1/v1", "--judge-model"),
+    ],
+)
+def test_wrong_input(words: str, message: str, tmp_path: Path) -> None:
+    """One line with the fault and the cure, before anything is made."""
+    result = learn(*words.split())
+    assert result.exit_code in (1, 2)
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "maps").exists()
+
+
+def test_pairs_that_are_too_few(tmp_path: Path) -> None:
+    save_pairs(load_pairs(PAIRS)[:5], tmp_path / "few.jsonl")
+    result = learn("few", "--pairs", str(tmp_path / "few.jsonl"))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: 5 pairs are too few")
