@@ -85,11 +85,11 @@ def _end_with_parent(parent: int, lifeline: int | None, leftover: str | None) ->
         os._exit(1)
 
     if lifeline is not None and leftover is None and sys.platform == "linux":
-        # a thread of Python does not run while an extension or `re` holds the lock; the kernel's signal comes anyway
+        # a thread of Python does not run while an extension or `re` holds the lock, nor in a process that is stopped
+        # (SIGSTOP); the kernel's signal comes anyway
         import fcntl
 
-        signal.signal(signal.SIGIO, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGIO])
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
     threading.Thread(target=wait, daemon=True).start()  # also if the parent has ended already

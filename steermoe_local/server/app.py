@@ -15,12 +15,14 @@ from . import (
     openapi,
     routes_chat,
     routes_completions,
+    routes_learn,
     routes_model,
     routes_page,
     routes_responses,
     routes_steering,
 )
 from .addresses import PlainAddresses
+from .learn_jobs import LearnJobs
 from .registry import SteeringRegistry
 from .security import BodyGuard, HostGuard, KeyGuard
 from .service import Service
@@ -50,9 +52,18 @@ _DOCS_HEADERS = _PAGE_HEADERS | {
 }
 
 
-def create_app(worker: Worker, registry: SteeringRegistry, settings: ServerSettings, page: Path = _PAGE) -> FastAPI:
-    """Make the application, which starts and stops the worker. `page` is a folder with index.html, if it exists."""
-    service = Service(worker, registry, settings)
+def create_app(
+    worker: Worker,
+    registry: SteeringRegistry,
+    settings: ServerSettings,
+    page: Path = _PAGE,
+    jobs: LearnJobs | None = None,
+) -> FastAPI:
+    """Make the application, which starts and stops the worker, and stops the jobs of learning.
+
+    `page` is a folder with index.html, if it exists. Without `jobs` nothing can be learnt.
+    """
+    service = Service(worker, registry, settings, jobs)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -71,7 +82,8 @@ def create_app(worker: Worker, registry: SteeringRegistry, settings: ServerSetti
         openapi_url=None,
     )
     api_errors.install(app)
-    for module in (routes_chat, routes_responses, routes_completions, routes_model, routes_steering, routes_page):
+    answering = (routes_chat, routes_responses, routes_completions)
+    for module in (*answering, routes_model, routes_steering, routes_learn, routes_page):
         app.router.routes.extend(module.router(service).routes)  # flat, so that `addresses` sees all of them
 
     # not `async`, so that they run in threads: the document takes a tenth of a second the first time

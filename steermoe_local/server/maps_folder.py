@@ -115,6 +115,11 @@ def _os_error(error: BaseException | None) -> OSError | None:
     return error
 
 
+def is_device(name: str) -> bool:
+    """Whether Windows takes a file of this name for a device, whatever its suffix."""
+    return _DEVICES.fullmatch(name) is not None
+
+
 class MapsFolder:
     """Reads the folder, and writes into it if that is allowed. Of its subfolders only learnt steerings count."""
 
@@ -195,7 +200,7 @@ class MapsFolder:
         After any error the folder is as it was. Raises ApiError: for a file that this server may not replace, and when
         the disk is full or fails.
         """
-        if _DEVICES.fullmatch(name) or name.endswith(_ENDINGS):
+        if is_device(name) or name.endswith(_ENDINGS):
             raise ApiError(400, f"name: {name!r} is no name for a file; choose another", param="name")
         wanted: dict[Path, Any] = {}
         choice = {} if isinstance(steering, SteeringPlan) else whole_choice(steering)

@@ -20,6 +20,7 @@ from .accepting import Acceptor, room_for
 from .api_errors import is_new
 from .app import create_app
 from .connections import Connections
+from .learn_jobs import LearnJobs
 from .peers import send_in_packets
 from .protocol import GuardedProtocol
 from .registry import SteeringRegistry
@@ -149,8 +150,9 @@ def run_server(
     registry: SteeringRegistry,
     load: Callable[[], AbstractContextManager[Engine]],
     say: Say,
+    jobs: LearnJobs | None = None,
 ) -> None:
-    """Serve until a signal comes. `say` prints a line on the terminal.
+    """Serve until a signal comes. `say` prints a line on the terminal; without `jobs` nothing can be learnt.
 
     Raises UsageError (the address cannot be used), and what `load` raises.
     """
@@ -172,8 +174,9 @@ def run_server(
                 server.should_exit = True
 
     url = url_of(listening)
-    worker = Worker(load, queue_limit=settings.queue_limit, on_state=on_state)
-    server = Server(create_app(worker, registry, settings), worker, settings, listening, say)
+    on_busy = None if jobs is None else jobs.set_busy
+    worker = Worker(load, queue_limit=settings.queue_limit, on_state=on_state, on_busy=on_busy)
+    server = Server(create_app(worker, registry, settings, jobs=jobs), worker, settings, listening, say)
     servers.append(server)
     for line in settings.warnings:
         say(f"warning: {line}")

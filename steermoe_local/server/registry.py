@@ -187,7 +187,8 @@ class SteeringRegistry:
         steering = Steering.open(map_file=path).recommending()
         with self._lock:
             known = self._entries.get(name)
-            again = known is not None and known.steering.path == path
+            there = None if known is None else known.steering.path
+            again = there is not None and there.resolve() == path.resolve()
             return self._put(name, steering, "folder", replace=again)
 
     def add_plan(self, plan: SteeringPlan) -> list[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from ..generation.engine import Request as EngineRequest
 from ..generation.engine import Sampling
 from .api_errors import ApiError
+from .learn_jobs import LearnJobs
 from .metrics import Metrics
 from .prompting import Prompter
 from .registered import NONE, Applied
@@ -35,12 +36,14 @@ class Asked:
 class Service:
     """One served model, for the routes."""
 
-    def __init__(self, worker: Worker, registry: SteeringRegistry, settings: ServerSettings) -> None:
-        self.worker, self.registry, self.settings = worker, registry, settings
+    def __init__(
+        self, worker: Worker, registry: SteeringRegistry, settings: ServerSettings, jobs: LearnJobs | None = None
+    ) -> None:
+        self.worker, self.registry, self.settings, self.jobs = worker, registry, settings, jobs
         self.metrics = Metrics(worker)
         self.traces = ExpertTraces()
         self.created = int(time.time())
-        self._at_end: list[Callable[[], None]] = []
+        self._at_end: list[Callable[[], None]] = [] if jobs is None else [jobs.close]
 
     @functools.cached_property
     def _prompter(self) -> Prompter:

@@ -25,7 +25,8 @@ class ServerSettings:
     within `body_seconds`; the header of a request must arrive within `header_seconds`, an idle connection is closed
     after `idle_seconds`, and one whose client does not take its answer after `write_seconds`. Besides the requests that
     wait, there may be `connections`. After a signal, answers get `stop_seconds` to come to their end. POST /v1/steering
-    writes into `maps_folder`, a folder of maps and bias files, if `maps_writable`. Requests take their defaults from
+    writes into `maps_folder`, a folder of maps and bias files, if `maps_writable`. Requests may have steerings learnt
+    (POST /v1/learn) if `learn`; None: if the address is local. Requests take their defaults from
     `sampling`, `max_tokens` (None: until the model ends), `thinking` and `template_arguments` (of the chat template),
     and `steering` (a registered name). `date` is for chat templates that print one; None: the day of the request.
     """
@@ -50,6 +51,7 @@ class ServerSettings:
     log_prompts: bool = False
     maps_folder: Path | None = None
     maps_writable: bool = False
+    learn: bool | None = None
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
     thinking: bool = False
@@ -68,6 +70,11 @@ class ServerSettings:
                 f"--host {self.host}: others can reach this address, so a key is needed: --api-key KEY; "
                 "--no-auth serves everyone who can reach it"
             )
+        if self.learn and not self.local and self.api_key is None:
+            raise UsageError(
+                f"--learn: everyone who can reach {self.host} could have this machine compute for hours; give an "
+                "--api-key, or leave out --learn"
+            )
         if self.maps_writable and self.maps_folder is None:
             raise UsageError("--maps-writable: there is no folder to write to; give one with --maps DIR")
         if self.maps_folder is not None and not self.maps_folder.is_dir():
@@ -79,6 +86,11 @@ class ServerSettings:
     def local(self) -> bool:
         """Whether only programs on this machine can reach the address."""
         return is_loopback(self.host)
+
+    @property
+    def learns(self) -> bool:
+        """Whether requests may have steerings learnt."""
+        return self.local if self.learn is None else self.learn
 
     @property
     def warnings(self) -> list[str]:

@@ -96,11 +96,18 @@ class Worker:
         *,
         queue_limit: int = 64,
         on_state: Callable[[State], None] | None = None,
+        on_busy: Callable[[bool], None] | None = None,
     ) -> None:
-        """`load` makes the engine, in the thread. `queue_limit` requests may wait. `on_state` gets every new state."""
+        """`load` makes the engine, in the thread. `queue_limit` requests may wait. `on_state` gets every new state.
+
+        `on_busy` is told whether there are requests, each time that changes; it must return at once and ask nothing of
+        the worker.
+        """
         self._load = load
         self._queue_limit = queue_limit
         self._on_state = on_state
+        self._on_busy = on_busy
+        self._busy = False
         self._wake = threading.Condition()
         self._queue: FairQueue[_Entry] = FairQueue()
         self._cancels: list[Ticket] = []
@@ -208,8 +215,15 @@ class Worker:
         """Sleep until there is something to do. False: the worker stops."""
         with self._wake:
             while self.state == "ok" and not self._queue.n_groups and not self._cancels and not self.n_running:
+                self._tell_busy(False)
                 self._wake.wait()
+            self._tell_busy(self.state == "ok")
             return self.state == "ok"
+
+    def _tell_busy(self, busy: bool) -> None:
+        if busy != self._busy and self._on_busy:
+            self._on_busy(busy)
+        self._busy = busy
 
     def _round(self, engine: Engine) -> None:
         """Take requests, compute one step, send its events."""

@@ -139,6 +139,11 @@ def test_what_is_refused(tmp_path: Path) -> None:
     cases: dict[str, tuple[tuple[str, ...], int, str]] = {
         "port in use": (("--port", port), 2, f"--host 127.0.0.1 --port {port}: "),
         "no key": (("--host", "0.0.0.0"), 2, "a key is needed: --api-key KEY"),
+        "everyone's lessons": (
+            ("--host", "0.0.0.0", "--no-auth", "--learn"),
+            2,
+            "give an --api-key, or leave out --learn",
+        ),
         "no host": (("--host", "no-such-host.invalid", "--no-auth"), 2, "not an address of this machine"),
         "no name": (("--steering", "nothing"), 2, "--steering nothing: steering 'nothing' is not registered"),
         "no map": (("--steering", str(tmp_path / "broken.json")), 1, "broken.json: not an expert map"),

@@ -22,6 +22,7 @@ from steermoe_local.generation.engine import Engine, FinishEvent, Request, Sampl
 from steermoe_local.models.embedded import data_folder
 from steermoe_local.server import ServerSettings, SteeringRegistry, Worker, create_app
 from steermoe_local.server.connections import Connections
+from steermoe_local.server.learn_jobs import LearnJobs
 from steermoe_local.server.program import Server, listen, url_of
 
 TINY = data_folder() / "tiny-moe.gguf"
@@ -92,15 +93,21 @@ def running(
     load: Callable[[Load], Load] = lambda load: load,
     page: Path | None = None,
     wait: bool = True,
+    jobs: Callable[[SteeringRegistry], LearnJobs] | None = None,
     **settings: Any,
 ) -> Iterator[Running]:
-    """Serve until the block ends; `load` may wrap what loads the model."""
+    """Serve until the block ends; `load` may wrap what loads the model; `jobs` makes those of learning."""
     # The tests' connections stay, however slow the machine is between two requests.
     defaults = {"sampling": GREEDY, "idle_seconds": 3600.0, "stop_seconds": 5.0}
     chosen = ServerSettings(model="tiny", port=0, **(defaults | settings))
     registry = SteeringRegistry(folder=chosen.maps_folder, writable=chosen.maps_writable)
-    worker = Worker(load(loader(registry, model, n_ctx, parallel, steering, type_kv)), queue_limit=chosen.queue_limit)
-    app = create_app(worker, registry, chosen, **({} if page is None else {"page": page}))
+    learning = None if jobs is None else jobs(registry)
+    worker = Worker(
+        load(loader(registry, model, n_ctx, parallel, steering, type_kv)),
+        queue_limit=chosen.queue_limit,
+        on_busy=None if learning is None else learning.set_busy,
+    )
+    app = create_app(worker, registry, chosen, jobs=learning, **({} if page is None else {"page": page}))
     listening = listen(chosen.host, chosen.port)
     server = Server(app, worker, chosen, listening, say=lambda line: None)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[])), daemon=True)

@@ -58,6 +58,12 @@ if TYPE_CHECKING:
 )
 @click.option("--maps-writable", is_flag=True, help="Keep in it what POST /v1/steering registers.")
 @click.option(
+    "--learn/--no-learn",
+    "learn",
+    default=None,
+    help="Let requests have steerings learnt, between the requests of others.  [default: if the address is local]",
+)
+@click.option(
     "--steering",
     type=NameOrPath(),
     metavar="NAME|FILE",
@@ -182,6 +188,7 @@ def serve(
     from ...llama.template_client import template_problem
     from ...model_files.model_info import model_info
     from ...server import ServerSettings, SteeringRegistry
+    from ...server.learning import learn_jobs
     from ...server.program import run_server
 
     values = {"activate": activate, "deactivate": deactivate, "preset": preset, "rank": rank}
@@ -235,7 +242,8 @@ def serve(
 
     with closing(registry):
         registry.claim()  # before the model is loaded
-        run_server(settings, registry, load, say)
+        jobs = learn_jobs(model, flags.threads, registry) if settings.learns and facts.identity else None
+        run_server(settings, registry, load, say, jobs)
 
 
 def _start(

@@ -7,6 +7,7 @@ const CHAT = "v1/chat/completions";
 /** What went wrong: `title` for everyone, `detail` from the server, `kind` for the page; `field` of the request is to blame. */
 export class Problem extends Error {
   field = "";
+  code = ""; // the server's
 
   constructor(kind, title, detail = "", retryAfter = null) {
     super(title);
@@ -100,12 +101,11 @@ export class Server {
     return new URL("v1", document.baseURI).href;
   }
 
-  async #fetch(path, { body, signal } = {}) {
+  async #fetch(path, { body, signal, method = body === undefined ? "GET" : "POST" } = {}) {
     const headers = {};
     const key = this.key;
     if (key) headers.Authorization = `Bearer ${key}`;
     if (body !== undefined) headers["Content-Type"] = "application/json";
-    const method = body === undefined ? "GET" : "POST";
     let response;
     try {
       response = await fetch(path, { method, headers, signal, body: body && JSON.stringify(body), cache: "no-store", credentials: "omit" });
@@ -116,12 +116,17 @@ export class Server {
     if (response.ok) return response;
     const told = await response.json().catch(() => null);
     const problem = problemOf(response.status, told?.error, Number(response.headers.get("Retry-After")) || null, Boolean(key));
-    throw Object.assign(problem, { field: String(told?.error?.param ?? "") });
+    throw Object.assign(problem, { field: String(told?.error?.param ?? ""), code: String(told?.error?.code ?? "") });
+  }
+
+  /** The JSON answer to a DELETE. Raises Problem. */
+  remove(path) {
+    return this.get(path, undefined, undefined, "DELETE");
   }
 
   /** A JSON answer; of a GET, unless there is a body. Raises Problem, and AbortError. */
-  async get(path, signal, body) {
-    const response = await this.#fetch(path, { signal, body });
+  async get(path, signal, body, method) {
+    const response = await this.#fetch(path, { signal, body, method });
     try {
       return await response.json();
     } catch (error) {

@@ -38,6 +38,13 @@ export function messagesOf(system, turns, question) {
   return [...found, { role: "user", content: question }];
 }
 
+/** The turn of an answer, and the messages that it answers. */
+export function turnAt(turns, answer) {
+  const at = turns.findIndex((turn) => turn.answers.includes(answer));
+  const turn = turns[at];
+  return [turn, messagesOf(turn.options.system, turns.slice(0, at), turn.user)];
+}
+
 /** Adds a chunk of the stream to an answer. */
 export function take(answer, chunk) {
   const choice = chunk.choices?.[0];

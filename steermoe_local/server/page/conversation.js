@@ -2,6 +2,7 @@
 
 import { PerFrame, byId, copy, el, plural } from "./dom.js";
 import { edit } from "./editor.js";
+import { thumbs } from "./examples.js";
 import { Rendered } from "./markdown.js";
 import { Marker, isMarked, ruleTitle } from "./marks.js";
 import { chosenIn } from "./where.js";
@@ -57,6 +58,7 @@ class AnswerView {
   #steps;
   #marks;
   #legend;
+  #thumbs;
   #thoughts = ""; // what is shown of the reasoning, and how
   #again;
   #edit;
@@ -77,6 +79,7 @@ class AnswerView {
     this.#marks = el("button", { type: "button", class: "quiet", onclick: () => actions.toggleMarks() }, "Steered text");
     this.#legend = el("p", { class: "legend", hidden: true }, el("span", {}, el("mark", { class: "steered" }, "Underlined"), " text was drawn under the steering."));
     this.#again = el("button", { type: "button", class: "quiet", hidden: true, onclick: () => actions.again() }, "Ask again");
+    this.#thumbs = thumbs(() => actions.rating(answer), (up) => actions.rate(answer, up));
     const copyButton = el("button", { type: "button", class: "quiet", onclick: (event) => copy(answer.text, event.currentTarget) }, "Copy");
     this.#edit = el("button", { type: "button", class: "quiet", onclick: () => this.#change() }, "Edit");
     this.title = el("h2", {});
@@ -88,7 +91,7 @@ class AnswerView {
       this.#body,
       this.#problem,
       this.#legend,
-      el("footer", {}, this.#meta, el("div", { class: "answer-actions" }, copyButton, this.#edit, this.#marks, this.#use, this.#steps, this.#again), this.#details),
+      el("footer", {}, this.#meta, el("div", { class: "answer-actions" }, ...this.#thumbs.buttons, copyButton, this.#edit, this.#marks, this.#use, this.#steps, this.#again), this.#details),
     );
     this.update();
   }
@@ -123,6 +126,7 @@ class AnswerView {
     this.#body.hidden = nothing;
     element.querySelector("footer").hidden = running || nothing;
     this.#use.hidden = !answer.routing;
+    this.#thumbs.update(!running && Boolean(answer.text));
     this.#steps.hidden = answer.state !== "done" || answer.original !== undefined || answer.asked === undefined || !(answer.facts.tokens > 0);
     const problem = answer.problem;
     this.#problem.hidden = !problem;
@@ -169,7 +173,8 @@ export class Conversation {
   /**
    * `actions`: again() asks the last question again, use(answer) lays its experts over the map, steps(answer) goes through
    * its tokens; askInstead(turn, text) asks another question in the place of a turn, false if it cannot; edited(answer, text)
-   * changes an answer; marks() is whether steered text is marked, toggleMarks() changes that; `reader` reads Markdown.
+   * changes an answer; marks() is whether steered text is marked, toggleMarks() changes that; rating(answer) is
+   * the user's mark, rate(answer, up) changes it; `reader` reads Markdown.
    */
   constructor(actions) {
     this.#actions = actions;

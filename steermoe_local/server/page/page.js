@@ -1,7 +1,7 @@
 // The page: a chat with the served model, steered and side by side, and the map of its experts.
 
 import { Server } from "./api.js";
-import { Replacement, changeAnswer, follow, messagesOf, turnOf } from "./asking.js";
+import { Replacement, changeAnswer, follow, messagesOf, turnAt, turnOf } from "./asking.js";
 import { Chats } from "./chats.js";
 import { Connection } from "./connection.js";
 import { Conversation } from "./conversation.js";
@@ -11,6 +11,8 @@ import { Reader } from "./markdown.js";
 import { Panel } from "./panel.js";
 import { fill, listen, numbers } from "./settings.js";
 import { Steps } from "./steps.js";
+import { Teach } from "./teach.js";
+import { view } from "./view.js";
 
 const SEEDS = 2 ** 31;
 // What the embedded model can be asked; others answer what they like.
@@ -80,23 +82,23 @@ function say(text, action = null) {
   };
 }
 
-/** On a narrow screen one part is shown at a time. */
-function view(name) {
-  document.body.dataset.view = name;
-  byId("view-chat").setAttribute("aria-pressed", String(name === "chat"));
-  byId("view-panel").setAttribute("aria-pressed", String(name === "panel"));
-}
-
-byId("view-chat").addEventListener("click", () => view("chat"));
-byId("view-panel").addEventListener("click", () => view("panel"));
-
 //
 // the parts
 //
 
+const teach = new Teach(server, {
+  asked: (answer) => turnAt(state.turns, answer)[1],
+  redraw: () => conversation.redraw(),
+  say,
+  reload: () => connection.connect(),
+  taken: (name) => Boolean(connection.info?.data.some((entry) => entry.name === name)),
+  choose: (name) => (state.steering = name),
+});
 const reader = new Reader(server);
 const conversation = new Conversation({
   reader,
+  rating: (answer) => teach.rating(answer),
+  rate: (answer, up) => teach.rate(answer, up),
   again: askAgain,
   askInstead(turn, text) {
     const at = state.turns.indexOf(turn);
@@ -118,9 +120,8 @@ const conversation = new Conversation({
     if (map.used) view("panel");
   },
   steps(answer) {
-    const at = state.turns.findIndex((turn) => turn.answers.includes(answer));
-    const turn = state.turns[at];
-    steps.open(answer, turn, messagesOf(turn.options.system, state.turns.slice(0, at), turn.user), connection.info?.model ?? null);
+    const [turn, messages] = turnAt(state.turns, answer);
+    steps.open(answer, turn, messages, connection.info?.model ?? null);
   },
   marks: () => state.marks,
   toggleMarks() {
@@ -149,6 +150,7 @@ const connection = new Connection(server, (info, model) => {
   byId("examples-title").hidden = !examples.length;
   byId("examples").replaceChildren(...examples.map((text) => el("li", {}, el("button", { type: "button", onclick: () => ask(text) }, text))));
   panel.load(info, model);
+  teach.load();
   reader.start();
   if (early) say("");
   early = false;
