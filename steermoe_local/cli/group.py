@@ -32,6 +32,7 @@ from .commands.tasks import tasks
 from .commands.trace import trace
 from .commands.transfer import transfer
 from .commands.tune import tune
+from .help_pages import add_help_all
 from .program import SteerMoEGroup, debug_option, take_debug
 
 
@@ -87,3 +88,4 @@ for command in (
 for command in (merge, import_, export, card):
     map_.add_command(command)
 take_debug(main)
+add_help_all(main)

@@ -17,6 +17,7 @@ from ..errors import SteerMoEError, UsageError
 from ..llama.library import tell_of_crashes
 from . import failures
 from .failures import EXIT_ERROR, EXIT_INTERRUPTED
+from .help_pages import ALL, is_rare, write_commands
 from .options import settings
 from .options.system_text import locale_cure, require_text
 from .output import package_warnings, say
@@ -74,10 +75,14 @@ class SteerMoEGroup(click.Group):
         """Read the configuration for the command that is about to start; help is shown even if the file is broken."""
         found = super().resolve_command(ctx, args)
         command, rest = found[1:]
-        needs_none = isinstance(command, settings.WithoutConfig) or any(flag in rest for flag in ctx.help_option_names)
+        needs_none = isinstance(command, settings.WithoutConfig) or any(flag in rest for flag in (*ctx.help_option_names, ALL))
         if command is not None and not needs_none and not ctx.resilient_parsing:
             ctx.default_map = settings.default_map(self)
         return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the program's commands in groups."""
+        write_commands(self, ctx, formatter)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; translate errors into a message and an exit status."""
@@ -173,7 +178,8 @@ def _fail_by_click(error: click.ClickException) -> NoReturn:
     if isinstance(error, click.BadParameter) and ctx is not None and error.param is not None:
         message += settings.provenance(ctx, error.param)
     if ctx is not None:
-        message += f"; see {ctx.command_path} --help"
+        wrong = error.param if isinstance(error, click.BadParameter) else None
+        message += f"; see {ctx.command_path} {ALL if wrong is not None and is_rare(wrong) else '--help'}"
     _fail(message, error.exit_code)
 
 

@@ -14,7 +14,7 @@ from ...errors import ModelError, UsageError
 from ...models.hub import is_offline
 from ...models.names import ModelName
 from ..output import say, warn
-from .groups import is_given, option_group, rank
+from .groups import MODEL, is_given, option_group, rank
 from .secrets import SecretOption
 from .system_text import UserPath
 
@@ -115,7 +115,9 @@ def _resolve(
     return resolve_model(model, models_dirs)
 
 
-model_option = option_group(_resolve, "model", _OPTIONS)
+_COMMON = ("model", "hf_repo")
+
+model_option = option_group(_resolve, "model", _OPTIONS, heading=MODEL, common=_COMMON)
 """-m and -hf, as llama.cpp names them; the command gets the path of the model as `model`."""
 
 

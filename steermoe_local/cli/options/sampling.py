@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .groups import option_group
+from .groups import SAMPLING, option_group
 
 # also of the commands that measure
 TOP_P: dict[str, Any] = {
@@ -109,11 +109,13 @@ def _generation(n_predict: int, **values: Any) -> dict[str, Any]:
     return {"sampling": _sampling(**values), "n_predict": None if n_predict < 0 else n_predict}
 
 
-sampling_options = option_group(_generation, options=(_N_PREDICT, *_OPTIONS))
+_COMMON = ("n_predict", "seed", "temperature")
+
+sampling_options = option_group(_generation, options=(_N_PREDICT, *_OPTIONS), heading=SAMPLING, common=_COMMON)
 """How tokens are sampled; the command gets `sampling` (engine.Sampling) and `n_predict`.
 
 `n_predict` is None when there is no limit, and the sampling's seed is None when it is random.
 """
 
-drawing_options = option_group(_sampling, "sampling", _OPTIONS)
+drawing_options = option_group(_sampling, "sampling", _OPTIONS, heading=SAMPLING, common=_COMMON)
 """The same without -n, for a command that has another one; the command gets `sampling`."""

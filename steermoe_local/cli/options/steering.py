@@ -20,7 +20,7 @@ from ...steering.plan_file import read_plan
 from ...steering.presets import PRESETS
 from ...steering.rules import DEFAULT_CAP, DEFAULT_STRENGTH, EQUAL, OWNERS, RULES, Rule
 from ..output import warn
-from .groups import RenamedOption, field_options, is_given, option, option_group, rank
+from .groups import STEERING, RenamedOption, field_options, is_given, option, option_group, rank
 from .plans import RuleText, parse_texts, rule_texts
 from .settings import provenance_of
 from .system_text import UserPath
@@ -306,5 +306,9 @@ def _flags(**values: Any) -> SteeringFlags:
     )
 
 
-steering_options = option_group(_flags, "steering_flags", field_options(SteeringFlags))
+_COMMON = ("map_file", "activate", "deactivate", "reverse", "strength", "bias", "steer", "plan")
+
+steering_options = option_group(
+    _flags, "steering_flags", field_options(SteeringFlags), heading=STEERING, common=_COMMON
+)
 """How to steer; the command gets the flags as `steering_flags` (SteeringFlags)."""
