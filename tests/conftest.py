@@ -27,6 +27,7 @@ def _unsteered_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("config") / "config.toml"
     path.touch()
     os.environ["STEERMOE_CONFIG"] = str(path)
+    os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data"))  # where no maps folder is
 
 
 @pytest.fixture(autouse=True)

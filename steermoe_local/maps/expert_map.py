@@ -21,7 +21,8 @@ from .counts import RoutingCounts, dates_problem
 from .effects import Effects
 from .map_json import AGAIN, COUNTS, map_fields, map_text
 from .map_phases import phase_problem
-from .ranks import action_scores
+from .ranks import action_scores, ranks_of
+from .recommended import Recommended
 from .routing_sums import logit_difference, weight_difference
 from .scores import IntArray, risk_difference, risk_difference_from
 from .scores import rank as rank_experts
@@ -41,7 +42,8 @@ class ExpertMap:
     (float64, shaped like `rd`, or None): the difference of the mean router logit in units of the layer's deviation, and
     that of the mean routed weight. `effects` are those of interventions, or None. `dates` (YYYY-MM-DD) were printed by
     the chat template, none if it prints none. `stability` says how a run ended that was to end early. `phase` says of
-    which tokens of the targets the map is, "" for all (`map_phases`). The arrays are copied and read-only.
+    which tokens of the targets the map is, "" for all (`map_phases`). `recommended` is the choice that it recommends,
+    if any. The arrays are copied and read-only.
 
     Raises FormatError when a field does not fit the others.
     """
@@ -69,6 +71,7 @@ class ExpertMap:
     weight: npt.NDArray[np.float64] | None = None
     effects: Effects | None = None
     phase: str = ""
+    recommended: Recommended | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rd", _table(self.rd, "rd", self.identity, np.float64))
@@ -105,6 +108,8 @@ class ExpertMap:
             self.effects.check(self.identity)
         if self.stability and self.stability.n_pairs != self.n_pairs:
             raise FormatError(f"until_stable: of {self.stability.n_pairs} pairs, not {self.n_pairs}; {AGAIN}")
+        if self.recommended is not None:
+            self._check_recommended(self.recommended)
         if self.a1 is None or self.a2 is None:
             return
         for name, a, n in (("a1", self.a1, self.n1), ("a2", self.a2, self.n2)):
@@ -241,8 +246,11 @@ class ExpertMap:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 (hex) of the file that `save` writes."""
-        return hashlib.sha256(self.to_json().encode("utf-8")).hexdigest()
+        """SHA-256 (hex) of the file that `save` writes for the map without its recommended choice.
+
+        So what is saved with explicit numbers (chats, plans, bias files) stays good when a choice is recommended later.
+        """
+        return hashlib.sha256(map_text(self, recommended=False).encode("utf-8")).hexdigest()
 
     def save(self, path: StrPath) -> None:
         """Write the map. Raises UsageError, StorageError when the file cannot be written."""
@@ -266,6 +274,18 @@ class ExpertMap:
             return cls(**map_fields(data))
         except FormatError as error:
             raise FormatError(f"{path}: {error}") from None
+
+    def _check_recommended(self, recommended: Recommended) -> None:
+        """Raise FormatError for a choice with layers that the model, or a rank that the map lacks."""
+        choice = recommended.choice
+        try:
+            self._layers(parse_layers(choice["layers"]) if "layers" in choice else None)
+        except (ChoiceError, UsageError) as error:
+            raise FormatError(f"recommended.choice.{error}") from None
+        there = ranks_of(self)
+        for name in ("rank", "weights"):
+            if choice.get(name, there[0]) not in there:
+                raise FormatError(f"recommended.choice.{name}: the map has no score {choice[name]}")
 
     def _layers(self, layers: Iterable[int] | None) -> list[int] | None:
         if layers is None:

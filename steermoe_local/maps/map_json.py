@@ -5,6 +5,7 @@ It is JSON with one row of scores a line, so that it can be read, compared and s
     {"format": "steermoe-expert-map", "version": 2, "model": {...},
      "behaviour": {"name": ..., "positive": ..., "negative": ...},
      "n1": ..., "n2": ..., "n_pairs": ..., "pairs_sha256": [...], "dates": [...], "until_stable": {...}, "phase": ...,
+     "recommended": {"choice": {...}, ...},
      "tool": ..., "created": ..., "license": ..., "notes": ..., "confidence": {...},
      "rd": [[...], ...], "a1": [[...], ...], "a2": [[...], ...], "se": [[...], ...],
      "logit": [[...], ...], "weight": [[...], ...], "attribution": {...}, "effects": [{...}, ...]}
@@ -12,8 +13,8 @@ It is JSON with one row of scores a line, so that it can be read, compared and s
 `rd` is [n_layer, n_expert]; the counts `a1` and `a2` are optional, and so are the standard errors `se` with their
 `confidence`, the scores `logit` and `weight`, and the `effects` of interventions with their `attribution`. A map
 without the last four is of version 1. `dates` are those that the chat template printed, left out where it prints none;
-`until_stable` is there where the run was to end early, `phase` where the map is of one phase of the targets. Numbers
-are written so that they read back as the same float64.
+`until_stable` is there where the run was to end early, `phase` where the map is of one phase of the targets,
+`recommended` where it recommends a choice of experts. Numbers are written so that they read back as the same float64.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ..identity import ModelIdentity
 from .confidence import Confidence
 from .effects import Attribution, Effects
 from .map_phases import read_phase
+from .recommended import Recommended
 from .stability import Stability
 
 FORMAT = "steermoe-expert-map"
@@ -38,11 +40,15 @@ _REQUIRED = {"format", "version", "model", "behaviour", "rd"}
 _TEXTS = ("tool", "created", "license", "notes")
 _BEHAVIOUR = ("name", "positive", "negative")
 _TABLES = ("rd", "a1", "a2", "se", "logit", "weight")
-_KNOWN = _REQUIRED | {*COUNTS, *_TEXTS, *_TABLES, "pairs_sha256", "dates", "until_stable", "phase", "confidence"} | _NEW
+_OPTIONAL = {"pairs_sha256", "dates", "until_stable", "phase", "recommended", "confidence"}
+_KNOWN = _REQUIRED | {*COUNTS, *_TEXTS, *_TABLES} | _OPTIONAL | _NEW
 
 
-def map_text(expert_map: Any) -> str:
-    """The text of the file of an `ExpertMap`; the same map gives the same text."""
+def map_text(expert_map: Any, recommended: bool = True) -> str:
+    """The text of the file of an `ExpertMap`; the same map gives the same text.
+
+    Without `recommended` it is that of the map without its recommended choice.
+    """
     m = expert_map
     head: dict[str, Any] = {
         "format": FORMAT,
@@ -54,6 +60,7 @@ def map_text(expert_map: Any) -> str:
         **({"dates": list(m.dates)} if m.dates else {}),
         **({"until_stable": m.stability.to_dict()} if m.stability else {}),
         **({"phase": m.phase} if m.phase else {}),
+        **({"recommended": m.recommended.to_dict()} if recommended and m.recommended else {}),
         **{name: getattr(m, name) for name in _TEXTS if getattr(m, name)},
         **({"confidence": m.confidence.to_dict()} if m.confidence else {}),
     }
@@ -97,6 +104,7 @@ def map_fields(data: object) -> dict[str, Any]:
         "confidence": Confidence.from_dict(data["confidence"]) if "confidence" in data else None,
         "stability": Stability.from_dict(data["until_stable"]) if "until_stable" in data else None,
         "effects": _effects(data),
+        "recommended": Recommended.from_dict(data["recommended"]) if "recommended" in data else None,
         "phase": read_phase(data, AGAIN),
     }
 

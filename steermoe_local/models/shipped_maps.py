@@ -1,4 +1,4 @@
-"""The expert maps that ship with the package, by name."""
+"""Expert maps by name: those that ship with the package, and those of the user's maps folder."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import filecmp
 import os
 from pathlib import Path
 
+from .._util.closest import did_you_mean
 from .._util.package import PACKAGE
 from ..errors import UsageError
 from .embedded import behaviours
+from .user_maps import MAP_FILE, user_maps, user_maps_folder
 
 
 def shipped_maps() -> dict[str, Path]:
@@ -18,20 +20,43 @@ def shipped_maps() -> dict[str, Path]:
     return {path.stem: path for path in sorted((folder / "tiny").glob("*.json"))}
 
 
-def map_path(name: str | os.PathLike[str]) -> Path:
-    """Path of the map that the command line names: a file, else a shipped map (`digits-words`, `tiny/digits-words`).
+def known_maps() -> dict[str, Path]:
+    """Name and file of each map that has a name: the shipped ones, and the user's, which come first."""
+    return shipped_maps() | user_maps()
 
-    Raises UsageError, which names the shipped maps.
+
+def shipped_name(path: Path | None) -> str | None:
+    """The name of a shipped map, by its file or an equal copy of that name; None for other files."""
+    shipped = None if path is None else shipped_maps().get(path.stem)
+    try:
+        return path.stem if path and shipped and filecmp.cmp(shipped, path, shallow=False) else None
+    except OSError:
+        return None
+
+
+def map_path(name: str | os.PathLike[str]) -> Path:
+    """Path of the map that the command line names.
+
+    A file; the folder of a learnt steering; else a map of the user's maps folder by name; else a shipped map
+    (`digits-words`, `tiny/digits-words`).
+
+    Raises UsageError, which names the maps that there are.
     """
     text = os.path.expanduser(name)
     path = Path(text)
-    if os.path.exists(path):  # false for a name that no system can have
+    is_name = path.name == text and path.suffix not in (".json", ".gguf")
+    if os.path.isdir(path) and os.path.isfile(path / MAP_FILE):
+        return path / MAP_FILE
+    if os.path.exists(path) and not (is_name and os.path.isdir(path)):  # false for a name that no system can have
         return path
-    shipped = shipped_maps()
-    if found := shipped.get(text.removeprefix("tiny/")):
+    if found := known_maps().get(text) or shipped_maps().get(text.removeprefix("tiny/")):
         return found
-    if path.suffix == "" and path.name == text:
-        raise UsageError(f"{text}: neither a file nor a map that ships ({', '.join(shipped)}); check the name")
+    if is_name and not os.path.exists(path):
+        known = ", ".join(known_maps())
+        raise UsageError(
+            f"{text}: neither a file nor a map ({known}; yours are in {user_maps_folder()})"
+            f"{did_you_mean(text, known_maps()) or '; check the name'}"
+        )
     return path
 
 
@@ -40,10 +65,5 @@ def recommended_numbers(path: Path) -> tuple[int, int] | None:
 
     None for other files.
     """
-    shipped = shipped_maps().get(path.stem)
-    try:
-        if shipped is None or not filecmp.cmp(shipped, path, shallow=False):
-            return None
-    except OSError:
-        return None
-    return next(((b.n_activate, b.n_deactivate) for b in behaviours() if b.name == path.stem), None)
+    name = shipped_name(path)
+    return next(((b.n_activate, b.n_deactivate) for b in behaviours() if b.name == name), None)

@@ -149,7 +149,7 @@ def test_a_bias_file_by_option_and_by_environment(bias: Path) -> None:
         (["--map", DIGITS, "--preset", "faithful"], 2, "the paper has no numbers for olmoe (5 layers"),
         (["--map", DIGITS, "--activate", 1, "--strength", "nan"], 2, "--strength nan"),
         (["--map", DIGITS, "--activate", 1, "--strength", "inf"], 2, "--strength inf"),
-        (["--map", "digit-words"], 2, "neither a file nor a map that ships (digits-words, document-memory)"),
+        (["--map", "digit-words"], 2, "neither a file nor a map (digits-words, document-memory; yours are in"),
         (["--map", "none.json", "--activate", 1], 1, "none.json: cannot be read as an expert map"),
         (["--map", str(ROOT / "README.md"), "--activate", 1], 1, "not an expert map"),
         (["--bias", "none.gguf"], 1, "none.gguf"),
