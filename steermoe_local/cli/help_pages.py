@@ -9,6 +9,7 @@ from .options.groups import HEADINGS, OWN, place
 ALL = "--help-all"
 _META = "steermoe.help_all"  # set in a context whose page shows everything
 _MOST_WITHOUT_HEADINGS = 9  # options of a page
+_COLUMN = 30  # characters of the options' names
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "Get started": ("learn", "chat", "run", "serve", "models", "behaviours", "demo"),
@@ -78,7 +79,7 @@ def _write_options(command: click.Command, ctx: click.Context, formatter: click.
     sections: dict[str, list[tuple[str, str]]] = {heading: [] for heading in HEADINGS}
     about_help, n_rare = [], 0
     for parameter in command.get_params(ctx):
-        record = parameter.get_help_record(ctx)
+        record = _record(parameter, ctx, everything)
         if record is None or ALL in parameter.opts:
             continue
         if set(parameter.opts) & set(ctx.help_option_names):
@@ -91,9 +92,28 @@ def _write_options(command: click.Command, ctx: click.Context, formatter: click.
         about_help.append((ALL, f"Show this message with {n_rare} more options and exit."))
     if sum(map(len, sections.values())) <= _MOST_WITHOUT_HEADINGS:
         sections = {OWN: [*(record for records in sections.values() for record in records), *about_help]}
-    else:
-        sections["Help"] = about_help
+        about_help = []
+    widths = [len(names) for records in sections.values() for names, _ in records]
+    width = max((width for width in widths if width <= _COLUMN), default=0)
     for heading, records in sections.items():
         if records:
-            with formatter.section(heading):
-                formatter.write_dl(records)
+            with formatter.section(heading):  # all with a second column at the same place
+                formatter.write_dl([(names.ljust(width), text) for names, text in records], col_max=width)
+    if about_help:
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_dl([(names.ljust(width), text) for names, text in about_help], col_max=width)
+
+
+def _record(parameter: click.Parameter, ctx: click.Context, everything: bool) -> tuple[str, str] | None:
+    """What the page says of an option: its names, of which --help has one short and one long, and what it does."""
+    if not isinstance(parameter, click.Option):
+        return None
+    names = parameter.opts
+    if not everything:
+        kinds = ([name for name in names if name.startswith("--") is long] for long in (False, True))
+        parameter.opts = [name for kind in kinds for name in kind[:1]]
+    try:
+        return parameter.get_help_record(ctx)
+    finally:
+        parameter.opts = names

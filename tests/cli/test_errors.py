@@ -374,7 +374,7 @@ def test_help(path: tuple[str, ...], command: click.Command) -> None:
 def test_groups_and_commands_that_are_not_there(work: Path) -> None:
     for words in (["nothing"], ["pairs", "nothing"], ["--nothing"], ["map", "--nothing"]):
         is_refused(start(words), {2}, "nothing")
-    assert is_refused(start(["detct"]), {2}, "'detct'").endswith("nearest: 'detect'; see steermoe --help")
+    assert is_refused(start(["detct"]), {2}, "'detct'").endswith("; did you mean detect?")
     for words in ([], ["pairs"], ["map"]):
         result = start(words)
         assert result.exit_code == 2

@@ -7,16 +7,18 @@ from typing import Any
 
 import click
 
-from ..options.common import reasoning_option, template_options
+from ..options.common import context_option, reasoning_option, system_option, template_options
+from ..options.groups import PROMPT, in_help
 from ..options.llama import llama_options
-from ..options.model import model_option
+from ..options.positionals import model_argument
 from ..options.sampling import sampling_options
 from ..options.steering import SteeringFlags, steering_options
 from ..options.system_text import UserPath
 
 
 @click.command()
-@model_option
+@in_help({"prompt": PROMPT}, rare=("history", "show_speed"))
+@model_argument
 @steering_options
 @click.option(
     "--maps",
@@ -26,15 +28,9 @@ from ..options.system_text import UserPath
     help="Folder of maps and bias files that /steer finds by name. Can be given again.",
 )
 @click.option("-p", "--prompt", metavar="TEXT", help="First message.")
-@click.option("-sys", "--system-prompt", metavar="TEXT", help="System message.")
+@system_option("System message.")
 @sampling_options
-@click.option(
-    "-c",
-    "--ctx-size",
-    type=click.IntRange(0),
-    metavar="N",
-    help="Context in tokens, 0: the model's.  [default: at most 4096]",
-)
+@context_option("Context in tokens, 0: the model's.  [default: at most 4096]")
 @template_options
 @reasoning_option("What the model thinks before it answers: dim, or not at all; auto shows it on a terminal.")
 @click.option("--show-speed", is_flag=True, help="Tokens per second after every answer, as /speed on.")

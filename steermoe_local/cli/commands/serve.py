@@ -20,18 +20,20 @@ from ...models.embedded import TINY, data_folder
 from ...steering.presets import PRESETS
 from ...steering.rules import RULES, json_cap
 from ..failures import log_to_stderr
-from ..options.common import FILE, strength_option, template_options
-from ..options.groups import is_given
+from ..options.common import FILE, context_option, strength_option, template_options
+from ..options.groups import OWN, STEERING, in_help, is_given
 from ..options.groups import rank as rank_of
 from ..options.llama import LlamaFlags, llama_options
-from ..options.model import model_option
 from ..options.opening import check_memory, context_size, open_engine, warn_of_unknown_reasoning
 from ..options.plans import RuleText
+from ..options.positionals import model_argument
 from ..options.sampling import sampling_options
 from ..options.secrets import SecretOption, warn_of_readers
 from ..options.steering import CAP, OF_EACH_RULE, RANK, SOFT_WEIGHTS, SteeringFlags, rule_choice
 from ..output import say, warn
 
+_SOURCES = ("steering", "steer", "plan")
+_NUMBERS = ("activate", "deactivate", "preset", "rank")
 _RULE = ("mode", "strength", "cap", "weights")
 _MAX_KEY = 1 << 16  # bytes of a key's file
 _PLAN = "start-plan"  # the name of a plan of --steer
@@ -44,7 +46,14 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@model_option
+@in_help(
+    {"": OWN, **dict.fromkeys((*_SOURCES, *_NUMBERS, *_RULE, "force"), STEERING)},
+    rare=(
+        *("rank", "mode", "cap", "weights", "preset", "force", "maps_writable", "no_auth", "api_key", "cors_origins"),
+        *("allowed_hosts", "queue_limit", "timeout", "log_prompts", "aliases"),
+    ),
+)
+@model_argument
 @click.option("-a", "--alias", "aliases", multiple=True, metavar="NAME", help="Further name of the model for clients.")
 @click.option(
     "--maps",
@@ -108,13 +117,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Answers decoded at once.",
 )
-@click.option(
-    "-c",
-    "--ctx-size",
-    type=click.IntRange(0),
-    metavar="N",
-    help="Context of each answer in tokens, 0: the model's.  [default: at most 4096]",
-)
+@context_option("Context of each answer in tokens, 0: the model's.  [default: at most 4096]")
 @click.option(
     "--queue",
     "queue_limit",

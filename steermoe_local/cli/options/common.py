@@ -15,7 +15,7 @@ from ..._util.files import parse_json, require_writable
 from ..._util.locks import OutputLock
 from ...errors import UsageError
 from ...llama.template_date import template_date
-from .groups import OUTPUT, PROMPT, Decorator, RenamedOption, option_group, together
+from .groups import MODEL, OUTPUT, PROMPT, SAMPLING, Decorator, RenamedOption, option_group, together
 from .model import ModelPath
 from .system_text import UserPath
 
@@ -114,7 +114,12 @@ json_option = together(
 )
 
 template_options = together(
-    click.option("--thinking", is_flag=True, help="Turn the chat template's switch for thinking on.  [default: off]"),
+    click.option(
+        "--thinking",
+        "--think",
+        is_flag=True,
+        help="Turn the chat template's switch for thinking on.  [default: off]",
+    ),
     click.option(
         "--chat-template-kwargs",
         "template_arguments",
@@ -145,6 +150,26 @@ longest_prompt_option = click.option(
     help="Longest prompt, 0: as the pairs need. Pairs with longer ones are reported and skipped.",
 )
 seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything that is drawn.")
+
+
+def system_option(help: str) -> Decorator:
+    """-sys: the system message."""
+    return together(
+        click.option("-sys", "--system-prompt", "--system", "system_prompt", metavar="TEXT", help=help), heading=PROMPT
+    )
+
+
+stop_option = together(
+    click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be given again."),
+    heading=SAMPLING,
+    common=(),
+)
+
+
+def context_option(help: str) -> Decorator:
+    """-c: the longest context, None if it is not given."""
+    given = click.option("-c", "--ctx-size", type=click.IntRange(0), metavar="N", help=help)
+    return together(given, heading=MODEL, common=())
 
 
 def output_option(help: str, *, required: bool = True, **attributes: Any) -> Decorator:
@@ -214,13 +239,16 @@ def selection_options(what: str) -> Decorator:
 
 
 def resume_options(
-    resume: str = "Go on with an interrupted run.", restart: str = "Forget an interrupted run."
+    resume: str = "Go on with an interrupted run.",
+    restart: str = "Forget an interrupted run.",
+    common: tuple[str, ...] | None = None,
 ) -> Decorator:
     """--resume and --restart."""
     return together(
         click.option("--resume", is_flag=True, help=resume),
         click.option("--restart", is_flag=True, help=restart),
         heading=OUTPUT,
+        common=common,
     )
 
 

@@ -70,6 +70,7 @@ class EvaluationSetup(MeasuredSteering):
     )
     temperature: float = option(
         "--temp",
+        "--temperature",
         type=click.FloatRange(0),
         default=0.0,
         show_default=True,

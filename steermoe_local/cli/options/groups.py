@@ -31,6 +31,9 @@ HEADINGS = (MODEL, PROMPT, OWN, STEERING, SAMPLING, MEASUREMENT, OUTPUT, COMPUTI
 """Headings of the pages of --help, in their order; options of a command that says nothing else stand under OWN."""
 
 
+_PLACE = "steermoe_place"  # an attribute of parameters
+
+
 @dataclasses.dataclass(frozen=True)
 class Place:
     """Where an option stands in help: under which of `HEADINGS`, and whether only --help-all shows it."""
@@ -41,7 +44,7 @@ class Place:
 
 def place(parameter: click.Parameter) -> Place:
     """The place of a parameter in help, as its group says."""
-    return getattr(parameter, "steermoe_place", Place())
+    return getattr(parameter, _PLACE, Place())
 
 
 def option(*names: str, value: Any = None, **attributes: Any) -> Any:
@@ -79,18 +82,31 @@ def together(
         for give in reversed(options):
             wrapped = give(wrapped)
         if heading is not None or common is not None:
+            headings = {"": heading} if isinstance(heading, str) else heading or {}
             for parameter in wrapped.__click_params__[n_before:]:
-                if not hasattr(parameter, "steermoe_place"):
-                    found = heading if isinstance(heading, str) else _heading(heading or {}, parameter.name or "")
-                    rare = common is not None and parameter.name not in common
-                    parameter.steermoe_place = Place(found, rare)
+                _put(parameter, headings, common is not None and parameter.name not in common)
         return cast(F, wrapped)
 
     return decorate
 
 
-def _heading(headings: Mapping[str, str], name: str) -> str:
-    return headings.get(name, headings.get("", OWN))
+def in_help(headings: Mapping[str, str] | None = None, *, rare: Collection[str] = ()) -> Callable[[F], F]:
+    """A decorator that gives a command's options that have no place in help one, like `together`.
+
+    `rare` are the parameters that only --help-all shows. It stands above the options.
+    """
+
+    def decorate(command: F) -> F:
+        for parameter in getattr(command, "__click_params__", ()):
+            _put(parameter, headings or {}, parameter.name in rare)
+        return command
+
+    return decorate
+
+
+def _put(parameter: Any, headings: Mapping[str, str], rare: bool) -> None:
+    if not hasattr(parameter, _PLACE):
+        setattr(parameter, _PLACE, Place(headings.get(parameter.name, headings.get("", OWN)), rare))
 
 
 def option_group(

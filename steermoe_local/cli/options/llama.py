@@ -217,8 +217,8 @@ class RecordingFlags(LlamaFlags):
 
 
 # What --help shows of them, with the model itself; the rest is for --help-all.
-_COMMON = ("threads", "n_gpu_layers")
-_HEADINGS = {"": COMPUTING} | dict.fromkeys(_COMMON, MODEL)
+_COMMON = ("n_gpu_layers",)
+_HEADINGS = {"": COMPUTING, "n_gpu_layers": MODEL}
 
 llama_options = option_group(LlamaFlags, "flags", heading=_HEADINGS, common=_COMMON)
 """The flags of llama.cpp under its names; the command gets them as `flags` (LlamaFlags)."""

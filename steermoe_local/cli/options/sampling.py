@@ -28,12 +28,13 @@ _N_PREDICT = click.option(
     "-n",
     "--predict",
     "--n-predict",
+    "--max-tokens",
     "n_predict",
     type=click.IntRange(-1),
     default=-1,
     show_default=True,
     metavar="N",
-    help="Tokens to generate at most, -1: until the model ends.",
+    help="Most tokens, -1: until the model ends.",
 )
 _OPTIONS = (
     click.option(
@@ -47,6 +48,7 @@ _OPTIONS = (
     ),
     click.option(
         "--temp",
+        "--temperature",
         "temperature",
         type=click.FloatRange(0),
         default=0.8,
