@@ -119,5 +119,15 @@ sampling_options = option_group(_generation, options=(_N_PREDICT, *_OPTIONS), he
 `n_predict` is None when there is no limit, and the sampling's seed is None when it is random.
 """
 
+
+def sampling_parameters() -> list[click.Parameter]:
+    """The options of `sampling_options`, to read their values elsewhere than on the command line."""
+
+    def command(**_: Any) -> None:
+        pass
+
+    return list(reversed(getattr(sampling_options(command), "__click_params__")))  # noqa: B009 # of functions
+
+
 drawing_options = option_group(_sampling, "sampling", _OPTIONS, heading=SAMPLING, common=_COMMON)
 """The same without -n, for a command that has another one; the command gets `sampling`."""
