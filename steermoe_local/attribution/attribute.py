@@ -127,7 +127,10 @@ def attribute(
     with run:
         run.open(kept, resume, metadata or {}, progress or (lambda *_: None), log or (lambda _: None))
         effects = run.effects()
-    return replace(expert_map, effects=effects)
+    recommended = expert_map.recommended
+    if recommended is not None and {"effect", "efficiency"} & {*map(str, recommended.choice.values())}:
+        recommended = None  # chosen by other effects
+    return replace(expert_map, effects=effects, recommended=recommended)
 
 
 class _Run:

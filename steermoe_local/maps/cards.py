@@ -68,6 +68,19 @@ top-{{ confidence.top_n }} overlap {{ "%.2f" | format(confidence.split_half.over
 | map SHA-256 | `{{ map.sha256 }}` |
 | licence | {{ license | line }} |
 
+## Recommended choice
+
+{% if recommended %}
+`{{ recommended.choice_words }}`{{ ": " ~ (recommended.words | line) if recommended.words }}\
+{{ " (" ~ (recommended.task | line) ~ ")" if recommended.task }}.
+It is what steers where no numbers of experts are given.
+{% if recommended.command %}
+Measured by `{{ recommended.command | line }}`.
+{% endif %}
+{% else %}
+None: nobody measured one. How many experts to promote and suppress is for you to find (`steermoe tune`).
+{% endif %}
+
 ## First experts by |RD|
 
 | layer | expert | RD |{% if rates %} p1 | p2 |{% endif %}
@@ -112,13 +125,12 @@ Not measured. RD counts which experts differ between the sides; only an interven
 ## Use
 
 ```sh
-steermoe bias build {{ file }} -o bias.gguf --activate 8 --deactivate 8 -m MODEL.gguf\
+steermoe bias build {{ file }} -o bias.gguf{{ "" if recommended else " --activate N --deactivate M" }} -m MODEL.gguf\
 {{ " --force" if not router else "" }}
 steermoe run -m MODEL.gguf --bias bias.gguf -p "..."
 ```
 
-How many experts to promote and suppress is for you to find: more steer harder and cost fluency. Measure the
-behaviour and the model's other abilities before you rely on it.
+More experts steer harder and cost fluency. Measure the behaviour and the model's other abilities before you rely on it.
 {% if map.notes %}
 
 ## Notes
@@ -165,6 +177,7 @@ def render_card(expert_map: ExpertMap, base_model: str, *, license: str = "", fi
         tokens=f"{expert_map.n1:,} / {expert_map.n2:,}" if expert_map.n1 and expert_map.n2 else "",
         phase=phase_words(expert_map.phase) if expert_map.phase else "",
         confidence=expert_map.confidence,
+        recommended=expert_map.recommended,
         attribute=ATTRIBUTE,
         top=expert_map.top(N_TOP),
         rates=rates,

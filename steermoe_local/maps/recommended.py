@@ -125,6 +125,16 @@ class Recommended:
                 raise FormatError(f"recommended.{name}: not a short text; {_AGAIN}")
 
     @property
+    def choice_words(self) -> str:
+        """The choice in a few words: "+8 -8 layers=3-7 cap=4", as rules of plans are written."""
+        choice = dict(self.choice)
+        numbers = [
+            f"{sign}{choice.pop(name)}" for name, sign in (("activate", "+"), ("deactivate", "-")) if name in choice
+        ]
+        numbers += ["reverse"] if choice.pop("reverse", False) else []
+        return " ".join([*numbers, *(f"{name}={value}" for name, value in choice.items())])
+
+    @property
     def words(self) -> str:
         """What the choice was measured to do, for people; "" if it was not."""
         if self.unsteered is None or self.steered is None:

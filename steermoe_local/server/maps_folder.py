@@ -6,6 +6,8 @@ A choice is the JSON object of a request's `steering` field; without `map` it be
     words.choice.json: {"map": "digits-words", "activate": 2, "deactivate": 2, "reverse": true}
 
 NAME.plan.json and NAME.plan.toml hold the rules of a plan (steering/plan_file.py), which name maps and bias files.
+
+NAME/map.json is the map of a learnt steering (models/user_maps.py), which comes before a NAME.json.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from .._util.files import parse_json, read_bytes, replacing, require_writable
 from .._util.locks import OutputLock
 from ..errors import BusyError, FormatError, StorageError, UsageError
 from ..maps.expert_map import ExpertMap
+from ..models.user_maps import MAP_FILE, maps_in
 from ..steering.bias_file import BiasFile, read_bias, write_bias
 from ..steering.plan import AnySteering, SteeringPlan
 from ..steering.plan_file import SUFFIXES as PLAN_SUFFIXES
@@ -113,7 +116,7 @@ def _os_error(error: BaseException | None) -> OSError | None:
 
 
 class MapsFolder:
-    """Reads the folder, and writes into it if that is allowed. Files in its subfolders are ignored."""
+    """Reads the folder, and writes into it if that is allowed. Of its subfolders only learnt steerings count."""
 
     def __init__(self, path: Path, writable: bool) -> None:
         self.path, self.writable = path, writable
@@ -148,7 +151,10 @@ class MapsFolder:
         self._lock.release()
 
     def files(self) -> Iterator[tuple[str, Path, Kind]]:
-        """(name, path, kind) of what can be registered, in the order of the names."""
+        """(name, path, kind) of what can be registered: learnt steerings, then files in the order of their names."""
+        for name, path in maps_in(self.path).items():
+            if path.name == MAP_FILE and path.parent != self.path:
+                yield name, path, "map"
         old, added = old_view(self.path)  # empty, unless another server's change is not complete
         there = {path.name: path for path in self.path.iterdir() if path.name not in added} | old
         for name, path in sorted(there.items()):

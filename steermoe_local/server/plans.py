@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from .._util.closest import did_you_mean
 from ..errors import SteerMoEError, UsageError
 from ..maps.expert_map import ExpertMap
 from ..steering.plan import AnySteering, PlanRule, SteeringPlan, map_of_condition, require_experts
@@ -79,7 +80,9 @@ def _source(name: str, entries: Mapping[str, AnySteering], made_of: Mapping[str,
     if found is None:
         names = sorted(known for known, entry in entries.items() if isinstance(entry, Steering))
         told = ", ".join([*names[:_NAMES_TOLD], *(["..."] if len(names) > _NAMES_TOLD else [])])
-        raise _UnknownName(f"steering {name!r} is not registered; there are: {told or 'none'}")
+        raise _UnknownName(
+            f"steering {name!r} is not registered; there are: {told or 'none'}{did_you_mean(name, names)}"
+        )
     if isinstance(found, SteeringPlan):
         raise UsageError(f"{name}: a plan; a rule names a map or a bias file")
     if made_of is not None and made_of.get(name) != found.source_sha256:

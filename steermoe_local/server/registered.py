@@ -69,6 +69,8 @@ class Registered:
         facts |= {"cap": json_cap(steering.cap), "ranks": list(ranks_of(expert_map))}
         facts["presets"] = {p.name: {"activate": p.n_activate, "deactivate": p.n_deactivate} for p in steering.presets}
         facts |= {name: getattr(expert_map, name) for name in ("behaviour", "positive", "negative")}
+        recommended = expert_map.recommended
+        facts["recommended"] = None if recommended is None else recommended.to_dict()
         return facts | {"side": steering.side, "map_sha256": expert_map.sha256, "n_pairs": expert_map.n_pairs or None}
 
 

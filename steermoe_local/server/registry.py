@@ -13,11 +13,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from .._util.closest import did_you_mean
 from ..errors import ModelMismatchError, SteerMoEError, UsageError, prefixed
 from ..evaluation.measuring.plans import open_plan as open_files_plan
 from ..identity import ModelIdentity
 from ..llama.steered_llama import native_bias
-from ..models.shipped_maps import map_path, recommended_numbers, shipped_maps
+from ..models.shipped_maps import map_path, shipped_maps
+from ..models.user_maps import is_learnt, map_label
 from ..steering.bias_plan import AnyBias
 from ..steering.plan import AnySteering, SteeringPlan
 from ..steering.plan_file import SUFFIXES as PLAN_SUFFIXES
@@ -73,8 +75,7 @@ class SteeringRegistry:
             if identity is None:
                 return ["this model has no experts, so nothing can steer it"]
             for name, path in shipped_maps().items():
-                numbers = recommended_numbers(path) or (0, 0)
-                steering = Steering.open(map_file=path, activate=numbers[0], deactivate=numbers[1])
+                steering = Steering.open(map_file=path).recommending()
                 if steering.identity == identity:
                     self._put(name, steering, "ships")
             if self._folder is None:
@@ -103,10 +104,12 @@ class SteeringRegistry:
                 if kind in later:
                     later[kind].append((name, path))
                     continue
-                steering = Steering.open(map_file=path) if kind == "map" else Steering.open(bias=path)
-                warnings += self._put(name, steering, "folder")
+                opened = Steering.open(map_file=path) if kind == "map" else Steering.open(bias=path)
+                warnings += self._put(name, opened.recommending(), "folder")
                 folder.take(path)
             except SteerMoEError as error:
+                if isinstance(error, ModelMismatchError) and path.parent != folder.path:
+                    continue  # a steering that was learnt for another model is in its place there
                 warnings.append(f"left out: {error}")
         warnings += self._open_choices(folder, later["choice"])  # they refer to the others, and to one another
         return warnings + self._open_plans(folder, later["plan"] + later["plan in toml"])
@@ -161,7 +164,7 @@ class SteeringRegistry:
         The rules of a plan name what lies beside it, what is registered, and the maps that ship; those of a plan in the
         maps folder what is registered. Raises ChoiceError, FormatError, ModelMismatchError, UsageError.
         """
-        name = name_of_file(path)
+        name = name_of_file(path.with_name(f"{map_label(path)}.json") if is_learnt(path) else path)
         steering: AnySteering
         if path.name.endswith(PLAN_SUFFIXES):
             if self._folder is None or path.resolve().parent != self._folder.path.resolve():
@@ -173,8 +176,19 @@ class SteeringRegistry:
         elif path.suffix == ".gguf":
             steering = Steering.open(bias=path)
         else:
-            steering = Steering.open(map_file=path, activate=activate, deactivate=deactivate)
+            steering = Steering.open(map_file=path, activate=activate, deactivate=deactivate).recommending()
         return name, self._put(name, steering, "command line", replace=True)
+
+    def add_learnt(self, name: str, path: Path) -> list[str]:
+        """Register a learnt steering of the maps folder by its map's file, in place of an older one; returns warnings.
+
+        Raises FormatError, ModelMismatchError, UsageError (the name is another steering's).
+        """
+        steering = Steering.open(map_file=path).recommending()
+        with self._lock:
+            known = self._entries.get(name)
+            again = known is not None and known.steering.path == path
+            return self._put(name, steering, "folder", replace=again)
 
     def add_plan(self, plan: SteeringPlan) -> list[str]:
         """Register a plan of the command line under its name, which it takes from what has it; returns warnings.
@@ -213,7 +227,8 @@ class SteeringRegistry:
             steering = _chosen(self.entry(request.map), request)
         elif request.map is not None:
             steering = Steering(request.name, expert_map=map_from_json(request.map, request.name))
-            steering = with_choice(steering, request)
+            choice = {name: getattr(request, name) for name in ("activate", "deactivate", "preset", "reverse")}
+            steering = with_choice(steering.recommending(choice), request)
         elif has_choice(request):
             raise UsageError(
                 "the rules of a plan have numbers of their own; leave out those beside them"
@@ -309,11 +324,12 @@ class SteeringRegistry:
         """The entry of a name. Raises ApiError (404), which lists the names."""
         with self._lock:
             found = self._entries.get(name)
-            names = ", ".join([*sorted(self._entries), NONE])
+            known = [*sorted(self._entries), NONE]
         if found is None:
+            names = ", ".join(known)
             hint = f"; a rule has a colon and what steers, like {name}: {NONE}" if name in _PLACES else ""
             raise ApiError.not_found(
-                f"steering {name!r} is not registered; there are: {names}{hint}",
+                f"steering {name!r} is not registered; there are: {names}{hint or did_you_mean(name, known)}",
                 param="steering",
                 code="steering_not_found",
             )
@@ -365,7 +381,7 @@ class SteeringRegistry:
             name = label.partition(":")[0]
             raise ApiError(
                 400,
-                f"steering {name!r}: the map has no numbers of experts; send "
+                f"steering {name!r}: the map recommends no numbers of experts; send "
                 f'{{"map": "{name}", "activate": N, "deactivate": N}}',
                 param="steering",
                 code="no_numbers",

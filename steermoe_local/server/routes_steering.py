@@ -71,7 +71,7 @@ def router(service: Service) -> APIRouter:
         reverse: bool | None = None,
         layers: Annotated[str | None, Query(max_length=200)] = None,
         mode: RuleMode | None = None,
-        scale: Annotated[float | None, Query(ge=-1000, le=1000, allow_inf_nan=False)] = None,
+        scale: Annotated[float | None, Query(le=1000, allow_inf_nan=False, json_schema_extra={"minimum": 0})] = None,
         preset: Preset | None = None,
         rank: RankName | None = None,
         weights: WeightsName | None = None,

@@ -51,6 +51,8 @@ WeightsName = Literal["log-odds", "logit", "weight", "effect", "none"]
 """The names of `maps.ranks.WEIGHTS`, and none for equal strengths."""
 RuleMode = Literal["hard", "soft", "capped"]
 """The names of `steering.rules.RULES`."""
+Strength = Annotated[float, Field(le=1000, allow_inf_nan=False, json_schema_extra={"minimum": 0})]
+"""A strength in logits. `Rule` refuses one below 0, and says what to do."""
 Cap = Annotated[float, Field(gt=0, le=1000)] | Literal["inf"]
 """The cap of the capped rule in logits; JSON has no infinity."""
 
@@ -66,7 +68,7 @@ class SteeringChoice(Body):
     mode: RuleMode | None = Field(
         None, description="The rule; soft adds `scale` to logits, capped is hard but moves no logit by more than `cap`."
     )
-    scale: float | None = Field(None, ge=-1000, le=1000, description="Strength of the soft rule, in logits.")
+    scale: Strength | None = Field(None, description="Strength of the soft rule, in logits.")
     preset: Preset | None = Field(
         None, description="The paper's numbers for the map's model, instead of activate, deactivate and reverse."
     )
@@ -216,7 +218,7 @@ class RegisterRequest(Body):
     reverse: bool | None = None
     layers: str | None = Field(None, max_length=200)
     mode: RuleMode | None = None
-    scale: float | None = Field(None, ge=-1000, le=1000)
+    scale: Strength | None = None
     preset: Preset | None = Field(None, description="The paper's numbers for the map's model.")
     rank: RankName | None = None
     weights: WeightsName | None = None

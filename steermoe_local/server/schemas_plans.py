@@ -140,7 +140,7 @@ def rule_schema() -> dict[str, Any]:
         "preset": _words(*PRESETS),
         "rank": _words(*RANKS),
         "mode": _words(*RULES),
-        "scale": {"type": "number", "minimum": -1000, "maximum": 1000},
+        "scale": {"type": "number", "minimum": 0, "maximum": 1000},
         "weights": _words(*WEIGHTS, NONE),
         "cap": {"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 1000}, _words("inf")]},
     }

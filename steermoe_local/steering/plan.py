@@ -246,8 +246,9 @@ def require_experts(name: str, steering: Steering, choice: Mapping[str, Any]) ->
     if {"activate", "deactivate"} & choice.keys():
         raise UsageError(f"{name}: no experts, so nothing steers there; write +N or -N, or none in the map's place")
     raise UsageError(
-        f"{name}: the map has no numbers of experts; write +N for those to promote (RD > 0), -N for those to suppress "
-        f"(RD < 0), like {name} +8 -8"
+        f"{name}: the map recommends no numbers of experts; write +N for those to promote (RD > 0), -N for those to "
+        f"suppress (RD < 0), like {name} +N -M (steermoe tune finds good ones, steermoe learn makes a map that "
+        "has them)"
     )
 
 

@@ -28,6 +28,8 @@ OWNERS = {"scale": "soft", "weights": "soft", "cap": "capped"}
 class Rule:
     """A rule with what it needs: `scale` and `weights` of the soft one, `cap` of the capped one; none of the hard one.
 
+    A strength (`scale`) is 0 or more: the other side is a matter of the choice (`reverse`), not of the rule.
+
     Raises UsageError for values that do not go together, or are impossible.
     """
 
@@ -38,6 +40,11 @@ class Rule:
     def __post_init__(self) -> None:
         if type(self.scale) is int and abs(self.scale) > 1e300:  # JSON has integers that no float holds
             raise UsageError("strength: an integer of hundreds of digits is no number of logits")
+        if self.scale is not None and self.scale < 0:
+            raise UsageError(
+                f"strength {self.scale:g}: below 0; give the logits as a number from 0 up, and reverse the choice "
+                "(--reverse, /reverse, reverse) to steer to the other side"
+            )
         if self.cap is not None and self.scale is not None:
             raise UsageError("the soft rule has a strength and the capped rule a cap; give one of them")
         if self.weights is not None:

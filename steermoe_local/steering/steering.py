@@ -17,6 +17,7 @@ from ..errors import FormatError, UsageError
 from ..identity import ModelIdentity
 from ..maps.expert_map import ExpertMap, parse_layers
 from ..maps.ranks import RANKS, relative_sizes
+from ..maps.recommended import Recommended
 from .bias_file import DEFAULT_EPSILON, BiasFile, none_if_empty, read_bias
 from .old_digests import chat_digest
 from .presets import Preset, check_sides, preset_for, presets_for
@@ -177,6 +178,34 @@ class Steering:
         ).fields
         changed = self.changed(**changes)
         return (changed, []) if preset is None else changed.with_preset(preset)
+
+    @property
+    def recommended(self) -> Recommended | None:
+        """The choice that the map recommends; None without one, and for a bias file."""
+        return None if self.expert_map is None else self.expert_map.recommended
+
+    def recommending(self, choice: Mapping[str, Any] | None = None) -> Steering:
+        """The same with all of the map's recommended choice, where neither this nor `choice` has numbers of experts.
+
+        `choice` is what is asked for beside it, as in `with_choice`, which may change it further: numbers, or a preset,
+        are instead of a recommended choice. Without one the steering stays as it is.
+
+        Raises UsageError where `choice` asks for the other side of a choice that is of one side alone.
+        """
+        given = {name: value for name, value in (choice or {}).items() if value is not None}
+        recommended = self.recommended
+        if recommended is None or self.activate or self.deactivate or self.preset:
+            return self
+        if {"activate", "deactivate", "preset"} & given.keys():
+            return self
+        side = recommended.choice.get("reverse", False)
+        if recommended.one_way and given.get("reverse", side) != side:
+            raise UsageError(
+                f"{self.path or self.name}: recommends steering to "
+                f"{dataclasses.replace(self, reverse=side).side or 'one side'} alone; give numbers of experts of your "
+                "own for the other side"
+            )
+        return self.with_choice(recommended.choice)[0]
 
     @property
     def presets(self) -> list[Preset]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from ..._util.closest import did_you_mean
 from ..._util.regular_files import open_regular
 from ...errors import SteerMoEError, UsageError
 from ...evaluation.measuring.plans import beside, is_bias_file, is_plan_file, open_plan, plan_name
 from ...identity import ModelIdentity
 from ...maps.ranks import ranks_of
-from ...models.shipped_maps import recommended_numbers, shipped_maps
+from ...models.shipped_maps import known_maps, shipped_maps
+from ...models.user_maps import MAP_FILE, maps_in
 from ...steering.plan import AnySteering, SteeringPlan
 from ...steering.plan_file import read_plan
 from ...steering.plan_rules import EVERYWHERE, NONE, PHASES, Where
@@ -32,7 +34,7 @@ _RULES = re.compile(
 
 
 class MapFinder:
-    """Maps, bias files and plans by path, or by name: those of folders, and those that ship with the package.
+    """Maps, bias files and plans by path, or by name: of given folders, of the user's maps folder, and shipped ones.
 
     Where several have a name, the first folder's counts, and in a folder a map before a plan.
     """
@@ -54,8 +56,9 @@ class MapFinder:
     def open(self, name: str, before: AnySteering | None = None) -> tuple[AnySteering, list[str]]:
         """The steering of that name or path, or of that text of rules, and warnings.
 
-        A map is taken with the numbers of experts that are recommended for it, else with those of `before`, else with
-        none; rule and layers are those of `before`, and so are rank and weights, if the map has their data.
+        A map is taken with the choice that it recommends. One that recommends none has rule and layers of `before`, and
+        so rank and weights, if the map has their data, and numbers of experts if somebody chose them for `before`; else
+        none.
 
         Raises UsageError for a name that nothing has and for bad rules, FormatError, ModelMismatchError.
         """
@@ -71,18 +74,9 @@ class MapFinder:
         elif is_bias_file(path):
             steering = Steering.open(bias=path)
         else:
-            steering = Steering.open(map_file=path)
-            numbers = recommended_numbers(path)
-            if isinstance(before, Steering) and before.expert_map is not None:
-                numbers = numbers or (before.activate, before.deactivate)
-                steering = steering.changed(epsilon=before.epsilon, layers=before.layers, **before.rule.fields)
-                there = () if steering.expert_map is None else ranks_of(steering.expert_map)
-                steering = steering.changed(
-                    rank=before.rank if before.rank in there else "rd",
-                    weights=before.weights if before.weights in there else None,
-                )
-            activate, deactivate = numbers or (0, 0)
-            steering = steering.changed(activate=activate, deactivate=deactivate)
+            steering = Steering.open(map_file=path).recommending()
+            if steering.recommended is None and isinstance(before, Steering) and before.expert_map is not None:
+                steering = _with_choice_of(before, steering)
         return steering, warnings + steering.check(self._identity, str(self._where), self._force)
 
     def _is_rules(self, text: str) -> bool:
@@ -96,23 +90,24 @@ class MapFinder:
         path = os.path.expanduser(name)
         if os.path.isfile(path):
             return Path(path)
+        if os.path.isfile(Path(path) / MAP_FILE) and os.path.basename(path) != path:
+            return Path(path) / MAP_FILE
         named = self._named()
-        if found := named.get(name.removeprefix("tiny/")):
+        if found := named.get(name) or shipped_maps().get(name.removeprefix("tiny/")):
             return found
-        close = difflib.get_close_matches(name, self.names(), n=1, cutoff=0.6)
-        hint = f"did you mean {close[0]}?" if close else "give the path of a map or bias file"
+        hint = did_you_mean(name, self.names()) or "; give the path of a map or bias file"
         if name == NONE:
-            hint = "/steer off steers by nothing"
-        raise UsageError(f"{name}: no such file, and no map of that name for this model; {hint}")
+            hint = "; /steer off steers by nothing"
+        raise UsageError(f"{name}: no such file, and no map of that name for this model{hint}")
 
     def _named(self) -> dict[str, Path]:
-        named = shipped_maps()
+        named = known_maps()
         for folder in reversed(self._folders):
             with contextlib.suppress(OSError):  # gone, or not to be read: its names are not there
                 found = sorted(path for path in folder.iterdir() if is_text(path.name))  # others no chat can keep
                 plans = {plan_name(path): path for path in found if is_plan_file(path)}
                 rest = [path for path in found if path.suffix in (".json", ".gguf") and not is_plan_file(path)]
-                named |= plans | {path.stem: path for path in rest}
+                named |= maps_in(folder) | plans | {path.stem: path for path in rest}
         return named
 
     def _fits(self, path: Path) -> bool:
@@ -131,6 +126,21 @@ class MapFinder:
         """Does the map that a plan names fit?"""
         found = beside(plan, self.find)(name)
         return not is_plan_file(found) and self._fits(found)
+
+
+def _with_choice_of(before: Steering, steering: Steering) -> Steering:
+    """A map's steering by the choice of another map, as far as it has the data, without numbers that it recommends."""
+    there = () if steering.expert_map is None else ranks_of(steering.expert_map)
+    own = replace(before, activate=0, deactivate=0).recommending()
+    chosen = own.recommended is None or (own.activate, own.deactivate) != (before.activate, before.deactivate)
+    return steering.changed(
+        epsilon=before.epsilon,
+        layers=before.layers,
+        **before.rule.fields | {"weights": before.weights if before.weights in there else None},
+        rank=before.rank if before.rank in there else "rd",
+        activate=before.activate if chosen else 0,
+        deactivate=before.deactivate if chosen else 0,
+    )
 
 
 def alone(plan: SteeringPlan) -> AnySteering:

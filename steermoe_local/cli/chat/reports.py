@@ -34,7 +34,10 @@ def describe(steering: AnySteering | None, on: bool = True) -> str:
         return line if on else f"off; /steer on goes back to {line}"
     built = steering.bias_file()
     if built is None:
-        return f"off; {steering.name} is chosen, but no experts: /activate N promotes, /deactivate N suppresses"
+        return (
+            f"off; {steering.name} is chosen, which recommends no experts: "
+            "/activate N promotes, /deactivate N suppresses"
+        )
     parts = [f"{_many(built.n_active, 'expert')} promoted, {built.n_inactive} suppressed"]
     if steering.side:
         parts.append(f"towards {steering.side}")

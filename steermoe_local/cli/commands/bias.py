@@ -9,13 +9,15 @@ from typing import Any
 import click
 
 from ...errors import UsageError
+from ...maps.recommended import CURES
 from ...model_files.model_info import model_info
 from ...steering.bias_file import DEFAULT_EPSILON, BiasFile, read_bias, write_bias
 from ...steering.presets import PRESETS
-from ...steering.rules import RULES
+from ...steering.rules import RULES, Rule
 from ...steering.steering import Steering
 from ..options.common import json_option, other_model_option, output_option, strength_option
 from ..options.groups import is_given
+from ..options.maps import MAP
 from ..options.steering import CAP, RANK, SOFT_WEIGHTS, rule_of
 from ..options.system_text import UserPath
 from ..output import facts_table, print_json, print_lines, say_written, warn
@@ -35,7 +37,7 @@ _check_option = other_model_option("GGUF file to check against: fail if made for
 
 
 @bias.command()
-@click.argument("map_file", metavar="MAP", type=UserPath(path_type=Path))
+@click.argument("map_file", metavar="MAP", type=MAP)
 @output_option("Bias file to write, GGUF.")
 @click.option("--activate", type=click.IntRange(0), help="Experts with RD > 0 to promote.  [default: 0]")
 @click.option("--deactivate", type=click.IntRange(0), help="Experts with RD < 0 to suppress.  [default: 0]")
@@ -93,23 +95,22 @@ def build(
       steermoe bias build map.json -o capped.gguf --activate 8 --rank log-odds --mode capped --cap 2
     """
     check_preset(preset, activate, deactivate, reverse)
-    if not preset and not activate and not deactivate:
-        raise UsageError("nothing to steer; give --activate N, --deactivate N or both, or a --preset")
     # another command's default in the configuration is left aside
-    rule = rule_of(mode, strength, cap, weights, {"mode", *filter(is_given, ("strength", "cap", "weights"))})
+    given = {*filter(is_given, ("mode", "strength", "cap", "weights"))}
+    rule = rule_of(mode, strength, cap, weights, given | {"mode"})
     if mode == "soft" and epsilon is not None:
         raise UsageError("--epsilon belongs to --mode hard and capped; the soft rule does not use it")
     if force and not model:
         raise UsageError("--force makes the bias for a model; name it with -m MODEL")
-    steering = Steering.open(
-        map_file=map_file,
-        activate=activate or 0,
-        deactivate=deactivate or 0,
-        reverse=reverse,
-        layers=layers,
-        epsilon=epsilon or DEFAULT_EPSILON,
-        rank=rank_of(rank, preset),
-        **rule.fields,
+    steering = chosen_by(
+        Steering.open(map_file=map_file, epsilon=epsilon or DEFAULT_EPSILON),
+        activate,
+        deactivate,
+        preset,
+        reverse,
+        layers,
+        rank,
+        rule if given or not recommends(activate, deactivate, preset) else None,
     )
     identity = None
     if model:
@@ -126,6 +127,41 @@ def build(
         return
     _print(made)
     say_written(output, before="\n")
+
+
+def recommends(activate: int | None, deactivate: int | None, preset: str | None) -> bool:
+    """Whether the numbers are left to what the map recommends."""
+    return activate is None and deactivate is None and preset is None
+
+
+def chosen_by(
+    steering: Steering,
+    activate: int | None,
+    deactivate: int | None,
+    preset: str | None,
+    reverse: bool,
+    layers: str | None,
+    rank: str,
+    rule: Rule | None = None,
+) -> Steering:
+    """The map's steering with the choice of the options, but the preset; without numbers as the map recommends.
+
+    `rule` None: the hard one, or the recommended one. Raises UsageError for a map that recommends no choice.
+    """
+    if recommends(activate, deactivate, preset) and steering.recommended is not None:
+        choice = {"reverse": reverse or None, "layers": layers, "rank": rank if is_given("rank") else None}
+        steering = steering.recommending(choice).with_choice(choice)[0]
+        return steering if rule is None else steering.changed(**rule.fields)
+    if not preset and not activate and not deactivate:
+        raise UsageError(f"{steering.path}: recommends no choice of experts; {CURES}, or give a --preset")
+    return steering.changed(
+        activate=activate or 0,
+        deactivate=deactivate or 0,
+        reverse=reverse,
+        layers=layers,
+        rank=rank_of(rank, preset),
+        **(rule or Rule()).fields,
+    )
 
 
 def check_preset(preset: str | None, activate: int | None, deactivate: int | None, reverse: bool) -> None:

@@ -23,6 +23,7 @@ from ...maps.picture import require_drawable
 from ...maps.plots import plot_map
 from ..options.common import FILE, json_option, lock_output, output_option
 from ..options.groups import is_given, together
+from ..options.maps import MAP
 from ..options.steering import RANK
 from ..output import facts_table, print_json, say, say_written, warn
 from ..streams import console
@@ -55,7 +56,7 @@ _intervals = together(
 
 
 @map_.command()
-@click.argument("map_file", metavar="MAP", type=FILE)
+@click.argument("map_file", metavar="MAP", type=MAP)
 @click.option("-n", "--top", type=click.IntRange(1), default=20, show_default=True, help="Experts to show.")
 @click.option(
     "--per-pair",
@@ -87,7 +88,7 @@ def show(map_file: Path, top: int, per_pair: Path | None, level: float, correcti
 
 
 @map_.command()
-@click.argument("map_file", metavar="MAP", type=FILE)
+@click.argument("map_file", metavar="MAP", type=MAP)
 @click.option(
     "--per-pair",
     "per_pair",
@@ -124,7 +125,7 @@ def stats(map_file: Path, per_pair: Path, output: Path, draws: int, halves: int,
 
 
 @map_.command()
-@click.argument("map_file", metavar="MAP", type=FILE)
+@click.argument("map_file", metavar="MAP", type=MAP)
 @output_option(_OUTPUT)
 @click.option(
     "-n",
@@ -183,8 +184,8 @@ def plot(
 
 
 @map_.command()
-@click.argument("first", metavar="A", type=FILE)
-@click.argument("second", metavar="B", type=FILE)
+@click.argument("first", metavar="A", type=MAP)
+@click.argument("second", metavar="B", type=MAP)
 @output_option(_OUTPUT, required=False)
 @click.option("-n", "--top", type=click.IntRange(1), default=20, show_default=True, help="First experts to compare.")
 @json_option
@@ -274,6 +275,7 @@ def print_map(expert_map: ExpertMap, top: int, level: float = 0.95, correction: 
         *([("date in prompts", ", ".join(expert_map.dates))] if expert_map.dates else []),
         *([("until stable", expert_map.stability.reason)] if expert_map.stability else []),
         *([("phase", phase_words(expert_map.phase))] if expert_map.phase else []),
+        *_recommended_rows(expert_map),
         ("experts", f"RD > 0: {int((rd > 0).sum())}, RD < 0: {int((rd < 0).sum())}"),
         *_trust_rows(expert_map, correction),
         *effect_rows(expert_map),
@@ -307,6 +309,16 @@ def print_map(expert_map: ExpertMap, top: int, level: float = 0.95, correction: 
         out.print("", part, sep="\n")
 
 
+def _recommended_rows(expert_map: ExpertMap) -> list[tuple[str, str]]:
+    """The choice that a map recommends, what it was measured to do, and by which command."""
+    recommended = expert_map.recommended
+    if recommended is None:
+        return [("recommended", "no choice (give numbers of experts)")]
+    rows = [("recommended", visible(recommended.choice_words)), ("measured", visible(recommended.words))]
+    rows += [("on", visible(recommended.task)), ("by", visible(recommended.command))]
+    return [row for row in rows if row[1]]
+
+
 def _counted(expert_map: ExpertMap) -> str:
     """Pairs and tokens; an imported ranking does not tell its pairs."""
     tokens = f"{expert_map.n1:,} / {expert_map.n2:,}" if expert_map.n1 and expert_map.n2 else "unknown"
@@ -326,6 +338,7 @@ def _facts(expert_map: ExpertMap, top: int, level: float, correction: str) -> di
         "dates": list(expert_map.dates),
         "until_stable": expert_map.stability.to_dict() if expert_map.stability else None,
         "phase": expert_map.phase or None,
+        "recommended": expert_map.recommended.to_dict() if expert_map.recommended else None,
         "created": expert_map.created,
         "tool": expert_map.tool,
         "license": expert_map.license,

@@ -15,6 +15,7 @@ from ...maps.expert_map import ExpertMap, parse_layers
 from ...maps.export import easysteer_config, easysteer_spec, plain_ranking, steermoe_csv
 from ...maps.rankings import LEADING_DENSE, Rankings, ranking_name, read_rankings
 from ...model_files.model_info import model_info
+from ...models.user_maps import map_label
 from ...steering.presets import PAPER_MODELS
 from ...steering.steering import Steering
 from ..options.common import (
@@ -27,9 +28,10 @@ from ..options.common import (
     require_distinct,
 )
 from ..options.groups import is_given
+from ..options.maps import MAP
 from ..options.system_text import is_text
 from ..output import print_json, say_written, warn
-from .bias import check_preset, preset_option, rank_of, rank_option, with_preset
+from .bias import check_preset, chosen_by, preset_option, rank_option, with_preset
 from .map import print_map, top_experts
 
 FORMATS = ("easysteer", "steermoe-csv", "json")
@@ -139,7 +141,7 @@ def _declared(
 
 
 @click.command()
-@click.argument("map_file", metavar="MAP", type=FILE)
+@click.argument("map_file", metavar="MAP", type=MAP)
 @click.option("--format", "format_", type=click.Choice(FORMATS), required=True, help="What to write.")
 @output_option("File to write.")
 @click.option("--activate", type=click.IntRange(0), help="easysteer: experts with RD > 0 to promote.  [default: 0]")
@@ -181,11 +183,8 @@ def export(
       steermoe map export map.json --format steermoe-csv -o ranking.csv
     """
     chosen = preset or activate or deactivate
-    if format_ != "easysteer":
-        if chosen or reverse or layers or epsilon or spec or is_given("rank"):
-            raise UsageError(f"--format {format_} writes all experts; choosing some belongs to --format easysteer")
-    elif not chosen:
-        raise UsageError("no experts chosen; give --activate N, --deactivate N or both, or a --preset")
+    if format_ != "easysteer" and (chosen or reverse or layers or epsilon or spec or is_given("rank")):
+        raise UsageError(f"--format {format_} writes all experts; choosing some belongs to --format easysteer")
     if source is not None and spec is None:
         raise UsageError("--source is written into the file of --spec; give --spec FILE")
     check_preset(preset, activate, deactivate, reverse)
@@ -199,16 +198,20 @@ def export(
     elif format_ == "json":
         text = plain_ranking(expert_map)
     else:
-        steering = Steering(
-            map_file.stem,
-            expert_map,
-            activate=activate or 0,
-            deactivate=deactivate or 0,
-            reverse=reverse,
-            layers=layers,
-            rank=rank_of(rank, preset),
-            path=map_file,
+        steering = chosen_by(
+            Steering(map_label(map_file), expert_map, path=map_file),
+            activate,
+            deactivate,
+            preset,
+            reverse,
+            layers,
+            rank,
         )
+        if steering.mode != "hard":
+            raise UsageError(
+                f"{map_file}: recommends the {steering.mode} rule, which the format has not; give --activate N, "
+                "--deactivate N or both"
+            )
         warn(*filter(None, [steering.shortfall]))
         made = (with_preset(steering, preset) if preset else steering).bias_file()
         assert made is not None  # experts are chosen
@@ -227,7 +230,7 @@ def _server_path(output: Path) -> str:
 
 
 @click.command()
-@click.argument("map_file", metavar="MAP", type=FILE)
+@click.argument("map_file", metavar="MAP", type=MAP)
 @click.option("--base-model", metavar="ORG/NAME", required=True, help="The model's name on the hub.")
 @output_option("Card to write, like README.md.")
 @click.option("--license", "license_", default="", help="Licence of the map.  [default: what stands in the map]")

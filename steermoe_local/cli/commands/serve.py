@@ -16,7 +16,9 @@ import click
 
 from ..._util.regular_files import open_regular
 from ...errors import SteerMoEError, UsageError
+from ...maps.recommended import CURES
 from ...models.embedded import TINY, data_folder
+from ...models.user_maps import MAP_FILE, user_maps, user_maps_folder
 from ...steering.presets import PRESETS
 from ...steering.rules import RULES, json_cap
 from ..failures import log_to_stderr
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
     "maps_folder",
     type=FILE,
     metavar="DIR",
-    help="Folder of maps and bias files that requests can name.",
+    help="Folder of maps and bias files that requests can name.  [default: your maps folder, if there is one]",
 )
 @click.option("--maps-writable", is_flag=True, help="Keep in it what POST /v1/steering registers.")
 @click.option(
@@ -198,6 +200,7 @@ def serve(
     if steering is not None:
         rule = rule_choice(mode, strength, cap, weights, given)
         numbers |= rule | ({"cap": json_cap(rule["cap"])} if "cap" in rule else {})
+    maps_folder = _folder(maps_folder)
     facts = model_info(model, routers=rules.wanted)
     start_plan = _start_plan(rules, facts, model, maps_folder) if rules.wanted else None
     settings = ServerSettings(
@@ -253,6 +256,14 @@ def _start(
     )
     _ = rules.rules
     return steering if nearest == "steering" else None, rules
+
+
+def _folder(given: Path | None) -> Path | None:
+    """The maps folder: the given one, else the user's if it is there."""
+    if given is not None and (is_given("maps_folder") or given.is_dir()):
+        return given
+    users = user_maps_folder()
+    return users if users.is_dir() else None
 
 
 def _start_plan(rules: SteeringFlags, facts: ModelInfo, model: Path, maps_folder: Path | None) -> SteeringPlan:
@@ -313,15 +324,18 @@ def _choose_default(registry: SteeringRegistry, wanted: str, numbers: Mapping[st
 
     path = Path(os.path.expanduser(wanted))
     name = wanted
-    if path.suffix in (".json", ".gguf") or path.exists():
-        name, warnings = registry.add_file(path)
+    path = path / MAP_FILE if (path / MAP_FILE).is_file() else path
+    unknown = wanted not in {entry.name for entry in registry.entries()}
+    users = user_maps().get(wanted) if unknown else None
+    if path.suffix in (".json", ".gguf") or path.exists() or users is not None:
+        name, warnings = registry.add_file(path if users is None else users)
         warn(*warnings)
     try:
         if numbers and (registry.entry(name).is_map or given):  # no name is refused as one
             registry.choose(name, numbers)
         registry.resolve(name)
     except ApiError as error:
-        cure = "; give --activate N, --deactivate N or --preset" if error.code == "no_numbers" else ""
+        cure = f"; {CURES}" if error.code == "no_numbers" else ""
         reason = str(error).partition("; ")[0] if cure else str(error)
         raise UsageError(f"--steering {wanted}: {reason}{cure}") from None
     except SteerMoEError as error:

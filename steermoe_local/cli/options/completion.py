@@ -34,7 +34,7 @@ def _completer(parameter: click.Parameter):  # type: ignore[no-untyped-def] # cl
         return None  # it knows better
     name = parameter.human_readable_name.strip(".[]").lower()
     names = [name, *(option.removeprefix("--") for option in parameter.opts if option.startswith("--"))]
-    what = next((name for name in names if name in _SUFFIXES), None)
+    what = "map" if parameter.type.name == "map" else next((name for name in names if name in _SUFFIXES), None)
     if what is None:
         return None
 
@@ -63,10 +63,10 @@ def _local_models(ctx: click.Context) -> list[str]:
 
 
 def _maps(incomplete: str) -> list[CompletionItem[str]]:
-    """The maps that ship with the package."""
-    from ...models.shipped_maps import shipped_maps
+    """The maps that have names."""
+    from ...models.shipped_maps import known_maps
 
-    return starting(incomplete, shipped_maps())
+    return starting(incomplete, known_maps())
 
 
 def starting(incomplete: str, names: Iterable[str]) -> list[CompletionItem[str]]:

@@ -19,7 +19,7 @@ from ..._util.writing import require_no_link
 from ...errors import UsageError
 from ...identity import ModelIdentity
 from ...model_files.model_info import ModelInfo, model_info
-from ...models.shipped_maps import shipped_maps
+from ...models.shipped_maps import map_path
 from ..output import progress_bar, say
 from .common import SEEDS, check_resume, check_unfinished, json_option, lock_output, template_options
 from .groups import MEASUREMENT, MODEL, OUTPUT, SAMPLING, F, command_line, field_options, option, option_group, together
@@ -54,7 +54,9 @@ class EvaluationSetup(MeasuredSteering):
     steering_flags: SteeringFlags
     flags: LlamaFlags
     task_name: str | None = option(
-        "--task", metavar="TASK", help="Task file (docs/tasks.md), or builtin:NAME.  [default: the shipped map's own]"
+        "--task",
+        metavar="TASK",
+        help="Task file (docs/tasks.md), or builtin:NAME.  [default: that of a shipped or learnt map]",
     )
     scorer_name: str | None = option(
         "--scorer", metavar="NAME", help="How answers are scored.  [default: as the task says]"
@@ -174,7 +176,7 @@ class EvaluationSetup(MeasuredSteering):
             raise UsageError("--seeds: a greedy answer is the same for every seed; add --temp 0.8, say")
         if len(set(self.seeds)) < len(self.seeds):
             raise UsageError("--seeds: a seed stands twice; give each once")
-        if self.task_name is None and self._shipped is None:
+        if self.task_name is None and self._own_task is None:
             raise UsageError("which task? give --task FILE.jsonl, or --task builtin:NAME (steermoe tasks list)")
 
     @cached_property
@@ -193,9 +195,7 @@ class EvaluationSetup(MeasuredSteering):
         from ...evaluation.tasks.builtin import open_task
         from ...evaluation.tasks.scorers import parse_options
 
-        task = open_task(
-            self.task_name or f"builtin:{self._shipped}", scorer=self.scorer_name, max_tokens=self.max_tokens
-        )
+        task = open_task(self.task_name or self._own_task or "", scorer=self.scorer_name, max_tokens=self.max_tokens)
         if self.scorer_options:
             options = parse_options(task.scorer, self.scorer_options)
             task = replace(task, options={**task.options, **options})
@@ -366,11 +366,13 @@ class EvaluationSetup(MeasuredSteering):
                     say(f"{n} results are kept in {records.path}; go on with the same command and --resume")
                 raise
 
-    @property
-    def _shipped(self) -> str | None:
-        """Name of the shipped map that steers, for its own task."""
-        name = (self.steering_flags.map_name or "").removeprefix("tiny/")
-        return name if name in shipped_maps() else None
+    @cached_property
+    def _own_task(self) -> str | None:
+        """The task of the shipped or learnt map that steers. Raises UsageError for a map that there is not."""
+        from ...evaluation.measuring.opening import task_of
+
+        name = self.steering_flags.map_name
+        return None if name is None else task_of(map_path(name))
 
 
 def _setup(**values: Any) -> EvaluationSetup:

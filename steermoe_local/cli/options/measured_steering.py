@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from ...errors import UsageError
 from ...identity import ModelIdentity
+from ...models.shipped_maps import map_path
 from ..output import warn
 from .steering import SteeringFlags
 
@@ -88,25 +89,26 @@ class MeasuredSteering:
     def map_steering(self) -> Steering:
         """The map alone, for commands that choose the numbers of experts themselves; of a plan that of all its rules.
 
-        The numbers are those of the flags, else of a shipped map's card, else 0. Raises UsageError for a bias file.
+        The numbers are those of the flags, else those that the map recommends, else 0; all else is as the flags say.
+        Raises UsageError for a bias file.
         """
         flags = self.steering_flags
         if self._plan is not None and self.steering.expert_map is not None:
             return self.steering
         if "map" not in flags.source:
             raise UsageError("the experts are chosen from a map; give --map MAP")
-        from ...evaluation.measuring.opening import open_steering
+        from ...steering.steering import Steering
 
-        steering = open_steering(
-            flags.source["map"],
-            activate=flags.activate,
-            deactivate=flags.deactivate,
+        steering = Steering.open(map_file=map_path(flags.source["map"]))
+        numbers = {"activate": flags.activate, "deactivate": flags.deactivate}
+        if flags.activate is flags.deactivate is None and steering.recommended is not None:
+            numbers = {name: steering.recommended.choice.get(name) for name in numbers}
+        steering = steering.changed(
+            **{name: number or 0 for name, number in numbers.items()},
             reverse=flags.reverse,
             layers=flags.layers,
             rank=flags.rank,
-            strength=flags.rule.scale,
-            weights=flags.rule.weights,
-            cap=flags.rule.cap,
+            **flags.rule.fields,
         )
         warn(*steering.check(self.identity, str(self.model), flags.force))
         return steering

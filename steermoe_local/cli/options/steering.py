@@ -14,8 +14,9 @@ import click
 from ...errors import UsageError
 from ...identity import ModelIdentity
 from ...maps.ranks import RANKS, WEIGHTS
+from ...maps.recommended import CURES
 from ...model_files.model_info import model_info
-from ...models.shipped_maps import map_path, recommended_numbers
+from ...models.shipped_maps import map_path
 from ...steering.plan_file import read_plan
 from ...steering.presets import PRESETS
 from ...steering.rules import DEFAULT_CAP, DEFAULT_STRENGTH, EQUAL, OWNERS, RULES, Rule
@@ -109,7 +110,7 @@ class SteeringFlags:
     map_file: str | None = option(
         "--map",
         metavar="MAP",
-        help="Map to steer by: a file, or a name, like digits-words of `tiny`.",
+        help="Map to steer by, as it recommends: a file, or a name (digits-words of `tiny`).",
     )
     activate: int | None = option(
         "--activate", type=click.IntRange(0), metavar="N", help="Promote the first N experts with RD > 0."
@@ -196,6 +197,10 @@ class SteeringFlags:
         return rule_of(self.mode, self.strength, self.cap, self.weights, self.given)
 
     @property
+    def _rule_choice(self) -> dict[str, Any]:
+        return rule_choice(self.mode, self.strength, self.cap, self.weights, self.given)
+
+    @property
     def _source(self) -> str | None:
         """The parameter that names what steers."""
         there = [name for name in _SOURCES if getattr(self, name)]
@@ -274,23 +279,29 @@ class SteeringFlags:
         return steering
 
     def _choice(self, steering: Steering, path: Path) -> Steering:
-        """The map's steering with the numbers of the flags, of the preset, or of the card that a shipped map has."""
-        choice: dict[str, Any] = {"layers": self.layers, **self.rule.fields}
+        """The map's steering with the choice of the flags, of the preset, or the one that the map recommends."""
         preset = self.preset and ("preset" in self.given or not self.given & {"activate", "deactivate", "rank"})
         if self.preset and preset:
-            steering, warnings = steering.changed(**choice).with_preset(self.preset)
+            steering, warnings = steering.changed(layers=self.layers, **self.rule.fields).with_preset(self.preset)
             warn(*warnings)
             return steering
-        numbers: tuple[int | None, int | None] = (self.activate, self.deactivate)
-        if numbers == (None, None):
-            numbers = recommended_numbers(path) or numbers
-        if not any(numbers):
-            raise UsageError(
-                f"{path}: nothing to steer; say how many experts: --activate N (RD > 0), --deactivate N (RD < 0) or "
-                f"both, or --preset {'|'.join(PRESETS)} for the paper's models"
-            )
-        choice |= {"activate": numbers[0] or 0, "deactivate": numbers[1] or 0, "reverse": self.reverse}
-        return steering.changed(**choice, rank=self.rank)
+        if self.activate is self.deactivate is None and steering.recommended is not None:
+            # what is not given is as it is recommended
+            choice = {"layers": self.layers, "reverse": self.reverse or None, **self._rule_choice}
+            if self.rank != "rd" or "rank" in self.given:
+                choice["rank"] = self.rank
+            return steering.recommending(choice).with_choice(choice, strength=DEFAULT_STRENGTH)[0]
+        if not self.activate and not self.deactivate:
+            presets = f", or --preset {'|'.join(PRESETS)} for the paper's models" if steering.presets else ""
+            raise UsageError(f"{path}: recommends no choice of experts; {CURES}{presets}")
+        return steering.changed(
+            activate=self.activate or 0,
+            deactivate=self.deactivate or 0,
+            reverse=self.reverse,
+            layers=self.layers,
+            rank=self.rank,
+            **self.rule.fields,
+        )
 
 
 def _flags(**values: Any) -> SteeringFlags:

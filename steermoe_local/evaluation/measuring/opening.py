@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from ..._util.files import StrPath
 from ...errors import UsageError
 from ...generation.answer_file import AnswerFile
 from ...llama.steered_llama import SteeredLlama
+from ...maps.recommended import CURES
 from ...model_files.model_info import ModelInfo, model_info
 from ...models.embedded import behaviour
 from ...models.local_models import resolve_model
-from ...models.shipped_maps import map_path, recommended_numbers
+from ...models.shipped_maps import map_path, shipped_name
+from ...models.user_maps import PAIRS_FILE, TASK_FILE, beside_map
 from ...pairs.pairs import Pair, load_pairs
 from ...steering.steering import Steering
-from ..tasks.builtin import default_guards, open_task
+from ..tasks.builtin import BUILTIN, default_guards, open_task
 from ..tasks.neutral_text import NeutralText, load_neutral_text
 from ..tasks.scorers import make_scorer
 from ..tasks.tasks import Scorer, Task
@@ -42,10 +45,19 @@ def model_facts(facts: ModelInfo) -> dict[str, Any]:
 
 
 def pairs_of(steering: Steering) -> list[Pair] | None:
-    """Load the pairs that a shipped map was made from; None for any other map."""
-    if steering.path is None or recommended_numbers(steering.path) is None:
-        return None
-    return load_pairs(behaviour(steering.path.stem).pairs)
+    """Load the pairs that a shipped or a learnt map was made from; None for any other map."""
+    if (name := shipped_name(steering.path)) is not None:
+        return load_pairs(behaviour(name).pairs)
+    path = beside_map(steering.path, PAIRS_FILE) if steering.expert_map is not None else None
+    return None if path is None else load_pairs(path)
+
+
+def task_of(path: Path | None) -> str | None:
+    """The task that belongs to a shipped or a learnt map, by the map's file, as `open_task` takes it; None: none."""
+    if (name := shipped_name(path)) is not None:
+        return f"{BUILTIN}{name}"
+    found = beside_map(path, TASK_FILE)
+    return None if found is None else str(found)
 
 
 def open_guards(
@@ -138,18 +150,26 @@ def open_steering(
     cap: float | None = None,
     rank: str = "rd",
 ) -> Steering:
-    """Read a map (a file, or the name of a shipped one) or a bias file, and choose experts, as `Steering` says.
+    """Read a map (a file, or its name) or a bias file, and choose experts, as `Steering` says.
 
-    `strength` is its `scale`. Without numbers a shipped map gets those of its card. Raises FormatError, UsageError.
+    `strength` is its `scale`. Without numbers the choice is the one that the map recommends, changed by what else is
+    given. Raises FormatError, UsageError, also for a map that recommends none.
     """
     if map is None:
-        choice = (activate, deactivate, layers, strength, weights, cap)
-        if reverse or rank != "rd" or any(value is not None for value in choice):
+        given = (activate, deactivate, layers, strength, weights, cap)
+        if reverse or rank != "rd" or any(value is not None for value in given):
             raise UsageError("the experts are chosen from a map; name it")
         return Steering.open(bias=bias)
     path = map_path(map)
-    if activate is deactivate is None:
-        activate, deactivate = recommended_numbers(path) or (0, 0)
+    rule = {"scale": strength, "cap": cap, "weights": weights}
+    choice: dict[str, Any] = {"activate": activate, "deactivate": deactivate, "layers": layers, **rule}
+    # a False or "rd" is as if it was left out: a recommended choice may have other ones
+    choice |= {"reverse": reverse or None, "rank": None if rank == "rd" else rank}
+    if not any(choice[name] for name in ("activate", "deactivate")) and bias is None:
+        opened = Steering.open(map_file=path).recommending(choice)
+        if not opened.activate and not opened.deactivate and activate is deactivate is None:
+            raise UsageError(f"{path}: recommends no choice of experts; {CURES}")
+        return opened.with_choice(choice)[0]
     return Steering.open(
         map_file=path,
         bias=bias,

@@ -11,7 +11,7 @@ from ..._util.files import StrPath
 from ..._util.regular_files import open_regular
 from ...errors import FormatError, UsageError
 from ...maps.expert_map import ExpertMap
-from ...models.shipped_maps import map_path, recommended_numbers
+from ...models.shipped_maps import map_path
 from ...steering.plan import SteeringPlan, map_of_condition, require_experts
 from ...steering.plan_file import SUFFIXES, read_plan_file
 from ...steering.plan_rules import RuleSpec, Where, shown
@@ -64,10 +64,10 @@ def open_plan(
 ) -> SteeringPlan:
     """Read a plan, its rules, `{"rules": [...]}` or the file that has them, and look up what the rules name.
 
-    Names are those of maps and bias files as the command line takes them: paths, and the maps that ship with the
-    package; in a file also `NAME`, `NAME.json` and `NAME.gguf` beside it, which come first. `find` looks up others. A
-    shipped map without numbers gets those of its card, and a soft rule without `scale` `DEFAULT_STRENGTH`. `name` is
-    shown to users. `tell` is called with warnings.
+    Names are those of maps and bias files as the command line takes them: paths, and names of maps (`map_path`); in a
+    file also `NAME`, `NAME.json` and `NAME.gguf` beside it, which come first. `find` looks up others. A map without
+    numbers is steered by as it recommends, and a soft rule without `scale` has `DEFAULT_STRENGTH`. `name` is shown to
+    users. `tell` is called with warnings.
 
     Raises UsageError, FormatError, which name the rule; FormatError also where a name stands for another map or bias
     than when a server wrote the file.
@@ -117,12 +117,7 @@ class _Files:
         opened = self._open(name)
         if opened.expert_map is None or opened.path is None:
             return opened.with_choice(choice)[0]
-        given = dict(choice)
-        if not {"activate", "deactivate", "preset"} & given.keys():
-            numbers = recommended_numbers(opened.path)
-            if numbers is not None:
-                given["activate"], given["deactivate"] = numbers
-        steering, warnings = opened.with_choice(given, strength=DEFAULT_STRENGTH)
+        steering, warnings = opened.recommending(choice).with_choice(choice, strength=DEFAULT_STRENGTH)
         require_experts(name, steering, choice)
         self._tell(*warnings)
         return steering

@@ -17,7 +17,7 @@ from ...steering.steering import Steering
 from ..measuring.evaluator import Evaluator, EvaluatorSettings
 from ..measuring.json_values import plain
 from ..measuring.measurements import UNSTEERED, Measurement
-from ..measuring.opening import open_evaluator, open_steering, pairs_of
+from ..measuring.opening import open_evaluator, open_steering, pairs_of, task_of
 from ..measuring.side_effects import Fluency, fluency
 from ..metrics.intervals import Interval, rate
 from ..tasks.tasks import Task
@@ -181,9 +181,9 @@ def run_evaluation(
 ) -> Evaluation:
     """Evaluate a steering from files and names, like `steermoe eval`.
 
-    `task` is by default the shipped map's own. `map` to `rank` are the arguments of `open_steering`, `pairs` is the
-    file of pairs that the map was made from, `evaluator_arguments` are those of `open_evaluator`. Raises as these and
-    `evaluate`.
+    `task` is by default that of the shipped or learnt map. `map` to `rank` are the arguments of `open_steering`,
+    `pairs` is the file of pairs that the map was made from, `evaluator_arguments` are those of `open_evaluator`. Raises
+    as these and `evaluate`.
     """
     path = resolve_model(os.fspath(model))
     identity = model_info(path).require_moe()
@@ -200,13 +200,11 @@ def run_evaluation(
         rank=rank,
     )
     steering.check(identity, str(path), settings is not None and settings.force)
-    shipped_pairs = pairs_of(steering)
+    task = task or (None if map is None else task_of(steering.path))
     if task is None:
-        if shipped_pairs is None or steering.path is None:
-            raise UsageError("which task? name one: a file, or builtin:NAME")
-        task = f"builtin:{steering.path.stem}"
+        raise UsageError("which task? name one: a file, or builtin:NAME")
     if controls is not None and controls.pairs is None:
-        controls = replace(controls, pairs=shipped_pairs if pairs is None else load_pairs(pairs))
+        controls = replace(controls, pairs=pairs_of(steering) if pairs is None else load_pairs(pairs))
     with open_evaluator(path, task, settings=settings, **evaluator_arguments) as evaluator:
         return evaluate(evaluator, steering, away=away, controls=controls, seed=seed)
 

@@ -3,7 +3,6 @@
 import { byId, copy, debounced, el, plural } from "./dom.js";
 import { WherePicker, steeringAt, whereOf, whereWords } from "./where.js";
 
-const START = 8; // experts, for a map that comes without numbers
 const SOFT = 4; // logits, when the soft rule is chosen
 const CAP = 4; // logits, when the capped rule is chosen: the server's default, too
 const RANKS = { rd: "RD", "log-odds": "log-odds", logit: "router logit", weight: "routed weight", effect: "measured effect", efficiency: "effect for its cost" };
@@ -41,10 +40,18 @@ export function requestOf(entry, choice, nLayer) {
   return asked;
 }
 
-/** The numbers that a map without numbers starts with: its model's in the paper, where one preset fits it. */
+/** The numbers that a map without numbers starts with: its model's in the paper, where one preset fits it, else none. */
 export function startOf(entry) {
   const fitting = Object.values(entry.presets ?? {});
-  return fitting.length === 1 ? fitting[0] : { activate: START, deactivate: START };
+  return fitting.length === 1 ? fitting[0] : { activate: 0, deactivate: 0 };
+}
+
+/** What a map recommends was measured to do, in words; "" where nothing was. */
+export function measuredWords({ recommended }) {
+  if (typeof recommended?.unsteered !== "number" || typeof recommended.steered !== "number") return "";
+  const share = (value) => `${Math.round(100 * value)}%`;
+  const n = recommended.n_items ? ` of ${plural(recommended.n_items, "held-out item")}` : "";
+  return `recommended: ${share(recommended.unsteered)} \u2192 ${share(recommended.steered)}${n}`;
 }
 
 export class Panel {
@@ -238,6 +245,7 @@ export class Panel {
     else if (entry.positive && entry.negative) facts.push(`${entry.positive} \u2194 ${entry.negative}`);
     if (entry.kind === "map") facts.push(entry.n_pairs ? plural(entry.n_pairs, "pair") : "unknown number of pairs");
     facts.push(SOURCES[entry.source] ?? entry.source);
+    if (measuredWords(entry)) facts.push(measuredWords(entry));
     return facts.join(" \u00b7 ");
   }
 
@@ -322,6 +330,9 @@ export class Panel {
   }
 
   #counted(table, choice) {
+    if (!choice.activate && !choice.deactivate && !this.entry.recommended) {
+      return "This map recommends no numbers of experts: say how many to promote and to suppress.";
+    }
     const count = (n, asked, word) => `${n} ${word}${n < asked ? ` (${asked} asked for)` : ""}`;
     const of = `${count(table.n_active, choice.activate, "promoted")}, ${count(table.n_inactive, choice.deactivate, "suppressed")}`;
     return `${of} of ${this.#experts}`;
