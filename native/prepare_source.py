@@ -57,7 +57,7 @@ def read_pin() -> tuple[str, str]:
 def cache_folder() -> Path:
     """STEERMOE_CACHE_DIR, or steermoe-local in the user's cache folder."""
     if named := os.environ.get("STEERMOE_CACHE_DIR"):
-        return Path(named)
+        return Path(os.path.expanduser(named))
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA", str(Path.home() / "AppData" / "Local"))
     elif sys.platform == "darwin":

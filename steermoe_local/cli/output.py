@@ -141,10 +141,11 @@ def progress_bar(*, hidden: bool = False) -> Iterator[Callable[[str, int, int], 
                 lines.show(what, done, total)
                 return
             if what not in tasks:
-                for task in tasks.values():
-                    bar.update(task, visible=False)
                 tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
+            for name, task in tasks.items():
+                if name != what:
+                    bar.update(task, visible=False)
+            bar.update(tasks[what], completed=done, total=total, visible=True)
 
         yield show
 

@@ -187,8 +187,7 @@ class _Recording:
         batches = PairBatches(
             self._source, options.shard, self._renderer, options.n_ctx, on_skip, options.span, self._part_of
         )
-        if counted.next:
-            report(self._progress())
+        report(self._progress())  # how much there is, before the first batch
         n_parts = len(self._names) or 1
         with GroupDecoder(self._model, self._identity.shape, options.context, sums=True, n_parts=n_parts) as decoder:
             if self._share:

@@ -1,7 +1,8 @@
-"""The models on this machine: the embedded one, the hub's cache, folders of models, llama.cpp's cache.
+"""The models on this machine: the embedded one, folders of models, caches of the hub and llama.cpp, other programs'.
 
-`LocalModels.scan` looks at names and sizes only. `resolve_model` finds the file that a name stands for, without the
-network: `tiny`, a path, the name of a file in a models folder, a short name, or USER/REPO[@REVISION][:QUANT].
+`LocalModels.scan` looks at names and sizes only (and into the manifests of Ollama). `resolve_model` finds the file that
+a name stands for, without the network: `tiny`, a path, the name of a file in a models folder, a short name,
+USER/REPO[@REVISION][:QUANT], or a model of Ollama, ollama/NAME:TAG.
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from .._util.files import listed
 from .._util.regular_files import open_regular
 from ..errors import ModelError, UsageError
 from .embedded import TINY, embedded_model
 from .hub import hub_cache
+from .lm_studio import lm_studio_folders
 from .names import MAIN, ModelName, RepoModel, choose, looks_like_name, matching, repo_models
+from .ollama import PREFIX as OLLAMA_PREFIX
+from .ollama import OllamaModel, ollama_folders, ollama_models
 
 EMBEDDED, HUB, FOLDER, LLAMA_CPP = "embedded", "hub cache", "folder", "llama.cpp cache"
+LM_STUDIO, OLLAMA = "LM Studio", "Ollama"
 _DEPTH = 8  # of a models folder
 _MAX_REFERENCE = 256  # bytes: it holds a commit
 
@@ -28,7 +34,8 @@ class LocalModel:
     """A model on this machine: its first file that exists, its size in bytes, and where it was found.
 
     `missing` is the number of the first missing part, 0 if all exist. `repo` and `revision` are those of the hub, ""
-    elsewhere. `stem` is the name of a loose file of a models folder: its path in it, without ".gguf".
+    elsewhere. `stem` is the name of a loose file of a models folder: its path in it, without ".gguf"; of a model of
+    Ollama it is its full name.
     """
 
     path: Path
@@ -62,29 +69,34 @@ class LocalModels:
     """The models found on this machine. If two folders have a model of the same name, the earlier folder wins."""
 
     folders: tuple[_Folder, ...]
+    ollama: tuple[OllamaModel, ...] = ()
 
     @classmethod
     def scan(cls, models_dirs: Iterable[Path] = ()) -> LocalModels:
-        """Read the models folders, the hub's cache and llama.cpp's cache; a missing folder counts as empty."""
+        """Read the models folders, the caches of the hub and llama.cpp, the folders of LM Studio and Ollama.
+
+        A missing folder counts as empty.
+        """
         found = [part for folder in models_dirs for part in _models_folder(folder, FOLDER)]
         found += _hub_layout(hub_cache(), HUB)
         cache = llama_cpp_cache()
         if cache != hub_cache():
             found += _hub_layout(cache, LLAMA_CPP)
             found += _models_folder(cache, LLAMA_CPP, depth=1)
-        return cls(tuple(found))
+        found += [part for folder in lm_studio_folders() for part in _models_folder(folder, LM_STUDIO)]
+        return cls(tuple(found), tuple(model for folder in ollama_folders() for model in ollama_models(folder)))
 
     def models(self) -> list[LocalModel]:
         """All models, the embedded one first; a file that two snapshots of a repository share is listed once."""
         tiny = embedded_model()
         result = [LocalModel(tiny, tiny.stat().st_size, EMBEDDED, "", stem=TINY)]
         seen: set[str] = set()
-        for folder in self.folders:
-            for model in map(folder.local, folder.models):
-                real = os.path.realpath(model.path)
-                if real not in seen:
-                    seen.add(real)
-                    result.append(model)
+        files = [folder.local(model) for folder in self.folders for model in folder.models]
+        for model in (*files, *map(_of_ollama, self.ollama)):
+            real = os.path.realpath(model.path)
+            if real not in seen:
+                seen.add(real)
+                result.append(model)
         return result
 
     def name_of(self, model: LocalModel) -> str:
@@ -99,10 +111,16 @@ class LocalModels:
         return name if found == model else str(model.path)
 
     def loose(self, text: str) -> LocalModel | None:
-        """The complete model of a models folder with this name."""
+        """The complete model of a models folder, or of Ollama, with this name.
+
+        A model of Ollama goes without its prefix only by a name that can be none of the hub, nor a short name.
+        """
         folders = (folder for folder in self.folders if not folder.repo)
         found = (folder.local(model) for folder in folders for model in folder.models if model.is_whole)
-        return next((model for model in found if model.stem and text in (model.stem, f"{model.stem}.gguf")), None)
+        first = next((model for model in found if model.stem and text in (model.stem, f"{model.stem}.gguf")), None)
+        if first is not None or (looks_like_name(text) and not text.startswith(OLLAMA_PREFIX)):
+            return first
+        return next((_of_ollama(model) for model in self.ollama if model.size and model.is_called(text)), None)
 
     def find(self, text: str, file: str | None = None) -> LocalModel | None:
         """The complete model that a name stands for, or None.
@@ -123,6 +141,10 @@ class LocalModels:
 
     def not_here(self, text: str, why: str = "") -> ModelError:
         """The error for a name whose model is not on this machine; `why` says why it is not fetched now."""
+        if text.startswith(OLLAMA_PREFIX):
+            have = listed((model.full_name for model in self.ollama if model.size), 12) or "none"
+            cure = f"ollama pull {text.removeprefix(OLLAMA_PREFIX)}"
+            return ModelError(f"{text}: not among the models of Ollama here (there is {have}); fetch it: {cure}")
         folders = self._of(ModelName.parse(text))
         tags = sorted({model.tag for folder in folders for model in folder.models if model.is_whole})
         have = f" (there is {', '.join(tags)})" if tags else ""
@@ -152,17 +174,26 @@ def resolve_model(text: str | os.PathLike[str], models_dirs: Iterable[Path] = ()
         if found := local.find(name):
             return found.path
         raise local.not_here(name)
-    if (folders := tuple(models_dirs)) and (found := LocalModels.scan(folders).loose(name)):
-        return found.path
-    if path.name == name and not path.suffix:
+    folders, is_file = tuple(models_dirs), path.suffix.lower() == ".gguf"
+    if folders or not is_file:
+        local = LocalModels.scan(folders)
+        if found := local.loose(name):
+            return found.path
+        if name.startswith(OLLAMA_PREFIX):
+            raise local.not_here(name)
+    if path.name == name and (not path.suffix or (":" in name and not is_file)):
         raise ModelError(f"{name}: neither a file nor a model of this name; steermoe models lists those here")
     return path
+
+
+def _of_ollama(model: OllamaModel) -> LocalModel:
+    return LocalModel(model.path, model.size, OLLAMA, "", stem=model.full_name)
 
 
 def llama_cpp_cache() -> Path:
     """Where llama.cpp keeps what it fetched: LLAMA_CACHE, else its folder in the platform's cache."""
     if named := os.environ.get("LLAMA_CACHE"):
-        return Path(named)
+        return Path(os.path.expanduser(named))
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", "")) / "llama.cpp"
     from platformdirs import user_cache_path
@@ -175,8 +206,9 @@ def _hub_layout(root: Path, source: str) -> list[_Folder]:
     result = []
     for repository in _listed(root):
         parts = repository.name.split("--")
-        if parts[0] != "models" or len(parts) != 3:
+        if parts[0] != "models" or len(parts) not in (2, 3):
             continue
+        repo = "/".join(parts[1:]) if len(parts) == 3 else ""  # the hub's oldest have no user: those go by their paths
         revisions: dict[str, str] = {}
         for reference in sorted(_files(repository / "refs")):
             name = reference.relative_to(repository / "refs").as_posix()
@@ -193,7 +225,7 @@ def _hub_layout(root: Path, source: str) -> list[_Folder]:
             models = repo_models(_sizes(snapshot, _files(snapshot)))
             revision = revisions.get(snapshot.name, snapshot.name)
             if models:
-                result.append(_Folder(snapshot, source, "/".join(parts[1:]), revision, tuple(models)))
+                result.append(_Folder(snapshot, source, repo, revision, tuple(models)))
     return result
 
 

@@ -53,6 +53,8 @@ class Client:
         self.patch = monkeypatch
         for name in _UNSET:
             monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HOME", str(self.home))
+        monkeypatch.setenv("OLLAMA_MODELS", str(folder / "ollama"))
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "xdg"))
         monkeypatch.setenv("STEERMOE_CONFIG", "")
         monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))

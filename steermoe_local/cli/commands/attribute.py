@@ -31,6 +31,7 @@ from .map_effects import effects_table
 
 _SHOWN = 20  # effects on the terminal; the map has all
 _AUTO = 0  # draws until the first experts are stable
+_SHORTER = "--draws N, --candidates N or fewer items"
 
 
 def _draws(text: str) -> int:
@@ -161,7 +162,7 @@ def attribute(
     facts = model_info(model)
     warn(*expert_map.identity.require_same(facts.require_moe(), map_name, str(model), force))
     rendering = {"thinking": thinking, "template_arguments": template_arguments, "date": date}
-    with interventions(facts, model, item_flags, rendering, flags, kept, resume) as (llama, items, common):
+    with interventions(facts, model, item_flags, rendering, flags, kept, resume, _SHORTER) as (llama, items, common):
         result = run(llama, items, expert_map, response=item_flags.response, options=options, **common)
     result.save(output)
     kept.discard()

@@ -14,6 +14,7 @@ from ..options.common import SHARE, SHARES, WORDS
 from ..options.evaluation_setup import NONE, EvaluationSetup, evaluation_options
 from ..options.models_measured import COLUMNS, QuantizerBar, models_done, say_models_kept
 from ..options.steering import SteeringFlags
+from ..options.system_text import NameOrPath
 from ..output import print_json, print_reports, say, say_written, warn
 from ..streams import console
 
@@ -31,6 +32,7 @@ _STEERING = tuple(field.name for field in fields(SteeringFlags))  # experts are 
 @click.option(
     "--task",
     "task_name",
+    type=NameOrPath(),
     metavar="TASK",
     help="Task whose positive side is the behaviour: a file (docs/tasks.md), or builtin:NAME.  [required]",
 )
@@ -70,6 +72,7 @@ _STEERING = tuple(field.name for field in fields(SteeringFlags))  # experts are 
 @click.option(
     "--unrelated",
     "unrelated_name",
+    type=NameOrPath(),
     metavar="TASK",
     help="Task that has nothing to do with the behaviour: a file, builtin:NAME, or `none`.  "
     "[default: builtin:neutral for the embedded model; for others the neutral text alone is compared]",
@@ -193,7 +196,8 @@ def _settings(setup: EvaluationSetup, wanted: Perturbations) -> dict[str, Any]:
 def _say_work(work: Work) -> None:
     """How much there is to do, and how long it takes."""
     took = "" if work.seconds is None else f", about {human_duration(work.seconds)} at the unsteered model's speed"
-    say(f"{work.name}: {work.n_steerings:,} random steerings, {work.n_answers:,} answers{took}")
+    shorter = " (shorter with --draws N or -n N)"
+    say(f"{work.name}: {work.n_steerings:,} random steerings, {work.n_answers:,} answers{took}{shorter}")
 
 
 def _print(found: Audit) -> None:

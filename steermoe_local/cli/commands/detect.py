@@ -246,7 +246,8 @@ def detect(
     if restart:
         checkpoint.remove()
     name = behaviour or pairs_file.name.split(".")[0]
-    display = RecordingDisplay("detect, at most" if rule else "detect")
+    shorter = "fewer pairs" if rule else "--until-stable, or fewer pairs"
+    display = RecordingDisplay("detect, at most" if rule else "detect", shorter)
     with ExitStack() as stack:
         # the recorder's context holds a batch, or the longest prompt; how long the pairs are is not known yet
         llama = stack.enter_context(open_model(model_info(model), flags, max(ctx_size, flags.batch_size), path=model))

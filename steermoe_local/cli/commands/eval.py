@@ -71,7 +71,8 @@ def eval_(setup: EvaluationSetup, no_away: bool, controls: bool, control_draws: 
             raise UsageError(f"{option} is for controls; leave it out, or --no-controls")
     setup.check_output("summary.json", "report.md", RECORDS, *_PICTURES)
     away = has_reverse(steering) and not no_away
-    with setup.evaluator() as evaluator:
+    shorter = "-n N, --control-draws N or --no-controls" if wanted else "-n N or --no-away" if away else "-n N"
+    with setup.evaluator(shorter=shorter) as evaluator:
         evaluation = evaluate(evaluator, steering, away=away, controls=wanted, seed=setup.seed)
         # inside: should the disk be full now, --resume finds all answers
         drawn = setup.draw(lambda paths: draw_effect(evaluation, paths), _PICTURES)

@@ -14,6 +14,7 @@ from ...pairs.pairs import load_pairs
 from ..options.common import FILE
 from ..options.evaluation_setup import RECORDS, EvaluationSetup, evaluation_options
 from ..options.groups import is_default
+from ..options.system_text import NameOrPath
 from ..output import print_json, print_reports, say, say_written
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ _ABSENT = ("output", "reverse", "preset", "where")
 )
 @click.option(
     "--ability",
+    type=NameOrPath(),
     metavar="TASK",
     help="Task that steering should leave alone, for `activate-benign`: a file, builtin:NAME, or `none`.  "
     "[default: builtin:neutral for the embedded model]",
@@ -87,7 +89,7 @@ def experiment(
     pairs = load_pairs(pairs_file) if pairs_file is not None else pairs_of(steering)
     harmless = setup.unrelated(ability) if name == "activate-benign" else None
     setup.check_output(*_FILES, *(_PICTURES if name == "layers" else ()))
-    with setup.evaluator() as evaluator:
+    with setup.evaluator(shorter="-n N or --draws N") as evaluator:
         found = run_experiment(
             name,
             ExperimentSetup(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ...attribution.fitted import Comparison, Fit, Shift
 
 _MOST = 1e6
+_SHORTER = "--evaluations N, --method none or fewer items"
 
 
 # the ranges are those of FitOptions, which is imported with the native library
@@ -157,7 +158,7 @@ def fit(
     facts = model_info(model)
     warn(*expert_map.identity.require_same(facts.require_moe(), map_name, str(model), force))
     rendering = {"thinking": thinking, "template_arguments": template_arguments, "date": date}
-    with interventions(facts, model, item_flags, rendering, flags, kept, resume) as (llama, items, common):
+    with interventions(facts, model, item_flags, rendering, flags, kept, resume, _SHORTER) as (llama, items, common):
         result = run(llama, items, expert_map, options=options, **common)
     write_bias(result.bias, output)
     kept.discard()

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 def models(models_dirs: tuple[Path, ...], maps_dirs: tuple[Path, ...], short_names: bool, as_json: bool) -> None:
     """List the models on this machine: their names for -m, what they are, and the expert maps that fit them.
 
-    Looks into the hub's cache, llama.cpp's cache and the models folders, never into the network. A map fits if it was
-    made for the model's routers; hashing them takes reading them, once for each file.
+    Looks into the models folders, the caches of the Hugging Face hub and llama.cpp, and the folders of LM Studio and
+    Ollama (-m ollama/NAME:TAG), never into the network. A map fits if it was made for the model's routers; hashing them
+    takes reading them, once for each file.
 
     \b
     Examples:

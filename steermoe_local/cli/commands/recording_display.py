@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..._util.visible import shortened, visible
 from ...pairs.pairs import Pair
+from ..options.announcing import Announcer
 from ..output import ProgressLines, SummedLines, say
 from ..streams import console
 
@@ -24,13 +25,16 @@ if TYPE_CHECKING:
 class RecordingDisplay:
     """What a run says of itself while it runs: a bar on a terminal, skipped pairs on stderr."""
 
-    def __init__(self, what: str) -> None:
-        """`what` names the bar; its total is all pairs."""
+    def __init__(self, what: str, shorter: str = "fewer pairs") -> None:
+        """`what` names the bar; its total is all pairs. `shorter`: what makes the run shorter, as one writes it."""
         self._what = what
+        self._announcer = Announcer(shorter, print_line=self._print)
+        self._timed = self._announcer.timed(lambda *_: None)
         self._last: RecordingProgress | None = None
         self._start = time.monotonic()
         self._seconds = 0.0
         self._interrupted = False
+        self._told = False
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -83,6 +87,11 @@ class RecordingDisplay:
         self._seconds = time.monotonic() - self._start
         if self._interrupted:
             raise KeyboardInterrupt
+        if not self._told:
+            self._told = True
+            n = progress.n_total - progress.n_done
+            self._announcer.announce(self._what, f"{n:,} pairs, {2 * n:,} texts")
+        self._timed(self._what, progress.n_done, progress.n_total)
         rate = f"{self._rate():,.0f} tokens/s"
         if self._terminal:
             self._bar.update(self._task, completed=progress.n_done, total=progress.n_total, rate=rate)

@@ -32,6 +32,7 @@ from ..options.positionals import model_argument
 from ..options.sampling import sampling_options
 from ..options.secrets import SecretOption, warn_of_readers
 from ..options.steering import CAP, OF_EACH_RULE, RANK, SOFT_WEIGHTS, SteeringFlags, rule_choice
+from ..options.system_text import NameOrPath
 from ..output import say, warn
 
 _SOURCES = ("steering", "steer", "plan")
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
 @click.option("--maps-writable", is_flag=True, help="Keep in it what POST /v1/steering registers.")
 @click.option(
     "--steering",
+    type=NameOrPath(),
     metavar="NAME|FILE",
     help="What steers unless a request says otherwise: a name of --maps, or a file of a map, bias or plan.  "
     "[default: none]",

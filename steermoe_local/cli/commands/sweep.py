@@ -119,7 +119,7 @@ def sweep(
         raise UsageError(f"{planned}; nothing to measure: give --activate or --deactivate numbers above 0")
     n_items, guards = len(setup.task.items), setup.guards
     setup.check_output("summary.json", "report.md", "table.csv", RECORDS, *_PICTURES)
-    with setup.evaluator() as evaluator:
+    with setup.evaluator(shorter="-n N, or fewer numbers") as evaluator:
         _announce(planned, n_items, 0 if guards[0] is None else len(guards[0][0].items))
         result = run(evaluator, steering, grid, cost="kl" if cost == "kl" else "ppl", seed=setup.seed)
         # inside: should the disk be full now, --resume finds all answers

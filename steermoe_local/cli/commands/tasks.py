@@ -23,6 +23,7 @@ from ..options.common import (
     selection_options,
     template_options,
 )
+from ..options.system_text import NameOrPath
 from ..output import facts_table, print_json, print_left_out, say
 from ..streams import console
 
@@ -186,7 +187,7 @@ def list_(as_json: bool) -> None:
 
 
 @tasks.command()
-@click.argument("task_name", metavar="TASK")
+@click.argument("task_name", type=NameOrPath(), metavar="TASK")
 @other_model_option("Count the prompts' tokens with this model's vocabulary and chat template.")
 @click.option("--scorer", metavar="NAME", help="Check for this scorer.  [default: the task's]")
 @template_options

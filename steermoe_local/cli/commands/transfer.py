@@ -12,7 +12,8 @@ from ...pairs.pairs import Pair, PairsFile, pairs_digest
 from ..options.common import WORDS
 from ..options.evaluation_setup import NONE, EvaluationSetup, evaluation_options
 from ..options.models_measured import COLUMNS, QuantizerBar, models_done, say_models_kept
-from ..output import print_json, print_reports, say_written, warn
+from ..options.system_text import NameOrPath
+from ..output import print_json, print_reports, say, say_written, warn
 from ..streams import console
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _QUANTS = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0,Q3_K_M,Q2_K,IQ4_XS"
 @click.option(
     "--pairs",
     "pairs_file",
+    type=NameOrPath(),
     metavar="FILE",
     help="Pairs that the map was made from, for each model's own map; `none` for none.  [default: a shipped map's]",
 )
@@ -82,6 +84,8 @@ def transfer(
     folder = setup.path("models")
     quantizer = Quantizer(setup.facts, folder)
     warn(*filter(None, [quantizer.warning]))
+    names = ", ".join(kind.name for kind in kinds)
+    say(f"transfer: the same on {len(kinds) + 1} models, one after the other: base, {names}")
     with ExitStack() as stack:
         kept = stack.enter_context(AnswerFile(setup.path(COLUMNS)))
         done = models_done(
@@ -98,7 +102,11 @@ def transfer(
         found = measure(
             setup.model,
             steering,
-            lambda path, name: setup.evaluator(model=path, kept=None if name in columns else f"{name}.records.jsonl"),
+            lambda path, name: setup.evaluator(
+                model=path,
+                kept=None if name in columns else f"{name}.records.jsonl",
+                shorter="-n N, fewer --quants or --pairs none",
+            ),
             folder=folder,
             quants=[kind.name for kind in kinds],
             pairs=pairs,

@@ -115,7 +115,8 @@ def tune(
     common: dict[str, Any] = {"seed": setup.seed, "share": choosing_share}
     n = len(setup.task.items)
     words = "every choice is looked at" if exhaustive else f"at most {max_choices} choices are looked at"
-    with setup.evaluator() as evaluator:
+    shorter = "-n N, --max-activate N or --max-deactivate N" if exhaustive else "-n N or --max-choices N"
+    with setup.evaluator(shorter=shorter) as evaluator:
         say(f"{whole.n_choices} choices there are; {words}, on {round(choosing_share * n)} of {n} items")
         if exhaustive:
             only = [None if most is None else range(most + 1) for most in (max_activate, max_deactivate)]

@@ -21,6 +21,7 @@ from ...identity import ModelIdentity
 from ...model_files.model_info import ModelInfo, model_info
 from ...models.shipped_maps import map_path
 from ..output import progress_bar, say
+from .announcing import Announcer
 from .common import SEEDS, check_resume, check_unfinished, json_option, lock_output, template_options
 from .groups import MEASUREMENT, MODEL, OUTPUT, SAMPLING, F, command_line, field_options, option, option_group, together
 from .llama import LlamaFlags, llama_options
@@ -30,10 +31,11 @@ from .opening import check_memory, warn_of_unknown_reasoning
 from .plans import WhereText
 from .sampling import MIN_P, TOP_P
 from .steering import SteeringFlags, steering_options
-from .system_text import UserPath
+from .system_text import NameOrPath, UserPath
 
 if TYPE_CHECKING:
     from ...evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
+    from ...evaluation.measuring.workload import Work
     from ...evaluation.tasks.neutral_text import NeutralText
     from ...evaluation.tasks.tasks import Scorer, Task
 
@@ -55,6 +57,7 @@ class EvaluationSetup(MeasuredSteering):
     flags: LlamaFlags
     task_name: str | None = option(
         "--task",
+        type=NameOrPath(),
         metavar="TASK",
         help="Task file (docs/tasks.md), or builtin:NAME.  [default: that of a shipped or learnt map]",
     )
@@ -128,6 +131,7 @@ class EvaluationSetup(MeasuredSteering):
     )
     neutral_name: str | None = option(
         "--neutral",
+        type=NameOrPath(),
         metavar="FILE",
         help="Neutral text for perplexity and KL, `none` for none.  [default: a shipped one]",
     )
@@ -141,6 +145,7 @@ class EvaluationSetup(MeasuredSteering):
     )
     benign_name: str | None = option(
         "--benign",
+        type=NameOrPath(),
         metavar="FILE",
         help="Benign prompts, to count over-refusal, `none` for none.  [default: shipped ones]",
     )
@@ -318,8 +323,12 @@ class EvaluationSetup(MeasuredSteering):
         lock_output(self.output, folder=True)
 
     @contextmanager
-    def evaluator(self, *, model: Path | None = None, kept: str | None = RECORDS) -> Iterator[Evaluator]:
+    def evaluator(
+        self, *, model: Path | None = None, kept: str | None = RECORDS, shorter: str | None = None
+    ) -> Iterator[Evaluator]:
         """The evaluator on the model (or on another `model` for the same task), with a progress bar.
+
+        With `shorter`, the options that make the work shorter, stderr is told beforehand how much there is.
 
         What it measures is kept in the file `kept` of the output folder: written when the block ends, and left to go on
         from with --resume when it fails or is interrupted, which is said on stderr. Raises UsageError (a run that was
@@ -342,6 +351,11 @@ class EvaluationSetup(MeasuredSteering):
         settings = self.settings
         n_ctx = plan(path, self.task, self.scorer, benign=benign, neutral=neutral, settings=settings)
         flags = check_memory(facts, self.flags, n_ctx, max(2, settings.n_parallel))
+        announcer = Announcer(shorter or "")
+
+        def announce(work: Work) -> None:
+            announcer.announce(work.what, work, at_most=work.at_most)
+
         with (
             progress_bar() as show,
             open_evaluator(
@@ -354,7 +368,8 @@ class EvaluationSetup(MeasuredSteering):
                 records=records,
                 resume=self.resume,
                 metadata=self._metadata(facts),
-                progress=show,
+                progress=announcer.timed(show),
+                on_work=None if shorter is None else announce,
                 **flags.model_arguments(),
             ) as evaluator,
         ):

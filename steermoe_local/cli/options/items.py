@@ -16,6 +16,7 @@ from ..output import SummedLines, progress_bar, say
 from .common import FILE
 from .groups import option, option_group
 from .opening import open_model
+from .system_text import NameOrPath
 
 if TYPE_CHECKING:
     from ...attribution.items import Item
@@ -36,10 +37,14 @@ class ItemFlags:
 
     pairs_file: Path | None = option("--pairs", type=FILE, help="Pairs of one prompt and two answers, JSONL.")
     task_name: str | None = option(
-        "--task", metavar="TASK", help="Instead of pairs: a task of choices (docs/tasks.md), or builtin:NAME."
+        "--task",
+        type=NameOrPath(),
+        metavar="TASK",
+        help="Instead of pairs: a task of choices (docs/tasks.md), or builtin:NAME.",
     )
     neutral_name: str | None = option(
         "--neutral",
+        type=NameOrPath(),
         metavar="FILE",
         help="Neutral text on which costs are measured, `none` for none.  [default: a shipped one]",
     )
@@ -100,12 +105,13 @@ def interventions(
     flags: LlamaFlags,
     kept: AnswerFile,
     resume: bool,
+    shorter: str,
 ) -> Iterator[tuple[SteeredLlama, list[Item], dict[str, Any]]]:
     """Render the items, load the model and show a bar; yields model, items, and further arguments of `attribute` and
     `fit`: the neutral text, what is kept, progress.
 
-    `rendering` are the arguments of the renderer. A block that fails or is interrupted says what is kept. Raises what
-    the items raise, ResourceError, ModelError.
+    `rendering` are the arguments of the renderer, `shorter` the options that make the work shorter. A block that fails
+    or is interrupted says what is kept. Raises what the items raise, ResourceError, ModelError.
     """
     from ...evaluation.measuring.opening import model_facts
     from ...llama.rendering import Renderer, vocabulary_renderer
@@ -117,6 +123,13 @@ def interventions(
             renderer, lambda name, reason: skipped.add(f"skipped: pair {name!r}: {reason}", f"skipped: {reason}")
         )
     skipped.close()
+    said = False
+
+    def log(line: str) -> None:
+        nonlocal said
+        say(line if said else f"{line} (shorter with {shorter})")
+        said = True
+
     with open_model(facts, flags, 2 * flags.batch_size, path=model) as llama, progress_bar() as show:
         common = {
             "neutral": neutral,
@@ -125,7 +138,7 @@ def interventions(
             "resume": resume,
             "metadata": {"model": model_facts(facts), "flash_attn": flags.flash_attn},
             "progress": show,
-            "log": say,
+            "log": log,
         }
         try:
             yield llama, items, common

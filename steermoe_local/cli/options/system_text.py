@@ -27,6 +27,7 @@ _VARIABLES = {
     "HF_TOKEN",
     "HF_TOKEN_PATH",
     "LLAMA_CACHE",
+    "OLLAMA_MODELS",
 }
 _SECRETS = ("TOKEN", "KEY")
 
@@ -47,6 +48,20 @@ class UserPath(click.Path):
         if "\0" in value:
             self.fail("a name with a NUL in it.", param, ctx)
         return os.path.expanduser(value)
+
+
+class NameOrPath(click.types.StringParamType):
+    """A name (`none`, builtin:NAME, hub:ID), or a path; it stays a text, with `~` and `~user` at its start as folders.
+
+    No shell does that for what stands in a variable or in the configuration file.
+    """
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The text."""
+        text = super().convert(value, param, ctx)
+        return os.path.expanduser(text) if isinstance(text, str) else text
 
 
 def require_text(arguments: Iterable[str], environment: Mapping[str, str]) -> None:

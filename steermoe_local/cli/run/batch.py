@@ -19,6 +19,7 @@ from ...llama.rendering import RenderedPrompt, vocabulary_renderer
 from ...llama.template_date import may_lack
 from ...pairs.prompts import PromptItem, load_prompts, prompts_digest, read_prompts
 from ...steering.plan import SteeringPlan
+from ..options.announcing import Announcer
 from ..options.common import check_unfinished
 from ..output import print_json, progress_bar, say, say_written
 from .setup import DEFAULT_PARALLEL, STEERED, BatchFlags, RunFlags, Steered
@@ -53,7 +54,12 @@ def run_batch(flags: RunFlags, batch: BatchFlags, as_json: bool) -> None:
         write = kept.add if kept else _to_stdout()
         try:
             # not between answers that are printed to a terminal
-            with progress_bar(hidden=kept is None and sys.stdout.isatty()) as show:
+            with progress_bar(hidden=kept is None and sys.stdout.isatty()) as bar:
+                announcer = Announcer("-n N, or fewer prompts")
+                longest = n_ctx if flags.n_predict is None else flags.n_predict
+                n_answers = len(left) * (2 if flags.compare else 1)
+                announcer.announce("run", f"{n_answers:,} answers of at most {longest:,} tokens")
+                show = announcer.timed(bar)
                 show("run", len(done), len(items))
                 for record in run.records(min(batch.parallel or DEFAULT_PARALLEL, len(left)), ordered=kept is None):
                     write(record)

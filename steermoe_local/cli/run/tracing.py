@@ -229,7 +229,8 @@ class Tracing:
         about = most or ("" if measure.n_texts >= self.job.n_texts else "about ")
         n_bytes = bytes_of_tokens(self.job.output, shape, n_tokens)
         size = human_size(n_bytes) if n_bytes >= 1e5 else f"{n_bytes:,} bytes"
-        say(f"{self.job.output}: {about}{_tokens(n_tokens, self.job.n_texts)}, {about}{size}")
+        shorter = "shorter with -n N, or fewer prompts" if self._answers else "shorter with fewer texts"
+        say(f"{self.job.output}: {about}{_tokens(n_tokens, self.job.n_texts)}, {about}{size} ({shorter})")
 
     def _say_time(self) -> None:
         n_left = self.job.n_texts - self.n_texts - self.n_skipped

@@ -17,7 +17,7 @@ from ..measuring.side_effects import fluency
 from ..metrics.formatting import number, percent
 from ..metrics.intervals import Interval, difference, rate
 from ..reports.document import Table, escape, sections
-from ..studies.controls.controls import ControlResult, Controls, run_controls
+from ..studies.controls.controls import CONTROLS, ControlResult, Controls, control_work, run_controls
 from ..tasks.tasks import Scorer, Task
 
 Verdict = Literal["for", "against", "open"]
@@ -122,11 +122,15 @@ class ExperimentSetup:
         biases = self.biases(steering, reverse)
         if biases[0] is None:
             raise UsageError(f"{steering.name}: chooses no experts; give --activate N, --deactivate N or both")
+        controls = Controls(self.n_draws, kinds, self.pairs, self.recording)
+        work = {"steering": self.evaluator.work([None, *biases])}
+        work[CONTROLS] = control_work(self.evaluator, steering, controls)
+        self.evaluator.workload.expect("experiment", work)
         sides = self.measure({"": biases}, "steering", benign=True)[""]
         found = run_controls(
             self.evaluator,
             steering,
-            Controls(self.n_draws, kinds, self.pairs, self.recording),
+            controls,
             real_effect=sides.effect.value,
             reverse=reverse,
             seed=self.seed,

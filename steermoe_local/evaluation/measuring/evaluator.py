@@ -31,6 +31,7 @@ from ..tasks.tasks import Score, Scorer, Task
 from .measurements import UNSTEERED, Answer, Measurement, bias_key, record_of
 from .rendered_tasks import Source, context_size, source
 from .replies import GREEDY, Job, Reply, replies
+from .workload import OnWork, Work, Workload
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is measured, answers and texts that are done, how many are wanted)."""
@@ -149,6 +150,7 @@ class Evaluator:
         resume: bool = False,
         metadata: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
+        on_work: OnWork | None = None,
     ) -> None:
         """Render all prompts and make the context.
 
@@ -156,6 +158,7 @@ class Evaluator:
         over-refusal, or whatever a study compares with. `neutral` is a text to predict. None: not measured. Results
         are kept in `kept`, where it is given: a new file, or with `resume` what an interrupted run left, if the
         settings and `metadata` (facts of the caller that results depend on, such as the model's file) are the same.
+        `on_work` is told how much there is to measure before it is begun.
 
         Raises UsageError (a prompt that does not fit, other settings), FormatError (an item that cannot be scored),
         ModelError.
@@ -170,6 +173,8 @@ class Evaluator:
         self._kept = kept
         self.progress: Progress = progress or (lambda *_: None)
         """Called while something is measured; studies call it for other long work on the model."""
+        self.workload = Workload(lambda *shown: self.progress(*shown), on_work)
+        """Studies of several calls of `measure` tell it beforehand what these come to."""
         self.renderer = Renderer(
             model._model,
             thinking=self._settings.thinking,
@@ -287,15 +292,13 @@ class Evaluator:
             ids = [job.id for job in (*answers, *benigns)]
             self._wanted |= dict.fromkeys([*ids, _text_id(key)] if with_text else ids)
             missing += [job for job in (*answers, *benigns) if job.id not in self._records]
-        done, total = 0, len(missing) + len(texts)
-        if total:
-            self.progress(what, 0, total)
+        done, show = 0, self.workload.begin(what, Work(len(missing), len(texts), what=what))
 
         def keep(record: dict[str, Any]) -> None:
             nonlocal done
             self._keep(record)
             done += 1
-            self.progress(what, done, total)
+            show(done)
 
         if missing:
             self._answer(missing, keep)
@@ -309,6 +312,40 @@ class Evaluator:
             conditional = isinstance(bias, BiasPlan) and bias.has_conditions
             found[key] = Measurement(bias, key, answered, refused, score, conditional)
         return [replace(found[key], bias=bias) for key, bias in zip(keys, biases, strict=True)]
+
+    def work(
+        self,
+        biases: Sequence[AnyBias | None] | int,
+        *,
+        items: Sequence[str] | None = None,
+        text: bool = True,
+        benign: bool = True,
+    ) -> Work:
+        """What `measure` will have to do for these steerings. A number of steerings that are not made yet is counted
+        as if they all differed, and none were kept.
+        """
+        n_items = len(self.task.items if items is None else items)
+        of_each = n_items * len(self._settings.seeds)
+        with_benign = len(self._benign.task.items) if self._benign and benign else 0
+        with_text = text and bool(self._documents)
+        if isinstance(biases, int):
+            return Work(biases * (of_each + with_benign), biases * with_text, at_most=True)
+        keys = {self._name(self._settings.placed(bias)) for bias in biases}
+        wanted = None if items is None else {str(name) for name in items}
+        ids = [
+            f"{key}/{seed}/{item.id}"
+            for key in keys
+            for seed in self._settings.seeds
+            for item in self.task.items
+            if wanted is None or str(item.id) in wanted
+        ]
+        if self._benign and benign:
+            seed = self._settings.seeds[0]
+            ids += [f"{key}/benign/{seed}/{item.id}" for key in keys for item in self._benign.task.items]
+        return Work(
+            sum(name not in self._records for name in ids),
+            sum(_text_id(key) not in self._records for key in keys) if with_text else 0,
+        )
 
     def _check(self, biases: Iterable[AnyBias | None]) -> None:
         """Refuse biases that cannot steer this model, before long work. Raises as `measure`."""

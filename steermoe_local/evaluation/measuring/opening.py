@@ -25,6 +25,7 @@ from ..tasks.neutral_text import NeutralText, load_neutral_text
 from ..tasks.scorers import make_scorer
 from ..tasks.tasks import Scorer, Task
 from .evaluator import Evaluator, EvaluatorSettings, Progress
+from .workload import OnWork
 
 Benign = tuple[Task, Scorer] | StrPath | None
 """Benign prompts: a task with its scorer or a file, "default" for those that fit the model, None for none."""
@@ -91,6 +92,7 @@ def open_evaluator(
     resume: bool = False,
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    on_work: OnWork | None = None,
     **model_arguments: Any,
 ) -> Iterator[Evaluator]:
     """Load a model and open an evaluator on it, for `evaluate`, `sweep`, `tune` and `transfer`.
@@ -131,6 +133,7 @@ def open_evaluator(
                 resume=resume and kept is not None and kept.exists(),
                 metadata={"model": model_facts(facts), **(metadata or {})},
                 progress=progress,
+                on_work=on_work,
             )
         )
         yield evaluator

@@ -21,7 +21,7 @@ from ..measuring.opening import open_evaluator, open_steering, pairs_of, task_of
 from ..measuring.side_effects import Fluency, fluency
 from ..metrics.intervals import Interval, rate
 from ..tasks.tasks import Task
-from .controls.controls import ControlResult, Controls, run_controls
+from .controls.controls import CONTROLS, ControlResult, Controls, control_work, run_controls
 from .signatures import Signature, Thresholds, effect_signatures, guard_signatures
 from .steerings import EFFECT, NEGATIVE, STEERED, effects_of, has_reverse, side_biases, steering_facts
 
@@ -107,7 +107,11 @@ def evaluate(
     """
     away = away and has_reverse(steering)
     biases = side_biases(steering, evaluator.identity, away)
-    measured = dict(zip(biases, evaluator.measure(list(biases.values()), what="eval"), strict=True))
+    parts = {"sides": evaluator.work(list(biases.values()))}
+    if controls is not None and isinstance(steering, Steering):
+        parts[CONTROLS] = control_work(evaluator, steering, controls, both_ways=away)
+    evaluator.workload.expect("eval", parts)
+    measured = dict(zip(biases, evaluator.measure(list(biases.values()), what="sides"), strict=True))
     unsteered = measured[UNSTEERED]
     effects = effects_of(measured, seed)
     headline = list(effects)[-1]

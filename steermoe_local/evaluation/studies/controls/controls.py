@@ -16,9 +16,13 @@ from ....errors import ChoiceError, FormatError, PairsError, UsageError
 from ....steering.steering import Steering
 from ...measuring.evaluator import Evaluator
 from ...measuring.json_values import plain
+from ...measuring.workload import Work
 from .draws import ALL, ControlPlan, Controls, Kind
 
-__all__ = ["ALL", "ControlResult", "Controls", "run_controls"]
+__all__ = ["ALL", "CONTROLS", "ControlResult", "Controls", "control_work", "run_controls"]
+
+CONTROLS = "controls"
+"""Names the controls among the parts of a study."""
 
 _EQUAL = 1e-12  # effects that differ by less are the same up to rounding
 _QUANTILES = (0.025, 0.975)
@@ -82,6 +86,20 @@ class ControlResult:
         return plain(self)
 
 
+def control_work(
+    evaluator: Evaluator,
+    steering: Steering,
+    controls: Controls,
+    *,
+    both_ways: bool = True,
+    items: Sequence[str] | None = None,
+) -> Work:
+    """What `run_controls` will have to measure, at most: draws may be equal, and some may turn out to be impossible."""
+    n_draws = sum(controls.n_expected(kind, steering) for kind in controls.kinds)
+    found = evaluator.work(n_draws * (2 if both_ways else 1), items=items, text=False, benign=False)
+    return found if both_ways else found + evaluator.work([None], items=items, text=False, benign=False)
+
+
 def run_controls(
     evaluator: Evaluator,
     steering: Steering,
@@ -122,7 +140,7 @@ def run_controls(
                 items=None if items is None else list(items),
                 text=False,
                 benign=False,
-                what=f"controls ({n_draws} draws)",
+                what=CONTROLS,
             )
         )
         rates = {

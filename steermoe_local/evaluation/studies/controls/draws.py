@@ -16,6 +16,8 @@ from ....maps.counts import RoutingCounts
 from ....maps.expert_map import ExpertMap, parse_layers
 from ....maps.ranks import OBSERVED, action_scores, observed_score
 from ....maps.significance import pearson
+from ....pairs.builders import Tally
+from ....pairs.control_pairs import superficial_pairs
 from ....pairs.pairs import Pair
 from ....steering.bias_file import BiasFile
 from ....steering.control_choices import activation_frequency, bottom_signs, draw_experts
@@ -52,6 +54,23 @@ class Controls:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}: {getattr(self, name)} is not from 1 up")
 
+    def n_expected(self, kind: str, steering: Steering) -> int:
+        """How many draws of a kind there will be, at most."""
+        of_map = steering.expert_map
+        if kind == "random":
+            return self.n_draws
+        if kind == "matched":
+            known = self.counts is not None or (of_map is not None and of_map.a1 is not None) or bool(self.pairs)
+            return self.n_draws if known else 0
+        if kind == "bottom":
+            return 1 if of_map is not None else 0
+        if not self.pairs or any(name not in ("rd", "log-odds") for name in _ranks(steering)):
+            return 0
+        if kind != "superficial":
+            return self.n_maps if len(self.pairs) > 1 else 0
+        kinds = {pair.id.rpartition("~")[2] for pair in superficial_pairs(self.pairs, Tally())}
+        return len(kinds) + (len(kinds) > 1)  # and all kinds together
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -68,6 +87,11 @@ class Kind:
     draws: Sequence[Draw] = ()
     note: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _ranks(steering: Steering) -> list[str]:
+    """The scores that experts are chosen and weighted by."""
+    return [name for name in (steering.rank, steering.weights) if name]
 
 
 class ControlPlan:
@@ -102,7 +126,7 @@ class ControlPlan:
 
     def draws(self, kind: str) -> Kind:
         """The draws of one of `ALL`. Raises ChoiceError, FormatError, PairsError, UsageError where it has none."""
-        for name in filter(None, (self.steering.rank, self.steering.weights)):
+        for name in _ranks(self.steering):
             if kind in ("superficial", "shuffled", "same-side") and name not in ("rd", "log-odds"):
                 return Kind(note=f"left out: maps of other pairs have counts alone, and experts are chosen by {name}")
         found: Kind = getattr(self, f"_{kind.replace('-', '_')}")()

@@ -12,6 +12,7 @@ import numpy as np
 from ....errors import UsageError
 from ....steering.bias_file import BiasFile
 from ...measuring.measurements import Measurement
+from ...measuring.workload import Work
 from ...metrics.intervals import Values
 from .algorithm import Candidate, Trial
 from .objective import Budget, objective_values, search_space, text_costs
@@ -58,13 +59,19 @@ class CandidateEvaluator:
         share: float,
         activate: Iterable[int] | None,
         deactivate: Iterable[int] | None,
+        *,
+        max_trials: int | None = None,
     ) -> None:
-        """Measure the unsteered model. Raises as `tune`."""
+        """Announce the search, of `max_trials` candidates at most (None: of all), and measure the unsteered model.
+
+        Raises as `tune`.
+        """
         budget.check_guards(evaluator.benign_task, evaluator.neutral)
         self.space = search_space(steering)
         self.counts = _counts(self.space.activate, activate), _counts(self.space.deactivate, deactivate)
         self.evaluator, self.steering, self.budget, self.seed = evaluator, steering, budget, seed
         self.choosing, self.heldout = split([str(item.id) for item in evaluator.task.items], seed, share)
+        self._expect(self.n_choices if max_trials is None else min(max_trials, self.n_choices))
         self.base = self.measure([None], self.choosing)[0]
         self.ceiling = float(1 - self.values(self.base).mean())
         self._built: dict[Candidate, BiasFile | None] = {(0, 0): None}
@@ -77,6 +84,15 @@ class CandidateEvaluator:
     def measure(self, biases: Sequence[BiasFile | None], items: Iterable[str], what: str = "tune") -> list[Measurement]:
         """Measure biases on some items, with what the budget needs."""
         return self.evaluator.measure(biases, items=items, text=True, benign=self.budget.wants_benign, what=what)
+
+    def _expect(self, n: int) -> None:
+        """Announce a search that looks at `n` candidates at most, and checks two of them on the held-out items."""
+        benign, of = self.budget.wants_benign, self.evaluator.work
+        searched = of(n + 1, items=self.choosing, benign=benign)
+        # the unsteered model, the pick and the strongest one; what is predicted of the text is known by then
+        checked = of(3, items=self.heldout, text=False, benign=False)
+        parts = {"tune": searched, "check": checked, "text": Work(0)}
+        self.evaluator.workload.expect("tune", parts, search=True)
 
     def values(self, measured: Measurement) -> Values:
         """The objective's value of each item."""

@@ -130,7 +130,7 @@ def tune(
     if max_trials < 1:
         raise UsageError(f"max_trials: {max_trials} is not a number from 1 up")
     limits = [None if most is None else range(most + 1) for most in (max_activate, max_deactivate)]
-    candidates = CandidateEvaluator(evaluator, steering, budget, seed, share, *limits)
+    candidates = CandidateEvaluator(evaluator, steering, budget, seed, share, *limits, max_trials=max_trials)
     search = Search(
         lambda candidate, step: candidates.evaluate([candidate], step)[0],
         (candidates.counts[0][-1], candidates.counts[1][-1]),
