@@ -59,11 +59,10 @@ def chat(
 
     \b
     Examples:
-      steermoe chat -m tiny --map digits-words
-      steermoe chat -m olmoe.gguf --map map.json --activate 10 --deactivate 50 -c 8192
-      steermoe chat -m tiny --steer "thinking: none" --steer "answer: digits-words"
-      steermoe chat -m olmoe.gguf --bias bias.gguf -sys "Be brief." --temp 0.3
-      printf 'Hello.\\nWho are you?\\n' | steermoe chat -m olmoe.gguf
+      steermoe chat tiny --map digits-words
+      steermoe chat olmoe.gguf --map map.json --activate 10 --deactivate 50 -c 8192
+      steermoe chat olmoe.gguf --bias bias.gguf -sys "Be brief." --temp 0.3
+      printf 'Hello.\\nWho are you?\\n' | steermoe chat olmoe.gguf
     """
     from ...model_files.model_info import model_info
     from ..chat.loop import TerminalKind, run_chat

@@ -176,10 +176,10 @@ def serve(
 
     \b
     Examples:
-      steermoe serve -m tiny
-      steermoe serve -m olmoe.gguf --maps maps/ --steering faithful -np 8 -c 8192
-      steermoe serve -m tiny --steer "thinking: none" --steer "answer: digits-words"
-      steermoe serve -m tiny --host 0.0.0.0 --api-key-file key.txt
+      steermoe serve tiny
+      steermoe serve olmoe.gguf --maps maps/ --steering faithful -np 8 -c 8192
+      steermoe serve tiny --steer "thinking: none" --steer "answer: digits-words"
+      steermoe serve tiny --host 0.0.0.0 --api-key-file key.txt
     """
     _require_extra()
     from ...llama.template_client import template_problem

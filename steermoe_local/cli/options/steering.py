@@ -312,7 +312,7 @@ def _flags(**values: Any) -> SteeringFlags:
     )
 
 
-_COMMON = ("map_file", "activate", "deactivate", "reverse", "strength", "bias", "steer", "plan")
+_COMMON = ("map_file", "activate", "deactivate", "reverse", "strength", "bias", "steer")
 
 steering_options = option_group(
     _flags, "steering_flags", field_options(SteeringFlags), heading=STEERING, common=_COMMON
