@@ -29,8 +29,12 @@ DESCRIPTION = (
 # Recommended numbers of experts to promote, and as many to suppress: the fewest whose effect is
 # about as large as that of more experts. Fewer experts are also less likely to be hit at random.
 RECOMMENDED = {
-    name: {"n_activate": count, "n_deactivate": count}
-    for name, count in (("digits-words", 2), ("document-memory", 4), ("refuse-comply", 2))
+    name: {"n_activate": promoted, "n_deactivate": suppressed}
+    for name, promoted, suppressed in (
+        ("digits-words", 2, 4),
+        ("document-memory", 4, 4),
+        ("refuse-comply", 2, 2),
+    )
 }
 
 

@@ -21,6 +21,7 @@ from .commands.info import info
 from .commands.map import map_
 from .commands.map_export import card, export, import_
 from .commands.map_merge import merge
+from .commands.map_recommend import recommend
 from .commands.models import models
 from .commands.pairs import pairs
 from .commands.presets import presets
@@ -92,7 +93,7 @@ for command in (
     completion,
 ):
     main.add_command(command)
-for command in (merge, import_, export, card):
+for command in (merge, import_, export, card, recommend):
     map_.add_command(command)
 take_debug(main)
 add_help_all(main)

@@ -26,6 +26,12 @@ _MAX_TEXT = 10_000
 _RULE_OF = {"scale": "soft", "weights": "soft", "cap": "capped"}
 
 
+def nothing_to_steer(where: object, *given: int | None) -> str:
+    """The line for a map in the file `where` by which nothing would steer, where the numbers `given` are asked for."""
+    why = "0 experts were asked for" if any(number is not None for number in given) else "it recommends no choice"
+    return f"{where}: nothing to steer, as {why}; {CURES}"
+
+
 def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value <= 1 << 31
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from .._util.closest import did_you_mean
 from .._util.package import PACKAGE
 from ..errors import UsageError
-from .embedded import behaviours
 from .user_maps import MAP_FILE, user_maps, user_maps_folder
 
 
@@ -58,12 +57,3 @@ def map_path(name: str | os.PathLike[str]) -> Path:
             f"{did_you_mean(text, known_maps()) or '; check the name'}"
         )
     return path
-
-
-def recommended_numbers(path: Path) -> tuple[int, int] | None:
-    """The numbers of experts to activate and deactivate that the model's card recommends for a shipped map or its copy.
-
-    None for other files.
-    """
-    name = shipped_name(path)
-    return next(((b.n_activate, b.n_deactivate) for b in behaviours() if b.name == name), None)

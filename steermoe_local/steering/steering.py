@@ -198,14 +198,23 @@ class Steering:
             return self
         if {"activate", "deactivate", "preset"} & given.keys():
             return self
-        side = recommended.choice.get("reverse", False)
-        if recommended.one_way and given.get("reverse", side) != side:
-            raise UsageError(
-                f"{self.path or self.name}: recommends steering to "
-                f"{dataclasses.replace(self, reverse=side).side or 'one side'} alone; give numbers of experts of your "
-                "own for the other side"
-            )
+        self._require_recommended_side(given)
         return self.with_choice(recommended.choice)[0]
+
+    def _require_recommended_side(self, choice: Mapping[str, Any]) -> None:
+        """Raise UsageError where `choice` takes the other side of a recommended choice that is of one side alone."""
+        recommended = self.recommended
+        if recommended is None or not recommended.one_way or {"activate", "deactivate", "preset"} & choice.keys():
+            return
+        side = recommended.choice.get("reverse", False)
+        numbers = [getattr(self, name) for name in ("activate", "deactivate")]
+        own = any(numbers) and numbers != [recommended.choice.get(name, 0) for name in ("activate", "deactivate")]
+        if choice.get("reverse", side) != side and not own:
+            name = dataclasses.replace(self, reverse=side).side or "one side"
+            raise UsageError(
+                f"{self.path or self.name}: recommends steering to {name} alone; give numbers of experts of your own "
+                "for the other side"
+            )
 
     @property
     def presets(self) -> list[Preset]:
@@ -334,6 +343,7 @@ class Steering:
         """
         if unknown := sorted(set(fields) - set(self.__dataclass_fields__)):
             raise UsageError(f"{unknown[0]}: not a part of steering; change one of {', '.join(_KNOWN)}")
+        self._require_recommended_side(fields)
         if {"activate", "deactivate"} & fields.keys() and "preset" not in fields:
             fields |= {"preset": None, "preset_model": None}
         return dataclasses.replace(self, **fields)

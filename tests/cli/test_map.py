@@ -46,7 +46,7 @@ def clear(tmp_path: Path) -> tuple[Path, Path]:
 def test_show_without_per_pair_counts(files: tuple[Path, Path]) -> None:
     result = run("map", "show", files[0])
     assert result.exit_code == 0
-    assert "confidence  unknown (needs per-pair counts: steermoe map stats)" in result.stdout
+    assert "unknown (needs per-pair counts: steermoe map stats)" in result.stdout
     header = next(line for line in result.stdout.splitlines() if line.startswith("layer"))
     assert header.split() == ["layer", "expert", "RD", "a1/N1", "a2/N2"]
     assert result.stderr == ""

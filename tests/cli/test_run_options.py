@@ -19,9 +19,10 @@ from steermoe_local.cli.options.sampling import sampling_options
 from steermoe_local.cli.options.steering import SteeringFlags, steering_options
 from steermoe_local.cli.program import SteerMoEGroup
 from steermoe_local.generation.engine import Sampling
+from steermoe_local.maps.recommended import Recommended, with_recommended
 from steermoe_local.model_files.model_info import model_info
 from steermoe_local.models.embedded import behaviours
-from steermoe_local.models.shipped_maps import map_path, recommended_numbers, shipped_maps
+from steermoe_local.models.shipped_maps import map_path, shipped_maps
 from tests.support.paths import ROOT
 
 DIGITS = ROOT / "expert_maps" / "tiny" / "digits-words.json"
@@ -106,24 +107,45 @@ def test_the_old_name_of_the_strength(tmp_path: Path) -> None:
 
 
 def test_a_shipped_map_has_numbers_of_its_own() -> None:
-    for name, numbers in (("digits-words", (2, 2)), ("tiny/document-memory", (4, 4))):
+    for name, numbers in (("digits-words", (2, 4)), ("tiny/document-memory", (4, 4))):
         steering = steering_of("--map", name)
         assert (steering["activate"], steering["deactivate"]) == numbers
         assert json.loads(steer_by("--map", name).stdout)[1] == {"map": name}
     assert steering_of("--map", "digits-words", "--deactivate", 1)["activate"] == 0
-    # numbers that are given are meant: a copy of the map has none to recommend
+    # numbers that are given are meant
     assert "nothing to steer" in steer_by("--map", "digits-words", "--activate", 0, "--deactivate", 0).stderr
 
 
 def test_a_map_of_a_users_own_needs_numbers(tmp_path: Path) -> None:
     own = tmp_path / "digits-words.json"
     own.write_bytes(DIGITS.read_bytes())
-    assert steering_of("--map", own)["n_active"] == 2, "a copy of a map that ships is that map"
-    own.write_bytes(DIGITS.read_bytes() + b"\n")
+    assert steering_of("--map", own)["n_active"] == 2, "the recommended choice stands in the file"
+    with_recommended(ExpertMap.load(DIGITS), None).save(own)
     result = steer_by("--map", own)
     assert result.exit_code == 2
     for cure in ("--activate N", "--deactivate N", "--preset faithful|safe"):
         assert cure in result.stderr
+
+
+def test_all_of_a_recommended_choice_is_taken(tmp_path: Path) -> None:
+    own = tmp_path / "own.json"
+    choice = {"activate": 3, "layers": "1-3", "rank": "log-odds", "mode": "capped", "cap": 2.0}
+    bare = ExpertMap.load(DIGITS)
+    with_recommended(bare, Recommended(choice)).save(own)
+    taken = steering_of("--map", own)
+    assert {name: taken[name] for name in choice} == choice
+    assert (taken["reverse"], taken["deactivate"]) == (False, 0)
+    other = steering_of("--map", own, "--reverse", "--layers", "2", "--strength", 1.5)
+    assert (other["activate"], other["reverse"], other["layers"], other["mode"]) == (3, True, "2", "soft")
+    numbers = steering_of("--map", own, "--activate", 1)
+    assert (numbers["activate"], numbers["layers"], numbers["mode"]) == (1, None, "hard")
+    with_recommended(bare, Recommended(choice, one_way=True)).save(own)
+    assert "alone" in steer_by("--map", own, "--reverse").stderr
+    assert steering_of("--map", own, "--reverse", "--activate", 1)["reverse"] is True
+
+
+def test_a_strength_below_0_is_refused() -> None:
+    assert "--reverse" in steer_by("--map", "digits-words", "--strength", -2).stderr
 
 
 def test_a_bias_file_by_option_and_by_environment(bias: Path) -> None:
@@ -231,13 +253,20 @@ def test_the_shipped_maps_are_those_of_the_project() -> None:
 
 
 def test_recommended_numbers_move_the_behaviour() -> None:
-    """The card's numbers take planted experts only."""
+    """What a shipped map recommends was measured, and takes planted experts only."""
     for behaviour in behaviours():
         if behaviour.name not in shipped_maps():
             continue
         path = map_path(behaviour.name)
-        assert recommended_numbers(path) == (behaviour.n_activate, behaviour.n_deactivate)
-        signs = ExpertMap.load(path).choose(*recommended_numbers(path) or ())
+        expert_map = ExpertMap.load(path)
+        recommended = expert_map.recommended
+        assert recommended is not None
+        assert recommended.choice == {"activate": behaviour.n_activate, "deactivate": behaviour.n_deactivate}
+        assert recommended.steered is not None
+        assert recommended.unsteered is not None
+        assert recommended.steered > recommended.unsteered
+        assert recommended.command.startswith("steermoe eval")
+        signs = expert_map.choose(behaviour.n_activate, behaviour.n_deactivate)
         assert {tuple(place) for place in np.argwhere(signs > 0).tolist()} <= behaviour.planted_positive
         assert {tuple(place) for place in np.argwhere(signs < 0).tolist()} <= behaviour.planted_negative
 
@@ -247,8 +276,7 @@ def test_a_file_comes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.
     assert map_path("digits-words").is_absolute()
     Path("digits-words").touch()
     assert map_path("digits-words") == Path("digits-words")
-    assert recommended_numbers(Path("digits-words")) is None
-    with pytest.raises(UsageError, match="map that ships"):
+    with pytest.raises(UsageError, match="neither a file nor a map"):
         map_path("tiny-maps")
     assert map_path("folder/map") == Path("folder/map")
 

@@ -114,8 +114,8 @@ def test_export_easysteer_chooses_as_bias_build(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["easysteer"], "no experts chosen"),
-        (["easysteer", "--activate", 0], "no experts chosen"),
+        (["easysteer"], "nothing to steer"),
+        (["easysteer", "--activate", 0], "nothing to steer"),
         (["easysteer", "--preset", "safe", "--reverse"], "leave out"),
         (["easysteer", "--preset", "safe"], "the paper has no numbers"),
         (["easysteer", "--activate", 1, "--layers", "7"], "no layer 7"),

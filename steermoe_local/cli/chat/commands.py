@@ -85,7 +85,10 @@ def _steer(session: Session, argument: str) -> None:
     elif argument in ("on", "off"):
         if session.chat.steering is None:
             _ = session.steering  # says what can be chosen
+        changes = session.chat.steering_on != (argument == "on")
         session.say_steering(session.chat.switch(argument == "on"))
+        if changes:
+            session.offer_again()
     else:
         steering, warnings = session.maps.open(argument, session.chat.steering)
         for warning in warnings:
@@ -233,6 +236,7 @@ def _path(name: str, argument: str) -> Path:
 
 def _reset(session: Session, argument: str) -> None:
     session.chat.reset()
+    session.may_ask_again = False
     session.screen.note("the chat begins anew; system prompt and steering stay")
 
 

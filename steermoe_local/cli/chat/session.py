@@ -82,6 +82,7 @@ class Session:
         self._loaded: Loaded | None = None
         self._maps: MapFinder | None = None
         self._n_forgotten = 0  # tokens of the chat that a change of steering took out of memory
+        self.may_ask_again = False  # the steering was changed since the last answer
 
     #
     # the model
@@ -207,7 +208,16 @@ class Session:
         """Steer by another choice, and say what applies. On an error the old one stays."""
         if words := steering.shortfall:
             self.screen.note(f"warning: {words}")
+        before = self.chat.steering if self.chat.steered else None
         self.say_steering(self.chat.steer(steering))
+        if before is None or before.content != steering.content:
+            self.offer_again()
+
+    def offer_again(self) -> None:
+        """Say that the last question can be asked again: its answer stands, and leads the next ones."""
+        if self.chat.messages:
+            self.may_ask_again = True
+            self.screen.note("the last answer is from before; an empty line (or /regenerate) asks its question again")
 
     def say_steering(self, n_recomputed: int = 0) -> None:
         """Say what steers; and after a change, which took `n_recomputed` tokens out of memory, what follows from it."""
@@ -232,6 +242,7 @@ class Session:
         """Go on with a saved conversation, and say what it is. Raises FormatError; nothing changes then."""
         warnings = self.chat.load(path)
         self._n_forgotten = 0
+        self.may_ask_again = False
         for warning in warnings:
             self.screen.note(f"warning: {warning}")
         self.screen.note(f"{path}: {len(self.chat.messages)} messages")
@@ -243,6 +254,7 @@ class Session:
             with one_interrupt():
                 self._say(text)
             self._n_forgotten = 0
+            self.may_ask_again = False
             self.screen.gap()
         except SteerMoEError as error:
             self.screen.error(str(error))

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ...errors import UsageError
-from ...maps.recommended import CURES
+from ...maps.recommended import nothing_to_steer
 from ...model_files.model_info import model_info
 from ...steering.bias_file import DEFAULT_EPSILON, BiasFile, read_bias, write_bias
 from ...steering.presets import PRESETS
@@ -153,7 +153,7 @@ def chosen_by(
         steering = steering.recommending(choice).with_choice(choice)[0]
         return steering if rule is None else steering.changed(**rule.fields)
     if not preset and not activate and not deactivate:
-        raise UsageError(f"{steering.path}: recommends no choice of experts; {CURES}, or give a --preset")
+        raise UsageError(f"{nothing_to_steer(steering.path, activate, deactivate)}, or give a --preset")
     return steering.changed(
         activate=activate or 0,
         deactivate=deactivate or 0,

@@ -14,7 +14,7 @@ import click
 from ...errors import UsageError
 from ...identity import ModelIdentity
 from ...maps.ranks import RANKS, WEIGHTS
-from ...maps.recommended import CURES
+from ...maps.recommended import nothing_to_steer
 from ...model_files.model_info import model_info
 from ...models.shipped_maps import map_path
 from ...steering.plan_file import read_plan
@@ -292,8 +292,10 @@ class SteeringFlags:
                 choice["rank"] = self.rank
             return steering.recommending(choice).with_choice(choice, strength=DEFAULT_STRENGTH)[0]
         if not self.activate and not self.deactivate:
-            presets = f", or --preset {'|'.join(PRESETS)} for the paper's models" if steering.presets else ""
-            raise UsageError(f"{path}: recommends no choice of experts; {CURES}{presets}")
+            raise UsageError(
+                f"{nothing_to_steer(path, self.activate, self.deactivate)}, or give --preset {'|'.join(PRESETS)} for "
+                "the paper's models"
+            )
         return steering.changed(
             activate=self.activate or 0,
             deactivate=self.deactivate or 0,

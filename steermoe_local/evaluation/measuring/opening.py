@@ -12,7 +12,7 @@ from ..._util.files import StrPath
 from ...errors import UsageError
 from ...generation.answer_file import AnswerFile
 from ...llama.steered_llama import SteeredLlama
-from ...maps.recommended import CURES
+from ...maps.recommended import nothing_to_steer
 from ...model_files.model_info import ModelInfo, model_info
 from ...models.embedded import behaviour
 from ...models.local_models import resolve_model
@@ -171,7 +171,7 @@ def open_steering(
     if not any(choice[name] for name in ("activate", "deactivate")) and bias is None:
         opened = Steering.open(map_file=path).recommending(choice)
         if not opened.activate and not opened.deactivate and activate is deactivate is None:
-            raise UsageError(f"{path}: recommends no choice of experts; {CURES}")
+            raise UsageError(nothing_to_steer(path))
         return opened.with_choice(choice)[0]
     return Steering.open(
         map_file=path,
