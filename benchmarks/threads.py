@@ -3,10 +3,10 @@
     python benchmarks/threads.py [--rounds N] [--tokens N]     (about ten minutes)
 
 For each model and each load of the machine, every variant runs in a process of its own, all of a round one after the
-other, and is compared with the reference of its round: one thread. Variants: numbers of threads, and for several how a
-thread waits for the others: as OpenMP does by itself (it spins for a while, then sleeps), with a short spin, sleeping
-at once. `busy` has a process in an endless loop for every CPU beside it. Speeds are of single tokens, decoded one after
-the other; CPU time is that of all threads. The figures go to stdout, all of them to build/bench/threads.json.
+other, and is compared with the reference of its round: one thread. Variants: numbers of threads, and for several how
+long a thread spins while it waits for the others before it sleeps (GNU's OpenMP: 3 ms by itself). `busy` has a process
+in an endless loop for every CPU beside it. Speeds are of single tokens, decoded one after the other; CPU time is that
+of all threads. The figures go to stdout, all of them to build/bench/threads.json.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ from steermoe_local.models.embedded import embedded_model
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "build" / "bench"
-WAITING = {"by itself": {}, "short spin": {"GOMP_SPINCOUNT": "1000"}, "sleeps": {"OMP_WAIT_POLICY": "passive"}}
+WAITING = {
+    "3 ms": {"GOMP_SPINCOUNT": "300000"},  # libgomp's own; by its source 100,000 spins are about a millisecond
+    "0.1 ms": {"GOMP_SPINCOUNT": "10000"},
+    "0.01 ms": {"GOMP_SPINCOUNT": "1000"},
+    "sleeps": {"OMP_WAIT_POLICY": "passive"},
+}
 SHAPES = ("toy-olmoe", "granite-layers")
 
 
@@ -69,6 +74,8 @@ def measure(model: Path, n_threads: int, waiting: str, n_tokens: int) -> dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--models", default=",".join(("tiny", *SHAPES)))
+    parser.add_argument("--loads", default="idle,busy")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--output", type=Path, default=BENCH / "threads.json")
@@ -78,14 +85,18 @@ def main() -> None:
         child(model, int(n_threads), int(n_tokens))
         return
     n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    models = {"tiny": embedded_model()} | {shape: cached_model(shape, arguments.output.parent) for shape in SHAPES}
+    wanted = arguments.models.split(",")
+    models = {
+        name: embedded_model() if name == "tiny" else cached_model(name, arguments.output.parent) for name in wanted
+    }
     counts = sorted({1, 2, n_cpus})
-    variants = [(n, waiting) for n in counts for waiting in WAITING if n > 1 or waiting == "by itself"]
+    variants = [(n, waiting) for n in counts for waiting in WAITING if n > 1 or waiting == "3 ms"]
     results = []
     print(f"{n_cpus} CPUs; speed and CPU time a token, as ratios to one thread")
     print(f"{'model':16} {'load':5} {'threads':>7} {'waiting':12} {'ms':>8} {'speed':>20} {'CPU time':>9}")
     for name, model in models.items():
-        for state, n_busy in (("idle", 0), ("busy", n_cpus)):
+        for state in arguments.loads.split(","):
+            n_busy = n_cpus if state == "busy" else 0
             runs: dict[tuple[int, str], list[dict[str, float]]] = {variant: [] for variant in variants}
             with load(n_busy):
                 for _ in range(arguments.rounds):

@@ -98,11 +98,18 @@ def device_names() -> list[str]:
     return list(_devices(sorted(_rpc_servers)))
 
 
+def offload_devices(devices: Sequence[str] | None, rpc_servers: Sequence[str] = ()) -> list[Any]:
+    """The devices that layers go to: those named, or llama.cpp's choice for None. Raises UsageError."""
+    known = _devices(rpc_servers)
+    return _all_of(known) if devices is None else [_named(known, name, "device", "-dev") for name in devices]
+
+
 @contextmanager
-def parameters(model: Callable[[Any], None], context: Callable[[Any], None]) -> Iterator[None]:
+def parameters(model: Callable[[Any], None], context: Callable[[Any, Any], None]) -> Iterator[None]:
     """Let `model` and `context` change the parameters of what this thread loads with `llama_cpp` inside.
 
-    They get the `llama_model_params` and `llama_context_params` just before the C functions do.
+    They get the `llama_model_params`, and the `llama_model` with the `llama_context_params`, just before the C
+    functions do.
     """
     module, thread = llama_cpp().llama_cpp, threading.get_ident()
     with _patching:
@@ -115,7 +122,7 @@ def parameters(model: Callable[[Any], None], context: Callable[[Any], None]) -> 
 
         def init_changed(handle: Any, params: Any) -> Any:
             if threading.get_ident() == thread:
-                context(params)
+                context(handle, params)
             return init(handle, params)
 
         module.llama_model_load_from_file, module.llama_init_from_model = load_changed, init_changed
@@ -273,5 +280,6 @@ def _buffer_types(rpc_servers: Sequence[str]) -> dict[str, Any]:
 
 def _named(known: Mapping[str, Any], name: str, what: str, flag: str) -> Any:
     if name not in known:
-        raise UsageError(f"unknown {what} {name!r} ({flag}); this library has {', '.join(known) or 'none'}")
+        has = ", ".join(known) or "none: build it with a GPU backend (docs/backends.md)"
+        raise UsageError(f"unknown {what} {name!r} ({flag}); this library has {has}")
     return known[name]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..errors import ModelError, NativeError, UsageError
 from ..model_files.model_info import check_loadable
-from .cpu import default_threads
+from .cpu import useful_threads
 from .library import llama_cpp, take_log_error
 from .native_recorder import NativeRecorder, Trace
 from .signatures import BiasStruct, LayerStruct, check, lib, of_tokens
@@ -158,7 +158,8 @@ def loading(path: str | os.PathLike[str]) -> Iterator[None]:
 def parallel_context_params(n_ctx: int, n_batch: int, n_seq_max: int, n_threads: int | None) -> Any:
     """`llama_context_params` for up to `n_seq_max` sequences that share `n_ctx` tokens.
 
-    n_threads None: all physical cores. Raises UsageError for more tokens than 32 bits count.
+    n_threads None: as many as the model is worth (`model_threads`), decided by `new_context`. Raises UsageError for
+    more tokens than 32 bits count.
     """
     if n_ctx >= 2**31:
         raise UsageError(f"n_ctx: {n_ctx} is more than llama.cpp can count; lower it")
@@ -167,7 +168,7 @@ def parallel_context_params(n_ctx: int, n_batch: int, n_seq_max: int, n_threads:
     params.n_batch = params.n_ubatch = n_batch
     params.n_seq_max = n_seq_max
     params.kv_unified = True
-    params.n_threads = params.n_threads_batch = n_threads or default_threads()
+    params.n_threads = params.n_threads_batch = n_threads or 0
     params.flash_attn_type = 0
     params.no_perf = True
     return params
@@ -216,9 +217,28 @@ def logits(ctx: Any, row: int, n_vocab: int) -> Any:
     return (ctypes.c_float * n_vocab).from_address(ctypes.addressof(found.contents))
 
 
+def model_threads(model: Any) -> int:
+    """Threads to compute with on a `llama_model` where nobody says how many (`cpu.useful_threads`)."""
+    module = llama_cpp()
+
+    def number(key: str) -> int:
+        text = ctypes.create_string_buffer(64)
+        n = module.llama_model_meta_val_str(model, key.encode(), text, len(text))
+        return int(text.value) if n > 0 and text.value.isdigit() else 0
+
+    name = ctypes.create_string_buffer(64)
+    module.llama_model_meta_val_str(model, b"general.architecture", name, len(name))
+    architecture = name.value.decode("utf-8", "replace")
+    n_expert, n_used = number(f"{architecture}.expert_count"), number(f"{architecture}.expert_used_count")
+    n_bytes = int(module.llama_model_size(model))  # nearly all of it are experts
+    return useful_threads(n_bytes * n_used // n_expert if 0 < n_used <= n_expert else n_bytes)
+
+
 def new_context(model: Any, params: Any) -> Any:
     """Make an unsteered `llama_context` on a `llama_model`; the caller frees it. Raises NativeError."""
     take_log_error()  # older failures are not this context's
+    if params.n_threads <= 0:
+        params.n_threads = params.n_threads_batch = model_threads(model)
     with unsteered_environment():
         ctx = llama_cpp().llama_init_from_model(model, params)
     if not ctx:

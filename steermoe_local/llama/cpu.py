@@ -14,6 +14,8 @@ from ..errors import NativeError
 from . import backends
 
 _CPUS = Path("/sys/devices")
+BYTES_OF_A_THREAD = 4 << 20
+"""Weights of a token for which another thread is taken: about half a millisecond of work."""
 
 
 @functools.cache
@@ -25,6 +27,16 @@ def default_threads() -> int:
     than these; llama.cpp's would wait for each other.
     """
     return max(1, min([physical_cores(), *cpu_quotas()]))
+
+
+def useful_threads(n_bytes: int) -> int:
+    """Threads to compute with on a model of which each token needs so many bytes of weights: of `default_threads` those
+    that have work enough.
+
+    Threads wait for each other after every operation, some hundred times a token. On a tiny model that takes longer
+    than the work, and on a machine with other work on its cores many times as long (benchmarks/threads.py).
+    """
+    return max(1, min(default_threads(), -(-n_bytes // BYTES_OF_A_THREAD)))
 
 
 def physical_cores(root: Path = _CPUS, allowed: Iterable[int] | None = None) -> int:

@@ -11,12 +11,18 @@ import importlib.metadata
 import os
 import re
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from .._util.package import PACKAGE
 from ..errors import NativeError, VersionError
+
+SPINS = "1000"
+"""Of a waiting thread of GNU's OpenMP before it sleeps, about 0.01 ms: what it takes itself where it has more threads
+than there are CPUs."""
 
 ABI_VERSION = 4  # steermoe.h: STEERMOE_ABI_VERSION
 
@@ -78,15 +84,8 @@ def llama_cpp() -> Any:
             )
         if sys.platform == "win32":  # else ggml.dll, which llama.dll needs, is looked for in the current folder first
             ctypes.windll.kernel32.SetDllDirectoryW("")
-        before = os.environ.get("LLAMA_CPP_LIB_PATH")
-        os.environ["LLAMA_CPP_LIB_PATH"] = str(folder)
-        try:
+        with _variables({"LLAMA_CPP_LIB_PATH": str(folder), **_waiting()}):
             import llama_cpp.llama_cpp  # noqa: F401
-        finally:
-            if before is None:
-                del os.environ["LLAMA_CPP_LIB_PATH"]
-            else:
-                os.environ["LLAMA_CPP_LIB_PATH"] = before
         module = sys.modules["llama_cpp"]
         _take_log(module)
         if _crashes_told:
@@ -103,6 +102,32 @@ def llama_cpp() -> Any:
             f"the native library has ABI {abi}, this package needs {ABI_VERSION}; install steermoe-local again"
         )
     return module
+
+
+def _waiting() -> dict[str, str]:
+    """How long a thread of GNU's OpenMP spins while it waits for the others, where the user's variables do not say it.
+
+    By itself it spins for about 3 ms, after every operation of a graph whose other threads have lost their core to
+    other work: a token then takes tens of times as long (benchmarks/threads.py). The variable is read when the
+    library is loaded; where OpenMP is another's, nothing reads it.
+    """
+    said = "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ
+    return {} if said else {"GOMP_SPINCOUNT": SPINS}
+
+
+@contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Meanwhile the environment has these values."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _take_log(module: Any) -> None:

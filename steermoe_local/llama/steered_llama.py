@@ -18,7 +18,6 @@ from ..steering.bias_plan import AnyBias, BiasPlan
 from ..steering.plan import AnySteering, SteeringPlan
 from ..steering.steering import Steering
 from . import backends, capi
-from .cpu import default_threads
 from .loaded_model import loaded_identity
 from .plan_rows import KnownKey, PlanRows, PlanRun
 from .plan_state import require_tokens
@@ -93,7 +92,8 @@ class SteeredLlama(Llama):
             repack: keep a second copy of quantized weights in a layout that the CPU multiplies faster (llama.cpp:
                 --repack). Without it, a Q4_0, Q4_K, IQ4_NL or MXFP4 model takes about half the memory.
             date: for chat templates that print one, a `datetime.date` or YYYY-MM-DD; None: the day of each request.
-            kwargs: arguments of `llama_cpp.Llama`. Without `n_threads`, it is the number of physical cores.
+            kwargs: arguments of `llama_cpp.Llama`. Without `n_threads`, it is the number of physical cores,
+                or fewer for a tiny model (docs/performance.md).
 
         Raises ModelError (the model cannot be loaded or steered), ModelMismatchError (bias of another model),
         FormatError (not a valid bias file), UsageError (an unknown device or buffer type; a plan with a condition on
@@ -124,14 +124,15 @@ class SteeredLlama(Llama):
             overrides += backends.cpu_moe_patterns(None if cpu_moe else n_cpu_moe)
         self._placement = backends.Placement.of(devices, overrides, rpc_servers)
 
-        kwargs["n_threads"] = kwargs.get("n_threads") or default_threads()
-        kwargs["n_threads_batch"] = kwargs.get("n_threads_batch") or kwargs["n_threads"]
+        given, given_batch = kwargs.get("n_threads"), kwargs.get("n_threads_batch")
 
         def model_params(params: Any) -> None:
             self._placement.apply(params)
             params.use_extra_bufts = repack
 
-        def context_params(params: Any) -> None:
+        def context_params(model: Any, params: Any) -> None:
+            params.n_threads = given or capi.model_threads(model)
+            params.n_threads_batch = given_batch or params.n_threads
             if flash_attn == "auto":
                 params.flash_attn_type = backends.FLASH_ATTN["auto"]
 
@@ -142,6 +143,7 @@ class SteeredLlama(Llama):
             own_rendering(None if date is None else template_date(date)),
         ):
             super().__init__(path, verbose=verbose, flash_attn=bool(flash_attn), **kwargs)
+        self.n_threads, self.n_threads_batch = self.context_params.n_threads, self.context_params.n_threads_batch
         with suppress(SteerMoEError):  # a model without routers: set_bias raises
             capi.router_sha256(self._model.model)  # kept with the model, so that setting a bias is quick
         if loaded is not None:

@@ -43,7 +43,8 @@ def lines(text: str) -> list[dict[str, Any]]:
 def answers(*arguments: Any, **kwargs: Any) -> list[dict[str, Any]]:
     done = invoke(*arguments, **kwargs)
     assert done.exit_code == 0, done.output
-    assert done.stderr == ""
+    (announced,) = done.stderr.splitlines()
+    assert announced.startswith("run: ")
     return lines(done.stdout)
 
 
@@ -259,7 +260,8 @@ def interrupted(questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         patch.setattr(AnswerFile, "add", add)
         done = invoke(*ask)
     assert done.exit_code == 130
-    kept, error = done.stderr.splitlines()
+    announced, kept, error = done.stderr.splitlines()
+    assert announced.startswith("run: 10 answers of at most ")
     assert kept.startswith("4 of 10 answers")
     assert "--resume" in kept
     assert error == "error: interrupted"
@@ -361,7 +363,8 @@ def test_a_reader_that_goes_away(endless: Path, tmp_path: Path) -> None:
         process.stdout.close()
         closed.touch()
         assert process.wait(timeout=60) == 1
-        assert process.stderr.read() == b""
+        (announced,) = process.stderr.read().splitlines()
+        assert announced.startswith(b"run: 200 answers of at most 40 tokens")
 
 
 #

@@ -154,7 +154,7 @@ def test_random_draws_of_a_map_that_works() -> None:
         assert effect == pytest.approx(evaluator.rate(towards) - evaluator.rate(away))
         assert (towards.n_active, towards.n_inactive) == (2, 2)
         assert 0 not in towards.layers, "layer 0 does not route"
-    assert evaluator.calls == [{"items": None, "text": False, "benign": False, "what": "controls (50 draws)"}]
+    assert evaluator.calls == [{"items": None, "text": False, "benign": False, "what": "controls"}]
 
 
 def test_random_is_no_different_from_random() -> None:

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from steermoe_local import BiasFile, BusyError, FormatError, ModelMismatchError, SteeredLlama, UsageError
-from steermoe_local.evaluation.measuring.evaluator import Evaluator, EvaluatorSettings, Scoring, plan
+from steermoe_local.evaluation.measuring.evaluator import Evaluator, EvaluatorSettings, plan
 from steermoe_local.evaluation.measuring.measurements import UNSTEERED, bias_key
 from steermoe_local.evaluation.measuring.replies import Reply
+from steermoe_local.evaluation.measuring.scoring import Scoring
 from steermoe_local.evaluation.tasks.neutral_text import NeutralText
 from steermoe_local.evaluation.tasks.scorers import make_scorer
 from steermoe_local.evaluation.tasks.tasks import Choice, Score, Scorer, Task

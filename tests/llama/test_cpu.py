@@ -14,7 +14,7 @@ import pytest
 from gguf import LlamaFileType
 
 from steermoe_local import SteeredLlama
-from steermoe_local.llama import cpu
+from steermoe_local.llama import capi, cpu
 from steermoe_local.llama.quantizer import quantize_file
 from steermoe_local.model_files.cache_shape import read_headers
 from steermoe_local.model_files.memory import repacked_bytes
@@ -87,12 +87,33 @@ def test_default_threads(cores: int, quotas: list[int], n: int, monkeypatch: pyt
 
 
 def test_a_model_computes_with_them(tiny_path: Path) -> None:
-    for arguments, n, n_batch in [({}, cpu.default_threads(), cpu.default_threads()), ({"n_threads": 3}, 3, 3)]:
+    for arguments, n, n_batch in [({}, 1, 1), ({"n_threads": 3}, 3, 3), ({"n_threads_batch": 3}, 1, 3)]:
         with closing(SteeredLlama(tiny_path, n_ctx=64, **arguments)) as llama:
             assert (llama.context_params.n_threads, llama.context_params.n_threads_batch) == (n, n_batch)
     with closing(SteeredLlama(tiny_path, n_ctx=64, n_threads=2, n_threads_batch=5)) as llama:
         assert (llama.context_params.n_threads, llama.context_params.n_threads_batch) == (2, 5)
     assert cpu.default_threads() <= (os.cpu_count() or 1)
+
+
+def test_threads_by_the_weights_of_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "default_threads", lambda: 8)
+    some = cpu.BYTES_OF_A_THREAD
+    assert [cpu.useful_threads(n) for n in (0, 1, some, some + 1, 5 * some, 8 * some, 10**12)] == [1, 1, 1, 2, 5, 8, 8]
+
+
+def test_contexts_of_a_tiny_model_take_one_thread(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's, too, unless it is told; the weights that count are those that a token uses."""
+    monkeypatch.setattr(cpu, "default_threads", lambda: 8)
+    with closing(SteeredLlama(tiny_path, n_ctx=64)) as llama:
+        for given, n in ((None, 1), (4, 4)):
+            params = capi.parallel_context_params(64, 32, 1, given)
+            context = capi.new_context(llama._model.model, params)
+            assert (params.n_threads, params.n_threads_batch) == (n, n)
+            capi.llama_cpp().llama_free(context)
+        size = llama._model.size()
+        assert size > cpu.BYTES_OF_A_THREAD, "the whole model is worth more than one"
+        monkeypatch.setattr(cpu, "BYTES_OF_A_THREAD", size // 24)  # of 24 experts a token uses 4
+        assert capi.model_threads(llama._model.model) in (4, 5)
 
 
 #

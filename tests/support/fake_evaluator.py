@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from steermoe_local.evaluation.measuring.measurements import Answer, Measurement, bias_key
+from steermoe_local.evaluation.measuring.workload import Work, Workload
 from steermoe_local.evaluation.tasks.neutral_text import TextScore
 from steermoe_local.maps.expert_map import ExpertMap
 from steermoe_local.steering.bias_file import BiasFile
@@ -79,6 +80,13 @@ class FakeEvaluator:
         self.settings: dict[str, Any] = {"task": "made-up", "task_sha256": "0" * 64, "seeds": [0]}
         self.latent = np.random.default_rng(seed).permutation(n_items) / n_items
         self.calls: list[dict[str, Any]] = []
+        self.told: list[Work] = []
+        self.workload = Workload(lambda *_: None, self.told.append)
+
+    def work(self, biases: Sequence[BiasFile | None] | int, *, items: Sequence[str] | None = None, **_: Any) -> Work:
+        """As `Evaluator.work`, of answers to items alone."""
+        n = biases if isinstance(biases, int) else len(biases)
+        return Work(n * len(self.task.items if items is None else items))
 
     def steering(self, expert_map: ExpertMap, **choice: Any) -> Steering:
         """A steering by the map."""

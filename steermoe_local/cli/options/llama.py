@@ -28,13 +28,19 @@ SPLIT_MODES = {"none": 0, "layer": 1, "row": 2, "tensor": 3}  # llama.h: enum ll
 FLASH_ATTN: dict[str, bool | str] = {"on": True, "off": False, "auto": "auto"}
 
 
+AUTO_LAYERS = -2
+"""-ngl auto: as many layers as fit; `check_memory` makes a number of it."""
+
+
 def _layers(text: str) -> int:
+    if text == "auto":
+        return AUTO_LAYERS
     if text == "all":
         return -1  # as in llama_cpp.Llama
     try:
         return max(int(text), -1)
     except ValueError:
-        raise ValueError(f"{text!r} is neither a number of layers nor 'all'.") from None
+        raise ValueError(f"{text!r} is neither a number of layers nor 'auto' or 'all'.") from None
 
 
 def _proportions(text: str) -> tuple[float, ...]:
@@ -70,7 +76,12 @@ def _flash_attn(default: str) -> Any:
 class LlamaFlags:
     """The flags of llama.cpp that a command was given."""
 
-    threads: int | None = option("-t", "--threads", type=click.IntRange(1), help="Threads.  [default: physical cores]")
+    threads: int | None = option(
+        "-t",
+        "--threads",
+        type=click.IntRange(1),
+        help="Threads.  [default: physical cores, fewer for tiny models]",
+    )
     batch_size: int = option(
         "-b", "--batch-size", type=click.IntRange(1), default=512, show_default=True, help="Tokens of one decode."
     )
@@ -82,10 +93,11 @@ class LlamaFlags:
         "--gpu-layers",
         "--n-gpu-layers",
         type=Parsed("layers", int, _layers),
-        default=0,
+        default="auto",
+        value=AUTO_LAYERS,
         show_default=True,
         metavar="N",
-        help="Layers kept on the GPU, -1 or `all` for all.",
+        help="Layers kept on the GPU, -1 or `all` for all; `auto`: as many as fit.",
     )
     device: tuple[str, ...] | None = option(
         "-dev",
@@ -182,7 +194,7 @@ class LlamaFlags:
     def model_arguments(self) -> dict[str, Any]:
         """Arguments of `SteeredLlama` for the model and its devices."""
         return {
-            "n_gpu_layers": self.n_gpu_layers,
+            "n_gpu_layers": 0 if self.n_gpu_layers == AUTO_LAYERS else self.n_gpu_layers,
             "devices": () if self.device == ("none",) else self.device,
             "split_mode": SPLIT_MODES[self.split_mode],
             "tensor_split": self.tensor_split and list(self.tensor_split),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -12,7 +13,7 @@ from ..._util.files import human_size
 from ...errors import ResourceError
 from ...model_files.model_info import check_loadable
 from ..output import say, warn
-from .llama import CACHE_TYPES, LlamaFlags
+from .llama import AUTO_LAYERS, CACHE_TYPES, LlamaFlags
 
 if TYPE_CHECKING:
     from ...generation.engine import Engine
@@ -40,11 +41,14 @@ def check_memory(facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_sequences: i
     Returns the flags to load the model with: checked, and with `repack` decided. Without --repack or --no-repack the
     weights are repacked if there is room for the copies; else a line on stderr says that they are not.
     """
+    _warn_without_gpu(flags)
     if not flags.memory_check:
-        return flags
+        return offloaded(facts, flags, n_ctx, n_sequences)
     check_loadable(facts.paths[0])
     from ...llama.cpu import repacks
     from ...model_files import memory
+
+    flags = offloaded(facts, flags, n_ctx, n_sequences)
 
     def estimated(repack: bool) -> MemoryEstimate:
         return memory.check_memory(
@@ -80,6 +84,72 @@ def check_memory(facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_sequences: i
     if warning := estimate.warning():
         warn(warning)
     return replace(flags, memory_check=False, repack=repack)
+
+
+def offloaded(facts: ModelInfo, flags: LlamaFlags, n_ctx: int, n_sequences: int) -> LlamaFlags:
+    """The flags with -ngl auto decided; without a GPU it means none, and nothing is said.
+
+    Where the flags say themselves what stays on the CPU (-cmoe, -ncmoe, -ot), only the number of layers is chosen.
+    Raises UsageError (an unknown device), NativeError (an RPC server that cannot be used).
+    """
+    if flags.n_gpu_layers != AUTO_LAYERS:
+        return flags
+    from ...llama.backends import cpu_moe_patterns
+    from ...llama.offloading import fitting, gpu_memory
+    from ...model_files import memory
+    from ...model_files.cache_shape import read_headers
+
+    free = gpu_memory(() if flags.device == ("none",) else flags.device, flags.rpc or ())
+    if not free:
+        return replace(flags, n_gpu_layers=0)
+    types = CACHE_TYPES[flags.cache_type_k], CACHE_TYPES[flags.cache_type_v]
+    estimate = memory.check_memory(
+        facts,
+        n_ctx,
+        n_sequences,
+        *types,
+        flash_attn=flags.flash_attn != "off",
+        n_ubatch=min(flags.ubatch_size, flags.batch_size),
+        elsewhere=True,
+    )
+    stays = [pattern for pattern, _ in cpu_moe_patterns(None if flags.cpu_moe else flags.n_cpu_moe)]
+    tensors = {
+        name: tensor.n_bytes
+        for header in read_headers(facts)
+        for name, tensor in header.tensors.items()
+        if not any(re.search(pattern, name) for pattern in stays)
+    }
+    keep_experts = not stays and not flags.override_tensor
+    found = fitting(free, tensors, facts.n_layer, estimate.cache, estimate.compute, keep_experts=keep_experts)
+    if flags.verbose:
+        layers = "all layers" if found.n_gpu_layers < 0 else f"{found.n_gpu_layers} layers"
+        but = f", experts of the first {found.n_cpu_moe} on the CPU" if found.n_cpu_moe else ""
+        say(f"{estimate.name}: -ngl auto: {layers} on the GPU{but}, by {human_size(sum(free))} free there")
+    return replace(flags, n_gpu_layers=found.n_gpu_layers, n_cpu_moe=flags.n_cpu_moe or found.n_cpu_moe)
+
+
+_warned: set[str] = set()
+
+
+def _warn_without_gpu(flags: LlamaFlags) -> None:
+    """Warn once when a GPU is asked for and the library has none."""
+    asked = []
+    if flags.n_gpu_layers not in (0, AUTO_LAYERS):
+        asked.append("-ngl")
+    if flags.tensor_split:
+        asked.append("-ts")
+    if not asked or flags.device == ("none",):
+        return
+    from ...llama.backends import device_names
+
+    line = ", ".join(asked)
+    if device_names() or flags.rpc or line in _warned:
+        return
+    _warned.add(line)
+    warn(
+        f"{line}: ignored, as this library knows no GPU; build it for yours, like CMAKE_ARGS=-DGGML_CUDA=on "
+        "pip install . (docs/backends.md)"
+    )
 
 
 def _of_weights(estimate: MemoryEstimate, repack: bool) -> str:
