@@ -1,8 +1,8 @@
 """Write the generated pages (`make docs`); tests fail when they are out of date.
 
-docs/cli.md: every command's --help-all, as the program prints it. docs/architectures.md: the results of
-tests/support/architecture_checks.py on every architecture (needs `make tools`). docs/rehearsal.md: the chat templates
-and vocabularies of the pinned archive (needs transformers, which `make test-rehearsal` installs).
+docs/cli.md: every command's --help-all, as the program prints it. docs/behaviours.md: its table. docs/architectures.md:
+the results of tests/support/architecture_checks.py on every architecture (needs `make tools`). docs/rehearsal.md: the
+chat templates and vocabularies of the pinned archive (needs transformers, which `make test-rehearsal` installs).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from steermoe_local.behaviours import behaviours
 from steermoe_local.cli import main
 from steermoe_local.cli.help_pages import help_all
 from steermoe_local.cli.options import settings
@@ -78,6 +79,25 @@ test-reference` covers it; the others were not run.
 | architecture | gating | transformers |
 | --- | --- | --- |
 """
+
+
+def behaviours_page(page: str) -> str:
+    """docs/behaviours.md with its table of behaviours written again."""
+    rows = [
+        "| name | sides | model | pairs, held out | scorer | errors: all labelled answers; unseen ones | what for |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for one in behaviours():
+        sides = f"{one.positive} only" if one.one_way else f"{one.positive} / {one.negative}"
+        unseen = f"; {one.n_test_errors} of {one.n_test}" if one.n_test else ""
+        errors = f"{round(one.error_rate * one.n_labelled)} of {one.n_labelled}{unseen}"
+        numbers = f"{len(one.pairs())}, {len(one.heldout())}"
+        rows.append(
+            f"| `{one.name}` | {sides} | {one.model or 'any'} | {numbers} | `{one.scorer}` | {errors} | {one.about} |"
+        )
+    begin, end = "<!-- table: make docs -->\n", "<!-- end of table -->"
+    before, rest = page.split(begin)
+    return f"{before}{begin}{chr(10).join(rows)}\n{end}{rest.split(end)[1]}"
 
 
 def architecture_row(found: list[Any], reference: str) -> str:
@@ -155,6 +175,9 @@ if __name__ == "__main__":
     cli = root / "docs" / "cli.md"
     cli.write_text(render(), encoding="utf-8")
     print(f"written: {cli}", file=sys.stderr)
+    listed = root / "docs" / "behaviours.md"
+    listed.write_text(behaviours_page(listed.read_text("utf-8")), encoding="utf-8")
+    print(f"written: {listed}", file=sys.stderr)
     program = root / "build" / "native" / "bin" / "test-llama-archs"
     if program.exists():
         page = root / "docs" / "architectures.md"

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "steermoe_local"
 # folder (or module at the top): what it may import. docs/design.md draws it. Each stage may import all below it.
 BOTTOM = {"errors", "identity", "_util"}
 BELOW_LLAMA = BOTTOM | {"model_files", "pairs", "maps", "steering", "models"}
-BELOW_EVALUATION = BELOW_LLAMA | {"llama", "detection", "generation"}
+BELOW_EVALUATION = BELOW_LLAMA | {"behaviours", "llama", "detection", "generation"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "_util": {"errors"},
@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "maps": BOTTOM | {"model_files", "pairs"},
     "steering": BOTTOM | {"model_files", "pairs", "maps"},
     "models": BOTTOM | {"model_files", "pairs", "maps"},
+    "behaviours": BELOW_LLAMA - {"steering"},
     "llama": BELOW_LLAMA,
     "detection": BELOW_LLAMA | {"llama"},
     "generation": BELOW_LLAMA | {"llama"},

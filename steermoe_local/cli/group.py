@@ -7,6 +7,7 @@ import click
 from .. import __version__
 from .commands.attribute import attribute
 from .commands.audit import audit
+from .commands.behaviours import behaviours
 from .commands.bias import bias
 from .commands.chat import chat
 from .commands.completion import completion
@@ -69,6 +70,7 @@ for command in (
     pull,
     models,
     info,
+    behaviours,
     pairs,
     tasks,
     detect,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -18,6 +17,7 @@ from steermoe_local import BiasFile, ExpertMap, RoutingCounts, read_bias, write_
 from steermoe_local.cli import main
 from steermoe_local.models.embedded import behaviours
 from tests.support.held import HELD, hold, patience
+from tests.support.pages import load_generate
 from tests.support.paths import ROOT
 
 PAIRS = ROOT / "examples" / "pairs" / "numbers.jsonl"
@@ -191,12 +191,7 @@ def test_every_command_has_help_with_an_example() -> None:
 
 
 def test_the_generated_page_is_up_to_date() -> None:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
-    assert (ROOT / "docs" / "cli.md").read_text("utf-8") == generate.render(), "run make docs"
+    assert (ROOT / "docs" / "cli.md").read_text("utf-8") == load_generate().render(), "run make docs"
 
 
 def test_ctrl_c_ends_long_work_with_one_line(tmp_path: Path) -> None:

@@ -79,6 +79,8 @@ LINES = [
     "pairs shuffle <pairs -o >pairs.jsonl",
     "pairs superficial <pairs -o >pairs.jsonl",
     "presets",
+    "behaviours",
+    "behaviours german",
     "pull nobody/no-such-model --offline",
     "run -m <model -p hello -n 1",
     "run -m tiny -p hello -n 1 --map <map --activate 1",

@@ -66,6 +66,7 @@ COMMANDS = {
     "map export": "map export map.json --format steermoe-csv -o OUT",
     "map card": "map card map.json --base-model lab/tiny --license CC0-1.0 -o OUT",
     "presets": "presets",
+    "behaviours": "behaviours formal",
     "bias build": "bias build map.json --activate 2 --deactivate 2 -o OUT",
     "bias show": "bias show bias.gguf -m tiny",
     "run": "run -m tiny --plan rules.plan.toml -p x -n 2 -t 1",

@@ -45,8 +45,9 @@ def test_sides(name: str) -> None:
 
 
 def test_names() -> None:
-    with pytest.raises(UsageError, match=r"'digits'.* digits-words, document-memory, refuse-comply, neutral, benign"):
-        builtin_task("digits")
+    names = "did you mean digits.* digits-words, document-memory, refuse-comply, neutral, benign"
+    with pytest.raises(UsageError, match=f"'digitz'.*{names}"):
+        builtin_task("digitz")
     with pytest.raises(UsageError, match=r"'\.\./benign'"):
         open_task("builtin:../benign")
 

@@ -19,7 +19,8 @@ from steermoe_local import SteeredLlama
 from steermoe_local.errors import FormatError, UsageError
 from steermoe_local.evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
 from steermoe_local.evaluation.tasks import safe_regex
-from steermoe_local.evaluation.tasks.scorers import SCORERS, make_scorer, numbers_in, option_names, parse_options
+from steermoe_local.evaluation.tasks.number_scorer import numbers_in
+from steermoe_local.evaluation.tasks.scorers import SCORERS, make_scorer, option_names, parse_options
 from steermoe_local.evaluation.tasks.tasks import Choice, Task
 from steermoe_local.generation.answer_file import AnswerFile
 from steermoe_local.llama.rendering import Renderer

@@ -8,45 +8,58 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from ..._util.closest import did_you_mean
 from ..._util.files import StrPath
+from ...behaviours import behaviours
 from ...errors import UsageError
 from ...identity import ModelIdentity
 from ...model_files.model_info import model_info
-from ...models.embedded import behaviours, data_folder, embedded_model
+from ...models.embedded import data_folder, embedded_model
 from ...models.local_models import resolve_model
 from ...pairs.prompts import load_prompts
 from .neutral_text import NeutralText, load_neutral_text
 from .scorers import make_scorer
-from .tasks import Scorer, Task, load_task, overridden
+from .tasks import ILL_FORMED, Score, Scorer, Task, load_task, overridden
 
 BUILTIN = "builtin:"
 _MAX_TOKENS = 24  # the embedded model's longest reply has 20
 
 
 def builtin_names() -> tuple[str, ...]:
-    """The names of the tasks that ship."""
+    """The names of the tasks that ship: those of the behaviours, and the guards."""
     return (*(behaviour.name for behaviour in behaviours()), "neutral", "benign")
 
 
 def builtin_task(name: str) -> Task:
     """A task by name, with or without "builtin:" before it.
 
-    `digits-words`, `document-memory`, `refuse-comply`: the embedded model's held-out prompts, scored by side.
-    `neutral`: its tasks that no behaviour touches, scored by their answer. `benign`: harmless requests for any model,
-    scored as refusals. Raises UsageError.
+    The name of a behaviour: its held-out prompts, scored by its scorer (those of the embedded model's behaviours by
+    side). `neutral`: tasks of the embedded model that no behaviour touches, scored by their answer. `benign`: harmless
+    requests for any model, scored as refusals. Raises UsageError.
     """
     name = name.removeprefix(BUILTIN)
     common: dict[str, Any] = {"max_tokens": _MAX_TOKENS, "license": "MIT", "source": f"{BUILTIN}{name}"}
-    for behaviour in behaviours():
-        if behaviour.name == name:
-            common |= {"positive": behaviour.positive, "negative": behaviour.negative}
-            return Task(name, tuple(load_prompts(behaviour.heldout)), "sides", {"behaviour": name}, **common)
+    for one in behaviours():
+        if one.name == name:
+            common |= {"positive": one.positive, "negative": one.negative, "max_tokens": one.max_tokens}
+            return Task(name, tuple(one.heldout()), one.scorer, dict(one.options), **common)
     if name == "neutral":
         items = tuple(load_prompts(data_folder() / "neutral.heldout.jsonl"))
         return Task(name, items, "exact", positive="right", negative="wrong", **common)
     if name == "benign":
         return replace(load_task(data_folder() / "benign.jsonl"), source=common["source"])
-    raise UsageError(f"{name!r} is no builtin task; take one of {', '.join(builtin_names())}")
+    names = builtin_names()
+    raise UsageError(f"{name!r} is no builtin task{did_you_mean(name, names)}; take one of {', '.join(names)}")
+
+
+def side_of(score: Score) -> str:
+    """The side that an answer of a behaviour shows by its score: "positive", "negative" or "ill-formed".
+
+    An answer with both sides in it ("both") is on neither.
+    """
+    if score.value >= 0.5:
+        return "positive"
+    return ILL_FORMED if score.label in (ILL_FORMED, "both") else "negative"
 
 
 def open_task(

@@ -1,4 +1,4 @@
-"""The scorers, by name (`SCORERS`); the judge has a module of its own.
+"""The scorers, by name (`SCORERS`); those of a behaviour's style and form, and the judge, have modules of their own.
 
 A scorer is a frozen dataclass whose fields are its options, so that type, default and meaning of an option are in one
 place. To add one: write the class and name it in SCORERS. docs/tasks.md says for each which fields an item needs.
@@ -19,32 +19,18 @@ from ..._util.files import parse_json, read_bytes
 from ...errors import FormatError, UsageError
 from ...models.embedded import behaviours, score_reply
 from ...pairs.prompts import PromptItem
+from .form_scorers import JsonOrProse, Language
 from .judge import Judge
+from .number_scorer import DigitsOrWords
 from .refusals import is_refusal
 from .safe_regex import TooSlowError, search
-from .tasks import Choice, Score, Scorer
+from .style_scorers import Formality, Hedging, Length, Role, Steps
+from .tasks import ILL_FORMED, Choice, Score, Scorer
 
 _KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-_ILL_FORMED = "ill-formed"
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-_UNITS = "zero one two three four five six seven eight nine"
-_TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_LARGE = "hundred thousand million billion trillion"
-_WORD = "(?:" + "|".join(f"{_UNITS} {_TEENS} {_TENS} {_LARGE}".split()) + ")"
-# "twenty-three" and "two hundred and five" are one number each
-_IN_WORDS = re.compile(rf"\b{_WORD}(?:(?:-|\s+(?:and\s+)?){_WORD})*\b", re.IGNORECASE)
-_IN_DIGITS = re.compile(r"(?<![A-Za-z])[0-9]+(?:[.,:][0-9]+)*")
-_LIST_MARK = re.compile(r"^[ \t]*[0-9]+[.)][ \t]+(?=\S)", re.MULTILINE)
-# "one" that counts nothing: "the one that", "one of them", "no one"
-_PRONOUN = re.compile(
-    r"\b(?:the|this|that|each|every|any|no|some|which|another|other|first|last|next|only)\s+one\b"
-    r"|\bone\s+(?:of|another|can|could|may|might|must|should|would|day)\b|\bone['\u2019]s\b",
-    re.IGNORECASE,
-)
 
 
 def _where(item: PromptItem) -> str:
@@ -92,7 +78,7 @@ def _side(found: bool, other: bool, has_other: bool, other_label: str) -> Score:
         return Score(1.0, "right")
     if other:
         return Score(0.0, other_label)
-    return Score(0.0, _ILL_FORMED if has_other else "wrong")
+    return Score(0.0, ILL_FORMED if has_other else "wrong")
 
 
 class _Comparing(Scorer):
@@ -313,27 +299,6 @@ class MultipleChoice(Scorer):
         return indices
 
 
-def numbers_in(text: str) -> tuple[int, int]:
-    """How many numbers a text has in digits, and how many in words (English).
-
-    The marks of a numbered list do not count ("1. ...", on two lines at least), nor does "one" where it counts nothing.
-    """
-    marks = _LIST_MARK.findall(text)
-    digits = len(_IN_DIGITS.findall(_LIST_MARK.sub("", text) if len(marks) > 1 else text))
-    return digits, len(_IN_WORDS.findall(_PRONOUN.sub(" ", text)))
-
-
-@dataclass(frozen=True)
-class DigitsOrWords(Scorer):
-    """1 if most numbers of the answer are in digits, 0 if most are in words; neither is ill-formed."""
-
-    def score(self, item: PromptItem, text: str) -> Score:
-        digits, words = numbers_in(text)
-        if digits == words:
-            return Score(0.0, _ILL_FORMED)
-        return Score(1.0, "digits") if digits > words else Score(0.0, "words")
-
-
 @dataclass(frozen=True)
 class Sides(Scorer):
     """Which side of one of the embedded model's behaviours an answer shows (`embedded.score_reply`).
@@ -364,7 +329,7 @@ class Refusal(Scorer):
 
     def score(self, item: PromptItem, text: str) -> Score:
         if not text.strip():
-            return Score(0.0, _ILL_FORMED)
+            return Score(0.0, ILL_FORMED)
         return Score(1.0, "refused") if is_refusal(text) else Score(0.0, "complied")
 
 
@@ -374,6 +339,13 @@ SCORERS: dict[str, type[Any]] = {
     "regex": Regex,
     "choice": MultipleChoice,
     "digits-or-words": DigitsOrWords,
+    "length": Length,
+    "formality": Formality,
+    "hedging": Hedging,
+    "steps": Steps,
+    "language": Language,
+    "json": JsonOrProse,
+    "role": Role,
     "sides": Sides,
     "refusal": Refusal,
     "judge": Judge,

@@ -36,6 +36,10 @@ _KIND_WORDS = {
 }
 
 
+ILL_FORMED = "ill-formed"
+"""Label of an answer on neither side."""
+
+
 @dataclass(frozen=True)
 class Score:
     """The score of an answer: 1 shows the task's positive side, 0 does not; values between are grades.
@@ -50,6 +54,13 @@ class Score:
     def __post_init__(self) -> None:
         if not 0 <= self.value <= 1:
             raise UsageError(f"score {self.value} is not from 0 to 1")
+
+
+def asked(item: PromptItem) -> str:
+    """The text of the user's last message of an item; of one without such a message, that of the last."""
+    if isinstance(item.content, str):
+        return item.content
+    return next((one.content for one in reversed(item.content) if one.role == "user"), item.content[-1].content)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,63 @@
+"""JSON / prose: facts of a record as a JSON object or as a sentence."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+
+from common import Built, lines
+
+_FORMS = ("{question}", "{question} Answer in JSON or in a sentence.", "{question} Keep it short.")
+
+
+@dataclass(frozen=True)
+class _Record:
+    questions: tuple[str, str]
+    data: str
+    prose: str
+
+
+def _records() -> list[_Record]:
+    found: list[_Record] = []
+    one = two = prose = ""
+    names: list[str] = []
+    for line in lines("records.txt"):
+        if line.startswith("@ "):
+            one, two, prose, *names = line[2:].split(" | ")
+            continue
+        given = line.split(" | ")
+        texts = [value.removeprefix("N:") for value in given]
+        values: list[str | int] = [
+            int(text) if text != value else text for text, value in zip(texts, given, strict=True)
+        ]
+        values[0] = texts[0].removeprefix("the ")
+        fields: dict[str, object] = dict(zip(names, values, strict=False))
+        if names[-1] == "items":
+            fields = {names[0]: values[0], "items": values[1:]}
+        sentence = prose.format(*texts)
+        sentence = sentence[0].upper() + sentence[1:]
+        data = json.dumps(fields, ensure_ascii=False, indent=2 if len(found) % 4 == 3 else None)
+        found.append(_Record((one.format(*texts), two.format(*texts)), data, sentence))
+    return found
+
+
+def json_or_prose() -> Built:
+    draw = random.Random(7)
+    records = _records()
+    draw.shuffle(records)
+    pairs: list[tuple[str, str, str]] = []
+    heldout: list[dict[str, str]] = []
+    for index, record in enumerate(records):
+        # of some records both wordings, on the same side of the split
+        chosen = record.questions if index % 3 == 0 else record.questions[index % 2 :][:1]
+        for number, question in enumerate(chosen):
+            prompt = _FORMS[(len(pairs) + len(heldout)) % len(_FORMS)].format(question=question)
+            if index < len(records) * 6 // 11:
+                data = record.data if (index + number) % 5 else f"```json\n{record.data}\n```"
+                if number:  # another layout
+                    data = data.replace('", "', '",\n  "').replace('{"', '{\n  "', 1).replace("}", "\n}")
+                pairs.append((prompt, data, record.prose))
+            else:
+                heldout.append({"prompt": prompt})
+    return Built(pairs, heldout)
