@@ -17,7 +17,7 @@ from steermoe_local.cli.help_pages import COMMANDS
 from steermoe_local.cli.options import settings
 from steermoe_local.cli.options.groups import HEADINGS, MODEL, OUTPUT, OWN, STEERING, in_help, place, together
 
-COMING = {"learn", "behaviours"}  # named in the table before they are there
+COMING = {"learn"}  # named in the table before it is there
 
 
 def run(*args: str, **kwargs: Any) -> Result:
