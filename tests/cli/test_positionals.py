@@ -106,3 +106,14 @@ def test_chat_and_serve_take_a_model(command: str) -> None:
 def test_chat_talks_to_the_model() -> None:
     result = CliRunner().invoke(main, ["chat", "tiny", "--temp", "0"], input=f"{ASKED}\n", env=ELSEWHERE)
     assert result.stdout == "4\n"
+
+
+def test_info_takes_a_model_as_the_others_do() -> None:
+    def info(*arguments: str, **env: str) -> Result:
+        return CliRunner().invoke(main, ["info", "--json", *arguments], env=env)
+
+    shown = info("tiny").stdout
+    assert '"architecture": "olmoe"' in shown
+    assert info("-m", "tiny").stdout == info(**TINY).stdout == info("tiny", **ELSEWHERE).stdout == shown
+    assert info().exit_code == 2
+    assert "none.gguf and -m tiny both name a model" in info("none.gguf", "-m", "tiny").stderr

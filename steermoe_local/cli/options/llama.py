@@ -97,7 +97,7 @@ class LlamaFlags:
         value=AUTO_LAYERS,
         show_default=True,
         metavar="N",
-        help="Layers kept on the GPU: a number, all, or auto, as many as fit.",
+        help="Layers on the GPU; `all`, or `auto`: what fits.",
     )
     device: tuple[str, ...] | None = option(
         "-dev",

@@ -15,7 +15,7 @@ from ...models.embedded import TINY
 from ...models.local_models import resolve_model
 from ...models.names import looks_like_name
 from .groups import MODEL, is_given, option_group
-from .model import COMMON, MODEL_OPTIONS, ModelText, fetch_if_missing, resolve_named
+from .model import COMMON, MODEL_OPTIONS, ModelText, fetch_if_missing, models_dir_option, resolve_named
 
 _SHOWN = 40  # characters of a prompt in a message
 
@@ -73,6 +73,24 @@ model_argument = option_group(
     common=COMMON,
 )
 """[MODEL], or -m and -hf; the command gets the path of the model as `model`."""
+
+
+def _looked_at(named: str | None, model: str | None, models_dirs: tuple[Path, ...]) -> Path:
+    if named is None and model is None:
+        raise UsageError("which model? name it (a GGUF file, tiny, or one that `steermoe models` lists)")
+    return _model(named, model, None, None, None, True, models_dirs)
+
+
+looked_at_argument = option_group(
+    _looked_at,
+    "model",
+    (
+        click.argument("named", required=False, metavar="[MODEL]", type=ModelText()),
+        MODEL_OPTIONS[0],
+        models_dir_option,
+    ),
+)
+"""[MODEL] or -m of a command that fetches none; the command gets the path of the model as `model`."""
 
 
 def _model_and_prompt(words: tuple[str, ...], prompt: str | None, **others: Any) -> dict[str, Any]:
