@@ -41,13 +41,13 @@ PICTURES = {
     "chat": Picture(
         "Steering changes in the middle of a chat",
         (*TINY, "--map", "digits-words"),
-        ("Count from three to nine.", "/reverse", "Count from three to nine.", "/why full"),
+        ("Count from three to nine.", "/reverse", "Count from three to nine.", "/why"),
         rest="/re",
     ),
     "chat-compare": Picture(
         "Unsteered and steered, side by side, and the experts behind the answer",
         (*TINY, "--map", "digits-words", "--activate", "8", "--deactivate", "8", "--reverse"),
-        ("/compare", "Count from three to nine.", "/experts all"),
+        ("/compare", "Count from three to nine.", "/experts"),
     ),
 }
 
