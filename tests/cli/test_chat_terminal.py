@@ -79,7 +79,7 @@ def test_every_command(start: Start, tmp_path: Path) -> None:
 
     # choose and change
     command(
-        "/steer digits-words", "steering: digits-words: 2 experts promoted, 2 suppressed, towards digits, hard rule"
+        "/steer digits-words", "steering: digits-words: 2 experts promoted, 4 suppressed, towards digits, hard rule"
     )
     command("/deactivate 5", "2 experts promoted, 5 suppressed")
     command("/activate 6", "experts promoted, 5 suppressed")
