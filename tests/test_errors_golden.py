@@ -218,8 +218,8 @@ def test_other_ends_of_a_command(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["detct"], "no such command 'detct'; nearest: 'detect'; see steermoe --help"),
-        (["presets", "--jsn"], "no such option '--jsn'; nearest: '--json'; see steermoe presets --help"),
+        (["detct"], "no such command 'detct'; did you mean detect?"),
+        (["presets", "--jsn"], "no such option '--jsn'; did you mean --json?"),
         (["run"], "which model? give -m MODEL (a GGUF file, tiny) or -hf USER/REPO[:QUANT]"),
     ],
 )

@@ -35,28 +35,36 @@ from .commands.tasks import tasks
 from .commands.trace import trace
 from .commands.transfer import transfer
 from .commands.tune import tune
+from .help_pages import add_help_all
 from .program import SteerMoEGroup, debug_option, take_debug
 
 
 @click.group(
     "steermoe",
     cls=SteerMoEGroup,
+    invoke_without_command=True,
     params=[debug_option()],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="steermoe")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Steer Mixture-of-Experts GGUF models: find the experts of a behaviour, promote or suppress them.
 
     \b
-    The way, each step a file:
+    To try: steermoe chat tiny --map digits-words
+    Step by step, each a file:
       steermoe detect -m MODEL --pairs PAIRS.jsonl -o MAP.json
       steermoe bias build MAP.json -o BIAS.gguf --activate 10 --deactivate 50
-      steermoe run -m MODEL --bias BIAS.gguf -p "..."
+      steermoe run MODEL "..." --bias BIAS.gguf
 
     \b
     Exit status: 0 done, 1 an input cannot be used, 2 wrong usage, 130 interrupted.
     """
+    if ctx.invoked_subcommand is None:
+        from .start_page import print_start_page
+
+        print_start_page(main)
 
 
 for command in (
@@ -92,3 +100,4 @@ for command in (
 for command in (merge, import_, export, card, recommend):
     map_.add_command(command)
 take_debug(main)
+add_help_all(main)

@@ -11,18 +11,22 @@ from typing import Any, NoReturn
 
 import click
 
+from .._util.closest import did_you_mean
 from .._util.import_path import leave_current_folder
 from .._util.visible import visible
 from ..errors import SteerMoEError, UsageError
 from ..llama.library import tell_of_crashes
+from ..models.embedded import TINY
 from . import failures
 from .failures import EXIT_ERROR, EXIT_INTERRUPTED
+from .help_pages import ALL, is_rare, write_commands
 from .options import settings
 from .options.system_text import locale_cure, require_text
 from .output import package_warnings, say
 from .streams import settle_streams
 
-_DID_YOU_MEAN = re.compile(r"\.? \(?Did you mean (?:one of: )?(.*?)\?\)?$")
+_DID_YOU_MEAN = re.compile(r"\.? \(?(?:Did you mean|Possible options:).*$")  # of some of click's releases, not of all
+_NO_COMMAND = re.compile(r"No such command '(.*?)'")
 EXIT_USAGE = 2
 # Commands that choose experts themselves say where these are in force, others by which rules: one has no other.
 _INSTEAD = {"--steer": "--where", "--plan": "--where", "--where": "--steer"}
@@ -74,10 +78,14 @@ class SteerMoEGroup(click.Group):
         """Read the configuration for the command that is about to start; help is shown even if the file is broken."""
         found = super().resolve_command(ctx, args)
         command, rest = found[1:]
-        needs_none = isinstance(command, settings.WithoutConfig) or any(flag in rest for flag in ctx.help_option_names)
+        needs_none = isinstance(command, settings.WithoutConfig) or bool({*ctx.help_option_names, ALL} & {*rest})
         if command is not None and not needs_none and not ctx.resilient_parsing:
             ctx.default_map = settings.default_map(self)
         return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the program's commands in groups."""
+        write_commands(self, ctx, formatter)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; translate errors into a message and an exit status."""
@@ -161,20 +169,39 @@ def _fail_by_click(error: click.ClickException) -> NoReturn:
         sys.exit(error.exit_code)
     ctx = getattr(error, "ctx", None)
     message = " ".join(error.format_message().split())
-    if match := _DID_YOU_MEAN.search(message):
-        message = f"{message[: match.start()]}; nearest: {match[1]}"
-    message = message.rstrip(".")
+    meant = _meant(error, message)
+    message = _DID_YOU_MEAN.sub("", message).rstrip(".")
     if isinstance(error, click.NoSuchOption) and ctx is not None:
         instead = _INSTEAD.get(error.option_name)
         if instead and instead in (name for parameter in ctx.command.params for name in parameter.opts):
             message = f"no such option {error.option_name!r}; this command has {instead}, see docs/plans.md"
+            meant = ""
     if message[1:2].islower():
         message = message[0].lower() + message[1:]
     if isinstance(error, click.BadParameter) and ctx is not None and error.param is not None:
         message += settings.provenance(ctx, error.param)
-    if ctx is not None:
-        message += f"; see {ctx.command_path} --help"
+    if meant:
+        message += meant
+    elif ctx is not None:
+        wrong = error.param if isinstance(error, click.BadParameter) else None
+        message += f"; see {ctx.command_path} {ALL if wrong is not None and is_rare(wrong) else '--help'}"
     _fail(message, error.exit_code)
+
+
+def _meant(error: click.ClickException, message: str) -> str:
+    """What a misspelt option or command was probably meant to be, as the end of a line; "" for other errors."""
+    if not isinstance(error, click.UsageError) or error.ctx is None:
+        return ""
+    command = error.ctx.command
+    if isinstance(error, click.NoSuchOption):
+        options = [p for p in command.get_params(error.ctx) if isinstance(p, click.Option) and not p.hidden]
+        return did_you_mean(error.option_name, [name for p in options for name in (*p.opts, *p.secondary_opts)])
+    match = _NO_COMMAND.search(message)
+    if match is None or not isinstance(command, click.Group):
+        return ""
+    if match[1] == TINY or match[1].lower().endswith(".gguf"):
+        return f", but a model; to talk to it: {error.ctx.find_root().command_path} chat {match[1]}"
+    return did_you_mean(match[1], command.list_commands(error.ctx))
 
 
 def _fail(message: str, status: int) -> NoReturn:

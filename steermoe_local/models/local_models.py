@@ -13,13 +13,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from .._util.closest import did_you_mean
 from .._util.files import listed
 from .._util.regular_files import open_regular
 from ..errors import ModelError, UsageError
 from .embedded import TINY, embedded_model
 from .hub import hub_cache
 from .lm_studio import lm_studio_folders
-from .names import MAIN, ModelName, RepoModel, choose, looks_like_name, matching, repo_models
+from .names import MAIN, ModelName, RepoModel, choose, looks_like_name, matching, repo_models, short_names
 from .ollama import PREFIX as OLLAMA_PREFIX
 from .ollama import OllamaModel, ollama_folders, ollama_models
 
@@ -110,6 +111,10 @@ class LocalModels:
             found = None
         return name if found == model else str(model.path)
 
+    def names(self) -> list[str]:
+        """The names that -m accepts: of the models here, then the short names of others."""
+        return [*(self.name_of(model) for model in self.models() if not model.missing), *short_names()]
+
     def loose(self, text: str) -> LocalModel | None:
         """The complete model of a models folder, or of Ollama, with this name.
 
@@ -149,7 +154,8 @@ class LocalModels:
         tags = sorted({model.tag for folder in folders for model in folder.models if model.is_whole})
         have = f" (there is {', '.join(tags)})" if tags else ""
         cure = "fetch it with a network" if why else "fetch it"
-        return ModelError(f"{text}: not on this machine{have}{why}; {cure}: steermoe pull {text}")
+        meant = "" if have or text.lower() in short_names() else did_you_mean(text, self.names())
+        return ModelError(f"{text}: not on this machine{have}{why}; {cure}: steermoe pull {text}{meant}")
 
     def _of(self, name: ModelName) -> list[_Folder]:
         """Folders of the repository at the revision; without a revision, main first and then the others."""
@@ -181,8 +187,11 @@ def resolve_model(text: str | os.PathLike[str], models_dirs: Iterable[Path] = ()
             return found.path
         if name.startswith(OLLAMA_PREFIX):
             raise local.not_here(name)
-    if path.name == name and (not path.suffix or (":" in name and not is_file)):
-        raise ModelError(f"{name}: neither a file nor a model of this name; steermoe models lists those here")
+    if path.name == name and (not path.suffix[1:].isalpha() or (":" in name and not is_file)):
+        raise ModelError(
+            f"{name}: neither a file nor a model of this name; steermoe models lists those here"
+            f"{did_you_mean(name, local.names())}"
+        )
     return path
 
 

@@ -48,7 +48,7 @@ DIGITS = ROOT / "expert_maps" / "tiny" / "digits-words.json"
 def test_forty_columns(start: Start) -> None:
     terminal = start(*TINY, *TO_DIGITS, columns=40, rows=30)
     terminal.prompt()
-    for line in (COUNT, "/reverse", COUNT, "/experts", "/why", "/help", "/reset", "/compare", COUNT):
+    for line in (COUNT, "/reverse", COUNT, "/experts all", "/why full", "/help", "/reset", "/compare", COUNT):
         terminal.say(line)
     text = terminal.text
     joined = " ".join(text.split())
@@ -76,7 +76,7 @@ def test_no_color(start: Start) -> None:
         terminal = start(*TINY, *TO_DIGITS, env=env)
         terminal.prompt()
         terminal.say(COUNT)
-        terminal.say("/experts")
+        terminal.say("/experts all")
         terminal.say("/nothing")
         terminal.type("/st")
         terminal.child.send("\t")

@@ -79,7 +79,7 @@ def test_every_command(start: Start, tmp_path: Path) -> None:
 
     # choose and change
     command(
-        "/steer digits-words", "steering: digits-words: 2 experts promoted, 2 suppressed, towards digits, hard rule"
+        "/steer digits-words", "steering: digits-words: 2 experts promoted, 4 suppressed, towards digits, hard rule"
     )
     command("/deactivate 5", "2 experts promoted, 5 suppressed")
     command("/activate 6", "experts promoted, 5 suppressed")
@@ -109,8 +109,18 @@ def test_every_command(start: Start, tmp_path: Path) -> None:
     command("/steer on", "experts promoted, 5 suppressed, towards words")
 
     # what the last answer did
-    command("/experts", "The last answer: 14 tokens", "layer expert", "+2: 100% -1.00")
-    command("/why", "steering changed", "Promoted:", "forced in", "Suppressed:", "5 experts")
+    command("/experts", "The last answer: 14 tokens", "The most used", "100%", "/experts all shows every layer")
+    command("/experts all", "The last answer: 14 tokens", "layer expert", "+2: 100% -1.00")
+    command("/experts some", "error: /experts some: give all")
+    command("/why", "steering changed", "forced in", "5 experts", "Most changed: layer", "/why full shows every layer")
+    command("/why full", "steering changed", "Promoted:", "forced in", "Suppressed:", "5 experts", "layer promoted")
+
+    # sampling
+    command("/temp 0.5", "temp: 0.5")
+    command("/temp 0", "temp: 0")
+    command("/seed 7", "seed: 7")
+    command("/set", "seed: 7", "top-k: 40")
+    command("/set top_k 20", "top-k: 20")
     command("/speed", "prompt tokens", "t/s")
     command("/speed on", "shown after every answer")
     assert "t/s" in terminal.say("Add 4 and 6.")
@@ -159,7 +169,11 @@ def test_every_command(start: Start, tmp_path: Path) -> None:
     assert WORDS_ANSWER in terminal.say(COUNT)
 
     n_messages = len(saved(terminal, tmp_path / "before.json")["messages"])
-    for line, meant in (("/stear off", "did you mean /steer?"), ("/xyzzy", "/help lists them")):
+    for line, meant in (
+        ("/stear off", "did you mean /steer?"),
+        ("/exi", "did you mean /exit?"),
+        ("/xyzzy", "/help lists them"),
+    ):
         shown = " ".join(terminal.say(line).split())
         assert f"error: {line.split()[0]}: no such command" in shown
         assert meant in shown

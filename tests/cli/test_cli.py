@@ -123,7 +123,7 @@ def test_run_is_steered_by_option_and_by_environment(digits_map: Path, tmp_path:
         (["map", "show", str(PAIRS)], 1, "not an expert map"),
         (["bias", "show", str(PAIRS)], 1, "GGUF"),
         (["run", "-m", "tiny", "-p", "x", "--bias", str(PAIRS)], 1, "GGUF"),
-        (["run", "-m", "tiny", "-p", "x", "--temperature", "0"], 2, "no such option"),
+        (["run", "-m", "tiny", "-p", "x", "--temperatur", "0"], 2, "no such option"),
         (["run", "-m", "tiny", "-p", "x", "--raw", "-sys", "y"], 2, "--raw"),
         (["run", "-m", "tiny", "-p", "long " * 300, "-c", "64"], 2, "raise it (-c "),
     ],

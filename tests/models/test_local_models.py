@@ -469,3 +469,22 @@ def test_a_cache_elsewhere(client: Client, tiny_path: Path, monkeypatch: pytest.
     assert "lab/tiny-GGUF:Q4_K_M" not in listing(client)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(elsewhere))
     assert "lab/tiny-GGUF:Q4_K_M" in listing(client)
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "own-model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "user" / "repo-GGUF").mkdir(parents=True)
+    (tmp_path / "user" / "repo-GGUF" / "m-Q8_0.gguf").write_bytes(b"GGUF")
+    for name, meant in (
+        ("own-modl", "own-model"),
+        ("timy", "tiny"),
+        ("granit-1b-a400", "granite-1b-a400m"),  # a short name, of a model that need not be here
+        ("granite-4.0-h-tin", "granite-4.0-h-tiny"),
+        ("user/repo-GUF", "user/repo-GGUF:Q8_0"),
+    ):
+        with pytest.raises(ModelError, match=rf"; did you mean {meant}\?$"):
+            resolve_model(name, [tmp_path])
+    for name in ("zzzz", "granite-1b-a400m"):
+        with pytest.raises(ModelError) as raised:
+            resolve_model(name, [tmp_path])
+        assert "did you mean" not in str(raised.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
@@ -13,6 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
+from ..._util.closest import closest
 from ...errors import UsageError
 from ...maps.expert_map import parse_layers
 from ...maps.ranks import RANKS, WEIGHTS, ranks_of
@@ -24,6 +24,9 @@ from ..options.model import ModelPath
 from .reports import experts_report, why_report
 from .screen import speed
 from .session import Session
+from .settings import change_setting, shown_settings
+
+_WHOLE = ("all", "full")
 
 
 class Leave(Exception):
@@ -48,10 +51,10 @@ def perform(session: Session, line: str) -> None:
     if control := next((c for c in line if c < " " and c not in "\n\t"), ""):
         raise UsageError(f"a command with the control character {control!r} in it; leave that out")
     name, _, argument = line[1:].strip().partition(" ")
-    command = COMMANDS.get(name.lower())
+    command = COMMANDS.get(ALIASES.get(name.lower(), name.lower()))
     if command is None:
-        close = difflib.get_close_matches(name.lower(), COMMANDS, n=1, cutoff=0.6)
-        meant = f"did you mean /{close[0]}?" if close else "/help lists them"
+        close = closest(name, [*COMMANDS, *ALIASES])
+        meant = f"did you mean /{close}?" if close else "/help lists them"
         raise UsageError(f"/{name.split(chr(10))[0]}: no such command; {meant} (to say a text with a slash, begin //)")
     if argument and not command.arguments:
         raise UsageError(f"/{name} takes nothing behind it; leave out {argument.strip()!r}")
@@ -60,7 +63,7 @@ def perform(session: Session, line: str) -> None:
 
 def completions(session: Session, name: str, typed: str = "") -> Iterable[str] | None:
     """What can follow a command, behind which `typed` stands so far; None: any path."""
-    command = COMMANDS.get(name)
+    command = COMMANDS.get(ALIASES.get(name, name))
     if command is None:
         return ()
     return None if command.words is None else command.words(session, typed)
@@ -194,11 +197,20 @@ def _compare(session: Session, argument: str) -> None:
 
 
 def _experts(session: Session, argument: str) -> None:
-    session.screen.table(*experts_report(session.chat.routing(), session.chat.steering))
+    everything = _wholly("experts", argument)
+    session.screen.table(*experts_report(session.chat.routing(), session.chat.steering, everything=everything))
 
 
 def _why(session: Session, argument: str) -> None:
-    session.screen.table(*why_report(session.chat.why()))
+    everything = _wholly("why", argument)
+    session.screen.table(*why_report(session.chat.why(), everything=everything))
+
+
+def _wholly(name: str, argument: str) -> bool:
+    """Whether a report is to have every layer."""
+    if argument not in ("", *_WHOLE):
+        raise UsageError(f"/{name} {argument}: give all for every layer, or nothing")
+    return argument in _WHOLE
 
 
 #
@@ -252,6 +264,34 @@ def _model(session: Session, argument: str) -> None:
 
 
 #
+# sampling
+#
+
+
+def _temp(session: Session, argument: str) -> None:
+    session.screen.note(change_setting(session, "temp", argument))
+
+
+def _seed(session: Session, argument: str) -> None:
+    session.screen.note(change_setting(session, "seed", argument))
+
+
+def _set(session: Session, argument: str) -> None:
+    name, _, value = argument.removeprefix("parameter ").partition(" ")
+    if name == "system":  # as in other programs
+        _system(session, value.strip())
+    elif name:
+        session.screen.note(change_setting(session, name, value.strip()))
+    else:
+        for name, value in shown_settings(session).items():
+            session.screen.note(f"{name}: {value}")
+
+
+def _setting_words(session: Session, typed: str) -> Iterable[str]:
+    return shown_settings(session)
+
+
+#
 # the program
 #
 
@@ -279,7 +319,8 @@ def _help(session: Session, argument: str) -> None:
     table.add_column(style="bold", overflow="fold")
     table.add_column(overflow="fold")
     for name, command in COMMANDS.items():
-        table.add_row(f"/{name} {command.arguments}".rstrip(), command.help)
+        others = ", ".join(f"/{alias}" for alias, meant in ALIASES.items() if meant == name)
+        table.add_row(f"/{name} {command.arguments}".rstrip(), command.help + (f" ({others})" if others else ""))
     session.screen.table(table)
     session.screen.note(_KEYS)
 
@@ -327,8 +368,15 @@ COMMANDS: dict[str, Command] = {
     "reverse": Command("[on|off]", "steer to the map's other side", _reverse, _on_off),
     "layers": Command("A-B|all", "steer these layers only, like 3-7,9", _layers, _words("all")),
     "compare": Command("[on|off]", "answer unsteered and steered, side by side", _compare, _on_off),
-    "experts": Command("", "the experts that the last answer used, against the map", _experts),
-    "why": Command("", "what steering forced and suppressed in the last answer", _why),
+    "experts": Command(
+        "[all]", "the experts that the last answer used, against the map; all: in every layer", _experts, _words("all")
+    ),
+    "why": Command(
+        "[full]", "what steering forced and suppressed in the last answer; full: in every layer", _why, _words("full")
+    ),
+    "temp": Command("[X]", "show or set the temperature, 0: greedy", _temp),
+    "seed": Command("[N]", "show or set the seed of sampling, -1: random", _seed),
+    "set": Command("[NAME VALUE]", "show or set how answers are sampled, like top-k 20", _set, _setting_words),
     "save": Command("FILE", "write the chat to a file", _save, None),
     "load": Command("FILE", "go on with a chat from a file", _load, None),
     "reset": Command("", "forget the chat, keep system prompt and steering", _reset),
@@ -340,3 +388,5 @@ COMMANDS: dict[str, Command] = {
     "help": Command("", "this list", _help),
     "quit": Command("", "leave, as Ctrl-D", _quit),
 }
+ALIASES = {"?": "help", "clear": "reset", "exit": "quit", "bye": "quit"}
+"""Further names of commands, as other programs have them."""

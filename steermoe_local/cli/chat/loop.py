@@ -14,7 +14,7 @@ import click
 from ...errors import SteerMoEError
 from ...steering.plan import AnySteering
 from ..streams import ask
-from .commands import COMMANDS, Leave, completions, perform
+from .commands import ALIASES, COMMANDS, Leave, completions, perform
 from .lines import PROMPT, BasicReader, PipeReader, Reader, is_block, joined
 from .screen import PlainScreen, Screen, TerminalScreen
 from .session import ChatFlags, Loaded, Session
@@ -127,6 +127,7 @@ def _reader(session: Session, kind: TerminalKind, keep_history: bool) -> Reader:
     from .prompt import CommandCompleter, PromptReader, history_file, open_history
 
     helps = {name: command.help for name, command in COMMANDS.items()}
+    helps |= {alias: f"as /{name}" for alias, name in ALIASES.items()}
     completer = CommandCompleter(helps, lambda name, typed: completions(session, name, typed))
     history = open_history(history_file() if keep_history else None, session.screen.note)
     return PromptReader(completer, history)

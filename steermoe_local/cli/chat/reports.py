@@ -17,6 +17,7 @@ from ...steering.steering import Steering
 if TYPE_CHECKING:
     from ...generation.answer_routing import AnswerRouting, ExpertUse, SlotChange, WhyReport
 
+_FEW = 8  # experts, or layers, of a short report
 _MOST = 200  # characters of a plan's rules in the line that says what steers
 _MARKS = {1: "+", -1: "-", 0: ""}
 
@@ -72,8 +73,10 @@ def _many(n: int, what: str) -> str:
     return f"{n} {what}{'s' * (n != 1)}"
 
 
-def experts_report(routing: AnswerRouting, steering: AnySteering | None) -> list[RenderableType]:
-    """Which experts an answer used, layer by layer, the most used first."""
+def experts_report(
+    routing: AnswerRouting, steering: AnySteering | None, *, everything: bool = True
+) -> list[RenderableType]:
+    """Which experts an answer used, layer by layer, the most used first; else a few lines with the most used of all."""
     head = (
         f"The last answer: {_many(routing.n_tokens, 'token')}, each through {_many(routing.n_expert_used, 'expert')} "
         f"in {_many(len(routing.layers), 'layer')}."
@@ -92,6 +95,8 @@ def experts_report(routing: AnswerRouting, steering: AnySteering | None) -> list
             line += f"; on the map's scale {routing.position:.2f} (0: {visible(low)}, 1: {visible(high)})"
         lines.append(line + ".")
     columns = "share of the tokens" + ("" if routing.mean_rd is None else ", RD")
+    if not everything:
+        return [Text("\n".join(lines)), *_most_used(routing, columns)]
     if expert_map and expert_map.effects is not None:
         columns += " (effect of promoting / suppressing it, nats a token)"
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -105,11 +110,19 @@ def experts_report(routing: AnswerRouting, steering: AnySteering | None) -> list
     return [Text("\n".join(lines)), table]
 
 
-def _use(use: ExpertUse) -> Text:
+def _most_used(routing: AnswerRouting, columns: str) -> list[RenderableType]:
+    uses = [(layer.layer, use) for layer in routing.layers for use in layer.experts if use.slots]
+    uses.sort(key=lambda pair: (-pair[1].of_tokens, pair[0], pair[1].expert))
+    flow = _Flow([_use(use, f"{layer}.") for layer, use in uses[:_FEW]])
+    head = Text(f"The most used, layer.expert: {columns}")
+    return [head, flow, Text("/experts all shows every layer", style="dim")]
+
+
+def _use(use: ExpertUse, layer: str = "") -> Text:
     rd = "" if use.rd is None else f" {use.rd:+.2f}"
     style = {1: "bold green", -1: "bold red", 0: ""}[use.sign]
     effects = "" if use.promote is None and use.suppress is None else f" ({_tried(use.promote)}/{_tried(use.suppress)})"
-    return Text(f"{_MARKS[use.sign]}{use.expert}: {use.of_tokens:.0%}{rd}{effects}", style=style)
+    return Text(f"{_MARKS[use.sign]}{layer}{use.expert}: {use.of_tokens:.0%}{rd}{effects}", style=style)
 
 
 def _tried(effect: float | None) -> str:
@@ -137,8 +150,8 @@ class _Flow:
         return Measurement(max(widths), sum(widths) + len(self.gap) * (len(widths) - 1))
 
 
-def why_report(report: WhyReport) -> list[RenderableType]:
-    """What steering changed about the routing of an answer."""
+def why_report(report: WhyReport, *, everything: bool = True) -> list[RenderableType]:
+    """What steering changed about the routing of an answer, layer by layer; else a few lines."""
     lines = [
         f"The last answer's {_many(report.n_tokens, 'token')}, read again unsteered: steering changed "
         f"{report.changed} of {report.n_slots} choices of an expert ({report.changed / report.n_slots:.0%})."
@@ -152,6 +165,11 @@ def why_report(report: WhyReport) -> list[RenderableType]:
                 f"{name}: {_many(change.n_experts, 'expert')}, {change.share_unsteered:.1%} of the choices unsteered, "
                 f"{change.share_steered:.1%} steered: {change.moved} {verb}."
             )
+    if not everything:
+        most = sorted((layer for layer in report.layers if layer.changed), key=lambda layer: -layer.changed)[:_FEW]
+        if most:
+            lines.append("Most changed: " + ", ".join(f"layer {layer.layer} ({layer.changed})" for layer in most) + ".")
+        return [Text("\n".join(lines)), Text("/why full shows every layer", style="dim")]
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("layer", justify="right")
     for name in ("promoted", "suppressed", "changed"):

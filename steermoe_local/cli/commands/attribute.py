@@ -21,6 +21,7 @@ from ..options.common import (
     resume_options,
     template_options,
 )
+from ..options.groups import in_help
 from ..options.items import ItemFlags, decoder_arguments, interventions, item_options
 from ..options.llama import RecordingFlags, recording_options
 from ..options.model import model_option
@@ -42,6 +43,7 @@ def _draws(text: str) -> int:
 
 
 @click.command()
+@in_help(rare=("neutral_name", "n_text", "draws", "action", "rate", "steer", "first", "seed", "force"))
 @model_option
 @click.option("--map", "map_name", required=True, metavar="MAP", help="Expert map whose first experts are tried.")
 @item_options

@@ -7,16 +7,18 @@ from typing import Any
 
 import click
 
-from ..options.common import reasoning_option, template_options
+from ..options.common import context_option, reasoning_option, system_option, template_options
+from ..options.groups import PROMPT, in_help
 from ..options.llama import llama_options
-from ..options.model import model_option
+from ..options.positionals import model_argument
 from ..options.sampling import sampling_options
 from ..options.steering import SteeringFlags, steering_options
 from ..options.system_text import UserPath
 
 
 @click.command()
-@model_option
+@in_help({"prompt": PROMPT}, rare=("history", "show_speed"))
+@model_argument
 @steering_options
 @click.option(
     "--maps",
@@ -26,15 +28,9 @@ from ..options.system_text import UserPath
     help="Folder of maps and bias files that /steer finds by name. Can be given again.",
 )
 @click.option("-p", "--prompt", metavar="TEXT", help="First message.")
-@click.option("-sys", "--system-prompt", metavar="TEXT", help="System message.")
+@system_option("System message.")
 @sampling_options
-@click.option(
-    "-c",
-    "--ctx-size",
-    type=click.IntRange(0),
-    metavar="N",
-    help="Context in tokens, 0: the model's.  [default: at most 4096]",
-)
+@context_option("Context in tokens, 0: the model's.  [default: at most 4096]")
 @template_options
 @reasoning_option("What the model thinks before it answers: dim, or not at all; auto shows it on a terminal.")
 @click.option("--show-speed", is_flag=True, help="Tokens per second after every answer, as /speed on.")
@@ -63,11 +59,10 @@ def chat(
 
     \b
     Examples:
-      steermoe chat -m tiny --map digits-words
-      steermoe chat -m olmoe.gguf --map map.json --activate 10 --deactivate 50 -c 8192
-      steermoe chat -m tiny --steer "thinking: none" --steer "answer: digits-words"
-      steermoe chat -m olmoe.gguf --bias bias.gguf -sys "Be brief." --temp 0.3
-      printf 'Hello.\\nWho are you?\\n' | steermoe chat -m olmoe.gguf
+      steermoe chat tiny --map digits-words
+      steermoe chat olmoe.gguf --map map.json --activate 10 --deactivate 50 -c 8192
+      steermoe chat olmoe.gguf --bias bias.gguf -sys "Be brief." --temp 0.3
+      printf 'Hello.\\nWho are you?\\n' | steermoe chat olmoe.gguf
     """
     from ...model_files.model_info import model_info
     from ..chat.loop import TerminalKind, run_chat

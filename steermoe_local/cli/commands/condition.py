@@ -32,6 +32,7 @@ from ..options.common import (
     resume_options,
     template_options,
 )
+from ..options.groups import in_help
 from ..options.llama import RecordingFlags, recording_options
 from ..options.model import model_option
 from ..options.opening import open_model
@@ -63,6 +64,7 @@ def condition() -> None:
 
 # the ranges are those of ConditionOptions, which is imported with the native library
 @condition.command("fit")
+@in_help(rare=("by", "n_folds", "draws", "seed", "force", "ctx_size"))
 @model_option
 @click.option("--pairs", "pairs_file", type=FILE, required=True, help="Contrastive pairs, JSONL.")
 @click.option(

@@ -37,7 +37,7 @@ from ..options.common import (
     resume_options,
     template_options,
 )
-from ..options.groups import is_given, option_group
+from ..options.groups import in_help, is_given, option_group
 from ..options.llama import RecordingFlags, recording_options
 from ..options.model import model_option
 from ..options.opening import open_model
@@ -143,6 +143,12 @@ _stable_options = option_group(
 
 
 @click.command()
+@in_help(
+    rare=(
+        *("shard", "split", "share_prefixes", "ctx_size"),
+        *("stable_level", "stable_first", "stable_checks", "stable_min"),
+    )
+)
 @model_option
 @click.option("--pairs", "pairs_file", type=FILE, required=True, help="Contrastive pairs, JSONL.")
 @output_option("Expert map to write, JSON.")

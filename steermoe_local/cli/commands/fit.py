@@ -21,6 +21,7 @@ from ..options.common import (
     resume_options,
     template_options,
 )
+from ..options.groups import in_help
 from ..options.items import ItemFlags, decoder_arguments, interventions, item_options
 from ..options.llama import RecordingFlags, recording_options
 from ..options.model import model_option
@@ -36,6 +37,7 @@ _SHORTER = "--evaluations N, --method none or fewer items"
 
 # the ranges are those of FitOptions, which is imported with the native library
 @click.command()
+@in_help(rare=("neutral_name", "n_text", "method", "evaluations", "population", "bound", "seed", "force"))
 @model_option
 @click.option("--map", "map_name", required=True, metavar="MAP", help="Expert map with effects (steermoe attribute).")
 @item_options

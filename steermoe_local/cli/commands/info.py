@@ -11,25 +11,22 @@ from ...maps.expert_map import format_layers
 from ...model_files.gating import UNKNOWN
 from ...model_files.model_info import ModelInfo, model_info
 from ..options.common import json_option
-from ..options.model import ModelText, models_dir_option
+from ..options.positionals import looked_at_argument
 from ..output import facts_table, print_json
 from ..streams import console
 
 
 @click.command()
-@click.argument("model", type=ModelText())
-@models_dir_option
+@looked_at_argument
 @json_option
-def info(model: str, models_dirs: tuple[Path, ...], as_json: bool) -> None:
-    """Show what MODEL is and whether it can be steered. Reads the header and the routers only.
+def info(model: Path, as_json: bool) -> None:
+    """Show what a model is and whether it can be steered. Reads the header and the routers only.
 
     \b
     Example:
       steermoe info tiny
     """
-    from ...models.local_models import resolve_model
-
-    facts = model_info(resolve_model(model, models_dirs))
+    facts = model_info(model)
     if as_json:
         print_json(facts.to_dict())
         return

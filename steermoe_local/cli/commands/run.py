@@ -10,10 +10,20 @@ import click
 
 from ..._util.files import read_bytes
 from ...errors import FormatError, UsageError
-from ..options.common import FILE, json_option, output_option, reasoning_option, resume_options, template_options
-from ..options.groups import is_given
+from ..options.common import (
+    FILE,
+    context_option,
+    json_option,
+    output_option,
+    reasoning_option,
+    resume_options,
+    stop_option,
+    system_option,
+    template_options,
+)
+from ..options.groups import OUTPUT, PROMPT, STEERING, is_given, together
 from ..options.llama import llama_options
-from ..options.model import model_option
+from ..options.positionals import model_and_prompt_arguments
 from ..options.sampling import sampling_options
 from ..options.steering import steering_options
 from ..options.system_text import UserPath
@@ -23,60 +33,66 @@ _MAX_PROMPT = 64 << 20  # bytes
 
 
 @click.command()
-@model_option
-@click.option("-p", "--prompt", metavar="TEXT", help="What the user says; behind the text that is piped in, if any.")
-@click.option(
-    "-f",
-    "--file",
-    "prompt_file",
-    type=FILE,
-    allow_from_autoenv=False,  # `pull` has another --file
-    metavar="FILE",
-    help="Read what the user says from a file.",
-)
-@click.option("-sys", "--system-prompt", metavar="TEXT", help="System message before it.")
-@click.option(
-    "--n-prompts",
-    "--prompts",
-    "prompts_file",
-    type=UserPath(path_type=Path, allow_dash=True),
-    allow_from_autoenv=False,  # `demo` has other --prompts
-    metavar="FILE",
-    help="Answer many prompts: JSON (lines or array) with `prompt` or `messages`, CSV, or lines of text; - for stdin.",
+@model_and_prompt_arguments
+@together(
+    click.option("-p", "--prompt", metavar="TEXT", help="The prompt, as PROMPT."),
+    click.option(
+        "-f",
+        "--file",
+        "prompt_file",
+        type=FILE,
+        allow_from_autoenv=False,  # `pull` has another --file
+        metavar="FILE",
+        help="Read the prompt from a file.",
+    ),
+    system_option("System message before it."),
+    click.option(
+        "--n-prompts",
+        "--prompts",
+        "prompts_file",
+        type=UserPath(path_type=Path, allow_dash=True),
+        allow_from_autoenv=False,  # `demo` has other --prompts
+        metavar="FILE",
+        help="Answer all prompts of a file: JSON, CSV or lines; - for stdin.",
+    ),
+    click.option(
+        "-np",
+        "--parallel",
+        type=click.IntRange(1, 256),
+        metavar="N",
+        help="With --n-prompts: prompts decoded at once.  [default: 4]",
+    ),
+    click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template."),
+    template_options,
+    heading=PROMPT,
+    common=("prompt", "prompts_file"),
 )
 @output_option(
     "With --n-prompts: JSON Lines to write.  [default: stdout]",
     required=False,
     allow_from_autoenv=False,  # no other command's output
 )
-@resume_options("With -o: go on with an interrupted run.", "With -o: forget an interrupted run.")
-@click.option(
-    "-np",
-    "--parallel",
-    type=click.IntRange(1, 256),
-    metavar="N",
-    help="With --n-prompts: prompts decoded at once.  [default: 4]",
-)
+@resume_options("With -o: go on with an interrupted run.", "With -o: forget an interrupted run.", common=())
 @steering_options
-@click.option("--compare", is_flag=True, help="Answer twice, unsteered and steered, with the same seed.")
-@sampling_options
-@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be given again.")
-@click.option(
-    "-c",
-    "--ctx-size",
-    type=click.IntRange(0),
-    metavar="N",
-    help="Context of each prompt in tokens, 0: the model's.  [default: as needed, at most 4096]",
+@together(
+    click.option("--compare", is_flag=True, help="Answer twice, unsteered and steered, with the same seed."),
+    heading=STEERING,
 )
-@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
-@template_options
+@sampling_options
+@stop_option
+@context_option("Context of each prompt in tokens, 0: the model's.  [default: as needed, at most 4096]")
 @reasoning_option("What the model thinks before it answers; auto shows it on a terminal.")
-@click.option("--show-timings", is_flag=True, help="Tell tokens and tokens per second on stderr.")
+@together(
+    click.option("--show-timings", is_flag=True, help="Tell tokens and tokens per second on stderr."),
+    heading=OUTPUT,
+    common=(),
+)
 @llama_options
 @json_option
 def run(
     model: Path,
     prompt: str | None,
+    said: str | None,
     prompt_file: Path | None,
     prompts_file: Path | None,
     output: Path | None,
@@ -88,26 +104,20 @@ def run(
 ) -> None:
     """Answer one prompt, or a file of them, steered or not.
 
-    Text that is piped in stands before -p, with a blank line between, and is the prompt without it. A terminal gets the
-    answer as it comes, a pipe the same without what the model thought before; --json tells tokens, timings, seed and
-    steering. With --n-prompts every prompt becomes one line of JSON, in their order; -o keeps what is done in
-    OUTPUT.partial, and the same command with --resume goes on from there.
+    Text that is piped in stands before PROMPT; MODEL can be set, too (docs/run.md).
 
     \b
     Examples:
-      steermoe run -m tiny --temp 0 -p "What is three plus four?"
-      steermoe run -m tiny --map digits-words --reverse --compare --temp 0 -p "What is three plus four?"
-      steermoe run -m olmoe.gguf --map map.json --activate 10 --deactivate 50 -p "..."
-      steermoe run -m olmoe.gguf --steer "answer[0:32]: map.json +0 -20" --steer "thinking: none" -p "..."
-      cat doc.txt | steermoe run -m olmoe.gguf --map map.json --preset faithful -p "Summarise this." --json
-      steermoe run -m olmoe.gguf --n-prompts questions.jsonl -n 200 -o answers.jsonl
+      steermoe run tiny "What is three plus four?" --temp 0 --map digits-words --reverse --compare
+      cat doc.txt | steermoe run olmoe.gguf "Summarise this." --map map.json --preset faithful --json
+      steermoe run olmoe.gguf --n-prompts questions.jsonl -n 200 -o answers.jsonl
     """
     flags = RunFlags(model=model, **options)
     if flags.raw and is_given("date"):
         raise UsageError("--raw uses no chat template, so no date; leave out --date")
     if prompts_file is not None:
-        if is_given("prompt") or is_given("prompt_file"):
-            raise UsageError("--n-prompts has the prompts; leave out -p and -f")
+        if said is not None or is_given("prompt") or is_given("prompt_file"):
+            raise UsageError("--n-prompts has the prompts; leave out the prompt (-p, -f)")
         from ..run.batch import run_batch
 
         run_batch(flags, BatchFlags(prompts_file, output, resume, restart, parallel), as_json)
@@ -116,12 +126,13 @@ def run(
     for option, name in (("output", "-o"), ("resume", "--resume"), ("restart", "--restart"), ("parallel", "-np")):
         if is_given(option):
             raise UsageError(f"{name} belongs to --n-prompts FILE; a single answer goes to stdout")
-    if is_given("prompt") and is_given("prompt_file"):
+    typed = said is not None or is_given("prompt")
+    if typed and is_given("prompt_file"):
         raise UsageError("-p and -f both give the prompt; to ask about a file, pipe it in: steermoe run -p ... < FILE")
-    said = _prompt(prompt, None if is_given("prompt") else prompt_file)
+    text = _prompt(prompt if said is None else said, None if typed else prompt_file)
     from ..run.one import run_one
 
-    run_one(flags, said, as_json)
+    run_one(flags, text, as_json)
 
 
 def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
@@ -132,7 +143,7 @@ def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
     texts = [text for text in (piped, prompt) if text and text.strip()]
     if not texts:
         what = "no prompt" if prompt_file is None else f"{prompt_file}: empty"
-        raise UsageError(f"{what}; give -p TEXT or -f FILE, or pipe a text in")
+        raise UsageError(f"{what}; write it behind the model, give -p TEXT or -f FILE, or pipe a text in")
     return "\n\n".join(texts)
 
 

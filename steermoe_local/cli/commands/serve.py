@@ -22,19 +22,21 @@ from ...models.user_maps import MAP_FILE, user_maps, user_maps_folder
 from ...steering.presets import PRESETS
 from ...steering.rules import RULES, json_cap
 from ..failures import log_to_stderr
-from ..options.common import FILE, strength_option, template_options
-from ..options.groups import is_given
+from ..options.common import FILE, context_option, strength_option, template_options
+from ..options.groups import OWN, STEERING, in_help, is_given
 from ..options.groups import rank as rank_of
 from ..options.llama import LlamaFlags, llama_options
-from ..options.model import model_option
 from ..options.opening import check_memory, context_size, open_engine, warn_of_unknown_reasoning
 from ..options.plans import RuleText
+from ..options.positionals import model_argument
 from ..options.sampling import sampling_options
 from ..options.secrets import SecretOption, warn_of_readers
 from ..options.steering import CAP, OF_EACH_RULE, RANK, SOFT_WEIGHTS, SteeringFlags, rule_choice
 from ..options.system_text import NameOrPath
 from ..output import say, warn
 
+_SOURCES = ("steering", "steer", "plan")
+_NUMBERS = ("activate", "deactivate", "preset", "rank")
 _RULE = ("mode", "strength", "cap", "weights")
 _MAX_KEY = 1 << 16  # bytes of a key's file
 _PLAN = "start-plan"  # the name of a plan of --steer
@@ -47,7 +49,14 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@model_option
+@in_help(
+    {"": OWN, **dict.fromkeys((*_SOURCES, *_NUMBERS, *_RULE, "force"), STEERING)},
+    rare=(
+        *("rank", "mode", "cap", "weights", "preset", "force", "maps_writable", "no_auth", "api_key", "cors_origins"),
+        *("allowed_hosts", "queue_limit", "timeout", "log_prompts", "aliases"),
+    ),
+)
+@model_argument
 @click.option("-a", "--alias", "aliases", multiple=True, metavar="NAME", help="Further name of the model for clients.")
 @click.option(
     "--maps",
@@ -118,13 +127,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Answers decoded at once.",
 )
-@click.option(
-    "-c",
-    "--ctx-size",
-    type=click.IntRange(0),
-    metavar="N",
-    help="Context of each answer in tokens, 0: the model's.  [default: at most 4096]",
-)
+@context_option("Context of each answer in tokens, 0: the model's.  [default: at most 4096]")
 @click.option(
     "--queue",
     "queue_limit",
@@ -179,10 +182,10 @@ def serve(
 
     \b
     Examples:
-      steermoe serve -m tiny
-      steermoe serve -m olmoe.gguf --maps maps/ --steering faithful -np 8 -c 8192
-      steermoe serve -m tiny --steer "thinking: none" --steer "answer: digits-words"
-      steermoe serve -m tiny --host 0.0.0.0 --api-key-file key.txt
+      steermoe serve tiny
+      steermoe serve olmoe.gguf --maps maps/ --steering faithful -np 8 -c 8192
+      steermoe serve tiny --steer "thinking: none" --steer "answer: digits-words"
+      steermoe serve tiny --host 0.0.0.0 --api-key-file key.txt
     """
     _require_extra()
     from ...llama.template_client import template_problem

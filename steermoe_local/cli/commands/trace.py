@@ -10,8 +10,17 @@ import click
 from ...errors import UsageError
 from ...pairs.pairs import PairsFile
 from ...pairs.prompts import PromptItem
-from ..options.common import FILE, json_option, lock_output, output_option, template_options
-from ..options.groups import is_given
+from ..options.common import (
+    FILE,
+    context_option,
+    json_option,
+    lock_output,
+    output_option,
+    stop_option,
+    system_option,
+    template_options,
+)
+from ..options.groups import PROMPT, in_help, is_given
 from ..options.llama import RecordingFlags, recording_options
 from ..options.model import model_option
 from ..options.sampling import drawing_options
@@ -25,6 +34,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@in_help({"prompt": PROMPT, "prompts_file": PROMPT}, rare=("parallel", "raw"))
 @model_option
 @click.option("-p", "--prompt", metavar="TEXT", help="Trace what the user says.")
 @click.option("--pairs", "pairs_file", type=FILE, help="Trace both sides of contrastive pairs, JSONL.")
@@ -43,16 +53,17 @@ if TYPE_CHECKING:
     "-n",
     "--predict",
     "--n-predict",
+    "--max-tokens",
     "n_predict",
     type=click.IntRange(-1),
     allow_from_autoenv=False,  # of other commands it is a limit
     metavar="N",
     help="Answer with at most N tokens, -1: until the model ends, and trace the answer, too.  [default: no answer]",
 )
-@click.option("-sys", "--system-prompt", metavar="TEXT", help="System message before prompts.")
+@system_option("System message before prompts.")
 @steering_options
 @drawing_options
-@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be given again.")
+@stop_option
 @click.option(
     "-np",
     "--parallel",
@@ -62,13 +73,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="With -n: prompts answered at once.",
 )
-@click.option(
-    "-c",
-    "--ctx-size",
-    type=click.IntRange(0),
-    metavar="N",
-    help="Context of each text in tokens, 0: the model's.  [default: as needed, with -n at most 4096]",
-)
+@context_option("Context of each text in tokens, 0: the model's.  [default: as needed, with -n at most 4096]")
 @click.option("--raw", is_flag=True, help="Take prompts as they are, without the chat template.")
 @template_options
 @recording_options

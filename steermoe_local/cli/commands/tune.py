@@ -14,7 +14,7 @@ from ...steering.bias_file import write_bias
 from ..failures import EXIT_ERROR
 from ..options.common import FILE, SHARE, lock_output
 from ..options.evaluation_setup import RECORDS, REPORTS, EvaluationSetup, evaluation_options
-from ..options.groups import is_given
+from ..options.groups import in_help, is_given
 from ..output import print_json, print_verdict, rich_table, say, say_written
 from ..streams import console
 
@@ -22,6 +22,7 @@ _PICTURES = ("tuning.png", "tuning.svg")
 
 
 @click.command()
+@in_help(rare=("max_refusal_increase", "max_looping_increase", "choosing_share", "exhaustive", "bias_output"))
 @evaluation_options(without=("activate", "deactivate", "preset"))
 @click.option("--max-ppl-increase", type=SHARE, metavar="SHARE", help="Most increase of the perplexity, like 5%.")
 @click.option("--max-kl", type=click.FloatRange(0), metavar="X", help="Most KL from the unsteered model, in nats.")

@@ -15,7 +15,7 @@ from ..._util.files import parse_json, require_writable
 from ..._util.locks import OutputLock
 from ...errors import UsageError
 from ...llama.template_date import template_date
-from .groups import Decorator, RenamedOption, option_group, together
+from .groups import MODEL, OUTPUT, PROMPT, SAMPLING, Decorator, RenamedOption, option_group, together
 from .model import ModelPath
 from .system_text import UserPath
 
@@ -109,10 +109,17 @@ FILE = UserPath(path_type=Path)
 # options
 #
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+json_option = together(
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."), heading=OUTPUT
+)
 
 template_options = together(
-    click.option("--thinking", is_flag=True, help="Turn the chat template's switch for thinking on.  [default: off]"),
+    click.option(
+        "--thinking",
+        "--think",
+        is_flag=True,
+        help="Turn the chat template's switch for thinking on.  [default: off]",
+    ),
     click.option(
         "--chat-template-kwargs",
         "template_arguments",
@@ -126,6 +133,8 @@ template_options = together(
         metavar="YYYY-MM-DD",
         help="Date for chat templates that print one.  [default: today]",
     ),
+    heading=PROMPT,
+    common=("thinking",),
 )
 """--thinking, --chat-template-kwargs and --date."""
 
@@ -143,9 +152,30 @@ longest_prompt_option = click.option(
 seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything that is drawn.")
 
 
+def system_option(help: str) -> Decorator:
+    """-sys: the system message."""
+    return together(
+        click.option("-sys", "--system-prompt", "--system", "system_prompt", metavar="TEXT", help=help), heading=PROMPT
+    )
+
+
+stop_option = together(
+    click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be given again."),
+    heading=SAMPLING,
+    common=(),
+)
+
+
+def context_option(help: str) -> Decorator:
+    """-c: the longest context, None if it is not given."""
+    given = click.option("-c", "--ctx-size", type=click.IntRange(0), metavar="N", help=help)
+    return together(given, heading=MODEL, common=())
+
+
 def output_option(help: str, *, required: bool = True, **attributes: Any) -> Decorator:
     """-o: the file or folder that the command writes."""
-    return click.option("-o", "--output", type=FILE, required=required, help=help, **attributes)
+    given = click.option("-o", "--output", type=FILE, required=required, help=help, **attributes)
+    return together(given, heading=OUTPUT)
 
 
 def meaning_options(
@@ -155,7 +185,8 @@ def meaning_options(
 ) -> Decorator:
     """--positive, --negative and --license of a new map; the command gets them as one dict, `meaning`."""
     helps = {"--positive": positive, "--negative": negative, "--license": license}
-    return option_group(dict, "meaning", [click.option(name, default="", help=text) for name, text in helps.items()])
+    options = [click.option(name, default="", help=text) for name, text in helps.items()]
+    return option_group(dict, "meaning", options, heading=OUTPUT, common=("positive", "negative"))
 
 
 def strength_option(name: str, **attributes: Any) -> Decorator:
@@ -183,7 +214,11 @@ def maps_folders_option(what: str) -> Decorator:
 def reasoning_option(help: str) -> Decorator:
     """--reasoning: whether what the model thinks is shown; `auto` is for terminals alone."""
     choice = click.Choice(["auto", "show", "hide"])
-    return click.option("--reasoning", type=choice, default="auto", show_default=True, help=help)
+    return together(
+        click.option("--reasoning", type=choice, default="auto", show_default=True, help=help),
+        heading=OUTPUT,
+        common=(),
+    )
 
 
 def selection_options(what: str) -> Decorator:
@@ -204,11 +239,16 @@ def selection_options(what: str) -> Decorator:
 
 
 def resume_options(
-    resume: str = "Go on with an interrupted run.", restart: str = "Forget an interrupted run."
+    resume: str = "Go on with an interrupted run.",
+    restart: str = "Forget an interrupted run.",
+    common: tuple[str, ...] | None = None,
 ) -> Decorator:
     """--resume and --restart."""
     return together(
-        click.option("--resume", is_flag=True, help=resume), click.option("--restart", is_flag=True, help=restart)
+        click.option("--resume", is_flag=True, help=resume),
+        click.option("--restart", is_flag=True, help=restart),
+        heading=OUTPUT,
+        common=common,
     )
 
 

@@ -23,7 +23,7 @@ from ...models.shipped_maps import map_path
 from ..output import progress_bar, say
 from .announcing import Announcer
 from .common import SEEDS, check_resume, check_unfinished, json_option, lock_output, template_options
-from .groups import F, command_line, field_options, option, option_group, together
+from .groups import MEASUREMENT, MODEL, OUTPUT, SAMPLING, F, command_line, field_options, option, option_group, together
 from .llama import LlamaFlags, llama_options
 from .measured_steering import MeasuredSteering
 from .model import model_option
@@ -78,6 +78,7 @@ class EvaluationSetup(MeasuredSteering):
     )
     temperature: float = option(
         "--temp",
+        "--temperature",
         type=click.FloatRange(0),
         default=0.0,
         show_default=True,
@@ -404,6 +405,13 @@ def _setup(**values: Any) -> EvaluationSetup:
     return EvaluationSetup(**values, command=command_line())
 
 
+_HEADINGS = {
+    "": MEASUREMENT,
+    **dict.fromkeys(("max_tokens", "temperature", "top_k", "top_p", "min_p", "seeds"), SAMPLING),
+    **dict.fromkeys(("parallel", "ctx_size"), MODEL),
+    **dict.fromkeys(("output", "resume", "restart"), OUTPUT),
+}
+_COMMON = ("task_name", "scorer_name", "max_tokens", "n_items", "where", "output", "resume", "restart")
 _ALL = together(
     model_option,
     steering_options,
@@ -412,6 +420,8 @@ _ALL = together(
         "setup",
         (*field_options(EvaluationSetup), template_options, llama_options, json_option),
         takes=("model", "steering_flags", "flags"),
+        heading=_HEADINGS,
+        common=_COMMON,
     ),
 )
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
 import click
@@ -23,6 +23,28 @@ _NOT_REPEATED = {"output", "resume", "restart", "as_json", "hf_token", "verbose"
 #
 # groups
 #
+
+
+MODEL, PROMPT, OWN, STEERING = "Model", "Prompt", "Options", "Steering"
+SAMPLING, MEASUREMENT, OUTPUT, COMPUTING = "Sampling", "Measurement", "Output", "Computing"
+HEADINGS = (MODEL, PROMPT, OWN, STEERING, SAMPLING, MEASUREMENT, OUTPUT, COMPUTING)
+"""Headings of the pages of --help, in their order; options of a command that says nothing else stand under OWN."""
+
+
+_PLACE = "steermoe_place"  # an attribute of parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where an option stands in help: under which of `HEADINGS`, and whether only --help-all shows it."""
+
+    heading: str = OWN
+    rare: bool = False
+
+
+def place(parameter: click.Parameter) -> Place:
+    """The place of a parameter in help, as its group says."""
+    return getattr(parameter, _PLACE, Place())
 
 
 def option(*names: str, value: Any = None, **attributes: Any) -> Any:
@@ -42,16 +64,49 @@ def field_options(kind: Any) -> list[Decorator]:
     return [click.option(*given[0], name, **given[1]) for name, given in found if given]
 
 
-def together(*options: Decorator) -> Callable[[F], F]:
-    """A decorator that gives a command several options, in this order."""
+def together(
+    *options: Decorator,
+    heading: str | Mapping[str, str] | None = None,
+    common: Collection[str] | None = None,
+) -> Callable[[F], F]:
+    """A decorator that gives a command several options, in this order, and their place in its help.
+
+    `heading` is one of `HEADINGS`, or one for each parameter by its name, "" for the others; None: OWN. `common` are
+    the parameters that --help shows, the others are shown by --help-all; None: all of them. Options that have a place
+    keep it.
+    """
 
     def decorate(command: F) -> F:
         wrapped: Any = command
+        n_before = len(getattr(command, "__click_params__", ()))
         for give in reversed(options):
             wrapped = give(wrapped)
+        if heading is not None or common is not None:
+            headings = {"": heading} if isinstance(heading, str) else heading or {}
+            for parameter in wrapped.__click_params__[n_before:]:
+                _put(parameter, headings, common is not None and parameter.name not in common)
         return cast(F, wrapped)
 
     return decorate
+
+
+def in_help(headings: Mapping[str, str] | None = None, *, rare: Collection[str] = ()) -> Callable[[F], F]:
+    """A decorator that gives a command's options that have no place in help one, like `together`.
+
+    `rare` are the parameters that only --help-all shows. It stands above the options.
+    """
+
+    def decorate(command: F) -> F:
+        for parameter in getattr(command, "__click_params__", ()):
+            _put(parameter, headings or {}, parameter.name in rare)
+        return command
+
+    return decorate
+
+
+def _put(parameter: Any, headings: Mapping[str, str], rare: bool) -> None:
+    if not hasattr(parameter, _PLACE):
+        setattr(parameter, _PLACE, Place(headings.get(parameter.name, headings.get("", OWN)), rare))
 
 
 def option_group(
@@ -59,12 +114,14 @@ def option_group(
     argument: str | None = None,
     options: Iterable[Decorator] | None = None,
     takes: Iterable[str] = (),
+    heading: str | Mapping[str, str] | None = None,
+    common: Collection[str] | None = None,
 ) -> Callable[[F], F]:
     """A decorator that gives a command some options, and passes it what `make` makes of their values.
 
     `make` is a dataclass whose fields are options, or a function with `options`. It is called with the values of the
     options, and with the arguments `takes`, which other groups give to the command. Its result becomes the command's
-    `argument`; without one, it is a dict of arguments.
+    `argument`; without one, it is a dict of arguments. `heading` and `common` are those of `together`.
     """
     given = list(field_options(make) if options is None else options)
 
@@ -77,7 +134,7 @@ def option_group(
             return command(**arguments, **(made if argument is None else {argument: made}))
 
         n_before = len(getattr(command, "__click_params__", ()))
-        wrapped: Any = together(*given)(with_group)
+        wrapped: Any = together(*given, heading=heading, common=common)(with_group)
         names.update(parameter.name for parameter in wrapped.__click_params__[n_before:])
         return cast(F, wrapped)
 

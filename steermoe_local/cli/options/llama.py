@@ -9,7 +9,7 @@ import click
 
 from ...errors import UsageError
 from .common import WORDS, Parsed
-from .groups import option, option_group
+from .groups import COMPUTING, MODEL, option, option_group
 
 # enum ggml_type of the types that llama.cpp takes for the KV cache (common/arg.cpp)
 CACHE_TYPES = {
@@ -97,7 +97,7 @@ class LlamaFlags:
         value=AUTO_LAYERS,
         show_default=True,
         metavar="N",
-        help="Layers kept on the GPU, -1 or `all` for all; `auto`: as many as fit.",
+        help="Layers on the GPU; `all`, or `auto`: what fits.",
     )
     device: tuple[str, ...] | None = option(
         "-dev",
@@ -228,8 +228,12 @@ class RecordingFlags(LlamaFlags):
     flash_attn: str = _flash_attn("auto")
 
 
-llama_options = option_group(LlamaFlags, "flags")
+# What --help shows of them, with the model itself; the rest is for --help-all.
+_COMMON = ("n_gpu_layers",)
+_HEADINGS = {"": COMPUTING, "n_gpu_layers": MODEL}
+
+llama_options = option_group(LlamaFlags, "flags", heading=_HEADINGS, common=_COMMON)
 """The flags of llama.cpp under its names; the command gets them as `flags` (LlamaFlags)."""
 
-recording_options = option_group(RecordingFlags, "flags")
+recording_options = option_group(RecordingFlags, "flags", heading=_HEADINGS, common=_COMMON)
 """The same for commands that record prompts; the command gets them as `flags` (RecordingFlags)."""

@@ -14,7 +14,7 @@ from ...errors import ModelError, UsageError
 from ...models.hub import is_offline
 from ...models.names import ModelName
 from ..output import say, warn
-from .groups import is_given, option_group, rank
+from .groups import MODEL, is_given, option_group, rank
 from .secrets import SecretOption
 from .system_text import UserPath
 
@@ -62,21 +62,21 @@ offline_option = click.option(
     "--offline", is_flag=True, help="Use no network: take what is on this machine, as with HF_HUB_OFFLINE=1."
 )
 
-_OPTIONS = (
+MODEL_OPTIONS = (
     click.option(
         "-m",
         "--model",
         type=ModelText(),
         envvar="STEERMOE_MODEL",
         metavar="MODEL",
-        help="GGUF file, `tiny` for the embedded model, or the name of a fetched one (steermoe models).",
+        help="`tiny`, a GGUF file, or the name of a model (steermoe models).",
     ),
     click.option(
         "-hf",
         "-hfr",
         "--hf-repo",
-        metavar="USER/REPO[:QUANT]",
-        help="Model on the Hugging Face hub, fetched if it is not here; a short name does, too.  [quant: Q4_K_M]",
+        metavar="REPO[:QUANT]",
+        help="Model of the Hugging Face hub, by name; fetched if not here.",
     ),
     click.option("-hff", "--hf-file", metavar="FILE", help="File of that repository, instead of QUANT."),
     click.option(
@@ -92,7 +92,7 @@ _OPTIONS = (
 )
 
 
-def _resolve(
+def resolve_named(
     model: str | None,
     hf_repo: str | None,
     hf_file: str | None,
@@ -115,7 +115,9 @@ def _resolve(
     return resolve_model(model, models_dirs)
 
 
-model_option = option_group(_resolve, "model", _OPTIONS)
+COMMON = ("model", "hf_repo")
+
+model_option = option_group(resolve_named, "model", MODEL_OPTIONS, heading=MODEL, common=COMMON)
 """-m and -hf, as llama.cpp names them; the command gets the path of the model as `model`."""
 
 

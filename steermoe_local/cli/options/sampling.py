@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .groups import option_group
+from .groups import SAMPLING, option_group
 
 # also of the commands that measure
 TOP_P: dict[str, Any] = {
@@ -28,12 +28,13 @@ _N_PREDICT = click.option(
     "-n",
     "--predict",
     "--n-predict",
+    "--max-tokens",
     "n_predict",
     type=click.IntRange(-1),
     default=-1,
     show_default=True,
     metavar="N",
-    help="Tokens to generate at most, -1: until the model ends.",
+    help="Most tokens, -1: until the model ends.",
 )
 _OPTIONS = (
     click.option(
@@ -47,6 +48,7 @@ _OPTIONS = (
     ),
     click.option(
         "--temp",
+        "--temperature",
         "temperature",
         type=click.FloatRange(0),
         default=0.8,
@@ -109,11 +111,23 @@ def _generation(n_predict: int, **values: Any) -> dict[str, Any]:
     return {"sampling": _sampling(**values), "n_predict": None if n_predict < 0 else n_predict}
 
 
-sampling_options = option_group(_generation, options=(_N_PREDICT, *_OPTIONS))
+_COMMON = ("n_predict", "seed", "temperature")
+
+sampling_options = option_group(_generation, options=(_N_PREDICT, *_OPTIONS), heading=SAMPLING, common=_COMMON)
 """How tokens are sampled; the command gets `sampling` (engine.Sampling) and `n_predict`.
 
 `n_predict` is None when there is no limit, and the sampling's seed is None when it is random.
 """
 
-drawing_options = option_group(_sampling, "sampling", _OPTIONS)
+
+def sampling_parameters() -> list[click.Parameter]:
+    """The options of `sampling_options`, to read their values elsewhere than on the command line."""
+
+    def command(**_: Any) -> None:
+        pass
+
+    return list(reversed(getattr(sampling_options(command), "__click_params__")))  # noqa: B009 # of functions
+
+
+drawing_options = option_group(_sampling, "sampling", _OPTIONS, heading=SAMPLING, common=_COMMON)
 """The same without -n, for a command that has another one; the command gets `sampling`."""

@@ -21,7 +21,7 @@ from ...steering.plan_file import read_plan
 from ...steering.presets import PRESETS
 from ...steering.rules import DEFAULT_CAP, DEFAULT_STRENGTH, EQUAL, OWNERS, RULES, Rule
 from ..output import warn
-from .groups import RenamedOption, field_options, is_given, option, option_group, rank
+from .groups import STEERING, RenamedOption, field_options, is_given, option, option_group, rank
 from .plans import RuleText, parse_texts, rule_texts
 from .settings import provenance_of
 from .system_text import UserPath
@@ -110,22 +110,19 @@ class SteeringFlags:
     map_file: str | None = option(
         "--map",
         metavar="MAP",
-        help="Expert map to steer by: a file, or the name of a learnt steering, of a map of your maps folder or of one "
-        "that ships with the embedded model, like digits-words. Without numbers it steers as the map recommends.",
+        help="Map to steer by, as it recommends: a file, or a name (digits-words of `tiny`).",
     )
     activate: int | None = option(
-        "--activate", type=click.IntRange(0), metavar="N", help="Experts with RD > 0 to promote."
+        "--activate", type=click.IntRange(0), metavar="N", help="Promote the first N experts with RD > 0."
     )
     deactivate: int | None = option(
-        "--deactivate", type=click.IntRange(0), metavar="N", help="Experts with RD < 0 to suppress."
+        "--deactivate", type=click.IntRange(0), metavar="N", help="Suppress the first N experts with RD < 0."
     )
     rank: str = option(*RANK[0], **RANK[1])
     preset: str | None = option(
         "--preset", type=click.Choice(PRESETS), help="Numbers of experts that the paper took for this model."
     )
-    reverse: bool = option(
-        "--reverse", is_flag=True, help="Steer to the map's negative side: flip the sign of RD first."
-    )
+    reverse: bool = option("--reverse", is_flag=True, help="Steer to the map's negative side.")
     layers: str | None = option("--layers", metavar="A-B", help="Steer only these layers, like 3-7,9.  [default: all]")
     mode: str | None = option(
         "--mode", type=click.Choice(RULES), help="Steering rule.  [default: hard, or that of the options below]"
@@ -136,8 +133,7 @@ class SteeringFlags:
         old_names=("--scale",),
         type=float,
         metavar="X",
-        help="Soft rule: add X to the router's logits of promoted experts, take it from suppressed ones.  "
-        f"[default: {DEFAULT_STRENGTH:g} with --mode soft]",
+        help=f"Soft rule: move router logits by X.  [default: {DEFAULT_STRENGTH:g} with --mode soft]",
     )
     cap: float | None = option(*CAP[0], **CAP[1])
     weights: str | None = option(*SOFT_WEIGHTS[0], **SOFT_WEIGHTS[1])
@@ -146,21 +142,20 @@ class SteeringFlags:
         type=UserPath(path_type=Path),
         envvar="STEERMOE_BIAS",
         show_envvar=True,
-        help="Bias file to steer by, instead of a map.",
+        help="Bias file to steer by.",
     )
     steer: tuple[str, ...] = option(
         "--steer",
         type=RuleText(),
         multiple=True,
         metavar="RULE",
-        help='Rule of a steering plan, like "answer: digits-words +2 -2" or "thinking: none", instead of a map; may be '
-        "given again, the first that matches a token counts.",
+        help='Rule of a steering plan, like "thinking: none"; may be given again.',
     )
     plan: Path | None = option(
         "--plan",
         type=UserPath(path_type=Path),
         metavar="FILE",
-        help="File of a steering plan (JSON or TOML with a list `rules`), instead of a map.",
+        help="File of a steering plan (docs/plans.md).",
     )
     force: bool = option(
         "--force", is_flag=True, help="Accept a map or bias whose router hash is another one, if the shape fits."
@@ -319,5 +314,9 @@ def _flags(**values: Any) -> SteeringFlags:
     )
 
 
-steering_options = option_group(_flags, "steering_flags", field_options(SteeringFlags))
+_COMMON = ("map_file", "activate", "deactivate", "reverse", "strength", "bias", "steer")
+
+steering_options = option_group(
+    _flags, "steering_flags", field_options(SteeringFlags), heading=STEERING, common=_COMMON
+)
 """How to steer; the command gets the flags as `steering_flags` (SteeringFlags)."""

@@ -175,7 +175,9 @@ def pick_numbers(
     `stop` is asked before each candidate; once it says so, the pick is made of those that were measured. Raises as
     `tune`.
     """
-    candidates = CandidateEvaluator(evaluator, steering, budget, seed, 1.0, None, None, all_items=True)
+    candidates = CandidateEvaluator(
+        evaluator, steering, budget, seed, 1.0, None, None, all_items=True, max_trials=max_trials
+    )
     search = Search(
         lambda candidate, step: candidates.evaluate([candidate], step)[0],
         (candidates.counts[0][-1], candidates.counts[1][-1]),
