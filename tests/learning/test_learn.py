@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from steermoe_local.errors import PairsError, UsageError
-from steermoe_local.evaluation.tasks.tasks import load_task
-from steermoe_local.learning.options import Builtin, GivenPairs, LikeUnlike
+from steermoe_local.evaluation.tasks.judge import Judge
+from steermoe_local.evaluation.tasks.tasks import Score, load_task
+from steermoe_local.learning.options import Builtin, GivenPairs, JudgeOptions, LikeUnlike
 from steermoe_local.learning.result import LearnResult
 from steermoe_local.maps.expert_map import ExpertMap
 from steermoe_local.models.embedded import behaviour, embedded_model
 from steermoe_local.pairs.pairs import Pair, load_pairs, save_pairs
+from steermoe_local.pairs.prompts import PromptItem
 from steermoe_local.steering.bias_file import read_bias
 from tests.learning.conftest import OPENINGS, small
 from tests.support.gguf_copy import copy_model
@@ -102,6 +104,23 @@ def test_a_behaviour_that_ships(tmp_path: Path) -> None:
     assert " digits; " in result.verdict
     assert load_task(result.folder / "task.jsonl").scorer == "sides"
     assert_steers_the_planted(result.folder)
+
+
+def test_a_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It scores generated answers, and sees no reference answers; its address is not in the task file."""
+
+    def score(_: Judge, item: PromptItem, text: str) -> Score:
+        assert not item.extra
+        return Score(float(text[:1].isdigit()), "judged")
+
+    monkeypatch.setattr(Judge, "score", score)
+    judge = JudgeOptions("http://localhost:1/v1", "some-judge", "Are the numbers digits?")
+    result = small(tmp_path, GivenPairs(PLANTED.pairs), judge=judge)
+    assert result.outcome == "works", result.verdict
+    task = (result.folder / "task.jsonl").read_text("utf-8")
+    assert '"scorer": "judge"' in task
+    assert "localhost" not in task
+    assert load_task(result.folder / "task.jsonl").options["criterion"] == "Are the numbers digits?"
 
 
 def swapped(pair: Pair) -> Pair:
