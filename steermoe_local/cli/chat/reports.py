@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..._util.visible import visible
+from ...maps.colours import TERMINAL
 from ...steering.plan import AnySteering, SteeringPlan
 from ...steering.steering import Steering
 
@@ -173,7 +174,7 @@ def why_report(report: WhyReport, *, everything: bool = True) -> list[Renderable
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("layer", justify="right")
     for name in ("promoted", "suppressed", "changed"):
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(name, justify="right", overflow="fold", style=TERMINAL.get(name))
     for layer in report.layers:
         if layer.promoted.n_experts or layer.suppressed.n_experts or layer.changed:
             table.add_row(str(layer.layer), _choices(layer.promoted), _choices(layer.suppressed), str(layer.changed))
