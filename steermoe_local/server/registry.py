@@ -125,7 +125,7 @@ class SteeringRegistry:
                     if choice.map not in self._entries and choice.map in names - {name}:
                         waiting.append((name, path))
                         continue
-                    warnings += self._put(name, _restored(self.entry(choice.map), choice), "folder", replace=True)
+                    warnings += self._put(name, _restored(self.entry(choice.map), choice, name), "folder", replace=True)
                     folder.take(path)
                 except (SteerMoEError, ApiError) as error:
                     warnings.append(f"left out: {path}: {error}")
@@ -432,11 +432,15 @@ def _chosen(entry: Registered, choice: SteeringChoice | RegisterRequest) -> Stee
     return with_choice(entry.steering, choice)
 
 
-def _restored(entry: Registered, choice: KeptChoice) -> Steering:
+def _restored(entry: Registered, choice: KeptChoice, name: str) -> Steering:
     """The choice of a file. Raises UsageError, also if the name of its map stands for another map by now."""
-    if choice.map_sha256 is None:
-        return _chosen(entry, choice)
     expert_map = entry.steering.expert_map
+    if choice.map_sha256 is None:
+        own = entry.source == "folder" and entry.is_map and name == entry.name and expert_map is not None
+        if own and any(number is not None for number in (choice.activate, choice.deactivate, choice.preset)):
+            # numbers of a map's own choice are instead of those that it recommends
+            return with_choice(Steering(entry.name, expert_map, path=entry.steering.path), choice)
+        return _chosen(entry, choice)
     if not entry.is_map or expert_map is None or expert_map.sha256 != choice.map_sha256:
         raise UsageError(f"map: {choice.map!r} is not the map that it was made of; register it again")
     return with_choice(Steering(entry.name, expert_map, path=entry.steering.path), choice)

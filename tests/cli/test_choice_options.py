@@ -21,7 +21,9 @@ from steermoe_local.cli.program import SteerMoEGroup
 from steermoe_local.generation.chat_file import ChatState
 from steermoe_local.generation.engine import Sampling
 from steermoe_local.maps.ranks import RANKS
+from steermoe_local.maps.recommended import with_recommended
 from steermoe_local.models.embedded import embedded_model
+from steermoe_local.models.shipped_maps import map_path
 from steermoe_local.steering.rules import DEFAULT_CAP, Rule
 from steermoe_local.steering.steering import Steering
 from tests.support.scored_maps import DIGITS, save_scored
@@ -361,8 +363,14 @@ def test_another_map_keeps_what_it_has_data_for(scored: Path) -> None:
     before = Steering.open(map_file=scored, activate=3, rank="effect", scale=2.0, weights="logit")
     assert before.identity is not None
     finder = MapFinder([scored.parent], before.identity, Path("tiny"))
-    plain, _ = finder.open("digits-words", before)
-    assert (plain.rank, plain.rule) == ("rd", Rule(2.0))
+    with_recommended(ExpertMap.load(map_path("digits-words")), None).save(scored.parent / "plain.json")
+    with_recommended(ExpertMap.load(scored), None).save(scored)
+    plain, _ = finder.open("plain", before)
+    assert (plain.rank, plain.rule, plain.activate) == ("rd", Rule(2.0), 3)
+    recommending, _ = finder.open("digits-words", before)
+    assert (recommending.rule, recommending.activate, recommending.deactivate) == (Rule(), 2, 4)
+    after, _ = finder.open("plain", recommending)
+    assert (after.activate, after.deactivate) == (0, 0), "numbers that another map recommends are none of this one's"
     same, _ = finder.open("scored", before)
     assert (same.rank, same.rule) == ("effect", Rule(2.0, "logit"))
 

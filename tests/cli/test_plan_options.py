@@ -17,6 +17,7 @@ from steermoe_local.cli import main
 from steermoe_local.cli.options import settings
 from steermoe_local.cli.options.steering import SteeringFlags
 from steermoe_local.evaluation.measuring.plans import plan_name
+from steermoe_local.maps.recommended import with_recommended
 from steermoe_local.steering.plan_rules import RuleSpec, Where
 from steermoe_local.steering.plan_text import format_rule, parse_rule, parse_where, split_rules
 from tests.cli.test_run_options import DIGITS, steer_by
@@ -48,7 +49,7 @@ def refused(status: int, *flags: Any, **kwargs: Any) -> str:
 
 
 def test_rules_in_their_order(bias: Path) -> None:
-    """A rule may name a shipped map, with numbers of its own or those of its card, a file, or a bias file."""
+    """A rule may name a shipped map, with numbers of its own or those that it recommends, a file, or a bias file."""
     flags = ("--steer", "thinking: none", "--steer", "answer[0:32]: digits-words +3 -0 layers=1-2")
     steering, source = opened(*flags, "--steer", f"answer: {DIGITS} reverse", "--steer", f"prompt[-1:]: {bias}")
     rules = steering["rules"]
@@ -56,7 +57,7 @@ def test_rules_in_their_order(bias: Path) -> None:
     assert rules[0]["steering"] is None
     chosen = [{key: rule["steering"][key] for key in ("activate", "deactivate", "reverse")} for rule in rules[1:3]]
     assert chosen[0] == {"activate": 3, "deactivate": 0, "reverse": False}
-    assert chosen[1] == {"activate": 2, "deactivate": 2, "reverse": True}, "the numbers of the card"
+    assert chosen[1] == {"activate": 2, "deactivate": 4, "reverse": True}, "what the map recommends"
     assert rules[1]["steering"]["layers"] == "1-2"
     assert rules[3]["steering"]["bias"] == str(bias)
     assert (steering["name"], steering["plan"]) == ("plan", None)
@@ -131,10 +132,10 @@ def test_bad_rules_are_named(rules: list[str], status: int, words: list[str], bi
 
 def test_a_map_of_a_users_own_needs_numbers(tmp_path: Path) -> None:
     own = tmp_path / "own.json"
-    own.write_bytes(DIGITS.read_bytes())
+    with_recommended(ExpertMap.load(DIGITS), None).save(own)
     message = refused(2, "--steer", f"answer: {own}")
     assert "rule 1" in message
-    assert f"{own} +8 -8" in message
+    assert f"{own} +N -M" in message
     steering, _ = opened("--steer", f"answer: {own} -5")
     assert (steering["rules"][0]["steering"]["activate"], steering["rules"][0]["steering"]["deactivate"]) == (0, 5)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from steermoe_local import ExpertMap
+from steermoe_local.maps.recommended import with_recommended
 from steermoe_local.models.shipped_maps import shipped_maps
 
 
 @pytest.fixture(scope="module")
 def digits() -> ExpertMap:
-    return ExpertMap.load(shipped_maps()["digits-words"])
+    return with_recommended(ExpertMap.load(shipped_maps()["digits-words"]), None)

@@ -18,6 +18,7 @@ import pytest
 
 from steermoe_local import BiasFile, ExpertMap, model_info, write_bias
 from steermoe_local.llama import steered_llama
+from steermoe_local.maps.recommended import Recommended, with_recommended
 from steermoe_local.models.shipped_maps import shipped_maps
 from steermoe_local.server import SteeringRegistry, metrics, registry
 from steermoe_local.server.api_errors import ApiError
@@ -47,7 +48,7 @@ def test_what_is_registered(server: Running, digits: ExpertMap) -> None:
     entry = listed["data"][0]
     assert entry == server.client.get("/v1/steering/digits-words").json()
     assert (entry["kind"], entry["source"], entry["usable_by_name"]) == ("map", "ships", True)
-    assert (entry["activate"], entry["deactivate"], entry["map_sha256"]) == (2, 2, digits.sha256)
+    assert (entry["activate"], entry["deactivate"], entry["map_sha256"]) == (2, 4, digits.sha256)
     assert listed["model"]["router_sha256"] == digits.identity.router_sha256
     assert server.client.get("/v1/steering/nothing").status_code == 404
 
@@ -55,7 +56,7 @@ def test_what_is_registered(server: Running, digits: ExpertMap) -> None:
 def test_the_table_for_the_page(server: Running, digits: ExpertMap) -> None:
     table = server.client.get("/v1/steering/digits-words/map").json()
     assert np.allclose(table["rd"], digits.rd, atol=1e-6)
-    assert np.array_equal(table["signs"], digits.choose(2, 2))
+    assert np.array_equal(table["signs"], digits.choose(2, 4))
     changed = {"activate": 3, "deactivate": 1, "reverse": True, "layers": "1-3", "scale": 2.5}
     other = server.client.get("/v1/steering/digits-words/map", params=changed).json()
     assert np.array_equal(other["signs"], digits.choose(3, 1, reverse=True, layers=range(1, 4)))
@@ -73,7 +74,7 @@ def test_register_a_choice_a_map_and_a_bias(server: Running, digits: ExpertMap, 
     write_bias(bias_of(WORDS), bias_path)
     bias = base64.b64encode(bias_path.read_bytes()).decode()
     made = {
-        "words": {"map": "digits-words", "reverse": True},
+        "words": {"map": "digits-words", "activate": 2, "deactivate": 2, "reverse": True},
         "own-map": {"map": data, "activate": 2, "deactivate": 2, "reverse": True},
         "own-bias": {"bias": bias},
     }
@@ -112,6 +113,32 @@ def test_a_map_without_numbers(server: Running, digits: ExpertMap) -> None:
     assert response.json()["error"]["code"] == "no_numbers"
     assert server.chat(steering={"map": "bare", "activate": 1}).status_code == 200
     assert server.client.delete("/v1/steering/bare").status_code == 204
+
+
+def test_a_map_is_registered_with_what_it_recommends(digits: ExpertMap, tmp_path: Path) -> None:
+    """Its own file, and a learnt steering by the name of its folder; those of other models are left aside."""
+    choice = {"activate": 3, "layers": "1-3", "cap": 2.0}
+    told = with_recommended(digits, Recommended(choice, unsteered=0.3, steered=0.8, n_items=50))
+    (tmp_path / "formal").mkdir()
+    told.save(tmp_path / "formal" / "map.json")
+    told.save(tmp_path / "own.json")
+    (tmp_path / "own.choice.json").write_text(json.dumps({"deactivate": 1}))
+    (tmp_path / "other").mkdir()
+    foreign = replace(digits.identity, router_sha256="0" * 63 + "1")
+    replace(told, identity=foreign).save(tmp_path / "other" / "map.json")
+    found = SteeringRegistry(folder=tmp_path)
+    assert found.open(digits.identity) == []
+    entry = found.entry("formal").to_dict()
+    assert {name: entry[name] for name in choice} == choice
+    assert (entry["usable_by_name"], entry["recommended"]) == (
+        True,
+        told.recommended.to_dict() if told.recommended else 0,
+    )
+    own = found.entry("own").to_dict()
+    assert (own["activate"], own["deactivate"], own["cap"]) == (0, 1, None), "numbers are instead of recommended ones"
+    assert "other" not in {entry.name for entry in found.entries()}
+    with pytest.raises(ApiError, match="did you mean formal"):
+        found.entry("fromal")
 
 
 def damaged(digits: ExpertMap, tmp_path: Path) -> dict[str, tuple[dict[str, Any], int, str | None, str]]:

@@ -34,6 +34,7 @@ def test_a_bias_file_and_a_map_without_numbers(browser: Any, server: Running, tm
     write_bias(BiasFile.from_signs(own.choose(2, 2, reverse=True), own.identity), tmp_path / "b.gguf")
     ready = {"name": "ready", "bias": base64.b64encode((tmp_path / "b.gguf").read_bytes()).decode()}
     bare = {"name": "bare", "map": json.loads(shipped_maps()["digits-words"].read_text("utf-8"))}
+    del bare["map"]["recommended"]
     with registered(server, ready, bare), desk(browser, server) as tab:
         tab.open().steer("ready")
         assert not tab.page.locator("#choice").is_visible(), "its choice is made"
@@ -44,7 +45,11 @@ def test_a_bias_file_and_a_map_without_numbers(browser: Any, server: Running, tm
         for layer, expert in np.argwhere(signs):
             assert tab.tooltip(layer, expert)[1] == ("promoted" if signs[layer, expert] > 0 else "suppressed")
         tab.steer("bare")
-        assert tab.page.input_value("#activate") == "8"
+        assert tab.page.input_value("#activate") == "0", "nobody makes numbers up"
+        tab.page.wait_for_function("document.getElementById('chosen').textContent.includes('no numbers of experts')")
+        for name in ("activate", "deactivate"):
+            tab.page.fill(f"#{name}", "8")
+            tab.page.locator(f"#{name}").dispatch_event("change")
         tab.again()
         numbers = {"activate": 8, "deactivate": 8, "reverse": False, "mode": "hard"}
         assert tab.watch.sent[-1]["steering"] == {"map": "bare"} | numbers
