@@ -4,5 +4,5 @@ They are helpers below all stages: also for JSON, TOML and archives from strange
 
 Imports: errors.
 Public: `children`, `compressed`, `control_groups`, `disk`, `file_kinds`, `files`, `import_path`, `json_text`, `locks`,
-`npz`, `package`, `records`, `regular_files`, `toml_text`, `visible`, `writing`, `zip_files`.
+`markdown`, `npz`, `package`, `records`, `regular_files`, `toml_text`, `visible`, `writing`, `zip_files`.
 """

@@ -62,7 +62,8 @@ function keep(chat = state) {
 }
 
 addEventListener("pagehide", () => {
-  if (dirty) keep(); // another tab may have changed it since
+  if (dirty) keep(); // if not, another tab may have changed it since
+  if (asked && asked !== state) keep(asked);
   leaving = true;
 });
 addEventListener("pageshow", () => (leaving = false));

@@ -157,6 +157,20 @@ def test_an_answer_goes_on_while_another_chat_is_shown(slow_tab: Desk) -> None:
     assert tab.kept()["turns"][0]["answers"][0]["state"] == "stopped"
 
 
+def test_a_reload_keeps_the_answer_of_another_chat(slow_tab: Desk) -> None:
+    tab = slow_tab
+    tab.type("Talk.")
+    tab.until(lambda: tab.answers()[0]["text"])
+    tab.page.click("#new-chat")
+    tab.page.wait_for_timeout(300)
+    tab.page.reload()
+    tab.page.locator("#state[data-state=ok]").wait_for()
+    open_chat(tab, "Talk.")
+    (answer,) = tab.answers()
+    assert answer["state"] == "stopped"
+    assert len(answer["text"]) > 10
+
+
 def test_deleting_a_chat_stops_its_answer(slow_tab: Desk) -> None:
     tab = slow_tab
     tab.type("Talk.")
