@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +12,11 @@ from .._util.visible import visible
 from ..errors import SteerMoEError
 from ..evaluation.metrics.formatting import points, signed
 from ..evaluation.metrics.intervals import Interval
-from ..evaluation.reports.document import Table, escape, sections
-from ..evaluation.reports.figure import BLUE, GREY, RED, error_bars, missing_matplotlib, new_figure, save
+from ..evaluation.reports.document import Block, Code, Document, Heading, Table, Words, escape, sections
+from ..evaluation.reports.figure import error_bars, missing_matplotlib, new_figure, save
+from ..evaluation.reports.html_report import html_report
 from ..maps.cards import render_card
+from ..maps.colours import NEUTRAL, POSITIVE, RANDOM
 from ..maps.effect_plot import plot_effects
 from ..maps.expert_map import ExpertMap
 from ..maps.plots import plot_map
@@ -51,8 +52,9 @@ def write_results(
         pictures = _pictures(work, found, source)
         work.write(work.path("README.md"), _card(expert_map, facts, result))
     tables = _tables(found, source, clock)
-    work.write(work.path("report.md"), _markdown(result, source, tables, pictures, facts))
-    work.write(work.path("report.html"), _html(result, source, tables, pictures, facts))
+    document = _document(result, source, tables, pictures, str(facts["command"]))
+    work.write(work.path("report.md"), document.markdown())
+    work.write(work.path("report.html"), html_report(document, work.folder))
     work.write(
         work.path(RESULT), json.dumps(result.to_dict(), ensure_ascii=False, indent=1) + "\n"
     )  # last: it is whole
@@ -153,7 +155,7 @@ def draw_gain(found: Confirmed, positive: str, path: Path) -> None:
     """Draw the rates of the held-out items: unsteered, steered, random experts, shuffled pairs. Raises UsageError."""
     figure = new_figure((6.4, 2.8), f"held-out items: {positive}", fontsize=11, weight="bold")
     axes = figure.add_subplot()
-    points_of = [("unsteered", found.unsteered, GREY), ("steered", found.steered, RED)]
+    points_of = [("unsteered", found.unsteered, NEUTRAL), ("steered", found.steered, POSITIVE)]
     values, lengths = error_bars([interval for _, interval, _ in points_of])
     axes.barh([0, 1], values, color=[colour for *_, colour in points_of], height=0.6)
     axes.errorbar(values, [0, 1], xerr=lengths, fmt="none", ecolor="black", capsize=3, linewidth=1)
@@ -162,7 +164,7 @@ def draw_gain(found: Confirmed, positive: str, path: Path) -> None:
     others = [(f"random experts ({found.n_random} draws)", found.random), ("shuffled pairs", found.shuffled)]
     for name, gain in others:
         if gain is not None:
-            axes.barh([len(names)], [100 * min(1.0, max(0.0, base + gain))], color=BLUE, height=0.6)
+            axes.barh([len(names)], [100 * min(1.0, max(0.0, base + gain))], color=RANDOM, height=0.6)
             names.append(name)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
@@ -249,48 +251,19 @@ def _statistics(expert_map: ExpertMap) -> Table:
     return Table("Statistics", ("", ""), tuple(rows))
 
 
-def _lines(result: LearnResult, source: Source) -> list[str]:
-    """The beginning of a report: what was asked, and what to do next."""
-    lines = [f"Steering towards {source.positive}, away from {source.negative}; learnt from {source.words}."]
+def _document(
+    result: LearnResult, source: Source, tables: Sequence[Table], pictures: Sequence[str], command: str
+) -> Document:
+    """The report: what was asked, what to do next, figures, statistics."""
+    blocks: list[Block] = [
+        Words(f"Steering towards {source.positive}, away from {source.negative}; learnt from {source.words}.")
+    ]
     if result.choice is not None:
-        lines.append(f"Use it: steermoe chat MODEL --map {result.name}")
+        blocks += [Words("Use it:"), Code(f"steermoe chat MODEL --map {result.name}")]
     elif result.advice:
-        lines.append(f"What to try: {result.advice}.")
-    return [*lines, *result.notes]
-
-
-def _markdown(
-    result: LearnResult, source: Source, tables: Sequence[Table], pictures: Sequence[str], facts: Mapping[str, Any]
-) -> str:
-    head = [f"# {escape(result.name)}", "", f"**{escape(result.verdict)}**", ""]
-    head += [f"{escape(line)}\n" for line in _lines(result, source)]
-    cut = [table.cut(RESULT) for table in tables]
-    tail = ["## How to repeat it", "", "```sh", visible(str(facts["command"])).replace("```", ""), "```", ""]
-    return "\n".join([*head, *sections(cut, pictures), *(tail if facts["command"] else [])]) + "\n"
-
-
-_STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem}"
-    "table{border-collapse:collapse}td,th{padding:.2rem .8rem .2rem 0;text-align:left;border-bottom:1px solid #ddd}"
-    ".verdict{font-size:1.25rem;font-weight:600}img{max-width:100%}small{color:#555}"
-)
-
-
-def _html(
-    result: LearnResult, source: Source, tables: Sequence[Table], pictures: Sequence[str], facts: Mapping[str, Any]
-) -> str:
-    def text(value: str) -> str:
-        return html.escape(visible(value))
-
-    parts = [f"<h1>{text(result.name)}</h1>", f'<p class="verdict">{text(result.verdict)}</p>']
-    parts += [f"<p>{text(line)}</p>" for line in _lines(result, source)]
-    parts += [f'<p><img src="{name}" alt="{name}"></p>' for name in pictures]
-    for table in (table.cut(RESULT) for table in tables):
-        cells = "".join(f"<th>{text(cell)}</th>" for cell in table.header)
-        rows = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row in table.rows)
-        note = f"<p><small>{text(table.note)}</small></p>" if table.note else ""
-        parts.append(f"<h2>{text(table.title)}</h2><table><tr>{cells}</tr>{rows}</table>{note}")
-    if facts["command"]:
-        parts.append(f"<h2>How to repeat it</h2><pre>{text(str(facts['command']))}</pre>")
-    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{text(result.name)}</title>'
-    return f"{head}<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+        blocks.append(Words(f"{result.advice}.", "What to try"))
+    blocks += map(Words, result.notes)
+    blocks += sections((table.cut(RESULT) for table in tables), pictures)
+    if command:
+        blocks += [Heading("How to repeat it"), Code(command)]
+    return Document(result.name, result.verdict, tuple(blocks))
