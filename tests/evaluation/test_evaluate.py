@@ -55,7 +55,7 @@ def test_sides_and_effects(evaluation: Evaluation) -> None:
         assert side.rate == wilson(int(found.values.sum()), 10)
         assert sum(side.labels.values()) == pytest.approx(1)
         assert side.key == found.key
-    assert [(side.n_active, side.n_inactive) for side in evaluation.sides] == [(0, 0), (2, 2), (2, 2)]
+    assert [(side.n_active, side.n_inactive) for side in evaluation.sides] == [(0, 0), (2, 4), (2, 4)]
     assert evaluation.effects == {
         "towards": newcombe(towards.values, unsteered.values),
         "away": newcombe(away.values, unsteered.values),
