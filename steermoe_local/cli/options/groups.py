@@ -186,9 +186,11 @@ def is_default(name: str) -> bool:
 
 
 def command_line() -> str:
-    """The command line that repeats this run: all options that differ from their defaults, but no secret."""
+    """The command line that repeats this run: arguments, and all options that differ from their defaults, no secret."""
     context = click.get_current_context()
     words = ["steermoe", *context.command_path.split()[1:]]
+    arguments = [parameter.name for parameter in context.command.params if isinstance(parameter, click.Argument)]
+    words += [_typed(value) for name in arguments if name and (value := context.params.get(name)) is not None]
     for parameter in context.command.params:
         name = parameter.name or ""
         if not isinstance(parameter, click.Option) or name in _NOT_REPEATED or is_default(name):
