@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .._util.files import human_duration, timestamp, tool_name
+from ..errors import PairsError
 from ..evaluation.measuring.opening import model_facts, open_guards
 from ..llama.steered_llama import SteeredLlama
 from ..model_files.model_info import model_info
@@ -92,6 +93,10 @@ def learn(
             report("report", 0, 1)
             result = write_results(work, found, source, options, clock, _facts(about, source, options, work))
             report("report", 1, 1)
+        except PairsError:
+            if not work.steps:  # nothing was computed, and other pairs are not to be refused for it
+                work.forget()
+            raise
         finally:
             clock.begin("")
             work.facts["spent"] = clock.spent

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..behaviours.builtin import behaviour, neutral_questions
@@ -16,7 +17,13 @@ from ..models import embedded
 from ..pairs.pairs import Pair, load_pairs, pairs_digest
 from ..pairs.prompts import PromptItem, load_prompts, prompts_digest
 from .answers import SIDES
-from .options import Builtin, Contrast, GivenPairs, LearnOptions, LikeUnlike
+from .material import choice_item
+from .options import Builtin, Contrast, GivenPairs, LearnOptions
+
+FEW = 40
+"""Pairs below which no part of them could be held out: they are examples, by which the model answers questions."""
+_MOST_EXAMPLES = 8  # in an instruction
+_LONGEST_EXAMPLE = 600  # characters of a prompt or an answer there
 
 
 @dataclass(frozen=True)
@@ -47,14 +54,36 @@ def open_source(contrast: Contrast, options: LearnOptions, model: ModelIdentity)
         return _of_behaviour(contrast, options, model)
     if isinstance(contrast, GivenPairs):
         pairs = tuple(load_pairs(contrast.path))
+        if len(pairs) < FEW and (like_these := _by_examples(pairs)) is not None:
+            words = f"the model's own answers in the manner of {len(pairs)} examples of {contrast.path.name}"
+            return _asked(like_these, _ordered_questions(None, model), sides, words)
         positive, negative = options.positive or "positive", options.negative or "negative"
         settings = {"pairs": pairs_digest(pairs)}
         return Source(positive, negative, f"{len(pairs)} pairs of {contrast.path.name}", settings, pairs=pairs)
-    questions = tuple(_in_fixed_order(_questions(contrast, model)))
     instructions = dict(zip(SIDES, (contrast.like, contrast.unlike), strict=True))
-    asked: dict[str, Any] = {"instructions": instructions, "questions": prompts_digest(questions)}
-    words = f'the model\'s own answers to {len(questions)} questions under "{contrast.like}" and "{contrast.unlike}"'
-    return Source(*sides, words, asked, instructions, questions)
+    words = f'the model\'s own answers under "{contrast.like}" and "{contrast.unlike}"'
+    return _asked(instructions, _ordered_questions(contrast.questions, model), sides, words)
+
+
+def _asked(
+    instructions: Mapping[str, str], questions: tuple[PromptItem, ...], sides: tuple[str, str], words: str
+) -> Source:
+    settings: dict[str, Any] = {"instructions": dict(instructions), "questions": prompts_digest(questions)}
+    return Source(*sides, f"{words}, to {len(questions)} questions", settings, instructions, questions)
+
+
+def _by_examples(pairs: Sequence[Pair]) -> dict[str, str] | None:
+    """Instructions that show the examples of each side; None for pairs that are no questions with two answers."""
+    parts: dict[str, list[str]] = {side: [] for side in SIDES}
+    for pair in pairs[:_MOST_EXAMPLES]:
+        item = choice_item(pair)
+        if item is None or isinstance(item.content, str):
+            return None
+        question = item.content[-1].content[:_LONGEST_EXAMPLE]
+        for side, answer in zip(SIDES, (pair.positive_target, pair.negative_target), strict=True):
+            parts[side].append(f"Question: {question}\nAnswer: {answer[:_LONGEST_EXAMPLE]}")
+    head = "Answer every question in the manner, tone and form of the answers in these examples, and say nothing else."
+    return {side: "\n\n".join([head, *texts]) for side, texts in parts.items()}
 
 
 def _of_behaviour(contrast: Builtin, options: LearnOptions, model: ModelIdentity) -> Source:
@@ -79,10 +108,17 @@ def _of_behaviour(contrast: Builtin, options: LearnOptions, model: ModelIdentity
     )
 
 
-def _questions(contrast: LikeUnlike, model: ModelIdentity) -> list[PromptItem]:
-    """The questions of a file; else those that ship, for the embedded model those that it was trained on."""
-    if contrast.questions is not None:
-        return load_prompts(contrast.questions)
+def _ordered_questions(file: Path | None, model: ModelIdentity) -> tuple[PromptItem, ...]:
+    """The questions of a file; else those that ship, for the embedded model those that it was trained on.
+
+    Their order depends on their texts alone.
+    """
+    return tuple(_in_fixed_order(_questions(file, model)))
+
+
+def _questions(file: Path | None, model: ModelIdentity) -> list[PromptItem]:
+    if file is not None:
+        return load_prompts(file)
     if is_embedded(model):
         return [
             PromptItem(pair.id, pair.positive[:-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -101,7 +102,9 @@ class WorkFolder:
         self.save()
 
     def save(self) -> None:
-        """Write the state. Raises StorageError, UsageError."""
+        """Write the state; nothing of a forgotten run. Raises StorageError, UsageError."""
+        if not self._settings:
+            return
         data = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -115,6 +118,13 @@ class WorkFolder:
         """Write a text file. Raises StorageError, UsageError."""
         with replacing(path, cure="go on with the same command and --resume") as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")
+
+    def forget(self) -> None:
+        """Remove what a run without a finished step has left: a folder of its own only if nothing else is in it."""
+        self._clear()
+        self._settings = {}
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
     def _clear(self) -> None:
         for name in FILES:

@@ -14,7 +14,7 @@ from steermoe_local.learning.clock import Clock
 from steermoe_local.learning.options import SIZES
 from steermoe_local.models.embedded import behaviour
 from steermoe_local.models.user_maps import user_maps
-from steermoe_local.pairs.pairs import load_pairs, save_pairs
+from steermoe_local.pairs.pairs import Pair, save_pairs
 from tests.learning.conftest import SMALL
 from tests.support.interrupting import interrupted_after
 
@@ -116,7 +116,7 @@ def test_wrong_input(words: str, message: str, tmp_path: Path) -> None:
 
 
 def test_pairs_that_are_too_few(tmp_path: Path) -> None:
-    save_pairs(load_pairs(PAIRS)[:5], tmp_path / "few.jsonl")
+    save_pairs([Pair(str(n), f"a {n}", f"a x{n}", str(n), f"x{n}") for n in range(5)], tmp_path / "few.jsonl")
     result = learn("few", "--pairs", str(tmp_path / "few.jsonl"))
     assert result.exit_code == 1
     assert result.stderr.startswith("error: 5 pairs are too few")

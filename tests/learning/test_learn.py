@@ -12,9 +12,11 @@ import pytest
 from steermoe_local.errors import PairsError, UsageError
 from steermoe_local.evaluation.tasks.judge import Judge
 from steermoe_local.evaluation.tasks.tasks import Score, load_task
-from steermoe_local.learning.options import Builtin, GivenPairs, JudgeOptions, LikeUnlike
+from steermoe_local.learning.options import Builtin, GivenPairs, JudgeOptions, LearnOptions, LikeUnlike
 from steermoe_local.learning.result import LearnResult
+from steermoe_local.learning.source import open_source
 from steermoe_local.maps.expert_map import ExpertMap
+from steermoe_local.model_files.model_info import model_info
 from steermoe_local.models.embedded import behaviour, embedded_model
 from steermoe_local.pairs.pairs import Pair, load_pairs, save_pairs
 from steermoe_local.pairs.prompts import PromptItem
@@ -171,10 +173,30 @@ def test_nothing_to_gain(tmp_path: Path) -> None:
 #
 
 
+def test_a_few_pairs_are_examples(tmp_path: Path) -> None:
+    """Nothing of them could be held out, so they show the model how to answer questions that ship."""
+    pairs = load_pairs(PLANTED.pairs)[:3]
+    save_pairs(pairs, tmp_path / "few.jsonl")
+    source = open_source(GivenPairs(tmp_path / "few.jsonl"), LearnOptions(), model_info(embedded_model()).require_moe())
+    assert source.instructions is not None
+    for text, targets in zip(
+        source.instructions.values(),
+        ([pair.positive_target for pair in pairs], [pair.negative_target for pair in pairs]),
+        strict=True,
+    ):
+        assert [line.removeprefix("Answer: ") for line in text.splitlines() if line.startswith("Answer: ")] == targets
+    result = small(tmp_path, GivenPairs(tmp_path / "few.jsonl"))
+    assert result.works, result.verdict
+    assert "3 examples" in result.facts["contrast"]["words"]
+
+
 def test_pairs_that_are_too_few(tmp_path: Path) -> None:
-    save_pairs(load_pairs(PLANTED.pairs)[:12], tmp_path / "few.jsonl")
+    """Texts without a chat are no examples to answer by; nothing is left of a run that could not begin."""
+    pairs = [Pair(str(n), f"{n} is {n}", f"{n} is x{n}", str(n), f"x{n}") for n in range(12)]
+    save_pairs(pairs, tmp_path / "few.jsonl")
     with pytest.raises(PairsError, match=r"12 pairs are too few: .* Give about 60"):
         small(tmp_path, GivenPairs(tmp_path / "few.jsonl"))
+    assert not (tmp_path / "numbers").exists()
 
 
 def test_pairs_without_a_margin(tmp_path: Path) -> None:
