@@ -107,7 +107,8 @@ class MapFinder:
                 found = sorted(path for path in folder.iterdir() if is_text(path.name))  # others no chat can keep
                 plans = {plan_name(path): path for path in found if is_plan_file(path)}
                 rest = [path for path in found if path.suffix in (".json", ".gguf") and not is_plan_file(path)]
-                named |= maps_in(folder) | plans | {path.stem: path for path in rest}
+                learnt = {name: path for name, path in maps_in(folder).items() if path.name == MAP_FILE}
+                named |= plans | {path.stem: path for path in rest} | learnt
         return named
 
     def _fits(self, path: Path) -> bool:
