@@ -9,28 +9,27 @@ from typing import Any
 
 from .._util.files import human_duration
 from ..errors import PairsError
-from ..evaluation.measuring.replies import render
 from ..evaluation.tasks.neutral_text import NeutralText
 from ..evaluation.tasks.tasks import Task
 from ..generation.answer_file import AnswerFile
 from ..generation.engine import Engine
-from ..llama.rendering import RenderedPrompt, Renderer
+from ..llama.rendering import Renderer
 from ..llama.steered_llama import SteeredLlama
 from ..maps.expert_map import ExpertMap
 from ..pairs.pairs import Pair, load_pairs, save_pairs
 from ..pairs.prompts import PromptItem
 from ..steering.steering import Steering
 from . import steps
-from .answers import SIDES, ask
-from .clock import Clock, Work, expected_seconds, measure_speed
+from .answers import ask
+from .clock import Clock, expected_seconds, measure_speed
 from .judging import Confirmed
 from .material import LEAST_CHOOSING, LEAST_HELDOUT, LEAST_PAIRS, Material, of_behaviour, of_pairs
-from .options import SIZES, LearnOptions
+from .options import LearnOptions
 from .source import Source
 from .work import WorkFolder
+from .workload import shorter, work_of_material, work_of_questions
 
 _ROOM = 128  # tokens of context beyond a prompt and an answer, for what a template adds to an instruction
-_OTHERS = {"thorough": "normal", "normal": "quick"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +205,10 @@ class Run:
         """Measure the model's speed in the first seconds, and say how long the steps take."""
         if "expected" in self._work.facts:
             return
-        prompts, work = self._prompts(material)
+        if material is None:
+            prompts, work = work_of_questions(self._renderer, self._source, self._options, self._wanted)
+        else:
+            prompts, work = work_of_material(self._renderer, material, self._options)
         with self._engine(max(len(prompt.tokens) for prompt in prompts)) as engine:
             speed = measure_speed(engine, prompts)
         expected = expected_seconds(self._options.all_sizes, work, speed)
@@ -218,58 +220,7 @@ class Run:
         self._say(
             f"{what}{work.n_pairs} pairs, {work.n_heldout} held-out items; the model reads {speed.prompt:.0f} tokens/s "
             f"and writes {speed.decode:.0f}: about {human_duration(self._clock.total)} ({parts})"
-            f"{self._shorter(work, speed)}"
-        )
-
-    def _shorter(self, work: Work, speed: Any) -> str:
-        other = _OTHERS.get(self._options.effort)
-        if other is None or self._options.sizes:
-            return ""
-        sizes = SIZES[other]
-        less = replace(
-            work,
-            n_asked=math.ceil(work.n_asked * sizes.n_heldout / self._options.all_sizes.n_heldout),
-            n_pairs=min(work.n_pairs, sizes.n_pairs),
-            n_choosing=min(work.n_choosing, sizes.n_choosing),
-            n_heldout=min(work.n_heldout, sizes.n_heldout),
-            answer=min(work.answer, sizes.answer_tokens),
-        )
-        seconds = sum(expected_seconds(sizes, less, speed).values())
-        flag = "--quick" if other == "quick" else "leaving out --thorough"
-        return f"; {flag}: about {human_duration(seconds)}"
-
-    def _prompts(self, material: Material | None) -> tuple[list[RenderedPrompt], Work]:
-        """Prompts to measure the speed with, and what has to be done."""
-        options, n = self._options, self._options.n_parallel
-        sizes = options.all_sizes
-        if material is None:
-            source = self._source
-            assert source.instructions is not None
-            text = source.instructions[SIDES[0]]
-            prompts = [self._renderer.render(question.messages(text)) for question in source.questions[:n]]
-            wanted = min(self._wanted, len(source.questions))
-            parts = [wanted * share for share in (0.7 * (1 - options.heldout), 0.3 * (1 - options.heldout))]
-            n_heldout = round(min(sizes.n_heldout, wanted * options.heldout))
-            generated = options.judge is not None
-            n_asked = min(len(source.questions), math.ceil(1.2 * wanted))
-            answer = 0.8 * sizes.answer_tokens
-            n_pairs, n_choosing = (
-                round(min(*two)) for two in zip(parts, (sizes.n_pairs, sizes.n_choosing), strict=True)
-            )
-            return prompts, Work(_mean(prompts), answer, n_asked, n_pairs, n_choosing, n_heldout, generated)
-        prompts = [render(self._renderer, material.choosing, item) for item in material.choosing.items[:n]]
-        targets = [pair.positive_target + pair.negative_target for pair in material.pairs[:n]]
-        answer = sum(len(self._renderer.tokenize(text, add_special=False)) for text in targets) / (2 * len(targets))
-        heldout, choosing = material.heldout, material.choosing
-        return prompts, Work(
-            _mean(prompts),
-            answer,
-            0,
-            len(material.pairs),
-            len(choosing.items),
-            len(heldout.items),
-            _is_generated(heldout),
-            _is_generated(choosing),
+            f"{shorter(self._options, work, speed)}"
         )
 
     #
@@ -373,11 +324,3 @@ def _enough(heldout: float) -> int:
     """Pairs with which every part is likely to have its least."""
     parts = LEAST_HELDOUT / heldout, LEAST_CHOOSING / (0.3 * (1 - heldout)), LEAST_PAIRS / (0.7 * (1 - heldout))
     return math.ceil(1.5 * max(parts))
-
-
-def _is_generated(task: Task) -> bool:
-    return task.scorer != "choice"
-
-
-def _mean(prompts: list[RenderedPrompt]) -> float:
-    return sum(len(prompt.tokens) for prompt in prompts) / len(prompts)
