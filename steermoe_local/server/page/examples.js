@@ -151,10 +151,24 @@ export class Examples {
   }
 }
 
+const SVG = "http://www.w3.org/2000/svg";
+const HAND = "M1 9h3v9H1z M5.5 17.2V9.3L9 1.5c1.5 0 2.3 1 2.3 2.4L10.6 8H17c1 0 1.7.9 1.4 1.9l-1.9 6.7c-.3.9-.9 1.4-1.8 1.4H8z";
+
+/** A thumb, up or down: drawn, because few fonts have the sign. */
+function hand(up) {
+  const [svg, path] = ["svg", "path"].map((tag) => document.createElementNS(SVG, tag));
+  const set = { viewBox: "0 0 20 20", width: "16", height: "16", fill: "currentColor", "aria-hidden": "true" };
+  for (const [name, value] of Object.entries(set)) svg.setAttribute(name, value);
+  path.setAttribute("d", HAND);
+  if (!up) path.setAttribute("transform", "rotate(180 10 10)");
+  svg.append(path);
+  return svg;
+}
+
 /** The two buttons of an answer: `rating()` is its mark, `rate(up)` changes it. `update(shown)` shows both as they are. */
 export function thumbs(rating, rate) {
-  const made = [["\u{1f44d}", true, "Wanted: more like this"], ["\u{1f44e}", false, "Not wanted: less like this"]].map(([sign, up, title]) =>
-    [up, el("button", { type: "button", class: "quiet", title, "aria-label": title, "aria-pressed": "false", onclick: () => rate(up) }, sign)]);
+  const made = [[true, "Wanted: more like this"], [false, "Not wanted: less like this"]].map(([up, title]) =>
+    [up, el("button", { type: "button", class: "quiet", title, "aria-label": title, "aria-pressed": "false", onclick: () => rate(up) }, hand(up))]);
   const update = (shown) => {
     const mark = shown ? rating() : null;
     for (const [up, button] of made) {
