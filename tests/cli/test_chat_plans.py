@@ -17,6 +17,7 @@ from steermoe_local.cli.chat.commands import completions
 from steermoe_local.cli.chat.maps import MapFinder
 from steermoe_local.cli.chat.reports import describe
 from steermoe_local.cli.chat.session import Session
+from steermoe_local.maps.recommended import with_recommended
 from steermoe_local.steering.plan import AnySteering
 from steermoe_local.steering.steering import Steering
 from tests.support.builders import table_map
@@ -31,7 +32,7 @@ IDENTITY = ExpertMap.load(DIGITS).identity
 @pytest.fixture
 def finder(tmp_path: Path) -> MapFinder:
     """A folder with two maps, one of another model, and plans that name them."""
-    shutil.copy(MEMORY, tmp_path / "mine.json")
+    with_recommended(ExpertMap.load(MEMORY), None).save(tmp_path / "mine.json")
     table_map([[0.5, -0.5]]).save(tmp_path / "foreign.json")
     rules = {"rules": ["thinking: none", "answer: mine +1 -1"]}
     (tmp_path / "careful.plan.json").write_text(json.dumps(rules))
@@ -105,7 +106,7 @@ def test_names_come_before_rules(finder: MapFinder, tmp_path: Path, monkeypatch:
         ("answer +8", "rule 1"),
         ("anser: digits-words", "rule 1"),
         ("thinking none; answer: xyzzy +1", "rule 2: xyzzy: no such file"),
-        ("answer mine", "mine +8 -8"),
+        ("answer mine", "mine +N -M"),
         ("answer[3:1] mine +1", "answer[3:1]"),
         ("foreign +1 -1", "made for"),
         ("broken", "broken.plan.json"),

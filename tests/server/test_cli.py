@@ -22,6 +22,7 @@ from click.testing import CliRunner
 
 from steermoe_local import BiasFile, ExpertMap, write_bias
 from steermoe_local.cli import main
+from steermoe_local.maps.recommended import with_recommended
 from steermoe_local.models.shipped_maps import shipped_maps
 from tests.support import random_models
 from tests.support.gguf_copy import copy_model
@@ -147,7 +148,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         "no host": (("--host", "no-such-host.invalid", "--no-auth"), 2, "not an address of this machine"),
         "no name": (("--steering", "nothing"), 2, "--steering nothing: steering 'nothing' is not registered"),
         "no map": (("--steering", str(tmp_path / "broken.json")), 1, "broken.json: not an expert map"),
-        "no numbers": (("--steering", str(shipped_copy(tmp_path))), 2, "has no numbers of experts"),
+        "no numbers": (("--steering", str(bare_copy(tmp_path))), 2, "the map recommends"),
         "no such preset's numbers": (
             ("--steering", "digits-words", "--preset", "safe"),
             2,
@@ -206,14 +207,15 @@ def odd_plan(folder: Path) -> Path:
     return path
 
 
-def shipped_copy(folder: Path) -> Path:
+def bare_copy(folder: Path) -> Path:
+    """A map that recommends nothing."""
     path = folder / "bare.json"
-    path.write_bytes(shipped_maps()["digits-words"].read_bytes())
+    with_recommended(ExpertMap.load(shipped_maps()["digits-words"]), None).save(path)
     return path
 
 
 def test_a_file_as_the_default(tmp_path: Path) -> None:
-    path = shipped_copy(tmp_path)
+    path = bare_copy(tmp_path)
     log = tmp_path / "log"
     with program("--steering", str(path), "--activate", "2", "--deactivate", "2", log=log) as (_, url):
         assert "steering: bare)" in log.read_text()
@@ -225,7 +227,7 @@ def test_a_name_with_other_numbers_as_the_default(tmp_path: Path) -> None:
     with program("--steering", "digits-words", "--activate", "1", log=tmp_path / "log") as (_, url):
         answer = httpx.post(f"{url}/v1/chat/completions", json=QUESTION, trust_env=False).json()
         applied = answer["steering"]
-        assert (applied["name"], applied["n_active"], applied["n_inactive"]) == ("digits-words", 1, 2)
+        assert (applied["name"], applied["n_active"], applied["n_inactive"]) == ("digits-words", 1, 4)
 
 
 def test_a_plan_from_the_start(tmp_path: Path) -> None:
