@@ -94,4 +94,7 @@ def test_what_is_no_recommendation_is_refused(bare: ExpertMap, data: Any) -> Non
 
 
 def test_every_field_is_written() -> None:
-    assert set(dataclasses.replace(MEASURED, one_way=True).to_dict()) == set(Recommended.__dataclass_fields__)
+    fields = set(Recommended.__dataclass_fields__)
+    assert set(dataclasses.replace(MEASURED, one_way=True).to_dict()) == fields - {"values"}
+    fitted = dataclasses.replace(MEASURED, choice={}, values=((0, 1, 2.0),), one_way=True)
+    assert set(fitted.to_dict()) == fields

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from ..._util.files import parse_json, read_bytes
 from ...errors import FormatError, UsageError
 from ...maps.expert_map import ExpertMap
-from ...maps.recommended import Recommended, with_recommended
+from ...maps.recommended import Recommended, Values, with_recommended
+from ...steering.bias_file import read_bias
 from ..options.common import FILE, json_option, lock_output, output_option
 from ..options.maps import MAP
-from ..output import print_json, print_lines, say_written
+from ..output import print_json, print_lines, say_written, warn
 
 _MAX_BYTES = 64 << 20
 _PARTS = ("activate", "deactivate", "reverse", "layers", "rank", "scale", "weights", "cap")
@@ -30,13 +33,20 @@ _PARTS = ("activate", "deactivate", "reverse", "layers", "rank", "scale", "weigh
 def recommend(map_file: Path, result: Path | None, output: Path, one_way: bool, forget: bool, as_json: bool) -> None:
     """Write MAP with the choice of experts that `steermoe eval` measured, and what it was measured to do.
 
-    SUMMARY is the summary.json of that run, or its folder. The choice is what steers from then on where no numbers of
-    experts are given. The digest of the map stays as it is, so saved chats and plans stay good.
+    SUMMARY is the summary.json of that run, or its folder. Of a bias file that `steermoe fit` made of MAP its values
+    are the choice. It is what steers from then on where no numbers of experts are given. The digest of the map stays
+    as it is, so saved chats and plans stay good.
 
     \b
     Example:
       steermoe eval -m olmoe.gguf --map formal --activate 8 --deactivate 8 -o results
       steermoe map recommend formal results -o formal.json
+
+    \b
+    Of fitted values:
+      steermoe fit -m olmoe.gguf --pairs pairs.jsonl --map map2.json --budget 0.02 -o bias.gguf
+      steermoe eval -m olmoe.gguf --bias bias.gguf --task heldout.jsonl -o results
+      steermoe map recommend map2.json results -o map3.json
     """
     if (result is None) == (not forget):
         raise UsageError("give the SUMMARY of a run of steermoe eval, or --none")
@@ -48,6 +58,8 @@ def recommend(map_file: Path, result: Path | None, output: Path, one_way: bool, 
     except FormatError as error:
         raise FormatError(f"{result}: {error}") from None
     changed.save(output)
+    if recommended is not None and (recommended.steered or 0) <= (recommended.unsteered or 0):
+        warn(f"{result}: the choice does not move the answers to its side: {recommended.words}")
     if as_json:
         print_json({"map": str(output), "recommended": None if recommended is None else recommended.to_dict()})
         return
@@ -61,28 +73,42 @@ def _measured(path: Path, expert_map: ExpertMap, one_way: bool) -> Recommended:
     path = path / "summary.json" if path.is_dir() else path
     try:
         data = parse_json(read_bytes(path, "a summary of steermoe eval", _MAX_BYTES).decode("utf-8"))
-        steering, settings = data["steering"], data["provenance"]["settings"]
-        sides = {side["name"]: side for side in data["sides"]}
-        unsteered, towards = sides["unsteered"], sides["towards"]
-        found = sides.get("away") if steering.get("reverse") else towards
+        return _recommended(path, data, expert_map, one_way)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise FormatError(f"{path}: not the summary.json of steermoe eval; name that file, or its folder") from None
-    if steering.get("map_sha256") != expert_map.sha256:
-        raise UsageError(f"{path}: measured another map or a bias file; run steermoe eval with this map")
+
+
+def _recommended(path: Path, data: Mapping[str, Any], expert_map: ExpertMap, one_way: bool) -> Recommended:
+    """The same of its content, which has errors of any kind where it is damaged."""
+    steering, settings = data["steering"], data["provenance"]["settings"]
+    sides = {side["name"]: side for side in data["sides"]}
+    fitted = "bias" in steering
+    if (steering.get("provenance") or {} if fitted else steering).get("map_sha256") != expert_map.sha256:
+        raise UsageError(
+            f"{path}: measured another map, or a bias file that is not of it; run steermoe eval with this map"
+        )
+    values = _fitted(path, steering, expert_map) if fitted else ()
+    reverse = bool(json.loads(steering["provenance"]["fit"])["reverse"] if fitted else steering.get("reverse"))
+    found = sides.get("steered" if fitted else "away" if reverse else "towards")
     if settings.get("placement") or found is None or steering.get("preset"):
         raise UsageError(
             f"{path}: a choice is recommended for all tokens and by numbers; run steermoe eval without --where, "
             "--preset and rules"
         )
-    reverse = bool(steering.get("reverse"))
+    if fitted:  # towards its own side, which may be the negative one
+        values = tuple((layer, expert, -logits if reverse else logits) for layer, expert, logits in values)
+    elif steering.get("values"):
+        values = tuple((layer, expert, steering["scale"] * logits) for layer, expert, logits in steering["values"])
     choice = {name: steering[name] for name in _PARTS if steering.get(name) not in (None, False, 0)}
+    if values:
+        choice = {"reverse": True} if reverse else {}
     fluency = found.get("fluency") or {}
     ratio = fluency.get("perplexity_ratio")
     return Recommended(
         choice,
-        unsteered=_share(unsteered, reverse),
+        unsteered=_share(sides["unsteered"], reverse),
         steered=_share(found, reverse),
-        random=_random(data.get("controls") or ()),
+        random=_random(data.get("controls") or (), -1 if fitted and reverse else 1),
         n_items=int(found["rate"]["n"]),
         task=f"{data.get('task') or 'task'}, towards {data.get('negative' if reverse else 'positive') or 'the side'}",
         perplexity=None if ratio is None else ratio - 1,
@@ -90,7 +116,21 @@ def _measured(path: Path, expert_map: ExpertMap, one_way: bool) -> Recommended:
         command=str(data.get("command") or ""),
         created=str(data["provenance"].get("created") or ""),
         one_way=one_way,
+        values=values,
     )
+
+
+def _fitted(path: Path, steering: Mapping[str, Any], expert_map: ExpertMap) -> Values:
+    """The values of the bias file that a run measured, which steermoe fit made of this map. Raises UsageError."""
+    if "fit" not in steering["provenance"]:
+        raise UsageError(f"{path}: measured a bias file that steermoe fit did not make; run steermoe eval with the map")
+    name = Path(steering["bias"])
+    bias = read_bias(name)
+    if bias.key != steering["bias_digest"]:
+        raise UsageError(f"{path}: {name} is not the bias file that was measured; run steermoe eval again")
+    table = bias.dense()
+    # as short as they read back as the same float32
+    return tuple((int(row), int(column), float(str(table[row, column]))) for row, column in np.argwhere(table))
 
 
 def _share(side: Mapping[str, Any], reverse: bool) -> float:
@@ -99,9 +139,9 @@ def _share(side: Mapping[str, Any], reverse: bool) -> float:
     return float(labels.get("negative", 0.0)) if reverse and "negative" in labels else 1 - rate if reverse else rate
 
 
-def _random(controls: Any) -> float | None:
+def _random(controls: Any, sign: int) -> float | None:
     """Mean gain of random experts; of controls of both directions their mean. None: not measured."""
     for control in controls:
         if control.get("kind", "").startswith("random") and control.get("mean") is not None:
-            return float(control["mean"]) / (2 if control.get("away") else 1)
+            return sign * float(control["mean"]) / (2 if control.get("away") else 1) + 0.0  # no -0
     return None
