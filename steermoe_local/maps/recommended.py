@@ -76,6 +76,11 @@ def _is_number(value: object, most: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= most  # false for NaN
 
 
+def _plain(value: object) -> str:
+    """A value as rules of plans have it: whole numbers without a point."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def _is_cap(value: object) -> bool:
     return value in ("inf", math.inf) or (_is_number(value, 1e6) and value > 0)  # type: ignore[operator]
 
@@ -193,7 +198,7 @@ class Recommended:
             f"{sign}{choice.pop(name)}" for name, sign in (("activate", "+"), ("deactivate", "-")) if name in choice
         ]
         numbers += ["reverse"] if choice.pop("reverse", False) else []
-        return " ".join([*numbers, *(f"{name}={value}" for name, value in choice.items())])
+        return " ".join([*numbers, *(f"{name}={_plain(value)}" for name, value in choice.items())])
 
     @property
     def words(self) -> str:

@@ -27,10 +27,13 @@ _PARTS = ("activate", "deactivate", "reverse", "layers", "rank", "scale", "weigh
 @click.argument("map_file", metavar="MAP", type=MAP)
 @click.argument("result", metavar="[SUMMARY]", type=FILE, required=False)
 @output_option("Map to write; may be MAP itself.")
+@click.option("--fitted", type=FILE, metavar="FILE", help="Bias file of steermoe fit that SUMMARY measured.")
 @click.option("--one-way", is_flag=True, help="Recommend this side alone: --reverse then needs numbers of its own.")
 @click.option("--none", "forget", is_flag=True, help="Write the map without a recommended choice.")
 @json_option
-def recommend(map_file: Path, result: Path | None, output: Path, one_way: bool, forget: bool, as_json: bool) -> None:
+def recommend(
+    map_file: Path, result: Path | None, output: Path, fitted: Path | None, one_way: bool, forget: bool, as_json: bool
+) -> None:
     """Write MAP with the choice of experts that `steermoe eval` measured, and what it was measured to do.
 
     SUMMARY is the summary.json of that run, or its folder. Of a bias file that `steermoe fit` made of MAP its values
@@ -46,13 +49,13 @@ def recommend(map_file: Path, result: Path | None, output: Path, one_way: bool, 
     Of fitted values:
       steermoe fit -m olmoe.gguf --pairs pairs.jsonl --map map2.json --budget 0.02 -o bias.gguf
       steermoe eval -m olmoe.gguf --bias bias.gguf --task heldout.jsonl -o results
-      steermoe map recommend map2.json results -o map3.json
+      steermoe map recommend map2.json results --fitted bias.gguf -o map3.json
     """
     if (result is None) == (not forget):
         raise UsageError("give the SUMMARY of a run of steermoe eval, or --none")
     lock_output(output)
     expert_map = ExpertMap.load(map_file)
-    recommended = None if result is None else _measured(result, expert_map, one_way)
+    recommended = None if result is None else _measured(result, expert_map, fitted, one_way)
     try:
         changed = with_recommended(expert_map, recommended)
     except FormatError as error:
@@ -68,31 +71,36 @@ def recommend(map_file: Path, result: Path | None, output: Path, one_way: bool, 
     say_written(output)
 
 
-def _measured(path: Path, expert_map: ExpertMap, one_way: bool) -> Recommended:
+def _measured(path: Path, expert_map: ExpertMap, bias_file: Path | None, one_way: bool) -> Recommended:
     """The choice of a run's summary and its figures. Raises FormatError, UsageError (another map, a plan)."""
     path = path / "summary.json" if path.is_dir() else path
     try:
         data = parse_json(read_bytes(path, "a summary of steermoe eval", _MAX_BYTES).decode("utf-8"))
-        return _recommended(path, data, expert_map, one_way)
+        return _recommended(path, data, expert_map, bias_file, one_way)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise FormatError(f"{path}: not the summary.json of steermoe eval; name that file, or its folder") from None
 
 
-def _recommended(path: Path, data: Mapping[str, Any], expert_map: ExpertMap, one_way: bool) -> Recommended:
+def _recommended(
+    path: Path, data: Mapping[str, Any], expert_map: ExpertMap, bias_file: Path | None, one_way: bool
+) -> Recommended:
     """The same of its content, which has errors of any kind where it is damaged."""
     steering, settings = data["steering"], data["provenance"]["settings"]
     sides = {side["name"]: side for side in data["sides"]}
+    unsteered = sides["unsteered"]
     fitted = "bias" in steering
     if (steering.get("provenance") or {} if fitted else steering).get("map_sha256") != expert_map.sha256:
         raise UsageError(
             f"{path}: measured another map, or a bias file that is not of it; run steermoe eval with this map"
         )
-    values = _fitted(path, steering, expert_map) if fitted else ()
+    if bias_file is not None and not fitted:
+        raise UsageError(f"{path}: measured a choice of the map; leave out --fitted, or name the run that measured it")
+    values = _fitted(path, steering, bias_file) if fitted else ()
     reverse = bool(json.loads(steering["provenance"]["fit"])["reverse"] if fitted else steering.get("reverse"))
     found = sides.get("steered" if fitted else "away" if reverse else "towards")
     if settings.get("placement") or found is None or steering.get("preset"):
         raise UsageError(
-            f"{path}: a choice is recommended for all tokens and by numbers; run steermoe eval without --where, "
+            f"{path}: a choice is recommended for all tokens and by numbers; run steermoe eval without "
             "--preset and rules"
         )
     if fitted:  # towards its own side, which may be the negative one
@@ -106,7 +114,7 @@ def _recommended(path: Path, data: Mapping[str, Any], expert_map: ExpertMap, one
     ratio = fluency.get("perplexity_ratio")
     return Recommended(
         choice,
-        unsteered=_share(sides["unsteered"], reverse),
+        unsteered=_share(unsteered, reverse),
         steered=_share(found, reverse),
         random=_random(data.get("controls") or (), -1 if fitted and reverse else 1),
         n_items=int(found["rate"]["n"]),
@@ -120,14 +128,15 @@ def _recommended(path: Path, data: Mapping[str, Any], expert_map: ExpertMap, one
     )
 
 
-def _fitted(path: Path, steering: Mapping[str, Any], expert_map: ExpertMap) -> Values:
-    """The values of the bias file that a run measured, which steermoe fit made of this map. Raises UsageError."""
+def _fitted(path: Path, steering: Mapping[str, Any], bias_file: Path | None) -> Values:
+    """The values of the bias file that a run measured, which steermoe fit made of the map. Raises UsageError."""
     if "fit" not in steering["provenance"]:
         raise UsageError(f"{path}: measured a bias file that steermoe fit did not make; run steermoe eval with the map")
-    name = Path(steering["bias"])
-    bias = read_bias(name)
+    if bias_file is None:
+        raise UsageError(f"{path}: measured the bias file {steering['bias']}; give it with --fitted FILE")
+    bias = read_bias(bias_file)
     if bias.key != steering["bias_digest"]:
-        raise UsageError(f"{path}: {name} is not the bias file that was measured; run steermoe eval again")
+        raise UsageError(f"{bias_file}: not the bias file that {path} measured; give that one, or measure this one")
     table = bias.dense()
     # as short as they read back as the same float32
     return tuple((int(row), int(column), float(str(table[row, column]))) for row, column in np.argwhere(table))
