@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from steermoe_local import BiasFile, ExpertMap, read_bias, write_bias
 from steermoe_local.cli import main
 from steermoe_local.evaluation.tasks.builtin import open_task
-from steermoe_local.evaluation.tasks.tasks import asked
+from steermoe_local.learning.material import task_lines
 from steermoe_local.maps.recommended import Recommended, with_recommended
 from steermoe_local.models.embedded import behaviour
 from steermoe_local.models.shipped_maps import map_path
@@ -262,10 +262,8 @@ def learnt(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     shutil.copy(DIGITS, folder / "map.json")
     task = open_task("builtin:digits-words")
-    head = {"name": "mine", "scorer": task.scorer, "options": dict(task.options), "max_tokens": 8}
-    items = [{"id": f"own-{n}", "prompt": asked(item)} for n, item in enumerate(task.items[:24])]
-    text = "".join(f"{json.dumps(line)}\n" for line in [{"task": head}, *items])
-    (folder / "task.jsonl").write_text(text, "utf-8")
+    items = tuple(replace(item, id=f"own-{n}") for n, item in enumerate(task.items[:24]))
+    (folder / "task.jsonl").write_text(task_lines(replace(task, name="mine", items=items)), "utf-8")
     shutil.copy(behaviour("digits-words").pairs, folder / "pairs.jsonl")
     return folder.parent
 

@@ -215,7 +215,7 @@ def maps_option(name: str, help: str) -> Decorator:
     def check(context: click.Context, parameter: click.Parameter, folders: tuple[Path, ...]) -> tuple[Path, ...]:
         if context.get_parameter_source(name) is ParameterSource.ENVIRONMENT:
             return tuple(folder for folder in folders if folder.is_dir())
-        return tuple(there.convert(folder, parameter, context) for folder in folders)
+        return tuple(Path(os.fsdecode(there.convert(folder, parameter, context))) for folder in folders)
 
     return click.option(
         "--maps", name, type=UserPath(path_type=Path), callback=check, multiple=True, metavar="DIR", help=help
