@@ -22,7 +22,7 @@ from .effects import Effects
 from .map_json import AGAIN, COUNTS, map_fields, map_text
 from .map_phases import phase_problem
 from .ranks import action_scores, ranks_of
-from .recommended import Recommended
+from .recommended import Recommended, require_in_table
 from .routing_sums import logit_difference, weight_difference
 from .scores import IntArray, risk_difference, risk_difference_from
 from .scores import rank as rank_experts
@@ -276,7 +276,7 @@ class ExpertMap:
             raise FormatError(f"{path}: {error}") from None
 
     def _check_recommended(self, recommended: Recommended) -> None:
-        """Raise FormatError for a choice with layers that the model, or a rank that the map lacks."""
+        """Raise FormatError for layers and experts that the model, or a rank that the map lacks."""
         choice = recommended.choice
         try:
             self._layers(parse_layers(choice["layers"]) if "layers" in choice else None)
@@ -286,6 +286,7 @@ class ExpertMap:
         for name in ("rank", "weights"):
             if choice.get(name, there[0]) not in there:
                 raise FormatError(f"recommended.choice.{name}: the map has no score {choice[name]}")
+        require_in_table(recommended.values, self.identity.shape, "recommended.values")
 
     def _layers(self, layers: Iterable[int] | None) -> list[int] | None:
         if layers is None:

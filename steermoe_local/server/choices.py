@@ -34,6 +34,12 @@ def with_choice(steering: Steering, choice: SteeringChoice | RegisterRequest) ->
 
 
 def whole_choice(steering: Steering) -> dict[str, Any]:
-    """All that is chosen of a map, as JSON values; applied to the bare map it gives the same again."""
+    """All that is chosen of a map, as JSON values; applied to the bare map, or to the values that it recommends where
+    there are no numbers, it gives the same again.
+    """
+    if not steering.has_experts and steering.recommended is not None:  # left out, they would be the recommended ones
+        return {"activate": 0, "deactivate": 0}
+    if steering.values:
+        return {"reverse": steering.reverse, "scale": steering.scale}
     fields = ("preset", "layers", "scale") if steering.preset else (*NUMBERS, "scale")
     return {field: getattr(steering, field) for field in fields if getattr(steering, field)} | steering.further

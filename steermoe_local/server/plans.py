@@ -57,7 +57,7 @@ def open_plan(
     def steering(named: str, choice: Mapping[str, Any]) -> Steering:
         found = _source(named, entries, made_of)
         if made_of is not None and found.expert_map is not None:
-            found = Steering(named, found.expert_map, path=found.path)
+            found = Steering(named, found.expert_map, path=found.path).recommending(choice)
         fields: dict[str, Any] = {key: json_cap(value) if key == "cap" else value for key, value in choice.items()}
         try:
             changed = with_choice(found, SteeringChoice(map=named, **fields))

@@ -67,6 +67,7 @@ class Registered:
             return facts | {"n_active": steering.bias.n_active, "n_inactive": steering.bias.n_inactive}
         facts |= {name: getattr(steering, name) for name in (*NUMBERS, "scale", "preset", "rank", "weights")}
         facts |= {"cap": json_cap(steering.cap), "ranks": list(ranks_of(expert_map))}
+        facts["fitted"] = len(steering.values) or None
         facts["presets"] = {p.name: {"activate": p.n_activate, "deactivate": p.n_deactivate} for p in steering.presets}
         facts |= {name: getattr(expert_map, name) for name in ("behaviour", "positive", "negative")}
         recommended = expert_map.recommended
@@ -85,7 +86,7 @@ def has_numbers(steering: AnySteering) -> bool:
     """Whether it steers as it is; a map may have come without numbers of experts."""
     if isinstance(steering, SteeringPlan) or steering.expert_map is None:
         return True
-    return bool(steering.activate or steering.deactivate)
+    return steering.has_experts
 
 
 def applied(label: str, steering: AnySteering, bias: AnyBias | None) -> Applied:
@@ -100,7 +101,7 @@ def applied(label: str, steering: AnySteering, bias: AnyBias | None) -> Applied:
     if isinstance(steering, Steering) and steering.expert_map is not None:
         info |= {"map_sha256": steering.expert_map.sha256, "side": steering.side}
         info |= {field: getattr(steering, field) for field in (*NUMBERS, "scale", "rank", "weights")}
-        info["cap"] = json_cap(steering.cap)
+        info |= {"cap": json_cap(steering.cap), "fitted": len(steering.values) or None}
         if steering.preset is not None:
             info["preset"] = steering.preset
     return Applied(label, bias, info)

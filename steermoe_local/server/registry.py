@@ -437,10 +437,10 @@ def _restored(entry: Registered, choice: KeptChoice, name: str) -> Steering:
     expert_map = entry.steering.expert_map
     if choice.map_sha256 is None:
         own = entry.source == "folder" and entry.is_map and name == entry.name and expert_map is not None
-        if own and any(number is not None for number in (choice.activate, choice.deactivate, choice.preset)):
-            # numbers of a map's own choice are instead of those that it recommends
-            return with_choice(Steering(entry.name, expert_map, path=entry.steering.path), choice)
-        return _chosen(entry, choice)
-    if not entry.is_map or expert_map is None or expert_map.sha256 != choice.map_sha256:
+        if not own or all(number is None for number in (choice.activate, choice.deactivate, choice.preset)):
+            return _chosen(entry, choice)
+        # numbers of a map's own choice are instead of those that it recommends
+    elif not entry.is_map or expert_map is None or expert_map.sha256 != choice.map_sha256:
         raise UsageError(f"map: {choice.map!r} is not the map that it was made of; register it again")
-    return with_choice(Steering(entry.name, expert_map, path=entry.steering.path), choice)
+    bare = Steering(entry.name, expert_map, path=entry.steering.path)
+    return with_choice(bare.recommending(choice.model_dump()), choice)  # a choice without numbers is of fitted values

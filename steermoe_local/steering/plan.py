@@ -241,7 +241,7 @@ AnySteering = Steering | SteeringPlan
 
 def require_experts(name: str, steering: Steering, choice: Mapping[str, Any]) -> None:
     """Check that a rule with `choice` of the map `name` steers something. Raises UsageError, which says how."""
-    if steering.expert_map is None or steering.activate or steering.deactivate:
+    if steering.expert_map is None or steering.has_experts:
         return
     if {"activate", "deactivate"} & choice.keys():
         raise UsageError(f"{name}: no experts, so nothing steers there; write +N or -N, or none in the map's place")

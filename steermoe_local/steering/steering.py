@@ -17,8 +17,9 @@ from ..errors import FormatError, UsageError
 from ..identity import ModelIdentity
 from ..maps.expert_map import ExpertMap, parse_layers
 from ..maps.ranks import RANKS, relative_sizes
-from ..maps.recommended import Recommended
+from ..maps.recommended import Recommended, Values, fitted_values, require_in_table
 from .bias_file import DEFAULT_EPSILON, BiasFile, none_if_empty, read_bias
+from .fitted_values import fitted_bias, require_no_choice
 from .old_digests import chat_digest
 from .presets import Preset, check_sides, preset_for, presets_for
 from .rules import Rule, json_cap
@@ -41,6 +42,9 @@ _FURTHER: dict[str, tuple[type, ...]] = {
     "cap": (int, float, NoneType),
 }
 _KNOWN = _CHOICE | _FURTHER
+# What chooses experts in place of a recommended choice, and what takes fitted values away.
+_NUMBERS = {"activate", "deactivate", "preset"}
+_NO_VALUES = {"values": (), "scale": None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +56,13 @@ class Steering:
     (`ExpertMap.choose`). With `scale` and `cap` None the rule is hard, with `epsilon`. `scale` makes it soft: the
     logits that promoted experts gain and suppressed ones lose; with `weights` (`ranks.WEIGHTS`) each expert in
     proportion to the size of that score, the largest of the chosen ones in full. `cap` makes the rule capped: hard,
-    but no logit moves by more than these (`inf`: the hard rule). `preset` and `preset_model` are set if the numbers
-    are the paper's. `path` is the file of the map or bias, if it has one.
+    but no logit moves by more than these (`inf`: the hard rule). `values` are fitted logits of some experts
+    (`Recommended.values`) in place of a choice: `scale` multiplies them, `reverse` negates them. `preset` and
+    `preset_model` are set if the numbers are the paper's. `path` is the file of the map or bias, if it has one.
 
-    Raises UsageError for a map together with a bias file, for a choice on a bias file, for values of two rules, and for
-    a preset that is reversed, by another rank than RD, weighted or capped: the paper's numbers are of its own choice.
+    Raises UsageError for a map together with a bias file, for a choice on a bias file, for values of two rules, for
+    fitted values with a choice of experts, and for a preset that is reversed, by another rank than RD, weighted or
+    capped: the paper's numbers are of its own choice.
     """
 
     name: str
@@ -74,6 +80,7 @@ class Steering:
     rank: str = "rd"
     weights: str | None = None
     cap: float | None = None
+    values: Values = ()
 
     def __post_init__(self) -> None:
         """Check that the fields go together; numbers and layers are checked against the model by `build`."""
@@ -91,6 +98,8 @@ class Steering:
         if self.rank not in RANKS:
             raise UsageError(f"rank: {self.rank!r} is none of {', '.join(RANKS)}")
         _ = self.rule
+        if self.values:
+            self._check_values()
         if self.preset and self.further:
             name, value = next(iter(self.further.items()))
             raise UsageError(
@@ -102,6 +111,14 @@ class Steering:
                 f"preset {self.preset}: never steers away from its behaviour; give numbers of experts of your own "
                 "to reverse the map"
             )
+
+    def _check_values(self) -> None:
+        """Bring fitted values into their final form. Raises UsageError for a choice beside them, FormatError."""
+        if self.expert_map is None:
+            raise UsageError(f"{self.name}: fitted values are a map's; give the map")
+        object.__setattr__(self, "values", fitted_values(self.values, "values"))
+        require_in_table(self.values, self.expert_map.identity.shape, "values")
+        require_no_choice(self.path or self.name, vars(self))
 
     @classmethod
     def open(
@@ -166,6 +183,8 @@ class Steering:
             )
         named = ("activate", "deactivate", "reverse", "layers", "rank")
         changes = {name: given[name] for name in named if name in given}
+        if self.values and _NUMBERS & given.keys():
+            return self.changed(**_NO_VALUES).with_choice(choice, strength=strength)
         rule, preset = self.rule, given.get("preset")
         if preset is not None:  # the paper's choice, whatever it was before
             if fixed := [name for name in ("activate", "deactivate", "reverse") if given.get(name)]:
@@ -184,27 +203,34 @@ class Steering:
         """The choice that the map recommends; None without one, and for a bias file."""
         return None if self.expert_map is None else self.expert_map.recommended
 
+    @property
+    def has_experts(self) -> bool:
+        """Whether experts are chosen, by numbers or by fitted values, or a bias file steers."""
+        return self.bias is not None or bool(self.activate or self.deactivate or self.values)
+
     def recommending(self, choice: Mapping[str, Any] | None = None) -> Steering:
         """The same with all of the map's recommended choice, where neither this nor `choice` has numbers of experts.
 
         `choice` is what is asked for beside it, as in `with_choice`, which may change it further: numbers, or a preset,
-        are instead of a recommended choice. Without one the steering stays as it is.
+        are instead of a recommended choice. Without one the steering stays as it is. Recommended values are a soft rule
+        of strength 1.
 
         Raises UsageError where `choice` asks for the other side of a choice that is of one side alone.
         """
         given = {name: value for name, value in (choice or {}).items() if value is not None}
         recommended = self.recommended
-        if recommended is None or self.activate or self.deactivate or self.preset:
-            return self
-        if {"activate", "deactivate", "preset"} & given.keys():
+        if recommended is None or self.has_experts or self.preset or _NUMBERS & given.keys():
             return self
         self._require_recommended_side(given)
+        if recommended.values:
+            reverse = bool(recommended.choice.get("reverse"))
+            return dataclasses.replace(self, values=recommended.values, reverse=reverse, scale=1.0)
         return self.with_choice(recommended.choice)[0]
 
     def _require_recommended_side(self, choice: Mapping[str, Any]) -> None:
         """Raise UsageError where `choice` takes the other side of a recommended choice that is of one side alone."""
         recommended = self.recommended
-        if recommended is None or not recommended.one_way or {"activate", "deactivate", "preset"} & choice.keys():
+        if recommended is None or not recommended.one_way or _NUMBERS & choice.keys():
             return
         side = recommended.choice.get("reverse", False)
         numbers = [getattr(self, name) for name in ("activate", "deactivate")]
@@ -275,12 +301,8 @@ class Steering:
         """
         if self.bias is not None or self.expert_map is None:
             return self.bias
-        if not self.activate and not self.deactivate:
+        if not self.has_experts:
             return None
-        layers = None if self.layers is None else parse_layers(self.layers)
-        signs = self.expert_map.choose(
-            self.activate, self.deactivate, reverse=self.reverse, layers=layers, rank=self.rank
-        )
         identity = identity or self.expert_map.identity
         provenance = {
             "behaviour": self.expert_map.behaviour,
@@ -288,6 +310,12 @@ class Steering:
             "choice": json.dumps(self.choice),
             "tool": self.expert_map.tool,
         }
+        if self.values:
+            return fitted_bias(self.values, identity, self.scale or 0.0, self.reverse, provenance)
+        layers = None if self.layers is None else parse_layers(self.layers)
+        signs = self.expert_map.choose(
+            self.activate, self.deactivate, reverse=self.reverse, layers=layers, rank=self.rank
+        )
         if self.cap is not None:
             return BiasFile.from_capped(signs, identity, self.cap, self.epsilon, provenance)
         if self.scale is not None:
@@ -297,13 +325,13 @@ class Steering:
 
     @property
     def choice(self) -> dict[str, Any]:
-        """The choice as written into the provenance of a bias file."""
+        """The choice as written into the provenance of a bias file; of fitted values how many there are."""
         choice: dict[str, Any] = {name: getattr(self, name) for name in ("activate", "deactivate", "reverse", "layers")}
         if self.preset:
             choice |= {"preset": self.preset, "preset_model": self.preset_model}
         if self.scale is not None:
             choice["scale"] = self.scale
-        return choice | self.further
+        return choice | self.further | ({"fitted": len(self.values)} if self.values else {})
 
     @property
     def content(self) -> tuple[Any, ...]:
@@ -316,6 +344,7 @@ class Steering:
             self.expert_map.sha256,
             *(getattr(self, name) for name in names),
             *(None if real is None else float(real) for real in reals),
+            self.values,
         )
 
     @property
@@ -337,7 +366,8 @@ class Steering:
         return f"{self.name}: too few experts with a significant effect: {', '.join(words)}" if words else ""
 
     def changed(self, **fields: Any) -> Steering:
-        """A copy with other fields. With other numbers of experts it is no preset any more.
+        """A copy with other fields. With other numbers of experts it is no preset any more, and fitted values are
+        left with the hard rule, unless `fields` have another one.
 
         Raises UsageError for a bias file, whose choice cannot be changed, and for an unknown field.
         """
@@ -346,6 +376,8 @@ class Steering:
         self._require_recommended_side(fields)
         if {"activate", "deactivate"} & fields.keys() and "preset" not in fields:
             fields |= {"preset": None, "preset_model": None}
+            if self.values and not fields.get("values"):
+                fields = {**_NO_VALUES, **fields}
         return dataclasses.replace(self, **fields)
 
     def to_dict(self) -> dict[str, Any]:
@@ -369,6 +401,7 @@ class Steering:
             "mode": self.mode,
             **{name: getattr(self, name) for name in _CHOICE},
             **self.further,
+            **({"values": [list(row) for row in self.values]} if self.values else {}),
             **counts,
         }
 
@@ -395,6 +428,8 @@ class Steering:
         for key, value in choice.items():
             if type(value) not in _KNOWN[key] or (_KNOWN[key] == (int,) and value < 0):
                 raise FormatError(f"{where}.{key}: {value!r} is not what stands there; choose the steering again")
+        if kind == "map" and "values" in data:
+            choice["values"] = fitted_values(data["values"], f"{where}.values")
         try:
             opened = cls.open(name=name, **{"map_file" if kind == "map" else "bias": path}, **choice)
         except UsageError as error:

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from steermoe_local import ExpertMap
 from steermoe_local.cli import main
 from steermoe_local.cli.chat.commands import ALIASES, COMMANDS
 from steermoe_local.cli.chat.settings import setting_names
 from steermoe_local.cli.options.sampling import sampling_parameters
+from steermoe_local.maps.recommended import Recommended, with_recommended
+from steermoe_local.models.shipped_maps import map_path
 
 ASKED = "Which number comes after three?"
 
@@ -104,3 +107,44 @@ def test_reports_are_short_and_whole_on_request() -> None:
         assert any(line.split()[:1] == ["layer"] for line in long)
     assert report("/experts full") == report("/experts all")
     assert any("100%" in line for line in report("/experts"))
+
+
+def test_an_empty_line_of_a_pipe_asks_nothing() -> None:
+    answers, notes = chat(ASKED, "/steer digits-words", "", "")
+    assert len(answers.splitlines()) == 1
+    assert any("asks its question again" in note for note in notes)
+
+
+def test_fitted_values_in_a_chat(tmp_path: Path) -> None:
+    own, file = tmp_path / "own.json", tmp_path / "chat.json"
+    bare = ExpertMap.load(map_path("digits-words"))
+    with_recommended(bare, Recommended({}, values=((0, 1, 2.0), (2, 3, -1.0)))).save(own)
+    _, notes = chat(
+        f"/steer {own}", "/strength 2", "/reverse", "/rank log-odds", "/strength hard", "/layers 1", f"/save {file}",
+        "/activate 2", "/steer document-memory", flags=("--temp", "0"),
+    )  # fmt: skip
+    assert (
+        "1 expert promoted, 1 suppressed, towards digits, fitted values of 2 experts, soft rule, strength 1" in notes[0]
+    )
+    assert "strength 2" in notes[1]
+    assert "towards words, fitted values of 2 experts" in notes[2]
+    assert all(note.startswith("error: ") and "give numbers of experts" in note for note in notes[3:6])
+    assert "2 experts promoted, 0 suppressed, towards words, hard rule" in notes[7]
+    _, notes = chat(f"/load {file}")
+    assert any("towards words, fitted values of 2 experts, soft rule, strength 2" in note for note in notes)
+    _, notes = chat(f"/steer {own}", "/steer document-memory")
+    assert "hard rule" in notes[1], "what was fitted to another map is not taken along"
+
+
+@pytest.mark.parametrize("command", [("chat", "tiny"), ("models",)])
+def test_the_maps_folder_need_not_exist(command: tuple[str, ...], tmp_path: Path) -> None:
+    nowhere, file = tmp_path / "nowhere", tmp_path / "file"
+    file.write_text("")
+    for where in (nowhere, file):
+        done = CliRunner().invoke(main, [*command], input="/steer\n", env={"STEERMOE_MAPS": str(where)})
+        assert done.exit_code == 0, done.output
+        assert "digits-words" in done.output
+    for where in (nowhere, file):
+        done = CliRunner().invoke(main, [*command, "--maps", str(where)])
+        assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+        assert str(where) in done.stderr

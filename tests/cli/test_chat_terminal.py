@@ -41,6 +41,8 @@ from tests.support.chat_program import (
 )
 from tests.support.terminal import PATIENCE, Terminal, plain
 
+BLANK = str.maketrans("", "", " >\n\b")
+"""Takes a prompt away."""
 DIGITS = ROOT / "expert_maps" / "tiny" / "digits-words.json"
 
 
@@ -487,3 +489,22 @@ def test_sigterm_while_the_history_is_read(caplog: pytest.LogCaptureFixture) -> 
     assert ended.value.code == 128 + signal.SIGTERM
     assert not caplog.records
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_empty_line_asks_again_after_a_change_of_steering(start: Start, tmp_path: Path) -> None:
+    terminal = start(*TINY)
+    terminal.prompt()
+    offer = "an empty line (or /regenerate) asks its question again"
+    assert offer not in terminal.say("/steer digits-words"), "there is no question yet"
+    assert terminal.say("").translate(BLANK) == ""
+    first = terminal.say(COUNT)
+    assert DIGITS_ANSWER in first
+    assert terminal.say("").translate(BLANK) == "", "nothing has changed"
+    assert offer not in " ".join(terminal.say("/reverse off").split())
+    assert offer in " ".join(terminal.say("/reverse").split())
+    assert WORDS_ANSWER in terminal.say("   ")
+    assert terminal.say("").translate(BLANK) == "", "it was asked again"
+    assert offer in " ".join(terminal.say("/steer off").split())
+    terminal.say("/reset")
+    assert terminal.say("").translate(BLANK) == "", "the question is gone"
+    assert saved(terminal, tmp_path / "chat.json")["messages"] == []

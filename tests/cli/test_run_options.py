@@ -144,6 +144,25 @@ def test_all_of_a_recommended_choice_is_taken(tmp_path: Path) -> None:
     assert steering_of("--map", own, "--reverse", "--activate", 1)["reverse"] is True
 
 
+def test_fitted_values_are_taken(tmp_path: Path) -> None:
+    own = tmp_path / "own.json"
+    values = ((0, 1, 2.0), (2, 3, -1.0), (4, 0, 0.5))
+    with_recommended(ExpertMap.load(DIGITS), Recommended({}, values=values)).save(own)
+    taken = steering_of("--map", own)
+    assert (taken["mode"], taken["n_active"], taken["n_inactive"], taken["reverse"]) == ("soft", 2, 1, False)
+    other = steering_of("--map", own, "--strength", 2, "--reverse")
+    assert (other["scale"], other["n_active"], other["n_inactive"], other["reverse"]) == (2, 1, 2, True)
+    assert [tuple(row) for row in other["values"]] == [*values]
+    numbers = steering_of("--map", own, "--deactivate", 1)
+    assert (numbers["mode"], numbers["n_inactive"], "values" in numbers) == ("hard", 1, False)
+    for words in (("--rank", "log-odds"), ("--mode", "hard"), ("--cap", 2), ("--weights", "log-odds"), ("--layers", 1)):
+        refused = steer_by("--map", own, *words)
+        assert (refused.exit_code, len(refused.stderr.splitlines())) == (2, 1), words
+        assert "give numbers of experts" in refused.stderr
+    with_recommended(ExpertMap.load(DIGITS), Recommended({}, values=values, one_way=True)).save(own)
+    assert "alone" in steer_by("--map", own, "--reverse").stderr
+
+
 def test_a_strength_below_0_is_refused() -> None:
     assert "--reverse" in steer_by("--map", "digits-words", "--strength", -2).stderr
 

@@ -94,4 +94,56 @@ def test_what_is_no_recommendation_is_refused(bare: ExpertMap, data: Any) -> Non
 
 
 def test_every_field_is_written() -> None:
-    assert set(dataclasses.replace(MEASURED, one_way=True).to_dict()) == set(Recommended.__dataclass_fields__)
+    fields = set(Recommended.__dataclass_fields__)
+    assert set(dataclasses.replace(MEASURED, one_way=True).to_dict()) == fields - {"values"}
+    fitted = dataclasses.replace(MEASURED, choice={}, values=((0, 1, 2.0),), one_way=True)
+    assert set(fitted.to_dict()) == fields
+
+
+FITTED = Recommended({}, values=((3, 1, -1.5), (0, 2, 4.0), (0, 1, 0.25)))
+
+
+def test_fitted_values_stand_in_the_file_in_order(bare: ExpertMap, tmp_path: Path) -> None:
+    told = with_recommended(bare, FITTED)
+    told.save(tmp_path / "m.json")
+    read = ExpertMap.load(tmp_path / "m.json")
+    assert read.recommended == FITTED
+    assert FITTED.values == ((0, 1, 0.25), (0, 2, 4.0), (3, 1, -1.5))
+    assert FITTED.to_dict() == {"choice": {}, "values": [[0, 1, 0.25], [0, 2, 4.0], [3, 1, -1.5]]}
+    assert read.sha256 == bare.sha256
+    assert FITTED.choice_words == "fitted values of 3 experts"
+    assert dataclasses.replace(FITTED, choice={"reverse": True}).choice_words == "fitted values of 3 experts reverse"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (7, "values: not a list"),
+        ("abc", "values: not a list"),
+        ([[0, 1]], r"values\[0\]"),
+        ([7], r"values\[0\]"),
+        (["0a1"], r"values\[0\]"),
+        ([[0, 1, 2.0], [0, 1, 3.0]], r"values\[1\]: layer 0, expert 1 has a value already"),
+        ([[0.0, 1, 2.0]], r"values\[0\]"),
+        ([[True, 1, 2.0]], r"values\[0\]"),
+        ([[-1, 1, 2.0]], r"values\[0\]"),
+        ([[0, 1, float("nan")]], r"values\[0\]"),
+        ([[0, 1, float("inf")]], r"values\[0\]"),
+        ([[0, 1, 10**400]], r"values\[0\]"),
+        ([[0, 1, True]], r"values\[0\]"),
+        ([[0, 1, "2"]], r"values\[0\]"),
+        ([[0, 1, 0.0]], "no value but 0"),
+        ([[5, 0, 1.0]], "layer 5, expert 0, but the map has 5 layers of 24 experts"),
+        ([[0, 24, 1.0]], "layer 0, expert 24, but"),
+    ],
+)
+def test_impossible_values_are_refused(values: Any, words: str, bare: ExpertMap) -> None:
+    data = json.loads(bare.to_json()) | {"recommended": {"choice": {}, "values": values}}
+    with pytest.raises(FormatError, match=words):
+        ExpertMap.from_dict(data)
+
+
+@pytest.mark.parametrize("choice", [{"activate": 1}, {"scale": 2.0}, {"rank": "rd"}, {"layers": "0-1"}])
+def test_fitted_values_are_not_chosen(choice: dict[str, Any]) -> None:
+    with pytest.raises(FormatError, match="fitted values are not chosen by it"):
+        Recommended(choice, values=((0, 1, 2.0),))

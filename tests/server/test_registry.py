@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steermoe_local import BiasFile, ExpertMap, model_info, write_bias
+from steermoe_local import BiasFile, ExpertMap, UsageError, model_info, write_bias
 from steermoe_local.llama import steered_llama
 from steermoe_local.maps.recommended import Recommended, with_recommended
 from steermoe_local.models.shipped_maps import shipped_maps
 from steermoe_local.server import SteeringRegistry, metrics, registry
 from steermoe_local.server.api_errors import ApiError
 from steermoe_local.server.registered import n_bytes
-from steermoe_local.server.schemas import RegisterRequest
+from steermoe_local.server.schemas import RegisterRequest, SteeringChoice
 from steermoe_local.steering.steering import Steering
 from tests.support.running_server import TINY, Running, running
 from tests.support.steered_server import DIGITS, WORDS, bias_of, post, text_of
@@ -510,6 +510,59 @@ def test_a_restart_steers_by_nothing_else(digits: ExpertMap, tmp_path: Path) -> 
                 assert f"{entry.name}.choice.json" in "".join(warnings)
                 n_refused += 1
     assert n_kept > n_refused > 0
+
+
+def _reopened(folder: Path, digits: ExpertMap) -> SteeringRegistry:
+    again = SteeringRegistry(folder=folder, writable=True)
+    assert again.open(digits.identity) == []
+    return again
+
+
+def test_no_experts_are_none_after_a_restart(digits: ExpertMap, tmp_path: Path) -> None:
+    """0 and 0 of a map that recommends a choice are no recommended choice, not at the next start either."""
+    told = json.loads(with_recommended(digits, Recommended({"activate": 3})).to_json())
+    found = _reopened(tmp_path, digits)
+    none = {"activate": 0, "deactivate": 0}
+    for name, of, numbers in (("own", told, none), ("of-it", "own", none), ("x", told, {}), ("of-x", "x", none)):
+        found.register(RegisterRequest.model_validate({"name": name, "map": of} | numbers))
+    expected = {entry.name: entry.to_dict()["activate"] for entry in found.entries() if entry.source == "request"}
+    assert expected == {"own": 0, "of-it": 0, "x": 3, "of-x": 0}
+    found.close()
+    again = _reopened(tmp_path, digits)
+    assert {name: again.entry(name).to_dict()["activate"] for name in expected} == expected
+    with pytest.raises(ApiError, match="send"):
+        again.resolve("own")
+
+
+def test_fitted_values_are_kept(digits: ExpertMap, tmp_path: Path) -> None:
+    values = ((0, 1, 2.0), (2, 3, -1.0), (4, 0, 0.5))
+    told = json.loads(with_recommended(digits, Recommended({"reverse": True}, values=values)).to_json())
+    found = _reopened(tmp_path, digits)
+    bodies: list[dict[str, Any]] = [
+        {"name": "own", "map": told},
+        {"name": "doubled", "map": told, "scale": 2},
+        {"name": "of-it", "map": "own", "scale": 3, "reverse": False},
+        {"name": "numbers", "map": "own", "activate": 2},
+        {"name": "plan", "rules": ["answer: own", "thinking: own scale=2 reverse=false", "prompt: own +1"]},
+    ]
+    for body in bodies:
+        found.register(RegisterRequest.model_validate(body))
+    entry = found.entry("own").to_dict()
+    assert (entry["fitted"], entry["mode"], entry["scale"], entry["side"], entry["usable_by_name"]) == (
+        (3, "soft", 1.0, "words", True)
+    )
+    assert entry["recommended"]["values"] == [list(row) for row in values]
+    assert found.entry("numbers").to_dict()["fitted"] is None
+    info = {name: found.resolve(name).info for name in ("own", "doubled", "of-it", "numbers", "plan")}
+    assert info["own"] is not None
+    assert info["own"]["fitted"] == 3
+    assert (info["own"]["n_active"], info["own"]["n_inactive"]) == (1, 2)
+    found.close()
+    again = _reopened(tmp_path, digits)
+    assert {name: again.resolve(name).info for name in info} == info
+    with pytest.raises(UsageError, match="give numbers of experts"):
+        again.chosen(SteeringChoice(map="own", rank="log-odds"))
+    assert again.chosen(SteeringChoice(map="own", activate=1)).mode == "hard"
 
 
 def test_a_default_that_is_a_file(tmp_path: Path, digits: ExpertMap) -> None:

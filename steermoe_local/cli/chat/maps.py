@@ -130,10 +130,14 @@ class MapFinder:
 
 
 def _with_choice_of(before: Steering, steering: Steering) -> Steering:
-    """A map's steering by the choice of another map, as far as it has the data, without numbers that it recommends."""
+    """A map's steering by the choice of another map, as far as it has the data, without what that one recommends."""
+    if before.values:
+        return steering
     there = () if steering.expert_map is None else ranks_of(steering.expert_map)
-    own = replace(before, activate=0, deactivate=0).recommending()
-    chosen = own.recommended is None or (own.activate, own.deactivate) != (before.activate, before.deactivate)
+    chosen = before.recommended is None or bool(before.recommended.values)
+    if not chosen:
+        own = replace(before, activate=0, deactivate=0).recommending()
+        chosen = (own.activate, own.deactivate) != (before.activate, before.deactivate)
     return steering.changed(
         epsilon=before.epsilon,
         layers=before.layers,

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ..._util.visible import visible
 from ...maps.colours import TERMINAL
+from ...maps.recommended import values_words
 from ...steering.plan import AnySteering, SteeringPlan
 from ...steering.steering import Steering
 
@@ -46,6 +47,7 @@ def describe(steering: AnySteering | None, on: bool = True) -> str:
         parts.append("reversed")
     if steering.preset:
         parts.append(f"preset {steering.preset}")
+    parts += [values_words(steering.values)] if steering.values else []
     parts += [f"by {steering.rank}"] if steering.rank != "rd" else []
     parts.append(_rule(steering))
     parts.append(f"layers {steering.layers}" if steering.layers else "all layers")

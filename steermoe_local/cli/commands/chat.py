@@ -7,26 +7,19 @@ from typing import Any
 
 import click
 
-from ..options.common import context_option, reasoning_option, system_option, template_options
+from ..options.common import context_option, maps_option, reasoning_option, system_option, template_options
 from ..options.groups import PROMPT, in_help
 from ..options.llama import llama_options
 from ..options.positionals import model_argument
 from ..options.sampling import sampling_options
 from ..options.steering import SteeringFlags, steering_options
-from ..options.system_text import UserPath
 
 
 @click.command()
 @in_help({"prompt": PROMPT}, rare=("history", "show_speed"))
 @model_argument
 @steering_options
-@click.option(
-    "--maps",
-    type=UserPath(exists=True, file_okay=False, path_type=Path),
-    multiple=True,
-    metavar="DIR",
-    help="Folder of maps and bias files that /steer finds by name. Can be given again.",
-)
+@maps_option("maps", "Folder of maps and bias files that /steer finds by name. Can be given again.")
 @click.option("-p", "--prompt", metavar="TEXT", help="First message.")
 @system_option("System message.")
 @sampling_options

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from ..._util.files import parse_json, require_writable
 from ..._util.locks import OutputLock
@@ -201,13 +202,23 @@ def other_model_option(help: str) -> Decorator:
 
 def maps_folders_option(what: str) -> Decorator:
     """--maps of commands that say which expert maps fit a model."""
+    return maps_option("maps_dirs", f"Folder of expert maps to compare with the {what}. Can be given again.")
+
+
+def maps_option(name: str, help: str) -> Decorator:
+    """--maps, which can be given again; the command gets the folders as `name`.
+
+    The environment's is the user's maps folder, which need not exist yet.
+    """
+    there = UserPath(file_okay=False, exists=True, path_type=Path)
+
+    def check(context: click.Context, parameter: click.Parameter, folders: tuple[Path, ...]) -> tuple[Path, ...]:
+        if context.get_parameter_source(name) is ParameterSource.ENVIRONMENT:
+            return tuple(folder for folder in folders if folder.is_dir())
+        return tuple(Path(os.fsdecode(there.convert(folder, parameter, context))) for folder in folders)
+
     return click.option(
-        "--maps",
-        "maps_dirs",
-        type=UserPath(file_okay=False, exists=True, path_type=Path),
-        multiple=True,
-        metavar="DIR",
-        help=f"Folder of expert maps to compare with the {what}. Can be given again.",
+        "--maps", name, type=UserPath(path_type=Path), callback=check, multiple=True, metavar="DIR", help=help
     )
 
 

@@ -171,7 +171,7 @@ def open_steering(
     choice |= {"reverse": reverse or None, "rank": None if rank == "rd" else rank}
     if not any(choice[name] for name in ("activate", "deactivate")) and bias is None:
         opened = Steering.open(map_file=path).recommending(choice)
-        if not opened.activate and not opened.deactivate and activate is deactivate is None:
+        if not opened.has_experts and activate is deactivate is None:
             raise UsageError(nothing_to_steer(path))
         return opened.with_choice(choice)[0]
     return Steering.open(

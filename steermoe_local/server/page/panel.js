@@ -1,6 +1,6 @@
 // Choosing what steers the next answers: the name, the numbers of experts, the rule, the layers.
 
-import { requestOf, ruleOf } from "./choice.js";
+import { isFitted, requestOf, ruleOf } from "./choice.js";
 import { byId, copy, debounced, el, plural } from "./dom.js";
 import { WherePicker, steeringAt, whereOf, whereWords } from "./where.js";
 
@@ -25,6 +25,9 @@ export function measuredWords({ recommended }) {
   const n = recommended.n_items ? ` of ${plural(recommended.n_items, "held-out item")}` : "";
   return `recommended: ${share(recommended.unsteered)} \u2192 ${share(recommended.steered)}${n}`;
 }
+
+/** "fitted values of 14 experts", of a map that steers by such in place of numbers. */
+const fittedWords = ({ fitted }) => `fitted values of ${plural(fitted, "expert")}`;
 
 export class Panel {
   #server;
@@ -166,7 +169,7 @@ export class Panel {
     const place = this.where && whereWords(this.where);
     if (!choice) return place ? `${entry.name} \u00b7 ${place}` : entry.name;
     if (this.request() === null) return `${entry.name}: no experts chosen`;
-    const parts = [entry.name, `+${choice.activate} \u2212${choice.deactivate}`];
+    const parts = [entry.name, isFitted(entry, choice) ? fittedWords(entry) : `+${choice.activate} \u2212${choice.deactivate}`];
     if (choice.reverse) parts.push("reversed");
     if (choice.rank !== "rd") parts.push(`by ${choice.rank}`);
     if (choice.scale !== null) parts.push(`soft ${choice.scale}${choice.weights ? ` by ${choice.weights}` : ""}`);
@@ -228,6 +231,7 @@ export class Panel {
     else if (entry.positive && entry.negative) facts.push(`${entry.positive} \u2194 ${entry.negative}`);
     if (entry.kind === "map") facts.push(entry.n_pairs ? plural(entry.n_pairs, "pair") : "unknown number of pairs");
     facts.push(SOURCES[entry.source] ?? entry.source);
+    if (entry.fitted) facts.push(fittedWords(entry));
     if (measuredWords(entry)) facts.push(measuredWords(entry));
     return facts.join(" \u00b7 ");
   }
@@ -316,6 +320,7 @@ export class Panel {
     if (!choice.activate && !choice.deactivate && !this.entry.recommended) {
       return "This map recommends no numbers of experts: say how many to promote and to suppress.";
     }
+    if (isFitted(this.entry, choice)) return `${fittedWords(this.entry)}: ${table.n_active} promoted, ${table.n_inactive} suppressed of ${this.#experts}`;
     const count = (n, asked, word) => `${n} ${word}${n < asked ? ` (${asked} asked for)` : ""}`;
     const of = `${count(table.n_active, choice.activate, "promoted")}, ${count(table.n_inactive, choice.deactivate, "suppressed")}`;
     return `${of} of ${this.#experts}`;

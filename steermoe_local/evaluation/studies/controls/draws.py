@@ -217,7 +217,7 @@ class ControlPlan:
             )
             strength = np.float32(1 if self.steering.scale is None else self.steering.scale)
             table = signs.astype(np.float32) * strength
-            if self.steering.weights is not None:  # the same strengths as the real ones
+            if self.steering.weights is not None or self.steering.values:  # the same strengths as the real ones
                 for sign in (1, -1):
                     table[signs == sign] = bias.dense()[bias.signs == sign]
             tables.append(table)
@@ -282,15 +282,17 @@ class ControlPlan:
     def _chosen(self, expert_map: ExpertMap) -> list[BiasFile | None]:
         """The biases of another map, as the real ones were built."""
         real = self.steering
-        if real.bias is not None:
-            common = {"epsilon": real.bias.epsilon} | ({"cap": real.bias.cap} if real.bias.cap else {})
+        if real.bias is not None or real.values:
+            made = self.real[0]
+            common = {"epsilon": made.epsilon} | ({"cap": made.cap} if made.cap else {})
             if real.mode == "soft":
                 common = {"scale": float(np.abs(self.tables[0]).max())}
             real = Steering(
                 real.name,
                 expert_map=expert_map,
-                activate=real.bias.n_active,
-                deactivate=real.bias.n_inactive,
+                activate=made.n_active,
+                deactivate=made.n_inactive,
+                reverse=real.reverse,
                 **common,  # type: ignore[arg-type]  # epsilon and cap, or scale
             )
         choices = [real.changed(expert_map=expert_map, path=None, preset=None, preset_model=None)]

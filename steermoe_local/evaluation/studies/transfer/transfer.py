@@ -139,6 +139,8 @@ class _Study:
         notes: tuple[str, ...] = ()
         if own is not None:
             try:
+                if self.steering.values:
+                    raise UsageError("the values were fitted to another model; give numbers of experts")
                 changed = self.steering.changed(expert_map=own, path=None)
                 both_ways(changed, own.identity)
                 steerings.append(changed)
