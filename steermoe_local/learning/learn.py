@@ -82,7 +82,7 @@ def learn(
         clock = Clock(work.facts.get("expected"), work.facts.get("spent"), now)
 
         def report(step: str, done: int, total: int) -> None:
-            show(LearnProgress(step, done, total, clock.elapsed, clock.total))
+            show(LearnProgress(step, done, total, clock.elapsed, clock.foreseen))
 
         try:
             clock.begin("answers")  # loading the model is a part of the first step
@@ -102,7 +102,7 @@ def learn(
             work.facts["spent"] = clock.spent
             with contextlib.suppress(Exception):  # what went wrong before is what is reported
                 work.save()
-    say(f"took {human_duration(clock.elapsed)}; {human_duration(clock.total)} were expected")
+    say(f"took {human_duration(clock.elapsed)}; at most {human_duration(clock.total)} were expected")
     return result
 
 
