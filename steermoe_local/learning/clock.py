@@ -80,12 +80,12 @@ class Tokens:
 
     def seconds(self, speed: Speed) -> float:
         """How long they take."""
-        return sum(n / getattr(speed, how) for how, n in asdict(self).items())
+        return float(sum(n / getattr(speed, how) for how, n in asdict(self).items()))
 
     @property
     def total(self) -> float:
         """All of them."""
-        return sum(asdict(self).values())
+        return float(sum(asdict(self).values()))
 
 
 def expected_tokens(sizes: Sizes, work: Work) -> dict[str, Tokens]:

@@ -19,7 +19,7 @@ from ..evaluation.measuring.plans import open_plan as open_files_plan
 from ..identity import ModelIdentity
 from ..llama.steered_llama import native_bias
 from ..models.shipped_maps import map_path, shipped_maps
-from ..models.user_maps import is_learnt, map_label
+from ..models.user_maps import is_learnt, map_label, user_maps_folder
 from ..steering.bias_plan import AnyBias
 from ..steering.plan import AnySteering, SteeringPlan
 from ..steering.plan_file import SUFFIXES as PLAN_SUFFIXES
@@ -178,6 +178,12 @@ class SteeringRegistry:
         else:
             steering = Steering.open(map_file=path, activate=activate, deactivate=deactivate).recommending()
         return name, self._put(name, steering, "command line", replace=True)
+
+    @property
+    def learnt_folder(self) -> Path:
+        """Where what is learnt is kept: the maps folder if this server writes there, else the user's."""
+        folder = self._folder
+        return folder.path if folder is not None and folder.writable else user_maps_folder()
 
     def add_learnt(self, name: str, path: Path) -> list[str]:
         """Register a learnt steering of the maps folder by its map's file, in place of an older one; returns warnings.
