@@ -53,8 +53,9 @@ class SteeringRegistry:
     """
 
     def __init__(self, *, folder: Path | None = None, writable: bool = False, force: bool = False) -> None:
-        """`force` accepts maps with another router hash if the shape fits."""
+        """`force` accepts maps with another router hash if the shape fits. `learnt_folder` keeps what is learnt."""
         self._folder = MapsFolder(folder, writable) if folder is not None else None
+        self.learnt_folder = folder if folder is not None and writable else user_maps_folder()
         self._force = force
         self._lock = threading.RLock()
         self._entries: dict[str, Registered] = {}
@@ -178,12 +179,6 @@ class SteeringRegistry:
         else:
             steering = Steering.open(map_file=path, activate=activate, deactivate=deactivate).recommending()
         return name, self._put(name, steering, "command line", replace=True)
-
-    @property
-    def learnt_folder(self) -> Path:
-        """Where what is learnt is kept: the maps folder if this server writes there, else the user's."""
-        folder = self._folder
-        return folder.path if folder is not None and folder.writable else user_maps_folder()
 
     def add_learnt(self, name: str, path: Path) -> list[str]:
         """Register a learnt steering of the maps folder by its map's file, in place of an older one; returns warnings.
