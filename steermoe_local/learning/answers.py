@@ -16,10 +16,10 @@ from ..pairs.pairs import Message, Pair
 from ..pairs.prompts import PromptItem
 
 SIDES = ("like", "unlike")
-_AT_ONCE = 32  # questions that are asked before it is looked at how many pairs there are
+AT_ONCE = 32  # questions that are asked before it is looked at how many pairs there are
 _MOST_ALIKE = 4  # pairs with the very same two answers: further ones teach nothing new
 _LOOPS = 0.5  # an answer that repeats itself for this share is no answer
-_LEAST_TOKENS = 8  # answers up to this length stay whole
+LEAST_TOKENS = 8  # answers up to this length stay whole
 
 
 def ask(
@@ -42,8 +42,8 @@ def ask(
     """
     made = PairMaker(renderer)
     n_asked = 0
-    for start in range(0, len(questions), _AT_ONCE):
-        part = questions[start : start + _AT_ONCE]
+    for start in range(0, len(questions), AT_ONCE):
+        part = questions[start : start + AT_ONCE]
         _answer(engine, renderer, part, instructions, max_tokens, kept, records)
         for question in part:
             made.add(question, *(records[f"{side}/{question.id}"] for side in SIDES))
@@ -124,7 +124,7 @@ class PairMaker:
         """Both answers, the longer one cut to the tokens of the other, at the end of a word; short ones stay whole."""
         texts = [str(like["text"]), str(unlike["text"])]
         lengths = [self._length(text) for text in texts]
-        most = max(_LEAST_TOKENS, min(lengths))
+        most = max(LEAST_TOKENS, min(lengths))
         return tuple(  # type: ignore[return-value]  # two, as given
             text if length <= most else self._first(text, most) for text, length in zip(texts, lengths, strict=True)
         )

@@ -3,103 +3,129 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..generation.engine import Engine, Request, Sampling, TokenEvent
-from ..llama.rendering import RenderedPrompt
 from .options import Sizes
 
 STEPS = ("answers", "detect", "attribute", "tune", "confirm", "report")
 """The steps in their order."""
 
-_LONGEST = 4.0  # seconds of decoding that a measurement takes at most
-_DECODED = 16  # tokens of each answer that it looks at
-_SCORED = 1.6  # cost of a token whose logits over the vocabulary are read, over one of a prompt
-_MARGIN = 1.1  # expected times are promised
-_TYPICAL = (
-    0.7  # of the most draws and trials, what a run takes: most end early, as they are stable or have the most gain
-)
-_TEXT_OF_DRAW = 64  # tokens of neutral text that each draw of an attribution reads
-_OVERHEAD = {"answers": 0.5, "detect": 1.0, "attribute": 1.0, "tune": 1.0, "confirm": 1.0, "report": 4.0}  # seconds
+_MARGIN = 1.2  # expected times are promised
+_BLOCK = 128  # draws after which an attribution may end, as its first experts are stable
+_OF_MORE = 0.5  # of draws beyond these, what a run takes
+_OF_TRIALS = 0.6  # of the most choices, what a search tries: a large gain ends it
+_ALONE = 9  # steerings that confirm the effects of each action
+_OVERHEAD = {"answers": 0.2, "detect": 0.8, "attribute": 0.4, "tune": 0.4, "confirm": 0.4, "report": 2.0}  # seconds
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second of this model on this machine: `prompt` read in batches, `decode` of answers side by side."""
+    """Tokens per second of this model on this machine.
+
+    `prompt`: read in batches; `decode`: written in answers side by side; `scored`: read, with the probability of the
+    next token each; `text`: read under a steering, with the distribution of the next token compared with another one.
+    """
 
     prompt: float
     decode: float
+    scored: float
+    text: float
 
     def to_dict(self) -> dict[str, float]:
         """As plain JSON values."""
-        return {"prompt": round(self.prompt, 2), "decode": round(self.decode, 2)}
+        return {name: round(value, 2) for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a run has to do, from which the time follows: tokens of a prompt and of an answer, and numbers of items.
+    """What a run has to do, from which the time follows: mean numbers of tokens, and numbers of items.
 
-    `n_asked`: questions that the model answers twice. `generated`: held-out answers are generated, and so are those of
-    the choice if `chosen_generated`; else two given answers are read.
+    Attributes:
+        prompt: tokens of a held-out prompt.
+        answer: tokens of an answer of a pair.
+        written: tokens of an answer that the model writes.
+        n_asked: questions that the model answers twice.
+        asked: tokens of such a question under an instruction.
+        n_pairs, n_choosing, n_heldout: items of the parts.
+        generated: held-out answers are written; else both answers of a pair are read.
+        chosen_generated: so are those on which the numbers are chosen.
+        text: tokens that are read of the neutral text under each steering.
+        draw_text: tokens that each draw of an attribution reads of it.
     """
 
     prompt: float
     answer: float
+    written: float
     n_asked: int
     n_pairs: int
     n_choosing: int
     n_heldout: int
+    asked: float = 0.0
     generated: bool = False
     chosen_generated: bool = False
+    text: float = 0.0
+    draw_text: float = 0.0
 
 
-def measure_speed(
-    engine: Engine, prompts: Sequence[RenderedPrompt], now: Callable[[], float] = time.monotonic
-) -> Speed:
-    """Measure both speeds on prompts, one for each slot of the engine; takes some seconds."""
-    tokens = [prompt.tokens for prompt in prompts[: engine.n_slots]]
-    greedy = Sampling(temperature=0)
-    start = now()
-    for _ in engine.generate(*(Request(one, sampling=greedy, max_tokens=1, routing=False) for one in tokens)):
-        pass
-    prompt = sum(map(len, tokens)) / max(now() - start, 1e-6)
-    start, n = now(), 0
-    events = engine.generate(*(Request(one, sampling=greedy, max_tokens=_DECODED, routing=False) for one in tokens))
-    for _, event in events:
-        n += isinstance(event, TokenEvent) and event.token >= 0
-        if now() - start > _LONGEST:
-            break
-    events.close()
-    engine.forget()
-    return Speed(prompt, max(n, 1) / max(now() - start, 1e-6))
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens that a step computes, by how: see `Speed`."""
+
+    prompt: float = 0.0
+    decode: float = 0.0
+    scored: float = 0.0
+    text: float = 0.0
+
+    def seconds(self, speed: Speed) -> float:
+        """How long they take."""
+        return float(sum(n / getattr(speed, how) for how, n in asdict(self).items()))
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return float(sum(asdict(self).values()))
+
+
+def expected_tokens(sizes: Sizes, work: Work) -> dict[str, Tokens]:
+    """Tokens that each step on the model is expected to compute, in a run that no time ends and that works."""
+
+    def answered(n: float, generated: bool) -> tuple[float, float, float]:
+        """Of `n` held-out answers: written, or two given ones read behind one prompt."""
+        return (n * work.prompt, n * work.written, 0.0) if generated else (n * work.prompt, 0.0, 2 * n * work.answer)
+
+    items = max(1, min(sizes.n_items, work.n_pairs) // 2)
+    both = 1 + 2 * min(1.4 * sizes.item_words, work.answer)  # the prompt's last token, and both answers
+    draws = min(sizes.draws, _BLOCK + _OF_MORE * max(0, sizes.draws - _BLOCK))
+    some = 2 if sizes.n_candidates else 0  # actions
+    trials = _OF_TRIALS * sizes.n_trials
+    chosen = answered((trials + 1) * work.n_choosing, work.chosen_generated)
+    confirmed = answered((sizes.n_random + 4) * work.n_heldout, work.generated)
+    return {
+        "answers": Tokens(2 * work.n_asked * work.asked, 2 * work.n_asked * work.written),
+        "detect": Tokens(work.n_pairs * (work.prompt + 2 * work.answer)),
+        "attribute": Tokens(
+            some * items * work.prompt,
+            scored=some * (draws * (items * both + work.draw_text) + _ALONE * items * both),
+        ),
+        "tune": Tokens(*chosen, (2 * trials + 1) * work.text),  # each time under the unsteered model, too
+        "confirm": Tokens(*confirmed, 2 * work.text),
+    }
 
 
 def expected_seconds(sizes: Sizes, work: Work, speed: Speed) -> dict[str, float]:
     """Seconds that each step is expected to take, with a margin."""
-    pair = work.prompt + work.answer
-    read = (work.prompt + 2 * _SCORED * work.answer) / speed.prompt
-    written = work.prompt / speed.prompt + 0.8 * sizes.answer_tokens / speed.decode
-    text = 2 * _SCORED * sizes.n_text / speed.prompt
-    items = max(1, min(sizes.n_items, work.n_pairs) // 2)
-    shortened = 2 * min(1.4 * sizes.item_words, work.answer)
-    draws = 2 * sizes.draws * (items * shortened + _TEXT_OF_DRAW) * _SCORED / speed.prompt if sizes.n_candidates else 0
-    seconds = {
-        "answers": 2 * work.n_asked * written,
-        "detect": 2 * work.n_pairs * pair / speed.prompt,
-        "attribute": draws,
-        "tune": sizes.n_trials * (text + work.n_choosing * (written if work.chosen_generated else read)),
-        "confirm": 2 * text + (sizes.n_random + 4) * work.n_heldout * (written if work.generated else read),
-        "report": 0.0,
-    }
+    tokens = expected_tokens(sizes, work)
+    seconds = {step: tokens[step].seconds(speed) if step in tokens else 0.0 for step in STEPS}
     overhead = {step: _OVERHEAD[step] if seconds[step] or step == "report" else 0.0 for step in STEPS}
-    typical = {"attribute": _TYPICAL, "tune": _TYPICAL}
-    return {step: _MARGIN * typical.get(step, 1.0) * seconds[step] + overhead[step] for step in STEPS}
+    return {step: _MARGIN * seconds[step] + overhead[step] for step in STEPS}
 
 
 class Clock:
     """Seconds that each step is `expected` to take, and has `spent`, those of earlier processes included.
+
+    `expected` is what was said; `foresee` tells it later, better numbers, which `foreseen` has.
 
     A step may take its own time and what the steps before it left over, less what they took too long, but half of its
     own in any case: a machine that became slower makes a run longer, not worse than it has to be.
@@ -112,8 +138,9 @@ class Clock:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.expected = {step: float((expected or {}).get(step, 0.0)) for step in STEPS}
+        self._likely: dict[str, float] = {}
         self._spent = {step: float((spent or {}).get(step, 0.0)) for step in STEPS}
-        self._now = now
+        self.now = now
         self._step = ""
         self._since = now()
 
@@ -136,8 +163,26 @@ class Clock:
 
     @property
     def total(self) -> float:
-        """Seconds that all steps are expected to take."""
+        """Seconds that all steps are expected to take, as was said."""
         return sum(self.expected.values())
+
+    def foresee(self, seconds: Mapping[str, float]) -> None:
+        """Take numbers that are known better by now, of the steps that are not done; none is above what was said."""
+        self._likely |= {step: min(value, self.expected[step]) for step, value in seconds.items()}
+
+    @property
+    def foreseen(self) -> float:
+        """Seconds that all steps will take by what is known now: those that are done what they took."""
+        self._settle()
+        now = STEPS.index(self._step) if self._step else 0
+        seconds = self._spent_before(now)
+        for step in STEPS[now:]:
+            likely = self._likely.get(step, self.expected[step])
+            seconds += max(likely, self._spent[step]) if step == self._step else likely
+        return min(self.total, seconds)
+
+    def _spent_before(self, index: int) -> float:
+        return sum(self._spent[step] for step in STEPS[:index])
 
     def over(self, share: float = 1.0) -> bool:
         """Whether the current step has used up its time, or this share of it; never without an expectation."""
@@ -160,7 +205,7 @@ class Clock:
 
     def _settle(self) -> None:
         """Add the time since the last look to the current step."""
-        now = self._now()
+        now = self.now()
         if self._step:
             self._spent[self._step] += now - self._since
         self._since = now

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .._util.files import human_duration, timestamp, tool_name
+from .._util.running_clock import RunningClock
 from ..errors import PairsError
 from ..evaluation.measuring.opening import model_facts, open_guards
 from ..llama.steered_llama import SteeredLlama
@@ -49,7 +49,7 @@ def learn(
     restart: bool = False,
     progress: Callable[[LearnProgress], None] | None = None,
     log: Callable[[str], None] | None = None,
-    now: Callable[[], float] = time.monotonic,
+    now: Callable[[], float] | None = None,
 ) -> LearnResult:
     """Learn a steering from a contrast, check it on what it has not seen, and write it into `folder`/`name`.
 
@@ -62,7 +62,7 @@ def learn(
         resume: go on with an interrupted run. restart: forget it, or a finished one, and begin anew.
         progress: called as often as something is done.
         log: called with a line on what is being done.
-        now: the clock, in seconds.
+        now: the clock, in seconds; None: one that stands still while the process is stopped.
 
     The steps are those of `clock.STEPS`; each leaves what it found in `folder`/`name`/work, so that a run that is
     killed at any time goes on with `resume`. Raises UsageError (a name or folder that is taken, other settings),
@@ -77,12 +77,13 @@ def learn(
     settings = {"model": about, "contrast": source.settings, **options.settings()}
     neutral = open_guards(model, None, "default")[1]
     show, say = progress or (lambda _: None), log or (lambda _: None)
-    with WorkFolder(folder, name) as work:
+    with WorkFolder(folder, name) as work, ExitStack() as stack:
         work.begin(settings, resume, restart)
+        now = now or stack.enter_context(RunningClock())
         clock = Clock(work.facts.get("expected"), work.facts.get("spent"), now)
 
         def report(step: str, done: int, total: int) -> None:
-            show(LearnProgress(step, done, total, clock.elapsed, clock.total))
+            show(LearnProgress(step, done, total, clock.elapsed, clock.foreseen))
 
         try:
             clock.begin("answers")  # loading the model is a part of the first step
@@ -102,7 +103,7 @@ def learn(
             work.facts["spent"] = clock.spent
             with contextlib.suppress(Exception):  # what went wrong before is what is reported
                 work.save()
-    say(f"took {human_duration(clock.elapsed)}; {human_duration(clock.total)} were expected")
+    say(f"took {human_duration(clock.elapsed)}; at most {human_duration(clock.total)} were expected")
     return result
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from .._util.files import human_duration
 from ..errors import PairsError
-from ..evaluation.tasks.neutral_text import NeutralText
+from ..evaluation.tasks.neutral_text import Document, NeutralText
 from ..evaluation.tasks.tasks import Task
 from ..generation.answer_file import AnswerFile
 from ..generation.engine import Engine
@@ -21,13 +21,21 @@ from ..pairs.prompts import PromptItem
 from ..steering.steering import Steering
 from . import steps
 from .answers import ask
-from .clock import Clock, expected_seconds, measure_speed
+from .clock import Clock, Speed, expected_seconds
 from .judging import Confirmed
 from .material import LEAST_CHOOSING, LEAST_HELDOUT, LEAST_PAIRS, Material, of_behaviour, of_pairs
 from .options import LearnOptions
 from .source import Source
+from .speed import measure_speed
 from .work import WorkFolder
-from .workload import shorter, work_of_material, work_of_questions
+from .workload import (
+    sample_of_material,
+    sample_of_questions,
+    shorter,
+    with_text,
+    work_of_material,
+    work_of_questions,
+)
 
 _ROOM = 128  # tokens of context beyond a prompt and an answer, for what a template adds to an instruction
 
@@ -78,6 +86,7 @@ class Run:
             material = self._answers()
         except _TooFewPairs as error:
             return Found("answers", str(error), notes=tuple(self._notes))
+        self._foresee(material)
         expert_map, problem = self._detect(material)
         if expert_map is None or problem:
             return Found("detect", problem, material, expert_map, notes=tuple(self._notes))
@@ -158,7 +167,7 @@ class Run:
                 records = {str(record["id"]): record for record in kept.records()}
             else:
                 kept.start(self._metadata)
-            with self._engine(self._longest) as engine:
+            with self._engine(self._longest, sizes.answer_tokens) as engine:
                 pairs, tally = ask(
                     engine,
                     self._renderer,
@@ -190,12 +199,16 @@ class Run:
         first = [PromptItem("0", messages, text) for messages in texts for text in instructions.values()]
         return max(len(self._renderer.render(item.messages()).tokens) for item in first)
 
-    def _engine(self, n_prompt: int) -> Engine:
+    def _engine(self, n_prompt: int, max_tokens: int) -> Engine:
         options = self._options
         context = {name: value for name, value in options.context.items() if value is not None}
         context["n_batch"] = max(context.get("n_batch") or 512, options.n_parallel)
-        n_ctx = n_prompt + options.all_sizes.answer_tokens + _ROOM
+        n_ctx = max(n_prompt + max_tokens + _ROOM, self._longest_text)
         return Engine(self._llama, n_ctx=n_ctx, n_slots=options.n_parallel, record=False, **context)
+
+    @property
+    def _longest_text(self) -> int:
+        return 0 if self._neutral is None else self._neutral.longest(self._renderer)
 
     #
     # time
@@ -205,23 +218,48 @@ class Run:
         """Measure the model's speed in the first seconds, and say how long the steps take."""
         if "expected" in self._work.facts:
             return
+        renderer, source, options = self._renderer, self._source, self._options
         if material is None:
-            prompts, work = work_of_questions(self._renderer, self._source, self._options, self._wanted)
+            sample = sample_of_questions(renderer, source, options)
         else:
-            prompts, work = work_of_material(self._renderer, material, self._options)
-        with self._engine(max(len(prompt.tokens) for prompt in prompts)) as engine:
-            speed = measure_speed(engine, prompts)
-        expected = expected_seconds(self._options.all_sizes, work, speed)
+            sample = sample_of_material(renderer, material, options)
+        with self._engine(sample.longest, sample.max_tokens) as engine:
+            documents = self._documents(engine.n_ctx)
+            found = measure_speed(engine, sample.prompts, documents, max_tokens=sample.max_tokens, now=self._clock.now)
+        if material is None:
+            work = work_of_questions(renderer, source, options, self._wanted, sample, found.lengths)
+        else:
+            work = work_of_material(renderer, material, options, sum(found.lengths) / len(found.lengths))
+        work = with_text(work, renderer, self._neutral, documents)
+        expected = expected_seconds(options.all_sizes, work, found.speed)
+        expected["answers"] += self._clock.elapsed  # the model was loaded and measured
         self._clock.expected |= expected
-        self._work.facts |= {"speed": speed.to_dict(), "expected": expected}
+        self._work.facts |= {"speed": found.speed.to_dict(), "expected": expected, "written": round(work.written, 2)}
         self._work.save()
         parts = ", ".join(f"{step} {human_duration(seconds)}" for step, seconds in expected.items() if seconds >= 1)
         what = f"{2 * work.n_asked} answers, " if work.n_asked else ""
         self._say(
-            f"{what}{work.n_pairs} pairs, {work.n_heldout} held-out items; the model reads {speed.prompt:.0f} tokens/s "
-            f"and writes {speed.decode:.0f}: about {human_duration(self._clock.total)} ({parts})"
-            f"{shorter(self._options, work, speed)}"
+            f"{what}{work.n_pairs} pairs, {work.n_heldout} held-out items; the model reads {found.speed.prompt:.0f} "
+            f"tokens/s and writes {found.speed.decode:.0f}: at most about {human_duration(self._clock.total)} ({parts})"
+            f"{shorter(options, work, found.speed)}"
         )
+
+    def _foresee(self, material: Material) -> None:
+        """Once the pairs are there, tell the clock what the steps on them take; never more than was said."""
+        facts = self._work.facts
+        if "speed" not in facts or "written" not in facts:
+            return
+        speed = Speed(**facts["speed"])
+        work = work_of_material(self._renderer, material, self._options, facts["written"])
+        work = with_text(work, self._renderer, self._neutral, self._documents(_ROOM))
+        seconds = expected_seconds(self._options.all_sizes, work, speed)
+        self._clock.foresee({step: value for step, value in seconds.items() if step != "answers"})
+
+    def _documents(self, n_ctx: int) -> list[Document]:
+        """Those of the neutral text that evaluators read, in a context of this size."""
+        if self._neutral is None:
+            return []
+        return self._neutral.documents(self._renderer, max(n_ctx, self._longest_text), self._options.all_sizes.n_text)
 
     #
     # the steps on the model

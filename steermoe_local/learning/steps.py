@@ -36,6 +36,9 @@ from .judging import Confirmed, Values, judge
 from .material import shortened
 from .options import LEAST_RANDOM, LearnOptions
 
+TEXT_OF_DRAW = 64
+"""Tokens of the neutral text that each draw of an attribution predicts."""
+
 Show = Callable[[int, int], None]
 
 
@@ -112,7 +115,7 @@ def attribute_experts(
     arguments = AttributionOptions(
         n_candidates=min(sizes.n_candidates, most),
         draws="auto",
-        n_text=64,
+        n_text=TEXT_OF_DRAW,
         seed=options.seed,
         **{
             name: context[name]

@@ -65,6 +65,9 @@ class WorkFolder:
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
+        if not self._settings:  # forgotten: a folder of its own goes, after the lock in it
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
 
     def path(self, name: str) -> Path:
         """A file of the result."""
@@ -120,11 +123,9 @@ class WorkFolder:
             temporary.write_text(text, encoding="utf-8", newline="\n")
 
     def forget(self) -> None:
-        """Remove what a run without a finished step has left: a folder of its own only if nothing else is in it."""
+        """Remove what a run without a finished step has left; an empty folder goes with the lock."""
         self._clear()
         self._settings = {}
-        with contextlib.suppress(OSError):
-            self.folder.rmdir()
 
     def _clear(self) -> None:
         for name in FILES:

@@ -1,4 +1,4 @@
-"""What a request to learn becomes: a lesson under a name that is free, in the user's maps folder."""
+"""What a request to learn becomes: a lesson under a name that is free, in the folder where it is kept."""
 
 from __future__ import annotations
 
@@ -11,33 +11,37 @@ from ..behaviours.builtin import behaviour, behaviours
 from ..errors import StorageError, UsageError
 from ..evaluation.tasks.builtin import is_embedded
 from ..identity import ModelIdentity
-from ..models.user_maps import MAP_FILE, check_map_name, user_maps_folder
+from ..models.user_maps import MAP_FILE, check_map_name
 from .api_errors import ApiError, storage_error
 from .learn_jobs import LearnJobs, Lesson, Source
 from .maps_folder import is_device
 from .registry import SteeringRegistry
 from .schemas_learn import LearnRequest
 
+_ON_CPU = ("--gpu-layers=0", "--device=none")
 RESULT = "learn.json"  # of learning/work.py, a stage that this one does not import
 
 
-def learn_jobs(model: Path, threads: int | None, registry: SteeringRegistry) -> LearnJobs:
-    """The jobs of a server: each is of its model, with as many threads; what works is served from then on."""
-    options = [f"--model={model.absolute()}", *([] if threads is None else [f"--threads={threads}"])]
-    return LearnJobs(
-        options, lambda name: add_learnt(registry, name), hidden=(model.absolute().parent, user_maps_folder())
-    )
+def learn_jobs(model: Path, registry: SteeringRegistry, options: Sequence[str] = ()) -> LearnJobs:
+    """The jobs of a server: each is of its model, under `options` of the command line; what works is served then.
+
+    The jobs compute on the CPU: the server's own weights and cache lie in the memory of its devices, and nothing of a
+    process that was stopped there could be taken back for an answer.
+    """
+    folder = registry.learnt_folder
+    words = [f"--model={model.absolute()}", f"--maps-dir={folder.absolute()}", *_ON_CPU, *options]
+    return LearnJobs(words, lambda name: add_learnt(registry, name), hidden=(model.absolute().parent, folder))
 
 
 def add_learnt(registry: SteeringRegistry, name: str) -> None:
     """Register what was learnt under a name. Raises FormatError, ModelMismatchError, UsageError."""
-    registry.add_learnt(name, user_maps_folder() / name / MAP_FILE)
+    registry.add_learnt(name, registry.learnt_folder / name / MAP_FILE)
 
 
 def lesson_of(request: LearnRequest, registry: SteeringRegistry) -> Lesson:
     """The lesson of a request. Raises ApiError: 400 for a name that no map can have, 409 for one that is taken."""
     name = _name_of(request)
-    folder = user_maps_folder()
+    folder = registry.learnt_folder
     before = _before(request, name, folder, registry)
     try:
         folder.mkdir(parents=True, exist_ok=True)

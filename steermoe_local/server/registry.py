@@ -19,7 +19,7 @@ from ..evaluation.measuring.plans import open_plan as open_files_plan
 from ..identity import ModelIdentity
 from ..llama.steered_llama import native_bias
 from ..models.shipped_maps import map_path, shipped_maps
-from ..models.user_maps import is_learnt, map_label
+from ..models.user_maps import is_learnt, map_label, user_maps_folder
 from ..steering.bias_plan import AnyBias
 from ..steering.plan import AnySteering, SteeringPlan
 from ..steering.plan_file import SUFFIXES as PLAN_SUFFIXES
@@ -53,8 +53,9 @@ class SteeringRegistry:
     """
 
     def __init__(self, *, folder: Path | None = None, writable: bool = False, force: bool = False) -> None:
-        """`force` accepts maps with another router hash if the shape fits."""
+        """`force` accepts maps with another router hash if the shape fits. `learnt_folder` keeps what is learnt."""
         self._folder = MapsFolder(folder, writable) if folder is not None else None
+        self.learnt_folder = folder if folder is not None and writable else user_maps_folder()
         self._force = force
         self._lock = threading.RLock()
         self._entries: dict[str, Registered] = {}

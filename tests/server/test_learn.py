@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,14 @@ import psutil
 import pytest
 
 from steermoe_local import UsageError
+from steermoe_local.cli.commands.learn import learn
+from steermoe_local.cli.commands.serve import _of_learner
+from steermoe_local.cli.options.llama import LlamaFlags
 from steermoe_local.models.shipped_maps import shipped_maps
 from steermoe_local.server import ServerSettings
 from steermoe_local.server.learn_jobs import LearnJobs
-from steermoe_local.server.learning import add_learnt
+from steermoe_local.server.learning import _ON_CPU, add_learnt
+from steermoe_local.server.registry import SteeringRegistry
 from steermoe_local.server.schemas_learn import MAX_EXAMPLE, MAX_INSTRUCTION, MAX_PAIRS
 from tests.support.fake_learner import DID_NOT, WORKS, FakeLearner
 from tests.support.running_server import Running, running, unending, until
@@ -69,6 +74,31 @@ def test_it_is_off_unless_the_server_learns(without: Running) -> None:
         without.client.delete("/v1/learn/learn-1"),
     ):
         assert (response.status_code, response.json()["error"]["code"]) == (403, "learning_off")
+
+
+def test_where_it_is_kept(folder: Path, tmp_path: Path) -> None:
+    """In the folder of --maps if the server writes there, else in the user's."""
+    assert SteeringRegistry().learnt_folder == folder
+    assert SteeringRegistry(folder=tmp_path / "read").learnt_folder == folder
+    assert SteeringRegistry(folder=tmp_path / "write", writable=True).learnt_folder == tmp_path / "write"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        LlamaFlags(),
+        LlamaFlags(threads=3, mmap=False, repack=False, memory_check=False, n_gpu_layers=99, device=("CUDA0",)),
+        LlamaFlags(flash_attn="on", cache_type_k="q8_0", cache_type_v="q8_0"),
+    ],
+)
+def test_what_a_job_takes_over(flags: LlamaFlags) -> None:
+    """The command line reads the words of a job as the server's flags, but computes on the CPU."""
+    words = [*_ON_CPU, *_of_learner(flags), "-m", "tiny", "name"]
+    read = learn.make_context("learn", words).params
+    expected = replace(flags, n_gpu_layers=0, device=("none",))
+    names = ("threads", "flash_attn", "cache_type_k", "cache_type_v", "mmap", "repack", "memory_check")
+    for name in (*names, "n_gpu_layers", "device"):
+        assert read[name] == getattr(expected, name), name
 
 
 def test_what_settings_allow() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,69 @@ def test_a_real_job(tmp_path: Path) -> None:
     with serving("--no-learn", command=command(tmp_path)) as server:
         assert server.client.get("/v1/learn").json()["enabled"] is False
         assert server.client.post("/v1/learn", json=INSTRUCTIONS).status_code == 403
+
+
+EXAMPLES = [
+    {"prompt": f"What number comes after {word}?", "like": f"{number}.", "unlike": f"{after}."}
+    for word, number, after in (("three", 4, "Four"), ("six", 7, "Seven"), ("nine", 10, "Ten"))
+]
+
+
+def answer(server: Process, **fields: Any) -> str:
+    messages = [{"role": "user", "content": "What number comes after three?"}]
+    body = {"messages": messages, "temperature": 0, "max_tokens": 12, **fields}
+    response = server.client.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    return str(response.json()["choices"][0]["message"]["content"])
+
+
+def verdict(server: Process, body: dict[str, Any]) -> dict[str, Any]:
+    """The job of a request at its end."""
+    response = server.client.post("/v1/learn", json=body)
+    assert response.status_code == 202, response.text
+    job_id = str(response.json()["id"])
+    until(lambda: job(server, job_id)["state"] not in ("queued", "running"), seconds=300)
+    return job(server, job_id)
+
+
+def test_jobs_to_their_verdicts(tmp_path: Path) -> None:
+    """Two instructions, a behaviour and three examples; what works steers answers, and is served after a restart."""
+    maps, users = tmp_path / "maps", tmp_path / "users"
+    maps.mkdir()
+    words = ("--maps", str(maps), "--maps-writable")
+    with serving(*words, command=command(users)) as server:
+        of_words = verdict(server, INSTRUCTIONS | {"name": "words", "like": "Use words.", "unlike": "Use digits."})
+        of_digits = verdict(server, {"behaviour": "digits-words", "name": "planted"})
+        for done in (of_words, of_digits):
+            assert (done["state"], done["outcome"]) == ("done", "works"), done
+            assert done["steering"] == done["name"]
+            assert done["elapsed"] > 0
+        assert re.search(r"\d", answer(server, steering="planted"))
+        assert not re.search(r"\d", answer(server, steering="words"))
+        of_examples = verdict(server, {"name": "three", "pairs": EXAMPLES})
+        # the embedded model does not follow examples, so there may be too little to learn from: but it was tried
+        assert of_examples["state"] == "done", of_examples
+        assert of_examples["verdict"]
+    assert (maps / "planted" / "map.json").is_file()
+    assert not users.exists()
+    with serving(*words, command=command(users)) as server:
+        assert re.search(r"\d", answer(server, steering="planted"))
+
+
+def test_time_for_which_it_is_stopped_is_not_its_own(tmp_path: Path) -> None:
+    with serving(command=command(tmp_path)) as server:
+        began = time.monotonic()
+        job_id, child = begin(server, INSTRUCTIONS)
+        for _ in range(3):
+            child.send_signal(signal.SIGSTOP)
+            time.sleep(3)
+            child.send_signal(signal.SIGCONT)
+            time.sleep(0.5)
+        heard = job(server, job_id)["done"], job(server, job_id)["step"]
+        until(lambda: (job(server, job_id)["done"], job(server, job_id)["step"]) != heard, seconds=120)
+        told, took = job(server, job_id)["elapsed"], time.monotonic() - began
+        assert told <= took - 9 + 1.5
+        server.client.delete(f"/v1/learn/{job_id}")
 
 
 def killed(folder: Path, children: list[psutil.Process]) -> None:

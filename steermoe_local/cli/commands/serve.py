@@ -245,8 +245,17 @@ def serve(
 
     with closing(registry):
         registry.claim()  # before the model is loaded
-        jobs = learn_jobs(model, flags.threads, registry) if settings.learns and facts.identity else None
+        jobs = learn_jobs(model, registry, _of_learner(flags)) if settings.learns and facts.identity else None
         run_server(settings, registry, load, say, jobs)
+
+
+def _of_learner(flags: LlamaFlags) -> list[str]:
+    """The server's flags that matter to a process that learns on the CPU: what it measures is to be what is served."""
+    words = [f"--flash-attn={flags.flash_attn}", f"--cache-type-k={flags.cache_type_k}"]
+    words += [f"--cache-type-v={flags.cache_type_v}", "--mmap" if flags.mmap else "--no-mmap"]
+    words += [] if flags.threads is None else [f"--threads={flags.threads}"]
+    words += ["--no-repack"] if flags.repack is False else []
+    return words + ([] if flags.memory_check else ["--no-memory-check"])
 
 
 def _start(
