@@ -44,7 +44,8 @@ def test_the_blocks_run(tmp_path: Path) -> None:
     lines = [line.rstrip() for line in shown.splitlines()]
     expected = printed.splitlines()
     assert [NUMBER.sub("N", line) for line in lines] == [NUMBER.sub("N", line) for line in expected]
-    condition, counted, *figures = zip(lines, expected, strict=True)
+    verdict, _, condition, counted, *figures = zip(lines, expected, strict=True)
+    assert verdict[0].startswith("It works: ")
     assert condition[0] == condition[1]
     assert counted[0] == counted[1], "what is counted depends on no rounding"
     assert f"pairs               {len((tmp_path / 'questions.jsonl').read_text('utf-8').splitlines())}; " in printed

@@ -16,6 +16,7 @@ from tests.support.pages import run
 from tests.support.paths import ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")
+SHELL = ["bash", "-euo", "pipefail", "-c"]
 BLOCK = re.compile(r"(<!-- not run: [^\n]*-->\n)?^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -30,7 +31,9 @@ def workplace(tmp_path: Path) -> Path:
 
 
 def test_the_shell_blocks_run_and_steer(workplace: Path) -> None:
-    steps, straight = (run(["bash", "-euo", "pipefail", "-c", script], workplace) for script in blocks("sh")[:2])
+    learnt, steps, straight = (run([*SHELL, script], workplace) for script in blocks("sh")[:3])
+    assert learnt.startswith("works: ")
+    assert learnt.strip().splitlines()[-1] == "4"
     digits, words = steps.strip().splitlines()[-2:]
     assert digits.strip().isdigit()
     assert words.strip().isalpha()
@@ -42,24 +45,24 @@ def test_the_shell_blocks_run_and_steer(workplace: Path) -> None:
 
 
 def test_the_command_with_a_plan_runs(workplace: Path) -> None:
-    printed = run(["bash", "-euo", "pipefail", "-c", blocks("sh")[2]], workplace)
+    printed = run([*SHELL, blocks("sh")[3]], workplace)
     assert printed.startswith("three, four, ")
 
 
 def test_the_commands_about_causes_run(workplace: Path) -> None:
-    printed = run(["bash", "-euo", "pipefail", "-c", blocks("sh")[3]], workplace)
+    printed = run([*SHELL, blocks("sh")[4]], workplace)
     assert ExpertMap.load(workplace / "causes.json").effects is not None
     assert printed.strip().splitlines()[-1].strip().isdigit()
-    assert len(blocks("sh")) == 5, "each block is run by a test"
+    assert len(blocks("sh")) == 6, "each block is run by a test"
 
 
 def test_the_commands_that_measure_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With less of the guards than they would take, which is most of their time."""
     for name, value in (("BENIGN", "none"), ("N_TEXT", "50")):
         monkeypatch.setenv(f"STEERMOE_{name}", value)
-    script = blocks("sh")[4]
+    script = blocks("sh")[5]
     before = {path.name for path in workplace.iterdir()}
-    run(["bash", "-euo", "pipefail", "-c", script], workplace)
+    run([*SHELL, script], workplace)
     assert {path.name for path in workplace.iterdir()} - before == {"eval", "sweep", "tune", "transfer", "audit"}
     pages = {"eval": "evaluation", "sweep": "tuning", "tune": "tuning", "transfer": "transfer", "audit": "audit"}
     for folder, name in pages.items():

@@ -47,7 +47,7 @@ def test_curl(server: Running, tmp_path: Path) -> None:
     assert '"content":"four"' in chat
     assert '"side":"words"' in chat
     assert names.count('"name":"words"') == 2
-    assert plans.count('"rules":["thinking: none","answer[0:3]: digits-words +8 -2"]') == 1
+    assert plans.count('"rules":["thinking: none","answer[0:3]: digits-words +8 -4"]') == 1
     assert '"steered":[{"rule":1,"start":0,' in plans
     assert '"rules":["answer[0:3]: digits-words +8 -8"]' in plans
     assert "error" not in chat + names + plans
