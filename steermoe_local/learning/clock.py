@@ -127,8 +127,8 @@ class Clock:
 
     `expected` is what was said; `foresee` tells it later, better numbers, which `foreseen` has.
 
-    A step may take its own time and what the steps before it left over, less what they took too long, but half of its
-    own in any case: a machine that became slower makes a run longer, not worse than it has to be.
+    A step may take its own time, less what the steps before it took too long, but half of its own in any case: a
+    machine that became slower makes a run longer, not worse than it has to be.
     """
 
     def __init__(
@@ -185,12 +185,16 @@ class Clock:
         return sum(self._spent[step] for step in STEPS[:index])
 
     def over(self, share: float = 1.0) -> bool:
-        """Whether the current step has used up its time, or this share of it; never without an expectation."""
+        """Whether the current step has used up its time, or this share of it; never without an expectation.
+
+        What steps before it left over is kept for the last ones, which cannot be stopped.
+        """
         if not self.total or not self._step:
             return False
         before = sum(self.expected[step] for step in STEPS[: STEPS.index(self._step)])
         own = share * self.expected[self._step]
-        return self.elapsed > before + own and self._spent[self._step] > own / 2
+        spent = self._spent[self._step]
+        return spent > own or (self.elapsed > before + own and spent > own / 2)
 
     def to_dict(self) -> dict[str, Any]:
         """Expected and spent seconds, by step and in all."""

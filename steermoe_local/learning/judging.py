@@ -22,7 +22,9 @@ class Confirmed:
     both ways round, as either way of swapping a half of the pairs is as good; None where there was none.
     `above_random` and `above_shuffled` are how much larger the gain is, `n_below` how many draws of random experts have
     a smaller gain. `perplexity` is the increase of the perplexity of neutral text, as a share, `kl` in nats a token.
-    `problem` says why it did not work, "" if it did.
+    `by_margin` are the unsteered and the steered share of held-out pairs whose positive answer is the likelier one,
+    where the items are scored otherwise; the verdict does not depend on them. `problem` says why it did not work, "" if
+    it did.
     """
 
     unsteered: Interval
@@ -37,6 +39,7 @@ class Confirmed:
     perplexity: float
     kl: float
     problem: str = ""
+    by_margin: tuple[Interval, Interval] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -47,7 +50,8 @@ class Confirmed:
         """Rebuild it from `to_dict`."""
         names = ("unsteered", "steered", "gain", "above_random", "above_shuffled")
         intervals = {name: None if data[name] is None else Interval(**data[name]) for name in names}
-        return cls(**{**data, **intervals})
+        both = data.get("by_margin")
+        return cls(**{**data, **intervals, "by_margin": both and tuple(Interval(**one) for one in both)})
 
 
 def judge(

@@ -14,6 +14,7 @@ from ..pairs.pairs import Message, Pair
 from ..pairs.prompts import PromptItem
 
 _CHOOSING = 0.3  # of what is not held out, the share on which the numbers of experts are chosen
+_FOR_MARGIN = 0.2  # of the pairs of a behaviour, the share that is held out for the margin
 LEAST_PAIRS, LEAST_CHOOSING, LEAST_HELDOUT = 10, 6, 10
 _MARGIN = "choice"
 
@@ -22,12 +23,14 @@ _MARGIN = "choice"
 class Material:
     """Pairs to learn from; the tasks on which the choice is made, and which the last step alone sees.
 
-    No prompt is in two of them.
+    `margin` are further held-out pairs of a behaviour whose own scorer reads answers: they are scored by which answer
+    the model finds likelier. No prompt is in two of them.
     """
 
     pairs: tuple[Pair, ...]
     choosing: Task
     heldout: Task
+    margin: Task | None = None
 
 
 def place(prompt: str) -> float:
@@ -67,19 +70,25 @@ def of_pairs(
 
 
 def of_behaviour(task: Task, pairs: Sequence[Pair], choosing: float, most: tuple[int, int, int]) -> Material:
-    """The material of a behaviour that ships: all its pairs, and its held-out prompts divided in two."""
+    """The material of a behaviour that ships: its pairs, of which a part is held out for the margin, and its held-out
+    prompts divided in two.
+    """
     parts: dict[str, list[PromptItem]] = {"choosing": [], "heldout": []}
     for item in task.items:
         text = _text_of(item.content)
         parts["choosing" if place(text) < choosing else "heldout"].append(item)
     n_pairs, n_choosing, n_heldout = most
     found = {"choosing": parts["choosing"][:n_choosing], "heldout": parts["heldout"][:n_heldout]}
-    learnt = _first(list(pairs), n_pairs)
+    apart = [pair for pair in pairs if place(prompt_of(pair)) < _FOR_MARGIN]
+    scored = [one for pair in apart if (one := choice_item(pair)) is not None][:n_heldout]
+    learnt = _first([pair for pair in pairs if pair not in apart], n_pairs)
+    sides = task.positive, task.negative
     _require(len(pairs), {"pairs": len(learnt), **{part: len(items) for part, items in found.items()}})
     return Material(
         tuple(learnt),
         replace(task, items=tuple(found["choosing"])),
         replace(task, items=tuple(found["heldout"])),
+        _choice_task(task.name, scored, sides, raw=False) if len(scored) >= LEAST_HELDOUT else None,
     )
 
 

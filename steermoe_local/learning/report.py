@@ -195,6 +195,12 @@ def _tables(found: Found, source: Source, clock: Clock) -> list[Table]:
         tables.append(
             Table(f"Held-out items: {_measured_by(task.scorer, source)}", ("", "rate", "gain"), tuple(rows), note)
         )
+        if confirmed.by_margin is not None:
+            both = zip(("unsteered", "steered"), confirmed.by_margin, strict=True)
+            note = "pairs that no step learnt from; the verdict does not depend on them"
+            shares = tuple((name, str(share)) for name, share in both)
+            what = f"Held-out pairs: the answer of the side {source.positive} is the likelier one, per token"
+            tables.append(Table(what, ("", "rate"), shares, note))
         tests = [("gain above 0", confirmed.gain, confirmed.gain.low > 0)]
         tests.append(("gain above random experts'", confirmed.above_random, confirmed.above_random.low > 0))
         if confirmed.above_shuffled is not None:

@@ -333,10 +333,21 @@ class Run:
                 self._evaluator(material.heldout, kept, "confirm") as e,
             ):
                 confirmed = steps.confirm(e, steering, path / "pairs.npz", self._named, self._clock.over)
-                done = confirmed.to_dict()
+                done = replace(confirmed, by_margin=self._margins(material, steering)).to_dict()
                 self._work.finish("confirm", done)
                 e.finish()
         return Confirmed.from_dict(dict(done))
+
+    def _margins(self, material: Material, steering: Steering) -> Any:
+        if material.margin is None:
+            return None
+        with (
+            AnswerFile(self._work.work / "margin.jsonl") as kept,
+            self._evaluator(material.margin, kept, "confirm") as evaluator,
+        ):
+            found = steps.compare_margins(evaluator, steering, self._options.seed)
+            evaluator.finish()
+        return found
 
     def _evaluator(self, task: Task, kept: AnswerFile, step: str) -> Any:
         return steps.evaluator_of(self._llama, task, self._neutral, self._named, kept, self._metadata, self._show(step))

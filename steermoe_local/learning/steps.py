@@ -15,6 +15,7 @@ from ..detection.checkpoint import CheckpointFile
 from ..detection.recorder import record_counts
 from ..errors import ChoiceError, PairsError
 from ..evaluation.measuring.evaluator import Evaluator, EvaluatorSettings
+from ..evaluation.metrics.intervals import Interval, rate
 from ..evaluation.studies.controls.draws import ControlPlan, Controls
 from ..evaluation.studies.search.objective import Budget, objective_values
 from ..evaluation.studies.search.tune import Pick, pick_numbers
@@ -247,6 +248,13 @@ def confirm(
         max_ppl_increase=options.max_ppl_increase,
         seed=options.seed,
     )
+
+
+def compare_margins(evaluator: Evaluator, steering: Steering, seed: int) -> tuple[Interval, Interval]:
+    """The share of pairs whose positive answer is the likelier one: unsteered, and steered."""
+    found = evaluator.measure([None, steering.build(evaluator.identity)], text=False, benign=False, what="margin")
+    one, two = (rate(objective_values(measured), seed) for measured in found)
+    return one, two
 
 
 def shuffled_map(pair_counts: PairCounts, real: ExpertMap | None, seed: int) -> ExpertMap | None:

@@ -73,7 +73,7 @@ def test_steps_add_up() -> None:
     assert not clock.over()
 
 
-def test_a_step_may_take_what_others_left() -> None:
+def test_what_a_step_left_is_kept_for_the_last_ones() -> None:
     time = Time()
     clock = Clock({"answers": 10, "detect": 10, "attribute": 20, "tune": 20}, now=time)
     clock.begin("answers")
@@ -81,7 +81,7 @@ def test_a_step_may_take_what_others_left() -> None:
     clock.begin("detect")
     time.now += 5
     clock.begin("attribute")  # ten seconds are left over
-    time.now += 19
+    time.now += 9
     assert not clock.over(0.5)
     time.now += 2
     assert clock.over(0.5)

@@ -12,6 +12,8 @@ import pytest
 from steermoe_local.errors import PairsError, UsageError
 from steermoe_local.evaluation.tasks.judge import Judge
 from steermoe_local.evaluation.tasks.tasks import Score, load_task
+from steermoe_local.learning.judging import Confirmed
+from steermoe_local.learning.material import of_behaviour, prompt_of
 from steermoe_local.learning.options import Builtin, GivenPairs, JudgeOptions, LearnOptions, LikeUnlike
 from steermoe_local.learning.result import LearnResult
 from steermoe_local.learning.source import open_source
@@ -105,6 +107,19 @@ def test_a_behaviour_that_ships(tmp_path: Path) -> None:
     assert result.outcome == "works", result.verdict
     assert " digits; " in result.verdict
     assert load_task(result.folder / "task.jsonl").scorer == "sides"
+    assert result.confirmed is not None
+    assert result.confirmed.by_margin is not None
+    unsteered, steered = result.confirmed.by_margin
+    assert steered.low > unsteered.value
+    assert Confirmed.from_dict(json.loads(json.dumps(result.confirmed.to_dict()))) == result.confirmed
+    learnt = {prompt_of(pair) for pair in load_pairs(result.folder / "pairs.jsonl")}
+    assert learnt
+    source = open_source(Builtin("digits-words"), LearnOptions(), model_info(embedded_model()).require_moe())
+    assert source.task is not None
+    material = of_behaviour(source.task, list(source.pairs), 0.4, (99, 99, 99))
+    assert material.margin is not None
+    apart = {f"{message.role}: {message.content}" for item in material.margin.items for message in item.messages()}
+    assert not apart & {text for prompt in learnt for text in prompt.splitlines()}
     assert_steers_the_planted(result.folder)
 
 
