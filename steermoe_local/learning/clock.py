@@ -193,8 +193,9 @@ class Clock:
             return False
         before = sum(self.expected[step] for step in STEPS[: STEPS.index(self._step)])
         own = share * self.expected[self._step]
+        elapsed = self.elapsed  # settles what the current step has spent
         spent = self._spent[self._step]
-        return spent > own or (self.elapsed > before + own and spent > own / 2)
+        return spent > own or (elapsed > before + own and spent > own / 2)
 
     def to_dict(self) -> dict[str, Any]:
         """Expected and spent seconds, by step and in all."""
