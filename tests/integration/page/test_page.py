@@ -181,10 +181,12 @@ def test_the_sliders(tab: Desk) -> None:
     def near(pixels: list[list[int]], row: int, column: int) -> bool:
         return max(abs(a - b) for a, b in zip(pixels[row * side + column], ink, strict=True)) < 40
 
-    assert near(upper, 2, side - 4), "promoted: the upper right corner is filled"
-    assert not near(upper, side - 5, 3)
-    assert near(lower, side - 4, 2), "suppressed: the lower left one"
-    assert not near(lower, 3, side - 5)
+    assert near(upper, 2, side - 3), "promoted: the upper right corner is filled"
+    assert not near(upper, side - 3, 2)
+    assert near(lower, side - 3, 2), "suppressed: the lower left one"
+    assert not near(lower, 2, side - 3)
+    assert not near(upper, side // 2, side // 2), "the colour of the RD stays between"
+    assert not near(lower, side // 2, side // 2)
     tab.page.get_by_role("button", name="Reset to the map's numbers").click()
     tab.until(lambda: tab.page.locator("#chosen").inner_text().startswith("2 promoted, 4 "))
     assert (tab.page.input_value("#activate"), tab.page.input_value("#deactivate")) == ("2", "4")
