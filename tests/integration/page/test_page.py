@@ -92,7 +92,7 @@ def test_switching_the_steering_flips_the_answer(tab: Desk) -> None:
     assert tab.send(QUESTION) == ["4"]
     (answer,) = tab.answers()
     assert answer["title"] == "Steered: digits-words \u2192 digits"
-    assert answer["meta"][:3] == ["2 promoted", "2 suppressed", "hard rule"]
+    assert answer["meta"][:3] == ["2 promoted", "4 suppressed", "hard rule"], "as the map recommends"
     assert tab.watch.sent[-1]["steering"] == "digits-words", "as it is registered: the name is enough"
     own = tab.server.chat(QUESTION, steering="digits-words").json()["steering"]
     tab.page.locator(".details summary").click()
@@ -116,14 +116,14 @@ def test_switching_the_steering_flips_the_answer(tab: Desk) -> None:
 
 CHOICES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "numbers": ({"activate": 6, "deactivate": 9}, {"activate": 6, "deactivate": 9, "reverse": False, "mode": "hard"}),
-    "reverse": ({"reverse": True}, {"activate": 2, "deactivate": 2, "reverse": True, "mode": "hard"}),
+    "reverse": ({"reverse": True}, {"activate": 2, "deactivate": 4, "reverse": True, "mode": "hard"}),
     "layers": (
         {"activate": 8, "layers": "2-3, 4"},
-        {"activate": 8, "deactivate": 2, "reverse": False, "layers": "2-3,4", "mode": "hard"},
+        {"activate": 8, "deactivate": 4, "reverse": False, "layers": "2-3,4", "mode": "hard"},
     ),
     "soft": (
         {"mode": "soft", "scale": 2.5},
-        {"activate": 2, "deactivate": 2, "reverse": False, "mode": "soft", "scale": 2.5},
+        {"activate": 2, "deactivate": 4, "reverse": False, "mode": "soft", "scale": 2.5},
     ),
     "one side": ({"activate": 0, "deactivate": 3}, {"activate": 0, "deactivate": 3, "reverse": False, "mode": "hard"}),
 }
@@ -155,35 +155,41 @@ def test_what_is_chosen_is_sent_and_marked(tab: Desk, name: str) -> None:
 
 def test_the_sliders(tab: Desk) -> None:
     """By the arrow keys, as a person without a mouse moves them; the numbers beside them follow."""
-    tab.steer("digits-words")
-    before = {at: tab.pixels(*at) for at in ((2, 0), (2, 2), (1, 5))}
-    for name in ("activate", "deactivate"):
+    tab.steer("digits-words")  # begins with what the map recommends
+    assert (tab.page.input_value("#activate"), tab.page.input_value("#deactivate")) == ("2", "4")
+    assert tab.page.locator("#chosen").inner_text() == "2 promoted, 4 suppressed of 120"
+    began = np.array(table(tab.server, activate=2, deactivate=4)["signs"])
+    before = {at: tab.pixels(*at) for at in ((2, 0), (3, 2), (2, 2), (1, 5))}
+    for name, number in (("activate", "5"), ("deactivate", "7")):
         tab.page.locator(f"#{name}-range").focus()
         for _ in range(2):
             tab.page.keyboard.press("ArrowRight")
         with tab.new_table():
             tab.page.keyboard.press("ArrowRight")
-        assert tab.page.input_value(f"#{name}") == "5"
-    assert tab.page.locator("#chosen").inner_text() == "5 promoted, 5 suppressed of 120"
-    signs = np.array(table(tab.server, activate=5, deactivate=5)["signs"])
-    assert (signs[2, 0], signs[2, 2], signs[1, 5]) == (1, -1, 0)
+        assert tab.page.input_value(f"#{name}") == number
+    assert tab.page.locator("#chosen").inner_text() == "5 promoted, 7 suppressed of 120"
+    signs = np.array(table(tab.server, activate=5, deactivate=7)["signs"])
+    assert [int(signs[at]) for at in before] == [1, -1, -1, 0]
+    assert [int(began[at]) for at in before] == [0, 0, -1, 0], "two of them are newly chosen"
     for at, pixels in before.items():
         changed = tab.pixels(*at) != pixels
-        assert changed == bool(signs[at]), f"the frame of {at}"
-    upper, lower = tab.pixels(2, 0), tab.pixels(2, 2)
+        assert changed == (signs[at] != began[at]), f"the frame of {at}"
+    upper, lower = tab.pixels(2, 0), tab.pixels(3, 2)
     side = round(len(upper) ** 0.5)
     ink = [25, 28, 35]
 
     def near(pixels: list[list[int]], row: int, column: int) -> bool:
         return max(abs(a - b) for a, b in zip(pixels[row * side + column], ink, strict=True)) < 40
 
-    assert near(upper, 2, side - 4), "promoted: the upper right corner is filled"
-    assert not near(upper, side - 5, 3)
-    assert near(lower, side - 4, 2), "suppressed: the lower left one"
-    assert not near(lower, 3, side - 5)
+    assert near(upper, 2, side - 3), "promoted: the upper right corner is filled"
+    assert not near(upper, side - 3, 2)
+    assert near(lower, side - 3, 2), "suppressed: the lower left one"
+    assert not near(lower, 2, side - 3)
+    assert not near(upper, side // 2, side // 2), "the colour of the RD stays between"
+    assert not near(lower, side // 2, side // 2)
     tab.page.get_by_role("button", name="Reset to the map's numbers").click()
-    tab.until(lambda: tab.page.locator("#chosen").inner_text().startswith("2 promoted, 2 "))
-    assert tab.page.input_value("#activate") == "2"
+    tab.until(lambda: tab.page.locator("#chosen").inner_text().startswith("2 promoted, 4 "))
+    assert (tab.page.input_value("#activate"), tab.page.input_value("#deactivate")) == ("2", "4")
     tab.send(QUESTION)
     assert tab.watch.sent[-1]["steering"] == "digits-words"
 

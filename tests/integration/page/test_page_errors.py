@@ -187,7 +187,7 @@ def test_a_refused_steering(tab: Desk) -> None:
     tab.set("layers", "nonsense")
     tab.until(lambda: "nonsense" in chosen.inner_text())
     tab.set("layers", "")
-    tab.until(lambda: chosen.inner_text() == "2 promoted, 2 suppressed of 120")
+    tab.until(lambda: chosen.inner_text() == "2 promoted, 4 suppressed of 120")
     tab.page.get_by_role("button", name="Try again").click()
     assert tab.ended() == ["4"]
 

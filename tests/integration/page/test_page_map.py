@@ -127,7 +127,7 @@ def test_the_list_of_experts(tab: Desk) -> None:
     routing = routing_of(tab.server, tab.watch.sent[-1])
     expected = table(tab.server, activate=3)
     rows = [row.split("\t") for row in tab.page.locator("#expert-rows tr").all_inner_texts()]
-    assert len(rows) == expected["n_active"] + expected["n_inactive"] == 5
+    assert len(rows) == expected["n_active"] + expected["n_inactive"] == 3 + 4
     for layer, expert, rd, word, used in rows:
         at = int(layer), int(expert)
         assert float(rd.replace("\u2212", "-")) == pytest.approx(np.array(expected["rd"])[at], abs=5e-4)

@@ -47,9 +47,10 @@ def test_a_ranking_begins_with_its_presets_numbers(page: Desk) -> None:
 
 
 def test_a_preset_is_chosen_by_its_button(page: Desk) -> None:
-    """Both fit a map of unknown words: it begins as any map without numbers, and the buttons choose."""
+    """Both fit a map of unknown words: it begins with no experts, and the buttons choose."""
     page.steer("unnamed")
-    assert numbers(page) == ("8", "8")
+    assert numbers(page) == ("0", "0"), "no numbers are made up where none are recommended"
+    assert "no experts" in page.page.locator("#chip").inner_text()
     buttons = page.page.locator("#preset-buttons button")
     assert buttons.all_inner_texts() == ["faithful +0 \u221250", "safe +5 \u22120"]
     page.page.check("#reverse", force=True)

@@ -76,12 +76,12 @@ def test_what_is_chosen_is_one_rule(browser: Any, server: Running, name: str) ->
         assert asked == {"rules": [where | {"map": "digits-words"}]}, "as it is registered: the name is enough"
         tab.steer("digits-words", activate=6, mode="soft")
         asked = sent(tab)
-        choice = {"map": "digits-words", "activate": 6, "deactivate": 2, "reverse": False, "mode": "soft", "scale": 4}
+        choice = {"map": "digits-words", "activate": 6, "deactivate": 4, "reverse": False, "mode": "soft", "scale": 4}
         assert asked == {"rules": [where | choice]}
         (rule,) = rules_from(asked["rules"])
-        assert format_rule(rule).startswith(f"{words}: digits-words +6 -2"), "it is a rule of a plan"
+        assert format_rule(rule).startswith(f"{words}: digits-words +6 -4"), "it is a rule of a plan"
         assert tab.page.locator("#chip").inner_text().endswith(f"soft 4 \u00b7 {words}")
-        assert tab.page.locator("#chosen").inner_text() == "6 promoted, 2 suppressed of 120", "the map as ever"
+        assert tab.page.locator("#chosen").inner_text() == "6 promoted, 4 suppressed of 120", "the map as ever"
         tab.place("all")
         assert not tab.page.locator("#window").is_visible()
         assert sent(tab) == choice, "for all tokens the choice as ever"
