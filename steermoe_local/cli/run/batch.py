@@ -176,7 +176,10 @@ class _Batch:
         self._steering = {key: described[key] for key in short if key in described} or None
 
     def records(self, n_parallel: int, ordered: bool, begin: Callable[[], None]) -> Iterator[Record]:
-        """The answers, in the order of the prompts or as they are finished; `begin` is called when the model is loaded."""
+        """The answers, in the order of the prompts or as they are finished.
+
+        `begin` is called when the model is loaded, before the first answer.
+        """
         if not self._items:
             return
         flags, sides = self._steered.flags, self._steered.sides
