@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -28,6 +29,14 @@ def _unsteered_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     path.touch()
     os.environ["STEERMOE_CONFIG"] = str(path)
     os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data"))  # where no maps folder is
+
+
+@pytest.fixture(autouse=True)
+def _no_maps_of_other_tests(_unsteered_environment: None) -> Iterator[None]:
+    """What a test puts into the user's maps folder is not there for the next one."""
+    data = Path(os.environ["XDG_DATA_HOME"])
+    yield
+    shutil.rmtree(data / "steermoe-local", ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

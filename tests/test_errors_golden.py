@@ -278,7 +278,8 @@ def test_the_server_by_status() -> None:
                 "POST /v1/responses/input_tokens, GET/DELETE /v1/responses/{response_id}, POST /v1/completions, "
                 "GET /health, GET /metrics, GET /v1/models, GET /v1/models/{model_id}, POST /tokenize, "
                 "POST /detokenize, GET /tokenizer_info, GET/POST /v1/steering, GET/DELETE /v1/steering/{name}, "
-                "GET /v1/steering/{name}/map; /docs describes them",
+                "GET /v1/steering/{name}/map, GET/POST /v1/learn, GET/DELETE /v1/learn/{job_id}, "
+                "GET /v1/behaviours; /docs describes them",
                 "not_found_error",
                 None,
                 None,

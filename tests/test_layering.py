@@ -70,7 +70,7 @@ INSIDE: dict[str, dict[str, set[str]]] = {
         "output": {"streams"},
         "failures": {"output"},
         "options": {"output"},
-        "help_pages": {"options"},
+        "help_pages": {"streams", "options"},
         "program": {"streams", "output", "failures", "options", "help_pages"},
         "chat": {"streams", "output", "failures", "options"},
         "run": {"streams", "output", "options"},

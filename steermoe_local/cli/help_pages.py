@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .options.groups import HEADINGS, OWN, place
+from .streams import put
 
 ALL = "--help-all"
 _META = "steermoe.help_all"  # set in a context whose page shows everything
@@ -57,7 +58,7 @@ def is_rare(parameter: click.Parameter) -> bool:
 def _help_all_option() -> click.Option:
     def show(ctx: click.Context, parameter: click.Parameter, on: bool) -> None:
         if on and not ctx.resilient_parsing:
-            click.echo(help_all(ctx.command, ctx), color=ctx.color)
+            put(help_all(ctx.command, ctx))
             ctx.exit()
 
     return click.Option(

@@ -37,6 +37,7 @@ from steermoe_local.cli.streams import TextConsole
 from steermoe_local.generation.answer_routing import answer_routing, why
 from steermoe_local.generation.chat import Part
 from steermoe_local.generation.engine import FinishEvent
+from steermoe_local.maps.recommended import with_recommended
 from steermoe_local.steering.steering import Steering
 from tests.support.builders import identity, table_map
 from tests.support.paths import ROOT
@@ -272,12 +273,13 @@ def test_a_maps_sides_stay_in_their_line() -> None:
 
 def test_maps_are_found_by_name_and_offered_if_they_fit(tmp_path: Path) -> None:
     tiny = ExpertMap.load(MAPS / "digits-words.json").identity
-    shutil.copy(MAPS / "document-memory.json", tmp_path / "mine.json")
+    with_recommended(ExpertMap.load(MAPS / "document-memory.json"), None).save(tmp_path / "mine.json")
+    shutil.copy(MAPS / "document-memory.json", tmp_path / "told.json")
     (tmp_path / "broken.json").write_text("{")
     table_map([[0.5, -0.5]]).save(tmp_path / "foreign.json")
     (tmp_path / "notes.txt").write_text("no map")
     finder = MapFinder([tmp_path], tiny, Path("tiny"))
-    assert list(finder.names()) == ["digits-words", "document-memory", "mine"]
+    assert list(finder.names()) == ["digits-words", "document-memory", "mine", "told"]
 
     def opened(*wanted: Any) -> Steering:
         steering, warnings = finder.open(*wanted)
@@ -286,11 +288,13 @@ def test_maps_are_found_by_name_and_offered_if_they_fit(tmp_path: Path) -> None:
         return steering
 
     shipped = opened("digits-words")
-    assert (shipped.activate, shipped.deactivate) == (2, 2), "the numbers of the card"
+    assert (shipped.activate, shipped.deactivate) == (2, 4), "the choice that it recommends"
+    told = opened("told")
+    assert (told.activate, told.deactivate) == (4, 4)
     mine = opened("mine")
     assert (mine.activate, mine.deactivate) == (0, 0)
     kept = opened("mine", shipped.changed(activate=7, layers="1-3", scale=2.0))
-    assert (kept.activate, kept.deactivate, kept.layers, kept.scale) == (7, 2, "1-3", 2.0)
+    assert (kept.activate, kept.deactivate, kept.layers, kept.scale) == (7, 4, "1-3", 2.0)
     assert opened(str(tmp_path / "mine.json")).path == tmp_path / "mine.json"
     with pytest.raises(UsageError, match="mean mine"):
         finder.open("mines")

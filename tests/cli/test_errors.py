@@ -60,12 +60,17 @@ LINES = [
     "experiment top20 -m tiny --map <map --activate 1 --task <task --neutral none --benign none -o out",
     "fit -m <model --map <effects --pairs <pairs --budget 0.02 -o >bias.gguf",
     "info <model",
+    "learn mine -m <model --pairs <pairs --quick --maps-dir out",
+    "learn polite -m tiny --like Polite. --unlike Rude. --questions <prompts --maps-dir out",
     "map card <map --base-model some/model -o >README.md",
     "map diff <map <map -o >diff.png",
     "map export <map --format json -o >ranking.json",
     "map import <ranking -o >map.json",
     "map merge <counts -o >map.json --counts >counts.npz",
     "map plot <map -o >map.png",
+    "map recommend <map --none -o >map2.json",
+    "map recommend <map <summary -o >map2.json",
+    "map recommend <map <summary --fitted <bias -o >map2.json",
     "map show <map",
     "map show <map --per-pair <perpair",
     "map stats <map --per-pair <perpair -o >map.json",
@@ -137,8 +142,13 @@ def good(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path) -> dict[str,
     (folder / "mquake.json").write_text(json.dumps([{"case_id": 1, "requested_rewrite": [edit]}]))
     (folder / "task.jsonl").write_text('{"task": {"scorer": "refusal"}}\n{"prompt": "hello"}\n')
     (folder / "key").write_text("0123456789abcdef0123456789abcdef\n")
+    measured = {"bias": "bias.gguf", "provenance": {"map_sha256": expert_map.sha256, "fit": '{"reverse": false}'}}
+    unsteered = {"name": "unsteered", "rate": {"value": 0.5, "n": 2}}
+    summary = {"steering": measured, "sides": [unsteered], "provenance": {"settings": {}}}
+    (folder / "summary.json").write_text(json.dumps(summary))
     return {
         "map": folder / "map.json",
+        "summary": folder / "summary.json",
         "effects": folder / "effects.json",
         "counts": folder / "counts.npz",
         "perpair": per_pair,
@@ -315,13 +325,15 @@ def test_unknown_options(path: tuple[str, ...], command: click.Command, work: Pa
     line = next(line for line in LINES if f"{line} ".startswith(f"{name} "))
     if name in ("config show", "config set"):  # takes the options of other commands, and negative numbers
         return
-    result = start([*words_of(line, dict.fromkeys(_KINDS, Path("x")), work), "--qqqq"])
+    result = start([*words_of(line, _NOT_THERE, work), "--qqqq"])
     message = is_refused(result, {2}, "'--qqqq'")
     assert message.endswith(f"see steermoe {name} --help")
     assert files(work) == []
 
 
 _KINDS = [word.strip("<") for line in LINES for word in line.split() if word.startswith("<")]
+# files that no option looks at; a word without an ending would be the name of a map, which is looked for at once
+_NOT_THERE = dict.fromkeys(_KINDS, Path("x")) | {"map": Path("x.json"), "effects": Path("x.json")}
 
 
 @pytest.mark.parametrize(("path", "command"), list(commands()))
@@ -332,7 +344,7 @@ def test_missing_arguments_and_options(path: tuple[str, ...], command: click.Com
     for parameter in required:
         if isinstance(parameter, click.Option) and len(required) > 1:
             line = next(line for line in LINES if line.startswith(" ".join(path)) and parameter.opts[0] in line)
-            words = words_of(line, dict.fromkeys(_KINDS, Path("x")), work)
+            words = words_of(line, _NOT_THERE, work)
             at = words.index(parameter.opts[0])
             message = is_refused(start(words[:at] + words[at + 2 :]), {2}, "missing option")
             assert parameter.opts[-1] in message
@@ -343,7 +355,7 @@ def test_missing_arguments_and_options(path: tuple[str, ...], command: click.Com
 def test_values_of_another_type(path: tuple[str, ...], command: click.Command, work: Path) -> None:
     """A word where a number or one of several words belongs."""
     line = next(line for line in LINES if f"{line} ".startswith(f"{' '.join(path)} "))
-    words = words_of(line, dict.fromkeys(_KINDS, Path("x")), work)
+    words = words_of(line, _NOT_THERE, work)
     if path == ("config", "show"):
         return
     for name, option in settings.options(command).items():
@@ -361,7 +373,7 @@ def test_help(path: tuple[str, ...], command: click.Command) -> None:
     """An example that names the command; every option explained; nothing wider than the page."""
     result = CliRunner().invoke(main, [*path, "--help"], terminal_width=100)
     assert result.exit_code == 0
-    assert re.search(rf"\n  Examples?:\n +.*steermoe {' '.join(path)}\b", result.output), result.output
+    assert re.search(rf"\n  Examples?:\n(?: +.*\n)*? +.*steermoe {' '.join(path)}\b", result.output), result.output
     for name, option in settings.options(command).items():
         assert option.help, f"--{name} of {' '.join(path)} is not explained"
     examples = re.findall(r"steermoe ([^\n|>]*)", result.output.split("Example", 1)[1].split("\nOptions", 1)[0])

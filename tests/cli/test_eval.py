@@ -210,7 +210,7 @@ def test_restart_forgets(tmp_path: Path) -> None:
     [
         ((), "--task"),
         (("--task", "builtin:digits-words"), "--map MAP, --bias FILE, or rules"),
-        (("--map", "no-such"), "--task"),
+        (("--map", "no-such"), "no-such: neither a file nor a map"),
         (("--map", "no-such", "--task", "builtin:digits-words"), "no-such: "),
         (("--map", "digits-words", "--task", "builtin:no"), "'no'"),
         (("--map", "digits-words", "--task", "missing.jsonl"), "missing.jsonl: "),
@@ -301,7 +301,7 @@ def test_a_command_with_options_of_its_own() -> None:
     assert counts == "0,5"
     assert (setup.steering_flags.activate, setup.steering_flags.deactivate, setup.output) == (None, None, None)
     steering = setup.map_steering
-    assert (steering.activate, steering.deactivate, steering.reverse) == (2, 2, True)
+    assert (steering.activate, steering.deactivate, steering.reverse) == (2, 4, True)
     assert setup.settings.n_parallel == 16
     assert setup.task.name == "digits-words"
     assert setup.guards[0] is None

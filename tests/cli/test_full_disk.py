@@ -139,8 +139,10 @@ def test_behind_stdout(words: tuple[str, ...], folder: Path) -> None:
     with open("/dev/full", "wb") as full:
         done = run(words, folder, stdout=full.fileno())
     assert done.returncode == 1, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert os.strerror(errno.ENOSPC) in done.stderr
+    *announced, error = done.stderr.strip().splitlines()
+    assert [line.split(":")[0] for line in announced] == (["run"] if "--n-prompts" in words else [])
+    assert error.startswith("error: ")
+    assert os.strerror(errno.ENOSPC) in error
 
 
 def test_a_cache_that_cannot_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

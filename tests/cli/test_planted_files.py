@@ -60,6 +60,7 @@ COMMANDS = {
     "condition fit": "condition fit -m tiny --pairs prompts.jsonl --draws 19 -t 1 -o OUT --write-map OUT.json",
     "map show": "map show map.json",
     "map stats": "map stats map.json --per-pair pairs.npz -o OUT",
+    "map recommend": "map recommend map.json --none -o OUT",
     "map plot": "map plot map.json -o OUT.svg",
     "map diff": "map diff map.json map.json -o OUT.png",
     "map merge": "map merge counts.npz -o OUT",

@@ -91,12 +91,12 @@ def test_only_one_line_end_goes() -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        ([], 2, "no prompt; give -p TEXT or -f FILE, or pipe a text in"),
+        ([], 2, "no prompt; write it behind the model, give -p TEXT or -f FILE, or pipe a text in"),
         (["-p", ""], 2, "no prompt"),
         (["-p", "x", "-f", "q.txt"], 2, "-p and -f both give the prompt"),
         (["-f", "none.txt"], 1, "none.txt: cannot be read as a prompt"),
         (["-f", "latin.txt"], 1, "latin.txt: not UTF-8 (byte 3); convert it"),
-        (["-p", "x", "--n-prompts", "q.txt"], 2, "--n-prompts has the prompts; leave out -p and -f"),
+        (["-p", "x", "--n-prompts", "q.txt"], 2, "--n-prompts has the prompts; leave out the prompt (-p, -f)"),
         (["-p", "x", "-o", "out.jsonl"], 2, "-o belongs to --n-prompts FILE"),
         (["-p", "x", "--resume"], 2, "--resume belongs to --n-prompts FILE"),
         (["-p", "x", "-np", "2"], 2, "-np belongs to --n-prompts FILE"),
@@ -402,7 +402,7 @@ def test_on_a_terminal(thinker: Path) -> None:
 def test_a_prompt_is_asked_for_on_a_terminal() -> None:
     status, shown, _ = on_terminal("-m", "tiny")
     assert status == 2
-    assert shown.startswith("error: no prompt; give -p TEXT")
+    assert shown.startswith("error: no prompt; write it behind the model, give -p TEXT")
 
 
 def test_a_bar_never_takes_the_answers(tmp_path: Path) -> None:

@@ -179,6 +179,9 @@ def test_names_with_control_characters_stay_on_one_line(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert result.stderr.count("\n") == 1
     made = run("bias", "build", "x\n", "-o", "y", "--activate", 1)
+    assert (made.exit_code, made.stderr.count("\n")) == (2, 1), "no file, and no map of this name"
+    assert "neither a file nor a map" in made.stderr
+    made = run("bias", "build", "x\n.json", "-o", "y", "--activate", 1)
     assert (made.exit_code, made.stderr.count("\n")) == (1, 1)
     table_map([[0.5, -0.5]]).save(tmp_path / name)
     made = run("map", "export", tmp_path / name, "--format", "json", "-o", tmp_path / "o\n\x1b.json")

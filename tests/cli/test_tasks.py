@@ -313,5 +313,12 @@ def test_the_page_names_what_there_is() -> None:
             for column in columns:
                 assert f"`{column}`" in page, (name, column)
     for parameter in build.params:
-        if parameter.name not in ("layout", "sources", "output", "as_json", "debug"):  # debug: of all commands
+        if parameter.name not in (
+            "layout",
+            "sources",
+            "output",
+            "as_json",
+            "debug",
+            "help_all",
+        ):  # the last: of all commands
             assert f"`{parameter.opts[-1]}" in page, parameter.opts

@@ -23,7 +23,6 @@ from ..options.llama import LlamaFlags, llama_options
 from ..options.model import model_option
 from ..options.opening import check_memory
 from ..output import print_json, print_lines, progress_bar, say
-from ..streams import echo
 
 if TYPE_CHECKING:
     from ...learning.learn import LearnProgress, LearnResult
@@ -281,7 +280,7 @@ def command_line_model(model: Path) -> str:
 def _shown(kind: str) -> Iterator[Callable[[LearnProgress], None]]:
     """What shows progress: bars, or lines of JSON on stderr."""
     if kind == "json":
-        yield lambda done: echo(json.dumps({**asdict(done), "elapsed": round(done.elapsed, 3)}))
+        yield lambda done: say(json.dumps({**asdict(done), "elapsed": round(done.elapsed, 3)}))
         return
     with progress_bar() as bar:
         yield lambda done: bar(f"learn: {done.step}", done.done, done.total)

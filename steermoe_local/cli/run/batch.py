@@ -58,10 +58,15 @@ def run_batch(flags: RunFlags, batch: BatchFlags, as_json: bool) -> None:
                 announcer = Announcer("-n N, or fewer prompts")
                 longest = n_ctx if flags.n_predict is None else flags.n_predict
                 n_answers = len(left) * (2 if flags.compare else 1)
-                announcer.announce("run", f"{n_answers:,} answers of at most {longest:,} tokens")
                 show = announcer.timed(bar)
+
+                def begin() -> None:
+                    announcer.announce("run", f"{n_answers:,} answers of at most {longest:,} tokens")
+                    show("run", len(done), len(items))
+
                 show("run", len(done), len(items))
-                for record in run.records(min(batch.parallel or DEFAULT_PARALLEL, len(left)), ordered=kept is None):
+                n_parallel = min(batch.parallel or DEFAULT_PARALLEL, len(left))
+                for record in run.records(n_parallel, ordered=kept is None, begin=begin):
                     write(record)
                     show("run", len(done) + run.n_done, len(items))
         except KeyboardInterrupt:
@@ -170,12 +175,16 @@ class _Batch:
         short = ("name", "mode", "n_active", "n_inactive", "map_sha256", "plan_sha256", "rules")
         self._steering = {key: described[key] for key in short if key in described} or None
 
-    def records(self, n_parallel: int, ordered: bool) -> Iterator[Record]:
-        """The answers, in the order of the prompts or as they are finished."""
+    def records(self, n_parallel: int, ordered: bool, begin: Callable[[], None]) -> Iterator[Record]:
+        """The answers, in the order of the prompts or as they are finished.
+
+        `begin` is called when the model is loaded, before the first answer.
+        """
         if not self._items:
             return
         flags, sides = self._steered.flags, self._steered.sides
         with self._steered.load(self._n_ctx, n_parallel) as engine:
+            begin()
             start = time.monotonic()
             events = answers(
                 engine,
