@@ -236,7 +236,7 @@ def test_the_servers_default(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def choose(*flags: str) -> Any:
         found: list[Any] = []
 
-        def run(settings: Any, registry: Any, load: Any, say: Any) -> None:
+        def run(settings: Any, registry: Any, load: Any, *_: Any, **__: Any) -> None:
             with load():
                 found.append(registry.resolve(registry.default))
 

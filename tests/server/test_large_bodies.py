@@ -160,11 +160,11 @@ def test_values_behind_large_bodies_are_those_that_were_sent(server: Running) ->
 COUNTED = """
 import gc
 inner = program.run_server
-def counted(settings, registry, load, say):
+def counted(settings, registry, load, say, *rest, **named):
     def counting(line):
         say(line)
         say(f"frozen {gc.get_freeze_count()} of {len(gc.get_objects())}")
-    inner(settings, registry, load, counting)
+    inner(settings, registry, load, counting, *rest, **named)
 program.run_server = counted
 """
 

@@ -111,7 +111,7 @@ def test_one_plan_has_one_digest() -> None:
     registry = opened()
     asked = registry.resolve(given(*rules))
     assert asked.info is not None
-    assert asked.info["rules"][0] == "answer[0:3]: digits-words +2 -2 reverse"
+    assert asked.info["rules"][0] == "answer[0:3]: digits-words +2 -4 reverse"
     for plan in (open_plan(rules), open_plan(asked.info["rules"])):
         assert plan.sha256 == asked.info["plan_sha256"]
         registry.add_plan(replace(plan, name="start"))
@@ -126,7 +126,7 @@ def test_one_plan_has_one_digest() -> None:
         (["answer: plan"], "invalid_value", "rule 1: plan: a plan"),
         (["answer when own-bias < 1 over prompt: none"], "invalid_value", "rule 1: when own-bias"),
         (["answer: own-bias +1 -1"], "invalid_value", "rule 1: own-bias: a bias file"),
-        (["answer: bare"], "invalid_value", "rule 1: bare: the map has no numbers"),
+        (["answer: bare"], "invalid_value", "rule 1: bare: the map recommends no numbers of experts; "),
         (["answer: digits-words +0 -0"], "invalid_value", "rule 1: digits-words: no experts, so nothing steers there"),
         (["answer: bare +0"], "invalid_value", "rule 1: bare: no experts, so nothing steers there"),
         (["answer: 'maps/x.json' +1 -1"], "invalid_value", "rule 1: 'maps/x.json' is no name"),
@@ -313,7 +313,7 @@ def test_files_that_people_write(digits: ExpertMap, tmp_path: Path) -> None:
         assert words in told
         assert "\n" not in told
     assert registry.entry("one").to_dict()["rules"] == ["thinking: none", "answer[0:8]: mine +4 -1"]
-    assert registry.entry("two").to_dict()["rules"] == ["answer: bias", "prompt: digits-words +2 -2"]
+    assert registry.entry("two").to_dict()["rules"] == ["answer: bias", "prompt: digits-words +2 -4"]
     # a file of another spelling is its owner's; the other was read under its own name, as maps are
     with pytest.raises(ApiError) as caught:
         registry.remove("one")
@@ -364,7 +364,7 @@ def test_files_and_plans_of_the_command_line(digits: ExpertMap, tmp_path: Path) 
     plan = entry.steering
     assert isinstance(plan, SteeringPlan)
     assert registry.add_plan(replace(plan, name="mine")) == []
-    assert registry.entry("mine").to_dict()["rules"] == ["answer: digits-words +2 -2"]
+    assert registry.entry("mine").to_dict()["rules"] == ["answer: digits-words +2 -4"]
     for bad in ("Not a name", "none", "../x"):
         with pytest.raises(UsageError):
             registry.add_plan(replace(plan, name=bad))
@@ -395,7 +395,7 @@ def test_no_client_sees_a_path(digits: ExpertMap, tmp_path: Path) -> None:
         assert server.registry.add_plan(plan) == []
         told = server.chat(steering="start").json()["steering"]
         listed = server.client.get("/v1/steering").text
-    expected = ["answer when my-map < 1 over prompt: digits-words +2 -2", "prompt: my-map +2", "all: own"]
+    expected = ["answer when my-map < 1 over prompt: digits-words +2 -4", "prompt: my-map +2", "all: own"]
     assert told["rules"] == expected
     assert told["plan_sha256"] == plan.sha256
     assert "my-map +2" in listed
@@ -417,7 +417,7 @@ def test_a_plans_file_of_the_command_line_names_its_neighbours(digits: ExpertMap
     )
     assert registry.add_file(path) == ("zz", [])
     told = registry.entry("zz").to_dict()["rules"]
-    assert told == ["answer: near +2", "thinking: digits-words +2 -2", "prompt: held +1", "all: ready"]
+    assert told == ["answer: near +2", "thinking: digits-words +2 -4", "prompt: held +1", "all: ready"]
     for rule in ("answer: held", "answer: few", "answer: gone +1"):
         path.write_text(json.dumps({"rules": [rule]}))
         with pytest.raises(UsageError, match=r"zz\.plan\.json: rule 1: "):

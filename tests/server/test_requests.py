@@ -128,6 +128,9 @@ def test_the_document(server: Running) -> None:
         "/metrics",
         "/v1/models/{model_id}",
         "/v1/steering/{name}/map",
+        "/v1/behaviours",
+        "/v1/learn",
+        "/v1/learn/{job_id}",
     }
     assert set(document["paths"]) == paths
     operations = [o for methods in document["paths"].values() for o in methods.values()]

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import pytest
@@ -29,8 +30,8 @@ from steermoe_local.server import program
 from steermoe_local.server.service import Service
 run_server = program.run_server
 program._TOLD_SECONDS, program._ENDED_SECONDS = 0.5, 1.5
-def short(settings, registry, load, say):
-    run_server(dataclasses.replace(settings, stop_seconds={seconds}), registry, load, say)
+def short(settings, *rest, **named):
+    run_server(dataclasses.replace(settings, stop_seconds={seconds}), *rest, **named)
 program.run_server = short
 step = Engine.step
 {before}
@@ -45,6 +46,8 @@ BEFORE = {
     "a thread computes": "from steermoe_local.server.prompting import Prompter\n"
     "def for_ever(*_, **__):\n    while True: pass\n"
     "Prompter.tokens_of = for_ever",
+    "the jobs do not end": "from steermoe_local.server.learn_jobs import LearnJobs\n"
+    "LearnJobs.close = lambda jobs: time.sleep(1000)",
     "the model loads": "def load(*_, **__):\n    print('loading', file=sys.stderr, flush=True)\n    time.sleep(1000)\n"
     "Engine.__init__ = load",
     "a child": "print('child', subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1000)']).pid, "
@@ -160,3 +163,23 @@ def test_a_second_signal_ends_it_at_once_and_its_children() -> None:
                 until(lambda program=program: "finishing 1 answers" in program.written())
                 assert program.stop(signal.SIGTERM) == 130
             until(lambda child=child: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("doing", ["", "the jobs do not end"])
+def test_what_learns_and_what_reads_markdown_end_with_it(doing: str, number: int, tmp_path: Path) -> None:
+    """In order, or by the deadline if the thread of the jobs does not end."""
+    before = f"import os\nos.environ['STEERMOE_MAPS'] = {str(tmp_path)!r}\n{BEFORE.get(doing, '')}"
+    with started(before, seconds=1) as program:
+        lesson = {"name": "digits", "like": "Use digits.", "unlike": "Use words."}
+        ask = post("/v1/learn", lesson, "Connection: close")
+        assert status_of(exchange(program.url, ask)) == 202
+        assert status_of(exchange(program.url, post("/page/markdown", {"text": "a *b*"}, "Connection: close"))) == 200
+        until(lambda: b'"step":null' not in exchange(program.url, get("/v1/learn")), seconds=120)
+        children = psutil.Process(program.process.pid).children(recursive=True)
+        commands = [" ".join(child.cmdline()) for child in children]
+        for module in ("own_program", "_util.markdown"):
+            assert any(module in command for command in commands), commands
+        assert program.stop(number) == (130 if doing else 0), program.written()
+    for child in children:
+        until(lambda child=child: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)

@@ -53,6 +53,7 @@ REFUSED: list[tuple[Rule, dict[str, Any], str]] = [
     (HARD, {"mode": "hard", "cap": 1.0}, "cap goes with mode capped"),
     (SOFT, {"mode": "soft", "cap": 1.0}, "cap goes with mode capped"),
     (CAPPED, {"mode": "capped", "weights": "logit"}, "weights goes with mode soft"),
+    (HARD, {"scale": -1.0}, "strength -1: below 0; .* reverse"),
     (HARD, {"cap": 0.0}, "cap: 0.0"),
     (HARD, {"cap": -math.inf}, "cap: -inf"),
     (HARD, {"cap": math.nan}, "cap: nan"),
