@@ -142,10 +142,10 @@ def controls(real: Steering, kinds: Any, **options: Any) -> tuple[MadeUpEvaluato
     return evaluator, {one.kind: one for one in found}
 
 
-@pytest.mark.parametrize("scale", [3.0, -3.0])
+@pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("kind", ["random", "matched", "bottom"])
-def test_controls_have_the_strengths_of_the_real_choice(scale: float, kind: str) -> None:
-    real = steering(scale=scale, weights="logit", deactivate=3)
+def test_controls_have_the_strengths_of_the_real_choice(reverse: bool, kind: str) -> None:
+    real = steering(scale=3.0, weights="logit", deactivate=3, reverse=reverse)
     evaluator, found = controls(real, [kind])
     assert found[kind].n, found[kind].note
     biases = both_ways(real, SCORED.identity)

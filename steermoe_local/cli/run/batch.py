@@ -58,7 +58,8 @@ def run_batch(flags: RunFlags, batch: BatchFlags, as_json: bool) -> None:
                 announcer = Announcer("-n N, or fewer prompts")
                 longest = n_ctx if flags.n_predict is None else flags.n_predict
                 n_answers = len(left) * (2 if flags.compare else 1)
-                announcer.announce("run", f"{n_answers:,} answers of at most {longest:,} tokens")
+                answers, tokens = "answer" + "s" * (n_answers != 1), "token" + "s" * (longest != 1)
+                announcer.announce("run", f"{n_answers:,} {answers} of at most {longest:,} {tokens}")
                 show = announcer.timed(bar)
                 show("run", len(done), len(items))
                 for record in run.records(min(batch.parallel or DEFAULT_PARALLEL, len(left)), ordered=kept is None):
