@@ -156,6 +156,12 @@ def test_controls_have_the_strengths_of_the_real_choice(reverse: bool, kind: str
         assert len(set(np.abs(wanted).tolist())) > 2
 
 
+def test_a_strength_below_0_is_no_choice() -> None:
+    """So no control has one: the other side is that of the reversed choice."""
+    with pytest.raises(UsageError, match="--reverse"):
+        steering(scale=-3.0)
+
+
 @pytest.mark.parametrize("rank", RANKS)
 def test_controls_of_every_rank(rank: str) -> None:
     real = steering(rank=rank, cap=2.0)
