@@ -69,7 +69,7 @@ def record_counts(
             order. With a checkpoint it gets them all at the end.
         on_skip: called with a pair that cannot be counted, and why; the run goes on without it. None: raise.
         progress: called with (prompts done, prompts in all).
-        on_batch: called after every batch.
+        on_batch: called before the first batch, with what an earlier run has done, and after every batch.
 
     Returns: counts with a1, a2 [n_layer, n_expert] and N1, N2, and the sums of what the routers computed for the same
     tokens, unless a router overflowed.

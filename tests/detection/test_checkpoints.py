@@ -114,12 +114,13 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
 
 
 def interrupted(path: Path, pairs: list[Pair], file: CheckpointFile, after: int, **options: Any) -> None:
-    """Stop a run after some batches."""
+    """Stop a run after some batches of its own."""
+    left = after + 1  # the first report is from before the first batch
 
     def stop(progress: RecordingProgress) -> None:
-        nonlocal after
-        after -= 1
-        if not after:
+        nonlocal left
+        left -= 1
+        if not left:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -131,12 +132,14 @@ def test_resume_at_every_batch(tiny_path: Path, tmp_path: Path, chat_pairs: list
     pairs = chat_pairs[::2]
     seen: list[RecordingProgress] = []
     whole = record_counts(tiny_path, pairs, n_threads=1, n_batch=128, on_batch=seen.append)
+    first, *seen = seen
+    assert first.n_done == 0, "nothing is done before the first batch"
     assert len(seen) >= 6
     file = CheckpointFile(tmp_path / "m.json")
     done = [progress.n_done for progress in seen]
     for batch in range(len(seen)):
         again: list[RecordingProgress] = []
-        interrupted(tiny_path, pairs, file, 1 if not batch else 2, n_batch=128)  # the first report is the old state
+        interrupted(tiny_path, pairs, file, 1, n_batch=128)
         state = json.loads(str(np.load(file.path)["meta"]))
         assert state["next"] == done[batch] or batch == len(seen) - 1
         counts = None

@@ -11,6 +11,7 @@ import pytest
 
 from steermoe_local import Message, Pair, PairsError, UsageError, load_pairs, record_counts
 from steermoe_local.detection.checkpoint import CheckpointFile
+from steermoe_local.detection.recording_options import RecordingProgress
 from steermoe_local.detection.spans import ConditionSpan, split_reply, usual_span
 from steermoe_local.detection.token_routing import selected_experts
 from steermoe_local.llama.rendering import Renderer
@@ -173,8 +174,9 @@ def test_counts_are_those_of_the_tokens(
 def test_a_checkpoint_is_of_one_span(tiny_path: Path, tmp_path: Path) -> None:
     file = CheckpointFile(tmp_path / "out")
 
-    def stop(_: Any) -> None:
-        raise KeyboardInterrupt
+    def stop(progress: RecordingProgress) -> None:
+        if progress.n_done:  # a batch is done, and kept
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         recorded(tiny_path, text_pairs(40), span=PROMPT, checkpoint=file, on_batch=stop, n_batch=40)

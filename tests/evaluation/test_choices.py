@@ -142,10 +142,10 @@ def controls(real: Steering, kinds: Any, **options: Any) -> tuple[MadeUpEvaluato
     return evaluator, {one.kind: one for one in found}
 
 
-@pytest.mark.parametrize("scale", [3.0, -3.0])
+@pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("kind", ["random", "matched", "bottom"])
-def test_controls_have_the_strengths_of_the_real_choice(scale: float, kind: str) -> None:
-    real = steering(scale=scale, weights="logit", deactivate=3)
+def test_controls_have_the_strengths_of_the_real_choice(reverse: bool, kind: str) -> None:
+    real = steering(scale=3.0, weights="logit", deactivate=3, reverse=reverse)
     evaluator, found = controls(real, [kind])
     assert found[kind].n, found[kind].note
     biases = both_ways(real, SCORED.identity)
@@ -154,6 +154,12 @@ def test_controls_have_the_strengths_of_the_real_choice(scale: float, kind: str)
         values, wanted = (np.sort(one.dense()[one.dense() != 0]) for one in (bias, biases[number % 2]))
         assert np.array_equal(values, wanted)
         assert len(set(np.abs(wanted).tolist())) > 2
+
+
+def test_a_strength_below_0_is_no_choice() -> None:
+    """So no control has one: the other side is that of the reversed choice."""
+    with pytest.raises(UsageError, match="--reverse"):
+        steering(scale=-3.0)
 
 
 @pytest.mark.parametrize("rank", RANKS)

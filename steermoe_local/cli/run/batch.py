@@ -61,7 +61,8 @@ def run_batch(flags: RunFlags, batch: BatchFlags, as_json: bool) -> None:
                 show = announcer.timed(bar)
 
                 def begin() -> None:
-                    announcer.announce("run", f"{n_answers:,} answers of at most {longest:,} tokens")
+                    answers, tokens = "answer" + "s" * (n_answers != 1), "token" + "s" * (longest != 1)
+                    announcer.announce("run", f"{n_answers:,} {answers} of at most {longest:,} {tokens}")
                     show("run", len(done), len(items))
 
                 show("run", len(done), len(items))
