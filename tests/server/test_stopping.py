@@ -175,7 +175,7 @@ def test_what_learns_and_what_reads_markdown_end_with_it(doing: str, number: int
         ask = post("/v1/learn", lesson, "Connection: close")
         assert status_of(exchange(program.url, ask)) == 202
         assert status_of(exchange(program.url, post("/page/markdown", {"text": "a *b*"}, "Connection: close"))) == 200
-        until(lambda: b'"step":null' not in exchange(program.url, get("/v1/learn")), seconds=120)
+        until(lambda: b'"step":null' not in exchange(program.url, get("/v1/learn")), seconds=300)
         children = psutil.Process(program.process.pid).children(recursive=True)
         commands = [" ".join(child.cmdline()) for child in children]
         for module in ("own_program", "_util.markdown"):
