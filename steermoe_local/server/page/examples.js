@@ -1,6 +1,6 @@
 // Examples of how answers are wanted: from marks and edits of answers, and typed ones. Kept in this browser's localStorage.
 
-import { el } from "./dom.js";
+import { byId, el } from "./dom.js";
 
 const PLACE = "steermoe.examples";
 const VERSION = 1;
@@ -151,17 +151,10 @@ export class Examples {
   }
 }
 
-const SVG = "http://www.w3.org/2000/svg";
-const HAND = "M1 9h3v9H1z M5.5 17.2V9.3L9 1.5c1.5 0 2.3 1 2.3 2.4L10.6 8H17c1 0 1.7.9 1.4 1.9l-1.9 6.7c-.3.9-.9 1.4-1.8 1.4H8z";
-
-/** A thumb, up or down: drawn, because few fonts have the sign. */
+/** A thumb, up or down: drawn (index.html), because few fonts have the sign. */
 function hand(up) {
-  const [svg, path] = ["svg", "path"].map((tag) => document.createElementNS(SVG, tag));
-  const set = { viewBox: "0 0 20 20", width: "16", height: "16", fill: "currentColor", "aria-hidden": "true" };
-  for (const [name, value] of Object.entries(set)) svg.setAttribute(name, value);
-  path.setAttribute("d", HAND);
-  if (!up) path.setAttribute("transform", "rotate(180 10 10)");
-  svg.append(path);
+  const svg = byId("hand").content.firstElementChild.cloneNode(true);
+  if (!up) svg.firstElementChild.setAttribute("transform", "rotate(180 10 10)");
   return svg;
 }
 
