@@ -54,6 +54,7 @@ class Report:
     counts: Counter[str] = field(default_factory=Counter)
     judged: Counter[str] = field(default_factory=Counter)
     health: dict[str, Any] = field(default_factory=dict)
+    probed: dict[str, Samples] = field(default_factory=dict)
     held: dict[str, dict[str, Held]] = field(default_factory=dict)
     curve: list[tuple[float, Held]] = field(default_factory=list)
     stopped: dict[str, Any] = field(default_factory=dict)
@@ -138,6 +139,7 @@ def soak(
                 _drain(one, name, report)
                 held_at[name][phase] = held(one.process.pid)
         report.seconds = time.monotonic() - begun
+        _judge_health(report)
         for name, phases in held_at.items():
             for what, (before, now) in phases["after"].beyond(phases["warm"], ALLOWED).items():
                 report.wrong.append(f"{name}: {what}: {before} after the warm-up, {now} after the load")
@@ -236,13 +238,21 @@ def _probed(report: Report, servers: dict[str, Process], phase: str) -> Iterator
         rows = found[one.url]
         samples = Samples([tuple(row) for row in rows["samples"]], [tuple(row) for row in rows["controls"]])
         report.health[f"{name}, {phase}"] = samples.report()
-        if not samples.is_judged:
-            busy = f"the machine stopped during {samples.excused:.0%} of the samples; end other programs"
-            report.not_judged.append(f"{name}, {phase}: /health: {busy}")
-        elif not samples.is_held:
-            report.wrong.append(f"{name}, {phase}: /health was late: {samples.report()}, {samples.late[:5]}")
+        whole = report.probed.setdefault(name, Samples())
+        whole.samples += samples.samples
+        whole.controls += samples.controls
         if any(sample[2] != 200 for sample in samples.samples):
             report.wrong.append(f"{name}, {phase}: /health said {samples.report()['statuses']}")
+
+
+def _judge_health(report: Report) -> None:
+    """Judge /health over the whole run: of the warm-up's samples alone, one delay is more than a hundredth."""
+    for name, samples in report.probed.items():
+        if not samples.is_judged:
+            busy = f"the machine stopped during {samples.excused:.0%} of the samples; end other programs"
+            report.not_judged.append(f"{name}: /health: {busy}")
+        elif not samples.is_held:
+            report.wrong.append(f"{name}: /health was late: {samples.report()}, {samples.late[:5]}")
 
 
 def _bound_alone(server: Process, alone: Alone, report: Report) -> dict[str, str]:
