@@ -21,6 +21,7 @@ from ..maps.effect_plot import plot_effects
 from ..maps.expert_map import ExpertMap
 from ..maps.plots import plot_map
 from ..maps.recommended import Recommended, with_recommended
+from ..models.user_maps import MAP_FILE, PAIRS_FILE, RESULT_FILE, TASK_FILE
 from ..pairs.pairs import save_pairs
 from ..steering.bias_file import write_bias
 from .clock import STEPS, Clock
@@ -30,7 +31,7 @@ from .options import LearnOptions
 from .result import ADVICE, ALREADY, FAILED, WORKS, LearnResult, failed_sentence, works_sentence
 from .run import Found
 from .source import Source
-from .work import RESULT, WorkFolder
+from .work import WorkFolder
 
 
 def write_results(
@@ -39,12 +40,12 @@ def write_results(
     """Write the folder's files and return the result. Raises StorageError, UsageError."""
     result = _result(work, found, source, clock, facts)
     if found.material is not None:
-        save_pairs(found.material.pairs, work.path("pairs.jsonl"))
-        work.write(work.path("task.jsonl"), task_lines(found.material.heldout))
+        save_pairs(found.material.pairs, work.path(PAIRS_FILE))
+        work.write(work.path(TASK_FILE), task_lines(found.material.heldout))
     pictures: list[str] = []
     if found.expert_map is not None:
         expert_map = _recommending(found, source, options, result)
-        expert_map.save(work.path("map.json"))
+        expert_map.save(work.path(MAP_FILE))
         if result.choice is not None and found.steering is not None:
             bias = found.steering.build(expert_map.identity)
             assert bias is not None  # it was measured
@@ -56,7 +57,7 @@ def write_results(
     work.write(work.path("report.md"), document.markdown())
     work.write(work.path("report.html"), html_report(document, work.folder))
     work.write(
-        work.path(RESULT), json.dumps(result.to_dict(), ensure_ascii=False, indent=1) + "\n"
+        work.path(RESULT_FILE), json.dumps(result.to_dict(), ensure_ascii=False, indent=1) + "\n"
     )  # last: it is whole
     return result
 
@@ -269,7 +270,7 @@ def _document(
     elif result.advice:
         blocks.append(Words(f"{result.advice}.", "What to try"))
     blocks += map(Words, result.notes)
-    blocks += sections((table.cut(RESULT) for table in tables), pictures)
+    blocks += sections((table.cut(RESULT_FILE) for table in tables), pictures)
     if command:
         blocks += [Heading("How to repeat it"), Code(command)]
     return Document(result.name, result.verdict, tuple(blocks))

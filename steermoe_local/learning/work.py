@@ -14,18 +14,18 @@ from .._util.files import parse_json, read_bytes, replacing
 from .._util.locks import OutputLock
 from .._util.writing import remove
 from ..errors import FormatError, UsageError
+from ..models.user_maps import MAP_FILE, PAIRS_FILE, RESULT_FILE, TASK_FILE
 
-RESULT = "learn.json"
 STATE = "state.json"
 _FORMAT = "steermoe-learning"
 _VERSION = 1
 _MOST = 64 << 20
 _AGAIN = "start over with --restart"
 FILES = (
-    RESULT,
-    "map.json",
-    "pairs.jsonl",
-    "task.jsonl",
+    RESULT_FILE,
+    MAP_FILE,
+    PAIRS_FILE,
+    TASK_FILE,
     "bias.gguf",
     "report.md",
     "report.html",
@@ -81,7 +81,7 @@ class WorkFolder:
         self._settings = json.loads(json.dumps(dict(settings)))
         if restart:
             self._clear()
-        elif self.path(RESULT).exists():
+        elif self.path(RESULT_FILE).exists():
             self._refuse_finished()
         elif (self.work / STATE).exists():
             made = self._read(self.work / STATE)
@@ -91,7 +91,7 @@ class WorkFolder:
                 )
             self._require_same(made["settings"])
             self.steps, self.facts = made["steps"], made["facts"]
-        elif self.path("map.json").exists():
+        elif self.path(MAP_FILE).exists():
             raise UsageError(f"{self.path('map.json')}: a map that was not learnt here; choose another name")
         try:
             self.work.mkdir(exist_ok=True)
@@ -134,7 +134,7 @@ class WorkFolder:
             shutil.rmtree(self.work, ignore_errors=True)
 
     def _refuse_finished(self) -> None:
-        made = self._read(self.path(RESULT), "steermoe-learn")
+        made = self._read(self.path(RESULT_FILE), "steermoe-learn")
         model, now = made.get("model"), self._settings.get("model")
         if isinstance(model, dict) and isinstance(now, dict) and model.get("identity") != now.get("identity"):
             raise UsageError(

@@ -16,6 +16,7 @@ ENVIRONMENT = "STEERMOE_MAPS"
 MAP_FILE = "map.json"
 PAIRS_FILE = "pairs.jsonl"
 TASK_FILE = "task.jsonl"
+RESULT_FILE = "learn.json"  # written last
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 # Endings of a file's name that make it another thing than a map.
 _OTHERS = (".choice.json", ".plan.json")

@@ -11,7 +11,7 @@ from ..behaviours.builtin import behaviour, behaviours
 from ..errors import StorageError, UsageError
 from ..evaluation.tasks.builtin import is_embedded
 from ..identity import ModelIdentity
-from ..models.user_maps import MAP_FILE, check_map_name
+from ..models.user_maps import MAP_FILE, RESULT_FILE, check_map_name
 from .api_errors import ApiError, storage_error
 from .learn_jobs import LearnJobs, Lesson, Source
 from .maps_folder import is_device
@@ -19,7 +19,6 @@ from .registry import SteeringRegistry
 from .schemas_learn import LearnRequest
 
 _ON_CPU = ("--gpu-layers=0", "--device=none")
-RESULT = "learn.json"  # of learning/work.py, a stage that this one does not import
 
 
 def learn_jobs(model: Path, registry: SteeringRegistry, options: Sequence[str] = ()) -> LearnJobs:
@@ -76,7 +75,7 @@ def _before(request: LearnRequest, name: str, folder: Path, registry: SteeringRe
     there = folder / name
     if there.is_symlink() or (folder / f"{name}.json").exists() or (there.exists() and not there.is_dir()):
         raise ApiError(409, f"{name}: taken in the maps folder; choose another name", code="name_taken")
-    done = (there / RESULT).exists() or (there / MAP_FILE).exists()
+    done = (there / RESULT_FILE).exists() or (there / MAP_FILE).exists()
     if not there.exists() and any(entry.name == name for entry in registry.entries()):
         raise ApiError(409, f"{name}: the name of another steering; choose another", code="name_taken")
     if done and not request.replace:
