@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..._util.json_text import parse_json
@@ -105,17 +106,27 @@ class JsonOrProse(Scorer):
         return Score(1.0, "json") if share >= self.share else Score(0.0, ILL_FORMED)
 
 
-def _end(text: str) -> int:
-    """Index behind the bracket that closes the first one; the whole length where none does."""
-    depth = 0
+def _outside_strings(text: str) -> Iterator[tuple[int, str]]:
+    """Index and letter of the brackets that are in no JSON string, and of the quote that begins each string; then, if
+    the last string has no end, its quote again at the text's length.
+    """
     inside = escaped = False
     for index, letter in enumerate(text):
         if inside:
             inside = escaped or letter != '"'
             escaped = letter == "\\" and not escaped
-        elif letter == '"':
-            inside = True
-        elif letter in "{[":
+        elif letter in '"{[}]':
+            inside = letter == '"'
+            yield index, letter
+    if inside:
+        yield len(text), '"'
+
+
+def _end(text: str) -> int:
+    """Index behind the bracket that closes the first one; the whole length where none does."""
+    depth = 0
+    for index, letter in _outside_strings(text):
+        if letter in "{[":
             depth += 1
         elif letter in "}]":
             depth -= 1
@@ -127,18 +138,14 @@ def _end(text: str) -> int:
 def _json_state(text: str) -> str:
     """ "whole" for a JSON object or array, "cut" for the beginning of one, "broken" for anything else."""
     closing: list[str] = []
-    inside = escaped = False
-    for letter in text:
-        if inside:
-            inside = escaped or letter != '"'
-            escaped = letter == "\\" and not escaped
-        elif letter == '"':
-            inside = True
-        elif letter in "{[":
+    for index, letter in _outside_strings(text):
+        if letter in "{[":
             closing.append("}" if letter == "{" else "]")
         elif letter in "}]" and (not closing or closing.pop() != letter):
             return "broken"
-    if closing or inside:
+        elif index == len(text):
+            closing.append(letter)
+    if closing:
         return "cut" if '"' in text else "broken"
     try:
         value = parse_json(text)

@@ -131,13 +131,15 @@ def tune(
         raise UsageError(f"max_trials: {max_trials} is not a number from 1 up")
     limits = [None if most is None else range(most + 1) for most in (max_activate, max_deactivate)]
     candidates = CandidateEvaluator(evaluator, steering, budget, seed, share, *limits, max_trials=max_trials)
-    search = Search(
-        lambda candidate, step: candidates.evaluate([candidate], step)[0],
-        (candidates.counts[0][-1], candidates.counts[1][-1]),
-        candidates.ceiling,
-        max_trials,
-    )
-    return _result(candidates, "ladder", search.run())
+    return _result(candidates, "ladder", _search(candidates, max_trials))
+
+
+def _search(candidates: CandidateEvaluator, max_trials: int, stop: Callable[[], bool] = lambda: False) -> SearchLog:
+    """Search among the candidates; `stop` ends it."""
+    largest = candidates.counts[0][-1], candidates.counts[1][-1]
+    return Search(
+        lambda candidate, step: candidates.evaluate([candidate], step)[0], largest, candidates.ceiling, max_trials, stop
+    ).run()
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,14 +180,7 @@ def pick_numbers(
     candidates = CandidateEvaluator(
         evaluator, steering, budget, seed, 1.0, None, None, all_items=True, max_trials=max_trials
     )
-    search = Search(
-        lambda candidate, step: candidates.evaluate([candidate], step)[0],
-        (candidates.counts[0][-1], candidates.counts[1][-1]),
-        candidates.ceiling,
-        max_trials,
-        stop,
-    )
-    log = search.run()
+    log = _search(candidates, max_trials, stop)
     others = [trial for trial in log.trials if trial.candidate != (0, 0)]
     unsteered = next(trial for trial in log.trials if trial.candidate == (0, 0))
     chosen, best = pick(log.trials), strongest(others)
