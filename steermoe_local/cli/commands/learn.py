@@ -17,7 +17,16 @@ from ...errors import UsageError
 from ...model_files.model_info import model_info
 from ...models.user_maps import check_map_name, user_maps_folder
 from ..failures import EXIT_ERROR
-from ..options.common import FILE, SHARE, check_resume, json_option, meaning_options, resume_options, template_options
+from ..options.common import (
+    FILE,
+    PARALLEL,
+    SHARE,
+    check_resume,
+    json_option,
+    meaning_options,
+    resume_options,
+    template_options,
+)
 from ..options.groups import command_line, option_group
 from ..options.llama import LlamaFlags, llama_options
 from ..options.model import model_option
@@ -150,16 +159,7 @@ _effort_options = option_group(
     metavar="DIR",
     help="Folder that NAME is written into.  [default: the user's maps folder, STEERMOE_MAPS]",
 )
-@click.option(
-    "-np",
-    "--parallel",
-    type=click.IntRange(1, 256),
-    default=16,
-    show_default=True,
-    allow_from_autoenv=False,  # `serve` has fewer
-    metavar="N",
-    help="Answers decoded at once.",
-)
+@click.option(*PARALLEL[0], **PARALLEL[1])
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of random draws.")
 @resume_options("Go on with an interrupted run.", "Forget an interrupted or a finished run.")
 @template_options

@@ -95,6 +95,19 @@ def _date(text: str) -> datetime.date:
         raise ValueError(f"{error}.") from None
 
 
+PARALLEL: tuple[tuple[str, ...], dict[str, Any]] = (
+    ("-np", "--parallel"),
+    {
+        "type": click.IntRange(1, 256),
+        "default": 16,
+        "show_default": True,
+        "allow_from_autoenv": False,  # `serve` has fewer
+        "metavar": "N",
+        "help": "Answers decoded at once.",
+    },
+)
+"""Names and attributes of the option of commands that answer many questions."""
+
 WORDS = Parsed[tuple[str, ...]]("words", tuple, _words)
 """Words with commas between them."""
 SHARE = Parsed("share", float, _share)

@@ -22,7 +22,7 @@ from ...model_files.model_info import ModelInfo, model_info
 from ...models.shipped_maps import map_path
 from ..output import progress_bar, say
 from .announcing import Announcer
-from .common import SEEDS, check_resume, check_unfinished, json_option, lock_output, template_options
+from .common import PARALLEL, SEEDS, check_resume, check_unfinished, json_option, lock_output, template_options
 from .groups import MEASUREMENT, MODEL, OUTPUT, SAMPLING, F, command_line, field_options, option, option_group, together
 from .llama import LlamaFlags, llama_options
 from .measured_steering import MeasuredSteering
@@ -114,16 +114,7 @@ class EvaluationSetup(MeasuredSteering):
         metavar="SEED",
         help="Seed of random draws: bootstrap, controls, splits.",
     )
-    parallel: int = option(
-        "-np",
-        "--parallel",
-        type=click.IntRange(1, 256),
-        default=16,
-        show_default=True,
-        allow_from_autoenv=False,  # `serve` has fewer
-        metavar="N",
-        help="Answers decoded at once.",
-    )
+    parallel: int = option(*PARALLEL[0], **PARALLEL[1])
     ctx_size: int | None = option(
         "-c",
         "--ctx-size",
