@@ -55,10 +55,9 @@ class Acceptor:
             self._spare = None
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             try:
-                found, _ = await loop.sock_accept(self._listening)
+                found = await self._next()
             except OSError as error:
                 if error.errno in _NO_DESCRIPTOR:
                     await self._accept_without(error)
@@ -66,6 +65,28 @@ class Acceptor:
                     await asyncio.sleep(0.01)  # the client is gone already
             else:
                 await self._serve(found)
+
+    async def _next(self) -> socket.socket:
+        """The next connection.
+
+        Not by `sock_accept` where it can be helped: cancelled in the loop's step in which a connection comes, that
+        takes the connection, drops it, and has InvalidStateError logged.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            with contextlib.suppress(BlockingIOError, InterruptedError):
+                found, _ = self._listening.accept()
+                found.setblocking(False)
+                return found
+            ready: asyncio.Future[None] = loop.create_future()
+            try:
+                loop.add_reader(self._listening, _finish, ready)
+            except NotImplementedError:  # Windows' proactor loop
+                return (await loop.sock_accept(self._listening))[0]
+            try:
+                await ready
+            finally:
+                loop.remove_reader(self._listening)
 
     async def _serve(self, found: socket.socket, reserved: bool = False) -> None:
         try:
@@ -91,6 +112,11 @@ class Acceptor:
         await asyncio.sleep(_PAUSE)
         with contextlib.suppress(OSError):
             self._spare = os.open(os.devnull, os.O_RDONLY)
+
+
+def _finish(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
 
 
 def room_for(connections: int) -> int:
