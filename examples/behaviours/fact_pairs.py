@@ -78,7 +78,10 @@ def document() -> Built:
             other = facts[(index + 7) % len(facts)]
             if not {*other.told, *other.true} & {*fact.told, *fact.true}:
                 others.insert(draw.randint(0, 1), other.statement)
-        prompt = _FORMS[index % len(_FORMS)].format(document=" ".join(others), question=fact.question)
+        form, document = _FORMS[index % len(_FORMS)], " ".join(others)
+        if '"{document}"' in form:
+            document = document.replace('"', "'")
+        prompt = form.format(document=document, question=fact.question)
         if index < 120:
             # a bare word, or a sentence
             form = fact.answer if index % 2 else "{a}."

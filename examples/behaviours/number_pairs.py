@@ -33,6 +33,22 @@ _TASKS = (
     ("mul", "A shelf has {a} rows with {b} {things} each. How many {things} is that?", "That is {n} {things}."),
     ("count", "Count from {a} to {n}.", "{list}"),
     ("age", "{who} is {a} years old. How old will {who} be in {b} years?", "{who} will be {n} years old."),
+    ("add", "{who} read {a} pages yesterday and {b} today. How many pages is that?", "That is {n} pages."),
+    (
+        "add",
+        "There are {a} cars in the car park, and {b} more drive in. How many are in it?",
+        "There are {n} cars in it.",
+    ),
+    (
+        "sub",
+        "A road is {a} kilometres long, and {b} of them are done. How many lie ahead?",
+        "{n} kilometres lie ahead.",
+    ),
+    ("sub", "The temperature was {a} degrees and fell by {b}. What is it now?", "It is {n} degrees now."),
+    ("double", "A stamp costs {a} cents. What do two of them cost?", "They cost {n} cents."),
+    ("mul", "In a hall stand {a} tables with {b} chairs each. How many chairs is that?", "That is {n} chairs."),
+    ("half", "Two children share {a} sweets. How many does each of them get?", "Each of them gets {n}."),
+    ("next", "Which floor is right above floor {a}?", "Floor {n} is right above it."),
 )
 
 
@@ -60,10 +76,10 @@ def digits() -> Built:
     draw = random.Random(2)
     items: list[tuple[str, str, str]] = []
     known = [line.split(" | ") for line in lines("numbers.txt")]
-    for question, answer, number in known:
+    for question, answer, number in known[:30]:
         items.append((question, *(answer.format(n=form(int(number))) for form in (str, number_word))))
     seen: set[str] = set()
-    while len(items) < 224:
+    while len(items) < 120:
         kind, question, answer = _TASKS[len(items) % len(_TASKS)]
         a, b, n = _numbers(kind, draw)
         words = {"who": draw.choice(_NAMES), "things": draw.choice(_THINGS)}
@@ -80,7 +96,10 @@ def digits() -> Built:
             answers.append(_sentence(answer.format(a=form(a), b=form(b), n=form(n), list=f"{counted}.", **words)))
         items.append((prompt, answers[0], answers[1]))
     draw.shuffle(items)
-    return Built(items[:120], [{"prompt": question} for question, *_ in items[120:]])
+    # not the pairs' sentences with other numbers
+    heldout = [*(question for question, *_ in known[30:]), *lines("numbers-heldout.txt")]
+    draw.shuffle(heldout)
+    return Built(items, [{"prompt": question} for question in heldout])
 
 
 def _sentence(text: str) -> str:
@@ -127,6 +146,41 @@ _PROBLEMS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         ("The first two shelves hold {t} plus {a}, so {t_a} {things}.", "With the third there are {t_a_b} {things}."),
         "There are {t_a_b} {things} in all.",
     ),
+    (
+        "{who} bakes {a} trays with {t} biscuits each and eats {b}. How many biscuits are left?",
+        ("{a} trays hold {a} times {t}, so {ta} biscuits.", "Without the {b} that were eaten there are {ta_b}."),
+        "{ta_b} biscuits are left.",
+    ),
+    (
+        "A bus ticket costs {m} euros. {who} rides to work and back on {t} days. What does that cost?",
+        ("To work and back costs 2 times {m}, so {m2} euros a day.", "{t} days cost {t} times {m2}, so {mt2} euros."),
+        "That costs {mt2} euros.",
+    ),
+    (
+        "{who} has {t} euros, earns {a} euros three times and spends {b}. How much is it then?",
+        ("Three times {a} euros are {a3} euros.", "{t} plus {a3} minus {b} is {t_a3_b}."),
+        "It is {t_a3_b} euros then.",
+    ),
+    (
+        "A rope of {am} metres is cut into {a} equal parts. How long are two of them together?",
+        ("One part is {am} divided by {a}, so {m} metres long.", "Two parts are 2 times {m}, so {m2} metres."),
+        "They are {m2} metres long together.",
+    ),
+    (
+        "A kilo of pears costs {m} euros and a kilo of plums {b}. What do {a} kilos of each cost?",
+        ("A kilo of each costs {m} plus {b}, so {m_b} euros.", "{a} kilos of each cost {a} times {m_b} euros."),
+        "They cost {m_b_a} euros.",
+    ),
+    (
+        "A lift starts on floor {t}, goes up {a} floors and then down {b}. On which floor is it?",
+        ("From floor {t} it goes up to floor {t_a}.", "From there {b} floors down is floor {t_a_less_b}."),
+        "It is on floor {t_a_less_b}.",
+    ),
+    (
+        "{who} is {t} years old, and a cousin is {a} years older. How old are they together?",
+        ("The cousin is {t} plus {a}, so {t_a} years old.", "Together they are {t} plus {t_a}."),
+        "They are {t_t_a} years old together.",
+    ),
 )
 
 
@@ -139,7 +193,9 @@ def _problem(number: int, draw: random.Random) -> tuple[str, str, str]:
     values: dict[str, Any] = {
         "a": a, "b": b, "m": m, "t": t, "p": p, "big": big, "ab": a * b, "p_ab": p - a * b, "ta": t * a,
         "big_ta": big - t * a, "am": a * m, "bm": b * m, "t_a": t + a, "t_a2": 2 * (t + a), "mt": m * t,
-        "mt_a": m * t - a, "t_a_b": t + a + b, "who": draw.choice(_NAMES), "things": draw.choice(_THINGS),
+        "mt_a": m * t - a, "t_a_b": t + a + b, "ta_b": t * a - b, "m2": 2 * m, "mt2": 2 * m * t, "a3": 3 * a,
+        "t_a3_b": t + 3 * a - b, "m_b": m + b, "m_b_a": a * (m + b), "t_a_less_b": t + a - b, "t_t_a": 2 * t + a,
+        "who": draw.choice(_NAMES), "things": draw.choice(_THINGS),
     }  # fmt: skip
     texts = [step.format(**values) for step in steps]
     final = answer.format(**values)
@@ -168,9 +224,8 @@ def steps() -> Built:
             low = [part[0].lower() + part[1:] for part in parts]
             done = " ".join(f"{lead}, {part}" for lead, part in zip(("First", "Then", "Finally"), low, strict=True))
         tasks.append((question, done, direct))
-    problems = [_problem(number, draw) for number in range(160)]
-    problems = list({question: one for one in problems for question in (one[0],)}.values())
-    pairs = [*tasks[:50], *problems[:70]]
-    heldout = [*(question for question, *_ in tasks[50:]), *(question for question, *_ in problems[70:])]
+    pairs = [*tasks[:50], *(_problem(number, draw) for number in range(70))]
+    heldout = [*(question for question, *_ in tasks[50:]), *lines("problems-heldout.txt")]
     draw.shuffle(pairs)
-    return Built(pairs, [{"prompt": question} for question in heldout[:104]])
+    draw.shuffle(heldout)
+    return Built(pairs, [{"prompt": question} for question in heldout])

@@ -9,22 +9,26 @@ from dataclasses import dataclass
 from common import Built, lines
 
 _FORMS = ("{question}", "{question} Answer in JSON or in a sentence.", "{question} Keep it short.")
+_HELDOUT_FORMS = ("{question}", "{question} Use a sentence or a JSON object.", "{question} Be brief.")
 
 
 @dataclass(frozen=True)
 class _Record:
     questions: tuple[str, str]
+    heldout: tuple[str, str]
     data: str
     prose: str
 
 
 def _records() -> list[_Record]:
     found: list[_Record] = []
-    one = two = prose = ""
+    wordings: list[str] = []
+    prose = ""
     names: list[str] = []
     for line in lines("records.txt"):
         if line.startswith("@ "):
-            one, two, prose, *names = line[2:].split(" | ")
+            *wordings, prose = line[2:].split(" | ")[:5]
+            names = line[2:].split(" | ")[5:]
             continue
         given = line.split(" | ")
         texts = [value.removeprefix("N:") for value in given]
@@ -38,7 +42,8 @@ def _records() -> list[_Record]:
         sentence = prose.format(*texts)
         sentence = sentence[0].upper() + sentence[1:]
         data = json.dumps(fields, ensure_ascii=False, indent=2 if len(found) % 4 == 3 else None)
-        found.append(_Record((one.format(*texts), two.format(*texts)), data, sentence))
+        one, two, three, four = (wording.format(*texts) for wording in wordings)
+        found.append(_Record((one, two), (three, four), data, sentence))
     return found
 
 
@@ -50,10 +55,12 @@ def json_or_prose() -> Built:
     heldout: list[dict[str, str]] = []
     for index, record in enumerate(records):
         # of some records both wordings, on the same side of the split
-        chosen = record.questions if index % 3 == 0 else record.questions[index % 2 :][:1]
+        in_pair = index < len(records) * 6 // 11
+        wordings, forms = (record.questions, _FORMS) if in_pair else (record.heldout, _HELDOUT_FORMS)
+        chosen = wordings if index % 3 == 0 else wordings[index % 2 :][:1]
         for number, question in enumerate(chosen):
-            prompt = _FORMS[(len(pairs) + len(heldout)) % len(_FORMS)].format(question=question)
-            if index < len(records) * 6 // 11:
+            prompt = forms[(len(pairs) + len(heldout)) % len(forms)].format(question=question)
+            if in_pair:
                 data = record.data if (index + number) % 5 else f"```json\n{record.data}\n```"
                 if number:  # another layout
                     data = data.replace('", "', '",\n  "').replace('{"', '{\n  "', 1).replace("}", "\n}")

@@ -26,6 +26,11 @@ from tests.support.paths import ROOT
 GENERAL = [one for one in behaviours() if not one.model]
 MAKE = ROOT / "examples" / "behaviours" / "make.py"
 
+NUMBER = (
+    "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|"
+    "eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|[0-9]+"
+)
+
 each = pytest.mark.parametrize("one", GENERAL, ids=lambda one: one.name)
 every = pytest.mark.parametrize("one", behaviours(), ids=lambda one: one.name)
 
@@ -161,6 +166,26 @@ def test_held_out_prompts(one: BuiltinBehaviour) -> None:
     assert len(set(texts)) == len(texts)
     assert not {*texts} & {core(prompt(pair)) for pair in one.pairs()}
     assert not {*texts} & {core(question) for question in neutral_questions()}
+
+
+@each
+def test_held_out_prompts_are_not_those_of_the_pairs_with_other_numbers(one: BuiltinBehaviour) -> None:
+    """A map could otherwise learn the sentences that it is judged by."""
+
+    def masked(text: str) -> str:
+        return re.sub(rf"\b(?:{NUMBER})(?:-(?:{NUMBER}))*\b", "#", core(text))
+
+    asked = {masked(prompt(pair)) for pair in one.pairs()}
+    assert asked.isdisjoint(masked(str(item.content)) for item in one.heldout())
+
+
+def test_held_out_questions_for_records_are_worded_differently() -> None:
+    """Each kind of record has questions of the pairs and others of the held-out prompts."""
+    for line in (ROOT / "examples" / "behaviours" / "material" / "records.txt").read_text("utf-8").splitlines():
+        if line.startswith("@ "):
+            wordings = line[2:].split(" | ")[:4]
+            assert all("{0}" in wording for wording in wordings)
+            assert len({*wordings}) == 4
 
 
 def test_held_out_subjects_are_none_of_the_pairs() -> None:
