@@ -305,7 +305,7 @@ def _start_plan(rules: SteeringFlags, facts: ModelInfo, model: Path, maps_folder
 
 
 def _require_extra() -> None:
-    for name in ("fastapi", "uvicorn", "pydantic", "prometheus_client", "llguidance", "markdown_it"):
+    for name in ("fastapi", "uvicorn", "pydantic", "prometheus_client", "llguidance", "markdown_it", "linkify_it"):
         if importlib.util.find_spec(name) is None:
             raise UsageError(f"the server needs {name}; run pip install 'steermoe-local[server]'")
 
