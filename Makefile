@@ -150,7 +150,7 @@ test-dist: build/dist/venv/.installed
 
 # Exact versions, because other versions format differently.
 $(VENV)/.lint: $(VENV)/.setup Makefile
-	@$(PIP) install ruff==0.17.6 mypy==2.4.1 clang-format==21.1.8 "numpy>=1.26" "click>=8.1" "rich>=13.7" "prompt-toolkit>=3.0.40" "platformdirs>=4" "tomlkit>=0.12" "jinja2>=3.1" "gguf>=0.17" "huggingface-hub>=0.30" "fastapi>=0.115" "uvicorn>=0.30" "pydantic>=2.8" "prometheus-client>=0.20" "markdown-it-py>=3" "httpx>=0.27"
+	@$(PIP) install ruff==0.17.6 mypy==2.4.1 clang-format==21.1.8 "numpy>=1.26" "click>=8.1" "rich>=13.7" "prompt-toolkit>=3.0.40" "platformdirs>=4" "tomlkit>=0.12" "jinja2>=3.1" "gguf>=0.17" "huggingface-hub>=0.30" "fastapi>=0.115" "uvicorn>=0.30" "pydantic>=2.8" "prometheus-client>=0.20" "markdown-it-py>=3" "linkify-it-py>=2" "httpx>=0.27"
 	@touch $@
 
 lint: $(VENV)/.lint

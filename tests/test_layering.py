@@ -103,6 +103,7 @@ RESERVED = {
     "pydantic": {"server"},
     "prometheus_client": {"server"},
     "markdown_it": {"_util"},
+    "linkify_it": {"_util"},
     "torch": set(),
     "httpx": {"evaluation"},
     "huggingface_hub": {"models"},

@@ -74,8 +74,8 @@ def pair(name: str, number: int, prompt: str, positive: str, negative: str) -> d
 def labelled_answers(name: str) -> list[dict[str, Any]]:
     """The labelled answers of a behaviour: of lines "label | question | reply", with further fields as JSON.
 
-    "\\n" in a reply is a line break. The rules of the scorers were written with the part "dev" in view; "test" was
-    written when they were finished, and they were not changed after it.
+    "\\n" in a reply is a line break. The rules of the scorers were written with the part "dev" in view; no rule was
+    changed for what is in "test".
     """
     names = {"+": "positive", "-": "negative", "?": "ill-formed"}
     found: list[dict[str, Any]] = []

@@ -1,7 +1,8 @@
 """Markdown as a tree of a few elements, whose texts know where they stand in the source.
 
 markdown-it-py parses (CommonMark with tables and strikethrough). Left out of it: HTML and images, which stay text, and
-definitions of references, which would hide text. Links are those of http, https and mailto; others stay text.
+definitions of references, which would hide text. Links are those of http, https and mailto; others stay text. Bare
+addresses of http and https are links, too, up to where linkify-it-py says that they end.
 
 `tree` is made for texts of strangers: it is run in a child process with limits (`children.Worker`).
 """
@@ -16,7 +17,9 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from linkify_it import LinkifyIt
     from markdown_it import MarkdownIt
+    from markdown_it.rules_inline import StateInline
     from markdown_it.token import Token
 
 MOST_CHARACTERS = 64 * 1024
@@ -24,6 +27,11 @@ MOST_NODES = 40_000
 _NESTING = 60  # markdown-it-py drops the text of blocks below its limit, so `tree` gives up before that
 _LINE_ENDS = re.compile("\r\n|\r|\n")
 _LINK = re.compile(r"(?:https?://|mailto:)[^\x00-\x20\x7f]+", re.IGNORECASE)
+_BARE = "bare address"  # the markup of the tokens of one
+_BEFORE_BARE = re.compile(r"(?:\A|[^a-z0-9.+-])(https?)\Z", re.IGNORECASE)
+_LONGEST_BARE = 2048
+# signs without a shape, which would hide where an address leads, end it
+_SHAPELESS = re.compile("[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
 _BLANKS = re.compile(r"[ \t]*")
 _BREAK = re.compile(r" *\\?\n[ \t]*")
 _BEFORE_CELLS = re.compile(r"[ \t>]*\|?")
@@ -85,8 +93,44 @@ def _parser() -> MarkdownIt:
 
     parser = MarkdownIt("commonmark", {"html": False, "maxNesting": _NESTING}).enable(["table", "strikethrough"])
     parser.disable(["reference", "image", "html_block", "html_inline", "text_join"])
+    parser.inline.ruler.after("text", "bare_address", _bare_address)
     parser.validateLink = lambda url: _LINK.fullmatch(url) is not None  # type: ignore[method-assign]
     return parser
+
+
+@functools.cache
+def _addresses() -> LinkifyIt:
+    from linkify_it import LinkifyIt
+
+    return LinkifyIt()
+
+
+def _bare_address(state: StateInline, silent: bool) -> bool:
+    """The parser's rule for http://... and https://... as they stand in a text.
+
+    The parser's own `linkify` reads all of the text before each "://", and has links without "http".
+    """
+    if state.linkLevel or not state.src.startswith("://", state.pos):
+        return False
+    scheme = _BEFORE_BARE.search(state.pending[-len(" https") :])
+    if not scheme:
+        return False
+    begun = state.pos - len(scheme[1])
+    text = _SHAPELESS.split(state.src[begun : min(begun + _LONGEST_BARE, state.posMax)], maxsplit=1)[0]
+    found = _addresses().match_at_start(text)
+    if not found:
+        return False
+    address = found.url.rstrip("*_~")  # which end emphasis
+    if not state.md.validateLink(state.md.normalizeLink(address)):
+        return False
+    if not silent:
+        state.pending = state.pending[: -len(scheme[1])]
+        token = state.push("link_open", "a", 1)
+        token.attrs, token.markup = {"href": state.md.normalizeLink(address)}, _BARE
+        state.push("text", "", 0).content = address
+        state.push("link_close", "a", -1).markup = _BARE
+    state.pos = begun + len(address)
+    return True
 
 
 class _Tree:
@@ -251,10 +295,14 @@ class _Tree:
             elif child.nesting > 0:
                 nowhere = kind == "link_open" and not _LINK.fullmatch(str(child.attrs["href"]))  # [a]()
                 path.append(path[-1] if nowhere else self._element(path[-1], _ELEMENTS[kind], child))
-                cursor += 1 if kind == "link_open" else len(child.markup)
+                if child.markup != _BARE:
+                    cursor += 1 if kind == "link_open" else len(child.markup)
             else:
                 path.pop()
-                cursor = _behind_link(source, cursor, child) if kind == "link_close" else cursor + len(child.markup)
+                if kind != "link_close":
+                    cursor += len(child.markup)
+                elif child.markup != _BARE:
+                    cursor = _behind_link(source, cursor, child)
 
 
 def _behind_link(source: str, at: int, token: Token) -> int:

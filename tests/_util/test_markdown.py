@@ -111,11 +111,12 @@ def test_elements(text: str, shown: str) -> None:
         "[a](//b.c)",
         "[a](/v1/steering)",
         "[a](#b)",
-        "[a](blob:https://b.c)",
+        "[a](blob:b.c)",
         "<javascript:alert(1)>",
         "<data:text/html,x>",
         "<b onclick='x'>b</b><img src=x onerror=alert(1)><script>alert(1)</script>",
-        "[a]: https://b.c\n\n[a]",
+        "[a]: /b\n\n[a]",
+        "javascript://b.c data:text/html,x ftp://b.c //b.c b.c me@b.c xhttp://b.c http:// https://\u202e",
     ],
 )
 def test_no_links_but_those_of_the_web(text: str) -> None:
@@ -124,6 +125,36 @@ def test_no_links_but_those_of_the_web(text: str) -> None:
     assert {one["tag"] for one in elements(found)} == {"p"}
     if "&#" not in text:
         assert "".join(one["text"] for one in texts(found)) == text.replace("\n\n", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "links"),
+    [
+        ("see https://b.c, or http://d.e/f?g=h&i#j.", ["https://b.c", "http://d.e/f?g=h&i#j"]),
+        ("(https://b.c/d_(e)_f)", ["https://b.c/d_(e)_f"]),
+        ("**https://b.c** *https://b.c/d*", ["https://b.c", "https://b.c/d"]),
+        ("https://b.c/snake_case_name/*", ["https://b.c/snake_case_name/"]),
+        ("HTTPS://B.C/d", ["HTTPS://B.C/d"]),
+        ("| a |\n|-|\n| https://b.c |", ["https://b.c"]),
+        ("- https://b.c\n- d", ["https://b.c"]),
+        ("[https://b.c](https://d.e)", ["https://d.e"]),
+        ("<https://b.c>", ["https://b.c"]),
+        ("`https://b.c`", []),
+        ("```\nhttps://b.c\n```", []),
+        ("http://localhost:8080/v1", ["http://localhost:8080/v1"]),
+        ("https://b.c/d\u202egpj.e https://f\u200b.g", ["https://b.c/d", "https://f"]),
+    ],
+)
+def test_bare_addresses_are_links(text: str, links: list[str]) -> None:
+    found = tree(text)
+    assert [one["href"] for one in elements(found) if one["tag"] == "a"] == links
+    for node in texts(found):
+        assert at(text, node["at"], len(node["text"])) == node["text"]
+
+
+def test_a_bare_address_as_it_is_written() -> None:
+    """The address is encoded where it must be, the text stays."""
+    assert html(tree("https://b.c/\u00e4%20 x")) == "<p><a https://b.c/%C3%A4%20>https://b.c/\u00e4%20</> x</>"
 
 
 def test_a_link_to_nowhere_is_its_text() -> None:
@@ -217,6 +248,14 @@ HOSTILE = {
     "wide table": "|a" * 10_000 + "\n" + "|-" * 10_000 + "\n",
     "long table": "a|b\n-|-\n" + "c|d\n" * 15_000,
     "rows without cells": "|a" * 300 + "\n" + "|-" * 300 + "\n" + "|\n" * 20_000,
+    "addresses": "http://b.c " * (MOST // 11),
+    "one address": "http://b.c/" + "(" * MOST,
+    "dotted address": "http://" + "a." * MOST,
+    "dashed address": "http://b.c/" + "-" * MOST,
+    "addresses without a host": "http://" * (MOST // 7),
+    "addresses of dots": "http://... " * (MOST // 11),
+    "schemes": "x://" * (MOST // 4),
+    "mixed": "http://[(" * (MOST // 9),
     "titles": '[a](b "' * (MOST // 7),
     "parentheses": "[a](" + "(" * (MOST - 10),
     "backslashes": "\\" * MOST,

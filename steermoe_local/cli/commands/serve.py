@@ -306,7 +306,7 @@ def _start_plan(rules: SteeringFlags, facts: ModelInfo, model: Path, maps_folder
 
 def _require_packages() -> None:
     """Of an installation whose dependencies were left out (pip install --no-deps), or damaged."""
-    for name in ("fastapi", "uvicorn", "pydantic", "prometheus_client", "llguidance", "markdown_it"):
+    for name in ("fastapi", "uvicorn", "pydantic", "prometheus_client", "llguidance", "markdown_it", "linkify_it"):
         if importlib.util.find_spec(name) is None:
             raise UsageError(f"the server needs {name}; run pip install steermoe-local again")
 

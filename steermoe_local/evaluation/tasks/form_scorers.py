@@ -20,6 +20,7 @@ der das und ist nicht ein eine einen einem einer eines mit für auf zu den dem d
 werden sind oder wie aber nach über durch kann können sie ich du wir ihr ihre ihren sein seine seinen es wenn
 dass daß noch nur schon mehr sehr hier dort dann weil zum zur vom beim haben habe hatte hast einmal immer viel
 viele gibt geht macht machen sollte sollten muss müssen etwa etwas bis um vor unter zwischen ohne gegen wurde
+morgens abends heute gestern montags sonntags täglich
 wurden waren diese dieser dieses diesen jede jeder jedes keine kein nein ja bitte gern danke heißt liegt besteht
 meist oft damit daher denn doch mal gut groß größte einfach zuerst deine dein dir dich mir mich uns ihm ihn
 sowie während welche dabei dazu
@@ -31,6 +32,7 @@ you your we our he she his her them there here when where what who how can could
 does did most some many more than then these those into about over under between because while usually often
 very only other one two a i my me at use used make makes made no yes try let after eat eats live lives come
 comes called wrote painted invented people things year years water world each every all who's isn't
+read watch play bake cook wash dry put take buy pack visit go clean add keep towel movies cold
 """
 _ENGLISH = frozenset(_ENGLISH_WORDS.split())
 # German words that English also has, or that stand in names
@@ -38,6 +40,15 @@ _HALF_GERMAN_WORDS = """
 die hat war was so an in von also man will bin am
 """
 _HALF_GERMAN = frozenset(_HALF_GERMAN_WORDS.split())
+# of those, the ones that are rarely English
+_RATHER_GERMAN = frozenset({"die", "war", "von", "bin", "am"})
+# words of English that are also among these
+_HALF_ENGLISH = _HALF_GERMAN - _RATHER_GERMAN
+# words of other languages that neither has: an answer with more of them is in one of those
+_OTHER_WORDS = """
+de het een van niet le les est une et dans pour que el los las y para con una del il di che gli della um uma não
+"""
+_OTHER = frozenset(_OTHER_WORDS.split())
 _SPELLED_GERMAN = re.compile(r"[äöüß]|sch|(?:ung|ungen|keit|heit|lich|isch|chen)$|^(?:ge|ver|be)\w+t$")
 _SPELLED_ENGLISH = re.compile(r"th|wh|(?:ing|tion|tions|ly|ness|ment|ous|ful|ed|ght)$")
 
@@ -63,11 +74,18 @@ class Language(Scorer):
     def score(self, item: PromptItem, text: str) -> Score:
         words = [word.lower() for word in _LETTERS.findall(text[:_MAX_CHARACTERS])]
         german = sum(word in _GERMAN for word in words) + 0.4 * sum(bool(_SPELLED_GERMAN.search(w)) for w in words)
-        if german or not any(word in _ENGLISH for word in words):
-            german += 0.5 * sum(word in _HALF_GERMAN for word in words)
         english = sum(word in _ENGLISH for word in words) + 0.4 * sum(bool(_SPELLED_ENGLISH.search(w)) for w in words)
+        some_english = english > 0
+        if german:
+            german += 0.5 * sum(word in _HALF_GERMAN for word in words)
+        elif not any(word in _ENGLISH for word in words):
+            german += 0.5 * sum(word in _RATHER_GERMAN for word in words)
+        if some_english:
+            english += 0.5 * sum(word in _HALF_ENGLISH for word in words)
         total = german + english
         # a sentence of either language has about half of its words in the lists
+        if sum(word in _OTHER for word in words) > max(german, english):
+            return Score(0.0, ILL_FORMED)
         if not words or total < 0.1 * len(words) or abs(german - english) < 0.3 * total or total == 0:
             return Score(0.0, ILL_FORMED)
         found = "german" if german > english else "english"
@@ -103,7 +121,9 @@ class JsonOrProse(Scorer):
         if not _JSON_START.match(body) or _json_state(body) == "broken":
             # braces around other things, which prose has as well, or JSON with an error
             return Score(0.0, "prose" if share < self.share and _WORDS.search(text[:start]) else ILL_FORMED)
-        return Score(1.0, "json") if share >= self.share else Score(0.0, ILL_FORMED)
+        # more words are allowed behind JSON that stands first or in a fence, and is complete
+        apart = (block is not None or start == 0) and share >= 0.4 and '"' in body and _json_state(body) == "whole"
+        return Score(1.0, "json") if share >= self.share or apart else Score(0.0, ILL_FORMED)
 
 
 def _outside_strings(text: str) -> Iterator[tuple[int, str]]:

@@ -14,6 +14,9 @@ from .tasks import ILL_FORMED, Score, Scorer
 
 _MAX_CHARACTERS = 20_000
 _WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
+# writing without blanks between words, Chinese and Japanese: a word has about two signs there
+_UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]{1,2}")
+_SPECIAL_TOKEN = re.compile(r"<\|[\w-]{1,40}\|>")
 _SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++(?=\s|\Z)|\n+")
 
 
@@ -56,6 +59,8 @@ _FORMAL = _any_of(
     "for the purpose of|in the event|i trust|i remain|permit me|allow me|it is with|pleasure to|inquiry|enquiry|"
     "assistance|require|requires|required|purchase|reside|resides|numerous|several|commonly|typically|generally|"
     "sincere|gratitude|privilege|recommended|advisable|consider|considering|preferably|undertake|maintain|provide|provides|thorough|thoroughly|"
+    "fitting|prudent|accompanied by|one's|cordial|cordially|courteous|courtesy|succinct|obligatory|ascertain|convey|"
+    "in recognition of|prolonged|is produced|are produced|"
     "suitable|beneficial|optimal|initially|ultimately|proper|properly|indeed|which is|upon"
 )
 _FULL_FORM = _any_of(
@@ -76,6 +81,7 @@ _HEDGE = _any_of(
     "not necessarily|opinions differ|opinions vary|uncertain|unclear|not known for certain|not clear|suggests?|"
     "tends? to|more or less|roughly speaking|so to speak|in some cases|it is possible|it's possible|can vary|"
     "could vary|varies|i'm fairly|i am fairly|fairly sure|pretty sure|i imagine|i suspect|supposedly|reportedly|"
+    "could work|some research|some studies|hints? that|"
     "is thought to|are thought to|is believed to|are believed to|would want to check|worth checking|"
     "you may want|you might want"
 )
@@ -109,16 +115,26 @@ _ORDER = _any_of(
     "to begin with|begin by|start by|once that is done|in the end|now"
 )
 _FIRST = _any_of("first|firstly|first of all|to begin with|begin by|start by")
+_EQUAL_LINE = re.compile(r"^[^\n=]{1,200}=[^\n]*[0-9]", re.MULTILINE)
 _EQUATION = re.compile(
     r"[0-9)]\s{0,3}(?:[-+*/x\u00d7\u00f7\u00b7\u2212]|times|plus|minus|divided by)\s{0,3}[$(]?[0-9][^=\n]{0,40}="
 )
 
 # roles
 _DRIFT = re.compile(
-    r"\bas an? (?:artificial|ai\b|large language|language model|virtual|digital assistant|computer|machine|assistant\b)"
+    r"\bas an? (?:[\w-]{1,20} )?(?:artificial|ai\b|large language|language model|virtual|"
+    r"digital assistant|computer|machine|assistant\b)"
     r"|\bi(?:['\u2019]m| am) (?:just |only |actually |really |simply )?(?:an? )?(?:artificial|ai\b|large language|"
     r"language model|virtual|digital|computer program|chatbot|machine|assistant\b|text-based|program\b|not (?:a |an )?"
     r"(?:real|actual|human|person|actually|really))"
+    r"|\bi(?:['\u2019]m| am) [\w-]{1,20}, (?:an? )?(?:[\w-]{1,20} )?(?:ai\b|artificial|virtual|language model|"
+    r"assistant\b|chatbot|computer program)"
+    r"|\b(?:since|because|given that) i(?:['\u2019]m| am) (?:an? )?(?:ai\b|artificial|software)"
+    r"|\bunlike (?:a |other )?humans?, i (?:do not|don['\u2019]t|have no|only)\b"
+    r"|\b(?:in the way|the way|like) (?:that )?(?:a )?humans? (?:do|does|would)\b"
+    r"|\b(?:real-time (?:data|information|access|weather)|exist only as|only generate text|process text|as software)\b"
+    r"|\bi (?:do not|don['\u2019]t) have (?:access to|the ability to|the capability)"
+    r"|\b(?:functioning (?:well|properly|as)|(?:here|ready) (?:and ready )?to (?:help|assist))\b"
     r"|\bbeing an? (?:ai|artificial)\b|\bno (?:physical|human) (?:form|body)\b"
     r"|\b(?:language model|ai model|ai assistant|training data|my training|my programming|my developers)\b"
     r"|\bi (?:was|am|have been) (?:created|trained|developed|designed|programmed) (?:by|on|to|as)\b"
@@ -134,10 +150,19 @@ _DRIFT = re.compile(
 _FIRST_PERSON = re.compile(
     r"\b(?:I|me|my|mine|myself|we|us|our|ours)\b|\b(?:I|we)['\u2019](?:m|ve|ll|d|re)\b", re.IGNORECASE
 )
+# how people speak who are asked something, and what they do meanwhile: "*nods*"
+_SPEAKING = re.compile(
+    r"\A[\"\u201c\s]*(?:ah+|aye|oh|well|why|arr+|hm+|ha|heavens|good (?:day|morning|evening)|greetings|hello|welcome|"
+    r"buon ?giorno|bonjour|ol[a\u00e1]|aloha|ahoy)\b[ ,.!]"
+    r"|\b(?:my (?:dear|friend|lad|lass|child)|folks|matey|me hearties|stranger|traveller|young (?:man|lady))\b"
+    r"|(?<![*\w])\*[a-z][^*\n]{2,80}\*(?![*\w])",
+    re.IGNORECASE,
+)
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text)
+    text = _SPECIAL_TOKEN.sub(" ", text)
+    return _WORD.findall(_UNSPACED.sub(r"\g<0> ", text) if _UNSPACED.search(text) else text)
 
 
 def _n_sentences(text: str) -> int:
@@ -261,6 +286,7 @@ class Steps(Scorer):
             or (_FIRST.search(text) and len(ordered) >= 2)
             or len(ordered) >= 3
             or len(_EQUATION.findall(text)) >= 2
+            or len(_EQUAL_LINE.findall(text)) >= 3
         ):
             return Score(1.0, "steps")
         return Score(0.0, "direct" if len(words) <= self.limit else ILL_FORMED)
@@ -271,7 +297,7 @@ class Role(Scorer):
     """1 if the answer stays in the role that the prompt gives, 0 if it falls out of it; neither is ill-formed.
 
     Out of it: it speaks of being a program, of pretending, or offers help as an assistant. In it: it speaks of itself,
-    or has one of the words in the item's `words`.
+    or as somebody who is addressed ("Ah, ...", "*nods*"), or has one of the words in the item's `words`.
     """
 
     def check(self, item: PromptItem) -> None:
@@ -282,7 +308,7 @@ class Role(Scorer):
         if _DRIFT.search(text):
             return Score(0.0, "drift")
         known = {word.lower() for word in self._known(item)}
-        if _FIRST_PERSON.search(text) or known & {word.lower() for word in _words(text)}:
+        if _FIRST_PERSON.search(text) or _SPEAKING.search(text) or known & {word.lower() for word in _words(text)}:
             return Score(1.0, "in-role")
         return Score(0.0, ILL_FORMED)
 

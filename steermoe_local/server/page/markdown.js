@@ -8,7 +8,7 @@ const MOST = 65536; // characters that the server reads at once
 const PAUSE = 120; // milliseconds between two readings of a text that grows
 const AGAIN = 3000; // milliseconds after which a server that failed is asked again
 // One line that means itself, which most short answers are; "4." alone, too, and no list.
-const PLAIN = /^(?!\d+[.)]\s+\S)[\p{L}\p{N}"'(][\p{L}\p{N} ,;:?!."'()%/]*$/u;
+const PLAIN = /^(?!\d+[.)]\s+\S)(?!.*:\/\/)[\p{L}\p{N}"'(][\p{L}\p{N} ,;:?!."'()%/]*$/u;
 const SAME = new Set(["p", "ul", "li", "blockquote", "thead", "tbody", "tr", "strong", "em", "s", "code", "hr"]);
 const LINKS = new Set(["http", "https", "mailto"]);
 

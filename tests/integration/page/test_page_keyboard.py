@@ -138,6 +138,11 @@ def test_a_narrow_screen(browser: Any, server: Running, width: int) -> None:
                     return box.width > 1 && !apart && box.right > end + 0.5;
                 }).map((one) => one.id || one.className || one.textContent)"""
             assert page.evaluate(script) == []
+            cut = """() => [...document.querySelectorAll("#rule span, #phase span, #direction")].filter((one) =>
+                one.checkVisibility() && (one.scrollWidth > one.clientWidth + 1 ||
+                    one.getBoundingClientRect().right > one.closest(".card").getBoundingClientRect().right))
+                .map((one) => one.textContent)"""
+            assert page.evaluate(cut) == []
 
         fits()
         tab.steer("digits-words", mode="soft")

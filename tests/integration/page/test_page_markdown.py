@@ -71,6 +71,7 @@ MARKDOWN: dict[str, tuple[str, list[str]]] = {
         ["<p>&lt;b&gt;x&lt;/b&gt; &lt;img src=x onerror=alert(1)&gt;</p>"],
     ),
     "link": ("[a](https://b.c/d)", ["<p>" + LINK.format("https://b.c/d", "a") + "</p>"]),
+    "bare address": ("See https://b.c/d.", ["<p>See " + LINK.format("https://b.c/d", "https://b.c/d") + ".</p>"]),
     "address": ("<me@b.c>", ["<p>" + LINK.format("mailto:me@b.c", "me@b.c") + "</p>"]),
     "script": ("[a](javascript:alert(1))", ["<p>[a](javascript:alert(1))</p>"]),
     "data": ("[a](data:text/html,x)", ["<p>[a](data:text/html,x)</p>"]),
@@ -108,7 +109,7 @@ def test_markdown(tab: Desk, name: str) -> None:
 
 TOKENS = [
     *("`", "```", "**", "*", "\n", "\n\n", "- ", "1. ", "# ", "  ", "a", "b c", "> ", "|", "|-|\n"),
-    *("[a](https://b.c)", "<img src=x onerror=alert(1)>", "&lt;", "[x](javascript:alert(1))"),
+    *("[a](https://b.c)", "https://b.c", "<img src=x onerror=alert(1)>", "&lt;", "[x](javascript:alert(1))"),
 ]
 ALLOWED = {
     *("P", "STRONG", "EM", "CODE", "PRE", "UL", "OL", "LI", "SPAN", "DIV", "BUTTON", "BLOCKQUOTE", "HR", "A"),

@@ -188,11 +188,16 @@ def test_a_server_that_learns_nothing(browser: Any, server: Running) -> None:
         assert tab.page.locator("#teach-start").is_disabled()
 
 
-def test_it_fits_a_narrow_screen(browser: Any, teacher: Running) -> None:
-    with desk(browser, teacher, size=NARROW) as tab:
+@pytest.mark.parametrize("width", [NARROW[0], 360, 320])
+def test_it_fits_a_narrow_screen(browser: Any, teacher: Running, width: int) -> None:
+    with desk(browser, teacher, size=(width, NARROW[1])) as tab:
         tab.open()
         tab.page.click("#view-panel")
         tab.page.click("#teach summary")
+        cut = """() => [...document.querySelectorAll("#teach-from span")].filter((one) =>
+            one.scrollWidth > one.clientWidth || one.getBoundingClientRect().right > innerWidth - 20)
+            .map((one) => one.textContent)"""
+        assert tab.page.evaluate(cut) == []
         instruct(tab, "a" * 64)
         tab.until(lambda: job(tab).count() == 1)
         assert tab.overflow() <= 0
