@@ -27,6 +27,8 @@ from .tokens import VOCAB_SIZE
 
 WARM_UP = 100  # steps
 WARM_DOWN = 0.3  # share of the steps at the end in which the learning rate falls to a twentieth
+# glibc gives large blocks back to the kernel, which clears their pages again a moment later: a fifth of the time
+KEEP_MEMORY = {f"MALLOC_{name}_": str(2**33) for name in ("MMAP_THRESHOLD", "TRIM_THRESHOLD")}
 
 
 class Windows:
@@ -226,6 +228,7 @@ def main() -> None:
     if args.batch % args.workers:
         parser.error(f"--batch {args.batch} is not a multiple of --workers {args.workers}")
     args.folder.mkdir(parents=True, exist_ok=True)
+    os.environ.update(KEEP_MEMORY)  # the workers' C library reads it when they start
     with tempfile.TemporaryDirectory() as folder:
         meeting = (Path(folder) / "meeting").as_uri()
         multiprocessing.start_processes(train, (args, meeting), args.workers, start_method="spawn")
