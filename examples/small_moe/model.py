@@ -16,6 +16,13 @@ from tiny_moe.model import Config, RMSNorm, rope_tables
 ATTENTION_BLOCK = 128  # queries whose products with all earlier keys are computed at once
 
 
+def parameter_counts(config: Config) -> tuple[int, int]:
+    """Parameters of the whole model, and those that work on a token (embedding and head are counted in full)."""
+    with torch.device("meta"):
+        n = sum(p.numel() for p in SmallMoE(config).parameters())
+    return n, n - 3 * config.hidden * config.expert_ff * (config.experts - config.top_k) * config.layers
+
+
 class Attention(tiny.Attention):
     """The same; under autocast in bfloat16, with the softmax in float32, in half the time of the fused function."""
 
