@@ -1,9 +1,11 @@
-"""The packages that sources.toml names."""
+"""The packages that sources.toml names, and the documents that are made of them."""
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,3 +39,10 @@ def packages() -> list[Package]:
             whole[name] = tuple(whole.get(name, ()))
         found.append(Package(**whole))
     return found
+
+
+def lines(path: Path) -> Iterator[dict[str, str]]:
+    """The documents that corpus.py wrote."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)

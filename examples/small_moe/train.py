@@ -22,11 +22,13 @@ from torch import Tensor, multiprocessing
 
 from tiny_moe.model import Config
 
-from .model import SmallMoE
+from .model import SmallMoE, parameter_counts
 from .tokens import VOCAB_SIZE
 
 WARM_UP = 100  # steps
 WARM_DOWN = 0.3  # share of the steps at the end in which the learning rate falls to a twentieth
+# glibc gives large blocks back to the kernel, which clears their pages again a moment later: a fifth of the time
+KEEP_MEMORY = {f"MALLOC_{name}_": str(2**33) for name in ("MMAP_THRESHOLD", "TRIM_THRESHOLD")}
 
 
 class Windows:
@@ -71,6 +73,11 @@ def losses(model: SmallMoE, windows: Tensor, shares: Tensor) -> tuple[Tensor, Te
     return ce, balance, z.logsumexp(-1).square().mean(), counts
 
 
+def plain_options(args: argparse.Namespace) -> dict:
+    """The options without the paths, which say nothing about the model."""
+    return {name: value for name, value in vars(args).items() if not isinstance(value, Path)}
+
+
 def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
     """Train as worker `rank` of `args.workers`, one thread each; worker 0 reports and saves."""
     os.nice(19)
@@ -104,10 +111,11 @@ def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         shares, first, spent = state["shares"], state["step"], state["seconds"]
-    elif rank == 0:
-        n = sum(p.numel() for p in model.parameters())
-        idle = 3 * config.hidden * config.expert_ff * (config.experts - config.top_k) * config.layers
-        print(f"{n:,} parameters, {n - idle:,} work on a token", file=sys.stderr, flush=True)
+    if rank == 0:
+        described = {"config": config.to_dict(), "options": plain_options(args)}
+        (args.folder / "options.json").write_text(json.dumps(described, indent=1) + "\n")
+        n, active = parameter_counts(config)
+        print(f"{n:,} parameters, {active:,} work on a token", file=sys.stderr, flush=True)
     windows = Windows(np.load(args.tokens / "train.npy", mmap_mode="r"), args.length, args.seed)
     heldout = Windows(np.load(args.tokens / "heldout.npy", mmap_mode="r"), args.length, 0)
     began = time.monotonic() - spent
@@ -165,7 +173,7 @@ def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
                     "config": config.to_dict(),
                     "step": done,
                     "seconds": seconds,
-                    "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+                    "options": plain_options(args),
                 },
                 part_file,
             )
@@ -226,6 +234,7 @@ def main() -> None:
     if args.batch % args.workers:
         parser.error(f"--batch {args.batch} is not a multiple of --workers {args.workers}")
     args.folder.mkdir(parents=True, exist_ok=True)
+    os.environ.update(KEEP_MEMORY)  # the workers' C library reads it when they start
     with tempfile.TemporaryDirectory() as folder:
         meeting = (Path(folder) / "meeting").as_uri()
         multiprocessing.start_processes(train, (args, meeting), args.workers, start_method="spawn")

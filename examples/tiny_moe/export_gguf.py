@@ -1,8 +1,4 @@
-"""Write a checkpoint of the tiny model as GGUF, read one back, and write the fact sheet.
-
-The tensors are those that llama.cpp's converter writes for `OlmoeForCausalLM`: F16 matrices, F32
-norms and routers, no permutation of q and k (olmoe uses NEOX rotary positions).
-"""
+"""Write a checkpoint of the tiny model as GGUF, read one back, and write the fact sheet."""
 
 from __future__ import annotations
 
@@ -16,10 +12,11 @@ import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+import olmoe_gguf
 from data import write_files
 from model import Config, TinyMoE
 from planting import planted_table
-from tokens import CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS
+from tokens import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 NAME = "Tiny MoE (steering positive control)"
 DESCRIPTION = (
@@ -38,83 +35,24 @@ RECOMMENDED = {
 }
 
 
-def tensor_names(config: Config) -> dict[str, str]:
-    """GGUF tensor name -> name in the state dict of `TinyMoE`."""
-    names = {
-        "token_embd.weight": "embed",
-        "output_norm.weight": "norm.weight",
-        "output.weight": "head",
-    }
-    parts = {
-        "attn_norm": "attn_norm.weight",
-        "ffn_norm": "ffn_norm.weight",
-        "attn_q": "attn.q_proj.weight",
-        "attn_k": "attn.k_proj.weight",
-        "attn_v": "attn.v_proj.weight",
-        "attn_output": "attn.o_proj.weight",
-        "attn_q_norm": "attn.q_norm.weight",
-        "attn_k_norm": "attn.k_norm.weight",
-        "ffn_gate_inp": "moe.router",
-        "ffn_gate_exps": "moe.gate",
-        "ffn_up_exps": "moe.up",
-        "ffn_down_exps": "moe.down",
-    }
-    for i in range(config.layers):
-        names |= {f"blk.{i}.{k}.weight": f"blocks.{i}.{v}" for k, v in parts.items()}
-    return names
-
-
 def write_gguf(path: Path, model: TinyMoE, tokenizer: Tokenizer) -> None:
-    """Write `path` atomically: a reader never sees a partial file."""
-    c = model.config
-    part = path.with_suffix(".part")
-    writer = gguf.GGUFWriter(part, "olmoe")
-    writer.add_name(NAME)
-    writer.add_description(DESCRIPTION)
-    writer.add_license("mit")
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_context_length(c.context)
-    writer.add_embedding_length(c.hidden)
-    writer.add_block_count(c.layers)
-    writer.add_feed_forward_length(c.expert_ff)
-    writer.add_head_count(c.heads)
-    writer.add_head_count_kv(c.heads)
-    writer.add_rope_freq_base(c.rope_base)
-    writer.add_rope_dimension_count(c.hidden // c.heads)
-    writer.add_layer_norm_rms_eps(c.rms_eps)
-    writer.add_expert_count(c.experts)
-    writer.add_expert_used_count(c.top_k)
-    writer.add_vocab_size(c.vocab)
+    """Write the model with matrices in F16."""
 
-    inner = json.loads(tokenizer.to_str())["model"]
-    tokens = sorted(inner["vocab"], key=inner["vocab"].get)
-    kinds = [
-        gguf.TokenType.CONTROL if t in SPECIAL_TOKENS else gguf.TokenType.NORMAL for t in tokens
-    ]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
-    writer.add_token_merges([" ".join(pair) for pair in inner["merges"]])
-    writer.add_eos_token_id(END)
-    writer.add_eot_token_id(END)
-    writer.add_bos_token_id(END)  # never added; named so that no reader falls back to id 11
-    writer.add_pad_token_id(PAD)
-    writer.add_add_bos_token(False)
-    writer.add_add_space_prefix(False)
-    writer.add_chat_template(CHAT_TEMPLATE)
+    def describe(writer: gguf.GGUFWriter) -> None:
+        writer.add_name(NAME)
+        writer.add_description(DESCRIPTION)
+        writer.add_license("mit")
 
-    state = model.state_dict()
-    for name, source in tensor_names(c).items():
-        array = state[source].detach().float().numpy()
-        keep = array.ndim == 1 or "ffn_gate_inp" in name
-        writer.add_tensor(name, array if keep else array.astype(np.float16))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    part.replace(path)
+    olmoe_gguf.write_gguf(
+        path,
+        model.config,
+        model.state_dict(),
+        tokenizer,
+        SPECIAL_TOKENS,
+        describe,
+        np.float16,
+        CHAT_TEMPLATE,
+    )
 
 
 def read_gguf(path: Path) -> tuple[TinyMoE, Tokenizer]:
@@ -138,7 +76,9 @@ def read_gguf(path: Path) -> tuple[TinyMoE, Tokenizer]:
     )
     tensors = {t.name: torch.tensor(np.asarray(t.data)).float() for t in reader.tensors}
     model = TinyMoE(config)
-    model.load_state_dict({source: tensors[name] for name, source in tensor_names(config).items()})
+    model.load_state_dict(
+        {source: tensors[name] for name, source in olmoe_gguf.tensor_names(config.layers).items()}
+    )
 
     tokens = value("tokenizer.ggml.tokens")
     merges = [tuple(m.split(" ")) for m in value("tokenizer.ggml.merges")]

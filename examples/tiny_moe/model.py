@@ -88,11 +88,14 @@ class Attention(nn.Module):
 
         q = rotate(split(self.q_norm(self.q_proj(x))), cos, sin)
         k = rotate(split(self.k_norm(self.k_proj(x))), cos, sin)
-        # float32 under autocast too: the bfloat16 backward is four times slower on CPUs
-        v = split(self.v_proj(x))
-        with torch.autocast("cpu", enabled=False):
-            y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True)
+        y = self.attend(q, k, split(self.v_proj(x)))
         return self.o_proj(y.transpose(1, 2).reshape(b, t, d))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention of each head [B, heads, T, head_dim]."""
+        # float32 under autocast too: the bfloat16 backward is four times slower on CPUs
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True)
 
 
 class Experts(nn.Module):

@@ -21,13 +21,15 @@ def copy_model(
     template: str | None = None,
     pre: str | None = None,
     random: int | None = None,
+    top_k: int | None = None,
 ) -> list[Path]:
     """Write a copy; returns its files, in order.
 
     With `max_tensors` it is split, and `target` gives the name; `empty_first` leaves the first part without tensors.
     `order` is the key that sorts the tensors' names. `tokenizer_of` is the model whose tokenizer the copy gets.
     `template` is its chat template, "" for none; `pre` the name of its tokenizer's pattern.
-    `random` is the seed of random weights that the copy gets: normal, F32, ones in norms.
+    `random` is the seed of random weights that the copy gets: normal, F32, ones in norms. `top_k` is how many experts a
+    token uses.
     """
     reader = GGUFReader(source)
     fields = dict(reader.fields)
@@ -42,7 +44,8 @@ def copy_model(
     for name, field in fields.items():
         if not name.startswith(("GGUF.", "split.")):
             kind = field.types[0]
-            value = pre if pre is not None and name == "tokenizer.ggml.pre" else field.contents()
+            changed = {"tokenizer.ggml.pre": pre, f"{architecture}.expert_used_count": top_k}
+            value = changed[name] if changed.get(name) is not None else field.contents()
             writer.add_key_value(name, value, kind, field.types[-1] if kind == GGUFValueType.ARRAY else None)
     if template:
         writer.add_chat_template(template)

@@ -37,8 +37,10 @@ GPT_OSS = RandomModel("gpt-oss", n_layer=4, n_expert=12, k=3)
 DENSE_FIRST = RandomModel("dots1", n_dense=1, gating=1)
 SIGMOID = RandomModel("dots1", n_dense=1, gating=2)
 SELECTION_BIAS = RandomModel("dots1", n_dense=1, gating=1, selection_bias=True)
+# one expert a token: what is promoted displaces the one that was selected
+TOP_1 = RandomModel("olmoe", k=1)
 # the ways to route that can be steered: softmax, softmax then normalised, softmax of the selected with a router bias
-STEERABLE = {"olmoe": OLMOE, "qwen3moe": QWEN3MOE, "gpt-oss": GPT_OSS}
+STEERABLE = {"olmoe": OLMOE, "qwen3moe": QWEN3MOE, "gpt-oss": GPT_OSS, "top-1": TOP_1}
 
 
 def write_random_model(
