@@ -19,6 +19,7 @@ from tests.support.fused_routing import (
     function_sha256,
     fused_routers,
     graphs_by_rule,
+    takes,
 )
 from tests.support.low_level import identity_of, open_model
 from tests.support.random_models import GPT_OSS, OLMOE, QWEN3MOE, SELECTION_BIAS, SIGMOID, RandomModel
@@ -43,7 +44,7 @@ KINDS: dict[str, tuple[RandomModel, dict[str, str], dict[str, str]]] = {
         norm,
     ),
     "late softmax": (
-        GPT_OSS,
+        replace(GPT_OSS, n_expert=16),
         late := {"CUDA": "late softmax", "Vulkan": "late_softmax", "SYCL": "late softmax"},
         late,
     ),
@@ -142,3 +143,14 @@ def test_a_reader_of_what_is_fused_prevents_it(random_model: Any) -> None:
 def test_the_backends_are_those_that_were_read(file: str, name: str, sha256: str) -> None:
     """What this module says of them was written from these functions; read them again when they change."""
     assert function_sha256(GGML / file, name).startswith(sha256)
+
+
+def test_numbers_of_experts() -> None:
+    """Which there is a kernel for."""
+    numbers = (2, 12, 64, 288, 320, 512, 576, 1024, 2048)
+    assert {backend: [n for n in numbers if takes(backend, n)] for backend in BACKENDS} == {
+        "CUDA": [2, 64, 288, 512, 576],
+        "Vulkan": [2, 12, 64, 288, 320, 512],
+        "Metal": [2, 12, 64, 288, 320, 512, 576, 1024],
+        "SYCL": [2, 64, 512],
+    }

@@ -272,6 +272,8 @@ def fused_routers(nodes: Sequence[Node], backend: str) -> dict[int, Fused | None
     found: dict[int, Fused | None] = {}
     for place, layer in choices(nodes):
         found[layer] = None
+        if not takes(backend, nodes[place].ne[0]):
+            continue
         for name, pattern in patterns.items():
             start = place - pattern.ops.index("ARGSORT")
             if start >= 0 and matches(nodes, start, pattern):
@@ -282,6 +284,18 @@ def fused_routers(nodes: Sequence[Node], backend: str) -> dict[int, Fused | None
                 found[layer] = Fused(name, rows)
                 break
     return found
+
+
+def takes(backend: str, n_expert: int) -> bool:
+    """Does the backend have a kernel for so many experts."""
+    power = n_expert & (n_expert - 1) == 0
+    limits = {
+        "CUDA": (power and n_expert <= 512) or n_expert in (288, 576),
+        "Vulkan": n_expert <= 512,
+        "Metal": n_expert <= 1024,
+        "SYCL": power and n_expert <= 512,
+    }
+    return limits[backend]
 
 
 def choices(nodes: Sequence[Node]) -> Iterator[tuple[int, int]]:
