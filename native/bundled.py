@@ -1,8 +1,8 @@
 """Say what the libraries of a wheel contain: an SBOM in CycloneDX's form, and the licences of what is in them.
 
 CMakeLists.txt calls it with the prepared tree; a wheel has the results in `.dist-info/sboms/` (PEP 770) and
-`.dist-info/licenses/`. Libraries that auditwheel adds are in its own SBOM beside this one. Versions and licence texts are
-read from the tree: where it lacks one, the build stops, for the list below is then wrong.
+`.dist-info/licenses/`. Libraries that auditwheel adds are in its own SBOM beside this one. Versions and licence texts
+are read from the tree: where it lacks one, the build stops, for the list below is then wrong.
 """
 
 from __future__ import annotations
