@@ -21,7 +21,7 @@ VULKAN := build/vulkan
 RPC := build/rpc
 CLIENTS := build/clients-venv
 
-.PHONY: help setup build tools demo test lint format browser test-page test-clients test-reference test-rehearsal test-stock test-vulkan test-rpc test-isa test-threads dist test-dist fuzz soak bench bench-serving results clean distclean docs
+.PHONY: help setup build tools demo test lint format browser test-page test-clients test-reference test-rehearsal test-stock test-vulkan test-cuda cuda-kit sdist test-sdist lint-workflows test-rpc test-isa test-threads dist test-dist fuzz soak bench bench-serving results clean distclean docs
 
 help:
 	@echo "make demo            set up, build, run the main job on the embedded model"
@@ -33,6 +33,8 @@ help:
 	@echo "make test-rehearsal  every chat template and vocabulary of llama.cpp's archive (installs transformers)"
 	@echo "make test-stock      compare with an unpatched llama.cpp built beside ours"
 	@echo "make test-vulkan     steer and record on a Vulkan device, in software (installs Debian packages)"
+	@echo "make test-cuda       steer and record on an NVIDIA GPU, and the benchmark there (make cuda-kit: without a network)"
+	@echo "make sdist           the source distribution, into dist/; make test-sdist builds and tries a wheel of it"
 	@echo "make test-rpc        steer and record with the model spread over two RPC servers"
 	@echo "make test-isa        the numeric tests on ggml's kernels for other instruction sets"
 	@echo "make test-threads    several contexts in several threads, under ThreadSanitizer"
@@ -225,8 +227,8 @@ $(VULKAN)/.built: $(VENV)/.setup $(SOURCES) tests/integration/vulkan/prepare.sh 
 	@touch $@
 
 test-vulkan: build $(VULKAN)/.built
-	@STEERMOE_LIB_PATH=$(abspath $(VULKAN)/bin) GGML_VK_VISIBLE_DEVICES=0 LD_PRELOAD=$(abspath $(VULKAN)/keep_freed.so) \
-	    $(BIN)/pytest -q -p no:cacheprovider -m vulkan tests/integration/vulkan
+	@STEERMOE_LIB_PATH=$(abspath $(VULKAN)/bin) STEERMOE_TEST_DEVICE=Vulkan0 GGML_VK_VISIBLE_DEVICES=0 \
+	    LD_PRELOAD=$(abspath $(VULKAN)/keep_freed.so) $(BIN)/pytest -q -p no:cacheprovider -m device tests/integration/devices
 
 $(RPC)/.built: $(VENV)/.setup $(SOURCES)
 	@echo "== building with RPC (some minutes the first time)"
@@ -264,6 +266,30 @@ SOAK_SECONDS ?= 600
 SOAK ?=
 soak: build
 	@$(BIN)/python -m tests.integration.soak --seconds $(SOAK_SECONDS) $(SOAK)
+
+#
+# releases and GPUs
+#
+
+# NVIDIA: the script says what it needs, and what of it may come from `make cuda-kit`. CUDA_PYTHON: Python of the machine
+# that the kit is for.
+CUDA_PYTHON ?=
+test-cuda:
+	@sh tests/integration/cuda/run.sh
+
+cuda-kit: setup
+	@$(BIN)/python -m tests.integration.cuda.kit build/cuda-kit $(if $(CUDA_PYTHON),--python $(CUDA_PYTHON))
+
+# The source distribution, and a wheel that is built from it as a user without a network builds it (minutes).
+$(VENV)/.release: $(VENV)/.setup Makefile
+	@$(PIP) install "build>=1.2"
+	@touch $@
+
+sdist: $(VENV)/.release
+	@$(BIN)/python -m build --sdist --no-isolation --outdir dist .
+
+test-sdist: build $(VENV)/.release
+	@$(BIN)/pytest -q -p no:cacheprovider -m sdist tests/integration/sdist
 
 docs: build tools
 	@$(BIN)/python docs/generate.py

@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,8 @@ class Plan:
     n_biases: int
     transformers: dict[str, float]  # shape: seconds
     min_rounds: int = 5
+    n_gpu_layers: int = 0
+    stock: Path = STOCK
 
 
 FULL = Plan({"granite": (64, 50, 180.0), "olmoe": (64, 50, 180.0)}, {"many": 3, "granite": 1}, 5, {"granite": 60.0})
@@ -89,8 +91,9 @@ def measure_speed(
     n_prompt, n_decode, seconds = plan.speed[shape]
     with ExitStack() as stack:
         log(f"{shape}: loading")
-        stock = [stack.enter_context(llama_worker(model, ["plain"], n_threads, stock=True)) for _ in range(2)]
-        ours = stack.enter_context(llama_worker(model, list(NAMES), n_threads))
+        where = {"n_gpu_layers": plan.n_gpu_layers, "stock_folder": plan.stock}
+        stock = [stack.enter_context(llama_worker(model, ["plain"], n_threads, stock=True, **where)) for _ in range(2)]
+        ours = stack.enter_context(llama_worker(model, list(NAMES), n_threads, **where))
         turns = Turns(stock, ours)
 
         def prompt(worker: Worker, variant: str) -> Answer:
@@ -503,9 +506,11 @@ def write_docs(docs: Path, text: str, start: str = START, end: str = END) -> Non
     docs.write_text(f"{before}{start}\n\n{text}\n{end}{after}", encoding="utf-8", newline="\n")
 
 
-def require_stock() -> None:
+def require_stock(folder: Path = STOCK) -> None:
     """Exit with the cure if the unpatched build is missing."""
-    if not any(STOCK.glob("*llama.*")):
+    if not any(folder.glob("*llama.*")):
+        if folder != STOCK:
+            raise SystemExit(f"error: --stock {folder}: has no libllama; name the folder of an unpatched build")
         raise SystemExit("error: build/stock has no library; run make build/stock/.built (make bench does)")
 
 
@@ -553,6 +558,10 @@ def main() -> None:
     parser.add_argument("--only", default="speed,memory,transformers", help="parts to measure")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--models", type=Path, default=against_transformers.MODELS, help="keeps the random models")
+    parser.add_argument("--shapes", help="of the models whose speed is measured (granite,olmoe)")
+    parser.add_argument("--seconds", type=float, help="for the speed of each shape")
+    parser.add_argument("--gpu-layers", type=int, default=0, help="layers on the first device (make test-cuda)")
+    parser.add_argument("--stock", type=Path, default=STOCK, help="folder of the unpatched libraries")
     arguments = parser.parse_args()
     begin = time.monotonic()
 
@@ -560,8 +569,15 @@ def main() -> None:
         print(f"[{time.monotonic() - begin:4.0f} s] {line}", file=sys.stderr, flush=True)
 
     def measured() -> dict[str, Any]:
-        require_stock()
+        require_stock(arguments.stock)
         plan = QUICK if arguments.quick else FULL
+        shapes = arguments.shapes.split(",") if arguments.shapes else plan.speed
+        if unknown := [shape for shape in shapes if shape not in plan.speed]:
+            raise SystemExit(f"error: --shapes {','.join(unknown)}: there are {', '.join(plan.speed)}")
+        speed = {name: plan.speed[name] for name in shapes}
+        if arguments.seconds is not None:
+            speed = {name: (n_prompt, n, arguments.seconds) for name, (n_prompt, n, _) in speed.items()}
+        plan = replace(plan, speed=speed, n_gpu_layers=arguments.gpu_layers, stock=arguments.stock)
         return measure(plan, arguments.threads, arguments.models, arguments.only.split(","), log)
 
     deliver(arguments, measured, render, log)

@@ -1,6 +1,7 @@
 """A process that runs a model on request, so that builds which cannot share a process can be timed alternately.
 
     python worker.py MODEL --threads N [--stock] [--variants plain,hard,...] [--no-mmap] [--no-repack] [--whole]
+                     [--gpu-layers N]
 
 Requests and answers are lines of JSON on stdin and stdout (`Worker` in workers.py is the other end). With --stock the
 libraries are those named by LLAMA_CPP_LIB_PATH, otherwise the installed package's.
@@ -84,6 +85,7 @@ class Runner:
         n_ctx: int,
         repack: bool,
         whole: bool,
+        n_gpu_layers: int = 0,
     ) -> None:
         start, cpu = time.perf_counter(), time.process_time()
         self.path = path
@@ -97,12 +99,12 @@ class Runner:
         _quiet()
         self.lib.llama_backend_init()
         if "detect" in variants:  # record_counts shares the weights of a Llama
-            threads = {"n_threads": n_threads, "n_threads_batch": n_threads}
-            self.llama = self.lib.Llama(str(path), n_ctx=64, n_batch=64, use_mmap=mmap, verbose=False, **threads)
+            where = {"n_threads": n_threads, "n_threads_batch": n_threads, "n_gpu_layers": n_gpu_layers}
+            self.llama = self.lib.Llama(str(path), n_ctx=64, n_batch=64, use_mmap=mmap, verbose=False, **where)
             self.model = self.llama._model.model
         else:
             params = self.lib.llama_model_default_params()
-            params.n_gpu_layers = 0
+            params.n_gpu_layers = n_gpu_layers
             params.use_extra_bufts = repack
             params.load_mode = self.lib.LLAMA_LOAD_MODE_MMAP if mmap else self.lib.LLAMA_LOAD_MODE_NONE
             self.model = self.lib.llama_model_load_from_file(os.fsencode(path), params)
@@ -338,6 +340,7 @@ def main() -> None:
     parser.add_argument("--ctx", type=int, default=1024)
     parser.add_argument("--no-repack", action="store_true")
     parser.add_argument("--whole", action="store_true", help="compute the last layer for every token, too")
+    parser.add_argument("--gpu-layers", type=int, default=0, help="layers on the first device")
     arguments = parser.parse_args()
     runner = Runner(
         arguments.model,
@@ -348,6 +351,7 @@ def main() -> None:
         n_ctx=arguments.ctx,
         repack=not arguments.no_repack,
         whole=arguments.whole,
+        n_gpu_layers=arguments.gpu_layers,
     )
     handlers = {"prompt": runner.prompt, "decode": runner.decode, "biases": runner.biases}
     serve(handlers | {"memory": memory_use, "load": lambda: runner.loaded})

@@ -87,10 +87,13 @@ def llama_worker(
     n_ctx: int = 1024,
     repack: bool = True,
     whole: bool = False,
+    n_gpu_layers: int = 0,
+    stock_folder: Path = STOCK,
 ) -> Worker:
     """A worker of our build or of the stock build. `bias` steers all its contexts, by STEERMOE_BIAS.
 
-    `whole`: every layer is computed for every token, the last one too (worker.py says how).
+    `whole`: every layer is computed for every token, the last one too (worker.py says how). `n_gpu_layers` are on the
+    first device of both builds.
     """
     arguments = [model, "--threads", n_threads, "--variants", ",".join(variants)]
     arguments += ["--stock"] if stock else []
@@ -98,6 +101,7 @@ def llama_worker(
     arguments += ["--ctx", n_ctx]
     arguments += [] if repack else ["--no-repack"]
     arguments += ["--whole"] if whole else []
-    environment = {"LLAMA_CPP_LIB_PATH": str(STOCK)} if stock else {}
+    arguments += ["--gpu-layers", n_gpu_layers]
+    environment = {"LLAMA_CPP_LIB_PATH": str(stock_folder)} if stock else {}
     environment |= {"STEERMOE_BIAS": str(bias)} if bias else {}
     return Worker("worker.py", *arguments, environment=environment)

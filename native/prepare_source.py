@@ -115,7 +115,13 @@ def copy_tree(source: Path, output: Path) -> None:
     """Copy the user's own llama.cpp tree: the copy is patched, the original must not change."""
     if not (source / "src" / "llama-graph.cpp").is_file():
         raise PrepareError(f"{source}: not a llama.cpp tree (src/llama-graph.cpp is missing)")
-    ignore = shutil.ignore_patterns(".git", "build*", "docs", "media", "*.gguf")
+    at_the_top = shutil.ignore_patterns(".git", "build*", "docs", "media")
+    models = shutil.ignore_patterns("*.gguf")
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        # cmake/build-info.cmake is needed
+        return models(folder, names) | (at_the_top(folder, names) if Path(folder) == source else set())
+
     shutil.copytree(source, output, ignore=ignore)
 
 

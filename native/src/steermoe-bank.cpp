@@ -171,7 +171,10 @@ ggml_tensor * steermoe_bank::edit_selection(ggml_context * ctx, ggml_tensor * sc
         // lowest.
         scores = ggml_clamp(ctx, scores, MASKED_SCORE, INFINITY);
     }
-    return ggml_format_name(ggml_add(ctx, scores, ggml_get_rows(ctx, t.rank, rows)), "ffn_moe_probs_steered-%d", il);
+    // The ranks first: CUDA computes a router in one operation where the scores are the first addend, takes the second for
+    // a row that all tokens share, and does not look at its size.
+    ggml_tensor * steered = ggml_add(ctx, ggml_get_rows(ctx, t.rank, rows), scores);
+    return ggml_format_name(steered, "ffn_moe_probs_steered-%d", il);
 }
 
 uint32_t steermoe_bank::n_nodes() const {

@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.architecture_checks import check, check_upstream, checker
 from tests.support.architectures import ARCHITECTURES, WITHOUT_ROUTERS, variants, widen, write_upstream
+from tests.support.fused_routing import BACKENDS, fused_routers, graphs_by_rule
+from tests.support.low_level import identity_of, open_model
 from tests.support.paths import BUILD, ROOT
 
 # every way of gating, groups, large logits, latent attention, recurrent layers, GELU from a table in F16
@@ -67,6 +69,39 @@ def test_experts_of_other_groups_are_forced(upstream: dict[str, Path], tmp_path:
         keep = np.where(groups == 0, 0.0, -1.0).astype(np.float32)
         keep[7] = 0.0  # three remain, of two groups that are seldom chosen together
         c.check_promise(dict.fromkeys(c.steerable, keep))
+
+
+@pytest.mark.parametrize("arch", ROUTED)
+def test_fused_routing(upstream: dict[str, Path], tmp_path: Path, arch: str) -> None:
+    """What docs/backends.md says that GPU backends do with the edited routers of the architecture."""
+    path = widen(upstream[arch], tmp_path / "model.gguf")
+    model = open_model(path)
+    graphs = graphs_by_rule(model, identity_of(path))
+    model.close()
+    path.unlink()
+    unsteered, edited = fused_cells()[arch]
+    for (rule, _), nodes in graphs.items():
+        fused_by = []
+        for backend in BACKENDS:
+            found = fused_routers(nodes, backend)
+            assert len({one and one.pattern for one in found.values()}) == 1
+            (one, *_) = found.values()
+            if one is not None:
+                assert one.bias_rows in (None, 1)
+                fused_by.append(backend)
+        assert fused_by == (unsteered if rule in ("none", "soft") else edited), rule
+
+
+def fused_cells() -> dict[str, tuple[list[str], list[str]]]:
+    """By architecture: the backends that fuse its unsteered routers, and those edited by the hard rule."""
+    page = (ROOT / "docs" / "backends.md").read_text("utf-8").split("### Fused routing")[1].split("\n### ")[0]
+    cells = {}
+    for line in page.splitlines():
+        row = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(row) == 4 and row[3].startswith("`"):
+            first, second = ([] if cell == "none" else cell.split(", ") for cell in row[1:3])
+            cells |= {arch.strip("`"): (first, second) for arch in row[3].split(", ")}
+    return cells
 
 
 def page_rows() -> dict[str, list[str]]:

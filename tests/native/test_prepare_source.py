@@ -123,9 +123,14 @@ def test_a_tree_of_ones_own(script: Any, tmp_path: Path) -> None:
     with pytest.raises(script.PrepareError, match=r"own: not a llama\.cpp tree"):
         run(script, tmp_path / "tree", own)
     (own / "src" / "llama-graph.cpp").write_text(GRAPH)
+    for name in ("cmake/build-info.cmake", "build/old.o", ".git/config", "docs/x.md", "models/m.gguf"):
+        (own / name).parent.mkdir()
+        (own / name).touch()
     run(script, tmp_path / "tree", own)
     assert "int added;" in graph_of(tmp_path / "tree")
     assert graph_of(own) == GRAPH, "the user's tree is patched"
+    copied = {p.relative_to(tmp_path / "tree").as_posix() for p in (tmp_path / "tree").rglob("*") if p.is_file()}
+    assert copied == {"src/llama-graph.cpp", "cmake/build-info.cmake", ".steermoe-prepared"}
     (own / "src" / "llama-graph.cpp").write_text("// edited\n" + GRAPH.replace("before", "earlier"))
     with pytest.raises(script.PrepareError, match="does not apply"):
         run(script, tmp_path / "tree", own)

@@ -55,10 +55,16 @@ def internals() -> Any:
     """`llama_cpp._internals`; llama.cpp's log is off."""
     lib()  # first: it decides which libraries are loaded
     from llama_cpp import _internals
-    from llama_cpp._logger import set_verbose
 
     set_verbose(False)
     return _internals
+
+
+def set_verbose(verbose: bool) -> None:
+    """Let llama.cpp's log go to stderr, or nowhere."""
+    from llama_cpp import _logger
+
+    _logger.set_verbose(verbose)
 
 
 def open_model(path: Path) -> Any:

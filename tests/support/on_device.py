@@ -14,7 +14,17 @@ import numpy.typing as npt
 from steermoe_local.identity import ModelIdentity
 from steermoe_local.llama import backends, capi
 from tests.support import oracle
-from tests.support.low_level import F32, I32, Context, GGMLTensor, internals, lib, native_bias, random_signs
+from tests.support.low_level import (
+    F32,
+    I32,
+    Context,
+    GGMLTensor,
+    internals,
+    lib,
+    native_bias,
+    random_signs,
+    set_verbose,
+)
 
 ALL = 0x7FFFFFFF
 
@@ -30,8 +40,12 @@ def model_on(
     overrides: Mapping[str, str] | Sequence[tuple[str, str]] = (),
     tensor_split: Sequence[float] = (),
     split_mode: int = 1,
+    verbose: bool = False,
 ) -> Iterator[Any]:
-    """llama_cpp's `LlamaModel` with some layers offloaded; no devices (empty): the CPU alone."""
+    """llama_cpp's `LlamaModel` with some layers offloaded; no devices (empty): the CPU alone.
+
+    `verbose`: llama.cpp's log goes to stderr.
+    """
     params = lib().llama_model_default_params()
     placement = backends.Placement.of(devices, overrides, sorted(backends._rpc_servers))
     placement.apply(params)
@@ -39,7 +53,9 @@ def model_on(
     shares = (ctypes.c_float * lib().LLAMA_MAX_DEVICES)(*tensor_split)
     if tensor_split:
         params.tensor_split = shares
-    model = internals().LlamaModel(path_model=str(path), params=params, verbose=False)
+    native = internals()
+    set_verbose(verbose)
+    model = native.LlamaModel(path_model=str(path), params=params, verbose=verbose)
     try:
         yield model
     finally:

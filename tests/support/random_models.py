@@ -123,6 +123,7 @@ def _write(path: Path, model: RandomModel, tensors: dict[str, Any], router_type:
     if model.arch == "dots1":
         writer.add_leading_dense_block_count(model.n_dense)
         writer.add_expert_shared_count(1)
+        writer.add_expert_weights_norm(model.norm)
     if model.gating:
         writer.add_uint32(f"{model.arch}.expert_gating_func", model.gating)
     for name, values in tensors.items():

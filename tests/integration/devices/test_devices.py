@@ -1,11 +1,13 @@
-"""With all, some and none of the layers on a Vulkan device (lavapipe): the promise, the logits, the recorder."""
+"""With all, some and none of the layers on a device: the promise, the logits, the recorder."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 from steermoe_local import BiasFile, RoutingCounts, write_bias
 from steermoe_local.llama import backends, capi
 from tests.support import rounding
+from tests.support.fused_routing import fused_routers, graphs_by_rule
 from tests.support.low_level import identity_of, native_bias, random_signs
 from tests.support.on_device import (
     ALL,
@@ -35,16 +38,20 @@ from tests.support.random_models import (
     QWEN3MOE,
     SELECTION_BIAS,
     SIGMOID,
+    STEERABLE,
     RandomModel,
     write_random_model,
 )
 
-pytestmark = pytest.mark.vulkan
+pytestmark = pytest.mark.device
+
+DEVICE = os.environ.get("STEERMOE_TEST_DEVICE", "")
 
 MODELS = {"olmoe": OLMOE, "qwen3moe": QWEN3MOE, "gpt-oss": GPT_OSS, "sigmoid": SIGMOID, "bias": SELECTION_BIAS}
 N_SINGLE = 4  # tokens that follow the prompt one by one
 
-# exp in a shader: Vulkan asks for 3 + 2 |x| units in the last place, and logits here differ by less than 30
+# exp in a shader: Vulkan asks for 3 + 2 |x| units in the last place, and logits here differ by less than 30. CUDA's
+# __expf (ggml-cuda is built with -use_fast_math) has 2 + 1.2 |x|.
 EXP = 2 * (3 + 2 * 30) * rounding.F32
 
 PathOf = Callable[[str], Path]
@@ -77,7 +84,7 @@ def path_of(tmp_path_factory: pytest.TempPathFactory) -> PathOf:
 
 @pytest.fixture(scope="module", autouse=True)
 def _a_device() -> None:
-    assert "Vulkan0" in backends.device_names(), "no Vulkan device; run by make test-vulkan"
+    assert DEVICE in backends.device_names(), f"no device {DEVICE}; run by make test-vulkan or make test-cuda"
 
 
 def tokens_of(ngl: int) -> list[int]:
@@ -361,17 +368,40 @@ def counts_by_capture(
 
 
 #
-# fused top-k: only without a callback, so another process, whose graphs nobody looks into
+# fused top-k and captured graphs: only without a callback, so another process, whose graphs nobody looks into
 #
 
 
-def drive(output: Path, model: Path, bias: Path | None, **env: str) -> tuple[Any, str]:
+@dataclass(frozen=True)
+class Backend:
+    """What a backend's log says of its nodes, and the variables that it reads."""
+
+    name: str
+    fused: str  # a pattern that the log has where a router was fused
+    unfused: dict[str, str]
+    log: dict[str, str]
+
+
+OF_DEVICE = {
+    "Vulkan0": Backend("Vulkan", "TOPK_MOE", {"GGML_VK_DISABLE_FUSION": "1"}, {"GGML_VK_PERF_LOGGER": "1"}),
+    # built with -DGGML_CUDA_DEBUG=on
+    "CUDA0": Backend("CUDA", r"nodes_fused: \d+, first: \w+ \(ffn_moe_", {"GGML_CUDA_DISABLE_FUSION": "1"}, {}),
+}
+# CUDA fuses powers of two alone
+FUSED = MODELS | {
+    "gpt-oss of 8": replace(GPT_OSS, n_expert=8, k=2),
+    "sigmoid norm": replace(SIGMOID, norm=True),
+    "sigmoid bias norm": replace(SELECTION_BIAS, gating=2, norm=True),
+}
+
+
+def drive(output: Path, model: Path, bias: Path | None, *later: Path, **env: str) -> tuple[Any, str]:
     """Logits of driver.py with all layers on the device, and what the backend says of its nodes."""
     environment = {k: v for k, v in os.environ.items() if k != "STEERMOE_BIAS"} | env
     if bias:
         environment["STEERMOE_BIAS"] = str(bias)
-    code = f"import sys; sys.path.append({str(ROOT)!r}); from tests.integration.vulkan.driver import main; main()"
-    done = python(code, model, output, env=environment, folder=output.parent)
+    code = f"import sys; sys.path.append({str(ROOT)!r}); from tests.integration.devices.driver import main; main()"
+    done = python(code, model, output, *later, env=environment, folder=output.parent)
     assert done.returncode == 0, done.stderr[-2000:]
     return np.load(output), done.stderr + done.stdout
 
@@ -397,18 +427,41 @@ def write_signs(path: Path, model: Path, rows: dict[int, Any]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_fused_top_k(path_of: PathOf, name: str, tmp_path: Path) -> None:
-    path = path_of(name)
-    bias = write_signs(tmp_path / "b.gguf", path, signs_of(MODELS[name]))
-    plain, plain_log = drive(tmp_path / "p.npy", path, None, GGML_VK_PERF_LOGGER="1")
-    fused, fused_log = drive(tmp_path / "f.npy", path, bias, GGML_VK_PERF_LOGGER="1")
-    apart, apart_log = drive(tmp_path / "a.npy", path, bias, GGML_VK_PERF_LOGGER="1", GGML_VK_DISABLE_FUSION="1")
-    # Vulkan fuses sigmoid routers only where the weights are normalised
-    fits = name in ("olmoe", "qwen3moe", "gpt-oss")
-    assert ["TOPK_MOE" in log for log in (plain_log, fused_log, apart_log)] == [fits, fits, False]
-    assert np.abs(fused - apart).max() <= allowance(apart, MODELS[name])
-    assert np.abs(fused - plain).max() > 3 * allowance(plain, MODELS[name]), "not steered"
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_top_k(tmp_path: Path, name: str) -> None:
+    """The backend fuses the routers that tests/support/fused_routing.py says, with the same result."""
+    backend, model = OF_DEVICE[DEVICE], FUSED[name]
+    path = write_random_model(tmp_path / "model.gguf", model)
+    with model_on(path, 0, devices=()) as loaded:
+        graphs = graphs_by_rule(loaded, identity_of(path), n_tokens=(6,))
+    wanted = [any(fused_routers(graphs[rule, 6], backend.name).values()) for rule in ("none", "hard")]
+    bias = write_signs(tmp_path / "b.gguf", path, signs_of(model))
+    plain, plain_log = drive(tmp_path / "p.npy", path, None, **backend.log)
+    fused, fused_log = drive(tmp_path / "f.npy", path, bias, **backend.log)
+    apart, apart_log = drive(tmp_path / "a.npy", path, bias, **backend.log, **backend.unfused)
+    found = [re.search(backend.fused, log) is not None for log in (plain_log, fused_log, apart_log)]
+    assert found == [*wanted, False]
+    assert np.abs(fused - apart).max() <= allowance(apart, model)
+    assert np.abs(fused - plain).max() > 3 * allowance(plain, model), "not steered"
+
+
+@pytest.mark.skipif(DEVICE != "CUDA0", reason="only CUDA captures graphs")
+@pytest.mark.parametrize("name", STEERABLE)
+def test_captured_graphs(path_of: PathOf, name: str, tmp_path: Path) -> None:
+    """A graph that CUDA captured follows a change of steering, and has the bits of operations one by one."""
+    path, model = path_of(name), MODELS[name]
+    one = write_signs(tmp_path / "one.gguf", path, signs_of(model))
+    two = write_signs(tmp_path / "two.gguf", path, {layer: np.roll(row, 1) for layer, row in signs_of(model).items()})
+    captured, log = drive(tmp_path / "c.npy", path, one, two)
+    launched, other_log = drive(tmp_path / "l.npy", path, one, two, GGML_CUDA_DISABLE_GRAPHS="1")
+    assert ["CUDA graph warmup complete" in text for text in (log, other_log)] == [True, False]
+    assert captured.tobytes() == launched.tobytes()
+    with model_on(path, 0, devices=()) as loaded, DeviceContext(loaded) as context:
+        capi.attach(context.ctx, capi.NativeBias.load(one))
+        tokens = np.random.default_rng(3).integers(0, N_VOCAB, len(captured)).tolist()
+        assert_close(captured[:12], context.decode(tokens[:12]), model)
+        capi.attach(context.ctx, capi.NativeBias.load(two))
+        assert_close(captured[12:18], context.decode(tokens[12:18], 12), model)
 
 
 #

@@ -1,1 +1,0 @@
-"""Steering and recording with layers on a GPU: Vulkan, computed by Mesa's lavapipe (marker `vulkan`)."""
