@@ -95,7 +95,7 @@ def repacks() -> Callable[[str, tuple[int, ...]], bool]:
         eights |= {"Q2_K"}
     if dot or i8mm:
         eights |= {"Q4_K", "Q5_K", "Q6_K"}
-        fours |= {"Q4_0", "Q8_0"}
+        fours |= {"Q1_0", "Q4_0", "Q8_0"}
     if dot:
         fours |= {"IQ4_NL", "MXFP4"}
     amx: set[str] = set()
