@@ -50,7 +50,8 @@ def physical_cores(root: Path = _CPUS, allowed: Iterable[int] | None = None) -> 
         affinity = getattr(os, "sched_getaffinity", None)
         allowed = affinity(0) if affinity else range(os.cpu_count() or 1)
     cpus = set(allowed)
-    performance = _cpu_list(root / "cpu_core" / "cpus")  # only where there are two kinds
+    # Intel's, which are told only where there are two kinds, or ARM's
+    performance = _cpu_list(root / "cpu_core" / "cpus") or _capable(cpus, root)
     cores = {
         line
         for cpu in cpus & performance or cpus
@@ -127,6 +128,13 @@ def _line(path: Path) -> str:
         return path.read_text("ascii").strip()
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+def _capable(cpus: Iterable[int], root: Path) -> set[int]:
+    """The CPUs with at least half the capacity of the largest, which Linux tells on ARM; none where it does not."""
+    told = {cpu: _line(root / "system" / "cpu" / f"cpu{cpu}" / "cpu_capacity") for cpu in cpus}
+    capacity = {cpu: int(text) for cpu, text in told.items() if text.isdecimal()}
+    return {cpu for cpu, value in capacity.items() if 2 * value >= max(capacity.values())}
 
 
 def _cpu_list(path: Path) -> set[int]:
