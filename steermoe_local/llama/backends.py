@@ -34,6 +34,12 @@ _RPC_TIMEOUT = 10.0  # seconds
 _EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 
 
+class _Feature(ctypes.Structure):
+    """struct ggml_backend_feature."""
+
+    _fields_ = (("name", ctypes.c_char_p), ("value", ctypes.c_char_p))
+
+
 class _Override(ctypes.Structure):
     """struct llama_model_tensor_buft_override."""
 
@@ -235,6 +241,23 @@ def _libraries() -> list[Any]:
         names = ("ggml.dll", "ggml-base.dll", "ggml-cpu.dll")
         libraries += [ctypes.CDLL(str(path)) for path in map(library_folder().joinpath, names) if path.exists()]
     return libraries
+
+
+@cache
+def cpu_features() -> frozenset[str]:
+    """What the CPU's kernels use, by ggml's names ("AVX2", "OPENMP"); of several variants those of the loaded one."""
+    registry = function("ggml_backend_reg_by_name", ctypes.c_void_p, ctypes.c_char_p)(b"CPU")
+    lookup = function("ggml_backend_reg_get_proc_address", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
+    address = lookup(registry, b"ggml_backend_get_features") if registry else None
+    if not address:
+        raise NativeError(f"{library_folder()}: has no code for this CPU; install steermoe-local again")
+    rows = ctypes.CFUNCTYPE(ctypes.POINTER(_Feature), ctypes.c_void_p)(address)(registry)
+    found, index = set(), 0
+    while (name := rows[index].name) is not None:
+        if rows[index].value != b"0":
+            found.add(name.decode())
+        index += 1
+    return frozenset(found)
 
 
 def _every_device(rpc_servers: Sequence[str]) -> Iterator[Any]:

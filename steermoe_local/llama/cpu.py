@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .._util.control_groups import group_folders
-from ..errors import NativeError
 from . import backends
 
 _CPUS = Path("/sys/devices")
@@ -83,8 +82,7 @@ def cpu_quotas(proc: Path | None = None, root: Path | None = None) -> list[int]:
 def repacks() -> Callable[[str, tuple[int, ...]], bool]:
     """A function that says of a weight's type ("Q4_0") and shape (fastest first) if llama.cpp repacks it on this CPU.
 
-    Source: ggml's ggml-cpu/repack.cpp and amx/amx.cpp of the pinned tree. A library that does not tell its CPU's
-    features repacks nothing here.
+    Source: ggml's ggml-cpu/repack.cpp and amx/amx.cpp of the pinned tree.
     """
     eights: set[str] = set()  # types whose rows are interleaved by eight, and by four
     fours: set[str] = set()
@@ -117,10 +115,7 @@ def repacks() -> Callable[[str, tuple[int, ...]], bool]:
 
 
 def _has(feature: str) -> bool:
-    try:
-        return bool(backends.function(f"ggml_cpu_has_{feature}", ctypes.c_int)())
-    except NativeError:  # a build that loads its CPU backends when it starts
-        return False
+    return feature.upper() in backends.cpu_features()
 
 
 def _line(path: Path) -> str:

@@ -200,7 +200,5 @@ def _llguidance() -> Any:
     try:
         import llguidance
     except ImportError:
-        raise UsageError(
-            "a format needs llguidance, which is not installed: pip install 'steermoe-local[server]'"
-        ) from None
+        raise UsageError("a format needs llguidance; run pip install steermoe-local again") from None
     return llguidance

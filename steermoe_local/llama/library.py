@@ -101,6 +101,7 @@ def llama_cpp() -> Any:
         raise VersionError(
             f"the native library has ABI {abi}, this package needs {ABI_VERSION}; install steermoe-local again"
         )
+    module.llama_cpp.llama_backend_init()  # loads the code for this CPU, where there is a file for each kind of CPU
     return module
 
 

@@ -68,7 +68,6 @@ def open_model(path: str | os.PathLike[str], *, verbose: bool = False, **params:
     from llama_cpp._logger import set_verbose
 
     set_verbose(verbose)
-    lib.llama_backend_init()
     model_params = lib.llama_model_default_params()
     for name, value in params.items():
         setattr(model_params, name, value)

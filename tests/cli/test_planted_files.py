@@ -25,7 +25,7 @@ from tests.support import pickled_frames as frames
 from tests.support.condition_pairs import kinds_of_prompts
 from tests.support.dataset_samples import COUNTERFACTUAL
 from tests.support.hub_stand_in import Hub, running
-from tests.support.planted import loaded_by_python, plant, traces
+from tests.support.planted import LIBRARIES, loaded_by_python, plant, traces
 from tests.support.running_server import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="traps are made for Linux")
@@ -143,7 +143,8 @@ def hub(tiny_path: Path) -> Iterator[Hub]:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A planted folder for each form. What Python imports before it comes to the package is out of its reach."""
     without = {"program": frozenset[str](), "python -m": loaded_by_python() | {"__future__"}}
-    made = {form: plant(tmp_path_factory.mktemp("planted"), without=without[form], libraries=True) for form in FORMS}
+    place = tmp_path_factory.mktemp
+    made = {form: plant(place("planted"), without=without[form], libraries=LIBRARIES) for form in FORMS}
     for folder in made.values():
         files(folder)
     return made
@@ -176,7 +177,7 @@ def test_nothing_planted_runs(command: str, form: str, folders: dict[str, Path],
 
 def test_the_traps_work(folders: dict[str, Path]) -> None:
     """Each kind of trap leaves its trace when it is used; a new folder, as the others must have none."""
-    folder = plant(folders["program"].parent / "used", libraries=True)
+    folder = plant(folders["program"].parent / "used", libraries=LIBRARIES)
     codes = ["import random", "import ctypes; ctypes.CDLL('./libgomp.so.1')", "import matplotlib"]
     found = []
     for code in codes:

@@ -277,7 +277,7 @@ print(json.dumps([*found, refused.exit_code, refused.output]))
 def test_without_the_extra() -> None:
     """`steermoe --help` works and loads nothing; serve says what is missing."""
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True)
-    message = "error: the server needs fastapi; run pip install 'steermoe-local[server]'\n"
+    message = "error: the server needs fastapi; run pip install steermoe-local again\n"
     assert json.loads(done.stdout) == [0, 0, False, 2, message]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -24,24 +25,26 @@ __attribute__((constructor)) static void planted(void) {{
     }}
 }}
 """
-LIBRARIES = ("libllama.so", "libggml.so", "libggml-cpu.so", "libggml-cuda.so", "libggml-vulkan-x.so", "libgomp.so.1")
+LIBRARIES = (
+    *("libllama.so", "libggml.so", "libggml-cpu.so", "libggml-cpu-x64.so", "libggml-cuda.so", "libggml-vulkan-x.so"),
+    "libgomp.so.1",
+)
 
 
-def plant(folder: Path, *, without: frozenset[str] = frozenset(), libraries: bool = False) -> Path:
+def plant(folder: Path, *, without: frozenset[str] = frozenset(), libraries: Iterable[str] = ()) -> Path:
     """Make a folder with a trap for every module of the standard library and every installed package, but `without`.
 
-    With `libraries` for shared libraries as well, which needs `cc`; and a matplotlibrc that cannot be read.
+    For shared libraries of these names as well, which needs `cc`; and a matplotlibrc that cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     trace = str(folder / _TRACE)
     for name in sorted(_names() - without):
         (folder / f"{name}.py").write_text(_MODULE.format(trace=trace, name=name))
     (folder / "matplotlibrc").write_bytes(b"font.size: \xff\xfe\n")
-    if libraries:
-        for name in LIBRARIES:
-            source = _LIBRARY.format(trace=trace, name=name)
-            command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(folder / name)]
-            subprocess.run(command, input=source, text=True, check=True)
+    for name in libraries:
+        source = _LIBRARY.format(trace=trace, name=name)
+        command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(folder / name)]
+        subprocess.run(command, input=source, text=True, check=True)
     return folder
 
 

@@ -187,7 +187,7 @@ def serve(
       steermoe serve tiny --steer "thinking: none" --steer "answer: digits-words"
       steermoe serve tiny --host 0.0.0.0 --api-key-file key.txt
     """
-    _require_extra()
+    _require_packages()
     from ...llama.template_client import template_problem
     from ...model_files.model_info import model_info
     from ...server import ServerSettings, SteeringRegistry
@@ -304,10 +304,11 @@ def _start_plan(rules: SteeringFlags, facts: ModelInfo, model: Path, maps_folder
     return plan
 
 
-def _require_extra() -> None:
+def _require_packages() -> None:
+    """Of an installation whose dependencies were left out (pip install --no-deps), or damaged."""
     for name in ("fastapi", "uvicorn", "pydantic", "prometheus_client", "llguidance", "markdown_it"):
         if importlib.util.find_spec(name) is None:
-            raise UsageError(f"the server needs {name}; run pip install 'steermoe-local[server]'")
+            raise UsageError(f"the server needs {name}; run pip install steermoe-local again")
 
 
 def _name(model: Path) -> str:

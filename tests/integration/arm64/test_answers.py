@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steermoe_local.llama.cpu import cpu_features
+from steermoe_local.llama.backends import cpu_features
 from tests.integration.arm64 import answers
 from tests.support import rounding
 from tests.support.low_level import open_model

@@ -1,0 +1,1 @@
+"""The wheels of `make dist`, installed where nothing else is (marker `wheels`)."""
