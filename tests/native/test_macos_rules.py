@@ -1,4 +1,4 @@
-"""What CMake would do on macOS, read from the rules that it generates for it; nothing of them was built or run there."""
+"""What CMake would do on macOS, read from the rules that it generates for it; none of them was built or run there."""
 
 from __future__ import annotations
 
