@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -34,11 +35,15 @@ def read_bytes(path: StrPath, what: str, limit: int) -> bytes:
     return data
 
 
-def human_duration(seconds: float) -> str:
-    """A time for people: 45 s, 12 min, 3.5 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
+def human_duration(seconds: float, *, most: bool = False) -> str:
+    """A time for people: 45 s, 2.5 min, 12 min, 3.5 h; rounded up where it is said to be the most."""
+    unit, name, decimals = (1, "s", 0) if seconds < 100 else (60, "min", 1) if seconds < 6000 else (3600, "h", 1)
+    if name == "min" and seconds >= 600:
+        decimals = 0
+    value = seconds / unit
+    if most:
+        value = math.ceil(round(value * 10**decimals, 6)) / 10**decimals
+    return f"{value:,.{decimals}f} {name}".replace(".0 min", " min")
 
 
 def human_size(n_bytes: int) -> str:

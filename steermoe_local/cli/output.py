@@ -10,9 +10,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -130,27 +130,49 @@ def print_left_out(skipped: Mapping[str, int]) -> None:
         say(f"  {n:,} left out: {visible(reason)}")
 
 
+class ShowProgress(Protocol):
+    """Shows how far work is: see `progress_bar`."""
+
+    def __call__(self, what: str, done: int, total: int, left: float | None = None) -> None:
+        """Show `done` of `total` of `what`."""
+
+
+class TimeLeftColumn(TimeRemainingColumn):
+    """The time that is left: as it was given, else by the speed so far."""
+
+    max_refresh = None  # type: ignore[assignment]  # rich's column keeps its text for half a second
+
+    def render(self, task: Task) -> Text:
+        left = task.fields.get("left")
+        if left is None:
+            return super().render(task)
+        return Text(f"{human_duration(left)} left in all" if left else "", style="progress.remaining")
+
+
 @contextmanager
-def progress_bar(*, hidden: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield show(what, done, total): a bar on stderr if that is a terminal, else a line now and then."""
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+def progress_bar(*, hidden: bool = False) -> Iterator[ShowProgress]:
+    """Yield show(what, done, total): a bar on stderr if that is a terminal, else a line now and then.
+
+    Work that knows better than by the speed so far how many seconds all of it will take gives them as `left`.
+    """
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeLeftColumn()
     terminal = sys.stderr.isatty()
     with Progress(*columns, console=console(stderr=True), transient=True, disable=hidden or not terminal) as bar:
         tasks: dict[str, Any] = {}
         lines = ProgressLines()
 
-        def show(what: str, done: int, total: int) -> None:
+        def show(what: str, done: int, total: int, left: float | None = None) -> None:
             if hidden:
                 return
             if not terminal:
-                lines.show(what, done, total)
+                lines.show(what, done, total, left=left)
                 return
             if what not in tasks:
                 tasks[what] = bar.add_task(what, total=total)
             for name, task in tasks.items():
                 if name != what:
                     bar.update(task, visible=False)
-            bar.update(tasks[what], completed=done, total=total, visible=True)
+            bar.update(tasks[what], completed=done, total=total, visible=True, left=left)
 
         yield show
 
@@ -171,8 +193,11 @@ class ProgressLines:
         self._next: float | None = None
         self._done = 0
 
-    def show(self, what: str, done: int, total: int, rate: str = "") -> None:
-        """Count `done` of `total`; `rate` replaces the speed that is computed from them, like "500 tokens/s"."""
+    def show(self, what: str, done: int, total: int, rate: str = "", left: float | None = None) -> None:
+        """Count `done` of `total`; `rate` replaces the speed that is computed from them, like "500 tokens/s".
+
+        `left` are the seconds that all of the work still takes, where they are known otherwise than by that speed.
+        """
         now = self._clock()
         if what != self._what:  # what an earlier process did, or what came with the first batch, tells no speed
             self._what, self._start, self._done = what, now, done
@@ -181,7 +206,9 @@ class ProgressLines:
         elif now >= self._next and done < total:
             self._next = now + self._every
             parts = [f"{what}: {done:,} of {total:,} ({100 * done // total}%)"]
-            if rate or now > self._start:
+            if left is not None:
+                parts += [f"about {human_duration(left)} left in all"] if left > 0 else []
+            elif rate or now > self._start:
                 speed = (done - self._done) / (now - self._start) if now > self._start else 0.0
                 parts.append(rate or _speed(speed))
                 parts += [f"about {human_duration((total - done) / speed)} left"] if speed else []

@@ -118,6 +118,8 @@ class TraceReader:
         rows = [UNSTEERED if rule is None else keys.index(rule.key) for rule in rules]
         self._rows = np.array([*rows, UNSTEERED], np.int32)
         self._biases = [next(rule for rule in rules if rule is not None and rule.key == key) for key in keys]
+        self.n_read = 0
+        """Texts that are read: several in one decode, before the first of them is given."""
         self._share = share_prefixes and can_share(model) and (bias is None or isinstance(bias, BiasFile))
         self._decoder = GroupDecoder(
             model,
@@ -168,6 +170,8 @@ class TraceReader:
             for text, mine in zip(texts, rows, strict=True):
                 steered[mine] = self._rows[text.rules]
         for part, trace in self._decoder.trace(group, steered, logits=self._logits):
+            if part.stop == len(group.tokens):
+                self.n_read += len(texts)
             self._check(trace, part.stop - part.start)
             for text, mine in zip(texts, rows, strict=True):
                 # several texts are in one part as a whole; of one text, a part follows the other

@@ -140,6 +140,13 @@ def run_demo(
     return DemoResult(expert_map.identity, results, n_neutral, seed, time.monotonic() - start, folder)
 
 
+def n_answers(n_prompts: int | None, n_random: int) -> int:
+    """Answers that `run_demo` has the model write."""
+    n_neutral = len(_task("neutral", n_prompts)[0].items)
+    n = sum(len(_task(behaviour.name, n_prompts)[0].items) for behaviour in behaviours())
+    return n * (3 + 2 * n_random) + 3 * n_neutral * len(behaviours())
+
+
 def _task(name: str, n_prompts: int | None) -> tuple[Task, Scorer]:
     task = replace(builtin_task(name).first(n_prompts), max_tokens=_MAX_TOKENS)
     return task, make_scorer(task.scorer, task.options)

@@ -79,6 +79,9 @@ def learn(
     show, say = progress or (lambda _: None), log or (lambda _: None)
     with WorkFolder(folder, name) as work, ExitStack() as stack:
         work.begin(settings, resume, restart)
+        for note in (source.note, work.note):
+            if note:
+                say(note)
         now = now or stack.enter_context(RunningClock())
         clock = Clock(work.facts.get("expected"), work.facts.get("spent"), now)
 
@@ -103,7 +106,7 @@ def learn(
             work.facts["spent"] = clock.spent
             with contextlib.suppress(Exception):  # what went wrong before is what is reported
                 work.save()
-    say(f"took {human_duration(clock.elapsed)}; at most {human_duration(clock.total)} were expected")
+    say(f"took {human_duration(clock.elapsed)}; at most {human_duration(clock.total, most=True)} were expected")
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,6 +37,13 @@ class Material:
 def place(prompt: str) -> float:
     """The place of a prompt, 0 to 1, by a hash of its text: the same in every run and on every machine."""
     return int.from_bytes(hashlib.sha256(prompt.encode("utf-8")).digest()[:6], "big") / 2**48
+
+
+def least_pairs(heldout: float) -> int:
+    """Pairs of which each part has its least on average, where this share is held out."""
+    rest = 1 - heldout
+    parts = LEAST_HELDOUT / heldout, LEAST_CHOOSING / (_CHOOSING * rest), LEAST_PAIRS / ((1 - _CHOOSING) * rest)
+    return math.ceil(max(parts))
 
 
 def part_of(prompt: str, heldout: float, choosing: float = _CHOOSING) -> str:

@@ -23,7 +23,7 @@ from . import steps
 from .answers import ask
 from .clock import Clock, Speed, expected_seconds
 from .judging import Confirmed
-from .material import LEAST_CHOOSING, LEAST_HELDOUT, LEAST_PAIRS, Material, of_behaviour, of_pairs
+from .material import Material, least_pairs, of_behaviour, of_pairs
 from .options import LearnOptions
 from .source import Source
 from .speed import measure_speed
@@ -238,9 +238,10 @@ class Run:
         self._work.save()
         parts = ", ".join(f"{step} {human_duration(seconds)}" for step, seconds in expected.items() if seconds >= 1)
         what = f"{2 * work.n_asked} answers, " if work.n_asked else ""
+        most = human_duration(self._clock.total, most=True)
         self._say(
             f"{what}{work.n_pairs} pairs, {work.n_heldout} held-out items; the model reads {found.speed.prompt:.0f} "
-            f"tokens/s and writes {found.speed.decode:.0f}: at most about {human_duration(self._clock.total)} ({parts})"
+            f"tokens/s and writes {found.speed.decode:.0f}: at most about {most} ({parts})"
             f"{shorter(options, work, found.speed)}"
         )
 
@@ -371,5 +372,4 @@ def _numbers(steering: Steering) -> dict[str, Any]:
 
 def _enough(heldout: float) -> int:
     """Pairs with which every part is likely to have its least."""
-    parts = LEAST_HELDOUT / heldout, LEAST_CHOOSING / (0.3 * (1 - heldout)), LEAST_PAIRS / (0.7 * (1 - heldout))
-    return math.ceil(1.5 * max(parts))
+    return math.ceil(1.5 * least_pairs(heldout))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..behaviours.builtin import behaviour, neutral_questions
-from ..errors import UsageError
+from ..errors import PairsError, UsageError
 from ..evaluation.tasks.builtin import builtin_task, is_embedded
 from ..evaluation.tasks.tasks import Task
 from ..identity import ModelIdentity
@@ -17,7 +17,7 @@ from ..models import embedded
 from ..pairs.pairs import Pair, load_pairs, pairs_digest
 from ..pairs.prompts import PromptItem, load_prompts, prompts_digest
 from .answers import SIDES
-from .material import choice_item
+from .material import choice_item, least_pairs
 from .options import Builtin, Contrast, GivenPairs, LearnOptions
 
 FEW = 40
@@ -31,7 +31,8 @@ class Source:
     """What a run begins with.
 
     Either `questions` are asked under the two `instructions`, or there are `pairs`; `task` has the held-out prompts of
-    a behaviour that ships, with its scorer. `settings` says what of it the result depends on, `words` what it is.
+    a behaviour that ships, with its scorer. `settings` says what of it the result depends on, `words` what it is;
+    `note` is said first, "" if there is nothing to say.
     """
 
     positive: str
@@ -45,6 +46,7 @@ class Source:
     one_way: bool = False
     error_rate: float | None = None
     license: str = ""
+    note: str = ""
 
 
 def open_source(contrast: Contrast, options: LearnOptions, model: ModelIdentity) -> Source:
@@ -56,13 +58,23 @@ def open_source(contrast: Contrast, options: LearnOptions, model: ModelIdentity)
         pairs = tuple(load_pairs(contrast.path))
         if len(pairs) < FEW and (like_these := _by_examples(pairs)) is not None:
             words = f"the model's own answers in the manner of {len(pairs)} examples of {contrast.path.name}"
-            return _asked(like_these, _ordered_questions(None, model), sides, words)
+            note = (
+                f"{contrast.path}: {len(pairs)} pairs are too few to hold some out, so they are taken as examples: the "
+                "model answers questions in the manner of each side; about 60 pairs are learnt from themselves"
+            )
+            return replace(_asked(like_these, _ordered_questions(None, model), sides, words), note=note)
         positive, negative = options.positive or "positive", options.negative or "negative"
         settings = {"pairs": pairs_digest(pairs)}
         return Source(positive, negative, f"{len(pairs)} pairs of {contrast.path.name}", settings, pairs=pairs)
     instructions = dict(zip(SIDES, (contrast.like, contrast.unlike), strict=True))
+    questions = _ordered_questions(contrast.questions, model)
+    if len(questions) < (least := least_pairs(options.heldout)):
+        raise PairsError(
+            f"{contrast.questions}: too few questions ({len(questions)}), as some are held out; give {least} at least, "
+            "better 200, or none: then those that ship are asked"
+        )
     words = f'the model\'s own answers under "{contrast.like}" and "{contrast.unlike}"'
-    return _asked(instructions, _ordered_questions(contrast.questions, model), sides, words)
+    return _asked(instructions, questions, sides, words)
 
 
 def _asked(

@@ -13,8 +13,9 @@ from .._util.disk import cannot_write
 from .._util.files import parse_json, read_bytes, replacing
 from .._util.locks import OutputLock
 from .._util.writing import remove
-from ..errors import FormatError, UsageError
-from ..models.user_maps import MAP_FILE, PAIRS_FILE, RESULT_FILE, TASK_FILE
+from ..errors import FormatError, SteerMoEError, UsageError
+from ..models.shipped_maps import shipped_maps
+from ..models.user_maps import MAP_FILE, PAIRS_FILE, RESULT_FILE, TASK_FILE, user_maps_folder
 
 STATE = "state.json"
 _FORMAT = "steermoe-learning"
@@ -79,6 +80,19 @@ class WorkFolder:
         Raises UsageError: a finished or interrupted run is there, or one under other settings.
         """
         self._settings = json.loads(json.dumps(dict(settings)))
+        try:
+            self._open(resume, restart)
+        except SteerMoEError:
+            self._settings = {}  # nothing is to be written
+            raise
+        try:
+            self.work.mkdir(exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.work, error) from None
+        self.save()
+
+    def _open(self, resume: bool, restart: bool) -> None:
+        """Clear the folder, or read the run that is in it, or refuse what is there."""
         if restart:
             self._clear()
         elif self.path(RESULT_FILE).exists():
@@ -91,13 +105,20 @@ class WorkFolder:
                 )
             self._require_same(made["settings"])
             self.steps, self.facts = made["steps"], made["facts"]
+        elif (loose := self.folder.with_name(f"{self.name}.json")).exists():
+            raise UsageError(f"{loose}: a map of this name, which the steering would hide; choose another name")
         elif self.path(MAP_FILE).exists():
             raise UsageError(f"{self.path('map.json')}: a map that was not learnt here; choose another name")
-        try:
-            self.work.mkdir(exist_ok=True)
-        except OSError as error:
-            raise cannot_write(self.work, error) from None
-        self.save()
+
+    @property
+    def note(self) -> str:
+        """What is to be said of the name before the run; "" if nothing is."""
+        if self.name not in shipped_maps() or self.folder.parent != user_maps_folder():
+            return ""
+        return (
+            f"{self.name} is the name of a map that ships, too: --map {self.name} will be what is learnt now, as long "
+            f"as {self.folder} is there"
+        )
 
     def finish(self, step: str, result: Mapping[str, Any]) -> None:
         """Keep the result of a step; it is not computed again."""

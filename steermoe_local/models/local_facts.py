@@ -152,13 +152,15 @@ class FactsCache:
 
 
 def maps_in(folders: Iterable[Path], warn: Callable[[str], None] = lambda _: None) -> list[LocalMap]:
-    """The expert maps that ship with the package and those in folders; `warn` is called for damaged ones."""
+    """The expert maps that have a name, and those in further folders; `warn` is called for damaged ones."""
     from ..maps.expert_map import ExpertMap
-    from .shipped_maps import shipped_maps
+    from .shipped_maps import known_maps
 
-    found = list(shipped_maps().items())
+    found = list(known_maps().items())
+    named = {path.resolve() for _, path in found}
     for folder in folders:
-        found += [(str(path), path) for path in sorted(folder.rglob("*.json")) if _is_map(path)]
+        there = (path for path in sorted(folder.rglob("*.json")) if path.resolve() not in named)
+        found += [(str(path), path) for path in there if _is_map(path)]
     maps = []
     for name, path in found:
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from .._util.closest import did_you_mean
 from .._util.package import PACKAGE
 from ..errors import UsageError
-from .user_maps import MAP_FILE, user_maps, user_maps_folder
+from .user_maps import MAP_FILE, user_maps, user_maps_folder, without_map
 
 
 def shipped_maps() -> dict[str, Path]:
@@ -51,6 +51,8 @@ def map_path(name: str | os.PathLike[str]) -> Path:
     if found := known_maps().get(text) or shipped_maps().get(text.removeprefix("tiny/")):
         return found
     if is_name and not os.path.exists(path):
+        if why := without_map(text):
+            raise UsageError(f"{text}: no map yet: {why}")
         known = ", ".join(known_maps())
         raise UsageError(
             f"{text}: neither a file nor a map ({known}; yours are in {user_maps_folder()})"

@@ -69,6 +69,18 @@ def user_maps() -> dict[str, Path]:
     return maps_in(user_maps_folder())
 
 
+def without_map(name: str) -> str:
+    """Why the folder of a learnt steering has no map, and the cure; "" if there is no such folder."""
+    folder = user_maps_folder() / name
+    if not _NAME.fullmatch(name) or _is_file(folder / MAP_FILE):
+        return ""
+    if _is_file(folder / RESULT_FILE):
+        return f"learning it did not work; see {folder / 'report.md'}"
+    if (folder / "work").is_dir():
+        return "learning it is not done; go on with the same command and --resume"
+    return ""
+
+
 def is_learnt(path: Path) -> bool:
     """Whether a map's file is that of a learnt steering: NAME/map.json with its pairs or task beside it."""
     return path.name == MAP_FILE and any(_is_file(path.with_name(name)) for name in (PAIRS_FILE, TASK_FILE))

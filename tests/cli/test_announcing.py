@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from steermoe_local.cli import main
 from steermoe_local.cli.options.announcing import Announcer
+from steermoe_local.evaluation.measuring.evaluator import Evaluator
 from steermoe_local.evaluation.measuring.workload import Work, Workload
 from tests.support.paths import ROOT
 
@@ -161,6 +164,36 @@ def test_condition(few_pairs: Path) -> None:
 def test_trace(tmp_path: Path, few_pairs: Path) -> None:
     done = run("trace", "-m", "tiny", "-t", 1, "--pairs", few_pairs, "-o", tmp_path / "t.npz")
     assert re.search(r"48 texts?.*\(shorter with fewer texts\)$", done.stderr, re.MULTILINE)
+
+
+def test_a_trace_tells_its_time_by_what_is_read(
+    tmp_path: Path, few_pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several texts are read at once before the first is written: that is no measure of the others."""
+    clock = SimpleNamespace(monotonic=itertools.count(0.0, 2.0).__next__)
+    monkeypatch.setattr("steermoe_local.cli.run.tracing.time", clock)
+    monkeypatch.setattr("steermoe_local.cli.run.tracing._SAID", 0.0)
+    done = run("trace", "-m", "tiny", "-t", 1, "--pairs", few_pairs, "-b", 64, "-o", tmp_path / "t.npz")
+    found = re.search(r"trace: about (\d+) s for the other (\d+) texts", done.stderr)
+    assert found is not None, done.stderr
+    seconds, left = map(int, found.groups())
+    assert left < 47, "more than one text was read"
+    assert seconds == round(2 / (48 - left) * left)
+
+
+def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_written = 0
+    measure = Evaluator.measure
+
+    def counted(self: Evaluator, biases: Any, **how: Any) -> Any:
+        nonlocal n_written
+        found = measure(self, biases, **how)
+        n_written += sum(len(one.answers) + len(one.benign_values) for one in found)
+        return found
+
+    monkeypatch.setattr(Evaluator, "measure", counted)
+    done = run("demo", "-n", 2, "--draws", 1, "-o", tmp_path / "o")
+    assert announced(done, "demo") == (n_written, 0, False)
 
 
 #

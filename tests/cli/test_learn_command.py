@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from steermoe_local.cli import main
 from steermoe_local.learning.clock import Clock
 from steermoe_local.learning.options import SIZES
 from steermoe_local.models.embedded import behaviour
+from steermoe_local.models.shipped_maps import shipped_maps
 from steermoe_local.models.user_maps import user_maps
 from steermoe_local.pairs.pairs import Pair, save_pairs
 from tests.learning.conftest import SMALL
@@ -94,6 +97,7 @@ def test_interrupted_and_resumed() -> None:
     ("words", "message"),
     [
         ("terse", "what is to be learnt?"),
+        ("concize", "did you mean concise?"),
         ("terse --like x", "--like and --unlike go together"),
         ("terse --like x --unlike x", "the same instruction"),
         ("terse --like x --unlike y --pairs pairs.jsonl", "give one of them"),
@@ -113,6 +117,56 @@ def test_wrong_input(words: str, message: str, tmp_path: Path) -> None:
     assert message in result.stderr
     assert "Traceback" not in result.output
     assert not (tmp_path / "maps").exists()
+
+
+def test_questions_that_are_too_few(tmp_path: Path) -> None:
+    (tmp_path / "questions.txt").write_text("What is it?\n" * 5, encoding="utf-8")
+    result = learn("few", *OPENINGS, "--questions", str(tmp_path / "questions.txt"))
+    assert result.exit_code == 1
+    assert "too few questions (5)" in result.stderr
+    assert "give 34 at least" in result.stderr
+    assert not (tmp_path / "maps").exists()
+
+
+def test_a_name_that_another_map_has(tmp_path: Path) -> None:
+    """The folder would hide the user's own map; a map that ships is hidden, which is said."""
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    shutil.copy(shipped_maps()["digits-words"], maps / "mine.json")
+    result = learn("mine", "--pairs", str(PAIRS))
+    assert result.exit_code == 2
+    assert "choose another name" in result.stderr
+    assert list(maps.iterdir()) == [maps / "mine.json"]
+    result = learn("digits-words", "--pairs", str(PAIRS))
+    assert result.exit_code == 0, result.output
+    assert "the name of a map that ships" in result.stderr
+
+
+def test_a_folder_that_is_not_the_users(tmp_path: Path) -> None:
+    """The next commands name its path, quoted as a shell wants it."""
+    folder = tmp_path / "other maps"
+    result = learn("numbers", "--pairs", str(PAIRS), "--maps-dir", str(folder))
+    assert result.exit_code == 0, result.output
+    command = next(line for line in result.stdout.splitlines() if "steermoe run" in line)
+    words = shlex.split(command)[1:]
+    done = CliRunner().invoke(main, [*words, "--temp", "0", "-n", "8"])
+    assert done.exit_code == 0, done.output
+    assert f"--maps '{folder}'" in result.stdout
+    assert "--map numbers" not in result.stdout
+
+
+def test_a_steering_without_a_map(tmp_path: Path) -> None:
+    """A run that ended before there was a map, or was interrupted: --map says so."""
+    run = ["run", "tiny", "hello", "--map", "same"]
+    with interrupted_after(1):
+        learn("same", "--like", "Use digits.", "--unlike", "Answer with digits.")
+    refused = CliRunner().invoke(main, run)
+    assert refused.exit_code == 2
+    assert "--resume" in refused.stderr
+    assert learn("same", "--like", "Use digits.", "--unlike", "Answer with digits.", "--restart").exit_code == 1
+    refused = CliRunner().invoke(main, run)
+    assert refused.exit_code == 2
+    assert str(tmp_path / "maps" / "same" / "report.md") in refused.stderr
 
 
 def test_pairs_that_are_too_few(tmp_path: Path) -> None:

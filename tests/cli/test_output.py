@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from rich.progress import Progress
 
-from steermoe_local.cli.output import ProgressLines, SummedLines, progress_bar
+from steermoe_local._util.files import human_duration
+from steermoe_local.cli.output import ProgressLines, SummedLines, TimeLeftColumn, progress_bar
 
 
 class Clock:
@@ -74,6 +76,47 @@ def test_work_that_has_just_begun_has_no_speed(capsys: pytest.CaptureFixture[str
     clock.now += 10
     lines.show("text", 0, 2)
     assert capsys.readouterr().err == "text: 0 of 2 (0%)\n"
+
+
+def test_the_time_that_is_left_as_it_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    """A clock of the whole knows more than the speed of one step."""
+    clock = Clock()
+    lines = ProgressLines(first=10, every=60, clock=clock)
+    lines.show("learn: answers", 0, 100, left=90)
+    clock.now += 10
+    lines.show("learn: answers", 1, 100, left=80)
+    assert capsys.readouterr().err == "learn: answers: 1 of 100 (1%), about 80 s left in all\n"
+    clock.now += 60
+    lines.show("learn: answers", 2, 100, left=0)
+    assert capsys.readouterr().err == "learn: answers: 2 of 100 (2%)\n"
+
+
+def test_a_bar_with_the_time_that_is_left_as_it_is_given() -> None:
+    bar = Progress(TimeLeftColumn())
+    task = bar.add_task("learn", total=10)
+    bar.update(task, completed=1, left=150.0)
+    assert bar.columns[0](bar.tasks[0]).plain == "2.5 min left in all"  # type: ignore[union-attr, operator]
+    bar.update(task, left=None)
+    assert ":" in bar.columns[0](bar.tasks[0]).plain  # type: ignore[union-attr, operator]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "about", "most"),
+    [
+        (0, "0 s", "0 s"),
+        (45.2, "45 s", "46 s"),
+        (120, "2 min", "2 min"),
+        (149, "2.5 min", "2.5 min"),
+        (151, "2.5 min", "2.6 min"),
+        (620, "10 min", "11 min"),
+        (7200, "2.0 h", "2.0 h"),
+        (7201, "2.0 h", "2.1 h"),
+    ],
+)
+def test_durations(seconds: float, about: str, most: str) -> None:
+    """The most that is said is never less than what is meant."""
+    assert human_duration(seconds) == about
+    assert human_duration(seconds, most=True) == most
 
 
 def test_quick_work_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:

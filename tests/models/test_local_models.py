@@ -417,6 +417,13 @@ def test_maps_fit_by_router_hash(client: Client, tiny_path: Path) -> None:
     assert warning.startswith(f"warning: {maps / 'bad.json'}: ")
     assert str(maps / "sub" / "fits.json") in client("models", STEERMOE_MAPS=str(maps)).stdout.replace("\n", "")
     fails(client("models", "--maps", client.folder / "none"), 2, "does not exist")
+    user = client.folder / "user"  # the user's maps have names, with --maps of their folder, too
+    (user / "numbers").mkdir(parents=True)
+    shutil.copy(source, user / "numbers" / "map.json")
+    for arguments in ((), ("--maps", user)):
+        done = client("models", "--json", *arguments, STEERMOE_MAPS=str(user))
+        named = [item["name"] for item in json.loads(done.stdout)[0]["maps"]]
+        assert named == ["digits-words", "document-memory", "numbers"]
     assert fitting(None, maps_in([maps])) == []
 
 

@@ -106,7 +106,7 @@ def _take(session: Session, line: str, *, typed: bool) -> None:
     """One message or command, as it was typed, or as a line of a pipe."""
     text = joined(line) if typed else line
     if not text.strip():
-        if typed and session.may_ask_again:
+        if session.may_ask_again:
             session.regenerate()
         return
     if text.startswith("/") and not (typed and is_block(line)):

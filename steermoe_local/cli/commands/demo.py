@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from ..._util.disk import cannot_write
 from ..._util.visible import visible
+from ..options.announcing import Announcer
 from ..options.common import json_option, lock_output
 from ..options.system_text import UserPath
 from ..output import print_json, print_lines, progress_bar
@@ -46,21 +48,28 @@ def demo(output: Path, prompts: int, draws: int, full: bool, seed: int, threads:
     Example:
       steermoe demo --full --json
     """
-    from ...evaluation.demo import run_demo
+    from ...evaluation.demo import n_answers, run_demo
 
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(output, error) from None
     lock_output(output, folder=True)
+    n_prompts, n_random = (None, 20) if full else (prompts, draws)
+    total, answered = n_answers(n_prompts, n_random), Counter[str]()
+    announcer = Announcer("-n N or --draws N, without --full" if full else "-n N or --draws N")
+    announcer.announce("demo", f"{total:,} answers")
+    timed = announcer.timed(lambda *_: None)
     with progress_bar() as show:
+
+        def progress(what: str, done: int, of: int) -> None:
+            show(what, done, of)
+            if not what.endswith(": detect"):
+                answered[what] = done
+                timed("demo", answered.total(), total)
+
         result = run_demo(
-            output,
-            n_prompts=None if full else prompts,
-            n_random=20 if full else draws,
-            seed=seed,
-            n_threads=threads,
-            progress=show,
+            output, n_prompts=n_prompts, n_random=n_random, seed=seed, n_threads=threads, progress=progress
         )
     if as_json:
         print_json(result.to_dict())

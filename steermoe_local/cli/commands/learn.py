@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..._util.closest import did_you_mean
 from ..._util.visible import visible
 from ...errors import UsageError
 from ...model_files.model_info import model_info
@@ -222,7 +224,7 @@ def learn(
         if name not in known:
             raise UsageError(
                 f"{name}: what is to be learnt? give --like and --unlike, two instructions, or --pairs FILE; or take "
-                f"the name of a behaviour that ships ({', '.join(known)})"
+                f"the name of a behaviour that ships ({', '.join(known)}){did_you_mean(name, known)}"
             )
         contrast = Builtin(name)
     facts = model_info(model)
@@ -283,17 +285,24 @@ def _shown(kind: str) -> Iterator[Callable[[LearnProgress], None]]:
         yield lambda done: say(json.dumps({**asdict(done), "elapsed": round(done.elapsed, 3)}))
         return
     with progress_bar() as bar:
-        yield lambda done: bar(f"learn: {done.step}", done.done, done.total)
+        yield lambda done: bar(f"learn: {done.step}", done.done, done.total, _left(done))
+
+
+def _left(done: LearnProgress) -> float | None:
+    """Seconds that the whole run still takes; None before they are known."""
+    return max(0.0, done.expected - done.elapsed) if done.expected else None
 
 
 def _print(result: LearnResult, model: str) -> None:
     """The verdict in one line, and what comes next."""
     print_lines(visible(result.verdict))
     if result.works:
+        model, usual = shlex.quote(model), result.folder.parent == user_maps_folder()
+        name = result.name if usual else shlex.quote(str(result.folder))
         lines = [
-            f"steermoe chat -m {model} --map {result.name}",
-            f'steermoe run -m {model} --map {result.name} -p "..."',
-            f"steermoe serve -m {model}",
+            f"steermoe chat -m {model} --map {name}",
+            f'steermoe run -m {model} --map {name} -p "..."',
+            f"steermoe serve -m {model}{'' if usual else f' --maps {shlex.quote(str(result.folder.parent))}'}",
         ]
         print_lines("\nnext:\n" + "\n".join(f"  {line}" for line in lines))
     else:

@@ -140,9 +140,9 @@ class Tracing:
                 self.n_texts, self.n_tokens = writer.n_texts, writer.n_tokens
                 self.seconds = time.monotonic() - start
                 show("trace", self.n_texts + self.n_skipped, self.job.n_texts)
-                if not told and self.seconds > 1:
+                if not told and self.seconds > 1 and reader.n_read:
                     told = True
-                    self._say_time()
+                    self._say_time(reader.n_read)
             if not self.n_texts:
                 raise PairsError(f"{self.job.name}: no pair could be traced; see why each was skipped")
 
@@ -232,9 +232,9 @@ class Tracing:
         shorter = "shorter with -n N, or fewer prompts" if self._answers else "shorter with fewer texts"
         say(f"{self.job.output}: {about}{_tokens(n_tokens, self.job.n_texts)}, {about}{size} ({shorter})")
 
-    def _say_time(self) -> None:
-        n_left = self.job.n_texts - self.n_texts - self.n_skipped
-        left = self.seconds / max(1, self.n_texts) * n_left
+    def _say_time(self, n_read: int) -> None:
+        n_left = self.job.n_texts - n_read - self.n_skipped
+        left = self.seconds / n_read * n_left
         if left > _SAID:
             say(f"trace: about {human_duration(left)} for the other {n_left:,} texts")
 
