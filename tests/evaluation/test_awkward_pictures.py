@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from steermoe_local.evaluation.experiments.picture import draw_experiment
+from steermoe_local.evaluation.metrics.intervals import Interval
+from steermoe_local.evaluation.reports.audit import draw_audit
 from steermoe_local.evaluation.reports.sweep import draw_sweep
 from steermoe_local.evaluation.reports.tuning import draw_tuning
 from steermoe_local.maps.colours import LEAST_POINTS
@@ -92,6 +94,33 @@ def test_long_names_of_rules(tmp_path: Path, saved: list[Any]) -> None:
     made: Any = Made(name="routing-kinds", question="Which?", figures={"rules": rules})
     draw_experiment(made, [tmp_path / "a.png"])
     assert not any(overlapping(axes) for axes in saved[0].axes)
+
+
+def audited(name: str, rates: tuple[float, ...], n_blocks: int = 0) -> Any:
+    kept = Made(share=Interval(1.0, 0.9, 1.0, 40, "wilson"), draws=[1.0] * 3)
+
+    def point(rate: float, layer: int) -> Any:
+        facts = {"rate": rate, "behaviour": kept, "unrelated": kept, "text": kept, "layers": (layer, layer + 1)}
+        return Made(action="suppress", **facts)
+
+    points = [point(rate, 0) for rate in rates]
+    blocks = [point(rates[0], 2 * n) for n in range(n_blocks)]
+    return Made(name=name, of=lambda action: points * (action == "suppress"), blocks=blocks, kept=kept.share)
+
+
+def test_an_audit_at_one_rate(tmp_path: Path, saved: list[Any]) -> None:
+    models = [audited("F16", (0.1,))]
+    draw_audit(Made(base=models[0], models=models, task="t", unrelated=None, level=0.5), [tmp_path / "a.png"])  # type: ignore[arg-type]
+    low, high = saved[0].axes[0].get_xlim()
+    assert high - low >= 0.04, "not the distance of the signs that are side by side"
+
+
+def test_an_audit_of_many_quantizations(tmp_path: Path, saved: list[Any]) -> None:
+    models = [audited("F16", (0.1, 0.2), 16), *(audited(f"some-model-Q{n}_K_M.gguf", (0.1, 0.2)) for n in range(2, 9))]
+    draw_audit(Made(base=models[0], models=models, task="t", unrelated="u", level=0.5), [tmp_path / "a.png"])  # type: ignore[arg-type]
+    assert not any(overlapping(axes) for axes in saved[0].axes)
+    assert not any(axes.texts for axes in saved[0].axes), "names of lines that end together would lie on each other"
+    assert [text.get_text() for text in saved[0].legends[0].get_texts()].count("its quantizations") == 1
 
 
 @pytest.mark.parametrize("draw", [lambda: (table_map([[0.5]], 1),) * 2, lambda: (table_map([[1e-6, -1e-6]], 1),) * 2])
