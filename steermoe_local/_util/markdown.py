@@ -30,8 +30,8 @@ _LINK = re.compile(r"(?:https?://|mailto:)[^\x00-\x20\x7f]+", re.IGNORECASE)
 _BARE = "bare address"  # the markup of the tokens of one
 _BEFORE_BARE = re.compile(r"(?:\A|[^a-z0-9.+-])(https?)\Z", re.IGNORECASE)
 _LONGEST_BARE = 2048
-# signs without a shape, which would hide where an address leads, end it
-_SHAPELESS = re.compile("[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
+# code ends an address, and so do signs without a shape, which would hide where it leads
+_BEHIND_BARE = re.compile("[`\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
 _BLANKS = re.compile(r"[ \t]*")
 _BREAK = re.compile(r" *\\?\n[ \t]*")
 _BEFORE_CELLS = re.compile(r"[ \t>]*\|?")
@@ -116,7 +116,7 @@ def _bare_address(state: StateInline, silent: bool) -> bool:
     if not scheme:
         return False
     begun = state.pos - len(scheme[1])
-    text = _SHAPELESS.split(state.src[begun : min(begun + _LONGEST_BARE, state.posMax)], maxsplit=1)[0]
+    text = _BEHIND_BARE.split(state.src[begun : min(begun + _LONGEST_BARE, state.posMax)], maxsplit=1)[0]
     found = _addresses().match_at_start(text)
     if not found:
         return False

@@ -157,6 +157,7 @@ def _by_depth(axes: Any, rd: npt.NDArray[np.float64]) -> None:
     axes.set_xlabel("|RD|")
     axes.set_xlim(left=0)
     widen(axes, x=(0, LEAST_RD))
+    axes.locator_params(axis="x", nbins=3)
     axes.set_title("by depth", fontsize=10, loc="left")
     axes.legend(
         loc="lower right", bbox_to_anchor=(1.04, 1), ncols=2, frameon=False, fontsize=8, borderaxespad=0.1,

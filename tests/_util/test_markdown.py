@@ -140,6 +140,7 @@ def test_no_links_but_those_of_the_web(text: str) -> None:
         ("[https://b.c](https://d.e)", ["https://d.e"]),
         ("<https://b.c>", ["https://b.c"]),
         ("`https://b.c`", []),
+        ("https://b.c/d`e`", ["https://b.c/d"]),
         ("```\nhttps://b.c\n```", []),
         ("http://localhost:8080/v1", ["http://localhost:8080/v1"]),
         ("https://b.c/d\u202egpj.e https://f\u200b.g", ["https://b.c/d", "https://f"]),

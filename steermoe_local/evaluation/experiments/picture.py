@@ -16,6 +16,7 @@ from ..studies.layers import LayerEffects
 from .experiment import ExperimentResult
 
 _MOST = 24  # characters of a name below an axis
+_MOST_LETTERS = 36  # of all names side by side
 
 
 def draw_experiment(result: ExperimentResult, paths: Sequence[StrPath]) -> None:
@@ -46,7 +47,7 @@ def draw_experiment(result: ExperimentResult, paths: Sequence[StrPath]) -> None:
 
 def _names(axes: Any, names: Sequence[str]) -> None:
     axes.set_xticks(range(len(names)), [plain(name, _MOST) for name in names])
-    if len(names) > 4:
+    if len(names) > 4 or sum(map(len, names)) > _MOST_LETTERS:
         axes.tick_params(axis="x", rotation=60, labelsize=8)
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.grid(axis="y", alpha=0.3)

@@ -11,11 +11,11 @@ from ..metrics.intervals import Interval
 from ..studies.audit.perturbations import PROMOTE, SUPPRESS
 from ..studies.audit.results import AFTER, BEFORE, HOLDS, TOGETHER, Audit, Break, Kept, ModelAudit, Point, Weakest
 from .document import Block, Document, Table, Words, how_to_repeat, sections
-from .figure import BLUE, GREY, RED, error_bars, new_figure, plain, save
+from .figure import BLUE, GREY, RED, error_bars, new_figure, plain, save, widen
 from .verdicts import of_audit
 
 _DONE = {SUPPRESS: "suppressed", PROMOTE: "promoted"}
-_MOST_NAMES = 16  # below a panel, that still have room side by side
+_MOST_LETTERS = 44  # of the names below an axis, side by side
 
 
 def audit_tables(found: Audit) -> list[Table]:
@@ -239,10 +239,10 @@ def _draw_rates(axes: Any, found: Audit, action: str) -> None:
     shown = found.base.of(action)
     rates = [point.rate for point in shown]
     _draw_points(axes, found, shown, rates, (max(rates) - min(rates)) * 0.012 or 0.002, lines=True)
-    for model in found.models[1:]:
+    for index, model in enumerate(found.models[1:]):
         values = [100 * point.behaviour.share.value for point in model.of(action)]
-        axes.plot(rates, values, "-", color=BLUE, lw=0.8, alpha=0.5)
-        axes.annotate(plain(model.name), (rates[-1], values[-1]), fontsize=6, color=BLUE)
+        axes.plot(rates, values, "-", color=BLUE, lw=0.8, alpha=0.5, label="" if index else "its quantizations")
+    widen(axes, x=(min(rates) - 0.02, max(rates) + 0.02))
     _decorate(axes, found, f"random experts {_DONE[action]}")
     axes.set_xlabel("rate: share of each layer's experts", fontsize=8)
 
@@ -250,8 +250,8 @@ def _draw_rates(axes: Any, found: Audit, action: str) -> None:
 def _draw_depth(axes: Any, found: Audit, blocks: Sequence[Point]) -> None:
     at = list(range(len(blocks)))
     _draw_points(axes, found, blocks, at, 0.12, lines=False)
-    turned = 90 if len(blocks) > _MOST_NAMES else 0
-    axes.set_xticks(at, [_layers(point.layers) for point in blocks], rotation=turned)
+    names = [_layers(point.layers) for point in blocks]
+    axes.set_xticks(at, names, rotation=90 if sum(map(len, names)) > _MOST_LETTERS else 0)
     axes.set_xlim(-0.5, len(blocks) - 0.5)
     _decorate(axes, found, f"{_DONE[blocks[0].action]} in these layers alone, rate {blocks[0].rate:.3g}")
     axes.set_xlabel("layers", fontsize=8)
@@ -290,7 +290,8 @@ def _draw_models(axes: Any, found: Audit) -> None:
     kept: list[Interval] = [model.kept for model in found.models[1:] if model.kept is not None]
     values, bars = error_bars(kept)
     axes.errorbar(range(len(kept)), values, yerr=bars, fmt="o", color=BLUE, ms=4, capsize=2.5)
-    axes.set_xticks(range(len(kept)), [plain(model.name) for model in found.models[1:]], fontsize=7)
+    names = [plain(model.name) for model in found.models[1:]]
+    axes.set_xticks(range(len(kept)), names, rotation=60 if sum(map(len, names)) > _MOST_LETTERS else 0, fontsize=7)
     axes.set_xlim(-0.5, len(kept) - 0.5)
     _decorate(axes, found, "quantizations, unsteered")
 

@@ -161,6 +161,8 @@ def study_title(metadata: Mapping[str, Any]) -> str:
 
 
 def _draw_front(axes: Any, result: Sweep, shown: Sequence[Point]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     scale = 100 if result.cost == "ppl" else 1
 
     def at(point: Point) -> tuple[float, float]:
@@ -170,8 +172,11 @@ def _draw_front(axes: Any, result: Sweep, shown: Sequence[Point]) -> None:
     sizes = [point.n_active + point.n_inactive for point in shown]
     axes.axhline(0, color="#999999", lw=0.6)
     axes.axvline(0, color="#999999", lw=0.6)
-    found = axes.scatter(*zip(*spots, strict=True), c=sizes, cmap="viridis_r", s=24, lw=0, alpha=0.85, zorder=2)
-    axes.figure.colorbar(found, ax=axes, label="experts steered", pad=0.02)
+    found = axes.scatter(
+        *zip(*spots, strict=True), c=sizes, cmap="viridis_r", vmin=min(sizes), vmax=max(*sizes, min(sizes) + 4), s=24,
+        lw=0, alpha=0.85, zorder=2,
+    )  # fmt: skip
+    axes.figure.colorbar(found, ax=axes, label="experts steered", pad=0.02).locator = MaxNLocator(integer=True)
     best = sorted({(*at(point), _numbers(point.choice)) for point in shown if point.front})
     axes.plot(
         [x for x, _, _ in best], [y for _, y, _ in best], color=RED, lw=1.2, marker="o", mfc="none", ms=8, zorder=3,
@@ -183,7 +188,8 @@ def _draw_front(axes: Any, result: Sweep, shown: Sequence[Point]) -> None:
     # a choice that wrecks the text would squeeze all others into a line
     if len(spots) > 1 and max(x for x, _ in spots) > 20 * scale / 100 and min(x for x, _ in spots) >= -scale:
         axes.set_xscale("symlog", linthresh=scale / 100)
-    widen(axes, x=(0, LEAST_PERCENT if result.cost == "ppl" else LEAST_KL), y=(0, LEAST_POINTS))
+    least = LEAST_PERCENT if result.cost == "ppl" else LEAST_KL
+    widen(axes, x=(-0.03 * least, least), y=(-0.08 * LEAST_POINTS, LEAST_POINTS))
 
 
 def _numbers(choice: Choice) -> str:

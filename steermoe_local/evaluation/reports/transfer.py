@@ -15,6 +15,8 @@ from .document import Block, Document, Table, Words, how_to_repeat, sections
 from .figure import BLUE, GREY, RED, error_bars, legend_below, new_figure, plain, save, widen
 from .verdicts import of_transfer
 
+_MOST_LETTERS = 44  # of the names below an axis, side by side
+
 _CEILING = 0.98  # of 1: there is no room to see a difference
 
 
@@ -189,6 +191,8 @@ def draw_transfer(found: Transfer, paths: Sequence[StrPath]) -> None:
     labels = [f"{plain(name)}\n{c.file.bits_per_weight:.1f}" for name, c in zip(names, columns, strict=True)]
     for axes in (agreement, effects, text):
         axes.set_xticks(range(len(columns)), labels, fontsize=7)
+        if sum(max(map(len, label.split("\n"))) for label in labels) > _MOST_LETTERS:
+            axes.tick_params(axis="x", rotation=60)
         axes.set(xlim=(-0.5, len(columns) - 0.5))
         axes.set_xlabel("quantization, bits per weight (the first is the base)", fontsize=8)
     for axes in (agreement, effects):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..._util.files import StrPath
+from ...maps.colours import LEAST_POINTS
 from ..metrics.formatting import points
 from ..studies.search.tune import Evaluated, Tuning
 from .document import FLUENCY, Document, Heading, Listed, Table, Words, fluency_cells, sections
@@ -96,9 +97,12 @@ def draw_tuning(result: Tuning, paths: Sequence[StrPath]) -> None:
         lw=1.2, label=f"over the budget: {len(outside)}",
     )  # fmt: skip
     if inside:
+        gains = [100 * (trial.gain or 0) for trial in inside]
+        low, high = min(0.0, *gains), max(0.0, *gains)
         found = axes.scatter(
             [trial.n_active for trial in inside], [trial.n_inactive for trial in inside],
-            c=[100 * (trial.gain or 0) for trial in inside], cmap="viridis", s=44, lw=0, label=f"inside: {len(inside)}",
+            c=gains, cmap="viridis", vmin=low, vmax=max(high, low + LEAST_POINTS), s=44, lw=0,
+            label=f"inside: {len(inside)}",
         )  # fmt: skip
         figure.colorbar(found, ax=axes, label="gain on the choosing part, points", pad=0.02)
     if result.chosen is not None:
@@ -108,7 +112,8 @@ def draw_tuning(result: Tuning, paths: Sequence[StrPath]) -> None:
         )  # fmt: skip
     _count_axis(axes.xaxis, axes.set_xscale, max((trial.n_active for trial in result.trials), default=1))
     _count_axis(axes.yaxis, axes.set_yscale, max((trial.n_inactive for trial in result.trials), default=1))
-    axes.set(xlabel="experts promoted", ylabel="experts suppressed", xlim=(-0.3, None), ylim=(-0.3, None))
+    across, up = max([1, *(t.n_active for t in result.trials)]), max([1, *(t.n_inactive for t in result.trials)])
+    axes.set(xlabel="experts promoted", ylabel="experts suppressed", xlim=(-0.3, 1.3 * across), ylim=(-0.3, 1.3 * up))
     axes.set_title(f"{len(result.trials)} of {result.n_grid} choices looked at; {result.budget}", fontsize=9)
     legend_below(axes, 3, fontsize=9)
     save(figure, paths)
