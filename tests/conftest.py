@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.fake_learner import FakeLearner
 from tests.support.paths import BUILD
 from tests.support.random_models import STEERABLE, RandomModel, write_random_model
 
@@ -125,3 +126,18 @@ def tool() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def learner() -> Iterator[FakeLearner]:
+    """What the server starts as `steermoe learn`; the test says what it does."""
+    found = FakeLearner()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def maps_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's maps folder, of this test alone; it is not there yet."""
+    monkeypatch.setenv("STEERMOE_MAPS", str(tmp_path / "maps"))
+    return tmp_path / "maps"

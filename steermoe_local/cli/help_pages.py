@@ -22,7 +22,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 
 
 def add_help_all(group: click.Group) -> None:
-    """Let every command below a group write its options under headings, and take --help-all."""
+    """Let every command below a group write its options under headings, and take --help-all; groups take it, too."""
+    group.params.append(_help_all_option(hidden=True))
     for command in group.commands.values():
         if isinstance(command, click.Group):
             add_help_all(command)
@@ -55,14 +56,20 @@ def is_rare(parameter: click.Parameter) -> bool:
     return place(parameter).rare
 
 
-def _help_all_option() -> click.Option:
+def _help_all_option(*, hidden: bool = False) -> click.Option:
     def show(ctx: click.Context, parameter: click.Parameter, on: bool) -> None:
         if on and not ctx.resilient_parsing:
             put(help_all(ctx.command, ctx))
             ctx.exit()
 
     return click.Option(
-        [ALL], is_flag=True, is_eager=True, expose_value=False, callback=show, help="Show all options and exit."
+        [ALL],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=show,
+        hidden=hidden,
+        help="Show all options and exit.",
     )
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from .._util.file_kinds import StrPath
@@ -140,13 +140,11 @@ class ShowProgress(Protocol):
 class TimeLeftColumn(TimeRemainingColumn):
     """The time that is left: as it was given, else by the speed so far."""
 
-    max_refresh = None  # type: ignore[assignment]  # rich's column keeps its text for half a second
-
     def render(self, task: Task) -> Text:
         left = task.fields.get("left")
         if left is None:
             return super().render(task)
-        return Text(f"{human_duration(left)} left in all" if left else "", style="progress.remaining")
+        return Text(f"{human_duration(left)} left" if left else "", style="progress.remaining")
 
 
 @contextmanager
@@ -155,7 +153,8 @@ def progress_bar(*, hidden: bool = False) -> Iterator[ShowProgress]:
 
     Work that knows better than by the speed so far how many seconds all of it will take gives them as `left`.
     """
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeLeftColumn()
+    time_left = TimeLeftColumn(table_column=Column(no_wrap=True))
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), time_left
     terminal = sys.stderr.isatty()
     with Progress(*columns, console=console(stderr=True), transient=True, disable=hidden or not terminal) as bar:
         tasks: dict[str, Any] = {}
@@ -168,7 +167,7 @@ def progress_bar(*, hidden: bool = False) -> Iterator[ShowProgress]:
                 lines.show(what, done, total, left=left)
                 return
             if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
+                tasks[what] = bar.add_task(what, total=total, left=left)
             for name, task in tasks.items():
                 if name != what:
                     bar.update(task, visible=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import shlex
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ _SECONDS = 0.25  # that looking for models may take: a folder may be of a networ
 def print_start_page(root: click.Group) -> None:
     """Write it to stdout. Nothing that is damaged or slow keeps it from being written."""
     own = [name for name in _models(_folders(root)) or () if name != TINY]
-    example = own[0] if own else "MODEL"
+    example = shlex.quote(own[0]) if own else "MODEL"
     steerings = list(user_maps())
     rows = [
         (f"steermoe chat {TINY} --map digits-words", "chat with the model that is included, steered"),

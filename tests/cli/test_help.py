@@ -77,6 +77,11 @@ def test_the_page_of_run_fits_a_screen() -> None:
     assert headings == ["Model", "Prompt", "Steering", "Sampling", "Output"]
 
 
+@pytest.mark.parametrize("path", ["", "map", "pairs", "bias", "condition", "config", "tasks"])
+def test_groups_take_help_all_too(path: str) -> None:
+    assert page(*path.split(), "--help-all") == page(*path.split(), "--help")
+
+
 def test_help_all_needs_no_configuration(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("= broken")
     env = {"STEERMOE_CONFIG": str(tmp_path / "broken.toml")}
@@ -142,6 +147,7 @@ def test_steermoe_alone_says_how_to_start(tmp_path: Path) -> None:
     assert result.stderr == ""
     assert "steermoe chat tiny --map digits-words" in result.stdout
     assert "Models here: tiny, own0, own1, own2, own3 and " in result.stdout
+    assert "steermoe learn NAME -m own0 " in result.stdout
     assert "Your steerings: mine\n" in result.stdout
     assert "Your steerings: none yet" in run(env=env | {"STEERMOE_MAPS": str(tmp_path / "none")}).stdout
     assert max(map(len, result.stdout.splitlines())) <= 100

@@ -26,11 +26,10 @@ OPENINGS = ("--like", "Use digits.", "--unlike", "Use words.")
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def small(monkeypatch: pytest.MonkeyPatch, maps_folder: Path) -> None:
     """Few of everything, a maps folder of the test's own, and a clock that stops nothing early."""
     monkeypatch.setattr("steermoe_local.learning.learn.Clock", lambda *given: Clock(*given[:2], now=lambda: 0.0))
     monkeypatch.setitem(SIZES, "quick", replace(SIZES["quick"], **SMALL))  # type: ignore[index]
-    monkeypatch.setenv("STEERMOE_MAPS", str(tmp_path / "maps"))
 
 
 def learn(*words: str) -> Result:

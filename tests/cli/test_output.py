@@ -95,7 +95,7 @@ def test_a_bar_with_the_time_that_is_left_as_it_is_given() -> None:
     bar = Progress(TimeLeftColumn())
     task = bar.add_task("learn", total=10)
     bar.update(task, completed=1, left=150.0)
-    assert bar.columns[0](bar.tasks[0]).plain == "2.5 min left in all"  # type: ignore[union-attr, operator]
+    assert bar.columns[0](bar.tasks[0]).plain == "2.5 min left"  # type: ignore[union-attr, operator]
     bar.update(task, left=None)
     assert ":" in bar.columns[0](bar.tasks[0]).plain  # type: ignore[union-attr, operator]
 

@@ -161,6 +161,7 @@ def test_escaped_text_is_one_inert_line(text: str) -> None:
 
 def test_an_escape_by_hand() -> None:
     assert escape("a|b *c* <i> 5_5 #1\n&") == r"a\|b \*c\* &lt;i&gt; 5\_5 \#1 &amp;"
+    assert escape("> 31% -> 84%") == "&gt; 31% -> 84%"
 
 
 #

@@ -32,20 +32,7 @@ EXAMPLE = {"prompt": "Who are you?", "like": "A model.", "unlike": "dunno"}
 
 
 @pytest.fixture
-def learner() -> Iterator[FakeLearner]:
-    found = FakeLearner()
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("STEERMOE_MAPS", str(tmp_path / "maps"))
-    return tmp_path / "maps"
-
-
-@pytest.fixture
-def server(learner: FakeLearner, folder: Path) -> Iterator[Running]:
+def server(learner: FakeLearner, maps_folder: Path) -> Iterator[Running]:
     with running(
         parallel=2, jobs=lambda registry: LearnJobs(["--model=m"], partial(add_learnt, registry), start=learner.start)
     ) as found:
@@ -76,10 +63,10 @@ def test_it_is_off_unless_the_server_learns(without: Running) -> None:
         assert (response.status_code, response.json()["error"]["code"]) == (403, "learning_off")
 
 
-def test_where_it_is_kept(folder: Path, tmp_path: Path) -> None:
+def test_where_it_is_kept(maps_folder: Path, tmp_path: Path) -> None:
     """In the folder of --maps if the server writes there, else in the user's."""
-    assert SteeringRegistry().learnt_folder == folder
-    assert SteeringRegistry(folder=tmp_path / "read").learnt_folder == folder
+    assert SteeringRegistry().learnt_folder == maps_folder
+    assert SteeringRegistry(folder=tmp_path / "read").learnt_folder == maps_folder
     assert SteeringRegistry(folder=tmp_path / "write", writable=True).learnt_folder == tmp_path / "write"
 
 
@@ -111,7 +98,7 @@ def test_what_settings_allow() -> None:
         ServerSettings("m", host="0.0.0.0", no_auth=True, learn=True)
 
 
-def test_a_steering_is_learnt_and_served(server: Running, learner: FakeLearner, folder: Path) -> None:
+def test_a_steering_is_learnt_and_served(server: Running, learner: FakeLearner, maps_folder: Path) -> None:
     response = server.client.post("/v1/learn", json=FORMAL)
     assert response.status_code == 202
     job = response.json()
@@ -119,8 +106,8 @@ def test_a_steering_is_learnt_and_served(server: Running, learner: FakeLearner, 
     learner.wait_for()
     assert learner.started[0][5:] == ["--like=Answer formally.", "--unlike=Answer casually.", "--", "formal"]
     assert server.client.get("/v1/learn").json()["enabled"] is True
-    (folder / "formal").mkdir()
-    shutil.copy(shipped_maps()["digits-words"], folder / "formal" / "map.json")
+    (maps_folder / "formal").mkdir()
+    shutil.copy(shipped_maps()["digits-words"], maps_folder / "formal" / "map.json")
     learner.end()
     done = ended(server, job)
     assert (done["state"], done["verdict"], done["steering"]) == ("done", WORKS["verdict"], "formal")
@@ -145,10 +132,10 @@ def test_what_did_not_work_is_told_and_not_served(server: Running, learner: Fake
     assert server.client.get("/v1/steering/formal").status_code == 404
 
 
-def test_a_job_is_cancelled_and_goes_on_later(server: Running, learner: FakeLearner, folder: Path) -> None:
+def test_a_job_is_cancelled_and_goes_on_later(server: Running, learner: FakeLearner, maps_folder: Path) -> None:
     job = server.client.post("/v1/learn", json=FORMAL).json()
     learner.wait_for()
-    (folder / "formal" / "work").mkdir(parents=True)
+    (maps_folder / "formal" / "work").mkdir(parents=True)
     assert server.client.post("/v1/learn", json=FORMAL).status_code == 409, "it is being learnt"
     response = server.client.delete(f"/v1/learn/{job['id']}")
     assert (response.status_code, response.json()["state"]) == (200, "cancelled")
@@ -245,10 +232,10 @@ def test_half_of_a_surrogate_pair_is_refused(server: Running, learner: FakeLearn
     assert not learner.started
 
 
-def test_names_of_others_stay(server: Running, learner: FakeLearner, folder: Path) -> None:
-    folder.mkdir()
-    (folder / "loose.json").write_text("{}")
-    (folder / "elsewhere").symlink_to(folder.parent)
+def test_names_of_others_stay(server: Running, learner: FakeLearner, maps_folder: Path) -> None:
+    maps_folder.mkdir()
+    (maps_folder / "loose.json").write_text("{}")
+    (maps_folder / "elsewhere").symlink_to(maps_folder.parent)
     for name in ("digits-words", "loose", "elsewhere"):
         for more in ({}, {"replace": True}):
             response = server.client.post("/v1/learn", json=FORMAL | {"name": name} | more)
@@ -269,7 +256,7 @@ def test_other_sites_cannot_ask(server: Running, learner: FakeLearner) -> None:
     assert not learner.started
 
 
-def test_a_key_is_asked_for(learner: FakeLearner, folder: Path) -> None:
+def test_a_key_is_asked_for(learner: FakeLearner, maps_folder: Path) -> None:
     with running(parallel=1, api_key="k", jobs=lambda _: LearnJobs([], print, start=learner.start)) as server:
         for method, path in (("GET", ""), ("POST", ""), ("GET", "/x"), ("DELETE", "/x")):
             response = httpx.request(method, f"{server.url}/v1/learn{path}", trust_env=False)
@@ -293,9 +280,9 @@ def test_an_answer_stops_the_job_and_its_end_lets_it_go_on(server: Running, lear
     assert ended(server, job)["state"] == "done"
 
 
-def test_the_folder_cannot_be_written(server: Running, learner: FakeLearner, folder: Path) -> None:
-    folder.write_text("a file")
+def test_the_folder_cannot_be_written(server: Running, learner: FakeLearner, maps_folder: Path) -> None:
+    maps_folder.write_text("a file")
     response = server.client.post("/v1/learn", json=FORMAL)
     assert (response.status_code, response.json()["error"]["code"]) == (500, "storage_failed")
-    assert str(folder) not in response.text
+    assert str(maps_folder) not in response.text
     assert not learner.started

@@ -28,13 +28,6 @@ POSIX = pytest.mark.skipif(os.name != "posix", reason="the system cannot stop a 
 
 
 @pytest.fixture
-def learner() -> Iterator[FakeLearner]:
-    found = FakeLearner()
-    yield found
-    found.close()
-
-
-@pytest.fixture
 def learnt() -> list[str]:
     return []
 

@@ -208,7 +208,7 @@ def learn(
 
     \b
     Examples:
-      steermoe learn formal -m granite-1b-a400m --like "Answer very formally." --unlike "Answer like a teenager."
+      steermoe learn formal -hf granite-1b-a400m --like "Answer very formally." --unlike "Answer like a teenager."
       steermoe learn digits -m tiny --like "Use digits." --unlike "Use words." --quick
       steermoe learn terse -m olmoe.gguf --pairs pairs.jsonl
     """

@@ -109,7 +109,8 @@ def one_line(text: str) -> str:
 
 def escape(text: str) -> str:
     """The text as Markdown that shows it unchanged: no markup, no HTML, no new line."""
-    return _SPECIAL.sub(r"\\\1", html.escape(one_line(text), quote=False))
+    # an arrow opens no tag and no quotation, and people read the file as it is, too
+    return _SPECIAL.sub(r"\\\1", html.escape(one_line(text), quote=False)).replace("-&gt;", "->")
 
 
 def markdown_table(table: Table) -> str:

@@ -28,20 +28,7 @@ PAIR = {"prompt": TALK, "like": "Good day.", "unlike": "yo"}
 
 
 @pytest.fixture
-def learner() -> Iterator[FakeLearner]:
-    found = FakeLearner()
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("STEERMOE_MAPS", str(tmp_path / "maps"))
-    return tmp_path / "maps"
-
-
-@pytest.fixture
-def teacher(learner: FakeLearner, folder: Path) -> Iterator[Running]:
+def teacher(learner: FakeLearner, maps_folder: Path) -> Iterator[Running]:
     with running(
         parallel=2, n_ctx=512, jobs=lambda registry: LearnJobs([], partial(add_learnt, registry), start=learner.start)
     ) as found:
@@ -95,7 +82,7 @@ def thumb(tab: Desk, turn: int, up: bool) -> Any:
 #
 
 
-def test_two_instructions_become_a_steering(tab: Desk, learner: FakeLearner, folder: Path) -> None:
+def test_two_instructions_become_a_steering(tab: Desk, learner: FakeLearner, maps_folder: Path) -> None:
     page = tab.page
     instruct(tab)
     learner.wait_for()
@@ -111,8 +98,8 @@ def test_two_instructions_become_a_steering(tab: Desk, learner: FakeLearner, fol
     assert "min left" in words(tab)
     assert float(job(tab).locator("progress").get_attribute("value")) == pytest.approx(0.1)
     name = "answer-very-formally-please"
-    (folder / name).mkdir(parents=True)
-    shutil.copy(shipped_maps()["digits-words"], folder / name / "map.json")
+    (maps_folder / name).mkdir(parents=True)
+    shutil.copy(shipped_maps()["digits-words"], maps_folder / name / "map.json")
     learner.end()
     tab.until(lambda: words(tab) == WORKS["verdict"])
     assert job(tab).get_attribute("data-outcome") == "works"
