@@ -114,7 +114,9 @@ def test_sides_of_languages() -> None:
         ("steps", {"limit": -1}, "limit: -1"),
         ("json", {"share": 0.0}, "share: 0"),
         ("json", {"share": 1.5}, "share: 1.5"),
-        ("language", {"positive": "french"}, "'french'"),
+        ("language", {"positive": "latin"}, "'latin'"),
+        ("language", {"negative": "latin"}, "'latin'"),
+        ("language", {"positive": "french", "negative": "french"}, "name two"),
     ],
 )
 def test_impossible_options(name: str, options: dict[str, object], words: str) -> None:

@@ -1,4 +1,4 @@
-"""Scorers of an answer's form: its language (English or German), and JSON against prose."""
+"""Scorers of an answer's form: its language (of five), and JSON against prose."""
 
 from __future__ import annotations
 
@@ -38,40 +38,102 @@ _HALF_GERMAN_WORDS = """
 die hat war was so an in von also man will bin am
 """
 _HALF_GERMAN = frozenset(_HALF_GERMAN_WORDS.split())
-_SPELLED_GERMAN = re.compile(r"[äöüß]|sch|(?:ung|ungen|keit|heit|lich|isch|chen)$|^(?:ge|ver|be)\w+t$")
-_SPELLED_ENGLISH = re.compile(r"th|wh|(?:ing|tion|tions|ly|ness|ment|ous|ful|ed|ght)$")
+# those that French, Italian and Spanish share count half; German has some of them, too ("des", "du", "es")
+_FRENCH_WORDS = """
+les une est dans avec vous nous cette ces être sont leur leurs mais où par pas aux ce cet qui qu dont sur sous votre
+vos notre nos il ils elle elles peut peuvent doit doivent lorsque quand aussi ainsi même chaque autre autres entre sans
+selon afin très fait faire ici plusieurs tous toute toutes comme pour ou et le du des si ne la de un en se que lors
+après avant vers puis donc été ci dessous chez n s l d j y au
+"""
+_SPANISH_WORDS = """
+el los las del por para y como más este esta está están esto estos estas puede pueden cuando desde hasta también sin
+sobre ser fue muy pero cada donde dónde otro otra otros otras hay sus usted si según entre todos todas debe deben
+utilizar usar ejemplo o la una un con se que lo al su de en es son le les ha han sido después antes así aquí si
+"""
+_ITALIAN_WORDS = """
+il gli della delle dello degli dei del nel nella nelle nei alla alle allo ai al dal dalla dalle che è sono può possono
+per con una uno un come questo questa questi queste anche più non quando dove ogni altro altra altri altre viene vengono
+deve devono tra fra senza essere esempio e di da si se la lo le su i l d dell all nell dall sull quindi dopo prima
+"""
+_SPELLED = {
+    "german": re.compile(r"[äöüß]|sch|(?:ung|ungen|keit|heit|lich|isch|chen)$|^(?:ge|ver|be)\w+t$"),
+    "english": re.compile(r"th|wh|(?:ing|tion|tions|ly|ness|ment|ous|ful|ed|ght)$"),
+    "french": re.compile(r"[éêëçîïôûœ]|(?:è|à|ù)\w|(?:eux|eur|eurs|aux|oir|ique|iques|ez|tte|ttes)$"),
+    "spanish": re.compile(r"[áíóúñ]|(?:ción|ciones|dad|dades|ado|ados|ada|adas|mos|ndo|ero|eros|uen|iente)$"),
+    "italian": re.compile(
+        r"[ìò]|[àèù]$|(?:zione|zioni|ità|ato|ata|ati|gine|ggio|nte|tti|tto|tta|lla|lle)$|gli|cch|zz|qua"
+    ),
+}
+
+
+def _weighed(words: str, *related: str) -> dict[str, float]:
+    """Each word and how much it says: half where a related language has it as well, nothing where English has it."""
+    others = {word for other in related for word in other.split()}
+    return {word: 0.5 if word in others else 1.0 for word in words.split() if word not in _ENGLISH}
+
+
+_RELATED = ("french", "spanish", "italian")  # have signs in common, so that a small difference says as much
+_WORDS_OF: dict[str, dict[str, float]] = {
+    "german": dict.fromkeys(_GERMAN, 1.0),
+    "english": dict.fromkeys(_ENGLISH, 1.0),
+    "french": _weighed(_FRENCH_WORDS, _SPANISH_WORDS, _ITALIAN_WORDS),
+    "spanish": _weighed(_SPANISH_WORDS, _FRENCH_WORDS, _ITALIAN_WORDS),
+    "italian": _weighed(_ITALIAN_WORDS, _FRENCH_WORDS, _SPANISH_WORDS),
+}
 
 _FENCE = re.compile(r"```(?:json|JSON)?[ \t]*\n?(.*?)(?:```|\Z)", re.DOTALL)
 _JSON_START = re.compile(r'\A\s*(?:\{\s*(?:"|\}|\Z)|\[\s*(?:[\[{"\d\]-]|\Z))')
 _WORDS = re.compile(r"[^\W\d_]{2,}")
 
 
+def language_of(text: str) -> str:
+    """The language of a text, of those that are known here; "" if it is about equally in two, in another, or in none.
+
+    By words that only one of the languages has, and by spelling where few of those occur.
+    """
+    words = [word.lower() for word in _LETTERS.findall(text[:_MAX_CHARACTERS])]
+    found = {
+        name: sum(known.get(word, 0.0) for word in words) + 0.4 * sum(bool(_SPELLED[name].search(w)) for w in words)
+        for name, known in _WORDS_OF.items()
+    }
+    if found["german"] or not any(word in _ENGLISH for word in words):
+        found["german"] += 0.5 * sum(word in _HALF_GERMAN for word in words)
+    (name_2, second), (name, first) = sorted(found.items(), key=lambda one: one[1])[-2:]
+    apart = 0.1 if name in _RELATED and name_2 in _RELATED else 0.3
+    # a sentence of each language has about half of its words in the lists
+    if not words or first + second < 0.1 * len(words) or first - second < apart * (first + second) or first == 0:
+        return ""
+    return name
+
+
 @dataclass(frozen=True)
 class Language(Scorer):
-    """1 if the answer is in the language `positive` ("german" or "english"), 0 if in the other.
+    """1 if the answer is in the language `positive`, 0 if it is in `negative`; one in another language, about equally
+    in two, or without words is ill-formed.
 
-    By words that only one of the two has, and by spelling where few of those occur. An answer about equally in both,
-    in a language that is neither, or without words, is ill-formed.
+    `negative` "": English, of English German. Known are english, french, german, italian and spanish.
     """
 
     positive: str = "german"
+    negative: str = ""
 
     def __post_init__(self) -> None:
-        if self.positive not in ("german", "english"):
-            raise UsageError(f"positive: {self.positive!r} is not one of german, english")
+        known = ", ".join(sorted(_WORDS_OF))
+        for name in ("positive", "negative"):
+            value = getattr(self, name)
+            if value not in _WORDS_OF and not (name == "negative" and not value):
+                raise UsageError(f"{name}: {value!r} is not one of {known}")
+        if self.positive == self.negative:
+            raise UsageError(f"negative: {self.negative!r} is the positive language; name two")
 
     def score(self, item: PromptItem, text: str) -> Score:
-        words = [word.lower() for word in _LETTERS.findall(text[:_MAX_CHARACTERS])]
-        german = sum(word in _GERMAN for word in words) + 0.4 * sum(bool(_SPELLED_GERMAN.search(w)) for w in words)
-        if german or not any(word in _ENGLISH for word in words):
-            german += 0.5 * sum(word in _HALF_GERMAN for word in words)
-        english = sum(word in _ENGLISH for word in words) + 0.4 * sum(bool(_SPELLED_ENGLISH.search(w)) for w in words)
-        total = german + english
-        # a sentence of either language has about half of its words in the lists
-        if not words or total < 0.1 * len(words) or abs(german - english) < 0.3 * total or total == 0:
-            return Score(0.0, ILL_FORMED)
-        found = "german" if german > english else "english"
-        return Score(float(found == self.positive), found)
+        negative = self.negative or ("german" if self.positive == "english" else "english")
+        found = language_of(text)
+        return (
+            Score(float(found == self.positive), found)
+            if found in (self.positive, negative)
+            else Score(0.0, ILL_FORMED)
+        )
 
 
 @dataclass(frozen=True)
