@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from typing import Any
 
 from .passages import CODE, LIST, PROSE, Passage, cut, spread, translated, untranslated
@@ -135,7 +135,7 @@ def _forms(name: str, form: str, pattern: str, kinds: tuple[str, ...]) -> Behavi
             for p in of_kinds(found, wanted):
                 documents.setdefault(p.document, ([], []))[index].append(p)
         for document, (ones, others) in documents.items():
-            for (before, one), (before_other, other) in zip(_neighbours(ones), _neighbours(others), strict=False):
+            for (before, one), (before_other, other) in zip(pairwise(ones), pairwise(others), strict=False):
                 prompt = (before, before_other)[len(made) % 2].text
                 if len(prompt) <= PROMPT:
                     made.append(TwoSided(prompt, _goes_on(one), _goes_on(other), document))
@@ -156,11 +156,6 @@ def _forms(name: str, form: str, pattern: str, kinds: tuple[str, ...]) -> Behavi
         return [_answer(p) for p in ones], [_answer(p) for p in of_kinds(found, PROSE)]
 
     return Behaviour(name, name, "prose", "regex", pairs, prompts, known, options={"pattern": pattern})
-
-
-def _neighbours(found: Sequence[Passage]) -> Iterator[tuple[Passage, Passage]]:
-    """Each passage of a form with the one of that form before it."""
-    return zip(found, found[1:], strict=False)
 
 
 # manual pages and help

@@ -63,9 +63,7 @@ def page_of(identifier: str) -> str:
 def passages(documents: Iterable[dict[str, str]], part: str) -> list[Passage]:
     """The paragraphs of one part of the corpus, in its order."""
     return [
-        Passage(
-            block, d["id"], f"{d['kind']} {page_of(d['id'])}", d["kind"], d["language"], form_of(block, d["kind"])
-        )
+        Passage(block, d["id"], f"{d['kind']} {page_of(d['id'])}", d["kind"], d["language"], form_of(block, d["kind"]))
         for d in documents
         if d["part"] == part
         for block in d["text"].split("\n\n")
