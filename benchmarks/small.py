@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from performance import machine
-from results import OUTPUT, ROOT, Job, run, steermoe
+from results import OUTPUT, ROOT, SMALL, SMALL_RESULT, Job, run, steermoe
 from rules import FloatArray, Measured, compare, methods, plain, randoms
 from small_tables import render
 
@@ -44,7 +44,6 @@ from steermoe_local.pairs.pairs import load_pairs
 from steermoe_local.steering.bias_file import BiasFile
 from steermoe_local.steering.plan_text import parse_where
 
-MODEL = ROOT / "build" / "small" / "small-f16.gguf"
 CORPUS = ROOT / "build" / "small" / "corpus.jsonl"
 FOLDER = OUTPUT.parent / "small"
 
@@ -52,8 +51,8 @@ BUDGET = 0.1  # nats of KL per token: numbers of experts are the most whose hard
 SIZES = (32, 16, 8, 4, 2, 1)  # promoted, and as many suppressed
 N_CONTROLLED = 48  # prompts of the commands with controls and of those that try many choices
 N_COMPARED = 96  # prompts of the comparison of rules
-N_ITEMS = 8
-N_TEXT = 40
+N_ITEMS = 32  # pairs of the attribution, half of them to confirm
+N_TEXT = 120  # tokens of the text to choose on
 DRAWS = 20  # of each control
 N_RANDOM = 10  # random choices beside the rules
 N_EFFECTS = 192  # draws of the attribution, of each action, on 64 candidates
@@ -348,7 +347,7 @@ def all_of(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-m", "--model", type=Path, default=MODEL)
+    parser.add_argument("-m", "--model", type=Path, default=SMALL)
     parser.add_argument("--corpus", type=Path, default=CORPUS)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--behaviour", action="append", default=[])
@@ -356,9 +355,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="behaviours at a time")
     args = parser.parse_args()
     folder: Path = args.folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
     report = all_of(args.model.resolve(), args.corpus, folder, args.behaviour, args.items, args.jobs)
-    (folder / "small.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (folder / SMALL_RESULT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(render(report))
 
 
