@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from performance import machine, table, write_docs
 from results import IMAGES, OUTPUT, ROOT, steermoe
-from rules import Measured, compare, methods, randoms, span
+from rules import Measured, both_ways, compare, methods, randoms, span
 
 from steermoe_local import __version__
 from steermoe_local.attribution.items import pair_items, split
@@ -191,7 +191,8 @@ def measure(behaviour: Behaviour, model: str, folder: Path, n_items: int | None)
     measured = opened(llama, behaviour, expert_map, n_items)
     effects = expert_map.effects
     assert effects is not None
-    by_rd = methods(expert_map, planted(behaviour), {})[0].choices[0][1:]
+    by_rd = both_ways(expert_map, planted(behaviour))
+    assert by_rd is not None
     fitted = fits(behaviour, model, folder, float(measured.costs(by_rd, measured.texts[0]).mean()))
     real = truth(measured, expert_map)
     causal = frozenset((layer, expert) for layer, expert in real["causal"])

@@ -39,7 +39,7 @@ DOCS = ROOT / "docs" / "results.md"
 IMAGES = ROOT / "docs" / "images"
 OUTPUT = ROOT / "build" / "bench" / "results"
 START, END = "<!-- results:start -->", "<!-- results:end -->"
-SMALL = ROOT / "build" / "small" / "small-f16.gguf"
+SMALL = ROOT / "build" / "small" / "small.gguf"
 SMALL_RESULT = "small.json"
 SMALL_START, SMALL_END = "<!-- small:start -->", "<!-- small:end -->"
 

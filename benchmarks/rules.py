@@ -76,33 +76,37 @@ class Measured:
         return np.concatenate(found)
 
 
+def both_ways(expert_map: ExpertMap, numbers: tuple[int, int], **fields: Any) -> Both | None:
+    """The same number of experts towards the one side and towards the other; None where the map has none to choose."""
+    towards = Steering("towards", expert_map=expert_map, activate=numbers[0], deactivate=numbers[1], **fields)
+    away = towards.changed(activate=numbers[1], deactivate=numbers[0], reverse=True)
+    one, two = towards.bias_file(), away.bias_file()
+    return None if one is None or two is None else (one, two)
+
+
 def methods(expert_map: ExpertMap, n: tuple[int, int], fitted: Mapping[str, Path]) -> list[Method]:
     """The rules that are compared, with `n` promoted and suppressed experts, or half as many."""
     half = ((n[0] + 1) // 2, (n[1] + 1) // 2)
 
-    def both(numbers: tuple[int, int], label: str, **fields: Any) -> tuple[str, BiasFile, BiasFile]:
-        # the same number of experts both ways: towards the one side and towards the other
-        towards = Steering("towards", expert_map=expert_map, activate=numbers[0], deactivate=numbers[1], **fields)
-        away = towards.changed(activate=numbers[1], deactivate=numbers[0], reverse=True)
-        one, two = towards.bias_file(), away.bias_file()
-        assert one is not None
-        assert two is not None
-        return label, one, two
+    def method(name: str, numbers: tuple[int, int], *choices: tuple[str, dict[str, float]], **fields: Any) -> Method:
+        made = ((label, both_ways(expert_map, numbers, **fields, **strength)) for label, strength in choices)
+        return Method(name, tuple((label, *both) for label, both in made if both is not None))
 
-    def scaled(numbers: tuple[int, int], **fields: Any) -> tuple[tuple[str, BiasFile, BiasFile], ...]:
-        return tuple(both(numbers, f"strength {scale:g}", scale=scale, **fields) for scale in SCALES)
-
+    scaled = [(f"strength {scale:g}", {"scale": scale}) for scale in SCALES]
+    capped = [(f"cap {cap:g}", {"cap": cap}) for cap in CAPS]
+    every: tuple[str, dict[str, float]] = ("all", {})
     found = [
-        Method("RD, hard", (both(n, "all"),)),
-        Method("RD, hard, half as many", (both(half, "half"),)),
-        Method("RD, soft", scaled(n)),
-        Method("log-odds, soft, weighted", scaled(n, rank="log-odds", weights="log-odds")),
-        Method("RD, capped", tuple(both(n, f"cap {cap:g}", cap=cap) for cap in CAPS)),
-        Method("effect, hard", (both(n, "all", rank="effect"),)),
-        Method("effect, hard, half as many", (both(half, "half", rank="effect"),)),
-        Method("effect, soft, weighted", scaled(n, rank="effect", weights="effect")),
-        Method("effect, capped", tuple(both(n, f"cap {cap:g}", rank="effect", cap=cap) for cap in CAPS)),
+        method("RD, hard", n, every),
+        method("RD, hard, half as many", half, ("half", {})),
+        method("RD, soft", n, *scaled),
+        method("log-odds, soft, weighted", n, *scaled, rank="log-odds", weights="log-odds"),
+        method("RD, capped", n, *capped),
+        method("effect, hard", n, every, rank="effect"),
+        method("effect, hard, half as many", half, ("half", {}), rank="effect"),
+        method("effect, soft, weighted", n, *scaled, rank="effect", weights="effect"),
+        method("effect, capped", n, *capped, rank="effect"),
     ]
+    found = [one for one in found if one.choices]
     if fitted:
         found.append(Method("fitted", (("fit", read_bias(fitted["towards"]), read_bias(fitted["away"])),)))
     return found

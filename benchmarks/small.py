@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from performance import machine
 from results import OUTPUT, ROOT, SMALL, SMALL_RESULT, Job, run, steermoe
-from rules import FloatArray, Measured, compare, methods, plain, randoms
+from rules import FloatArray, Measured, both_ways, compare, methods, plain, randoms
 from small_tables import render
 
 from steermoe_local import __version__
@@ -142,8 +142,9 @@ class Opened:
         """How many experts the hard rule promotes, and suppresses: the most within BUDGET, or one; and their KL."""
         costs = []
         for n in SIZES:
-            both = methods(self.expert_map, (n, n), {})[0].choices[0][1:]
-            if both[0].n_active < n or both[0].n_inactive < n:  # more than the layers have room for
+            both = both_ways(self.expert_map, (n, n))
+            # more than the layers have room for, or than there are
+            if both is None or min(both[0].n_active, both[0].n_inactive) < n:
                 continue
             costs.append((n, float(self.measured.costs(both, self.texts[0]).mean())))
             if costs[-1][1] <= BUDGET:

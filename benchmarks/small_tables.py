@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from performance import table
@@ -196,64 +196,49 @@ def transfers(found: Mapping[str, Summary]) -> str:
     return "### Small: do quantizations keep the map?\n\n" + table(header, rows)
 
 
-def two_columns(tiny: Summary, small: Summary | None) -> str:
+QUESTIONS = (
+    "swing of the hard rule, points",
+    "random draws with a smaller swing",
+    "perplexity towards, times unsteered",
+    "is the middle third of the layers ahead?",
+    "RD of the smallest quantization, Pearson with the map",
+)
+
+
+def two_columns(tiny: Mapping[str, Summary], small: Summary | None) -> str:
     """One question a row: the embedded model, whose experts were planted, beside the small one, where there is one."""
-    rows = [
-        ["swing of the hard rule, points", _swings(tiny, "eval"), _swings_of(small, "eval")],
-        ["percentile among random draws", _ranks(tiny, "eval"), _ranks_of(small)],
-        ["perplexity towards, times unsteered", _ratios(tiny), _ratios_of(small)],
-        ["RD on the smallest quantization, Pearson", _kept(tiny), _kept_of(small)],
-    ]
+    one = _column(tiny, "eval")
+    other = [""] * len(QUESTIONS) if small is None else _column(small["behaviours"], "controls")
+    rows = [list(row) for row in zip(QUESTIONS, one, other, strict=True)]
     text = table(["question", "tiny (planted)", "small (not planted)"], rows)
-    return "### Planted and not planted\n\n" + (ABSENT + "\n\n" if small is None else "") + text
+    return ("" if small is not None else f"{ABSENT}\n\n") + text + "\n"
 
 
-def _lines(of: Mapping[str, Summary], kind: str, value: Any) -> str:
-    return "<br>".join(f"{name}: {value(one[kind])}" for name, one in of.items())
+def _column(of: Mapping[str, Summary], controls: str) -> list[str]:
+    """The answers to QUESTIONS, a line for each behaviour; `controls` is the evaluation that has them."""
+    answers: list[Callable[[Summary], str]] = [
+        lambda kinds: points(kinds["eval"]["effects"]["swing"]),
+        lambda kinds: _rank(kinds[controls]),
+        lambda kinds: _ratio(kinds["eval"]),
+        lambda kinds: kinds["layers"]["verdict"],
+        lambda kinds: _kept(kinds["transfer"]),
+    ]
+    return ["<br>".join(f"{name}: {answer(kinds)}" for name, kinds in of.items()) for answer in answers]
 
 
-def _swings(of: Mapping[str, Summary], kind: str) -> str:
-    return _lines(of, kind, lambda one: points(one["effects"]["swing"]))
+def _rank(one: Summary) -> str:
+    drawn = next((c for c in one["controls"] if c["kind"] == "random" and c["n"]), None)
+    return "-" if drawn is None else percent(drawn["percentile"])
 
 
-def _swings_of(small: Summary | None, kind: str) -> str:
-    return "" if small is None else _swings(small["behaviours"], kind)
+def _ratio(one: Summary) -> str:
+    towards = next(side for side in one["sides"] if side["name"] == "towards")
+    return number(towards["fluency"]["perplexity_ratio"], 2)
 
 
-def _ranks(of: Mapping[str, Summary], kind: str) -> str:
-    def rank(one: Summary) -> str:
-        drawn = next((c for c in one["controls"] if c["kind"] == "random" and c["n"]), None)
-        return "-" if drawn is None else percent(drawn["percentile"])
-
-    return _lines(of, kind, rank)
-
-
-def _ranks_of(small: Summary | None) -> str:
-    return "" if small is None else _ranks(small["behaviours"], "controls")
-
-
-def _ratios(of: Mapping[str, Summary]) -> str:
-    def ratio(one: Summary) -> str:
-        towards = next(side for side in one["sides"] if side["name"] == "towards")
-        return number(towards["fluency"]["perplexity_ratio"], 2)
-
-    return _lines(of, "eval", ratio)
-
-
-def _ratios_of(small: Summary | None) -> str:
-    return "" if small is None else _ratios(small["behaviours"])
-
-
-def _kept(of: Mapping[str, Summary]) -> str:
-    def kept(one: Summary) -> str:
-        last = min(one["columns"], key=lambda column: column["file"]["bits_per_weight"])
-        return "-" if last["map"] is None else f"{last['map']['pearson']:.3f} ({last['name']})"
-
-    return _lines(of, "transfer", kept)
-
-
-def _kept_of(small: Summary | None) -> str:
-    return "" if small is None else _kept(small["behaviours"])
+def _kept(one: Summary) -> str:
+    last = min(one["columns"], key=lambda column: column["file"]["bits_per_weight"])
+    return "-" if last["map"] is None else f"{last['map']['pearson']:.3f} ({last['name']})"
 
 
 def _share(found: Summary) -> str:
