@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ CORPUS = ROOT / "build" / "small" / "corpus.jsonl"
 FOLDER = OUTPUT.parent / "small"
 
 BUDGET = 0.1  # nats of KL per token: numbers of experts are the most whose hard rule costs no more
-SIZES = (32, 16, 8, 4, 2, 1)  # promoted, and as many suppressed
+SIZES = (16, 12, 8, 6, 4, 3, 2, 1)  # promoted, and as many suppressed
 N_CONTROLLED = 48  # prompts of the commands with controls and of those that try many choices
 N_COMPARED = 96  # prompts of the comparison of rules
 N_ITEMS = 32  # pairs of the attribution, half of them to confirm
@@ -244,6 +245,16 @@ def n_answers(files: Files) -> int:
     )
 
 
+def untrained_depth(files: Files, model: Path) -> dict[str, Any]:
+    """`depth` of the same pairs on a model of the same shape that learnt nothing."""
+    path = files.map.with_name("untrained.json")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        counts = ("--per-pair", str(path.with_name("untrained.pairs.npz")), *resumed(path))
+        steermoe("detect", "-m", str(model), "--pairs", str(files.pairs), "-t", "1", "-o", str(path), *counts)
+    return depth(ExpertMap.load(path))
+
+
 def depth(expert_map: ExpertMap) -> dict[str, Any]:
     """How many experts differ significantly between the sides (Holm), and how |RD| is divided over the depth."""
     confidence = expert_map.confidence
@@ -264,7 +275,7 @@ def depth(expert_map: ExpertMap) -> dict[str, Any]:
     }
 
 
-def measure(files: Files, step: Callable[[str], None]) -> dict[str, Any]:
+def measure(files: Files, untrained: Path | None, step: Callable[[str], None]) -> dict[str, Any]:
     """All steps of a behaviour; `step` is called with the name of each that is done."""
     maps(files)
     step("map and effects")
@@ -275,6 +286,7 @@ def measure(files: Files, step: Callable[[str], None]) -> dict[str, Any]:
         run(job, files.folder, lambda line: None)
         step(job.kind)
     found: dict[str, Any] = {"about": files.about, "rules": rules, "depth": depth(ExpertMap.load(files.map))}
+    found["untrained"] = None if untrained is None else untrained_depth(files, untrained)
     for job in commands:
         found[job.kind] = json.loads((files.folder / job.name / "summary.json").read_text("utf-8"))
     return found
@@ -292,13 +304,34 @@ def material(corpus: Path, folder: Path) -> dict[str, Any]:
     return found
 
 
+def same_run(folder: Path, wanted: dict[str, Any]) -> None:
+    """Keep what the results of a folder depend on, or compare it with what is kept. Raises RuntimeError."""
+    path = folder / "run.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(wanted), encoding="utf-8")
+    elif json.loads(path.read_text("utf-8")) != wanted:
+        raise RuntimeError(f"{folder}: has results of another model or of other --items; give another --folder")
+
+
 def all_of(
-    model: Path, corpus: Path, folder: Path, names: Sequence[str], n_items: int | None, n_jobs: int
+    model: Path,
+    corpus: Path,
+    folder: Path,
+    names: Sequence[str] = (),
+    n_items: int | None = None,
+    n_jobs: int = 2,
+    untrained: Path | None = None,
 ) -> dict[str, Any]:
     """The whole report; `names` empty: all behaviours. Raises RuntimeError, OSError."""
-    if not model.exists():
-        raise RuntimeError(f"{model}: no such file; train and export the model (examples/small_moe/README.md), or -m")
+    for path in filter(None, (model, untrained)):
+        if not path.exists():
+            raise RuntimeError(
+                f"{path}: no such file; train and export the model (examples/small_moe/README.md), or -m"
+            )
     facts = model_info(model)
+    identity = facts.require_moe()
+    same_run(folder, {"router": identity.router_sha256, "type": facts.file_type, "items": n_items})
     known = material(corpus.resolve(), folder / "material")
     todo = [
         Files(model, folder / "material", folder, name, about, n_items)
@@ -322,9 +355,10 @@ def all_of(
         log(f"{name}: {step} ({done} of {n_steps} steps)")
 
     with ThreadPoolExecutor(n_jobs) as pool:
-        futures = {
-            files.name: pool.submit(measure, files, lambda step, name=files.name: stepped(name, step)) for files in todo
-        }
+        futures = {}
+        for files in todo:
+            step = partial(stepped, files.name)
+            futures[files.name] = pool.submit(measure, files, untrained, step)
         found = {name: future.result() for name, future in futures.items()}
     return {
         "about": {
@@ -333,9 +367,8 @@ def all_of(
             "machine": machine(),
             "model": model.name,
             "file_type": facts.file_type,
-            "router_sha256": facts.router_sha256,
+            "router_sha256": identity.router_sha256,
             "items": n_items,
-            "seconds": time.monotonic() - begin,
             "n_answers": total,
             "max_tokens": known["max_tokens"],
             "budget": BUDGET,
@@ -350,13 +383,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model", type=Path, default=SMALL)
     parser.add_argument("--corpus", type=Path, default=CORPUS)
+    parser.add_argument("--untrained", type=Path, help="a model of the same shape that learnt nothing, as a control")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--behaviour", action="append", default=[])
     parser.add_argument("--items", type=int, help="first N prompts of each task: tries the script")
     parser.add_argument("--jobs", type=int, default=2, help="behaviours at a time")
     args = parser.parse_args()
     folder: Path = args.folder.resolve()
-    report = all_of(args.model.resolve(), args.corpus, folder, args.behaviour, args.items, args.jobs)
+    report = all_of(args.model.resolve(), args.corpus, folder, args.behaviour, args.items, args.jobs, args.untrained)
     (folder / SMALL_RESULT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(render(report))
 

@@ -26,7 +26,7 @@ def render(report: Summary) -> str:
     head = (
         f"{about['tool']}, {about['date']}, {about['machine']['cpu']}, one thread{some}. Model {about['model']} "
         f"({about['file_type']}), greedy, answers of {about['max_tokens']} tokens; at most {about['n_answers']} "
-        f"answers, {about['seconds'] / 60:.0f} minutes."
+        "answers."
     )
     parts = [head, scorers(report["scorers"]), maps(found), effects(found), controls(found), layers(found)]
     return "\n\n".join([*parts, rules(found, about["budget"]), transfers(found)]) + "\n"
@@ -45,19 +45,21 @@ def scorers(known: Summary) -> str:
 def maps(found: Mapping[str, Summary]) -> str:
     rows = []
     for name, one in found.items():
-        d = one["depth"]
-        rows.append(
-            [
-                name,
-                str(d["n_pairs"]),
-                f"{d['n_sure']} of {d['n_experts']}",
-                f"{d['max_rd']:.3f}",
-                f"{d['shuffled']['q95']:.3f} (p = {d['shuffled']['p']:.3f})",
-                percent(d["overlap"]),
-                " / ".join(percent(share) for share in d["share"]),
-                " ".join(map(str, d["sure_by_layer"])),
-            ]
-        )
+        for d, of in ((one["depth"], name), (one["untrained"], f"{name}, untrained")):
+            if d is None:
+                continue
+            rows.append(
+                [
+                    of,
+                    str(d["n_pairs"]),
+                    f"{d['n_sure']} of {d['n_experts']}",
+                    f"{d['max_rd']:.3f}",
+                    f"{d['shuffled']['q95']:.3f} (p = {d['shuffled']['p']:.3f})",
+                    percent(d["overlap"]),
+                    " / ".join(percent(share) for share in d["share"]),
+                    " ".join(map(str, d["sure_by_layer"])),
+                ]
+            )
     header = [
         "behaviour",
         "pairs",

@@ -98,6 +98,16 @@ def test_a_rule_is_taken_at_its_best_within_the_cost() -> None:
     assert [row["strength"] for row in rows] == ["all (above the cost)", "0.5 (above the cost)"]
 
 
+def test_results_of_another_model_are_not_mixed(tmp_path: Path) -> None:
+    import small
+
+    facts = {"router": "a", "type": "F16", "items": None}
+    for _ in range(2):
+        small.same_run(tmp_path / "new", facts)
+    with pytest.raises(RuntimeError, match="another model or of other --items; give another --folder"):
+        small.same_run(tmp_path / "new", facts | {"router": "b"})
+
+
 def test_depth_of_a_map() -> None:
     import small
 
@@ -137,13 +147,14 @@ def small_report() -> dict[str, Any]:
     row |= {"rate": span, "rates": [0.6, 0.1], "answer_rate": {"value": 0.125, "low": 0.0, "high": 0.25}}
     rules = {"n": 4, "budget": 0.08, "fitted": False, "n_items": [16, 16], "n_prompts": 96, "rules": [row]}
     depth = {"n_experts": 128, "n_pairs": 168, "n_sure": 17, "max_rd": 0.073, "overlap": 0.57, "share": [0.5, 0.3, 0.2]}
+    untrained = depth | {"n_sure": 3, "shuffled": {"q95": 0.028, "p": 0.001}, "sure_by_layer": [1, 1, 1]}
     depth |= {"shuffled": {"q95": 0.028, "p": 0.001}, "sure_by_layer": [5, 4, 8]}
     misjudged = {"n": 400, "other_side": {"value": 0.15, "low": 0.118, "high": 0.188}, "neither": 0.02}
     return {
         "about": {"tool": "t 1", "date": "2030-01-01", "machine": {"cpu": "c"}, "items": None, "model": "x.gguf"}
-        | {"file_type": "F32", "max_tokens": 24, "n_answers": 1000, "seconds": 120.0, "budget": 0.1},
+        | {"file_type": "F32", "max_tokens": 24, "n_answers": 1000, "budget": 0.1},
         "scorers": {"behaviours": {"code": {"misjudged": {"code": misjudged}}}},
-        "behaviours": {"code": kinds(0.33) | {"about": ABOUT, "rules": rules, "depth": depth}},
+        "behaviours": {"code": kinds(0.33) | {"about": ABOUT, "rules": rules, "depth": depth, "untrained": untrained}},
     }
 
 
@@ -152,9 +163,10 @@ def test_tables_of_the_small_model() -> None:
 
     text = small_tables.render(small_report())
     for words in (
-        "at most 1000 answers, 2 minutes",
+        "at most 1000 answers",
         "| code | code | 400 | 15.0% (11.8 to 18.8) | 2% |",
         "| code | 168 | 17 of 128 | 0.073 | 0.028 (p = 0.001) | 57% | 50% / 30% / 20% | 5 4 8 |",
+        "| code, untrained | 168 | 3 of 128 | 0.073 |",
         "+33 (+23 to +43)",
         "| code | random | 20 | 9 (1 to 41) | 95% | 0.095 |",
         "| code | shuffled | 0 | no pairs |  |  |",
