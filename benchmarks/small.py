@@ -50,8 +50,8 @@ FOLDER = OUTPUT.parent / "small"
 
 BUDGET = 0.1  # nats of KL per token: numbers of experts are the most whose hard rule costs no more
 SIZES = (16, 12, 8, 6, 4, 3, 2, 1)  # promoted, and as many suppressed
-N_CONTROLLED = 48  # prompts of the commands with controls and of those that try many choices
-N_COMPARED = 96  # prompts of the comparison of rules
+N_CONTROLLED = 40  # prompts of the commands with controls and of those that try many choices
+N_COMPARED = 80  # prompts of the comparison of rules
 N_ITEMS = 32  # pairs of the attribution, half of them to confirm
 N_TEXT = 120  # tokens of the text to choose on
 DRAWS = 20  # of each control
@@ -61,7 +61,7 @@ EVALUATIONS = 256  # steerings of a fit's search
 N_RULES = 10  # of rules.methods, the fitted one with them
 QUANTS = "Q8_0,Q4_K_M,Q2_K"
 N_PARALLEL = 64
-SECONDS_AN_ANSWER = 0.03  # of one core (EPYC with AVX512), 24 tokens after 45, 64 at a time; to say how long it takes
+SECONDS_AN_ANSWER = 0.033  # of one core (EPYC with AVX512), 24 tokens after 45, 64 at a time; to say how long it takes
 SECONDS_BEFORE = 60.0  # of one core: detection, attribution and two fits of a behaviour
 
 
