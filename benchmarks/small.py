@@ -50,10 +50,11 @@ FOLDER = OUTPUT.parent / "small"
 
 BUDGET = 0.1  # nats of KL per token: numbers of experts are the most whose hard rule costs no more
 SIZES = (16, 12, 8, 6, 4, 3, 2, 1)  # promoted, and as many suppressed
-N_CONTROLLED = 40  # prompts of the commands with controls and of those that try many choices
-N_COMPARED = 80  # prompts of the comparison of rules
-N_ITEMS = 32  # pairs of the attribution, half of them to confirm
-N_TEXT = 120  # tokens of the text to choose on
+N_CONTROLLED = 36  # prompts of the commands with controls and of those that try many choices
+N_COMPARED = 66  # prompts of the comparison of rules
+N_ITEMS = 24  # pairs of the attribution, half of them to confirm
+N_HELD = 48  # pairs, none of which estimated an effect, on which margins are reported
+N_TEXT = 200  # tokens of the text to choose on
 DRAWS = 20  # of each control
 N_RANDOM = 10  # random choices beside the rules
 N_EFFECTS = 192  # draws of the attribution, of each action, on 64 candidates
@@ -62,7 +63,7 @@ N_RULES = 10  # of rules.methods, the fitted one with them
 QUANTS = "Q8_0,Q4_K_M,Q2_K"
 N_PARALLEL = 64
 SECONDS_AN_ANSWER = 0.033  # of one core (EPYC with AVX512), 24 tokens after 45, 64 at a time; to say how long it takes
-SECONDS_BEFORE = 60.0  # of one core: detection, attribution and two fits of a behaviour
+SECONDS_BEFORE = 200.0  # of one core: detection, attribution and two fits of a behaviour
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,10 @@ class Opened:
         self.renderer = Renderer(self.llama._model)
         effects = self.expert_map.effects
         assert effects is not None
-        self.items = split(pair_items(self.renderer, load_pairs(files.pairs)), N_ITEMS, effects.facts.seed)
+        every = pair_items(self.renderer, load_pairs(files.pairs))
+        fitted, confirming = split(every, N_ITEMS, effects.facts.seed)
+        known = {item.id for item in (*fitted, *confirming)}
+        self.items = fitted, [*confirming, *(item for item in every if item.id not in known)][:N_HELD]
         self.texts = self._documents("choose"), self._documents("report")
         self.measured = Measured(self.llama, self.items, self.texts)
 

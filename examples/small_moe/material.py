@@ -13,7 +13,8 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,16 @@ from .behaviours import BEHAVIOURS, MAX_TOKENS, Behaviour, chosen_pairs, chosen_
 from .passages import CODE, PROSE, Passage, cut, passages, spread
 
 N_PAIRS, N_PROMPTS, N_KNOWN = 200, 240, 400
-N_NEUTRAL = 60  # passages of a text
-NEUTRAL = {
-    "prose": lambda p: p.form == PROSE and p.language in ("de", "fr", "es", "it") and p.kind in ("book", "help"),
-    "code-italian": lambda p: (p.form == PROSE and p.language == "it") or (p.kind == "code" and p.form == CODE),
+N_NEUTRAL = 80  # passages of a text
+PASSAGE = 150  # characters of each
+NEUTRAL: dict[str, tuple[Callable[[Passage], bool], ...]] = {
+    "prose": (lambda p: p.form == PROSE and p.language in ("de", "fr", "es", "it") and p.kind in ("book", "help"),),
+    "code-italian": (
+        lambda p: p.kind == "code" and p.form == CODE,
+        lambda p: p.kind == "book" and p.form == PROSE and p.language == "it",
+    ),
 }
-"""Which passages each neutral text has: neither side of the behaviours that name it, as far as the corpus has such."""
+"""Which passages each neutral text has, as many of each kind: neither side of the behaviours that name it."""
 
 
 def pair_lines(behaviour: Behaviour, found: Sequence[Passage], seed: int) -> list[dict[str, str]]:
@@ -63,10 +68,14 @@ def task_lines(behaviour: Behaviour, found: Sequence[Passage], seed: int) -> lis
 
 
 def neutral_text(name: str, found: Sequence[Passage], seed: int) -> str:
-    """Passages that belong to neither side, cut to equal lengths, of many documents."""
+    """Passages that belong to neither side, cut to equal lengths, of many documents, the kinds in turn."""
     rng = random.Random(f"{seed} {name}")
-    wanted = [p for p in found if NEUTRAL[name](p) and len(p.text) >= 120]
-    return "\n\n".join(cut(p.text, 300) for p in spread(wanted, lambda p: p.document, rng)[:N_NEUTRAL]) + "\n"
+    kinds = []
+    for wanted in NEUTRAL[name]:
+        rows = [p for p in found if wanted(p) and len(p.text) >= PASSAGE // 2]
+        kinds.append(spread(rows, lambda p: p.document, rng)[: N_NEUTRAL // len(NEUTRAL[name])])
+    turns = [p for turn in zip_longest(*kinds) for p in turn if p is not None]
+    return "\n\n".join(cut(p.text, PASSAGE) for p in turns) + "\n"
 
 
 def misjudged(behaviour: Behaviour, found: Sequence[Passage], seed: int) -> dict[str, Any]:

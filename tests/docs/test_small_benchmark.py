@@ -50,7 +50,7 @@ def test_answers_are_counted_beforehand(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(small, "model_info", lambda path: type("Info", (), {"n_layer": 8}))
     whole, few = small.n_answers(files(tmp_path)), small.n_answers(files(tmp_path, 4))
-    assert whole == 240 * 3 + 40 * (3 + 130 + 30 + 20) + 80 * 60
+    assert whole == 240 * 3 + 36 * (3 + 130 + 30 + 20) + 66 * 60
     assert few == 4 * (3 + 3 + 130 + 30 + 20 + 60)
 
 

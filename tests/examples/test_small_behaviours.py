@@ -51,7 +51,10 @@ def documents() -> Iterator[dict[str, str]]:
                 part,
                 "code",
                 "c",
-                [f"int a{n}(void)\n{{\n\treturn {n};\n}}", f"int b{n} = {n};"],
+                [
+                    f"int a{n}(void)\n{{\n\tif (opened({n}) && closed({n}))\n\t\tlog_it({n});\n\treturn {n};\n}}",
+                    f"int b{n} = {n};",
+                ],
             )
 
 
@@ -168,6 +171,15 @@ def test_the_same_seed_gives_the_same_files(made: Path, corpus: Path, tmp_path: 
     for name in names:
         assert (made / name).read_bytes() == (again / name).read_bytes()
     assert any((made / name).read_bytes() != (other / name).read_bytes() for name in names)
+
+
+def test_neutral_texts_are_of_neither_side(made: Path) -> None:
+    for use, n in (("choose", 100), ("report", 200)):
+        code, prose = ((made / f"{name}.{use}.txt").read_text("utf-8") for name in ("code-italian", "prose"))
+        assert f"int a{n}(void)" in code
+        assert "window" not in code + prose, "no English running text"
+        assert "Fenster" in prose
+        assert numbers(code + prose) <= set(range(n, n + 100)), "of their own part of the corpus"
 
 
 def test_first_prompts_are_of_all_groups(made: Path) -> None:
