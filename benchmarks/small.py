@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from performance import machine
 from results import OUTPUT, ROOT, SMALL, SMALL_RESULT, Job, run, steermoe
 from rules import FloatArray, Measured, both_ways, compare, methods, plain, randoms
@@ -35,11 +36,13 @@ from steermoe_local.evaluation.measuring.evaluator import EvaluatorSettings
 from steermoe_local.evaluation.measuring.opening import open_evaluator
 from steermoe_local.evaluation.measuring.plans import open_placement
 from steermoe_local.evaluation.metrics.intervals import difference
+from steermoe_local.evaluation.studies.layers import thirds
 from steermoe_local.evaluation.tasks.neutral_text import Document, load_neutral_text
 from steermoe_local.llama.rendering import Renderer
 from steermoe_local.llama.steered_llama import SteeredLlama
 from steermoe_local.maps.expert_map import ExpertMap
-from steermoe_local.maps.significance import corrected_p
+from steermoe_local.maps.pair_counts import PairCounts
+from steermoe_local.maps.significance import corrected_p, t_quantile
 from steermoe_local.model_files.model_info import model_info
 from steermoe_local.pairs.pairs import load_pairs
 from steermoe_local.steering.bias_file import BiasFile
@@ -62,6 +65,7 @@ EVALUATIONS = 256  # steerings of a fit's search
 N_RULES = 10  # of rules.methods, the fitted one with them
 QUANTS = "Q8_0,Q4_K_M,Q2_K"
 N_PARALLEL = 64
+N_GROUPS = 20  # of pairs, for the intervals of shares
 SECONDS_AN_ANSWER = 0.033  # of one core (EPYC with AVX512), 24 tokens after 45, 64 at a time; to say how long it takes
 SECONDS_BEFORE = 200.0  # of one core: detection, attribution and two fits of a behaviour
 
@@ -256,27 +260,47 @@ def untrained_depth(files: Files, model: Path) -> dict[str, Any]:
         path.parent.mkdir(parents=True, exist_ok=True)
         counts = ("--per-pair", str(path.with_name("untrained.pairs.npz")), *resumed(path))
         steermoe("detect", "-m", str(model), "--pairs", str(files.pairs), "-t", "1", "-o", str(path), *counts)
-    return depth(ExpertMap.load(path))
+    return depth(ExpertMap.load(path), PairCounts.load(path.with_name("untrained.pairs.npz")))
 
 
-def depth(expert_map: ExpertMap) -> dict[str, Any]:
+def depth(expert_map: ExpertMap, pairs: PairCounts) -> dict[str, Any]:
     """How many experts differ significantly between the sides (Holm), and how |RD| is divided over the depth."""
     confidence = expert_map.confidence
     assert confidence is not None
     sure = corrected_p(expert_map) < 0.05
-    size = np.abs(expert_map.rd)
-    thirds = np.array_split(np.arange(len(size)), 3)
     return {
-        "n_experts": int(size.size),
+        "n_experts": int(expert_map.rd.size),
         "n_pairs": expert_map.n_pairs,
         "n_sure": int(sure.sum()),
-        "max_rd": float(size.max()),
+        "max_rd": float(np.abs(expert_map.rd).max()),
         "shuffled": asdict(confidence.max_rd),
         "overlap": confidence.split_half.overlap,
-        "share": [float(size[layers].sum() / size.sum()) for layers in thirds],
+        "share": shares(np.concatenate([counts for _, counts in pairs.chunks()]), np.asarray(pairs.n)),
         "sure_by_layer": sure.sum(axis=1).tolist(),
-        "rms_by_layer": np.sqrt((expert_map.rd**2).mean(axis=1)).tolist(),
     }
+
+
+def shares(a: npt.NDArray[Any], n: npt.NDArray[Any]) -> list[dict[str, float]]:
+    """Share of each third of the layers in the sum of |RD|, with 95% intervals by a jackknife over groups of pairs.
+
+    `a` [n_pairs, 2, n_layer, n_expert] are the pairs' counts, `n` [n_pairs, 2] their tokens.
+    """
+    parts = [list(layers) for layers in thirds(range(a.shape[2])).values()]
+
+    def of(kept: npt.NDArray[Any]) -> FloatArray:
+        rates = a[kept].sum(axis=0, dtype=np.float64) / n[kept].sum(axis=0)[:, None, None]
+        size = np.abs(rates[0] - rates[1])
+        return np.array([size[layers].sum() for layers in parts]) / max(size.sum(), 1e-12)
+
+    every = np.arange(len(a))
+    groups = min(N_GROUPS, len(a))
+    values = of(every)
+    without = np.array([of(every[every % groups != group]) for group in range(groups)])
+    half = t_quantile(0.95, groups - 1) * np.sqrt((groups - 1) * without.var(axis=0))
+    return [
+        {"value": float(value), "low": max(0.0, float(value - width)), "high": min(1.0, float(value + width))}
+        for value, width in zip(values, half, strict=True)
+    ]
 
 
 def measure(files: Files, untrained: Path | None, step: Callable[[str], None]) -> dict[str, Any]:
@@ -289,7 +313,8 @@ def measure(files: Files, untrained: Path | None, step: Callable[[str], None]) -
     for job in commands:
         run(job, files.folder, lambda line: None)
         step(job.kind)
-    found: dict[str, Any] = {"about": files.about, "rules": rules, "depth": depth(ExpertMap.load(files.map))}
+    depth_of_map = depth(ExpertMap.load(files.map), PairCounts.load(files.map.with_name("map.pairs.npz")))
+    found: dict[str, Any] = {"about": files.about, "rules": rules, "depth": depth_of_map}
     found["untrained"] = None if untrained is None else untrained_depth(files, untrained)
     for job in commands:
         found[job.kind] = json.loads((files.folder / job.name / "summary.json").read_text("utf-8"))

@@ -56,7 +56,7 @@ def maps(found: Mapping[str, Summary]) -> str:
                     f"{d['max_rd']:.3f}",
                     f"{d['shuffled']['q95']:.3f} (p = {d['shuffled']['p']:.3f})",
                     percent(d["overlap"]),
-                    " / ".join(percent(share) for share in d["share"]),
+                    " / ".join(_share(share, 0) for share in d["share"]),
                     " ".join(map(str, d["sure_by_layer"])),
                 ]
             )
@@ -243,8 +243,9 @@ def _kept(one: Summary) -> str:
     return "-" if last["map"] is None else f"{last['map']['pearson']:.3f} ({last['name']})"
 
 
-def _share(found: Summary) -> str:
-    return f"{100 * found['value']:.1f}% ({100 * found['low']:.1f} to {100 * found['high']:.1f})"
+def _share(found: Summary, digits: int = 1) -> str:
+    value, low, high = (format(100 * found[key], f".{digits}f") for key in ("value", "low", "high"))
+    return f"{value}% ({low} to {high})"
 
 
 def _points(found: Summary) -> str:
