@@ -4,6 +4,9 @@
 
 Runs the program's own commands, --jobs at a time, each with its own folder of results; finished ones are not run again,
 and an interrupted run continues. Decoding is greedy on one thread, so a machine gets the same figures every time.
+
+Where the small model is (build/small, or --small), benchmarks/small.py measures it, too, and fills the second column;
+where it is not, the page says so.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,15 +27,21 @@ from typing import Any
 
 from performance import machine, write_docs
 from results_tables import render
+from small_tables import render as render_small
+from small_tables import two_columns
 
-from steermoe_local import __version__
+from steermoe_local import ModelError, __version__
 from steermoe_local.models.embedded import behaviours
+from steermoe_local.models.local_models import resolve_model
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "results.md"
 IMAGES = ROOT / "docs" / "images"
 OUTPUT = ROOT / "build" / "bench" / "results"
 START, END = "<!-- results:start -->", "<!-- results:end -->"
+SMALL = ROOT / "build" / "small" / "small.gguf"
+SMALL_RESULT = "small.json"
+SMALL_START, SMALL_END = "<!-- small:start -->", "<!-- small:end -->"
 
 QUANTS = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0,Q3_K_M,Q2_K,IQ4_XS"
 N_EXPERIMENT = 40  # items of the named experiments, whose measurements overlap
@@ -121,6 +130,43 @@ def tuning(folder: Path, n_items: int | None, log: Callable[[str], None]) -> Non
     log(f"tuning: {time.monotonic() - start:.0f} s")
 
 
+def small_model(name: str | None) -> Path | None:
+    """The small model: the one that is named, or that in build/, or one of the name `small`; None without either.
+
+    Raises RuntimeError for one that is named and not there.
+    """
+    if name is None and SMALL.exists():
+        return SMALL
+    try:
+        path = resolve_model(name or "small")
+    except ModelError:
+        path = Path(name or "small")
+    if name is not None and not path.exists():
+        raise RuntimeError(f"--small {name}: no such model; leave it out where there is none")
+    return path if path.is_file() else None
+
+
+def small(
+    model: Path | None, corpus: Path | None, folder: Path, n_items: int | None, n_jobs: int
+) -> dict[str, Any] | None:
+    """What benchmarks/small.py measures on the small model; None where there is no such model."""
+    if model is None:
+        return None
+    words = ["-m", str(model), "--folder", str(folder), "--jobs", str(n_jobs)]
+    words += [] if n_items is None else ["--items", str(n_items)]
+    words += [] if corpus is None else ["--corpus", str(corpus)]
+    script = str(Path(__file__).parent / "small.py")
+    subprocess.run([sys.executable, script, *words], check=True, stdout=sys.stderr)
+    found: dict[str, Any] = json.loads((folder / SMALL_RESULT).read_text("utf-8"))
+    return found
+
+
+def small_section(report: Mapping[str, Any], found: Mapping[str, Any] | None) -> str:
+    """Both columns, and the tables of the second."""
+    columns = two_columns(report["behaviours"], found)
+    return columns if found is None else f"{columns}\n\n{render_small(found)}"
+
+
 def gather(found: Sequence[Job], folder: Path) -> dict[str, Any]:
     """All summaries: {behaviour: {kind: summary}}, and the tuning's."""
     pairs = f"steermoe_local/data/{SHOWN}.pairs.jsonl"
@@ -149,6 +195,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=OUTPUT, help="keeps the results of each command")
     parser.add_argument("--jobs", type=int, default=2, help="commands at a time")
     parser.add_argument("--items", type=int, help="first N prompts of each task: tries the script")
+    parser.add_argument("--small", help="the small model, for the second column: a file or a name")
+    parser.add_argument("--corpus", type=Path, help="its corpus, for benchmarks/small.py's first run")
     parser.add_argument("--write-docs", action="store_true", help="put tables and pictures into docs/")
     arguments = parser.parse_args()
     begin = time.monotonic()
@@ -160,6 +208,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     todo = jobs(arguments.model, arguments.items, folder)
     try:
+        other_model = small_model(arguments.small)
         detect(arguments.model, folder)
         with ThreadPoolExecutor(arguments.jobs) as pool:
             futures = [pool.submit(tuning, folder, arguments.items, log)]
@@ -167,6 +216,7 @@ def main() -> None:
             for future in futures:
                 future.result()
         report = gather(todo, folder)
+        other = small(other_model, arguments.corpus, folder.parent / "small", arguments.items, arguments.jobs)
     except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
@@ -179,14 +229,15 @@ def main() -> None:
         "items": arguments.items,
     }
     (folder / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    text = render(report)
-    print(text)
+    text, section = render(report), small_section(report, other)
+    print(f"{text}\n{section}")
     if arguments.write_docs:
         for kind, name in PICTURES.items():
             source = folder / SHOWN / kind / name
             if source.exists():
                 shutil.copyfile(source, IMAGES / f"results-{kind}.png")
         write_docs(DOCS, text, START, END)
+        write_docs(DOCS, section, SMALL_START, SMALL_END)
 
 
 if __name__ == "__main__":

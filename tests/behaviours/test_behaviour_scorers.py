@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from steermoe_local.behaviours import behaviours
 from steermoe_local.errors import FormatError, UsageError
+from steermoe_local.evaluation.tasks.form_scorers import language_of
 from steermoe_local.evaluation.tasks.scorers import make_scorer
 from steermoe_local.pairs.prompts import PromptItem
 
@@ -101,6 +102,29 @@ def test_months_are_no_hedges() -> None:
     assert label("hedging", "The bridge may be closed.") == "hedged"
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Leonardo da Vinci hat die Mona Lisa gemalt.", "german"),
+        ("Alle Vögel fliegen im Herbst nach Süden.", "german"),
+        ("War das so?", "german"),
+        ("Canada's coast is long.", "english"),
+        ("Add-ins are loaded by the program.", "english"),
+        ("On s'assied sur une chaise.", "french"),
+        ("Il s\u2019agit d\u2019une ville.", "french"),
+        ("El archivo se guarda a las siete y se cierra.", "spanish"),
+        ("Il testo si sposta a destra della finestra.", "italian"),
+        ("De trein is niet van gisteren, het is een nieuwe.", ""),
+        ("O trem não é uma casa.", ""),
+        ("Das Haus ist alt. The house is old.", ""),
+        ("", ""),
+        ("Madrid", ""),
+    ],
+)
+def test_language_of(text: str, found: str) -> None:
+    assert language_of(text) == found
+
+
 def test_sides_of_languages() -> None:
     text = "Das ist ein Haus."
     assert make_scorer("language", {}).score(PromptItem("q", "x"), text).value == 1
@@ -114,7 +138,10 @@ def test_sides_of_languages() -> None:
         ("steps", {"limit": -1}, "limit: -1"),
         ("json", {"share": 0.0}, "share: 0"),
         ("json", {"share": 1.5}, "share: 1.5"),
-        ("language", {"positive": "french"}, "'french'"),
+        ("language", {"positive": "latin"}, "'latin'"),
+        ("language", {"negative": "latin"}, "'latin'"),
+        ("language", {"positive": ""}, "positive: ''"),
+        ("language", {"positive": "french", "negative": "french"}, "name two"),
     ],
 )
 def test_impossible_options(name: str, options: dict[str, object], words: str) -> None:
