@@ -388,7 +388,11 @@ def all_of(
         for files in todo:
             step = partial(stepped, files.name)
             futures[files.name] = pool.submit(measure, files, untrained, step)
-        found = {name: future.result() for name, future in futures.items()}
+        try:
+            found = {name: future.result() for name, future in futures.items()}
+        except BaseException:  # what waits is not to begin after an interrupt or an error
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return {
         "about": {
             "tool": f"steermoe-local {__version__}",
