@@ -1,13 +1,13 @@
 """Speed of the portable wheel's libraries over that of the native build, in one run.
 
-    python benchmarks/portable.py LIBRARIES [--models tiny,granite-layers] [--rounds N] [--check]
+    python benchmarks/portable.py LIBRARIES... [--models tiny,granite-layers] [--rounds N] [--check]
                                                                             (a few minutes; `make test-dist` first)
 
-LIBRARIES is a folder of libraries: that of the wheel installed by `make test-dist`, or one in which a single variant
-lies. It is measured against the installed package, which is built for this CPU. A worker for each, and a second one of
-the native build for the noise, take turns: a prompt of 256 tokens, then 32 tokens one by one. The promise is a ratio of
-at least 0.97. With --check the status says if it is missed. On a machine with other work, `--by cpu --threads 1`
-compares CPU time, which that work moves less.
+LIBRARIES are folders of libraries: that of the wheel installed by `make test-dist`, or some in which a single variant
+lies, or another build. Each is measured against the installed package, which is built for this CPU. A worker for each,
+and a second one of the native build for the noise, take turns: a prompt of 256 tokens, then 32 tokens one by one. The
+promise is a ratio of at least 0.97. With --check the status says if it is missed. On a machine with other work,
+`--by cpu --threads 1` compares CPU time, which that work moves less.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,11 @@ AT_LEAST = 0.97
 N_PROMPT, N_DECODED = 256, 32
 
 
-def measure(model: Path, libraries: Path, n_threads: int, n_rounds: int, by: str) -> dict[str, Any]:
-    """Ratios of the portable build to the native one, by "prompt" and "decode", and if the promise holds."""
-    places = {"native": "", "native again": "", "portable": str(libraries.resolve())}
+def measure(
+    model: Path, libraries: Sequence[Path], n_threads: int, n_rounds: int, by: str
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Ratios of each portable build to the native one, by folder and "prompt" or "decode", with verdicts."""
+    places = {"native": "", "native again": ""} | {str(folder): str(folder.resolve()) for folder in libraries}
     times: dict[str, dict[str, list[float]]] = {name: {"prompt": [], "decode": []} for name in places}
     with ExitStack() as stack:
         arguments = ("worker.py", model, "--threads", n_threads, "--variants", "plain")
@@ -51,17 +54,18 @@ def measure(model: Path, libraries: Path, n_threads: int, n_rounds: int, by: str
                 if number >= 0:
                     times[name]["prompt"].append(read[by])
                     times[name]["decode"].append(said[by])
-    found: dict[str, Any] = {}
+    found: dict[str, dict[str, dict[str, Any]]] = {str(folder): {} for folder in libraries}
     for part in ("prompt", "decode"):
         noise = noise_of(Ratio.of(speed_ratios(times["native again"][part], times["native"][part])))
-        ratio = Ratio.of(speed_ratios(times["portable"][part], times["native"][part]))
-        found[part] = ratio.to_dict() | {"noise": noise, "holds": verdict(ratio, AT_LEAST, noise)}
+        for name, parts in found.items():
+            ratio = Ratio.of(speed_ratios(times[name][part], times["native"][part]))
+            parts[part] = ratio.to_dict() | {"noise": noise, "holds": verdict(ratio, AT_LEAST, noise)}
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("libraries", type=Path)
+    parser.add_argument("libraries", type=Path, nargs="+")
     parser.add_argument("--models", default="tiny,granite-layers")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--rounds", type=int, default=20)
@@ -69,21 +73,23 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=BENCH / "portable.json")
     parser.add_argument("--check", action="store_true", help="status 1 if the promise is missed")
     arguments = parser.parse_args()
-    if not any(arguments.libraries.glob("libllama.*")):
-        parser.error(f"{arguments.libraries}: has no libllama; build the wheels with make test-dist")
+    for folder in arguments.libraries:
+        if not any(folder.glob("libllama.*")):
+            parser.error(f"{folder}: has no libllama; build the wheels with make test-dist")
     report: dict[str, Any] = {**performance.circumstances(), "threads": arguments.threads, "by": arguments.by}
     report["models"] = {}
     missed = False
-    print(f"{'model':16} {'part':7} {'ratio':>6} {'95% interval':>16} {'noise':>6}  at least {AT_LEAST}")
+    print(f"{'model':16} {'part':7} {'ratio':>6} {'95% interval':>16} {'noise':>6}  at least {AT_LEAST} libraries")
     for name in arguments.models.split(","):
         model = embedded_model() if name == "tiny" else cached_model(name, arguments.output.parent)
         n_threads = 1 if name == "tiny" else arguments.threads  # as the package chooses for it
         found = measure(model, arguments.libraries, n_threads, arguments.rounds, arguments.by)
         report["models"][name] = found
-        for part, ratio in found.items():
-            between = f"{ratio['low']:.3f} to {ratio['high']:.3f}"
-            print(f"{name:16} {part:7} {ratio['median']:6.3f} {between:>16} {ratio['noise']:6.3f}  {ratio['holds']}")
-            missed |= ratio["holds"] == "no"
+        for folder, parts in found.items():
+            for part, ratio in parts.items():
+                numbers = f"{ratio['median']:6.3f} {ratio['low']:7.3f} to {ratio['high']:5.3f} {ratio['noise']:6.3f}"
+                print(f"{name:16} {part:7} {numbers}  {ratio['holds']:13} {folder}", flush=True)
+                missed |= ratio["holds"] == "no"
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(report, indent=1) + "\n")
     sys.exit(int(missed and arguments.check))

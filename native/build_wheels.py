@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PORTABLE = ("-DGGML_NATIVE=OFF", "-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON")
-MAX_MB = {"steermoe_local": 20.0, "llama_cpp_python": 0.5}
+MAX_MB = {"steermoe_local": 30.0, "llama_cpp_python": 0.5}
 """Above this the build fails: a file that does not belong there, or code twice. Raise it for a reason."""
 MAX_GLIBC = (2, 34)
 """Of the oldest systems that install the wheel: RHEL 9, Ubuntu 22.04, Debian 12. A compiler of a newer system fails."""

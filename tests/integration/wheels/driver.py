@@ -53,7 +53,6 @@ def answer(llama: SteeredLlama, question: str, bias: BiasFile | None) -> tuple[l
 
 
 def main() -> None:
-    assert ROOT not in Path(steermoe_local.__file__).parents or "site-packages" in steermoe_local.__file__
     model = native.data_file("tiny-moe.gguf")
     identity = model_info(model).require_moe()
     steered = BiasFile.from_signs(signs(identity.shape), identity)
