@@ -19,9 +19,10 @@ CXX_SOURCES := $(wildcard native/src/*.cpp native/src/*.h native/src/ggml/*.cpp 
 STOCK := build/stock
 VULKAN := build/vulkan
 RPC := build/rpc
+WINDOWS := build/windows
 CLIENTS := build/clients-venv
 
-.PHONY: help setup build tools demo test lint format browser test-page test-clients test-reference test-rehearsal test-stock test-vulkan test-cuda cuda-kit sdist test-sdist lint-workflows test-rpc test-isa test-threads dist test-dist fuzz soak bench bench-serving results clean distclean docs
+.PHONY: help setup build tools demo test lint format browser test-page test-clients test-reference test-rehearsal test-stock test-vulkan test-cuda cuda-kit sdist test-sdist lint-workflows test-rpc test-windows test-isa test-threads dist test-dist fuzz soak bench bench-serving results clean distclean docs
 
 help:
 	@echo "make demo            set up, build, run the main job on the embedded model"
@@ -36,6 +37,7 @@ help:
 	@echo "make test-cuda       steer and record on an NVIDIA GPU, and the benchmark there (make cuda-kit: without a network)"
 	@echo "make sdist           the source distribution, into dist/; make test-sdist builds and tries a wheel of it"
 	@echo "make test-rpc        steer and record with the model spread over two RPC servers"
+	@echo "make test-windows    the library and llama.cpp's programs built for Windows, run by wine (installs Debian packages)"
 	@echo "make test-isa        the numeric tests on ggml's kernels for other instruction sets"
 	@echo "make test-threads    several contexts in several threads, under ThreadSanitizer"
 	@echo "make dist            wheels that install without a compiler and run on every x86-64 CPU, in dist/"
@@ -243,6 +245,29 @@ $(RPC)/.built: $(VENV)/.setup $(SOURCES)
 
 test-rpc: build $(RPC)/.built
 	@STEERMOE_LIB_PATH=$(abspath $(RPC)/bin) $(BIN)/pytest -q -p no:cacheprovider -m rpc tests/integration/rpc
+
+# At -O1, as the answers are the same and it compiles in half the time. With the instruction sets of most machines.
+WINDOWS_CMAKE = -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_BUILD_TYPE=Release \
+    -DCMAKE_TOOLCHAIN_FILE=$(abspath tests/integration/windows/toolchain.cmake)
+$(WINDOWS)/.built: $(VENV)/.setup $(SOURCES) $(wildcard tests/integration/windows/*.* tests/native/*.cpp tests/native/*.h) \
+    tests/native/CMakeLists.txt
+	@sh tests/integration/windows/prepare.sh $(WINDOWS)
+	@echo "== building for Windows (some minutes the first time)"
+	@$(BIN)/cmake -S . -B $(WINDOWS) $(WINDOWS_CMAKE) -DSTEERMOE_BUILD_TOOLS=ON -DSTEERMOE_TOOLS_ON_DEMAND=ON \
+	    -DPython3_EXECUTABLE=$(abspath $(BIN))/python "-DCMAKE_C_FLAGS_RELEASE=-O1 -DNDEBUG" \
+	    "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -DNDEBUG" $(foreach set,SSE42 AVX AVX2 BMI2 FMA F16C,-DGGML_$(set)=ON) \
+	    > $(WINDOWS)/build.log 2>&1 && \
+	    $(BIN)/cmake --build $(WINDOWS) --target steermoe_libs llama-cli llama-server >> $(WINDOWS)/build.log 2>&1 && \
+	    $(BIN)/cmake -S tests/native -B $(WINDOWS)/tests $(WINDOWS_CMAKE) -DSTEERMOE_TREE=$(abspath $(WINDOWS))/llama.cpp \
+	    -DSTEERMOE_LIBS=$(abspath $(WINDOWS))/bin -DSTEERMOE_SANITIZERS= >> $(WINDOWS)/build.log 2>&1 && \
+	    $(BIN)/cmake --build $(WINDOWS)/tests --target load_bias fuzz_bias fuzz_attach stress_threads crash \
+	    >> $(WINDOWS)/build.log 2>&1 || { tail -n 30 $(WINDOWS)/build.log; exit 1; }
+	@for dll in libstdc++-6 libgcc_s_seh-1 libwinpthread-1 libgomp-1; do \
+	    cp "$$(x86_64-w64-mingw32-g++-posix -print-file-name=$$dll.dll)" $(WINDOWS)/bin || exit 1; done
+	@touch $@
+
+test-windows: build tools $(WINDOWS)/.built
+	@$(BIN)/pytest -q -p no:cacheprovider -m windows tests/integration/windows
 
 # Instruction sets that this CPU lacks are skipped with a message. ISA="--all" also builds the set that the native build
 # covers; further words are arguments of pytest.

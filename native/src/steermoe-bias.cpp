@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <limits>
 #include <memory>
 
@@ -48,6 +47,12 @@ struct gguf_deleter {
 };
 
 using gguf_ptr = std::unique_ptr<gguf_context, gguf_deleter>;
+
+struct file_closer {
+    void operator()(FILE * file) const { fclose(file); }
+};
+
+using file_ptr = std::unique_ptr<FILE, file_closer>;
 
 [[noreturn]] void bad(const std::string & name, const std::string & what) {
     throw steermoe_error(STEERMOE_ERR_FORMAT, name + ": " + what);
@@ -182,19 +187,20 @@ int32_t layer_of(const char * tensor_name, int32_t n_layer) {
 } // namespace
 
 steermoe_bias steermoe_bias::from_file(const std::string & path) {
-    std::ifstream file(path, std::ios::binary | std::ios::ate);
+    // ggml's: on Windows the path is in UTF-8, too
+    const file_ptr file(ggml_fopen(path.c_str(), "rb"));
     if (!file) {
         throw steermoe_error(STEERMOE_ERR_IO, path + ": cannot be opened; check the path and its permissions");
     }
-    const std::streamoff size = file.tellg();
-    if (size < 0 || size > (std::streamoff) STEERMOE_BIAS_MAX_BYTES) {
-        // some systems report a huge size for a folder
+    // some systems report a huge size for a folder; on Windows there is none from 2 GiB on
+    const long size = fseek(file.get(), 0, SEEK_END) == 0 ? ftell(file.get()) : -1;
+    if (size < 0 || (unsigned long) size > STEERMOE_BIAS_MAX_BYTES) {
         throw steermoe_error(STEERMOE_ERR_IO, path + ": not a bias file (folder, device, or larger than " +
                                                   std::to_string(STEERMOE_BIAS_MAX_BYTES >> 20) + " MiB)");
     }
     std::vector<char> data((size_t) size);
-    file.seekg(0);
-    if (size > 0 && !file.read(data.data(), size)) {
+    rewind(file.get());
+    if (fread(data.data(), 1, data.size(), file.get()) != data.size()) {
         throw steermoe_error(STEERMOE_ERR_IO, path + ": cannot be read to its end");
     }
     return from_buffer(data.data(), data.size(), path);

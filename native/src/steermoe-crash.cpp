@@ -202,6 +202,35 @@ void on_signal(int number) {
 void take_signal(size_t i) {
     signal(FAULTS[i].signal, on_signal);
 }
+
+LPTOP_LEVEL_EXCEPTION_FILTER filter_before = nullptr;
+
+int signal_of(DWORD code) {
+    switch (code) {
+        case EXCEPTION_ACCESS_VIOLATION:
+        case EXCEPTION_IN_PAGE_ERROR:
+        case EXCEPTION_STACK_OVERFLOW:
+            return SIGSEGV;
+        case EXCEPTION_ILLEGAL_INSTRUCTION:
+        case EXCEPTION_PRIV_INSTRUCTION:
+            return SIGILL;
+        case EXCEPTION_INT_DIVIDE_BY_ZERO:
+        case EXCEPTION_FLT_DIVIDE_BY_ZERO:
+            return SIGFPE;
+        default:
+            return 0; // C++'s own among others, which end in on_terminate
+    }
+}
+
+// A C runtime makes signals of the system's exceptions only in what it has started: the program may have another, and
+// threads of the system have none.
+LONG WINAPI on_exception(EXCEPTION_POINTERS * exception) {
+    const int number = signal_of(exception->ExceptionRecord->ExceptionCode);
+    if (number != 0) {
+        say_once(number);
+    }
+    return filter_before == nullptr ? EXCEPTION_CONTINUE_SEARCH : filter_before(exception);
+}
 #else
 struct sigaction before[N_FAULTS];
 
@@ -275,7 +304,8 @@ void steermoe_crash_install(const char * what_to_do) {
     installed = true;
     // a copy: whoever wants llama.cpp silent may point the original to the null device meanwhile
 #ifdef _WIN32
-    descriptor = _dup(2);
+    descriptor    = _dup(2);
+    filter_before = SetUnhandledExceptionFilter(on_exception);
 #else
     descriptor = fcntl(2, F_DUPFD_CLOEXEC, 3);
     give_own_stack();

@@ -9,23 +9,52 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
+#include <string>
+
+#ifdef _WIN32
+#    define WIN32_LEAN_AND_MEAN
+#    ifndef NOMINMAX
+#        define NOMINMAX
+#    endif
+#    include <windows.h>
+#endif
+
+namespace {
+
+// The value of a variable in UTF-8, "" if there is none. On Windows getenv has the system's code page, which lacks
+// letters that a path may have, and its own copy of the environment in every C runtime of a process.
+std::string variable(const char * name) {
+#ifdef _WIN32
+    const std::wstring wide_name(name, name + std::char_traits<char>::length(name));
+    std::wstring       wide(GetEnvironmentVariableW(wide_name.c_str(), nullptr, 0), L'\0');
+    wide.resize(GetEnvironmentVariableW(wide_name.c_str(), wide.data(), (DWORD) wide.size()));
+    const int   n_wide  = (int) wide.size();
+    const int   n_bytes = WideCharToMultiByte(CP_UTF8, 0, wide.data(), n_wide, nullptr, 0, nullptr, nullptr);
+    std::string text((size_t) n_bytes, '\0');
+    WideCharToMultiByte(CP_UTF8, 0, wide.data(), n_wide, text.data(), n_bytes, nullptr, nullptr);
+    return text;
+#else
+    const char * text = getenv(name);
+    return text == nullptr ? "" : text;
+#endif
+}
+
+} // namespace
 
 void steermoe_attach_env(llama_context & ctx) {
-    const char * path = getenv("STEERMOE_BIAS");
-    if (path == nullptr || *path == '\0') {
+    const std::string path = variable("STEERMOE_BIAS");
+    if (path.empty()) {
         return;
     }
     if (ctx.get_model().hparams.no_alloc) {
         return; // a model without weights, loaded only to measure memory
     }
-    const char * force = getenv("STEERMOE_FORCE");
     try {
         const steermoe_bias bias = steermoe_bias::from_file(path);
-        if (ctx.get_steermoe()->attach(bias, force != nullptr && strcmp(force, "1") == 0)) {
+        if (ctx.get_steermoe()->attach(bias, variable("STEERMOE_FORCE") == "1")) {
             ctx.steermoe_reserve();
         }
-        LLAMA_LOG_INFO("%s: STEERMOE_BIAS: steering with %s\n", __func__, path);
+        LLAMA_LOG_INFO("%s: STEERMOE_BIAS: steering with %s\n", __func__, path.c_str());
     } catch (const steermoe_error & e) {
         // Also here: the programs write their log in another thread and lose it when they exit at once.
         fprintf(stderr, "error: STEERMOE_BIAS: %s\n", e.what());

@@ -36,6 +36,7 @@ from ..errors import NativeError
 from .child_start import READY
 from .import_path import is_current_folder
 from .package import PACKAGE
+from .windows import child_options
 
 _ROOT = __name__.partition(".")[0]
 _START_SECONDS = 60.0  # until a child has imported its function
@@ -91,7 +92,9 @@ class Child(subprocess.Popen[bytes]):
             "leftover": None if leftover is None else os.path.abspath(leftover),
         }
         with _lifeline() as (theirs, ours):
-            options: dict[str, Any] = {"pass_fds": [theirs], "process_group": 0} if theirs is not None else {}
+            options = child_options(limits.niceness if limits else None)
+            if theirs is not None:
+                options |= {"pass_fds": [theirs], "process_group": 0}
             super().__init__(
                 [*_command(), json.dumps(order | {"lifeline": theirs})],
                 stdin=stdin,
@@ -291,7 +294,7 @@ def _command() -> list[str]:
 @contextlib.contextmanager
 def _lifeline() -> Iterator[tuple[int | None, int | None]]:
     """The child's and the parent's end of a pipe that closes with the parent; none on Windows, which has handles."""
-    if os.name == "nt":
+    if sys.platform == "win32":
         yield None, None
         return
     theirs, ours = os.pipe()

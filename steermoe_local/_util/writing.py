@@ -20,6 +20,7 @@ from ..errors import UsageError
 from .disk import cannot_write, flush_file, flush_folder
 from .file_kinds import StrPath
 from .locks import is_at, open_without_links, try_lock
+from .windows import replace
 
 
 def beside(path: StrPath, suffix: str) -> Path:
@@ -83,7 +84,7 @@ class Replacement:
         flush_file(fd)
         if sys.platform == "win32":  # which does not rename open files
             self._close()
-        os.replace(self.path, self.target)
+        replace(self.path, self.target)
         self._close()
         flush_folder(self.target.parent)
 

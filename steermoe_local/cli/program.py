@@ -158,7 +158,7 @@ def take_debug(group: click.Group) -> None:
 
 def _drop_stdout() -> None:
     """Send the rest of stdout's buffer to the null device; writing it at exit would fail again."""
-    with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
+    with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 

@@ -29,12 +29,16 @@ def settle_streams() -> None:
     """Make stdout and stderr safe to print anything on.
 
     A character that their encoding does not have is shown as an escape, instead of failing; on a terminal, what others
-    write to them is filtered. Where the program was started without one, writing to stdout is an error, and messages go
+    write to them is filtered. On Windows a pipe and a file get UTF-8, as everywhere: its own code page lacks most of
+    what models write. Where the program was started without one, writing to stdout is an error, and messages go
     nowhere.
     """
     _settle_closed()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
+        if sys.platform == "win32" and isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+            if "PYTHONIOENCODING" not in os.environ:
+                stream.reconfigure(encoding="utf-8")
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")
         if isinstance(stream, io.TextIOWrapper) and not isinstance(stream, GuardedStream) and stream.isatty():

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from .._util.windows import replace
 from .._util.writing import require_no_link
 from ..errors import ModelError
 from .hub import cache_folder
@@ -246,4 +246,4 @@ def _transfer(
         )
     check.say_if_impossible(f"{repo}/{path}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(partial, target)
+    replace(partial, target)

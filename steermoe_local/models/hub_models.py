@@ -148,7 +148,7 @@ class HubModel:
         reference = cache_folder("models", self.name.repo) / "refs" / self.name.revision
         reference.parent.mkdir(parents=True, exist_ok=True)
         with replacing(reference) as temporary:
-            temporary.write_text(self.commit, "utf-8")
+            temporary.write_bytes(self.commit.encode("ascii"))
 
     def _errors(self) -> Any:
         return hub_errors(str(self.name), "model", ModelError, self.name.revision)

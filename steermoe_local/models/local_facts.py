@@ -135,7 +135,7 @@ class FactsCache:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as temporary:
-                temporary.write_text(json.dumps(data, indent=1), "utf-8")
+                temporary.write_text(json.dumps(data, indent=1), "utf-8", newline="\n")
         except (OSError, UsageError, StorageError):
             pass
 

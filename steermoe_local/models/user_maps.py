@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 
+from .._util.windows import is_device
 from ..errors import UsageError
 
 ENVIRONMENT = "STEERMOE_MAPS"
@@ -38,6 +39,8 @@ def check_map_name(name: str) -> str:
             f"{name!r} is no name for a map; take small letters, digits, '.', '_' and '-', at most 64, a letter or "
             "digit first, without .choice or .plan at the end"
         )
+    if is_device(name) or name.endswith("."):  # refused everywhere: the folder may be carried to another machine
+        raise UsageError(f"{name!r} cannot be the name of a folder on Windows; take another name")
     if name == "none":
         raise UsageError("'none' stands for no steering; take another name")
     return name

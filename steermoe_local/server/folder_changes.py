@@ -21,6 +21,7 @@ from typing import Any
 
 from .._util.disk import flush_file, flush_folder
 from .._util.files import parse_json, read_bytes, replacing
+from .._util.windows import replace
 from .._util.writing import require_no_link
 
 _JOURNAL = re.compile(r"\.(.+)\.changing")
@@ -54,9 +55,9 @@ def change_together(
         flush_folder(folder)
         begun = True
         with replacing(require_no_link(journal)) as temporary:
-            temporary.write_text(json.dumps(content) + "\n", "utf-8")
+            temporary.write_text(json.dumps(content) + "\n", "utf-8", newline="\n")
         for name, path in staged.items():
-            os.replace(path, folder / name)
+            replace(path, folder / name)
         for name in set(remove) & set(targets):
             os.unlink(folder / name)
         flush_folder(folder)
@@ -134,7 +135,7 @@ def _undo(folder: Path, content: Mapping[str, Any], journal: Path) -> None:
     for name, kept in content["old"].items():
         source, target = folder / kept, folder / name
         if source.exists() and not (target.exists() and os.path.samefile(source, target)):
-            os.replace(source, target)
+            replace(source, target)
     for name in content["added"]:
         (folder / name).unlink(missing_ok=True)
     flush_folder(folder)

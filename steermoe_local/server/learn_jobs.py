@@ -1,7 +1,7 @@
 """Learning steerings while the server answers: jobs, of which one runs at a time, as a child process of low priority.
 
 A job is `steermoe learn NAME --quick` in a process of its own. While the engine has requests the process is stopped
-(SIGSTOP), so that answers are as quick as without it; where a system has no such signal it has a low priority alone.
+(SIGSTOP; Windows: suspended), so that answers are as quick as without it.
 What a job has done is kept in the folder of its steering; the same request later goes on where it was ended.
 """
 
@@ -11,7 +11,6 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import subprocess
 import tempfile
 import threading
@@ -22,6 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal
+
+import psutil
 
 from .._util.children import Child, Limits
 from .._util.own_program import program_input, run_program
@@ -34,7 +35,6 @@ log = logging.getLogger("steermoe.server")
 MAX_WAITING = 4
 MAX_KEPT = 32  # jobs that have ended, for clients that ask how
 _NICENESS = 15
-_STOPS = getattr(signal, "SIGSTOP", None), getattr(signal, "SIGCONT", None)
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 Source = Literal["instructions", "behaviour", "pairs"]
@@ -205,10 +205,12 @@ class LearnJobs:
     def _pause_or_go_on(self) -> None:
         """Stop the process or let it go on, as the engine's work wants it; with the lock."""
         running = next((job for job in self._jobs.values() if job.state == "running"), None)
-        sent = _STOPS[0] if self._busy else _STOPS[1]
-        if running is None or self._process is None or sent is None or running.paused == self._busy:
+        if running is None or self._process is None or running.paused == self._busy:
             return
-        self._process.send_signal(sent)
+        if self._process.poll() is None:  # else its number may be another's
+            with contextlib.suppress(psutil.NoSuchProcess):
+                learner = psutil.Process(self._process.pid)
+                (learner.suspend if self._busy else learner.resume)()
         self._set(running.id, paused=self._busy)
 
     def _set(self, id_: str, **changes: Any) -> None:
@@ -247,7 +249,7 @@ class LearnJobs:
         words = ["learn", "--quick", "--json", "--progress=json", *self._options, *lesson.options]
         if lesson.pairs:
             pairs = folder / "pairs.jsonl"
-            pairs.write_text("".join(json.dumps(pair) + "\n" for pair in lesson.pairs), "utf-8")
+            pairs.write_text("".join(json.dumps(pair) + "\n" for pair in lesson.pairs), "utf-8", newline="\n")
             words.append(f"--pairs={pairs}")
         with open(folder / "result.json", "w+b") as stdout:
             process = self._begin(job.id, [*words, "--", lesson.name], stdout)

@@ -14,7 +14,6 @@ from ..identity import ModelIdentity
 from ..models.user_maps import MAP_FILE, RESULT_FILE, check_map_name
 from .api_errors import ApiError, storage_error
 from .learn_jobs import LearnJobs, Lesson, Source
-from .maps_folder import is_device
 from .registry import SteeringRegistry
 from .schemas_learn import LearnRequest
 
@@ -65,8 +64,6 @@ def _name_of(request: LearnRequest) -> str:
         check_map_name(name)
     except UsageError as error:
         raise ApiError(400, f"name: {error}", param="name", code="invalid_value") from None
-    if is_device(name):
-        raise ApiError(400, f"name: {name!r} is no name for a folder; choose another", param="name")
     return name
 
 

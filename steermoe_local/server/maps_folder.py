@@ -27,6 +27,7 @@ from pydantic import ValidationError
 from .._util.disk import cannot_write
 from .._util.files import parse_json, read_bytes, replacing, require_writable
 from .._util.locks import OutputLock
+from .._util.windows import is_device
 from ..errors import BusyError, FormatError, StorageError, UsageError
 from ..maps.expert_map import ExpertMap
 from ..models.user_maps import MAP_FILE, maps_in
@@ -51,8 +52,6 @@ _SUFFIXES: dict[Kind, str] = {
 }
 _ENDINGS = (".choice", ".plan")  # of names whose map would have the file of something else
 _MAX_CHOICE = 64 << 10
-# Names that Windows takes for devices, whatever their suffix.
-_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 
 
 class KeptChoice(SteeringChoice):
@@ -113,11 +112,6 @@ def _os_error(error: BaseException | None) -> OSError | None:
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
-
-
-def is_device(name: str) -> bool:
-    """Whether Windows takes a file of this name for a device, whatever its suffix."""
-    return _DEVICES.fullmatch(name) is not None
 
 
 class MapsFolder:
@@ -256,4 +250,4 @@ def _write(content: ExpertMap | BiasFile | dict[str, Any], path: Path) -> None:
         write_bias(content, path)
     else:
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps(content) + "\n", "utf-8")
+            temporary.write_text(json.dumps(content) + "\n", "utf-8", newline="\n")

@@ -48,7 +48,9 @@ def listen(host: str, port: int) -> socket.socket:
         raise UsageError(f"--host {host}: not an address of this machine ({error.strerror or error})") from None
     found = socket.socket(family, kind, protocol)
     try:
-        if sys.platform != "win32":  # there it would let two programs share a port
+        if sys.platform == "win32":  # where the other option would let two programs share a port, and so would neither
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         send_in_packets(found)
         found.bind(address)

@@ -13,9 +13,10 @@ from types import TracebackType
 
 import psutil
 
+from .._util.windows import STOP_SIGNALS
+
 STOPPED = 130
 """The exit status of a server that did not end in order: a second signal, one while it loads, or its deadline."""
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def end_now() -> None:
@@ -71,7 +72,7 @@ class StopDeadline:
             if not found:
                 self._read.close()
                 return
-            for _ in (one for one in found if one in _SIGNALS):
+            for _ in (one for one in found if one in STOP_SIGNALS):
                 if ends is not None:
                     end_now()
                 ends, self._signalled = time.monotonic() + self._seconds, True

@@ -51,7 +51,8 @@ int main(int argc, char ** argv) {
     std::vector<std::filesystem::path> files(std::filesystem::directory_iterator(argv[1]), {});
     std::sort(files.begin(), files.end());
     for (const auto & path : files) {
-        const steermoe_status from_file = load([&] { return steermoe_bias::from_file(path.string()); });
+        const std::string     name      = path.u8string(); // as the C interface wants it on Windows, too
+        const steermoe_status from_file = load([&] { return steermoe_bias::from_file(name); });
         const std::string     message   = steermoe_last_error();
 
         // exactly as much memory as the file has bytes: one more read is an error
@@ -60,13 +61,13 @@ int main(int argc, char ** argv) {
         std::unique_ptr<char[]> exact(new char[data.size()]);
         std::memcpy(exact.get(), data.data(), data.size());
         const steermoe_status from_memory =
-            load([&] { return steermoe_bias::from_buffer(exact.get(), data.size(), path.string()); });
+            load([&] { return steermoe_bias::from_buffer(exact.get(), data.size(), name); });
 
         if (from_file != from_memory) {
-            fprintf(stderr, "%s: status %d from the file, %d from memory\n", path.c_str(), from_file, from_memory);
+            fprintf(stderr, "%s: status %d from the file, %d from memory\n", name.c_str(), from_file, from_memory);
             return 1;
         }
-        printf("%s %d %s\n", path.filename().c_str(), from_file, message.c_str());
+        printf("%s %d %s\n", path.filename().u8string().c_str(), from_file, message.c_str());
     }
     return 0;
 }

@@ -60,7 +60,7 @@ class BasicReader:
                 if text:
                     return text
                 raise EOFError
-            text += line.removesuffix("\n")
+            text += line.removesuffix("\n").removesuffix("\r")  # as Windows' console ends lines
             if not is_unfinished(text):
                 return text
             text += "\n"

@@ -49,7 +49,7 @@ class CommandCompleter(Completer):
         for word in words or ():
             if word.startswith(rest) and word != rest:
                 yield Completion(word, -len(rest), display=visible(word))
-        if words is None or "/" in rest or rest.startswith("~"):
+        if words is None or "/" in rest or os.sep in rest or rest.startswith("~"):
             for path in self._paths.get_completions(Document(rest), complete_event):
                 yield Completion(path.text, path.start_position, display=visible(path.display_text))
 

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from ..failures import EXIT_INTERRUPTED
 
 T = TypeVar("T")
-END_SIGNALS = ("SIGTERM", "SIGHUP")
-"""Signals that end a chat in order."""
+END_SIGNALS = ("SIGTERM", "SIGHUP", "SIGBREAK")
+"""Signals that end a chat in order; the last is Windows', of a console that is closed."""
 
 
 class TerminalState:
@@ -113,7 +113,7 @@ def _quiet_input() -> Callable[[], None]:
 @contextlib.contextmanager
 def handling(names: Iterable[str], handler: Callable[[int, Any], Any]) -> Iterator[None]:
     """Handle signals so, as far as the system has them."""
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows has no SIGHUP
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]  # no system has all
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield

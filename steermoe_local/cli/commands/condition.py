@@ -211,7 +211,7 @@ def fit(
         found.expert_map.save(map_file)
     if output:
         with replacing(output) as temporary:
-            temporary.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", "utf-8")
+            temporary.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", "utf-8", newline="\n")
     if checkpoint:
         checkpoint.remove()
     warn(*found.warnings)

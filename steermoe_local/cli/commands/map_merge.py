@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from ..._util.file_kinds import PAIR_COUNTS, kind_of
+from ..._util.windows import replace
 from ...errors import UsageError
 from ...maps.counts import RoutingCounts, merge_counts
 from ...maps.expert_map import ExpertMap
@@ -73,7 +74,7 @@ def merge(
         try:
             expert_map = annotate(expert_map, merge_pair_counts(sidecars, target))
             if per_pair_file:
-                os.replace(target, kept)
+                replace(target, kept)
         finally:
             target.unlink(missing_ok=True)
     if len(counts.dates) > 1:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
 import click
 from click.core import ParameterSource
+
+from ..._util.windows import as_typed
 
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
@@ -205,7 +206,7 @@ def command_line() -> str:
             continue
         for part in value if parameter.multiple else (value,):
             words += [shown, _typed(part)]
-    return shlex.join([*words, "-o", "OUT"] if any(p.name == "output" for p in context.command.params) else words)
+    return as_typed([*words, "-o", "OUT"] if any(p.name == "output" for p in context.command.params) else words)
 
 
 def _typed(value: Any) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import stat
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class SecretOption(click.Option):
 
 def warn_of_readers(path: Path) -> None:
     """Warn of a file with a secret that others than its owner can read (POSIX; Windows' lists are not looked at)."""
-    if os.name != "posix":
+    if sys.platform == "win32":
         return
     try:
         mode = path.stat().st_mode

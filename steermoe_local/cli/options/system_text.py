@@ -96,6 +96,6 @@ def _shown(text: str) -> str:
     first = next((index for index, letter in enumerate(text) if "\ud800" <= letter <= "\udfff"), 0)
     start, end = max(first - 40, 0), first + 20
     part = text[start:end]
-    if os.name != "nt":
+    if sys.platform != "win32":
         part = part.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return f"'{'...' * (start > 0)}{part}{'...' * (end < len(text))}'"

@@ -296,7 +296,7 @@ class Quantizer:
             made = self._made(kind, temporary.stat().st_size)
             _note(path).unlink(missing_ok=True)
         with replacing(require_no_link(_note(path))) as temporary:
-            temporary.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8", newline="\n")
         self._progress(what, total, total)
         return ModelFile.of(model_info(path, routers=False), kind, round(seconds, 3))
 
