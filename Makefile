@@ -257,7 +257,7 @@ $(ARM64)/.wheel: $(VENV)/.dist $(SOURCES) tests/integration/arm64/prepare.sh
 	@echo "== building the wheel for 64-bit ARM (about ten minutes the first time)"
 	@archive=$$($(BIN)/python native/prepare_source.py --fetch-only | tail -n 1) && \
 	    _PYTHON_HOST_PLATFORM=linux-aarch64 AUDITWHEEL_LD_LIBRARY_PATH=/usr/aarch64-linux-gnu/lib \
-	    $(BIN)/python native/build_wheels.py --archive "$$archive" --work $(ARM64)/work --output $(ARM64)/wheels \
+	    $(BIN)/python native/build_wheels.py --archive "$$archive" --work $(ARM64)/work \
 	    --cmake-args="-DCMAKE_TOOLCHAIN_FILE=$(abspath native/toolchains/aarch64-linux-gnu.cmake) $(CMAKE_ARGS)"
 	@touch $@
 
