@@ -20,9 +20,10 @@ STOCK := build/stock
 VULKAN := build/vulkan
 RPC := build/rpc
 WINDOWS := build/windows
+ARM64 := build/arm64
 CLIENTS := build/clients-venv
 
-.PHONY: help setup build tools demo test lint format browser test-page test-clients test-reference test-rehearsal test-stock test-vulkan test-cuda cuda-kit sdist test-sdist lint-workflows test-rpc test-windows test-isa test-threads dist test-dist fuzz soak bench bench-serving results clean distclean docs
+.PHONY: help setup build tools demo test lint format browser test-page test-clients test-reference test-rehearsal test-stock test-vulkan test-cuda cuda-kit sdist test-sdist lint-workflows test-rpc test-windows test-isa test-threads dist test-dist dist-arm64 test-arm64 fuzz soak bench bench-serving results clean distclean docs
 
 help:
 	@echo "make demo            set up, build, run the main job on the embedded model"
@@ -39,6 +40,8 @@ help:
 	@echo "make test-rpc        steer and record with the model spread over two RPC servers"
 	@echo "make test-windows    the library and llama.cpp's programs built for Windows, run by wine (installs Debian packages)"
 	@echo "make test-isa        the numeric tests on ggml's kernels for other instruction sets"
+	@echo "make dist-arm64      the wheel for 64-bit ARM Linux, cross-built (installs Debian's compiler)"
+	@echo "make test-arm64      its tests under qemu on several processors, against this machine's answers"
 	@echo "make test-threads    several contexts in several threads, under ThreadSanitizer"
 	@echo "make dist            wheels that install without a compiler and run on every x86-64 CPU, in dist/"
 	@echo "make test-dist       install them with an empty PATH; every CPU variant against the native build"
@@ -274,6 +277,32 @@ test-windows: build tools $(WINDOWS)/.built
 ISA ?=
 test-isa: build tools
 	@$(BIN)/python -m tests.support.instruction_sets $(ISA)
+
+# 64-bit ARM Linux: cross-built by Debian's compiler, with libgomp of the same compiler; tested under qemu by Debian's Python.
+# Nothing but the compiler is installed on the machine.
+$(ARM64)/.wheel: $(VENV)/.dist $(SOURCES) tests/integration/arm64/prepare.sh
+	@sh tests/integration/arm64/prepare.sh compiler
+	@echo "== building the wheel for 64-bit ARM (about ten minutes the first time)"
+	@archive=$$($(BIN)/python native/prepare_source.py --fetch-only | tail -n 1) && \
+	    _PYTHON_HOST_PLATFORM=linux-aarch64 AUDITWHEEL_LD_LIBRARY_PATH=/usr/aarch64-linux-gnu/lib \
+	    $(BIN)/python native/build_wheels.py --archive "$$archive" --work $(ARM64)/work \
+	    --cmake-args="-DCMAKE_TOOLCHAIN_FILE=$(abspath native/toolchains/aarch64-linux-gnu.cmake) $(CMAKE_ARGS)"
+	@touch $@
+
+dist-arm64: $(ARM64)/.wheel
+
+$(ARM64)/.python: tests/integration/arm64/prepare.sh
+	@sh tests/integration/arm64/prepare.sh python $(ARM64)
+	@touch $@
+
+$(ARM64)/.installed: $(VENV)/.built $(ARM64)/.python $(ARM64)/.wheel tests/support/arm64.py
+	@$(BIN)/python -m tests.support.arm64 install $(ARM64) dist/llama_cpp_python-*.whl dist/steermoe_local-*_aarch64.whl
+	@touch $@
+
+# ARM64_TESTS="-k words" are further arguments of pytest.
+ARM64_TESTS ?=
+test-arm64: $(ARM64)/.installed
+	@$(BIN)/python -m tests.support.arm64 test $(ARM64) $(ARM64_TESTS)
 
 # The library and the stress test under ThreadSanitizer; `make test` runs the same test without it.
 test-threads: build

@@ -94,6 +94,11 @@ def check_size(wheel: Path) -> None:
         raise WheelError(f"{wheel.name}: {size:.1f} MB, the limit is {limit:g} MB (native/build_wheels.py: MAX_MB)")
 
 
+def processor(wheel: Path) -> str:
+    """What a wheel's name ends in behind the system: "x86_64.whl", "aarch64.whl", "any.whl"."""
+    return re.sub(r".*-(manylinux_\d+_\d+_)?", "", wheel.name)
+
+
 def main() -> int:
     """Command line; see --help."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -110,7 +115,8 @@ def main() -> int:
         for wheel in wheels:
             check_size(wheel)
             for old in arguments.output.glob(f"{wheel.name.partition('-')[0]}-*.whl"):
-                old.unlink()
+                if processor(old) == processor(wheel):
+                    old.unlink()
             shutil.copy2(wheel, arguments.output)
             print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.2f} MB", flush=True)
     except WheelError as error:

@@ -49,7 +49,8 @@ def physical_cores(root: Path = _CPUS, allowed: Iterable[int] | None = None) -> 
         affinity = getattr(os, "sched_getaffinity", None)
         allowed = affinity(0) if affinity else range(os.cpu_count() or 1)
     cpus = set(allowed)
-    performance = _cpu_list(root / "cpu_core" / "cpus")  # only where there are two kinds
+    # Intel's, which are told only where there are two kinds, or ARM's
+    performance = _cpu_list(root / "cpu_core" / "cpus") or _capable(cpus, root)
     cores = {
         line
         for cpu in cpus & performance or cpus
@@ -93,7 +94,7 @@ def repacks() -> Callable[[str, tuple[int, ...]], bool]:
         eights |= {"Q2_K"}
     if dot or i8mm:
         eights |= {"Q4_K", "Q5_K", "Q6_K"}
-        fours |= {"Q4_0", "Q8_0"}
+        fours |= {"Q1_0", "Q4_0", "Q8_0"}
     if dot:
         fours |= {"IQ4_NL", "MXFP4"}
     amx: set[str] = set()
@@ -122,6 +123,13 @@ def _line(path: Path) -> str:
         return path.read_text("ascii").strip()
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+def _capable(cpus: Iterable[int], root: Path) -> set[int]:
+    """The CPUs with at least half the capacity of the largest, which Linux tells on ARM; none where it does not."""
+    told = {cpu: _line(root / "system" / "cpu" / f"cpu{cpu}" / "cpu_capacity") for cpu in cpus}
+    capacity = {cpu: int(text) for cpu, text in told.items() if text.isdecimal()}
+    return {cpu for cpu, value in capacity.items() if 2 * value >= max(capacity.values())}
 
 
 def _cpu_list(path: Path) -> set[int]:

@@ -6,7 +6,7 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -52,6 +52,23 @@ linux = pytest.mark.skipif(sys.platform == "darwin", reason="macOS tells by sysc
 )
 def test_physical_cores(tmp_path: Path, cores: list[list[int]], performance: str, allowed: range, n: int) -> None:
     assert cpu.physical_cores(machine(tmp_path, cores, performance), allowed) == n
+
+
+@linux
+@pytest.mark.parametrize(
+    ("capacities", "allowed", "n"),
+    [
+        ([446, 446, 446, 446, 1024, 1024, 1024, 1024], range(8), 4),  # of ARM's two kinds the larger
+        ([446, 446, 1024, 1024], [0, 1], 2),  # bound to small ones
+        ([750, 750, 1024], range(3), 3),  # not much less
+        ([1024] * 4, range(4), 4),
+    ],
+)
+def test_capacities(tmp_path: Path, capacities: list[int], allowed: Sequence[int], n: int) -> None:
+    root = machine(tmp_path, [[cpu] for cpu in range(len(capacities))])
+    for number, capacity in enumerate(capacities):
+        (root / "system" / "cpu" / f"cpu{number}" / "cpu_capacity").write_text(f"{capacity}\n")
+    assert cpu.physical_cores(root, allowed) == n
 
 
 def test_quotas_of_control_groups(tmp_path: Path) -> None:
@@ -174,6 +191,9 @@ def test_what_is_repacked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not avx2("Q2_K", (256, 64))
     assert features("avx2", "avx512")("Q2_K", (256, 64))
     assert features("neon", "dotprod")("Q8_0", (64, 4))
+    assert features("neon", "matmul_int8")("Q1_0", (128, 4))
+    assert not features("neon", "matmul_int8")("IQ4_NL", (64, 4))
+    assert not features("neon")("Q4_0", (64, 8))
     assert features("neon", "dotprod", "matmul_int8")("Q6_K", (256, 8))
     assert not features("dotprod")("Q8_0", (64, 4))
     amx = features("avx2", "amx_int8")

@@ -1,0 +1,1 @@
+"""The build for 64-bit ARM Linux, under qemu (marker `arm64`)."""
