@@ -132,7 +132,7 @@ $(VENV)/.dist: $(VENV)/.setup
 	@touch $@
 
 dist/.built: $(VENV)/.dist $(SOURCES)
-	@echo "== building the wheels (about ten minutes the first time)"
+	@echo "== building the wheels (fourteen kinds of kernels: minutes on many cores, longer on two)"
 	@archive=$$($(BIN)/python native/prepare_source.py --fetch-only | tail -n 1) && \
 	    $(BIN)/python native/build_wheels.py --archive "$$archive" --cmake-args="$(CMAKE_ARGS)"
 	@touch $@
