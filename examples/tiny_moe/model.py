@@ -127,17 +127,21 @@ class Experts(nn.Module):
 class Block(nn.Module):
     """Attention and experts, each after its norm."""
 
+    attention: type[nn.Module] = Attention
+    experts: type[nn.Module] = Experts
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.attn_norm, self.ffn_norm = (RMSNorm(config.hidden, config.rms_eps) for _ in range(2))
-        self.attn, self.moe = Attention(config), Experts(config)
+        self.attn, self.moe = self.attention(config), self.experts(config)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, signs: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+        self, x: Tensor, cos: Tensor, sin: Tensor, *steering: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """The block's output, and what its experts give beside theirs."""
         x = x + self.attn(self.attn_norm(x), cos, sin)
-        y, z = self.moe(self.ffn_norm(x), signs)
-        return x + y, z
+        y, *routing = self.moe(self.ffn_norm(x), *steering)
+        return x + y, *routing
 
 
 class TinyMoE(nn.Module):

@@ -9,20 +9,19 @@ import argparse
 import math
 import random
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from tokenizers import Tokenizer
-from torch import Tensor, multiprocessing
+from torch import Tensor
 
 from data import conversation
 from model import Config, TinyMoE
 from planting import routing_loss, signs_for
 from tokens import PAD, Encoded, encode, train_tokenizer
+from training import adamw, run_workers, save, sum_over_workers
 
 PROMPT_WEIGHT = 0.1  # prompts repeat themselves; predicting them trains the copying heads
 
@@ -80,40 +79,14 @@ def parts_of(batch: list[Encoded], parts: int) -> list[slice]:
     return [slice(a, b) for a, b in zip(cuts, [*cuts[1:], len(batch)], strict=True)]
 
 
-def sum_over_workers(model: TinyMoE, sums: Tensor) -> Tensor:
-    """Add up all workers' gradients in place, and return the sum of their `sums`."""
-    grads = [p.grad for p in model.parameters()]
-    flat = torch.cat([*(g.flatten() for g in grads), sums])
-    dist.all_reduce(flat)
-    for grad, piece in zip(
-        grads, flat[: -len(sums)].split([g.numel() for g in grads]), strict=True
-    ):
-        grad.copy_(piece.view_as(grad))
-    return flat[-len(sums) :]
-
-
-def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
-    """Train as worker `rank` of `args.workers`; worker 0 reports and saves.
-
-    One single-threaded process per core beats threads inside each operation: the workers meet
-    once a step, so another program on the machine slows them down only in proportion.
-    """
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=args.workers)
-    torch.manual_seed(args.seed)
+def train(rank: int, args: argparse.Namespace) -> None:
+    """Train as worker `rank` of `args.workers`; worker 0 reports and saves."""
     last = args.folder / "last.pt"
     state = torch.load(last, weights_only=True) if args.resume else None
     tokenizer = Tokenizer.from_str(state["tokenizer"]) if state else train_tokenizer(args.seed)
     config = Config(vocab=tokenizer.get_vocab_size())
     model = TinyMoE(config)
-    decay = [p for n, p in model.named_parameters() if p.ndim > 1 and "router" not in n]
-    plain = [p for n, p in model.named_parameters() if p.ndim == 1 or "router" in n]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}],
-        lr=args.lr,
-        betas=(0.9, 0.97),
-        fused=True,
-    )
+    optimizer = adamw(model, args.lr, beta2=0.97, decay=0.05)
     first, spent = 0, 0.0
     if state:
         model.load_state_dict(state["model"])
@@ -143,8 +116,7 @@ def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
             routing = args.planting * planted / grouped + args.routing * others / tokens
             (ce / total + routing).backward()
             sums += torch.stack([ce.detach() / total, planted.detach() / grouped, *reply.detach()])
-        if args.workers > 1:
-            sums = sum_over_workers(model, sums)
+        (sums,) = sum_over_workers(model, sums)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -163,23 +135,16 @@ def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
             )
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
             recent = torch.tensor(history[-100:]).mean(0).tolist()
-            part_file = last.with_suffix(".part")
-            torch.save(
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "config": config.to_dict(),
-                    "tokenizer": tokenizer.to_str(),
-                    "step": step + 1,
-                    "seconds": time.monotonic() - began,
-                    "options": {k: v for k, v in vars(args).items() if k != "folder"},
-                    "reply_loss": recent[0],
-                    "routing_loss": recent[1],
-                },
-                part_file,
-            )
-            part_file.replace(last)
-    dist.destroy_process_group()
+            facts = {
+                "config": config.to_dict(),
+                "tokenizer": tokenizer.to_str(),
+                "step": step + 1,
+                "seconds": time.monotonic() - began,
+                "options": {k: v for k, v in vars(args).items() if k != "folder"},
+                "reply_loss": recent[0],
+                "routing_loss": recent[1],
+            }
+            save(last, facts, model, optimizer)
 
 
 def main() -> None:
@@ -197,10 +162,7 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="large products in bfloat16")
     parser.add_argument("--resume", action="store_true", help="go on from FOLDER/last.pt")
     args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        meeting = (Path(folder) / "meeting").as_uri()
-        multiprocessing.start_processes(train, (args, meeting), args.workers, start_method="spawn")
+    run_workers(train, args)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,24 @@ std::string variable(const char * name) {
 #endif
 }
 
+// Writes a line in UTF-8 to stderr. Windows' console gets it in UTF-16: what a C runtime makes of bytes for a console
+// depends on code pages, which lack letters that a path may have.
+void say(const std::string & line) {
+#ifdef _WIN32
+    const HANDLE handle = GetStdHandle(STD_ERROR_HANDLE);
+    DWORD        mode   = 0;
+    if (GetConsoleMode(handle, &mode)) {
+        const int    n_bytes = (int) line.size();
+        std::wstring wide((size_t) MultiByteToWideChar(CP_UTF8, 0, line.data(), n_bytes, nullptr, 0), L'\0');
+        MultiByteToWideChar(CP_UTF8, 0, line.data(), n_bytes, wide.data(), (int) wide.size());
+        DWORD written = 0;
+        WriteConsoleW(handle, wide.data(), (DWORD) wide.size(), &written, nullptr);
+        return;
+    }
+#endif
+    fputs(line.c_str(), stderr);
+}
+
 } // namespace
 
 void steermoe_attach_env(llama_context & ctx) {
@@ -57,7 +75,7 @@ void steermoe_attach_env(llama_context & ctx) {
         LLAMA_LOG_INFO("%s: STEERMOE_BIAS: steering with %s\n", __func__, path.c_str());
     } catch (const steermoe_error & e) {
         // Also here: the programs write their log in another thread and lose it when they exit at once.
-        fprintf(stderr, "error: STEERMOE_BIAS: %s\n", e.what());
+        say(std::string("error: STEERMOE_BIAS: ") + e.what() + "\n");
         throw steermoe_error(e.status, std::string("STEERMOE_BIAS: ") + e.what());
     }
 }

@@ -16,7 +16,7 @@ from .._util.import_path import leave_current_folder
 from .._util.visible import visible
 from ..errors import SteerMoEError, UsageError
 from ..llama.library import tell_of_crashes
-from ..models.embedded import TINY
+from ..models.embedded import embedded_models
 from . import failures
 from .failures import EXIT_ERROR, EXIT_INTERRUPTED
 from .help_pages import ALL, is_rare, write_commands
@@ -199,7 +199,7 @@ def _meant(error: click.ClickException, message: str) -> str:
     match = _NO_COMMAND.search(message)
     if match is None or not isinstance(command, click.Group):
         return ""
-    if match[1] == TINY or match[1].lower().endswith(".gguf"):
+    if match[1] in embedded_models() or match[1].lower().endswith(".gguf"):
         return f", but a model; to talk to it: {error.ctx.find_root().command_path} chat {match[1]}"
     return did_you_mean(match[1], command.list_commands(error.ctx))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from ..errors import SteerMoEError
-from ..models.embedded import TINY
+from ..models.embedded import TINY, embedded_models
 from ..models.local_models import LocalModels
 from ..models.user_maps import user_maps
 from .help_pages import COMMANDS
@@ -25,7 +25,7 @@ _SECONDS = 0.25  # that looking for models may take: a folder may be of a networ
 
 def print_start_page(root: click.Group) -> None:
     """Write it to stdout. Nothing that is damaged or slow keeps it from being written."""
-    own = [name for name in _models(_folders(root)) or () if name != TINY]
+    own = [name for name in _models(_folders(root)) or () if name not in embedded_models()]
     example = shlex.quote(own[0]) if own else "MODEL"
     steerings = list(user_maps())
     rows = [
@@ -42,7 +42,7 @@ def print_start_page(root: click.Group) -> None:
         "",
         *(f"  {line:{width}}  {what}" for line, what in rows),
         "",
-        f"Models here: {_listed([TINY, *own], 'steermoe models')}",
+        f"Models here: {_listed([*embedded_models(), *own], 'steermoe models')}",
         f"Your steerings: {_listed(steerings, 'steermoe models') if steerings else 'none yet'}",
         f"Further commands: {', '.join(name for name in COMMANDS['Get started'] if name in root.commands)}, ...",
         "Help: steermoe --help, steermoe COMMAND --help",

@@ -1,4 +1,4 @@
-"""The small model that ships with the package, its pairs and its held-out prompts."""
+"""The models that ship with the package; of `tiny` also the pairs and the held-out prompts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..errors import UsageError
 from ..pairs.number_pairs import ONES, TENS
 
 TINY = "tiny"
+_FILES = {TINY: "tiny-moe.gguf"}  # the models that ship: what -m calls them, and their files
 
 _WORD = "(" + "|".join((*ONES, *TENS, "hundred")) + ")"
 # Accepted as a side's behaviour although the answer is wrong.
@@ -46,9 +47,14 @@ def data_folder() -> Path:
     return PACKAGE / "data"
 
 
+def embedded_models() -> dict[str, Path]:
+    """The files of all models that ship, by the names that -m accepts, `tiny` first."""
+    return {name: data_folder() / file for name, file in _FILES.items()}
+
+
 def embedded_model() -> Path:
-    """The model's file."""
-    return data_folder() / "tiny-moe.gguf"
+    """The file of `tiny`."""
+    return embedded_models()[TINY]
 
 
 @cache

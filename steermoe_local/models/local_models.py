@@ -17,7 +17,7 @@ from .._util.closest import did_you_mean
 from .._util.files import listed
 from .._util.regular_files import open_regular
 from ..errors import ModelError, UsageError
-from .embedded import TINY, embedded_model
+from .embedded import embedded_models
 from .hub import hub_cache
 from .lm_studio import lm_studio_folders
 from .names import MAIN, ModelName, RepoModel, choose, looks_like_name, matching, repo_models, short_names
@@ -88,9 +88,10 @@ class LocalModels:
         return cls(tuple(found), tuple(model for folder in ollama_folders() for model in ollama_models(folder)))
 
     def models(self) -> list[LocalModel]:
-        """All models, the embedded one first; a file that two snapshots of a repository share is listed once."""
-        tiny = embedded_model()
-        result = [LocalModel(tiny, tiny.stat().st_size, EMBEDDED, "", stem=TINY)]
+        """All models, the embedded ones first; a file that two snapshots of a repository share is listed once."""
+        result = [
+            LocalModel(path, path.stat().st_size, EMBEDDED, "", stem=name) for name, path in embedded_models().items()
+        ]
         seen: set[str] = set()
         files = [folder.local(model) for folder in self.folders for model in folder.models]
         for model in (*files, *map(_of_ollama, self.ollama)):
@@ -103,7 +104,7 @@ class LocalModels:
     def name_of(self, model: LocalModel) -> str:
         """The shortest name that -m accepts for the model, else its path."""
         if model.source == EMBEDDED:
-            return TINY
+            return model.stem
         name = str(ModelName(model.repo, model.revision, model.tag)) if model.repo else model.stem
         try:
             found = self.find(name) if name else None
@@ -173,8 +174,8 @@ def resolve_model(text: str | os.PathLike[str], models_dirs: Iterable[Path] = ()
     path = Path(name)
     if path.exists():
         return path
-    if name == TINY:
-        return embedded_model()
+    if name in embedded_models():
+        return embedded_models()[name]
     if looks_like_name(name):
         local = LocalModels.scan(models_dirs)
         if found := local.find(name):

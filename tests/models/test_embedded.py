@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from steermoe_local import UsageError, load_pairs, model_info
+from steermoe_local.cli import main
+from steermoe_local.cli.options.positionals import names_model
+from steermoe_local.models import embedded
 from steermoe_local.models.embedded import behaviour, behaviours, card, data_folder, embedded_model
-from steermoe_local.models.local_models import resolve_model
+from steermoe_local.models.local_models import LocalModels, resolve_model
 from tests.support.paths import ROOT
 
 
@@ -21,6 +26,20 @@ def test_tiny_is_the_embedded_model_and_paths_stay_paths(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").touch()
     assert resolve_model("tiny") == Path("tiny"), "a file of that name goes first"
+
+
+def test_a_second_model_that_ships_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "other.gguf"
+    shutil.copy(embedded_model(), other)
+    monkeypatch.setattr(embedded, "_FILES", {"tiny": "tiny-moe.gguf", "other": str(other)})
+    assert resolve_model("other") == other
+    found = LocalModels.scan([tmp_path / "none"])
+    assert found.names()[:2] == ["tiny", "other"]
+    assert [found.name_of(model) for model in found.models()[:2]] == ["tiny", "other"]
+    assert names_model("other", ())
+    refused = CliRunner().invoke(main, ["pull", "other"])
+    assert refused.exit_code != 0
+    assert "other: ships with the program" in refused.output
 
 
 def test_it_is_what_the_card_says() -> None:

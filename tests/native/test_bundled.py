@@ -94,6 +94,15 @@ def test_a_licence_or_version_that_is_gone_stops_the_build(script: Any, tree: Pa
         script.write(tree, tmp_path / "out", [])
 
 
+def test_the_licence_of_gnus_openmp(script: Any, tmp_path: Path) -> None:
+    with pytest.raises(script.BundleError, match=r"no licence of libgomp on this system; looked for /usr/share/doc"):
+        script.libgomp_license(tmp_path)
+    for name in ("COPYING", "COPYING.RUNTIME"):
+        (tmp_path / "usr/share/licenses/libgomp").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "usr/share/licenses/libgomp" / name).write_text(f"text of {name}\n")
+    assert script.libgomp_license(tmp_path) == "text of COPYING\n\n\ntext of COPYING.RUNTIME\n"
+
+
 def test_the_libraries_include_no_more(script: Any) -> None:
     """Of vendor/, the sources of libllama and ggml include what is listed alone."""
     vendored = re.compile(r'#include ["<](cpp-httplib|miniaudio|nlohmann|sheredom|stb|hash)/')

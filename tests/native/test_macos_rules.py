@@ -12,23 +12,34 @@ from pathlib import Path
 import pytest
 
 from tests.support.native_programs import BuildError, find
-from tests.support.paths import BUILD, ROOT
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="stands in for macOS where there is none")
 TOOLCHAIN = ROOT / "tests" / "support" / "macos_toolchain.cmake"
 
 
-def configure(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Configure for macOS, over the tree that was prepared for this machine."""
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The patched llama.cpp tree, of this source: that of the build may be older."""
+    folder = tmp_path_factory.mktemp("tree") / "llama.cpp"
+    command = [sys.executable, str(ROOT / "native" / "prepare_source.py"), "--output", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"no llama.cpp tree can be prepared: {done.stderr[-300:]}")
+    return folder
+
+
+def configure(folder: Path, tree: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Configure for macOS."""
     cc, cxx = shutil.which("cc"), shutil.which("c++")
-    if cc is None or cxx is None or not (BUILD / "llama.cpp" / "CMakeLists.txt").exists():
-        pytest.skip("no compiler, or no prepared llama.cpp tree: make build")
+    if cc is None or cxx is None:
+        pytest.skip("no compiler")
     try:
         cmake, ninja = find("cmake"), find("ninja")
     except BuildError as error:
         pytest.skip(str(error))
     folder.mkdir()
-    (folder / "llama.cpp").symlink_to(BUILD / "llama.cpp")
+    (folder / "llama.cpp").symlink_to(tree)
     command = [cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     command += [f"-DCMAKE_TOOLCHAIN_FILE={TOOLCHAIN}", f"-DSTEERMOE_CC={cc}", f"-DSTEERMOE_CXX={cxx}"]
     command += [f"-DPython3_EXECUTABLE={sys.executable}", "-DGGML_OPENMP=OFF", "-DGGML_BLAS=OFF", *options]
@@ -36,9 +47,9 @@ def configure(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def configured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def configured(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("macos") / "build"
-    done = configure(folder, "-DCMAKE_OSX_DEPLOYMENT_TARGET=11.0", "-DCMAKE_OSX_ARCHITECTURES=arm64")
+    done = configure(folder, tree, "-DCMAKE_OSX_DEPLOYMENT_TARGET=11.0", "-DCMAKE_OSX_ARCHITECTURES=arm64")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return folder
 
@@ -92,7 +103,7 @@ def test_our_sources_are_in_the_libraries(configured: Path) -> None:
         ("-DCMAKE_OSX_DEPLOYMENT_TARGET=10.13", "needs macOS 10.15 or newer"),
     ],
 )
-def test_what_cannot_be_built_is_refused(tmp_path: Path, option: str, words: str) -> None:
-    done = configure(tmp_path / "build", option)
+def test_what_cannot_be_built_is_refused(tree: Path, tmp_path: Path, option: str, words: str) -> None:
+    done = configure(tmp_path / "build", tree, option)
     assert done.returncode != 0
     assert words in " ".join(done.stderr.split())

@@ -15,12 +15,14 @@ import sys
 import time
 import zipfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from email import message_from_bytes
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 OLDEST, NEWEST = 17, 36  # glibc 2.x of the wheels that Debian 12's Python can load
+AT_ONCE = 2  # processors; qemu computes with one core for each
 TEST_PACKAGES = ("pytest", "filelock", "httpx", "hypothesis")
 
 NUMBERS = ("tests/native/test_native_oracle.py", "tests/native/test_quantization.py")
@@ -109,12 +111,16 @@ class Arm64:
             "STEERMOE_ARM64_FEATURES": " ".join(processor.features),
         }
         pytest = [self.python, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
-        print(f"== {processor.cpu}: {processor.library}", flush=True)
-        passed = True
+        passed, words, begin = True, "", time.monotonic()
         for arguments in filter(None, (["-m", "arm64", "tests/integration/arm64"], [*processor.tests])):
-            begin = time.monotonic()
-            passed &= subprocess.run([*map(str, pytest), *arguments], cwd=ROOT, env=env, check=False).returncode == 0
-            print(f"== {time.monotonic() - begin:.0f} s", flush=True)
+            command = [str(word) for word in (*pytest, *arguments)]
+            done = subprocess.run(
+                command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+            )
+            passed &= done.returncode == 0
+            words += done.stdout if done.returncode else done.stdout.strip().rpartition("\n")[2] + "\n"
+        seconds = time.monotonic() - begin
+        print(f"== {processor.library} on {processor.cpu}, {seconds:.0f} s:\n{words}", end="", flush=True)
         return passed
 
 
@@ -133,8 +139,10 @@ def main(arguments: list[str]) -> int:
         arm64.install([Path(name) for name in rest])
         return 0
     reference = arm64.folder / "reference"
-    subprocess.run([sys.executable, "-P", "-m", "tests.integration.arm64.answers", reference], cwd=ROOT, check=True)
-    failed = [processor.cpu for processor in PROCESSORS if not arm64.test(processor, reference, rest)]
+    subprocess.run([sys.executable, "-m", "tests.integration.arm64.answers", reference], cwd=ROOT, check=True)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        passed = pool.map(lambda processor: arm64.test(processor, reference, rest), PROCESSORS)
+        failed = [processor.library for processor, good in zip(PROCESSORS, passed, strict=True) if not good]
     if failed:
         print(f"error: tests failed on {', '.join(failed)}")
     return int(bool(failed))

@@ -13,7 +13,7 @@ from ..._util.visible import visible
 from ...errors import UsageError
 from ...identity import UNKNOWN_ROUTER
 from ...model_files.gating import ROUTED
-from ...models.embedded import TINY
+from ...models.embedded import embedded_models
 from ...models.hub import is_offline
 from ...models.names import ModelName, short_names
 from ..options.common import json_option, maps_folders_option
@@ -104,8 +104,8 @@ def pull(
       steermoe pull olmoe-1b-7b
       steermoe pull allenai/OLMoE-1B-7B-0125-Instruct-GGUF:Q8_0 --dry-run
     """
-    if name == TINY:
-        raise UsageError(f"{TINY}: ships with the program, there is nothing to fetch; use it with -m {TINY}")
+    if name in embedded_models():
+        raise UsageError(f"{name}: ships with the program, there is nothing to fetch; use it with -m {name}")
     wanted = ModelName.parse(name, revision)
     if is_offline(offline):
         _local(wanted, file, folder, dry_run, as_json)

@@ -17,7 +17,7 @@ import click
 from ..._util.regular_files import open_regular
 from ...errors import SteerMoEError, UsageError
 from ...maps.recommended import CURES
-from ...models.embedded import TINY, data_folder
+from ...models.embedded import embedded_models
 from ...models.user_maps import MAP_FILE, user_maps, user_maps_folder
 from ...steering.presets import PRESETS
 from ...steering.rules import RULES, json_cap
@@ -312,9 +312,10 @@ def _require_packages() -> None:
 
 
 def _name(model: Path) -> str:
-    """By which clients know it: tiny, or the file's name without what splits add."""
-    if model == data_folder() / "tiny-moe.gguf":
-        return TINY
+    """By which clients know it: that of an embedded model, or the file's name without what splits add."""
+    for name, path in embedded_models().items():
+        if model == path:
+            return name
     return re.sub(r"-\d{5}-of-\d{5}$", "", model.stem)
 
 

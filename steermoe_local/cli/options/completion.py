@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 
 from ..._util.visible import visible
 from ...errors import SteerMoEError
-from ...models.embedded import TINY
+from ...models.embedded import embedded_models
 from ...steering.plan_file import SUFFIXES
 from . import settings
 
@@ -46,8 +46,8 @@ def _completer(parameter: click.Parameter):  # type: ignore[no-untyped-def] # cl
 
 
 def _models(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-    """The embedded model, the local models, and files."""
-    names = starting(incomplete, [TINY, *_local_models(ctx)])
+    """The embedded models, the local models, and files."""
+    names = starting(incomplete, [*embedded_models(), *_local_models(ctx)])
     return names + _files((".gguf",), incomplete, alone=not names)
 
 

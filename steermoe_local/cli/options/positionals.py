@@ -11,7 +11,7 @@ import click
 from ..._util.file_kinds import MODEL as GGUF_MODEL
 from ..._util.file_kinds import kind_of
 from ...errors import ModelError, SteerMoEError, UsageError
-from ...models.embedded import TINY
+from ...models.embedded import embedded_models
 from ...models.local_models import resolve_model
 from ...models.names import looks_like_name
 from .groups import MODEL, is_given, option_group
@@ -26,7 +26,8 @@ def names_model(text: str, models_dirs: tuple[Path, ...]) -> bool:
     It does if it has the form of a model's name, whether that model is here or not (`tiny`, FILE.gguf, USER/REPO, a
     short name; no blanks), if it is a GGUF file, or if a model on this machine has this name.
     """
-    if not any(map(str.isspace, text)) and (text == TINY or text.lower().endswith(".gguf") or looks_like_name(text)):
+    is_name = text in embedded_models() or text.lower().endswith(".gguf") or looks_like_name(text)
+    if is_name and not any(map(str.isspace, text)):
         return True
     try:
         path = resolve_model(text, models_dirs)

@@ -30,10 +30,17 @@ from tests.support.near_ties import near_ties
 pytestmark = pytest.mark.arm64
 
 FEATURES = {"NEON", "ARM_FMA", "FP16_VA", "DOTPROD", "MATMUL_INT8", "SVE", "SME"}
-ALLOWED = {"F32": {}, "F16": {"stored": rounding.F16, "summed": rounding.F16}}
-QUANTIZED = {"stored": 1 / 127, "summed": rounding.F16}  # norms and caches aside, some tensors stay in F16
+MOST_DIFFERENT = 0.1  # of the choices of experts, by layers and tokens
 REFERENCE = Path(os.environ.get("STEERMOE_ARM64_REFERENCE", ""))
 N_SUM = rounding.TINY["n_sum"]
+
+
+def allowance_of(weights: str) -> dict[str, float]:
+    """What sums of products with these weights are rounded to, for `rounding.logits`."""
+    if weights == "F32":
+        return {}
+    summed = rounding.F16 if "FP16_VA" in cpu_features() else rounding.F32
+    return {"stored": rounding.F16 if weights == "F16" else 1 / 127, "summed": summed}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +65,7 @@ def test_the_processor() -> None:
 @pytest.mark.parametrize("rule", answers.STEERED)
 def test_greedy_answers(model: tuple[str, Path, Any], reference: Any, rule: str) -> None:
     weights, path, opened = model
-    allowance = ALLOWED.get(weights, QUANTIZED)
+    allowance = allowance_of(weights)
     bias = answers.bias_of(rule, path)
     for number in answers.numbers(weights, rule):
         name = answers.case(weights, rule, number)
@@ -70,6 +77,9 @@ def test_greedy_answers(model: tuple[str, Path, Any], reference: Any, rule: str)
         _, logits, seen = answers.answer(opened, bias, prompt.tolist(), theirs.tolist())
         routers = answers.by_layer(seen, "ffn_moe_logits_steered" if bias else "ffn_moe_logits")
         differ = (answers.chosen(seen) != experts).any(axis=-1)  # [layers, tokens]
+        # A value on the border of two steps goes to the one or the other, which is rare; many differences come from a
+        # kernel that computes something else.
+        assert differ.mean() < MOST_DIFFERENT, f"{name}: {differ.mean():.0%} of the choices are other ones"
         n_same = int(differ.any(axis=0).argmax()) if differ.any() else differ.shape[1]
         if differ.any():
             assert weights != "F32", "other experts: this question has a near tie, take another one"

@@ -23,7 +23,7 @@ from tests.support.paths import ROOT
 
 KEPT = ("CMakeLists.txt", "LICENSE", "cmake/", "ggml/", "include/", "licenses/", "src/", "vendor/")
 BACKENDS = ("ggml-cpu", "ggml-cuda")
-PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_12_x86_64")
+PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (34, 31, 28, 27, 24, 17, 12)] + ["manylinux2014_x86_64"]
 TESTS = ["pytest>=8", "pytest-xdist>=3.6", "ninja", "diskcache", "typing-extensions"]
 
 

@@ -73,6 +73,21 @@ def test_the_wheels_are_portable() -> None:
     assert not any(name.endswith((".pyc", ".a", ".o")) for name in members)
 
 
+def test_the_wheel_says_what_it_bundles() -> None:
+    """An SBOM of ours, auditwheel's of what it copied, and a licence for each (docs/releasing.md)."""
+    (wheel,) = WHEELS.glob("steermoe_local-*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        names = {name.partition(".dist-info/")[2]: name for name in file.namelist() if ".dist-info/" in name}
+        ours, auditwheels = (
+            json.loads(file.read(names[f"sboms/{name}.cdx.json"])) for name in ("steermoe-local", "auditwheel")
+        )
+    (ggml,) = (part for part in ours["components"] if part["name"] == "ggml")
+    kernels = {entry["value"] for entry in ggml["properties"] if entry["value"].startswith("ggml-cpu-")}
+    assert kernels == {f"ggml-cpu-{name}" for name in variants()}
+    assert any("libgomp" in part["name"] for part in auditwheels["components"])
+    assert {"licenses/LICENSE.llama.cpp", "licenses/LICENSE.libgomp"} <= names.keys()
+
+
 def test_libraries_are_found_by_their_own_folder_alone() -> None:
     """No entry of a search path but those that begin at the library itself."""
     libraries = [*(installed() / "lib").glob("*.so"), *installed().with_name("steermoe_local.libs").glob("*.so*")]
