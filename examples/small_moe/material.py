@@ -24,6 +24,7 @@ from steermoe_local.pairs.prompts import PromptItem
 
 from .behaviours import BEHAVIOURS, MAX_TOKENS, Behaviour, chosen_pairs, chosen_prompts, known_answers
 from .passages import CODE, PROSE, Passage, cut, passages, spread
+from .sources import lines
 
 N_PAIRS, N_PROMPTS, N_KNOWN = 200, 240, 400
 N_NEUTRAL = 80  # passages of a text
@@ -98,9 +99,7 @@ def misjudged(behaviour: Behaviour, found: Sequence[Passage], seed: int) -> dict
 
 def write(corpus: Path, folder: Path, seed: int = 0) -> dict[str, Any]:
     """All files; returns what scorers.json has."""
-    # as small_moe.corpus has written them, which needs libraries that reading does not
-    with corpus.open(encoding="utf-8") as file:
-        documents = [document for document in map(json.loads, file) if document["part"] != "train"]
+    documents = [document for document in lines(corpus) if document["part"] != "train"]
     heldout, test = passages(documents, "heldout"), passages(documents, "test")
     folder.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"seed": seed, "max_tokens": MAX_TOKENS, "behaviours": {}}
