@@ -109,12 +109,6 @@ def test_reports_are_short_and_whole_on_request() -> None:
     assert any("100%" in line for line in report("/experts"))
 
 
-def test_an_empty_line_of_a_pipe_asks_nothing() -> None:
-    answers, notes = chat(ASKED, "/steer digits-words", "", "")
-    assert len(answers.splitlines()) == 1
-    assert any("asks its question again" in note for note in notes)
-
-
 def test_fitted_values_in_a_chat(tmp_path: Path) -> None:
     own, file = tmp_path / "own.json", tmp_path / "chat.json"
     bare = ExpertMap.load(map_path("digits-words"))
