@@ -53,9 +53,9 @@ def holder(path: Path, how: str = "") -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.kill()
-        process.communicate()
-        if child:
+        if child:  # before what the process has written is read to its end: the child has its stdout, too
             os.kill(child, signal.SIGKILL)
+        process.communicate()
 
 
 def free(path: Path) -> bool:
