@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -105,6 +106,14 @@ def steerable(request: pytest.FixtureRequest, random_model: Any) -> Iterator[tup
     model.close()
 
 
+def is_of_another_processor(program: Path) -> bool:
+    """Of ELF files alone: those of x86-64 beside a Python for 64-bit ARM, and the other way round."""
+    with program.open("rb") as file:
+        head = file.read(20)
+    machine = {b"\x3e\x00": "x86_64", b"\xb7\x00": "aarch64"}.get(head[18:]) if head.startswith(b"\x7fELF") else None
+    return machine is not None and machine != platform.machine()
+
+
 @pytest.fixture(scope="session")
 def tool() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run one of llama.cpp's programs; skips when they were not built (make tools)."""
@@ -114,6 +123,8 @@ def tool() -> Callable[..., subprocess.CompletedProcess[str]]:
         if not program.exists():
             missing = pytest.fail if os.environ.get("STEERMOE_REQUIRE_TOOLS") else pytest.skip
             missing(f"{name} is not built: make tools")
+        if is_of_another_processor(program):
+            pytest.skip(f"{name} is built for another kind of processor than this Python (make test-arm64)")
         command = [str(program), *map(str, args)]
         return subprocess.run(
             command,
