@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -20,6 +19,7 @@ from steermoe_local.steering.steering import Steering
 from tests.support.builders import table_map
 from tests.support.fake_evaluator import SURFACES, FakeEvaluator, Surface, rising, wide_map
 from tests.support.paths import ROOT
+from tests.support.scripts import load_script
 
 #
 # with an evaluator
@@ -265,11 +265,7 @@ def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     """On few prompts and a small grid: a row for each side, both methods under the same terms."""
     from steermoe_local.models.embedded import behaviour
 
-    spec = importlib.util.spec_from_file_location("tuning_benchmark", ROOT / "benchmarks" / "tuning.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("benchmarks/tuning.py")
     monkeypatch.setattr(module, "GRID", (0, 2))
     monkeypatch.setattr(module, "N_TEXT", 100)
     monkeypatch.setattr(module, "behaviours", lambda: (behaviour("refuse-comply"),))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -10,19 +9,14 @@ from typing import Any
 
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.scripts import load_script
 
 LICENCE = "x-1.dist-info/licenses/LICENSE.md"
 
 
 @pytest.fixture
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build_wheels", ROOT / "native" / "build_wheels.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("native/build_wheels.py")
 
 
 def wheel(folder: Path, name: str, *members: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
@@ -16,6 +15,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from tests.support.paths import BUILD, ROOT
+from tests.support.scripts import load_script
 
 TREE = BUILD / "llama.cpp"
 SCRIPT = ROOT / "native" / "bundled.py"
@@ -23,13 +23,7 @@ SCRIPT = ROOT / "native" / "bundled.py"
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("bundled", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bundled"] = module  # dataclasses look for it there
-    spec.loader.exec_module(module)
-    return module
+    return load_script("native/bundled.py")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.scripts import load_script
 
 SCRIPT = ROOT / "native" / "prepare_source.py"
 GRAPH = "int before;\nint here;\nint after;\n"
@@ -33,11 +33,7 @@ PATCH = """\
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The module, with a pin, a patch and an archive of its own."""
     pytest.importorskip("patch_ng")
-    spec = importlib.util.spec_from_file_location("prepare_source", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("native/prepare_source.py")
 
     cache = tmp_path / "cache"
     cache.mkdir()

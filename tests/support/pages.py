@@ -7,7 +7,6 @@ their page.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shlex
@@ -22,7 +21,7 @@ from types import ModuleType
 import click
 
 from steermoe_local.cli import main
-from tests.support.paths import ROOT
+from tests.support.scripts import load_script
 
 BLOCK = re.compile(r"^( *)<!-- (.*?) -->\n\1```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _SHELL = ["bash", "-euo", "pipefail", "-c"]
@@ -115,9 +114,4 @@ def parse(arguments: list[str]) -> list[str]:
 
 def load_generate() -> ModuleType:
     """docs/generate.py, which writes the generated pages, as a module."""
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
-    return generate
+    return load_script("docs/generate.py")

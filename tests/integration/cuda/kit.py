@@ -8,7 +8,6 @@ Copy the source tree and FOLDER (build/cuda-kit) there; nvcc, a C++ compiler, CM
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -17,24 +16,14 @@ import tarfile
 import tempfile
 import tomllib
 from pathlib import Path
-from typing import Any
 
 from tests.support.paths import ROOT
+from tests.support.scripts import load_script
 
 KEPT = ("CMakeLists.txt", "LICENSE", "cmake/", "ggml/", "include/", "licenses/", "src/", "vendor/")
 BACKENDS = ("ggml-cpu", "ggml-cuda")
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (34, 31, 28, 27, 24, 17, 12)] + ["manylinux2014_x86_64"]
 TESTS = ["pytest>=8", "pytest-xdist>=3.6", "ninja", "diskcache", "typing-extensions"]
-
-
-def prepare_source() -> Any:
-    """native/prepare_source.py, which is no package."""
-    spec = importlib.util.spec_from_file_location("prepare_source", ROOT / "native" / "prepare_source.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def is_kept(name: str) -> bool:
@@ -46,7 +35,7 @@ def is_kept(name: str) -> bool:
 
 def pack_tree(archive: Path, output: Path) -> None:
     """The unpatched tree of the pinned archive, without what is not needed."""
-    source = prepare_source()
+    source = load_script("native/prepare_source.py")
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "llama.cpp"
         source.unpack(archive, tree)
@@ -83,7 +72,7 @@ def main() -> None:
     shutil.rmtree(arguments.folder, ignore_errors=True)
     folder: Path = arguments.folder / "wheels"
     folder.mkdir(parents=True)
-    source = prepare_source()
+    source = load_script("native/prepare_source.py")
     archive = source.fetch(source.cache_folder())
     pack_tree(archive, arguments.folder / "llama.cpp.tar.xz")
     wheels(archive, folder, arguments.python)

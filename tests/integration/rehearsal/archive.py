@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import tarfile
 import tempfile
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
-from tests.support.paths import BUILD, ROOT
+from tests.support.paths import BUILD
+from tests.support.scripts import load_script
 
 FOLDER = "vendor/llama.cpp/models/"
-
-
-def _prepare_source() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_source", ROOT / "native" / "prepare_source.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @cache
 def models_folder() -> Path:
     """`models/` of the archive, unpacked once a release into the build folder."""
-    script = _prepare_source()
+    script = load_script("native/prepare_source.py")
     output = BUILD.parent / "rehearsal" / script.read_pin()[1][:16]
     if not output.exists():
         output.parent.mkdir(parents=True, exist_ok=True)
