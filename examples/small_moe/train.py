@@ -1,7 +1,8 @@
 """Train the small model as usual: `python -m small_moe.train TOKENS FOLDER`.
 
 The loss is that of the next token, with load balancing and a router z-loss; no term knows what a text is about. Every
-step draws its windows from (seed, step), so an interrupted run that goes on with --resume gives the same model.
+step draws its windows from (seed, step), so an interrupted run that goes on with --resume gives the same model. Trains
+on a GPU where PyTorch finds one.
 """
 
 from __future__ import annotations
@@ -80,6 +81,9 @@ def plain_options(args: argparse.Namespace) -> dict:
 def train(rank: int, args: argparse.Namespace) -> None:
     """Train as worker `rank` of `args.workers`; worker 0 reports and saves."""
     os.nice(19)
+    device = torch.device(args.device)
+    if device.type != "cpu":  # sums in one order; warns where an operation has no such form
+        torch.use_deterministic_algorithms(True, warn_only=True)
     config = Config(
         vocab=VOCAB_SIZE,
         hidden=args.hidden,
@@ -91,10 +95,10 @@ def train(rank: int, args: argparse.Namespace) -> None:
         context=args.context,
     )
     last = args.folder / "last.pt"
-    state = torch.load(last, weights_only=True) if args.resume and last.exists() else None
-    model = SmallMoE(config)
+    state = torch.load(last, map_location=device, weights_only=True) if args.resume and last.exists() else None
+    model = SmallMoE(config).to(device)  # whose weights are drawn on the CPU: one seed, one model
     optimizer = adamw(model, args.lr, beta2=0.95, decay=0.1)
-    shares = torch.full((config.layers, config.experts), 1 / config.experts)
+    shares = torch.full((config.layers, config.experts), 1 / config.experts, device=device)
     first, spent = 0, 0.0
     if state:
         model.load_state_dict(state["model"])
@@ -113,11 +117,11 @@ def train(rank: int, args: argparse.Namespace) -> None:
     for step in range(first, args.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr)
-        batch = windows.batch(step * args.batch + rank * each, each)
-        sums, counted = torch.zeros(3), torch.zeros_like(shares)
+        batch = windows.batch(step * args.batch + rank * each, each).to(device)
+        sums, counted = torch.zeros(3, device=device), torch.zeros_like(shares)
         parts = batch.split(args.micro)
         for part in parts:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.bf16):
                 ce, balance, z, counts = losses(model, part, shares)
             total = ce + args.balance * balance + args.z_loss * z
             share = len(part) / args.batch
@@ -167,7 +171,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
 def evaluate(model: SmallMoE, windows: Windows, shares: Tensor, micro: int, most: int = 128) -> float:
     """Mean next-token loss on the first held-out windows."""
     n = min(most, windows.n)
-    parts = windows.batch(0, n).split(micro)
+    parts = windows.batch(0, n).to(shares.device).split(micro)
     return sum(float(losses(model, part, shares)[0]) * len(part) for part in parts) / n
 
 
@@ -194,15 +198,21 @@ def main() -> None:
     }.items():
         parser.add_argument(f"--{name}", type=int, default=size)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2, help="single-threaded processes")
+    parser.add_argument("--device", help="cpu, cuda, ...; default: a GPU if there is one")
+    parser.add_argument("--workers", type=int, help="single-threaded processes; default: 2, on a GPU 1")
     parser.add_argument("--save-every", type=int, default=50)
     parser.add_argument("--evaluate-every", type=int, default=100)
     parser.add_argument("--bf16", action="store_true", help="large products in bfloat16")
     parser.add_argument("--resume", action="store_true", help="go on from FOLDER/last.pt")
     args = parser.parse_args()
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    args.workers = args.workers or (2 if args.device == "cpu" else 1)
+    if args.device != "cpu" and args.workers > 1:
+        parser.error(f"--workers {args.workers}: {args.device} has one worker; leave --workers out")
     if args.batch % args.workers:
         parser.error(f"--batch {args.batch} is not a multiple of --workers {args.workers}")
     os.environ.update(KEEP_MEMORY)  # the workers' C library reads it when they start
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it products on a GPU differ from run to run
     run_workers(train, args)
 
 

@@ -94,7 +94,7 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention of each head [B, heads, T, head_dim]."""
         # float32 under autocast too: the bfloat16 backward is four times slower on CPUs
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(q.device.type, enabled=False):
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True)
 
 
@@ -113,7 +113,7 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, signs: Tensor | None) -> tuple[Tensor, Tensor]:
         """The block's output [B, T, D] and the unedited router logits [B, T, E]."""
         e, f, d = self.gate.shape
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             z = F.linear(x.float(), self.router)
             edited = z if signs is None else steer(z, signs)
             weights = edited.softmax(-1)

@@ -23,13 +23,24 @@ from tests.support import rounding
 from tests.support.paths import ROOT
 
 sys.path.insert(0, str(ROOT / "examples"))
+from small_moe import train as small_train
 from small_moe.export_gguf import export, load
 from small_moe.model import SmallMoE
 from small_moe.sources import lines
 from small_moe.tokens import SPECIAL_TOKENS, train_tokenizer
 from tiny_moe.model import Config
 
-__all__ = ["Agreement", "Config", "SPECIAL_TOKENS", "SmallMoE", "compare", "export", "other_tokens", "train_tokenizer"]
+__all__ = [
+    "Agreement",
+    "Config",
+    "SPECIAL_TOKENS",
+    "SmallMoE",
+    "compare",
+    "export",
+    "other_tokens",
+    "small_train",
+    "train_tokenizer",
+]
 
 LONGEST = 256  # tokens of a text whose logits are compared
 

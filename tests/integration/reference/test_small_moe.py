@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +22,7 @@ from tests.integration.reference.small_moe import (
     compare,
     export,
     other_tokens,
+    small_train,
     train_tokenizer,
 )
 from tests.support.paths import ROOT
@@ -79,3 +84,66 @@ def test_same_tokens(exported: Any, tokenizer: Any) -> None:
     assert other_tokens(llama, tokenizer, TEXTS) == []
     ends = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS[:1]]
     assert [llama.token_eos()] == ends
+
+
+SMALL = Config(vocab=300, hidden=32, layers=2, heads=2, experts=4, top_k=2, expert_ff=16, context=64)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_training_makes_its_tensors_where_the_model_is(bf16: bool) -> None:
+    """As a GPU needs it: what is made without a device is on `meta` here, and cannot be added to the others."""
+    model, windows = SmallMoE(SMALL), torch.randint(SMALL.vocab, (2, 33))
+    shares = torch.full((SMALL.layers, SMALL.experts), 0.25)
+    with torch.device("meta"), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        ce, balance, z, counts = small_train.losses(model, windows, shares)
+        (ce + balance + z).backward()
+    assert torch.isfinite(torch.stack([ce, balance, z])).all()
+    assert counts.sum(-1).tolist() == [2 * 32 * SMALL.top_k] * SMALL.layers
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    """A group of one worker."""
+    torch.distributed.init_process_group("gloo", init_method=(tmp_path / "meet").as_uri(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_interrupted_training_gives_the_same_model(
+    tmp_path: Path, alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(small_train.os, "nice", lambda by: by)
+    stream = np.random.default_rng(0).integers(0, SMALL.vocab, 3000).astype(np.uint16)
+    for part in ("train", "heldout"):
+        np.save(tmp_path / f"{part}.npy", stream)
+    monkeypatch.setattr(small_train, "VOCAB_SIZE", SMALL.vocab)
+    sizes = {name: getattr(SMALL, name) for name in ("hidden", "layers", "heads", "experts", "top_k", "expert_ff")}
+    options = {"steps": 6, "batch": 4, "micro": 2, "length": 16, "lr": 2e-3, "balance": 0.01, "z_loss": 0.001}
+    options |= {"context": 64, "seed": 0, "workers": 1, "save_every": 3, "evaluate_every": 3, "bf16": False}
+
+    def run(name: str, resume: bool) -> dict[str, Any]:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        torch.manual_seed(0)
+        given = sizes | options | {"device": "cpu", "tokens": tmp_path, "folder": folder, "resume": resume}
+        small_train.train(0, argparse.Namespace(**given))
+        return torch.load(folder / "last.pt", weights_only=True)
+
+    whole = run("whole", False)
+
+    def save_and_stop(*arguments: Any) -> None:
+        saved(*arguments)
+        raise KeyboardInterrupt
+
+    saved = small_train.save
+    monkeypatch.setattr(small_train, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run("parts", False)
+    monkeypatch.setattr(small_train, "save", saved)
+    torch.rand(7)  # where the generator of random numbers stands does not matter
+    resumed = run("parts", True)
+    assert resumed["step"] == whole["step"] == 6
+    assert all(torch.equal(resumed["model"][name], value) for name, value in whole["model"].items())
+    untrained = SmallMoE(SMALL).state_dict()
+    assert not any(torch.equal(untrained[name], whole["model"][name]) for name in ("embed", "head"))
