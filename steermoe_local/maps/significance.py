@@ -281,13 +281,16 @@ def t_quantile(level: float, df: float) -> float:
         raise UsageError(f"level: {level!r} is not between 0 and 1; write 0.95 for 95%")
     if df < 1:
         raise UsageError("one pair has no spread to estimate an interval from; give at least two")
-    low, high = 0.0, 1.0
-    while _t_two_sided(np.asarray(high), df) > 1 - level:
-        low, high = high, 2 * high
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_two_sided(np.asarray(middle), df) > 1 - level else (low, middle)
-    return high
+    df = min(df, _MAX_DF)
+    # P(|T| > t) is convex: Newton's steps from 0 never pass the solution, and end where only rounding is left
+    density = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(df * math.pi)
+    t = 0.0
+    while True:
+        excess = float(_t_two_sided(np.asarray(t), df)) - (1 - level)
+        larger = t + excess / (2 * density * (1 + t * t / df) ** (-(df + 1) / 2))
+        if larger <= t:
+            return t
+        t = larger
 
 
 def _t_two_sided(t: FloatArray, df: float) -> FloatArray:
