@@ -13,10 +13,16 @@ from .user_maps import MAP_FILE, user_maps, user_maps_folder, without_map
 
 
 def shipped_maps() -> dict[str, Path]:
-    """Name and file of each shipped map; all are maps of the embedded model."""
+    """Name and file of each shipped map, of all models that ship, each in a folder of its model's name."""
     installed = PACKAGE / "expert_maps"
     folder = installed if installed.is_dir() else PACKAGE.parent / "expert_maps"  # of a source tree
-    return {path.stem: path for path in sorted((folder / "tiny").glob("*.json"))}
+    return {path.stem: path for path in sorted(folder.glob("*/*.json"))}
+
+
+def shipped_map(name: str) -> Path | None:
+    """The file of a shipped map by its name, alone or behind its model's: `digits-words`, `tiny/digits-words`."""
+    path = shipped_maps().get(name.rpartition("/")[2])
+    return path if path is not None and name in (path.stem, f"{path.parent.name}/{path.stem}") else None
 
 
 def known_maps() -> dict[str, Path]:
@@ -48,7 +54,7 @@ def map_path(name: str | os.PathLike[str]) -> Path:
         return path / MAP_FILE
     if os.path.exists(path) and not (is_name and os.path.isdir(path)):  # false for a name that no system can have
         return path
-    if found := known_maps().get(text) or shipped_maps().get(text.removeprefix("tiny/")):
+    if found := known_maps().get(text) or shipped_map(text):
         return found
     if is_name and not os.path.exists(path):
         if why := without_map(text):

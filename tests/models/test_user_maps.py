@@ -8,7 +8,7 @@ import pytest
 
 from steermoe_local._util.closest import did_you_mean
 from steermoe_local.errors import UsageError
-from steermoe_local.models.shipped_maps import map_path, shipped_maps
+from steermoe_local.models.shipped_maps import map_path, shipped_map, shipped_maps
 from steermoe_local.models.user_maps import (
     beside_map,
     check_map_name,
@@ -44,6 +44,14 @@ def test_the_users_map_comes_before_a_shipped_one(folder: Path) -> None:
     (folder / "digits-words.json").write_bytes((folder / "loose.json").read_bytes())
     assert map_path("digits-words") == folder / "digits-words.json"
     assert map_path("tiny/digits-words") == shipped_maps()["digits-words"]
+
+
+def test_shipped_maps_are_of_the_model_whose_name_goes_before() -> None:
+    digits = shipped_maps()["digits-words"]
+    assert shipped_map("digits-words") == shipped_map("tiny/digits-words") == digits
+    assert shipped_map("small/digits-words") is None
+    assert shipped_map("/digits-words") is None
+    assert len(list(digits.parent.parent.glob("*/*.json"))) == len(shipped_maps()), "two maps of one name"
 
 
 def test_paths_come_first(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

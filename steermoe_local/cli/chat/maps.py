@@ -15,7 +15,7 @@ from ...errors import SteerMoEError, UsageError
 from ...evaluation.measuring.plans import beside, is_bias_file, is_plan_file, open_plan, plan_name
 from ...identity import ModelIdentity
 from ...maps.ranks import ranks_of
-from ...models.shipped_maps import known_maps, shipped_maps
+from ...models.shipped_maps import known_maps, shipped_map
 from ...models.user_maps import MAP_FILE, maps_in
 from ...steering.plan import AnySteering, SteeringPlan
 from ...steering.plan_file import read_plan
@@ -93,7 +93,7 @@ class MapFinder:
         if os.path.isfile(Path(path) / MAP_FILE) and os.path.basename(path) != path:
             return Path(path) / MAP_FILE
         named = self._named()
-        if found := named.get(name) or shipped_maps().get(name.removeprefix("tiny/")):
+        if found := named.get(name) or shipped_map(name):
             return found
         hint = did_you_mean(name, self.names()) or "; give the path of a map or bias file"
         if name == NONE:
