@@ -9,16 +9,19 @@ add_library(rows_common INTERFACE)
 target_include_directories(rows_common INTERFACE ${GGML}/include ${GGML}/src)
 target_link_libraries(rows_common INTERFACE ${lib_ggml-base} Threads::Threads ${CMAKE_DL_LIBS})
 set(rows_optimization -O3)
+# of the programs and of what is compared; what only has to be there is not instrumented
+add_library(rows_tested INTERFACE)
+target_link_libraries(rows_tested INTERFACE rows_common)
 if(STEERMOE_ROWS_SANITIZERS)
     set(rows_optimization -O1 -g1 -fexpensive-optimizations) # which fuses multiplications and additions, as -O3
-    target_compile_options(rows_common INTERFACE
+    target_compile_options(rows_tested INTERFACE
         -fsanitize=${STEERMOE_ROWS_SANITIZERS} -fno-sanitize-recover=all -fno-omit-frame-pointer)
-    target_link_options(rows_common INTERFACE -fsanitize=${STEERMOE_ROWS_SANITIZERS})
+    target_link_options(rows_tested INTERFACE -fsanitize=${STEERMOE_ROWS_SANITIZERS})
 endif()
 
 add_executable(row_products row_products.cpp)
 target_compile_options(row_products PRIVATE -O1 -Wall -Wextra)
-target_link_libraries(row_products PRIVATE rows_common)
+target_link_libraries(row_products PRIVATE rows_tested)
 set_target_properties(row_products PROPERTIES BUILD_RPATH ${STEERMOE_LIBS})
 
 if(NOT STEERMOE_STOCK_TREE)
@@ -63,9 +66,10 @@ function(add_rows_library name set tree)
     add_rows_objects(${name}-rows ${tree} ${tree_cpu}/repack.cpp ${tree_cpu}/ggml-cpu.c
         ${tree_cpu}/tiled/tiled.cpp ${tree_cpu}/tiled/tiled-kernel.cpp ${ARGN})
     target_compile_options(${name}-rows PRIVATE ${rows_optimization} ${${set}_flags})
+    target_link_libraries(${name}-rows PRIVATE rows_tested)
     add_library(${name} MODULE
         $<TARGET_OBJECTS:rows_others> $<TARGET_OBJECTS:${set}-kernels> $<TARGET_OBJECTS:${name}-rows>)
-    target_link_libraries(${name} PRIVATE rows_common)
+    target_link_libraries(${name} PRIVATE rows_tested)
     set_target_properties(${name} PROPERTIES PREFIX "" SUFFIX ".so" BUILD_RPATH ${STEERMOE_LIBS})
 endfunction()
 
@@ -75,6 +79,7 @@ target_include_directories(rows_others PRIVATE ${ROOT}/native/src/ggml)
 foreach(set native avx2 avx512)
     add_rows_objects(${set}-kernels ${STEERMOE_TREE} ${kernels})
     target_compile_options(${set}-kernels PRIVATE ${rows_optimization} ${${set}_flags})
+    target_link_libraries(${set}-kernels PRIVATE rows_tested)
     add_rows_library(${set}-stock ${set} ${STEERMOE_STOCK_TREE})
     add_rows_library(${set}-ours ${set} ${STEERMOE_TREE} ${dot_rows})
 endforeach()

@@ -3,7 +3,7 @@
 
 add_executable(tile_ops tile_ops.cpp)
 target_compile_options(tile_ops PRIVATE -O1 -Wall -Wextra)
-target_link_libraries(tile_ops PRIVATE rows_common)
+target_link_libraries(tile_ops PRIVATE rows_tested)
 set_target_properties(tile_ops PROPERTIES BUILD_RPATH ${STEERMOE_LIBS})
 
 set(sse42_flags -msse4.2)
@@ -19,8 +19,9 @@ function(add_tiles_library name set tree)
     set(tree_cpu ${tree}/ggml/src/ggml-cpu)
     add_rows_objects(${name}-ops ${tree} ${tree_cpu}/ops.cpp ${tree_cpu}/binary-ops.cpp)
     target_compile_options(${name}-ops PRIVATE ${rows_optimization} ${${set}_flags})
+    target_link_libraries(${name}-ops PRIVATE rows_tested)
     add_library(${name} MODULE $<TARGET_OBJECTS:tile_others> $<TARGET_OBJECTS:${name}-ops>)
-    target_link_libraries(${name} PRIVATE rows_common)
+    target_link_libraries(${name} PRIVATE rows_tested)
     set_target_properties(${name} PROPERTIES PREFIX "" SUFFIX ".so" BUILD_RPATH ${STEERMOE_LIBS})
 endfunction()
 
