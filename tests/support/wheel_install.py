@@ -2,8 +2,8 @@
 
     python -m tests.support.wheel_install
 
-The wheels of the other dependencies are fetched before, into build/dist/others/; the virtual environment is
-build/dist/venv/. `libraries_of` makes folders of libraries with one of the wheel's CPU variants in each.
+The wheels of what tests need are fetched before, into build/dist/others/; the virtual environment is build/dist/venv/.
+`libraries_of` makes folders of libraries with one of the wheel's CPU variants in each.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FOLDER = ROOT / "build" / "dist"
 OTHERS = FOLDER / "others"
 PYTHON = FOLDER / "venv" / "bin" / "python"
 PROGRAM = PYTHON.with_name("steermoe")
-TEST_PACKAGES = ("pytest", "filelock", "httpx", "hypothesis")
+TEST_PACKAGES = ("pytest", "filelock", "httpx", "hypothesis", "openai", "pexpect", "pyte")
 _SCORE = "import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).ggml_backend_score())"
 
 
@@ -40,20 +40,17 @@ def _pip(*arguments: object, python: Path = Path(sys.executable), env: dict[str,
 
 
 def install() -> None:
-    """Fetch, make the environment anew, install without an index, then add what tests need."""
+    """Fetch what tests need, make the environment anew, install from dist/ without an index, then add the tests'."""
     required = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]["test"]
     tests = [one for one in required if one.startswith(TEST_PACKAGES)]
     shutil.rmtree(OTHERS, ignore_errors=True)
     shutil.rmtree(PYTHON.parent.parent, ignore_errors=True)
-    fetch = ("download", "--only-binary", ":all:", "--find-links", WHEELS, "--dest", OTHERS)
-    _pip(*fetch, "steermoe-local", *tests)
-    for wheel in WHEELS.glob("*.whl"):  # these come from dist/
-        (OTHERS / wheel.name).unlink(missing_ok=True)
+    _pip("download", "--only-binary", ":all:", "--dest", OTHERS, *tests)
     venv.create(PYTHON.parent.parent, with_pip=True)
-    offline = ("install", "--no-index", "--find-links", WHEELS, "--find-links", OTHERS)
+    offline = ("install", "--no-index", "--find-links", WHEELS)
     _pip(*offline, "steermoe-local", python=PYTHON, env=bare_environment())
     _pip("check", python=PYTHON, env=bare_environment())
-    _pip(*offline, *tests, python=PYTHON, env=bare_environment())
+    _pip(*offline, "--find-links", OTHERS, *tests, python=PYTHON, env=bare_environment())
 
 
 def installed() -> Path:
