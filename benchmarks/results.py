@@ -147,7 +147,12 @@ def small_model(name: str | None) -> Path | None:
 
 
 def small(
-    model: Path | None, corpus: Path | None, folder: Path, n_items: int | None, n_jobs: int
+    model: Path | None,
+    corpus: Path | None,
+    folder: Path,
+    n_items: int | None,
+    n_jobs: int,
+    untrained: Path | None = None,
 ) -> dict[str, Any] | None:
     """What benchmarks/small.py measures on the small model; None where there is no such model."""
     if model is None:
@@ -155,6 +160,7 @@ def small(
     words = ["-m", str(model), "--folder", str(folder), "--jobs", str(n_jobs)]
     words += [] if n_items is None else ["--items", str(n_items)]
     words += [] if corpus is None else ["--corpus", str(corpus)]
+    words += [] if untrained is None else ["--untrained", str(untrained)]
     script = str(Path(__file__).parent / "small.py")
     subprocess.run([sys.executable, script, *words], check=True, stdout=sys.stderr)
     found: dict[str, Any] = json.loads((folder / SMALL_RESULT).read_text("utf-8"))
@@ -197,6 +203,9 @@ def main() -> None:
     parser.add_argument("--items", type=int, help="first N prompts of each task: tries the script")
     parser.add_argument("--small", help="the small model, for the second column: a file or a name")
     parser.add_argument("--corpus", type=Path, help="its corpus, for benchmarks/small.py's first run")
+    parser.add_argument(
+        "--untrained", type=Path, help="a model of its shape that learnt nothing, for benchmarks/small.py"
+    )
     parser.add_argument("--write-docs", action="store_true", help="put tables and pictures into docs/")
     arguments = parser.parse_args()
     begin = time.monotonic()
@@ -216,7 +225,8 @@ def main() -> None:
             for future in futures:
                 future.result()
         report = gather(todo, folder)
-        other = small(other_model, arguments.corpus, folder.parent / "small", arguments.items, arguments.jobs)
+        there = (arguments.corpus, folder.parent / "small", arguments.items, arguments.jobs, arguments.untrained)
+        other = small(other_model, *there)
     except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:

@@ -180,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tokens", type=Path, help="the folder that small_moe.tokens wrote")
     parser.add_argument("folder", type=Path, help="where checkpoints and losses.jsonl go")
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=32, help="windows of a step")
     parser.add_argument("--micro", type=int, default=8, help="windows computed at once by a worker")
     parser.add_argument("--length", type=int, default=512, help="tokens of a window")

@@ -23,6 +23,7 @@ from tests.support import rounding
 from tests.support.paths import ROOT
 
 sys.path.insert(0, str(ROOT / "examples"))
+from small_moe import card as small_card
 from small_moe import train as small_train
 from small_moe.export_gguf import export, load
 from small_moe.model import SmallMoE
@@ -38,6 +39,7 @@ __all__ = [
     "compare",
     "export",
     "other_tokens",
+    "small_card",
     "small_train",
     "train_tokenizer",
 ]

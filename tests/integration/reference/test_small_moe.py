@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tests.integration.reference.small_moe import (
     compare,
     export,
     other_tokens,
+    small_card,
     small_train,
     train_tokenizer,
 )
@@ -147,3 +149,23 @@ def test_interrupted_training_gives_the_same_model(
     assert all(torch.equal(resumed["model"][name], value) for name, value in whole["model"].items())
     untrained = SmallMoE(SMALL).state_dict()
     assert not any(torch.equal(untrained[name], whole["model"][name]) for name in ("embed", "head"))
+
+
+def test_a_scaling_trial_compares_runs_after_equal_numbers_of_tokens(tmp_path: Path) -> None:
+    """A resumed run has steps twice, of which the last counts; a run that stood still for a while is not slower."""
+    rows = {
+        "a": [(10, 1.0, 8.0, 9.0), (20, 2.0, 7.5, 8.0), (20, 2.5, 7.0, 7.75), (30, 99.0, 6.0, 5.0)],
+        "b": [(10, 4.0, 8.0, 9.5), (20, 6.0, 7.0, 8.25)],
+    }
+    for name, steps in rows.items():
+        (tmp_path / name).mkdir()
+        written = [
+            {"step": step, "tokens": 100 * step, "seconds": seconds, "loss": loss, "heldout": heldout}
+            for step, seconds, loss, heldout in steps
+        ]
+        (tmp_path / name / "losses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
+        (tmp_path / name / "options.json").write_text(json.dumps({"config": SMALL.to_dict(), "options": {}}))
+    table = small_card.trial_table(tmp_path)
+    assert table.startswith("After 2,000 tokens each")
+    found = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[-2:]]
+    assert [(row[0], row[4], row[5]) for row in found] == [("a", "1.50", "7.750"), ("b", "2.00", "8.250")]
