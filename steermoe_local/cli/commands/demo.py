@@ -83,8 +83,8 @@ def _print(result: DemoResult) -> None:
     out.print(
         "A positive control: training tied these behaviours to known experts, so that it can be checked whether\n"
         "detection finds them and steering moves them. It does not show that such experts arise by themselves.\n"
-        "What to expect of a model trained as usual: in a small one such experts arose; steering them changed how likely\n"
-        "a behaviour is, and hardly the greedy answers (docs/results.md, Planted and not planted).\n"
+        "In a small model trained as usual such experts arose; steering them changed how likely a behaviour is, and\n"
+        "hardly the greedy answers (docs/results.md, Planted and not planted).\n"
     )
     table = Table(title="share of replies on the first side, greedy, held-out prompts", title_justify="left", box=None)
     for name in ("behaviour", "n", "away", "base", "toward", "swing", "random swing", "max |RD|", "planted found"):
