@@ -23,7 +23,6 @@ FOLDER = ROOT / "build" / "dist"
 OTHERS = FOLDER / "others"
 PYTHON = FOLDER / "venv" / "bin" / "python"
 PROGRAM = PYTHON.with_name("steermoe")
-TEST_PACKAGES = ("pytest", "filelock", "httpx", "hypothesis", "openai", "pexpect", "pyte")
 _SCORE = "import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).ggml_backend_score())"
 
 
@@ -41,8 +40,7 @@ def _pip(*arguments: object, python: Path = Path(sys.executable), env: dict[str,
 
 def install() -> None:
     """Fetch what tests need, make the environment anew, install from dist/ without an index, then add the tests'."""
-    required = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]["test"]
-    tests = [one for one in required if one.startswith(TEST_PACKAGES)]
+    tests = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]["test"]
     shutil.rmtree(OTHERS, ignore_errors=True)
     shutil.rmtree(PYTHON.parent.parent, ignore_errors=True)
     _pip("download", "--only-binary", ":all:", "--dest", OTHERS, *tests)
