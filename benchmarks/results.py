@@ -225,8 +225,9 @@ def main() -> None:
             for future in futures:
                 future.result()
         report = gather(todo, folder)
-        there = (arguments.corpus, folder.parent / "small", arguments.items, arguments.jobs, arguments.untrained)
-        other = small(other_model, *there)
+        other = small(
+            other_model, arguments.corpus, folder.parent / "small", arguments.items, arguments.jobs, arguments.untrained
+        )
     except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:

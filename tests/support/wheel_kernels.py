@@ -19,6 +19,16 @@ from tests.support.wheel_install import PYTHON, libraries_of, variants
 KINDS = {"sse42": "SSE4.2", "haswell": "AVX2", "skylakex": "AVX-512"}
 """Each has the instructions of those before it."""
 
+_AVX2 = {"AVX", "AVX2", "FMA", "F16C"}
+_FEATURES = {"sse42": set[str](), "haswell": _AVX2, "skylakex": _AVX2 | {"AVX512"}}
+
+
+def features(env: dict[str, str]) -> set[str]:
+    """What the code that is loaded was built for, by its own account."""
+    code = "from steermoe_local.llama.backends import cpu_features; print(*cpu_features())"
+    done = subprocess.run([PYTHON, "-P", "-c", code], env=env, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
 
 def main(arguments: list[str]) -> int:
     """Test every kind that this CPU can run, but the best: the native build (make test) has at least its kernels.
@@ -26,7 +36,7 @@ def main(arguments: list[str]) -> int:
     `--all` takes the best one, too.
     """
     runs = variants()
-    runnable = [kind for kind in KINDS if runs[kind]]
+    runnable = [kind for kind in KINDS if runs.get(kind)]  # a wheel for another processor has none of them
     for kind, name in KINDS.items():
         if kind not in runnable:
             print(f"== {name}: LEFT OUT, this CPU cannot run it", flush=True)
@@ -38,6 +48,8 @@ def main(arguments: list[str]) -> int:
     for kind in runnable:
         print(f"== {KINDS[kind]}: numeric tests on the wheel's libggml-cpu-{kind}.so", flush=True)
         env = os.environ | {"STEERMOE_LIB_PATH": str(libraries_of(kind)), "STEERMOE_REQUIRE_TOOLS": "1"}
+        loaded = features(env) & _FEATURES["skylakex"]
+        assert loaded == _FEATURES[kind], f"{kind}: the loaded library says {sorted(loaded)}"
         if subprocess.run([*pytest, "-m", "numeric", *options], cwd=ROOT, env=env, check=False).returncode:
             failed.append(KINDS[kind])
     if failed:
