@@ -9,7 +9,6 @@
 # and the machine's own packages, architectures and binary formats stay as they are: root is not needed.
 set -eu
 
-COMPILER=g++-aarch64-linux-gnu
 PYTHON="python3 libstdc++6"
 
 say() { echo "$@" >&2; }
@@ -23,20 +22,8 @@ command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null ||
     fail "no apt-get here; tests on 64-bit ARM are prepared on Debian alone (in a container, or on an ARM machine: make test)"
 
 install_compiler() {
-    ! command -v aarch64-linux-gnu-g++ >/dev/null || return 0
-    as_root=""
-    if [ "$(id -u)" != 0 ]; then
-        command -v sudo >/dev/null || fail "not root and no sudo; as root: apt-get install $COMPILER"
-        as_root="sudo"
-    fi
-    say "== installing $COMPILER"
-    log=$(mktemp)
-    install="$as_root apt-get install -y --no-install-recommends $COMPILER"
-    # shellcheck disable=SC2086 # words of a command
-    DEBIAN_FRONTEND=noninteractive $install >"$log" 2>&1 ||
-        { $as_root apt-get update >>"$log" 2>&1 && $install >>"$log" 2>&1; } ||
-        { tail -n 20 "$log" >&2; fail "apt-get install $COMPILER failed"; }
-    rm -f "$log"
+    command -v aarch64-linux-gnu-g++ >/dev/null ||
+        sh "$(dirname "$0")/../../support/install_packages.sh" g++-aarch64-linux-gnu
 }
 
 # Unpacks packages of an architecture, and with `install` what they depend on, into a folder: by apt with files of its own,

@@ -9,7 +9,6 @@
 set -eu
 
 NEWER_SUITE=trixie # Debian 13: Vulkan headers 1.4.309
-PACKAGES="mesa-vulkan-drivers libvulkan-dev glslc spirv-headers"
 
 say() { echo "$@" >&2; }
 
@@ -21,36 +20,9 @@ fail() {
 [ $# -eq 1 ] || fail "usage: tests/integration/vulkan/prepare.sh FOLDER"
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
-command -v apt-get >/dev/null && command -v dpkg-query >/dev/null ||
+command -v apt-get >/dev/null ||
     fail "no apt-get here; install by hand: the Vulkan loader and headers (1.4 or newer), glslc, SPIR-V headers, lavapipe"
-
-#
-# packages
-#
-
-missing=""
-for package in $PACKAGES; do
-    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q "ok installed" || missing="$missing $package"
-done
-if [ -n "$missing" ]; then
-    if [ "$(id -u)" = 0 ]; then
-        as_root=""
-    elif command -v sudo >/dev/null; then
-        as_root="sudo"
-    else
-        fail "not root and no sudo; as root: apt-get install$missing"
-    fi
-    say "== installing$missing"
-    install="$as_root apt-get install -y --no-install-recommends$missing"
-    # shellcheck disable=SC2086 # words of a command
-    DEBIAN_FRONTEND=noninteractive $install >"$folder/apt.log" 2>&1 ||
-        { $as_root apt-get update >>"$folder/apt.log" 2>&1 && $install >>"$folder/apt.log" 2>&1; } ||
-        { tail -n 20 "$folder/apt.log" >&2; fail "apt-get install$missing failed"; }
-fi
-
-#
-# headers
-#
+sh "$(dirname "$0")/../../support/install_packages.sh" mesa-vulkan-drivers libvulkan-dev glslc spirv-headers
 
 # ggml-vulkan.cpp uses this type
 new_enough() { grep -qs "struct LayerSettingEXT" "$1/vulkan/vulkan_structs.hpp"; }
