@@ -290,10 +290,12 @@ def load() -> list[float] | None:
 
 
 def git_commit() -> str:
-    result = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False
-    )
-    return result.stdout.strip()
+    """What git calls the commit; "" without git, or outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 def circumstances() -> dict[str, Any]:

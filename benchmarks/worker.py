@@ -96,7 +96,7 @@ class Runner:
         self.cpu = 0.0  # seconds of all cores in llama_decode, since the last request
         self.n_threads = n_threads
         self.lib = _stock_llama_cpp() if stock else capi.llama_cpp()
-        _quiet()
+        _quiet(self.lib if stock else None)
         self.lib.llama_backend_init()
         if "detect" in variants:  # record_counts shares the weights of a Llama
             where = {"n_threads": n_threads, "n_threads_batch": n_threads, "n_gpu_layers": n_gpu_layers}
@@ -304,11 +304,17 @@ class Runner:
         return found
 
 
-def _quiet() -> None:
-    """Turn llama.cpp's log off."""
+def _quiet(stock: Any) -> None:
+    """Turn llama.cpp's log off.
+
+    The patched library drops it in C++. For the stock one llama_cpp would call Python with each line, of which CUDA has
+    some in every evaluation; it gets a function of ggml's that does nothing, and with arguments no more.
+    """
     from llama_cpp._logger import set_verbose
 
     set_verbose(False)
+    if stock is not None:
+        stock.llama_log_set(ctypes.cast(stock.llama_cpp._lib.ggml_time_init, ctypes.c_void_p), None)
 
 
 def _stock_llama_cpp() -> Any:

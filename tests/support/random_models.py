@@ -29,6 +29,7 @@ class RandomModel:
     selection_bias: bool = False
     norm: bool = False  # normalise the selected weights
     seed: int = 1
+    n_ff: int = 0  # width of experts and dense layers; 0: N_FF
 
 
 OLMOE = RandomModel("olmoe", n_layer=4, n_expert=16, k=4)
@@ -61,6 +62,7 @@ def write_random_model(
         "output.weight": random(N_VOCAB, N_EMBD),
     }
     gpt_oss = model.arch == "gpt-oss"
+    n_ff = model.n_ff or N_FF
     # olmoe normalises the whole of q and k, the others each head
     qk_norm = {"olmoe": N_EMBD, "gpt-oss": 0}.get(model.arch, HEAD)
     for layer in range(model.n_layer):
@@ -71,23 +73,23 @@ def write_random_model(
             block["attn_q_norm.weight"], block["attn_k_norm.weight"] = norm(qk_norm), norm(qk_norm)
         block["post_attention_norm.weight" if gpt_oss else "ffn_norm.weight"] = norm(N_EMBD)
         if layer < model.n_dense:
-            block |= _ffn(random, "", N_FF)
+            block |= _ffn(random, "", n_ff)
         else:
             # wide enough that the choice depends on the token
             block["ffn_gate_inp.weight"] = random(model.n_expert, N_EMBD, scale=0.4)
-            block["ffn_gate_exps.weight"] = random(model.n_expert, N_FF, N_EMBD)
-            block["ffn_up_exps.weight"] = random(model.n_expert, N_FF, N_EMBD)
-            block["ffn_down_exps.weight"] = random(model.n_expert, N_EMBD, N_FF)
+            block["ffn_gate_exps.weight"] = random(model.n_expert, n_ff, N_EMBD)
+            block["ffn_up_exps.weight"] = random(model.n_expert, n_ff, N_EMBD)
+            block["ffn_down_exps.weight"] = random(model.n_expert, N_EMBD, n_ff)
             if model.arch == "dots1":
-                block |= _ffn(random, "_shexp", N_FF)
+                block |= _ffn(random, "_shexp", n_ff)
             if model.selection_bias:
                 block["exp_probs_b.bias"] = random(model.n_expert)
         if gpt_oss:
             block["attn_sinks.weight"] = random(N_HEAD)
             block["attn_output.bias"] = random(N_EMBD)
             block["ffn_gate_inp.bias"] = random(model.n_expert, scale=0.5)
-            block["ffn_gate_exps.bias"] = random(model.n_expert, N_FF)
-            block["ffn_up_exps.bias"] = random(model.n_expert, N_FF)
+            block["ffn_gate_exps.bias"] = random(model.n_expert, n_ff)
+            block["ffn_up_exps.bias"] = random(model.n_expert, n_ff)
             block["ffn_down_exps.bias"] = random(model.n_expert, N_EMBD)
         tensors |= {f"blk.{layer}.{name}": values for name, values in block.items()}
     _write(path, model, tensors, router_type)
@@ -107,8 +109,8 @@ def _write(path: Path, model: RandomModel, tensors: dict[str, Any], router_type:
     writer.add_context_length(512)
     writer.add_embedding_length(N_EMBD)
     writer.add_block_count(model.n_layer)
-    writer.add_feed_forward_length(N_FF)
-    writer.add_expert_feed_forward_length(N_FF)
+    writer.add_feed_forward_length(model.n_ff or N_FF)
+    writer.add_expert_feed_forward_length(model.n_ff or N_FF)
     writer.add_head_count(N_HEAD)
     writer.add_head_count_kv(N_HEAD)
     writer.add_key_length(HEAD)

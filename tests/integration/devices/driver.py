@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from steermoe_local.llama import capi
-from tests.support.low_level import Context
+from tests.support.low_level import Context, set_verbose
 from tests.support.on_device import ALL, model_on
 
 N_PROMPT, N_EACH = 6, 6
@@ -25,6 +25,7 @@ def main() -> None:
     n_single = 3 * N_EACH if later else 4
     tokens = np.random.default_rng(3).integers(0, 64, N_PROMPT + n_single).tolist()
     with model_on(path, ALL, verbose=True) as model, Context(model) as context:
+        set_verbose(True)  # making the context turned it off
         parts = [context.decode(tokens[:N_PROMPT])]
         for i, token in enumerate(tokens[N_PROMPT:]):
             if later and i == N_EACH:
