@@ -32,10 +32,11 @@ class Part:
 
     name: str
     license: str  # SPDX's identifier, or "public domain"
-    text: str  # file of the tree with the licence; of a source file its first comment
+    text: str  # file of the tree with the licence; of a source file its first comment, or the notice
     supplier: str
     version: Callable[[Path], str] | None = None
     url: str = ""
+    notice: str = ""  # of code inside another's source file, which says no more of its licence than this line
 
 
 def _numbers(file: str, prefix: str, parts: tuple[str, ...]) -> Callable[[Path], str]:
@@ -79,6 +80,22 @@ PARTS = (
     Part("sha1", "public domain", "vendor/hash/sha1/sha1.c", "Steve Reid"),
     Part("sha256", "public domain", "vendor/hash/sha256/LICENSE", "Igor Pavlov"),
     Part("rotate-bits", "MIT", "vendor/hash/rotate-bits/LICENSE.md", "William Casarin"),
+    Part(
+        "YaRN",
+        "MIT",
+        "ggml/src/ggml-cpu/ops.cpp",
+        "Jeffrey Quesnelle and Bowen Peng",
+        url="https://github.com/jquesnelle/yarn",
+        notice="MIT licensed. Copyright (c) 2023 Jeffrey Quesnelle and Bowen Peng.",
+    ),
+    Part(
+        "ggllm.cpp",
+        "MIT",
+        "src/llama-vocab.cpp",
+        "The ggllm.cpp authors",
+        url="https://github.com/cmp-nct/ggllm.cpp",
+        notice="adapted from https://github.com/cmp-nct/ggllm.cpp [MIT License]",
+    ),
 )
 # where systems keep the licence of GNU's OpenMP, which auditwheel copies into a portable wheel
 LIBGOMP = (
@@ -108,6 +125,11 @@ def license_text(tree: Path, part: Part) -> str:
     if not path.is_file():
         raise BundleError(f"{part.text}: the tree has no such file; adapt native/bundled.py")
     text = path.read_text("utf-8")
+    if part.notice:
+        if part.notice not in text:
+            raise BundleError(f"{part.text}: no longer says {part.notice!r}; adapt native/bundled.py")
+        terms = (tree / "LICENSE").read_text("utf-8").partition("Permission is hereby granted")
+        return f"{part.notice}\n\n{terms[1]}{terms[2]}"
     if path.suffix in (".c", ".cpp"):
         lines = text.splitlines()
         if lines[0].startswith("//"):

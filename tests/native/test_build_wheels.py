@@ -58,26 +58,70 @@ def test_the_python_part(
 
 
 @pytest.mark.parametrize(
-    ("platform", "taken"),
+    ("platform", "limit", "refused"),
     [
-        ("manylinux_2_34_x86_64", True),
-        ("manylinux_2_28_x86_64", True),
-        ("manylinux_2_35_x86_64", False),
-        ("any", False),
+        ("manylinux_2_34_x86_64", (2, 34), ""),
+        ("manylinux_2_28_x86_64", (2, 34), ""),
+        ("manylinux_2_35_x86_64", (2, 34), r"newer system than glibc 2\.34"),
+        ("manylinux_2_39_x86_64", (2, 39), ""),
+        ("manylinux_2_40_x86_64", (2, 39), r"newer system than glibc 2\.39"),
+        ("any", (2, 34), r"newer system than glibc 2\.34"),
     ],
 )
 def test_the_oldest_system(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str, taken: bool
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    platform: str,
+    limit: tuple[int, int],
+    refused: str,
 ) -> None:
     output = tmp_path / "out"
 
     def repair(*_: Any) -> str:
-        wheel(output, f"steermoe_local-1-py3-none-{platform}.whl")
+        wheel(output, f"steermoe_local-1-py3-none-{platform}.whl", "steermoe_local.libs/libgomp-24e2ab19.so.1.0.0")
         return ""
 
     monkeypatch.setattr(script, "run", repair)
-    if taken:
-        assert script.repaired(tmp_path / "x.whl", output).parent == output
+    if not refused:
+        assert script.repaired(tmp_path / "x.whl", output, limit).parent == output
         return
-    with pytest.raises(script.WheelError, match=r"newer system than glibc 2\.34"):
-        script.repaired(tmp_path / "x.whl", output)
+    with pytest.raises(script.WheelError, match=refused):
+        script.repaired(tmp_path / "x.whl", output, limit)
+
+
+def test_a_newer_system_builds_wheels_for_its_kind(script: ModuleType) -> None:
+    """What is built on Debian 12 and Ubuntu 22.04 has to run on the oldest systems; what newer ones build cannot."""
+    assert script.most_glibc((2, 35)) == script.most_glibc((2, 36)) == (2, 34)
+    assert script.most_glibc((2, 39)) == (2, 39)
+    assert script.most_glibc(()) == (2, 34)
+
+
+def test_what_auditwheel_may_copy(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    libraries = ["steermoe_local.libs/libgomp-24e2ab19.so.1.0.0", "steermoe_local.libs/libvulkan-0123abcd.so.1"]
+
+    def repair(*_: Any) -> str:
+        wheel(tmp_path / "out", "steermoe_local-1-py3-none-manylinux_2_34_x86_64.whl", *libraries)
+        return ""
+
+    monkeypatch.setattr(script, "run", repair)
+    with pytest.raises(script.WheelError, match=r"auditwheel copied libvulkan-0123abcd\.so\.1 into it"):
+        script.repaired(tmp_path / "x.whl", tmp_path / "out", (2, 34))
+
+
+def test_other_options_begin_anew(script: ModuleType, tmp_path: Path) -> None:
+    """What CMake kept of a build with other options must not come into the next wheel."""
+    built = tmp_path / "native" / "CMakeCache.txt"
+
+    def is_kept(options: dict[str, str]) -> bool:
+        script.keep_build_folder(tmp_path, options)
+        kept = built.exists()
+        built.parent.mkdir(exist_ok=True)
+        built.touch()
+        return kept
+
+    assert not is_kept({"CC": ""})
+    assert is_kept({"CC": ""})
+    assert not is_kept({"CC": "clang"})
+    assert is_kept({"CC": "clang"})
+    assert not is_kept({"CC": ""})

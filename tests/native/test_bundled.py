@@ -86,6 +86,10 @@ def test_a_licence_or_version_that_is_gone_stops_the_build(script: Any, tree: Pa
     (tree / "ggml" / "CMakeLists.txt").write_text("project(ggml)\n")
     with pytest.raises(script.BundleError, match="has no GGML_VERSION_MAJOR"):
         script.write(tree, tmp_path / "out", [])
+    (yarn,) = (part for part in script.PARTS if part.name == "YaRN")
+    (tree / yarn.text).write_text("// another algorithm\n")
+    with pytest.raises(script.BundleError, match=r"ops\.cpp: no longer says 'MIT licensed"):
+        script.license_text(tree, yarn)
 
 
 def test_the_licence_of_gnus_openmp(script: Any, tmp_path: Path) -> None:
@@ -105,3 +109,17 @@ def test_the_libraries_include_no_more(script: Any) -> None:
         for path in (TREE / folder).glob("*.[ch]*"):
             used |= set(vendored.findall(path.read_text("utf-8")))
     assert used <= script.COMPILED.keys()
+
+
+def test_code_of_others_inside_sources_is_listed(script: Any) -> None:
+    """Sources of libllama and ggml that name a licence or an owner are those of PARTS."""
+    other_backends = re.compile(r"ggml/(src/ggml-(?!cpu/)|src/ggml-cpu/kleidiai/|include/ggml-(cann|sycl)\.h)")
+    names_one = re.compile(r"copyright|licen[sc]ed|\b(MIT|BSD|Apache).{0,5}licen[sc]e", re.IGNORECASE)
+    found = set()
+    for folder in ("src", "ggml/src", "include", "ggml/include"):
+        for path in (TREE / folder).rglob("*.[ch]*"):
+            name = path.relative_to(TREE).as_posix()
+            if not other_backends.match(name) and names_one.search(path.read_text("utf-8")):
+                found.add(name)
+    listed = {part.text for part in script.PARTS if part.text.endswith(".cpp")}
+    assert found == listed
