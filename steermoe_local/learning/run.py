@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -206,7 +207,7 @@ class Run:
         n_ctx = max(n_prompt + max_tokens + _ROOM, self._longest_text)
         return Engine(self._llama, n_ctx=n_ctx, n_slots=options.n_parallel, record=False, **context)
 
-    @property
+    @functools.cached_property
     def _longest_text(self) -> int:
         return 0 if self._neutral is None else self._neutral.longest(self._renderer)
 
