@@ -106,7 +106,7 @@ $(SUITE): $(VENV)/.built tests/support/json_schema_suite.py
 TEST_PROCESSES ?= 2
 test: build tools $(SUITE)
 	@echo "== tests"
-	@STEERMOE_REQUIRE_TOOLS=1 $(BIN)/pytest -q -p no:cacheprovider -n $(TEST_PROCESSES) --dist loadfile -m "not alone"
+	@STEERMOE_REQUIRE_TOOLS=1 $(BIN)/pytest -q -p no:cacheprovider -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder -m "not alone"
 	@STEERMOE_REQUIRE_TOOLS=1 $(BIN)/pytest -q -p no:cacheprovider -m alone
 
 # BENCH="--write-docs" also writes the measured part of docs/performance.md, --check fails on a missed criterion.

@@ -19,6 +19,35 @@ from tests.support.paths import BUILD
 from tests.support.random_models import STEERABLE, RandomModel, write_random_model
 
 
+# Files that take a minute or more, the longest first.
+LONG = (
+    "server/test_learn_process.py",
+    "native/test_row_products.py",
+    "cli/test_planted_files.py",
+    "native/test_tile_ops.py",
+    "learning/test_resume.py",
+    "native/test_row_products_sanitized.py",
+    "learning/test_learn.py",
+    "native/test_architectures.py",
+    "docs/test_docs.py",
+    "cli/test_two_processes.py",
+    "server/test_template_bombs.py",
+    "cli/test_learn_command.py",
+    "attribution/test_fit.py",
+    "server/test_stopping.py",
+    "detection/test_until_stable.py",
+    "test_windows_stand_in.py",
+    "server/test_maps_crashes.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files begin first, so that no process of `make test` waits for one of them at the end."""
+    here = Path(__file__).parent
+    places = {here / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _unsteered_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A variable or the configuration of the person who runs the tests must not steer them."""
