@@ -18,7 +18,6 @@ from tests.support.fake_learner import FakeLearner
 from tests.support.paths import BUILD
 from tests.support.random_models import STEERABLE, RandomModel, write_random_model
 
-
 # Files that take a minute or more, the longest first.
 LONG = (
     "server/test_learn_process.py",
