@@ -102,8 +102,8 @@ def repaired(wheel: Path, output: Path, limit: tuple[int, ...]) -> Path:
     tag = re.search(r"manylinux_(\d+)_(\d+)_\w+\.whl$", found.name)
     if tag is None or (int(tag[1]), int(tag[2])) > limit:
         raise WheelError(f"{found.name}: needs a newer system than glibc {dotted(limit)}; build on an older one")
-    names = [Path(name).name for name in zipfile.ZipFile(found).namelist() if name.startswith("steermoe_local.libs/")]
-    if unknown := sorted(name for name in names if not BUNDLED.fullmatch(name)):
+    copied = [name for name in zipfile.ZipFile(found).namelist() if re.match(r"steermoe_local\.libs/.", name)]
+    if unknown := sorted(Path(name).name for name in copied if not BUNDLED.fullmatch(Path(name).name)):
         raise WheelError(
             f"{found.name}: auditwheel copied {', '.join(unknown)} into it, without a licence; leave that out of the "
             "build, or add its licence in native/bundled.py and its name to BUNDLED (native/build_wheels.py)"

@@ -18,9 +18,9 @@ from tests.support.fake_learner import FakeLearner
 from tests.support.paths import BUILD
 from tests.support.random_models import STEERABLE, RandomModel, write_random_model
 
-# Files that take a minute or more, the longest first.
+# Files that take a minute or more, the longest first; but of server/test_learn_process.py, which computes at the lowest
+# priority.
 LONG = (
-    "server/test_learn_process.py",
     "native/test_row_products.py",
     "cli/test_planted_files.py",
     "native/test_tile_ops.py",

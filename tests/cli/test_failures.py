@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -257,7 +258,7 @@ def test_a_closed_pipe_is_silent(tmp_path: Path) -> None:
 @pytest.mark.parametrize("args", ["info tiny", "info tiny --json", "run -m tiny -p hi -n 1", "completion bash"])
 def test_started_without_stdout(args: str) -> None:
     """The result has nowhere to go: an error, no traceback; and no file that is opened becomes stdout."""
-    command = f"exec {sys.executable} -c 'from steermoe_local.cli import main; main()' {args} >&-"
+    command = f"exec {shlex.quote(sys.executable)} -c 'from steermoe_local.cli import main; main()' {args} >&-"
     done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT)
     assert done.returncode == failures.EXIT_ERROR, done.stderr
     assert done.stderr.startswith("error: ")
@@ -269,7 +270,7 @@ def test_started_without_stdout(args: str) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell")
 def test_started_without_stderr() -> None:
     for args, status in (("info tiny", 0), ("info no-such-file.gguf", failures.EXIT_ERROR)):
-        command = f"exec {sys.executable} -c 'from steermoe_local.cli import main; main()' {args} 2>&- <&-"
+        command = f"exec {shlex.quote(sys.executable)} -c 'from steermoe_local.cli import main; main()' {args} 2>&- <&-"
         done = subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT)
         assert done.returncode == status
         assert bool(done.stdout) == (status == 0)

@@ -51,7 +51,7 @@ def refused(status: int, *flags: Any, **kwargs: Any) -> str:
 def test_rules_in_their_order(bias: Path) -> None:
     """A rule may name a shipped map, with numbers of its own or those that it recommends, a file, or a bias file."""
     flags = ("--steer", "thinking: none", "--steer", "answer[0:32]: digits-words +3 -0 layers=1-2")
-    steering, source = opened(*flags, "--steer", f"answer: {DIGITS} reverse", "--steer", f"prompt[-1:]: {bias}")
+    steering, source = opened(*flags, "--steer", f'answer: "{DIGITS}" reverse', "--steer", f"prompt[-1:]: {bias}")
     rules = steering["rules"]
     assert [rule["phase"] for rule in rules] == ["thinking", "answer", "answer", "prompt"]
     assert rules[0]["steering"] is None

@@ -105,16 +105,16 @@ def test_no_effect_is_said_and_nothing_is_written(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "bias.gguf").write_text("of an earlier search")
-    line = f"tune -m tiny --map {map_path('digits-words')} --task builtin:neutral -t 1 -n 12 --n-text 100"
-    more = "--max-kl 1e-9 --benign none --max-activate 4 --max-deactivate 0"
-    result = start(f"{line} {more}", "-o", str(out))
+    line = "tune -m tiny --task builtin:neutral -t 1 -n 12 --n-text 100 --max-kl 1e-9 --benign none"
+    more = ("--max-activate", "4", "--max-deactivate", "0", "--map", str(map_path("digits-words")), "-o", str(out))
+    result = start(line, *more)
     assert result.exit_code == 1, result.output
     assert "no bias is written" in result.stdout
     assert not (out / "bias.gguf").exists()
     data = json.loads((out / "summary.json").read_text("utf-8"))
     assert data["outcome"] in ("nothing inside the budget", "no effect")
     assert data["bias"] is None
-    again = start(f"{line} {more} --json", "-o", str(out))
+    again = start(f"{line} --json", *more)
     assert again.exit_code == 1
     assert json.loads(again.stdout)["outcome"] == data["outcome"]
     assert "no bias" in again.stderr

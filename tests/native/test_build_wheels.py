@@ -79,7 +79,8 @@ def test_the_oldest_system(
     output = tmp_path / "out"
 
     def repair(*_: Any) -> str:
-        wheel(output, f"steermoe_local-1-py3-none-{platform}.whl", "steermoe_local.libs/libgomp-24e2ab19.so.1.0.0")
+        members = ("steermoe_local.libs/", "steermoe_local.libs/libgomp-24e2ab19.so.1.0.0")
+        wheel(output, f"steermoe_local-1-py3-none-{platform}.whl", *members)
         return ""
 
     monkeypatch.setattr(script, "run", repair)

@@ -113,7 +113,7 @@ def test_a_command_tells_why_it_was_ended(
 ) -> None:
     model, reason, program = broken
     (tmp_path / "prompts.jsonl").write_text('{"id": "a", "prompt": "hello"}\n')
-    args = words.format(model, pairs=PAIRS, prompts=tmp_path / "prompts.jsonl").split()
+    args = [word.format(model, pairs=PAIRS, prompts=tmp_path / "prompts.jsonl") for word in words.split()]
     done = run(program, *args, cwd=tmp_path)
     assert reason in last_words(done, signal.SIGABRT, announced)
     assert done.stdout == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from tests.support.serving import COMMAND, Process, serving
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
 _LONG = 900  # of a learner, which has a low priority: beside other work on all CPUs it gets little of them
+_SEARCHES = ("answers", "attribute", "tune", "confirm")  # the steps that the clock ends
 INSTRUCTIONS = {"name": "digits", "like": "Use digits.", "unlike": "Use words."}
 
 
@@ -98,18 +100,31 @@ def verdict(server: Process, body: dict[str, Any]) -> dict[str, Any]:
     return job(server, job_id)
 
 
+def works(server: Process, maps: Path, body: dict[str, Any]) -> None:
+    """A job that has to work: again where the clock may have ended a step.
+
+    It was read from the speed of this machine at the beginning; if other programs slow it down later, a step ends with
+    what it has when half of its time is over.
+    """
+    for _ in range(3):
+        done = verdict(server, body | {"replace": True})
+        assert done["state"] == "done", done
+        assert done["elapsed"] > 0
+        clock = json.loads((maps / body["name"] / "learn.json").read_text("utf-8"))["clock"]
+        if done["outcome"] == "works" or all(clock["spent"][step] < clock["expected"][step] / 2 for step in _SEARCHES):
+            break
+    assert done["outcome"] == "works", (done, clock)
+    assert done["steering"] == body["name"]
+
+
 def test_jobs_to_their_verdicts(tmp_path: Path) -> None:
     """Two instructions, a behaviour and three examples; what works steers answers, and is served after a restart."""
     maps, users = tmp_path / "maps", tmp_path / "users"
     maps.mkdir()
     words = ("--maps", str(maps), "--maps-writable")
     with serving(*words, command=command(users)) as server:
-        of_words = verdict(server, INSTRUCTIONS | {"name": "words", "like": "Use words.", "unlike": "Use digits."})
-        of_digits = verdict(server, {"behaviour": "digits-words", "name": "planted"})
-        for done in (of_words, of_digits):
-            assert (done["state"], done["outcome"]) == ("done", "works"), done
-            assert done["steering"] == done["name"]
-            assert done["elapsed"] > 0
+        works(server, maps, INSTRUCTIONS | {"name": "words", "like": "Use words.", "unlike": "Use digits."})
+        works(server, maps, {"behaviour": "digits-words", "name": "planted"})
         assert re.search(r"\d", answer(server, steering="planted"))
         assert not re.search(r"\d", answer(server, steering="words"))
         of_examples = verdict(server, {"name": "three", "pairs": EXAMPLES})
