@@ -165,7 +165,7 @@ KERNELS ?=
 DIST_TESTS := tests/native/test_native_oracle.py tests/native/test_native_steering.py tests/llama/test_cpu.py \
     tests/llama/test_steered_llama.py tests/detection/test_recorder.py tests/cli/test_run.py tests/server/test_api.py
 test-dist: tools build/dist/venv/.installed
-	@$(BIN)/pytest -q -p no:cacheprovider -m wheels tests/integration/wheels
+	@$(BIN)/pytest -q -p no:cacheprovider -n 2 -m wheels tests/integration/wheels
 	@build/dist/venv/bin/python -P -m pytest -q -p no:cacheprovider -n 2 --dist loadfile $(DIST_TESTS)
 	@$(BIN)/python -m tests.support.wheel_kernels $(KERNELS)
 

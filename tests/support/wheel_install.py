@@ -3,7 +3,7 @@
     python -m tests.support.wheel_install
 
 The wheels of what tests need are fetched before, into build/dist/others/; the virtual environment is build/dist/venv/.
-`libraries_of` makes folders of libraries with one of the wheel's CPU variants in each.
+Beside it are folders of the wheel's libraries with one of the CPU variants in each.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ FOLDER = ROOT / "build" / "dist"
 OTHERS = FOLDER / "others"
 PYTHON = FOLDER / "venv" / "bin" / "python"
 PROGRAM = PYTHON.with_name("steermoe")
+_VARIANTS = FOLDER / "variants"
 _SCORE = "import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).ggml_backend_score())"
 
 
@@ -49,6 +50,9 @@ def install() -> None:
     _pip(*offline, "steermoe-local", python=PYTHON, env=bare_environment())
     _pip("check", python=PYTHON, env=bare_environment())
     _pip(*offline, "--find-links", OTHERS, *tests, python=PYTHON, env=bare_environment())
+    shutil.rmtree(_VARIANTS, ignore_errors=True)
+    for variant in variants():
+        _put_together(variant)
 
 
 def installed() -> Path:
@@ -67,14 +71,16 @@ def variants() -> dict[str, bool]:
 
 def libraries_of(variant: str) -> Path:
     """A folder of the wheel's libraries in which this variant is the only code for the CPU."""
-    source, target = installed(), FOLDER / "variants" / variant / "steermoe_local" / "lib"
-    shutil.rmtree(target.parent.parent, ignore_errors=True)
+    return _VARIANTS / variant / "steermoe_local" / "lib"
+
+
+def _put_together(variant: str) -> None:
+    source, target = installed(), libraries_of(variant)
+    target.mkdir(parents=True)
     for library in (source / "lib").iterdir():
         if not library.name.startswith("libggml-cpu-") or library.name == f"libggml-cpu-{variant}.so":
-            target.mkdir(parents=True, exist_ok=True)
             shutil.copy2(library, target)
     shutil.copytree(source.with_name("steermoe_local.libs"), target.parent.parent / "steermoe_local.libs")
-    return target
 
 
 if __name__ == "__main__":

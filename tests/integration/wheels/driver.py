@@ -71,7 +71,7 @@ def main() -> None:
                 found[f"logits, {name}"] = native.logits(llama, tokens, bias)
             found["selected, steered"] = native.selected(llama, tokens, steered, identity.shape)
     maps = Path("/proc/self/maps").read_text().splitlines()
-    loaded = sorted({line.split()[-1] for line in maps if "libggml-cpu" in line or "libgomp" in line})
+    loaded = sorted({line.split(maxsplit=5)[-1] for line in maps if "libggml-cpu" in line or "libgomp" in line})
     np.savez(sys.argv[1], allow_pickle=False, **found)
     print(json.dumps({"loaded": loaded, "features": sorted(cpu_features()), "package": steermoe_local.__file__}))
 
