@@ -117,7 +117,7 @@ class LearnOptions:
     """How `learn` works.
 
     Attributes:
-        effort: "quick", "normal" or "thorough": half of the answers and a third of the draws, and three times.
+        effort: "normal"; "quick": half of its answers, a third of its draws; "thorough": three times as many.
         sizes: sizes that differ from those of the effort, by the names of `Sizes`.
         heldout: share of the questions or pairs that only the last step sees.
         max_ppl_increase: most increase of the perplexity of neutral text, as a share.

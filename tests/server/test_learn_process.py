@@ -103,8 +103,8 @@ def verdict(server: Process, body: dict[str, Any]) -> dict[str, Any]:
 def works(server: Process, maps: Path, body: dict[str, Any]) -> None:
     """A job that has to work: again where the clock may have ended a step.
 
-    It was read from the speed of this machine at the beginning; if other programs slow it down later, a step ends with
-    what it has when half of its time is over.
+    The times of the steps follow from this machine's speed at the beginning; if other programs slow it down later, a
+    step ends with what it has, in half of its time at the earliest.
     """
     for _ in range(3):
         done = verdict(server, body | {"replace": True})
