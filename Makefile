@@ -12,6 +12,8 @@ endif
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Where it is set, as in images of containers, each process that a test starts would compile what it imports.
+export PYTHONDONTWRITEBYTECODE =
 
 PIP     := $(BIN)/python -m pip --quiet
 SOURCES := $(shell find native steermoe_local expert_maps -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml

@@ -47,6 +47,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path, len(LONG)))
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m alone` and `-m "not alone"` (make test): files without such tests are not imported, which takes long."""
+    chosen = config.getoption("markexpr")
+    if chosen not in ("alone", "not alone") or not collection_path.match("test_*.py"):
+        return None
+    text = collection_path.read_text("utf-8")
+    without = "pytest.mark.alone" not in text if chosen == "alone" else "\npytestmark = pytest.mark.alone" in text
+    return True if without else None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _unsteered_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A variable or the configuration of the person who runs the tests must not steer them."""

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from steermoe_local.cli import main
 from steermoe_local.evaluation.studies.audit import audit as module
 from steermoe_local.models.embedded import data_folder
+from tests.support.announced import untimed
 from tests.support.interrupting import interrupted_after
 
 FAST = "-m tiny -t 1 -np 8 -n 6 --draws 3 --layer-draws 2 --blocks 2 --suppress 10%,0.4 --promote 1/6"
@@ -263,7 +264,7 @@ def test_no_item_shows_it(options: list[str], tmp_path: Path) -> None:
     done = run(*words, "--unrelated", "none", "-o", out)
     assert done.exit_code == 2, done.output
     assert "none of 6 items shows the behaviour" in done.stderr
-    assert done.stderr.count("\n") == 2
+    assert len(untimed(done.stderr)) == 2
     assert (out / "base.records.jsonl.partial").exists()
 
 

@@ -19,6 +19,7 @@ from steermoe_local.cli import main
 from steermoe_local.models.embedded import behaviour
 from steermoe_local.pairs.pairs import PairsFile
 from steermoe_local.steering.plan_text import parse_rule
+from tests.support.announced import untimed
 from tests.support.condition_pairs import alike, kinds_of_prompts
 from tests.support.held import HELD, hold, patience
 
@@ -46,7 +47,7 @@ def fitted(pairs: Path) -> tuple[Result, Path]:
 def test_the_report_and_the_map(fitted: tuple[Result, Path], pairs: Path) -> None:
     done, folder = fitted
     assert done.exit_code == 0, done.output
-    (announced,) = done.stderr.splitlines()
+    (announced,) = untimed(done.stderr)
     assert announced.startswith("condition fit: ")
     printed, kept = json.loads(done.stdout), json.loads((folder / "c.json").read_text("utf-8"))
     assert {name: value for name, value in kept.items() if name != "pairs"} == {

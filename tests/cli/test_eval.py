@@ -21,6 +21,7 @@ from steermoe_local.cli import main
 from steermoe_local.cli.options.evaluation_setup import EvaluationSetup, evaluation_options
 from steermoe_local.models.shipped_maps import map_path
 from steermoe_local.steering.steering import Steering
+from tests.support.announced import untimed
 from tests.support.held import HELD, hold, patience
 from tests.support.interrupting import interrupted_after
 
@@ -181,7 +182,7 @@ def test_ctrl_c_and_resumed(tmp_path: Path) -> None:
         stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert stdout == ""
-    announced, told, last = [line for line in stderr.splitlines() if not line.startswith("eval: about ")]
+    announced, told, last = untimed(stderr)
     assert announced.startswith("eval: 120 answers and 3 texts (shorter with ")
     assert told == f"{lines_kept() - 1} results are kept in {partial}; go on with the same command and --resume"
     assert last == "error: interrupted"

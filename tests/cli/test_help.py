@@ -135,7 +135,8 @@ def test_no_name_of_an_option_has_two_meanings() -> None:
 #
 
 
-def test_steermoe_alone_says_how_to_start(tmp_path: Path) -> None:
+def test_steermoe_alone_says_how_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start_page, "_SECONDS", 60.0)
     (tmp_path / "models").mkdir()
     for n in range(7):
         (tmp_path / "models" / f"own{n}.gguf").write_bytes(b"GGUF")
@@ -153,7 +154,8 @@ def test_steermoe_alone_says_how_to_start(tmp_path: Path) -> None:
     assert max(map(len, result.stdout.splitlines())) <= 100
 
 
-def test_models_folders_of_the_configuration(tmp_path: Path) -> None:
+def test_models_folders_of_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start_page, "_SECONDS", 60.0)
     (tmp_path / "own.gguf").write_bytes(b"GGUF")
     config = tmp_path / "config.toml"
     config.write_text(f'models-dir = ["{tmp_path}"]\n')

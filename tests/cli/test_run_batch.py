@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from steermoe_local.cli.run.batch import _in_order
 from steermoe_local.generation.answer_file import AnswerFile
 from steermoe_local.models.embedded import behaviours, score_reply
+from tests.support.announced import untimed
 from tests.support.gguf_copy import copy_model
 from tests.support.held import hold, patience
 from tests.support.run_models import ASK, QUESTION, invoke, start, talker
@@ -43,7 +44,7 @@ def lines(text: str) -> list[dict[str, Any]]:
 def answers(*arguments: Any, **kwargs: Any) -> list[dict[str, Any]]:
     done = invoke(*arguments, **kwargs)
     assert done.exit_code == 0, done.output
-    (announced,) = done.stderr.splitlines()
+    (announced,) = untimed(done.stderr)
     assert announced.startswith("run: ")
     return lines(done.stdout)
 
@@ -343,7 +344,7 @@ def test_the_program_is_stopped(how: signal.Signals, endless: Path, tmp_path: Pa
     n_kept = partial.read_bytes().count(b"\n") - 1
     assert 3 <= n_kept < 100
     if how == signal.SIGINT:
-        announced, kept, error = err.decode().splitlines()
+        announced, kept, error = untimed(err.decode())
         assert announced.startswith("run: 100 answers of at most 30 tokens")
         assert kept.startswith(f"{n_kept} of 100 answers")
         assert error == "error: interrupted"
@@ -364,8 +365,8 @@ def test_a_reader_that_goes_away(endless: Path, tmp_path: Path) -> None:
         process.stdout.close()
         closed.touch()
         assert process.wait(timeout=60) == 1
-        (announced,) = process.stderr.read().splitlines()
-        assert announced.startswith(b"run: 200 answers of at most 40 tokens")
+        (announced,) = untimed(process.stderr.read().decode())
+        assert announced.startswith("run: 200 answers of at most 40 tokens")
 
 
 #

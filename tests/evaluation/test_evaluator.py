@@ -269,7 +269,18 @@ def test_a_scorer_that_fails_loses_nothing(
 
 def test_what_is_being_scored_when_another_fails_is_kept() -> None:
     kept: list[str] = []
-    scorer = Slow(fail=1)  # the second; the first takes longer
+    failing = threading.Event()
+
+    class FailsAtB(Slow):
+        def score(self, item: PromptItem, text: str) -> Score:
+            """`a` is being scored when `b` fails, whichever thread comes first."""
+            if text == "b":
+                failing.set()
+                raise Interrupted
+            assert failing.wait(60)
+            return Slow.score(self, item, text)
+
+    scorer = FailsAtB()
 
     def job(name: str) -> Any:
         item = PromptItem(name, "x")

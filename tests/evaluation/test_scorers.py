@@ -221,7 +221,7 @@ def test_a_pattern_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(safe_regex.search, "__defaults__", (0.5,))
     begin = time.perf_counter()
     assert label("regex", "a" * 60, {"pattern": "(a+)+b"}) == "too-slow"
-    assert time.perf_counter() - begin < 5
+    assert time.perf_counter() - begin < 60, "without a limit it takes years"
     monkeypatch.undo()
     assert label("regex", "aab", {"pattern": "(a+)+b"}) == "right"  # a new process
 

@@ -428,8 +428,9 @@ def test_long_replies_cost_the_same_for_each_token() -> None:
             state.saw_reply_routing(experts[i % 64 : i % 64 + 1])
         return time.process_time() - start
 
-    first = read(20_000)
-    assert read(20_000) < 2 * first
+    # the least of ten: CPU time, too, is longer while other work shares the core
+    first, second = (min(read(2_000) for _ in range(10)) for _ in range(2))
+    assert second < 2 * first
     tracemalloc.start()
     read(5_000)
     left, _ = tracemalloc.get_traced_memory()

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -303,12 +304,15 @@ def test_a_disk_that_fills_up(info: ModelInfo, tmp_path: Path) -> None:
 def test_an_interrupt_ends_the_child(info: ModelInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     children: list[Child] = []
 
-    class Kept(Child):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
+    class Endless(Child):
+        """Has begun its file, and does not come to the end of it before the interrupt, however fast it is."""
+
+        def __init__(self, _function: Any, arguments: Any, **kwargs: Any) -> None:
+            Path(arguments[1]).write_bytes(b"begun")
+            super().__init__(time.sleep, [3600], **kwargs)
             children.append(self)
 
-    monkeypatch.setattr(quantizer, "Child", Kept)
+    monkeypatch.setattr(quantizer, "Child", Endless)
     monkeypatch.setattr(quantizer, "_POLL", 0.005)
     seen: list[list[str]] = []
 

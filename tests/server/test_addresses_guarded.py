@@ -8,7 +8,7 @@ from tests.support.running_server import running
 
 
 def test_no_spelling_goes_around_the_key() -> None:
-    with running(api_key="a-key", parallel=1) as server, httpx.Client(trust_env=False) as stranger:
+    with running(api_key="a-key", parallel=1) as server, httpx.Client(timeout=60, trust_env=False) as stranger:
         for path in (
             "/v1/models",
             "/models",

@@ -83,10 +83,11 @@ def test_serve(tmp_path: Path) -> None:
     with program("--steering", "digits-words", "--alias", "other", "--temp", "0", log=log) as (process, url):
         first = log.read_text().splitlines()
         assert first == [f"steermoe serves tiny at {url} (2 at once, steering: digits-words)"]
-        answer = httpx.post(f"{url}/v1/chat/completions", json=QUESTION | {"model": "other"}, trust_env=False).json()
+        body = QUESTION | {"model": "other"}
+        answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60, trust_env=False).json()
         assert answer["choices"][0]["message"]["content"] == "4"
         assert answer["steering"]["name"] == "digits-words"
-        assert "<!doctype html>" in httpx.get(f"{url}/docs", trust_env=False).text
+        assert "<!doctype html>" in httpx.get(f"{url}/docs", timeout=60, trust_env=False).text
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=20)
         assert process.returncode == 0
@@ -123,9 +124,9 @@ def test_a_key_from_the_environment(tmp_path: Path) -> None:
     with program("--host", "0.0.0.0", log=log, env={"STEERMOE_API_KEY": "s3cret"}) as (process, url):
         assert "warning: 0.0.0.0 is not encrypted" in log.read_text()
         assert url.startswith("http://127.0.0.1:")
-        assert httpx.get(f"{url}/v1/models", trust_env=False).status_code == 401
+        assert httpx.get(f"{url}/v1/models", timeout=60, trust_env=False).status_code == 401
         headers = {"Authorization": "Bearer s3cret"}
-        assert httpx.get(f"{url}/v1/models", headers=headers, trust_env=False).status_code == 200
+        assert httpx.get(f"{url}/v1/models", headers=headers, timeout=60, trust_env=False).status_code == 200
         process.terminate()
         process.communicate(timeout=20)
         assert process.returncode == 0, "SIGTERM ends it as Ctrl-C does"
@@ -219,13 +220,13 @@ def test_a_file_as_the_default(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with program("--steering", str(path), "--activate", "2", "--deactivate", "2", log=log) as (_, url):
         assert "steering: bare)" in log.read_text()
-        answer = httpx.post(f"{url}/v1/chat/completions", json=QUESTION, trust_env=False).json()
+        answer = httpx.post(f"{url}/v1/chat/completions", json=QUESTION, timeout=60, trust_env=False).json()
         assert (answer["steering"]["name"], answer["steering"]["n_active"]) == ("bare", 2)
 
 
 def test_a_name_with_other_numbers_as_the_default(tmp_path: Path) -> None:
     with program("--steering", "digits-words", "--activate", "1", log=tmp_path / "log") as (_, url):
-        answer = httpx.post(f"{url}/v1/chat/completions", json=QUESTION, trust_env=False).json()
+        answer = httpx.post(f"{url}/v1/chat/completions", json=QUESTION, timeout=60, trust_env=False).json()
         applied = answer["steering"]
         assert (applied["name"], applied["n_active"], applied["n_inactive"]) == ("digits-words", 1, 4)
 
@@ -240,7 +241,7 @@ def test_a_plan_from_the_start(tmp_path: Path) -> None:
 
         def answer(**fields: Any) -> tuple[str, Any]:
             body = QUESTION | fields
-            data = httpx.post(f"{url}/v1/chat/completions", json=body, trust_env=False).json()
+            data = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60, trust_env=False).json()
             return data["choices"][0]["message"]["content"], data["steering"]
 
         text, steering = answer()
@@ -319,7 +320,7 @@ def test_llama_server_is_steered_by_the_environment(tmp_path: Path) -> None:
 
 def healthy(port: int) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200
+        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=60, trust_env=False).status_code == 200
     except httpx.HTTPError:
         time.sleep(0.1)
         return False

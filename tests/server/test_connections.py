@@ -14,7 +14,7 @@ import pytest
 
 from steermoe_local.server.connections import Connections, State, share_of
 from tests.support.raw_http import address_of, connect, exchange, get, post, rest_of, status_of
-from tests.support.running_server import Running, running, unending, until
+from tests.support.running_server import Running, requests_begun, running, unending, until
 
 HOST = "Host: localhost"
 ENDLESS = {"prompt": "one, two,", "logit_bias": {"0": -100}, "max_tokens": 4000}
@@ -67,24 +67,27 @@ def test_idle_connections_are_closed() -> None:
 
 
 @pytest.mark.parametrize("path", ["/openapi.json", "/docs", "/page/page.js", "/v1/steering/digits-words/map"])
-def test_answers_that_nobody_takes(path: str) -> None:
+def test_answers_that_nobody_takes(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their connections end at the deadline, also where the whole answer is in buffers already."""
     n, pipeline = 4, get(path, HOST) * 40
+    add, opened = Connections.add, list[Any]()
+    monkeypatch.setattr(Connections, "add", lambda self, one: (add(self, one), opened.append(one)))
     with (
         running(parallel=1, write_seconds=0.5, idle_seconds=0.5) as server,
         many(server, n, pipeline, receive_buffer=4096) as connections,
     ):
-        until(lambda: len(server.connections) >= n)
+        until(lambda: len(opened) >= n)
         until(lambda: not len(server.connections))  # that of the tests' client is idle, and ends, too
         if path == "/openapi.json":  # the largest: what was not taken is gone from the kernel's buffer, too
             assert all(rest_of(connection).count(b"HTTP/1.1 200 OK") < 20 for connection in connections)
 
 
-def test_a_stream_that_nobody_reads_gives_back_all() -> None:
+def test_a_stream_that_nobody_reads_gives_back_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = requests_begun(monkeypatch)
     with running(parallel=2, n_ctx=1024, write_seconds=0.5) as server:
         body = {"stream": True, "logprobs": 20} | ENDLESS
         with many(server, 2, post("/v1/completions", body), receive_buffer=4096):
-            until(lambda: server.worker.n_running == 2)
+            until(lambda: len(begun) == 2)
             until(lambda: server.worker.n_running == 0, seconds=60)
             until(lambda: len(server.connections) <= 1)
 

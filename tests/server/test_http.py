@@ -6,6 +6,7 @@ import json
 import logging
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from steermoe_local.server import peers
 from steermoe_local.server.security import host_allowed
 from tests.support.raw_http import connect, error_of, exchange, get, post, rest_of, status_of
-from tests.support.running_server import Running, running, slow, unending, until
+from tests.support.running_server import Running, running, unending, until
 
 HOST = "Host: localhost"
 JSON_TYPE = "Content-Type: application/json"
@@ -193,10 +194,17 @@ def test_a_client_of_another_machine_is_asked(server: Running, monkeypatch: pyte
         until(lambda: server.worker.n_running == 1)
         connection.close()
         until(lambda: server.worker.n_running == 0)
-    body = ENDLESS | {"max_tokens": 6}
-    slow(server, 0.2)
-    answer = exchange(server.url, post("/v1/completions", body, "Connection: close"), half_close=True)
-    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\n")
+    engine, go = server.worker.engine, threading.Event()
+    assert engine is not None
+    step = engine.step
+    # nothing is computed before the client was asked
+    monkeypatch.setattr(engine, "step", lambda: step() if go.wait(0.001) else [])
+    body, interim = ENDLESS | {"max_tokens": 6}, b"HTTP/1.1 100 Continue\r\n\r\n"
+    with connect(server.url, post("/v1/completions", body, "Connection: close")) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(len(interim), socket.MSG_WAITALL) == interim
+        go.set()
+        answer = rest_of(connection)
     assert json.loads(answer.rpartition(b"\r\n\r\n")[2])["usage"]["completion_tokens"] == 6
     old = exchange(server.url, post("/v1/completions", body, version="1.0"), half_close=True)
     assert old.startswith(b"HTTP/1.1 200 OK\r\n"), "HTTP/1.0 has no interim answers"

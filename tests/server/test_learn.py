@@ -251,7 +251,8 @@ def test_other_sites_cannot_ask(server: Running, learner: FakeLearner) -> None:
         assert response.status_code == 415
     asked = other | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
     assert "access-control-allow-origin" not in server.client.options("/v1/learn", headers=asked).headers
-    rebound = httpx.post(f"{server.url}/v1/learn", json=FORMAL, headers={"Host": "evil.example"}, trust_env=False)
+    evil = {"Host": "evil.example"}
+    rebound = httpx.post(f"{server.url}/v1/learn", json=FORMAL, headers=evil, timeout=60, trust_env=False)
     assert (rebound.status_code, rebound.json()["error"]["code"]) == (403, "unknown_host")
     assert not learner.started
 
@@ -259,7 +260,7 @@ def test_other_sites_cannot_ask(server: Running, learner: FakeLearner) -> None:
 def test_a_key_is_asked_for(learner: FakeLearner, maps_folder: Path) -> None:
     with running(parallel=1, api_key="k", jobs=lambda _: LearnJobs([], print, start=learner.start)) as server:
         for method, path in (("GET", ""), ("POST", ""), ("GET", "/x"), ("DELETE", "/x")):
-            response = httpx.request(method, f"{server.url}/v1/learn{path}", trust_env=False)
+            response = httpx.request(method, f"{server.url}/v1/learn{path}", timeout=60, trust_env=False)
             assert response.status_code == 401
 
 

@@ -20,7 +20,7 @@ from steermoe_local import ModelError, NativeError
 from steermoe_local.generation import context
 from steermoe_local.generation.engine import Engine
 from steermoe_local.server.fair_queue import FairQueue
-from tests.support.running_server import Load, Running, asking, running, slow, unending, until
+from tests.support.running_server import Load, Running, asking, requests_begun, running, slow, unending, until
 
 QUESTIONS = (
     "Which number comes after three?",
@@ -307,14 +307,15 @@ def test_what_was_computed_before_a_cancel_is_used(server: Running) -> None:
     assert usage["prompt_tokens_details"]["cached_tokens"] == usage["prompt_tokens"] - 1
 
 
-def test_one_who_reads_nothing() -> None:
+def test_one_who_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its answer ends, and when the time for sending is over its connection, too."""
+    begun = requests_begun(monkeypatch)
     with running(n_ctx=1024, parallel=1, write_seconds=0.5) as small:
         body = {"prompt": "one,", "stream": True, "logprobs": 20} | ENDLESS
         with asking(small, "/v1/completions", body) as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            until(lambda: small.worker.n_running == 1)
-            until(lambda: small.worker.n_running == 0, seconds=30)
+            until(lambda: len(begun) == 1)
+            until(lambda: small.worker.n_running == 0, seconds=60)
         assert small.complete("one,", max_tokens=1).status_code == 200
 
 

@@ -67,7 +67,7 @@ def tags() -> Tags:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_is_served_to_everyone(server: Running, name: str) -> None:
-    response = httpx.get(server.url + address(name), trust_env=False)
+    response = httpx.get(server.url + address(name), timeout=60, trust_env=False)
     assert response.status_code == 200
     assert response.text == text(name)
     assert response.headers["content-type"].partition(";")[0] == TYPES[Path(name).suffix]
@@ -76,7 +76,7 @@ def test_a_file_is_served_to_everyone(server: Running, name: str) -> None:
     assert response.headers["x-frame-options"] == "DENY"
     assert response.headers["referrer-policy"] == "no-referrer"
     assert httpx.head(server.url + address(name), trust_env=False).status_code == 200
-    assert httpx.post(server.url + address(name), json={}, trust_env=False).status_code == 401
+    assert httpx.post(server.url + address(name), json={}, timeout=60, trust_env=False).status_code == 401
 
 
 def test_nothing_else_is_in_the_folder() -> None:

@@ -203,7 +203,7 @@ def test_what_is_reserved_is_given_back(server: Running, monkeypatch: pytest.Mon
         return response.status_code == 200
 
     for fields in ({}, {"stream": True}):
-        with unending(server), asking(server, "/v1/chat/completions", endless | fields):
+        with unending(server, others=True), asking(server, "/v1/chat/completions", endless | fields):
             until(lambda: server.worker.n_running)
             response = server.chat(COUNT, **TRACED | {"max_tokens": -1})
             assert (response.status_code, response.json()["error"]["code"]) == (429, "too_many_traces")

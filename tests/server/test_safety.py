@@ -96,21 +96,21 @@ def test_the_key_is_not_shown() -> None:
 
 def test_the_key(guarded: Running) -> None:
     def status(**headers: str) -> int:
-        return httpx.get(f"{guarded.url}/v1/models", headers=headers, trust_env=False).status_code
+        return httpx.get(f"{guarded.url}/v1/models", headers=headers, timeout=60, trust_env=False).status_code
 
     assert status(Authorization=f"Bearer {KEY}") == status(Authorization=f"bearer  {KEY}") == 200
     wrong = ["", "Bearer", f"Basic {KEY}", KEY, f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", "Bearer x" * 1000]
     assert {status(Authorization=value) for value in wrong} | {status()} == {401}
-    response = httpx.get(f"{guarded.url}/v1/models", trust_env=False)
+    response = httpx.get(f"{guarded.url}/v1/models", timeout=60, trust_env=False)
     assert response.headers["WWW-Authenticate"] == "Bearer"
     assert response.json()["error"]["code"] == "invalid_api_key"
     twice = [("Authorization", "Bearer x"), ("Authorization", f"Bearer {KEY}")]
-    two = httpx.get(f"{guarded.url}/v1/models", headers=twice, trust_env=False)
+    two = httpx.get(f"{guarded.url}/v1/models", headers=twice, timeout=60, trust_env=False)
     assert two.status_code == 401
 
 
 def test_what_needs_no_key(guarded: Running) -> None:
-    bare = httpx.Client(base_url=guarded.url, trust_env=False)
+    bare = httpx.Client(base_url=guarded.url, timeout=60, trust_env=False)
     with bare:
         for path in ("/", "/page/page.css", "/health", "/docs", "/openapi.json"):
             assert bare.get(path).status_code == 200, path
@@ -123,7 +123,7 @@ def test_what_needs_no_key(guarded: Running) -> None:
 
 
 def test_the_body_of_a_stranger_is_not_read(guarded: Running) -> None:
-    response = httpx.post(f"{guarded.url}/v1/chat/completions", content=b"x" * 10_000_000, trust_env=False)
+    response = httpx.post(f"{guarded.url}/v1/chat/completions", content=b"x" * 10_000_000, timeout=60, trust_env=False)
     assert response.status_code == 401
 
 

@@ -251,7 +251,7 @@ ABSURD_BUT_ALLOWED = {"max_tokens": 2**31 - 1, "top_k": 2**31 - 1, "repeat_last_
 
 
 def answer_to(server: Process, body: bytes, path: str) -> tuple[int, dict[str, Any]]:
-    response = server.client.post(path, content=body, headers={"Content-Type": "application/json"})
+    response = server.client.post(path, content=body, headers={"Content-Type": "application/json"}, timeout=600)
     return response.status_code, response.json()
 
 

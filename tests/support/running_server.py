@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from steermoe_local import SteeredLlama
 from steermoe_local.generation.engine import Engine, FinishEvent, Request, Sampling
@@ -130,11 +131,12 @@ def running(
 
 
 @contextmanager
-def unending(server: Running, most: int = 200) -> Iterator[None]:
+def unending(server: Running, most: int = 200, others: bool = False) -> Iterator[None]:
     """No answer reaches its end while the block lasts, however fast the machine is.
 
-    When an answer has `most` tokens, the engine computes nothing until a request is cancelled, late or fails. The
-    block ends when nothing runs any more.
+    When an answer has `most` tokens, the engine computes nothing until a request is cancelled, late or fails; with
+    `others`, when all of them have, so that shorter ones come to their end beside it. The block ends when nothing runs
+    any more.
     """
     engine = server.worker.engine
     assert engine is not None
@@ -144,7 +146,8 @@ def unending(server: Running, most: int = 200) -> Iterator[None]:
 
     def held_step() -> Any:
         nonlocal ending
-        if not ending and any(count >= most for count in counts.values()):
+        long = [count >= most for count in counts.values()]
+        if not ending and (all(long) and len(long) == engine.n_unfinished if others else any(long)):
             time.sleep(0.001)  # else the worker's loop would keep a core busy
             return []
         ending = True  # also when the step raises: the next one reports what was lost
@@ -168,6 +171,18 @@ def unending(server: Running, most: int = 200) -> Iterator[None]:
         until(lambda: server.worker.n_running == 0)
     finally:
         engine.step, engine.abort = step, abort  # type: ignore[method-assign]
+
+
+def requests_begun(monkeypatch: pytest.MonkeyPatch) -> set[Request]:
+    """Those that engines compute steps of from now on, also if they have ended before the test looks again."""
+    step, begun = Engine.step, set[Request]()
+
+    def noted(engine: Engine) -> Any:
+        begun.update(engine._states)
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", noted)
+    return begun
 
 
 def slow(server: Running, seconds: float) -> None:

@@ -29,7 +29,7 @@ def server() -> Iterator[Running]:
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A model whose answers go on and on, slowly enough to look at them."""
     model = talker(tmp_path_factory.mktemp("talker"), TINY)
-    with running(model=model, n_ctx=512, parallel=2, queue_limit=0, timeout=60) as found:
+    with running(model=model, n_ctx=2048, parallel=2, queue_limit=0, timeout=600) as found:
         slow(found, 0.02)
         yield found
 

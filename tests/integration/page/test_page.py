@@ -13,7 +13,7 @@ import pytest
 from tests.support import browser as browsers
 from tests.support.page_desk import Desk, desk
 from tests.support.page_requests import COUNT, QUESTION, table
-from tests.support.running_server import running, slow, until
+from tests.support.running_server import running, unending, until
 
 pytestmark = browsers.marks()
 
@@ -70,7 +70,7 @@ def test_the_text_grows_and_escape_stops(slow_tab: Desk) -> None:
     assert text.startswith(seen[-1][:20])
     assert answer.get_attribute("data-state") == "stopped"
     assert answer.get_attribute("aria-busy") == "false"
-    until(lambda: tab.server.worker.n_running == 0, 5)
+    until(lambda: tab.server.worker.n_running == 0)
     assert len(tab.watch.sent) == 1
     tab.type("More.")  # what came goes on as the conversation
     tab.page.locator("#stop").click()
@@ -226,8 +226,7 @@ def test_side_by_side(tab: Desk) -> None:
 
 
 def test_both_sides_come_at_once(browser: Any) -> None:
-    with running(n_ctx=512) as server, desk(browser, server) as tab:
-        slow(server, 0.1)
+    with running(n_ctx=512) as server, desk(browser, server) as tab, unending(server, most=4, others=True):
         tab.open().steer("digits-words")
         tab.page.locator("label.switch").click()
         tab.type(COUNT)

@@ -177,7 +177,7 @@ def test_deleting_a_chat_stops_its_answer(slow_tab: Desk) -> None:
     tab.until(lambda: tab.answers()[0]["text"])
     tab.page.click("#open-chats")
     chat(tab, "Talk.").get_by_role("button", name="Delete").click()
-    until(lambda: tab.server.worker.n_running == 0, 5)
+    until(lambda: tab.server.worker.n_running == 0)
     tab.page.click("#chats-close")
     tab.page.locator("#send").wait_for()
     assert questions(tab) == []

@@ -128,7 +128,7 @@ def test_a_reload_in_the_middle_of_an_answer(slow_tab: Desk) -> None:
     answer = tab.answers()[0]
     assert answer["state"] == "stopped"
     assert len(answer["text"]) > 20
-    until(lambda: tab.server.worker.n_running == 0, 5)
+    until(lambda: tab.server.worker.n_running == 0)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_clear_in_the_middle_of_an_answer(slow_tab: Desk) -> None:
     tab.type("Talk.")
     tab.until(lambda: tab.answers()[0]["text"])
     tab.page.click("#clear")
-    until(lambda: tab.server.worker.n_running == 0, 5)
+    until(lambda: tab.server.worker.n_running == 0)
     tab.page.locator("#send").wait_for()
     assert tab.answers() == []
     assert not tab.page.locator("#use").is_visible()
