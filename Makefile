@@ -167,8 +167,8 @@ KERNELS ?=
 DIST_TESTS := tests/native/test_native_oracle.py tests/native/test_native_steering.py tests/llama/test_cpu.py \
     tests/llama/test_steered_llama.py tests/detection/test_recorder.py tests/cli/test_run.py tests/server/test_api.py
 test-dist: tools build/dist/venv/.installed
-	@$(BIN)/pytest -q -p no:cacheprovider -n 2 -m wheels tests/integration/wheels
-	@build/dist/venv/bin/python -P -m pytest -q -p no:cacheprovider -n 2 --dist loadfile $(DIST_TESTS)
+	@$(BIN)/pytest -q -p no:cacheprovider -n $(TEST_PROCESSES) -m wheels tests/integration/wheels
+	@build/dist/venv/bin/python -P -m pytest -q -p no:cacheprovider -n $(TEST_PROCESSES) --dist loadfile $(DIST_TESTS)
 	@$(BIN)/python -m tests.support.wheel_kernels $(KERNELS)
 
 #
@@ -220,7 +220,7 @@ $(VENV)/.reference: $(VENV)/.built
 	@touch $@
 
 test-reference: $(VENV)/.reference
-	@$(BIN)/pytest -q -p no:cacheprovider -m reference tests/integration/reference
+	@$(BIN)/pytest -q -p no:cacheprovider -n $(TEST_PROCESSES) --dist loadfile -m reference tests/integration/reference
 
 # TEST_PROCESSES as for `make test`; the models are small.
 test-rehearsal: tools $(VENV)/.reference
@@ -237,7 +237,7 @@ $(STOCK)/.built: $(VENV)/.setup CMakeLists.txt native/prepare_source.py
 	@touch $@
 
 test-stock: build tools $(STOCK)/.built
-	@$(BIN)/pytest -q -p no:cacheprovider -m stock tests/integration/stock
+	@$(BIN)/pytest -q -p no:cacheprovider -n $(TEST_PROCESSES) --dist loadfile -m stock tests/integration/stock
 
 # Tests layers on a GPU without having one: Mesa's lavapipe computes Vulkan on the CPU. It reports itself as a CPU, which
 # llama.cpp uses as a device only when it is named.

@@ -18,25 +18,25 @@ from tests.support.fake_learner import FakeLearner
 from tests.support.paths import BUILD
 from tests.support.random_models import STEERABLE, RandomModel, write_random_model
 
-# Files that take a minute or more, the longest first; but of server/test_learn_process.py, which computes at the lowest
-# priority.
+# Files that take a minute or more, the longest first; between two that compile in one folder are others.
 LONG = (
     "native/test_row_products.py",
-    "cli/test_planted_files.py",
-    "native/test_tile_ops.py",
-    "learning/test_resume.py",
-    "native/test_row_products_sanitized.py",
     "learning/test_learn.py",
-    "native/test_architectures.py",
     "docs/test_docs.py",
+    "native/test_tile_ops.py",
+    "cli/test_planted_files.py",
+    "native/test_row_products_sanitized.py",
+    "server/test_learn_process.py",
     "cli/test_two_processes.py",
-    "server/test_template_bombs.py",
+    "learning/test_resume.py",
     "cli/test_learn_command.py",
-    "attribution/test_fit.py",
     "server/test_stopping.py",
-    "detection/test_until_stable.py",
-    "test_windows_stand_in.py",
-    "server/test_maps_crashes.py",
+    "integration/page/test_page_markdown.py",
+    "native/test_architectures.py",
+    "attribution/test_fit.py",
+    "llama/test_template_limits.py",
+    "learning/test_clock.py",
+    "server/test_names_under_load.py",
 )
 
 

@@ -42,9 +42,14 @@ EXPERTS = ((1, 1), (2, 1), (4, 2), (4, 4), (8, 3), (32, 8), (256, 4))  # how man
 
 
 def cases_of(op: str, type_name: str) -> list[Case]:
-    """Every number of tokens with every number of threads and every routing; the rest in turns, by a fixed seed."""
+    """Every number of tokens with every number of threads and every routing, and these with one another.
+
+    The rest in turns, by a fixed seed.
+    """
     draw, seeds, found = random.Random(f"{op} {type_name}"), count(1), []
-    for tokens, threads, routing in product(TOKENS, THREADS, ROUTINGS if op == "id" else 5 * ("-",)):
+    routings = ROUTINGS if op == "id" else len(THREADS) * ("-",)
+    for (i, tokens), (j, routing), half in product(enumerate(TOKENS), enumerate(routings), range(2)):
+        threads = THREADS[(i + j + half * len(THREADS) // 2) % len(THREADS)]
         few = tokens <= 16  # large shapes, too
         experts, used = draw.choice(EXPERTS if few else EXPERTS[:-1]) if op == "id" else (0, 0)
         found.append(
