@@ -273,4 +273,5 @@ def test_hostile_texts_take_little_time(name: str) -> None:
     found = markdown.answer(HOSTILE[name][:MOST])
     seconds = time.process_time() - began
     assert found.keys() in ({"blocks"}, {"limit"})
-    assert seconds < 5, seconds
+    # two at most where it was measured, beside other work on the same core; a slow machine has the limit alone
+    assert seconds < 20, seconds
