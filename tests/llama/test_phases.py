@@ -102,7 +102,7 @@ def test_muse() -> None:
     ]
 
 
-# of those that render it, as test_reasoning_styles.py sees of each that has no style that it does not
+# the templates that render reasoning; test_reasoning_styles.py checks that no other one does
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in UNSEEN and reasoning_style(source(name))])
 def test_templates_of_the_archive(name: str) -> None:
     """Independent of the table: the template was given reasoning and answer, so it is known where they are."""
