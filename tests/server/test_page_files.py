@@ -75,7 +75,7 @@ def test_a_file_is_served_to_everyone(server: Running, name: str) -> None:
     assert response.headers["x-content-type-options"] == "nosniff"
     assert response.headers["x-frame-options"] == "DENY"
     assert response.headers["referrer-policy"] == "no-referrer"
-    assert httpx.head(server.url + address(name), trust_env=False).status_code == 200
+    assert httpx.head(server.url + address(name), timeout=60, trust_env=False).status_code == 200
     assert httpx.post(server.url + address(name), json={}, timeout=60, trust_env=False).status_code == 401
 
 

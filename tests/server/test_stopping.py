@@ -66,7 +66,7 @@ class Program:
     def stop(self, *signals: int) -> int:
         for number in signals:
             self.process.send_signal(number)
-        return self.process.wait(400)
+        return self.process.wait(60)
 
 
 @contextmanager

@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
-import pytest
 
 from steermoe_local import SteeredLlama
 from steermoe_local.generation.engine import Engine, FinishEvent, Request, Sampling
@@ -28,6 +27,9 @@ from steermoe_local.server.program import Server, listen, url_of
 
 TINY = data_folder() / "tiny-moe.gguf"
 GREEDY = Sampling(temperature=0)
+
+if TYPE_CHECKING:
+    import pytest
 
 Load = Callable[[], contextlib.AbstractContextManager[Engine]]
 
